@@ -1,0 +1,92 @@
+"""Encodings on disk: what was encoded once is not encoded again, by a later visit, epoch, task or job."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as serialise_tensors
+
+from . import storage
+from .task import canonical_json
+
+Tensors = dict[str, torch.Tensor]
+
+
+class EncodingCache:
+    """Tensors by key, in small sealed files under one folder that any number of jobs may share.
+
+    A disk that is full, read-only or broken costs a later job its time, not this one its life.
+
+    `namespace` holds everything besides the key that the bits depend on: encoder, dtype, device, library versions.
+    """
+
+    def __init__(self, cache_dir: Path, namespace: Mapping[str, Any], *, max_bytes: int) -> None:
+        self._root = cache_dir / "encoded"
+        self._folder = self._root / hashlib.sha256(canonical_json(dict(namespace))).hexdigest()[:32]
+        self._max_bytes = max_bytes
+        self._is_writable = max_bytes > 0
+        self._stored = False
+
+    def load(self, key: str) -> Tensors | None:
+        """The tensors stored under `key` (a hex digest), in memory of their own; None where there are none, whole."""
+        if not self._max_bytes:
+            return None
+        path = self._path(key)
+        try:
+            payload = storage.unseal(path.read_bytes())
+            tensors = None if payload is None else parse_tensors(payload)
+        except (OSError, SafetensorError):
+            return None
+        if tensors is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # used now: `trim` removes what was not used for longest
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def store(self, key: str, tensors: Tensors) -> None:
+        """Keep the tensors under `key`, if the disk can."""
+        if not self._is_writable:
+            return
+        path = self._path(key)
+        beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(storage.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()})))
+            beside.replace(path)
+            self._stored = True
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            self._is_writable = False  # it would fail again for each of thousands of images
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / key
+
+    def trim(self) -> None:
+        """Remove the files used least recently until all jobs' encodings together take at most the allowed bytes."""
+        if not self._stored:
+            return
+        entries = []
+        for path in self._root.rglob("*"):
+            try:
+                status = path.stat()
+            except OSError:  # another job trims too
+                continue
+            if path.is_file():
+                entries.append((status.st_mtime_ns, status.st_size, path))
+        excess = sum(size for _, size, _ in entries) - self._max_bytes
+        for _, size, path in sorted(entries):
+            if excess <= 0:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                excess -= size

@@ -1,0 +1,238 @@
+"""A checkpoint is one value: written whole, hashed, and believed only after its hashes agree.
+
+It is input from a stranger: safetensors and JSON, no pickle, nothing parsed before it is verified. `manifest.json`
+lists every file with its SHA-256; its own `digest` is over everything else in it, so one digest names all the bytes.
+This module deals in bytes and needs no torch; `state.py` turns the training state into bytes and back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import CheckpointError
+from .task import canonical_json
+
+FORMAT: Final = 1
+LORA_FILE: Final = "pytorch_lora_weights.safetensors"
+WEBUI_FILE: Final = "lora_webui.safetensors"
+STATE_TENSORS: Final = "state.safetensors"
+STATE_JSON: Final = "state.json"
+HISTORY: Final = "history.jsonl"
+GLOBAL_STEP: Final = "global_step.txt"
+FINISH: Final = "FINISH"
+MANIFEST: Final = "manifest.json"
+
+_REQUIRED: Final = {LORA_FILE, WEBUI_FILE, STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
+_MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint. `world` holds what every task of a chain must agree on, `lineage` one entry per task."""
+
+    digest: str
+    manifest: dict[str, Any]
+    global_step: int
+    state_tensors: bytes
+    state_scalars: dict[str, Any]
+    world: dict[str, Any]
+    settings: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    history: bytes
+    baseline: list[dict[str, Any]]
+    """What the chain's pictures without the LoRA show: file, prompt, seed."""
+    pictures: dict[str, bytes]
+    """Those pictures, by file."""
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """A folder that holds nothing but a LoRA, from any trainer: weights to begin with, no training state."""
+
+    digest: str
+    lora: bytes
+
+
+def build_files(
+    *,
+    global_step: int,
+    state_tensors: bytes,
+    state_scalars: Mapping[str, Any],
+    lora: bytes,
+    webui: bytes,
+    world: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    lineage: list[dict[str, Any]],
+    history: bytes,
+    baseline: list[dict[str, Any]],
+    pictures: Mapping[str, bytes],
+    finished: bool,
+    manifest: Mapping[str, Any],
+) -> tuple[dict[str, bytes], str]:
+    """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
+
+    The same arguments give the same bytes: no clock, no host, no path.
+    """
+    state_json = {
+        "format": FORMAT,
+        "state": dict(state_scalars),
+        "world": dict(world),
+        "settings": dict(settings),
+        "lineage": lineage,
+        "baseline": baseline,
+    }
+    files = {
+        LORA_FILE: lora,
+        WEBUI_FILE: webui,
+        STATE_TENSORS: state_tensors,
+        STATE_JSON: canonical_json(state_json),
+        HISTORY: history,
+        GLOBAL_STEP: f"{global_step}\n".encode(),
+    }
+    files |= pictures
+    if finished:
+        files[FINISH] = b""
+    body = {
+        **manifest,
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        "global_step": global_step,
+    }
+    digest = _digest(body)
+    files[MANIFEST] = (json.dumps({**body, "digest": digest}, indent=2, sort_keys=True) + "\n").encode()
+    return files, digest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
+
+
+def load(folder: Path) -> Checkpoint | WarmStart:
+    """Read and verify a checkpoint, or a folder that holds a LoRA alone.
+
+    Raises:
+        CheckpointError: missing, incomplete, corrupt or malformed.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} is not a folder that can be read ({error.strerror}); check its path and its mount"
+        ) from None
+    if MANIFEST not in names:
+        return _load_warm_start(folder, names)
+    manifest = _read_manifest(folder)
+    files = _read_files(folder, manifest["files"])
+    try:
+        state_json = json.loads(files[STATE_JSON])
+        if state_json["format"] != FORMAT:
+            raise CheckpointError(f"{folder} is in format {state_json['format']!r}, this version reads format {FORMAT}")
+        scalars = dict(state_json["state"])
+        step = scalars["global_step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step!r}")
+        if not step == manifest["global_step"] == int(files[GLOBAL_STEP]):
+            raise CheckpointError(f"{folder} contradicts itself about its global step; take another checkpoint")
+        return Checkpoint(
+            digest=manifest["digest"],
+            manifest=manifest,
+            global_step=step,
+            state_tensors=files[STATE_TENSORS],
+            state_scalars=scalars,
+            world=dict(state_json["world"]),
+            settings=dict(state_json["settings"]),
+            lineage=_objects(state_json["lineage"]),
+            history=files[HISTORY],
+            baseline=_objects(state_json["baseline"]),
+            pictures={name: data for name, data in files.items() if name.endswith(".png")},
+            finished=FINISH in files,
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise TypeError(f"expected a list of objects, got {str(value)[:40]}")
+    return value
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    problem = f"{path} is not a checkpoint's manifest; take another checkpoint"
+    try:
+        if not _is_plain_file(path) or path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(problem)
+        manifest = json.loads(path.read_bytes())
+        files = manifest["files"]
+        digest_agrees = manifest["digest"] == _digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(problem) from None
+    if not isinstance(files, dict) or not set(files) >= _REQUIRED:
+        raise CheckpointError(problem)
+    if not digest_agrees:
+        raise CheckpointError(f"{path} is corrupt: its digest does not agree with its contents; copy it again")
+    if not isinstance(manifest.get("base_model"), dict) or not isinstance(manifest.get("dataset"), dict):
+        raise CheckpointError(problem)
+    return dict(manifest)
+
+
+def _read_files(folder: Path, hashes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The listed files' bytes, read once and verified. Files beside them are never opened."""
+    files: dict[str, bytes] = {}
+    for name, expected in hashes.items():
+        path = folder / name
+        try:
+            if Path(name).name != name or not _is_plain_file(path):
+                raise CheckpointError(
+                    f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
+                )
+            files[name] = path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} is incomplete: {name[:100]!r} cannot be read ({error})") from None
+        if hashlib.sha256(files[name]).hexdigest() != expected:
+            raise CheckpointError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy the checkpoint again")
+    return files
+
+
+def _is_plain_file(path: Path) -> bool:
+    """Neither a link, which may lead anywhere, nor a pipe, which may never end. Raises OSError when it is not there."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
+    leftovers = sorted(names & {STATE_TENSORS, STATE_JSON, GLOBAL_STEP, FINISH})
+    if leftovers:
+        raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
+    path = folder / LORA_FILE
+    if LORA_FILE not in names or not _is_plain_file(path):
+        raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    return WarmStart(digest=hashlib.sha256(data).hexdigest(), lora=data)
+
+
+def require_same_world(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse to continue a training in a world that would change what its earlier steps meant.
+
+    Raises:
+        CheckpointError: naming each setting that differs, with both values.
+    """
+    differing = [
+        f"{key} is {found.get(key)!r} in the checkpoint, {value!r} in this task"
+        for key, value in expected.items()
+        if found.get(key) != value
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the checkpoint cannot be continued by this task: {'; '.join(differing)}; "
+            "use the same settings, or start without a checkpoint"
+        )

@@ -1,0 +1,209 @@
+"""Name, folder or URL -> `ImageDataset`: rows of an encoded image and its captions, fingerprinted by their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+from ..errors import DatasetError
+from ..limits import Limits
+from ..storage import write_file
+from ..task import Task
+from ..transforms import UnreadableImage
+from .folders import Report, read_local
+from .images import Reach
+from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
+from .tables import Source
+
+FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
+_ROWS_PER_FRAME: Final = 64
+_DEFAULT_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDataset:
+    """Rows of images and captions where they lie on disk; reads nothing until asked, holds no image.
+
+    `fingerprint` is 64 hex digits over every row's encoded image and captions, in order: equal content has an equal
+    fingerprint in any folder and any table format. `revision` is the Hub commit, None for data from elsewhere.
+    """
+
+    parts: tuple[Rows, ...]
+    ends: tuple[int, ...]
+    fingerprint: str
+    revision: str | None
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def image_bytes(self, index: int) -> bytes:
+        """The image as it was encoded (PNG, JPEG, …). Raises UnreadableImage where there is none."""
+        part, row = self._locate(index)
+        data = bytes(part.images.read(row))
+        if not data:
+            raise UnreadableImage("the file is empty")
+        return data
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """One caption or more; a caption may be empty."""
+        part, row = self._locate(index)
+        value = part.captions[row].as_py()
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    def name(self, index: int) -> str:
+        """What messages call the image: its file name where it has one, else its row."""
+        part, row = self._locate(index)
+        return part.images.name(row)
+
+    def _locate(self, index: int) -> tuple[Rows, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self.ends, index)
+        return self.parts[part], index - (self.ends[part - 1] if part else 0)
+
+
+def open_dataset(
+    task: Task, *, cache_dir: Path, revision: str | None, report: Report, limits: Limits = _DEFAULT_LIMITS
+) -> ImageDataset:
+    """Open the task's dataset: `dataset.name` (a local path, else a Hub ID), or `dataset.url`.
+
+    A local dataset's rows may name any local image, also by absolute path; a downloaded one's only files inside its
+    own folder; nobody's may name a URL. A Hub dataset is opened at the commit `revision` (a chain's first task passes
+    None: its main branch, resolved once). `report` takes lines for a person; `limits` bound
+    downloads and what they unpack to.
+
+    Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
+    OutputError (the cache cannot be written).
+    """
+    columns = Columns(task.dataset.image_column, task.dataset.caption_column)
+    if not task.dataset.name:
+        return _open_url(task, columns, cache_dir, report, limits)
+    path = Path(task.dataset.name)
+    if path.exists():
+        path = _configuration(path, task.dataset.config_name)
+        return _dataset(read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes), report))
+    if path.is_absolute() or task.dataset.name.startswith("."):
+        raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file")
+    return _open_hub(task, columns, cache_dir, revision, report)
+
+
+def _configuration(path: Path, config_name: str | None) -> Path:
+    """A local dataset's configuration is the folder of that name in it, as `push_to_hub` lays them out."""
+    if config_name in (None, "", "default"):
+        return path
+    inside = path / str(config_name)
+    if inside.parent == path and inside.is_dir() and config_name != "..":
+        return inside
+    raise DatasetError(f"dataset.config_name is {config_name!r}, but {path.name} holds no folder of that name")
+
+
+def _open_url(task: Task, columns: Columns, cache_dir: Path, report: Report, limits: Limits) -> ImageDataset:
+    from ..fetch import fetch_dataset
+
+    folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
+    source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes)
+    configuration = _configuration(folder, task.dataset.config_name)
+    memo = _Memo.beside(folder, columns) if configuration == folder else None
+    return _dataset(read_local(configuration, source, report), memo=memo)
+
+
+def _open_hub(task: Task, columns: Columns, cache_dir: Path, revision: str | None, report: Report) -> ImageDataset:
+    from .hub import load_hub_table
+
+    name = str(task.dataset.name)
+    table, reach, commit = load_hub_table(
+        name, task.dataset.config_name, revision, columns, cache_dir=cache_dir, report=report
+    )
+    kinds = arrow_kinds(table.schema)
+    image, _ = columns.pick(kinds, name)
+    if kinds[image] != "images":
+        raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
+    rows = rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name)
+    return _dataset((rows,), revision=commit)
+
+
+def _dataset(parts: Sequence[Rows], *, revision: str | None = None, memo: _Memo | None = None) -> ImageDataset:
+    parts = tuple(part for part in parts if len(part.images))
+    if not parts:
+        raise DatasetError("the dataset has no rows")
+    ends = tuple(accumulate(len(part.images) for part in parts))
+    return ImageDataset(parts, ends, _remembered_fingerprint(parts, memo), revision)
+
+
+# --- Fingerprint ----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(parts: Sequence[Rows]) -> str:
+    """SHA-256 over all rows, as 64 hex digits. Reads every image once, on all cores, and keeps none.
+
+    A row is framed by fixed-size digests and explicit counts and lengths, so that no two datasets frame alike:
+    0x01 and the image's SHA-256 (0x00 for a row without a readable file), the number of captions, then each one's
+    length and UTF-8. A caption alone and a list of that one caption are the same data.
+    """
+    digest = hashlib.sha256(FINGERPRINT_VERSION.encode())
+    # hashlib lets go of the interpreter lock, so threads hash in parallel.
+    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
+        for part in parts:
+            starts = range(0, len(part.images), _ROWS_PER_FRAME)
+            for frame in pool.map(lambda start, part=part: _frame(part, start), starts):
+                digest.update(frame)
+    return digest.hexdigest()
+
+
+def _frame(part: Rows, start: int) -> bytes:
+    """A run of rows, framed."""
+    captions = part.captions.slice(start, _ROWS_PER_FRAME).to_pylist()
+    return b"".join(piece for row, value in enumerate(captions, start) for piece in _row_frame(part, row, value))
+
+
+def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
+    try:
+        yield b"\x01" + hashlib.sha256(part.images.read(row)).digest()
+    except UnreadableImage:
+        yield b"\x00"
+    captions = [value] if isinstance(value, str) else value
+    yield struct.pack("<Q", len(captions))
+    for caption in captions:
+        encoded = caption.encode()
+        yield struct.pack("<Q", len(encoded)) + encoded
+
+
+@dataclass(frozen=True, slots=True)
+class _Memo:
+    """Where an immutable folder's fingerprint is noted, and for which folder: one fetched anew is another."""
+
+    path: Path
+    folder: Path
+
+    @classmethod
+    def beside(cls, folder: Path, columns: Columns) -> _Memo:
+        key = hashlib.sha256(json.dumps([FINGERPRINT_VERSION, columns.image, columns.caption]).encode()).hexdigest()
+        return cls(folder.with_name(f"{folder.name}.{key[:16]}.fingerprint"), folder)
+
+    def identity(self) -> list[int]:
+        status = self.folder.stat()
+        return [status.st_dev, status.st_ino, status.st_ctime_ns]
+
+
+def _remembered_fingerprint(parts: Sequence[Rows], memo: _Memo | None) -> str:
+    """The fingerprint, from the note beside an immutable folder where one is, else computed and noted there."""
+    if memo is None:
+        return fingerprint(parts)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        note = json.loads(memo.path.read_bytes())
+        if note["of"] == memo.identity():
+            return str(note["fingerprint"])
+    computed = fingerprint(parts)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next job its time, nothing else
+        write_file(memo.path, json.dumps({"fingerprint": computed, "of": memo.identity()}).encode())
+    return computed

@@ -1,0 +1,223 @@
+"""A local folder or file -> the tables in it: what 🤗 datasets would load from there, without its copies and caches.
+
+Which files belong to the training split follows its rules too: the words train, validation, test and their kin in the
+names of folders, else of files; with none of them, everything is training data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from ..errors import DatasetError
+from .images import Cells, is_image_name, short, shown
+from .rows import Rows, rows_from_arrow
+from .tables import TABLE_SUFFIXES, Source, read_arrow, read_table, reading
+
+Report = Callable[[str], None]
+
+METADATA_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# JSON files that describe a dataset and hold none of its rows.
+_DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
+_SPLIT_WORDS: Final = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_SHARD: Final = re.compile(r"(?:.*/)?data/([^/]+)-\d{5}-of-\d{5}[^/]*")
+
+
+def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
+    """The rows of a dataset on this machine, in an order that does not depend on how the folder lists.
+
+    Raises DatasetError when nothing there can be loaded.
+    """
+    if path.is_file():
+        return _read_file(path, source)
+    if (path / "dataset_dict.json").is_file():
+        return _read_saved_splits(path, source, report)
+    if (path / "state.json").is_file():
+        return _read_saved(path, source, path.name)
+    files = _walk(path)
+    metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
+    if metadata:
+        return _read_imagefolder(path, metadata, files, source, report)
+    for suffix in TABLE_SUFFIXES:
+        tables = [file for file in files if file.lower().endswith(suffix) and Path(file).name not in _DESCRIPTIONS]
+        if tables:
+            chosen = _training_files(tables, _split_of, path.name, report)
+            return tuple(read_table(path / file, source, shown(file)) for file in chosen)
+    raise DatasetError(_nothing_found(path, files))
+
+
+def choose_split(names: Iterable[str], label: str) -> str:
+    """`train`, or the only split there is. Raises DatasetError that lists them otherwise."""
+    splits = list(names)
+    if "train" in splits:
+        return "train"
+    if len(splits) == 1:
+        return splits[0]
+    listing = ", ".join(sorted(splits)) or "none"
+    raise DatasetError(f"{label} has no split 'train', and not just one: {listing}")
+
+
+def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise DatasetError(
+            f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
+            "(an archive is unpacked first, or given as dataset.url)"
+        )
+    return (read_table(path, source, shown(path.name)),)
+
+
+def _nothing_found(path: Path, files: Sequence[str]) -> str:
+    images = sum(is_image_name(file) for file in files)
+    if images:
+        return (
+            f"{path.name} holds {images} images but no captions: put a metadata.jsonl beside them, a line "
+            '{"file_name": "1.png", "text": "a caption"} for each'
+        )
+    return (
+        f"{path.name} holds nothing to train on: no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
+    )
+
+
+def _walk(root: Path) -> list[str]:
+    """All files below `root` as sorted relative paths; hidden ones and `__` folders (macOS' leavings) are left out."""
+
+    def refuse(error: OSError) -> None:
+        raise DatasetError(f"cannot list {error.filename}: {error.strerror}")
+
+    found: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        inside = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        found.extend(prefix + name for name in files if not name.startswith("."))
+    return sorted(found)
+
+
+# --- Splits ---------------------------------------------------------------------------------------------------------
+
+
+def _split_of(file: str) -> str | None:
+    """The split that a table's path names, or None."""
+    if shard := _SHARD.fullmatch(file):
+        return _SPLIT_WORDS.get(shard[1], shard[1])
+    return _folder_split(file) or _named_split(PurePosixPath(file).stem)
+
+
+def _folder_split(file: str) -> str | None:
+    for part in PurePosixPath(file).parent.parts:
+        if split := _named_split(part):
+            return split
+    return None
+
+
+def _named_split(name: str) -> str | None:
+    words = re.split(r"[-._ 0-9]+", name)
+    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
+
+
+def _training_files(
+    files: Sequence[str], split_of: Callable[[str], str | None], label: str, report: Report
+) -> Sequence[str]:
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        if split := split_of(file):
+            splits.setdefault(split, []).append(file)
+    if not splits:
+        return files
+    chosen = splits[choose_split(splits, label)]
+    if len(chosen) < len(files):
+        report(
+            f"dataset: the training split is {_listing(chosen)}; {len(files) - len(chosen)} other files are not used"
+        )
+    return chosen
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# --- Images with a metadata file ------------------------------------------------------------------------------------
+
+
+def _read_imagefolder(
+    root: Path, metadata: Sequence[str], files: Sequence[str], source: Source, report: Report
+) -> tuple[Rows, ...]:
+    """Rows in the order of the metadata, whose image paths are relative to the metadata file's own folder."""
+    chosen = _training_files(metadata, _folder_split, root.name, report)
+    folders = [posixpath.dirname(file) for file in chosen]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise DatasetError(f"{folder or root.name} holds more than one of {', '.join(METADATA_NAMES)}: keep one")
+    parts = tuple(read_table(root / file, source, shown(file)) for file in chosen)
+    _report_differences(root, folders, parts, files, report)
+    return parts
+
+
+def _report_differences(
+    root: Path, folders: Sequence[str], parts: Sequence[Rows], files: Sequence[str], report: Report
+) -> None:
+    """Say how many images no row names, and how many rows name no file: nothing is dropped silently."""
+    named: set[str] = set()
+    for folder, part in zip(folders, parts, strict=True):
+        if not isinstance(part.images, Cells) or part.images.paths is None:
+            return
+        named.update(posixpath.normpath(posixpath.join(folder, name or "")) for name in part.images.paths.to_pylist())
+    there = {file for file in files if is_image_name(file)}
+    within = {file for file in there if any(not folder or file.startswith(f"{folder}/") for folder in folders)}
+    if unused := sorted(within - named):
+        report(f"dataset: {len(unused)} images are not used, no metadata row names them: {_listing(unused)}")
+    inside = (name for name in named - set(files) if "\0" not in name and not name.startswith(("/", "..")))
+    if missing := sorted(name for name in inside if not os.path.exists(f"{root}/{name}")):  # noqa: PTH110  # it may be behind a link
+        report(f"dataset: {len(missing)} images are named by metadata rows but are not there: {_listing(missing)}")
+
+
+# --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------
+
+
+def _read_saved_splits(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
+    splits = _read_json(path / "dataset_dict.json").get("splits")
+    if not isinstance(splits, list) or not all(isinstance(name, str) and _is_plain(name) for name in splits):
+        raise DatasetError(f"{path.name}/dataset_dict.json: expected a list of split names, got {short(splits)}")
+    split = choose_split(splits, path.name)
+    if len(splits) > 1:
+        report(f"dataset: split {split!r} of {', '.join(splits)}")
+    return _read_saved(path / split, source, f"{path.name}/{split}")
+
+
+def _read_saved(path: Path, source: Source, label: str) -> tuple[Rows, ...]:
+    """The Arrow files that state.json lists, in its order."""
+    listed = _read_json(path / "state.json").get("_data_files")
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _as_list(listed)]
+    plain = [name for name in names if isinstance(name, str) and _is_plain(name)]
+    if not plain or len(plain) < len(names):
+        raise DatasetError(f"{label}/state.json: expected the names of Arrow files, got {short(listed)}")
+    parts = []
+    for name in plain:
+        source.reach.check_resolved(path / name, name, f"{label}/state.json")
+        with reading(f"{label}/{name}"):
+            table = read_arrow(path / name)
+        parts.append(rows_from_arrow(table, source.columns, folder=path, reach=source.reach, label=f"{label}/{name}"))
+    return tuple(parts)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with reading(path.name):
+        value = json.loads(path.read_bytes())
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,206 @@
+"""Where each row's encoded image is, and which files a row may name.
+
+Rows come from strangers. `Reach` says how far they reach; an image that cannot be read is an `UnreadableImage`, which
+costs that row alone, and a row that names what it must not is a `DatasetError` with row and value.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import zipfile
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Protocol
+
+import pyarrow as pa
+
+from ..errors import DatasetError, TemporaryError
+from ..transforms import IMAGE_SUFFIXES, UnreadableImage
+
+_FACTS: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
+)
+MAX_IMAGE_FILE_BYTES: Final = 1 << 30
+_URL: Final = re.compile(
+    r"[a-z][a-z0-9+.-]*://|(file|https?|ftps?|data|s3|gs|hf|zip|tar):|.*::", re.IGNORECASE | re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The files that rows may name. URLs are never among them, wherever the table came from.
+
+    `roots`: folders, fully resolved, that hold every file once links are followed; None is anywhere on this machine.
+    `absolute`: whether a row may write an absolute path or go up by `..` at all.
+    `zipped`: whether `zip://member::/archive.zip` may stand for a file, as 🤗 datasets writes it for Hub archives.
+    """
+
+    roots: tuple[str, ...] | None = None
+    absolute: bool = True
+    zipped: bool = False
+
+    @classmethod
+    def within(cls, folder: Path) -> Reach:
+        """Relative paths inside `folder` only: what a downloaded dataset may name."""
+        return cls(roots=(os.path.realpath(folder),), absolute=False)
+
+    def check(self, value: str, where: str) -> None:
+        """Refuse a value by its spelling. Raises DatasetError."""
+        if _URL.match(value):
+            raise DatasetError(f"{where} names {short(value)}: images are never fetched; put the file beside the table")
+        if not self.absolute and (value.startswith("/") or ".." in PurePosixPath(value).parts):
+            raise DatasetError(f"{where} names {short(value)}, which is not inside the dataset's own folder")
+
+    def check_resolved(self, path: Path | str, value: str, where: str) -> None:
+        """Refuse a path whose links lead out of the roots. Raises DatasetError."""
+        if self.roots is None:
+            return
+        resolved = os.path.realpath(path)
+        if not any(resolved == root or resolved.startswith(root.rstrip(os.sep) + os.sep) for root in self.roots):
+            raise DatasetError(f"{where} names {short(value)}, which leads out of the dataset's own folder")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+
+
+class Images(Protocol):
+    """The encoded images of some rows."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | memoryview:
+        """The encoded bytes. Raises UnreadableImage when there are none, DatasetError when the row must not be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a message calls the image: the file's name where the row has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """An Arrow column of encoded bytes, of paths, or of both ({bytes, path}, as 🤗 datasets stores images)."""
+
+    payloads: pa.ChunkedArray | None
+    paths: pa.ChunkedArray | None
+    length: int
+    folder: Path
+    reach: Reach
+    label: str
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, index: int) -> bytes | memoryview:
+        if self.payloads is not None:
+            payload = self.payloads[index]
+            if payload.is_valid:
+                return memoryview(payload.as_buffer())
+        value = self._path(index)
+        if value is None:
+            raise UnreadableImage("the row has no image")
+        where = f"row {index} of {self.label}"
+        if self.reach.zipped and value.startswith("zip://"):
+            return self._read_zipped(value, where)
+        self.reach.check(value, where)
+        return self._read_file(f"{self.folder}/{value}" if value[:1] != "/" else value, value, where)
+
+    def name(self, index: int) -> str:
+        value = self._path(index)
+        return shown(value) if value else f"row {index} of {self.label}"
+
+    def _path(self, index: int) -> str | None:
+        value: str | None = None if self.paths is None else self.paths[index].as_py()
+        return value
+
+    def _read_file(self, path: str, value: str, where: str) -> bytes:
+        try:
+            self.reach.check_resolved(path, value, where)
+            # Without O_NONBLOCK, opening a pipe would wait for ever.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):  # a device has no end
+                    raise UnreadableImage("it is not a file")
+                if status.st_size > MAX_IMAGE_FILE_BYTES:
+                    raise UnreadableImage(f"its {status.st_size:,} bytes are more than an image has")
+                return file.read()
+        except ValueError as error:  # a NUL in the name
+            raise UnreadableImage(str(error)) from error
+        except OSError as error:
+            raise _unreadable(error, where) from error
+
+    def _read_zipped(self, value: str, where: str) -> bytes:
+        member, _, archive = value.removeprefix("zip://").partition("::")
+        self.reach.check(archive, where)
+        self.reach.check_resolved(archive, archive, where)
+        try:
+            opened = _open_zip(archive)
+            if opened.getinfo(member).file_size > MAX_IMAGE_FILE_BYTES:
+                raise UnreadableImage("it is larger than an image")
+            return opened.read(member)
+        except OSError as error:
+            raise _unreadable(error, where) from error
+        except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise UnreadableImage(f"it cannot be taken out of its archive ({error})") from error
+
+
+def _unreadable(error: OSError, where: str) -> UnreadableImage | TemporaryError:
+    """A file that is not there, or not for us, is a fact about the dataset; anything else is this machine's trouble.
+
+    Skipping an image for the latter would train on other images than every other machine does.
+    """
+    if error.errno in _FACTS:
+        return UnreadableImage(error.strerror or str(error))
+    return TemporaryError(
+        f"the image of {where} could not be read ({error.strerror or error}); run the same command again"
+    )
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+@dataclass(frozen=True, slots=True)
+class TarMembers:
+    """Images inside an uncompressed tar, read where they lie: nothing is unpacked."""
+
+    path: Path
+    offsets: array[int]
+    sizes: array[int]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def read(self, index: int) -> bytes:
+        if self.sizes[index] > MAX_IMAGE_FILE_BYTES:
+            raise UnreadableImage(f"its {self.sizes[index]:,} bytes are more than an image has")
+        try:
+            with self.path.open("rb") as file:
+                return os.pread(file.fileno(), self.sizes[index], self.offsets[index])
+        except OSError as error:
+            raise _unreadable(error, shown(self.names[index])) from error
+
+    def name(self, index: int) -> str:
+        return shown(f"{self.path.name}/{self.names[index]}")
+
+
+def short(value: Any) -> str:
+    """A value for a message: on one line, and not a book."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:60]} … {text[-30:]}"
+
+
+def shown(name: str) -> str:
+    """A file's or column's name for a message: no control characters, no half characters, not endless."""
+    text = repr(name)[1:-1]
+    return text if len(text) <= 100 else f"{text[:60]}…{text[-39:]}"

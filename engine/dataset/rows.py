@@ -1,0 +1,238 @@
+"""One table's rows: which of its columns hold images and captions, and captions that are there for every row.
+
+What is wrong with a table is a `DatasetError` that names table, column, row (counting from 0) and value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import DatasetError
+from .images import Cells, Images, Reach, is_image_name, short, shown
+
+_ROWS_PER_CHUNK: Final = 65_536
+_SEVERAL: Final = "several columns of one name"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table's images and their captions (strings, or lists of strings), row by row."""
+
+    images: Images
+    captions: pa.ChunkedArray
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns that the task asks for."""
+
+    image: str
+    caption: str
+
+    @property
+    def image_spellings(self) -> tuple[str, ...]:
+        """Under which names the image column may stand: an imagefolder's metadata calls `image` `file_name`."""
+        return (self.image, f"{self.image}_file_name", *(["file_name"] if self.image == "image" else []))
+
+    def pick(self, kinds: Mapping[str, str], label: str) -> tuple[str, str]:
+        """The image column's and the caption column's name in a table.
+
+        `kinds` describes every column: "images", "text", or the type it has instead. Raises DatasetError that lists
+        them all when one of the two is missing or holds something else.
+        """
+        found = [name for name in self.image_spellings if name in kinds]
+        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
+        for name, key, there in (
+            (self.image, "image_column", found),
+            (self.caption, "caption_column", self.caption in kinds),
+        ):
+            if not there:
+                raise DatasetError(f"{label} has no column {name!r} (dataset.{key}); its columns: {listing}")
+        if kinds[self.caption] == _SEVERAL:
+            raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
+        if kinds[found[0]] not in ("images", "text"):
+            raise DatasetError(
+                f"column {found[0]!r} of {label} (dataset.image_column) holds {kinds[found[0]]}, not images; "
+                f"its columns: {listing}"
+            )
+        return found[0], self.caption
+
+
+def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
+    """What each column of an Arrow schema holds: "images", "text", or its type."""
+    kinds = {field.name: _arrow_kind(field.type) for field in schema}
+    return {name: kind if schema.names.count(name) == 1 else _SEVERAL for name, kind in kinds.items()}
+
+
+def _arrow_kind(type_: pa.DataType) -> str:
+    if _is_binary(type_) or (pa.types.is_struct(type_) and {"bytes", "path"} & {field.name for field in type_}):
+        return "images"
+    if _is_string(type_) or (_is_list(type_) and _is_string(type_.value_type)):
+        return "text"
+    return shown(str(type_))
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _is_string(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return _is_string(type_.value_type)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
+
+
+def rows_from_arrow(table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str) -> Rows:
+    """Rows over a table in memory or memory-mapped; nothing is copied. Raises DatasetError."""
+    image, caption = columns.pick(arrow_kinds(table.schema), label)
+    for name in (image, caption):
+        try:
+            # An Arrow file is memory as it is: offsets that point elsewhere would crash the process later.
+            table.column(name).validate(full=True)
+        except pa.ArrowException as error:
+            raise DatasetError(f"column {name!r} of {label} is damaged: {short(str(error))}") from error
+    cells = table.column(image)
+    payloads, paths = _split_cells(cells)
+    return Rows(
+        images=Cells(payloads, paths, len(cells), folder, reach, label),
+        captions=_checked_captions(table.column(caption), caption, label),
+        label=label,
+    )
+
+
+def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+    """The parts of an image column that hold bytes and that hold paths."""
+    if _is_binary(cells.type):
+        return cells, None
+    if _is_string(cells.type):
+        return None, cells
+    parts = {field.name: field.type for field in cells.type}
+    has_bytes = "bytes" in parts and _is_binary(parts["bytes"])
+    has_path = "path" in parts and _is_string(parts["path"])
+    return (
+        pc.struct_field(cells, "bytes") if has_bytes else None,
+        pc.struct_field(cells, "path") if has_path else None,
+    )
+
+
+def _checked_captions(column: pa.ChunkedArray, name: str, label: str) -> pa.ChunkedArray:
+    """An Arrow column as captions. Raises DatasetError naming the first row that has none."""
+    if pa.types.is_null(column.type):
+        refuse_missing_captions(range(len(column)), name, label)
+        return column
+    if _arrow_kind(column.type) != "text":
+        raise DatasetError(
+            f"column {name!r} of {label} (dataset.caption_column) holds {_arrow_kind(column.type)}; "
+            "expected strings or lists of strings"
+        )
+    refuse_missing_captions(_where(pc.is_null(column)), name, label)
+    if _is_list(column.type):
+        refuse_missing_captions(_where(pc.equal(pc.list_value_length(column), 0)), name, label)
+        refuse_missing_captions(_where_inside(column), name, label)
+    return column
+
+
+def _where(mask: pa.ChunkedArray) -> list[int]:
+    if not pc.any(mask).as_py():
+        return []
+    indices: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return indices
+
+
+def _where_inside(column: pa.ChunkedArray) -> list[int]:
+    """Rows whose list holds a null."""
+    nulls = pc.is_null(pc.list_flatten(column))
+    if not pc.any(nulls).as_py():
+        return []
+    parents: list[int] = pc.unique(pc.filter(pc.list_parent_indices(column), nulls)).to_pylist()
+    return parents
+
+
+def refuse_missing_captions(rows: Sequence[int], name: str, label: str) -> None:
+    """A missing caption is a mistake more often than a wish: the wish is spelled "". Raises DatasetError."""
+    if len(rows):
+        count = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
+        raise DatasetError(
+            f"{label}: no caption in column {name!r} of {count} (the first is row {rows[0]}); "
+            'write one, or "" to train without'
+        )
+
+
+def captions_from_values(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
+    """Captions out of JSON or CSV: strings, lists of strings, or both mixed. Raises DatasetError naming the row."""
+    refuse_missing_captions([i for i, value in enumerate(values) if value is None or value == []], name, label)
+    for index, value in enumerate(values):
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in items):
+            raise DatasetError(
+                f"column {name!r}, row {index} of {label} holds {short(value)}; expected a string or a list of strings"
+            )
+    if any(isinstance(value, list) for value in values):
+        return _lists([value if isinstance(value, list) else [value] for value in values], name, label)
+    return _strings(values, name, label)
+
+
+def paths_from_values(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
+    """Image paths out of JSON or CSV. Raises DatasetError naming the row."""
+    for index, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            raise DatasetError(f"column {name!r}, row {index} of {label} holds {short(value)}; expected a path")
+    return _strings(values, name, label)
+
+
+def _strings(values: Sequence[str | None], name: str, label: str) -> pa.ChunkedArray:
+    """Python strings as Arrow, by its builder: `pa.array` would import pandas, a quarter of a second."""
+    chunks = []
+    for start in range(0, len(values), _ROWS_PER_CHUNK):
+        builder = pa.lib.StringBuilder()
+        try:
+            builder.append_values(values[start : start + _ROWS_PER_CHUNK])
+        except UnicodeEncodeError as error:  # JSON can spell half a character ("\ud800"), which no tokenizer takes
+            raise DatasetError(
+                f"column {name!r} of {label} holds text that is no Unicode: {short(error.object)}"
+            ) from None
+        chunks.append(builder.finish())
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _lists(values: Sequence[list[str]], name: str, label: str) -> pa.ChunkedArray:
+    """Lists of strings as Arrow, without pandas too."""
+    items = _strings([item for value in values for item in value], name, label).combine_chunks()
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    offsets = pa.Array.from_buffers(pa.int64(), len(ends), [None, pa.py_buffer(ends)])
+    return pa.chunked_array([pa.LargeListArray.from_arrays(offsets, items)])
+
+
+def kind_of(value: Any) -> str:
+    """What a column of JSON or CSV holds, going by one of its values."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return "images" if is_image_name(value) else "text"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "text"
+    return {bool: "booleans", int: "numbers", float: "numbers", dict: "objects", list: "lists"}[type(value)]
+
+
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """One JSON object. Raises DatasetError."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where} is not JSON ({error}); expected one object per line") from error
+    if not isinstance(record, dict):
+        raise DatasetError(f"{where} is {short(record)}; expected an object")
+    return record

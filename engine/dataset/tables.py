@@ -1,0 +1,226 @@
+"""Table files -> rows: JSON lines, JSON, CSV, Parquet, Arrow and WebDataset tars, each read without trusting it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from ..errors import DatasetError
+from ..storage import FILE_MODE, writing_to
+from .images import Cells, Reach, short
+from .rows import (
+    Columns,
+    Rows,
+    arrow_kinds,
+    captions_from_values,
+    kind_of,
+    parse_object,
+    paths_from_values,
+    rows_from_arrow,
+)
+from .webdataset import read_tar
+
+# In the order in which a folder's tables are looked for.
+TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
+MAX_LINE_BYTES: Final = 16 << 20
+MAX_JSON_BYTES: Final = 1 << 30
+_BATCH_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How tables are read: the columns asked for, what their rows may name, and where copies may be kept."""
+
+    columns: Columns
+    reach: Reach
+    cache_dir: Path
+    max_bytes: int
+    """Of one Parquet file, unpacked."""
+
+
+def read_table(path: Path, source: Source, label: str) -> Rows:
+    """Rows of a table file, by its suffix. `label` is what messages call it. Raises DatasetError."""
+    suffix = path.suffix.lower()
+    source.reach.check_resolved(path, label, "the dataset")
+    with reading(label):
+        if suffix == ".parquet":
+            return _read_parquet(path, source, label)
+        if suffix == ".arrow":
+            return _from_arrow(read_arrow(path), path, source, label)
+        if suffix == ".tar":
+            return read_tar(path, source.columns, label)
+        if suffix in (".csv", ".tsv"):
+            return _from_records(_csv_records(path, "\t" if suffix == ".tsv" else ",", label), path, source, label)
+        return _from_records(_json_records(path, label), path, source, label)
+
+
+@contextmanager
+def reading(label: str) -> Iterator[None]:
+    """Whatever a parser makes of a broken file becomes a DatasetError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeError, RecursionError, ValueError, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n", 1)[0]
+        raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason[:200]}") from error
+
+
+def _from_arrow(table: pa.Table, path: Path, source: Source, label: str) -> Rows:
+    return rows_from_arrow(table, source.columns, folder=path.parent, reach=source.reach, label=label)
+
+
+# --- JSON and CSV: parsed by the standard library, which keeps every caption as written ("007", "null") --------------
+
+
+def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Source, label: str) -> Rows:
+    """Rows from dictionaries; a key may be missing here and there. Only the columns that may be meant are kept."""
+    columns = source.columns
+    kinds: dict[str, str] = {}
+    kept: dict[str, list[Any]] = {name: [] for name in (*columns.image_spellings, columns.caption)}
+    for record in records:
+        for name, value in record.items():
+            if kinds.get(name, "null") == "null":
+                kinds[name] = kind_of(value)
+        for name, values in kept.items():
+            values.append(record.get(name))
+    if not kinds:
+        raise DatasetError(f"{label} has no rows")
+    image, caption = columns.pick(kinds, label)
+    paths = paths_from_values(kept[image], image, label)
+    return Rows(
+        images=Cells(None, paths, len(paths), path.parent, source.reach, label),
+        captions=captions_from_values(kept[caption], caption, label),
+        label=label,
+    )
+
+
+def _json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, or of a file that is one JSON list."""
+    with path.open("rb") as file:
+        if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            yield from _json_list(path, label)
+            return
+        file.seek(0)
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise DatasetError(f"line {number} of {label} is longer than {MAX_LINE_BYTES:,} bytes")
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield parse_object(line, f"line {number} of {label}")
+
+
+def _json_list(path: Path, label: str) -> Iterator[dict[str, Any]]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DatasetError(f"{label} is one JSON value of more than {MAX_JSON_BYTES:,} bytes; save it as JSON lines")
+    for index, record in enumerate(json.loads(path.read_bytes())):
+        if not isinstance(record, dict):
+            raise DatasetError(f"row {index} of {label} is {short(record)}; expected an object")
+        yield record
+
+
+def _csv_records(path: Path, delimiter: str, label: str) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            raise DatasetError(f"{label} has two columns of one name in its header: {short(header)}")
+        for fields in reader:
+            if len(fields) > len(header):
+                raise DatasetError(
+                    f"line {reader.line_num} of {label} has {len(fields)} fields, its header {len(header)}: "
+                    'a caption with a comma in it needs "quotes"'
+                )
+            if fields:
+                yield dict(zip(header, fields, strict=False))
+
+
+# --- Arrow and Parquet ----------------------------------------------------------------------------------------------
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """An Arrow IPC file, stream (as 🤗 datasets writes it) or random access, memory-mapped."""
+    source = pa.memory_map(str(path))
+    if source.read(6) == b"ARROW1":
+        return pa.ipc.open_file(source).read_all()
+    source.seek(0)
+    return pa.ipc.open_stream(source).read_all()
+
+
+def _read_parquet(path: Path, source: Source, label: str) -> Rows:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, memory_map=True)
+    kinds = arrow_kinds(file.schema_arrow)
+    names = list(source.columns.pick(kinds, label))
+    embedded = kinds[names[0]] == "images"
+    table = _mapped_copy(file, path, names, source, label) if embedded else file.read(columns=names)
+    return _from_arrow(table, path, source, label)
+
+
+def _mapped_copy(file: Any, path: Path, names: list[str], source: Source, label: str) -> pa.Table:
+    """Parquet gives no random access: its two columns, once, as an Arrow file to map.
+
+    The copy is named by content, never by path or time: another dataset at the same path is another file.
+    """
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    folder = source.cache_dir / "tables"
+    copy = folder / f"{hashlib.sha256(json.dumps(['v1', digest, *names]).encode()).hexdigest()}.arrow"
+    if not copy.exists():
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_stream(_bounded(_batches(file, names, label), source.max_bytes, label), copy)
+    return read_arrow(copy)
+
+
+def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
+    """The two columns in pieces of about 64 MB, going by the file's own account of its size."""
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    mean = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    with reading(label):
+        for batch in file.iter_batches(max(1, min(1024, _BATCH_BYTES // max(mean, 1))), columns=names):
+            yield batch.select(names)
+
+
+def _bounded(batches: Iterator[Any], max_bytes: int, label: str) -> Iterator[Any]:
+    """A small Parquet file can claim the same image a billion times."""
+    total = 0
+    for batch in batches:
+        total += batch.nbytes
+        if total > max_bytes:
+            raise DatasetError(f"{label} unpacks to more than {max_bytes:,} bytes (MAX_DATASET_BYTES)")
+        yield batch
+
+
+def _write_stream(batches: Iterator[Any], target: Path) -> None:
+    """Atomically, under a name of its own until then: two jobs may share a cache."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            first = next(batches, None)
+            if first is None:
+                raise DatasetError("the dataset has no rows")
+            with pa.ipc.new_stream(out, first.schema) as writer:
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.chmod(FILE_MODE)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)

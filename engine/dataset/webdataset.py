@@ -1,0 +1,93 @@
+"""WebDataset tars -> rows, read where they lie: nothing is unpacked."""
+
+from __future__ import annotations
+
+import tarfile
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import DatasetError
+from .images import TarMembers, is_image_name, short
+from .rows import Columns, Rows, captions_from_values, kind_of, parse_object
+
+MAX_TEXT_BYTES: Final = 1 << 20
+
+
+def read_tar(path: Path, columns: Columns, label: str) -> Rows:
+    """A WebDataset tar: members `key.ext` of one key are a sample; a column is an extension, or a key of its `.json`.
+
+    Where the task leaves the columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
+    """
+    samples: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, str] = {}
+    # Plain tar only ("r:"): a compressed one has no random access, and unpacking is the business of fetch.
+    with tarfile.open(path, mode="r:") as tar:
+        end = path.stat().st_size
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
+            key, _, extension = _split_key(member.name)
+            if not member.isreg() or member.sparse is not None or not extension:
+                continue
+            if member.offset_data + member.size > end:
+                raise DatasetError(f"{label} ends in the middle of {short(member.name)}: it is truncated")
+            fields = samples.setdefault(key, {})
+            if extension in fields:
+                raise DatasetError(f"{label} holds {short(member.name)} twice")
+            _add_field(tar, member, extension, fields, kinds)
+    image, caption = _tar_columns(columns, kinds).pick(kinds, label)
+    return _tar_rows(path, samples, image, caption, label)
+
+
+def _split_key(name: str) -> tuple[str, str, str]:
+    """`a/b.c.txt` -> (`a/b`, `.`, `c.txt`), as WebDataset splits names; hidden files have no extension."""
+    folder, _, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    return (f"{folder}/{stem}", dot, extension.lower() if stem else "")
+
+
+def _add_field(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, fields: dict[str, Any], kinds: dict[str, str]
+) -> None:
+    """Note where an image lies; read a text. Anything else is only noted as being there."""
+    if is_image_name(f".{extension}"):
+        fields[extension] = (member.offset_data, member.size, member.name)
+        kinds[extension] = "images"
+        return
+    fields[extension] = None
+    if extension not in ("txt", "caption", "text", "json") or member.size > MAX_TEXT_BYTES:
+        kinds.setdefault(extension, "other data")
+        return
+    opened = tar.extractfile(member)
+    data = opened.read() if opened else b""
+    if extension == "json":
+        fields["json"] = values = parse_object(data, short(member.name))
+        kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})
+    else:
+        fields[extension] = data.decode("utf-8-sig").rstrip("\r\n")
+        kinds[extension] = "text"
+
+
+def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:
+    image, caption = wanted.image, wanted.caption
+    if image == "image" and image not in kinds:
+        image = next((name for name, kind in kinds.items() if kind == "images"), image)
+    if caption == "text" and caption not in kinds and "txt" in kinds:
+        caption = "txt"
+    return Columns(image, caption)
+
+
+def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, caption: str, label: str) -> Rows:
+    offsets, sizes, names, captions = array("q"), array("q"), [], []
+    for key, fields in samples.items():
+        place = fields.get(image)
+        if not isinstance(place, tuple):
+            place = next((value for value in fields.values() if isinstance(value, tuple)), None)
+        if place is None:
+            raise DatasetError(f"sample {short(key)} of {label} has no image")
+        offsets.append(place[0])
+        sizes.append(place[1])
+        names.append(place[2])
+        captions.append(fields.get(caption, (fields.get("json") or {}).get(caption)))
+    return Rows(TarMembers(path, offsets, sizes, names), captions_from_values(captions, caption, label), label)

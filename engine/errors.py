@@ -1,0 +1,95 @@
+"""Every way a job can end other than well, each with its exit code.
+
+A user's mistake, a broken input and a machine's fault are typed errors with a one-line message that says what,
+where and what to do. Anything else that escapes is a bug (exit 70) and shows its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class JobError(Exception):
+    """A job that ends for a known reason. `str(error)` is one line for a person."""
+
+    code: ClassVar[int]
+    kind: ClassVar[str]
+
+
+class TaskError(JobError):
+    """The task, a flag or an environment variable is invalid."""
+
+    code = 2
+    kind = "task"
+
+
+class DatasetError(JobError):
+    """The dataset: not found, no such column, unreadable, unsafe archive, no usable image."""
+
+    code = 3
+    kind = "dataset"
+
+
+class ModelError(JobError):
+    """The base model: not found, wrong kind, incomplete."""
+
+    code = 4
+    kind = "model"
+
+
+class CheckpointError(JobError):
+    """The checkpoint: missing, corrupt, made by something incompatible."""
+
+    code = 5
+    kind = "checkpoint"
+
+
+class DeviceMemoryError(JobError):
+    """Out of device memory."""
+
+    code = 6
+    kind = "memory"
+
+
+class OutputError(JobError):
+    """The output folder: not writable, disk full, another job's result in it."""
+
+    code = 7
+    kind = "output"
+
+
+class NonFiniteError(JobError):
+    """The loss or a gradient became non-finite, or the fp16 loss scale fell below 1."""
+
+    code = 8
+    kind = "non-finite"
+
+
+class DeviceError(JobError):
+    """No device visible, or a precision that the device does not support."""
+
+    code = 9
+    kind = "device"
+
+
+class TemporaryError(JobError):
+    """Network, Hub or server trouble, a busy output folder, a killed helper process: a retry may succeed."""
+
+    code = 75
+    kind = "temporary"
+
+
+class Interrupted(BaseException):
+    """Stopped by a signal; the same command goes on where it stopped.
+
+    Not an `Exception`, so that no library's broad `except` swallows it.
+    """
+
+    kind: ClassVar[str] = "interrupted"
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.code = 128 + signum
+
+
+BUG_CODE = 70

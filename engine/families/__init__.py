@@ -1,0 +1,62 @@
+"""The model families that can be trained: one literal table. A family is one module beside this one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ModelError
+from . import checks
+
+if TYPE_CHECKING:
+    from .base import Family, LoadArgs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A family's row: known without importing torch."""
+
+    module: str
+    components: tuple[str, ...]
+    """The sub-folders of the base model that training and validation need."""
+    weighted: tuple[str, ...]
+    """Those of them that hold weights."""
+    check: Callable[[checks.Configs], None]
+    """Refuses, by a ModelError, configurations that do not make this family."""
+
+
+FAMILIES: Final[Mapping[str, Entry]] = {
+    "StableDiffusionPipeline": Entry(
+        module="sd",
+        components=("scheduler", "tokenizer", "text_encoder", "vae", "unet"),
+        weighted=("text_encoder", "vae", "unet"),
+        check=checks.stable_diffusion,
+    ),
+}
+"""Diffusers pipeline class (`_class_name` in `model_index.json`) -> family."""
+
+
+def detect(model_index: Mapping[str, Any]) -> Entry:
+    """The family of a base model.
+
+    Raises:
+        ModelError: no family of ours; says what it is.
+    """
+    name = model_index.get("_class_name")
+    entry = FAMILIES.get(name) if isinstance(name, str) else None
+    if entry is None:
+        raise ModelError(f"the base model is a {name!r}; this program trains {', '.join(FAMILIES)}")
+    return entry
+
+
+def load(entry: Entry, args: LoadArgs) -> Family:
+    """Load a base model's parts into memory.
+
+    Raises:
+        ModelError: a part is missing, malformed or of the wrong shape.
+    """
+    module = importlib.import_module(f".{entry.module}", __package__)
+    family: Family = module.load(args)
+    return family

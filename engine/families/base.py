@@ -1,0 +1,81 @@
+"""What a model family answers for: its parts, its physics and its names. The rest of the engine knows no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..task import PredictionType
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadArgs:
+    """How to load a base model."""
+
+    folder: Path
+    variants: Mapping[str, str | None]
+    dtype: torch.dtype
+    """Of all frozen weights."""
+    device: torch.device
+    prediction_type: PredictionType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch on the device; the first axis of every tensor is the batch."""
+
+    latents: torch.Tensor
+    """Clean, scaled latents, float32. Never assumed to be 4-D outside a family."""
+    noise: torch.Tensor
+    """Like `latents`."""
+    timesteps: torch.Tensor
+    """int64, shape (B,)."""
+    conditioning: Tensors
+    """Whatever the family's `encode_caption` gave, stacked."""
+
+
+class Family(Protocol):
+    """A loaded base model."""
+
+    denoiser: torch.nn.Module
+    """What the adapter is attached to."""
+
+    def latent_shape(self, resolution: int) -> tuple[int, ...]:
+        """The shape of one sample's latents for square images of `resolution` pixels."""
+        ...
+
+    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+        """One image, uint8 (H, W, 3), to the moments of its latents, on the CPU. Independent of other images."""
+        ...
+
+    def encode_caption(self, caption: str) -> Tensors:
+        """One caption to the conditioning of one sample, on the CPU. Independent of other captions."""
+        ...
+
+    def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
+        """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
+        ...
+
+    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
+        """The training loss of one micro-batch: a float32 scalar."""
+        ...
+
+    def move_encoders(self, device: torch.device) -> None:
+        """Bring the encoders to the training device, or free it of them."""
+        ...
+
+    def pipeline(self) -> Any:
+        """Diffusers' pipeline for this model, from the parts already in memory."""
+        ...
+
+    def webui_name(self, module: str) -> str:
+        """The name of one of the denoiser's modules in the web interfaces' LoRA format."""
+        ...

@@ -1,0 +1,111 @@
+"""Loading the parts of a Diffusers folder, strictly: what is missing or does not fit is an error, not a random init."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+from transformers.utils import logging as transformers_logging
+
+from ..errors import ModelError
+from .base import LoadArgs
+
+transformers_logging.disable_progress_bar()
+
+
+def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
+    """One of a component's JSON files.
+
+    Raises:
+        ModelError: missing or malformed.
+    """
+    path = args.folder / component / name
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ModelError(f"the base model's {component}/{name} is missing or malformed; download it again")
+    return value
+
+
+def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
+    """A component with weights, frozen, in `args.dtype`, on the CPU, in memory of its own.
+
+    Args:
+        cls: the component's class in Diffusers or transformers.
+        args: the base model.
+        component: its sub-folder.
+
+    Raises:
+        ModelError: weights missing, malformed, or of another shape than its configuration says.
+    """
+    try:
+        module, info = cls.from_pretrained(
+            args.folder / component,
+            variant=args.variants[component],
+            # Always said: transformers otherwise takes the dtype that config.json names, often float16.
+            dtype=args.dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries' readers of configurations and weights raise almost anything
+        raise ModelError(f"the base model's {component} does not load: {_first_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info.get(problem):
+            found = sorted(map(str, info[problem]))
+            raise ModelError(
+                f"the base model's {component} has {len(found)} {problem.replace('_', ' ')}, e.g. {found[0]}"
+            )
+    module.requires_grad_(False)
+    module.eval()
+    if args.device.type == "cpu":
+        _own_memory(module)
+    return module
+
+
+def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
+    """A tokenizer.
+
+    Raises:
+        ModelError: files missing or malformed.
+    """
+    names = {path.name for path in (args.folder / component).iterdir()}
+    if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
+        raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")
+    try:
+        return cls.from_pretrained(args.folder / component, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exceptions for malformed files
+        raise ModelError(f"the base model's {component} does not load: {_first_line(error)}") from error
+
+
+def load_scheduler(args: LoadArgs) -> Any:
+    """The scheduler that the base model names, predicting what the training predicts.
+
+    Raises:
+        ModelError: no scheduler of Diffusers', or a malformed configuration.
+    """
+    config = read_config(args, "scheduler", "scheduler_config.json")
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+        raise ModelError(f"the base model's scheduler {config.get('_class_name')!r} is unknown to Diffusers")
+    try:
+        return cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
+
+
+def _own_memory(module: torch.nn.Module) -> None:
+    """Copy every tensor out of the file's memory map: its alignment there can change the bits of a kernel's result."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,50 @@
+"""The training's curve: one row for each optimizer step of the whole chain, carried from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One trained step."""
+
+    step: int
+    """The global step reached."""
+    loss: float
+    """Mean over the step's samples."""
+    learning_rate: float
+    grad_norm: float | None
+    """L2 norm before clipping; None where the fp16 loss scaler skipped the step."""
+
+
+def dump(history: Iterable[StepReport]) -> bytes:
+    """A JSON line for each step. Floats are written so that they read back to the same bits."""
+    return b"".join(
+        json.dumps([row.step, row.loss, row.learning_rate, row.grad_norm], allow_nan=False).encode() + b"\n"
+        for row in history
+    )
+
+
+def parse(data: bytes) -> list[StepReport]:
+    """The inverse of `dump`.
+
+    Raises:
+        CheckpointError: the bytes are no such history.
+    """
+    try:
+        return [_row(*json.loads(line)) for line in data.splitlines()]
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"the checkpoint's history is malformed ({error}); take another checkpoint") from None
+
+
+def _row(step: int, loss: float, learning_rate: float, grad_norm: float | None) -> StepReport:
+    numbers = [step, loss, learning_rate, *([] if grad_norm is None else [grad_norm])]
+    if type(step) is not int or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"step {step!r} is malformed")
+    return StepReport(step, float(loss), float(learning_rate), None if grad_norm is None else float(grad_norm))

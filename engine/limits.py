@@ -1,0 +1,67 @@
+"""How much a dataset from a stranger may cost: bytes, files, compression ratio, and where it may come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from .environment import int_variable
+from .errors import DatasetError, TaskError
+
+DEFAULT_MAX_BYTES: Final = 50 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one dataset.
+
+    The ratio: images hardly compress and captions about tenfold, while bombs reach 1000 (deflate) to a million (bzip2,
+    xz). So 200 times the packed size, beyond the first 64 MiB that even a tiny archive of flat test images may need.
+    The number of files bounds memory (about 1 KB each while they are listed) and inodes.
+    """
+
+    max_dataset_bytes: int = DEFAULT_MAX_BYTES
+    """Bytes, of the download and again of what it unpacks to."""
+    allow_private_urls: bool = False
+    max_ratio: int = 200
+    ratio_free_bytes: int = 64 << 20
+    max_files: int = 1_000_000
+    """Members of an archive, and the files and folders they make."""
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> Limits:
+        """`MAX_DATASET_BYTES` and `ALLOW_PRIVATE_URLS`; empty is not set. Raises TaskError naming the variable."""
+        allow = env.get("ALLOW_PRIVATE_URLS") or "0"
+        if allow not in ("0", "1"):
+            raise TaskError(f"ALLOW_PRIVATE_URLS is {allow!r}: expected 1, 0 or nothing")
+        return cls(
+            max_dataset_bytes=int_variable(env, "MAX_DATASET_BYTES", default=DEFAULT_MAX_BYTES, least=1),
+            allow_private_urls=allow == "1",
+        )
+
+    def too_large(self, what: str) -> DatasetError:
+        """The refusal of more than `max_dataset_bytes`."""
+        return DatasetError(
+            f"{what} is larger than {self.max_dataset_bytes:,} bytes; use a smaller dataset or raise MAX_DATASET_BYTES"
+        )
+
+
+class Budget:
+    """What an archive of `packed_bytes` may still unpack to. Counts bytes as they come, never what a header claims."""
+
+    def __init__(self, limits: Limits, packed_bytes: int) -> None:
+        self._limits = limits
+        self._ratio_bound = limits.ratio_free_bytes + limits.max_ratio * packed_bytes
+        self._spent = 0
+
+    def spend(self, num_bytes: int) -> None:
+        """Account for unpacked bytes. Raises DatasetError when they are too many."""
+        self._spent += num_bytes
+        if self._spent > self._limits.max_dataset_bytes:
+            raise self._limits.too_large("unpacked, it")
+        if self._spent > self._ratio_bound:
+            raise DatasetError(
+                f"it unpacks to more than {self._limits.max_ratio} times its size (a decompression bomb); "
+                "pack the images as they are"
+            )

@@ -1,0 +1,94 @@
+"""LoftQ (Li et al. 2023, arXiv:2310.08659): start an adapter so that a 4-bit base plus adapter is near the base.
+
+One iteration of its algorithm 1: quantise the weight, then take the adapter from the singular value decomposition of
+what the quantisation lost. Written here because PEFT's needs scipy, bitsandbytes and a CUDA device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+
+BLOCK: Final = 64
+"""Weights that share one scale, as in QLoRA."""
+
+# NormalFloat4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E): quantiles of a normal distribution, 0 among them.
+_NF4: Final = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+def quantise(weight: torch.Tensor) -> torch.Tensor:
+    """The weight as a 4-bit base would have it: each value the nearest NF4 code times its block's largest magnitude.
+
+    Blocks are runs of 64 values in row-major order. Any shape and floating dtype; the same shape, dtype and device out,
+    in memory of its own. The arithmetic is elementwise float32, so its bits do not depend on the device.
+    """
+    codes = torch.tensor(_NF4, dtype=torch.float32, device=weight.device)
+    values = weight.detach().to(torch.float32).flatten()
+    blocks = torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
+    largest = blocks.abs().amax(dim=1, keepdim=True)
+    # A block of zeros has no scale; any positive one gives zeros again.
+    scaled = blocks * torch.where(largest > 0, largest, 1.0).reciprocal()
+    nearest = torch.bucketize(scaled, (codes[1:] + codes[:-1]) / 2)
+    return (codes[nearest] * largest).flatten()[: len(values)].reshape(weight.shape).to(weight.dtype)
+
+
+def init(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An adapter's start values that make up for quantising `weight`, as far as `rank` allows.
+
+    Args:
+        weight: a linear layer's, any floating dtype, shape (out, in).
+        rank: at most min(out, in).
+
+    Returns:
+        A₀ of shape (rank, in) and B₀ of shape (out, rank), float32 on the CPU, and `quantise(weight)`:
+        quantised + B₀·A₀ is the nearest to `weight` of that rank.
+    """
+    quantised = quantise(weight)
+    # On the CPU in float64: the decomposition there is the same for the same matrix, and runs once per training.
+    residual = weight.detach().to("cpu", torch.float64) - quantised.to("cpu", torch.float64)
+    left, singular, right = torch.linalg.svd(residual, full_matrices=False)
+    left, singular, right = left[:, :rank], singular[:rank], right[:rank]
+    # A pair of singular vectors is defined up to its sign: let each right one's largest component be positive.
+    peaks = right.gather(1, right.abs().argmax(dim=1, keepdim=True))
+    signs = torch.where(peaks < 0, -1.0, 1.0)
+    root = singular.sqrt()
+    a = root[:, None] * right * signs
+    b = left * root * signs.T
+    # Row by row, as a file gives them back: the layout of a parameter is part of the bits that a kernel computes.
+    return a.to(torch.float32).contiguous(), b.to(torch.float32).contiguous(), quantised
+
+
+@torch.no_grad()
+def replace_weights(layers: Mapping[str, torch.nn.Linear], rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Quantise the layers' weights in place; A₀ and B₀ of each, as `init` gives them."""
+    starts = {}
+    for name, layer in layers.items():
+        a, b, layer.weight.data = init(layer.weight, rank)
+        starts[name] = (a, b)
+    return starts
+
+
+@torch.no_grad()
+def requantise_weights(layers: Mapping[str, torch.nn.Linear]) -> None:
+    """Quantise the layers' weights in place, as `replace_weights` did when the training began."""
+    for layer in layers.values():
+        layer.weight.data = quantise(layer.weight)

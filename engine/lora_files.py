@@ -1,0 +1,174 @@
+"""An adapter as files: written for Diffusers and the web interfaces, read from any trainer that writes Diffusers'."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+
+from .errors import CheckpointError
+from .lora import DOWN, Adapter, Tensors, tensor_names, tensors_by_name
+
+_METADATA_KEY: Final = "lora_adapter_metadata"
+
+
+def diffusers_state(adapter: Adapter, prefix: str = "unet") -> Tensors:
+    """The adapter as Diffusers and PEFT load it: `unet.<module>.lora_A.weight` and `lora_B`, float32, on the CPU.
+
+    It acts on the original base model and at strength 1 by itself, with neither metadata nor alpha.
+    """
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors_by_name(_exported(adapter)).items()}
+
+
+def webui_state(adapter: Adapter, webui_name: Callable[[str], str]) -> Tensors:
+    """The adapter as ComfyUI, AUTOMATIC1111/Forge and kohya's tools load it: float32, on the CPU.
+
+    `<name>.lora_down.weight`, `<name>.lora_up.weight`, and `<name>.alpha`, a scalar equal to the rank: strength 1.
+
+    Args:
+        adapter: the adapter.
+        webui_name: a module's name in the denoiser to its name in this format: `lora_unet_…`.
+    """
+    tensors: Tensors = {}
+    for module, (down, up) in _exported(adapter).items():
+        name = webui_name(module)
+        tensors[f"{name}.lora_down.weight"] = down
+        tensors[f"{name}.lora_up.weight"] = up
+        tensors[f"{name}.alpha"] = torch.tensor(float(down.shape[0]))
+    return tensors
+
+
+def _exported(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Each adapted module's down and up matrices for the original base.
+
+    A LoftQ adapter was trained on quantised weights ≈ W - B₀·A₀, and started at A₀, B₀. On the original W its change is
+    B·A - B₀·A₀: a LoRA of twice the rank, [B, -B₀]·[A; A₀], which does nothing before training. Its convolutions are
+    filled up with zeros, because Diffusers ignores alphas that differ between the layers of a webui file.
+    """
+    tensors, pairs = adapter.state(), {}
+    for module in (name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)):
+        down, up = (tensors[name] for name in tensor_names(module))
+        if adapter.initial:
+            start_down, start_up = (
+                adapter.initial.get(name, torch.zeros_like(tensors[name])) for name in tensor_names(module)
+            )
+            down, up = torch.cat([down, start_down], dim=0), torch.cat([up, -start_up], dim=1)
+        pairs[module] = (down, up)
+    return pairs
+
+
+def from_diffusers_file(
+    tensors: Mapping[str, torch.Tensor], *, prefix: str = "unet", metadata: Mapping[str, str] | None = None
+) -> Tensors:
+    """A LoRA file of any trainer that writes `pytorch_lora_weights.safetensors`, as `Adapter.warm_start` takes it.
+
+    Reads PEFT's spelling (`lora_A`, `lora_B`) and Diffusers' two older ones (`to_q.lora.down`,
+    `processor.to_q_lora.down`), also mixed and without the prefix, and folds alpha into the up matrices.
+
+    Args:
+        tensors: the file's.
+        prefix: the denoiser's name in the file.
+        metadata: the file's; Diffusers keeps there what is no tensor: rank and alpha.
+
+    Returns:
+        float32 tensors by the adapter's names.
+
+    Raises:
+        CheckpointError: not such a file, or one that adapts more than the denoiser.
+    """
+    parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
+    for key, tensor in tensors.items():
+        module, kind = _parse_key(key, _own_key(key, prefix, tensors))
+        parts[kind][module] = _checked(key, kind, tensor.detach().to(torch.float32))
+    scale = _metadata_scale(metadata or {}, prefix)
+    found: Tensors = {}
+    for module, down in parts["lora_A"].items():
+        found[tensor_names(module)[0]] = down.clone()
+    for module, up in parts["lora_B"].items():
+        alpha = parts["alpha"].get(module)
+        found[tensor_names(module)[1]] = up * (scale if alpha is None else float(alpha) / up.shape[1])
+    return found
+
+
+def read_diffusers_file(data: bytes) -> Tensors:
+    """The same from the file's bytes.
+
+    Raises:
+        CheckpointError: as `from_diffusers_file`, or not a safetensors file.
+    """
+    try:
+        tensors = parse_tensors(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"the LoRA file is not a safetensors file ({error}); take another file") from None
+    # The parser has accepted the header, so its length and its JSON are sound.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return from_diffusers_file(tensors, metadata=header.get("__metadata__"))
+
+
+_SPELLINGS: Final = {
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".lora.down.weight": "lora_A",
+    ".lora.up.weight": "lora_B",
+    "_lora.down.weight": "lora_A",
+    "_lora.up.weight": "lora_B",
+    "_lora.alpha": "alpha",
+    ".alpha": "alpha",
+}
+
+
+def _own_key(key: str, prefix: str, keys: Iterable[str]) -> str:
+    """The key without its prefix; the oldest files have none at all."""
+    if key.startswith(f"{prefix}."):
+        return key.removeprefix(f"{prefix}.")
+    if any(other.startswith(f"{prefix}.") for other in keys):
+        raise CheckpointError(f"the LoRA file also adapts {key.partition('.')[0]}, which this task does not train")
+    return key
+
+
+def _parse_key(key: str, own: str) -> tuple[str, str]:
+    own = own.replace(".processor.", ".")
+    for ending, kind in _SPELLINGS.items():
+        if own.endswith(ending):
+            module = own.removesuffix(ending)
+            # The oldest spelling, `to_out_lora`, leaves out that the projection is the first of a list.
+            return (f"{module}.0" if module.endswith(".to_out") else module), kind
+    raise CheckpointError(f"the LoRA file's {key} is not in Diffusers' format (lora_A, lora_B); take another file")
+
+
+def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What a stranger's file must not bring along: shapes without a rank, and numbers that would end the training."""
+    is_shaped = tensor.numel() == 1 if kind == "alpha" else tensor.ndim >= 2 and tensor.numel() > 0
+    if not is_shaped:
+        raise CheckpointError(f"the LoRA file's {key} has shape {tuple(tensor.shape)}; take another file")
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"the LoRA file's {key} holds values that are not finite; take another file")
+    return tensor
+
+
+def _metadata_scale(metadata: Mapping[str, str], prefix: str) -> float:
+    """The strength that the file's metadata give the whole adapter: alpha / rank, and 1 where they say nothing."""
+    packed = metadata.get(_METADATA_KEY)
+    if packed is None:
+        return 1.0
+    try:
+        config = json.loads(packed)
+        own = {key.removeprefix(f"{prefix}."): value for key, value in config.items() if key.startswith(f"{prefix}.")}
+        if own.get("alpha_pattern"):
+            raise CheckpointError(
+                "the LoRA file gives its layers different alphas in its metadata, which is not supported"
+            )
+        if "lora_alpha" not in own:
+            return 1.0
+        rank = int(own["r"])
+        scale = float(own["lora_alpha"]) / (math.sqrt(rank) if own.get("use_rslora") else rank)
+        if not math.isfinite(scale):
+            raise ValueError(f"strength {scale}")
+        return scale
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        raise CheckpointError(f"the LoRA file's metadata are malformed ({error!r}); take another file") from None

@@ -1,0 +1,139 @@
+"""The plan: which steps a task trains and what each of them visits, as pure functions.
+
+A training is one endless stream of visits over epochs, each a fresh permutation of the dataset. Optimizer step k takes
+the visits [k x K x B, (k+1) x K x B): K canonical micro-batches of B. Nothing here depends on where the stream is cut
+into tasks, on how many processes share the micro-batches out, or on what was drawn before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from . import rng
+from .errors import TaskError
+from .task import TrainArgs
+
+MAX_VISITS: Final = 2**63 - 1
+"""Visits are numbered with 64 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Where a task lies in the whole training; all counts in optimizer steps but for the two sizes."""
+
+    num_rows: int
+    batch_size: int
+    micro_batches: int
+    """K = processes x gradient accumulation: micro-batches per optimizer step."""
+    start_step: int
+    stop_step: int
+    max_steps: int
+
+    @property
+    def visits_per_step(self) -> int:
+        return self.batch_size * self.micro_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return _ceil_div(self.num_rows, self.visits_per_step)
+
+    @property
+    def finishes(self) -> bool:
+        return self.stop_step >= self.max_steps
+
+    @property
+    def num_steps(self) -> int:
+        return self.stop_step - self.start_step
+
+
+def schedule(args: TrainArgs, *, num_rows: int, processes: int, start_step: int) -> Schedule:
+    """The slice of the whole training that a task trains, from `start_step` to min(start_step + num, max).
+
+    A checkpoint that already lies beyond `max` gives an empty slice that finishes.
+
+    Raises:
+        TaskError: more visits than can be addressed.
+    """
+    micro_batches = processes * args.gradient_accumulation_steps
+    steps_per_epoch = _ceil_div(num_rows, args.batch_size * micro_batches)
+    num_steps = args.num_train_steps or args.num_train_epochs * steps_per_epoch
+    max_steps = args.max_train_steps or args.max_train_epochs * steps_per_epoch
+    stop_step = max(start_step, min(start_step + num_steps, max_steps))
+    if stop_step * args.batch_size * micro_batches > MAX_VISITS:
+        raise TaskError(
+            "train_args: so many steps of so many images are too many to count; "
+            "give a smaller batch_size, gradient_accumulation_steps or number of steps"
+        )
+    return Schedule(
+        num_rows=num_rows,
+        batch_size=args.batch_size,
+        micro_batches=micro_batches,
+        start_step=start_step,
+        stop_step=stop_step,
+        max_steps=max_steps,
+    )
+
+
+def _ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)
+
+
+def base_learning_rate(args: TrainArgs, micro_batches: int) -> float:
+    """The learning rate before the schedule's factor: x K x B with `scale_lr`."""
+    return args.learning_rate * (micro_batches * args.batch_size if args.scale_lr else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One sample seen once. `number` counts from the start of the whole training and addresses all its randomness."""
+
+    number: int
+    epoch: int
+    position: int
+    """Place in the epoch's permutation, from which an unreadable image's replacement is searched for."""
+    sample: int
+    flip: bool
+    crop_words: tuple[int, int]
+    """Raw 64-bit words for the vertical and the horizontal crop position."""
+    caption_word: int
+    timestep: int
+
+
+class VisitStream:
+    """The endless stream of visits of one training. Random access; remembers only the permutation in use."""
+
+    def __init__(self, *, seed: int, num_rows: int, random_flip: bool, num_train_timesteps: int) -> None:
+        self.seed = seed
+        self.num_rows = num_rows
+        self.random_flip = random_flip
+        self.num_train_timesteps = num_train_timesteps
+        self._permutations: dict[int, list[int]] = {}
+
+    def permutation(self, epoch: int) -> list[int]:
+        """The order of the samples in `epoch`."""
+        if epoch not in self._permutations:
+            for old in sorted(self._permutations)[:-1]:  # a window may straddle two epochs; memory holds no more
+                del self._permutations[old]
+            self._permutations[epoch] = rng.permutation(self.seed, "permutation", epoch, self.num_rows).tolist()
+        return self._permutations[epoch]
+
+    def visits(self, start: int, count: int) -> Iterator[Visit]:
+        """The visits number `start … start + count - 1`."""
+        flips = rng.below(rng.words(self.seed, "flip", start, count)[:, 0], 2)
+        crops = rng.words(self.seed, "crop", start, count)
+        captions = rng.words(self.seed, "caption", start, count)
+        timesteps = rng.below(rng.words(self.seed, "timestep", start, count)[:, 0], self.num_train_timesteps)
+        for i in range(count):
+            epoch, position = divmod(start + i, self.num_rows)
+            yield Visit(
+                number=start + i,
+                epoch=epoch,
+                position=position,
+                sample=self.permutation(epoch)[position],
+                flip=self.random_flip and bool(flips[i]),
+                crop_words=(int(crops[i, 0]), int(crops[i, 1])),
+                caption_word=int(captions[i, 0]),
+                timestep=int(timesteps[i]),
+            )

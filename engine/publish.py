@@ -1,0 +1,178 @@
+"""From a trained adapter to the two folders: pictures drawn, files built, everything put in its place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as serialise_tensors
+
+from . import checkpoint, lora, lora_files, report, validation, world
+from . import history as history_file
+from .checkpoint import Checkpoint
+from .families.base import Family
+from .latents import draw_prompts
+from .outcome import peak_memory_bytes
+from .output import REPORT
+from .prepare import Job
+from .progress import Meter, say
+from .session import Session, Training
+from .state import dump_state
+from .task import canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The validation images, and the same prompts and seeds without the LoRA; PNG by file name."""
+
+    images: list[validation.Image]
+    drawn: dict[str, bytes]
+    baseline: list[dict[str, Any]]
+    without: dict[str, bytes]
+
+
+def draw_pictures(session: Session, family: Family) -> Pictures:
+    """The validation images, and the same without the LoRA: drawn once in a chain, then carried along."""
+    job = session.job
+    wanted = job.task.validation
+    if wanted.prompt is None:
+        prompts = draw_prompts(job.dataset, job.task.seed, wanted.num_images)
+    else:
+        prompts = [wanted.prompt] * wanted.num_images
+    images = validation.plan_images(prompts, job.task.seed)
+    baseline = [replace(image, file=f"without-{image.file}") for image in images]
+    described = [asdict(image) for image in baseline]
+    drawn = _draw(session, family, "validation", images)
+    chain = job.parent if isinstance(job.parent, Checkpoint) else None
+    if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
+        without = chain.pictures
+    else:
+        with lora.disabled(family.denoiser):
+            without = _draw(session, family, "validation without the LoRA", baseline)
+    return Pictures(images, drawn, described, without)
+
+
+def _draw(session: Session, family: Family, what: str, images: list[validation.Image]) -> dict[str, bytes]:
+    meter = Meter(what, "images", len(images))
+    try:
+        return validation.draw(
+            images,
+            family,
+            resolution=session.job.task.train_args.resolution,
+            device=session.device,
+            progress=meter.update,
+        )
+    finally:
+        meter.close()
+
+
+def publish(session: Session, training: Training, pictures: Pictures) -> None:
+    """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
+    job, output, outcome = session.job, session.output, session.outcome
+    with outcome.clock.phase("save"):
+        origin = {"versions": world.versions(), "device": world.describe_device(session.device)}
+        lineage = _lineage(job, training.trainer.step, origin)
+        finished = training.trainer.step >= job.schedule.max_steps
+        files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
+        listing = {validation.PROMPTS_FILE: validation.listing(pictures.images)}
+        output.publish(output.validation, pictures.drawn | listing, last=validation.PROMPTS_FILE)
+        page = _report(session, training, pictures, lineage, digest)
+        output.write(REPORT, report.render(page).encode())
+    # From here on the job is as good as done: a signal no longer undoes that.
+    session.stop.ignore()
+    with outcome.clock.phase("save"):
+        output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
+    outcome.finished, outcome.checkpoint_digest = finished, digest
+    ending = "the whole training is finished" if finished else "the next task continues from it"
+    outcome.message = f"trained {outcome.steps_trained} steps to step {outcome.global_step}; {ending}"
+    output.write_result(outcome.done())
+    output.complete()
+    say(f"done: {outcome.message}; look at {output.root / REPORT}")
+
+
+def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chain's tasks so far, this one last."""
+    chain = job.parent if isinstance(job.parent, Checkpoint) else None
+    own = {
+        "parent": job.record.parent,
+        "task_digest": job.task_digest,
+        "from_step": job.schedule.start_step,
+        "to_step": step,
+        "changed": job.changed_settings(),
+        **origin,
+    }
+    return [*(chain.lineage if chain else []), own]
+
+
+def _checkpoint_files(
+    job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
+) -> tuple[dict[str, bytes], str]:
+    """The files of `checkpoint/` and its digest."""
+    state = training.trainer.state()
+    tensors, scalars = dump_state(state)
+    return checkpoint.build_files(
+        global_step=state.global_step,
+        state_tensors=tensors,
+        state_scalars=scalars,
+        lora=serialise_tensors(lora_files.diffusers_state(training.adapter)),
+        webui=serialise_tensors(lora_files.webui_state(training.adapter, training.family.webui_name)),
+        world=job.world,
+        settings=job.settings,
+        lineage=lineage,
+        history=history_file.dump(training.history),
+        baseline=pictures.baseline,
+        pictures=pictures.without,
+        finished=state.global_step >= job.schedule.max_steps,
+        manifest={
+            "task_digest": job.task_digest,
+            "dataset": {
+                "name": job.task.dataset.name if job.dataset.revision else None,
+                "fingerprint": job.dataset.fingerprint,
+                "revision": job.dataset.revision,
+            },
+            "base_model": {"identity": job.base.identity, "revision": job.base.revision},
+            "parent": job.record.parent,
+            **origin,
+        },
+    )
+
+
+def _report(
+    session: Session, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
+) -> report.Report:
+    job, outcome = session.job, session.outcome
+    source = job.task.dataset.name or str(job.task.dataset.url)
+    shown = [
+        report.Picture(
+            prompt=image.prompt,
+            seed=image.seed,
+            png=pictures.drawn[image.file],
+            without_png=pictures.without[baseline["file"]],
+        )
+        for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
+    ]
+    return report.Report(
+        title=f"{_last_name(job.task.model.name)} on {_last_name(source)}",
+        task=canonical(job.task),
+        history=training.history,
+        pictures=shown,
+        start_step=job.schedule.start_step,
+        global_step=outcome.global_step,
+        max_steps=job.schedule.max_steps,
+        visits_per_step=job.schedule.visits_per_step,
+        steps_trained=outcome.steps_trained,
+        finished=outcome.global_step >= job.schedule.max_steps,
+        seconds=outcome.clock.seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        skipped=outcome.skipped,
+        lineage=lineage,
+        checkpoint_digest=digest,
+        device=lineage[-1]["device"],
+        versions=lineage[-1]["versions"],
+    )
+
+
+def _last_name(source: str) -> str:
+    """A folder's name without its path; a Hub ID or a URL as it is."""
+    return Path(source).name if Path(source).is_absolute() else source

@@ -1,0 +1,210 @@
+"""The whole job, readable as a table of contents: wiring only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+from . import checkpoint, determinism, families, rng, world
+from .cache import EncodingCache
+from .checkpoint import Checkpoint
+from .errors import CheckpointError, DeviceError, DeviceMemoryError, NonFiniteError, OutputError
+from .families.base import Family, LoadArgs
+from .history import StepReport
+from .latents import VisitEncoder
+from .outcome import Outcome
+from .output import PROGRESS_LOG, Claim, OutputFolder
+from .plan import VisitStream
+from .prepare import Job, describe, prepare
+from .progress import Meter, TrainingLog, say
+from .publish import draw_pictures, publish
+from .session import ProgressSaver, Session, Training, start_training
+from .settings import Settings
+from .signals import Stop
+from .task import Task
+from .train import train
+
+_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+_UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver version is insufficient")
+_DTYPES: Final = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def run(settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcome: Outcome) -> None:
+    """Train one task's slice and publish its result, or find that it is published already.
+
+    Raises:
+        JobError: of the kind of whatever went wrong.
+        Interrupted: by a signal, after the exact progress was saved.
+    """
+    rng.check_known_answers()
+    device = _open_device(settings, task.mixed_precision)
+    with outcome.clock.phase("prepare"):
+        job = prepare(settings, task, weights=True, report=say)
+    session = Session(settings=settings, output=output, stop=stop, outcome=outcome, device=device, job=job)
+    if _is_done_already(session):
+        return
+    for line in describe(job):
+        say(line)
+    with _device_troubles(job, device):
+        with outcome.clock.phase("load"):
+            training = start_training(session, _load_family(session))
+        _train(session, training)
+        with outcome.clock.phase("validation"):
+            pictures = draw_pictures(session, training.family)
+    publish(session, training, pictures)
+
+
+def _open_device(settings: Settings, mixed_precision: str) -> torch.device:
+    determinism.switch_on(settings.cpu_threads)
+    if settings.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            "no CUDA device is visible: start the container with --gpus all (and an NVIDIA driver that is new enough), "
+            "or set DEVICE=cpu to train on the CPU"
+        )
+    try:
+        torch.zeros(1, device="cuda")
+    except RuntimeError as error:
+        raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
+    if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceError(f'{torch.cuda.get_device_name()} has no bf16; use mixed_precision "fp16" or "no"')
+    return torch.device("cuda")
+
+
+def _is_done_already(session: Session) -> bool:
+    """Take the output folder, unless there is nothing left to do in it."""
+    job, output, outcome = session.job, session.output, session.outcome
+    if isinstance(job.parent, Checkpoint):
+        outcome.global_step = outcome.resumed_from_step = job.parent.global_step
+        if job.in_place and job.parent.finished and job.schedule.num_steps == 0:
+            output.settle()
+            _tell_done(session, job.parent)
+            say(f"nothing to do: the training in {output.checkpoint} is finished")
+            return True
+    overwrite = session.settings.overwrite
+    claim = output.claim(job.record, request=job.request, in_place=job.in_place, overwrite=overwrite)
+    if claim is not Claim.FINISHED:
+        return False
+    try:
+        own = checkpoint.load(output.checkpoint)
+    except CheckpointError as error:
+        raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
+    if isinstance(own, Checkpoint):
+        _tell_done(session, own)
+    say(f"nothing to do: this task's result is already in {output.checkpoint}")
+    return True
+
+
+def _tell_done(session: Session, own: Checkpoint) -> None:
+    """Write `result.json` for a finished result whose job was stopped before it could."""
+    outcome = session.outcome
+    if not session.output.tells_of(own.digest):
+        outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest
+        outcome.message = "the result was published by an earlier run"
+        session.output.write_result(outcome.done())
+
+
+def _load_family(session: Session) -> Family:
+    job = session.job
+    return families.load(
+        job.base.family,
+        LoadArgs(
+            folder=job.base.folder,
+            variants=job.base.variants,
+            dtype=_DTYPES[job.task.mixed_precision],
+            device=session.device,
+            prediction_type=job.prediction_type,
+        ),
+    )
+
+
+def _train(session: Session, training: Training) -> None:
+    job, outcome, stop, trainer = session.job, session.outcome, session.stop, training.trainer
+    saver = ProgressSaver(session, training)
+    encoder = _visit_encoder(session, training.family, lambda: stop.check(saver.save))
+    log = TrainingLog(session.output.root / PROGRESS_LOG, job.schedule, owner=session.output.root)
+    meter = Meter("training", "steps", job.schedule.stop_step, start=trainer.step)
+
+    def after_step(report: StepReport) -> None:
+        training.history.append(report)
+        outcome.global_step = report.step
+        outcome.steps_trained += 1
+        meter.update(report.step, log.step(report))
+        saver.save_if_due()
+        stop.check(saver.save)
+
+    with log.running(trainer.step), stop.deferred():
+        try:
+            train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
+            saver.save()
+        except NonFiniteError:
+            saver.save()  # found before the update: this is the last good state
+            raise
+        finally:
+            meter.close()
+            outcome.skipped = encoder.skipped
+
+
+def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], None]) -> VisitEncoder:
+    job, settings = session.job, session.settings
+    namespace = {
+        "base_model": job.base.identity,
+        "variants": dict(job.base.variants),
+        "mixed_precision": job.task.mixed_precision,
+        "device": world.describe_device(session.device),
+        "versions": world.versions(),
+    }
+    stream = VisitStream(
+        seed=job.task.seed,
+        num_rows=len(job.dataset),
+        random_flip=job.task.transforms.random_flip,
+        num_train_timesteps=job.base.num_train_timesteps,
+    )
+    return VisitEncoder(
+        task=job.task,
+        dataset=job.dataset,
+        stream=stream,
+        schedule=job.schedule,
+        family=family,
+        cache=EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes),
+        device=session.device,
+        check_stop=check_stop,
+        report=say,
+    )
+
+
+@contextmanager
+def _device_troubles(job: Job, device: torch.device) -> Iterator[None]:
+    """Turn the device's refusals into errors that say what would help."""
+    try:
+        yield
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch.OutOfMemoryError is a RuntimeError, as are cuBLAS's and others'
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise DeviceMemoryError(_memory_advice(job, device)) from error
+        if any(words in str(error) for words in _UNUSABLE_DEVICE):
+            raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def _memory_advice(job: Job, device: torch.device) -> str:
+    args = job.task.train_args
+    advice = [f"a resolution below {args.resolution}", "a lower lora.rank"]
+    if args.batch_size > 1:
+        half = math.ceil(args.batch_size / 2)
+        steps = args.gradient_accumulation_steps * 2
+        advice.insert(0, f"batch_size {half} with gradient_accumulation_steps {steps} (as many images a step)")
+    if job.task.mixed_precision == "no":
+        advice.insert(0, 'mixed_precision "bf16"')
+    where = "this machine"
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
+    return f"out of memory on {where}; try {', or '.join(advice)}"

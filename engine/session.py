@@ -1,0 +1,114 @@
+"""One run of a job: what is given, what is in memory while it trains, where it goes on, and how progress is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from . import history as history_file
+from . import lora, lora_files
+from .checkpoint import Checkpoint, WarmStart
+from .errors import NonFiniteError
+from .families.base import Family
+from .history import StepReport
+from .outcome import Outcome
+from .output import OutputFolder
+from .prepare import Job
+from .progress import say
+from .settings import Settings
+from .signals import Stop
+from .state import TrainState, dump_state, parse_state
+from .task import canonical_json
+from .train import Trainer
+
+_MAX_SAVING_SHARE: Final = 0.05
+"""Of the training's time, however slow the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One run of the job: what is given, and where it goes."""
+
+    settings: Settings
+    output: OutputFolder
+    stop: Stop
+    outcome: Outcome
+    device: torch.device
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is in memory while a job trains."""
+
+    family: Family
+    adapter: lora.Adapter
+    trainer: Trainer
+    history: list[StepReport]
+
+
+def start_training(session: Session, family: Family) -> Training:
+    """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing."""
+    job, outcome = session.job, session.outcome
+    saved, history = _saved_training(session)
+    initial = saved.initial if saved else None
+    adapter = lora.attach(family.denoiser, job.task.lora, job.task.seed, initial=initial)
+    trainer = Trainer(job.task, job.schedule, family, adapter, session.device)
+    if saved:
+        trainer.restore(saved)
+    elif isinstance(job.parent, WarmStart):
+        adapter.warm_start(lora_files.read_diffusers_file(job.parent.lora))
+    outcome.global_step = outcome.resumed_from_step = trainer.step
+    if trainer.step > job.schedule.start_step:
+        say(f"going on at step {trainer.step}, where this task was interrupted")
+    return Training(family, adapter, trainer, history)
+
+
+def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport]]:
+    """The state to go on from, and the history that led to it."""
+    payload = session.output.load_progress()
+    if payload is not None:
+        header, _, tensors = payload.partition(b"\n")
+        saved = json.loads(header)
+        return parse_state(tensors, saved["state"]), history_file.parse(saved["history"].encode())
+    parent = session.job.parent
+    if isinstance(parent, Checkpoint):
+        return parse_state(parent.state_tensors, parent.state_scalars), history_file.parse(parent.history)
+    return None, []
+
+
+class ProgressSaver:
+    """Saves the exact progress now and then, and when asked to."""
+
+    def __init__(self, session: Session, training: Training) -> None:
+        self._session = session
+        self._training = training
+        self._saved_at = time.monotonic()
+        self._cost = 0.0
+
+    def save(self) -> None:
+        """Save now; the state must be one after a whole number of steps.
+
+        Raises:
+            NonFiniteError: the last update has left float32.
+        """
+        start = time.monotonic()
+        state = self._training.trainer.state()
+        for name, tensor in state.adapter.items():
+            if not bool(torch.isfinite(tensor).all()):  # the last saved progress stays
+                raise NonFiniteError(f"{name} is not finite after step {state.global_step}; try a lower learning_rate")
+        tensors, scalars = dump_state(state)
+        header = canonical_json({"state": scalars, "history": history_file.dump(self._training.history).decode()})
+        self._session.output.save_progress(header + b"\n" + tensors)
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - start
+
+    def save_if_due(self) -> None:
+        """Save when the last one is old enough, and cost little enough."""
+        due = max(self._session.settings.save_seconds, self._cost / _MAX_SAVING_SHARE)
+        if time.monotonic() - self._saved_at >= due:
+            self.save()

@@ -1,0 +1,144 @@
+"""Flags and environment: where a job's things come from. A flag wins over a variable; an empty variable is not set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NoReturn, cast, get_args
+
+from . import __version__
+from .environment import int_variable
+from .errors import TaskError
+from .limits import Limits
+
+DEFAULT_TASK: Final = Path("/task/task.json")
+DEFAULT_OUTPUT: Final = Path("/out")
+DEFAULT_CACHE: Final = Path("/cache")
+
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that is not in the task itself."""
+
+    task_bytes: bytes
+    task_source: str
+    """What messages call the task: a path, `TASK_JSON` or `standard input`."""
+    task_folder: Path
+    """The folder that relative paths inside the task start from."""
+    output_dir: Path
+    checkpoint: Path | None
+    cache_dir: Path
+    device: Device
+    overwrite: bool
+    plan: bool
+    cpu_threads: int
+    save_seconds: float
+    """Seconds between two saves of the exact progress."""
+    encoded_cache_bytes: int
+    """Of images and captions encoded by any job, kept on disk."""
+    limits: Limits
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise TaskError(f"{message} (see --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="entrypoint.py",
+        description="Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit.",
+        epilog="In brackets: the variable that says the same, and the default. README.md has the exit codes.",
+    )
+    parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")
+    parser.add_argument("--output-dir", metavar="DIR", help=f"where results go [OUTPUT_DIR, {DEFAULT_OUTPUT}]")
+    parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint/ to continue [CHECKPOINT_DIR]")
+    parser.add_argument("--cache-dir", metavar="DIR", help="downloads and encoded images [CACHE_DIR]")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="where to train [DEVICE, cuda]")
+    parser.add_argument("--overwrite", action="store_true", help="replace another job's result in the output folder")
+    parser.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
+    parser.add_argument("--version", action="version", version=f"sd-lora-task {__version__}")
+    return parser
+
+
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        TaskError: an unknown flag or an invalid value.
+    """
+    return _parser().parse_args(argv)
+
+
+def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:
+    """The output folder from a command line that is wrong elsewhere, so that its refusal can be recorded there."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output-dir")
+    return parser.parse_known_args(argv)[0]
+
+
+def output_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:
+    """Where results go: known before anything else, so that every later failure can be recorded there."""
+    return Path(flags.output_dir or environment.get("OUTPUT_DIR") or DEFAULT_OUTPUT).absolute()
+
+
+def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
+    """Everything else that flags and environment say, and the task's bytes from wherever it is.
+
+    Raises:
+        TaskError: an invalid value, or a task that cannot be read.
+    """
+    env = {name: value for name, value in environment.items() if value}
+    if int_variable(env, "WORLD_SIZE", default=1, least=1) > 1:
+        raise TaskError(
+            f"WORLD_SIZE is {env['WORLD_SIZE']}: this version trains in one process; start it without torchrun"
+        )
+    device = flags.device or env.get("DEVICE", "cuda")
+    if device not in get_args(Device):
+        raise TaskError(f"DEVICE is {device!r}: expected cuda or cpu")
+    task_bytes, task_source, task_folder = _read_task(flags.task, env)
+    checkpoint = flags.checkpoint or env.get("CHECKPOINT_DIR")
+    return Settings(
+        task_bytes=task_bytes,
+        task_source=task_source,
+        task_folder=task_folder,
+        output_dir=output_dir(flags, environment),
+        checkpoint=Path(checkpoint).absolute() if checkpoint else None,
+        cache_dir=_cache_dir(flags.cache_dir or env.get("CACHE_DIR"), env),
+        device=cast(Device, device),
+        overwrite=flags.overwrite,
+        plan=flags.plan,
+        cpu_threads=int_variable(env, "CPU_THREADS", default=1, least=1),
+        save_seconds=int_variable(env, "SAVE_SECONDS", default=30, least=0),
+        encoded_cache_bytes=int_variable(env, "MAX_ENCODED_BYTES", default=20 << 30, least=0),
+        limits=Limits.from_environment(env),
+    )
+
+
+def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Path]:
+    """The task's bytes, what to call them, and the folder for relative paths."""
+    if flag == "-":
+        return sys.stdin.buffer.read(), "standard input", Path.cwd()
+    if flag is None and "TASK_JSON" in env:
+        return os.fsencode(env["TASK_JSON"]), "TASK_JSON", Path.cwd()
+    path = Path(flag or env.get("TASK_FILE") or DEFAULT_TASK).absolute()
+    try:
+        return path.read_bytes(), str(path), path.parent
+    except OSError as error:
+        raise TaskError(
+            f"the task file {path} cannot be read ({error.strerror}); name it by --task, TASK_FILE or TASK_JSON"
+        ) from None
+
+
+def _cache_dir(chosen: str | None, env: Mapping[str, str]) -> Path:
+    if chosen:
+        return Path(chosen).absolute()
+    if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):
+        return DEFAULT_CACHE
+    return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/tmp"), ".cache")) / "sd-lora-task"

@@ -1,0 +1,64 @@
+"""SIGTERM and SIGINT: stop at the next point where nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from .errors import Interrupted
+
+
+class Stop:
+    """The job's two signals. Outside `deferred` they raise `Interrupted` at once; inside, `check` does.
+
+    A second signal ends the deferral: whoever repeats it does not want to wait for a step to end. Once `Interrupted` is
+    raised, more of them change nothing: the job is ending already.
+    """
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+        self._is_deferring = False
+        self._is_over = False
+
+    def install(self) -> None:
+        """Handle SIGTERM and SIGINT from now on. Before torch is imported: as PID 1, a process has no default."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        is_first = self._signum is None
+        self._signum = signum
+        if not self._is_over and not (is_first and self._is_deferring):
+            raise self._interrupted(signum)
+
+    def ignore(self) -> None:
+        """The job is as good as done: no signal stops it any more."""
+        self._is_over = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a signal wait for the next `check`, or for the end of the block."""
+        self._is_deferring = True
+        try:
+            yield
+        finally:
+            self._is_deferring = False
+        if self._signum is not None and not self._is_over:
+            raise self._interrupted(self._signum)
+
+    def check(self, save: Callable[[], None]) -> None:
+        """End the job if a signal has come, after `save` has kept its progress.
+
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self._signum is not None:
+            save()
+            raise self._interrupted(self._signum)
+
+    def _interrupted(self, signum: int) -> Interrupted:
+        self._is_over = True
+        name = signal.Signals(signum).name
+        return Interrupted(signum, f"stopped by {name}; the same command goes on where it stopped")

@@ -1,0 +1,230 @@
+"""The task: JSON bytes in, one frozen value out.
+
+What a task may hold is written down once, in schema/task.schema.json; the defaults live here, in the dataclasses, and a
+test proves that the schema names the same. Nothing downstream sees JSON or changes a task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
+
+from . import jsontext
+from .errors import TaskError
+from .schema import Schema
+
+SCHEMA: Final = Path(__file__).parent.parent / "schema" / "task.schema.json"
+
+PredictionType = Literal["epsilon", "v_prediction"]
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+MixedPrecision = Literal["no", "fp16", "bf16"]
+Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
+
+
+DEFAULT_TARGETS: Final = ("to_k", "to_q", "to_v", "to_out.0")
+"""What `lora.target_modules: null` means: the four projections of each attention."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    name: str
+    variant: Literal["fp16", "bf16"] | None = None
+    revision: str = "main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    name: str | None = None
+    url: str | None = None
+    config_name: str | None = None
+    image_column: str = "image"
+    caption_column: str = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    prompt: str | None = None
+    num_images: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LrScheduler:
+    lr_scheduler: Schedule = "constant"
+    lr_warmup_steps: int = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamArgs:
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 1e-2
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArgs:
+    learning_rate: float = 1e-4
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    prediction_type: PredictionType | None = None
+    max_grad_norm: float = 1.0
+    num_train_epochs: int = 1
+    num_train_steps: int | None = None
+    max_train_epochs: int = 1
+    max_train_steps: int | None = None
+    scale_lr: bool = True
+    resolution: int = 512
+    noise_offset: float = 0.0
+    snr_gamma: float | None = None
+    lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
+    adam_args: AdamArgs = field(default_factory=AdamArgs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    rank: int = 8
+    init_lora_weights: bool | Literal["gaussian", "loftq"] = True
+    target_modules: tuple[str, ...] | str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transforms:
+    center_crop: bool = False
+    random_flip: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    model: Model
+    dataset: Dataset
+    validation: Validation = field(default_factory=Validation)
+    train_args: TrainArgs = field(default_factory=TrainArgs)
+    lora: Lora = field(default_factory=Lora)
+    transforms: Transforms = field(default_factory=Transforms)
+    dataloader_num_workers: int = 0
+    mixed_precision: MixedPrecision = "no"
+    seed: int = 0
+    checkpoint: str | None = None
+    version: Version = "2.5.0"
+
+
+# clients that fill in a template leave these empty
+_EMPTY_IS_ABSENT: Final = ("model.revision", "dataset.name", "dataset.url", "dataset.config_name", "checkpoint")
+# where a task runs and what it continues do not make it another task
+_NOT_IDENTITY: Final = ("checkpoint", "dataloader_num_workers", "version")
+_MAX_LISTED: Final = 100
+
+_T = TypeVar("_T")
+
+
+def parse_task(data: bytes, *, source: str) -> Task:
+    """Read a task.
+
+    Args:
+        data: JSON in UTF-8.
+        source: what messages call the task: a path, `TASK_JSON`.
+
+    Raises:
+        TaskError: everything that is wrong with it, each with its JSON path (or its line and column, where the text is
+            no JSON), the value and what was expected.
+    """
+    value, problems = jsontext.parse(data)
+    readable = value is not None or not problems
+    if readable:
+        problems += task_schema().problems(value)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        listed = "; ".join(str(problem) for problem in problems[:_MAX_LISTED])
+        raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > _MAX_LISTED else ''}")
+    return _build(Task, value)
+
+
+@functools.cache
+def task_schema() -> Schema:
+    """The task's schema, compiled on first use."""
+    return Schema(SCHEMA)
+
+
+def _build(cls: type[_T], value: dict[str, Any], path: str = "") -> _T:
+    """The dataclass of an object that the schema has accepted."""
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, item in value.items():
+        dotted = f"{path}{key}"
+        if isinstance(item, dict):
+            arguments[key] = _build(hints[key], item, f"{dotted}.")
+        elif isinstance(item, list):
+            arguments[key] = tuple(item)
+        elif item is not None and float in (hints[key], *get_args(hints[key])):
+            arguments[key] = float(item) + 0.0  # 1 and 1.0, 0.0 and -0.0 are the same task: one canonical form
+        elif item or dotted not in _EMPTY_IS_ABSENT:
+            arguments[key] = item
+    return cls(**arguments)
+
+
+def canonical(task: Task) -> dict[str, Any]:
+    """What makes this task this task, as JSON: the keys that differ from their default.
+
+    Without `checkpoint`, `dataloader_num_workers` and `version`. A key that is added to the format later changes no old
+    task's canonical form.
+    """
+    return {key: item for key, item in _differences(task).items() if key not in _NOT_IDENTITY}
+
+
+def _differences(value: Any) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for part in fields(value):
+        item = getattr(value, part.name)
+        if is_dataclass(item):
+            if differences := _differences(item):
+                result[part.name] = differences
+        elif item != part.default:
+            result[part.name] = list(item) if isinstance(item, tuple) else item
+    return result
+
+
+def canonical_json(value: object) -> bytes:
+    """The one way to write a JSON value that digests are taken of: sorted keys, no spaces, UTF-8, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode()
+
+
+def resolve_paths(task: Task, folder: Path) -> Task:
+    """Make the task's paths absolute; relative ones start from `folder`.
+
+    `model.name` and `dataset.name` are paths if they are written as one (`./x`, `../x`, `/x`, `~/x`), whether there is
+    such a file or not, or if there is one; anything else is a Hub ID and stays. `checkpoint` is always a path.
+    """
+    name, checkpoint = task.dataset.name, task.checkpoint
+    return replace(
+        task,
+        model=replace(task.model, name=_local_or_hub(task.model.name, folder)),
+        dataset=replace(task.dataset, name=None if name is None else _local_or_hub(name, folder)),
+        checkpoint=None if checkpoint is None else str(_absolute(checkpoint, folder)),
+    )
+
+
+def _local_or_hub(name: str, folder: Path) -> str:
+    path = _absolute(name, folder)
+    explicit = name in (".", "..") or name.startswith(("/", "./", "../", "~"))
+    return str(path) if explicit or _exists(path) else name
+
+
+def _absolute(name: str, folder: Path) -> Path:
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # no such user, no home: then ~ is a name like any other
+        path = path.expanduser()
+    return folder.absolute() / path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # there is something; who loads it says what is wrong
+        return True
+    except OSError:  # no path at all, as a name that is too long
+        return False

@@ -1,0 +1,164 @@
+"""The loop: one optimizer step after the other, each the ordered sum of its canonical micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+
+from . import objectives, optim, rng
+from .errors import CheckpointError, NonFiniteError
+from .families.base import Batch, Family
+from .history import StepReport
+from .latents import Example
+from .lora import Adapter
+from .outcome import Clock
+from .plan import Schedule, base_learning_rate
+from .state import TrainState
+from .task import Task
+
+
+class Trainer:
+    """The adapter, its optimizer and the step reached: all that changes while training."""
+
+    def __init__(self, task: Task, schedule: Schedule, family: Family, adapter: Adapter, device: torch.device) -> None:
+        self._task = task
+        self._schedule = schedule
+        self._family = family
+        self._adapter = adapter
+        self._device = device
+        self._base_rate = base_learning_rate(task.train_args, schedule.micro_batches)
+        self._optimizer = optim.make_optimizer(adapter.parameters, task.train_args.adam_args)
+        self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
+        self.step = schedule.start_step
+
+    def state(self) -> TrainState:
+        """Everything an exact continuation needs, after a whole number of steps."""
+        return TrainState(
+            global_step=self.step,
+            adapter=self._adapter.state(),
+            moments=optim.optimizer_state(self._optimizer, self._adapter.parameters),
+            initial=self._adapter.initial,
+            loss_scale=self._loss_scale,
+        )
+
+    def restore(self, state: TrainState) -> None:
+        """Go on from `state` instead of from the beginning."""
+        if (state.loss_scale is None) != (self._loss_scale is None):
+            raise CheckpointError("the checkpoint's loss scale contradicts its precision; take another checkpoint")
+        self._adapter.restore(state.adapter)
+        optim.restore_optimizer(self._optimizer, self._adapter.parameters, state.moments)
+        self._loss_scale = state.loss_scale
+        self.step = state.global_step
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the step that begins at `step`."""
+        args = self._task.train_args
+        return optim.learning_rate(
+            self._base_rate,
+            args.lr_scheduler.lr_scheduler,
+            step,
+            warmup_steps=args.lr_scheduler.lr_warmup_steps,
+            max_steps=self._schedule.max_steps,
+        )
+
+    def train_step(self, examples: Sequence[Example]) -> StepReport:
+        """One optimizer step over the K x B examples of its visits.
+
+        Raises:
+            NonFiniteError: before the update, so that the state stays the last good one.
+        """
+        size = self._schedule.batch_size
+        parameters = list(self._adapter.parameters.values())
+        losses = []
+        gradients: list[torch.Tensor] = []
+        for start in range(0, len(examples), size):
+            loss, own = self._gradients(self._batch(examples[start : start + size]), parameters)
+            losses.append(loss)
+            # Summed in the order of the micro-batches: the same bits whoever computed them.
+            gradients = list(torch._foreach_add(gradients, own)) if gradients else own
+        divisor = len(losses) * (self._loss_scale.scale if self._loss_scale else 1.0)
+        gradients = list(torch._foreach_div(gradients, divisor))
+        norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
+        mean_loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm]).tolist()
+        rate = self.learning_rate(self.step)
+        if not rate <= _MAX_RATE:  # nor NaN
+            raise NonFiniteError(f"the learning rate of step {self.step + 1} is {rate:g}; {_ADVICE}")
+        if self._is_update_wanted(mean_loss, grad_norm):
+            optim.update(self._optimizer, self._adapter.parameters, gradients, rate)
+        self.step += 1
+        return StepReport(self.step, mean_loss, rate, grad_norm if math.isfinite(grad_norm) else None)
+
+    def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
+        loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma)
+        scaled = loss * self._loss_scale.scale if self._loss_scale else loss
+        found = torch.autograd.grad(scaled, parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        return loss.detach(), gradients
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        """Stack a micro-batch's examples, with their addressed noise drawn, on the device."""
+        seed, args = self._task.seed, self._task.train_args
+        shape = self._family.latent_shape(args.resolution)
+        numbers = [example.visit.number for example in examples]
+        latents = [
+            self._family.sample_latents(example.moments, _normal(seed, "vae posterior", number, shape))
+            for example, number in zip(examples, numbers, strict=True)
+        ]
+        noise = torch.stack([_normal(seed, "noise", number, shape) for number in numbers])
+        if args.noise_offset:
+            offsets = torch.stack([_normal(seed, "noise offset", number, shape[:1]) for number in numbers])
+            noise = objectives.offset_noise(noise, args.noise_offset, offsets)
+        conditioning = {
+            name: torch.stack([example.conditioning[name] for example in examples]).to(self._device)
+            for name in examples[0].conditioning
+        }
+        return Batch(
+            latents=torch.stack(latents).to(self._device),
+            noise=noise.to(self._device),
+            timesteps=torch.tensor([example.visit.timestep for example in examples], device=self._device),
+            conditioning=conditioning,
+        )
+
+    def _is_update_wanted(self, loss: float, grad_norm: float) -> bool:
+        """False for a step that the fp16 loss scaler skips: the gradients overflowed, the loss did not."""
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss of step {self.step + 1} is {loss}; {_ADVICE}")
+        finite = math.isfinite(grad_norm)
+        if self._loss_scale is None:
+            if not finite:
+                raise NonFiniteError(f"the gradient's norm at step {self.step + 1} is {grad_norm}; {_ADVICE}")
+            return True
+        updated = self._loss_scale.updated(finite)
+        if updated.collapsed:
+            raise NonFiniteError(f"the fp16 loss scale fell below 1 at step {self.step + 1}; {_ADVICE}")
+        self._loss_scale = updated
+        return finite
+
+
+_MAX_RATE: Final = 1e30
+"""Beyond it one update may leave float32."""
+_ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
+
+
+def _normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(rng.normal(seed, stream, address, shape))
+
+
+def train(
+    trainer: Trainer,
+    schedule: Schedule,
+    examples: Callable[[int], Sequence[Example]],
+    after_step: Callable[[StepReport], None],
+    clock: Clock,
+) -> None:
+    """Train from the trainer's step to the schedule's stop. `after_step` sees a whole number of steps, always."""
+    while trainer.step < schedule.stop_step:
+        with clock.phase("encode"):
+            visited = examples(trainer.step)
+        with clock.phase("train"):
+            report = trainer.train_step(visited)
+        after_step(report)

@@ -1,0 +1,219 @@
+"""One encoded image and one visit -> pixels. NumPy and Pillow only: image workers import this and nothing heavier.
+
+Two halves: `geometry` is arithmetic on sizes (which pixels a visit shows), `image_size` and `render` touch bytes from
+strangers. Whatever is wrong with such bytes comes out as `UnreadableImage`, so that the caller skips that image alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+# What cameras, the web and image editors write, decoded inside this process. Left out on purpose: formats that start
+# other programs (EPS), that are documents (PDF) or that training sets do not contain, each a parser less to trust.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+_PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered here: asking Pillow for them imports all 40
+
+# How their files are named; content decides what they are.
+IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"])
+
+# Pillow's own limit for an error; its default merely warns below it. Checked on the header, before any decoding.
+MAX_PIXELS = 178_956_970
+# A sliver of 1 x 100,000 is small until its shorter side is 512. 2**26 pixels are 200 MB of RGB.
+MAX_RESIZED_PIXELS = 2**26
+
+# Pillow also logs what it raises; without a handler of its own that would be printed on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(Exception):  # noqa: N818  # a fact about the image, which the job survives
+    """These bytes are not an image that can be trained on. `str(error)` says why, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How one visit cuts its square out of an image. Sizes are (width, height) in pixels, upright (EXIF applied).
+
+    The image of size `original` is resized to `resized`, then the `resolution` square whose upper left corner is at
+    (`left`, `top`) is taken and, with `flip`, mirrored left to right. `repeatable`: no crop word could have given
+    another square, so that all visits with this `flip` show the same pixels (and caching them on disk pays).
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    resolution: int
+    top: int
+    left: int
+    flip: bool
+    repeatable: bool
+
+
+def geometry(
+    size: tuple[int, int], *, resolution: int, center_crop: bool, crop_words: tuple[int, int], flip: bool
+) -> Geometry:
+    """Resize the shorter side to `resolution` (torchvision's rounding), then crop in the middle or at random.
+
+    `size` is upright (width, height). `crop_words` are two raw 64-bit words, for top and left; unused in a centre
+    crop. Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
+    """
+    width, height = size
+    if min(size) < 1:
+        raise UnreadableImage(f"it has no pixels ({width} x {height})")
+    long_side = int(resolution * max(size) / min(size))
+    if long_side * resolution > MAX_RESIZED_PIXELS:
+        raise UnreadableImage(f"its shape is too extreme ({width} x {height} pixels) to resize to {resolution}")
+    resized = (resolution, long_side) if width <= height else (long_side, resolution)
+    slack_x, slack_y = resized[0] - resolution, resized[1] - resolution
+    if center_crop:
+        top, left = round(slack_y / 2.0), round(slack_x / 2.0)
+    else:
+        top, left = _start(crop_words[0], slack_y), _start(crop_words[1], slack_x)
+    return Geometry(
+        original=(width, height),
+        resized=resized,
+        resolution=resolution,
+        top=top,
+        left=left,
+        flip=flip,
+        repeatable=center_crop or slack_x == slack_y == 0,
+    )
+
+
+def _start(word: int, extent: int) -> int:
+    """One of the `extent + 1` crop positions from the word's upper half: multiply and shift, without modulo bias."""
+    return ((word >> 32) * (extent + 1)) >> 32
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Upright (width, height) of an encoded image, from its header alone. Raises UnreadableImage."""
+    with _refusing(), _open(data) as image:
+        return _upright_size(image.size, _orientation(image))
+
+
+def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
+    """Decode `data` and cut out `view`: uint8, (resolution, resolution, 3), RGB, C-contiguous, writable.
+
+    Transparency is composited on white; an animation gives its first frame; 16-bit grey keeps its upper byte. ICC
+    profiles are ignored, as other trainers and the base models' own training did: the numbers are taken as sRGB.
+    Raises UnreadableImage.
+    """
+    with _refusing(), _open(data) as image:
+        orientation = _orientation(image)
+        if _upright_size(image.size, orientation) != view.original:
+            raise UnreadableImage("its size changed while the job ran")
+        image.load()
+        pixels = _rgb(image)
+    if orientation != 1:
+        pixels = pixels.transpose(_TRANSPOSITIONS[orientation])
+    # Pillow's bilinear filter widens with the reduction (antialiasing), and is what torchvision applies to PIL images
+    # by default: the pixels that Diffusers' own training scripts see.
+    pixels = pixels.resize(view.resized, Image.Resampling.BILINEAR)
+    pixels = pixels.crop((view.left, view.top, view.left + view.resolution, view.top + view.resolution))
+    if view.flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(pixels, dtype=np.uint8)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Any failure inside becomes UnreadableImage; Pillow's warnings neither reach a terminal nor become errors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UnreadableImage, MemoryError):  # short of memory is the machine, and skipping would depend on it
+        raise
+    # Broad by need: on damaged input Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, KeyError,
+    # struct.error, zlib.error, EOFError, OverflowError and more, and none of them means anything else.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableImage(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header and refuse pixel bombs: nothing is decoded yet."""
+    if not data:
+        raise UnreadableImage("the file is empty")
+    _refuse_large_webp_canvas(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"it is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    _check_pixels(image.size)
+    return image
+
+
+def _check_pixels(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+
+
+def _refuse_large_webp_canvas(data: bytes) -> None:
+    """libwebp allocates an extended file's canvas while opening it, up to 32 GB, before a size can be asked for."""
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
+        width, height = int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little")
+        _check_pixels((width + 1, height + 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation in the header, 1 to 8; 1 (as stored) when there is none or it makes no sense."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF images itself, and already reports the turned size
+    try:
+        # The base class's method: PNG's own would decode all pixels to look for EXIF behind them.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF is common and says nothing about the pixels
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, its transparency composited on white."""
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _grey16(image).convert("RGB")
+    if image.mode == "La":  # premultiplied: Pillow has no direct way to RGBA
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layers = image.convert("RGBA")
+    background = Image.new("RGB", image.size, "white")
+    background.paste(layers, mask=layers.getchannel("A"))
+    return background
+
+
+def _grey16(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits by its upper byte, as 16-bit colour is read; `convert` would clip nearly all to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UnreadableImage("32-bit grey pixels have no agreed range; save it with 8 or 16 bits")
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)

@@ -1,0 +1,54 @@
+"""A client's loop: cut a training into a chain of tasks and run them until one writes FINISH.
+
+    python examples/chain.py --task examples/demo/task.json --output out/demo [-- any flag of entrypoint.py]
+
+Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next one's checkpoint. Started
+again after an interruption it goes on where it was: a task whose result is there returns at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ENTRYPOINT = Path(__file__).resolve().parents[1] / "entrypoint.py"
+TEMPORARY = 75
+ATTEMPTS = 3
+
+
+def run_task(flags: list[str]) -> int:
+    """Run one task, again after a temporary failure; its exit code."""
+    for attempt in range(ATTEMPTS):
+        code = subprocess.run([sys.executable, str(ENTRYPOINT), *flags], check=False).returncode
+        if code != TEMPORARY or attempt == ATTEMPTS - 1:
+            break
+        time.sleep(10 * 2**attempt)
+    return code
+
+
+def main() -> int:
+    """Run the chain; 0, or the exit code of the task that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", required=True, metavar="PATH", help="the task; each run of it trains its next slice")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the numbered results go")
+    parser.add_argument("flags", nargs="*", help="more flags for entrypoint.py, after --")
+    args = parser.parse_args()
+    checkpoint: Path | None = None
+    number = 0
+    while checkpoint is None or not (checkpoint / "FINISH").exists():
+        result = args.output / f"{number:03}"
+        resume = ["--checkpoint", str(checkpoint)] if checkpoint else []
+        code = run_task(["--task", args.task, "--output-dir", str(result), *resume, *args.flags])
+        if code:
+            return code
+        checkpoint = result / "checkpoint"
+        number += 1
+    print(f"the training is finished: the LoRA is in {checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""GPU tests: skipped, with the reason, where no CUDA device is visible. Inputs are those of the integration tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.integration.conftest import dataset, model, scratch, task, v_model
+
+__all__ = ["dataset", "model", "scratch", "task", "v_model"]
+
+
+@pytest.fixture(autouse=True)
+def _cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device is visible")

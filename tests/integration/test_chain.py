@@ -1,0 +1,219 @@
+"""However a training is cut into tasks, and wherever it runs, the last result has the bits of one uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pytest
+
+from tests.integration.harness import (
+    assert_same,
+    changed,
+    folder_bytes,
+    perturbed,
+    run_chain,
+    snapshot,
+    start_job,
+    succeed,
+    together,
+)
+
+CUTS = (1, 4, 2, 3)
+V_PREDICTION = {"train_args.prediction_type": "v_prediction", "train_args.snr_gamma": 5.0}
+KINDS = {
+    "epsilon": {},
+    "v_prediction by the model, Min-SNR, noise offset": {"train_args.snr_gamma": 5.0, "train_args.noise_offset": 0.1},
+    "bf16, the task's v_prediction": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
+    "loftq, convolutions": {
+        "lora.init_lora_weights": "loftq",
+        "lora.target_modules": r".*(to_q|to_v|conv1|conv_in)",
+        "lora.rank": 3,
+    },
+}
+
+
+def split_environment(root, index):
+    """Another cache for every other slice; every other thing that must not matter differs in each."""
+    return {"CACHE_DIR": str(root / f"cache-{index % 2}"), **perturbed(index)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_split_anywhere(task, model, v_model, whole, tmp_path, kind):
+    base = v_model if kind.startswith("v_prediction") else model
+    task = changed(task, {"model.name": str(base), **KINDS[kind]})
+    plain = whole.weights()
+    whole, chain = together(
+        lambda: whole if kind == "epsilon" else succeed(task, tmp_path / "whole"),
+        lambda: run_chain(
+            task,
+            tmp_path,
+            CUTS,
+            each=lambda index: split_environment(tmp_path, index),
+            changes=lambda index: {"dataloader_num_workers": 2 * (index % 2)},
+        ),
+    )
+    assert_same(chain[-1].weights(), whole.weights())
+    # The equality means something: other settings give other bits.
+    assert [name for name, data in whole.weights().items() if kind != "epsilon" and plain[name] == data] in (
+        [],
+        ["prompts.json"],
+    )
+    assert [one.result["global_step"] for one in chain] == [1, 5, 7, 10]
+    assert [one.result["resumed_from_step"] for one in chain] == [0, 1, 5, 7]
+    assert [one.result["steps_trained"] for one in chain] == list(CUTS)
+    assert [(one.out / "checkpoint" / "FINISH").exists() for one in chain] == [False, False, False, True]
+    assert [one.manifest["parent"] for one in chain] == [None, *(one.manifest["digest"] for one in chain[:-1])]
+    # The prompts and the seeds are those of the whole chain.
+    prompts = {(one.out / "validation" / "prompts.json").read_bytes() for one in (*chain, whole)}
+    assert len(prompts) == 1
+
+
+def test_same_task_elsewhere_gives_the_same_folders(task, whole, dataset, model, tmp_path):
+    """Nothing of the machine is in the two folders: not the clock, a path, the locale, the cache or the workers."""
+    moved = {"dataset.name": str(tmp_path / "moved"), "model.name": str(tmp_path / "elsewhere")}
+    shutil.copytree(dataset, tmp_path / "moved")
+    shutil.copytree(model, tmp_path / "elsewhere")
+    # With the cache that the first run filled, with none, and with an empty one, which also grows a stranger's file.
+    cold = tmp_path / "cold"
+    (cold / "encoded").mkdir(parents=True)
+    (cold / "encoded" / "left-over").write_bytes(b"\0" * 100)
+    runs = together(
+        lambda: succeed(task, tmp_path / "warm", env=perturbed(1), umask=0o077),
+        lambda: succeed(changed(task, moved), tmp_path / "none", env={"MAX_ENCODED_BYTES": "0", **perturbed(2)}),
+        lambda: succeed(
+            changed(task, {"dataloader_num_workers": 16, "version": "3.0.0"}),
+            tmp_path / "cold-out",
+            env={"CACHE_DIR": str(cold), "OMP_NUM_THREADS": "2", **perturbed(3)},
+            cwd=tmp_path,
+            umask=0,
+        ),
+    )
+    for run in runs:
+        assert_same(run.folders(), whole.folders())
+        modes = {path.stat().st_mode & 0o777 for path in run.out.rglob("*") if path.is_file()}
+        assert modes == {0o644}
+
+
+def test_a_corrupt_cache_is_not_believed(task, whole, tmp_path):
+    """Flipped bits and cut files in the cache are encoded again, or ignored."""
+    centred = changed(task, {"transforms.center_crop": True, "transforms.random_flip": False})
+    cache = {"CACHE_DIR": str(tmp_path / "cache")}
+    first = succeed(centred, tmp_path / "first", env=cache)
+    files = [path for path in (tmp_path / "cache" / "encoded").rglob("*") if path.is_file()]
+    assert files
+    for index, path in enumerate(files):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data[: len(data) // 3] if index % 2 else data)
+    second = succeed(centred, tmp_path / "second", env=cache)
+    assert_same(second.folders(), first.folders())
+
+
+def test_in_place_until_finished(task, whole, tmp_path):
+    """One output folder, one command, as often as it takes: 6 + 4 steps, then nothing more to do."""
+    task, out = changed(task, {"train_args.num_train_steps": 6}), tmp_path / "out"
+    own = out / "checkpoint"
+    steps = []
+    while not (own / "FINISH").exists():
+        assert len(steps) < 5
+        resume = ("--checkpoint", own) if own.exists() else ()
+        steps.append(succeed(task, out, *resume).result["global_step"])
+    assert steps == [6, 10]
+    before = snapshot(out)
+    again = succeed(task, out, "--checkpoint", own)
+    assert snapshot(out) == before
+    assert "nothing to do" in again.stderr
+    assert_same(again.weights(), whole.weights())
+
+
+def test_resuming_a_finished_chain_elsewhere_publishes_the_same(task, whole, tmp_path):
+    again = succeed(task, tmp_path / "out", "--checkpoint", whole.out / "checkpoint")
+    assert_same(again.weights(), whole.weights())
+    assert (again.out / "checkpoint" / "FINISH").exists()
+    assert again.result["steps_trained"] == 0
+    assert again.result["resumed_from_step"] == again.result["global_step"] == 10
+
+
+def test_a_lora_alone_is_a_warm_start(task, whole, tmp_path):
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    shutil.copy(whole.out / "checkpoint" / "pytorch_lora_weights.safetensors", folder)
+    short = changed(task, {"train_args.num_train_steps": 2})
+    warm = succeed(short, tmp_path / "out", "--checkpoint", folder)
+    assert "a LoRA without training state" in warm.stderr
+    assert warm.result["resumed_from_step"] == 0
+    assert warm.result["global_step"] == 2
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory, dataset):
+    """The same eight images, of which two are cut off in the middle and one is no image at all."""
+    folder = tmp_path_factory.mktemp("damaged") / "images"
+    shutil.copytree(dataset, folder)
+    for name in ("0002.png", "0005.png"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    (folder / "0007.png").write_bytes(b"this is text")
+    return folder
+
+
+def test_unreadable_images_keep_their_place(task, damaged, tmp_path):
+    task = changed(task, {"dataset.name": str(damaged)})
+    whole, chain = together(
+        lambda: succeed(changed(task, {"dataloader_num_workers": 2}), tmp_path / "whole"),
+        lambda: run_chain(task, tmp_path, (1, 9), each=lambda index: {"CACHE_DIR": str(tmp_path / f"cache-{index}")}),
+    )
+    assert_same(chain[-1].weights(), whole.weights())
+    assert whole.result["skipped_images"] == 3
+    for name in ("0002.png", "0005.png", "0007.png"):
+        (line,) = [line for line in whole.stderr.splitlines() if name in line]
+        assert line.startswith("skipping image")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_cuts(task, model, v_model, tmp_path, kind, seed):
+    draws = random.Random(f"{kind}{seed}")
+    cuts = [draws.randint(1, 4) for _ in range(4)]
+    base = v_model if kind.startswith("v_prediction") else model
+    sizes = {
+        "train_args.batch_size": draws.randint(1, 5),
+        "train_args.gradient_accumulation_steps": draws.randint(1, 3),
+    }
+    task = changed(task, {"model.name": str(base), **KINDS[kind], **sizes, "train_args.max_train_steps": sum(cuts)})
+    whole, chain = together(
+        lambda: succeed(changed(task, {"train_args.num_train_steps": sum(cuts)}), tmp_path / "whole"),
+        lambda: run_chain(task, tmp_path, cuts, each=lambda index: split_environment(tmp_path, index)),
+    )
+    assert_same(chain[-1].weights(), whole.weights())
+
+
+@pytest.mark.slow
+def test_two_jobs_share_a_cache(task, whole, tmp_path):
+    """At once, on an empty one."""
+    cache = {"CACHE_DIR": str(tmp_path / "cache")}
+    jobs = [start_job(task, tmp_path / name, env=cache) for name in ("one", "two")]
+    for job in jobs:
+        finished = job.finish()
+        assert finished.code == 0, finished.stderr
+        assert_same(finished.folders(), whole.folders())
+
+
+def test_published_names(whole):
+    """What the contract promises, and no pickle under another name."""
+    assert set(folder_bytes(whole.out / "checkpoint")) >= {
+        "pytorch_lora_weights.safetensors",
+        "lora_webui.safetensors",
+        "state.safetensors",
+        "state.json",
+        "global_step.txt",
+        "FINISH",
+        "manifest.json",
+    }
+    assert (whole.out / "checkpoint" / "FINISH").read_bytes() == b""
+    assert (whole.out / "checkpoint" / "global_step.txt").read_text().strip() == "10"
+    assert set(folder_bytes(whole.out / "validation")) == {"0.png", "prompts.json"}
+    assert json.loads((whole.out / "validation" / "prompts.json").read_bytes())[0].keys() == {"file", "prompt", "seed"}

@@ -1,0 +1,46 @@
+"""Jobs that end badly leave nothing in the way: of their correction, of their continuation, of the truth."""
+
+from __future__ import annotations
+
+import json
+
+from tests.integration.harness import changed, run_job, snapshot, succeed
+
+
+def test_a_failed_job_does_not_block_its_correction(short_task, tmp_path):
+    wrong = run_job(changed(short_task, {"lora.target_modules": ["no_such_layer"]}), tmp_path / "out")
+    assert wrong.code == 2 and wrong.result["code"] == 2
+    assert succeed(short_task, tmp_path / "out").result["status"] == "done"
+
+
+def test_result_json_always_tells_of_the_result_beside_it(short_task, tmp_path):
+    """A job that is stopped between publishing and telling so is told of by the next start."""
+    done = succeed(short_task, tmp_path / "out")
+    truth = {key: done.result[key] for key in ("status", "code", "global_step", "finished", "checkpoint_digest")}
+    for untrue in (None, {"status": "interrupted", "code": 143, "checkpoint_digest": None}):
+        path = done.out / "result.json"
+        path.unlink() if untrue is None else path.write_text(json.dumps(untrue))
+        again = succeed(short_task, done.out)
+        assert {key: again.result[key] for key in truth} == truth
+
+
+def test_a_refused_folder_keeps_its_result_in_place_too(short_task, tmp_path):
+    """Another task may not take over the unfinished slice of a chain in place, nor write beside it."""
+    done = succeed(changed(short_task, {"train_args.num_train_steps": 1}), tmp_path / "out")
+    job = done.out / ".job"
+    job.mkdir()
+    (job / "record.json").write_text(json.dumps({"task_digest": "another task's", "parent": None}))
+    (job / "progress").write_bytes(b"whatever it had trained")
+    before = snapshot(done.out)
+    refused = run_job(short_task, done.out, "--checkpoint", done.out / "checkpoint")
+    assert refused.code == 7 and "unfinished progress of another task" in refused.error
+    assert snapshot(done.out) == before
+
+
+def test_a_wrong_flag_is_recorded_like_any_failure(tmp_path):
+    refused = run_job(None, tmp_path / "out", "--no-such-flag")
+    assert refused.code == 2 and "--no-such-flag" in refused.error
+    assert (refused.result["status"], refused.result["code"]) == ("failed", 2)
+    assert refused.result["message"] == refused.error
+    only_planned = run_job(None, tmp_path / "untouched", "--plan", "--no-such-flag")
+    assert only_planned.code == 2 and not only_planned.out.exists()

@@ -1,0 +1,211 @@
+"""The report in a real browser: nothing leaves, nothing complains, nothing overflows, every image is seen."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from engine.report import Picture, render
+from tests.integration.harness import serving
+from tests.unit.test_report import GPU, curve, png, sample, task_entry
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+PATIENCE = 60.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")]
+
+
+class Browser:
+    """One tab of a headless Chromium, over its debugging pipe: JSON messages that end with a NUL byte."""
+
+    def __init__(self, profile):
+        commands, self._commands = os.pipe()
+        self._answers, answers = os.pipe()
+        arguments = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", f'exec "$@" 3</dev/fd/{commands} 4>/dev/fd/{answers}', "sh", *arguments],
+            pass_fds=(commands, answers),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+        self._buffer, self._count, self._session, self.events = b"", 0, {}, []
+        targets = self.call("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]}
+        for domain in ("Page", "Network", "Log", "Runtime"):
+            self.call(f"{domain}.enable")
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+        os.close(self._commands)
+        os.close(self._answers)
+
+    def call(self, method, **parameters):
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": parameters, **self._session}
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        answer = self._until(lambda found: found.get("id") == self._count)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def open(self, path, *, width, scheme="light"):
+        """Load a page in a window of that width, and see what happened meanwhile."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        if not self.seen("Page.loadEventFired"):
+            self._until(lambda found: found.get("method") == "Page.loadEventFired")
+
+    def value(self, expression):
+        """What JavaScript that the test brings along finds in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def seen(self, *methods):
+        return [event["params"] for event in self.events if event.get("method") in methods]
+
+    def _until(self, wanted):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            message, end, rest = self._buffer.partition(b"\0")
+            if end:
+                self._buffer, found = rest, json.loads(message)
+                self.events.append(found)
+                if wanted(found):
+                    return found
+                continue
+            assert select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))[0], (
+                "Chromium is silent"
+            )
+            data = os.read(self._answers, 1 << 20)
+            assert data, "Chromium has ended"
+            self._buffer += data
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("chromium"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    """The address of a server, and the paths that anyone asked it for."""
+    with serving({}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, hostile):
+    """A long chain whose every text tries to load something, is too long, or both."""
+    address, _ = hostile
+    evil = f'"><img src="{address}/img"><style>@import "{address}/css"</style><script src="{address}/js"></script>'
+    long = "w" * 10_000
+    prompts = [evil, long, "word " * 2000, "\u202eقلعة فوق السحاب\x00"]
+    pictures = [Picture(prompt=text, seed=2**32 - 1, png=png(64), without_png=png(64)) for text in prompts]
+    changed = {"validation.prompt": [evil, long], long: [1e-4, 5e-5]}
+    lineage = [task_entry(0, 7000), task_entry(7000, 15_000, changed=changed, device=GPU | {evil: long})]
+    report = sample(
+        title=f"{evil} {long}",
+        task={evil: long, "list": [long]},
+        pictures=pictures,
+        history=curve(15_000),
+        start_step=7000,
+        global_step=15_000,
+        max_steps=20_000,
+        seconds={"prepare": 1.0, "validation": 5000.0, long[:40]: 3.0},
+        skipped=[(long, evil), (evil, long)],
+        lineage=lineage,
+        versions={evil: long},
+    )
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render(report), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 360, 700, 1200, 2400])
+def test_it_fits_any_window_and_nothing_leaves(browser, page, hostile, width, scheme):
+    browser.open(page, width=width, scheme=scheme)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert (
+        browser.value("Promise.all([...document.images].map(i => i.decode())).then(() => document.images.length)") == 8
+    )
+    assert browser.value("[...document.images].every(i => i.naturalWidth === 64 && i.clientWidth >= 100)")
+    urls = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
+    assert page.as_uri() in urls
+    assert [url for url in urls if url != page.as_uri() and not url.startswith("data:image/png;base64,")] == []
+    assert browser.seen("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
+    assert hostile[1] == []
+
+
+def test_nothing_stands_outside_its_card(browser, page):
+    for width in (360, 1200):
+        browser.open(page, width=width)
+        outside = """[...document.querySelectorAll('.card :is(p, dd, dt, li, td, img, h3, pre, span)')]
+            .filter(e => e.getBoundingClientRect().right > e.closest('.card').getBoundingClientRect().right + 1)
+            .map(e => e.outerHTML.slice(0, 80))"""
+        assert browser.value(outside) == []
+
+
+def test_the_policy_holds(browser, page):
+    """What escaping keeps out would not load or run either."""
+    browser.open(page, width=800)
+    probe = """new Promise(done => {
+        document.addEventListener('securitypolicyviolation', e => done(e.effectiveDirective));
+        document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:1/x'}));
+    })"""
+    assert browser.value(probe) == "img-src"
+
+
+def test_curves_are_drawn(browser, page):
+    browser.open(page, width=1200)
+    boxes = browser.value(
+        "[...document.querySelectorAll('path.line')].map(p => p.getBoundingClientRect()).map(b => [b.width, b.height])"
+    )
+    assert len(boxes) == 3
+    assert all(width > 300 for width, _ in boxes)
+    assert boxes[1][1] > 100  # the learning rate falls from the top to near zero
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_follows_the_colour_scheme(browser, page, scheme):
+    browser.open(page, width=400, scheme=scheme)
+    colours = browser.value(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        ".map(c => c.match(/[0-9]+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0))"
+    )
+    ground, ink = colours if scheme == "light" else colours[::-1]
+    assert ground > 600 > 150 > ink
+
+
+def test_it_prints(browser, page):
+    browser.open(page, width=1200)
+    assert base64.b64decode(browser.call("Page.printToPDF")["data"]).startswith(b"%PDF")

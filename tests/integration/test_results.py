@@ -1,0 +1,299 @@
+"""What a job leaves behind is what it says: files that other programs load, images that can be drawn again, reports."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tarfile
+import zipfile
+from pathlib import PurePath
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import load_file
+
+from tests.integration.harness import assert_same, changed, folder_bytes, progress, read_json, serving, succeed
+
+HARMLESS = "No LoRA keys associated to CLIPTextModel"
+"""Diffusers says so of every file that adapts the UNet alone."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the program, so that sums have the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Records(logging.Handler):
+    """Collects what libraries complain about."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        if not record.getMessage().startswith(HARMLESS):
+            self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def complaints():
+    handler, loggers = Records(), [logging.getLogger(name) for name in ("diffusers", "peft", "transformers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler.lines
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def plain_pipeline(model):
+    """Diffusers alone, as a user of the LoRA would call it."""
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    # Weights in a file's memory map are not aligned as others are, which can change the last bit.
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+    return pipe
+
+
+def draw(pipe, row, side=64):
+    generator = torch.Generator("cpu").manual_seed(row["seed"])
+    picture = pipe(
+        row["prompt"], height=side, width=side, num_inference_steps=30, guidance_scale=7.5, generator=generator
+    ).images[0]
+    return np.asarray(picture).astype(int)
+
+
+@pytest.fixture(scope="module")
+def strong(task, tmp_path_factory):
+    """A LoRA that changes images visibly, of all kinds of layers, with several validation images."""
+    changes = {
+        "train_args.learning_rate": 3e-2,
+        "train_args.lr_scheduler": {"lr_scheduler": "constant"},
+        "lora.target_modules": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.2"],
+        "lora.rank": 4,
+        "validation.num_images": 3,
+    }
+    return succeed(changed(task, changes), tmp_path_factory.mktemp("strong") / "out")
+
+
+def rows(finished):
+    return read_json(finished.out / "validation" / "prompts.json")
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "lora_webui.safetensors"])
+def test_files_load_in_diffusers(strong, model, complaints, name):
+    """Every key is used, and no other is missed; the images are those of `validation/`, to the last bit."""
+    pipe = plain_pipeline(model)
+    bare = draw(pipe, rows(strong)[0])
+    pipe.load_lora_weights(str(strong.out / "checkpoint"), weight_name=name)
+    assert complaints == []
+    attached = get_peft_model_state_dict(pipe.unet, adapter_name=pipe.get_active_adapters()[0])
+    file = load_file(strong.out / "checkpoint" / "pytorch_lora_weights.safetensors")
+    assert {f"unet.{key}" for key in attached} == set(file)
+    for key, tensor in attached.items():
+        assert torch.equal(tensor, file[f"unet.{key}"]), key
+    for row in rows(strong):
+        with Image.open(strong.out / "validation" / row["file"]) as picture:
+            drawn = np.asarray(picture).astype(int)
+        again = draw(pipe, row)
+        assert np.array_equal(again, drawn), f"{row['file']}: off by {np.abs(again - drawn).max()}"
+    assert np.abs(draw(pipe, rows(strong)[0]) - bare).max() > 8
+
+
+def test_files_of_every_kind_load(whole, model, complaints):
+    """The default: attention alone, by the short way to load it."""
+    pipe = plain_pipeline(model)
+    pipe.load_lora_weights(str(whole.out / "checkpoint"))
+    assert complaints == []
+
+
+def test_prompts(strong, task):
+    """Captions of the dataset, a seed each, a file each."""
+    captions = {
+        caption
+        for line in (open(f"{task['dataset']['name']}/metadata.jsonl"))  # noqa: PTH123, SIM115
+        for caption in json.loads(line)["text"]
+    }
+    listing = rows(strong)
+    assert [row["file"] for row in listing] == ["0.png", "1.png", "2.png"]
+    assert {row["prompt"] for row in listing} <= captions
+    assert len({row["seed"] for row in listing}) == 3
+    with Image.open(strong.out / "validation" / "0.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_a_given_prompt(short_task, tmp_path):
+    given = changed(short_task, {"validation": {"prompt": "a tulip – in ink", "num_images": 2}})
+    listing = rows(succeed(given, tmp_path / "out"))
+    assert [row["prompt"] for row in listing] == ["a tulip – in ink"] * 2
+    assert listing[0]["seed"] != listing[1]["seed"]
+
+
+def test_result(whole):
+    result = whole.result
+    assert {key: result[key] for key in ("status", "code", "kind", "finished")} == {
+        "status": "done",
+        "code": 0,
+        "kind": "done",
+        "finished": True,
+    }
+    assert (result["global_step"], result["steps_trained"], result["resumed_from_step"]) == (10, 10, 0)
+    assert result["skipped_images"] == 0
+    assert result["peak_memory_bytes"] > 50e6
+    assert result["checkpoint_digest"] == whole.manifest["digest"]
+    assert set(result["seconds"]) >= {"prepare", "load", "encode", "train", "validation", "save"}
+    assert all(seconds >= 0 for seconds in result["seconds"].values())
+    assert "10 steps" in result["message"]
+
+
+def test_progress(whole, task):
+    lines = progress(whole.out)
+    fields = {"event", "step", "loss", "learning_rate", "grad_norm", "images_per_second", "eta_seconds"}
+    assert all(set(line) == fields for line in lines)
+    assert (lines[0]["event"], lines[0]["step"]) == ("start", 0)
+    last = lines[-1]
+    assert (last["event"], last["step"], last["eta_seconds"]) == ("end", 10, 0)
+    assert 0 < last["loss"] < 10
+    assert last["grad_norm"] > 0
+    assert last["images_per_second"] > 0
+    # Cosine after three steps of warm-up, at its last step.
+    assert last["learning_rate"] == pytest.approx(1e-3 * 0.5 * (1 + np.cos(np.pi * 6 / 7)))
+
+
+def test_manifest(whole):
+    manifest = whole.manifest
+    wanted = "files digest task_digest dataset base_model parent global_step versions device"
+    assert set(manifest) >= set(wanted.split())
+    files = folder_bytes(whole.out / "checkpoint")
+    assert manifest["files"] == {
+        name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"
+    }
+    assert {"fingerprint", "revision"} <= set(manifest["dataset"])
+    assert {"identity", "revision"} <= set(manifest["base_model"])
+    assert manifest["parent"] is None
+    assert manifest["global_step"] == 10
+    # Nothing says where or when it was made.
+    text = json.dumps(manifest) + files["state.json"].decode()
+    assert str(whole.out.parent) not in text
+    assert "/tmp" not in text
+
+
+def test_no_pickles(strong, scratch):
+    """Each file is what its name says, and nothing in it or in the cache is code."""
+    looks = {
+        ".safetensors": lambda data: parse_tensors(data) != {},
+        ".json": lambda data: json.loads(data) is not None,
+        ".jsonl": lambda data: [json.loads(line) for line in data.splitlines()] != [],
+        ".txt": lambda data: data.strip().isdigit(),
+        ".png": lambda data: data.startswith(b"\x89PNG"),
+        ".html": lambda data: data.startswith(b"<!doctype html>"),
+        "": lambda data: data == b"",
+    }
+    for name, data in folder_bytes(strong.out).items():
+        assert looks[PurePath(name).suffix](data), name
+    for folder in (strong.out, scratch / "cache"):
+        for name, data in folder_bytes(folder).items():
+            assert not any(word in data for word in (b"torch._utils", b"numpy.core", b"_reconstruct")), name
+
+
+def test_nothing_else_is_left(whole):
+    assert sorted(path.name for path in whole.out.iterdir()) == [
+        "checkpoint",
+        "progress.jsonl",
+        "report.html",
+        "result.json",
+        "validation",
+    ]
+
+
+def test_no_noise(whole):
+    """An operator's screen has this program's lines and nothing of its libraries."""
+    text = whole.stderr.lower()
+    for word in ("deprecat", "torchvision", "warn", "[transformers]", "[diffusers]", "futurewarning", "huggingface"):
+        assert word not in text, whole.stderr
+    assert len(whole.stderr.splitlines()) < 20
+    assert whole.stdout == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_results_belong_to_the_owner_of_the_folder(short_task, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chown(out, 1234, 2345)
+    succeed(short_task, out)
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")}
+    assert owners == {(1234, 2345)}
+
+
+# --- Datasets by URL ------------------------------------------------------------------------------------------------
+
+
+def _zipped(folder):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in folder_bytes(folder).items():
+            archive.writestr(f"wrapped/{name}", data)
+        archive.writestr("__MACOSX/._0000.png", b"junk")
+    return buffer.getvalue()
+
+
+def _tarred(folder):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in folder_bytes(folder).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _parquet(folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    listing = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    images = [{"bytes": (folder / row["file_name"]).read_bytes(), "path": row["file_name"]} for row in listing]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "text": [row["text"] for row in listing]}), buffer)
+    return buffer.getvalue()
+
+
+PACKERS = {"zip": _zipped, "tar.gz": _tarred, "parquet": _parquet}
+
+
+def test_datasets_by_url(task, whole, dataset, tmp_path):
+    """Without an extension: the content decides. Asked for once; the LoRA is that of the same images in a folder."""
+    bodies = {f"/{index}Qm": pack(dataset) for index, pack in enumerate(PACKERS.values())}
+    env = {"ALLOW_PRIVATE_URLS": "1", "CACHE_DIR": str(tmp_path / "cache")}
+    with serving(bodies) as (address, asked):
+        for path in bodies:
+            remote = changed(task, {"dataset": {"url": address + path}})
+            for _ in range(2):
+                plan = succeed(remote, tmp_path / "out", "--plan", env=env)
+                assert "8 images" in plan.stdout
+                assert asked == [path]
+            # The content is that of the folder: a chain may go on with it.
+            resume = ("--plan", "--checkpoint", whole.out / "checkpoint")
+            succeed(remote, tmp_path / "out", *resume, env=env)
+            asked.clear()
+        trained = succeed(remote, tmp_path / "out", env=env)
+        assert asked == []
+    assert_same(trained.weights(), whole.weights())
+
+
+def test_a_dataset_by_name_wins(task, tmp_path):
+    both = changed(task, {"dataset.url": "http://127.0.0.1:9/nothing"})
+    assert "8 images" in succeed(both, tmp_path / "out", "--plan").stdout

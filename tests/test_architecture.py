@@ -1,0 +1,181 @@
+"""The arrows between modules, and what must not be found anywhere: by reading the code, not by running it."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = ROOT / "engine"
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(), str(path)) for path in sorted(ENGINE.rglob("*.py"))}
+PACKAGES = {module_name(path) for path in ENGINE.rglob("__init__.py")}
+
+
+def is_type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def statements(body, *, lazy):
+    """All statements that run at import time; with `lazy`, those inside functions too."""
+    for node in body:
+        if is_type_checking(node) or (not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            continue
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers"):
+            yield from statements(getattr(node, field, []), lazy=lazy)
+
+
+def imports(module, *, lazy=False):
+    """The modules that `module` imports: `engine.x` for our own, the top-level package for others."""
+    found = set()
+    for node in statements(TREES[module].body, lazy=lazy):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module if module in PACKAGES else module.rpartition(".")[0]
+                for _ in range(node.level - 1):
+                    package = package.rpartition(".")[0]
+                base = f"{package}.{base}".rstrip(".")
+            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in TREES else base for a in node.names}
+    return {name if name in TREES else name.partition(".")[0] for name in found}
+
+
+def ours(names):
+    return {name for name in names if name in TREES}
+
+
+def closure(module):
+    """Everything that importing `module` imports, packages' own `__init__` included."""
+    seen, queue = set(), [module]
+    while queue:
+        name = queue.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in TREES:
+            parents = [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)]
+            queue += [*imports(name), *(parent for parent in parents if parent in TREES)]
+    return seen
+
+
+HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors"}
+LIGHT = ["task", "plan", "errors", "rng", "settings", "prepare", "transforms", "rendering", "checkpoint", "output"]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_modules_import_nothing_heavy(name):
+    assert closure(f"engine.{name}") & HEAVY == set()
+
+
+def test_arrows_go_one_way():
+    """entrypoint -> run -> {the rest} -> families -> {objectives, task, rng, errors}."""
+    for module in TREES:
+        below = ours(imports(module, lazy=True))
+        assert "engine.run" not in below, f"{module} imports run"
+        if module.startswith("engine.families"):
+            outside = {name for name in below if not name.startswith("engine.families")}
+            allowed = {"engine", "engine.objectives", "engine.task", "engine.rng", "engine.errors"}
+            assert outside <= allowed, f"{module} imports {outside - allowed}"
+    for leaf in ("engine.objectives", "engine.task", "engine.rng", "engine.errors"):
+        assert not any(name.startswith("engine.families") for name in closure(leaf))
+    assert ours(imports("engine.errors")) == set()
+
+
+def test_only_the_entrypoint_and_the_wiring_know_everything():
+    """A family's module is known to the registry alone, by its name in a table."""
+    own = {
+        name
+        for name in TREES
+        if name.startswith("engine.families.") and not name.endswith((".base", ".loading", ".checks"))
+    }
+    for module in TREES:
+        assert not ours(imports(module, lazy=True)) & own - {module}, f"{module} imports a family"
+
+
+def test_there_is_no_import_cycle():
+    state = {}
+
+    def visit(module, path):
+        if state.get(module) == "done":
+            return
+        assert module not in path, f"cycle: {' -> '.join([*path, module])}"
+        for name in ours(imports(module, lazy=True)) - {module}:
+            visit(name, [*path, module])
+        state[module] = "done"
+
+    for module in TREES:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_no_family_is_known_by_name_outside_families(module):
+    text = ast.unparse(TREES[module]).lower()
+    if not module.startswith("engine.families"):
+        assert not [word for word in ("sdxl", "is_xl", "stablediffusionxl", "stable_diffusion_xl") if word in text]
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_no_pickle(module):
+    assert not imports(module, lazy=True) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in ("torch.load", "torch.save", "np.load", "numpy.load")
+        if isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "use_safetensors"):
+            assert ast.unparse(node.value) == str(node.arg == "use_safetensors")
+        assert not (isinstance(node, ast.keyword) and node.arg == "trust_remote_code")
+
+
+BROAD = {
+    "engine.families.loading": 2,  # the libraries' readers of damaged files raise anything
+    "engine.hub": 1,  # sorts whatever the Hub's library raises, and raises it again
+    "engine.progress": 1,  # the logging thread: the loop's own next write says so
+    "engine.transforms": 2,  # Pillow on damaged bytes raises anything
+}
+
+
+def test_broad_excepts_are_on_the_list():
+    found = {}
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            kinds = "everything" if node.type is None else ast.unparse(node.type)
+            ends_by_raising = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            if kinds == "everything" or kinds == "Exception" or ("BaseException" in kinds and not ends_by_raising):
+                found[module] = found.get(module, 0) + 1
+    assert found == BROAD
+
+
+@pytest.mark.parametrize(
+    "code, absent",
+    [
+        ("import entrypoint", HEAVY | {"numpy", "pyarrow", "huggingface_hub"}),
+        ("import entrypoint; entrypoint.read_flags(['--help'])", HEAVY | {"numpy", "huggingface_hub"}),
+        ("import engine.task; engine.task.parse_task(b'{}', source='x')", HEAVY | {"numpy", "PIL", "huggingface_hub"}),
+        ("import engine.plan", HEAVY | {"PIL", "pyarrow", "huggingface_hub"}),
+        ("import engine.prepare", HEAVY),
+        ("import engine.rendering", HEAVY | {"pyarrow", "huggingface_hub"}),
+    ],
+)
+def test_what_is_imported_in_fact(code, absent):
+    script = (
+        "import sys, json, contextlib\n"
+        f"with contextlib.suppress(BaseException):\n    {code}\n"
+        "print('\\n' + json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "engine" in loaded, done.stderr
+    assert loaded & absent == set()

@@ -1,0 +1,106 @@
+"""A family and a dataset small enough to be read at a glance, for tests of what uses them."""
+
+import hashlib
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine import lora
+from engine.transforms import UnreadableImage
+
+CPU = torch.device("cpu")
+
+
+def png(seed, size=(8, 8)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass
+class FakeDataset:
+    """Images by index: bytes, or None for a row without a readable file."""
+
+    images: list
+    texts: list | None = None
+    reads: list = field(default_factory=list)
+
+    def __len__(self):
+        return len(self.images)
+
+    def image_bytes(self, index):
+        self.reads.append(index)
+        if self.images[index] is None:
+            raise UnreadableImage("the file is empty")
+        return self.images[index]
+
+    def captions(self, index):
+        return self.texts[index] if self.texts else (f"caption {index}",)
+
+    def name(self, index):
+        return f"image-{index}"
+
+
+class LinearFamily:
+    """A linear denoiser of flat latents; encodings are simple functions of the input's bytes."""
+
+    def __init__(self, width=4):
+        self.width = width
+        self.denoiser = torch.nn.ModuleDict({"to_q": torch.nn.Linear(width, width, bias=False)})
+        with torch.no_grad():
+            self.denoiser["to_q"].weight.copy_(torch.linspace(-1, 1, width * width).reshape(width, width))
+        self.denoiser.requires_grad_(False)
+        self.encoded_images, self.encoded_captions, self.devices = [], [], []
+        self.loss_factors = iter(())
+        """What the coming losses are multiplied with."""
+
+    def latent_shape(self, resolution):
+        return (self.width,)
+
+    def encode_image(self, pixels):
+        self.encoded_images.append(hashlib.sha256(pixels.tobytes()).hexdigest())
+        mean = torch.from_numpy(pixels.reshape(-1)[: self.width].astype(np.float32)) / 255
+        return {"mean": mean, "logvar": mean - 3}
+
+    def encode_caption(self, caption):
+        self.encoded_captions.append(caption)
+        return {"states": torch.tensor([float(len(caption)), float(sum(caption.encode()) % 97)])}
+
+    def sample_latents(self, moments, noise):
+        return moments["mean"] + torch.exp(0.5 * moments["logvar"]) * noise
+
+    def loss(self, batch, *, snr_gamma):
+        noisy = batch.latents + batch.noise * (1 + batch.timesteps[:, None]) / 1000
+        prediction = self.denoiser["to_q"](noisy) + 0.001 * batch.conditioning["states"].mean()
+        return (prediction - batch.noise).square().mean() * next(self.loss_factors, 1.0)
+
+    def move_encoders(self, device):
+        self.devices.append(device)
+
+
+@dataclass
+class PlainAdapter:
+    """The denoiser's own weight as the only trained parameter; stands in for `lora.Adapter`."""
+
+    parameters: dict
+    initial: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, family, size=0.5):
+        lora_like = torch.nn.Parameter(torch.full((family.width, family.width), size))
+        family.denoiser["to_q"].weight = lora_like
+        return cls({"to_q.lora_A.weight": lora_like})
+
+    def state(self):
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def restore(self, state):
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(state[name])
+
+
+assert {"parameters", "initial", "state", "restore"} <= {*dir(lora.Adapter), *lora.Adapter.__annotations__}

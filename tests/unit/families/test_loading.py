@@ -1,0 +1,178 @@
+"""Loading the parts of a Diffusers folder: what is missing or does not fit is an error, never a random init."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from engine.errors import ModelError
+from engine.families.base import LoadArgs
+from engine.families.loading import load_module, load_scheduler, load_tokenizer, read_config
+from tests import tiny
+
+PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return tiny.build_sd(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+@pytest.fixture(params=list(PARTS))
+def part(request):
+    return request.param
+
+
+def load(folder, part, variant=None):
+    args = LoadArgs(
+        folder=folder,
+        variants=dict.fromkeys(PARTS, variant),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="epsilon",
+    )
+    return load_module(PARTS[part], args, part)
+
+
+def args_for(folder):
+    return LoadArgs(
+        folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"
+    )
+
+
+def weights(folder, part):
+    (path,) = (folder / part).glob("*.safetensors")
+    return path
+
+
+def refused(folder, part, message=None):
+    with pytest.raises(ModelError, match=message) as caught:
+        load(folder, part)
+    assert part in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 4
+
+
+class TestModule:
+    def test_whole(self, folder, part):
+        assert load(folder, part).training is False
+
+    def test_a_missing_weight_file(self, folder, part):
+        weights(folder, part).unlink()
+        refused(folder, part, "does not load")
+
+    def test_a_missing_key(self, folder, part):
+        path = weights(folder, part)
+        tensors = load_file(path)
+        removed = sorted(tensors)[len(tensors) // 2]
+        del tensors[removed]
+        save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part, "missing keys, e.g. ")
+
+    def test_a_tensor_of_another_shape(self, folder, part):
+        path = weights(folder, part)
+        tensors = load_file(path)
+        changed = sorted(name for name in tensors if tensors[name].ndim == 2)[0]
+        tensors[changed] = torch.zeros(3, 5)
+        save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part)
+
+    @pytest.mark.parametrize("damage", ["empty", "cut header", "cut tensors", "noise", "pickle"])
+    def test_a_damaged_weight_file(self, folder, part, damage):
+        path = weights(folder, part)
+        data = path.read_bytes()
+        path.write_bytes(
+            {
+                "empty": b"",
+                "cut header": data[:100],
+                "cut tensors": data[:-100],
+                "noise": b"\xff" * 1000,
+                "pickle": b"\x80\x04cos\nsystem\n." * 20,
+            }[damage]
+        )
+        refused(folder, part)
+
+    @pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
+    def test_a_damaged_configuration(self, folder, part, text):
+        path = folder / part / "config.json"
+        path.unlink() if text is None else path.write_text(text)
+        refused(folder, part)
+
+    @pytest.mark.parametrize(
+        "part, change",
+        [
+            ("unet", {"block_out_channels": 3}),
+            ("unet", {"down_block_types": ["NoSuchBlock"]}),
+            ("vae", {"latent_channels": "x"}),
+            ("text_encoder", {"hidden_size": "x"}),
+            ("text_encoder", {"num_attention_heads": 5}),
+        ],
+        ids=str,
+    )
+    def test_a_configuration_that_makes_no_module(self, folder, part, change):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        refused(folder, part)
+
+    def test_a_pickle_beside_is_never_touched(self, folder, part):
+        (folder / part / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+        (folder / part / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+        load(folder, part)
+        weights(folder, part).unlink()
+        refused(folder, part)
+
+
+class TestTokenizer:
+    def test_whole(self, folder):
+        assert load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer").model_max_length == 77
+
+    @pytest.mark.parametrize("damage", ["gone", "empty", "garbled"])
+    def test_damaged(self, folder, damage):
+        for path in (folder / "tokenizer").iterdir():
+            if damage == "gone":
+                path.unlink()
+            else:
+                path.write_text("" if damage == "empty" else "{]")
+        with pytest.raises(ModelError, match=r"tokenizer does not load|tokenizer has neither"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+
+class TestScheduler:
+    def edit(self, folder, **changes):
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def test_is_the_models_with_the_trainings_prediction(self, folder):
+        self.edit(folder, _class_name="DDIMScheduler")
+        found = load_scheduler(args_for(folder))
+        assert isinstance(found, DDIMScheduler) and found.config.prediction_type == "v_prediction"
+        assert found.config.beta_end == 0.012
+
+    @pytest.mark.parametrize("name", ["Nonsense", "UNet2DConditionModel", "logging", None, 3, "__doc__"])
+    def test_a_class_that_is_no_scheduler(self, folder, name):
+        self.edit(folder, _class_name=name)
+        with pytest.raises(ModelError, match="unknown to Diffusers"):
+            load_scheduler(args_for(folder))
+
+    @pytest.mark.parametrize("changes", [{"num_train_timesteps": "x"}, {"beta_schedule": "odd"}, {"beta_start": []}])
+    def test_malformed_values(self, folder, changes):
+        self.edit(folder, **changes)
+        with pytest.raises(ModelError, match="scheduler does not load"):
+            load_scheduler(args_for(folder))
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[" * 100_000, "[1]", "3", "null"])
+def test_a_configuration_is_a_json_object(folder, text):
+    path = folder / "unet" / "config.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ModelError, match=r"config.json is missing or malformed"):
+        read_config(args_for(folder), "unet")

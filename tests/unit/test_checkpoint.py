@@ -1,0 +1,336 @@
+"""A checkpoint is believed only when every byte agrees, and refused by one kind of error whatever a stranger wrote."""
+
+import copy
+import hashlib
+import json
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine import checkpoint
+from engine.checkpoint import Checkpoint, WarmStart
+from engine.errors import CheckpointError
+
+WORLD = {"rank": 8, "seed": 0, "base_model": "sha256:1", "target_modules": ["to_k"]}
+STATE = {"global_step": 3, "optimizer_step": 3, "loss_scale": None}
+
+
+def build(**changes):
+    values = {
+        "global_step": 3,
+        "state_tensors": b"tensors " * 20,
+        "state_scalars": STATE,
+        "lora": b"lora",
+        "webui": b"webui",
+        "world": WORLD,
+        "settings": {"validation": {"num_images": 4}},
+        "lineage": [{"from_step": 0, "to_step": 3}],
+        "history": b"[1, 0.5, 0.1, 2.0]\n",
+        "baseline": [{"file": "0.png", "prompt": "a cat", "seed": 1}],
+        "pictures": {"0.png": b"PNG"},
+        "finished": False,
+        "manifest": {
+            "base_model": {"identity": "m@1", "revision": "1"},
+            "dataset": {"name": None, "revision": None},
+            "parent": None,
+        },
+    }
+    return checkpoint.build_files(**(values | changes))
+
+
+def write(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def sealed(body):
+    """A manifest whose digest agrees: what an attacker writes, not a damaged copy."""
+    body = {key: value for key, value in body.items() if key != "digest"}
+    return json.dumps({**body, "digest": checkpoint._digest(body)}).encode()
+
+
+def forged(*, state=None, step=None, **manifest):
+    """All files of a checkpoint, with hashes that agree, about which anything may be a lie."""
+    files, _ = build()
+    if state is not None:
+        files["state.json"] = json.dumps(state).encode()
+    if step is not None:
+        files["global_step.txt"] = step
+    body = json.loads(files["manifest.json"])
+    body["files"] = {name: hashlib.sha256(files[name]).hexdigest() for name in body["files"]}
+    files["manifest.json"] = sealed(body | manifest)
+    return files
+
+
+def state_json():
+    return json.loads(build()[0]["state.json"])
+
+
+class TestThereAndBack:
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_everything_comes_back(self, tmp_path, finished):
+        files, digest = build(finished=finished)
+        assert ("FINISH" in files) is finished and files["global_step.txt"] == b"3\n"
+        found = checkpoint.load(write(tmp_path, files))
+        assert isinstance(found, Checkpoint)
+        assert found.digest == digest == json.loads(files["manifest.json"])["digest"]
+        assert (found.global_step, found.finished, found.world, found.state_scalars) == (3, finished, WORLD, STATE)
+        assert found.state_tensors == files["state.safetensors"]
+        assert found.lineage == [{"from_step": 0, "to_step": 3}]
+        assert found.settings == {"validation": {"num_images": 4}}
+        assert found.history == files["history.jsonl"] and found.pictures == {"0.png": b"PNG"}
+        assert found.baseline == [{"file": "0.png", "prompt": "a cat", "seed": 1}]
+
+    def test_bytes_are_the_same_for_the_same_values_in_any_order(self):
+        shuffled = build(world=dict(reversed(WORLD.items())), state_scalars=dict(reversed(STATE.items())))
+        assert shuffled == build()
+        assert build(lora=b"other")[1] != build()[1]
+
+    def test_the_manifest_lists_every_other_file(self):
+        files, _ = build(finished=True)
+        listed = json.loads(files["manifest.json"])["files"]
+        assert listed == {n: hashlib.sha256(d).hexdigest() for n, d in files.items() if n != "manifest.json"}
+
+    def test_files_beside_it_are_never_opened(self, tmp_path):
+        write(tmp_path, build()[0] | {"optimizer.bin": b"pickle", "report.html": b""})
+        (tmp_path / "pipe").mkdir()
+        assert isinstance(checkpoint.load(tmp_path), Checkpoint)
+
+
+class TestDamage:
+    def test_every_flipped_byte_is_found(self, tmp_path):
+        files, _ = build(finished=True)
+        write(tmp_path, files)
+        for name, data in files.items():
+            for position in range(0, len(data), 7):
+                changed = bytearray(data)
+                changed[position] ^= 0x20
+                (tmp_path / name).write_bytes(changed)
+                with pytest.raises(CheckpointError):
+                    found = checkpoint.load(tmp_path)
+                    # Only between two tokens of the manifest's JSON may a byte mean nothing.
+                    assert name == "manifest.json" and json.loads(changed) == json.loads(data), (name, position)
+                    assert found.digest
+                    raise CheckpointError
+            (tmp_path / name).write_bytes(data)
+        assert isinstance(checkpoint.load(tmp_path), Checkpoint)
+
+    @pytest.mark.parametrize("name", sorted(build(finished=True)[0]))
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "longer", "folder"])
+    def test_a_file_that_is_not_as_it_was(self, tmp_path, name, damage):
+        write(tmp_path, build(finished=True)[0])
+        path = tmp_path / name
+        data = path.read_bytes()
+        path.unlink()
+        if damage == "truncated" and data:
+            path.write_bytes(data[:-2])
+        elif damage == "longer":
+            path.write_bytes(data + b"}")
+        elif damage == "folder":
+            path.mkdir()
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(tmp_path)
+        assert name in str(caught.value) or damage == "missing"
+        assert caught.value.code == 5 and "\n" not in str(caught.value)
+
+    def test_a_forgery_with_agreeing_hashes_is_the_base_of_what_follows(self, tmp_path):
+        assert isinstance(checkpoint.load(write(tmp_path, forged())), Checkpoint)
+
+    @pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../secret", "a/b", "..", ".", "", "secret/"])
+    def test_names_that_leave_the_folder_are_refused(self, tmp_path, name):
+        (tmp_path / "secret").write_bytes(b"")
+        folder = write(tmp_path / "checkpoint", forged())
+        listed = json.loads((folder / "manifest.json").read_bytes())["files"]
+        empty = hashlib.sha256(b"").hexdigest()
+        (folder / "manifest.json").write_bytes(forged(files=listed | {name: empty})["manifest.json"])
+        with pytest.raises(CheckpointError):
+            checkpoint.load(folder)
+
+    @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\N{SNOWMAN}"], ids=["long", "nul", "snowman"])
+    def test_names_that_no_file_can_have_are_refused(self, tmp_path, name):
+        listed = json.loads(build()[0]["manifest.json"])["files"]
+        with pytest.raises(CheckpointError):
+            checkpoint.load(write(tmp_path, build()[0] | forged(files=listed | {name: "0"})))
+
+    @pytest.mark.parametrize("name", ["state.safetensors", "manifest.json", "pytorch_lora_weights.safetensors"])
+    def test_links_are_refused(self, tmp_path, name):
+        folder = write(tmp_path / "checkpoint", build()[0])
+        (folder / name).rename(tmp_path / "elsewhere")
+        (folder / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError):
+            checkpoint.load(folder)
+
+    @pytest.mark.parametrize(
+        "state, step",
+        [
+            ({"global_step": 4}, None),
+            ({}, b"4\n"),
+            ({"global_step": None}, None),
+            ({"global_step": True}, None),
+            ({"global_step": "3"}, None),
+            ({}, b"three"),
+            ({}, b""),
+        ],
+    )
+    def test_steps_that_disagree(self, tmp_path, state, step):
+        with pytest.raises(CheckpointError):
+            checkpoint.load(write(tmp_path, forged(state=state_json() | {"state": STATE | state}, step=step)))
+
+    @pytest.mark.parametrize("step, text", [(-1, b"-1"), (3.0, b"3"), (True, b"1")], ids=str)
+    def test_a_step_is_a_count(self, tmp_path, step, text):
+        """Also where all three places agree."""
+        state = state_json() | {"state": STATE | {"global_step": step}}
+        with pytest.raises(CheckpointError):
+            checkpoint.load(write(tmp_path, forged(state=state, step=text, global_step=step)))
+
+    def test_another_format_is_named(self, tmp_path):
+        with pytest.raises(CheckpointError, match="format 2, this version reads format 1"):
+            checkpoint.load(write(tmp_path, forged(state=state_json() | {"format": 2})))
+
+    def test_a_manifest_of_a_gigabyte_is_not_read(self, tmp_path):
+        write(tmp_path, build()[0])
+        os.truncate(tmp_path / "manifest.json", 1 << 30)
+        with pytest.raises(CheckpointError, match="not a checkpoint's manifest"):
+            checkpoint.load(tmp_path)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def paths_of(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths_of(item, (*path, key))
+
+
+def mutated(draw, value):
+    """`value` with something replaced or removed, somewhere."""
+    value = copy.deepcopy(value)
+    path = draw(st.sampled_from(list(paths_of(value))))
+    if not path:
+        return draw(JSON_VALUES)
+    parent = value
+    for key in path[:-1]:
+        parent = parent[key]
+    if draw(st.booleans()):
+        parent[path[-1]] = draw(JSON_VALUES)
+    else:
+        del parent[path[-1]]
+    return value
+
+
+class TestStrangers:
+    """Whatever the JSON says: a Checkpoint whose types are as declared, or a CheckpointError."""
+
+    @staticmethod
+    def check(folder):
+        try:
+            found = checkpoint.load(folder)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            return
+        assert isinstance(found, Checkpoint)
+        assert type(found.global_step) is int and found.global_step >= 0
+        for mapping in (found.manifest, found.world, found.settings, found.state_scalars):
+            assert type(mapping) is dict
+        for rows in (found.lineage, found.baseline):
+            assert type(rows) is list and all(type(row) is dict for row in rows)
+        for part in ("base_model", "dataset"):
+            assert type(found.manifest[part]) is dict
+
+    @given(data=st.data())
+    @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_state_json(self, tmp_path, data):
+        state = mutated(data.draw, state_json())
+        write(tmp_path, forged(state=state))
+        self.check(tmp_path)
+
+    @given(data=st.data())
+    @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_manifest(self, tmp_path, data):
+        files = forged()
+        body = mutated(data.draw, json.loads(files["manifest.json"]))
+        try:
+            files["manifest.json"] = sealed(body)
+        except (ValueError, AttributeError, TypeError):  # no digest can be made of it
+            files["manifest.json"] = json.dumps(body).encode()
+        write(tmp_path, files)
+        self.check(tmp_path)
+
+    @given(data=st.binary(max_size=40))
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_any_bytes(self, tmp_path, data):
+        for name in ("manifest.json", "state.json", "global_step.txt"):
+            write(tmp_path, forged() | {name: data})
+            with pytest.raises(CheckpointError):
+                checkpoint.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        "text", [b"[" * 200_000, b'{"a":' * 100_000, b"1" * 5000], ids=["lists", "dicts", "digits"]
+    )
+    def test_json_that_exhausts_a_parser(self, tmp_path, text):
+        write(tmp_path, forged() | {"manifest.json": text})
+        with pytest.raises(CheckpointError):
+            checkpoint.load(tmp_path)
+
+
+class TestWarmStart:
+    def test_a_lora_alone(self, tmp_path):
+        found = checkpoint.load(write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", "README.md": b""}))
+        assert found == WarmStart(digest=hashlib.sha256(b"lora").hexdigest(), lora=b"lora")
+
+    @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "global_step.txt", "FINISH"])
+    def test_the_rest_of_a_broken_checkpoint_is_no_lora_alone(self, tmp_path, name):
+        write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", name: b""})
+        with pytest.raises(CheckpointError, match=f"has {name} but no manifest.json: it is incomplete"):
+            checkpoint.load(tmp_path)
+
+    @pytest.mark.parametrize("make", ["nothing", "empty", "file"])
+    def test_nothing_to_load(self, tmp_path, make):
+        folder = tmp_path / "checkpoint"
+        if make == "empty":
+            folder.mkdir()
+        elif make == "file":
+            folder.write_text("")
+        with pytest.raises(CheckpointError, match="holds no checkpoint" if make == "empty" else "not a folder"):
+            checkpoint.load(folder)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stop being root")
+    @pytest.mark.parametrize("closed", ["parent", "folder"])
+    def test_a_folder_that_may_not_be_read(self, tmp_path, closed):
+        folder = write(tmp_path / "parent" / "folder", build()[0])
+        tmp_path.parent.chmod(0o755), tmp_path.parent.parent.chmod(0o755)
+        tmp_path.chmod(0o755)
+        (folder if closed == "folder" else folder.parent).chmod(0o700)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CheckpointError):
+                checkpoint.load(folder)
+        finally:
+            os.seteuid(0)
+
+
+class TestWorld:
+    def test_the_same_is_accepted(self):
+        checkpoint.require_same_world(WORLD, WORLD)
+        checkpoint.require_same_world(WORLD | {"something": "newer"}, WORLD)
+
+    def test_each_difference_is_named_with_both_values(self):
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.require_same_world(WORLD, WORLD | {"rank": 16, "seed": 5})
+        for part in ("rank is 8 in the checkpoint, 16 in this task", "seed is 0 in the checkpoint, 5 in this task"):
+            assert part in str(caught.value)
+        assert "base_model" not in str(caught.value) and caught.value.code == 5
+
+    def test_what_is_missing_differs(self):
+        with pytest.raises(CheckpointError, match="rank is None in the checkpoint, 8 in this task"):
+            checkpoint.require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)

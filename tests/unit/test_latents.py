@@ -1,0 +1,257 @@
+"""Visits to encodings: the same whatever the windows, workers and cache, also around unreadable images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from engine import latents, rng, transforms
+from engine.cache import EncodingCache
+from engine.errors import DatasetError, Interrupted
+from engine.latents import VisitEncoder, draw_prompts
+from engine.plan import Schedule, VisitStream
+from engine.task import Dataset, Model, Task, TrainArgs, Transforms
+from tests.unit.fakes import CPU, FakeDataset, LinearFamily, png
+
+SIZES = ((8, 8), (16, 8), (8, 12))
+RESOLUTION = 8
+STEPS, BATCH = 12, 2
+
+
+def good(count=7):
+    return [png(k, SIZES[k % 3]) for k in range(count)]
+
+
+def with_unreadable(count=7):
+    images = good(count)
+    images[1] = None  # no file
+    images[3] = b"not an image"  # no header
+    images[4] = images[4][:90]  # a header, but it cannot be decoded
+    images[5] = images[5][:-30]
+    return images
+
+
+class Setup:
+    def __init__(self, images, cache_dir, *, workers=0, start=0, flip=True, center_crop=False, texts=None, seed=0):
+        self.task = Task(
+            model=Model(name="m"),
+            dataset=Dataset(name="d"),
+            train_args=TrainArgs(resolution=RESOLUTION, batch_size=BATCH),
+            transforms=Transforms(random_flip=flip, center_crop=center_crop),
+            dataloader_num_workers=workers,
+            seed=seed,
+        )
+        self.dataset = FakeDataset(images, texts)
+        self.family = LinearFamily(width=48)
+        self.stream = VisitStream(seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000)
+        self.start = start
+        self.said, self.stops = [], 0
+        self.encoder = VisitEncoder(
+            task=self.task,
+            dataset=self.dataset,
+            stream=self.stream,
+            schedule=Schedule(
+                num_rows=len(images),
+                batch_size=BATCH,
+                micro_batches=1,
+                start_step=start,
+                stop_step=STEPS,
+                max_steps=STEPS,
+            ),
+            family=self.family,
+            cache=EncodingCache(cache_dir, {}, max_bytes=1 << 24),
+            device=CPU,
+            check_stop=self.count_stop,
+            report=self.said.append,
+        )
+
+    def count_stop(self):
+        self.stops += 1
+
+    def run(self):
+        return [self.encoder.examples(step) for step in range(self.start, STEPS)]
+
+
+def frozen(steps):
+    """Examples as values that compare."""
+    return [
+        [
+            (
+                example.visit,
+                {name: tensor.numpy().tobytes() for name, tensor in example.moments.items()},
+                {name: tensor.numpy().tobytes() for name, tensor in example.conditioning.items()},
+            )
+            for example in examples
+        ]
+        for examples in steps
+    ]
+
+
+def reference(setup):
+    """One visit after the other, straight from the definition: no windows, no cache, nothing remembered."""
+    result = []
+    family = LinearFamily(width=48)
+    images = setup.dataset.images
+
+    def readable(sample):
+        try:
+            data = images[sample] or b""
+            size = transforms.image_size(data)
+            view = transforms.geometry(size, resolution=8, center_crop=True, crop_words=(0, 0), flip=False)
+            transforms.render(data, view)
+        except transforms.UnreadableImage:
+            return False
+        return True
+
+    usable = {sample for sample in range(len(images)) if readable(sample)}
+    for visit in setup.stream.visits(setup.start * BATCH, (STEPS - setup.start) * BATCH):
+        order = rng.permutation(setup.task.seed, "permutation", visit.epoch, len(images)).tolist()
+        place = order.index(visit.sample)
+        sample = next(s for s in order[place:] + order[:place] if s in usable)
+        view = transforms.geometry(
+            transforms.image_size(images[sample]),
+            resolution=RESOLUTION,
+            center_crop=setup.task.transforms.center_crop,
+            crop_words=visit.crop_words,
+            flip=visit.flip,
+        )
+        captions = setup.dataset.captions(sample)
+        caption = captions[int(rng.below(np.array([visit.caption_word], dtype=np.uint64), len(captions))[0])]
+        moments = family.encode_image(transforms.render(images[sample], view))
+        result.append(latents.Example(visit, moments, family.encode_caption(caption)))
+    return [result[k : k + BATCH] for k in range(0, len(result), BATCH)]
+
+
+@pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
+class TestEqualToTheDefinition:
+    @pytest.mark.parametrize("window", [1, 2, 6, 10, 1024])
+    @pytest.mark.parametrize("center_crop", [True, False])
+    def test_whatever_the_windows(self, images, tmp_path, monkeypatch, window, center_crop):
+        monkeypatch.setattr(latents, "WINDOW_VISITS", window)
+        setup = Setup(images, tmp_path, center_crop=center_crop)
+        assert frozen(setup.run()) == frozen(reference(setup))
+
+    @pytest.mark.parametrize("start", [1, 5, 11])
+    def test_wherever_it_begins(self, images, tmp_path, start):
+        whole = Setup(images, tmp_path / "a").run()
+        assert frozen(Setup(images, tmp_path / "b", start=start).run()) == frozen(whole[start:])
+
+    def test_with_workers(self, images, tmp_path, monkeypatch):
+        monkeypatch.setattr(latents, "WINDOW_VISITS", 16)
+        alone, helped = Setup(images, tmp_path / "a"), Setup(images, tmp_path / "b", workers=2)
+        assert frozen(helped.run()) == frozen(alone.run())
+        assert set(helped.said) == set(alone.said)
+
+    def test_whatever_the_cache_holds(self, images, tmp_path):
+        cold = Setup(images, tmp_path, center_crop=True)
+        expected = frozen(cold.run())
+        warm = Setup(images, tmp_path, center_crop=True)
+        assert frozen(warm.run()) == expected
+        assert warm.family.encoded_images == [] == warm.family.encoded_captions
+        files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        for path in files[::2]:
+            path.write_bytes(b"damaged")
+        assert frozen(Setup(images, tmp_path, center_crop=True).run()) == expected
+
+
+def test_unreadable_images_are_counted_and_said_once(tmp_path):
+    setup = Setup(with_unreadable(), tmp_path)
+    setup.run()
+    assert len(setup.encoder.skipped) == 4
+    assert sorted(line.partition(":")[0] for line in setup.said) == [f"skipping image image-{k}" for k in (1, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("bad", [None, b"", b"no image", png(0)[:90]], ids=["missing", "empty", "noise", "cut"])
+def test_nothing_readable_is_a_dataset_error(tmp_path, bad):
+    with pytest.raises(DatasetError, match="none of the dataset's 3 images is readable") as caught:
+        Setup([bad] * 3, tmp_path).run()
+    assert caught.value.code == 3
+
+
+def test_one_readable_image_is_enough(tmp_path):
+    steps = Setup([None, b"", png(2)], tmp_path).run()
+    assert len(steps) == STEPS and all(len(examples) == BATCH for examples in steps)
+
+
+def test_each_image_and_caption_is_encoded_once(tmp_path):
+    setup = Setup(good(), tmp_path, flip=False, center_crop=True)
+    setup.run()  # twelve steps of two over seven images: more than three epochs
+    assert len(setup.family.encoded_images) == 7
+    assert sorted(setup.family.encoded_captions) == [f"caption {k}" for k in range(7)]
+
+
+def test_equal_images_are_encoded_once(tmp_path):
+    setup = Setup([png(0)] * 5, tmp_path, flip=False, center_crop=True)
+    setup.run()
+    assert len(setup.family.encoded_images) == 1
+
+
+def test_random_crops_do_not_fill_the_disk(tmp_path):
+    setup = Setup([png(k, (32, 8)) for k in range(4)], tmp_path, texts=[("same",)] * 4)
+    setup.run()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1, "the caption"
+
+
+def test_captions_are_drawn_by_the_visit_from_the_samples_own(tmp_path):
+    texts = [tuple(f"{k} {'x' * i}" for i in range(1 + k % 3)) for k in range(6)]
+    setup = Setup(good(6), tmp_path, texts=texts)
+    seen = {}
+    family = LinearFamily()
+    known = {family.encode_caption(t)["states"].numpy().tobytes(): t for own in texts for t in own}
+    for examples in setup.run():
+        for example in examples:
+            text = known[example.conditioning["states"].numpy().tobytes()]
+            assert text in texts[example.visit.sample]
+            seen.setdefault(example.visit.sample, set()).add(text)
+    assert any(len(found) > 1 for found in seen.values()), "more than one of a list is used"
+
+
+def test_the_encoders_leave_the_device_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "WINDOW_VISITS", 8)
+    setup = Setup(good(), tmp_path)
+    setup.run()
+    assert setup.family.devices == [CPU, torch.device("cpu")] * 3
+
+
+def test_a_signal_is_looked_for_between_encodings(tmp_path):
+    setup = Setup(good(), tmp_path)
+
+    def stop():
+        raise Interrupted(15, "stopped")
+
+    setup.encoder._check_stop = stop
+    with pytest.raises(Interrupted):
+        setup.run()
+    assert len(setup.family.encoded_images) == 1
+
+
+class TestPrompts:
+    def test_are_the_datasets_captions_without_repetition(self):
+        dataset = FakeDataset(good(5), [(f"a{k}", f"b{k}") for k in range(5)])
+        prompts = draw_prompts(dataset, 0, 5)
+        assert sorted(prompt[1] for prompt in prompts) == list("01234")
+        assert {prompt[0] for prompt in prompts} <= {"a", "b"}
+
+    def test_go_round_when_there_are_too_few(self):
+        prompts = draw_prompts(FakeDataset(good(2)), 0, 5)
+        assert len(prompts) == 5 and prompts[:2] == prompts[2:4] and prompts[4] == prompts[0]
+
+    def test_depend_on_the_seed_alone_and_fewer_are_a_beginning(self):
+        dataset = FakeDataset(good(40), [(f"a{k}", f"b{k}") for k in range(40)])
+        assert draw_prompts(dataset, 1, 3) == draw_prompts(dataset, 1, 8)[:3]
+        assert draw_prompts(dataset, 1, 8) != draw_prompts(dataset, 2, 8)
+        assert dataset.reads == [], "no image is read for a prompt"
+
+
+def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):
+    """The keys of images and captions share one cache, which jobs of strangers share too."""
+    images = good(3)
+    plain = Setup(images, tmp_path / "reference", center_crop=True, flip=False)
+    plain.run()
+    digest, size = plain.encoder._fact(0)
+    view = transforms.geometry(size, resolution=RESOLUTION, center_crop=True, crop_words=(0, 0), flip=False)
+    address = json.dumps([digest, view.resolution, view.top, view.left, view.flip], separators=(",", ":"))
+    Setup(images, tmp_path / "cache", texts=[(address,)] * 3, center_crop=True, flip=False).run()
+    honest = Setup(images, tmp_path / "cache", center_crop=True, flip=False)
+    assert frozen(honest.run()) == frozen(reference(honest))

@@ -1,0 +1,322 @@
+"""The adapter on a real tiny UNet."""
+
+import copy
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
+
+from engine import loftq
+from engine import lora as lora_module
+from engine.errors import CheckpointError, TaskError
+from engine.lora import attach, find_targets
+from engine.lora_files import diffusers_state
+from engine.task import Lora
+from tests import tiny
+
+RANK = 4
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "to_q", "to_out.0")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tiny.build_sd(tmp_path_factory.mktemp("model"))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """More threads only wait for each other in models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def unet(pipeline):
+    return copy.deepcopy(pipeline.unet)
+
+
+def randomise(adapter, seed=0, size=0.1):
+    """Stand in for training: every tensor moves a little."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in adapter.parameters.values():
+        parameter.data += torch.randn(parameter.shape, generator=draw) * size
+    return adapter
+
+
+@torch.no_grad()
+def predict(unet):
+    draw = torch.Generator().manual_seed(5)
+    sample, states = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 77, 32, generator=draw)
+    return unet(sample, torch.tensor([10, 700]), states).sample
+
+
+# ------------------------------------------------------------------------------------------------------- targets
+
+
+class TestTargets:
+    def test_null_is_the_four_attention_projections(self, unet):
+        found = find_targets(unet, None)
+        attentions = [name for name, _ in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
+        assert len(found) == 4 * len(attentions) > 0
+        assert found.keys() == find_targets(unet, ATTENTION).keys()
+
+    def test_a_list_matches_ends_and_whole_names(self, unet):
+        found = find_targets(unet, ("conv_in", "attn1.to_q"))
+        assert "conv_in" in found
+        assert all(name == "conv_in" or name.endswith(".attn1.to_q") for name in found)
+
+    def test_a_string_matches_the_whole_name(self, unet):
+        found = find_targets(unet, r"mid_block\..*to_[kv]")
+        assert len(found) == 4 and all(name.startswith("mid_block.") for name in found)
+        with pytest.raises(TaskError):
+            find_targets(unet, "to_k")
+
+    @pytest.mark.parametrize("targets", [("to_kk",), "all-linear", (), ""])
+    def test_nothing_matched_lists_what_there_is(self, unet, targets):
+        with pytest.raises(
+            TaskError, match=r"matches no layer; there are conv, conv1,.* to_k, to_out\.0, to_q"
+        ) as caught:
+            find_targets(unet, targets)
+        assert caught.value.code == 2
+        assert "\n" not in str(caught.value)
+
+    def test_a_container_is_refused_with_what_is_in_it(self, unet):
+        with pytest.raises(TaskError, match=r"attn1\.to_out is of type ModuleList.*name those in it: "):
+            find_targets(unet, ("to_out",))
+        with pytest.raises(TaskError, match=r"attn1 is of type Attention.*: to_k, to_out\.0, to_q, to_v$"):
+            find_targets(unet, ("attn1",))
+
+    def test_a_norm_is_refused(self, unet):
+        with pytest.raises(
+            TaskError, match=r"norm1 is of type LayerNorm, only Linear and Conv2d layers can be adapted$"
+        ):
+            find_targets(unet, r".*transformer_blocks\.0\.norm1")
+
+    def test_a_malformed_expression_is_refused(self, unet):
+        with pytest.raises(TaskError, match=r"'\(to_k' is not a regular expression: .*position 0"):
+            find_targets(unet, "(to_k")
+
+    def test_an_end_that_matches_nothing_beside_others_is_said(self, unet, caplog):
+        assert find_targets(unet, ("to_k", "q_proj"))
+        assert [record.getMessage() for record in caplog.records] == [
+            "lora.target_modules: 'q_proj' matches no layer of this model"
+        ]
+
+
+# ------------------------------------------------------------------------------------------------------- attaching
+
+
+class TestAttach:
+    def test_only_the_adapter_is_trained_in_float32(self, unet):
+        unet.to(torch.float16)
+        adapter = attach(unet, Lora(rank=RANK), 0)
+        trained = {id(parameter) for parameter in adapter.parameters.values()}
+        for parameter in unet.parameters():
+            assert parameter.requires_grad == (id(parameter) in trained)
+            assert parameter.dtype == (torch.float32 if id(parameter) in trained else torch.float16)
+
+    def test_names_are_sorted_and_free_of_pefts_additions(self, unet):
+        modules = find_targets(unet, ATTENTION)
+        names = list(attach(unet, Lora(rank=RANK), 0).parameters)
+        assert names == sorted(f"{module}.{matrix}.weight" for module in modules for matrix in ("lora_A", "lora_B"))
+
+    def test_adapts_the_targets_alone_at_scale_one(self, unet):
+        attach(unet, Lora(rank=3, target_modules="conv_in|mid_block.*to_k"), 0)
+        adapted = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+        assert len(adapted) == 3 and "conv_in" in adapted
+        assert all(layer.scaling == {"default": 1.0} and layer.r == {"default": 3} for layer in adapted.values())
+
+    def test_before_training_nothing_changes(self, pipeline, unet):
+        for init in (True, "gaussian"):
+            attached = copy.deepcopy(unet)
+            attach(attached, Lora(rank=RANK, init_lora_weights=init, target_modules=CONVOLUTIONS), 0)
+            assert torch.equal(predict(attached), predict(pipeline.unet))
+
+    def test_gradients_reach_every_parameter(self, unet):
+        adapter = randomise(attach(unet, Lora(rank=RANK, target_modules=CONVOLUTIONS), 0))
+        unet(torch.randn(1, 4, 8, 8), 10, torch.randn(1, 77, 32)).sample.sum().backward()
+        assert all(parameter.grad.abs().max() > 0 for parameter in adapter.parameters.values())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_gradients_are_float32_on_any_base(self, unet, dtype):
+        adapter = randomise(attach(unet.to(dtype), Lora(rank=RANK), 0))
+        sample, states = torch.randn(1, 4, 8, 8, dtype=dtype), torch.randn(1, 77, 32, dtype=dtype)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            unet(sample, 10, states).sample.float().square().mean().backward()
+        for parameter in adapter.parameters.values():
+            assert parameter.grad.dtype == torch.float32 and torch.isfinite(parameter.grad).all()
+
+
+class TestInit:
+    @pytest.fixture(params=[True, False, "gaussian", "loftq"])
+    def kind(self, request):
+        return request.param
+
+    def test_the_global_generator_neither_matters_nor_moves(self, unet, kind):
+        lora = Lora(rank=RANK, init_lora_weights=kind, target_modules=CONVOLUTIONS)
+        states = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            states.append(attach(copy.deepcopy(unet), lora, 7).state())
+            assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    def test_neither_do_the_order_and_number_of_targets(self, unet, kind):
+        def state(*targets):
+            lora = Lora(rank=RANK, init_lora_weights=kind, target_modules=targets)
+            return attach(copy.deepcopy(unet), lora, 7).state()
+
+        one, other, fewer = state("conv1", *ATTENTION), state(*ATTENTION[::-1], "conv1"), state("to_q")
+        assert list(one) == list(other)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert all(torch.equal(one[name], fewer[name]) for name in fewer)
+
+    def test_the_seed_and_the_name_matter(self, unet):
+        states = [attach(copy.deepcopy(unet), Lora(rank=RANK), seed).state() for seed in (0, 1)]
+        downs = [tensor for state in states for name, tensor in state.items() if "lora_A" in name]
+        assert len({tensor.numpy().tobytes() for tensor in downs}) == len(downs)
+
+    @pytest.mark.parametrize("kind, up_is_zero", [(True, True), (False, False)])
+    def test_uniform_within_the_inverse_root_of_the_inputs(self, unet, kind, up_is_zero):
+        adapter = attach(unet, Lora(rank=8, init_lora_weights=kind, target_modules=CONVOLUTIONS), 0)
+        for name, tensor in adapter.state().items():
+            if name.endswith("lora_B.weight") and up_is_zero:
+                assert not tensor.any()
+                continue
+            bound = 1 / math.sqrt(tensor[0].numel())
+            assert 0.9 * bound < tensor.abs().max() <= bound, name
+            assert tensor.std() == pytest.approx(bound / math.sqrt(3), rel=0.2)
+            assert abs(tensor.mean()) < 0.3 * bound
+
+    def test_uniform_has_pefts_statistics(self, unet):
+        """PEFT's own draw of the same kind, for the largest layers: same bounds, same spread."""
+        for kind in (True, False):
+            attached = copy.deepcopy(unet)
+            ours = attach(attached, Lora(rank=64, init_lora_weights=kind, target_modules=("conv1",)), 0).state()
+            layer = next(module for module in attached.modules() if isinstance(module, LoraLayer))
+            theirs = type(layer)(layer.get_base_layer(), "x", _peft_config(kind), r=64, lora_alpha=64)
+            for matrix in ("lora_A", "lora_B"):
+                mine = next(
+                    ours[name] for name in ours if matrix in name and ours[name].shape == _weight(theirs, matrix).shape
+                )
+                assert mine.std() == pytest.approx(_weight(theirs, matrix).std().item(), rel=0.05)
+
+    def test_gaussian_has_the_inverse_rank_as_deviation(self, unet):
+        adapter = attach(unet, Lora(rank=8, init_lora_weights="gaussian", target_modules=CONVOLUTIONS), 0)
+        downs = torch.cat([p.detach().flatten() for name, p in adapter.parameters.items() if "lora_A" in name])
+        assert downs.std() == pytest.approx(1 / 8, rel=0.02)
+        assert abs(downs.mean()) < 0.002
+        assert (downs.abs() > 2 / 8).float().mean() == pytest.approx(0.0455, abs=0.005)
+        assert not any(p.any() for name, p in adapter.parameters.items() if "lora_B" in name)
+
+
+def _peft_config(kind):
+    return lora_module.LoraConfig(r=64, lora_alpha=64, init_lora_weights=kind)
+
+
+def _weight(layer, matrix):
+    return getattr(layer, matrix)["x"].weight
+
+
+# ------------------------------------------------------------------------------------------------------- state
+
+
+class TestState:
+    def test_there_and_back(self, unet):
+        first = randomise(attach(copy.deepcopy(unet), Lora(rank=RANK), 0))
+        second = attach(unet, Lora(rank=RANK), 1)
+        state = first.state()
+        second.restore(state)
+        assert all(torch.equal(second.parameters[name], first.parameters[name]) for name in state)
+        second.parameters[next(iter(state))].data.zero_()
+        assert state[next(iter(state))].any(), "the state shares memory with the adapter"
+
+    def test_differences_are_named(self, unet):
+        adapter = attach(unet, Lora(rank=RANK), 0)
+        state = adapter.state()
+        first, last = min(state), max(state)
+        with pytest.raises(CheckpointError, match=f"has no {last}"):
+            adapter.restore({name: tensor for name, tensor in state.items() if name != last})
+        with pytest.raises(CheckpointError, match=r"has z\.lora_A\.weight"):
+            adapter.restore(state | {"z.lora_A.weight": torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=rf"another model: {first} is \(4, 3\)"):
+            adapter.restore(state | {first: torch.zeros(4, 3)})
+
+    @pytest.mark.parametrize("targets", [ATTENTION, ("conv1",)])
+    def test_another_rank_names_both(self, unet, targets):
+        smaller = attach(copy.deepcopy(unet), Lora(rank=2, target_modules=targets), 0)
+        larger = attach(unet, Lora(rank=8, target_modules=targets), 0)
+        with pytest.raises(CheckpointError, match=r"rank 2, lora\.rank is 8") as caught:
+            larger.restore(smaller.state())
+        assert caught.value.code == 5
+
+
+# ------------------------------------------------------------------------------------------------------- LoftQ
+
+
+class TestLoftQ:
+    LORA = Lora(rank=RANK, init_lora_weights="loftq", target_modules=(*ATTENTION, "conv1"))
+
+    def test_the_base_is_quantised_and_the_adapter_makes_up_for_it(self, pipeline, unet):
+        adapter = attach(unet, self.LORA, 0)
+        for module, layer in find_targets(pipeline.unet, self.LORA.target_modules).items():
+            base = unet.get_submodule(module).get_base_layer().weight
+            if isinstance(layer, torch.nn.Conv2d):
+                assert torch.equal(base, layer.weight)
+                assert not adapter.parameters[f"{module}.lora_B.weight"].any()
+                continue
+            assert torch.equal(base, loftq.quantise(layer.weight))
+            down, up = (adapter.parameters[f"{module}.{matrix}.weight"].detach() for matrix in ("lora_A", "lora_B"))
+            lost, left = (base - layer.weight).norm(), (base + up @ down - layer.weight).norm()
+            assert left < lost
+        assert adapter.initial.keys() == {name for name in adapter.parameters if ".conv1." not in name}
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_continued_without_decomposing_again(self, unet, dtype, monkeypatch):
+        unet.to(dtype)
+        first, second = copy.deepcopy(unet), unet
+        begun = randomise(attach(first, self.LORA, 0))
+        monkeypatch.setattr(torch.linalg, "svd", None)
+        continued = attach(second, self.LORA, 0, initial=begun.initial)
+        continued.restore(begun.state())
+        for (name, one), (_, other) in zip(first.named_parameters(), second.named_parameters(), strict=True):
+            assert torch.equal(one, other) and one.dtype == other.dtype, name
+        assert all(torch.equal(begun.initial[name], continued.initial[name]) for name in begun.initial)
+        exports = [safetensors.torch.save(diffusers_state(adapter)) for adapter in (begun, continued)]
+        assert exports[0] == exports[1]
+
+    def test_the_saved_start_must_fit(self, unet):
+        initial = attach(copy.deepcopy(unet), self.LORA, 0).initial
+        with pytest.raises(CheckpointError, match="has no "):
+            attach(copy.deepcopy(unet), self.LORA, 0, initial={})
+        with pytest.raises(CheckpointError, match="rank 4"):
+            attach(copy.deepcopy(unet), Lora(rank=2, init_lora_weights="loftq"), 0, initial=_linear_only(initial))
+        with pytest.raises(CheckpointError, match="leaves out"):
+            attach(copy.deepcopy(unet), Lora(rank=RANK), 0, initial=initial)
+
+    def test_other_kinds_have_no_start_to_save(self, unet):
+        assert attach(copy.deepcopy(unet), Lora(rank=RANK), 0).initial == {}
+        assert attach(unet, Lora(rank=RANK), 0, initial={}).initial == {}
+
+    def test_a_rank_beyond_the_layers_is_refused(self, unet):
+        with pytest.raises(TaskError, match=r"lora\.rank: 33 is more than the rank of .*\(32 x 32\)"):
+            attach(unet, Lora(rank=33, init_lora_weights="loftq"), 0)
+
+    def test_a_lora_file_cannot_start_it(self, unet):
+        plain = attach(copy.deepcopy(unet), Lora(rank=RANK), 0)
+        with pytest.raises(CheckpointError, match="loftq"):
+            attach(unet, Lora(rank=RANK, init_lora_weights="loftq"), 0).warm_start(plain.state())
+
+
+def _linear_only(initial):
+    return {name: tensor for name, tensor in initial.items() if ".conv1." not in name}

@@ -1,0 +1,106 @@
+"""From settings to a job: what identifies it, what must agree, what is pinned."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from engine import plan, prepare
+from engine.checkpoint import Checkpoint, WarmStart
+from engine.errors import DeviceError
+from engine.task import parse_task
+
+COMMIT = "a" * 40
+
+
+def job_of(given=None, *, parent=None, base_revision=None, rows=10):
+    task = parse_task((given or text()).encode(), source="test")
+    return prepare.Job(
+        task=task,
+        base=SimpleNamespace(identity="sha256:model", revision=base_revision, variants={}),
+        dataset=SimpleNamespace(fingerprint="f" * 64, revision=None, __len__=lambda: rows),
+        parent=parent,
+        in_place=False,
+        schedule=plan.schedule(task.train_args, num_rows=rows, processes=1, start_step=0),
+        prediction_type="epsilon",
+    )
+
+
+def parent_of(base_model=None, dataset=None, settings=None):
+    manifest = {"base_model": base_model or {}, "dataset": dataset or {}}
+    return SimpleNamespace(manifest=manifest, settings={"revision": "main"} if settings is None else settings)
+
+
+def text(**extra):
+    required = {"model": {"name": "m"}, "dataset": {"name": "d"}, "validation": {}, "train_args": {}}
+    return json.dumps(required | extra)
+
+
+class TestDigest:
+    @pytest.mark.parametrize(
+        "extra", [{"dataloader_num_workers": 3}, {"version": "3.0.0"}, {"checkpoint": "/c"}, {"seed": 0}]
+    )
+    def test_does_not_depend_on_where_and_how_it_runs(self, extra):
+        assert job_of(text(**extra)).task_digest == job_of().task_digest
+
+    @pytest.mark.parametrize("extra", [{"seed": 1}, {"lora": {"rank": 4}}, {"validation": {"num_images": 1}}])
+    def test_depends_on_what_is_asked_for(self, extra):
+        assert job_of(text(**extra)).task_digest != job_of().task_digest
+
+    def test_a_folder_counts_by_content_not_by_name(self):
+        elsewhere = job_of(text(model={"name": "/other"}, dataset={"name": "/data"}))
+        assert elsewhere.task_digest == job_of().task_digest
+        on_hub = [job_of(text(model={"name": name}), base_revision=COMMIT).task_digest for name in ("a/b", "a/c")]
+        assert on_hub[0] != on_hub[1]
+
+    def test_the_record_names_the_parent(self):
+        warm = WarmStart(digest="d", lora=b"")
+        assert job_of(parent=warm).record.parent == "d" and job_of().record.parent is None
+
+
+def test_only_a_chains_own_commit_is_pinned():
+    task = parse_task(text().encode(), source="test")
+    pinned = prepare._pinned_model
+    assert pinned(None, task) is None
+    assert pinned(parent_of({"identity": f"m@{COMMIT}", "revision": COMMIT}), task) == COMMIT
+    assert pinned(parent_of({"identity": f"other@{COMMIT}", "revision": COMMIT}), task) is None
+    asked_otherwise = parent_of({"identity": f"m@{COMMIT}", "revision": COMMIT}, settings={"revision": "v2"})
+    assert pinned(asked_otherwise, task) is None
+    assert pinned(parent_of({"identity": "sha256:x", "revision": None}), task) is None
+
+
+@pytest.mark.parametrize(
+    "base", [{"identity": "m@None"}, {"identity": "m@5", "revision": 5}, {"identity": "m@None", "revision": None}]
+)
+def test_a_strangers_manifest_pins_nothing_but_a_commit(base):
+    assert prepare._pinned_model(parent_of(base), parse_task(text().encode(), source="test")) is None
+
+
+def test_in_place_is_the_same_folder_by_whatever_name(tmp_path):
+    own = tmp_path / "out" / "checkpoint"
+    assert prepare.is_in_place(own, tmp_path / "out") is False
+    own.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(own)
+    assert prepare.is_in_place(tmp_path / "link", tmp_path / "out")
+    assert not prepare.is_in_place(tmp_path, tmp_path / "out") and not prepare.is_in_place(None, tmp_path / "out")
+
+
+def test_fp16_on_a_cpu_is_a_device_error(tmp_path):
+    given = SimpleNamespace(
+        task_bytes=text(mixed_precision="fp16").encode(), task_source="x", device="cpu", task_folder=tmp_path
+    )
+    with pytest.raises(DeviceError, match='"fp16" needs a CUDA device') as caught:
+        prepare.read_task(given)
+    assert caught.value.code == 9
+
+
+def test_changes_against_the_parent_are_found():
+    now = job_of(text(train_args={"learning_rate": 0.5}))
+    before = job_of()
+    chain = Checkpoint(
+        **dict.fromkeys(Checkpoint.__dataclass_fields__)
+        | {"settings": before.settings, "digest": "d", "global_step": 1}
+    )
+    changed = job_of(text(train_args={"learning_rate": 0.5}), parent=chain).changed_settings()
+    assert changed == {"train_args.learning_rate": [1e-4, 0.5]}
+    assert now.changed_settings() == {} and now.world == before.world

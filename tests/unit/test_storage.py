@@ -1,0 +1,236 @@
+"""Files that are there whole or not at all, also when every single operation may be the last."""
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from engine import storage
+from engine.errors import OutputError
+
+
+class Crash(BaseException):
+    """The process dies here. No `Exception`: nothing may clean up after a SIGKILL but what a `finally` would."""
+
+
+@contextmanager
+def crash_at(n, monkeypatch):
+    """Die instead of doing the n-th file operation (from 0). Gives a list that holds the operations' names."""
+    done = []
+
+    def dying(name, real):
+        def operation(*arguments, **options):
+            done.append(name)
+            if len(done) > n:
+                raise Crash(name)
+            return real(*arguments, **options)
+
+        return operation
+
+    with monkeypatch.context() as patch:
+        for owner, names in {
+            os: ("fsync", "fchmod", "unlink", "rmdir"),
+            Path: ("rename", "replace", "open", "mkdir", "unlink", "chmod"),
+            storage: ("_exchange",),
+        }.items():
+            for name in names:
+                patch.setattr(owner, name, dying(name, getattr(owner, name)))
+        yield done
+
+
+def every_crash(monkeypatch, prepare, action):
+    """Runs `action` on a fresh `prepare()` for each n, dying at the n-th operation; yields what prepare gave."""
+    for n in range(200):
+        subject = prepare(n)
+        try:
+            with crash_at(n, monkeypatch) as done:
+                action(subject)
+        except Crash:
+            yield subject
+        else:
+            assert n == len(done) > 0
+            yield subject
+            return
+    raise AssertionError("the action never came to its end")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class TestWriteFile:
+    def test_replaces_and_leaves_nothing_beside(self, tmp_path):
+        path = tmp_path / "file"
+        for data in (b"one", b"", b"three" * 1000):
+            storage.write_file(path, data)
+            assert contents(tmp_path) == {"file": data}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+    def test_readable_by_everyone_whatever_the_umask(self, tmp_path):
+        before = os.umask(0o077)
+        try:
+            storage.write_file(tmp_path / "file", b"")
+            storage.make_folder(tmp_path / "folder")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+        assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
+
+    def test_a_crash_anywhere_leaves_the_old_or_the_new(self, tmp_path, monkeypatch):
+        def prepare(n):
+            folder = tmp_path / str(n)
+            folder.mkdir()
+            storage.write_file(folder / "file", b"old")
+            return folder
+
+        found = [
+            (folder / "file").read_bytes()
+            for folder in every_crash(
+                monkeypatch, prepare, lambda folder: storage.write_file(folder / "file", b"new content")
+            )
+        ]
+        assert found[0] == b"old" and found[-1] == b"new content" and set(found) == {b"old", b"new content"}
+
+    def test_is_synced_before_it_gets_its_name(self, tmp_path, monkeypatch):
+        order = []
+        real_sync, real_replace = os.fsync, Path.replace
+        monkeypatch.setattr(os, "fsync", lambda fd: (order.append("sync"), real_sync(fd))[1])
+        monkeypatch.setattr(Path, "replace", lambda one, other: (order.append("name"), real_replace(one, other))[1])
+        storage.write_file(tmp_path / "file", b"data")
+        assert order == ["sync", "name", "sync"]
+
+    def test_an_error_leaves_no_half_file(self, tmp_path, monkeypatch):
+        def full(descriptor):
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError):
+            storage.write_file(tmp_path / "file", b"data")
+        assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+class TestPublishFolder:
+    @pytest.fixture(autouse=True)
+    def exchange(self, can_exchange, monkeypatch):
+        if not can_exchange:
+            monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+
+    @staticmethod
+    def build(root, text):
+        storage.make_folder(root / "built")
+        storage.write_new(root / "built" / "a", text)
+        storage.write_new(root / "built" / "b", text)
+
+    def publish(self, root):
+        storage.publish_folder(root / "built", root / "target", root / "replaced")
+
+    def test_fresh_and_replacing(self, tmp_path):
+        for text, before in ((b"1", None), (b"2", b"1"), (b"3", b"2")):
+            self.build(tmp_path, text)
+            self.publish(tmp_path)
+            assert contents(tmp_path / "target") == {"a": text, "b": text}
+            assert not (tmp_path / "built").exists()
+            if before:
+                assert contents(tmp_path / "replaced") == {"a": before, "b": before}
+
+    @pytest.mark.parametrize("had", [None, b"old"])
+    def test_a_crash_anywhere_leaves_the_old_or_the_new_whole(self, tmp_path, monkeypatch, had, can_exchange):
+        def prepare(n):
+            root = tmp_path / str(n)
+            root.mkdir()
+            if had:
+                self.build(root, b"ancient")
+                self.publish(root)
+                self.build(root, had)
+                self.publish(root)
+            self.build(root, b"new")
+            return root
+
+        for root in every_crash(monkeypatch, prepare, self.publish):
+            if had and can_exchange:
+                assert (root / "target").exists(), "a moment without a result"
+            storage.recover_folder(root / "target", root / "replaced")
+            allowed = [{"a": text, "b": text} for text in (had, b"new") if text]
+            if had or (root / "target").exists():
+                assert contents(root / "target") in allowed
+            self.build(root, b"new")  # the same job again
+            self.publish(root)
+            assert contents(root / "target") == {"a": b"new", "b": b"new"}
+
+    def test_recovering_never_replaces_a_result(self, tmp_path):
+        for name in ("target", "replaced"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "is").write_text(name)
+        storage.recover_folder(tmp_path / "target", tmp_path / "replaced")
+        assert contents(tmp_path / "target") == {"is": b"target"}
+        assert contents(tmp_path / "replaced") == {"is": b"replaced"}
+
+
+def test_exchange_swaps_or_says_that_it_cannot(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    swapped = storage._exchange(tmp_path / "one", tmp_path / "other")
+    assert contents(tmp_path / "one") == {"is": b"other" if swapped else b"one"}
+    assert storage._exchange(tmp_path / "one", tmp_path / "nowhere") is False
+
+
+@pytest.mark.parametrize(
+    "number, advice",
+    [
+        (errno.ENOSPC, "the disk is full: free some space"),
+        (errno.EDQUOT, "quota is used up: free some space"),
+        (errno.EROFS, "read-only: mount it writable"),
+        (errno.EACCES, "permission denied: make it writable for the user"),
+        (errno.EPERM, "permission denied: make it writable for the user"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_refusals_come_with_advice(number, advice):
+    with (
+        pytest.raises(OutputError, match=f"^cannot write to /somewhere: .*{advice}") as caught,
+        storage.writing_to(Path("/somewhere")),
+    ):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.code == 7
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(KeyError), storage.writing_to(Path("/somewhere")):
+        raise KeyError
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_root_gives_everything_to_the_folders_owner(tmp_path):
+    owner = tmp_path / "mounted"
+    owner.mkdir()
+    os.chown(owner, 12345, 23456)
+    storage.make_folder(owner / "folder", owner=owner)
+    storage.write_file(owner / "folder" / "file", b"", owner=owner)
+    storage.write_new(owner / "new", b"", owner=owner)
+    for path in (owner / "folder", owner / "folder" / "file", owner / "new"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+
+
+def test_another_user_keeps_what_it_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "chown", None)
+    storage.write_file(tmp_path / "file", b"", owner=tmp_path)
+
+
+def test_a_seal_tells_every_changed_bit():
+    payload = b"some progress"
+    sealed = storage.seal(payload)
+    assert storage.unseal(sealed) == payload
+    assert storage.unseal(storage.seal(b"")) == b""
+    for position in range(len(sealed)):
+        for bit in (1, 128):
+            changed = bytearray(sealed)
+            changed[position] ^= bit
+            assert storage.unseal(bytes(changed)) is None
+    for broken in (b"", sealed[:-1], sealed[:31], sealed + b"\0"):
+        assert storage.unseal(broken) is None
