@@ -58,7 +58,7 @@ class Meter:
 
 
 class TrainingLog:
-    """`progress.jsonl`: a line at the start, then at least one every two seconds, however long a step takes."""
+    """`progress.jsonl`: a line at the start and one of the first step, then at least one every two seconds."""
 
     def __init__(self, path: Path, schedule: Schedule, *, owner: Path) -> None:
         self._schedule = schedule
@@ -102,7 +102,7 @@ class TrainingLog:
             "images_per_second": round(rate * self._schedule.visits_per_step, 3),
             "eta_seconds": round(eta, 1),
         }
-        if time.monotonic() - self._last_line >= LINE_SECONDS / 2:
+        if self._steps == 1 or time.monotonic() - self._last_line >= LINE_SECONDS / 2:
             self._write("step")
         return (
             f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {self._fields['images_per_second']:.1f} images/s"
