@@ -1,0 +1,124 @@
+"""The whole job by phase, as an operator pays for it: start, load, encode, first step, steps, validation, save.
+
+    python -m benchmarks.bench_job --model tiny --device cpu --runs 3
+    python -m benchmarks.bench_job --model sd15 --resolution 512 --precision bf16 --batch-size 16 --device cuda
+
+Every run is the real program in a process of its own, with an empty cache unless `--warm`. Prints a table of the
+medians and, with `--json`, writes all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measuring, workloads
+from benchmarks.workloads import Workload
+
+ROOT = Path(__file__).resolve().parents[1]
+Result = dict[str, Any]
+
+
+def run_job(workload: Workload, folder: Path, *, device: str, cache: Path) -> Result:
+    """One run of the program: what it measured of itself, and what was seen from outside."""
+    folder.mkdir(parents=True)
+    (folder / "task.json").write_text(json.dumps(workload.task()))
+    out = folder / "out"
+    command = [sys.executable, ROOT / "entrypoint.py", "--task", folder / "task.json", "--output-dir", out]
+    command += ["--cache-dir", cache, "--device", device]
+    measured = measuring.run(
+        command, log=folder / "log.txt", watch={"first step": lambda: _has_step(out / "progress.jsonl")}
+    )
+    if measured.code != 0:
+        raise SystemExit(f"the job failed ({measured.code}):\n{(folder / 'log.txt').read_text()[-2000:]}")
+    result = json.loads((out / "result.json").read_text())
+    seconds = result["seconds"]
+    return {
+        **{f"{name} s": value for name, value in seconds.items()},
+        "outside the phases s": measured.wall - sum(seconds.values()),
+        "until the first step s": measured.moments.get("first step"),
+        "steps/s": workload.steps / seconds["train"],
+        "images/s": workload.steps * workload.batch_size / seconds["train"],
+        "wall s": measured.wall,
+        "cpu s": measured.cpu,
+        "peak rss MiB": measured.peak_rss / 2**20,
+        "peak memory by itself MiB": result["peak_memory_bytes"] / 2**20,
+    }
+
+
+def _has_step(log: Path) -> bool:
+    try:
+        return '"event": "step"' in log.read_text()
+    except OSError:
+        return False
+
+
+def medians(rows: list[Result]) -> Result:
+    """Of each figure that all runs have."""
+    names = [name for name in rows[0] if all(row.get(name) is not None for row in rows)]
+    return {name: round(statistics.median(row[name] for row in rows), 3) for name in names}
+
+
+def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to train, for every benchmark of whole jobs."""
+    parser.add_argument("--model", default="tiny", help=f"{', '.join(workloads.MODELS)}, or a Diffusers folder")
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no")
+    parser.add_argument("--random-crop", action="store_true", help="every visit is encoded afresh")
+    parser.add_argument("--validation-images", type=int, default=4)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where models and images are kept")
+    parser.add_argument("--json", type=Path, help="write everything measured there")
+
+
+def read_workload(args: argparse.Namespace) -> Workload:
+    """The workload that the command line asks for, its files in place."""
+    return workloads.prepare(
+        args.work,
+        model=args.model,
+        num_images=args.images,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        resolution=args.resolution,
+        precision=args.precision,
+        center_crop=not args.random_crop,
+        validation_images=args.validation_images,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_workload_arguments(parser)
+    parser.add_argument("--warm", action="store_true", help="an unmeasured run fills the cache first")
+    args = parser.parse_args()
+    workload = read_workload(args)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        cache = folder / "cache"
+        if args.warm:
+            run_job(replace(workload, steps=min(workload.steps, 10)), folder / "warm", device=args.device, cache=cache)
+        rows = []
+        for number in range(args.runs):
+            used = cache if args.warm else folder / f"cache-{number}"
+            rows.append(run_job(workload, folder / f"run-{number}", device=args.device, cache=used))
+    found = medians(rows)
+    for name, value in found.items():
+        print(f"{name:28} {value:12.3f}")
+    if args.json:
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(workload).items()}
+        report = {"workload": settings, "device": args.device, "warm": args.warm, "medians": found, "runs": rows}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A command measured as a whole process: wall and CPU seconds, peak memory, moments on the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One run of a command. Seconds are of the process and all that it waited for."""
+
+    code: int
+    wall: float
+    cpu: float
+    peak_rss: int
+    """Bytes, of the largest single process."""
+    moments: dict[str, float] = field(default_factory=dict)
+    """Seconds from the start until something showed."""
+
+
+def run(
+    command: Sequence[str | Path],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    watch: Mapping[str, Callable[[], bool]] | None = None,
+) -> Measured:
+    """Run a command to its end.
+
+    Args:
+        command: what to run.
+        log: takes what it prints.
+        env: more environment variables.
+        watch: name -> whether something shows from outside, asked every 10 ms.
+    """
+    moments: dict[str, float] = {}
+    done = threading.Event()
+    with log.open("wb") as file:
+        start = time.monotonic()
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
+        )
+        watcher = threading.Thread(target=_watch, args=(dict(watch or {}), moments, start, done))
+        watcher.start()
+        # wait4 gives this child's own accounting; its waited-for children are in it.
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+    done.set()
+    watcher.join()
+    return Measured(
+        code=process.returncode,
+        wall=wall,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak_rss=usage.ru_maxrss * 1024,
+        moments=moments,
+    )
+
+
+def _watch(
+    pending: dict[str, Callable[[], bool]], moments: dict[str, float], start: float, done: threading.Event
+) -> None:
+    while pending and not done.wait(0.01):
+        for name in [name for name, shows in pending.items() if shows()]:
+            moments[name] = time.monotonic() - start
+            del pending[name]
