@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from engine.errors import Interrupted, JobError, TaskError
 from engine.outcome import Outcome, describe, exit_code, recording_failure, write_termination_message
@@ -48,7 +50,7 @@ def train(settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome
     outcome.may_overwrite |= is_in_place(parent, settings.output_dir) or output.is_asked_by(
         request_digest(task, parent)
     )
-    with outcome.clock.phase("start"):
+    with outcome.clock.phase("start"), _importing():
         from engine.run import run
 
     run(settings, task, output, stop, outcome)
@@ -77,6 +79,29 @@ def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse
             raise error
 
 
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import without the garbage collector, and keep it off what was imported.
+
+    The libraries make millions of objects that live as long as the process: looking through them again and again is a
+    fifth of their import's time.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: taking torch and its modules apart takes a second, and everything is on disk."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it is gone
+            stream.flush()
+    os._exit(code)
+
+
 def _quiet_libraries() -> None:
     """Keep advice that only this program's developers can follow off an operator's screen."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -93,4 +118,4 @@ def _fail(error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    _leave(main(sys.argv[1:], os.environ))
