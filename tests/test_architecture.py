@@ -118,9 +118,7 @@ def test_there_is_no_import_cycle():
 
 
 OUTSIDE_FAMILIES = [
-    path
-    for path in (ROOT / "entrypoint.py", *sorted(ENGINE.rglob("*.py")))
-    if ENGINE / "families" not in path.parents
+    path for path in (ROOT / "entrypoint.py", *sorted(ENGINE.rglob("*.py"))) if ENGINE / "families" not in path.parents
 ]
 
 
