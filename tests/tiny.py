@@ -1,4 +1,4 @@
-"""Small real inputs for tests: a Stable Diffusion pipeline in Diffusers' layout and an image folder, in under a second.
+"""Small real inputs for tests: Stable Diffusion pipelines in Diffusers' layout and an image folder, in under a second.
 
 Every part is the real class with random weights, so whatever loads, trains or reads the real thing does it here too.
 Run as a program it writes one of each: `python -m tests.tiny FOLDER`.
@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 MERGES = ("i n", "t h", "a n", "e r", "th e</w>", "r e", "o n", "o f</w>", "s t", "l e")
 HIDDEN = 32
+XL_SECOND_HIDDEN, XL_POOLED, XL_TIME = 24, 20, 8
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 DTYPES = {None: torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SIZES = ((64, 64), (96, 64), (64, 80), (72, 72), (48, 96), (80, 56))
 CAPTIONS = (
@@ -51,15 +62,24 @@ def build_sd(
     ones (`*.fp16.safetensors`), or in place of them with `only_variant`: then the text encoder's config.json names
     that dtype too, as many fine-tuned models' does.
     """
-    folder = Path(folder)
-    with torch.random.fork_rng(devices=[]), _quiet():
-        # The full-precision files are written last, so that the configurations are theirs when both are there.
-        for name in [variant] * (variant is not None) + [None] * (not only_variant):
-            torch.manual_seed(seed)
-            pipe = _pipeline(_scheduler(scheduler, prediction_type, rescale_betas_zero_snr))
-            pipe.to(dtype=DTYPES[name])
-            pipe.save_pretrained(folder, variant=name)
-    return folder
+    betas = _scheduler(scheduler, prediction_type, rescale_betas_zero_snr)
+    return _save(lambda: _pipeline(betas), Path(folder), seed, variant, only_variant)
+
+
+def build_sdxl(
+    folder: Path,
+    *,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+    seed: int = 0,
+    variant: Literal["fp16", "bf16"] | None = None,
+    only_variant: bool = False,
+) -> Path:
+    """Write a Stable Diffusion XL pipeline like `build_sd` does, and return the folder.
+
+    As in the real one, the two text encoders differ in width, depth and activation, their tokenizers in padding, the
+    UNet's first resolution has no attention, and its transformers are of several layers.
+    """
+    return _save(lambda: _pipeline_xl(prediction_type), Path(folder), seed, variant, only_variant)
 
 
 def build_dataset(
@@ -87,7 +107,20 @@ def build_dataset(
     return folder
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def _save(
+    make: Callable[[], DiffusionPipeline], folder: Path, seed: int, variant: str | None, only_variant: bool
+) -> Path:
+    with torch.random.fork_rng(devices=[]), _quiet():
+        # The full-precision files are written last, so that the configurations are theirs when both are there.
+        for name in [variant] * (variant is not None) + [None] * (not only_variant):
+            torch.manual_seed(seed)
+            pipe = make()
+            pipe.to(dtype=DTYPES[name])
+            pipe.save_pretrained(folder, variant=name)
+    return folder
+
+
+def build_tokenizer(**options: str) -> CLIPTokenizer:
     """CLIP's tokenizer with all single bytes but only ten merges: any caption can be tokenised."""
     letters = _byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in MERGES)]
@@ -95,7 +128,7 @@ def build_tokenizer() -> CLIPTokenizer:
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[special] = len(vocabulary)
     merges = [tuple(merge.split(" ")) for merge in MERGES]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **options)
 
 
 def _byte_letters() -> list[str]:
@@ -119,23 +152,47 @@ def _pipeline(scheduler: PNDMScheduler | DDIMScheduler) -> StableDiffusionPipeli
     )
 
 
+def _pipeline_xl(prediction_type: str) -> StableDiffusionXLPipeline:
+    first, second = build_tokenizer(), build_tokenizer(pad_token="!")
+    projected = _text_config(
+        second,
+        hidden_size=XL_SECOND_HIDDEN,
+        num_hidden_layers=3,
+        projection_dim=XL_POOLED,
+        hidden_act="gelu",
+    )
+    return StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025),
+        text_encoder=_text_encoder(first),
+        text_encoder_2=CLIPTextModelWithProjection(projected).eval(),
+        tokenizer=first,
+        tokenizer_2=second,
+        unet=_unet_xl(),
+        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1, prediction_type=prediction_type),
+        add_watermarker=False,
+    )
+
+
 def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
+    return CLIPTextModel(_text_config(tokenizer)).eval()
+
+
+def _text_config(tokenizer: CLIPTokenizer, hidden_size: int = HIDDEN, **changes: object) -> CLIPTextConfig:
+    options = {"num_hidden_layers": 2, "projection_dim": hidden_size, **changes}
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=2,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_attention_heads=4,
         max_position_embeddings=77,
-        projection_dim=HIDDEN,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **options,
     )
-    return CLIPTextModel(config).eval()
 
 
-def _vae() -> AutoencoderKL:
+def _vae(scaling_factor: float = 0.18215) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -144,7 +201,7 @@ def _vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=64,
-        scaling_factor=0.18215,
+        scaling_factor=scaling_factor,
     ).eval()
 
 
@@ -163,9 +220,28 @@ def _unet() -> UNet2DConditionModel:
     ).eval()
 
 
+def _unet_xl() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=HIDDEN + XL_SECOND_HIDDEN,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=XL_TIME,
+        projection_class_embeddings_input_dim=6 * XL_TIME + XL_POOLED,
+    ).eval()
+
+
 def _scheduler(name: str, prediction_type: str, rescale_betas_zero_snr: bool) -> PNDMScheduler | DDIMScheduler:
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-    common = {**betas, "prediction_type": prediction_type, "steps_offset": 1, "set_alpha_to_one": False}
+    common = {**BETAS, "prediction_type": prediction_type, "steps_offset": 1, "set_alpha_to_one": False}
     if name == "PNDMScheduler":
         assert not rescale_betas_zero_snr, "PNDMScheduler has no such option: ask for DDIMScheduler"
         return PNDMScheduler(skip_prk_steps=True, **common)

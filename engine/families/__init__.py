@@ -34,8 +34,26 @@ FAMILIES: Final[Mapping[str, Entry]] = {
         weighted=("text_encoder", "vae", "unet"),
         check=checks.stable_diffusion,
     ),
+    "StableDiffusionXLPipeline": Entry(
+        module="sdxl",
+        components=("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "unet"),
+        weighted=("text_encoder", "text_encoder_2", "vae", "unet"),
+        check=checks.stable_diffusion_xl,
+    ),
 }
 """Diffusers pipeline class (`_class_name` in `model_index.json`) -> family."""
+
+_OTHERS: Final = {
+    "StableDiffusionXLImg2ImgPipeline": "XL's refiner, or another image-to-image model",
+    "StableDiffusionXLInpaintPipeline": "an inpainting model",
+    "StableDiffusionInpaintPipeline": "an inpainting model",
+    "StableDiffusionInstructPix2PixPipeline": "an image-editing model",
+    "StableDiffusionXLInstructPix2PixPipeline": "an image-editing model",
+    "StableDiffusionDepth2ImgPipeline": "a depth-to-image model",
+    "StableDiffusionUpscalePipeline": "an upscaler",
+    "StableDiffusionLatentUpscalePipeline": "an upscaler",
+}
+"""What people may take for one of these families."""
 
 
 def detect(model_index: Mapping[str, Any]) -> Entry:
@@ -47,7 +65,8 @@ def detect(model_index: Mapping[str, Any]) -> Entry:
     name = model_index.get("_class_name")
     entry = FAMILIES.get(name) if isinstance(name, str) else None
     if entry is None:
-        raise ModelError(f"the base model is a {name!r}; this program trains {', '.join(FAMILIES)}")
+        kind = f" ({_OTHERS[name]})" if isinstance(name, str) and name in _OTHERS else ""
+        raise ModelError(f"the base model is a {name!r}{kind}; this program trains {', '.join(FAMILIES)}")
     return entry
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ..task import PredictionType
+
+if TYPE_CHECKING:
+    from ..transforms import Geometry
 
 Tensors = dict[str, torch.Tensor]
 
@@ -39,7 +42,7 @@ class Batch:
     timesteps: torch.Tensor
     """int64, shape (B,)."""
     conditioning: Tensors
-    """Whatever the family's `encode_caption` gave, stacked."""
+    """Whatever the family's `encode_caption` and `place` gave, stacked."""
 
 
 class Family(Protocol):
@@ -60,6 +63,10 @@ class Family(Protocol):
         """One caption to the conditioning of one sample, on the CPU. Independent of other captions."""
         ...
 
+    def place(self, geometry: Geometry) -> Tensors:
+        """The conditioning of one sample that comes from how its image is shown, on the CPU; often none."""
+        ...
+
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
         ...
@@ -76,6 +83,6 @@ class Family(Protocol):
         """Diffusers' pipeline for this model, from the parts already in memory."""
         ...
 
-    def webui_name(self, module: str) -> str:
-        """The name of one of the denoiser's modules in the web interfaces' LoRA format."""
+    def webui_name(self, component: str, module: str) -> str:
+        """The name in the web interfaces' LoRA format of a module of `component`, which is `unet` for the denoiser."""
         ...

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..errors import ModelError
 
 Configs = Callable[[str], Mapping[str, Any]]
-"""A component's name -> its config.json."""
+"""A component's name -> its config.json. A key that it leaves out has the default of Diffusers' or transformers'."""
+
+_ADDED_WIDTH: Final = "projection_class_embeddings_input_dim"
+_XL_BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
 
 def stable_diffusion(config: Configs) -> None:
     """Refuse what shares Stable Diffusion's classes and is something else: inpainting, depth, XL's parts.
 
-    A key that config.json leaves out has the default of Diffusers' or transformers' class.
-
     Raises:
         ModelError: says what does not fit.
     """
-    unet, vae, text_encoder = config("unet"), config("vae"), config("text_encoder")
-    channels_in, channels_out = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    latent_channels = vae.get("latent_channels", 4)
-    if channels_in != latent_channels or channels_out != latent_channels:
-        raise ModelError(
-            f"the base model's UNet takes {channels_in} channels and gives {channels_out}, its VAE has "
-            f"{latent_channels}: text-to-image models can be trained, inpainting and depth models cannot"
-        )
+    unet, text_encoder = config("unet"), config("text_encoder")
+    _require_text_to_image(unet, config("vae"))
     wanted, given = unet.get("cross_attention_dim", 1280), text_encoder.get("hidden_size", 512)
     if wanted != given:
         raise ModelError(
@@ -35,3 +30,63 @@ def stable_diffusion(config: Configs) -> None:
         )
     if unet.get("class_embed_type") or unet.get("addition_embed_type"):
         raise ModelError("the base model's UNet wants more than a caption: it is not a Stable Diffusion 1.x or 2.x")
+
+
+def stable_diffusion_xl(config: Configs) -> None:
+    """Refuse what shares Stable Diffusion XL's classes and is no base model: refiner, inpainting, distilled UNets.
+
+    Raises:
+        ModelError: says what does not fit.
+    """
+    unet, vae = config("unet"), config("vae")
+    _require_text_to_image(unet, vae)
+    if unet.get("addition_embed_type") != "text_time":
+        raise ModelError("the base model's UNet is not told the image's size: it is not a Stable Diffusion XL")
+    _require_xl_widths(unet, config("text_encoder"), config("text_encoder_2"))
+    if unet.get("time_cond_proj_dim") is not None:
+        raise ModelError("the base model's UNet takes the guidance scale as input: distilled models cannot be trained")
+    blocks = {str(name) for key in ("down_block_types", "up_block_types") for name in _listed(unet, key)}
+    if unet.get("class_embed_type") or unet.get("encoder_hid_dim_type") or not blocks <= _XL_BLOCKS:
+        raise ModelError("the base model's UNet has layers that Stable Diffusion XL's has not: it is another model")
+    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
+        raise ModelError("the base model's VAE scales each channel by itself: it is not Stable Diffusion XL's")
+
+
+def _require_text_to_image(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    channels_in, channels_out = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    latent_channels = vae.get("latent_channels", 4)
+    if channels_in != latent_channels or channels_out != latent_channels:
+        raise ModelError(
+            f"the base model's UNet takes {channels_in} channels and gives {channels_out}, its VAE has "
+            f"{latent_channels}: text-to-image models can be trained, inpainting and depth models cannot"
+        )
+
+
+def _require_xl_widths(unet: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Text states of both encoders side by side; the pooled text, and six numbers, in the added embedding."""
+    wanted = _width("unet", unet, "cross_attention_dim", 1280)
+    each, added = (_width("unet", unet, key) for key in ("addition_time_embed_dim", _ADDED_WIDTH))
+    states = _width("text_encoder", first, "hidden_size", 512) + _width("text_encoder_2", second, "hidden_size", 512)
+    pooled = _width("text_encoder_2", second, "projection_dim", 512)
+    if added == 5 * each + pooled:
+        raise ModelError(
+            "the base model's UNet is told an aesthetic score: it is Stable Diffusion XL's refiner, "
+            "which is not trained by itself; name the base model that it belongs to"
+        )
+    if wanted != states or added != 6 * each + pooled:
+        raise ModelError(
+            f"the base model's UNet expects text states of width {wanted} and a pooled text of width {added - 6 * each}"
+            f", its text encoders give {states} and {pooled}: these parts do not belong together"
+        )
+
+
+def _width(component: str, config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, int):
+        raise ModelError(f"the base model's {component}/config.json gives {key} as {value!r}: download it again")
+    return value
+
+
+def _listed(config: Mapping[str, Any], key: str) -> list[Any]:
+    value = config.get(key)
+    return value if isinstance(value, list) else []

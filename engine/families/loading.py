@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -95,6 +96,8 @@ def load_scheduler(args: LoadArgs) -> Any:
     cls = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise ModelError(f"the base model's scheduler {config.get('_class_name')!r} is unknown to Diffusers")
+    if "beta_start" not in inspect.signature(cls).parameters:
+        raise ModelError(f"the base model's {cls.__name__} has no betas: EDM and flow matching cannot be trained")
     try:
         return cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
     except (ValueError, TypeError, NotImplementedError) as error:

@@ -7,7 +7,7 @@ import pytest
 pytest.register_assert_rewrite("tests.integration.harness")
 
 from tests.integration.harness import succeed, use_scratch  # noqa: E402
-from tests.tiny import build_dataset, build_sd  # noqa: E402
+from tests.tiny import build_dataset, build_sd, build_sdxl  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,6 +26,11 @@ def model(tmp_path_factory):
 def v_model(tmp_path_factory):
     """One whose scheduler says v-prediction."""
     return build_sd(tmp_path_factory.mktemp("models") / "sd-v", prediction_type="v_prediction", seed=1)
+
+
+@pytest.fixture(scope="session")
+def xl_model(tmp_path_factory):
+    return build_sdxl(tmp_path_factory.mktemp("models") / "sdxl", seed=2)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,23 @@ KINDS = {
         "lora.target_modules": r".*(to_q|to_v|conv1|conv_in)",
         "lora.rank": 3,
     },
+    "xl": {},
+    "xl, bf16": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
+    "xl, centre crops, LoftQ, convolutions": {
+        "transforms.center_crop": True,
+        "lora.init_lora_weights": "loftq",
+        "lora.target_modules": r".*(to_q|to_v|conv1|conv_in|linear_1)",
+    },
 }
+SLOW_KINDS = ("xl, bf16", "xl, centre crops, LoftQ, convolutions")
+
+
+@pytest.fixture
+def base(kind, model, v_model, xl_model):
+    """The base model of a kind of training."""
+    if kind.startswith("xl"):
+        return xl_model
+    return v_model if kind.startswith("v_prediction") else model
 
 
 def split_environment(root, index):
@@ -39,9 +55,10 @@ def split_environment(root, index):
     return {"CACHE_DIR": str(root / f"cache-{index % 2}"), **perturbed(index)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_split_anywhere(task, model, v_model, whole, tmp_path, kind):
-    base = v_model if kind.startswith("v_prediction") else model
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_KINDS else kind for kind in KINDS]
+)
+def test_split_anywhere(task, base, whole, tmp_path, kind):
     task = changed(task, {"model.name": str(base), **KINDS[kind]})
     plain = whole.weights()
     whole, chain = together(
@@ -175,10 +192,9 @@ def test_unreadable_images_keep_their_place(task, damaged, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_cuts(task, model, v_model, tmp_path, kind, seed):
+def test_random_cuts(task, base, tmp_path, kind, seed):
     draws = random.Random(f"{kind}{seed}")
     cuts = [draws.randint(1, 4) for _ in range(4)]
-    base = v_model if kind.startswith("v_prediction") else model
     sizes = {
         "train_args.batch_size": draws.randint(1, 5),
         "train_args.gradient_accumulation_steps": draws.randint(1, 3),

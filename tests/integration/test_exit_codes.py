@@ -180,12 +180,17 @@ def test_no_image_is_readable(task, tmp_path):
 # --- 4 --------------------------------------------------------------------------------------------------------------
 
 
+def _edit(path, **changes):
+    path.write_text(json.dumps(read_json(path) | changes))
+
+
 def _break(folder, how):
     if how == "missing":
         shutil.rmtree(folder)
     elif how == "another class":
-        index = read_json(folder / "model_index.json") | {"_class_name": "FluxPipeline"}
-        (folder / "model_index.json").write_text(json.dumps(index))
+        _edit(folder / "model_index.json", _class_name="FluxPipeline")
+    elif how == "a refiner":
+        _edit(folder / "model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline")
     elif how == "no component":
         shutil.rmtree(folder / "vae")
     elif how == "pickled":
@@ -210,6 +215,7 @@ def _break(folder, how):
     [
         ("missing", ["is not a folder"]),
         ("another class", ["FluxPipeline"]),
+        ("a refiner", ["StableDiffusionXLImg2ImgPipeline", "refiner"]),
         ("no component", ["vae"]),
         ("pickled", ["unet", "safetensors"]),
         ("no index", ["model_index.json"]),

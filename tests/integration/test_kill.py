@@ -151,11 +151,13 @@ def test_killed_again_and_again(task, undisturbed, tmp_path, seed):
     [
         {"mixed_precision": "bf16", "train_args.prediction_type": "v_prediction"},
         {"lora.init_lora_weights": "loftq", "lora.target_modules": ["to_q", "conv1"]},
+        {"model.name": "xl"},
+        {"model.name": "xl", "mixed_precision": "bf16"},
     ],
-    ids=["bf16", "loftq"],
+    ids=["bf16", "loftq", "xl", "xl, bf16"],
 )
-def test_killed_with_other_settings(task, tmp_path, changes):
-    task = changed(task, changes)
+def test_killed_with_other_settings(task, xl_model, tmp_path, changes):
+    task = changed(task, changes | ({"model.name": str(xl_model)} if "model.name" in changes else {}))
     expected = succeed(task, tmp_path / "undisturbed")
     moments = [(moment, MOMENTS[moment]) for moment in ("training", "validation")]
     finished, kills = disturb_and_finish(task, tmp_path / "out", moments)

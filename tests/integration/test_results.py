@@ -14,7 +14,7 @@ from pathlib import PurePath
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load as parse_tensors
@@ -59,10 +59,10 @@ def complaints():
 
 def plain_pipeline(model):
     """Diffusers alone, as a user of the LoRA would call it."""
-    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipe = DiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     # Weights in a file's memory map are not aligned as others are, which can change the last bit.
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()
     return pipe
@@ -76,10 +76,17 @@ def draw(pipe, row, side=64):
     return np.asarray(picture).astype(int)
 
 
+@pytest.fixture(scope="module", params=["sd", "xl"])
+def base(request, model, xl_model):
+    """A base model of each family."""
+    return {"sd": model, "xl": xl_model}[request.param]
+
+
 @pytest.fixture(scope="module")
-def strong(task, tmp_path_factory):
+def strong(task, base, tmp_path_factory):
     """A LoRA that changes images visibly, of all kinds of layers, with several validation images."""
     changes = {
+        "model.name": str(base),
         "train_args.learning_rate": 3e-2,
         "train_args.lr_scheduler": {"lr_scheduler": "constant"},
         "lora.target_modules": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.2"],
@@ -94,9 +101,9 @@ def rows(finished):
 
 
 @pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "lora_webui.safetensors"])
-def test_files_load_in_diffusers(strong, model, complaints, name):
+def test_files_load_in_diffusers(strong, base, complaints, name):
     """Every key is used, and no other is missed; the images are those of `validation/`, to the last bit."""
-    pipe = plain_pipeline(model)
+    pipe = plain_pipeline(base)
     bare = draw(pipe, rows(strong)[0])
     pipe.load_lora_weights(str(strong.out / "checkpoint"), weight_name=name)
     assert complaints == []

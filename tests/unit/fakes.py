@@ -70,6 +70,9 @@ class LinearFamily:
         self.encoded_captions.append(caption)
         return {"states": torch.tensor([float(len(caption)), float(sum(caption.encode()) % 97)])}
 
+    def place(self, geometry):
+        return {"corner": torch.tensor([geometry.top, geometry.left, geometry.flip])}
+
     def sample_latents(self, moments, noise):
         return moments["mean"] + torch.exp(0.5 * moments["logvar"]) * noise
 

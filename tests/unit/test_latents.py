@@ -119,7 +119,7 @@ def reference(setup):
         captions = setup.dataset.captions(sample)
         caption = captions[int(rng.below(np.array([visit.caption_word], dtype=np.uint64), len(captions))[0])]
         moments = family.encode_image(transforms.render(images[sample], view))
-        result.append(latents.Example(visit, moments, family.encode_caption(caption)))
+        result.append(latents.Example(visit, moments, family.encode_caption(caption) | family.place(view)))
     return [result[k : k + BATCH] for k in range(0, len(result), BATCH)]
 
 

@@ -161,6 +161,13 @@ class TestScheduler:
         with pytest.raises(ModelError, match="unknown to Diffusers"):
             load_scheduler(args_for(folder))
 
+    @pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+    def test_a_scheduler_of_another_kind_of_diffusion(self, folder, name):
+        """It has no betas, and would silently be given the usual ones."""
+        self.edit(folder, _class_name=name)
+        with pytest.raises(ModelError, match=f"{name} has no betas"):
+            load_scheduler(args_for(folder))
+
     @pytest.mark.parametrize("changes", [{"num_train_timesteps": "x"}, {"beta_schedule": "odd"}, {"beta_start": []}])
     def test_malformed_values(self, folder, changes):
         self.edit(folder, **changes)

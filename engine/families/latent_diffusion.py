@@ -1,0 +1,86 @@
+"""What Stable Diffusion's families share (Rombach et al. 2022, arXiv:2112.10752): CLIP's tokens, a VAE's latents, and
+the training of a UNet that denoises them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL
+
+from .. import objectives
+from .base import Batch, LoadArgs, Tensors
+
+
+def token_ids(tokenizer: Any, caption: str) -> torch.Tensor:
+    """A caption's token ids, cut or padded to the encoder's full length: int64, shape (77,) for CLIP, on the CPU."""
+    # Always one full-length row: the bits must not depend on what else is encoded, or on its length.
+    tokens = tokenizer(
+        caption, max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
+    )
+    ids: torch.Tensor = tokens.input_ids[0]
+    return ids
+
+
+class ImageLatents:
+    """A VAE as the training sees it: images to the moments of their latents, and latents drawn from these."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self._vae = vae
+
+    def shape(self, resolution: int) -> tuple[int, ...]:
+        """(channels, height, width) of the latents of a square image of `resolution` pixels."""
+        side = resolution // 2 ** (len(self._vae.config.block_out_channels) - 1)
+        return (self._vae.config.latent_channels, side, side)
+
+    @torch.no_grad()
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+        """One image, uint8 (H, W, 3), to `mean` and `logvar`, in the VAE's dtype, on the CPU."""
+        image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(torch.float32) / 127.5 - 1.0
+        posterior = self._vae.encode(image.to(self._vae.device, self._vae.dtype)).latent_dist
+        return {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
+
+    def sample(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
+        """Mean + standard deviation x noise, in float32 (Kingma & Welling 2014, arXiv:1312.6114, section 2.4)."""
+        deviation = torch.exp(0.5 * moments["logvar"].to(torch.float32))
+        drawn = moments["mean"].to(torch.float32) + deviation * noise
+        latents: torch.Tensor = drawn * self._vae.config.scaling_factor
+        return latents
+
+
+class Objective:
+    """The training loss of a UNet: the noise schedule, what is predicted, in which precision, on which device."""
+
+    def __init__(self, scheduler_config: Mapping[str, Any], args: LoadArgs) -> None:
+        """
+        Raises:
+            ModelError: a noise schedule that cannot be trained.
+        """
+        self.schedule = objectives.NoiseSchedule.from_config(scheduler_config).to(args.device)
+        self._prediction_type = args.prediction_type
+        self._device_type = args.device.type
+        self._dtype = args.dtype
+
+    def loss(
+        self, unet: torch.nn.Module, batch: Batch, conditioning: Mapping[str, Any], *, snr_gamma: float | None
+    ) -> torch.Tensor:
+        """The loss of one micro-batch: a float32 scalar.
+
+        Args:
+            unet: predicts `.sample` from noisy latents, timesteps and `conditioning`.
+            batch: its own conditioning is not looked at.
+            conditioning: the UNet's other arguments.
+            snr_gamma: γ of Min-SNR weighting, None for none.
+        """
+        noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        # A context for each micro-batch: across an optimizer step, autocast's cache would hold stale weights.
+        with torch.autocast(self._device_type, self._dtype, enabled=self._dtype != torch.float32):
+            prediction = unet(noisy.to(self._dtype), batch.timesteps, **conditioning).sample
+        target = self.schedule.target(self._prediction_type, batch.latents, batch.noise, batch.timesteps)
+        weights = None
+        if snr_gamma is not None:
+            weights = self.schedule.min_snr_weights(batch.timesteps, snr_gamma, self._prediction_type)
+        return objectives.loss(prediction, target, weights)

@@ -1,0 +1,136 @@
+"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): two text encoders, and a UNet that is also told the
+pooled text, the image's size before it was resized, and what of it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from .base import Batch, LoadArgs, Tensors
+from .latent_diffusion import ImageLatents, Objective, token_ids
+from .loading import load_module, load_scheduler, load_tokenizer, read_config
+from .sgm import SgmNames
+
+if TYPE_CHECKING:
+    from ..transforms import Geometry
+
+FIRST, SECOND = "text_encoder", "text_encoder_2"
+
+
+class StableDiffusionXL:
+    """A loaded Stable Diffusion XL base model."""
+
+    def __init__(self, args: LoadArgs) -> None:
+        self._index = read_config(args, "", "model_index.json")
+        self.scheduler = load_scheduler(args)
+        self.tokenizers = {
+            FIRST: load_tokenizer(CLIPTokenizer, args, "tokenizer"),
+            SECOND: load_tokenizer(CLIPTokenizer, args, "tokenizer_2"),
+        }
+        self.text_encoders = {
+            FIRST: load_module(CLIPTextModel, args, FIRST),
+            SECOND: load_module(CLIPTextModelWithProjection, args, SECOND),
+        }
+        self.vae = _load_vae(args)
+        self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
+        self.objective = Objective(self.scheduler.config, args)
+        self._latents = ImageLatents(self.vae)
+        self._sgm_names = SgmNames.from_config(self.denoiser.config)
+
+    def latent_shape(self, resolution: int) -> tuple[int, ...]:
+        return self._latents.shape(resolution)
+
+    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+        return self._latents.encode(pixels)
+
+    def tokenize(self, caption: str) -> Tensors:
+        return {name: token_ids(tokenizer, caption) for name, tokenizer in self.tokenizers.items()}
+
+    def embed(self, tokens: Tensors) -> Tensors:
+        """`encoder_hidden_states` (B, 77, both encoders' widths) and the second one's `text_embeds` (B, its width).
+
+        The states are those before the last layer, the pooled text is the projected one (section 2.1).
+        """
+        outputs = {
+            name: encoder(tokens[name], output_hidden_states=True) for name, encoder in self.text_encoders.items()
+        }
+        states = [output.hidden_states[-2] for output in outputs.values()]
+        return {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": outputs[SECOND].text_embeds}
+
+    @torch.no_grad()
+    def encode_caption(self, caption: str) -> Tensors:
+        device = self.text_encoders[FIRST].device
+        rows = {name: ids.unsqueeze(0).to(device) for name, ids in self.tokenize(caption).items()}
+        return {name: tensor[0].cpu() for name, tensor in self.embed(rows).items()}
+
+    def place(self, geometry: Geometry) -> Tensors:
+        """`time_ids`: original height and width, the crop's top and left, target height and width (section 2.2).
+
+        In pixels, float32, shape (6,). The crop's corner is that in the resized image, as it is shown: mirrored, where
+        the visit mirrors it.
+        """
+        width, height = geometry.original
+        side, left = geometry.resolution, geometry.left
+        if geometry.flip:
+            left = geometry.resized[0] - side - left
+        return {"time_ids": torch.tensor([height, width, geometry.top, left, side, side], dtype=torch.float32)}
+
+    def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
+        return self._latents.sample(moments, noise)
+
+    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
+        added = {name: batch.conditioning[name] for name in ("text_embeds", "time_ids")}
+        states = batch.conditioning["encoder_hidden_states"]
+        conditioning = {"encoder_hidden_states": states, "added_cond_kwargs": added}
+        return self.objective.loss(self.denoiser, batch, conditioning, snr_gamma=snr_gamma)
+
+    def move_encoders(self, device: torch.device) -> None:
+        for module in (self.vae, *self.text_encoders.values()):
+            module.to(device)
+
+    def pipeline(self) -> StableDiffusionXLPipeline:
+        return StableDiffusionXLPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoders[FIRST],
+            text_encoder_2=self.text_encoders[SECOND],
+            tokenizer=self.tokenizers[FIRST],
+            tokenizer_2=self.tokenizers[SECOND],
+            unet=self.denoiser,
+            scheduler=self.scheduler,
+            # Of the negative prompt that nobody gives, not of an image's empty caption.
+            force_zeros_for_empty_prompt=self._index.get("force_zeros_for_empty_prompt", True),
+            add_watermarker=False,  # it would depend on what else is installed
+        )
+
+    def webui_name(self, component: str, module: str) -> str:
+        if component == "unet":
+            name = f"lora_unet_{self._sgm_names.name(module)}"
+        elif component == FIRST:
+            name = f"lora_te1_text_model.{module}"  # which transformers 5 leaves out of CLIPTextModel's names
+        else:
+            name = f"lora_te2_{module}"
+        return name.replace(".", "_")
+
+
+class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
+    """Decodes latents of any precision in its own. The pipeline hands over the UNet's."""
+
+    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().decode(z.to(self.dtype), *args, **kwargs)
+
+
+def _load_vae(args: LoadArgs) -> AutoencoderKL:
+    """XL's VAE overflows in fp16. Where its configuration says so, it is in float32 whatever the task's precision."""
+    is_half_safe = read_config(args, "vae").get("force_upcast", True) is False
+    return load_module(_AnyLatentsVAE, args if is_half_safe else replace(args, dtype=torch.float32), "vae")
+
+
+def load(args: LoadArgs) -> StableDiffusionXL:
+    """Load all parts; the encoders stay on the CPU until they are moved."""
+    return StableDiffusionXL(args)
