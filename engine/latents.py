@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -35,6 +35,8 @@ class Example:
     visit: Visit
     moments: Tensors
     conditioning: Tensors
+    tokens: Tensors = field(default_factory=dict)
+    """The caption's, where the text encoders are trained and encode it in the loop; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,9 @@ class VisitEncoder:
         images = self._images(visits)
         captions: dict[str, Tensors] = {}
         examples = [
-            Example(visit, moments, self._conditioning(visit, shown.sample, captions))
+            Example(
+                visit, moments, self._conditioning(visit, shown.sample, captions), self._tokens(visit, shown.sample)
+            )
             for visit, (shown, moments) in zip(visits, images, strict=True)
         ]
         # The denoiser gets the device's memory for itself.
@@ -186,9 +190,10 @@ class VisitEncoder:
         return lambda: self._dataset.image_bytes(sample)
 
     def _conditioning(self, visit: Visit, sample: int, known: dict[str, Tensors]) -> Tensors:
-        """The encoded caption of a visit: one drawn from the sample's."""
-        captions = self._dataset.captions(sample)
-        caption = captions[(visit.caption_word >> 32) * len(captions) >> 32]
+        """The encoded caption of a visit, unless the text encoders are trained: then it is encoded in the loop."""
+        if self._task.train_args.train_text_encoder:
+            return {}
+        caption = self._caption(visit, sample)
         if caption not in known:
             key = _key("caption", caption)
             stored = self._cache.load(key)
@@ -198,6 +203,16 @@ class VisitEncoder:
                 self._cache.store(key, stored)
             known[caption] = stored
         return known[caption]
+
+    def _tokens(self, visit: Visit, sample: int) -> Tensors:
+        if not self._task.train_args.train_text_encoder:
+            return {}
+        return self._family.tokenize(self._caption(visit, sample))
+
+    def _caption(self, visit: Visit, sample: int) -> str:
+        """One drawn from the sample's."""
+        captions = self._dataset.captions(sample)
+        return captions[(visit.caption_word >> 32) * len(captions) >> 32]
 
 
 def _key(kind: str, *what: object) -> str:

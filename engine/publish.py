@@ -48,7 +48,7 @@ def draw_pictures(session: Session, family: Family) -> Pictures:
     if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
         without = chain.pictures
     else:
-        with lora.disabled(family.denoiser):
+        with lora.disabled([family.denoiser, *family.text_encoders.values()]):
             without = _draw(session, family, "validation without the LoRA", baseline)
     return Pictures(images, drawn, described, without)
 

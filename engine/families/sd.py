@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .. import objectives
 from .base import Batch, LoadArgs, Tensors
-from .loading import load_module, load_scheduler, load_tokenizer
+from .loading import load_module, load_scheduler, load_tokenizer, move_frozen
 
 
 class StableDiffusion:
@@ -22,6 +22,7 @@ class StableDiffusion:
         self.scheduler = load_scheduler(args)
         self.tokenizer = load_tokenizer(CLIPTokenizer, args, "tokenizer")
         self.text_encoder = load_module(CLIPTextModel, args, "text_encoder")
+        self.text_encoders = {"text_encoder": self.text_encoder}
         self.vae = load_module(AutoencoderKL, args, "vae")
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
         self.schedule = objectives.NoiseSchedule.from_config(self.scheduler.config).to(args.device)
@@ -38,7 +39,11 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_caption(self, caption: str) -> Tensors:
-        # Always one full-length row: the bits must not depend on what else is encoded, or on its length.
+        tokens = {name: ids[None].to(self.text_encoder.device) for name, ids in self.tokenize(caption).items()}
+        return {name: rows[0].cpu() for name, rows in self.embed(tokens).items()}
+
+    def tokenize(self, caption: str) -> Tensors:
+        # Always a row of full length: the bits must not depend on what else is encoded, or on its length.
         tokens = self.tokenizer(
             caption,
             max_length=self.tokenizer.model_max_length,
@@ -46,8 +51,10 @@ class StableDiffusion:
             truncation=True,
             return_tensors="pt",
         )
-        states = self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0]
-        return {"encoder_hidden_states": states[0].cpu()}
+        return {"input_ids": tokens.input_ids[0]}
+
+    def embed(self, tokens: Tensors) -> Tensors:
+        return {"encoder_hidden_states": self.text_encoder(tokens["input_ids"])[0]}
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         """Mean + standard deviation x noise, in float32 (Kingma & Welling 2014, arXiv:1312.6114, section 2.4)."""
@@ -70,7 +77,7 @@ class StableDiffusion:
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
-        self.text_encoder.to(device)
+        move_frozen(self.text_encoder, device)
 
     def pipeline(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
@@ -84,8 +91,9 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
 
-    def webui_name(self, module: str) -> str:
-        return "lora_unet_" + module.replace(".", "_")
+    def webui_name(self, component: str, module: str) -> str:
+        prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[component]
+        return f"{prefix}_{module.replace('.', '_')}"
 
 
 def load(args: LoadArgs) -> StableDiffusion:

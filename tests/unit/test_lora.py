@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from engine import loftq
 from engine import lora as lora_module
 from engine.errors import CheckpointError, TaskError
-from engine.lora import attach, find_targets
 from engine.lora_files import diffusers_state
+from engine.targets import find_targets
 from engine.task import Lora
 from tests import tiny
 
@@ -42,6 +42,11 @@ def one_thread():
 @pytest.fixture
 def unet(pipeline):
     return copy.deepcopy(pipeline.unet)
+
+
+def attach(unet, lora, seed, **options):
+    """The adapter of a UNet alone."""
+    return lora_module.attach({"unet": unet}, lora, seed, **options)
 
 
 def randomise(adapter, seed=0, size=0.1):
@@ -127,7 +132,9 @@ class TestAttach:
     def test_names_are_sorted_and_free_of_pefts_additions(self, unet):
         modules = find_targets(unet, ATTENTION)
         names = list(attach(unet, Lora(rank=RANK), 0).parameters)
-        assert names == sorted(f"{module}.{matrix}.weight" for module in modules for matrix in ("lora_A", "lora_B"))
+        assert names == sorted(
+            f"unet.{module}.{matrix}.weight" for module in modules for matrix in ("lora_A", "lora_B")
+        )
 
     def test_adapts_the_targets_alone_at_scale_one(self, unet):
         attach(unet, Lora(rank=3, target_modules="conv_in|mid_block.*to_k"), 0)
@@ -247,8 +254,8 @@ class TestState:
         first, last = min(state), max(state)
         with pytest.raises(CheckpointError, match=f"has no {last}"):
             adapter.restore({name: tensor for name, tensor in state.items() if name != last})
-        with pytest.raises(CheckpointError, match=r"has z\.lora_A\.weight"):
-            adapter.restore(state | {"z.lora_A.weight": torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=r"has unet\.z\.lora_A\.weight"):
+            adapter.restore(state | {"unet.z.lora_A.weight": torch.zeros(1)})
         with pytest.raises(CheckpointError, match=rf"another model: {first} is \(4, 3\)"):
             adapter.restore(state | {first: torch.zeros(4, 3)})
 
@@ -273,10 +280,12 @@ class TestLoftQ:
             base = unet.get_submodule(module).get_base_layer().weight
             if isinstance(layer, torch.nn.Conv2d):
                 assert torch.equal(base, layer.weight)
-                assert not adapter.parameters[f"{module}.lora_B.weight"].any()
+                assert not adapter.parameters[f"unet.{module}.lora_B.weight"].any()
                 continue
             assert torch.equal(base, loftq.quantise(layer.weight))
-            down, up = (adapter.parameters[f"{module}.{matrix}.weight"].detach() for matrix in ("lora_A", "lora_B"))
+            down, up = (
+                adapter.parameters[f"unet.{module}.{matrix}.weight"].detach() for matrix in ("lora_A", "lora_B")
+            )
             lost, left = (base - layer.weight).norm(), (base + up @ down - layer.weight).norm()
             assert left < lost
         assert adapter.initial.keys() == {name for name in adapter.parameters if ".conv1." not in name}

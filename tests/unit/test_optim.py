@@ -63,13 +63,13 @@ class TestLearningRate:
 class TestAdamW:
     def test_foreach_has_the_for_loops_bits(self):
         named, reference = parameters(), parameters()
-        ours = optim.make_optimizer(named, ADAM)
+        ours = optim.make_optimizer([named], ADAM)
         loop = torch.optim.AdamW(
             reference.values(), betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, foreach=False, fused=False
         )
         for step in range(20):
             rate = 1e-3 * (step + 1)
-            optim.update(ours, named, gradients(named, step), rate)
+            optim.update(ours, named, gradients(named, step), [rate])
             for parameter, gradient in zip(reference.values(), gradients(reference, step), strict=True):
                 parameter.grad = gradient
             loop.param_groups[0]["lr"] = rate
@@ -77,14 +77,14 @@ class TestAdamW:
         assert_same_bits(named, reference)
 
     def test_takes_the_tasks_arguments(self):
-        optimizer = optim.make_optimizer(parameters(), AdamArgs(beta1=0.5, beta2=0.6, weight_decay=0.7, epsilon=0.8))
+        optimizer = optim.make_optimizer([parameters()], AdamArgs(beta1=0.5, beta2=0.6, weight_decay=0.7, epsilon=0.8))
         group = optimizer.param_groups[0]
         assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.5, 0.6), 0.7, 0.8)
         assert group["foreach"] is True and group["fused"] is False
 
     def test_leaves_no_gradient_behind(self):
         named = parameters()
-        optim.update(optim.make_optimizer(named, ADAM), named, gradients(named, 0), 1e-3)
+        optim.update(optim.make_optimizer([named], ADAM), named, gradients(named, 0), [1e-3])
         assert all(parameter.grad is None for parameter in named.values())
 
     @pytest.mark.parametrize("cut", [0, 1, 4, 10])
@@ -92,19 +92,19 @@ class TestAdamW:
     def test_cut_and_continued_has_the_same_bits(self, cut, first):
         def train(named, optimizer, start, stop):
             for step in range(max(start, first), stop):
-                optim.update(optimizer, named, gradients(named, step), 1e-3 / (step + 1))
+                optim.update(optimizer, named, gradients(named, step), [1e-3 / (step + 1)])
 
         whole = parameters()
-        uninterrupted = optim.make_optimizer(whole, ADAM)
+        uninterrupted = optim.make_optimizer([whole], ADAM)
         train(whole, uninterrupted, 0, 10)
 
         before = parameters()
-        optimizer = optim.make_optimizer(before, ADAM)
+        optimizer = optim.make_optimizer([before], ADAM)
         train(before, optimizer, 0, cut)
         saved = optim.optimizer_state(optimizer, before)
         assert saved.step == max(0, cut - first)
         after = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in before.items()}
-        continued = optim.make_optimizer(after, ADAM)
+        continued = optim.make_optimizer([after], ADAM)
         optim.restore_optimizer(continued, after, saved)
         train(after, continued, cut, 10)
 
@@ -116,7 +116,7 @@ class TestAdamW:
 
     def test_no_state_yet_is_zeros(self):
         named = parameters()
-        moments = optim.optimizer_state(optim.make_optimizer(named, ADAM), named)
+        moments = optim.optimizer_state(optim.make_optimizer([named], ADAM), named)
         assert moments.step == 0
         for kind in (moments.exp_avg, moments.exp_avg_sq):
             assert kind.keys() == named.keys()
@@ -124,18 +124,18 @@ class TestAdamW:
 
     def test_state_and_optimizer_share_no_memory(self):
         named = parameters()
-        optimizer = optim.make_optimizer(named, ADAM)
-        optim.update(optimizer, named, gradients(named, 0), 1e-3)
+        optimizer = optim.make_optimizer([named], ADAM)
+        optim.update(optimizer, named, gradients(named, 0), [1e-3])
         saved = optim.optimizer_state(optimizer, named)
         copy = saved.exp_avg["a"].clone()
         optim.restore_optimizer(optimizer, named, saved)
-        optim.update(optimizer, named, gradients(named, 1), 1e-3)
+        optim.update(optimizer, named, gradients(named, 1), [1e-3])
         assert torch.equal(saved.exp_avg["a"], copy)
 
     @pytest.mark.parametrize("change", ["missing", "more", "shape"])
     def test_foreign_state_is_refused_by_name(self, change):
         named = parameters()
-        optimizer = optim.make_optimizer(named, ADAM)
+        optimizer = optim.make_optimizer([named], ADAM)
         saved = optim.optimizer_state(optimizer, named)
         exp_avg_sq = dict(saved.exp_avg_sq)
         tensor = exp_avg_sq.pop("c")

@@ -105,7 +105,7 @@ class TestSplit:
         before = run.adapter.state()
         losses = [report.loss for report in run.train().reports]
         assert losses[-1] < losses[0]
-        assert not torch.equal(run.adapter.state()["to_q.lora_A.weight"], before["to_q.lora_A.weight"])
+        assert not torch.equal(run.adapter.state()["unet.to_q.lora_A.weight"], before["unet.to_q.lora_A.weight"])
 
     def test_nothing_is_left_to_train(self):
         run = Run(start=8)
@@ -129,7 +129,7 @@ class TestStep:
         task = make_task(max_grad_norm=0.5)
         run = Run(task)
         run.trainer.step = 2  # a step whose rate is not zero
-        schedule, weight = run.schedule, run.adapter.parameters["to_q.lora_A.weight"]
+        schedule, weight = run.schedule, run.adapter.parameters["unet.to_q.lora_A.weight"]
         reference = torch.nn.Parameter(weight.detach().clone())
         adam = torch.optim.AdamW([reference], lr=0.05 * 0.5 * (1 + math.cos(0)), foreach=True)
         total, losses = None, []
@@ -197,7 +197,7 @@ class TestNonFinite:
     def test_a_gradient_stops_before_the_update(self):
         run = Run().train(stop=3)
         before = run.bytes()
-        run.adapter.parameters["to_q.lora_A.weight"].register_hook(lambda gradient: gradient * math.inf)
+        run.adapter.parameters["unet.to_q.lora_A.weight"].register_hook(lambda gradient: gradient * math.inf)
         with pytest.raises(NonFiniteError, match="the gradient's norm at step 4"):
             run.step()
         assert run.bytes() == before
@@ -213,7 +213,7 @@ class TestNonFinite:
             run.step()
         except NonFiniteError:
             assert run.bytes() == before
-        weight = run.adapter.parameters["to_q.lora_A.weight"]
+        weight = run.adapter.parameters["unet.to_q.lora_A.weight"]
         assert bool(torch.isfinite(weight).all())
 
 
@@ -222,7 +222,7 @@ class TestLossScale:
 
     def overflowing(self, run, factor=math.inf):
         """The next step's scaled gradients overflow, its loss does not."""
-        parameter = run.adapter.parameters["to_q.lora_A.weight"]
+        parameter = run.adapter.parameters["unet.to_q.lora_A.weight"]
         return parameter.register_hook(lambda gradient: gradient * factor)
 
     def test_the_scale_cancels_exactly(self):
