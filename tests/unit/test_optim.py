@@ -46,6 +46,18 @@ class TestLearningRate:
                 optimizer.step()
                 theirs.step()
 
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_another_group_has_the_same_factor_as_in_diffusers(self, schedule):
+        """Diffusers multiplies each group's own rate by one factor, which polynomial takes from the first group's."""
+        named = parameters()
+        optimizer = torch.optim.SGD([{"params": [named["a"]]}, {"params": [named["b"]], "lr": 3e-5}], lr=1e-3)
+        theirs = get_scheduler(schedule, optimizer, num_warmup_steps=2, num_training_steps=9)
+        for step in range(9):
+            factor = optim.schedule_factor(1e-3, schedule, step, warmup_steps=2, max_steps=9)
+            assert [1e-3 * factor, 3e-5 * factor] == theirs.get_last_lr()
+            optimizer.step()
+            theirs.step()
+
     @pytest.mark.parametrize("base", [1e-7, 3e-8])
     def test_a_polynomial_below_its_end_is_held(self, base):
         rates = [learning_rate(base, "polynomial", step, warmup_steps=2, max_steps=6) for step in range(6)]
@@ -75,6 +87,26 @@ class TestAdamW:
             loop.param_groups[0]["lr"] = rate
             loop.step()
         assert_same_bits(named, reference)
+
+    def test_each_group_has_its_own_rate(self):
+        """As two optimizers would do it, whatever the order of the parameters."""
+        named, references = parameters(), [parameters(), parameters()]
+        groups = [{name: named[name] for name in names} for names in ("bd", "ac")]
+        ours = optim.make_optimizer(groups, ADAM)
+        apart = [
+            torch.optim.AdamW([own[name] for name in group], lr=0)
+            for own, group in zip(references, groups, strict=True)
+        ]
+        for step in range(5):
+            rates = [1e-2 * (step + 1), 1e-3]
+            optim.update(ours, named, gradients(named, step), rates)
+            for own, optimizer, rate in zip(references, apart, rates, strict=True):
+                for parameter, gradient in zip(own.values(), gradients(own, step), strict=True):
+                    parameter.grad = gradient
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.step()
+        for own, group in zip(references, groups, strict=True):
+            assert_same_bits(group, own)
 
     def test_takes_the_tasks_arguments(self):
         optimizer = optim.make_optimizer([parameters()], AdamArgs(beta1=0.5, beta2=0.6, weight_decay=0.7, epsilon=0.8))

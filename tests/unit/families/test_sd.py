@@ -90,6 +90,17 @@ class TestEncoding:
             expected, _ = full.pipeline().encode_prompt("the cat", CPU, 1, False)
         assert torch.equal(full.encode_caption("the cat")["encoder_hidden_states"], expected[0])
 
+    def test_a_caption_in_a_batch_of_tokens_has_the_bits_that_it_has_alone(self, family):
+        captions = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
+        tokens = [family.tokenize(caption) for caption in captions]
+        assert all(ids.dtype == torch.int64 and ids.shape == (77,) for own in tokens for ids in own.values())
+        batch = {name: torch.stack([own[name] for own in tokens]) for name in tokens[0]}
+        with torch.no_grad():
+            embedded = family.embed(batch)
+        for k, caption in enumerate(captions):
+            own = family.encode_caption(caption)
+            assert raw({name: rows[k] for name, rows in embedded.items()}) == raw(own)
+
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
         for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat")):
             for tensor in tensors.values():
@@ -200,6 +211,17 @@ class TestLoading:
         assert pipeline.unet is full.denoiser and pipeline.vae is full.vae
         assert pipeline.text_encoder is full.text_encoder and pipeline.safety_checker is None
 
+    def test_a_text_encoder_that_is_trained_stays_on_the_device(self, folder):
+        family = sd.load(args_for(folder))
+        frozen, trained = torch.device("meta"), torch.nn.Parameter(torch.zeros(1))
+        assert family.text_encoders == {"text_encoder": family.text_encoder}
+        family.text_encoder.register_parameter("lora", trained)
+        family.move_encoders(frozen)
+        assert family.vae.device == frozen and {p.device for p in family.text_encoder.parameters()} == {CPU}
+        trained.requires_grad_(False)
+        family.move_encoders(frozen)
+        assert {p.device for p in family.text_encoder.parameters()} == {frozen}
+
     def test_the_scheduler_predicts_what_the_training_predicts(self, folder):
         assert sd.load(args_for(folder, prediction_type="v_prediction")).scheduler.config.prediction_type == (
             "v_prediction"
@@ -207,6 +229,8 @@ class TestLoading:
 
     def test_names_in_the_web_interfaces_format(self, full):
         assert full.webui_name("unet", "down_blocks.0.attn1.to_out.0") == "lora_unet_down_blocks_0_attn1_to_out_0"
+        module = "text_model.encoder.layers.0.self_attn.q_proj"
+        assert full.webui_name("text_encoder", module) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
     def test_the_registrys_row_loads_this_family(self, folder):
         entry = families.detect(json.loads((folder / "model_index.json").read_text()))
