@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -35,6 +35,8 @@ class Example:
     visit: Visit
     moments: Tensors
     conditioning: Tensors
+    tokens: Tensors = field(default_factory=dict)
+    """The caption's, where the text encoders are trained and encode it in the loop; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class VisitEncoder:
         images = self._images(visits)
         captions: dict[str, Tensors] = {}
         examples = [
-            Example(visit, moments, self._conditioning(visit, shown, captions))
+            Example(visit, moments, self._conditioning(visit, shown, captions), self._tokens(visit, shown.sample))
             for visit, (shown, moments) in zip(visits, images, strict=True)
         ]
         # The denoiser gets the device's memory for itself.
@@ -186,9 +188,11 @@ class VisitEncoder:
         return lambda: self._dataset.image_bytes(sample)
 
     def _conditioning(self, visit: Visit, shown: _Shown, known: dict[str, Tensors]) -> Tensors:
-        """The encoded caption of a visit, one drawn from the sample's, and what the family says of its place."""
-        captions = self._dataset.captions(shown.sample)
-        caption = captions[(visit.caption_word >> 32) * len(captions) >> 32]
+        """What the family says of the image's place and, unless its text encoders are trained, the encoded caption."""
+        place = self._family.place(shown.geometry)
+        if self._task.train_args.train_text_encoder:  # captions are encoded in the loop
+            return place
+        caption = self._caption(visit, shown.sample)
         if caption not in known:
             key = _key("caption", caption)
             stored = self._cache.load(key)
@@ -197,7 +201,17 @@ class VisitEncoder:
                 self._check_stop()
                 self._cache.store(key, stored)
             known[caption] = stored
-        return known[caption] | self._family.place(shown.geometry)
+        return known[caption] | place
+
+    def _tokens(self, visit: Visit, sample: int) -> Tensors:
+        if not self._task.train_args.train_text_encoder:
+            return {}
+        return self._family.tokenize(self._caption(visit, sample))
+
+    def _caption(self, visit: Visit, sample: int) -> str:
+        """One drawn from the sample's."""
+        captions = self._dataset.captions(sample)
+        return captions[(visit.caption_word >> 32) * len(captions) >> 32]
 
 
 def _key(kind: str, *what: object) -> str:

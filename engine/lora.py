@@ -1,17 +1,16 @@
 """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685): attached by PEFT, started from addressed randomness, exported.
 
-Everything is keyed by `<module>.lora_A.weight` and `<module>.lora_B.weight`, where `<module>` is the adapted layer's
-name in the denoiser before the adapter was attached.
+Everything is keyed as in Diffusers' LoRA files: `<component>.<module>.lora_A.weight` and `lora_B.weight`, where
+`<component>` is `unet`, `text_encoder` or `text_encoder_2`, and `<module>` the adapted layer's name in it.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -19,17 +18,17 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from . import loftq, rng
+from .dropout import AddressedDropout, Dropping
 from .errors import CheckpointError, TaskError
-from .task import DEFAULT_TARGETS, Lora
+from .families.base import DENOISER
+from .targets import TEXT_TARGETS, find_targets, full_name
+from .task import Lora
 
 Tensors = dict[str, torch.Tensor]
 
 _ADAPTER: Final = "default"
 DOWN: Final = ".lora_A.weight"
-_MAX_LISTED: Final = 40
-_ADAPTABLE: Final = (torch.nn.Linear, torch.nn.Conv2d)
-
-logger = logging.getLogger(__name__)
+_UP: Final = ".lora_B.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,10 @@ class Adapter:
     """All that is trained, float32, sorted by name."""
     initial: Tensors
     """LoftQ's start values by the same names (float32, CPU), which the export subtracts; empty for other inits."""
+    strength: float = 1.0
+    """What every product B·A is multiplied by; see `strength_of`."""
+    dropping: Dropping = field(default_factory=Dropping)
+    """The switch of the adapter's dropout, off but while a micro-batch is under way."""
 
     def state(self) -> Tensors:
         """A copy of the trained tensors: float32, on the CPU."""
@@ -57,7 +60,7 @@ class Adapter:
             parameter.copy_(tensors[name])
 
     def warm_start(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Start from another training's LoRA, which acts on the unchanged base.
+        """Start from another training's LoRA, which acts on the unchanged base at strength 1.
 
         Raises:
             CheckpointError: it does not fit, or this adapter's base is not the unchanged one.
@@ -67,18 +70,30 @@ class Adapter:
                 "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
                 "start without the file, or with init_lora_weights true"
             )
-        self.restore(tensors)
+        self.restore(_with_up_divided(tensors, self.strength))
+
+
+def strength_of(lora: Lora) -> float:
+    """alpha / rank (Hu et al. 2021, section 4.1), or alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    return alpha / (math.sqrt(lora.rank) if lora.use_rslora else lora.rank)
 
 
 def attach(
-    denoiser: torch.nn.Module, lora: Lora, seed: int, *, initial: Mapping[str, torch.Tensor] | None = None
+    components: Mapping[str, torch.nn.Module],
+    lora: Lora,
+    seed: int,
+    *,
+    initial: Mapping[str, torch.Tensor] | None = None,
 ) -> Adapter:
-    """Freeze the denoiser and inject a trainable adapter, whose start values depend on nothing but seed and names.
+    """Freeze the components and inject a trainable adapter, whose start values depend on nothing but seed and names.
 
-    With `init_lora_weights: "loftq"` the target linear layers' weights are replaced by their quantised values.
+    With `init_lora_weights: "loftq"` the denoiser's target linear layers' weights are replaced by their quantised
+    values.
 
     Args:
-        denoiser: the model in memory, without an adapter; changed in place.
+        components: the denoiser and the text encoders that are trained, by their names in Diffusers' LoRA files; in
+            memory, on their device, without an adapter; changed in place.
         lora: rank, targets and kind of initialisation.
         seed: the task's.
         initial: `Adapter.initial` of the training that is continued: LoftQ then quantises the base again, but need not
@@ -88,16 +103,24 @@ def attach(
         TaskError: the targets match nothing, or something that cannot be adapted.
         CheckpointError: `initial` does not fit.
     """
-    layers = find_targets(denoiser, lora.target_modules)
-    linears = {name: layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
-    # LoftQ is about matrices: convolutions among the targets keep their weights and get the ordinary start.
-    quantised = linears if lora.init_lora_weights == "loftq" else {}
+    targets = {
+        component: find_targets(root, lora.target_modules if component == DENOISER else TEXT_TARGETS)
+        for component, root in components.items()
+    }
+    # LoftQ is about matrices: convolutions among the targets keep their weights and get the ordinary start. So do the
+    # text encoders.
+    quantised = _linears(targets[DENOISER]) if lora.init_lora_weights == "loftq" else {}
     _require_rank(quantised, lora.rank)
-    denoiser.requires_grad_(False)
-    _inject(denoiser, layers, lora.rank)
-    parameters = _parameters(denoiser, layers)
+    layers: dict[str, Any] = {}
+    for component, root in components.items():
+        root.requires_grad_(False)
+        _inject(root, targets[component], lora)
+        layers |= {full_name(component, module): root.get_submodule(module) for module in targets[component]}
+    dropping = _replace_dropout(layers, lora.dropout, seed)
+    parameters = _parameters(layers)
+    strength = strength_of(lora)
     if initial is None:
-        starts = tensors_by_name(loftq.replace_weights(quantised, lora.rank))
+        starts = _with_up_divided(tensors_by_name(loftq.replace_weights(quantised, lora.rank)), strength)
     else:
         _require_fit(initial, {name: parameters[name] for module in quantised for name in tensor_names(module)})
         starts = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in initial.items()}
@@ -106,13 +129,13 @@ def attach(
         value = starts[name] if name in starts else _draw(name, tuple(parameter.shape), lora, seed)
         parameter.data = value.to(parameter.device, torch.float32, copy=True)
         parameter.requires_grad_(True)
-    return Adapter(parameters, starts)
+    return Adapter(parameters, starts, strength, dropping)
 
 
 @contextmanager
-def disabled(denoiser: torch.nn.Module) -> Iterator[None]:
-    """The denoiser as it is without the adapter; with LoftQ, its quantised self."""
-    layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+def disabled(components: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """The components as they are without the adapter; with LoftQ, the denoiser's quantised self."""
+    layers = [module for root in components for module in root.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -124,7 +147,7 @@ def disabled(denoiser: torch.nn.Module) -> Iterator[None]:
 
 def tensor_names(module: str) -> tuple[str, str]:
     """The names of an adapted module's down and up matrices."""
-    return f"{module}{DOWN}", f"{module}.lora_B.weight"
+    return f"{module}{DOWN}", f"{module}{_UP}"
 
 
 def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Tensors:
@@ -134,86 +157,50 @@ def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> T
     }
 
 
-def _parameters(denoiser: torch.nn.Module, modules: Iterable[str]) -> dict[str, torch.nn.Parameter]:
+def _with_up_divided(tensors: Mapping[str, torch.Tensor], strength: float) -> Tensors:
+    """An adapter for strength 1 as one for `strength`: the same change of the weights."""
+    return {name: tensor / strength if name.endswith(_UP) else tensor for name, tensor in tensors.items()}
+
+
+def _linears(layers: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Linear]:
+    """The linear ones of the denoiser's layers, by their full names."""
+    return {full_name(DENOISER, name): layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
+
+
+def _replace_dropout(layers: Mapping[str, Any], probability: float, seed: int) -> Dropping:
+    """Put our own dropout in the place of PEFT's, where there is any to be."""
+    dropping = Dropping()
+    for name, layer in layers.items() if probability else ():
+        layer.lora_dropout[_ADAPTER] = AddressedDropout(probability, seed=seed, layer=name, dropping=dropping)
+    return dropping
+
+
+def _parameters(layers: Mapping[str, Any]) -> dict[str, torch.nn.Parameter]:
     found: dict[str, torch.nn.Parameter] = {}
-    for module in modules:
-        layer: Any = denoiser.get_submodule(module)
+    for module, layer in layers.items():
         down, up = tensor_names(module)
         found |= {down: layer.lora_A[_ADAPTER].weight, up: layer.lora_B[_ADAPTER].weight}
     return dict(sorted(found.items()))
 
 
-def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | None) -> dict[str, torch.nn.Module]:
-    """The layers that `lora.target_modules` means, by name, sorted.
-
-    As in PEFT: a list holds whole names or ends of names at a dot, a string is a regular expression for the whole name.
-
-    Raises:
-        TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
-    """
-    modules = {name: module for name, module in denoiser.named_modules() if name}
-    if isinstance(targets, str):
-        matched = _match_expression(targets, modules)
-    else:
-        matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, modules)
-    if not matched:
-        shown = "null" if targets is None else repr(targets if isinstance(targets, str) else list(targets))
-        raise TaskError(f"lora.target_modules: {shown} matches no layer; there are {_layer_names(modules)}")
-    for name in matched:
-        if not isinstance(modules[name], _ADAPTABLE):
-            inside = _layer_names({other: modules[other] for other in modules if other.startswith(f"{name}.")})
-            raise TaskError(
-                f"lora.target_modules: {name} is of type {type(modules[name]).__name__}, only Linear and Conv2d layers "
-                f"can be adapted" + (f"; name those in it: {inside}" if inside else "")
-            )
-    return {name: modules[name] for name in sorted(matched)}
-
-
-def _match_expression(expression: str, names: Iterable[str]) -> list[str]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise TaskError(f"lora.target_modules: {expression!r} is not a regular expression: {error}") from None
-    return [name for name in names if pattern.fullmatch(name)]
-
-
-def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
-    found = {end: [name for name in names if name == end or name.endswith(f".{end}")] for end in ends}
-    matched = {name for matches in found.values() for name in matches}
-    for end in (end for end, matches in found.items() if matched and not matches):
-        # Lists are shared between models, so this is no error: CLIP's q_proj means nothing to a UNet.
-        logger.warning("lora.target_modules: %r matches no layer of this model", end)
-    return sorted(matched)
-
-
-def _layer_names(modules: Mapping[str, torch.nn.Module]) -> str:
-    """The distinct ends of the adaptable layers' names, from the last part that is not a number: `to_q`, `to_out.0`."""
-    ends = set()
-    for name, module in modules.items():
-        if isinstance(module, _ADAPTABLE) and (end := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)):
-            ends.add(end.group())
-    listed = sorted(ends)
-    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    return ", ".join(listed[:_MAX_LISTED]) + more
-
-
-def _inject(denoiser: torch.nn.Module, layers: Iterable[str], rank: int) -> None:
+def _inject(root: torch.nn.Module, layers: Iterable[str], lora: Lora) -> None:
     config = LoraConfig(
-        r=rank,
+        r=lora.rank,
         # PEFT's default is 8 whatever the rank; equal to the rank, it makes the adapter's scale 1.
-        lora_alpha=rank,
+        lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
+        use_rslora=lora.use_rslora,
         # Exact names as an expression: PEFT would match a list of names by their ends too.
         target_modules="|".join(map(re.escape, layers)),
         init_lora_weights=True,
     )
     # PEFT draws start values, which are all overwritten, from torch's global generator.
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, denoiser, adapter_name=_ADAPTER)
+        inject_adapter_in_model(config, root, adapter_name=_ADAPTER)
 
 
 def _draw(name: str, shape: tuple[int, ...], lora: Lora, seed: int) -> torch.Tensor:
     """The start values that PEFT's initialisation of that name has, from the parameter's own stream."""
-    is_up = name.endswith(".lora_B.weight")
+    is_up = name.endswith(_UP)
     if is_up and lora.init_lora_weights is not False:
         return torch.zeros(shape)
     stream = f"lora init/{name}"
@@ -236,9 +223,9 @@ def _require_rank(layers: Mapping[str, torch.nn.Linear], rank: int) -> None:
 def _require_fit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     for name in sorted(tensors.keys() | expected.keys()):
         if name not in tensors:
-            raise CheckpointError(f"the checkpoint's LoRA has no {name}, which lora.target_modules asks for")
+            raise CheckpointError(f"the checkpoint's LoRA has no {name}, which {_chosen_by(name)} asks for")
         if name not in expected:
-            raise CheckpointError(f"the checkpoint's LoRA has {name}, which lora.target_modules leaves out")
+            raise CheckpointError(f"the checkpoint's LoRA has {name}, which {_chosen_by(name)} leaves out")
         found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
         if found == wanted:
             continue
@@ -248,3 +235,7 @@ def _require_fit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, tor
                 f"the checkpoint's LoRA has rank {found[axis]}, lora.rank is {wanted[axis]} (at {name})"
             )
         raise CheckpointError(f"the checkpoint's LoRA is of another model: {name} is {found}, here {wanted}")
+
+
+def _chosen_by(name: str) -> str:
+    return "lora.target_modules" if name.startswith(f"{DENOISER}.") else "train_args.train_text_encoder"

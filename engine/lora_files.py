@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import torch
@@ -12,31 +12,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 
 from .errors import CheckpointError
+from .families.base import DENOISER
 from .lora import DOWN, Adapter, Tensors, tensor_names, tensors_by_name
+from .targets import full_name
 
 _METADATA_KEY: Final = "lora_adapter_metadata"
 
 
-def diffusers_state(adapter: Adapter, prefix: str = "unet") -> Tensors:
+def diffusers_state(adapter: Adapter) -> Tensors:
     """The adapter as Diffusers and PEFT load it: `unet.<module>.lora_A.weight` and `lora_B`, float32, on the CPU.
 
     It acts on the original base model and at strength 1 by itself, with neither metadata nor alpha.
     """
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors_by_name(_exported(adapter)).items()}
+    return tensors_by_name(_exported(adapter))
 
 
-def webui_state(adapter: Adapter, webui_name: Callable[[str], str]) -> Tensors:
+def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tensors:
     """The adapter as ComfyUI, AUTOMATIC1111/Forge and kohya's tools load it: float32, on the CPU.
 
     `<name>.lora_down.weight`, `<name>.lora_up.weight`, and `<name>.alpha`, a scalar equal to the rank: strength 1.
 
     Args:
         adapter: the adapter.
-        webui_name: a module's name in the denoiser to its name in this format: `lora_unet_…`.
+        webui_name: a component and a module in it to their name in this format: `lora_unet_…`, `lora_te_…`.
     """
     tensors: Tensors = {}
     for module, (down, up) in _exported(adapter).items():
-        name = webui_name(module)
+        name = webui_name(*module.split(".", 1))
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
         tensors[f"{name}.alpha"] = torch.tensor(float(down.shape[0]))
@@ -44,7 +46,7 @@ def webui_state(adapter: Adapter, webui_name: Callable[[str], str]) -> Tensors:
 
 
 def _exported(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Each adapted module's down and up matrices for the original base.
+    """Each adapted module's down and up matrices for the original base, at strength 1: the adapter's own is folded in.
 
     A LoftQ adapter was trained on quantised weights ≈ W - B₀·A₀, and started at A₀, B₀. On the original W its change is
     B·A - B₀·A₀: a LoRA of twice the rank, [B, -B₀]·[A; A₀], which does nothing before training. Its convolutions are
@@ -58,44 +60,51 @@ def _exported(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
                 adapter.initial.get(name, torch.zeros_like(tensors[name])) for name in tensor_names(module)
             )
             down, up = torch.cat([down, start_down], dim=0), torch.cat([up, -start_up], dim=1)
-        pairs[module] = (down, up)
+        pairs[module] = (down, up * adapter.strength)
     return pairs
 
 
 def from_diffusers_file(
-    tensors: Mapping[str, torch.Tensor], *, prefix: str = "unet", metadata: Mapping[str, str] | None = None
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    components: Collection[str] = (DENOISER,),
+    metadata: Mapping[str, str] | None = None,
 ) -> Tensors:
     """A LoRA file of any trainer that writes `pytorch_lora_weights.safetensors`, as `Adapter.warm_start` takes it.
 
-    Reads PEFT's spelling (`lora_A`, `lora_B`) and Diffusers' two older ones (`to_q.lora.down`,
-    `processor.to_q_lora.down`), also mixed and without the prefix, and folds alpha into the up matrices.
+    Reads PEFT's spelling (`lora_A`, `lora_B`) and Diffusers' older ones (`to_q.lora.down`, `processor.to_q_lora.down`,
+    `q_proj.lora_linear_layer.down`), also mixed and, for the denoiser, without the component's name, and folds alpha
+    into the up matrices.
 
     Args:
         tensors: the file's.
-        prefix: the denoiser's name in the file.
+        components: what is trained: `unet`, `text_encoder`, `text_encoder_2`.
         metadata: the file's; Diffusers keeps there what is no tensor: rank and alpha.
 
     Returns:
         float32 tensors by the adapter's names.
 
     Raises:
-        CheckpointError: not such a file, or one that adapts more than the denoiser.
+        CheckpointError: not such a file, or one that adapts more than the components.
     """
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
+    is_prefixed = any(key.startswith(f"{component}.") for key in tensors for component in (DENOISER, *components))
     for key, tensor in tensors.items():
-        module, kind = _parse_key(key, _own_key(key, prefix, tensors))
-        parts[kind][module] = _checked(key, kind, tensor.detach().to(torch.float32))
-    scale = _metadata_scale(metadata or {}, prefix)
+        component, own = _own_key(key, components) if is_prefixed else (DENOISER, key)
+        module, kind = _parse_key(key, own)
+        parts[kind][full_name(component, module)] = _checked(key, kind, tensor.detach().to(torch.float32))
+    scales = {component: _metadata_scale(metadata or {}, component) for component in components}
     found: Tensors = {}
     for module, down in parts["lora_A"].items():
         found[tensor_names(module)[0]] = down.clone()
     for module, up in parts["lora_B"].items():
         alpha = parts["alpha"].get(module)
-        found[tensor_names(module)[1]] = up * (scale if alpha is None else float(alpha) / up.shape[1])
+        scale = scales[module.split(".", 1)[0]] if alpha is None else float(alpha) / up.shape[1]
+        found[tensor_names(module)[1]] = up * scale
     return found
 
 
-def read_diffusers_file(data: bytes) -> Tensors:
+def read_diffusers_file(data: bytes, components: Collection[str] = (DENOISER,)) -> Tensors:
     """The same from the file's bytes.
 
     Raises:
@@ -107,7 +116,7 @@ def read_diffusers_file(data: bytes) -> Tensors:
         raise CheckpointError(f"the LoRA file is not a safetensors file ({error}); take another file") from None
     # The parser has accepted the header, so its length and its JSON are sound.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return from_diffusers_file(tensors, metadata=header.get("__metadata__"))
+    return from_diffusers_file(tensors, components=components, metadata=header.get("__metadata__"))
 
 
 _SPELLINGS: Final = {
@@ -115,6 +124,8 @@ _SPELLINGS: Final = {
     ".lora_B.weight": "lora_B",
     ".lora.down.weight": "lora_A",
     ".lora.up.weight": "lora_B",
+    ".lora_linear_layer.down.weight": "lora_A",
+    ".lora_linear_layer.up.weight": "lora_B",
     "_lora.down.weight": "lora_A",
     "_lora.up.weight": "lora_B",
     "_lora.alpha": "alpha",
@@ -122,13 +133,13 @@ _SPELLINGS: Final = {
 }
 
 
-def _own_key(key: str, prefix: str, keys: Iterable[str]) -> str:
-    """The key without its prefix; the oldest files have none at all."""
-    if key.startswith(f"{prefix}."):
-        return key.removeprefix(f"{prefix}.")
-    if any(other.startswith(f"{prefix}.") for other in keys):
-        raise CheckpointError(f"the LoRA file also adapts {key.partition('.')[0]}, which this task does not train")
-    return key
+def _own_key(key: str, components: Collection[str]) -> tuple[str, str]:
+    """The component that a key is about, and the rest of the key. Only the oldest files' have no such prefix."""
+    component, _, own = key.partition(".")
+    if component not in components:
+        advice = "; set train_args.train_text_encoder" if component.startswith("text_encoder") else ""
+        raise CheckpointError(f"the LoRA file also adapts {component}, which this task does not train{advice}")
+    return component, own
 
 
 def _parse_key(key: str, own: str) -> tuple[str, str]:

@@ -34,15 +34,20 @@ def learning_rate(base: float, schedule: Schedule, step: int, *, warmup_steps: i
     has no warm-up; in the others the rate rises linearly from 0 over `warmup_steps` and the curve spans the rest of
     `max_steps`. At and beyond `max_steps` the decaying schedules stay at their end.
     """
+    return base * schedule_factor(base, schedule, step, warmup_steps=warmup_steps, max_steps=max_steps)
+
+
+def schedule_factor(base: float, schedule: Schedule, step: int, *, warmup_steps: int, max_steps: int) -> float:
+    """What `learning_rate` multiplies `base` by; other rates of the same training are multiplied by the same."""
     if schedule != "constant" and step < warmup_steps:
-        return base * (step / warmup_steps)
+        return step / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
     if schedule == "linear":
         # Not 1 - progress, which rounds differently.
-        return base * max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
+        return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
     if schedule == "polynomial":
         return _polynomial(base, progress, is_over=step >= max_steps)
-    return base * _CURVES[schedule](progress)
+    return _CURVES[schedule](progress)
 
 
 def _cosine(progress: float) -> float:
@@ -62,10 +67,10 @@ def _polynomial(base: float, progress: float, *, is_over: bool) -> float:
     # A base rate at or below the end has nothing to decay to: Diffusers refuses it, but a valid task must train, and
     # rising towards the end would be no decay, so the rate is held.
     if base <= POLYNOMIAL_END:
-        return base
+        return 1.0
     if is_over:
-        return base * (POLYNOMIAL_END / base)
-    return base * (((base - POLYNOMIAL_END) * (1 - progress) + POLYNOMIAL_END) / base)
+        return POLYNOMIAL_END / base
+    return ((base - POLYNOMIAL_END) * (1 - progress) + POLYNOMIAL_END) / base
 
 
 # --- AdamW ---
@@ -83,13 +88,13 @@ class Moments:
     step: int
 
 
-def make_optimizer(parameters: Parameters, adam: AdamArgs) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over all parameters; `update` brings the learning rate.
+def make_optimizer(groups: Sequence[Parameters], adam: AdamArgs) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) over all parameters; `update` brings each group's rate.
 
     The foreach implementation, always: it gives the for-loop's bits with fewer launches, the fused one gives others.
     """
     return torch.optim.AdamW(
-        parameters.values(),
+        [{"params": list(group.values())} for group in groups],
         lr=0.0,
         betas=(adam.beta1, adam.beta2),
         eps=adam.epsilon,
@@ -100,12 +105,12 @@ def make_optimizer(parameters: Parameters, adam: AdamArgs) -> torch.optim.AdamW:
 
 
 def update(
-    optimizer: torch.optim.AdamW, parameters: Parameters, gradients: Sequence[torch.Tensor], rate: float
+    optimizer: torch.optim.AdamW, parameters: Parameters, gradients: Sequence[torch.Tensor], rates: Sequence[float]
 ) -> None:
-    """Make one update at the learning rate `rate`; `gradients` are in the order of `parameters`."""
+    """Make one update at each group's learning rate; `gradients` are in the order of `parameters`."""
     for parameter, gradient in zip(parameters.values(), gradients, strict=True):
         parameter.grad = gradient
-    for group in optimizer.param_groups:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ into tasks, on how many processes share the micro-batches out, or on what was dr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from . import rng
@@ -83,6 +83,12 @@ def _ceil_div(number: int, divisor: int) -> int:
 def base_learning_rate(args: TrainArgs, micro_batches: int) -> float:
     """The learning rate before the schedule's factor: x K x B with `scale_lr`."""
     return args.learning_rate * (micro_batches * args.batch_size if args.scale_lr else 1)
+
+
+def base_text_encoder_rate(args: TrainArgs, micro_batches: int) -> float:
+    """The same for the text encoders' LoRA."""
+    own = args.text_encoder_learning_rate
+    return base_learning_rate(args if own is None else replace(args, learning_rate=own), micro_batches)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,9 @@ class Job:
             "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
             "rank": task.lora.rank,
             "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+            "alpha": float(task.lora.rank if task.lora.alpha is None else task.lora.alpha),
+            "use_rslora": task.lora.use_rslora,
+            "train_text_encoder": task.train_args.train_text_encoder,
             "resolution": task.train_args.resolution,
             "mixed_precision": task.mixed_precision,
             "prediction_type": self.prediction_type,
@@ -83,6 +86,7 @@ class Job:
             del train_args[own]
         return {
             "train_args": train_args,
+            "lora": {"dropout": self.task.lora.dropout},
             "transforms": asdict(self.task.transforms),
             "validation": asdict(self.task.validation),
             "caption_column": self.task.dataset.caption_column,
@@ -210,20 +214,26 @@ def describe(job: Job) -> list[str]:
         f", {schedule.num_steps * effective / len(job.dataset):.2f} epochs)",
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
-        f"continues      {_describe_parent(job)}",
     ]
+    if args.train_text_encoder:
+        own = plan.base_text_encoder_rate(args, schedule.micro_batches)
+        lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
+    lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
 
 
 def warnings(job: Job) -> list[str]:
     """What is allowed but likely a mistake."""
-    schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
+    schedule, args = job.schedule, job.task.train_args
+    scheduler = args.lr_scheduler
     found = []
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
         found.append(
             f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {schedule.max_steps} steps: "
             "the learning rate never reaches its full value"
         )
+    if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
+        found.append("text_encoder_learning_rate has no effect without train_text_encoder")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def draw_pictures(session: Session, family: Family) -> Pictures:
     if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
         without = chain.pictures
     else:
-        with lora.disabled(family.denoiser):
+        with lora.disabled([family.denoiser, *family.text_encoders.values()]):
             without = _draw(session, family, "validation without the LoRA", baseline)
     return Pictures(images, drawn, described, without)
 
@@ -117,7 +116,7 @@ def _checkpoint_files(
         state_tensors=tensors,
         state_scalars=scalars,
         lora=serialise_tensors(lora_files.diffusers_state(training.adapter)),
-        webui=serialise_tensors(lora_files.webui_state(training.adapter, partial(training.family.webui_name, "unet"))),
+        webui=serialise_tensors(lora_files.webui_state(training.adapter, training.family.webui_name)),
         world=job.world,
         settings=job.settings,
         lineage=lineage,

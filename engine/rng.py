@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
+Lanes = npt.NDArray[np.uint16]
 
 _WORD_MASK: Final = (1 << 64) - 1
 
@@ -49,6 +51,14 @@ def normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> Floa
 def uniform(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> Floats:
     """Uniform numbers in [0, 1) of one address, multiples of 2**-24: float32, any shape."""
     return _generator(seed, stream, address).random(shape, dtype=np.float32)
+
+
+def lanes(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> Lanes:
+    """Uniform 16-bit integers of one address: uint16, any shape. A quarter of the generator's work for one float."""
+    count = math.prod(shape)
+    raw = _generator(seed, stream, address).bit_generator.random_raw(-(-count // 4))
+    # "<": the lanes of a word in the same order on every machine.
+    return raw.astype("<u8", copy=False).view("<u2")[:count].reshape(shape)
 
 
 def permutation(seed: int, stream: str, address: int, length: int) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ from . import checkpoint, determinism, families, rng, world
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .errors import CheckpointError, DeviceError, DeviceMemoryError, NonFiniteError, OutputError
-from .families.base import Family, LoadArgs
+from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
 from .latents import VisitEncoder
 from .outcome import Outcome
@@ -30,7 +30,6 @@ from .train import train
 
 _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 _UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver version is insufficient")
-_DTYPES: Final = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def run(settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcome: Outcome) -> None:
@@ -116,7 +115,7 @@ def _load_family(session: Session) -> Family:
         LoadArgs(
             folder=job.base.folder,
             variants=job.base.variants,
-            dtype=_DTYPES[job.task.mixed_precision],
+            dtype=PRECISIONS[job.task.mixed_precision],
             device=session.device,
             prediction_type=job.prediction_type,
         ),
@@ -201,6 +200,8 @@ def _memory_advice(job: Job, device: torch.device) -> str:
         half = math.ceil(args.batch_size / 2)
         steps = args.gradient_accumulation_steps * 2
         advice.insert(0, f"batch_size {half} with gradient_accumulation_steps {steps} (as many images a step)")
+    if args.train_text_encoder:
+        advice.append("train_text_encoder false")
     if job.task.mixed_precision == "no":
         advice.insert(0, 'mixed_precision "bf16"')
     where = "this machine"

@@ -13,7 +13,7 @@ from . import history as history_file
 from . import lora, lora_files
 from .checkpoint import Checkpoint, WarmStart
 from .errors import NonFiniteError
-from .families.base import Family
+from .families.base import DENOISER, Family
 from .history import StepReport
 from .outcome import Outcome
 from .output import OutputFolder
@@ -56,12 +56,15 @@ def start_training(session: Session, family: Family) -> Training:
     job, outcome = session.job, session.outcome
     saved, history = _saved_training(session)
     initial = saved.initial if saved else None
-    adapter = lora.attach(family.denoiser, job.task.lora, job.task.seed, initial=initial)
+    components = {DENOISER: family.denoiser}
+    if job.task.train_args.train_text_encoder:
+        components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
+    adapter = lora.attach(components, job.task.lora, job.task.seed, initial=initial)
     trainer = Trainer(job.task, job.schedule, family, adapter, session.device)
     if saved:
         trainer.restore(saved)
     elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(lora_files.read_diffusers_file(job.parent.lora))
+        adapter.warm_start(lora_files.read_diffusers_file(job.parent.lora, components))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")

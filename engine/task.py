@@ -80,6 +80,8 @@ class TrainArgs:
     resolution: int = 512
     noise_offset: float = 0.0
     snr_gamma: float | None = None
+    train_text_encoder: bool = False
+    text_encoder_learning_rate: float | None = None
     lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
     adam_args: AdamArgs = field(default_factory=AdamArgs)
 
@@ -89,6 +91,9 @@ class Lora:
     rank: int = 8
     init_lora_weights: bool | Literal["gaussian", "loftq"] = True
     target_modules: tuple[str, ...] | str | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    use_rslora: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,12 @@ import torch
 
 from . import objectives, optim, rng
 from .errors import CheckpointError, NonFiniteError
-from .families.base import Batch, Family
+from .families.base import DENOISER, PRECISIONS, Batch, Family, Tensors
 from .history import StepReport
 from .latents import Example
 from .lora import Adapter
 from .outcome import Clock
-from .plan import Schedule, base_learning_rate
+from .plan import Schedule, base_learning_rate, base_text_encoder_rate
 from .state import TrainState
 from .task import Task
 
@@ -29,8 +29,12 @@ class Trainer:
         self._family = family
         self._adapter = adapter
         self._device = device
-        self._base_rate = base_learning_rate(task.train_args, schedule.micro_batches)
-        self._optimizer = optim.make_optimizer(adapter.parameters, task.train_args.adam_args)
+        groups = [{name: p for name, p in adapter.parameters.items() if _is_denoisers(name)}]
+        self._base_rates = [base_learning_rate(task.train_args, schedule.micro_batches)]
+        if task.train_args.train_text_encoder:
+            groups.append({name: p for name, p in adapter.parameters.items() if not _is_denoisers(name)})
+            self._base_rates.append(base_text_encoder_rate(task.train_args, schedule.micro_batches))
+        self._optimizer = optim.make_optimizer(groups, task.train_args.adam_args)
         self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
         self.step = schedule.start_step
 
@@ -54,10 +58,13 @@ class Trainer:
         self.step = state.global_step
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the step that begins at `step`."""
+        """The denoiser's learning rate in the step that begins at `step`."""
+        return self._base_rates[0] * self._schedule_factor(step)
+
+    def _schedule_factor(self, step: int) -> float:
         args = self._task.train_args
-        return optim.learning_rate(
-            self._base_rate,
+        return optim.schedule_factor(
+            self._base_rates[0],
             args.lr_scheduler.lr_scheduler,
             step,
             warmup_steps=args.lr_scheduler.lr_warmup_steps,
@@ -75,7 +82,9 @@ class Trainer:
         losses = []
         gradients: list[torch.Tensor] = []
         for start in range(0, len(examples), size):
-            loss, own = self._gradients(self._batch(examples[start : start + size]), parameters)
+            micro_batch = examples[start : start + size]
+            with self._adapter.dropping.at(micro_batch[0].visit.number):
+                loss, own = self._gradients(self._batch(micro_batch), parameters)
             losses.append(loss)
             # Summed in the order of the micro-batches: the same bits whoever computed them.
             gradients = list(torch._foreach_add(gradients, own)) if gradients else own
@@ -83,13 +92,14 @@ class Trainer:
         gradients = list(torch._foreach_div(gradients, divisor))
         norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
         mean_loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm]).tolist()
-        rate = self.learning_rate(self.step)
-        if not rate <= _MAX_RATE:  # nor NaN
-            raise NonFiniteError(f"the learning rate of step {self.step + 1} is {rate:g}; {_ADVICE}")
+        rates = [base * self._schedule_factor(self.step) for base in self._base_rates]
+        for rate in rates:
+            if not rate <= _MAX_RATE:  # nor NaN
+                raise NonFiniteError(f"the learning rate of step {self.step + 1} is {rate:g}; {_ADVICE}")
         if self._is_update_wanted(mean_loss, grad_norm):
-            optim.update(self._optimizer, self._adapter.parameters, gradients, rate)
+            optim.update(self._optimizer, self._adapter.parameters, gradients, rates)
         self.step += 1
-        return StepReport(self.step, mean_loss, rate, grad_norm if math.isfinite(grad_norm) else None)
+        return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
@@ -112,16 +122,22 @@ class Trainer:
         if args.noise_offset:
             offsets = torch.stack([_normal(seed, "noise offset", number, shape[:1]) for number in numbers])
             noise = objectives.offset_noise(noise, args.noise_offset, offsets)
-        conditioning = {
-            name: torch.stack([example.conditioning[name] for example in examples]).to(self._device)
-            for name in examples[0].conditioning
-        }
         return Batch(
             latents=torch.stack(latents).to(self._device),
             noise=noise.to(self._device),
             timesteps=torch.tensor([example.visit.timestep for example in examples], device=self._device),
-            conditioning=conditioning,
+            conditioning=self._conditioning(examples),
         )
+
+    def _conditioning(self, examples: Sequence[Example]) -> Tensors:
+        """What was encoded ahead, stacked, and what the text encoders make of the captions where they are trained."""
+        known = _stack([example.conditioning for example in examples], self._device)
+        if not examples[0].tokens:
+            return known
+        dtype = PRECISIONS[self._task.mixed_precision]
+        # A context for each micro-batch, as around the denoiser: autocast's cache must not outlive a step.
+        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
+            return known | self._family.embed(_stack([example.tokens for example in examples], self._device))
 
     def _is_update_wanted(self, loss: float, grad_norm: float) -> bool:
         """False for a step that the fp16 loss scaler skips: the gradients overflowed, the loss did not."""
@@ -142,6 +158,15 @@ class Trainer:
 _MAX_RATE: Final = 1e30
 """Beyond it one update may leave float32."""
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
+
+
+def _is_denoisers(name: str) -> bool:
+    return name.startswith(f"{DENOISER}.")
+
+
+def _stack(samples: Sequence[Tensors], device: torch.device) -> Tensors:
+    """Samples of equal keys and shapes as one batch on the device."""
+    return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
 
 
 def _normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:

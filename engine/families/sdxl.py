@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .base import Batch, LoadArgs, Tensors
+from .base import DENOISER, Batch, LoadArgs, Tensors
 from .latent_diffusion import ImageLatents, Objective, token_ids
-from .loading import load_module, load_scheduler, load_tokenizer, read_config
+from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
 from .sgm import SgmNames
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ class StableDiffusionXL:
         return self.objective.loss(self.denoiser, batch, conditioning, snr_gamma=snr_gamma)
 
     def move_encoders(self, device: torch.device) -> None:
-        for module in (self.vae, *self.text_encoders.values()):
-            module.to(device)
+        self.vae.to(device)
+        for encoder in self.text_encoders.values():
+            move_frozen(encoder, device)
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         return StableDiffusionXLPipeline(
@@ -109,13 +110,9 @@ class StableDiffusionXL:
         )
 
     def webui_name(self, component: str, module: str) -> str:
-        if component == "unet":
-            name = f"lora_unet_{self._sgm_names.name(module)}"
-        elif component == FIRST:
-            name = f"lora_te1_text_model.{module}"  # which transformers 5 leaves out of CLIPTextModel's names
-        else:
-            name = f"lora_te2_{module}"
-        return name.replace(".", "_")
+        name = self._sgm_names.name(module) if component == DENOISER else module
+        prefix = {DENOISER: "lora_unet", FIRST: "lora_te1", SECOND: "lora_te2"}[component]
+        return f"{prefix}_{name}".replace(".", "_")
 
 
 class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from engine import lora
+from engine.dropout import Dropping
 from engine.transforms import UnreadableImage
 
 CPU = torch.device("cpu")
@@ -54,6 +55,8 @@ class LinearFamily:
         with torch.no_grad():
             self.denoiser["to_q"].weight.copy_(torch.linspace(-1, 1, width * width).reshape(width, width))
         self.denoiser.requires_grad_(False)
+        self.text_encoders = {"text_encoder": torch.nn.Linear(2, 2, bias=False).requires_grad_(False)}
+        torch.nn.init.eye_(self.text_encoders["text_encoder"].weight)
         self.encoded_images, self.encoded_captions, self.devices = [], [], []
         self.loss_factors = iter(())
         """What the coming losses are multiplied with."""
@@ -73,6 +76,12 @@ class LinearFamily:
     def place(self, geometry):
         return {"corner": torch.tensor([geometry.top, geometry.left, geometry.flip])}
 
+    def tokenize(self, caption):
+        return {"ids": torch.tensor([len(caption), sum(caption.encode()) % 97])}
+
+    def embed(self, tokens):
+        return {"states": self.text_encoders["text_encoder"](tokens["ids"].to(torch.float32))}
+
     def sample_latents(self, moments, noise):
         return moments["mean"] + torch.exp(0.5 * moments["logvar"]) * noise
 
@@ -87,16 +96,21 @@ class LinearFamily:
 
 @dataclass
 class PlainAdapter:
-    """The denoiser's own weight as the only trained parameter; stands in for `lora.Adapter`."""
+    """The modules' own weights as the only trained parameters; stands in for `lora.Adapter`."""
 
     parameters: dict
     initial: dict = field(default_factory=dict)
+    dropping: Dropping = field(default_factory=Dropping)
 
     @classmethod
-    def of(cls, family, size=0.5):
+    def of(cls, family, size=0.5, *, with_text_encoder=False):
         lora_like = torch.nn.Parameter(torch.full((family.width, family.width), size))
         family.denoiser["to_q"].weight = lora_like
-        return cls({"to_q.lora_A.weight": lora_like})
+        trained = {"unet.to_q.lora_A.weight": lora_like}
+        if with_text_encoder:
+            weight = family.text_encoders["text_encoder"].weight.requires_grad_(True)
+            trained = {"text_encoder.q_proj.lora_A.weight": weight} | trained
+        return cls(trained)
 
     def state(self):
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -106,4 +120,4 @@ class PlainAdapter:
             parameter.data.copy_(state[name])
 
 
-assert {"parameters", "initial", "state", "restore"} <= {*dir(lora.Adapter), *lora.Adapter.__annotations__}
+assert {"parameters", "initial", "dropping", "state", "restore"} <= {*dir(lora.Adapter), *lora.Adapter.__annotations__}

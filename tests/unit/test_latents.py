@@ -1,6 +1,8 @@
 """Visits to encodings: the same whatever the windows, workers and cache, also around unreadable images."""
 
 import json
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -81,6 +83,7 @@ def frozen(steps):
                 example.visit,
                 {name: tensor.numpy().tobytes() for name, tensor in example.moments.items()},
                 {name: tensor.numpy().tobytes() for name, tensor in example.conditioning.items()},
+                {name: tensor.numpy().tobytes() for name, tensor in example.tokens.items()},
             )
             for example in examples
         ]
@@ -205,6 +208,20 @@ def test_captions_are_drawn_by_the_visit_from_the_samples_own(tmp_path):
             assert text in texts[example.visit.sample]
             seen.setdefault(example.visit.sample, set()).add(text)
     assert any(len(found) > 1 for found in seen.values()), "more than one of a list is used"
+
+
+def test_captions_are_tokenised_only_where_the_text_encoders_are_trained(tmp_path):
+    texts = [(f"one {k}", f"other {k}") for k in range(7)]
+    frozen_text, trained = (Setup(good(), tmp_path / name, texts=texts) for name in ("frozen", "trained"))
+    args = replace(trained.task.train_args, train_text_encoder=True)
+    trained.encoder._task = replace(trained.task, train_args=args)
+    for ahead, later in zip(chain(*frozen_text.run()), chain(*trained.run()), strict=True):
+        assert later.visit == ahead.visit and ahead.tokens == {}
+        assert later.conditioning.keys() == {"corner"} == ahead.conditioning.keys() - {"states"}
+        family = trained.family
+        embedded = family.embed({name: ids[None] for name, ids in later.tokens.items()})
+        assert torch.equal(embedded["states"][0], ahead.conditioning["states"])
+    assert trained.family.encoded_captions == []
 
 
 def test_the_encoders_leave_the_device_before_training(tmp_path, monkeypatch):

@@ -2,18 +2,20 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
+from transformers import CLIPTextModelWithProjection
 
 from engine import loftq
 from engine import lora as lora_module
 from engine.errors import CheckpointError, TaskError
-from engine.lora import attach, find_targets
 from engine.lora_files import diffusers_state
+from engine.targets import find_targets
 from engine.task import Lora
 from tests import tiny
 
@@ -42,6 +44,11 @@ def one_thread():
 @pytest.fixture
 def unet(pipeline):
     return copy.deepcopy(pipeline.unet)
+
+
+def attach(unet, lora, seed, **options):
+    """The adapter of a UNet alone."""
+    return lora_module.attach({"unet": unet}, lora, seed, **options)
 
 
 def randomise(adapter, seed=0, size=0.1):
@@ -127,7 +134,9 @@ class TestAttach:
     def test_names_are_sorted_and_free_of_pefts_additions(self, unet):
         modules = find_targets(unet, ATTENTION)
         names = list(attach(unet, Lora(rank=RANK), 0).parameters)
-        assert names == sorted(f"{module}.{matrix}.weight" for module in modules for matrix in ("lora_A", "lora_B"))
+        assert names == sorted(
+            f"unet.{module}.{matrix}.weight" for module in modules for matrix in ("lora_A", "lora_B")
+        )
 
     def test_adapts_the_targets_alone_at_scale_one(self, unet):
         attach(unet, Lora(rank=3, target_modules="conv_in|mid_block.*to_k"), 0)
@@ -247,8 +256,8 @@ class TestState:
         first, last = min(state), max(state)
         with pytest.raises(CheckpointError, match=f"has no {last}"):
             adapter.restore({name: tensor for name, tensor in state.items() if name != last})
-        with pytest.raises(CheckpointError, match=r"has z\.lora_A\.weight"):
-            adapter.restore(state | {"z.lora_A.weight": torch.zeros(1)})
+        with pytest.raises(CheckpointError, match=r"has unet\.z\.lora_A\.weight"):
+            adapter.restore(state | {"unet.z.lora_A.weight": torch.zeros(1)})
         with pytest.raises(CheckpointError, match=rf"another model: {first} is \(4, 3\)"):
             adapter.restore(state | {first: torch.zeros(4, 3)})
 
@@ -259,6 +268,156 @@ class TestState:
         with pytest.raises(CheckpointError, match=r"rank 2, lora\.rank is 8") as caught:
             larger.restore(smaller.state())
         assert caught.value.code == 5
+
+
+# ------------------------------------------------------------------------------------------------------- strength
+
+
+class TestStrength:
+    @pytest.mark.parametrize(
+        "lora, strength",
+        [
+            (Lora(rank=4), 1.0),
+            (Lora(rank=4, alpha=4), 1.0),
+            (Lora(rank=4, alpha=2), 0.5),
+            (Lora(rank=4, alpha=0.3), 0.075),
+            (Lora(rank=4, use_rslora=True), 2.0),
+            (Lora(rank=9, alpha=6, use_rslora=True), 2.0),
+        ],
+    )
+    def test_every_layer_has_it(self, unet, lora, strength):
+        adapter = attach(unet, replace(lora, target_modules=CONVOLUTIONS), 0)
+        assert adapter.strength == pytest.approx(strength, rel=1e-15)
+        layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+        assert {layer.scaling["default"] for layer in layers} == {adapter.strength}
+        assert {type(layer.get_base_layer()) for layer in layers} >= {torch.nn.Linear, torch.nn.Conv2d}
+
+    @pytest.mark.parametrize("lora", [Lora(rank=RANK, alpha=2), Lora(rank=RANK, alpha=6, use_rslora=True)])
+    def test_a_warm_start_acts_as_the_file_did(self, unet, lora):
+        plain, scaled = copy.deepcopy(unet), unet
+        file = randomise(attach(plain, Lora(rank=RANK), 0)).state()
+        attach(scaled, lora, 1).warm_start(file)
+        torch.testing.assert_close(predict(scaled), predict(plain), atol=1e-5, rtol=0)
+
+    def test_loftq_makes_up_for_the_quantisation_at_any_strength(self, pipeline, unet):
+        adapter = attach(unet, Lora(rank=RANK, alpha=1, init_lora_weights="loftq"), 0)
+        for module, layer in find_targets(pipeline.unet, None).items():
+            wrapped = unet.get_submodule(module)
+            lost = (wrapped.get_base_layer().weight - layer.weight).norm()
+            left = (wrapped.get_base_layer().weight + wrapped.get_delta_weight("default") - layer.weight).norm()
+            assert left < lost
+        plain = attach(copy.deepcopy(pipeline.unet), Lora(rank=RANK, init_lora_weights="loftq"), 0)
+        for name, tensor in adapter.initial.items():
+            assert torch.equal(tensor, plain.initial[name] * (4 if "lora_B" in name else 1))
+
+
+class TestDropout:
+    LORA = Lora(rank=RANK, dropout=0.5, target_modules=CONVOLUTIONS)
+
+    def test_none_is_left_to_peft(self, unet):
+        attach(unet, Lora(rank=RANK), 0)
+        layers = [module for module in unet.modules() if isinstance(module, LoraLayer)]
+        assert {type(layer.lora_dropout["default"]) for layer in layers} == {torch.nn.Identity}
+
+    def test_it_acts_on_the_adapter_alone_and_within_a_micro_batch_alone(self, unet):
+        adapter = attach(unet, self.LORA, 0)
+        bare = predict(unet)
+        with adapter.dropping.at(3):
+            assert torch.equal(predict(unet), bare), "B is zero: whatever is dropped, nothing changes"
+        randomise(adapter)
+        whole = predict(unet)
+        with adapter.dropping.at(3):
+            first = predict(unet)
+            assert torch.equal(predict(unet), first)
+        with adapter.dropping.at(4):
+            assert not torch.equal(predict(unet), first)
+        assert not torch.equal(first, whole) and torch.equal(predict(unet), whole)
+
+    def test_the_seed_matters_and_every_layer_has_its_own(self, unet):
+        streams = {}
+        for seed in (0, 1):
+            attached = copy.deepcopy(unet)
+            attach(attached, self.LORA, seed)
+            layers = [module for module in attached.modules() if isinstance(module, LoraLayer)]
+            streams[seed] = [
+                (layer.lora_dropout["default"]._seed, layer.lora_dropout["default"]._stream) for layer in layers
+            ]
+        assert len(set(streams[0] + streams[1])) == 2 * len(streams[0])
+        assert ("lora dropout/unet.mid_block.resnets.0.conv1") in {stream for _, stream in streams[0]}
+
+
+# --------------------------------------------------------------------------------------------------- text encoders
+
+
+class TestTextEncoder:
+    @pytest.fixture
+    def parts(self, pipeline, unet):
+        return {"unet": unet, "text_encoder": copy.deepcopy(pipeline.text_encoder)}
+
+    def test_its_projections_are_adapted_by_the_names_of_files(self, parts):
+        adapter = lora_module.attach(parts, Lora(rank=2, alpha=1, target_modules=("to_q",)), 0)
+        own = [name for name in adapter.parameters if name.startswith("text_encoder.")]
+        assert own == sorted(
+            f"text_encoder.text_model.encoder.layers.{k}.self_attn.{projection}.{matrix}.weight"
+            for k in range(2)
+            for projection in ("q_proj", "k_proj", "v_proj", "out_proj")
+            for matrix in ("lora_A", "lora_B")
+        )
+        assert all(".to_q." in name for name in adapter.parameters if name.startswith("unet."))
+        trained = {id(parameter) for parameter in adapter.parameters.values()}
+        for root in parts.values():
+            assert all(p.requires_grad == (id(p) in trained) for p in root.parameters())
+
+    def test_the_other_class_has_the_same_names(self, pipeline, unet):
+        """transformers 5 left `text_model.` in it."""
+        projected = CLIPTextModelWithProjection(pipeline.text_encoder.config)
+        adapter = lora_module.attach({"unet": unet, "text_encoder_2": projected}, Lora(rank=2), 0)
+        own = [name for name in adapter.parameters if name.startswith("text_encoder_2.")]
+        assert len(own) == 16 and all(name.startswith("text_encoder_2.text_model.encoder.layers.") for name in own)
+
+    def test_the_denoisers_start_does_not_depend_on_it(self, pipeline, parts):
+        with_text = lora_module.attach(parts, Lora(rank=2), 0).state()
+        alone = attach(copy.deepcopy(pipeline.unet), Lora(rank=2), 0).state()
+        assert all(torch.equal(with_text[name], tensor) for name, tensor in alone.items())
+        assert len(with_text) == len(alone) + 16
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_gradients_reach_it_in_float32(self, parts, dtype):
+        for root in parts.values():
+            root.to(dtype)
+        adapter = randomise(lora_module.attach(parts, Lora(rank=2), 0))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            states = parts["text_encoder"](torch.arange(77)[None])[0]
+            parts["unet"](torch.randn(1, 4, 8, 8, dtype=dtype), 10, states).sample.float().square().mean().backward()
+        for name, parameter in adapter.parameters.items():
+            assert parameter.grad.dtype == torch.float32 and parameter.grad.abs().max() > 0, name
+
+    def test_disabled_is_without_all_of_it(self, pipeline, parts):
+        randomise(lora_module.attach(parts, Lora(rank=2), 0))
+        encoder, ids = parts["text_encoder"], torch.arange(77)[None]
+        with torch.no_grad():
+            adapted = encoder(ids)[0]
+            with lora_module.disabled(parts.values()):
+                assert torch.equal(encoder(ids)[0], pipeline.text_encoder(ids)[0])
+                assert torch.equal(predict(parts["unet"]), predict(pipeline.unet))
+            assert torch.equal(encoder(ids)[0], adapted)
+            assert not torch.equal(adapted, pipeline.text_encoder(ids)[0])
+
+    def test_loftq_leaves_it_as_it_is(self, pipeline, parts):
+        adapter = lora_module.attach(parts, Lora(rank=2, init_lora_weights="loftq"), 0)
+        assert all(name.startswith("unet.") for name in adapter.initial)
+        module = "encoder.layers.0.self_attn.q_proj"
+        wrapped = parts["text_encoder"].get_submodule(module)
+        assert torch.equal(wrapped.get_base_layer().weight, pipeline.text_encoder.get_submodule(module).weight)
+        assert not wrapped.lora_B["default"].weight.any()
+
+    def test_a_state_with_or_without_it_is_refused_by_its_key(self, pipeline, parts):
+        both = lora_module.attach(parts, Lora(rank=2), 0)
+        alone = attach(copy.deepcopy(pipeline.unet), Lora(rank=2), 0)
+        with pytest.raises(CheckpointError, match=r"has text_encoder\..*train_args\.train_text_encoder leaves out"):
+            alone.restore(both.state())
+        with pytest.raises(CheckpointError, match=r"no text_encoder\..*train_args\.train_text_encoder asks for"):
+            both.restore(alone.state())
 
 
 # ------------------------------------------------------------------------------------------------------- LoftQ
@@ -273,10 +432,12 @@ class TestLoftQ:
             base = unet.get_submodule(module).get_base_layer().weight
             if isinstance(layer, torch.nn.Conv2d):
                 assert torch.equal(base, layer.weight)
-                assert not adapter.parameters[f"{module}.lora_B.weight"].any()
+                assert not adapter.parameters[f"unet.{module}.lora_B.weight"].any()
                 continue
             assert torch.equal(base, loftq.quantise(layer.weight))
-            down, up = (adapter.parameters[f"{module}.{matrix}.weight"].detach() for matrix in ("lora_A", "lora_B"))
+            down, up = (
+                adapter.parameters[f"unet.{module}.{matrix}.weight"].detach() for matrix in ("lora_A", "lora_B")
+            )
             lost, left = (base - layer.weight).norm(), (base + up @ down - layer.weight).norm()
             assert left < lost
         assert adapter.initial.keys() == {name for name in adapter.parameters if ".conv1." not in name}

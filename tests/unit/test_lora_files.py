@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -13,14 +14,15 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.tuners.lora import LoraLayer
 
+from engine import lora as lora_module
 from engine.errors import CheckpointError
-from engine.lora import attach
 from engine.lora_files import diffusers_state, from_diffusers_file, read_diffusers_file, webui_state
 from engine.task import Lora
 from tests.unit.test_lora import (  # noqa: F401  # fixtures among them
     ATTENTION,
     CONVOLUTIONS,
     RANK,
+    attach,
     one_thread,
     pipeline,
     predict,
@@ -34,15 +36,23 @@ EVERYTHING_WEBUI_KNOWS = (
 )
 
 
-def with_unet(pipeline, unet):
-    parts = {name: part for name, part in pipeline.components.items() if name != "unet"}
-    other = StableDiffusionPipeline(**parts, unet=unet, requires_safety_checker=False)
+def with_unet(pipeline, unet, **parts):
+    other = StableDiffusionPipeline(**pipeline.components | {"unet": unet} | parts, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     return other
 
 
-def webui_name(module):
-    return "lora_unet_" + module.replace(".", "_")
+def webui_name(component, module):
+    return {"unet": "lora_unet_", "text_encoder": "lora_te_"}[component] + module.replace(".", "_")
+
+
+def own_name(name):
+    return name.removeprefix("unet.")
+
+
+def own_state(adapter):
+    """By the names in the UNet, as other programs' functions want them."""
+    return {own_name(name): tensor for name, tensor in adapter.state().items()}
 
 
 def paint(pipeline):
@@ -71,10 +81,10 @@ class Listener(logging.Handler):
             logger.removeHandler(self)
 
 
-def load_file(pipeline, unet, tensors, path, recwarn):
-    """The UNet after `load_lora_weights` of the saved file; nothing missing, nothing unexpected, nothing said."""
+def load_file(pipeline, unet, tensors, path, recwarn, **parts):
+    """A pipeline after `load_lora_weights` of the saved file; nothing missing, nothing unexpected, nothing said."""
     safetensors.torch.save_file(tensors, path)
-    loaded = with_unet(pipeline, unet)
+    loaded = with_unet(pipeline, unet, **parts)
     with Listener("diffusers", "peft", "transformers") as listener:
         loaded.load_lora_weights(path.parent, weight_name=path.name)
     # Diffusers says this of every LoRA that leaves the text encoder alone.
@@ -89,7 +99,7 @@ def load_file(pipeline, unet, tensors, path, recwarn):
 
 @pytest.mark.filterwarnings("ignore:.*torchvision")
 class TestExport:
-    @pytest.fixture(params=["attention", "convolutions", "everything", "loftq"])
+    @pytest.fixture(params=["attention", "convolutions", "everything", "loftq", "alpha", "rslora", "loftq, alpha"])
     def attached(self, request, unet):
         """A UNet with a trained adapter of each kind."""
         lora = {
@@ -97,6 +107,9 @@ class TestExport:
             "convolutions": Lora(rank=RANK, target_modules=CONVOLUTIONS),
             "everything": Lora(rank=2, target_modules=EVERYTHING_WEBUI_KNOWS),
             "loftq": Lora(rank=RANK, target_modules=CONVOLUTIONS, init_lora_weights="loftq"),
+            "alpha": Lora(rank=16, alpha=8, target_modules=CONVOLUTIONS),
+            "rslora": Lora(rank=RANK, alpha=3, use_rslora=True, target_modules=CONVOLUTIONS),
+            "loftq, alpha": Lora(rank=RANK, alpha=3, target_modules=CONVOLUTIONS, init_lora_weights="loftq"),
         }[request.param]
         return unet, randomise(attach(unet, lora, 0))
 
@@ -147,10 +160,6 @@ class TestExport:
         loaded = load_file(pipeline, copy.deepcopy(pipeline.unet), tensors, tmp_path / "lora.safetensors", recwarn)
         torch.testing.assert_close(predict(loaded.unet), predict(pipeline.unet), atol=1e-6, rtol=0)
 
-    def test_the_prefix_is_the_callers(self, unet):
-        adapter = attach(unet, Lora(rank=RANK), 0)
-        assert all(name.startswith("transformer.") for name in diffusers_state(adapter, "transformer"))
-
 
 def _with_change(pipeline, adapter):
     """The original UNet with each linear layer's weight changed by B·A - B0·A0 and each convolution adapted."""
@@ -159,12 +168,100 @@ def _with_change(pipeline, adapter):
     for name in adapter.initial:
         if name.endswith("lora_A.weight"):
             module, up = name.removesuffix(".lora_A.weight"), name.replace("lora_A", "lora_B")
-            changes[module] = state.pop(up) @ state.pop(name) - adapter.initial[up] @ adapter.initial[name]
+            change = state.pop(up) @ state.pop(name) - adapter.initial[up] @ adapter.initial[name]
+            changes[module.removeprefix("unet.")] = change * adapter.strength
     for module, change in changes.items():
         unet.get_submodule(module).weight.data += change
-    rest = {name.removesuffix(".lora_A.weight") for name in state if name.endswith("lora_A.weight")}
-    attach(unet, Lora(rank=RANK, target_modules=tuple(rest)), 0).restore(state)
+    rest = {own_name(name).removesuffix(".lora_A.weight") for name in state if name.endswith("lora_A.weight")}
+    lora = Lora(rank=RANK, alpha=adapter.strength * RANK, target_modules=tuple(rest))
+    attach(unet, lora, 0).restore(state)
     return unet
+
+
+@pytest.mark.filterwarnings("ignore:.*torchvision")
+class TestTextEncoder:
+    """Both components in one file, at a strength of their own."""
+
+    @pytest.fixture(params=[Lora(rank=16, alpha=8), Lora(rank=2, alpha=3, use_rslora=True)], ids=["alpha", "rslora"])
+    def trained(self, request, pipeline):
+        """A pipeline with an adapter in its UNet and its text encoder."""
+        parts = {name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", "text_encoder")}
+        lora = replace(request.param, target_modules=("to_q", "conv1"))
+        return parts, randomise(lora_module.attach(parts, lora, 0))
+
+    @pytest.mark.parametrize("kind", ["diffusers", "webui"])
+    def test_every_layer_of_diffusers_pipeline_changes_as_in_training(self, pipeline, trained, kind, tmp_path, recwarn):
+        parts, adapter = trained
+        tensors = diffusers_state(adapter) if kind == "diffusers" else webui_state(adapter, webui_name)
+        fresh_parts = {name: copy.deepcopy(getattr(pipeline, name)) for name in parts}
+        loaded = load_file(
+            pipeline, tensors=tensors, path=tmp_path / "lora.safetensors", recwarn=recwarn, **fresh_parts
+        )
+        count = 0
+        for component, root in parts.items():
+            found = dict(deltas(getattr(loaded, component)))
+            expected = dict(deltas(root))
+            assert found.keys() == expected.keys() and len(expected) == {"unet": 16, "text_encoder": 8}[component]
+            for name, delta in expected.items():
+                torch.testing.assert_close(found[name], delta, rtol=1e-5, atol=1e-7)
+                assert delta.abs().max() > 1e-3
+                count += 1
+        assert count == len(adapter.parameters) / 2
+        own = {**{name: getattr(pipeline, name) for name in ("vae", "tokenizer", "scheduler")}, **parts}
+        in_memory = StableDiffusionPipeline(
+            **own, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+        in_memory.set_progress_bar_config(disable=True)
+        torch.testing.assert_close(paint(loaded), paint(in_memory), atol=1e-4, rtol=0)
+        assert (paint(loaded) - paint(pipeline)).abs().max() > 0.01
+
+    def test_our_own_file_is_a_warm_start_at_any_strength(self, pipeline, trained):
+        parts, adapter = trained
+        found = from_diffusers_file(diffusers_state(adapter), components=list(parts))
+        rank = adapter.parameters[min(adapter.parameters)].shape[0]
+        others = {name: copy.deepcopy(getattr(pipeline, name)) for name in parts}
+        again = lora_module.attach(others, Lora(rank=rank, alpha=5, target_modules=("to_q", "conv1")), 1)
+        again.warm_start(found)
+        for component, root in parts.items():
+            expected = dict(deltas(root))
+            for name, delta in deltas(others[component]):
+                torch.testing.assert_close(delta, expected[name], rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("spelling", ["peft", "diffusers", "flattened"])
+    def test_other_trainers_spellings_are_read(self, trained, spelling, tmp_path):
+        """Through `save_lora_weights`: `text_model.` is there or not, as the trainer had it."""
+        parts, adapter = trained
+        layers = {name: {} for name in parts}
+        for name, tensor in diffusers_state(adapter).items():
+            component, own = name.split(".", 1)
+            layers[component][own.removeprefix("text_model.") if spelling == "flattened" else own] = tensor
+        if spelling == "diffusers":
+            layers["text_encoder"] = convert_state_dict_to_diffusers(layers["text_encoder"])
+            assert all(".lora_linear_layer." in name for name in layers["text_encoder"])
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"]
+        )
+        data = (tmp_path / "pytorch_lora_weights.safetensors").read_bytes()
+        found = read_diffusers_file(data, list(parts))
+        expected = diffusers_state(adapter)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_each_component_has_its_strength_from_the_metadata(self, trained):
+        parts, adapter = trained
+        packed = json.dumps({"unet.r": 2, "unet.lora_alpha": 4, "text_encoder.r": 4, "text_encoder.lora_alpha": 1})
+        tensors = diffusers_state(adapter)
+        found = from_diffusers_file(tensors, components=list(parts), metadata={"lora_adapter_metadata": packed})
+        for name, tensor in tensors.items():
+            scale = {"unet": 2, "text_encoder": 0.25}[name.split(".")[0]] if "lora_B" in name else 1
+            assert torch.equal(found[name], tensor * scale)
+
+
+def deltas(root):
+    """What each adapted layer's weight changes by, by the layer's name."""
+    for name, layer in root.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer.get_delta_weight(layer.active_adapters[0]).detach()
 
 
 # ------------------------------------------------------------------------------------------------------- warm start
@@ -187,7 +284,7 @@ class TestWarmStart:
         self.assert_reads(diffusers_state(adapter), adapter)
 
     def test_diffusers_spelling_mixed_with_pefts(self, adapter):
-        tensors = {f"unet.{name}": t for name, t in convert_state_dict_to_diffusers(adapter.state()).items()}
+        tensors = {f"unet.{name}": t for name, t in convert_state_dict_to_diffusers(own_state(adapter)).items()}
         assert any(".lora.down" in name for name in tensors) and any(".lora_A" in name for name in tensors)
         self.assert_reads(tensors, adapter)
 
@@ -195,7 +292,7 @@ class TestWarmStart:
     def test_the_oldest_spelling_with_alphas(self, unet, prefix):
         adapter = randomise(attach(copy.deepcopy(unet), Lora(rank=RANK), 0))
         tensors = {}
-        for name, tensor in adapter.state().items():
+        for name, tensor in own_state(adapter).items():
             module, matrix, _ = name.rsplit(".", 2)
             attention, projection = module.removesuffix(".0").rsplit(".", 1)
             old = f"{prefix}{attention}.processor.{projection}_lora"
@@ -210,7 +307,7 @@ class TestWarmStart:
         config = {"r": RANK, "lora_alpha": alpha, "use_rslora": rslora, "alpha_pattern": {}, "rank_pattern": {}}
         StableDiffusionPipeline.save_lora_weights(
             tmp_path,
-            unet_lora_layers=adapter.state(),
+            unet_lora_layers=own_state(adapter),
             unet_lora_adapter_metadata=config if alpha else None,
         )
         with safetensors.safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:

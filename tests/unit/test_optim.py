@@ -46,6 +46,18 @@ class TestLearningRate:
                 optimizer.step()
                 theirs.step()
 
+    @pytest.mark.parametrize("schedule", SCHEDULES)
+    def test_another_group_has_the_same_factor_as_in_diffusers(self, schedule):
+        """Diffusers multiplies each group's own rate by one factor, which polynomial takes from the first group's."""
+        named = parameters()
+        optimizer = torch.optim.SGD([{"params": [named["a"]]}, {"params": [named["b"]], "lr": 3e-5}], lr=1e-3)
+        theirs = get_scheduler(schedule, optimizer, num_warmup_steps=2, num_training_steps=9)
+        for step in range(9):
+            factor = optim.schedule_factor(1e-3, schedule, step, warmup_steps=2, max_steps=9)
+            assert [1e-3 * factor, 3e-5 * factor] == theirs.get_last_lr()
+            optimizer.step()
+            theirs.step()
+
     @pytest.mark.parametrize("base", [1e-7, 3e-8])
     def test_a_polynomial_below_its_end_is_held(self, base):
         rates = [learning_rate(base, "polynomial", step, warmup_steps=2, max_steps=6) for step in range(6)]
@@ -63,28 +75,48 @@ class TestLearningRate:
 class TestAdamW:
     def test_foreach_has_the_for_loops_bits(self):
         named, reference = parameters(), parameters()
-        ours = optim.make_optimizer(named, ADAM)
+        ours = optim.make_optimizer([named], ADAM)
         loop = torch.optim.AdamW(
             reference.values(), betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, foreach=False, fused=False
         )
         for step in range(20):
             rate = 1e-3 * (step + 1)
-            optim.update(ours, named, gradients(named, step), rate)
+            optim.update(ours, named, gradients(named, step), [rate])
             for parameter, gradient in zip(reference.values(), gradients(reference, step), strict=True):
                 parameter.grad = gradient
             loop.param_groups[0]["lr"] = rate
             loop.step()
         assert_same_bits(named, reference)
 
+    def test_each_group_has_its_own_rate(self):
+        """As two optimizers would do it, whatever the order of the parameters."""
+        named, references = parameters(), [parameters(), parameters()]
+        groups = [{name: named[name] for name in names} for names in ("bd", "ac")]
+        ours = optim.make_optimizer(groups, ADAM)
+        apart = [
+            torch.optim.AdamW([own[name] for name in group], lr=0)
+            for own, group in zip(references, groups, strict=True)
+        ]
+        for step in range(5):
+            rates = [1e-2 * (step + 1), 1e-3]
+            optim.update(ours, named, gradients(named, step), rates)
+            for own, optimizer, rate in zip(references, apart, rates, strict=True):
+                for parameter, gradient in zip(own.values(), gradients(own, step), strict=True):
+                    parameter.grad = gradient
+                optimizer.param_groups[0]["lr"] = rate
+                optimizer.step()
+        for own, group in zip(references, groups, strict=True):
+            assert_same_bits(group, own)
+
     def test_takes_the_tasks_arguments(self):
-        optimizer = optim.make_optimizer(parameters(), AdamArgs(beta1=0.5, beta2=0.6, weight_decay=0.7, epsilon=0.8))
+        optimizer = optim.make_optimizer([parameters()], AdamArgs(beta1=0.5, beta2=0.6, weight_decay=0.7, epsilon=0.8))
         group = optimizer.param_groups[0]
         assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.5, 0.6), 0.7, 0.8)
         assert group["foreach"] is True and group["fused"] is False
 
     def test_leaves_no_gradient_behind(self):
         named = parameters()
-        optim.update(optim.make_optimizer(named, ADAM), named, gradients(named, 0), 1e-3)
+        optim.update(optim.make_optimizer([named], ADAM), named, gradients(named, 0), [1e-3])
         assert all(parameter.grad is None for parameter in named.values())
 
     @pytest.mark.parametrize("cut", [0, 1, 4, 10])
@@ -92,19 +124,19 @@ class TestAdamW:
     def test_cut_and_continued_has_the_same_bits(self, cut, first):
         def train(named, optimizer, start, stop):
             for step in range(max(start, first), stop):
-                optim.update(optimizer, named, gradients(named, step), 1e-3 / (step + 1))
+                optim.update(optimizer, named, gradients(named, step), [1e-3 / (step + 1)])
 
         whole = parameters()
-        uninterrupted = optim.make_optimizer(whole, ADAM)
+        uninterrupted = optim.make_optimizer([whole], ADAM)
         train(whole, uninterrupted, 0, 10)
 
         before = parameters()
-        optimizer = optim.make_optimizer(before, ADAM)
+        optimizer = optim.make_optimizer([before], ADAM)
         train(before, optimizer, 0, cut)
         saved = optim.optimizer_state(optimizer, before)
         assert saved.step == max(0, cut - first)
         after = {name: torch.nn.Parameter(parameter.detach().clone()) for name, parameter in before.items()}
-        continued = optim.make_optimizer(after, ADAM)
+        continued = optim.make_optimizer([after], ADAM)
         optim.restore_optimizer(continued, after, saved)
         train(after, continued, cut, 10)
 
@@ -116,7 +148,7 @@ class TestAdamW:
 
     def test_no_state_yet_is_zeros(self):
         named = parameters()
-        moments = optim.optimizer_state(optim.make_optimizer(named, ADAM), named)
+        moments = optim.optimizer_state(optim.make_optimizer([named], ADAM), named)
         assert moments.step == 0
         for kind in (moments.exp_avg, moments.exp_avg_sq):
             assert kind.keys() == named.keys()
@@ -124,18 +156,18 @@ class TestAdamW:
 
     def test_state_and_optimizer_share_no_memory(self):
         named = parameters()
-        optimizer = optim.make_optimizer(named, ADAM)
-        optim.update(optimizer, named, gradients(named, 0), 1e-3)
+        optimizer = optim.make_optimizer([named], ADAM)
+        optim.update(optimizer, named, gradients(named, 0), [1e-3])
         saved = optim.optimizer_state(optimizer, named)
         copy = saved.exp_avg["a"].clone()
         optim.restore_optimizer(optimizer, named, saved)
-        optim.update(optimizer, named, gradients(named, 1), 1e-3)
+        optim.update(optimizer, named, gradients(named, 1), [1e-3])
         assert torch.equal(saved.exp_avg["a"], copy)
 
     @pytest.mark.parametrize("change", ["missing", "more", "shape"])
     def test_foreign_state_is_refused_by_name(self, change):
         named = parameters()
-        optimizer = optim.make_optimizer(named, ADAM)
+        optimizer = optim.make_optimizer([named], ADAM)
         saved = optim.optimizer_state(optimizer, named)
         exp_avg_sq = dict(saved.exp_avg_sq)
         tensor = exp_avg_sq.pop("c")

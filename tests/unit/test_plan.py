@@ -109,6 +109,10 @@ class TestSchedule:
         args = TrainArgs(learning_rate=0.5, batch_size=3, scale_lr=True)
         assert plan.base_learning_rate(args, 4) == 6.0
         assert plan.base_learning_rate(dataclasses.replace(args, scale_lr=False), 4) == 0.5
+        assert plan.base_text_encoder_rate(args, 4) == 6.0
+        own = dataclasses.replace(args, text_encoder_learning_rate=0.25)
+        assert plan.base_text_encoder_rate(own, 4) == 3.0 and plan.base_learning_rate(own, 4) == 6.0
+        assert plan.base_text_encoder_rate(dataclasses.replace(own, scale_lr=False), 4) == 0.25
 
 
 class TestVisits:

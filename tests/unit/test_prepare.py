@@ -13,12 +13,21 @@ from engine.task import parse_task
 COMMIT = "a" * 40
 
 
+class Rows(list):
+    """A dataset of so many rows."""
+
+    fingerprint, revision = "f" * 64, None
+
+    def __init__(self, count):
+        super().__init__(range(count))
+
+
 def job_of(given=None, *, parent=None, base_revision=None, rows=10):
     task = parse_task((given or text()).encode(), source="test")
     return prepare.Job(
         task=task,
         base=SimpleNamespace(identity="sha256:model", revision=base_revision, variants={}),
-        dataset=SimpleNamespace(fingerprint="f" * 64, revision=None, __len__=lambda: rows),
+        dataset=Rows(rows),
         parent=parent,
         in_place=False,
         schedule=plan.schedule(task.train_args, num_rows=rows, processes=1, start_step=0),
@@ -38,7 +47,15 @@ def text(**extra):
 
 class TestDigest:
     @pytest.mark.parametrize(
-        "extra", [{"dataloader_num_workers": 3}, {"version": "3.0.0"}, {"checkpoint": "/c"}, {"seed": 0}]
+        "extra",
+        [
+            {"dataloader_num_workers": 3},
+            {"version": "3.0.0"},
+            {"checkpoint": "/c"},
+            {"seed": 0},
+            {"lora": {"alpha": None, "dropout": 0, "use_rslora": False}},
+            {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
+        ],
     )
     def test_does_not_depend_on_where_and_how_it_runs(self, extra):
         assert job_of(text(**extra)).task_digest == job_of().task_digest
@@ -56,6 +73,55 @@ class TestDigest:
     def test_the_record_names_the_parent(self):
         warm = WarmStart(digest="d", lora=b"")
         assert job_of(parent=warm).record.parent == "d" and job_of().record.parent is None
+
+
+class TestAdapterOptions:
+    @pytest.mark.parametrize(
+        "extra, key, values",
+        [
+            ({"lora": {"alpha": 4}}, "alpha", [8.0, 4.0]),
+            ({"lora": {"use_rslora": True}}, "use_rslora", [False, True]),
+            ({"train_args": {"train_text_encoder": True}}, "train_text_encoder", [False, True]),
+        ],
+    )
+    def test_what_the_weights_mean_belongs_to_the_world(self, extra, key, values):
+        before, now = job_of().world, job_of(text(**extra)).world
+        assert {name: [before[name], now[name]] for name in now if now[name] != before[name]} == {key: values}
+
+    def test_an_alpha_that_is_the_rank_is_the_default(self):
+        assert job_of(text(lora={"rank": 3, "alpha": 3})).world == job_of(text(lora={"rank": 3})).world
+
+    @pytest.mark.parametrize(
+        "extra, change",
+        [
+            ({"lora": {"dropout": 0.25}}, {"lora.dropout": [0.0, 0.25]}),
+            (
+                {"train_args": {"text_encoder_learning_rate": 0.5}},
+                {"train_args.text_encoder_learning_rate": [None, 0.5]},
+            ),
+        ],
+    )
+    def test_how_they_are_trained_may_change_and_is_recorded(self, extra, change):
+        before = job_of()
+        given = {"settings": before.settings, "digest": "d", "global_step": 1}
+        chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
+        now = job_of(text(**extra), parent=chain)
+        assert now.world == before.world and now.changed_settings() == change
+
+    def test_the_text_encoders_rate_is_told_where_it_is_trained(self):
+        args = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-5, "batch_size": 4}
+        lines = described(train_args=args)
+        assert "learning rate  0.0004, constant (0.0001 x 4 by scale_lr)" in lines
+        assert "text encoder   4e-05, constant" in lines
+        assert not any(line.startswith("text encoder") for line in described())
+
+    def test_a_rate_without_anything_to_train_is_noted(self):
+        (note,) = [line for line in described(train_args={"text_encoder_learning_rate": 1e-5}) if "note: " in line]
+        assert note == "note: text_encoder_learning_rate has no effect without train_text_encoder"
+
+
+def described(**extra):
+    return prepare.describe(job_of(text(**extra)))
 
 
 def test_only_a_chains_own_commit_is_pinned():

@@ -142,3 +142,28 @@ class TestKnownAnswers:
         monkeypatch.setattr(rng, name, changed)
         with pytest.raises(RuntimeError, match="draws other random numbers"):
             rng.check_known_answers()
+
+
+class TestLanes:
+    @pytest.mark.parametrize("shape", [(), (1,), (4,), (7,), (3, 5, 2)])
+    def test_any_shape_is_the_beginning_of_the_same_numbers(self, shape):
+        lanes = rng.lanes(3, "s", 9, shape)
+        assert lanes.shape == shape and lanes.dtype == np.uint16
+        assert np.array_equal(lanes.ravel(), rng.lanes(3, "s", 9, (64,))[: lanes.size])
+
+    def test_they_are_the_quarters_of_the_words_lowest_first(self):
+        words = rng._generator(3, "s", 9).bit_generator.random_raw(2)
+        expected = [int(word) >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
+        assert rng.lanes(3, "s", 9, (8,)).tolist() == expected
+
+    def test_addresses_do_not_overlap(self):
+        found = [rng.lanes(3, "s", address, (4096,)) for address in (0, 1, 2**64)]
+        assert len({lanes.tobytes() for lanes in found}) == 3
+        assert not set(found[0][:64].reshape(-1, 4).view(np.uint64).ravel()) & set(
+            found[1].reshape(-1, 4).view(np.uint64).ravel()
+        )
+
+    def test_uniform(self):
+        lanes = rng.lanes(0, "s", 0, (1 << 18,))
+        counts = np.bincount(lanes >> 8, minlength=256)
+        assert abs(counts / counts.mean() - 1).max() < 0.15

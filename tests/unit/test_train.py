@@ -48,14 +48,15 @@ def make_schedule(task, start=0, stop=8, max_steps=8):
     )
 
 
-def examples_of(schedule, step):
+def examples_of(schedule, step, text=False):
     stream = VisitStream(seed=3, num_rows=ROWS, random_flip=False, num_train_timesteps=1000)
     family, per_step = LinearFamily(), schedule.visits_per_step
     return [
         Example(
             visit,
             {"mean": torch.linspace(0, 1, 4) * (visit.sample + 1), "logvar": torch.full((4,), -2.0)},
-            family.encode_caption(f"sample {visit.sample}"),
+            {} if text else family.encode_caption(f"sample {visit.sample}"),
+            family.tokenize(f"sample {visit.sample}") if text else {},
         )
         for visit in stream.visits(step * per_step, per_step)
     ]
@@ -67,7 +68,8 @@ class Run:
     def __init__(self, task=None, *, start=0, stop=8, restore=None):
         self.task = task or make_task()
         self.family = LinearFamily()
-        self.adapter = PlainAdapter.of(self.family)
+        self.text = self.task.train_args.train_text_encoder
+        self.adapter = PlainAdapter.of(self.family, with_text_encoder=self.text)
         self.schedule = make_schedule(self.task, start, stop)
         self.trainer = Trainer(self.task, self.schedule, self.family, self.adapter, CPU)
         self.reports = []
@@ -76,11 +78,11 @@ class Run:
 
     def train(self, stop=None):
         schedule = make_schedule(self.task, self.schedule.start_step, stop or self.schedule.stop_step)
-        train(self.trainer, schedule, lambda k: examples_of(schedule, k), self.reports.append, Clock())
+        train(self.trainer, schedule, lambda k: examples_of(schedule, k, self.text), self.reports.append, Clock())
         return self
 
     def step(self):
-        return self.trainer.train_step(examples_of(self.schedule, self.trainer.step))
+        return self.trainer.train_step(examples_of(self.schedule, self.trainer.step, self.text))
 
     def bytes(self):
         return dump_state(self.trainer.state())
@@ -88,9 +90,9 @@ class Run:
 
 class TestSplit:
     @pytest.mark.parametrize("cuts", [(1,), (7,), (3, 4), (1, 2, 3, 5)])
-    @pytest.mark.parametrize("precision", ["no", "fp16"])
-    def test_a_chain_of_processes_equals_one(self, cuts, precision):
-        task = make_task(precision)
+    @pytest.mark.parametrize("precision, text", [("no", False), ("fp16", False), ("no", True)])
+    def test_a_chain_of_processes_equals_one(self, cuts, precision, text):
+        task = make_task(precision, train_text_encoder=text, text_encoder_learning_rate=0.01)
         whole = Run(task).train()
         state, reports = None, []
         for start, stop in zip((0, *cuts), (*cuts, 8), strict=True):
@@ -105,7 +107,7 @@ class TestSplit:
         before = run.adapter.state()
         losses = [report.loss for report in run.train().reports]
         assert losses[-1] < losses[0]
-        assert not torch.equal(run.adapter.state()["to_q.lora_A.weight"], before["to_q.lora_A.weight"])
+        assert not torch.equal(run.adapter.state()["unet.to_q.lora_A.weight"], before["unet.to_q.lora_A.weight"])
 
     def test_nothing_is_left_to_train(self):
         run = Run(start=8)
@@ -129,7 +131,7 @@ class TestStep:
         task = make_task(max_grad_norm=0.5)
         run = Run(task)
         run.trainer.step = 2  # a step whose rate is not zero
-        schedule, weight = run.schedule, run.adapter.parameters["to_q.lora_A.weight"]
+        schedule, weight = run.schedule, run.adapter.parameters["unet.to_q.lora_A.weight"]
         reference = torch.nn.Parameter(weight.detach().clone())
         adam = torch.optim.AdamW([reference], lr=0.05 * 0.5 * (1 + math.cos(0)), foreach=True)
         total, losses = None, []
@@ -184,6 +186,51 @@ class TestStep:
         assert Run(make_task(noise_offset=0.1)).step() != Run(make_task(noise_offset=0.0)).step()
 
 
+class TestTextEncoder:
+    TASK = make_task(
+        train_text_encoder=True, text_encoder_learning_rate=0.02, lr_scheduler=LrScheduler(), max_grad_norm=0.3
+    )
+
+    def test_an_untrained_one_embeds_in_the_loop_what_is_otherwise_encoded_ahead(self):
+        in_loop, ahead = Run(self.TASK), Run(make_task(lr_scheduler=LrScheduler(), max_grad_norm=0.3))
+        assert in_loop.step().loss == ahead.step().loss
+
+    def test_it_is_trained_at_its_own_rate_and_clipped_with_the_rest(self):
+        run = Run(self.TASK)
+        before, found = run.adapter.state(), {}
+        for name, parameter in run.adapter.parameters.items():
+            parameter.register_hook(lambda gradient, name=name: found.setdefault(name, []).append(gradient))
+        report = run.step()
+        gradients = {name: (own[0] + own[1] + own[2]) / 3 for name, own in found.items()}
+        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        assert report.grad_norm == pytest.approx(norm.item(), rel=1e-5) and norm > 0.3
+        assert report.learning_rate == 0.05
+        for name, rate in (("unet.to_q.lora_A.weight", 0.05), ("text_encoder.q_proj.lora_A.weight", 0.02)):
+            # AdamW's first step: the rate times the gradient's sign, after the weights' decay.
+            moved = run.adapter.state()[name] - before[name] * (1 - rate * 0.01)
+            torch.testing.assert_close(moved, -rate * gradients[name].sign(), rtol=1e-4, atol=1e-6)
+
+    def test_without_a_rate_of_its_own_it_has_the_denoisers(self):
+        same = [
+            Run(make_task(train_text_encoder=True, text_encoder_learning_rate=rate)).train().bytes()
+            for rate in (None, 0.05, 0.04)
+        ]
+        assert same[0] == same[1] != same[2]
+
+    def test_its_rate_too_must_be_one_that_weights_survive(self):
+        run = Run(make_task(train_text_encoder=True, text_encoder_learning_rate=1e300, lr_scheduler=LrScheduler()))
+        with pytest.raises(NonFiniteError, match="learning rate of step 1 is 1e"):
+            run.step()
+
+
+def test_dropout_is_on_while_a_micro_batch_is_under_way_and_knows_its_first_visit():
+    run, seen = Run(), []
+    loss = run.family.loss
+    run.family.loss = lambda *args, **options: seen.append(run.adapter.dropping.address) or loss(*args, **options)
+    run.train(stop=2)
+    assert seen == [0, 2, 4, 6, 8, 10] and run.adapter.dropping.address is None
+
+
 class TestNonFinite:
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_a_loss_stops_before_the_update(self, bad):
@@ -197,7 +244,7 @@ class TestNonFinite:
     def test_a_gradient_stops_before_the_update(self):
         run = Run().train(stop=3)
         before = run.bytes()
-        run.adapter.parameters["to_q.lora_A.weight"].register_hook(lambda gradient: gradient * math.inf)
+        run.adapter.parameters["unet.to_q.lora_A.weight"].register_hook(lambda gradient: gradient * math.inf)
         with pytest.raises(NonFiniteError, match="the gradient's norm at step 4"):
             run.step()
         assert run.bytes() == before
@@ -213,7 +260,7 @@ class TestNonFinite:
             run.step()
         except NonFiniteError:
             assert run.bytes() == before
-        weight = run.adapter.parameters["to_q.lora_A.weight"]
+        weight = run.adapter.parameters["unet.to_q.lora_A.weight"]
         assert bool(torch.isfinite(weight).all())
 
 
@@ -222,7 +269,7 @@ class TestLossScale:
 
     def overflowing(self, run, factor=math.inf):
         """The next step's scaled gradients overflow, its loss does not."""
-        parameter = run.adapter.parameters["to_q.lora_A.weight"]
+        parameter = run.adapter.parameters["unet.to_q.lora_A.weight"]
         return parameter.register_hook(lambda gradient: gradient * factor)
 
     def test_the_scale_cancels_exactly(self):

@@ -103,6 +103,16 @@ class TestEncoding:
         assert [raw(family.encode_caption(caption)) for caption in CAPTIONS[::-1]] == first[::-1]
         assert len({str(found) for found in first}) == 4
 
+    def test_a_caption_in_a_batch_of_tokens_is_what_it_is_alone(self, family):
+        tokens = [family.tokenize(caption) for caption in CAPTIONS]
+        assert all(ids.dtype == torch.int64 and ids.shape == (77,) for own in tokens for ids in own.values())
+        batch = {name: torch.stack([own[name] for own in tokens]) for name in tokens[0]}
+        with torch.no_grad():
+            embedded = family.embed(batch)
+        for k, caption in enumerate(CAPTIONS):
+            for name, alone in family.encode_caption(caption).items():
+                torch.testing.assert_close(embedded[name][k], alone)
+
     def test_moments_are_the_vaes(self, full):
         vae, pixels = full.pipeline().vae, picture(0)
         image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]

@@ -103,5 +103,18 @@ class TestLoading:
         assert pipeline.unet is full.denoiser and pipeline.vae is full.vae
         assert pipeline.text_encoder is full.text_encoder and pipeline.safety_checker is None
 
+    def test_a_text_encoder_that_is_trained_stays_on_the_device(self, folder):
+        family = sd.load(args_for(folder))
+        frozen, trained = torch.device("meta"), torch.nn.Parameter(torch.zeros(1))
+        assert family.text_encoders == {"text_encoder": family.text_encoder}
+        family.text_encoder.register_parameter("lora", trained)
+        family.move_encoders(frozen)
+        assert family.vae.device == frozen and {p.device for p in family.text_encoder.parameters()} == {CPU}
+        trained.requires_grad_(False)
+        family.move_encoders(frozen)
+        assert {p.device for p in family.text_encoder.parameters()} == {frozen}
+
     def test_names_in_the_web_interfaces_format(self, full):
         assert full.webui_name("unet", "down_blocks.0.attn1.to_out.0") == "lora_unet_down_blocks_0_attn1_to_out_0"
+        module = "text_model.encoder.layers.0.self_attn.q_proj"
+        assert full.webui_name("text_encoder", module) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from engine import lora, lora_files
 from engine.families import sdxl
 from engine.families.base import Batch, LoadArgs
+from engine.targets import full_name
 from engine.task import Lora
 from engine.transforms import geometry, render
 from tests import tiny
@@ -227,7 +227,7 @@ def adapter(folder):
     """A trained adapter of every layer."""
     unet = load(folder).denoiser
     every = [n for n, part in unet.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
-    found = lora.attach(unet, Lora(rank=2, target_modules=tuple(every)), 0)
+    found = lora.attach({"unet": unet}, Lora(rank=2, target_modules=tuple(every)), 0)
     draws = torch.Generator().manual_seed(1)
     for parameter in found.parameters.values():
         parameter.data = torch.randn(parameter.shape, generator=draws) * 0.1
@@ -242,7 +242,7 @@ class TestFiles:
         if kind == "diffusers":
             tensors = lora_files.diffusers_state(adapter)
         else:
-            tensors = lora_files.webui_state(adapter, partial(family.webui_name, "unet"))
+            tensors = lora_files.webui_state(adapter, family.webui_name)
             assert all(name.startswith("lora_unet_") for name in tensors)
         save_file(tensors, tmp_path / "lora.safetensors")
         pipeline = plain_pipeline(folder)
@@ -250,20 +250,15 @@ class TestFiles:
         said = [message for message in complaints if not message.startswith("No LoRA keys associated to CLIPTextModel")]
         assert said == []
         loaded = get_peft_model_state_dict(pipeline.unet, adapter_name="default_0")
-        expected = adapter.state()
+        expected = {name.removeprefix("unet."): tensor for name, tensor in adapter.state().items()}
         assert loaded.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(loaded[name], tensor), name
 
     def test_text_encoders_have_names_of_their_own(self, family):
-        names = {
-            component: family.webui_name(component, next(n for n, _ in encoder.named_modules() if n.endswith("q_proj")))
-            for component, encoder in family.text_encoders.items()
-        }
-        assert names == {
-            "text_encoder": "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
-            "text_encoder_2": "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
-        }
+        module = "text_model.encoder.layers.0.self_attn.q_proj"
+        names = [family.webui_name(component, module) for component in ("text_encoder", "text_encoder_2")]
+        assert names == [f"lora_te{k}_text_model_encoder_layers_0_self_attn_q_proj" for k in (1, 2)]
 
     def test_diffusers_finds_the_text_encoders_layers_by_them(self, folder, family, tmp_path, complaints):
         tensors, expected = {}, {}
@@ -272,7 +267,7 @@ class TestFiles:
                 if module.endswith(("q_proj", "k_proj", "v_proj", "out_proj")):
                     down = torch.full((2, layer.in_features), float(number))
                     up = torch.full((layer.out_features, 2), -float(number))
-                    name = family.webui_name(component, module)
+                    name = family.webui_name(*full_name(component, module).split(".", 1))
                     tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
                     tensors[f"{name}.alpha"] = torch.tensor(2.0)
                     expected |= {f"{component}.{module}.lora_A.weight": down, f"{component}.{module}.lora_B.weight": up}
