@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..task import PredictionType
+from .single_file import SingleFile
 
 Tensors = dict[str, torch.Tensor]
 
@@ -26,6 +27,8 @@ class LoadArgs:
     """Of all frozen weights."""
     device: torch.device
     prediction_type: PredictionType
+    single_file: SingleFile | None = None
+    """Where the weights and configurations are when they are not in `folder`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The base model on disk: which files, where from, and what identifies them."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -95,7 +96,7 @@ def write_model(folder, names=(*SIDE, *PLAIN), class_name="StableDiffusionPipeli
 
 def locate(folder, variant=None):
     task = Model(name=str(folder), variant=variant)
-    return model.locate(task, pinned=None, weights=True, report=lambda line: None)
+    return model.locate(task, pinned=None, weights=True, report=lambda line: None, cache_dir=folder / "cache")
 
 
 class TestFolder:
@@ -130,8 +131,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         "make, message",
         [
-            (lambda path: None, "is not a folder; check its path"),
-            (lambda path: path.write_text(""), "a single file is not supported"),
+            (lambda path: None, "is neither a folder nor a file; check its path"),
+            (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
             (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
             (lambda path: write_model(path, class_name=None), "is a None"),
@@ -201,7 +202,13 @@ class TestHub:
         return asked
 
     def locate(self, *, pinned=None, weights=True, **task):
-        return model.locate(Model(name="some/model", **task), pinned=pinned, weights=weights, report=lambda line: None)
+        return model.locate(
+            Model(name="some/model", **task),
+            pinned=pinned,
+            weights=weights,
+            report=lambda line: None,
+            cache_dir=Path("/nowhere"),
+        )
 
     def test_a_branch_becomes_a_commit_and_only_needed_files_are_downloaded(self, hub):
         found = self.locate()
