@@ -242,7 +242,7 @@ OPEN_CLIP_NAMES = {
 
 
 def open_clip_state(module: torch.nn.Module, *, complete: bool) -> State:
-    """A text encoder by OpenCLIP's names; `complete` adds what Stable Diffusion 2.x leaves unused, as its files have."""
+    """A text encoder by OpenCLIP's names; `complete` adds what SD 2.x leaves unused, as its files have."""
     text = {name.removeprefix("text_model."): tensor for name, tensor in module.state_dict().items()}
     state: State = {"logit_scale": torch.tensor(4.6)}
     if "text_projection.weight" in text:
