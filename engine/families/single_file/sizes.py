@@ -75,7 +75,7 @@ def _depth(shapes: Shapes, attention: str) -> int:
 
 def vae(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
     """The configuration of an autoencoder in the original names (`encoder.down.0.block.0.…`)."""
-    num_levels = _count(shapes, lambda k: f"encoder.down.{k}.block.0.conv1.weight")
+    num_levels = max(1, _count(shapes, lambda k: f"encoder.down.{k}.block.0.conv1.weight"))
     return {
         **skeleton,
         "in_channels": _shape(shapes, "encoder.conv_in.weight")[1],
