@@ -101,12 +101,12 @@ def locate(
     path = Path(model.name)
     if is_url(model.name):
         base = _locate_url(model, cache_dir, limits, report)
-    elif path.is_file() or path.suffix.lower() in _FILE_SUFFIXES:
-        base = _locate_file(path, path.name, model, report)
-    elif path.is_absolute():
-        base = _locate_folder(path, model, report)
-    else:
+    elif not path.is_absolute():
         base = _locate_on_hub(model, pinned=pinned, weights=weights, report=report)
+    elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
+        base = _locate_file(path, path.name, model, report)
+    else:
+        base = _locate_folder(path, model, report)
     base.family.check(base.config)
     return base
 
