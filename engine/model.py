@@ -10,15 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from . import families, hub
 from .errors import ModelError
+from .families import single_file
+from .families.single_file import SingleFile
+from .limits import Limits
 from .task import Model, PredictionType, canonical_json
 
 INDEX: Final = "model_index.json"
 _WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")
 _SIDE_FILES: Final = ("*.json", "*.txt", "*.model")
-_PICKLES: Final = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+_PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
+_PICKLES: Final = tuple(f"*{suffix}" for suffix in _PICKLE_SUFFIXES)
+_FILE_SUFFIXES: Final = (".safetensors", *_PICKLE_SUFFIXES)
+_PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
+_DEFAULT_LIMITS: Final = Limits()
+
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +40,16 @@ class BaseModel:
     variants: Mapping[str, str | None]
     """For each component with weights, the variant that its file names carry."""
     identity: str
-    """What the bytes are: `<id>@<commit>` from the Hub, a content hash for a folder. Never a path."""
+    """What the bytes are: `<id>@<commit>` from the Hub, a content hash for a folder or a file. Never a path."""
     revision: str | None
-    """The Hub commit, None for a folder."""
+    """The Hub commit, None for a folder or a file."""
+    single_file: SingleFile | None = None
+    """Where everything is when it is not in `folder`."""
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
         """One of a component's JSON files, as a dict."""
+        if self.single_file is not None:
+            return dict(self.single_file.configs[component])
         return _read_json(self.folder / component / name)
 
     @property
@@ -59,41 +73,57 @@ class BaseModel:
         return int(self.config("scheduler", "scheduler_config.json").get("num_train_timesteps", 1000))
 
 
-def locate(model: Model, *, pinned: str | None, weights: bool, report: Callable[[str], None]) -> BaseModel:
+def locate(
+    model: Model,
+    *,
+    pinned: str | None,
+    weights: bool,
+    report: Report,
+    cache_dir: Path,
+    limits: Limits = _DEFAULT_LIMITS,
+) -> BaseModel:
     """Find the base model, downloading the files it needs and no others.
 
     Args:
-        model: the task's model; a local folder is an absolute path.
+        model: the task's model; a local folder or file is an absolute path.
         pinned: the Hub commit that earlier tasks of the chain resolved `model.revision` to.
-        weights: False leaves the weights out of a download (for `--plan`).
+        weights: False leaves the weights out of a download from the Hub (for `--plan`). A single file is always
+            downloaded: its content is its identity.
         report: called with a line on long work.
+        cache_dir: where a single file is downloaded to.
+        limits: of that download.
 
     Raises:
         ModelError: not found, no family of ours, or incomplete.
-        TemporaryError: the Hub cannot be reached.
+        TemporaryError: the Hub or the server cannot be reached.
+        OutputError: the cache cannot be written.
     """
-    folder = Path(model.name)
-    if folder.is_absolute():
-        base = _locate_folder(folder, model, report)
-    else:
+    path = Path(model.name)
+    if is_url(model.name):
+        base = _locate_url(model, cache_dir, limits, report)
+    elif not path.is_absolute():
         base = _locate_on_hub(model, pinned=pinned, weights=weights, report=report)
+    elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
+        base = _locate_file(path, path.name, model, report)
+    else:
+        base = _locate_folder(path, model, report)
     base.family.check(base.config)
     return base
 
 
-def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Callable[[str], None]) -> None:
+def is_url(name: str) -> bool:
+    """Whether a model's name is the address of a file."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Report) -> None:
     if plain := sorted(component for component, found in variants.items() if found != wanted):
         report(f"base model: no {wanted} weights of {', '.join(plain)}; their plain weights are used")
 
 
-def _locate_folder(folder: Path, model: Model, report: Callable[[str], None]) -> BaseModel:
+def _locate_folder(folder: Path, model: Model, report: Report) -> BaseModel:
     if not folder.is_dir():
-        hint = (
-            "a single file is not supported, only a folder in Diffusers' layout"
-            if folder.is_file()
-            else "check its path"
-        )
-        raise ModelError(f"the base model {folder} is not a folder; {hint}")
+        raise ModelError(f"the base model {folder} is neither a folder nor a file; check its path")
     family = families.detect(_read_json(folder / INDEX))
     selected, variants = select_files(_files_below(folder), family, model.variant, str(folder))
     _report_fallback(variants, model.variant, report)
@@ -102,7 +132,51 @@ def _locate_folder(folder: Path, model: Model, report: Callable[[str], None]) ->
     )
 
 
-def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: Callable[[str], None]) -> BaseModel:
+def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report) -> BaseModel:
+    from .fetch import fetch_file, shown
+
+    address = shown(model.name)
+    if Path(urlsplit(address).path).suffix.lower() in _PICKLE_SUFFIXES:
+        raise ModelError(f"the base model {address} {_PICKLED}")
+    path = fetch_file(
+        model.name,
+        cache_dir,
+        suffix=".safetensors",
+        check=lambda part: single_file.inspect(part, address, lambda line: None),
+        report=report,
+        limits=limits,
+    )
+    base = _locate_file(path, address, model, report)
+    if base.identity != f"sha256:{path.stem}":
+        raise ModelError(f"the downloaded base model {path} is damaged; delete it and run again")
+    return base
+
+
+def _locate_file(path: Path, name: str, model: Model, report: Report) -> BaseModel:
+    if not path.is_file():
+        raise ModelError(f"the base model {path} is not there; check its path")
+    if path.suffix.lower() in _PICKLE_SUFFIXES:
+        raise ModelError(f"the base model {name} {_PICKLED}")
+    file = single_file.inspect(path, name, report)
+    family = families.detect({"_class_name": file.layout.pipeline})
+    if model.variant or model.revision != "main":
+        report("base model: a single file has neither variants nor revisions; model.variant and .revision are ignored")
+    try:
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the base model {name} cannot be read ({error.strerror})") from None
+    return BaseModel(
+        folder=path.parent,
+        family=family,
+        variants={},
+        identity=f"sha256:{digest}",
+        revision=None,
+        single_file=file,
+    )
+
+
+def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: Report) -> BaseModel:
     commit = pinned or hub.resolve_commit(model.name, "model", model.revision)
     report(f"base model {model.name} at commit {commit[:12]}")
     folder = _download(model.name, commit, [INDEX])

@@ -129,7 +129,14 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
     folder = parent_folder(settings, task)
     parent = checkpoint.load(folder) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
-    base = model.locate(task.model, pinned=_pinned_model(chain, task), weights=weights, report=report)
+    base = model.locate(
+        task.model,
+        pinned=_pinned_model(chain, task),
+        weights=weights,
+        report=report,
+        cache_dir=settings.cache_dir,
+        limits=settings.limits,
+    )
     dataset = open_dataset(
         task,
         cache_dir=settings.cache_dir,

@@ -114,6 +114,7 @@ def _load_family(session: Session) -> Family:
         job.base.family,
         LoadArgs(
             folder=job.base.folder,
+            single_file=job.base.single_file,
             variants=job.base.variants,
             dtype=PRECISIONS[job.task.mixed_precision],
             device=session.device,

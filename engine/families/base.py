@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..task import MixedPrecision, PredictionType
+from .single_file import SingleFile
 
 if TYPE_CHECKING:
     from ..transforms import Geometry
@@ -38,6 +39,8 @@ class LoadArgs:
     """Of all frozen weights."""
     device: torch.device
     prediction_type: PredictionType
+    single_file: SingleFile | None = None
+    """Where the weights and configurations are when they are not in `folder`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Loading the parts of a Diffusers folder, strictly: what is missing or does not fit is an error, not a random init."""
+"""Loading the parts of a Diffusers folder or single file, strictly: what is missing is an error, not a random init."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelError
 from .base import LoadArgs
+from .single_file import weights as single_file_weights
 
 transformers_logging.disable_progress_bar()
 
@@ -23,6 +24,8 @@ def read_config(args: LoadArgs, component: str, name: str = "config.json") -> di
     Raises:
         ModelError: missing or malformed.
     """
+    if args.single_file is not None:
+        return dict(args.single_file.configs[component])
     path = args.folder / component / name
     try:
         value = json.loads(path.read_bytes())
@@ -45,15 +48,18 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
         ModelError: weights missing, malformed, or of another shape than its configuration says.
     """
     try:
-        module, info = cls.from_pretrained(
-            args.folder / component,
-            variant=args.variants[component],
-            # Always said: transformers otherwise takes the dtype that config.json names, often float16.
-            dtype=args.dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        if args.single_file is not None:
+            module, info = single_file_weights.load(cls, args.single_file, component, args.dtype), {}
+        else:
+            module, info = cls.from_pretrained(
+                args.folder / component,
+                variant=args.variants[component],
+                # Always said: transformers otherwise takes the dtype that config.json names, often float16.
+                dtype=args.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the libraries' readers of configurations and weights raise almost anything
@@ -66,7 +72,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             )
     module.requires_grad_(False)
     module.eval()
-    if args.device.type == "cpu":
+    if args.device.type == "cpu" and args.single_file is None:
         _own_memory(module)
     return module
 
@@ -77,6 +83,8 @@ def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     Raises:
         ModelError: files missing or malformed.
     """
+    if args.single_file is not None:
+        return single_file_weights.build_tokenizer(cls, args.single_file, component)
     names = {path.name for path in (args.folder / component).iterdir()}
     if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
         raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")

@@ -13,8 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +22,10 @@ from ..limits import Limits
 from ..storage import make_folder, sync_folder, write_file, writing_to
 from .archive import extract
 from .download import Download, Policy, shown
+from .files import fetch_file
+from .locking import locked
 
-__all__ = ["Limits", "Policy", "fetch_dataset"]
+__all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file", "shown"]
 
 _BUILDING: Final = ".building"
 _DEFAULT_LIMITS: Final = Limits()
@@ -62,7 +63,7 @@ def fetch_dataset(
             return found
         for folder in (root / "url", root / "content"):
             folder.mkdir(parents=True, exist_ok=True)
-        with _lock(pointer.with_suffix(".lock"), report):
+        with locked(pointer.with_suffix(".lock"), "dataset", report):
             found = _published(root, pointer)
             if found is None:
                 download = Download(url, pointer.with_suffix(".part"), limits=limits, policy=policy, report=report)
@@ -132,18 +133,6 @@ def _sweep(root: Path, own_key: str) -> None:
             except BlockingIOError:
                 continue
             shutil.rmtree(building, ignore_errors=True)
-
-
-@contextmanager
-def _lock(path: Path, report: Report) -> Iterator[None]:
-    """Only one process at a time; the kernel lets go when it dies."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("another process is downloading the same dataset; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sync_file_system(folder: Path) -> None:

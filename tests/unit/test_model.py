@@ -1,13 +1,18 @@
 """The base model on disk: which files, where from, and what identifies them."""
 
+import hashlib
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from engine import families, model
 from engine.errors import ModelError
+from engine.limits import Limits
 from engine.task import Model
+from tests import single_files
+from tests.servers import serving
 
 SD = families.FAMILIES["StableDiffusionPipeline"]
 COMMIT, LATER = "a" * 40, "b" * 40
@@ -95,7 +100,7 @@ def write_model(folder, names=(*SIDE, *PLAIN), class_name="StableDiffusionPipeli
 
 def locate(folder, variant=None):
     task = Model(name=str(folder), variant=variant)
-    return model.locate(task, pinned=None, weights=True, report=lambda line: None)
+    return model.locate(task, pinned=None, weights=True, report=lambda line: None, cache_dir=folder / "cache")
 
 
 class TestFolder:
@@ -130,8 +135,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         "make, message",
         [
-            (lambda path: None, "is not a folder; check its path"),
-            (lambda path: path.write_text(""), "a single file is not supported"),
+            (lambda path: None, "is neither a folder nor a file; check its path"),
+            (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
             (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
             (lambda path: write_model(path, class_name=None), "is a None"),
@@ -168,6 +173,86 @@ class TestFolder:
         assert locate(write_model(tmp_path / "b", scheduler={"num_train_timesteps": 600})).num_train_timesteps == 600
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return single_files.write(tmp_path_factory.mktemp("file") / "model.safetensors", "sd1")
+
+
+class TestFile:
+    def locate(self, name, tmp_path, report=lambda line: None, limits=None, **task):
+        task = Model(name=str(name), **task)
+        return model.locate(
+            task, pinned=None, weights=False, report=report, cache_dir=tmp_path / "cache", limits=limits or Limits()
+        )
+
+    def test_identity_is_the_content(self, file, tmp_path):
+        base = self.locate(file, tmp_path)
+        assert base.identity == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}" and base.revision is None
+        assert base.family is SD and base.variants == {} and base.prediction_type == "epsilon"
+        assert base.num_train_timesteps == 1000 and base.config("unet")["cross_attention_dim"] == 64
+        copy = tmp_path / "elsewhere.safetensors"
+        copy.write_bytes(file.read_bytes())
+        assert self.locate(copy, tmp_path).identity == base.identity
+
+    def test_another_ending_of_the_name(self, file, tmp_path):
+        other = tmp_path / "model.sft"
+        other.write_bytes(file.read_bytes())
+        assert self.locate(other, tmp_path).identity == self.locate(file, tmp_path).identity
+
+    def test_variant_and_revision_are_ignored_and_that_is_said(self, file, tmp_path):
+        for task in ({"variant": "fp16"}, {"revision": "v2"}):
+            lines = []
+            assert self.locate(file, tmp_path, lines.append, **task).identity == self.locate(file, tmp_path).identity
+            assert any("model.variant and .revision are ignored" in line for line in lines)
+
+    @pytest.mark.parametrize(
+        "name, message",
+        [
+            ("/nowhere/model.safetensors", "model.safetensors is not there; check its path"),
+            ("/nowhere/model.ckpt", "model.ckpt is not there"),
+            ("https://example.org/model.ckpt?type=Model", "https://example.org/model.ckpt is a pickle.*convert it"),
+        ],
+    )
+    def test_what_is_no_file(self, tmp_path, name, message):
+        with pytest.raises(ModelError, match=message):
+            self.locate(name, tmp_path)
+
+    def test_a_pickle_by_its_name(self, tmp_path):
+        (tmp_path / "model.ckpt").write_bytes(b"anything")
+        with pytest.raises(ModelError, match=r"model\.ckpt is a pickle, which can run code; convert it to safetensors"):
+            self.locate(tmp_path / "model.ckpt", tmp_path)
+
+    def test_inpainting_is_refused_by_the_family_too(self, tmp_path):
+        modules = single_files.build_modules("sd1")
+        shapes = {key: tuple(t.shape) for key, t in single_files.original_state(modules, "sd1").items()}
+        for key in shapes:
+            if key.endswith("decoder.conv_in.weight"):
+                shapes[key] = (64, 16, 3, 3)
+        path = single_files.write_header(tmp_path / "m.safetensors", shapes)
+        with pytest.raises(ModelError, match="takes 4 channels and gives 4, its VAE has 16"):
+            self.locate(path, tmp_path)
+
+    def test_by_url(self, file, tmp_path):
+        lines = []
+        with serving(file.read_bytes()) as (url, asked):
+            for _ in range(2):
+                found = self.locate(f"{url}?key=secret", tmp_path, lines.append, Limits(allow_private_urls=True))
+            assert found.identity == self.locate(file, tmp_path).identity and len(asked) == 1
+            assert "secret" not in "".join(lines)
+            with found.single_file.path.open("r+b") as damaged:
+                damaged.seek(-1, 2)
+                damaged.write(b"!")
+            with pytest.raises(ModelError, match="is damaged; delete it and run again"):
+                self.locate(f"{url}?key=secret", tmp_path, limits=Limits(allow_private_urls=True))
+
+    @pytest.mark.parametrize(
+        "body, message", [(b"<html>log in</html>", "is a web page, not"), (b"PK\x03\x04...", "is a pickled checkpoint")]
+    )
+    def test_a_url_of_something_else(self, tmp_path, body, message):
+        with serving(body) as (url, _), pytest.raises(ModelError, match=f"{url} {message}"):
+            self.locate(url, tmp_path, limits=Limits(allow_private_urls=True))
+
+
 class TestHub:
     @pytest.fixture
     def hub(self, monkeypatch, tmp_path):
@@ -201,7 +286,13 @@ class TestHub:
         return asked
 
     def locate(self, *, pinned=None, weights=True, **task):
-        return model.locate(Model(name="some/model", **task), pinned=pinned, weights=weights, report=lambda line: None)
+        return model.locate(
+            Model(name="some/model", **task),
+            pinned=pinned,
+            weights=weights,
+            report=lambda line: None,
+            cache_dir=Path("/nowhere"),
+        )
 
     def test_a_branch_becomes_a_commit_and_only_needed_files_are_downloaded(self, hub):
         found = self.locate()
