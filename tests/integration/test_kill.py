@@ -151,8 +151,12 @@ def test_killed_again_and_again(task, undisturbed, tmp_path, seed):
     [
         {"mixed_precision": "bf16", "train_args.prediction_type": "v_prediction"},
         {"lora.init_lora_weights": "loftq", "lora.target_modules": ["to_q", "conv1"]},
+        {
+            "train_args.train_text_encoder": True,
+            "lora": {"rank": 4, "alpha": 2, "dropout": 0.2, "use_rslora": True, "target_modules": ["to_q", "conv1"]},
+        },
     ],
-    ids=["bf16", "loftq"],
+    ids=["bf16", "loftq", "adapter's options"],
 )
 def test_killed_with_other_settings(task, tmp_path, changes):
     task = changed(task, changes)
