@@ -19,6 +19,11 @@ KINDS = {
         "train_args.snr_gamma": 5.0,
     },
     "bf16, noise offset": {"mixed_precision": "bf16", "train_args.noise_offset": 0.1},
+    "fp16, text encoder, dropout": {
+        "mixed_precision": "fp16",
+        "train_args.train_text_encoder": True,
+        "lora": {"rank": 4, "alpha": 2, "dropout": 0.2, "use_rslora": True, "target_modules": ["to_q", "conv1"]},
+    },
     "loftq": {"lora.init_lora_weights": "loftq", "lora.target_modules": r".*(to_q|to_v|conv1)"},
 }
 

@@ -22,6 +22,16 @@ from tests.integration.harness import (
 
 CUTS = (1, 4, 2, 3)
 V_PREDICTION = {"train_args.prediction_type": "v_prediction", "train_args.snr_gamma": 5.0}
+ADAPTER = {
+    "train_args.train_text_encoder": True,
+    "train_args.text_encoder_learning_rate": 3e-4,
+    "lora.rank": 4,
+    "lora.alpha": 3,
+    "lora.dropout": 0.2,
+    "lora.use_rslora": True,
+    "lora.target_modules": ["to_q", "to_out.0", "conv1", "conv_in"],
+}
+"""All of the adapter's options."""
 KINDS = {
     "epsilon": {},
     "v_prediction by the model, Min-SNR, noise offset": {"train_args.snr_gamma": 5.0, "train_args.noise_offset": 0.1},
@@ -31,6 +41,9 @@ KINDS = {
         "lora.target_modules": r".*(to_q|to_v|conv1|conv_in)",
         "lora.rank": 3,
     },
+    "text encoder, alpha, dropout, rslora, convolutions": ADAPTER,
+    "bf16, text encoder, alpha, dropout, rslora, convolutions": {"mixed_precision": "bf16", **ADAPTER},
+    "loftq, text encoder, alpha, dropout": {**ADAPTER, "lora.init_lora_weights": "loftq", "lora.use_rslora": False},
     "xl": {},
     "xl, bf16": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
     "xl, centre crops, LoftQ, convolutions": {
@@ -38,8 +51,9 @@ KINDS = {
         "lora.init_lora_weights": "loftq",
         "lora.target_modules": r".*(to_q|to_v|conv1|conv_in|linear_1)",
     },
+    "xl, text encoders, alpha, dropout, rslora, convolutions": ADAPTER,
 }
-SLOW_KINDS = ("xl, bf16", "xl, centre crops, LoftQ, convolutions")
+SLOW_KINDS = {kind for kind in KINDS if kind.startswith(("bf16, text", "loftq, text", "xl, "))}
 
 
 @pytest.fixture
@@ -48,6 +62,16 @@ def base(kind, model, v_model, xl_model):
     if kind.startswith("xl"):
         return xl_model
     return v_model if kind.startswith("v_prediction") else model
+
+
+WRITTEN_OUT = {
+    "train_args.train_text_encoder": False,
+    "train_args.text_encoder_learning_rate": None,
+    "lora.alpha": None,
+    "lora.dropout": 0,
+    "lora.use_rslora": False,
+}
+"""Defaults."""
 
 
 def split_environment(root, index):
@@ -100,7 +124,7 @@ def test_same_task_elsewhere_gives_the_same_folders(task, whole, dataset, model,
         lambda: succeed(task, tmp_path / "warm", env=perturbed(1), umask=0o077),
         lambda: succeed(changed(task, moved), tmp_path / "none", env={"MAX_ENCODED_BYTES": "0", **perturbed(2)}),
         lambda: succeed(
-            changed(task, {"dataloader_num_workers": 16, "version": "3.0.0"}),
+            changed(task, {"dataloader_num_workers": 16, "version": "3.0.0", **WRITTEN_OUT}),
             tmp_path / "cold-out",
             env={"CACHE_DIR": str(cold), "OMP_NUM_THREADS": "2", **perturbed(3)},
             cwd=tmp_path,

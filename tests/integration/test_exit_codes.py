@@ -89,6 +89,13 @@ INVALID = {
     "a list": (b"[]", []),
     "a typo": ({"train_args.learning_rat": 1e-4}, ["train_args", "learning_rat", "learning_rate"]),
     "several": ({"lora.rank": 0, "train_args.batch_size": 0, "seed": -1}, ["lora.rank", "batch_size", "seed"]),
+    "the adapter's options": (
+        {
+            "lora": {"alpha": 0, "dropout": 1, "use_rslora": 1},
+            "train_args": {"train_text_encoder": "yes", "text_encoder_learning_rate": -1},
+        },
+        ["5 problems", "lora.alpha: got 0", "lora.dropout: got 1", "use_rslora", "train_text_encoder", "got -1"],
+    ),
     "no dataset": ({"dataset": {}}, ["dataset", "name", "url"]),
     "a file URL": ({"dataset": {"url": "file:///etc/passwd"}}, ["dataset.url", "http"]),
 }
@@ -281,6 +288,10 @@ OTHER_WORLDS = {
     "rank": ({"lora.rank": 4}, ["2", "4"]),
     "targets": ({"lora.target_modules": ["to_q"]}, ["to_q", "to_out.0"]),
     "adapter": ({"lora.init_lora_weights": "loftq"}, ["'lora'", "'loftq'"]),
+    "adapter's options": (
+        {"lora.alpha": 5, "lora.use_rslora": True, "train_args.train_text_encoder": True},
+        ["alpha is 2.0", "5.0", "use_rslora is False", "True", "train_text_encoder is False"],
+    ),
     "resolution": ({"train_args.resolution": 128}, ["64", "128"]),
     "precision": ({"mixed_precision": "bf16"}, ["'no'", "'bf16'"]),
     "prediction type": ({"train_args.prediction_type": "v_prediction"}, ["'epsilon'", "'v_prediction'"]),

@@ -153,8 +153,12 @@ def test_killed_again_and_again(task, undisturbed, tmp_path, seed):
         {"lora.init_lora_weights": "loftq", "lora.target_modules": ["to_q", "conv1"]},
         {"model.name": "xl"},
         {"model.name": "xl", "mixed_precision": "bf16"},
+        {
+            "train_args.train_text_encoder": True,
+            "lora": {"rank": 4, "alpha": 2, "dropout": 0.2, "use_rslora": True, "target_modules": ["to_q", "conv1"]},
+        },
     ],
-    ids=["bf16", "loftq", "xl", "xl, bf16"],
+    ids=["bf16", "loftq", "xl", "xl, bf16", "adapter's options"],
 )
 def test_killed_with_other_settings(task, xl_model, tmp_path, changes):
     task = changed(task, changes | ({"model.name": str(xl_model)} if "model.name" in changes else {}))

@@ -84,13 +84,20 @@ def base(request, model, xl_model):
 
 @pytest.fixture(scope="module")
 def strong(task, base, tmp_path_factory):
-    """A LoRA that changes images visibly, of all kinds of layers, with several validation images."""
+    """A LoRA that changes images visibly, of all kinds of layers and the text encoders, with several validation images.
+
+    A power of two as its strength: multiplied in training or folded into the file, the bits are the same.
+    """
     changes = {
         "model.name": str(base),
         "train_args.learning_rate": 3e-2,
         "train_args.lr_scheduler": {"lr_scheduler": "constant"},
         "lora.target_modules": ["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.2"],
-        "lora.rank": 4,
+        "lora.rank": 16,
+        "lora.alpha": 8,
+        "lora.dropout": 0.1,
+        "train_args.train_text_encoder": True,
+        "train_args.text_encoder_learning_rate": 3e-3,
         "validation.num_images": 3,
     }
     return succeed(changed(task, changes), tmp_path_factory.mktemp("strong") / "out")
@@ -107,11 +114,20 @@ def test_files_load_in_diffusers(strong, base, complaints, name):
     bare = draw(pipe, rows(strong)[0])
     pipe.load_lora_weights(str(strong.out / "checkpoint"), weight_name=name)
     assert complaints == []
-    attached = get_peft_model_state_dict(pipe.unet, adapter_name=pipe.get_active_adapters()[0])
+    parts = {"unet": pipe.unet, "text_encoder.text_model": pipe.text_encoder}
+    if hasattr(pipe, "text_encoder_2"):
+        parts["text_encoder_2"] = pipe.text_encoder_2  # whose own names say text_model
+    attached = {
+        f"{prefix}.{key}": tensor
+        for prefix, part in parts.items()
+        for key, tensor in get_peft_model_state_dict(part, adapter_name=pipe.get_active_adapters()[0]).items()
+    }
     file = load_file(strong.out / "checkpoint" / "pytorch_lora_weights.safetensors")
-    assert {f"unet.{key}" for key in attached} == set(file)
+    assert attached.keys() == file.keys()
     for key, tensor in attached.items():
-        assert torch.equal(tensor, file[f"unet.{key}"]), key
+        assert torch.equal(tensor, file[key]), key
+        # Trained: B has left zero.
+        assert ".lora_A." in key or tensor.abs().max() > 0, key
     for row in rows(strong):
         with Image.open(strong.out / "validation" / row["file"]) as picture:
             drawn = np.asarray(picture).astype(int)
