@@ -104,7 +104,11 @@ class VisitEncoder:
         images = self._images(visits)
         captions: dict[str, Tensors] = {}
         examples = [
-            Example(visit, moments, self._conditioning(visit, shown, captions))
+            Example(
+                visit,
+                moments,
+                self._conditioning(visit, shown.sample, captions) | self._family.place(shown.geometry),
+            )
             for visit, (shown, moments) in zip(visits, images, strict=True)
         ]
         # The denoiser gets the device's memory for itself.
@@ -185,9 +189,9 @@ class VisitEncoder:
     def _reader(self, sample: int) -> Callable[[], bytes]:
         return lambda: self._dataset.image_bytes(sample)
 
-    def _conditioning(self, visit: Visit, shown: _Shown, known: dict[str, Tensors]) -> Tensors:
-        """The encoded caption of a visit, one drawn from the sample's, and what the family says of its place."""
-        captions = self._dataset.captions(shown.sample)
+    def _conditioning(self, visit: Visit, sample: int, known: dict[str, Tensors]) -> Tensors:
+        """The encoded caption of a visit: one drawn from the sample's."""
+        captions = self._dataset.captions(sample)
         caption = captions[(visit.caption_word >> 32) * len(captions) >> 32]
         if caption not in known:
             key = _key("caption", caption)
@@ -197,7 +201,7 @@ class VisitEncoder:
                 self._check_stop()
                 self._cache.store(key, stored)
             known[caption] = stored
-        return known[caption] | self._family.place(shown.geometry)
+        return known[caption]
 
 
 def _key(kind: str, *what: object) -> str:

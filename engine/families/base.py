@@ -50,6 +50,9 @@ class Family(Protocol):
 
     denoiser: torch.nn.Module
     """What the adapter is attached to."""
+    text_encoders: Mapping[str, torch.nn.Module]
+    """What it is attached to, too, where they are trained; by their names in Diffusers' LoRA files: `text_encoder`,
+    `text_encoder_2`."""
 
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
         """The shape of one sample's latents for square images of `resolution` pixels."""
@@ -60,7 +63,18 @@ class Family(Protocol):
         ...
 
     def encode_caption(self, caption: str) -> Tensors:
-        """One caption to the conditioning of one sample, on the CPU. Independent of other captions."""
+        """One caption to the conditioning of one sample, on the CPU. Independent of other captions.
+
+        By text encoders that are not trained: `embed` of one row of `tokenize`, without gradients.
+        """
+        ...
+
+    def tokenize(self, caption: str) -> Tensors:
+        """One caption to the token ids of one sample, int64 on the CPU, keyed as `embed` wants them."""
+        ...
+
+    def embed(self, tokens: Tensors) -> Tensors:
+        """A batch of `tokenize`'s ids, stacked, on the device, to its conditioning there; with gradients."""
         ...
 
     def place(self, geometry: Geometry) -> Tensors:
@@ -76,7 +90,7 @@ class Family(Protocol):
         ...
 
     def move_encoders(self, device: torch.device) -> None:
-        """Bring the encoders to the training device, or free it of them."""
+        """Bring the encoders to the training device, or free it of them. A text encoder that is trained stays."""
         ...
 
     def pipeline(self) -> Any:
@@ -84,5 +98,10 @@ class Family(Protocol):
         ...
 
     def webui_name(self, component: str, module: str) -> str:
-        """The name in the web interfaces' LoRA format of a module of `component`, which is `unet` for the denoiser."""
+        """The name of a module in the web interfaces' LoRA format.
+
+        Args:
+            component: `unet`, `text_encoder` or `text_encoder_2`.
+            module: the module's name in it as Diffusers' LoRA files have it, `text_model.` included.
+        """
         ...

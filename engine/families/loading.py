@@ -104,6 +104,12 @@ def load_scheduler(args: LoadArgs) -> Any:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
 
 
+def move_frozen(module: torch.nn.Module, device: torch.device) -> None:
+    """Move a module, unless some of it is trained: that stays where the optimizer has it."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        module.to(device)
+
+
 def _own_memory(module: torch.nn.Module) -> None:
     """Copy every tensor out of the file's memory map: its alignment there can change the bits of a kernel's result."""
     for tensor in (*module.parameters(), *module.buffers()):

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .base import Batch, LoadArgs, Tensors
-from .latent_diffusion import ImageLatents, Objective, token_ids
-from .loading import load_module, load_scheduler, load_tokenizer
+from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
+from .loading import load_module, load_scheduler, load_tokenizer, move_frozen
 
 if TYPE_CHECKING:
     from ..transforms import Geometry
@@ -26,6 +26,7 @@ class StableDiffusion:
         self.scheduler = load_scheduler(args)
         self.tokenizer = load_tokenizer(CLIPTokenizer, args, "tokenizer")
         self.text_encoder = load_module(CLIPTextModel, args, "text_encoder")
+        self.text_encoders = {"text_encoder": self.text_encoder}
         self.vae = load_module(AutoencoderKL, args, "vae")
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
         self._latents = ImageLatents(self.vae)
@@ -37,11 +38,14 @@ class StableDiffusion:
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)
 
-    @torch.no_grad()
     def encode_caption(self, caption: str) -> Tensors:
-        tokens = token_ids(self.tokenizer, caption).unsqueeze(0)
-        states = self.text_encoder(tokens.to(self.text_encoder.device))[0]
-        return {"encoder_hidden_states": states[0].cpu()}
+        return embed_one(self.embed, self.tokenize(caption), self.text_encoder.device)
+
+    def tokenize(self, caption: str) -> Tensors:
+        return {"input_ids": token_ids(self.tokenizer, caption)}
+
+    def embed(self, tokens: Tensors) -> Tensors:
+        return {"encoder_hidden_states": self.text_encoder(tokens["input_ids"])[0]}
 
     def place(self, geometry: Geometry) -> Tensors:
         return {}  # they are told nothing but the caption
@@ -54,7 +58,7 @@ class StableDiffusion:
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
-        self.text_encoder.to(device)
+        move_frozen(self.text_encoder, device)
 
     def pipeline(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline(
@@ -69,7 +73,8 @@ class StableDiffusion:
         )
 
     def webui_name(self, component: str, module: str) -> str:
-        return "lora_unet_" + module.replace(".", "_")
+        prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[component]
+        return f"{prefix}_{module.replace('.', '_')}"
 
 
 def load(args: LoadArgs) -> StableDiffusion:

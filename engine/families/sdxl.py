@@ -4,7 +4,7 @@ pooled text, the image's size before it was resized, and what of it is shown."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,15 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .base import Batch, LoadArgs, Tensors
-from .latent_diffusion import ImageLatents, Objective, token_ids
-from .loading import load_module, load_scheduler, load_tokenizer, read_config
+from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
+from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
 from .sgm import SgmNames
 
 if TYPE_CHECKING:
     from ..transforms import Geometry
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
+_WEBUI_ENCODERS: Final = {FIRST: "lora_te1", SECOND: "lora_te2"}
 
 
 class StableDiffusionXL:
@@ -49,6 +50,9 @@ class StableDiffusionXL:
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)
 
+    def encode_caption(self, caption: str) -> Tensors:
+        return embed_one(self.embed, self.tokenize(caption), self.text_encoders[FIRST].device)
+
     def tokenize(self, caption: str) -> Tensors:
         return {name: token_ids(tokenizer, caption) for name, tokenizer in self.tokenizers.items()}
 
@@ -62,12 +66,6 @@ class StableDiffusionXL:
         }
         states = [output.hidden_states[-2] for output in outputs.values()]
         return {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": outputs[SECOND].text_embeds}
-
-    @torch.no_grad()
-    def encode_caption(self, caption: str) -> Tensors:
-        device = self.text_encoders[FIRST].device
-        rows = {name: ids.unsqueeze(0).to(device) for name, ids in self.tokenize(caption).items()}
-        return {name: tensor[0].cpu() for name, tensor in self.embed(rows).items()}
 
     def place(self, geometry: Geometry) -> Tensors:
         """`time_ids`: original height and width, the crop's top and left, target height and width (section 2.2).
@@ -91,8 +89,9 @@ class StableDiffusionXL:
         return self.objective.loss(self.denoiser, batch, conditioning, snr_gamma=snr_gamma)
 
     def move_encoders(self, device: torch.device) -> None:
-        for module in (self.vae, *self.text_encoders.values()):
-            module.to(device)
+        self.vae.to(device)
+        for encoder in self.text_encoders.values():
+            move_frozen(encoder, device)
 
     def pipeline(self) -> StableDiffusionXLPipeline:
         return StableDiffusionXLPipeline(
@@ -110,12 +109,8 @@ class StableDiffusionXL:
 
     def webui_name(self, component: str, module: str) -> str:
         if component == "unet":
-            name = f"lora_unet_{self._sgm_names.name(module)}"
-        elif component == FIRST:
-            name = f"lora_te1_text_model.{module}"  # which transformers 5 leaves out of CLIPTextModel's names
-        else:
-            name = f"lora_te2_{module}"
-        return name.replace(".", "_")
+            return f"lora_unet_{self._sgm_names.name(module)}".replace(".", "_")
+        return f"{_WEBUI_ENCODERS[component]}_{module}".replace(".", "_")
 
 
 class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
