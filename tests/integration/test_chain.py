@@ -32,6 +32,8 @@ KINDS = {
         "lora.rank": 3,
     },
     "xl": {},
+}
+SLOW_KINDS = {
     "xl, bf16": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
     "xl, centre crops, LoftQ, convolutions": {
         "transforms.center_crop": True,
@@ -39,7 +41,6 @@ KINDS = {
         "lora.target_modules": r".*(to_q|to_v|conv1|conv_in|linear_1)",
     },
 }
-SLOW_KINDS = ("xl, bf16", "xl, centre crops, LoftQ, convolutions")
 
 
 @pytest.fixture
@@ -55,11 +56,9 @@ def split_environment(root, index):
     return {"CACHE_DIR": str(root / f"cache-{index % 2}"), **perturbed(index)}
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_KINDS else kind for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)])
 def test_split_anywhere(task, base, whole, tmp_path, kind):
-    task = changed(task, {"model.name": str(base), **KINDS[kind]})
+    task = changed(task, {"model.name": str(base), **(KINDS | SLOW_KINDS)[kind]})
     plain = whole.weights()
     whole, chain = together(
         lambda: whole if kind == "epsilon" else succeed(task, tmp_path / "whole"),
