@@ -3,7 +3,7 @@ the training of a UNet that denoises them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,13 @@ def token_ids(tokenizer: Any, caption: str) -> torch.Tensor:
     )
     ids: torch.Tensor = tokens.input_ids[0]
     return ids
+
+
+@torch.no_grad()
+def embed_one(embed: Callable[[Tensors], Tensors], tokens: Tensors, device: torch.device) -> Tensors:
+    """One sample's tokens to its conditioning, on the CPU: as a batch of one, so that its bits are its own."""
+    conditioning = embed({name: ids.unsqueeze(0).to(device) for name, ids in tokens.items()})
+    return {name: tensor[0].cpu() for name, tensor in conditioning.items()}
 
 
 class ImageLatents:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .base import DENOISER, Batch, LoadArgs, Tensors
-from .latent_diffusion import ImageLatents, Objective, token_ids
+from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ class StableDiffusion:
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)
 
-    @torch.no_grad()
     def encode_caption(self, caption: str) -> Tensors:
-        tokens = {name: ids[None].to(self.text_encoder.device) for name, ids in self.tokenize(caption).items()}
-        return {name: rows[0].cpu() for name, rows in self.embed(tokens).items()}
+        return embed_one(self.embed, self.tokenize(caption), self.text_encoder.device)
 
     def tokenize(self, caption: str) -> Tensors:
         return {"input_ids": token_ids(self.tokenizer, caption)}

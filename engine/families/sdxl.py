@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .base import DENOISER, Batch, LoadArgs, Tensors
-from .latent_diffusion import ImageLatents, Objective, token_ids
+from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
 from .sgm import SgmNames
 
@@ -49,6 +49,9 @@ class StableDiffusionXL:
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)
 
+    def encode_caption(self, caption: str) -> Tensors:
+        return embed_one(self.embed, self.tokenize(caption), self.text_encoders[FIRST].device)
+
     def tokenize(self, caption: str) -> Tensors:
         return {name: token_ids(tokenizer, caption) for name, tokenizer in self.tokenizers.items()}
 
@@ -62,12 +65,6 @@ class StableDiffusionXL:
         }
         states = [output.hidden_states[-2] for output in outputs.values()]
         return {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": outputs[SECOND].text_embeds}
-
-    @torch.no_grad()
-    def encode_caption(self, caption: str) -> Tensors:
-        device = self.text_encoders[FIRST].device
-        rows = {name: ids.unsqueeze(0).to(device) for name, ids in self.tokenize(caption).items()}
-        return {name: tensor[0].cpu() for name, tensor in self.embed(rows).items()}
 
     def place(self, geometry: Geometry) -> Tensors:
         """`time_ids`: original height and width, the crop's top and left, target height and width (section 2.2).

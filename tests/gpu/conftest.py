@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.integration.conftest import dataset, model, scratch, task, v_model
+from tests.integration.conftest import dataset, model, scratch, task, v_model, xl_model
 
-__all__ = ["dataset", "model", "scratch", "task", "v_model"]
+__all__ = ["dataset", "model", "scratch", "task", "v_model", "xl_model"]
 
 
 @pytest.fixture(autouse=True)

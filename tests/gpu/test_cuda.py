@@ -25,12 +25,15 @@ KINDS = {
         "lora": {"rank": 4, "alpha": 2, "dropout": 0.2, "use_rslora": True, "target_modules": ["to_q", "conv1"]},
     },
     "loftq": {"lora.init_lora_weights": "loftq", "lora.target_modules": r".*(to_q|to_v|conv1)"},
+    "xl, fp16": {"mixed_precision": "fp16"},
+    "xl, bf16": {"mixed_precision": "bf16"},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_split_anywhere(task, tmp_path, kind):
-    task = changed(task, KINDS[kind])
+def test_split_anywhere(task, model, xl_model, tmp_path, kind):
+    base = xl_model if kind.startswith("xl") else model
+    task = changed(task, {"model.name": str(base), **KINDS[kind]})
     whole = succeed(task, tmp_path / "whole", env=GPU)
     chain = run_chain(task, tmp_path, (1, 4, 2, 3), each=lambda _: GPU)
     assert_same(chain[-1].weights(), whole.weights())

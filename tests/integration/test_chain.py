@@ -42,9 +42,11 @@ KINDS = {
         "lora.rank": 3,
     },
     "text encoder, alpha, dropout, rslora, convolutions": ADAPTER,
+    "xl": {},
+}
+SLOW_KINDS = {
     "bf16, text encoder, alpha, dropout, rslora, convolutions": {"mixed_precision": "bf16", **ADAPTER},
     "loftq, text encoder, alpha, dropout": {**ADAPTER, "lora.init_lora_weights": "loftq", "lora.use_rslora": False},
-    "xl": {},
     "xl, bf16": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
     "xl, centre crops, LoftQ, convolutions": {
         "transforms.center_crop": True,
@@ -53,7 +55,6 @@ KINDS = {
     },
     "xl, text encoders, alpha, dropout, rslora, convolutions": ADAPTER,
 }
-SLOW_KINDS = {kind for kind in KINDS if kind.startswith(("bf16, text", "loftq, text", "xl, "))}
 
 
 @pytest.fixture
@@ -79,11 +80,9 @@ def split_environment(root, index):
     return {"CACHE_DIR": str(root / f"cache-{index % 2}"), **perturbed(index)}
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW_KINDS else kind for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)])
 def test_split_anywhere(task, base, whole, tmp_path, kind):
-    task = changed(task, {"model.name": str(base), **KINDS[kind]})
+    task = changed(task, {"model.name": str(base), **(KINDS | SLOW_KINDS)[kind]})
     plain = whole.weights()
     whole, chain = together(
         lambda: whole if kind == "epsilon" else succeed(task, tmp_path / "whole"),

@@ -158,6 +158,13 @@ def test_prompts(strong, task):
         assert picture.size == (64, 64)
 
 
+def test_plan(task, base, tmp_path):
+    plan = succeed(changed(task, {"model.name": str(base)}), tmp_path / "out", "--plan")
+    assert "steps 0 to 10 of 10" in plan.stdout
+    assert str(base) in plan.stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_given_prompt(short_task, tmp_path):
     given = changed(short_task, {"validation": {"prompt": "a tulip – in ink", "num_images": 2}})
     listing = rows(succeed(given, tmp_path / "out"))

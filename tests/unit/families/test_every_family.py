@@ -104,14 +104,15 @@ class TestEncoding:
         assert len({str(found) for found in first}) == 4
 
     def test_a_caption_in_a_batch_of_tokens_is_what_it_is_alone(self, family):
+        """But for the last bits of what is no sequence: a projection of one row adds up in another order."""
         tokens = [family.tokenize(caption) for caption in CAPTIONS]
         assert all(ids.dtype == torch.int64 and ids.shape == (77,) for own in tokens for ids in own.values())
-        batch = {name: torch.stack([own[name] for own in tokens]) for name in tokens[0]}
         with torch.no_grad():
-            embedded = family.embed(batch)
+            embedded = family.embed({name: torch.stack([own[name] for own in tokens]) for name in tokens[0]})
         for k, caption in enumerate(CAPTIONS):
-            for name, alone in family.encode_caption(caption).items():
-                torch.testing.assert_close(embedded[name][k], alone)
+            torch.testing.assert_close(
+                {name: rows[k] for name, rows in embedded.items()}, family.encode_caption(caption)
+            )
 
     def test_moments_are_the_vaes(self, full):
         vae, pixels = full.pipeline().vae, picture(0)
@@ -184,6 +185,23 @@ class TestLoading:
         assert type(pipeline).__name__ == name and pipeline.unet is full.denoiser
         again = modules(full)
         assert all(module is again[part] for part, module in modules(full).items())
+
+    def test_a_text_encoder_that_is_trained_stays_on_the_device(self, folder):
+        family, away = load(folder), torch.device("meta")
+        family.text_encoders["text_encoder"].register_parameter("lora", torch.nn.Parameter(torch.zeros(1)))
+        trained = family.text_encoders["text_encoder"].get_parameter("lora")
+        family.move_encoders(away)
+        for name, module in modules(family).items():
+            stays = name in ("unet", "text_encoder")
+            assert {parameter.device for parameter in module.parameters()} == {CPU if stays else away}, name
+        trained.requires_grad_(False)
+        family.move_encoders(away)
+        assert {p.device for encoder in family.text_encoders.values() for p in encoder.parameters()} == {away}
+
+    def test_text_encoders_have_their_names_in_the_pipeline(self, full):
+        found = {name: part for name, part in modules(full).items() if name.startswith("text_encoder")}
+        assert found.keys() == full.text_encoders.keys()
+        assert all(part is full.text_encoders[name] for name, part in found.items())
 
     def test_the_scheduler_predicts_what_the_training_predicts(self, folder):
         assert load(folder, prediction_type="v_prediction").pipeline().scheduler.config.prediction_type == (
