@@ -50,7 +50,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python check; \
     cd /opt/venv/lib/python3*/site-packages; \
     find . -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
-    rm -rf torch/test torch/bin/protoc* torch/share; \
+    rm -rf torch/test torch/bin/protoc* torch/share pyarrow/*flight* pyarrow/*substrait*; \
     find . -name '*.a' -delete; \
     /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ .
 
