@@ -32,7 +32,7 @@ class Owner(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replace this process by the job; returns only when the command is not found, 127 as a shell would."""
+    """Replace this process by the job; comes back only when the command is not found, with a shell's code for that."""
     command = command_line(argv)
     output = existing(output_dir(salvage_output_dir(argv), os.environ))
     if os.geteuid() == 0:
@@ -41,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
             become(owner, output)
     os.environ.update(writable_places(os.environ))
     program = shutil.which(command[0])
-    if program is None:
-        say(f"{command[0]}: no such command in this image; a flag of the job starts with -")
-        return NOT_FOUND
-    os.execv(program, command)
+    if program is not None:
+        os.execv(program, command)
+    say(f"{command[0]}: no such command in this image; a flag of the job starts with -")
+    return NOT_FOUND
 
 
 def command_line(argv: Sequence[str]) -> list[str]:

@@ -81,7 +81,20 @@ class Finished:
 def command(out, *args, options=(), task=None):
     """`docker run` as in the README, on a CPU and without a network."""
     mounts = ["-v", f"{out}:/out", *(["-v", f"{task}:/task"] if task else [])]
-    return ["docker", "run", "--rm", "--network=none", "--gpus", "all", "-e", "DEVICE=cpu", *mounts, *options, IMAGE, *args]
+    return [
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--gpus",
+        "all",
+        "-e",
+        "DEVICE=cpu",
+        *mounts,
+        *options,
+        IMAGE,
+        *args,
+    ]
 
 
 def run(out, *args, options=(), task=None, stdin=None):

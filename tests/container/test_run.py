@@ -1,11 +1,12 @@
-"""`docker run` in the ways that people start it: where the task comes from, whose the folders are, what is forbidden."""
+"""`docker run` in the ways that people use it: where the task comes from, whose the folders are, what is forbidden."""
 
 import json
 
 import pytest
 
+from engine import __version__
 from tests.container.conftest import TASK
-from tests.container.harness import CALLER, STRANGER, docker, give, owners, run, succeed
+from tests.container.harness import CALLER, IMAGE, STRANGER, docker, give, owners, run, succeed
 
 pytestmark = pytest.mark.container
 
@@ -85,10 +86,10 @@ def test_a_command_that_is_not_there(out):
 
 
 def test_the_image_says_what_it_is():
-    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", _image()).stdout)
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", IMAGE).stdout)
     for key in ("title", "description", "licenses", "version", "revision", "base.name"):
         assert labels[f"org.opencontainers.image.{key}"]
-    assert labels["org.opencontainers.image.version"] == _version()
+    assert labels["org.opencontainers.image.version"] == __version__
 
 
 def test_nothing_of_the_build_stays_in_the_image(out):
@@ -100,15 +101,3 @@ def test_nothing_of_the_build_stays_in_the_image(out):
         " if os.path.exists('/etc/pip.conf') else 0)"
     )
     assert run(out, "python", "-c", script).stderr.split("\n")[0] == "None [] 0"
-
-
-def _image():
-    from tests.container.harness import IMAGE
-
-    return IMAGE
-
-
-def _version():
-    from engine import __version__
-
-    return __version__
