@@ -34,7 +34,8 @@ ARG REQUIREMENTS=requirements-cuda.txt
 # Where torch's CPU build is, unless the folder of wheels has it. Not asked for CUDA's, which is on PyPI.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements.txt requirements-cpu.txt requirements-cuda.txt /locks/
-# Bytecode is compiled with hashes of the sources instead of their times, so that it stays valid, and equal, in any image.
+# Bytecode is bound to the sources' hashes instead of their times, so that it stays valid, and equal, in any image; without
+# site packages (-S), as what the compiler itself has imported changes its output.
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
@@ -48,11 +49,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-compile --no-deps \
       "${sources[@]}" -r "/locks/${REQUIREMENTS}"; \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python check; \
-    cd /opt/venv/lib/python3*/site-packages; \
-    find . -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
-    rm -rf torch/test torch/bin/protoc* torch/share pyarrow/*flight* pyarrow/*substrait*; \
-    find . -name '*.a' -delete; \
-    /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ .
+    site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
+    find "${site}" -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
+    find "${site}" \( -name '*.a' -o -name '*.pyc' \) -delete; \
+    rm -rf "${site}"/torch/test "${site}"/torch/share "${site}"/torch/bin/protoc* \
+      "${site}"/pyarrow/*flight* "${site}"/pyarrow/*substrait*; \
+    python3 -S -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ "${site}"
 
 FROM base AS code
 COPY entrypoint.py LICENSE /app/
@@ -62,7 +64,7 @@ COPY assets/datasets/emoji-high-contrast /app/assets/datasets/emoji-high-contras
 COPY assets/LICENSE-* assets/README.md /app/assets/
 COPY examples /app/examples
 COPY engine /app/engine
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash /app/entrypoint.py /app/engine /app/examples; \
+RUN python3 -S -m compileall -q --invalidation-mode unchecked-hash /app/entrypoint.py /app/engine /app/examples; \
     chmod -R u=rwX,go=rX /app
 
 FROM base AS runtime
