@@ -50,10 +50,13 @@ class _Parser(argparse.ArgumentParser):
         raise TaskError(f"{message} (see --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+_DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit."
+
+
+def _parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="entrypoint.py",
-        description="Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit.",
+        prog=prog,
+        description=description,
         epilog="In brackets: the variable that says the same, and the default. README.md has the exit codes.",
     )
     parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")
@@ -67,13 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line.
+def read_flags(
+    argv: Sequence[str], *, prog: str = "entrypoint.py", description: str = _DESCRIPTION
+) -> argparse.Namespace:
+    """Parse the command line of the job, or of another program that takes the same flags.
 
     Raises:
         TaskError: an unknown flag or an invalid value.
     """
-    return _parser().parse_args(argv)
+    return _parser(prog, description).parse_args(argv)
 
 
 def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:

@@ -9,9 +9,13 @@ again after an interruption it goes on where it was: a task whose result is ther
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ENTRYPOINT = Path(__file__).resolve().parents[1] / "entrypoint.py"
@@ -19,10 +23,29 @@ TEMPORARY = 75
 ATTEMPTS = 3
 
 
+@contextmanager
+def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Leave SIGTERM and SIGINT to the task, which saves its progress and ends; then so does the chain."""
+
+    def pass_on(signum: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            task.send_signal(signum)
+
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def run_task(flags: list[str]) -> int:
     """Run one task, again after a temporary failure; its exit code."""
     for attempt in range(ATTEMPTS):
-        code = subprocess.run([sys.executable, str(ENTRYPOINT), *flags], check=False).returncode
+        # In a session of its own, so that a signal to the whole group reaches it once: a second one would hurry it.
+        task = subprocess.Popen([sys.executable, str(ENTRYPOINT), *flags], start_new_session=True)
+        with passing_signals_on(task):
+            code = task.wait()
         if code != TEMPORARY or attempt == ATTEMPTS - 1:
             break
         time.sleep(10 * 2**attempt)

@@ -1,0 +1,99 @@
+# One training job as an image: docs/container.md says how to build and run it, and why it is as it is.
+#
+# torch's wheels bring CUDA 13 themselves, so the base image only says which driver is needed. Any Debian or Ubuntu does.
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+
+# Wheels that no index offers may come from a folder: docker build --build-context wheels=FOLDER
+FROM scratch AS wheels
+
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE} AS base
+SHELL ["/bin/bash", "-eu", "-o", "pipefail", "-c"]
+# Python as the distribution has it (3.11 or newer), and an init that passes signals on. The versions are the base's choice.
+# hadolint ignore=DL3008
+RUN --mount=type=secret,id=ca_bundle,target=/run/ca.pem \
+    if ! { command -v python3 && command -v tini; } >/dev/null; then \
+      if [ -s /run/ca.pem ]; then echo 'Acquire::https::CaInfo "/run/ca.pem";' >/etc/apt/apt.conf.d/99ca; fi; \
+      apt-get update; \
+      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 tini; \
+      rm -rf /etc/apt/apt.conf.d/99ca /var/lib/apt/lists/* /var/cache/apt /var/cache/ldconfig/aux-cache /var/log/*; \
+    fi
+
+# Everything the job imports, in a virtual environment without pip.
+FROM base AS deps
+# hadolint ignore=DL3008
+RUN --mount=type=secret,id=ca_bundle,target=/run/ca.pem \
+    if ! python3 -c 'import ensurepip' 2>/dev/null; then \
+      if [ -s /run/ca.pem ]; then echo 'Acquire::https::CaInfo "/run/ca.pem";' >/etc/apt/apt.conf.d/99ca; fi; \
+      apt-get update; \
+      DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv; \
+    fi; \
+    python3 -m venv /opt/pip; \
+    python3 -m venv --without-pip /opt/venv
+ARG REQUIREMENTS=requirements-cuda.txt
+# Where torch's CPU build is, unless the folder of wheels has it. Not asked for CUDA's, which is on PyPI.
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+COPY requirements.txt requirements-cpu.txt requirements-cuda.txt /locks/
+# Bytecode is bound to the sources' hashes instead of their times, so that it stays valid, and equal, in any image; without
+# site packages (-S), as what the compiler itself has imported changes its output.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca_bundle,target=/run/ca.pem \
+    sources=(); \
+    if [[ "${REQUIREMENTS}" == *cpu* ]]; then \
+      if compgen -G '/wheels/torch-*.whl' >/dev/null; then sources=(--find-links /wheels); \
+      else sources=(--extra-index-url "${TORCH_CPU_INDEX}"); fi; \
+    fi; \
+    if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
+    /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-compile --no-deps \
+      "${sources[@]}" -r "/locks/${REQUIREMENTS}"; \
+    /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python check; \
+    site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
+    find "${site}" -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
+    find "${site}" \( -name '*.a' -o -name '*.pyc' \) -delete; \
+    rm -rf "${site}"/torch/test "${site}"/torch/share "${site}"/torch/bin/protoc* \
+      "${site}"/pyarrow/*flight* "${site}"/pyarrow/*substrait*; \
+    python3 -S -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ "${site}"
+
+FROM base AS code
+COPY entrypoint.py LICENSE /app/
+COPY schema /app/schema
+COPY assets/base-emoji /app/assets/base-emoji
+COPY assets/datasets/emoji-high-contrast /app/assets/datasets/emoji-high-contrast
+COPY assets/LICENSE-* assets/README.md /app/assets/
+COPY examples /app/examples
+COPY engine /app/engine
+RUN python3 -S -m compileall -q --invalidation-mode unchecked-hash /app/entrypoint.py /app/engine /app/examples; \
+    chmod -R u=rwX,go=rX /app
+
+FROM base AS runtime
+# Any user may write here, whoever `--user` names; what is mounted over them brings its own owner and mode.
+RUN mkdir -m 1777 /out /cache; mkdir /task
+COPY --from=deps /opt/venv /opt/venv
+COPY --from=code /app /app
+# SAFEPATH: nothing that lies in the task's folder can be imported. USER: PyTorch asks for a name that any UID has.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    USER=job \
+    HF_HOME=/cache/huggingface \
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /task
+STOPSIGNAL SIGTERM
+# -g: the job's worker processes get the signal too.
+ENTRYPOINT ["tini", "-g", "--", "python", "-m", "engine.container"]
+ARG BASE_IMAGE
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="sd-lora-task" \
+      org.opencontainers.image.description="Stable Diffusion LoRA training as one exact, resumable job" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"

@@ -1,0 +1,127 @@
+"""What the image starts: become the owner of the output folder, then run the job, or the command that is given.
+
+    python -m engine.container [flags of entrypoint.py | command and its arguments]
+
+A container that starts as root would leave root's files in a person's folder, and one that starts as somebody else
+cannot write into the folder that Docker made for it as root. So the image starts as root, and this becomes the owner of
+the output folder before any of the job's code runs. Started as anybody else (`--user`, Kubernetes' `runAsUser`), it
+changes nothing. No torch, no third-party package.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from .settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
+
+ENTRYPOINT: Final = Path(__file__).resolve().parents[1] / "entrypoint.py"
+SHARED_MEMORY: Final = "/dev/shm"
+NOT_FOUND: Final = 127
+
+
+class Owner(NamedTuple):
+    """A user and a group, by number: they need no names."""
+
+    uid: int
+    gid: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replace this process by the job; comes back only when the command is not found, with a shell's code for that."""
+    command = command_line(argv)
+    output = existing(output_dir(salvage_output_dir(argv), os.environ))
+    if os.geteuid() == 0:
+        owner = find_owner(output, DEFAULT_TASK.parent, DEFAULT_CACHE)
+        if owner.uid != 0:
+            become(owner, output)
+    os.environ.update(writable_places(os.environ))
+    program = shutil.which(command[0])
+    if program is not None:
+        os.execv(program, command)
+    say(f"{command[0]}: no such command in this image; a flag of the job starts with -")
+    return NOT_FOUND
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """Flags alone are the job's; anything else is a command of its own."""
+    if argv and not argv[0].startswith("-"):
+        return list(argv)
+    return [sys.executable, str(ENTRYPOINT), *argv]
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def find_owner(output: Path, *others: Path) -> Owner:
+    """Whose the results are: the output folder's owner.
+
+    A folder that does not exist is made by Docker, as root and empty. Then the results are for whoever owns the task's
+    folder (the first of `others`), and the empty folders become theirs.
+    """
+    owner = _owner(output)
+    task = others[0]
+    if owner.uid == 0 and _is_empty(output) and task.is_dir():
+        owner = _owner(task)
+    if owner.uid != 0:
+        for folder in (output, *others[1:]):
+            if folder.is_dir() and _owner(folder).uid == 0 and _is_empty(folder):
+                _give(folder, owner)
+    return owner
+
+
+def become(owner: Owner, output: Path) -> None:
+    """Give up root for good. Without the capabilities to do so (`--cap-drop ALL`), say so and go on as root."""
+    try:
+        os.setgroups([group for group in os.getgroups() if group != 0])
+        os.setgid(owner.gid)
+        os.setuid(owner.uid)
+    except PermissionError:
+        say(
+            f"{output} belongs to user {owner.uid}, whom root may not become without capabilities; "
+            f"going on as root: start with --user {owner.uid}:{owner.gid} instead"
+        )
+
+
+def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
+    """What libraries write beside the results, where it can be written: also with a read-only root, for any user."""
+    home = environment.get("HOME", "/")
+    if is_writable(home):
+        return {}
+    return {"HOME": SHARED_MEMORY, "TMPDIR": SHARED_MEMORY} if is_writable(SHARED_MEMORY) else {}
+
+
+def is_writable(folder: str) -> bool:
+    """Whether files can be made in a folder; False for one that is not there, or read-only."""
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112
+
+
+def say(line: str) -> None:
+    """A line for a person."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _owner(folder: Path) -> Owner:
+    status = folder.stat()
+    return Owner(status.st_uid, status.st_gid)
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def _give(folder: Path, owner: Owner) -> None:
+    try:
+        os.chown(folder, *owner)
+    except PermissionError:  # without the capability; who may write there is as before
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

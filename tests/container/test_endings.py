@@ -1,0 +1,35 @@
+"""Containers that are stopped or killed in mid-training: the same command goes on, and ends with the same bytes."""
+
+import pytest
+
+from tests.container.harness import CALLER, docker, owners, running, succeed, wait_for_step
+
+pytestmark = pytest.mark.container
+
+SAVE_OFTEN = ["-e", "SAVE_SECONDS=0"]
+
+
+def test_docker_stop_saves_the_progress(out, task_folder, made_by_docker):
+    with running(out, task=task_folder, options=SAVE_OFTEN) as (name, process):
+        wait_for_step(out, 3, process)
+        docker("stop", "-t", "120", name)
+        assert process.wait() == 143, process.stderr.read()
+    assert not (out / "checkpoint").exists()
+
+    resumed = succeed(out, task=task_folder)
+    assert resumed.result["resumed_from_step"] >= 3
+    assert resumed.folders() == made_by_docker.folders()
+    assert owners(out) == {CALLER}
+
+
+def test_running_out_of_memory_kills_and_the_same_command_goes_on(out, task_folder, made_by_docker):
+    """The kernel kills the largest process of the container, as soon as a file in its shared memory fills the limit."""
+    limits = ["--memory", "3g", "--memory-swap", "3g", "--shm-size", "3g"]
+    with running(out, task=task_folder, options=[*SAVE_OFTEN, *limits]) as (name, process):
+        wait_for_step(out, 3, process)
+        docker("exec", name, "dd", "if=/dev/zero", "of=/dev/shm/filler", "bs=1M", "count=3072", check=False)
+        assert process.wait() == 137, process.stderr.read()
+
+    resumed = succeed(out, task=task_folder)
+    assert resumed.result["resumed_from_step"] >= 3
+    assert resumed.folders() == made_by_docker.folders()

@@ -1,0 +1,103 @@
+"""`docker run` in the ways that people use it: where the task comes from, whose the folders are, what is forbidden."""
+
+import json
+
+import pytest
+
+from engine import __version__
+from tests.container.conftest import TASK
+from tests.container.harness import CALLER, IMAGE, STRANGER, docker, give, owners, run, succeed
+
+pytestmark = pytest.mark.container
+
+READ_ONLY = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+
+
+def test_results_belong_to_the_caller_when_docker_makes_the_folder(made_by_docker):
+    assert made_by_docker.result["status"] == "done"
+    assert (made_by_docker.out / "checkpoint" / "FINISH").exists()
+    assert owners(made_by_docker.out) == {CALLER}
+    files = [path for path in made_by_docker.out.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o644}
+
+
+def test_a_task_in_the_environment(out, made_by_docker):
+    finished = succeed(out, options=["-e", f"TASK_JSON={json.dumps(TASK)}"])
+    assert finished.folders() == made_by_docker.folders()
+    assert owners(out) == {CALLER}
+
+
+def test_a_task_on_standard_input_for_another_user(out, made_by_docker):
+    give(out, STRANGER)
+    finished = succeed(out, "--task", "-", options=["-i"], stdin=json.dumps(TASK))
+    assert finished.folders() == made_by_docker.folders()
+    assert owners(out) == {STRANGER}
+
+
+def test_an_arbitrary_user_on_a_read_only_root_without_capabilities(out, task_folder, made_by_docker):
+    out.chmod(0o777)
+    finished = succeed(out, task=task_folder, options=["--user", "4242:4343", *READ_ONLY])
+    assert finished.folders() == made_by_docker.folders()
+    assert owners(out) == {CALLER, (4242, 4343)}  # the folder, and what the job made in it
+
+
+def test_the_second_start_finds_everything_done(made_by_docker, task_folder):
+    again = succeed(made_by_docker.out, task=task_folder)
+    assert "nothing to do" in again.stderr
+
+
+def test_root_without_capabilities_says_what_to_do(out, task_folder):
+    finished = run(out, "--plan", task=task_folder, options=["--cap-drop", "ALL"])
+    assert f"start with --user {CALLER[0]}:{CALLER[1]}" in finished.stderr
+    assert finished.code == 0  # a plan writes nothing
+    out.chmod(0o700)
+    assert run(out, task=task_folder, options=["--cap-drop", "ALL"]).code == 7
+
+
+def test_the_three_capabilities_that_becoming_the_owner_takes(out, task_folder):
+    out.chmod(0o700)
+    caps = [flag for name in ("SETUID", "SETGID") for flag in ("--cap-add", name)]
+    script = "import os; open('/out/mine', 'w').close(); print(os.getuid(), os.getgid(), os.getgroups())"
+    finished = run(out, "python", "-c", script, task=task_folder, options=["--cap-drop", "ALL", *caps])
+    assert finished.stderr.split("\n")[0] == f"{CALLER[0]} {CALLER[1]} []"
+    assert owners(out) == {CALLER}
+
+
+def test_without_a_gpu_the_code_says_so(out, task_folder):
+    finished = run(out, task=task_folder, options=["-e", "DEVICE="])
+    assert finished.code == 9
+    assert "--gpus all" in finished.stderr
+    assert finished.result["kind"] == "device"
+
+
+def test_nothing_in_the_task_folder_is_imported(task_folder, tmp_path, out):
+    hostile = tmp_path / "task"
+    hostile.mkdir()
+    (hostile / "task.json").write_text(json.dumps(TASK))
+    for name in ("json.py", "torch.py", "engine.py", "sitecustomize.py"):
+        (hostile / name).write_text("raise SystemExit('imported')")
+    assert succeed(out, "--plan", task=hostile).code == 0
+
+
+def test_a_command_that_is_not_there(out):
+    finished = run(out, "no-such-command")
+    assert finished.code == 127
+    assert "no-such-command: no such command" in finished.stderr
+
+
+def test_the_image_says_what_it_is():
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", IMAGE).stdout)
+    for key in ("title", "description", "licenses", "version", "revision", "base.name"):
+        assert labels[f"org.opencontainers.image.{key}"]
+    assert labels["org.opencontainers.image.version"] == __version__
+
+
+def test_nothing_of_the_build_stays_in_the_image(out):
+    """No package manager of ours, no cache, no certificate or pip configuration of the machine that built it."""
+    script = (
+        "import importlib.util, os; from pathlib import Path;"
+        "print(importlib.util.find_spec('pip'), [p for p in ('/opt/pip', '/locks', '/run/ca.pem', '/root/.cache',"
+        " '/etc/apt/apt.conf.d/99ca') if os.path.exists(p)], os.path.getsize('/etc/pip.conf')"
+        " if os.path.exists('/etc/pip.conf') else 0)"
+    )
+    assert run(out, "python", "-c", script).stderr.split("\n")[0] == "None [] 0"

@@ -1,0 +1,212 @@
+"""What a Kubernetes server would refuse, and what this project asks of its manifests beyond that.
+
+The API's schemas (unknown fields, wrong types) are kubernetes-validate's work. The rules here are in the API's
+validation code, not in its schemas: https://kubernetes.io/docs/concepts/workloads/controllers/job/ for Jobs and their
+failure policy, https://kubernetes.io/docs/concepts/security/pod-security-standards/ for "restricted".
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+
+VERSION = "1.37"
+NO_RETRY = [2, 3, 4, 5, 6, 7, 8]
+"""The exit codes of docs/contract.md after which the same command would fail again."""
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_QUANTITY = re.compile(r"(\d+(\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_SUFFIXES = {None: 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_SUFFIXES |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+Manifest = dict[str, Any]
+
+
+def problems(documents: list[Manifest]) -> list[str]:
+    """Everything wrong with the manifests that are applied together, a line each."""
+    found = []
+    for document in documents:
+        where = f"{document.get('kind')}/{document.get('metadata', {}).get('name')}"
+        found += [f"{where}: {problem}" for problem in _document_problems(document, documents)]
+    names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+    found += [f"{kind}/{name} is there twice" for kind, name in sorted(set(names)) if names.count((kind, name)) > 1]
+    return found
+
+
+def schema_problems(document: Manifest) -> list[str]:
+    """What the API's strict schema refuses."""
+    return _schema_problems(json.dumps(document))
+
+
+@functools.cache
+def _schema_problems(text: str) -> list[str]:
+    try:
+        kubernetes_validate.validate(json.loads(text), VERSION, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{'.'.join(map(str, error.path))}: {error.message}"]
+    return []
+
+
+def _document_problems(document: Manifest, documents: list[Manifest]) -> Iterator[str]:
+    yield from schema_problems(document)
+    if not _NAME.fullmatch(document["metadata"]["name"]):
+        yield "its name is no RFC 1123 label"
+    if document["kind"] == "Job":
+        spec = document["spec"]
+        yield from _job_problems(spec)
+        yield from pod_problems(spec["template"]["spec"], documents)
+        yield from _network_problems(document, documents)
+    if document["kind"] == "PersistentVolumeClaim":
+        yield from _quantities(document["spec"]["resources"])
+
+
+def _job_problems(spec: Manifest) -> Iterator[str]:
+    pod = spec["template"]["spec"]
+    indexed = spec.get("completionMode") == "Indexed"
+    policy = spec.get("podFailurePolicy")
+    if not policy:
+        yield "no podFailurePolicy: a wrong task would be tried again and again"
+    else:
+        if pod.get("restartPolicy") != "Never":
+            yield "podFailurePolicy needs restartPolicy Never"
+        if spec.get("podReplacementPolicy") != "Failed":
+            yield "podReplacementPolicy must be Failed"
+        yield from _rule_problems(policy["rules"], {container["name"] for container in pod["containers"]})
+    if "backoffLimitPerIndex" in spec and not indexed:
+        yield "backoffLimitPerIndex needs completionMode Indexed"
+    if indexed and not spec.get("completions"):
+        yield "completionMode Indexed needs completions"
+    if indexed and spec.get("parallelism") != spec.get("completions"):
+        yield "nodes of one training must all run at once: parallelism is not completions"
+    for key in ("activeDeadlineSeconds", "ttlSecondsAfterFinished"):
+        if not spec.get(key):
+            yield f"no {key}"
+
+
+def _rule_problems(rules: list[Manifest], containers: set[str]) -> Iterator[str]:
+    for number, rule in enumerate(rules):
+        codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions")
+        if (codes is None) == (conditions is None):
+            yield f"rule {number} needs exactly one of onExitCodes and onPodConditions"
+        if codes is None:
+            continue
+        values = codes["values"]
+        if values != sorted(set(values)):
+            yield f"rule {number}: exit codes are not ascending and unique"
+        if codes["operator"] == "In" and 0 in values:
+            yield f"rule {number}: 0 is no failure"
+        if not set(values) <= set(range(256)):
+            yield f"rule {number}: exit codes are 0 to 255"
+        if codes.get("containerName") not in containers:
+            yield f"rule {number}: there is no container {codes.get('containerName')}"
+    disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    if not rules or rules[0] != disruption:
+        yield "the first rule must ignore DisruptionTarget: an evicted pod's exit code says nothing"
+    failing = [rule["onExitCodes"]["values"] for rule in rules if rule.get("action") == "FailJob"]
+    if failing != [NO_RETRY]:
+        yield f"FailJob must be on the exit codes {NO_RETRY}"
+
+
+def pod_problems(pod: Manifest, documents: list[Manifest]) -> Iterator[str]:
+    """What is wrong with a pod's containers, volumes and rights."""
+    volumes = [volume["name"] for volume in pod.get("volumes", [])]
+    yield from (f"two volumes are called {name}" for name in sorted(set(volumes)) if volumes.count(name) > 1)
+    for volume in pod.get("volumes", []):
+        yield from _source_problems(volume, documents)
+    for container in pod["containers"]:
+        yield from _container_problems(container, set(volumes))
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "it gets the cluster's token, which it does not need"
+    if pod.get("terminationGracePeriodSeconds", 30) < 120:
+        yield "terminationGracePeriodSeconds is below 120: no time to save the progress"
+    yield from _restricted_pod_problems(pod.get("securityContext", {}))
+
+
+def _source_problems(volume: Manifest, documents: list[Manifest]) -> Iterator[str]:
+    """A claim or configuration of this project's must be in some manifest."""
+    claim, config = volume.get("persistentVolumeClaim"), volume.get("configMap")
+    for kind, name in (
+        ("PersistentVolumeClaim", claim and claim["claimName"]),
+        ("ConfigMap", config and config["name"]),
+    ):
+        if name and not any(d["kind"] == kind and d["metadata"]["name"] == name for d in documents):
+            yield f"volume {volume['name']}: there is no {kind} {name}"
+    if size := volume.get("emptyDir", {}).get("sizeLimit"):
+        yield from _quantities({"sizeLimit": {volume["name"]: size}})
+
+
+def _container_problems(container: Manifest, volumes: set[str]) -> Iterator[str]:
+    mounts = container.get("volumeMounts", [])
+    paths = [mount["mountPath"] for mount in mounts]
+    yield from (f"{path} is mounted twice" for path in sorted(set(paths)) if paths.count(path) > 1)
+    yield from (f"there is no volume {m['name']}" for m in mounts if m["name"] not in volumes)
+    yield from (f"{path} is not mounted" for path in ("/task", "/out", "/cache", "/tmp") if path not in paths)
+    yield from _quantities(container["resources"])
+    security = container.get("securityContext", {})
+    if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+        yield "allowPrivilegeEscalation must be false"
+    if security.get("capabilities") != {"drop": ["ALL"]}:
+        yield "all capabilities must be dropped"
+    if security.get("readOnlyRootFilesystem") is not True:
+        yield "the root file system must be read-only"
+    if not re.fullmatch(r"[^:]+:[\w.-]+", container["image"]) or container["image"].endswith(":latest"):
+        yield "the image is not named by its version, which is part of the bits"
+
+
+def _restricted_pod_problems(security: Manifest) -> Iterator[str]:
+    if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
+        yield "it must run as a user that is not root"
+    if security.get("fsGroup") is None:
+        yield "without fsGroup it cannot write to a fresh volume"
+    if security.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+        yield "seccompProfile must be RuntimeDefault"
+
+
+def _quantities(resources: Manifest) -> Iterator[str]:
+    amounts: dict[str, dict[str, float]] = {}
+    for group, entries in resources.items():
+        for name, value in entries.items():
+            match = _QUANTITY.fullmatch(str(value))
+            if match is None:
+                yield f"{group}.{name} is {value!r}, which is no quantity"
+                continue
+            amounts.setdefault(group, {})[name] = float(match[1]) * _SUFFIXES[match[3]]
+    limits = amounts.get("limits", {})
+    for name, value in amounts.get("requests", {}).items():
+        if value > limits.get(name, value):
+            yield f"requests.{name} is above its limit"
+    for name, value in limits.items():
+        if "/" in name and amounts.get("requests", {}).get(name, value) != value:
+            yield f"{name} cannot be overcommitted: request and limit must be equal"
+
+
+def _network_problems(job: Manifest, documents: list[Manifest]) -> Iterator[str]:
+    """Pods that meet by name need a headless service that selects them, named as their subdomain."""
+    pod, name = job["spec"]["template"]["spec"], job["metadata"]["name"]
+    arguments = [str(argument) for c in pod["containers"] for argument in c.get("args", [])]
+    endpoint = next((a.partition("=")[2] for a in arguments if a.startswith("--rdzv-endpoint=")), None)
+    if endpoint is None:
+        return
+    host, _, port = endpoint.partition(":")
+    if host != f"{name}-0.{pod.get('subdomain')}":
+        yield f"the rendezvous is {host}, but the first pod is {name}-0.{pod.get('subdomain')}"
+    service = next(
+        (d["spec"] for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == pod.get("subdomain")), None
+    )
+    if service is None or service.get("clusterIP") != "None":
+        yield "there is no headless service of the subdomain's name"
+    elif service["selector"] != {"batch.kubernetes.io/job-name": name}:
+        yield "the service selects other pods"
+    elif int(port) not in [entry["port"] for entry in service["ports"]]:
+        yield f"the service has no port {port}"
+    elif not service.get("publishNotReadyAddresses"):
+        yield "pods must find each other before they are ready"
+    if f"--nnodes={job['spec'].get('completions')}" not in arguments:
+        yield "torch's launcher expects another number of nodes"
+    gpus = {str(c["resources"]["limits"].get("nvidia.com/gpu")) for c in pod["containers"]}
+    if not any(f"--nproc-per-node={count}" in arguments for count in gpus):
+        yield "torch's launcher starts another number of processes than there are GPUs"

@@ -1,0 +1,200 @@
+"""The manifests in deploy/: accepted by Kubernetes' schemas and rules, and true to what the job promises."""
+
+import copy
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine import errors
+from engine.outcome import Outcome
+from engine.task import parse_task
+from tests.deploy.kubernetes import NO_RETRY, pod_problems, problems, schema_problems
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+JOBS = ("job.yaml", "job-xl.yaml", "job-nodes.yaml")
+
+
+def load(name):
+    return [document for document in yaml.safe_load_all((DEPLOY / name).read_text()) if document]
+
+
+def everything():
+    return [document for name in JOBS for document in load(name)]
+
+
+def job_of(documents, name="lora-cat"):
+    return next(d for d in documents if d["kind"] == "Job" and d["metadata"]["name"] == name)
+
+
+def test_the_manifests_are_accepted():
+    assert problems(everything()) == []
+
+
+def test_each_manifest_is_short_enough_to_read():
+    for path in DEPLOY.glob("*.yaml"):
+        assert len(path.read_text().splitlines()) <= 170, path.name
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_task_in_the_configuration_is_a_task(name):
+    config = next(document for document in load(name) if document["kind"] == "ConfigMap")
+    task = parse_task(config["data"]["task.json"].encode(), source=name)
+    assert (task.train_args.resolution == 1024) == (name == "job-xl.yaml")
+
+
+def test_the_failure_policy_has_the_contracts_codes():
+    kinds = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+    assert set(NO_RETRY) == kinds - {9, 75}, "9 and 75 may go well on another machine, or later"
+
+
+def changes():
+    """(what is broken, the path to it in the Job, the value there or None to delete it, what must be said)."""
+    pod, container = ("spec", "template", "spec"), ("spec", "template", "spec", "containers", 0)
+    rule = ("spec", "podFailurePolicy", "rules")
+    return [
+        ("unknown field", ("spec", "backofLimit"), 3, "backofLimit"),
+        ("wrong type", ("spec", "backoffLimit"), "six", "backoffLimit"),
+        ("name", ("metadata", "name"), "Lora_Cat", "RFC 1123"),
+        ("restart policy", (*pod, "restartPolicy"), "OnFailure", "restartPolicy Never"),
+        ("replacement", ("spec", "podReplacementPolicy"), "TerminatingOrFailed", "podReplacementPolicy"),
+        ("no policy", ("spec", "podFailurePolicy"), None, "no podFailurePolicy"),
+        ("descending", (*rule, 1, "onExitCodes", "values"), [3, 2, 4, 5, 6, 7, 8], "ascending"),
+        ("twice", (*rule, 1, "onExitCodes", "values"), [2, 2, 3, 4, 5, 6, 7, 8], "ascending"),
+        ("zero", (*rule, 1, "onExitCodes", "values"), [0, 2, 3, 4, 5, 6, 7, 8], "0 is no failure"),
+        ("retryable", (*rule, 1, "onExitCodes", "values"), [2, 3, 4, 5, 6, 7, 8, 75], "FailJob must be on"),
+        ("not a code", (*rule, 1, "onExitCodes", "values"), [2, 3, 4, 5, 6, 7, 8, 300], "0 to 255"),
+        ("container", (*rule, 1, "onExitCodes", "containerName"), "main", "no container main"),
+        ("disruption", (*rule, 0, "onPodConditions", 0, "status"), "False", "first rule"),
+        ("order", rule, "reversed", "first rule"),
+        ("per index", ("spec", "backoffLimitPerIndex"), 1, "needs completionMode Indexed"),
+        ("deadline", ("spec", "activeDeadlineSeconds"), None, "activeDeadlineSeconds"),
+        ("ttl", ("spec", "ttlSecondsAfterFinished"), None, "ttlSecondsAfterFinished"),
+        ("mount", (*container, "volumeMounts", 1, "name"), "output", "no volume output"),
+        ("path", (*container, "volumeMounts", 1, "mountPath"), "/cache", "/cache is mounted twice"),
+        ("volume", (*pod, "volumes", 1, "name"), "task", "two volumes are called task"),
+        ("claim", (*pod, "volumes", 1, "persistentVolumeClaim", "claimName"), "gone", "PersistentVolumeClaim gone"),
+        ("configuration", (*pod, "volumes", 0, "configMap", "name"), "gone", "ConfigMap gone"),
+        ("quantity", (*container, "resources", "requests", "memory"), "12 GB", "no quantity"),
+        ("overcommitted", (*container, "resources", "requests", "memory"), "17Gi", "above its limit"),
+        ("shared GPU", (*container, "resources", "requests", "nvidia.com/gpu"), 0, "cannot be overcommitted"),
+        ("token", (*pod, "automountServiceAccountToken"), None, "token"),
+        ("grace", (*pod, "terminationGracePeriodSeconds"), 30, "120"),
+        ("root", (*pod, "securityContext", "runAsUser"), 0, "not root"),
+        ("group", (*pod, "securityContext", "fsGroup"), None, "fsGroup"),
+        ("seccomp", (*pod, "securityContext", "seccompProfile", "type"), "Unconfined", "seccompProfile"),
+        ("escalation", (*container, "securityContext", "allowPrivilegeEscalation"), True, "allowPrivilegeEscalation"),
+        ("capabilities", (*container, "securityContext", "capabilities"), {"drop": ["NET_RAW"]}, "capabilities"),
+        ("root file system", (*container, "securityContext", "readOnlyRootFilesystem"), None, "read-only"),
+        ("latest", (*container, "image"), "registry.example.com/sd-lora-task:latest", "version"),
+    ]
+
+
+def change(document, path, value):
+    *folders, last = path
+    inside = functools.reduce(lambda inner, key: inner[key], folders, document)
+    if value is None:
+        del inside[last]
+    else:
+        inside[last] = list(reversed(inside[last])) if value == "reversed" else value
+
+
+@pytest.mark.parametrize("path, value, said", [pytest.param(*rest, id=name) for name, *rest in changes()])
+def test_what_the_server_would_refuse_is_found(path, value, said):
+    documents = copy.deepcopy(everything())
+    change(job_of(documents), path, value)
+    assert any(said in problem for problem in problems(documents)), problems(documents)
+
+
+@pytest.mark.parametrize(
+    "kind, path, value, said",
+    [
+        ("Service", ("spec", "clusterIP"), "10.0.0.1", "headless"),
+        ("Service", ("spec", "selector"), {"app": "x"}, "selects other pods"),
+        ("Service", ("spec", "ports", 0, "port"), 80, "no port 29500"),
+        ("Service", ("spec", "publishNotReadyAddresses"), None, "before they are ready"),
+        ("Service", ("metadata", "name"), "other", "headless"),
+        ("Job", ("spec", "completions"), 3, "number of nodes"),
+        ("Job", ("spec", "parallelism"), 1, "parallelism is not completions"),
+        ("Job", ("spec", "template", "spec", "subdomain"), "other", "the first pod is"),
+        ("Job", ("spec", "template", "spec", "containers", 0, "args", 4), "--nproc-per-node=8", "than there are GPUs"),
+    ],
+)
+def test_nodes_that_would_not_meet_are_found(kind, path, value, said):
+    documents = copy.deepcopy(everything())
+    change(next(d for d in documents if d["kind"] == kind and d["metadata"]["name"] == "lora-cat-nodes"), path, value)
+    assert any(said in problem for problem in problems(documents)), problems(documents)
+
+
+# --- The TrainJob: its schema is not part of Kubernetes ---------------------------------------------------------------
+
+# The fields there are: github.com/kubeflow/trainer v2.3, manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml.
+TRAINJOB = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "spec": {"activeDeadlineSeconds", "initializer", "managedBy", "runtimePatches", "runtimeRef", "suspend", "trainer"},
+    "spec.runtimeRef": {"apiGroup", "kind", "name"},
+    "spec.trainer": {"args", "command", "env", "image", "numNodes", "numProcPerNode", "resourcesPerNode"},
+}
+PATCHED_POD = {
+    "affinity", "containers", "imagePullSecrets", "initContainers", "nodeSelector", "schedulingGates",
+    "securityContext", "serviceAccountName", "terminationGracePeriodSeconds", "tolerations", "volumes",
+}  # fmt: skip
+PATCHED_CONTAINER = {"env", "name", "securityContext", "volumeMounts"}
+
+
+def trainjob_problems(document):
+    for dotted, known in TRAINJOB.items():
+        inside = functools.reduce(lambda inner, key: inner[key], dotted.split(".") if dotted else [], document)
+        yield from (f"{dotted}.{key} is unknown" for key in sorted(set(inside) - known))
+    (job,) = document["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    yield from (f"a pod's {key} cannot be patched" for key in sorted(set(pod) - PATCHED_POD))
+    yield from (
+        f"a container's {key} cannot be patched" for c in pod["containers"] for key in set(c) - PATCHED_CONTAINER
+    )
+    # With what the trainer says, and the runtime's own service account, it is a pod as any other.
+    trainer = document["spec"]["trainer"]
+    container = pod["containers"][0] | {"image": trainer["image"], "args": trainer["args"], "env": trainer["env"]}
+    container["resources"] = trainer["resourcesPerNode"]
+    whole = pod | {"containers": [container], "automountServiceAccountToken": False}
+    yield from schema_problems({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": whole})
+    yield from pod_problems(whole, everything())
+    if trainer["numProcPerNode"] != trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]:
+        yield "another number of processes than there are GPUs"
+
+
+def test_the_trainjob_is_accepted():
+    (document,) = load("trainjob.yaml")
+    assert list(trainjob_problems(document)) == []
+
+
+@pytest.mark.parametrize(
+    "path, value, said",
+    [
+        (("spec", "podTemplateOverrides"), [], "podTemplateOverrides is unknown"),
+        (("spec", "trainer", "numProcPerNode"), 8, "than there are GPUs"),
+        (("spec", "trainer", "resources"), {}, "spec.trainer.resources is unknown"),
+        (("spec", "trainer", "env", 0, "values"), "x", "values"),
+        (("spec", "trainer", "image"), "sd-lora-task", "version"),
+    ],
+)
+def test_a_broken_trainjob_is_refused(path, value, said):
+    document = copy.deepcopy(load("trainjob.yaml")[0])
+    change(document, path, value)
+    assert any(said in problem for problem in trainjob_problems(document))
+
+
+# --- The workflow -----------------------------------------------------------------------------------------------------
+
+
+def test_the_workflow_asks_for_what_there_is():
+    """YAML reads `on` as true; the steps' fields of result.json are the contract's."""
+    workflow = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())
+    assert set(workflow) == {"name", True, "permissions", "concurrency", "jobs"}
+    steps = workflow["jobs"]["train"]["steps"]
+    assert all(("run" in step) != ("uses" in step) for step in steps)
+    scripts = "\n".join(step.get("run", "") for step in steps)
+    fields = set(re.findall(r"\.([a-z_]+)", " ".join(re.findall(r"jq .*", scripts)))) - {"json"}
+    assert fields and fields <= set(Outcome().done())

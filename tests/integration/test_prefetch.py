@@ -1,0 +1,79 @@
+"""Filling the cache ahead of time: a job then needs no network, and gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from tests.fake_hub import COMMIT, serving_hub
+from tests.integration.harness import ENTRYPOINT, assert_same, changed, run_job, serving, succeed
+
+HUB_ID = "someone/tiny-model"
+
+
+def prefetch(*flags, env, stdin=None):
+    """Run the real program."""
+    return subprocess.run(
+        [sys.executable, "-m", "engine.prefetch", *map(str, flags)],
+        cwd=ENTRYPOINT.parent,
+        env={"PATH": os.environ["PATH"], "ALLOW_PRIVATE_URLS": "1", **{key: str(value) for key, value in env.items()}},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+
+
+@pytest.fixture(scope="module")
+def archive(dataset):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for path in sorted(dataset.iterdir()):
+            tar.add(path, path.name)
+    return buffer.getvalue()
+
+
+def test_a_job_without_a_network_after_prefetching(short_task, model, archive, tmp_path):
+    caches = {"CACHE_DIR": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "huggingface")}
+    with serving_hub({HUB_ID: model}) as (hub, downloaded), serving({"/data": archive}) as (server, asked):
+        remote = changed(short_task, {"model": {"name": HUB_ID}, "dataset": {"url": f"{server}/data"}})
+        online = caches | {"HF_ENDPOINT": hub}
+        first = prefetch(env=online | {"TASK_JSON": json.dumps(remote)})
+        assert first.returncode == 0, first.stderr
+        assert f"{HUB_ID}@{COMMIT}" in first.stderr and "8 images" in first.stderr
+        assert asked == ["/data"] and any(name.endswith(".safetensors") for name in downloaded)
+        downloaded.clear()
+        assert prefetch("--task", "-", env=online, stdin=json.dumps(remote)).returncode == 0
+        assert asked == ["/data"] and downloaded == []
+    # Both servers are gone: whatever the job still asked for would fail.
+    offline = caches | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub}
+    trained = succeed(remote, tmp_path / "out", env=offline)
+    assert trained.manifest["base_model"] == {"identity": f"{HUB_ID}@{COMMIT}", "revision": COMMIT}
+    assert_same(trained.weights(), succeed(short_task, tmp_path / "local").weights())
+
+
+def test_what_is_missing_ends_with_the_jobs_code(short_task, tmp_path):
+    caches = {"CACHE_DIR": tmp_path / "cache", "HF_HOME": tmp_path / "huggingface"}
+    with serving_hub({}) as (hub, _):
+        for values, code, words in [
+            ({"model": {"name": "someone/nothing"}}, 4, "someone/nothing"),
+            ({"dataset": {"url": f"{hub}/gone"}}, 3, "404"),
+            ({"lora": {"rank": 0}}, 2, "lora.rank"),
+        ]:
+            text = json.dumps(changed(short_task, values))
+            done = prefetch("--task", "-", env=caches | {"HF_ENDPOINT": hub}, stdin=text)
+            assert done.returncode == code and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+            assert words in done.stderr
+
+
+def test_offline_without_prefetching_says_so(short_task, tmp_path):
+    remote = changed(short_task, {"model": {"name": HUB_ID}})
+    refused = run_job(remote, tmp_path / "out", "--plan", env={"HF_HOME": str(tmp_path)})
+    assert refused.code == 4 and "HF_HUB_OFFLINE" in refused.error

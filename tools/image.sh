@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Build the image, import everything that it consists of inside it, and print what takes its space.
+#   tools/image.sh cuda|cpu [TAG]      TAG is sd-lora-task, or sd-lora-task:cpu
+# From the environment, where the defaults do not fit: BASE_IMAGE; WHEELS, a folder that has torch's CPU build; PIP_CONF
+# and CA_BUNDLE, files for pip to reach a mirror by. Nothing of the last three stays in the image.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+case "${1:-}" in
+  cuda) tag=${2:-sd-lora-task} base=${BASE_IMAGE:-} ;;
+  cpu) tag=${2:-sd-lora-task:cpu} base=${BASE_IMAGE:-debian:bookworm-slim} ;;
+  *) sed -n 2,5p "$0" >&2; exit 2 ;;
+esac
+flags=(--network=host --build-arg "REQUIREMENTS=requirements-$1.txt")
+[ -n "$base" ] && flags+=(--build-arg "BASE_IMAGE=$base")
+[ -d "${WHEELS:-}" ] && flags+=(--build-context "wheels=$WHEELS")
+[ -f "${PIP_CONF:-}" ] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
+[ -f "${CA_BUNDLE:-}" ] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' engine/__init__.py)
+flags+=(--build-arg "VERSION=$version")
+if revision=$(git rev-parse HEAD 2>/dev/null); then
+  # The times in the image are the commit's, so that building it again gives the same image (docs/container.md).
+  SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+  export SOURCE_DATE_EPOCH
+  flags+=(--build-arg "REVISION=$revision")
+fi
+docker build "${flags[@]}" -t "$tag" .
+docker run --rm -i --network=none "$tag" python - <tools/image_report.py
+docker image inspect --format "$tag: {{.Size}} bytes in {{len .RootFS.Layers}} layers" "$tag"
