@@ -35,8 +35,10 @@ STYLES = {
 }
 RESOLUTION = 64
 AUGMENT_RESOLUTION = 128
-NUM_TRAIN, NUM_HELDOUT = 96, 32
+NUM_TRAIN, NUM_HELDOUT = 192, 32
+FIRST_HELDOUT = 96
 SPLIT_SEED = 0
+CAPTIONS_PER_EMPTY = 3
 
 
 def caption(name: str) -> str:
@@ -103,13 +105,25 @@ def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
 def split(num_subjects: int) -> tuple[list[int], list[int]]:
     """Indices of the LoRA's subjects and of the held-out ones: a seeded draw, so that every category is in both."""
     order = random.Random(SPLIT_SEED).sample(range(num_subjects), NUM_TRAIN + NUM_HELDOUT)
-    return sorted(order[:NUM_TRAIN]), sorted(order[NUM_TRAIN:])
+    heldout = order[FIRST_HELDOUT : FIRST_HELDOUT + NUM_HELDOUT]
+    return sorted(set(order) - set(heldout)), sorted(heldout)
+
+
+def training_captions(name: str) -> list[str]:
+    """One of these is drawn per visit: mostly the caption, at times none.
+
+    Guidance extrapolates away from what the empty caption draws: a LoRA that never saw it draws stained backgrounds.
+    """
+    return [caption(name)] * CAPTIONS_PER_EMPTY + [""]
 
 
 def write_dataset(
     folder: Path, subjects: list[str], indices: list[int], pixels: dict[str, np.ndarray], styles: list[str]
 ) -> None:
-    """An imagefolder. With two styles there is a folder for each, and the rows name theirs in a column `style`."""
+    """An imagefolder. With one style it is to train on.
+
+    With two there is a folder for each, the rows name theirs in a column `style`, and have the caption alone.
+    """
     shutil.rmtree(folder, ignore_errors=True)  # another list of subjects must leave no image behind
     folder.mkdir(parents=True)
     rows = []
@@ -119,8 +133,10 @@ def write_dataset(
             name = f"{stem}.png" if len(styles) == 1 else f"{style}/{stem}.png"
             (folder / name).parent.mkdir(exist_ok=True)
             Image.fromarray(pixels[style][index]).save(folder / name, optimize=True)
-            row = {"file_name": name, "text": caption(subjects[index])}
-            rows.append(row if len(styles) == 1 else row | {"style": style})
+            if len(styles) == 1:
+                rows.append({"file_name": name, "text": training_captions(subjects[index])})
+            else:
+                rows.append({"file_name": name, "text": caption(subjects[index]), "style": style})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines)
 

@@ -225,11 +225,13 @@ def _key(kind: str, *what: object) -> str:
 
 
 def draw_prompts(dataset: ImageDataset, seed: int, count: int) -> list[str]:
-    """`count` captions for validation, the same for a seed and a dataset."""
+    """`count` captions for validation, the same for a seed and a dataset; of a row's captions not an empty one."""
     order = rng.permutation(seed, "validation prompt", 0, len(dataset))
     draws = rng.words(seed, "validation caption", 0, count)
     prompts = []
     for i in range(count):
         captions = dataset.captions(int(order[i % len(order)]))
+        # An empty caption among others is there to train guidance; a picture of it would show nothing in particular.
+        captions = tuple(filter(None, captions)) or captions
         prompts.append(captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])])
     return prompts

@@ -254,6 +254,11 @@ class TestPrompts:
         prompts = draw_prompts(FakeDataset(good(2)), 0, 5)
         assert len(prompts) == 5 and prompts[:2] == prompts[2:4] and prompts[4] == prompts[0]
 
+    def test_are_empty_only_where_there_is_no_other(self):
+        texts = [("", "", "", f"a{k}") for k in range(20)] + [("",)]
+        prompts = draw_prompts(FakeDataset(good(21), texts), 0, 21)
+        assert sorted(prompts) == sorted([f"a{k}" for k in range(20)] + [""])
+
     def test_depend_on_the_seed_alone_and_fewer_are_a_beginning(self):
         dataset = FakeDataset(good(40), [(f"a{k}", f"b{k}") for k in range(40)])
         assert draw_prompts(dataset, 1, 3) == draw_prompts(dataset, 1, 8)[:3]
