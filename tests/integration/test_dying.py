@@ -160,7 +160,7 @@ def test_killed_before_every_change(server, scenario, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("first, how", enumerate(["power", "SIGTERM", "ENOSPC", "EACCES", "EIO"], start=1))
+@pytest.mark.parametrize(("first", "how"), [*enumerate(("power", "SIGTERM", "ENOSPC", "EACCES", "EIO"), start=1)])
 def test_struck_otherwise(server, scenario, tmp_path, first, how):
     """Every fifth change, each way of striking with another fifth; the last changes, which end the job, all."""
     last = len(scenario.changes)
