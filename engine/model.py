@@ -18,6 +18,7 @@ from .task import Model, PredictionType, canonical_json
 INDEX: Final = "model_index.json"
 _WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")
 _SIDE_FILES: Final = ("*.json", "*.txt", "*.model")
+_MAX_JSON_BYTES: Final = 64 << 20
 _PICKLES: Final = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 
 
@@ -216,6 +217,8 @@ def _content_identity(folder: Path, names: list[str]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ModelError(f"the base model's {path} is too large for a configuration; download it again")
         value = json.loads(path.read_bytes())
     except OSError:
         raise ModelError(

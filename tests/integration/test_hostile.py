@@ -5,22 +5,24 @@ The tables are in `hostile/`. A few cases of each stand for their kind in the de
 
 from __future__ import annotations
 
-import os
-import shutil
 import stat
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.integration.forks import Forked, fork_server
-from tests.integration.harness import changed, snapshot, succeed
-from tests.integration.hostile import archives, servers
+from tests.integration.harness import changed, succeed
+from tests.integration.hostile import archives, captions, checkpoints, images, models, servers, tables
 from tests.integration.hostile.case import Case, Place, Server
 from tests.tiny import SMALL_PNG
 
 TABLES = {
     "archive": archives.CASES,
     "server": servers.CASES,
+    "table": tables.CASES,
+    "caption": captions.CASES,
+    "image": images.CASES,
+    "model": models.CASES,
+    "checkpoint": checkpoints.CASES,
 }
 CASES = {f"{table}: {name}": case for table, cases in TABLES.items() for name, case in cases.items()}
 KINDS = {2: "task", 3: "dataset", 4: "model", 5: "checkpoint", 7: "output", 8: "non-finite", 75: "temporary"}
@@ -76,13 +78,19 @@ def run(case: Case, place: Place, task, server) -> Forked:
 
 
 def surroundings(place: Place):
-    return {name: what for name, what in snapshot(place.root).items() if name.split(os.sep)[0] not in ("cache", "out")}
+    """All names with times, modes and sizes but for the job's own two folders; links are not followed."""
+    found = {}
+    for path in place.root.rglob("*"):
+        name, status = path.relative_to(place.root), path.lstat()
+        if name.parts[0] not in ("cache", "out"):
+            found[str(name)] = (status.st_mtime_ns, status.st_ino, status.st_mode, status.st_size)
+    return found
 
 
 def check(case: Case, place: Place, finished: Forked, own_memory: int) -> None:
     assert not finished.timed_out, finished.stderr
-    assert finished.code == case.code, finished.stderr
-    said = finished.error if case.code else finished.stdout + finished.stderr
+    assert finished.code == case.code or (case.code == -1 and finished.code in (0, 3, 5)), finished.stderr
+    said = finished.error if finished.code else finished.stdout + finished.stderr
     assert [word for word in case.words if word not in said] == [], said
     assert finished.misdeeds == []
     assert case.connects or finished.connections == []
@@ -92,9 +100,13 @@ def check(case: Case, place: Place, finished: Forked, own_memory: int) -> None:
         is_ours = path.relative_to(place.root).parts[0] in ("cache", "out")
         if is_ours and not stat.S_ISDIR(mode):
             assert stat.S_ISREG(mode) and not mode & 0o6111, path
-    if case.code and case.train:
+    if finished.code and case.train:
         result = finished.result
-        assert (result["code"], result["kind"], result["message"]) == (case.code, KINDS[case.code], finished.error)
+        assert (result["code"], result["kind"], result["message"]) == (
+            finished.code,
+            KINDS[finished.code],
+            finished.error,
+        )
         assert not (finished.out / "checkpoint").exists()
 
 

@@ -94,6 +94,7 @@ class Case:
     make: Callable[[Place], Mapping[str, Any]]
     """Builds the input; returns what it changes in the task, at dotted keys; `flags` are flags."""
     code: int
+    """-1: any of 0, 3 and 5, as it comes."""
     words: tuple[str, ...] = ()
     """In the one line of the error; for code 0, anywhere in what is printed."""
     train: bool = False
