@@ -233,7 +233,7 @@ CASES: Cases = {
     "an Arrow file that is a page": local({"t.arrow": b"<html>"}, 3, "t.arrow"),
     "half a Parquet file": local({"t.parquet": GOOD_PARQUET[: len(GOOD_PARQUET) // 2]}, 3, "t.parquet"),
     "half an Arrow file": local({"t.arrow": GOOD_ARROW[: len(GOOD_ARROW) // 2]}, 3, "t.arrow"),
-    "a Parquet bomb": served(parquet_bomb, 3, "bomb", memory=700 * MIB, seconds=120, quick=True),
+    "a Parquet bomb": served(parquet_bomb, 3, memory=2300 * MIB, seconds=120, quick=True),
     "a Parquet bomb of paths": served(parquet_text_bomb, 3, "memory", memory=2300 * MIB, seconds=120),
     "an Arrow bomb": served(arrow_bomb, 3, "memory", memory=2300 * MIB, seconds=120),
     "a WebDataset with a text of 10 MB": served(
