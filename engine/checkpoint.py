@@ -30,6 +30,8 @@ MANIFEST: Final = "manifest.json"
 
 _REQUIRED: Final = {LORA_FILE, WEBUI_FILE, STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
 _MAX_MANIFEST_BYTES: Final = 1 << 20
+_MAX_FILE_BYTES: Final = 32 << 30
+"""Rank 1024 on all of XL's linear layers, with both moments, is about 20 GB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,12 +195,23 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> dict[str, bytes]:
                 raise CheckpointError(
                     f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
-            files[name] = path.read_bytes()
+            files[name] = _read_file(path)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is incomplete: {name[:100]!r} cannot be read ({error})") from None
         if hashlib.sha256(files[name]).hexdigest() != expected:
             raise CheckpointError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy the checkpoint again")
     return files
+
+
+def _read_file(path: Path) -> bytes:
+    """A file's bytes. Raises CheckpointError when no checkpoint has so many, or this machine has no room for them."""
+    size = path.stat().st_size
+    if size > _MAX_FILE_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes, more than any checkpoint; take another one")
+    try:
+        return path.read_bytes()
+    except MemoryError:
+        raise CheckpointError(f"{path} has {size:,} bytes, more than this machine has memory for") from None
 
 
 def _is_plain_file(path: Path) -> bool:
@@ -214,7 +227,7 @@ def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
     if LORA_FILE not in names or not _is_plain_file(path):
         raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})")
     try:
-        data = path.read_bytes()
+        data = _read_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     return WarmStart(digest=hashlib.sha256(data).hexdigest(), lora=data)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+import resource
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from .environment import int_variable
@@ -65,3 +69,25 @@ class Budget:
                 f"it unpacks to more than {self._limits.max_ratio} times its size (a decompression bomb); "
                 "pack the images as they are"
             )
+
+
+@contextlib.contextmanager
+def bounded_memory(num_bytes: int) -> Iterator[None]:
+    """Let allocations inside the block fail, as a MemoryError, beyond `num_bytes` more than there are now.
+
+    What a decoder allocates follows from claims in a stranger's file, and a system without memory to spare kills the
+    job, or another one, instead of refusing. Where /proc does not say how much is in use, there is no bound.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        bound = (int(found[1]) << 10) + num_bytes
+        others = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([bound, *others]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -26,6 +26,7 @@ _PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLES: Final = tuple(f"*{suffix}" for suffix in _PICKLE_SUFFIXES)
 _FILE_SUFFIXES: Final = (".safetensors", *_PICKLE_SUFFIXES)
 _PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
+_MAX_JSON_BYTES: Final = 64 << 20
 _DEFAULT_LIMITS: Final = Limits()
 
 Report = Callable[[str], None]
@@ -278,6 +279,8 @@ def _no_weights(source: str, component: str, inside: list[str]) -> str:
 def _content_identity(folder: Path, names: list[str]) -> str:
     def digest(name: str) -> str:
         with (folder / name).open("rb") as file:
+            if not name.endswith(".safetensors"):
+                _refuse_large(folder / name)
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     try:
@@ -288,8 +291,14 @@ def _content_identity(folder: Path, names: list[str]) -> str:
     return "sha256:" + hashlib.sha256(canonical_json(digests)).hexdigest()
 
 
+def _refuse_large(path: Path) -> None:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ModelError(f"the base model's {path} is too large for a configuration; download it again")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        _refuse_large(path)
         value = json.loads(path.read_bytes())
     except OSError:
         raise ModelError(

@@ -131,6 +131,9 @@ class OutputFolder:
         record = self._read_record()
         if record is not None and record == self._published():
             self.complete()
+        elif self._job.is_dir() and not any(self._job.iterdir()):  # the record, removed last, is gone already
+            with storage.writing_to(self.root):
+                self._job.rmdir()
 
     def is_asked_by(self, request: str) -> bool:
         """Whether the unfinished job here came of the same request: then its failures may be recorded here."""

@@ -12,7 +12,7 @@ import torch
 from . import checkpoint, determinism, families, rng, world
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
-from .errors import CheckpointError, DeviceError, DeviceMemoryError, NonFiniteError, OutputError
+from .errors import CheckpointError, DeviceError, DeviceMemoryError, ModelError, NonFiniteError, OutputError
 from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
 from .latents import VisitEncoder
@@ -144,10 +144,20 @@ def _train(session: Session, training: Training) -> None:
             saver.save()
         except NonFiniteError:
             saver.save()  # found before the update: this is the last good state
+            _blame_base_model(training.family)
             raise
         finally:
             meter.close()
             outcome.skipped = encoder.skipped
+
+
+def _blame_base_model(family: Family) -> None:
+    """After a loss that is not finite: raise ModelError where the base model's own weights are not."""
+    for name, part in family.pipeline().components.items():
+        weights = part.named_parameters() if isinstance(part, torch.nn.Module) else ()
+        for key, tensor in weights:
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")
 
 
 def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], None]) -> VisitEncoder:

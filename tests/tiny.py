@@ -6,6 +6,7 @@ Run as a program it writes one of each: `python -m tests.tiny FOLDER`.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -248,6 +249,12 @@ def _scheduler(name: str, prediction_type: str, rescale_betas_zero_snr: bool) ->
     return DDIMScheduler(clip_sample=False, rescale_betas_zero_snr=rescale_betas_zero_snr, **common)
 
 
+def _small_png() -> bytes:
+    buffer = io.BytesIO()
+    _picture(np.random.default_rng(1), 64, 64).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _picture(draws: np.random.Generator, width: int, height: int) -> Image.Image:
     """A smooth gradient between random colours with a few rectangles: no two alike, no two crops alike."""
     corners = draws.integers(0, 256, (2, 2, 3), dtype=np.uint8)
@@ -271,6 +278,10 @@ def _quiet() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+SMALL_PNG = _small_png()
+"""One image of 64 x 64 pixels."""
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
 from .tables import Source
 
 FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
+MAX_CAPTION_BYTES: Final = 100_000
+"""A tokenizer's time and memory grow with what it reads, however little of it is kept."""
 _ROWS_PER_FRAME: Final = 64
 _DEFAULT_LIMITS: Final = Limits()
 
@@ -175,6 +177,11 @@ def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
     yield struct.pack("<Q", len(captions))
     for caption in captions:
         encoded = caption.encode()
+        if len(encoded) > MAX_CAPTION_BYTES:
+            raise DatasetError(
+                f"row {row} of {part.label} has a caption of {len(encoded):,} bytes, more than {MAX_CAPTION_BYTES:,}; "
+                "the text encoder reads about 75 words of it"
+            )
         yield struct.pack("<Q", len(encoded)) + encoded
 
 

@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from ..errors import DatasetError
+from ..limits import bounded_memory
 from .images import Cells, is_image_name, short, shown
 from .rows import Rows, rows_from_arrow
-from .tables import TABLE_SUFFIXES, Source, read_arrow, read_table, reading
+from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 
 Report = Callable[[str], None]
 
@@ -203,7 +204,8 @@ def _read_saved(path: Path, source: Source, label: str) -> tuple[Rows, ...]:
     parts = []
     for name in plain:
         source.reach.check_resolved(path / name, name, f"{label}/state.json")
-        with reading(f"{label}/{name}"):
+        require_file(path / name, f"{label}/{name}")
+        with reading(f"{label}/{name}"), bounded_memory(MAX_PARSING_BYTES):
             table = read_arrow(path / name)
         parts.append(rows_from_arrow(table, source.columns, folder=path, reach=source.reach, label=f"{label}/{name}"))
     return tuple(parts)

@@ -17,6 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from ..errors import DatasetError
+from ..limits import Budget, Limits, bounded_memory
 from ..storage import FILE_MODE, writing_to
 from .images import Cells, Reach, short
 from .rows import (
@@ -35,6 +36,8 @@ from .webdataset import read_tar
 TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
 MAX_LINE_BYTES: Final = 16 << 20
 MAX_JSON_BYTES: Final = 1 << 30
+MAX_PARSING_BYTES: Final = 2 << 30
+"""Of memory while a table is parsed. Parquet and compressed Arrow can claim anything in a few kilobytes."""
 _BATCH_BYTES: Final = 64 << 20
 
 
@@ -53,7 +56,8 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
     """Rows of a table file, by its suffix. `label` is what messages call it. Raises DatasetError."""
     suffix = path.suffix.lower()
     source.reach.check_resolved(path, label, "the dataset")
-    with reading(label):
+    require_file(path, label)
+    with reading(label), bounded_memory(MAX_PARSING_BYTES):
         if suffix == ".parquet":
             return _read_parquet(path, source, label)
         if suffix == ".arrow":
@@ -65,11 +69,21 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         return _from_records(_json_records(path, label), path, source, label)
 
 
+def require_file(path: Path, label: str) -> None:
+    """Refuse a pipe, which may never end, and a link that leads nowhere. Raises DatasetError."""
+    if not path.is_file():
+        raise DatasetError(f"{label} is not a file")
+
+
 @contextmanager
 def reading(label: str) -> Iterator[None]:
     """Whatever a parser makes of a broken file becomes a DatasetError that names it."""
     try:
         yield
+    except MemoryError as error:
+        raise DatasetError(
+            f"{label} takes more than {MAX_PARSING_BYTES >> 30} GiB of memory to read; split it into smaller files"
+        ) from error
     except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeError, RecursionError, ValueError, OSError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n", 1)[0]
         raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason[:200]}") from error
@@ -182,7 +196,7 @@ def _mapped_copy(file: Any, path: Path, names: list[str], source: Source, label:
     if not copy.exists():
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _write_stream(_bounded(_batches(file, names, label), source.max_bytes, label), copy)
+            _write_stream(_bounded(_batches(file, names, label), source, path.stat().st_size, label), copy)
     return read_arrow(copy)
 
 
@@ -195,13 +209,16 @@ def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
             yield batch.select(names)
 
 
-def _bounded(batches: Iterator[Any], max_bytes: int, label: str) -> Iterator[Any]:
-    """A small Parquet file can claim the same image a billion times."""
+def _bounded(batches: Iterator[Any], source: Source, packed_bytes: int, label: str) -> Iterator[Any]:
+    """A small Parquet file can claim the same image a billion times; a downloaded one is bounded like an archive."""
     total = 0
+    budget = Budget(Limits(max_dataset_bytes=source.max_bytes), packed_bytes)
     for batch in batches:
         total += batch.nbytes
-        if total > max_bytes:
-            raise DatasetError(f"{label} unpacks to more than {max_bytes:,} bytes (MAX_DATASET_BYTES)")
+        if total > source.max_bytes:
+            raise DatasetError(f"{label} unpacks to more than {source.max_bytes:,} bytes (MAX_DATASET_BYTES)")
+        if not source.reach.absolute:
+            budget.spend(batch.nbytes)
         yield batch
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import hashlib
 import json
 import os
 import random
@@ -306,6 +307,17 @@ def assert_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> No
     """Byte for byte, without printing the bytes."""
     assert sorted(found) == sorted(expected)
     assert [name for name in found if found[name] != expected[name]] == []
+
+
+def assert_whole(out: Path) -> None:
+    """A published folder is whole at every moment: each file that the manifest lists, with its hash."""
+    if (out / "checkpoint").exists():
+        files = folder_bytes(out / "checkpoint")
+        listed = read_json(out / "checkpoint" / "manifest.json")["files"]
+        assert {name: hashlib.sha256(files[name]).hexdigest() for name in listed} == listed
+    if (out / "validation").exists():
+        listed = {row["file"] for row in read_json(out / "validation" / "prompts.json")}
+        assert listed | {"prompts.json"} == set(folder_bytes(out / "validation"))
 
 
 def perturbed(index: int) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -14,8 +13,8 @@ from tests.integration.harness import (
     POLL,
     STOPPED,
     assert_same,
+    assert_whole,
     changed,
-    folder_bytes,
     progress,
     read_json,
     run_job,
@@ -78,17 +77,6 @@ def kill_when(job, condition, what):
         time.sleep(POLL)
     kill(job)
     return True
-
-
-def assert_whole(out):
-    """A published folder is whole at every moment: each file that the manifest lists, with its hash."""
-    if (out / "checkpoint").exists():
-        files = folder_bytes(out / "checkpoint")
-        listed = read_json(out / "checkpoint" / "manifest.json")["files"]
-        assert {name: hashlib.sha256(files[name]).hexdigest() for name in listed} == listed
-    if (out / "validation").exists():
-        listed = {row["file"] for row in read_json(out / "validation" / "prompts.json")}
-        assert listed | {"prompts.json"} == set(folder_bytes(out / "validation"))
 
 
 def disturb_and_finish(task, out, conditions):

@@ -173,6 +173,12 @@ class TestClaim:
             output.settle()
         assert not (tmp_path / ".job").exists()
 
+    def test_settling_removes_the_folder_that_a_job_died_removing(self, tmp_path):
+        put_result(tmp_path, JOB)
+        (tmp_path / ".job").mkdir()
+        assert claim(tmp_path) is Claim.FINISHED
+        assert not (tmp_path / ".job").exists()
+
     def test_who_asked_and_what_is_told(self, tmp_path):
         with OutputFolder.lock(tmp_path) as output:
             assert not output.is_asked_by("request") and not output.tells_of("digest")
