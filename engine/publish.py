@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def _checkpoint_files(
         state_tensors=tensors,
         state_scalars=scalars,
         lora=serialise_tensors(lora_files.diffusers_state(training.adapter)),
-        webui=serialise_tensors(lora_files.webui_state(training.adapter, partial(training.family.webui_name, "unet"))),
+        webui=serialise_tensors(lora_files.webui_state(training.adapter, training.family.webui_name)),
         world=job.world,
         settings=job.settings,
         lineage=lineage,

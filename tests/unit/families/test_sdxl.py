@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
@@ -244,7 +243,7 @@ class TestFiles:
         if kind == "diffusers":
             tensors = lora_files.diffusers_state(adapter)
         else:
-            tensors = lora_files.webui_state(adapter, partial(family.webui_name, "unet"))
+            tensors = lora_files.webui_state(adapter, family.webui_name)
             assert all(name.startswith("lora_unet_") for name in tensors)
         save_file(tensors, tmp_path / "lora.safetensors")
         pipeline = plain_pipeline(folder)
