@@ -142,7 +142,7 @@ def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
     tensors = lora_files.webui_state(training.adapter, training.family.webui_name)
     metadata = webui_metadata.describe(
         tensors,
-        training.family.webui_base(),
+        job.base.family.webui_base(job.base.config, job.prediction_type),
         identity=job.base.identity,
         prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,

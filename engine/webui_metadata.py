@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import save as serialise_tensors
 
-from .families.base import WebuiBase
+from .families.webui_base import WebuiBase
 from .task import PredictionType
 
 DOWN_ENDING = ".lora_down.weight"

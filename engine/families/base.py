@@ -45,18 +45,6 @@ class Batch:
     """Whatever the family's `encode_caption` gave, stacked."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebuiBase:
-    """What LoRA files in the web interfaces' format call the kind of base model that they are for."""
-
-    architecture: str
-    """In Stability AI's metadata specification (`modelspec.architecture`)."""
-    version: str
-    """In kohya's metadata (`ss_base_model_version`)."""
-    implementation: str = "diffusers"
-    """Whose names the modules have (`modelspec.implementation`)."""
-
-
 class Family(Protocol):
     """A loaded base model."""
 
@@ -89,10 +77,6 @@ class Family(Protocol):
 
     def pipeline(self) -> Any:
         """Diffusers' pipeline for this model, from the parts already in memory."""
-        ...
-
-    def webui_base(self) -> WebuiBase:
-        """What kind of base model this is to the web interfaces."""
         ...
 
     def webui_name(self, module: str) -> str:

@@ -3,8 +3,6 @@ the text encoder's width are all that differs."""
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,11 +10,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .. import objectives
-from .base import Batch, LoadArgs, Tensors, WebuiBase
+from .base import Batch, LoadArgs, Tensors
 from .loading import load_module, load_scheduler, load_tokenizer
-
-_OPEN_CLIP_WIDTH: Final = 1024
-"""Of the text states of SD 2.x; those of 1.x are 768 wide."""
 
 
 class StableDiffusion:
@@ -88,14 +83,6 @@ class StableDiffusion:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-    def webui_base(self) -> WebuiBase:
-        predicts_velocity = self._args.prediction_type == "v_prediction"
-        suffix = "_v" if predicts_velocity else ""
-        if self.denoiser.config.cross_attention_dim == _OPEN_CLIP_WIDTH:
-            kind = "768-v" if predicts_velocity else "512"
-            return WebuiBase(architecture=f"stable-diffusion-v2-{kind}", version=f"sd_v2{suffix}")
-        return WebuiBase(architecture="stable-diffusion-v1", version=f"sd_v1{suffix}")
 
     def webui_name(self, module: str) -> str:
         return "lora_unet_" + module.replace(".", "_")

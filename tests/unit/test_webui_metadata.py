@@ -11,11 +11,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
-from engine.families.base import WebuiBase
+from engine.families import webui_base
 from engine.webui_metadata import describe, serialise
 
-SD1 = WebuiBase(architecture="stable-diffusion-v1", version="sd_v1")
-XL = WebuiBase(architecture="stable-diffusion-xl-v1-base", version="sdxl_base_v1-0")
+
+def sd(width, prediction_type="epsilon"):
+    return webui_base.stable_diffusion(
+        lambda component: {"unet": {"cross_attention_dim": width}}[component], prediction_type
+    )
+
+
+SD1 = sd(768)
 
 
 def lora(rank=4, alpha=4.0, module="lora_unet_mid_block_attentions_0_proj_in"):
@@ -51,11 +57,25 @@ def test_what_is_said():
 
 
 @pytest.mark.parametrize(
-    "base, v2", [(SD1, "False"), (WebuiBase(architecture="a", version="sd_v2_v"), "True"), (XL, "False")]
+    "base, version, v2, architecture",
+    [
+        (SD1, "sd_v1", "False", "stable-diffusion-v1/lora"),
+        (sd(768, "v_prediction"), "sd_v1_v", "False", "stable-diffusion-v1/lora"),
+        (sd(1024), "sd_v2", "True", "stable-diffusion-v2-512/lora"),
+        (sd(1024, "v_prediction"), "sd_v2_v", "True", "stable-diffusion-v2-768-v/lora"),
+        (
+            webui_base.stable_diffusion_xl(dict, "epsilon"),
+            "sdxl_base_v1-0",
+            "False",
+            "stable-diffusion-xl-v1-base/lora",
+        ),
+    ],
 )
-def test_what_automatic1111_sorts_by(base, v2):
+def test_what_loras_are_sorted_by(base, version, v2, architecture):
+    """AUTOMATIC1111 takes `sdxl_…` for XL, else `ss_v2` "True" for SD 2.x, else SD 1.x."""
     found = described(lora(), base)
-    assert found["ss_v2"] == v2 and found["ss_base_model_version"] == base.version
+    assert (found["ss_base_model_version"], found["ss_v2"]) == (version, v2)
+    assert found["modelspec.architecture"] == architecture
 
 
 def test_a_velocity_prediction_and_a_base_without_a_name():
