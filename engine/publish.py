@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import save as serialise_tensors
 
-from . import checkpoint, lora, lora_files, report, validation, world
+from . import checkpoint, lora, lora_files, report, validation, webui_metadata, world
 from . import history as history_file
 from .checkpoint import Checkpoint
 from .families.base import Family
@@ -116,7 +116,7 @@ def _checkpoint_files(
         state_tensors=tensors,
         state_scalars=scalars,
         lora=serialise_tensors(lora_files.diffusers_state(training.adapter)),
-        webui=serialise_tensors(lora_files.webui_state(training.adapter, training.family.webui_name)),
+        webui=_webui_file(job, training, state.global_step),
         world=job.world,
         settings=job.settings,
         lineage=lineage,
@@ -136,6 +136,19 @@ def _checkpoint_files(
             **origin,
         },
     )
+
+
+def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
+    tensors = lora_files.webui_state(training.adapter, training.family.webui_name)
+    metadata = webui_metadata.describe(
+        tensors,
+        job.base.family.webui_base(job.base.config, job.prediction_type),
+        identity=job.base.identity,
+        prediction_type=job.prediction_type,
+        resolution=job.task.train_args.resolution,
+        global_step=global_step,
+    )
+    return webui_metadata.serialise(tensors, metadata)
 
 
 def _report(

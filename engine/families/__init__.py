@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ModelError
-from . import checks
+from ..task import PredictionType
+from . import checks, webui_base
+from .webui_base import WebuiBase
 
 if TYPE_CHECKING:
     from .base import Family, LoadArgs
@@ -25,6 +27,8 @@ class Entry:
     """Those of them that hold weights."""
     check: Callable[[checks.Configs], None]
     """Refuses, by a ModelError, configurations that do not make this family."""
+    webui_base: Callable[[checks.Configs, PredictionType], WebuiBase]
+    """What LoRA files for web interfaces call the base model."""
 
 
 FAMILIES: Final[Mapping[str, Entry]] = {
@@ -33,12 +37,14 @@ FAMILIES: Final[Mapping[str, Entry]] = {
         components=("scheduler", "tokenizer", "text_encoder", "vae", "unet"),
         weighted=("text_encoder", "vae", "unet"),
         check=checks.stable_diffusion,
+        webui_base=webui_base.stable_diffusion,
     ),
     "StableDiffusionXLPipeline": Entry(
         module="sdxl",
         components=("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "unet"),
         weighted=("text_encoder", "text_encoder_2", "vae", "unet"),
         check=checks.stable_diffusion_xl,
+        webui_base=webui_base.stable_diffusion_xl,
     ),
 }
 """Diffusers pipeline class (`_class_name` in `model_index.json`) -> family."""

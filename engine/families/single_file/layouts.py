@@ -15,6 +15,8 @@ from .header import Header
 
 UNET: Final = "model.diffusion_model."
 VAE: Final = "first_stage_model."
+INDEX: Final = ""
+"""The component whose configuration is the pipeline's own, Diffusers' model_index.json."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ def configurations(header: Header, layout: Layout) -> dict[str, dict[str, Any]]:
         shapes = {key: tensor.shape for key, tensor in inside.items()}
         configs[component] = _SIZES[part.kind](shapes, configs[component])
     configs["scheduler"] = _scheduler(header, configs["scheduler"], layout)
+    configs[INDEX] = {"_class_name": layout.pipeline}
     return configs
 
 
