@@ -147,8 +147,9 @@ def _quiet_libraries() -> None:
 
 
 def _fail(error: BaseException, place: Place) -> int:
-    """Say why the job ends, once: in the first of its processes, or in the second where the first was killed."""
-    if place.is_first or (place.rank == 1 and isinstance(error, PeerError) and error.origin == 0):
+    """Say why the job ends, once: in the first of its processes; where that was killed, in its launcher or the next."""
+    is_next = place.rank == 1 and not place.shares_task
+    if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0):
         message = describe(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
         write_termination_message(message)
