@@ -149,7 +149,7 @@ def _quiet_libraries() -> None:
 def _fail(error: BaseException, place: Place) -> int:
     """Say why the job ends, once: in the first of its processes; where that was killed, in its launcher or the next."""
     is_next = place.rank == 1 and not place.shares_task
-    if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0):
+    if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0 and error.was_killed):
         message = describe(error)
         print(f"error: {message}", file=sys.stderr, flush=True)
         write_termination_message(message)

@@ -82,10 +82,10 @@ class TemporaryError(JobError):
 class PeerError(JobError):
     """Another process of the same job ended; its code, kind and message are this one's too."""
 
-    def __init__(self, code: int, kind: str, message: str, *, origin: int) -> None:
-        """`origin` is the rank of the process that ended first."""
+    def __init__(self, code: int, kind: str, message: str, *, origin: int, was_killed: bool = False) -> None:
+        """`origin` is the rank of the process that ended first; `was_killed`: without telling anybody why."""
         super().__init__(message)
-        self.code, self.kind, self.origin = code, kind, origin
+        self.code, self.kind, self.origin, self.was_killed = code, kind, origin, was_killed
 
 
 class Interrupted(BaseException):

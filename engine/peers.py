@@ -39,6 +39,7 @@ class Ending:
     code: int = 0
     kind: str = "done"
     message: str = ""
+    was_killed: bool = False
 
     @property
     def is_interruption(self) -> bool:
@@ -48,13 +49,13 @@ class Ending:
         """What it means for the others."""
         if self.is_interruption:
             return PeerInterrupted(self.code - 128, self.message)
-        return PeerError(self.code, self.kind, self.message, origin=self.rank)
+        return PeerError(self.code, self.kind, self.message, origin=self.rank, was_killed=self.was_killed)
 
 
 def ending_of(error: BaseException, rank: int) -> Ending:
     """The ending of a process by `error`, or the ending elsewhere that `error` passes on."""
     if isinstance(error, PeerError):
-        return Ending(error.origin, error.code, error.kind, str(error))
+        return Ending(error.origin, error.code, error.kind, str(error), error.was_killed)
     if isinstance(error, JobError | Interrupted):
         return Ending(rank, error.code, error.kind, str(error))
     return Ending(rank, BUG_CODE, "bug", f"a bug in this program: {type(error).__name__}: {error}")
@@ -112,7 +113,7 @@ class PeerWatch:
                 dist.recv(message, src=self._before, group=self._group)
             except RuntimeError:
                 reason = f"process {self._before} of the job was killed, or its machine is gone; run the command again"
-                return Ending(self._before, _KILLED, "temporary", reason)
+                return Ending(self._before, _KILLED, "temporary", reason, was_killed=True)
             text = message.numpy().tobytes().rstrip(b"\0")
             if text:  # else a heartbeat
                 return Ending(**json.loads(text))
