@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from .environment import LAUNCHED, Place
-from .errors import BUG_CODE, Interrupted, TemporaryError
+from .errors import Interrupted, JobError, PeerError, TemporaryError
 from .outcome import Outcome, recording_failure
 from .output import OutputFolder
 from .progress import say
@@ -48,7 +48,8 @@ class Launch:
 
         Raises:
             TemporaryError: the first process was killed.
-            Interrupted: by a signal, before any process could say so itself.
+            PeerError: another process ended, and the first one was found hanging.
+            Interrupted: by a signal, and the first process did not live to say so itself.
         """
         say(f"starting {self.processes} processes, which share the accumulation out")
         with tempfile.TemporaryDirectory(prefix="sd-lora-task-") as folder:
@@ -57,13 +58,7 @@ class Launch:
         if codes[0] is not None:  # it has heard of every other's end, and has said and written down why
             return codes[0]
         stop.install()
-        if signum:
-            raise Interrupted(signum, "stopped before anything was trained; the same command goes on")
-        failed = [code for code in codes if code]
-        if failed and failed[0] == BUG_CODE:
-            return BUG_CODE
-        self._record_kill()
-        return TemporaryError.code
+        self._end(_reason(signum, codes))
 
     def _environment(self, folder: str) -> dict[str, str]:
         found = {LAUNCHED: folder}
@@ -71,13 +66,25 @@ class Launch:
             found["TASK_JSON"] = os.fsdecode(self.settings.task_bytes)
         return found
 
-    def _record_kill(self) -> None:
-        """What the first process would have written down."""
-        error = TemporaryError("the first process of the job was killed; run the same command again")
+    def _end(self, error: JobError | Interrupted) -> NoReturn:
+        """Write down what the first process would have, and end with it."""
         outcome = Outcome()
         with OutputFolder.lock(self.settings.output_dir) as output, recording_failure(output, outcome):
             outcome.may_overwrite = self.settings.overwrite or output.is_asked_by(self.request)
             raise error
+
+
+def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:
+    """Why a job ended whose first process could not say so: a signal, another process's reason, or a kill."""
+    if signum:
+        name = signal.Signals(signum).name
+        return Interrupted(signum, f"stopped by {name}; the same command goes on where it last saved")
+    for rank, code in enumerate(codes):
+        if code and code != TemporaryError.code:
+            kinds = {kind.code: kind.kind for kind in JobError.__subclasses__() if hasattr(kind, "code")}
+            message = f"process {rank} of the job ended with code {code}, see above"
+            return PeerError(code, kinds.get(code, "bug"), message, origin=rank)
+    return TemporaryError("the first process of the job was killed; run the same command again")
 
 
 def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:

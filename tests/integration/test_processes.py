@@ -218,6 +218,35 @@ class TestEndings:
         assert_same(finished.folders(), expected.folders())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_gpus_give_the_bytes_of_one(task, tmp_path, precision):
+    """Through NCCL; on a machine with two GPUs or more."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    own = changed(sharing(task, 4), {"mixed_precision": precision})
+    one = succeed(own, tmp_path / "one", env={"DEVICE": "cuda", "PROCESSES": "1"})
+    two = succeed(own, tmp_path / "two", env={"DEVICE": "cuda"})
+    assert "processes, which share the accumulation out" in two.stderr
+    assert_same(two.folders(), one.folders())
+
+
+@pytest.mark.gpu
+def test_a_killed_process_on_gpus_ends_the_job(task, tmp_path):
+    """NCCL would wait for it: within seconds all the same."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    job, pids = training(task, tmp_path / "out", DEVICE="cuda")
+    started = time.monotonic()
+    os.kill(pids[1], signal.SIGKILL)
+    assert job.finish().code == 75
+    assert_ended(job, started)
+
+
 def test_the_plan_counts_the_processes_of_torchrun(task, tmp_path):
     finished = succeed(sharing(task, 2), tmp_path / "out", "--plan", env={
         "RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400",

@@ -69,3 +69,18 @@ def test_a_process_leaves_its_code_where_its_launcher_looks(tmp_path):
     launch.leave_code({launch.LAUNCHED: str(tmp_path), "RANK": "1"}, 75)
     assert launch._read_code(tmp_path / "1") == 75
     assert launch._read_code(tmp_path / "0") is None
+
+
+@pytest.mark.parametrize(
+    "signum, codes, code, kind",
+    [
+        (15, [None, 75], 143, "interrupted"),
+        (0, [None, 75], 75, "temporary"),
+        (0, [None, None], 75, "temporary"),
+        (0, [None, 75, 3], 3, "dataset"),
+        (0, [None, 70], 70, "bug"),
+    ],
+)
+def test_the_reason_where_the_first_process_left_none(signum, codes, code, kind):
+    error = launch._reason(signum, codes)
+    assert (error.code, error.kind) == (code, kind)
