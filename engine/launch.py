@@ -55,10 +55,11 @@ class Launch:
         with tempfile.TemporaryDirectory(prefix="sd-lora-task-") as folder:
             signum = _start(self.processes, _arguments(argv), self._environment(folder), folder)
             codes = [_read_code(Path(folder, str(rank))) for rank in range(self.processes)]
-        if codes[0] is not None:  # it has heard of every other's end, and has said and written down why
-            return codes[0]
-        stop.install()
-        self._end(_reason(signum, codes))
+        # The first process hears of every other's end, and says and writes down why, if it lives to do so.
+        if codes[0] is None:
+            stop.install()
+            self._end(_reason(signum, codes))
+        return codes[0]
 
     def _environment(self, folder: str) -> dict[str, str]:
         found = {LAUNCHED: folder}
