@@ -10,11 +10,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from engine.errors import Interrupted, JobError, TaskError
+from engine.distributed import Processes, connected
+from engine.environment import Place, read_place
+from engine.errors import Interrupted, JobError, PeerError, TaskError
+from engine.launch import Launch, follow_launcher, launch_of, leave_code
 from engine.outcome import Outcome, describe, exit_code, recording_failure, write_termination_message
 from engine.output import OutputFolder
+from engine.progress import keep_silent
 from engine.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
 from engine.signals import Stop
 
@@ -24,36 +29,65 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     stop = Stop()
     stop.install()
     _quiet_libraries()
+    place = Place()
     try:
         flags = _read_flags(argv, environment)
+        place = read_place(environment)
+        if not place.is_first:
+            keep_silent()
         if flags.plan:
             print_plan(read_settings(flags, environment))
             return 0
-        outcome = Outcome()
-        with OutputFolder.lock(output_dir(flags, environment)) as output, recording_failure(output, outcome):
-            train(read_settings(flags, environment), output, stop, outcome)
+        follow_launcher(environment)
+        launch = _run(flags, environment, place, stop)
+        return launch(argv, stop) if launch else 0
     except (JobError, Interrupted) as error:
-        return _fail(error)
+        return _fail(error, place)
     except Exception as error:
         traceback.print_exc()
-        return _fail(error)
-    return 0
+        return _fail(error, place)
 
 
-def train(settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome) -> None:
+def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
+    """Run the job, as one of its processes; or say how to start several that do, leaving the output folder to them."""
+    outcome = Outcome()
+    with (
+        connected(place, stop) as processes,
+        _output(output_dir(flags, environment), outcome, place) as output,
+        processes.knowing_why(),
+    ):
+        return train(read_settings(flags, environment), output, stop, outcome, processes)
+
+
+@contextlib.contextmanager
+def _output(folder: Path, outcome: Outcome, place: Place) -> Iterator[OutputFolder]:
+    """The output folder: locked and told of failures in the job's first process, not touched in the others."""
+    if not place.is_first:
+        yield OutputFolder(folder)
+        return
+    with OutputFolder.lock(folder) as output, recording_failure(output, outcome):
+        yield output
+
+
+def train(
+    settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, processes: Processes
+) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
     from engine.prepare import is_in_place, parent_folder, read_task, request_digest
 
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
     task = read_task(settings)
     parent = parent_folder(settings, task)
-    outcome.may_overwrite |= is_in_place(parent, settings.output_dir) or output.is_asked_by(
-        request_digest(task, parent)
-    )
+    request = request_digest(task, parent)
+    outcome.may_overwrite |= is_in_place(parent, settings.output_dir) or output.is_asked_by(request)
     with outcome.clock.phase("start"), _importing():
+        launch = launch_of(settings, task, request)
+        if launch is not None:
+            return launch
         from engine.run import run
 
-    run(settings, task, output, stop, outcome)
+    run(settings, task, output, stop, outcome, processes=processes)
+    return None
 
 
 def print_plan(settings: Settings) -> None:
@@ -63,6 +97,8 @@ def print_plan(settings: Settings) -> None:
     from engine.progress import say
 
     lines = describe_job(prepare(settings, read_task(settings), weights=False, report=say))
+    if not settings.place.is_first:
+        return
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
         print("\n".join(lines), flush=True)
 
@@ -110,12 +146,16 @@ def _quiet_libraries() -> None:
         warnings.simplefilter("ignore")
 
 
-def _fail(error: BaseException) -> int:
-    message = describe(error)
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    write_termination_message(message)
+def _fail(error: BaseException, place: Place) -> int:
+    """Say why the job ends, once: in the first of its processes; where that was killed, in its launcher or the next."""
+    is_next = place.rank == 1 and not place.shares_task
+    if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0 and error.was_killed):
+        message = describe(error)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        write_termination_message(message)
     return exit_code(error)
 
 
 if __name__ == "__main__":
-    _leave(main(sys.argv[1:], os.environ))
+    leave_code(os.environ, code := main(sys.argv[1:], os.environ))
+    _leave(code)

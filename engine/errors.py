@@ -12,8 +12,8 @@ from typing import ClassVar
 class JobError(Exception):
     """A job that ends for a known reason. `str(error)` is one line for a person."""
 
-    code: ClassVar[int]
-    kind: ClassVar[str]
+    code: int
+    kind: str
 
 
 class TaskError(JobError):
@@ -79,6 +79,15 @@ class TemporaryError(JobError):
     kind = "temporary"
 
 
+class PeerError(JobError):
+    """Another process of the same job ended; its code, kind and message are this one's too."""
+
+    def __init__(self, code: int, kind: str, message: str, *, origin: int, was_killed: bool = False) -> None:
+        """`origin` is the rank of the process that ended first; `was_killed`: without telling anybody why."""
+        super().__init__(message)
+        self.code, self.kind, self.origin, self.was_killed = code, kind, origin, was_killed
+
+
 class Interrupted(BaseException):
     """Stopped by a signal; the same command goes on where it stopped.
 
@@ -90,6 +99,10 @@ class Interrupted(BaseException):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.code = 128 + signum
+
+
+class PeerInterrupted(Interrupted):
+    """Another process of the same job was stopped by a signal, between two steps of this one."""
 
 
 BUG_CODE = 70

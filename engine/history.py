@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Final
 
 from .errors import CheckpointError
+
+DIGEST_STEPS: Final = 50
+"""A digest of the weights is recorded at each multiple, counted through the whole chain: wherever a chain is cut, and
+whenever it is killed, the same steps have one. The last weights are in the checkpoint themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +27,18 @@ class StepReport:
     learning_rate: float
     grad_norm: float | None
     """L2 norm before clipping; None where the fp16 loss scaler skipped the step."""
+    weights: str | None = None
+    """`state.weights_digest` of the adapter after the step, for every `DIGEST_STEPS`-th step."""
 
 
 def dump(history: Iterable[StepReport]) -> bytes:
     """A JSON line for each step. Floats are written so that they read back to the same bits."""
-    return b"".join(
-        json.dumps([row.step, row.loss, row.learning_rate, row.grad_norm], allow_nan=False).encode() + b"\n"
-        for row in history
-    )
+    return b"".join(json.dumps(_columns(row), allow_nan=False).encode() + b"\n" for row in history)
+
+
+def _columns(row: StepReport) -> list[Any]:
+    columns = [row.step, row.loss, row.learning_rate, row.grad_norm]
+    return columns if row.weights is None else [*columns, row.weights]
 
 
 def parse(data: bytes) -> list[StepReport]:
@@ -43,8 +53,12 @@ def parse(data: bytes) -> list[StepReport]:
         raise CheckpointError(f"the checkpoint's history is malformed ({error}); take another checkpoint") from None
 
 
-def _row(step: int, loss: float, learning_rate: float, grad_norm: float | None) -> StepReport:
+def _row(
+    step: int, loss: float, learning_rate: float, grad_norm: float | None, weights: str | None = None
+) -> StepReport:
     numbers = [step, loss, learning_rate, *([] if grad_norm is None else [grad_norm])]
     if type(step) is not int or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
         raise ValueError(f"step {step!r} is malformed")
-    return StepReport(step, float(loss), float(learning_rate), None if grad_norm is None else float(grad_norm))
+    if not (weights is None or (isinstance(weights, str) and re.fullmatch("[0-9a-f]{64}", weights))):
+        raise ValueError(f"the digest of step {step} is malformed")
+    return StepReport(step, float(loss), float(learning_rate), None if grad_norm is None else float(grad_norm), weights)

@@ -17,6 +17,7 @@ import torch
 from . import rng, transforms
 from .cache import EncodingCache
 from .dataset import ImageDataset
+from .distributed import Processes
 from .errors import DatasetError
 from .families.base import Family, Tensors
 from .plan import Schedule, Visit, VisitStream
@@ -64,11 +65,13 @@ class VisitEncoder:
         device: torch.device,
         check_stop: Callable[[], None],
         report: Callable[[str], None],
+        processes: Processes | None = None,
     ) -> None:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
             report: called with a line about an image that is skipped.
+            processes: that share the micro-batches out; None is this one alone.
         """
         self._task = task
         self._dataset = dataset
@@ -79,8 +82,11 @@ class VisitEncoder:
         self._device = device
         self._check_stop = check_stop
         self._report = report
+        self._processes = processes or Processes()
         self._facts: dict[int, tuple[str, tuple[int, int]]] = {}
         self._unreadable: dict[int, str] = {}
+        self._shared: set[int] = set()
+        """The unreadable images that all processes know of."""
         self._examples: dict[int, list[Example]] = {}
 
     @property
@@ -89,7 +95,9 @@ class VisitEncoder:
         return [(self._dataset.name(sample), reason) for sample, reason in self._unreadable.items()]
 
     def examples(self, step: int) -> list[Example]:
-        """The examples of optimizer step `step`, in the order of their visits. Steps are asked for once, in order.
+        """The examples of this process's micro-batches of optimizer step `step`, in the order of their visits.
+
+        Steps are asked for once, in order.
 
         Raises:
             DatasetError: no image of the dataset is readable.
@@ -113,22 +121,52 @@ class VisitEncoder:
                 self._conditioning(visit, shown.sample, captions) | self._family.place(shown.geometry),
                 self._tokens(visit, shown.sample),
             )
-            for visit, (shown, moments) in zip(visits, images, strict=True)
+            for visit, (shown, moments) in zip(filter(self._is_own, visits), images, strict=True)
         ]
+        per_step = len(examples) // len(steps)
         # The denoiser gets the device's memory for itself.
         self._family.move_encoders(torch.device("cpu"))
         self._cache.trim()
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
 
+    def _owner(self, visit: Visit) -> int:
+        """The rank of the process that trains on a visit."""
+        micro_batch = visit.number % self._schedule.visits_per_step // self._schedule.batch_size
+        return self._processes.owner(micro_batch)
+
+    def _is_own(self, visit: Visit) -> bool:
+        return self._owner(visit) == self._processes.rank
+
     def _images(self, visits: Sequence[Visit]) -> list[tuple[_Shown, Tensors]]:
-        """What each visit shows. Repeated until all of it is encoded: an unreadable image is only then found out."""
+        """What each own visit of a window shows; the other processes do the same with theirs.
+
+        An image that several processes show is encoded by the one that shows it first; the others find it on the disk.
+        Repeated until all of it is encoded: an unreadable image is only then found out.
+        """
         moments: dict[str, Tensors] = {}
         while True:
             shown = [self._show(visit) for visit in visits]
-            missing = {one.key: one for one in shown if one.key not in moments}
-            if not missing:
-                return [(one, moments[one.key]) for one in shown]
-            self._encode_images(missing, moments)
+            first: dict[str, Visit] = {}
+            for visit, one in zip(visits, shown, strict=True):
+                first.setdefault(one.key, visit)
+            own = [one for visit, one in zip(visits, shown, strict=True) if self._is_own(visit)]
+            missing = {one.key: one for one in own if one.key not in moments}
+            self._encode_images({key: one for key, one in missing.items() if self._is_own(first[key])}, moments)
+            # A round of exchange is also what the others wait for before they look on the disk.
+            is_settled = self._share_unreadable()
+            self._encode_images({key: one for key, one in missing.items() if not self._is_own(first[key])}, moments)
+            is_settled &= self._share_unreadable()
+            if is_settled:
+                return [(one, moments[one.key]) for one in own]
+
+    def _share_unreadable(self) -> bool:
+        """Let all processes know of every image that one of them cannot read; False when there was a new one."""
+        own = [[sample, reason] for sample, reason in self._unreadable.items() if sample not in self._shared]
+        found = {sample: reason for news in self._processes.exchange(own) for sample, reason in news}
+        for sample, reason in sorted(found.items()):
+            self._skip(sample, reason)
+        self._shared.update(found)
+        return not found
 
     def _show(self, visit: Visit) -> _Shown:
         """The visit's image or, where that is unreadable, the next readable one of the epoch's permutation."""
@@ -160,7 +198,7 @@ class VisitEncoder:
             self._facts[sample] = hashlib.sha256(data).hexdigest(), transforms.image_size(data)
         return self._facts[sample]
 
-    def _skip(self, sample: int, reason: Exception) -> None:
+    def _skip(self, sample: int, reason: Exception | str) -> None:
         if sample not in self._unreadable:
             self._unreadable[sample] = str(reason)
             self._report(f"skipping image {self._dataset.name(sample)}: {reason}")

@@ -145,7 +145,10 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         limits=settings.limits,
     )
     schedule = plan.schedule(
-        task.train_args, num_rows=len(dataset), processes=1, start_step=chain.global_step if chain else 0
+        task.train_args,
+        num_rows=len(dataset),
+        processes=settings.place.multiplier,
+        start_step=chain.global_step if chain else 0,
     )
     job = Job(
         task=task,

@@ -22,8 +22,18 @@ LINE_SECONDS: Final = 2.0
 _PLAIN_SECONDS: Final = 10.0
 
 
+_voice = {"is_silent": False}
+
+
+def keep_silent() -> None:
+    """Another process of the job speaks for this one."""
+    _voice["is_silent"] = True
+
+
 def say(message: str) -> None:
     """One line for a person, on stderr, without disturbing a bar."""
+    if _voice["is_silent"]:
+        return
     tqdm.write(message, file=sys.stderr)
     sys.stderr.flush()
 
@@ -35,7 +45,7 @@ class Meter:
         self._what, self._unit, self._total = what, unit, total
         self._bar: Any = (
             tqdm(desc=what, unit=f" {unit}", total=total, initial=start, file=sys.stderr)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not _voice["is_silent"]
             else None
         )
         self._next_line = time.monotonic() + _PLAIN_SECONDS

@@ -12,7 +12,17 @@ import torch
 from . import checkpoint, determinism, families, rng, world
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
-from .errors import CheckpointError, DeviceError, DeviceMemoryError, ModelError, NonFiniteError, OutputError
+from .distributed import Processes
+from .errors import (
+    CheckpointError,
+    DeviceError,
+    DeviceMemoryError,
+    ModelError,
+    NonFiniteError,
+    OutputError,
+    PeerError,
+    PeerInterrupted,
+)
 from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
 from .latents import VisitEncoder
@@ -32,8 +42,12 @@ _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "ALLOC_FAILED
 _UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver version is insufficient")
 
 
-def run(settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcome: Outcome) -> None:
+def run(
+    settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes
+) -> None:
     """Train one task's slice and publish its result, or find that it is published already.
+
+    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone.
 
     Raises:
         JobError: of the kind of whatever went wrong.
@@ -41,10 +55,20 @@ def run(settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcom
     """
     rng.check_known_answers()
     device = _open_device(settings, task.mixed_precision)
+    processes.open_device(device)
     with outcome.clock.phase("prepare"):
-        job = prepare(settings, task, weights=True, report=say)
-    session = Session(settings=settings, output=output, stop=stop, outcome=outcome, device=device, job=job)
-    if _is_done_already(session):
+        job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say))
+    session = Session(
+        settings=settings,
+        output=output,
+        stop=stop,
+        outcome=outcome,
+        device=device,
+        job=job,
+        processes=processes,
+    )
+    _require_one_job(session)
+    if processes.from_first(lambda: _is_done_already(session)):
         return
     for line in describe(job):
         say(line)
@@ -52,9 +76,29 @@ def run(settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcom
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
         _train(session, training)
-        with outcome.clock.phase("validation"):
-            pictures = draw_pictures(session, training.family)
+        processes.follow_first()
+        processes.from_first(lambda: _draw_and_publish(session, training))
+
+
+def _draw_and_publish(session: Session, training: Training) -> None:
+    with session.outcome.clock.phase("validation"):
+        pictures = draw_pictures(session, training.family)
     publish(session, training, pictures)
+
+
+def _require_one_job(session: Session) -> None:
+    """All processes have found the same things, on equal devices: else their gradients were not of one training."""
+    job = session.job
+    found = {
+        "the task": job.task_digest,
+        "the base model": job.base.identity,
+        "the dataset": job.dataset.fingerprint,
+        "the checkpoint": job.record.parent,
+        "the device": world.describe_device(session.device),
+        "the installation": world.versions(),
+    }
+    for what, value in found.items() if session.processes.world_size > 1 else ():
+        session.processes.require_same(what, value)
 
 
 def _open_device(settings: Settings, mixed_precision: str) -> torch.device:
@@ -66,13 +110,16 @@ def _open_device(settings: Settings, mixed_precision: str) -> torch.device:
             "no CUDA device is visible: start the container with --gpus all (and an NVIDIA driver that is new enough), "
             "or set DEVICE=cpu to train on the CPU"
         )
+    # A launcher may show each process its own GPU alone, or all of them.
+    device = torch.device("cuda", settings.place.local_rank % torch.cuda.device_count())
     try:
-        torch.zeros(1, device="cuda")
+        torch.cuda.set_device(device)
+        torch.zeros(1, device=device)
     except RuntimeError as error:
         raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
     if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError(f'{torch.cuda.get_device_name()} has no bf16; use mixed_precision "fp16" or "no"')
-    return torch.device("cuda")
+    return device
 
 
 def _is_done_already(session: Session) -> bool:
@@ -126,28 +173,28 @@ def _load_family(session: Session) -> Family:
 def _train(session: Session, training: Training) -> None:
     job, outcome, stop, trainer = session.job, session.outcome, session.stop, training.trainer
     saver = ProgressSaver(session, training)
+    trainer.notice = saver.notice
     encoder = _visit_encoder(session, training.family, lambda: stop.check(saver.save))
-    log = TrainingLog(session.output.root / PROGRESS_LOG, job.schedule, owner=session.output.root)
-    meter = Meter("training", "steps", job.schedule.stop_step, start=trainer.step)
 
-    def after_step(report: StepReport) -> None:
-        training.history.append(report)
-        outcome.global_step = report.step
-        outcome.steps_trained += 1
-        meter.update(report.step, log.step(report))
-        saver.save_if_due()
-        stop.check(saver.save)
+    with _watched(session, trainer.step) as seen, stop.deferred():
 
-    with log.running(trainer.step), stop.deferred():
+        def after_step(report: StepReport) -> None:
+            outcome.global_step = report.step
+            outcome.steps_trained += 1
+            seen(report)
+            saver.after_step(report)
+
         try:
             train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
-            saver.save()
+            saver.finish()
         except NonFiniteError:
             saver.save()  # found before the update: this is the last good state
             _blame_base_model(training.family)
             raise
+        except (PeerError, PeerInterrupted):
+            saver.save()
+            raise
         finally:
-            meter.close()
             outcome.skipped = encoder.skipped
 
 
@@ -158,6 +205,22 @@ def _blame_base_model(family: Family) -> None:
         for key, tensor in weights:
             if not bool(torch.isfinite(tensor).all()):
                 raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")
+
+
+@contextmanager
+def _watched(session: Session, step: int) -> Iterator[Callable[[StepReport], None]]:
+    """Let people and tools see each step of the block, which begins at `step`; the first process sees for all."""
+    if not session.processes.is_first:
+        yield lambda report: None
+        return
+    root, schedule = session.output.root, session.job.schedule
+    log = TrainingLog(root / PROGRESS_LOG, schedule, owner=root)
+    meter = Meter("training", "steps", schedule.stop_step, start=step)
+    try:
+        with log.running(step):
+            yield lambda report: meter.update(report.step, log.step(report))
+    finally:
+        meter.close()
 
 
 def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], None]) -> VisitEncoder:
@@ -185,6 +248,7 @@ def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], No
         device=session.device,
         check_stop=check_stop,
         report=say,
+        processes=session.processes,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -12,18 +12,19 @@ import torch
 from . import history as history_file
 from . import lora, lora_files
 from .checkpoint import Checkpoint, WarmStart
+from .distributed import Processes
 from .errors import NonFiniteError
 from .families.base import DENOISER, Family
-from .history import StepReport
+from .history import DIGEST_STEPS, StepReport
 from .outcome import Outcome
 from .output import OutputFolder
 from .prepare import Job
 from .progress import say
 from .settings import Settings
 from .signals import Stop
-from .state import TrainState, dump_state, parse_state
+from .state import TrainState, dump_state, parse_state, weights_digest
 from .task import canonical_json
-from .train import Trainer
+from .train import Notice, Trainer
 
 _MAX_SAVING_SHARE: Final = 0.05
 """Of the training's time, however slow the disk."""
@@ -39,6 +40,7 @@ class Session:
     outcome: Outcome
     device: torch.device
     job: Job
+    processes: Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def start_training(session: Session, family: Family) -> Training:
     if job.task.train_args.train_text_encoder:
         components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
     adapter = lora.attach(components, job.task.lora, job.task.seed, initial=initial)
-    trainer = Trainer(job.task, job.schedule, family, adapter, session.device)
+    trainer = Trainer(job.task, job.schedule, family, adapter, session.device, processes=session.processes)
     if saved:
         trainer.restore(saved)
     elif isinstance(job.parent, WarmStart):
@@ -73,7 +75,7 @@ def start_training(session: Session, family: Family) -> Training:
 
 def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport]]:
     """The state to go on from, and the history that led to it."""
-    payload = session.output.load_progress()
+    payload = session.processes.bytes_from_first(session.output.load_progress)
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
@@ -85,7 +87,7 @@ def _saved_training(session: Session) -> tuple[TrainState | None, list[StepRepor
 
 
 class ProgressSaver:
-    """Saves the exact progress now and then, and when asked to."""
+    """Saves the exact progress now and then, and when asked to. Only the first process writes."""
 
     def __init__(self, session: Session, training: Training) -> None:
         self._session = session
@@ -104,14 +106,51 @@ class ProgressSaver:
         for name, tensor in state.adapter.items():
             if not bool(torch.isfinite(tensor).all()):  # the last saved progress stays
                 raise NonFiniteError(f"{name} is not finite after step {state.global_step}; try a lower learning_rate")
-        tensors, scalars = dump_state(state)
-        header = canonical_json({"state": scalars, "history": history_file.dump(self._training.history).decode()})
-        self._session.output.save_progress(header + b"\n" + tensors)
+        if self._session.processes.is_first:
+            tensors, scalars = dump_state(state)
+            header = canonical_json({"state": scalars, "history": history_file.dump(self._training.history).decode()})
+            self._session.output.save_progress(header + b"\n" + tensors)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
 
-    def save_if_due(self) -> None:
-        """Save when the last one is old enough, and cost little enough."""
+    def finish(self) -> None:
+        """Save the end of the training.
+
+        Raises:
+            DeviceError: the processes' weights differ.
+        """
+        if self._session.processes.world_size > 1:
+            self._agreed_digest()
+        self.save()
+
+    def _agreed_digest(self) -> str:
+        """The digest of the weights, after the same step in all processes."""
+        digest = weights_digest(self._training.adapter.state())
+        step = self._training.trainer.step
+        self._session.processes.require_same(f"the digest of the weights after step {step}", digest)
+        return digest
+
+    def notice(self) -> Notice:
+        """What to tell the other processes: a signal, and whether the last save is old enough, and cost little."""
         due = max(self._session.settings.save_seconds, self._cost / _MAX_SAVING_SHARE)
-        if time.monotonic() - self._saved_at >= due:
+        is_due = self._session.processes.is_first and time.monotonic() - self._saved_at >= due
+        return Notice(self._session.stop.signum, is_due)
+
+    def after_step(self, report: StepReport) -> StepReport:
+        """Do what the processes agreed on during the step, and add what belongs into the history.
+
+        Raises:
+            Interrupted: the job is to stop; its progress is saved.
+            DeviceError: the processes' weights differ.
+        """
+        noticed, stop, processes = self._training.trainer.noticed, self._session.stop, self._session.processes
+        signum = processes.decided(stop.signum, noticed.signum)
+        is_recorded = report.step % DIGEST_STEPS == 0
+        if is_recorded or (processes.world_size > 1 and (noticed.save or signum)):
+            digest = self._agreed_digest()
+            report = replace(report, weights=digest) if is_recorded else report
+        self._training.history.append(report)
+        if noticed.save and not signum:
             self.save()
+        stop.check(self.save, signum=signum)
+        return report

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn, cast, get_args
 
 from . import __version__
-from .environment import int_variable
+from .environment import Place, int_variable, read_place
 from .errors import TaskError
 from .limits import Limits
 
@@ -43,6 +43,10 @@ class Settings:
     encoded_cache_bytes: int
     """Of images and captions encoded by any job, kept on disk."""
     limits: Limits
+    place: Place
+    """This process's among the job's."""
+    processes: int | None
+    """How many processes to start; None leaves that to the number of GPUs."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,10 +104,9 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
         TaskError: an invalid value, or a task that cannot be read.
     """
     env = {name: value for name, value in environment.items() if value}
-    if int_variable(env, "WORLD_SIZE", default=1, least=1) > 1:
-        raise TaskError(
-            f"WORLD_SIZE is {env['WORLD_SIZE']}: this version trains in one process; start it without torchrun"
-        )
+    place = read_place(env)
+    if place.world_size > 1 and flags.task == "-":
+        raise TaskError("several processes cannot share standard input; give the task by TASK_JSON or as a file")
     device = flags.device or env.get("DEVICE", "cuda")
     if device not in get_args(Device):
         raise TaskError(f"DEVICE is {device!r}: expected cuda or cpu")
@@ -123,6 +126,8 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
         save_seconds=int_variable(env, "SAVE_SECONDS", default=30, least=0),
         encoded_cache_bytes=int_variable(env, "MAX_ENCODED_BYTES", default=20 << 30, least=0),
         limits=Limits.from_environment(env),
+        place=place,
+        processes=int_variable(env, "PROCESSES", default=1, least=1) if "PROCESSES" in env else None,
     )
 
 

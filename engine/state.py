@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -49,6 +50,18 @@ def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
         "loss_scale": asdict(state.loss_scale) if state.loss_scale else None,
     }
     return serialise_tensors(tensors), scalars
+
+
+def weights_digest(adapter: Tensors) -> str:
+    """SHA-256, in hex, over the names and little-endian float32 bytes of the adapter's tensors, in the order of names.
+
+    The same tensors are in a checkpoint's `state.safetensors` as `adapter.<name>`.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(adapter):
+        digest.update(name.encode() + b"\0")
+        digest.update(adapter[name].detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:

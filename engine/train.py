@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from . import objectives, optim, rng
+from .distributed import Processes
 from .errors import CheckpointError, NonFiniteError
 from .families.base import DENOISER, PRECISIONS, Batch, Family, Tensors
 from .history import StepReport
@@ -20,10 +22,33 @@ from .state import TrainState
 from .task import Task
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What a process tells the others along with a gradient, so that all of them act on it after the same step."""
+
+    signum: int = 0
+    """The signal that it was sent, or 0."""
+    save: bool = False
+    """The progress is to be saved."""
+
+
 class Trainer:
     """The adapter, its optimizer and the step reached: all that changes while training."""
 
-    def __init__(self, task: Task, schedule: Schedule, family: Family, adapter: Adapter, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: Task,
+        schedule: Schedule,
+        family: Family,
+        adapter: Adapter,
+        device: torch.device,
+        *,
+        processes: Processes | None = None,
+    ) -> None:
+        """
+        Args:
+            processes: that share the micro-batches of a step out; None is this one alone.
+        """
         self._task = task
         self._schedule = schedule
         self._family = family
@@ -36,7 +61,12 @@ class Trainer:
             self._base_rates.append(base_text_encoder_rate(task.train_args, schedule.micro_batches))
         self._optimizer = optim.make_optimizer(groups, task.train_args.adam_args)
         self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
+        self._processes = processes or Processes()
+        self.notice: Callable[[], Notice] = Notice
+        """Called with each micro-batch; what comes of it is `noticed`."""
         self.step = schedule.start_step
+        self.noticed = Notice()
+        """What any process gave notice of during the last step: the same in all of them."""
 
     def state(self) -> TrainState:
         """Everything an exact continuation needs, after a whole number of steps."""
@@ -72,26 +102,26 @@ class Trainer:
         )
 
     def train_step(self, examples: Sequence[Example]) -> StepReport:
-        """One optimizer step over the K x B examples of its visits.
+        """One optimizer step over the examples of this process's micro-batches: all K x B where it is the only one.
 
         Raises:
             NonFiniteError: before the update, so that the state stays the last good one.
         """
-        size = self._schedule.batch_size
         parameters = list(self._adapter.parameters.values())
-        losses = []
-        gradients: list[torch.Tensor] = []
-        for start in range(0, len(examples), size):
-            micro_batch = examples[start : start + size]
-            with self._adapter.dropping.at(micro_batch[0].visit.number):
-                loss, own = self._gradients(self._batch(micro_batch), parameters)
-            losses.append(loss)
-            # Summed in the order of the micro-batches: the same bits whoever computed them.
-            gradients = list(torch._foreach_add(gradients, own)) if gradients else own
-        divisor = len(losses) * (self._loss_scale.scale if self._loss_scale else 1.0)
-        gradients = list(torch._foreach_div(gradients, divisor))
+        total: torch.Tensor | None = None
+        tails = []
+        # Summed in the order of the micro-batches: the same bits whoever computed them.
+        for row in self._micro_batches(examples, parameters):
+            own = row[:-_TAIL]
+            total = own.clone() if total is None else total.add_(own)
+            tails.append(row[-_TAIL:].clone())
+        assert total is not None, "a step has a micro-batch"
+        total.div_(len(tails) * (self._loss_scale.scale if self._loss_scale else 1.0))
+        gradients = _unflatten(total, parameters)
         norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
-        mean_loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm]).tolist()
+        losses, signums, saves = torch.stack(tails, dim=1)
+        mean_loss, grad_norm, signum, save = torch.stack([losses.mean(), norm, signums.max(), saves.max()]).tolist()
+        self.noticed = Notice(int(signum), bool(save))
         rates = [base * self._schedule_factor(self.step) for base in self._base_rates]
         for rate in rates:
             if not rate <= _MAX_RATE:  # nor NaN
@@ -100,6 +130,19 @@ class Trainer:
             optim.update(self._optimizer, self._adapter.parameters, gradients, rates)
         self.step += 1
         return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
+
+    def _micro_batches(
+        self, examples: Sequence[Example], parameters: list[torch.nn.Parameter]
+    ) -> Iterator[torch.Tensor]:
+        """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
+        size = self._schedule.batch_size
+        for start in range(0, len(examples), size):
+            micro_batch = examples[start : start + size]
+            with self._adapter.dropping.at(micro_batch[0].visit.number):
+                loss, own = self._gradients(self._batch(micro_batch), parameters)
+            notice = self.notice()
+            tail = [loss.reshape(1), loss.new_tensor([notice.signum, notice.save])]
+            yield from self._processes.gather(torch.cat([*(gradient.reshape(-1) for gradient in own), *tail]))
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
@@ -155,6 +198,8 @@ class Trainer:
         return finite
 
 
+_TAIL: Final = 3
+"""Numbers behind the gradients: the loss, a signal, whether to save."""
 _MAX_RATE: Final = 1e30
 """Beyond it one update may leave float32."""
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
@@ -167,6 +212,12 @@ def _is_denoisers(name: str) -> bool:
 def _stack(samples: Sequence[Tensors], device: torch.device) -> Tensors:
     """Samples of equal keys and shapes as one batch on the device."""
     return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
+
+
+def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Views of `flat` with the parameters' shapes, in their order."""
+    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
+    return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
 
 
 def _normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:

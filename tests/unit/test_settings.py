@@ -11,6 +11,7 @@ from engine.errors import TaskError
 from engine.settings import output_dir, read_flags, read_settings
 
 TASK = "{}"
+MEETING = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
 
 
 def read(*flags, **env):
@@ -139,7 +140,12 @@ class TestNumbers:
 @pytest.mark.parametrize(
     "flags, env, message",
     [
-        ((), {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2: .* without torchrun"),
+        ((), {"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT is not set"),
+        ((), {**MEETING, "RANK": "2"}, "RANK is 2: expected less than WORLD_SIZE, 2"),
+        ((), {**MEETING, "RANK": "-1"}, "RANK is '-1'"),
+        ((), {**MEETING, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
+        (("--task", "-"), MEETING, "several processes cannot share standard input"),
+        ((), {"PROCESSES": "0"}, "PROCESSES is '0'"),
         ((), {"DEVICE": "tpu"}, "DEVICE is 'tpu': expected cuda or cpu"),
         ((), {"DEVICE": "CPU"}, "DEVICE is 'CPU'"),
         (("--device", "tpu"), {}, "invalid choice: 'tpu'"),

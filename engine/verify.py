@@ -1,0 +1,226 @@
+"""Check a result by doing its work again: `python -m engine.verify RESULT --task task.json`.
+
+Prints `identical`, or the first step, file and tensor that differ, with what is known about the two worlds.
+Exit codes: 0 identical, 1 different, else the job's own: 2 task or flag, 5 unreadable result or checkpoint, or whatever
+ended the re-run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from . import checkpoint, differences
+from . import history as history_file
+from .checkpoint import MANIFEST, Checkpoint, WarmStart
+from .errors import CheckpointError, Interrupted, JobError, TaskError
+from .outcome import describe, exit_code
+from .prepare import parent_folder, read_task
+from .settings import Settings, read_flags, read_settings
+from .signals import Stop
+
+ENTRYPOINT: Final = Path(__file__).resolve().parent.parent / "entrypoint.py"
+DIFFERENT: Final = 1
+
+
+class RerunError(JobError):
+    """The re-run ended otherwise than well, for this reason."""
+
+    def __init__(self, code: int, kind: str, message: str) -> None:
+        super().__init__(f"the re-run failed: {message}")
+        self.code, self.kind = code, kind
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result as it lies on disk, its checkpoint believed as far as its own hashes go."""
+
+    checkpoint_folder: Path
+    validation_folder: Path | None
+    checkpoint: Checkpoint
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """Read an output folder, or a `checkpoint/` alone.
+
+        Raises:
+            CheckpointError: it holds no whole checkpoint.
+        """
+        is_checkpoint = (folder / MANIFEST).is_file()
+        own = folder if is_checkpoint else folder / "checkpoint"
+        found = checkpoint.load(own)
+        if isinstance(found, WarmStart):
+            raise CheckpointError(f"{own} holds a LoRA alone, without the record of how it was made")
+        return cls(own, None if is_checkpoint else folder / "validation", found)
+
+    def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
+        """The files of these names (`checkpoint/…`, `validation/…`), None for each that is not a plain file here."""
+        folders = {"checkpoint": self.checkpoint_folder, "validation": self.validation_folder}
+        found: dict[str, bytes | None] = {}
+        for name, expected in names.items():
+            kind, _, base = name.partition("/")
+            folder = folders[kind]
+            if folder is not None:
+                found[name] = _read_plain(folder / base, limit=max(4 * len(expected), 1 << 20))
+        return found
+
+
+def _read_plain(path: Path, *, limit: int) -> bytes | None:
+    """A stranger's file, if it is one: no link, no pipe, nothing larger than what it is compared with could be."""
+    try:
+        status = path.lstat()
+        return path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= limit else None
+    except OSError:
+        return None
+
+
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Verify one result, and return the exit code."""
+    Stop().install()
+    try:
+        flags = _parser().parse_args(argv)
+        lines, code = verify(flags, environment)
+    except (JobError, Interrupted) as error:
+        print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
+        return exit_code(error)
+    print("\n".join(lines))  # noqa: T201
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.verify", description="Check a result by re-running it.")
+    parser.add_argument("result", type=Path, metavar="RESULT", help="an output folder, or its checkpoint/")
+    parser.add_argument("--task", type=Path, required=True, metavar="PATH", help="the task that it is said to be of")
+    parser.add_argument("--steps", type=int, metavar="K", help="re-run the first K steps alone")
+    parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint that the result continues")
+    parser.add_argument("--cache-dir", metavar="DIR", help="as the job's")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="as the job's")
+    return parser
+
+
+def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[list[str], int]:
+    """Re-run and compare.
+
+    Returns:
+        What was found, in lines for a person, and the exit code.
+
+    Raises:
+        TaskError: the task is invalid, or the checkpoint is not the one that the result continues.
+        CheckpointError: the result is not whole.
+        RerunError: the re-run ended otherwise than well.
+    """
+    if flags.steps is not None and flags.steps < 1:
+        raise TaskError(f"--steps is {flags.steps}: expected at least 1")
+    result = Result.read(flags.result.absolute())
+    told = history_file.parse(result.checkpoint.history)
+    with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+        out = Path(scratch, "out")
+        settings = _settings(flags, out, environment)
+        start = _start_step(settings, result)
+        trained = result.checkpoint.global_step - start
+        steps = flags.steps if flags.steps is not None and flags.steps < trained else None
+        _rerun(flags, settings, out, steps, environment)
+        again = Result.read(out)
+        rerun = history_file.parse(again.checkpoint.history)
+        step = differences.first_step(told, rerun)
+        expected = {} if steps else _folders(out, with_validation=result.validation_folder is not None)
+        file = differences.first_file(result.files(expected), expected)
+    if step is None and file is None:
+        extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
+        what = f"{extent}, history alone" if steps else f"{extent}, {len(expected)} files"
+        return [f"identical: {what}", *_origins(result.checkpoint, again.checkpoint, is_same=True)], 0
+    lines = [f"different: {step or file}"]
+    lines += [f"first file: {file}"] if step and file else []
+    lines += [f"the result says: {line}" for line in _claims(result.checkpoint, again.checkpoint)]
+    return lines + _origins(result.checkpoint, again.checkpoint, is_same=False), DIFFERENT
+
+
+def _settings(flags: argparse.Namespace, out: Path, environment: Mapping[str, str]) -> Settings:
+    return read_settings(read_flags([*_job_flags(flags, out), "--task", str(flags.task)]), environment)
+
+
+def _job_flags(flags: argparse.Namespace, out: Path) -> list[str]:
+    found = ["--output-dir", str(out)]
+    for name in ("checkpoint", "cache_dir", "device"):
+        value = getattr(flags, name)
+        if value is not None:
+            folder = name != "device"
+            found += [f"--{name.replace('_', '-')}", str(Path(value).absolute()) if folder else value]
+    return found
+
+
+def _start_step(settings: Settings, result: Result) -> int:
+    """The step that the result's task began at, after checking that the parent at hand is the result's.
+
+    Raises:
+        TaskError: it is not.
+    """
+    folder = parent_folder(settings, read_task(settings))
+    parent = checkpoint.load(folder) if folder else None
+    claimed = result.checkpoint.manifest.get("parent")
+    if claimed != (parent.digest if parent else None):
+        given = f"{folder} is {parent.digest[:12]}" if parent else "none is given"
+        wanted = f"the checkpoint {str(claimed)[:12]}" if claimed else "no checkpoint"
+        raise TaskError(f"the result continues {wanted}, and {given}; name its parent by --checkpoint")
+    return parent.global_step if isinstance(parent, Checkpoint) else 0
+
+
+def _rerun(
+    flags: argparse.Namespace, settings: Settings, out: Path, steps: int | None, environment: Mapping[str, str]
+) -> None:
+    """Run the job, or its first steps, in a process of its own."""
+    task, given = str(flags.task.absolute()), None
+    if steps is not None:
+        value = json.loads(settings.task_bytes)
+        value["train_args"]["num_train_steps"] = steps
+        value["validation"]["num_images"] = 1  # pictures are no part of a step
+        task, given = "-", json.dumps(value).encode()
+    # From standard input, paths in the task start at the working folder.
+    command = [sys.executable, str(ENTRYPOINT), "--task", task, *_job_flags(flags, out)]
+    done = subprocess.run(command, input=given, env=dict(environment), cwd=settings.task_folder, check=False)
+    if done.returncode == 0:
+        return
+    try:
+        told = json.loads((out / "result.json").read_bytes())
+        raise RerunError(done.returncode, told["kind"], told["message"])
+    except OSError:
+        raise RerunError(75, "temporary", f"it ended with code {done.returncode}") from None
+
+
+def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
+    names = ("checkpoint", "validation") if with_validation else ("checkpoint",)
+    return {f"{name}/{path.name}": path.read_bytes() for name in names for path in sorted((out / name).iterdir())}
+
+
+def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
+    """Where the result itself says that it is of another task."""
+    found = list(differences.differing_keys(result.world, rerun.world))
+    return found + [
+        line
+        for line in differences.differing_keys(result.settings, rerun.settings)
+        if not line.startswith("validation.num_images")
+    ]
+
+
+def _origins(result: Checkpoint, rerun: Checkpoint, *, is_same: bool) -> list[str]:
+    """What is known about the two worlds."""
+    theirs, ours = ({key: one.manifest.get(key) for key in differences.ORIGIN} for one in (result, rerun))
+    found = list(differences.differing_keys(theirs, ours))
+    if found:
+        advice = "" if is_same else "; bits may differ between worlds, and engine.compare says how far apart they are"
+        return [f"another world: {line}" for line in found[:-1]] + [f"another world: {found[-1]}{advice}"]
+    device = json.dumps(ours["device"], sort_keys=True)
+    return [f"the same world by both manifests: {device}" + ("" if is_same else "; so one of the two is wrong")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,0 +1,265 @@
+"""Several processes: the bytes of one, whoever starts them, and an end that is everybody's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import (
+    PATIENCE,
+    assert_same,
+    changed,
+    progress,
+    read_json,
+    run_chain,
+    run_job,
+    start_job,
+    succeed,
+)
+
+TOGETHER = {"PROCESSES": "2"}
+LONG = {"train_args.num_train_steps": 4000, "train_args.max_train_steps": 4000, "train_args.batch_size": 1}
+SECONDS = 40.0
+"""Within which one process's end is everybody's, on a machine that does other things too; alone it takes three."""
+
+
+def torchrun(processes):
+    """The prefix of a command that starts it so many times."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    return [*launcher, "--nproc-per-node", str(processes)]
+
+
+def sharing(task, accumulation):
+    return changed(task, {"train_args.gradient_accumulation_steps": accumulation})
+
+
+@pytest.fixture(scope="module")
+def alone(task, tmp_path_factory):
+    """1 x 4."""
+    return succeed(sharing(task, 4), tmp_path_factory.mktemp("alone") / "out")
+
+
+class TestBytes:
+    def test_two_by_two(self, task, alone, tmp_path):
+        finished = succeed(sharing(task, 2), tmp_path / "out", prefix=torchrun(2))
+        assert_same(finished.weights(), alone.weights())
+        history = "checkpoint/history.jsonl"
+        assert finished.folders()[history] == alone.folders()[history]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("precision", ["no", "bf16"])
+    def test_four_by_one(self, task, tmp_path, precision):
+        task = changed(task, {"mixed_precision": precision})
+        one = succeed(sharing(task, 4), tmp_path / "one")
+        four = succeed(sharing(task, 1), tmp_path / "four", prefix=torchrun(4))
+        assert_same(four.weights(), one.weights())
+
+    @pytest.mark.slow
+    def test_processes_that_it_starts_itself_leave_no_trace(self, task, alone, tmp_path):
+        """Both folders, manifest and all: what a machine has is not part of a result."""
+        finished = succeed(sharing(task, 4), tmp_path / "out", env={"PROCESSES": "3"})
+        assert "starting 2 processes" in finished.stderr  # 3 does not divide 4
+        assert_same(finished.folders(), alone.folders())
+
+    @pytest.mark.slow
+    def test_a_chain_may_change_their_number(self, task, alone, tmp_path):
+        """Started by torchrun, by itself, and alone, with a cut in mid-epoch, warm and cold caches."""
+        numbers = ["2", "1", "4"]
+        chain = run_chain(
+            sharing(task, 4),
+            tmp_path,
+            [3, 3, 4],
+            each=lambda index: {"PROCESSES": numbers[index], "CACHE_DIR": str(tmp_path / f"cache-{index % 2}")},
+        )
+        assert_same(chain[-1].weights(), alone.weights())
+
+    @pytest.mark.slow
+    def test_unreadable_images_and_workers(self, task, alone, tmp_path, dataset):
+        """All processes put the same images in the place of those that one of them cannot read."""
+        damaged = tmp_path / "dataset"
+        damaged.mkdir()
+        for index, path in enumerate(sorted(dataset.iterdir())):
+            data = path.read_bytes()
+            (damaged / path.name).write_bytes(data[: len(data) // 2] if index in (1, 4) else data)
+        own = changed(sharing(task, 4), {"dataset.name": str(damaged), "dataloader_num_workers": 1})
+        one = succeed(own, tmp_path / "one")
+        two = succeed(own, tmp_path / "two", env={**TOGETHER, "CACHE_DIR": str(tmp_path / "cache")})
+        assert_same(two.folders(), one.folders())
+        assert two.result["skipped_images"] == one.result["skipped_images"] == 2
+        assert two.stderr.count("skipping image") == 2
+
+
+def ranks(job):
+    """The job's processes by rank, without their image workers."""
+    found = {}
+    for pid in job.family():
+        with contextlib.suppress(OSError):
+            command = Path("/proc", str(pid), "cmdline").read_bytes()
+            variables = dict(
+                entry.split(b"=", 1) for entry in Path("/proc", str(pid), "environ").read_bytes().split(b"\0") if entry
+            )
+            if b"RANK" in variables and b"entrypoint.py" in command and b"spawn_main" not in command:
+                found[int(variables[b"RANK"])] = pid
+    return found
+
+
+def training(task, out, **env):
+    """A job of two processes in the midst of its training."""
+    job = start_job(changed(sharing(task, 2), LONG), out, env={**TOGETHER, **env})
+    job.until_step(3)
+    return job, ranks(job)
+
+
+def assert_ended(job, started):
+    assert time.monotonic() - started < SECONDS
+    deadline = time.monotonic() + 20
+    while job.family():
+        assert time.monotonic() < deadline, "a process of the job is still there"
+        time.sleep(0.05)
+
+
+class TestEndings:
+    @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+    def test_a_killed_process_ends_the_job(self, task, tmp_path, victim):
+        job, pids = training(task, tmp_path / "out")
+        started = time.monotonic()
+        os.kill(pids[victim], signal.SIGKILL)
+        finished = job.finish()
+        assert_ended(job, started)
+        assert finished.code == 75, finished.stderr
+        assert "killed" in finished.error
+        assert {key: finished.result[key] for key in ("status", "code", "kind")} == {
+            "status": "failed",
+            "code": 75,
+            "kind": "temporary",
+        }
+        assert not (finished.out / "checkpoint").exists()
+
+    def test_sigterm_saves_a_step_that_all_have_made(self, task, tmp_path):
+        """To the launcher, as a container's end does; the same command goes on, alone, with the same bytes."""
+        steps = {"train_args.num_train_steps": 60, "train_args.max_train_steps": 60}
+        own = changed(sharing(task, 2), {**LONG, **steps})
+        expected = succeed(own, tmp_path / "undisturbed")
+        job = start_job(own, tmp_path / "out", env={**TOGETHER, "SAVE_SECONDS": "1000"})
+        job.until_step(3)
+        started = time.monotonic()
+        job.signal(signal.SIGTERM)
+        stopped = job.finish()
+        assert_ended(job, started)
+        assert stopped.code == 143, stopped.stderr
+        assert stopped.result["status"] == "interrupted"
+        reached = stopped.result["global_step"]
+        finished = succeed(own, tmp_path / "out")
+        assert finished.result["resumed_from_step"] == reached >= 3
+        assert_same(finished.folders(), expected.folders())
+
+    @pytest.mark.slow
+    def test_sigterm_to_one_of_them_stops_all(self, task, tmp_path):
+        job, pids = training(task, tmp_path / "out")
+        os.kill(pids[1], signal.SIGTERM)
+        stopped = job.finish()
+        assert stopped.code == 143, stopped.stderr
+        assert stopped.result["status"] == "interrupted"
+        assert (stopped.out / ".job" / "progress").exists()
+
+    def test_a_failure_has_its_own_code_and_is_told_once(self, task, tmp_path):
+        own = changed(sharing(task, 2), {"train_args.learning_rate": 1e30, "train_args.lr_scheduler": {}})
+        finished = run_job(own, tmp_path / "out", env=TOGETHER)
+        assert finished.code == 8, finished.stderr
+        assert finished.result["kind"] == "non-finite"
+
+    @pytest.mark.slow
+    def test_a_failure_of_one_is_the_reason_of_all(self, task, tmp_path):
+        """The first process finds that the output folder is another job's; the others have nothing to do with it."""
+        (tmp_path / "out" / "checkpoint").mkdir(parents=True)
+        job = start_job(sharing(task, 1), tmp_path / "out", prefix=torchrun(2))
+        assert job.process.wait(timeout=PATIENCE) == 1  # torchrun's own, whatever happened
+        assert set(re.findall(r"exitcode +: (\d+)", job.stderr)) == {"7"}
+        assert job.stderr.count("another job's result") == 1
+
+    @pytest.mark.slow
+    def test_the_launcher_takes_its_processes_with_it(self, task, tmp_path):
+        job, _ = training(task, tmp_path / "out", SAVE_SECONDS="0")
+        job.process.kill()
+        job.process.wait()
+        started = time.monotonic()
+        assert_ended(job, started)
+        descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds the output folder
+        os.close(descriptor)
+
+    @pytest.mark.slow
+    def test_killed_again_and_again(self, task, tmp_path):
+        """Whichever process it hits, and however many the next start has: the same bytes in the end."""
+        steps = {"train_args.num_train_steps": 40, "train_args.max_train_steps": 40}
+        own = changed(sharing(task, 4), {**LONG, **steps, "dataloader_num_workers": 1})
+        expected = succeed(own, tmp_path / "undisturbed")
+        for count in range(6):
+            env = {"PROCESSES": ("2", "4")[count % 2], "SAVE_SECONDS": "0"}
+            job = start_job(own, tmp_path / "out", env=env)
+            first = max((line["step"] for line in progress(tmp_path / "out")), default=0)
+            target = min(first + 4, 38)
+            job.until_step(target)
+            pids = ranks(job)
+            os.kill(pids[count % len(pids)], signal.SIGKILL)
+            assert job.finish().code in (0, 75)
+            if (tmp_path / "out" / "checkpoint").exists():
+                break
+        finished = succeed(own, tmp_path / "out")
+        assert_same(finished.folders(), expected.folders())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_gpus_give_the_bytes_of_one(task, tmp_path, precision):
+    """Through NCCL; on a machine with two GPUs or more."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    own = changed(sharing(task, 4), {"mixed_precision": precision})
+    one = succeed(own, tmp_path / "one", env={"DEVICE": "cuda", "PROCESSES": "1"})
+    two = succeed(own, tmp_path / "two", env={"DEVICE": "cuda"})
+    assert "processes, which share the accumulation out" in two.stderr
+    assert_same(two.folders(), one.folders())
+
+
+@pytest.mark.gpu
+def test_a_killed_process_on_gpus_ends_the_job(task, tmp_path):
+    """NCCL would wait for it: within seconds all the same."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    job, pids = training(task, tmp_path / "out", DEVICE="cuda")
+    started = time.monotonic()
+    os.kill(pids[1], signal.SIGKILL)
+    assert job.finish().code == 75
+    assert_ended(job, started)
+
+
+def test_the_plan_counts_the_processes_of_torchrun(task, tmp_path):
+    finished = succeed(sharing(task, 2), tmp_path / "out", "--plan", env={
+        "RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400",
+    })  # fmt: skip
+    assert "3 x 6 micro-batches" in finished.stdout
+
+
+@pytest.mark.slow
+def test_a_task_from_standard_input_reaches_the_processes(task, tmp_path):
+    own = sharing(task, 2)
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(own))
+    prefix = ["sh", "-c", 'exec "$@" < "$0"', str(path)]
+    finished = succeed(None, tmp_path / "out", "--task", "-", prefix=prefix, env=TOGETHER)
+    assert "starting 2 processes" in finished.stderr
+    assert read_json(finished.out / "result.json")["global_step"] == 10

@@ -1,0 +1,106 @@
+"""The first step, file and tensor that differ."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from engine.differences import differing_keys, first_file, first_step
+from engine.history import StepReport
+
+ROWS = [StepReport(step, 1.0 / step, 1e-3, 0.5, "a" * 64 if step == 2 else None) for step in (1, 2, 3)]
+STATE = {"adapter.a": np.arange(6, dtype=np.float32).reshape(2, 3), "exp_avg.a": np.zeros(4, np.float32)}
+
+
+def changed(index, **values):
+    return [row if k != index else StepReport(**({name: getattr(row, name) for name in row.__slots__} | values))
+            for k, row in enumerate(ROWS)]  # fmt: skip
+
+
+class TestFirstStep:
+    def test_the_same(self):
+        assert first_step(ROWS, ROWS) is None
+
+    def test_only_the_steps_that_were_made_again_count(self):
+        assert first_step(ROWS, ROWS[:2]) is None
+
+    @pytest.mark.parametrize(
+        "index, values, message",
+        [
+            (0, {"loss": 1.0000000000000002}, "step 1: loss 1.0000000000000002 in the result, 1.0 in the re-run"),
+            (1, {"weights": "b" * 64}, "step 2: digest of the weights 'bbb"),
+            (1, {"weights": None}, "step 2: digest of the weights None in the result"),
+            (2, {"grad_norm": None, "loss": 2.0}, "step 3: loss 2.0 .*; gradient norm None in the result, 0.5"),
+        ],
+    )
+    def test_a_difference(self, index, values, message):
+        assert re.match(message, first_step(changed(index, **values), ROWS))
+
+    def test_a_missing_step(self):
+        assert first_step(ROWS[:2], ROWS) == "step 3 is missing from the result's history"
+
+
+def flipped(tensors, name, index):
+    """With one bit of one value another."""
+    copy = {key: value.copy() for key, value in tensors.items()}
+    copy[name].reshape(-1).view(np.uint32)[index] ^= 1
+    return save(copy)
+
+
+class TestFirstFile:
+    def test_the_same(self):
+        files = {"checkpoint/state.safetensors": save(STATE), "validation/0.png": b"png"}
+        assert first_file(files, files) is None
+
+    def test_a_flipped_bit(self):
+        found = first_file({"state.safetensors": flipped(STATE, "exp_avg.a", 2)}, {"state.safetensors": save(STATE)})
+        assert found.startswith("state.safetensors: tensor exp_avg.a differs in 1 of 4 values, first at 2: 1e-45")
+
+    def test_minus_zero_is_another_value(self):
+        other = STATE | {"exp_avg.a": -STATE["exp_avg.a"]}
+        assert "4 of 4" in first_file({"state.safetensors": save(other)}, {"state.safetensors": save(STATE)})
+
+    @pytest.mark.parametrize(
+        "data, message",
+        [
+            (b"", "not the tensors"),
+            (b"\xff" * 64, "not the tensors"),
+            (save({"adapter.a": STATE["adapter.a"]}), "tensor exp_avg.a is missing from the result"),
+            (save(STATE | {"adapter.a": np.zeros(3, np.float32)}), r"adapter.a is float32 \(3,\) in the result"),
+            (save(STATE | {"more\n": np.zeros(3, np.float32)}), r"tensor 'more\\n' is in the result alone"),
+            (save(STATE, {"a": "b"}), "the same tensors, written otherwise"),
+            (None, "is missing from the result"),
+        ],
+    )
+    def test_other_tensors(self, data, message):
+        assert re.search(message, first_file({"state.safetensors": data}, {"state.safetensors": save(STATE)}))
+
+    def test_the_training_comes_before_the_pictures(self):
+        names = [
+            "manifest.json",
+            "validation/0.png",
+            "checkpoint/pytorch_lora_weights.safetensors",
+            "state.safetensors",
+        ]
+        found = first_file(dict.fromkeys(names), dict.fromkeys(names, b""))
+        assert found.startswith("state.safetensors")
+
+    def test_where_it_was_made_is_no_difference(self):
+        def manifest(device, seed):
+            return json.dumps({"device": device, "versions": {}, "digest": device, "files": {}, "seed": seed}).encode()
+
+        assert first_file({"manifest.json": manifest("a", 1)}, {"manifest.json": manifest("b", 1)}) is None
+        found = first_file({"manifest.json": manifest("a", 1)}, {"manifest.json": manifest("b", 2)})
+        assert found == "manifest.json: seed is 1 in the result, 2 in the re-run"
+
+
+def test_keys_of_a_strangers_json():
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    assert list(differing_keys({"a": deep, "b": [1, {"c": 1}]}, {"a": 1, "b": [1, {"c": True}]})) == [
+        "a is too deep in the result, 1 in the re-run",
+        "b[1].c is 1 in the result, True in the re-run",
+    ]
