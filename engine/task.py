@@ -43,6 +43,19 @@ class Dataset:
     config_name: str | None = None
     image_column: str = "image"
     caption_column: str = "text"
+    default_caption: str | None = None
+    trigger_word: str | None = None
+    caption_dropout: float = 0.0
+    shuffle_tags: bool = False
+    keep_tokens: int = 0
+    repeats: int = 1
+
+    @property
+    def fallback_caption(self) -> str | None:
+        """The caption of an image that has none; None where that is a mistake."""
+        if self.default_caption is None and self.trigger_word:
+            return ""  # the trigger word is put in front of it
+        return self.default_caption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +126,14 @@ class Task:
 
 
 # clients that fill in a template leave these empty
-_EMPTY_IS_ABSENT: Final = ("model.revision", "dataset.name", "dataset.url", "dataset.config_name", "checkpoint")
+_EMPTY_IS_ABSENT: Final = (
+    "model.revision",
+    "dataset.name",
+    "dataset.url",
+    "dataset.config_name",
+    "dataset.trigger_word",
+    "checkpoint",
+)
 # where a task runs and what it continues do not make it another task
 _NOT_IDENTITY: Final = ("checkpoint", "dataloader_num_workers", "version")
 _MAX_LISTED: Final = 100

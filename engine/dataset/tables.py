@@ -95,13 +95,10 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
             values.append(record.get(name))
     if not kinds:
         raise DatasetError(f"{label} has no rows")
-    image, caption = columns.pick(kinds, label)
+    image, _ = columns.pick(kinds, label)
     paths = paths_from_values(kept[image], image, label)
-    return Rows(
-        images=Cells(None, paths, len(paths), path.parent, source.reach, label),
-        captions=captions_from_values(kept[caption], caption, label),
-        label=label,
-    )
+    captions, rules = captions_from_values(kept[columns.caption], columns, label)
+    return Rows(Cells(None, paths, len(paths), path.parent, source.reach, label), captions, label, rules=rules)
 
 
 def _json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
@@ -164,7 +161,7 @@ def _read_parquet(path: Path, source: Source, label: str) -> Rows:
 
     file = pq.ParquetFile(path, memory_map=True)
     kinds = arrow_kinds(file.schema_arrow)
-    names = list(source.columns.pick(kinds, label))
+    names = [name for name in source.columns.pick(kinds, label) if name in kinds]
     embedded = kinds[names[0]] == "images"
     table = _mapped_copy(file, path, names, source, label) if embedded else file.read(columns=names)
     return _from_arrow(table, path, source, label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +37,9 @@ def read_tar(path: Path, columns: Columns, label: str) -> Rows:
             if extension in fields:
                 raise DatasetError(f"{label} holds {short(member.name)} twice")
             _add_field(tar, member, extension, fields, kinds)
-    image, caption = _tar_columns(columns, kinds).pick(kinds, label)
-    return _tar_rows(path, samples, image, caption, label)
+    columns = _tar_columns(columns, kinds)
+    image, _ = columns.pick(kinds, label)
+    return _tar_rows(path, samples, image, columns, label)
 
 
 def _split_key(name: str) -> tuple[str, str, str]:
@@ -73,12 +75,12 @@ def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:
     image, caption = wanted.image, wanted.caption
     if image == "image" and image not in kinds:
         image = next((name for name, kind in kinds.items() if kind == "images"), image)
-    if caption == "text" and caption not in kinds and "txt" in kinds:
-        caption = "txt"
-    return Columns(image, caption)
+    if caption == "text" and caption not in kinds:
+        caption = next((name for name in ("txt", "caption") if name in kinds), caption)
+    return replace(wanted, image=image, caption=caption)
 
 
-def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, caption: str, label: str) -> Rows:
+def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, columns: Columns, label: str) -> Rows:
     offsets, sizes, names, captions = array("q"), array("q"), [], []
     for key, fields in samples.items():
         place = fields.get(image)
@@ -89,5 +91,6 @@ def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, captio
         offsets.append(place[0])
         sizes.append(place[1])
         names.append(place[2])
-        captions.append(fields.get(caption, (fields.get("json") or {}).get(caption)))
-    return Rows(TarMembers(path, offsets, sizes, names), captions_from_values(captions, caption, label), label)
+        captions.append(fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption)))
+    array_of_captions, rules = captions_from_values(captions, columns, label)
+    return Rows(TarMembers(path, offsets, sizes, names), array_of_captions, label, rules=rules)
