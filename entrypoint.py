@@ -56,11 +56,13 @@ def train(settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
+    from engine.audit import audit
     from engine.prepare import describe as describe_job
     from engine.prepare import prepare, read_task
     from engine.progress import say
 
-    lines = describe_job(prepare(settings, read_task(settings), weights=False, report=say))
+    job = prepare(settings, read_task(settings), weights=False, report=say)
+    lines = describe_job(job) + audit(job)
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
         print("\n".join(lines), flush=True)
 

@@ -10,11 +10,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 
-from . import rng, transforms
+from . import rng, transforms, wording
 from .cache import EncodingCache
 from .dataset import ImageDataset
 from .errors import DatasetError
@@ -126,7 +127,7 @@ class VisitEncoder:
         """The visit's image or, where that is unreadable, the next readable one of the epoch's permutation."""
         order = self._stream.permutation(visit.epoch)
         for offset in range(len(order)):
-            sample = order[(visit.position + offset) % len(order)]
+            sample = self._dataset.image_index(order[(visit.position + offset) % len(order)])
             if sample in self._unreadable:
                 continue
             try:
@@ -186,16 +187,19 @@ class VisitEncoder:
         return lambda: self._dataset.image_bytes(sample)
 
     def _conditioning(self, visit: Visit, sample: int, known: dict[str, Tensors]) -> Tensors:
-        """The encoded caption of a visit: one drawn from the sample's."""
+        """The encoded caption of a visit: one drawn from the sample's, as the task words it."""
+        wanted = self._task.dataset
         captions = self._dataset.captions(sample)
-        caption = captions[(visit.caption_word >> 32) * len(captions) >> 32]
+        order = partial(self._stream.tag_order, visit.number)
+        caption = wording.caption_of_visit(captions, wanted, visit, order)
         if caption not in known:
             key = _key("caption", caption)
             stored = self._cache.load(key)
             if stored is None:
                 stored = self._family.encode_caption(caption)
                 self._check_stop()
-                self._cache.store(key, stored)
+                if not wanted.shuffle_tags:  # an order of tags is hardly ever seen again: it would only fill the disk
+                    self._cache.store(key, stored)
             known[caption] = stored
         return known[caption]
 
@@ -205,12 +209,13 @@ def _key(kind: str, *what: object) -> str:
     return hashlib.sha256(canonical_json([kind, *what])).hexdigest()
 
 
-def draw_prompts(dataset: ImageDataset, seed: int, count: int) -> list[str]:
-    """`count` captions for validation, the same for a seed and a dataset."""
+def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
+    """`count` captions for validation, the same for a seed and a dataset, with the trigger word."""
     order = rng.permutation(seed, "validation prompt", 0, len(dataset))
     draws = rng.words(seed, "validation caption", 0, count)
     prompts = []
     for i in range(count):
         captions = dataset.captions(int(order[i % len(order)]))
-        prompts.append(captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])])
+        drawn = captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])]
+        prompts.append(wording.with_trigger(drawn, trigger_word))
     return prompts

@@ -21,6 +21,8 @@ SCHEMA: Final = Path(__file__).parent.parent / "schema" / "task.schema.json"
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+LossType = Literal["l2", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
@@ -79,6 +81,15 @@ class AdamArgs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimestepBias:
+    strategy: Literal["none", "earlier", "later", "range"] = "none"
+    multiplier: float = 1.0
+    begin: int = 0
+    end: int = 1000
+    portion: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainArgs:
     learning_rate: float = 1e-4
     batch_size: int = 16
@@ -93,6 +104,13 @@ class TrainArgs:
     resolution: int = 512
     noise_offset: float = 0.0
     snr_gamma: float | None = None
+    min_timestep: int = 0
+    max_timestep: int | None = None
+    timestep_bias: TimestepBias = field(default_factory=TimestepBias)
+    zero_terminal_snr: bool = False
+    loss_type: LossType = "l2"
+    huber_schedule: HuberSchedule = "snr"
+    huber_c: float = 0.1
     lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
     adam_args: AdamArgs = field(default_factory=AdamArgs)
 
@@ -192,16 +210,17 @@ def canonical(task: Task) -> dict[str, Any]:
     Without `checkpoint`, `dataloader_num_workers` and `version`. A key that is added to the format later changes no old
     task's canonical form.
     """
-    return {key: item for key, item in _differences(task).items() if key not in _NOT_IDENTITY}
+    return {key: item for key, item in differences(task).items() if key not in _NOT_IDENTITY}
 
 
-def _differences(value: Any) -> dict[str, Any]:
+def differences(value: Any) -> dict[str, Any]:
+    """A dataclass's fields that differ from their default, as JSON."""
     result: dict[str, Any] = {}
     for part in fields(value):
         item = getattr(value, part.name)
         if is_dataclass(item):
-            if differences := _differences(item):
-                result[part.name] = differences
+            if inner := differences(item):
+                result[part.name] = inner
         elif item != part.default:
             result[part.name] = list(item) if isinstance(item, tuple) else item
     return result

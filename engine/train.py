@@ -17,7 +17,7 @@ from .lora import Adapter
 from .outcome import Clock
 from .plan import Schedule, base_learning_rate
 from .state import TrainState
-from .task import Task
+from .task import Task, TrainArgs
 
 
 class Trainer:
@@ -31,6 +31,7 @@ class Trainer:
         self._device = device
         self._base_rate = base_learning_rate(task.train_args, schedule.micro_batches)
         self._optimizer = optim.make_optimizer(adapter.parameters, task.train_args.adam_args)
+        self._huber = _huber(task.train_args)
         self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
         self.step = schedule.start_step
 
@@ -93,7 +94,7 @@ class Trainer:
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
-        loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma)
+        loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma, huber=self._huber)
         scaled = loss * self._loss_scale.scale if self._loss_scale else loss
         found = torch.autograd.grad(scaled, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
@@ -142,6 +143,12 @@ class Trainer:
 _MAX_RATE: Final = 1e30
 """Beyond it one update may leave float32."""
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
+
+
+def _huber(args: TrainArgs) -> objectives.Huber | None:
+    if args.loss_type == "l2":
+        return None
+    return objectives.Huber(args.loss_type, args.huber_schedule, args.huber_c)
 
 
 def _normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -109,6 +109,16 @@ def image_size(data: bytes) -> tuple[int, int]:
         return _upright_size(image.size, _orientation(image))
 
 
+def check(data: bytes) -> tuple[int, int]:
+    """Decode `data` whole and forget it: its upright (width, height). Raises UnreadableImage."""
+    with _refusing(), _open(data) as image:
+        size = _upright_size(image.size, _orientation(image))
+        image.load()
+        if image.mode == "F" or image.mode.startswith("I"):  # what `render` might refuse
+            _rgb(image)
+        return size
+
+
 def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     """Decode `data` and cut out `view`: uint8, (resolution, resolution, 3), RGB, C-contiguous, writable.
 

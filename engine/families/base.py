@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..objectives import Huber
 from ..task import PredictionType
 
 Tensors = dict[str, torch.Tensor]
@@ -26,6 +27,8 @@ class LoadArgs:
     """Of all frozen weights."""
     device: torch.device
     prediction_type: PredictionType
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule, in training and for the pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,8 @@ class Batch:
     """int64, shape (B,)."""
     conditioning: Tensors
     """Whatever the family's `encode_caption` gave, stacked."""
+    mask: torch.Tensor | None = None
+    """Weights of places, float32, broadcasting to the latents; None weighs them alike."""
 
 
 class Family(Protocol):
@@ -64,7 +69,7 @@ class Family(Protocol):
         """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
         ...
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
+    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
         """The training loss of one micro-batch: a float32 scalar."""
         ...
 

@@ -24,7 +24,9 @@ class StableDiffusion:
         self.text_encoder = load_module(CLIPTextModel, args, "text_encoder")
         self.vae = load_module(AutoencoderKL, args, "vae")
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
-        self.schedule = objectives.NoiseSchedule.from_config(self.scheduler.config).to(args.device)
+        self.schedule = objectives.NoiseSchedule.from_config(
+            self.scheduler.config, zero_terminal_snr=args.zero_terminal_snr
+        ).to(args.device)
 
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
         side = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -55,7 +57,7 @@ class StableDiffusion:
         latents: torch.Tensor = (moments["mean"].to(torch.float32) + deviation * noise) * self.vae.config.scaling_factor
         return latents
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
+    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: objectives.Huber | None = None) -> torch.Tensor:
         prediction_type = self._args.prediction_type
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         dtype = self._args.dtype
@@ -66,7 +68,8 @@ class StableDiffusion:
         weights = None
         if snr_gamma is not None:
             weights = self.schedule.min_snr_weights(batch.timesteps, snr_gamma, prediction_type)
-        return objectives.loss(prediction, target, weights)
+        errors = self.schedule.errors(batch.timesteps, huber)
+        return objectives.loss(prediction, target, weights, errors=errors, mask=batch.mask)
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
