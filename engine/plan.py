@@ -117,14 +117,16 @@ class Timesteps:
 
     def draw(self, words: rng.Words) -> npt.NDArray[np.int64]:
         """A timestep for each raw word: int64, the shape of `words`."""
+        drawn: npt.NDArray[np.int64]
         if not self.weights:
-            drawn: npt.NDArray[np.int64] = rng.below(words, self.end - self.begin) + self.begin
+            drawn = rng.below(words, self.end - self.begin) + self.begin
             return drawn
         # Inverse transform sampling; cumsum adds in order, so that every machine has the same bounds.
         bounds = np.cumsum(np.array(self.weights, dtype=np.float64))
         found = np.searchsorted(bounds, rng.fractions(words) * bounds[-1], side="right")
         # a product that was rounded up to the last bound belongs to the last timestep
-        return np.minimum(found, len(bounds) - 1).astype(np.int64) + self.begin
+        drawn = np.minimum(found, len(bounds) - 1).astype(np.int64) + self.begin
+        return drawn
 
 
 def timesteps(args: TrainArgs, num_train_timesteps: int) -> Timesteps:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ..errors import DatasetError
+from ..layouts import repeated_folder
 from ..transforms import UnreadableImage
 from .images import Files, Reach, is_image_name, read_below, shown
 from .rows import NO_CAPTION, Rows, caption_array
@@ -24,8 +25,6 @@ CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_CAPTION_BYTES: Final = 64 << 10
 """A page of text has 4 KB; whatever is larger was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
-# Three digits: `2024_summer` is a year, not two thousand visits.
-_REPEATED: Final = re.compile(r"(\d{1,3})_(.+)", re.DOTALL)
 _SPLITS: Final = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "test", "eval"), "other"),
@@ -102,8 +101,8 @@ def _training_images(images: list[str]) -> tuple[list[str], list[str]]:
 def _repeats(file: str) -> tuple[int, str | None]:
     """How often an image is visited and what it shows, as the nearest folder of kohya's `N_name` says; else 1, None."""
     for part in reversed(PurePosixPath(file).parts[:-1]):
-        if match := _REPEATED.fullmatch(part):
-            return int(match[1]), match[2].strip()
+        if found := repeated_folder(part):
+            return found
     return 1, None
 
 

@@ -67,7 +67,10 @@ def _add_field(
         fields["json"] = values = parse_object(data, short(member.name))
         kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})
     else:
-        fields[extension] = data.decode("utf-8-sig").rstrip("\r\n")
+        try:
+            fields[extension] = data.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{short(member.name)} is not UTF-8 text: byte {data[error.start]:#04x}") from None
         kinds[extension] = "text"
 
 
@@ -91,6 +94,9 @@ def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, column
         offsets.append(place[0])
         sizes.append(place[1])
         names.append(place[2])
-        captions.append(fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption)))
+        found = fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption))
+        if found is None and columns.caption == "txt":
+            found = fields.get("caption")
+        captions.append(found)
     array_of_captions, rules = captions_from_values(captions, columns, label)
     return Rows(TarMembers(path, offsets, sizes, names), array_of_captions, label, rules=rules)
