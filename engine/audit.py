@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from . import rng, transforms, wording
-from .dataset import ImageDataset
+from .dataset import NO_CAPTION, ImageDataset
 from .prepare import Job
 from .tokens import TokenCounter
 from .transforms import UnreadableImage
@@ -34,7 +34,7 @@ class ImageAudit:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """An image's name, and that of one with the same bytes seen before."""
+    """An image's name, and that of an earlier one with the same bytes."""
 
 
 @dataclass(slots=True)
@@ -57,14 +57,18 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         DatasetError: a row names what it must not.
     """
     dataset, resolution = job.dataset, job.task.train_args.resolution
-    rules = ", ".join(f"{count} from {rule}" for rule, count in dataset.caption_rules.items())
-    lines = [f"captions       {rules}"]
+    rules = dataset.caption_rules
+    lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
     tokenizer = job.base.folder / "tokenizer"
     if tokenizer.is_dir():
         counter = TokenCounter(tokenizer)
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
     return lines + _image_lines(look_at_images(dataset, resolution, seconds, clock), resolution, dataset.num_images)
+
+
+def _from(rule: str) -> str:
+    return "have none" if rule == NO_CAPTION else f"from {rule}"
 
 
 def look_at_images(dataset: ImageDataset, resolution: int, seconds: float, clock: Clock) -> ImageAudit:
@@ -82,7 +86,7 @@ def look_at_images(dataset: ImageDataset, resolution: int, seconds: float, clock
         found.sizes.append(size)
         other = first.setdefault(hashlib.sha256(data).digest(), index)
         if other != index:
-            found.duplicates.append((dataset.name(index), dataset.name(other)))
+            found.duplicates.append((dataset.name(max(index, other)), dataset.name(min(index, other))))
     return found
 
 

@@ -23,6 +23,7 @@ from ..task import Task
 from ..transforms import UnreadableImage
 from .folders import Report, read_local
 from .images import Reach
+from .rows import NO_CAPTION as NO_CAPTION
 from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
 from .tables import Source
 

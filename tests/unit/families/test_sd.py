@@ -1,5 +1,6 @@
 """Stable Diffusion's physics on a tiny real pipeline, against Diffusers' own functions."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from engine import families
+from engine import families, objectives
 from engine.families import sd
 from engine.families.base import Batch, LoadArgs
 from engine.objectives import NoiseSchedule
@@ -134,6 +135,20 @@ class TestLoss:
         found = family.loss(batch, snr_gamma=snr_gamma)
         assert found.dtype == torch.float32 and found.shape == ()
         torch.testing.assert_close(found, expected.mean(), rtol=1e-5, atol=1e-6)
+
+    def test_huber_mask_and_zero_terminal_snr_reach_the_loss(self, folder):
+        args = dataclasses.replace(args_for(folder, prediction_type="v_prediction"), zero_terminal_snr=True)
+        family, batch = sd.load(args), make_batch()
+        schedule = objectives.NoiseSchedule.from_config(family.scheduler.config, zero_terminal_snr=True)
+        mask = torch.zeros(1, 1, *batch.latents.shape[2:])
+        mask[..., :3] = 1
+        noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        prediction = family.denoiser(noisy, batch.timesteps, **batch.conditioning).sample
+        target = schedule.target("v_prediction", batch.latents, batch.noise, batch.timesteps)
+        huber = objectives.Huber("huber", "snr", 0.2)
+        expected = (schedule.errors(batch.timesteps, huber)(prediction - target) * mask).mean()
+        found = family.loss(dataclasses.replace(batch, mask=mask), snr_gamma=None, huber=huber)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_half_precision_is_near_and_float32(self, folder, full):
         half = sd.load(args_for(folder, torch.bfloat16)).loss(make_batch(), snr_gamma=None)
