@@ -35,6 +35,7 @@ class Example:
 
     visit: Visit
     moments: Tensors
+    """What `Family.encode_image` gave; with masks also `mask`."""
     conditioning: Tensors
 
 
@@ -78,6 +79,8 @@ class VisitEncoder:
         self._check_stop = check_stop
         self._report = report
         self._facts: dict[int, tuple[str, tuple[int, int]]] = {}
+        self._mask_facts: dict[int, str | None] = {}
+        self._is_masked = task.dataset.mask_column is not None or task.dataset.alpha_mask
         self._unreadable: dict[int, str] = {}
         self._examples: dict[int, list[Example]] = {}
 
@@ -132,6 +135,7 @@ class VisitEncoder:
                 continue
             try:
                 digest, size = self._fact(sample)
+                mask = [self._mask_fact(sample)] if self._is_masked else []
                 geometry = transforms.geometry(
                     size,
                     resolution=self._task.train_args.resolution,
@@ -143,7 +147,7 @@ class VisitEncoder:
                 self._skip(sample, error)
                 continue
             corner = [geometry.resolution, geometry.top, geometry.left, geometry.flip]
-            return _Shown(sample, geometry, _key("image", digest, *corner))
+            return _Shown(sample, geometry, _key("image", digest, *corner, *mask))
         raise DatasetError(f"none of the dataset's {len(order)} images is readable; the last problems are in the log")
 
     def _fact(self, sample: int) -> tuple[str, tuple[int, int]]:
@@ -152,6 +156,29 @@ class VisitEncoder:
             data = self._dataset.image_bytes(sample)
             self._facts[sample] = hashlib.sha256(data).hexdigest(), transforms.image_size(data)
         return self._facts[sample]
+
+    def _mask_fact(self, sample: int) -> str | None:
+        """What names an image's mask; None where all of it counts."""
+        if sample not in self._mask_facts:
+            data = self._dataset.mask_bytes(sample)
+            alpha = "alpha" if self._task.dataset.alpha_mask else None
+            self._mask_facts[sample] = alpha if data is None else hashlib.sha256(data).hexdigest()
+        return self._mask_facts[sample]
+
+    def _mask(self, one: _Shown) -> torch.Tensor:
+        """The mask of the shown part at the size of its latents, float32, 0 to 1, of a shape that broadcasts to them.
+
+        Raises UnreadableImage.
+        """
+        shape = self._family.latent_shape(one.geometry.resolution)
+        wide = (*[1] * (len(shape) - 2), *shape[-2:])
+        data, alpha = self._dataset.mask_bytes(one.sample), False
+        if data is None:
+            if not self._task.dataset.alpha_mask:
+                return torch.ones(wide)
+            data, alpha = self._dataset.image_bytes(one.sample), True
+        pixels = transforms.render_mask(data, one.geometry, (shape[-1], shape[-2]), alpha=alpha)
+        return torch.from_numpy(pixels).to(torch.float32).div(255.0).reshape(wide)
 
     def _skip(self, sample: int, reason: Exception) -> None:
         if sample not in self._unreadable:
@@ -177,7 +204,12 @@ class VisitEncoder:
             if isinstance(pixels, transforms.UnreadableImage):
                 self._skip(one.sample, pixels)
                 continue
-            moments[one.key] = self._family.encode_image(pixels)
+            try:
+                mask = {"mask": self._mask(one)} if self._is_masked else {}
+            except transforms.UnreadableImage as error:
+                self._skip(one.sample, error)
+                continue
+            moments[one.key] = self._family.encode_image(pixels) | mask
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
             meter.update(done)

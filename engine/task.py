@@ -51,6 +51,8 @@ class Dataset:
     shuffle_tags: bool = False
     keep_tokens: int = 0
     repeats: int = 1
+    mask_column: str | None = None
+    alpha_mask: bool = False
 
     @property
     def fallback_caption(self) -> str | None:
@@ -150,6 +152,7 @@ _EMPTY_IS_ABSENT: Final = (
     "dataset.url",
     "dataset.config_name",
     "dataset.trigger_word",
+    "dataset.mask_column",
     "checkpoint",
 )
 # where a task runs and what it continues do not make it another task

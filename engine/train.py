@@ -117,11 +117,15 @@ class Trainer:
             name: torch.stack([example.conditioning[name] for example in examples]).to(self._device)
             for name in examples[0].conditioning
         }
+        mask = None
+        if "mask" in examples[0].moments:
+            mask = torch.stack([example.moments["mask"] for example in examples]).to(self._device)
         return Batch(
             latents=torch.stack(latents).to(self._device),
             noise=noise.to(self._device),
             timesteps=torch.tensor([example.visit.timestep for example in examples], device=self._device),
             conditioning=conditioning,
+            mask=mask,
         )
 
     def _is_update_wanted(self, loss: float, grad_norm: float) -> bool:

@@ -22,7 +22,7 @@ from ..storage import write_file
 from ..task import Task
 from ..transforms import UnreadableImage
 from .folders import Report, read_local
-from .images import Reach
+from .images import Images, Reach
 from .rows import NO_CAPTION as NO_CAPTION
 from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
 from .tables import Source
@@ -83,6 +83,14 @@ class ImageDataset:
             raise UnreadableImage("the file is empty")
         return data
 
+    def mask_bytes(self, index: int) -> bytes | None:
+        """The mask as it was encoded; None where the dataset has none for this image. Raises UnreadableImage."""
+        number, row = self._locate(index)
+        masks = self.parts[number].masks
+        if masks is None or not masks.has(row):
+            return None
+        return bytes(masks.read(row))
+
     def captions(self, index: int) -> tuple[str, ...]:
         """One caption or more; a caption may be empty."""
         number, row = self._locate(index)
@@ -121,7 +129,7 @@ def open_dataset(
     OutputError (the cache cannot be written).
     """
     wanted = task.dataset
-    columns = Columns(wanted.image_column, wanted.caption_column, wanted.fallback_caption)
+    columns = Columns(wanted.image_column, wanted.caption_column, wanted.fallback_caption, wanted.mask_column)
     if not task.dataset.name:
         return _open_url(task, columns, cache_dir, report, limits)
     path = Path(task.dataset.name)
@@ -194,7 +202,8 @@ def fingerprint(parts: Sequence[Rows]) -> str:
     A row is framed by fixed-size digests and explicit counts and lengths, so that no two datasets frame alike:
     0x01 and the image's SHA-256 (0x00 for a row without a readable file), the number of captions, then each one's
     length and UTF-8. A caption alone and a list of that one caption are the same data. Rows that are repeated follow
-    0x02, how often, and how many rows.
+    0x02, how often, and how many rows. With masks, each image is followed by 0x03 and its mask's
+    SHA-256, 0x04 for none, or 0x05 for an unreadable one.
     """
     digest = hashlib.sha256(FINGERPRINT_VERSION.encode())
     # hashlib lets go of the interpreter lock, so threads hash in parallel.
@@ -219,11 +228,22 @@ def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
         yield b"\x01" + hashlib.sha256(part.images.read(row)).digest()
     except UnreadableImage:
         yield b"\x00"
+    if part.masks is not None:
+        yield _mask_frame(part.masks, row)
     captions = [value] if isinstance(value, str) else value
     yield struct.pack("<Q", len(captions))
     for caption in captions:
         encoded = caption.encode()
         yield struct.pack("<Q", len(encoded)) + encoded
+
+
+def _mask_frame(masks: Images, row: int) -> bytes:
+    if not masks.has(row):
+        return b"\x04"
+    try:
+        return b"\x03" + hashlib.sha256(masks.read(row)).digest()
+    except UnreadableImage:
+        return b"\x05"
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +256,8 @@ class _Memo:
     @classmethod
     def beside(cls, folder: Path, columns: Columns, repeats: int) -> _Memo:
         asked: list[str | int | None] = [FINGERPRINT_VERSION, columns.image, columns.caption]
-        if (columns.fallback, repeats) != (None, 1):
-            asked += [columns.fallback, repeats]
+        if (columns.fallback, repeats, columns.mask) != (None, 1, None):
+            asked += [columns.fallback, repeats, columns.mask]
         key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         return cls(folder.with_name(f"{folder.name}.{key[:16]}.fingerprint"), folder)
 

@@ -44,7 +44,7 @@ def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
         return _read_saved_splits(path, source, report)
     if (path / "state.json").is_file():
         return _read_saved(path, source, path.name)
-    files = _walk(path)
+    files = walk(path)
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
         return _read_imagefolder(path, metadata, files, source, report)
@@ -96,7 +96,7 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
     return (read_table(path, source, shown(path.name)),)
 
 
-def _walk(root: Path) -> list[str]:
+def walk(root: Path) -> list[str]:
     """All files below `root` as sorted relative paths; hidden ones and `__` folders (macOS' leavings) are left out."""
 
     def refuse(error: OSError) -> None:

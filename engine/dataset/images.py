@@ -80,6 +80,10 @@ class Images(Protocol):
         """The encoded bytes. Raises UnreadableImage when there are none, DatasetError when the row must not be read."""
         ...
 
+    def has(self, index: int) -> bool:
+        """Whether the row names or holds one at all."""
+        ...
+
     def name(self, index: int) -> str:
         """What a message calls the image: the file's name where the row has one."""
         ...
@@ -98,6 +102,9 @@ class Cells:
 
     def __len__(self) -> int:
         return self.length
+
+    def has(self, index: int) -> bool:
+        return self._path(index) is not None or (self.payloads is not None and self.payloads[index].is_valid)
 
     def read(self, index: int) -> bytes | memoryview:
         if self.payloads is not None:
@@ -171,6 +178,9 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def has(self, index: int) -> bool:
+        return True
+
     def read(self, index: int) -> bytes:
         return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
 
@@ -211,6 +221,9 @@ class TarMembers:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def has(self, index: int) -> bool:
+        return self.sizes[index] > 0
 
     def read(self, index: int) -> bytes:
         if self.sizes[index] > MAX_IMAGE_FILE_BYTES:

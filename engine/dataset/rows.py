@@ -33,6 +33,8 @@ class Rows:
     label: str
     repeats: int = 1
     """How often an epoch visits each row."""
+    masks: Images | None = None
+    """Of the same rows; None where the task asks for none."""
     rules: Rules = ()
     """Where captions come from, with the number of rows each; nothing means the table."""
 
@@ -49,6 +51,20 @@ class Columns:
     caption: str
     fallback: str | None = None
     """The caption of a row that has none; None where that is a mistake."""
+    mask: str | None = None
+    """The column of masks, if any."""
+
+    def pick_mask(self, kinds: Mapping[str, str], label: str) -> str | None:
+        """The mask column's name in a table, or None where none is asked for. Raises DatasetError."""
+        if self.mask is None:
+            return None
+        for name in (self.mask, f"{self.mask}_file_name"):
+            if kinds.get(name) in ("images", "text", "null"):
+                return name
+        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
+        raise DatasetError(
+            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listing}"
+        )
 
     @property
     def image_spellings(self) -> tuple[str, ...]:
@@ -110,20 +126,25 @@ def _is_list(type_: pa.DataType) -> bool:
 
 def rows_from_arrow(table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str) -> Rows:
     """Rows over a table in memory or memory-mapped; nothing is copied. Raises DatasetError."""
-    image, caption = columns.pick(arrow_kinds(table.schema), label)
-    for name in (image, *([caption] if caption in table.column_names else [])):
+    kinds = arrow_kinds(table.schema)
+    image, caption = columns.pick(kinds, label)
+    mask = columns.pick_mask(kinds, label)
+    for name in (image, *([caption] if caption in table.column_names else []), *([mask] if mask else [])):
         try:
             # An Arrow file is memory as it is: offsets that point elsewhere would crash the process later.
             table.column(name).validate(full=True)
         except pa.ArrowException as error:
             raise DatasetError(f"column {name!r} of {label} is damaged: {short(str(error))}") from error
-    cells = table.column(image)
-    payloads, paths = _split_cells(cells)
+
+    def cells(name: str) -> Cells:
+        payloads, paths = _split_cells(table.column(name))
+        return Cells(payloads, paths, len(table), folder, reach, label)
+
     if caption in table.column_names:
         captions, rules = _arrow_captions(table.column(caption), columns, label)
     else:
-        captions, rules = captions_from_values([None] * len(cells), columns, label)
-    return Rows(Cells(payloads, paths, len(cells), folder, reach, label), captions, label, rules=rules)
+        captions, rules = captions_from_values([None] * len(table), columns, label)
+    return Rows(cells(image), captions, label, masks=cells(mask) if mask else None, rules=rules)
 
 
 def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:

@@ -38,11 +38,22 @@ def has_sidecars(files: Sequence[str]) -> bool:
     return any(is_image_name(file) and _sidecar(file, texts) for file in files)
 
 
+def without_sidecar(files: Sequence[str]) -> list[str]:
+    """The images among these relative paths that have no caption beside them."""
+    texts = _texts(files)
+    return [file for file in files if is_image_name(file) and not _sidecar(file, texts)]
+
+
 def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tuple[Rows, ...], list[str]]:
     """Rows of the images among `files` (relative paths, sorted), in their order, and lines for a person.
 
     Raises DatasetError: no image has a caption and the task gives none, or captions that are no UTF-8 text.
     """
+    if source.columns.mask:
+        raise DatasetError(
+            f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
+            "or use dataset.alpha_mask"
+        )
     images, notes = _training_images([file for file in files if is_image_name(file)])
     texts = _texts(files)
     left_out = [file for file in images if _repeats(file)[0] == 0]

@@ -39,6 +39,7 @@ def read_tar(path: Path, columns: Columns, label: str) -> Rows:
             _add_field(tar, member, extension, fields, kinds)
     columns = _tar_columns(columns, kinds)
     image, _ = columns.pick(kinds, label)
+    columns = replace(columns, mask=columns.pick_mask(kinds, label))
     return _tar_rows(path, samples, image, columns, label)
 
 
@@ -77,26 +78,43 @@ def _add_field(
 def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:
     image, caption = wanted.image, wanted.caption
     if image == "image" and image not in kinds:
-        image = next((name for name, kind in kinds.items() if kind == "images"), image)
+        image = next((name for name, kind in kinds.items() if kind == "images" and name != wanted.mask), image)
     if caption == "text" and caption not in kinds:
         caption = next((name for name in ("txt", "caption") if name in kinds), caption)
     return replace(wanted, image=image, caption=caption)
 
 
 def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, columns: Columns, label: str) -> Rows:
-    offsets, sizes, names, captions = array("q"), array("q"), [], []
+    images, masks, captions, mask = _Places(path), _Places(path), [], columns.mask
     for key, fields in samples.items():
         place = fields.get(image)
         if not isinstance(place, tuple):
-            place = next((value for value in fields.values() if isinstance(value, tuple)), None)
+            place = next((fields[name] for name in fields if isinstance(fields[name], tuple) and name != mask), None)
         if place is None:
             raise DatasetError(f"sample {short(key)} of {label} has no image")
-        offsets.append(place[0])
-        sizes.append(place[1])
-        names.append(place[2])
+        images.add(place)
+        if mask:
+            masks.add(fields[mask] if isinstance(fields.get(mask), tuple) else (0, 0, ""))
         found = fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption))
         if found is None and columns.caption == "txt":
             found = fields.get("caption")
         captions.append(found)
     array_of_captions, rules = captions_from_values(captions, columns, label)
-    return Rows(TarMembers(path, offsets, sizes, names), array_of_captions, label, rules=rules)
+    return Rows(images.members(), array_of_captions, label, masks=masks.members() if mask else None, rules=rules)
+
+
+class _Places:
+    """Where members of a tar lie."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets, self._sizes = array("q"), array("q")
+        self._names: list[str] = []
+
+    def add(self, place: tuple[int, int, str]) -> None:
+        self._offsets.append(place[0])
+        self._sizes.append(place[1])
+        self._names.append(place[2])
+
+    def members(self) -> TarMembers:
+        return TarMembers(self._path, self._offsets, self._sizes, self._names)

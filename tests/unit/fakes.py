@@ -28,6 +28,7 @@ class FakeDataset:
     images: list
     texts: list | None = None
     reads: list = field(default_factory=list)
+    masks: list | None = None
 
     def __len__(self):
         return len(self.images)
@@ -40,6 +41,9 @@ class FakeDataset:
 
     def image_index(self, index):
         return index
+
+    def mask_bytes(self, index):
+        return self.masks[index] if self.masks else None
 
     def captions(self, index):
         return self.texts[index] if self.texts else (f"caption {index}",)
