@@ -92,13 +92,15 @@ def train(
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
+    from engine.audit import audit
     from engine.prepare import describe as describe_job
     from engine.prepare import prepare, read_task
     from engine.progress import say
 
-    lines = describe_job(prepare(settings, read_task(settings), weights=False, report=say))
+    job = prepare(settings, read_task(settings), weights=False, report=say)
     if not settings.place.is_first:
         return
+    lines = describe_job(job) + audit(job)
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
         print("\n".join(lines), flush=True)
 

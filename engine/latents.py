@@ -10,11 +10,12 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import torch
 
-from . import rng, transforms
+from . import rng, transforms, wording
 from .cache import EncodingCache
 from .dataset import ImageDataset
 from .distributed import Processes
@@ -36,6 +37,7 @@ class Example:
 
     visit: Visit
     moments: Tensors
+    """What `Family.encode_image` gave; with masks also `mask`."""
     conditioning: Tensors
     tokens: Tensors = field(default_factory=dict)
     """The caption's, where the text encoders are trained and encode it in the loop; else empty."""
@@ -84,6 +86,8 @@ class VisitEncoder:
         self._report = report
         self._processes = processes or Processes()
         self._facts: dict[int, tuple[str, tuple[int, int]]] = {}
+        self._mask_facts: dict[int, str | None] = {}
+        self._is_masked = task.dataset.mask_column is not None or task.dataset.alpha_mask
         self._unreadable: dict[int, str] = {}
         self._shared: set[int] = set()
         """The unreadable images that all processes know of."""
@@ -172,11 +176,12 @@ class VisitEncoder:
         """The visit's image or, where that is unreadable, the next readable one of the epoch's permutation."""
         order = self._stream.permutation(visit.epoch)
         for offset in range(len(order)):
-            sample = order[(visit.position + offset) % len(order)]
+            sample = self._dataset.image_index(order[(visit.position + offset) % len(order)])
             if sample in self._unreadable:
                 continue
             try:
                 digest, size = self._fact(sample)
+                mask = [self._mask_fact(sample)] if self._is_masked else []
                 geometry = transforms.geometry(
                     size,
                     resolution=self._task.train_args.resolution,
@@ -188,7 +193,7 @@ class VisitEncoder:
                 self._skip(sample, error)
                 continue
             corner = [geometry.resolution, geometry.top, geometry.left, geometry.flip]
-            return _Shown(sample, geometry, _key("image", digest, *corner))
+            return _Shown(sample, geometry, _key("image", digest, *corner, *mask))
         raise DatasetError(f"none of the dataset's {len(order)} images is readable; the last problems are in the log")
 
     def _fact(self, sample: int) -> tuple[str, tuple[int, int]]:
@@ -197,6 +202,29 @@ class VisitEncoder:
             data = self._dataset.image_bytes(sample)
             self._facts[sample] = hashlib.sha256(data).hexdigest(), transforms.image_size(data)
         return self._facts[sample]
+
+    def _mask_fact(self, sample: int) -> str | None:
+        """What names an image's mask; None where all of it counts."""
+        if sample not in self._mask_facts:
+            data = self._dataset.mask_bytes(sample)
+            alpha = "alpha" if self._task.dataset.alpha_mask else None
+            self._mask_facts[sample] = alpha if data is None else hashlib.sha256(data).hexdigest()
+        return self._mask_facts[sample]
+
+    def _mask(self, one: _Shown) -> torch.Tensor:
+        """The mask of the shown part at the size of its latents, float32, 0 to 1, of a shape that broadcasts to them.
+
+        Raises UnreadableImage.
+        """
+        shape = self._family.latent_shape(one.geometry.resolution)
+        wide = (*[1] * (len(shape) - 2), *shape[-2:])
+        data, alpha = self._dataset.mask_bytes(one.sample), False
+        if data is None:
+            if not self._task.dataset.alpha_mask:
+                return torch.ones(wide)
+            data, alpha = self._dataset.image_bytes(one.sample), True
+        pixels = transforms.render_mask(data, one.geometry, (shape[-1], shape[-2]), alpha=alpha)
+        return torch.from_numpy(pixels).to(torch.float32).div(255.0).reshape(wide)
 
     def _skip(self, sample: int, reason: Exception | str) -> None:
         if sample not in self._unreadable:
@@ -222,7 +250,12 @@ class VisitEncoder:
             if isinstance(pixels, transforms.UnreadableImage):
                 self._skip(one.sample, pixels)
                 continue
-            moments[one.key] = self._family.encode_image(pixels)
+            try:
+                mask = {"mask": self._mask(one)} if self._is_masked else {}
+            except transforms.UnreadableImage as error:
+                self._skip(one.sample, error)
+                continue
+            moments[one.key] = self._family.encode_image(pixels) | mask
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
             meter.update(done)
@@ -242,7 +275,9 @@ class VisitEncoder:
             if stored is None:
                 stored = self._family.encode_caption(caption)
                 self._check_stop()
-                self._cache.store(key, stored)
+                # An order of tags is hardly ever seen again: it would only fill the disk.
+                if not self._task.dataset.shuffle_tags:
+                    self._cache.store(key, stored)
             known[caption] = stored
         return known[caption]
 
@@ -252,9 +287,9 @@ class VisitEncoder:
         return self._family.tokenize(self._caption(visit, sample))
 
     def _caption(self, visit: Visit, sample: int) -> str:
-        """One drawn from the sample's."""
-        captions = self._dataset.captions(sample)
-        return captions[(visit.caption_word >> 32) * len(captions) >> 32]
+        """One drawn from the sample's, as the task words it."""
+        order = partial(self._stream.tag_order, visit.number)
+        return wording.caption_of_visit(self._dataset.captions(sample), self._task.dataset, visit, order)
 
 
 def _key(kind: str, *what: object) -> str:
@@ -262,14 +297,17 @@ def _key(kind: str, *what: object) -> str:
     return hashlib.sha256(canonical_json([kind, *what])).hexdigest()
 
 
-def draw_prompts(dataset: ImageDataset, seed: int, count: int) -> list[str]:
-    """`count` captions for validation, the same for a seed and a dataset; of a row's captions not an empty one."""
+def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
+    """`count` captions for validation, the same for a seed and a dataset, with the trigger word.
+
+    Of a row's captions not an empty one: that is there to train guidance, and a picture of it would show nothing.
+    """
     order = rng.permutation(seed, "validation prompt", 0, len(dataset))
     draws = rng.words(seed, "validation caption", 0, count)
     prompts = []
     for i in range(count):
         captions = dataset.captions(int(order[i % len(order)]))
-        # An empty caption among others is there to train guidance; a picture of it would show nothing in particular.
         captions = tuple(filter(None, captions)) or captions
-        prompts.append(captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])])
+        drawn = captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])]
+        prompts.append(wording.with_trigger(drawn, trigger_word))
     return prompts

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from . import rng
 from .errors import TaskError
 from .task import TrainArgs
@@ -105,16 +108,88 @@ class Visit:
     """Raw 64-bit words for the vertical and the horizontal crop position."""
     caption_word: int
     timestep: int
+    drop_caption: bool = False
+    """Whether the visit has an empty caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timesteps:
+    """Which timesteps are drawn, and how often: those of [begin, end), all alike unless there are `weights`."""
+
+    begin: int
+    end: int
+    weights: tuple[float, ...] = ()
+    """Of each timestep of [begin, end); positive."""
+
+    def draw(self, words: rng.Words) -> npt.NDArray[np.int64]:
+        """A timestep for each raw word: int64, the shape of `words`."""
+        drawn: npt.NDArray[np.int64]
+        if not self.weights:
+            drawn = rng.below(words, self.end - self.begin) + self.begin
+            return drawn
+        # Inverse transform sampling; cumsum adds in order, so that every machine has the same bounds.
+        bounds = np.cumsum(np.array(self.weights, dtype=np.float64))
+        found = np.searchsorted(bounds, rng.fractions(words) * bounds[-1], side="right")
+        # a product that was rounded up to the last bound belongs to the last timestep
+        drawn = np.minimum(found, len(bounds) - 1).astype(np.int64) + self.begin
+        return drawn
+
+
+def timesteps(args: TrainArgs, num_train_timesteps: int) -> Timesteps:
+    """What the task says about timesteps, of a model with `num_train_timesteps`.
+
+    `timestep_bias` is that of Diffusers' text-to-image examples (`generate_timestep_weights`): the earliest
+    or latest `portion` of all timesteps, or those of [`begin`, `end`), are drawn `multiplier` times as often as the
+    others, with no correction of the loss. That drawing some noise levels more often pays is Nichol & Dhariwal 2021
+    (arXiv:2102.09672), section 3.3; which of them make composition and which make detail, Choi et al. 2022
+    (arXiv:2204.00227), section 3.
+
+    Raises:
+        TaskError: a range without a timestep that the model has or that is trained.
+    """
+    total = num_train_timesteps
+    begin, end = args.min_timestep, total if args.max_timestep is None else args.max_timestep
+    if not begin < end <= total:
+        raise TaskError(
+            f"train_args: timesteps from min_timestep {begin} to below max_timestep {end} are none of the model's; "
+            f"it has {total}"
+        )
+    bias = args.timestep_bias
+    if bias.strategy == "none":
+        return Timesteps(begin, end)
+    num_biased = int(bias.portion * total)
+    first, stop = {
+        "earlier": (0, num_biased),
+        "later": (total - num_biased, total),
+        "range": (bias.begin, bias.end),
+    }[bias.strategy]
+    weights = tuple(bias.multiplier if first <= step < stop else 1.0 for step in range(begin, end))
+    if not (first < end and begin < stop and first < stop):
+        raise TaskError(
+            f"train_args.timestep_bias: none of the timesteps from {first} to below {stop} is among those trained"
+        )
+    return Timesteps(begin, end, weights)
 
 
 class VisitStream:
     """The endless stream of visits of one training. Random access; remembers only the permutation in use."""
 
-    def __init__(self, *, seed: int, num_rows: int, random_flip: bool, num_train_timesteps: int) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_rows: int,
+        random_flip: bool,
+        num_train_timesteps: int,
+        timesteps: Timesteps | None = None,
+        caption_dropout: float = 0.0,
+    ) -> None:
+        """`timesteps` None draws all `num_train_timesteps` alike; `caption_dropout` is a probability."""
         self.seed = seed
         self.num_rows = num_rows
         self.random_flip = random_flip
-        self.num_train_timesteps = num_train_timesteps
+        self.timesteps = timesteps or Timesteps(0, num_train_timesteps)
+        self.caption_dropout = caption_dropout
         self._permutations: dict[int, list[int]] = {}
 
     def permutation(self, epoch: int) -> list[int]:
@@ -130,7 +205,11 @@ class VisitStream:
         flips = rng.below(rng.words(self.seed, "flip", start, count)[:, 0], 2)
         crops = rng.words(self.seed, "crop", start, count)
         captions = rng.words(self.seed, "caption", start, count)
-        timesteps = rng.below(rng.words(self.seed, "timestep", start, count)[:, 0], self.num_train_timesteps)
+        timesteps = self.timesteps.draw(rng.words(self.seed, "timestep", start, count)[:, 0])
+        dropped = [False] * count
+        if self.caption_dropout:
+            draws = rng.words(self.seed, "caption dropout", start, count)[:, 0]
+            dropped = [bool(draw) for draw in rng.fractions(draws) < self.caption_dropout]
         for i in range(count):
             epoch, position = divmod(start + i, self.num_rows)
             yield Visit(
@@ -142,4 +221,9 @@ class VisitStream:
                 crop_words=(int(crops[i, 0]), int(crops[i, 1])),
                 caption_word=int(captions[i, 0]),
                 timestep=int(timesteps[i]),
+                drop_caption=dropped[i],
             )
+
+    def tag_order(self, number: int, length: int) -> list[int]:
+        """The order in which visit `number` has the `length` tags of its caption."""
+        return rng.permutation(self.seed, "tag order", number, length).tolist()  # type: ignore[no-any-return]

@@ -7,18 +7,42 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from . import checkpoint, model, plan
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
-from .errors import DeviceError
+from .errors import DeviceError, TaskError
 from .model import BaseModel
 from .output import JobRecord
 from .settings import Settings
-from .task import DEFAULT_TARGETS, PredictionType, Task, canonical, canonical_json, parse_task, resolve_paths
+from .task import (
+    DEFAULT_TARGETS,
+    PredictionType,
+    Task,
+    TrainArgs,
+    canonical,
+    canonical_json,
+    differences,
+    parse_task,
+    resolve_paths,
+)
 
 Report = Callable[[str], None]
+
+# What a checkpoint's settings say only where it is not the default, as checkpoints older than these keys do.
+_RECORDED_IF_SET: Final = (
+    "min_timestep",
+    "max_timestep",
+    "timestep_bias",
+    "zero_terminal_snr",
+    "loss_type",
+    "huber_schedule",
+    "huber_c",
+)
+_DEFAULTS: Final = asdict(TrainArgs())
+# Where the dataset is, which its fingerprint stands for, and what the settings say under another name.
+_DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +58,11 @@ class Job:
     """The parent is the output folder's own checkpoint, which this job's result replaces."""
     schedule: plan.Schedule
     prediction_type: PredictionType
+
+    @property
+    def timesteps(self) -> plan.Timesteps:
+        """Which timesteps are drawn. Raises TaskError when the task leaves none."""
+        return plan.timesteps(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
@@ -84,6 +113,10 @@ class Job:
         train_args = asdict(self.task.train_args)
         for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
             del train_args[own]
+        for key in _RECORDED_IF_SET:
+            if train_args[key] == _DEFAULTS[key]:
+                del train_args[key]
+        said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
             "lora": {"dropout": self.task.lora.dropout},
@@ -91,6 +124,7 @@ class Job:
             "validation": asdict(self.task.validation),
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
+            **({"dataset": said} if said else {}),
         }
 
     def changed_settings(self) -> dict[str, list[Any]]:
@@ -98,7 +132,8 @@ class Job:
         if not isinstance(self.parent, Checkpoint):
             return {}
         before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
-        return {key: [before.get(key), value] for key, value in now.items() if before.get(key) != value}
+        keys = [*now, *(key for key in before if key not in now)]
+        return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
 
 
 def read_task(settings: Settings) -> Task:
@@ -160,9 +195,19 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         schedule=schedule,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
     )
+    _check_noise(job)
     if chain:
         checkpoint.require_same_world(chain.world, job.world)
     return job
+
+
+def _check_noise(job: Job) -> None:
+    _ = job.timesteps
+    if job.task.train_args.zero_terminal_snr and job.prediction_type != "v_prediction":
+        raise TaskError(
+            "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
+            "predicting the noise teaches nothing"
+        )
 
 
 def _pinned_model(parent: Checkpoint | None, task: Task) -> str | None:
@@ -216,7 +261,7 @@ def describe(job: Job) -> list[str]:
     effective = schedule.visits_per_step
     lines = [
         f"base model     {job.task.model.name} ({job.base.identity[:19]}, {job.prediction_type})",
-        f"dataset        {job.task.dataset.name or job.task.dataset.url}: {len(job.dataset)} images",
+        f"dataset        {job.task.dataset.name or job.task.dataset.url}: {_size(job.dataset)}",
         f"batch          {schedule.batch_size} x {schedule.micro_batches} micro-batches = {effective} images a step",
         f"epoch          {schedule.steps_per_epoch} steps",
         f"this task      steps {schedule.start_step} to {schedule.stop_step} of {schedule.max_steps}"
@@ -230,6 +275,11 @@ def describe(job: Job) -> list[str]:
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
+
+
+def _size(dataset: ImageDataset) -> str:
+    repeated = f", {len(dataset)} visits an epoch" if len(dataset) != dataset.num_images else ""
+    return f"{dataset.num_images} images{repeated}"
 
 
 def warnings(job: Job) -> list[str]:

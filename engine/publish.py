@@ -37,7 +37,7 @@ def draw_pictures(session: Session, family: Family) -> Pictures:
     job = session.job
     wanted = job.task.validation
     if wanted.prompt is None:
-        prompts = draw_prompts(job.dataset, job.task.seed, wanted.num_images)
+        prompts = draw_prompts(job.dataset, job.task.seed, wanted.num_images, job.task.dataset.trigger_word)
     else:
         prompts = [wanted.prompt] * wanted.num_images
     images = validation.plan_images(prompts, job.task.seed)

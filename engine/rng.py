@@ -72,6 +72,11 @@ def below(words: Words, bound: int) -> npt.NDArray[np.int64]:
     return (((words >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
 
 
+def fractions(words: Words) -> npt.NDArray[np.float64]:
+    """Uniform numbers in [0, 1) from the upper 53 bits of raw words: float64, the shape of `words`."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def torch_generator(seed: int) -> torch.Generator:
     """A CPU generator for a library that insists on drawing its own numbers (validation)."""
     import torch

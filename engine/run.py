@@ -166,6 +166,7 @@ def _load_family(session: Session) -> Family:
             dtype=PRECISIONS[job.task.mixed_precision],
             device=session.device,
             prediction_type=job.prediction_type,
+            zero_terminal_snr=job.task.train_args.zero_terminal_snr,
         ),
     )
 
@@ -237,6 +238,8 @@ def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], No
         num_rows=len(job.dataset),
         random_flip=job.task.transforms.random_flip,
         num_train_timesteps=job.base.num_train_timesteps,
+        timesteps=job.timesteps,
+        caption_dropout=job.task.dataset.caption_dropout,
     )
     return VisitEncoder(
         task=job.task,

@@ -21,6 +21,8 @@ SCHEMA: Final = Path(__file__).parent.parent / "schema" / "task.schema.json"
 
 PredictionType = Literal["epsilon", "v_prediction"]
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+LossType = Literal["l2", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
@@ -43,6 +45,21 @@ class Dataset:
     config_name: str | None = None
     image_column: str = "image"
     caption_column: str = "text"
+    default_caption: str | None = None
+    trigger_word: str | None = None
+    caption_dropout: float = 0.0
+    shuffle_tags: bool = False
+    keep_tokens: int = 0
+    repeats: int = 1
+    mask_column: str | None = None
+    alpha_mask: bool = False
+
+    @property
+    def fallback_caption(self) -> str | None:
+        """The caption of an image that has none; None where that is a mistake."""
+        if self.default_caption is None and self.trigger_word:
+            return ""  # the trigger word is put in front of it
+        return self.default_caption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +83,15 @@ class AdamArgs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimestepBias:
+    strategy: Literal["none", "earlier", "later", "range"] = "none"
+    multiplier: float = 1.0
+    begin: int = 0
+    end: int = 1000
+    portion: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainArgs:
     learning_rate: float = 1e-4
     batch_size: int = 16
@@ -82,6 +108,13 @@ class TrainArgs:
     snr_gamma: float | None = None
     train_text_encoder: bool = False
     text_encoder_learning_rate: float | None = None
+    min_timestep: int = 0
+    max_timestep: int | None = None
+    timestep_bias: TimestepBias = field(default_factory=TimestepBias)
+    zero_terminal_snr: bool = False
+    loss_type: LossType = "l2"
+    huber_schedule: HuberSchedule = "snr"
+    huber_c: float = 0.1
     lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
     adam_args: AdamArgs = field(default_factory=AdamArgs)
 
@@ -118,7 +151,15 @@ class Task:
 
 
 # clients that fill in a template leave these empty
-_EMPTY_IS_ABSENT: Final = ("model.revision", "dataset.name", "dataset.url", "dataset.config_name", "checkpoint")
+_EMPTY_IS_ABSENT: Final = (
+    "model.revision",
+    "dataset.name",
+    "dataset.url",
+    "dataset.config_name",
+    "dataset.trigger_word",
+    "dataset.mask_column",
+    "checkpoint",
+)
 # where a task runs and what it continues do not make it another task
 _NOT_IDENTITY: Final = ("checkpoint", "dataloader_num_workers", "version")
 _MAX_LISTED: Final = 100
@@ -177,16 +218,17 @@ def canonical(task: Task) -> dict[str, Any]:
     Without `checkpoint`, `dataloader_num_workers` and `version`. A key that is added to the format later changes no old
     task's canonical form.
     """
-    return {key: item for key, item in _differences(task).items() if key not in _NOT_IDENTITY}
+    return {key: item for key, item in differences(task).items() if key not in _NOT_IDENTITY}
 
 
-def _differences(value: Any) -> dict[str, Any]:
+def differences(value: Any) -> dict[str, Any]:
+    """A dataclass's fields that differ from their default, as JSON."""
     result: dict[str, Any] = {}
     for part in fields(value):
         item = getattr(value, part.name)
         if is_dataclass(item):
-            if differences := _differences(item):
-                result[part.name] = differences
+            if inner := differences(item):
+                result[part.name] = inner
         elif item != part.default:
             result[part.name] = list(item) if isinstance(item, tuple) else item
     return result

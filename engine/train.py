@@ -19,7 +19,7 @@ from .lora import Adapter
 from .outcome import Clock
 from .plan import Schedule, base_learning_rate, base_text_encoder_rate
 from .state import TrainState
-from .task import Task
+from .task import Task, TrainArgs
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Trainer:
             groups.append({name: p for name, p in adapter.parameters.items() if not _is_denoisers(name)})
             self._base_rates.append(base_text_encoder_rate(task.train_args, schedule.micro_batches))
         self._optimizer = optim.make_optimizer(groups, task.train_args.adam_args)
+        self._huber = _huber(task.train_args)
         self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
         self._processes = processes or Processes()
         self.notice: Callable[[], Notice] = Notice
@@ -146,7 +147,7 @@ class Trainer:
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
-        loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma)
+        loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma, huber=self._huber)
         scaled = loss * self._loss_scale.scale if self._loss_scale else loss
         found = torch.autograd.grad(scaled, parameters, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
@@ -165,11 +166,15 @@ class Trainer:
         if args.noise_offset:
             offsets = torch.stack([_normal(seed, "noise offset", number, shape[:1]) for number in numbers])
             noise = objectives.offset_noise(noise, args.noise_offset, offsets)
+        mask = None
+        if "mask" in examples[0].moments:
+            mask = torch.stack([example.moments["mask"] for example in examples]).to(self._device)
         return Batch(
             latents=torch.stack(latents).to(self._device),
             noise=noise.to(self._device),
             timesteps=torch.tensor([example.visit.timestep for example in examples], device=self._device),
             conditioning=self._conditioning(examples),
+            mask=mask,
         )
 
     def _conditioning(self, examples: Sequence[Example]) -> Tensors:
@@ -218,6 +223,12 @@ def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> 
     """Views of `flat` with the parameters' shapes, in their order."""
     pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
     return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
+
+
+def _huber(args: TrainArgs) -> objectives.Huber | None:
+    if args.loss_type == "l2":
+        return None
+    return objectives.Huber(args.loss_type, args.huber_schedule, args.huber_c)
 
 
 def _normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -109,6 +109,30 @@ def image_size(data: bytes) -> tuple[int, int]:
         return _upright_size(image.size, _orientation(image))
 
 
+def check(data: bytes) -> tuple[int, int]:
+    """Decode `data` whole and forget it: its upright (width, height). Raises UnreadableImage."""
+    with _refusing(), _open(data) as image:
+        size = _upright_size(image.size, _orientation(image))
+        image.load()
+        if image.mode == "F" or image.mode.startswith("I"):  # what `render` might refuse
+            _rgb(image)
+        return size
+
+
+def decode(data: bytes, *, size: tuple[int, int] | None = None) -> Image.Image:
+    """The whole image, RGB and upright, with transparency on white; `size` is what it must be, from its header.
+
+    Raises UnreadableImage.
+    """
+    with _refusing(), _open(data) as image:
+        orientation = _orientation(image)
+        if size is not None and _upright_size(image.size, orientation) != size:
+            raise UnreadableImage("its size changed while the job ran")
+        image.load()
+        pixels = _rgb(image)
+    return pixels if orientation == 1 else pixels.transpose(_TRANSPOSITIONS[orientation])
+
+
 def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     """Decode `data` and cut out `view`: uint8, (resolution, resolution, 3), RGB, C-contiguous, writable.
 
@@ -116,14 +140,7 @@ def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     profiles are ignored, as other trainers and the base models' own training did: the numbers are taken as sRGB.
     Raises UnreadableImage.
     """
-    with _refusing(), _open(data) as image:
-        orientation = _orientation(image)
-        if _upright_size(image.size, orientation) != view.original:
-            raise UnreadableImage("its size changed while the job ran")
-        image.load()
-        pixels = _rgb(image)
-    if orientation != 1:
-        pixels = pixels.transpose(_TRANSPOSITIONS[orientation])
+    pixels = decode(data, size=view.original)
     # Pillow's bilinear filter widens with the reduction (antialiasing), and is what torchvision applies to PIL images
     # by default: the pixels that Diffusers' own training scripts see.
     pixels = pixels.resize(view.resized, Image.Resampling.BILINEAR)
@@ -131,6 +148,31 @@ def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     if view.flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(pixels, dtype=np.uint8)
+
+
+def render_mask(data: bytes, view: Geometry, size: tuple[int, int], *, alpha: bool) -> npt.NDArray[np.uint8]:
+    """The part of a mask that `view` shows, averaged down to `size` (width, height): uint8, (height, width).
+
+    `data` is the mask, an image of the same shape whose brightness counts; or, with `alpha`, the image itself, whose
+    opacity counts. Raises UnreadableImage.
+    """
+    if alpha:
+        with _refusing(), _open(data) as image:
+            orientation = _orientation(image)
+            image.load()
+            mask = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        mask = mask if mask is not None else Image.new("L", image.size, 255)
+        mask = mask if orientation == 1 else mask.transpose(_TRANSPOSITIONS[orientation])
+    else:
+        mask = decode(data).convert("L")
+    wanted, found = view.original[0] / view.original[1], mask.width / mask.height
+    if not 0.98 < found / wanted < 1.02:
+        raise UnreadableImage(f"its mask has another shape ({mask.width} x {mask.height})")
+    mask = mask.resize(view.resized, Image.Resampling.BILINEAR)
+    mask = mask.crop((view.left, view.top, view.left + view.resolution, view.top + view.resolution))
+    if view.flip:
+        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(mask.resize(size, Image.Resampling.BOX), dtype=np.uint8)
 
 
 @contextmanager

@@ -72,7 +72,20 @@ def closure(module):
 
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors"}
-LIGHT = ["task", "plan", "errors", "rng", "settings", "prepare", "transforms", "rendering", "checkpoint", "output"]
+LIGHT = [
+    "task",
+    "plan",
+    "audit",
+    "wording",
+    "errors",
+    "rng",
+    "settings",
+    "prepare",
+    "transforms",
+    "rendering",
+    "checkpoint",
+    "output",
+]
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -149,6 +162,7 @@ BROAD = {
     "engine.families.loading": 2,  # the libraries' readers of damaged files raise anything
     "engine.hub": 1,  # sorts whatever the Hub's library raises, and raises it again
     "engine.progress": 1,  # the logging thread: the loop's own next write says so
+    "engine.tokens": 1,  # tokenizers raises bare Exceptions
     "engine.transforms": 2,  # Pillow on damaged bytes raises anything
 }
 
@@ -174,6 +188,7 @@ def test_broad_excepts_are_on_the_list():
         ("import engine.task; engine.task.parse_task(b'{}', source='x')", HEAVY | {"numpy", "PIL", "huggingface_hub"}),
         ("import engine.plan", HEAVY | {"PIL", "pyarrow", "huggingface_hub"}),
         ("import engine.prepare", HEAVY),
+        ("import engine.audit, engine.tokens; engine.tokens._clip", HEAVY),
         ("import engine.rendering", HEAVY | {"pyarrow", "huggingface_hub"}),
     ],
 )

@@ -8,9 +8,10 @@ import json
 import os
 import struct
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,8 @@ from ..storage import write_file
 from ..task import Task
 from ..transforms import UnreadableImage
 from .folders import Report, read_local
-from .images import Reach
+from .images import Images, Reach
+from .rows import NO_CAPTION as NO_CAPTION
 from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
 from .tables import Source
 
@@ -29,6 +31,8 @@ FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
 MAX_CAPTION_BYTES: Final = 100_000
 """A tokenizer's time and memory grow with what it reads, however little of it is kept."""
 _ROWS_PER_FRAME: Final = 64
+MAX_EPOCH_VISITS: Final = 100_000_000
+"""An epoch's permutation is in memory; a folder's name must not be able to ask for more of it than there is."""
 _DEFAULT_LIMITS: Final = Limits()
 
 
@@ -46,32 +50,71 @@ class ImageDataset:
     revision: str | None
 
     def __len__(self) -> int:
+        """How many visits an epoch has: an image that is repeated counts so often."""
         return self.ends[-1]
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(part.images) for part in self.parts)
+
+    @property
+    def caption_rules(self) -> dict[str, int]:
+        """Where the captions come from: rule -> number of images, in the order of the rows."""
+        rules: Counter[str] = Counter()
+        for part in self.parts:
+            rules.update(dict(part.rules or [(part.label, len(part.images))]))
+        return dict(rules)
+
+    def image_index(self, index: int) -> int:
+        """The first row that shows the same image: one of its repeats stands for all of them."""
+        number, row = self._locate(index)
+        return self._start(number) + row
+
+    def image_indices(self) -> Iterator[int]:
+        """The rows without their repeats."""
+        for number, part in enumerate(self.parts):
+            start = self._start(number)
+            yield from range(start, start + len(part.images))
 
     def image_bytes(self, index: int) -> bytes:
         """The image as it was encoded (PNG, JPEG, …). Raises UnreadableImage where there is none."""
-        part, row = self._locate(index)
+        number, row = self._locate(index)
+        part = self.parts[number]
         data = bytes(part.images.read(row))
         if not data:
             raise UnreadableImage("the file is empty")
         return data
 
+    def mask_bytes(self, index: int) -> bytes | None:
+        """The mask as it was encoded; None where the dataset has none for this image. Raises UnreadableImage."""
+        number, row = self._locate(index)
+        masks = self.parts[number].masks
+        if masks is None or not masks.has(row):
+            return None
+        return bytes(masks.read(row))
+
     def captions(self, index: int) -> tuple[str, ...]:
         """One caption or more; a caption may be empty."""
-        part, row = self._locate(index)
+        number, row = self._locate(index)
+        part = self.parts[number]
         value = part.captions[row].as_py()
         return (value,) if isinstance(value, str) else tuple(value)
 
     def name(self, index: int) -> str:
         """What messages call the image: its file name where it has one, else its row."""
-        part, row = self._locate(index)
+        number, row = self._locate(index)
+        part = self.parts[number]
         return part.images.name(row)
 
-    def _locate(self, index: int) -> tuple[Rows, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The number of the part that a row is in, and its place there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        part = bisect_right(self.ends, index)
-        return self.parts[part], index - (self.ends[part - 1] if part else 0)
+        number = bisect_right(self.ends, index)
+        return number, (index - self._start(number)) % len(self.parts[number].images)
+
+    def _start(self, number: int) -> int:
+        return self.ends[number - 1] if number else 0
 
 
 def open_dataset(
@@ -87,13 +130,15 @@ def open_dataset(
     Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
     OutputError (the cache cannot be written).
     """
-    columns = Columns(task.dataset.image_column, task.dataset.caption_column)
+    wanted = task.dataset
+    columns = Columns(wanted.image_column, wanted.caption_column, wanted.fallback_caption, wanted.mask_column)
     if not task.dataset.name:
         return _open_url(task, columns, cache_dir, report, limits)
     path = Path(task.dataset.name)
     if path.exists():
         path = _configuration(path, task.dataset.config_name)
-        return _dataset(read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes), report))
+        parts = read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes), report)
+        return _dataset(parts, wanted.repeats)
     if path.is_absolute() or task.dataset.name.startswith("."):
         raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file")
     return _open_hub(task, columns, cache_dir, revision, report)
@@ -115,8 +160,9 @@ def _open_url(task: Task, columns: Columns, cache_dir: Path, report: Report, lim
     folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
     source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes)
     configuration = _configuration(folder, task.dataset.config_name)
-    memo = _Memo.beside(folder, columns) if configuration == folder else None
-    return _dataset(read_local(configuration, source, report), memo=memo)
+    repeats = task.dataset.repeats
+    memo = _Memo.beside(folder, columns, repeats) if configuration == folder else None
+    return _dataset(read_local(configuration, source, report), repeats, memo=memo)
 
 
 def _open_hub(task: Task, columns: Columns, cache_dir: Path, revision: str | None, report: Report) -> ImageDataset:
@@ -131,14 +177,21 @@ def _open_hub(task: Task, columns: Columns, cache_dir: Path, revision: str | Non
     if kinds[image] != "images":
         raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
     rows = rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name)
-    return _dataset((rows,), revision=commit)
+    return _dataset((rows,), task.dataset.repeats, revision=commit)
 
 
-def _dataset(parts: Sequence[Rows], *, revision: str | None = None, memo: _Memo | None = None) -> ImageDataset:
-    parts = tuple(part for part in parts if len(part.images))
+def _dataset(
+    parts: Sequence[Rows], repeats: int, *, revision: str | None = None, memo: _Memo | None = None
+) -> ImageDataset:
+    parts = tuple(replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images))
     if not parts:
         raise DatasetError("the dataset has no rows")
-    ends = tuple(accumulate(len(part.images) for part in parts))
+    ends = tuple(accumulate(len(part.images) * part.repeats for part in parts))
+    if ends[-1] > MAX_EPOCH_VISITS and any(part.repeats > 1 for part in parts):
+        raise DatasetError(
+            f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
+            "repeat less (dataset.repeats, folders called N_name)"
+        )
     return ImageDataset(parts, ends, _remembered_fingerprint(parts, memo), revision)
 
 
@@ -150,12 +203,16 @@ def fingerprint(parts: Sequence[Rows]) -> str:
 
     A row is framed by fixed-size digests and explicit counts and lengths, so that no two datasets frame alike:
     0x01 and the image's SHA-256 (0x00 for a row without a readable file), the number of captions, then each one's
-    length and UTF-8. A caption alone and a list of that one caption are the same data.
+    length and UTF-8. A caption alone and a list of that one caption are the same data. Rows that are repeated follow
+    0x02, how often, and how many rows. With masks, each image is followed by 0x03 and its mask's
+    SHA-256, 0x04 for none, or 0x05 for an unreadable one.
     """
     digest = hashlib.sha256(FINGERPRINT_VERSION.encode())
     # hashlib lets go of the interpreter lock, so threads hash in parallel.
     with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
         for part in parts:
+            if part.repeats > 1:  # of that many rows
+                digest.update(b"\x02" + struct.pack("<QQ", part.repeats, len(part.images)))
             starts = range(0, len(part.images), _ROWS_PER_FRAME)
             for frame in pool.map(lambda start, part=part: _frame(part, start), starts):
                 digest.update(frame)
@@ -173,6 +230,8 @@ def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
         yield b"\x01" + hashlib.sha256(part.images.read(row)).digest()
     except UnreadableImage:
         yield b"\x00"
+    if part.masks is not None:
+        yield _mask_frame(part.masks, row)
     captions = [value] if isinstance(value, str) else value
     yield struct.pack("<Q", len(captions))
     for caption in captions:
@@ -185,6 +244,15 @@ def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
         yield struct.pack("<Q", len(encoded)) + encoded
 
 
+def _mask_frame(masks: Images, row: int) -> bytes:
+    if not masks.has(row):
+        return b"\x04"
+    try:
+        return b"\x03" + hashlib.sha256(masks.read(row)).digest()
+    except UnreadableImage:
+        return b"\x05"
+
+
 @dataclass(frozen=True, slots=True)
 class _Memo:
     """Where an immutable folder's fingerprint is noted, and for which folder: one fetched anew is another."""
@@ -193,8 +261,11 @@ class _Memo:
     folder: Path
 
     @classmethod
-    def beside(cls, folder: Path, columns: Columns) -> _Memo:
-        key = hashlib.sha256(json.dumps([FINGERPRINT_VERSION, columns.image, columns.caption]).encode()).hexdigest()
+    def beside(cls, folder: Path, columns: Columns, repeats: int) -> _Memo:
+        asked: list[str | int | None] = [FINGERPRINT_VERSION, columns.image, columns.caption]
+        if (columns.fallback, repeats, columns.mask) != (None, 1, None):
+            asked += [columns.fallback, repeats, columns.mask]
+        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         return cls(folder.with_name(f"{folder.name}.{key[:16]}.fingerprint"), folder)
 
     def identity(self) -> list[int]:

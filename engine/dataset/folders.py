@@ -17,7 +17,8 @@ from typing import Any, Final
 from ..errors import DatasetError
 from ..limits import bounded_memory
 from .images import Cells, is_image_name, short, shown
-from .rows import Rows, rows_from_arrow
+from .rows import NoSuchColumnError, Rows, rows_from_arrow
+from .sidecars import has_sidecars, listing, read_sidecars
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 
 Report = Callable[[str], None]
@@ -44,16 +45,36 @@ def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
         return _read_saved_splits(path, source, report)
     if (path / "state.json").is_file():
         return _read_saved(path, source, path.name)
-    files = _walk(path)
+    files = walk(path)
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
         return _read_imagefolder(path, metadata, files, source, report)
+    try:
+        if tables := _read_tables(path, files, source, report):
+            return tables
+    except NoSuchColumnError as error:
+        if not has_sidecars(files):
+            raise
+        report(f"dataset: captions are taken from the text files beside the images; {error}")
+    if not any(map(is_image_name, files)):
+        raise DatasetError(
+            f"{path.name} holds nothing to train on: no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), "
+            "no images"
+        )
+    parts, notes = read_sidecars(path, files, source)
+    for note in notes:
+        report(note)
+    return parts
+
+
+def _read_tables(path: Path, files: Sequence[str], source: Source, report: Report) -> tuple[Rows, ...]:
+    """The rows of the first kind of table there is; nothing where there is none."""
     for suffix in TABLE_SUFFIXES:
         tables = [file for file in files if file.lower().endswith(suffix) and Path(file).name not in _DESCRIPTIONS]
         if tables:
             chosen = _training_files(tables, _split_of, path.name, report)
             return tuple(read_table(path / file, source, shown(file)) for file in chosen)
-    raise DatasetError(_nothing_found(path, files))
+    return ()
 
 
 def choose_split(names: Iterable[str], label: str) -> str:
@@ -76,19 +97,7 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
     return (read_table(path, source, shown(path.name)),)
 
 
-def _nothing_found(path: Path, files: Sequence[str]) -> str:
-    images = sum(is_image_name(file) for file in files)
-    if images:
-        return (
-            f"{path.name} holds {images} images but no captions: put a metadata.jsonl beside them, a line "
-            '{"file_name": "1.png", "text": "a caption"} for each'
-        )
-    return (
-        f"{path.name} holds nothing to train on: no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
-    )
-
-
-def _walk(root: Path) -> list[str]:
+def walk(root: Path) -> list[str]:
     """All files below `root` as sorted relative paths; hidden ones and `__` folders (macOS' leavings) are left out."""
 
     def refuse(error: OSError) -> None:
@@ -136,14 +145,8 @@ def _training_files(
         return files
     chosen = splits[choose_split(splits, label)]
     if len(chosen) < len(files):
-        report(
-            f"dataset: the training split is {_listing(chosen)}; {len(files) - len(chosen)} other files are not used"
-        )
+        report(f"dataset: the training split is {listing(chosen)}; {len(files) - len(chosen)} other files are not used")
     return chosen
-
-
-def _listing(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # --- Images with a metadata file ------------------------------------------------------------------------------------
@@ -175,10 +178,10 @@ def _report_differences(
     there = {file for file in files if is_image_name(file)}
     within = {file for file in there if any(not folder or file.startswith(f"{folder}/") for folder in folders)}
     if unused := sorted(within - named):
-        report(f"dataset: {len(unused)} images are not used, no metadata row names them: {_listing(unused)}")
+        report(f"dataset: {len(unused)} images are not used, no metadata row names them: {listing(unused)}")
     inside = (name for name in named - set(files) if "\0" not in name and not name.startswith(("/", "..")))
     if missing := sorted(name for name in inside if not os.path.exists(f"{root}/{name}")):  # noqa: PTH110  # it may be behind a link
-        report(f"dataset: {len(missing)} images are named by metadata rows but are not there: {_listing(missing)}")
+        report(f"dataset: {len(missing)} images are named by metadata rows but are not there: {listing(missing)}")
 
 
 # --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------

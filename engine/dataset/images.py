@@ -80,6 +80,10 @@ class Images(Protocol):
         """The encoded bytes. Raises UnreadableImage when there are none, DatasetError when the row must not be read."""
         ...
 
+    def has(self, index: int) -> bool:
+        """Whether the row names or holds one at all."""
+        ...
+
     def name(self, index: int) -> str:
         """What a message calls the image: the file's name where the row has one."""
         ...
@@ -99,6 +103,9 @@ class Cells:
     def __len__(self) -> int:
         return self.length
 
+    def has(self, index: int) -> bool:
+        return self._path(index) is not None or (self.payloads is not None and self.payloads[index].is_valid)
+
     def read(self, index: int) -> bytes | memoryview:
         if self.payloads is not None:
             payload = self.payloads[index]
@@ -111,7 +118,14 @@ class Cells:
         if self.reach.zipped and value.startswith("zip://"):
             return self._read_zipped(value, where)
         self.reach.check(value, where)
-        return self._read_file(f"{self.folder}/{value}" if value[:1] != "/" else value, value, where)
+        path = f"{self.folder}/{value}" if value[:1] != "/" else value
+        try:
+            self.reach.check_resolved(path, value, where)
+            return read_regular(path, MAX_IMAGE_FILE_BYTES)
+        except ValueError as error:  # a NUL in the name
+            raise UnreadableImage(str(error)) from error
+        except OSError as error:
+            raise _unreadable(error, where) from error
 
     def name(self, index: int) -> str:
         value = self._path(index)
@@ -120,22 +134,6 @@ class Cells:
     def _path(self, index: int) -> str | None:
         value: str | None = None if self.paths is None else self.paths[index].as_py()
         return value
-
-    def _read_file(self, path: str, value: str, where: str) -> bytes:
-        try:
-            self.reach.check_resolved(path, value, where)
-            # Without O_NONBLOCK, opening a pipe would wait for ever.
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):  # a device has no end
-                    raise UnreadableImage("it is not a file")
-                if status.st_size > MAX_IMAGE_FILE_BYTES:
-                    raise UnreadableImage(f"its {status.st_size:,} bytes are more than an image has")
-                return file.read()
-        except ValueError as error:  # a NUL in the name
-            raise UnreadableImage(str(error)) from error
-        except OSError as error:
-            raise _unreadable(error, where) from error
 
     def _read_zipped(self, value: str, where: str) -> bytes:
         member, _, archive = value.removeprefix("zip://").partition("::")
@@ -170,6 +168,49 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    """Image files below a folder, by their relative paths."""
+
+    folder: Path
+    paths: Sequence[str]
+    reach: Reach
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def has(self, index: int) -> bool:
+        return True
+
+    def read(self, index: int) -> bytes:
+        return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
+
+    def name(self, index: int) -> str:
+        return shown(self.paths[index])
+
+
+def read_below(folder: Path, name: str, reach: Reach, max_bytes: int) -> bytes:
+    """A file that was listed below `folder`. Raises UnreadableImage, DatasetError (a link that leads out)."""
+    path = f"{folder}/{name}"
+    try:
+        reach.check_resolved(path, name, folder.name)
+        return read_regular(path, max_bytes)
+    except OSError as error:
+        raise _unreadable(error, shown(name)) from error
+
+
+def read_regular(path: str, max_bytes: int) -> bytes:
+    """A file's bytes. Raises UnreadableImage for what is no file or too large, OSError, ValueError for a NUL."""
+    # Without O_NONBLOCK, opening a pipe would wait for ever.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):  # a device has no end
+            raise UnreadableImage("it is not a file")
+        if status.st_size > max_bytes:
+            raise UnreadableImage(f"its {status.st_size:,} bytes are more than the {max_bytes:,} that are read")
+        return file.read()
+
+
+@dataclass(frozen=True, slots=True)
 class TarMembers:
     """Images inside an uncompressed tar, read where they lie: nothing is unpacked."""
 
@@ -180,6 +221,9 @@ class TarMembers:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def has(self, index: int) -> bool:
+        return self.sizes[index] > 0
 
     def read(self, index: int) -> bytes:
         if self.sizes[index] > MAX_IMAGE_FILE_BYTES:

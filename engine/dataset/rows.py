@@ -20,6 +20,8 @@ from .images import Cells, Images, Reach, is_image_name, short, shown
 
 _ROWS_PER_CHUNK: Final = 65_536
 _SEVERAL: Final = "several columns of one name"
+NO_CAPTION: Final = "none of their own"
+Rules = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,16 @@ class Rows:
     images: Images
     captions: pa.ChunkedArray
     label: str
+    repeats: int = 1
+    """How often an epoch visits each row."""
+    masks: Images | None = None
+    """Of the same rows; None where the task asks for none."""
+    rules: Rules = ()
+    """Where captions come from, with the number of rows each; nothing means the table."""
+
+
+class NoSuchColumnError(DatasetError):
+    """A table without the column of images: it may be no dataset at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,22 @@ class Columns:
 
     image: str
     caption: str
+    fallback: str | None = None
+    """The caption of a row that has none; None where that is a mistake."""
+    mask: str | None = None
+    """The column of masks, if any."""
+
+    def pick_mask(self, kinds: Mapping[str, str], label: str) -> str | None:
+        """The mask column's name in a table, or None where none is asked for. Raises DatasetError."""
+        if self.mask is None:
+            return None
+        for name in (self.mask, f"{self.mask}_file_name"):
+            if kinds.get(name) in ("images", "text", "null"):
+                return name
+        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
+        raise DatasetError(
+            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listing}"
+        )
 
     @property
     def image_spellings(self) -> tuple[str, ...]:
@@ -55,9 +83,10 @@ class Columns:
             (self.image, "image_column", found),
             (self.caption, "caption_column", self.caption in kinds),
         ):
-            if not there:
-                raise DatasetError(f"{label} has no column {name!r} (dataset.{key}); its columns: {listing}")
-        if kinds[self.caption] == _SEVERAL:
+            if not there and (key == "image_column" or self.fallback is None):
+                error = NoSuchColumnError if key == "image_column" else DatasetError
+                raise error(f"{label} has no column {name!r} (dataset.{key}); its columns: {listing}")
+        if kinds.get(self.caption) == _SEVERAL:
             raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
         if kinds[found[0]] not in ("images", "text"):
             raise DatasetError(
@@ -97,20 +126,25 @@ def _is_list(type_: pa.DataType) -> bool:
 
 def rows_from_arrow(table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str) -> Rows:
     """Rows over a table in memory or memory-mapped; nothing is copied. Raises DatasetError."""
-    image, caption = columns.pick(arrow_kinds(table.schema), label)
-    for name in (image, caption):
+    kinds = arrow_kinds(table.schema)
+    image, caption = columns.pick(kinds, label)
+    mask = columns.pick_mask(kinds, label)
+    for name in (image, *([caption] if caption in table.column_names else []), *([mask] if mask else [])):
         try:
             # An Arrow file is memory as it is: offsets that point elsewhere would crash the process later.
             table.column(name).validate(full=True)
         except pa.ArrowException as error:
             raise DatasetError(f"column {name!r} of {label} is damaged: {short(str(error))}") from error
-    cells = table.column(image)
-    payloads, paths = _split_cells(cells)
-    return Rows(
-        images=Cells(payloads, paths, len(cells), folder, reach, label),
-        captions=_checked_captions(table.column(caption), caption, label),
-        label=label,
-    )
+
+    def cells(name: str) -> Cells:
+        payloads, paths = _split_cells(table.column(name))
+        return Cells(payloads, paths, len(table), folder, reach, label)
+
+    if caption in table.column_names:
+        captions, rules = _arrow_captions(table.column(caption), columns, label)
+    else:
+        captions, rules = captions_from_values([None] * len(table), columns, label)
+    return Rows(cells(image), captions, label, masks=cells(mask) if mask else None, rules=rules)
 
 
 def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
@@ -126,6 +160,17 @@ def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.Chu
         pc.struct_field(cells, "bytes") if has_bytes else None,
         pc.struct_field(cells, "path") if has_path else None,
     )
+
+
+def _arrow_captions(column: pa.ChunkedArray, columns: Columns, label: str) -> tuple[pa.ChunkedArray, Rules]:
+    if columns.fallback is not None and _lacks_captions(column):
+        return captions_from_values(column.to_pylist(), columns, label)
+    return _checked_captions(column, columns.caption, label), ()
+
+
+def _lacks_captions(column: pa.ChunkedArray) -> bool:
+    empty = _is_list(column.type) and pc.any(pc.equal(pc.list_value_length(column), 0)).as_py()
+    return bool(column.null_count or empty)
 
 
 def _checked_captions(column: pa.ChunkedArray, name: str, label: str) -> pa.ChunkedArray:
@@ -171,9 +216,23 @@ def refuse_missing_captions(rows: Sequence[int], name: str, label: str) -> None:
         )
 
 
-def captions_from_values(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
-    """Captions out of JSON or CSV: strings, lists of strings, or both mixed. Raises DatasetError naming the row."""
-    refuse_missing_captions([i for i, value in enumerate(values) if value is None or value == []], name, label)
+def captions_from_values(values: Sequence[Any], columns: Columns, label: str) -> tuple[pa.ChunkedArray, Rules]:
+    """Captions out of JSON or CSV: strings, lists of strings, or both mixed; and where they come from.
+
+    Raises DatasetError naming the row.
+    """
+    name = columns.caption
+    missing = [i for i, value in enumerate(values) if value is None or value == []]
+    if columns.fallback is None:
+        refuse_missing_captions(missing, name, label)
+    elif missing:
+        values = [columns.fallback if value is None or value == [] else value for value in values]
+    rules = ((label, len(values) - len(missing)), (NO_CAPTION, len(missing))) if missing else ()
+    return caption_array(values, name, label), rules
+
+
+def caption_array(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
+    """Strings, lists of strings, or both mixed, as Arrow. Raises DatasetError naming the row."""
     for index, value in enumerate(values):
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):

@@ -100,7 +100,8 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
     """Rows from dictionaries; a key may be missing here and there. Only the columns that may be meant are kept."""
     columns = source.columns
     kinds: dict[str, str] = {}
-    kept: dict[str, list[Any]] = {name: [] for name in (*columns.image_spellings, columns.caption)}
+    masks = (columns.mask, f"{columns.mask}_file_name") if columns.mask else ()
+    kept: dict[str, list[Any]] = {name: [] for name in (*columns.image_spellings, columns.caption, *masks)}
     for record in records:
         for name, value in record.items():
             if kinds.get(name, "null") == "null":
@@ -109,13 +110,15 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
             values.append(record.get(name))
     if not kinds:
         raise DatasetError(f"{label} has no rows")
-    image, caption = columns.pick(kinds, label)
-    paths = paths_from_values(kept[image], image, label)
-    return Rows(
-        images=Cells(None, paths, len(paths), path.parent, source.reach, label),
-        captions=captions_from_values(kept[caption], caption, label),
-        label=label,
-    )
+    image, _ = columns.pick(kinds, label)
+    mask = columns.pick_mask(kinds, label)
+    captions, rules = captions_from_values(kept[columns.caption], columns, label)
+
+    def cells(name: str) -> Cells:
+        paths = paths_from_values(kept[name], name, label)
+        return Cells(None, paths, len(paths), path.parent, source.reach, label)
+
+    return Rows(cells(image), captions, label, masks=cells(mask) if mask else None, rules=rules)
 
 
 def _json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
@@ -178,8 +181,9 @@ def _read_parquet(path: Path, source: Source, label: str) -> Rows:
 
     file = pq.ParquetFile(path, memory_map=True)
     kinds = arrow_kinds(file.schema_arrow)
-    names = list(source.columns.pick(kinds, label))
-    embedded = kinds[names[0]] == "images"
+    mask = source.columns.pick_mask(kinds, label)
+    names = [name for name in (*source.columns.pick(kinds, label), mask) if name in kinds]
+    embedded = "images" in [kinds[name] for name in names]
     table = _mapped_copy(file, path, names, source, label) if embedded else file.read(columns=names)
     return _from_arrow(table, path, source, label)
 

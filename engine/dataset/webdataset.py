@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from array import array
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +37,10 @@ def read_tar(path: Path, columns: Columns, label: str) -> Rows:
             if extension in fields:
                 raise DatasetError(f"{label} holds {short(member.name)} twice")
             _add_field(tar, member, extension, fields, kinds)
-    image, caption = _tar_columns(columns, kinds).pick(kinds, label)
-    return _tar_rows(path, samples, image, caption, label)
+    columns = _tar_columns(columns, kinds)
+    image, _ = columns.pick(kinds, label)
+    columns = replace(columns, mask=columns.pick_mask(kinds, label))
+    return _tar_rows(path, samples, image, columns, label)
 
 
 def _split_key(name: str) -> tuple[str, str, str]:
@@ -65,29 +68,53 @@ def _add_field(
         fields["json"] = values = parse_object(data, short(member.name))
         kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})
     else:
-        fields[extension] = data.decode("utf-8-sig").rstrip("\r\n")
+        try:
+            fields[extension] = data.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{short(member.name)} is not UTF-8 text: byte {data[error.start]:#04x}") from None
         kinds[extension] = "text"
 
 
 def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:
     image, caption = wanted.image, wanted.caption
     if image == "image" and image not in kinds:
-        image = next((name for name, kind in kinds.items() if kind == "images"), image)
-    if caption == "text" and caption not in kinds and "txt" in kinds:
-        caption = "txt"
-    return Columns(image, caption)
+        image = next((name for name, kind in kinds.items() if kind == "images" and name != wanted.mask), image)
+    if caption == "text" and caption not in kinds:
+        caption = next((name for name in ("txt", "caption") if name in kinds), caption)
+    return replace(wanted, image=image, caption=caption)
 
 
-def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, caption: str, label: str) -> Rows:
-    offsets, sizes, names, captions = array("q"), array("q"), [], []
+def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, columns: Columns, label: str) -> Rows:
+    images, masks, captions, mask = _Places(path), _Places(path), [], columns.mask
     for key, fields in samples.items():
         place = fields.get(image)
         if not isinstance(place, tuple):
-            place = next((value for value in fields.values() if isinstance(value, tuple)), None)
+            place = next((fields[name] for name in fields if isinstance(fields[name], tuple) and name != mask), None)
         if place is None:
             raise DatasetError(f"sample {short(key)} of {label} has no image")
-        offsets.append(place[0])
-        sizes.append(place[1])
-        names.append(place[2])
-        captions.append(fields.get(caption, (fields.get("json") or {}).get(caption)))
-    return Rows(TarMembers(path, offsets, sizes, names), captions_from_values(captions, caption, label), label)
+        images.add(place)
+        if mask:
+            masks.add(fields[mask] if isinstance(fields.get(mask), tuple) else (0, 0, ""))
+        found = fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption))
+        if found is None and columns.caption == "txt":
+            found = fields.get("caption")
+        captions.append(found)
+    array_of_captions, rules = captions_from_values(captions, columns, label)
+    return Rows(images.members(), array_of_captions, label, masks=masks.members() if mask else None, rules=rules)
+
+
+class _Places:
+    """Where members of a tar lie."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets, self._sizes = array("q"), array("q")
+        self._names: list[str] = []
+
+    def add(self, place: tuple[int, int, str]) -> None:
+        self._offsets.append(place[0])
+        self._sizes.append(place[1])
+        self._names.append(place[2])
+
+    def members(self) -> TarMembers:
+        return TarMembers(self._path, self._offsets, self._sizes, self._names)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..objectives import Huber
 from ..task import MixedPrecision, PredictionType
 from .single_file import SingleFile
 
@@ -41,6 +42,8 @@ class LoadArgs:
     prediction_type: PredictionType
     single_file: SingleFile | None = None
     """Where the weights and configurations are when they are not in `folder`."""
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule, in training and for the pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,8 @@ class Batch:
     """int64, shape (B,)."""
     conditioning: Tensors
     """Whatever the family's `encode_caption` and `place` gave, stacked."""
+    mask: torch.Tensor | None = None
+    """Weights of places, float32, broadcasting to the latents; None weighs them alike."""
 
 
 class Family(Protocol):
@@ -97,7 +102,7 @@ class Family(Protocol):
         """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
         ...
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
+    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
         """The training loss of one micro-batch: a float32 scalar."""
         ...
 

@@ -66,13 +66,21 @@ class Objective:
         Raises:
             ModelError: a noise schedule that cannot be trained.
         """
-        self.schedule = objectives.NoiseSchedule.from_config(scheduler_config).to(args.device)
+        self.schedule = objectives.NoiseSchedule.from_config(
+            scheduler_config, zero_terminal_snr=args.zero_terminal_snr
+        ).to(args.device)
         self._prediction_type = args.prediction_type
         self._device_type = args.device.type
         self._dtype = args.dtype
 
     def loss(
-        self, unet: torch.nn.Module, batch: Batch, conditioning: Mapping[str, Any], *, snr_gamma: float | None
+        self,
+        unet: torch.nn.Module,
+        batch: Batch,
+        conditioning: Mapping[str, Any],
+        *,
+        snr_gamma: float | None,
+        huber: objectives.Huber | None,
     ) -> torch.Tensor:
         """The loss of one micro-batch: a float32 scalar.
 
@@ -81,6 +89,7 @@ class Objective:
             batch: its own conditioning is not looked at.
             conditioning: the UNet's other arguments.
             snr_gamma: γ of Min-SNR weighting, None for none.
+            huber: the Huber loss, None for the squared error.
         """
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         # A context for each micro-batch: across an optimizer step, autocast's cache would hold stale weights.
@@ -90,4 +99,5 @@ class Objective:
         weights = None
         if snr_gamma is not None:
             weights = self.schedule.min_snr_weights(batch.timesteps, snr_gamma, self._prediction_type)
-        return objectives.loss(prediction, target, weights)
+        errors = self.schedule.errors(batch.timesteps, huber)
+        return objectives.loss(prediction, target, weights, errors=errors, mask=batch.mask)

@@ -101,13 +101,20 @@ def load_scheduler(args: LoadArgs) -> Any:
         ModelError: no scheduler of Diffusers', or a malformed configuration.
     """
     config = read_config(args, "scheduler", "scheduler_config.json")
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    cls: Any = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise ModelError(f"the base model's scheduler {config.get('_class_name')!r} is unknown to Diffusers")
     if "beta_start" not in inspect.signature(cls).parameters:
         raise ModelError(f"the base model's {cls.__name__} has no betas: EDM and flow matching cannot be trained")
+    config |= {"prediction_type": args.prediction_type}
+    if args.zero_terminal_snr:
+        # Sampling starts at the very last timestep, and not every scheduler can start from noise alone (Lin et al.
+        # 2023, arXiv:2305.08891, sections 3.1 and 3.3).
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
+            cls = diffusers.DDIMScheduler
     try:
-        return cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
+        return cls.from_config(config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
 

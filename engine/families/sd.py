@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..objectives import Huber
 from .base import DENOISER, Batch, LoadArgs, Tensors
 from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen
@@ -53,8 +54,8 @@ class StableDiffusion:
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         return self._latents.sample(moments, noise)
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
-        return self.objective.loss(self.denoiser, batch, batch.conditioning, snr_gamma=snr_gamma)
+    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
+        return self.objective.loss(self.denoiser, batch, batch.conditioning, snr_gamma=snr_gamma, huber=huber)
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from ..objectives import Huber
 from .base import DENOISER, Batch, LoadArgs, Tensors
 from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
@@ -81,11 +82,11 @@ class StableDiffusionXL:
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         return self._latents.sample(moments, noise)
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None) -> torch.Tensor:
+    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
         added = {name: batch.conditioning[name] for name in ("text_embeds", "time_ids")}
         states = batch.conditioning["encoder_hidden_states"]
         conditioning = {"encoder_hidden_states": states, "added_cond_kwargs": added}
-        return self.objective.loss(self.denoiser, batch, conditioning, snr_gamma=snr_gamma)
+        return self.objective.loss(self.denoiser, batch, conditioning, snr_gamma=snr_gamma, huber=huber)
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ..errors import DatasetError
+from ..layouts import repeated_folder
 from ..transforms import IMAGE_SUFFIXES
 
 MAX_NAME_BYTES: Final = 255
@@ -100,23 +101,27 @@ class Listing:
         return self._files.values()
 
     def wrapper(self) -> str:
-        """`folder/` when everything lies in one top folder, else an empty string. Raises DatasetError without files."""
+        """`folder/` when everything lies in one top folder, else an empty string. Raises DatasetError without files.
+
+        A folder whose name is part of the dataset, as kohya's `10_sks dog`, stays.
+        """
         if not self._files:
             raise DatasetError("it holds no files")
         tops = {path.partition("/")[:2] for path in self._files.values()}
         top, slash = next(iter(tops))
-        return top + slash if len(tops) == 1 and slash else ""
+        return top + slash if len(tops) == 1 and slash and not repeated_folder(top) else ""
 
 
 def is_webdataset(paths: Iterable[str]) -> bool:
     """Whether a tar's files are WebDataset samples: each image with a caption or label beside it, no metadata file.
 
-    Such a tar is kept as it is: its samples are found by the names of its members.
+    Such a tar is kept as it is: its samples are found by the names of its members. Folders that say how often their
+    images are visited (kohya's `10_sks dog`) are none of that form.
     """
     samples: dict[str, set[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
-        if name.startswith("metadata."):
+        if name.startswith("metadata.") or any(map(repeated_folder, folder.split("/"))):
             return False
         stem, _, extension = name.partition(".")
         samples.setdefault(f"{folder}/{stem}", set()).add(extension.lower())

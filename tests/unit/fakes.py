@@ -29,6 +29,7 @@ class FakeDataset:
     images: list
     texts: list | None = None
     reads: list = field(default_factory=list)
+    masks: list | None = None
 
     def __len__(self):
         return len(self.images)
@@ -38,6 +39,12 @@ class FakeDataset:
         if self.images[index] is None:
             raise UnreadableImage("the file is empty")
         return self.images[index]
+
+    def image_index(self, index):
+        return index
+
+    def mask_bytes(self, index):
+        return self.masks[index] if self.masks else None
 
     def captions(self, index):
         return self.texts[index] if self.texts else (f"caption {index}",)
@@ -85,7 +92,7 @@ class LinearFamily:
     def sample_latents(self, moments, noise):
         return moments["mean"] + torch.exp(0.5 * moments["logvar"]) * noise
 
-    def loss(self, batch, *, snr_gamma):
+    def loss(self, batch, *, snr_gamma, huber=None):
         noisy = batch.latents + batch.noise * (1 + batch.timesteps[:, None]) / 1000
         prediction = self.denoiser["to_q"](noisy) + 0.001 * batch.conditioning["states"].mean()
         return (prediction - batch.noise).square().mean() * next(self.loss_factors, 1.0)

@@ -35,17 +35,31 @@ def with_unreadable(count=7):
 
 
 class Setup:
-    def __init__(self, images, cache_dir, *, workers=0, start=0, flip=True, center_crop=False, texts=None, seed=0):
+    def __init__(
+        self,
+        images,
+        cache_dir,
+        *,
+        workers=0,
+        start=0,
+        flip=True,
+        center_crop=False,
+        texts=None,
+        seed=0,
+        masks=None,
+        **wanted,
+    ):
         self.task = Task(
             model=Model(name="m"),
-            dataset=Dataset(name="d"),
+            dataset=Dataset(name="d", **wanted),
             train_args=TrainArgs(resolution=RESOLUTION, batch_size=BATCH),
             transforms=Transforms(random_flip=flip, center_crop=center_crop),
             dataloader_num_workers=workers,
             seed=seed,
         )
-        self.dataset = FakeDataset(images, texts)
+        self.dataset = FakeDataset(images, texts, masks=masks)
         self.family = LinearFamily(width=48)
+        self.family.latent_shape = lambda resolution: (3, resolution // 2, resolution // 2)
         self.stream = VisitStream(seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000)
         self.start = start
         self.said, self.stops = [], 0
@@ -264,6 +278,72 @@ class TestPrompts:
         assert draw_prompts(dataset, 1, 3) == draw_prompts(dataset, 1, 8)[:3]
         assert draw_prompts(dataset, 1, 8) != draw_prompts(dataset, 2, 8)
         assert dataset.reads == [], "no image is read for a prompt"
+
+
+class TestMasks:
+    def masks(self):
+        return [png(100 + k, SIZES[k % 3]) for k in range(6)] + [None]
+
+    @pytest.mark.parametrize("center_crop", [True, False])
+    def test_each_visit_has_its_images_mask_cut_like_the_image(self, tmp_path, center_crop):
+        images, masks = good(), self.masks()
+        setup = Setup(images, tmp_path, center_crop=center_crop, masks=masks, mask_column="mask")
+        for example in (example for examples in setup.run() for example in examples):
+            visit, found = example.visit, example.moments["mask"]
+            view = transforms.geometry(
+                transforms.image_size(images[visit.sample]),
+                resolution=RESOLUTION,
+                center_crop=center_crop,
+                crop_words=visit.crop_words,
+                flip=visit.flip,
+            )
+            assert found.dtype == torch.float32 and found.shape == (1, 4, 4)
+            if masks[visit.sample] is None:
+                assert (found == 1).all()
+            else:
+                pixels = transforms.render_mask(masks[visit.sample], view, (4, 4), alpha=False)
+                assert np.array_equal(found[0].numpy(), pixels.astype(np.float32) / np.float32(255))
+
+    def test_the_cache_knows_masks_apart(self, tmp_path):
+        images, masks = good(), self.masks()
+        wanted = {"center_crop": True, "flip": False}
+        plain = frozen(Setup(images, tmp_path, **wanted).run())
+        first = frozen(Setup(images, tmp_path, **wanted, masks=masks, mask_column="m").run())
+        again = Setup(images, tmp_path, **wanted, masks=masks, mask_column="m")
+        assert frozen(again.run()) == first and again.family.encoded_images == []
+        other = Setup(images, tmp_path, **wanted, masks=masks[::-1], mask_column="m")
+        cold = Setup(images, tmp_path / "cold", **wanted, masks=masks[::-1], mask_column="m")
+        assert frozen(other.run()) == frozen(cold.run()) != first
+        alpha = Setup(images, tmp_path, **wanted, alpha_mask=True).run()
+        assert all((example.moments["mask"] == 1).all() for examples in alpha for example in examples)
+        assert frozen(Setup(images, tmp_path, **wanted).run()) == plain
+
+    def test_an_image_whose_mask_is_unreadable_is_skipped(self, tmp_path):
+        masks = [*self.masks()[:2], b"broken", *self.masks()[3:]]
+        setup = Setup(good(), tmp_path, masks=masks, mask_column="m")
+        shown = {example.conditioning["states"][1].item() for examples in setup.run() for example in examples}
+        assert [name for name, _ in setup.encoder.skipped] == ["image-2"]
+        assert float(sum(b"caption 2") % 97) not in shown
+
+
+class TestWording:
+    def test_captions_are_worded_and_shuffled_ones_leave_the_disk_alone(self, tmp_path):
+        texts = [(f"a{k}, b, c, d",) for k in range(7)]
+        wanted = {"trigger_word": "sks", "shuffle_tags": True, "keep_tokens": 1}
+        setup = Setup(good(), tmp_path, texts=texts, **wanted)
+        setup.run()
+        said = setup.family.encoded_captions
+        assert all(text.startswith("sks, a") and sorted(text[9:].split(", ")) == ["b", "c", "d"] for text in said)
+        assert len(set(said)) > 7
+        again = Setup(good(), tmp_path, texts=texts, **wanted)
+        again.run()
+        assert again.family.encoded_captions == said  # nothing was stored
+        fixed = [Setup(good(), tmp_path, texts=texts, trigger_word="sks") for _ in range(2)]
+        assert frozen(fixed[0].run()) == frozen(fixed[1].run()) and fixed[1].family.encoded_captions == []
+
+    def test_prompts_have_the_trigger_word(self):
+        prompts = draw_prompts(FakeDataset(good(3)), 0, 3, "sks")
+        assert sorted(prompts) == [f"sks, caption {k}" for k in range(3)]
 
 
 def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):

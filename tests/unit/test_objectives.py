@@ -1,12 +1,14 @@
 """The physics against Diffusers' own, and the formulas by hand."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from diffusers.training_utils import compute_snr
 
 from engine.errors import ModelError
-from engine.objectives import NoiseSchedule, loss, offset_noise
+from engine.objectives import Huber, NoiseSchedule, loss, offset_noise
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 CONFIGS = {
@@ -140,3 +142,75 @@ def test_offset_noise_shifts_whole_channels(shape):
     expected = 0.1 * offsets.reshape(2, 4, *[1] * (len(shape) - 2)).expand(shape)
     torch.testing.assert_close(shift, expected, atol=1e-6, rtol=0)
     assert torch.equal(offset_noise(noise, 0.0, offsets), noise)
+
+
+class TestHuber:
+    """The formulas by hand, on ᾱ = 0.9, 0.72, 0.504, 0.3024."""
+
+    schedule = NoiseSchedule.from_config(CONFIGS["trained"])
+
+    def thresholds(self, name, c=0.1):
+        return self.schedule.huber_thresholds(torch.arange(4), Huber("huber", name, c)).tolist()
+
+    def test_thresholds(self):
+        assert self.thresholds("constant", 0.3) == pytest.approx([0.3] * 4)
+        assert self.thresholds("exponential") == pytest.approx([1.0, 0.1**0.25, 0.1**0.5, 0.1**0.75])
+        sigmas = [math.sqrt((1 - a) / a) for a in (0.9, 0.72, 0.504, 0.3024)]
+        assert self.thresholds("snr") == pytest.approx([0.9 / (1 + sigma) ** 2 + 0.1 for sigma in sigmas])
+
+    def test_zero_snr_has_the_smallest_threshold(self):
+        schedule = NoiseSchedule.from_config(CONFIGS["zero-snr"])
+        last = torch.tensor([999])
+        assert schedule.huber_thresholds(last, Huber("huber", "snr", 0.1)).item() == pytest.approx(0.1)
+
+    @pytest.mark.parametrize("name", ["constant", "exponential", "snr"])
+    def test_the_losses(self, name):
+        timesteps = torch.arange(4)
+        prediction, target = draws(4, 3, 5, 5, seed=1) * 3, draws(4, 3, 5, 5, seed=2)
+        c = self.schedule.huber_thresholds(timesteps, Huber("huber", name, 0.1)).reshape(4, 1, 1, 1).double()
+        d = (prediction - target).double()
+        root = (d**2 + c**2).sqrt() - c
+        for kind, expected in (("huber", 2 * c * root), ("smooth_l1", 2 * root)):
+            errors = self.schedule.errors(timesteps, Huber(kind, name, 0.1))
+            found = loss(prediction, target, errors=errors)
+            assert found.dtype == torch.float32
+            assert found.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+            weighted = loss(prediction, target, torch.tensor([1.0, 0.0, 0.0, 0.0]), errors=errors)
+            assert weighted.item() == pytest.approx(expected[0].mean().item() / 4, rel=1e-5)
+
+    def test_the_limits(self):
+        timesteps = torch.zeros(1, dtype=torch.int64)
+        small, large = torch.tensor([[0.01]]), torch.tensor([[1000.0]])
+        for kind, near_zero, far in (("huber", 0.01**2, 2 * 1000.0), ("smooth_l1", 0.01**2, 2 * 1000.0)):
+            errors = self.schedule.errors(timesteps, Huber(kind, "exponential", 0.1))  # c = 1 at t = 0
+            assert errors(small).item() == pytest.approx(near_zero, rel=1e-2)
+            assert errors(large).item() == pytest.approx(far, rel=2e-3)
+
+    def test_none_is_the_squared_error_to_the_bit(self):
+        prediction, target = draws(2, 4, 8, 8, seed=1), draws(2, 4, 8, 8, seed=2)
+        errors = self.schedule.errors(torch.tensor([0, 3]), None)
+        assert torch.equal(loss(prediction, target, errors=errors), loss(prediction, target))
+
+
+class TestMask:
+    def test_weights_places(self):
+        prediction, target = draws(2, 4, 8, 8, seed=1), draws(2, 4, 8, 8, seed=2)
+        mask = (draws(2, 1, 8, 8, seed=3) > 0).float()
+        expected = ((prediction - target) ** 2 * mask).mean()
+        torch.testing.assert_close(loss(prediction, target, mask=mask), expected)
+        assert torch.equal(loss(prediction, target, mask=torch.ones(2, 1, 8, 8)), loss(prediction, target))
+
+    def test_what_is_masked_out_gives_no_gradient(self):
+        prediction, mask = draws(1, 2, 4, 4, seed=1).requires_grad_(), torch.zeros(1, 1, 4, 4)
+        mask[..., :2] = 1
+        loss(prediction, draws(1, 2, 4, 4, seed=2), mask=mask).backward()
+        assert (prediction.grad[..., 2:] == 0).all() and (prediction.grad[..., :2] != 0).all()
+
+
+def test_zero_terminal_snr_is_lins_algorithm():
+    """Lin et al. 2023, algorithm 1: shift √ᾱ so that its last is 0, scale so that its first stays."""
+    plain, found = NoiseSchedule.from_config(SD), NoiseSchedule.from_config(SD, zero_terminal_snr=True)
+    root = plain.alphas_cumprod.double().sqrt()
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    torch.testing.assert_close(found.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-7)
+    assert found.alphas_cumprod[-1] == 0 and found.snr(torch.tensor([999])).item() == 0

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.transforms import MAX_PIXELS, UnreadableImage, geometry, image_size, render
+from engine.transforms import MAX_PIXELS, UnreadableImage, geometry, image_size, render, render_mask
 
 WORD = st.integers(0, 2**64 - 1)
 
@@ -310,3 +310,45 @@ def test_bombs_do_not_cost_memory():
 def test_a_worker_imports_no_more_than_it_needs():
     code = "import sys, engine.transforms; print([m for m in ('torch', 'datasets', 'pyarrow') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+class TestMask:
+    """A mask goes where its image goes."""
+
+    @staticmethod
+    def png_of(pixels, mode):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels, mode).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def views(self, size, resolution=64):
+        words = [(0, 0), (2**64 - 1, 2**64 - 1), (2**63, 2**62)]
+        for flip in (False, True):
+            for word in words:
+                yield geometry(size, resolution=resolution, center_crop=False, crop_words=word, flip=flip)
+
+    @pytest.mark.parametrize("size", [(128, 96), (64, 200), (64, 64)])
+    def test_follows_the_images_crop_and_flip(self, size):
+        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+        data = self.png_of(pixels, "L")
+        opaque = np.dstack([np.zeros((*pixels.shape, 3), np.uint8), pixels])
+        for view in self.views(size):
+            shown = render(data, view)[..., 0]  # the mask as if it were the image
+            expected = np.asarray(Image.fromarray(shown).resize((8, 8), Image.Resampling.BOX))
+            assert np.array_equal(render_mask(data, view, (8, 8), alpha=False), expected)
+            assert np.array_equal(render_mask(self.png_of(opaque, "RGBA"), view, (8, 8), alpha=True), expected)
+        mean = shown.reshape(8, 8, 8, 8).mean(axis=(1, 3))
+        assert np.abs(expected - mean).max() <= 1
+
+    def test_an_image_without_transparency_counts_fully(self):
+        data = self.png_of(np.zeros((64, 64, 3), np.uint8), "RGB")
+        view = geometry((64, 64), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        assert (render_mask(data, view, (8, 8), alpha=True) == 255).all()
+
+    def test_a_smaller_mask_of_the_same_shape_will_do(self):
+        data = self.png_of(np.full((30, 20), 255, np.uint8), "L")
+        view = geometry((200, 300), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        assert (render_mask(data, view, (8, 8), alpha=False) == 255).all()
+        other = geometry((300, 200), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        with pytest.raises(UnreadableImage, match="another shape"):
+            render_mask(data, other, (8, 8), alpha=False)

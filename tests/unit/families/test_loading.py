@@ -1,11 +1,12 @@
 """Loading the parts of a Diffusers folder: what is missing or does not fit is an error, never a random init."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -154,6 +155,17 @@ class TestScheduler:
         found = load_scheduler(args_for(folder))
         assert isinstance(found, DDIMScheduler) and found.config.prediction_type == "v_prediction"
         assert found.config.beta_end == 0.012
+
+    @pytest.mark.parametrize(
+        "name, expected", [("PNDMScheduler", DDIMScheduler), ("EulerDiscreteScheduler", EulerDiscreteScheduler)]
+    )
+    def test_zero_terminal_snr_takes_a_scheduler_that_starts_from_noise_alone(self, folder, name, expected):
+        self.edit(folder, _class_name=name)
+        found = load_scheduler(dataclasses.replace(args_for(folder), zero_terminal_snr=True))
+        assert type(found) is expected and found.config.timestep_spacing == "trailing"
+        assert found.alphas_cumprod[-1] < 1e-7 and found.config.prediction_type == "v_prediction"
+        found.set_timesteps(30)
+        assert int(found.timesteps[0]) == 999
 
     @pytest.mark.parametrize("name", ["Nonsense", "UNet2DConditionModel", "logging", None, 3, "__doc__"])
     def test_a_class_that_is_no_scheduler(self, folder, name):

@@ -1,5 +1,6 @@
 """Stable Diffusion's physics on a tiny real pipeline, against Diffusers' own functions."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
+from engine import objectives
 from engine.families import sd
 from engine.families.base import Batch, LoadArgs
 from engine.transforms import geometry
@@ -87,6 +89,20 @@ class TestLoss:
 
     def test_the_place_of_the_image_is_no_condition(self, full):
         assert full.place(geometry((64, 64), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)) == {}
+
+    def test_huber_mask_and_zero_terminal_snr_reach_the_loss(self, folder):
+        args = dataclasses.replace(args_for(folder, prediction_type="v_prediction"), zero_terminal_snr=True)
+        family, batch = sd.load(args), make_batch()
+        schedule = objectives.NoiseSchedule.from_config(family.scheduler.config, zero_terminal_snr=True)
+        mask = torch.zeros(1, 1, *batch.latents.shape[2:])
+        mask[..., :3] = 1
+        noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        prediction = family.denoiser(noisy, batch.timesteps, **batch.conditioning).sample
+        target = schedule.target("v_prediction", batch.latents, batch.noise, batch.timesteps)
+        huber = objectives.Huber("huber", "snr", 0.2)
+        expected = (schedule.errors(batch.timesteps, huber)(prediction - target) * mask).mean()
+        found = family.loss(dataclasses.replace(batch, mask=mask), snr_gamma=None, huber=huber)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_the_schedule_is_the_models(self, tmp_path, folder):
         copy = copy_of(folder, tmp_path)

@@ -1,0 +1,152 @@
+"""What a dataset is like, before anything is trained on it: the lines that `--plan` prints. No torch.
+
+Each look is bounded in time, so that a plan of a million images takes seconds; what was not looked at is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from . import rng, transforms, wording
+from .dataset import NO_CAPTION, ImageDataset
+from .prepare import Job
+from .tokens import TokenCounter
+from .transforms import UnreadableImage
+
+SECONDS: Final = 10.0
+"""For the images, and again for the captions."""
+_NAMED: Final = 3
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class ImageAudit:
+    """What decoding images has shown."""
+
+    num_seen: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(width, height) of each readable one."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason."""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """An image's name, and that of an earlier one with the same bytes."""
+
+
+@dataclass(slots=True)
+class CaptionAudit:
+    """What counting tokens has shown; an image may have several captions."""
+
+    num_seen: int = 0
+    num_captions: int = 0
+    num_empty: int = 0
+    longest: int = 0
+    longest_name: str = ""
+    num_cut: int = 0
+
+
+def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) -> list[str]:
+    """Lines for a person about the job's dataset.
+
+    Raises:
+        ModelError: the base model's tokenizer is malformed.
+        DatasetError: a row names what it must not.
+    """
+    dataset, resolution = job.dataset, job.task.train_args.resolution
+    rules = dataset.caption_rules
+    lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
+    tokenizer = job.base.folder / "tokenizer"
+    if tokenizer.is_dir():
+        counter = TokenCounter(tokenizer)
+        found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
+        lines += _caption_lines(found, counter.limit, dataset.num_images)
+    return lines + _image_lines(look_at_images(dataset, resolution, seconds, clock), resolution, dataset.num_images)
+
+
+def _from(rule: str) -> str:
+    return "have none" if rule == NO_CAPTION else f"from {rule}"
+
+
+def look_at_images(dataset: ImageDataset, resolution: int, seconds: float, clock: Clock) -> ImageAudit:
+    """Decode the images, in a fixed order without pattern, until all are seen or the time is up."""
+    found, first = ImageAudit(), dict[bytes, int]()
+    for index in _spread(dataset, seconds, clock):
+        found.num_seen += 1
+        try:
+            data = dataset.image_bytes(index)
+            size = transforms.check(data)
+            transforms.geometry(size, resolution=resolution, center_crop=True, crop_words=(0, 0), flip=False)
+        except UnreadableImage as error:
+            found.unreadable.append((dataset.name(index), str(error)))
+            continue
+        found.sizes.append(size)
+        other = first.setdefault(hashlib.sha256(data).digest(), index)
+        if other != index:
+            found.duplicates.append((dataset.name(max(index, other)), dataset.name(min(index, other))))
+    return found
+
+
+def look_at_captions(
+    dataset: ImageDataset, counter: TokenCounter, trigger_word: str | None, *, seconds: float, clock: Clock
+) -> CaptionAudit:
+    """Count the tokens of captions as they are trained, until all are seen or the time is up."""
+    found = CaptionAudit()
+    for index in _spread(dataset, seconds, clock):
+        found.num_seen += 1
+        for caption in dataset.captions(index):
+            worded = wording.with_trigger(caption, trigger_word)
+            length = counter.count(worded)
+            found.num_captions += 1
+            found.num_empty += not worded
+            found.num_cut += length > counter.limit
+            if length > found.longest:
+                found.longest, found.longest_name = length, dataset.name(index)
+    return found
+
+
+def _spread(dataset: ImageDataset, seconds: float, clock: Clock) -> Iterator[int]:
+    """Images in an order that leaves a fair sample when the time is up; one at least."""
+    rows = list(dataset.image_indices())
+    end = clock() + seconds
+    for place in rng.permutation(0, "audit", 0, len(rows)).tolist():
+        yield rows[place]
+        if clock() >= end:
+            return
+
+
+def _caption_lines(found: CaptionAudit, limit: int, num_images: int) -> list[str]:
+    cut = f"{found.num_cut} of {found.num_captions} are cut at {limit}" if found.num_cut else f"none is cut at {limit}"
+    empty = f", {found.num_empty} are empty" if found.num_empty else ""
+    where = f" ({found.longest_name})" if found.num_cut else ""
+    return [
+        f"tokens         longest caption {found.longest}{where}, {cut}{empty}{_sampled(found.num_seen, num_images)}"
+    ]
+
+
+def _image_lines(found: ImageAudit, resolution: int, num_images: int) -> list[str]:
+    sampled = _sampled(found.num_seen, num_images)
+    lines = []
+    if found.sizes:
+        ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
+        (narrow, low), (wide, high) = ordered[0], ordered[-1]
+        small = sum(min(size) < resolution for size in found.sizes)
+        enlarged = f", {small} are enlarged to {resolution}" if small else ""
+        lines.append(f"sizes          {narrow} x {low} to {wide} x {high}{enlarged}{sampled}")
+    pairs = [f"{name} = {other}" for name, other in found.duplicates]
+    lines.append(f"duplicates     {_counted(pairs)}{sampled}")
+    broken = [f"{name} ({reason})" for name, reason in found.unreadable]
+    lines.append(f"unreadable     {_counted(broken)}{sampled}")
+    return lines
+
+
+def _counted(items: list[str]) -> str:
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return f"{len(items)}: {', '.join(items[:_NAMED])}{more}" if items else "none"
+
+
+def _sampled(num_seen: int, num_images: int) -> str:
+    return "" if num_seen == num_images else f", in a sample of {num_seen} of {num_images} images"

@@ -1,0 +1,196 @@
+"""A folder of images as artists have it: a caption beside each image, folders that say how often and of what.
+
+Beside `cat.png` its caption is `cat.txt` or `cat.caption` (also `cat.png.txt`), in UTF-8; several lines are several
+captions. A folder `10_sks dog` is visited ten times an epoch, and its images without a caption of their own have
+`sks dog`: kohya's layout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from ..errors import DatasetError
+from ..layouts import repeated_folder
+from ..transforms import UnreadableImage
+from .images import Files, Reach, is_image_name, read_below, shown
+from .rows import NO_CAPTION, Rows, caption_array
+from .tables import Source
+
+CAPTION_SUFFIXES: Final = (".txt", ".caption")
+MAX_CAPTION_BYTES: Final = 64 << 10
+"""A page of text has 4 KB; whatever is larger was not written as a caption."""
+FOLDER_NAME: Final = "the folder's name"
+_SPLITS: Final = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "test", "eval"), "other"),
+}
+_BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def has_sidecars(files: Sequence[str]) -> bool:
+    """Whether any image among these relative paths has a caption beside it."""
+    texts = _texts(files)
+    return any(is_image_name(file) and _sidecar(file, texts) for file in files)
+
+
+def without_sidecar(files: Sequence[str]) -> list[str]:
+    """The images among these relative paths that have no caption beside them."""
+    texts = _texts(files)
+    return [file for file in files if is_image_name(file) and not _sidecar(file, texts)]
+
+
+def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tuple[Rows, ...], list[str]]:
+    """Rows of the images among `files` (relative paths, sorted), in their order, and lines for a person.
+
+    Raises DatasetError: no image has a caption and the task gives none, or captions that are no UTF-8 text.
+    """
+    if source.columns.mask:
+        raise DatasetError(
+            f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
+            "or use dataset.alpha_mask"
+        )
+    images, notes = _training_images([file for file in files if is_image_name(file)])
+    texts = _texts(files)
+    left_out = [file for file in images if _repeats(file)[0] == 0]
+    images = [file for file in images if _repeats(file)[0] > 0]
+    captions, found = _captions(root, images, texts, source)
+    if not images or (set(found) == {NO_CAPTION} and source.columns.fallback is None):
+        raise DatasetError(no_captions(root.name, len(images)))
+    if left_out:
+        notes.append(f"dataset: {len(left_out)} images are not used, their folder says 0 times: {listing(left_out)}")
+    notes += _notes(images, found, texts, source)
+    parts = []
+    for repeats, run in itertools.groupby(range(len(images)), key=lambda index: _repeats(images[index])[0]):
+        own = list(run)
+        parts.append(
+            Rows(
+                images=Files(root, [images[index] for index in own], source.reach),
+                captions=caption_array([captions[index] for index in own], "caption", root.name),
+                label=root.name,
+                repeats=repeats,
+                rules=tuple(Counter(found[index] for index in own).items()),
+            )
+        )
+    return tuple(parts), notes
+
+
+def no_captions(label: str, num_images: int) -> str:
+    """What to do about images without any caption."""
+    return (
+        f"{label} holds {num_images} images but no captions: put a text file of the same name beside each (cat.png, "
+        'cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
+        "or set dataset.default_caption or dataset.trigger_word"
+    )
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _training_images(images: list[str]) -> tuple[list[str], list[str]]:
+    """Without those in folders called test, validation and the like, where others are left."""
+    splits = [
+        next((_SPLITS[part] for part in PurePosixPath(file).parts[:-1] if part in _SPLITS), None) for file in images
+    ]
+    for wanted in ("train", None):
+        chosen = [file for file, split in zip(images, splits, strict=True) if split == wanted]
+        if chosen:
+            break
+    else:
+        return images, []
+    unused = sorted(set(images) - set(chosen))
+    note = f"dataset: {len(unused)} images are not used, they are not of the training split: {listing(unused)}"
+    return chosen, [note] if unused else []
+
+
+def _repeats(file: str) -> tuple[int, str | None]:
+    """How often an image is visited and what it shows, as the nearest folder of kohya's `N_name` says; else 1, None."""
+    for part in reversed(PurePosixPath(file).parts[:-1]):
+        if found := repeated_folder(part):
+            return found
+    return 1, None
+
+
+def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What a caption file belongs to (its path without suffix) -> suffix in lower case -> its path."""
+    texts: dict[str, dict[str, str]] = {}
+    for file in files:
+        stem, dot, suffix = file.rpartition(".")
+        if dot and f".{suffix.lower()}" in CAPTION_SUFFIXES:
+            texts.setdefault(stem, {}).setdefault(f".{suffix.lower()}", file)
+    return texts
+
+
+def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
+    for suffix in CAPTION_SUFFIXES:
+        for owner in (image.rpartition(".")[0], image):
+            if file := texts.get(owner, {}).get(suffix):
+                return file
+    return None
+
+
+def _captions(
+    root: Path, images: Sequence[str], texts: Mapping[str, Mapping[str, str]], source: Source
+) -> tuple[list[list[str]], list[str]]:
+    """Each image's captions, and by which rule they were found. Raises DatasetError that lists unreadable ones."""
+    captions, found, problems = [], [], []
+    for image in images:
+        file, name = _sidecar(image, texts), _repeats(image)[1]
+        if file is not None:
+            try:
+                captions.append(_read(root, file, source.reach))
+            except UnreadableImage as error:
+                problems.append(f"{shown(file)} ({error})")
+            found.append(f"a {Path(file).suffix.lower()} file beside the image")
+        elif name is not None:
+            captions.append([name])
+            found.append(FOLDER_NAME)
+        else:
+            captions.append([source.columns.fallback or ""])
+            found.append(NO_CAPTION)
+    if problems:
+        count = "1 caption file" if len(problems) == 1 else f"{len(problems)} caption files"
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise DatasetError(
+            f"{root.name}: {count} cannot be read; save them as UTF-8 text: {', '.join(problems[:3])}{more}"
+        )
+    return captions, found
+
+
+def _read(root: Path, file: str, reach: Reach) -> list[str]:
+    """The lines of a caption file; an empty file is an empty caption. Never guesses an encoding."""
+    data = read_below(root, file, reach, MAX_CAPTION_BYTES)
+    if name := _BYTE_ORDER_MARKS.get(data[:2]):
+        raise UnreadableImage(f"it is {name}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableImage(f"it is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
+    if "\0" in text:
+        raise UnreadableImage("it is not text: it holds a NUL")
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    return [line for line in lines if line] or [""]
+
+
+def _notes(
+    images: Sequence[str], found: Sequence[str], texts: Mapping[str, Mapping[str, str]], source: Source
+) -> list[str]:
+    """How many images have no caption, and which; and text files that are nobody's, most often for a misspelt name."""
+    without = [image for image, rule in zip(images, found, strict=True) if rule == NO_CAPTION]
+    if not without:
+        return []
+    fallback = source.columns.fallback
+    given = "an empty caption" if fallback is None else f"dataset.default_caption {shown(fallback)!r}"
+    if fallback == "":
+        given = "an empty caption or the trigger word alone"
+    notes = [f"dataset: {len(without)} of {len(images)} images have no caption and get {given}: {listing(without)}"]
+    owners = {owner for image in images for owner in (image.rpartition(".")[0], image)}
+    if lost := sorted(file for owner, own in texts.items() if owner not in owners for file in own.values()):
+        notes.append(f"dataset: {len(lost)} text files are beside no image of their name: {listing(lost)}")
+    return notes

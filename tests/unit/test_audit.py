@@ -1,0 +1,88 @@
+"""The lines about a dataset that --plan prints."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from engine import audit
+from engine.dataset import open_dataset
+from engine.task import Dataset, Model, Task, TrainArgs
+from tests import tiny
+from tests.unit.dataset.test_sidecars import write
+from tests.unit.fakes import png
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.build_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def job_of(model, tmp_path, files, **dataset):
+    folder = write(tmp_path / "data", files)
+    task = Task(
+        model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
+    )
+    opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    return SimpleNamespace(task=task, dataset=opened, base=SimpleNamespace(folder=model))
+
+
+FILES = {
+    "a.png": png(1, (64, 96)),
+    "a.txt": "x " * 200,
+    "b.png": png(2, (32, 48)),
+    "b.txt": "short",
+    "c.png": png(1, (64, 96)),
+    "c.caption": "another caption of the same image",
+    "d.png": png(3, (640, 480))[:-40],
+    "d.txt": "broken",
+    "3_sks/e.png": png(4, (200, 100)),
+    "f.png": png(5, (64, 64)),
+}
+
+
+def test_says_what_there_is(model, tmp_path):
+    *lines, unreadable = audit.audit(job_of(model, tmp_path, FILES))
+    assert lines == [
+        "captions       1 from the folder's name, 3 from a .txt file beside the image, "
+        "1 from a .caption file beside the image, 1 have none",
+        "tokens         longest caption 202 (a.png), 1 of 6 are cut at 77, 1 are empty",
+        "sizes          32 x 48 to 200 x 100, 1 are enlarged to 64",
+        "duplicates     1: c.png = a.png",
+    ]
+    assert unreadable.startswith("unreadable     1: d.png (")
+
+
+def test_captions_count_as_they_are_trained(model, tmp_path):
+    job = job_of(model, tmp_path, {"a.png": png(1), "a.txt": "x " * 75, "b.png": png(2)}, trigger_word="sks")
+    lines = audit.audit(job)
+    assert "longest caption 81 (a.png), 1 of 2 are cut at 77" in lines[1]
+    assert "empty" not in lines[1]
+
+
+def test_time_is_bounded_and_what_was_not_seen_is_said(model, tmp_path):
+    files = {f"{k}.png": png(k) for k in range(30)} | {f"{k}.txt": f"{k}" for k in range(30)}
+    job = job_of(model, tmp_path, files)
+    ticks = iter(range(10_000))
+    lines = audit.audit(job, seconds=7.5, clock=lambda: next(ticks))
+    assert all("in a sample of 8 of 30 images" in line for line in lines[1:])
+    again = iter(range(10_000))
+    assert audit.audit(job, seconds=7.5, clock=lambda: next(again)) == lines
+    assert not any("sample" in line for line in audit.audit(job))
+
+
+def test_one_image_is_looked_at_however_late_it_is(model, tmp_path):
+    lines = audit.audit(job_of(model, tmp_path, {"a.png": png(1), "a.txt": "x"}), seconds=0.0)
+    assert "none is cut at 77" in lines[1] and "sample" not in lines[1]
+
+
+def test_repeats_are_looked_at_once(model, tmp_path):
+    job = job_of(model, tmp_path, {"100_x/a.png": png(1), "100_x/b.png": png(2)})
+    seen = audit.look_at_images(job.dataset, 64, 10, lambda: 0.0)
+    assert seen.num_seen == 2 and seen.duplicates == [] and seen.unreadable == []
+
+
+def test_a_shape_that_training_would_refuse_is_unreadable(model, tmp_path):
+    job = job_of(model, tmp_path, {"a.png": png(1, (1, 20_000)), "a.txt": "x"})
+    assert audit.look_at_images(job.dataset, 4096, 10, lambda: 0.0).unreadable[0][0] == "a.png"
