@@ -49,6 +49,7 @@ class Stage:
     """What one stage trains, and how. `steps` spans the learning rate's cosine.
 
     The first `num_small_batches` steps take half a batch: early on, many updates are worth more than exact ones.
+    Every `every` steps there is a line for the log and a file to go on from.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stage:
     learning_rate: float
     num_small_batches: int = 0
     muon: bool = False
+    every: int = 250
 
     def batch_size_at(self, step: int) -> int:
         return self.batch_size // 2 if step < self.num_small_batches else self.batch_size
@@ -259,19 +261,20 @@ class Trainer:
         for name, parameter in self.parameters.items():
             self.ema[name].lerp_(parameter.detach(), 1 - decay)
 
-    def run(self, loss_of: Callable[[int], torch.Tensor], report: Callable[[], str], every: int = 500) -> None:
-        """Steps until the stage's end; every `every` steps a line for the log and a file to go on from."""
-        started, first, mean = time.monotonic(), self.step, 0.0
+    def run(self, loss_of: Callable[[int], torch.Tensor], report: Callable[[], str]) -> None:
+        """Steps until the stage's end. The loss in the log is the mean since the line before."""
+        started, first, losses = time.monotonic(), self.step, []
         while self.step < self.stage.steps:
             loss = loss_of(self.step)
             self.update(loss)
-            mean += loss.item() / every
-            if self.step % every == 0 or self.step == self.stage.steps:
+            losses.append(loss.item())
+            if self.step % self.stage.every == 0 or self.step == self.stage.steps:
                 self.save()
                 seconds = time.monotonic() - started
                 rate = (self.step - first) / seconds
+                mean = sum(losses) / len(losses)
                 print(f"{self.step} loss {mean:.5f} {rate:.2f}/s {seconds:.0f} s {report()}", flush=True)
-                mean = 0.0
+                losses.clear()
 
 
 def load_ema(module: nn.Module, file: Path) -> None:
@@ -370,7 +373,7 @@ def train_vae(work: Path, stage: Stage) -> None:
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).float().mean()
         return reconstruction_loss(output.float(), images) + 3e-4 * kl
 
-    trainer.run(loss_of, lambda: vae_report(vae, pixels), every=250)
+    trainer.run(loss_of, lambda: vae_report(vae, pixels))
 
 
 @torch.no_grad()
@@ -415,7 +418,7 @@ def train_decoder(work: Path, stage: Stage) -> None:
             output = vae.decode(noisy).sample
         return reconstruction_loss(output.float(), images)
 
-    trainer.run(loss_of, lambda: vae_report(vae, pixels), every=250)
+    trainer.run(loss_of, lambda: vae_report(vae, pixels))
 
 
 # --- text encoder and denoiser --------------------------------------------------------------------------------------
@@ -465,7 +468,7 @@ def train_unet(work: Path, stage: Stage) -> None:
             output = denoiser.unet(noisy, timesteps, states).sample
         return F.mse_loss(output.float(), target)
 
-    trainer.run(loss_of, lambda: "", every=250)
+    trainer.run(loss_of, lambda: "")
 
 
 def stratified_timesteps(size: int, rng: torch.Generator) -> torch.Tensor:
@@ -536,6 +539,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
     parser.add_argument("--output", type=Path, default=ASSETS / "base-emoji")
     parser.add_argument("--steps", type=int, help="another length for this stage")
+    parser.add_argument("--every", type=int, help="save every so many steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -544,8 +548,7 @@ def main() -> None:
         print("\n".join(report_files(args.output)))
         return
     stage = STAGES[args.stage]
-    if args.steps:
-        stage = replace(stage, steps=args.steps)
+    stage = replace(stage, steps=args.steps or stage.steps, every=args.every or stage.every)
     {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[stage.name](args.work, stage)
 
 
