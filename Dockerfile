@@ -53,7 +53,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     find "${site}" -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
     find "${site}" \( -name '*.a' -o -name '*.pyc' \) -delete; \
     rm -rf "${site}"/torch/test "${site}"/torch/share "${site}"/torch/bin/protoc* \
-      "${site}"/pyarrow/*flight* "${site}"/pyarrow/*substrait*; \
+      "${site}"/pyarrow/*flight*; \
     python3 -S -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ "${site}"
 
 FROM base AS code
