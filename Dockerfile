@@ -40,20 +40,20 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/ca.pem \
-    sources=(); \
-    if [[ "${REQUIREMENTS}" == *cpu* ]]; then \
-      if compgen -G '/wheels/torch-*.whl' >/dev/null; then sources=(--find-links /wheels); \
-      else sources=(--extra-index-url "${TORCH_CPU_INDEX}"); fi; \
-    fi; \
+    case "${REQUIREMENTS}-$(echo /wheels/torch-*.whl)" in \
+      requirements-cpu.txt-*'*'*) set -- --extra-index-url "${TORCH_CPU_INDEX}" ;; \
+      requirements-cpu.txt-*) set -- --find-links /wheels ;; \
+      *) set -- ;; \
+    esac; \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-compile --no-deps \
-      "${sources[@]}" -r "/locks/${REQUIREMENTS}"; \
+      "$@" -r "/locks/${REQUIREMENTS}"; \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python check; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
     find "${site}" -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
     find "${site}" \( -name '*.a' -o -name '*.pyc' \) -delete; \
     rm -rf "${site}"/torch/test "${site}"/torch/share "${site}"/torch/bin/protoc* \
-      "${site}"/pyarrow/*flight* "${site}"/pyarrow/*substrait*; \
+      "${site}"/pyarrow/*flight*; \
     python3 -S -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ "${site}"
 
 FROM base AS code

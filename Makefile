@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-slow check fmt clean
+.PHONY: help setup demo test test-slow test-container check fmt image image-cpu lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,10 +24,23 @@ test: setup  ## the tests
 test-slow: setup  ## the tests that take long
 	$(BIN)/python -m pytest -m slow
 
+test-container: setup  ## the tests that run containers of the CPU image
+	$(BIN)/python -m pytest -m container tests/container
+
+image:  ## the image for a GPU, sd-lora-task
+	tools/image.sh cuda
+
+image-cpu:  ## the image for a CPU, sd-lora-task:cpu
+	tools/image.sh cpu
+
+lock:  ## requirements-cuda.txt anew, from requirements.txt
+	tools/lock.sh
+
 check: setup  ## linters and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

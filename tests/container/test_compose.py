@@ -1,0 +1,93 @@
+"""The compose file's three services, and a chain that is stopped on its way."""
+
+import hashlib
+import json
+import os
+import subprocess
+import uuid
+
+import pytest
+
+from tests.container.conftest import TASK
+from tests.container.harness import (
+    CALLER,
+    IMAGE,
+    PATIENCE,
+    ROOT,
+    Finished,
+    docker,
+    give,
+    owners,
+    running,
+    wait_for_step,
+)
+
+pytestmark = pytest.mark.container
+
+SLICES = {"num_train_steps": 20, "max_train_steps": 40}
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """Run a compose command as in a checkout of the project, but with the folders elsewhere."""
+    project = f"sd-lora-task-test-{uuid.uuid4().hex[:8]}"
+    # The engine of CI has no bridge to put a network on.
+    (tmp_path / "offline.yml").write_text(
+        json.dumps({"services": {s: {"network_mode": "none"} for s in ("chain", "train")}})
+    )
+    files = ["-f", ROOT / "docker-compose.yml", "-f", tmp_path / "offline.yml"]
+    environment = {**os.environ, "IMAGE": IMAGE, "CPU_IMAGE": IMAGE, "DEVICE": "cpu"}
+
+    def run(*args):
+        line = ["docker", "compose", "--project-directory", tmp_path, "-p", project, *files, *args]
+        return subprocess.run(
+            [*map(str, line)], env=environment, capture_output=True, text=True, check=False, timeout=3 * PATIENCE
+        )
+
+    (tmp_path / "examples/demo").mkdir(parents=True)
+    give(tmp_path / "examples", CALLER)
+    yield run
+    run("down", "--volumes", "--timeout", "0")
+
+
+def is_whole(folder):
+    """Whether a checkpoint's files are those that its manifest lists."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return all(
+        hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest for name, digest in manifest["files"].items()
+    )
+
+
+def test_the_demo(compose, tmp_path):
+    done = compose("run", "--rm", "demo")
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "out/demo/001"
+    assert (last / "checkpoint/FINISH").exists() and is_whole(last / "checkpoint")
+    assert {path.name for path in (last / "validation").glob("*.png")} == {f"{index}.png" for index in range(6)}
+    assert owners(tmp_path / "out") == {CALLER}
+
+
+def test_a_chain_that_is_stopped_and_goes_on(compose, tmp_path, made_by_docker):
+    task = tmp_path / "task"
+    task.mkdir()
+    chain = TASK | {"train_args": TASK["train_args"] | SLICES}
+    (task / "task.json").write_text(json.dumps(chain))
+    give(task, CALLER)
+    out = tmp_path / "out"
+    out.mkdir()
+    give(out, CALLER)
+    command = ["python", "/app/examples/chain.py", "--task", "/task/task.json", "--output", "/out"]
+    with running(out, *command, task=task, options=["-e", "SAVE_SECONDS=0"]) as (name, process):
+        wait_for_step(out / "000", 3, process)
+        docker("stop", "-t", "120", name)
+        assert process.wait() == 143
+    stopped = json.loads((out / "000/result.json").read_text())
+    assert stopped["status"] == "interrupted" and stopped["global_step"] >= 3
+
+    done = compose("run", "--rm", "chain")
+    assert done.returncode == 0, done.stderr
+    assert Finished(0, "", out / "001").weights() == made_by_docker.weights()
+    assert owners(out) == {CALLER}
+
+    again = compose("run", "--rm", "train", "--plan")
+    assert again.returncode == 0 and "steps 0 to 20 of 40" in again.stdout
