@@ -19,7 +19,6 @@ from engine.errors import Interrupted, JobError, PeerError, TaskError
 from engine.launch import Launch, follow_launcher, launch_of, leave_code
 from engine.outcome import Outcome, describe, exit_code, recording_failure, write_termination_message
 from engine.output import OutputFolder
-from engine.progress import keep_silent
 from engine.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
 from engine.signals import Stop
 
@@ -34,6 +33,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         flags = _read_flags(argv, environment)
         place = read_place(environment)
         if not place.is_first:
+            from engine.progress import keep_silent
+
             keep_silent()
         if flags.plan:
             print_plan(read_settings(flags, environment))

@@ -20,7 +20,6 @@ from .environment import LAUNCHED, Place
 from .errors import Interrupted, JobError, PeerError, TemporaryError
 from .outcome import Outcome, recording_failure
 from .output import OutputFolder
-from .progress import say
 from .settings import Settings
 from .signals import Stop
 from .task import Task
@@ -51,6 +50,8 @@ class Launch:
             PeerError: another process ended, and the first one was found hanging.
             Interrupted: by a signal, and the first process did not live to say so itself.
         """
+        from .progress import say
+
         say(f"starting {self.processes} processes, which share the accumulation out")
         with tempfile.TemporaryDirectory(prefix="sd-lora-task-") as folder:
             signum = _start(self.processes, _arguments(argv), self._environment(folder), folder)

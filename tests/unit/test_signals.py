@@ -5,13 +5,13 @@ import signal
 
 import pytest
 
-from engine.errors import Interrupted
+from engine.errors import Interrupted, PeerError
 from engine.signals import Stop
 
 
 @pytest.fixture
 def stop():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     stop = Stop()
     stop.install()
     yield stop
@@ -99,3 +99,39 @@ def test_a_job_that_is_as_good_as_done_is_not_stopped(stop):
     send()
     with stop.deferred():
         send(signal.SIGINT)
+
+
+class TestPeers:
+    """Another process of the job has ended: as a signal would, but with that process's own reason."""
+
+    ERROR = PeerError(3, "dataset", "gone", origin=1)
+
+    def test_outside_it_raises_at_once(self, stop):
+        with pytest.raises(PeerError, match="gone"):
+            stop.peer_ended(self.ERROR)
+
+    def test_inside_it_waits_for_the_check_and_ends_no_deferral(self, stop):
+        """The others end because of the same signal: their news must not count as its repetition."""
+        done = []
+        with pytest.raises(PeerError), stop.deferred():
+            send()
+            stop.peer_ended(self.ERROR)
+            done.append("the step")
+            stop.check(lambda: done.append("saved"))
+        assert done == ["the step", "saved"]
+
+    def test_the_reason_is_the_peers_own_not_the_signal_that_follows(self, stop):
+        with pytest.raises(PeerError), stop.deferred():
+            stop.peer_ended(self.ERROR)
+            send()
+
+    def test_several_stop_for_the_signal_that_they_agreed_on(self, stop):
+        with pytest.raises(Interrupted) as caught, stop.deferred():
+            send()
+            stop.check(lambda: pytest.fail("saved"), signum=0)
+            stop.check(lambda: None, signum=signal.SIGTERM)
+        assert caught.value.code == 143
+
+    def test_a_job_that_is_as_good_as_done_is_not_stopped(self, stop):
+        stop.ignore()
+        stop.peer_ended(self.ERROR)
