@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -22,6 +23,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     stop = Stop()
     stop.install()
     _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale: a name in it must not end the job
     try:
         flags = _read_flags(argv, environment)
         if flags.plan:

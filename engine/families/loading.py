@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import diffusers
 import torch
@@ -12,6 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelError
 from .base import LoadArgs
+
+_MAX_TIMESTEPS: Final = 1_000_000
 
 transformers_logging.disable_progress_bar()
 
@@ -95,10 +97,17 @@ def load_scheduler(args: LoadArgs) -> Any:
     cls = getattr(diffusers, str(config.get("_class_name")), None)
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise ModelError(f"the base model's scheduler {config.get('_class_name')!r} is unknown to Diffusers")
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
+        raise ModelError(f"the base model's scheduler has num_train_timesteps {str(steps)[:40]!r}; download it again")
     try:
-        return cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
-    except (ValueError, TypeError, NotImplementedError) as error:
+        scheduler = cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
+    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
+    kept = getattr(scheduler, "alphas_cumprod", torch.ones(1))
+    if not bool(((kept >= 0) & (kept <= 1)).all()):  # nor NaN
+        raise ModelError("the base model's scheduler has betas outside [0, 1]; download it again")
+    return scheduler
 
 
 def _own_memory(module: torch.nn.Module) -> None:
