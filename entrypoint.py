@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import io
 import os
 import sys
 import traceback
@@ -28,6 +29,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     stop = Stop()
     stop.install()
     _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale: a name in it must not end the job
     place = Place()
     try:
         flags = _read_flags(argv, environment)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import diffusers
 import torch
@@ -14,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from ..errors import ModelError
 from .base import LoadArgs
 from .single_file import weights as single_file_weights
+
+_MAX_TIMESTEPS: Final = 1_000_000
 
 transformers_logging.disable_progress_bar()
 
@@ -101,11 +104,7 @@ def load_scheduler(args: LoadArgs) -> Any:
         ModelError: no scheduler of Diffusers', or a malformed configuration.
     """
     config = read_config(args, "scheduler", "scheduler_config.json")
-    cls: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise ModelError(f"the base model's scheduler {config.get('_class_name')!r} is unknown to Diffusers")
-    if "beta_start" not in inspect.signature(cls).parameters:
-        raise ModelError(f"the base model's {cls.__name__} has no betas: EDM and flow matching cannot be trained")
+    cls = _scheduler_class(config)
     config |= {"prediction_type": args.prediction_type}
     if args.zero_terminal_snr:
         # Sampling starts at the very last timestep, and not every scheduler can start from noise alone (Lin et al.
@@ -114,9 +113,26 @@ def load_scheduler(args: LoadArgs) -> Any:
         if "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
             cls = diffusers.DDIMScheduler
     try:
-        return cls.from_config(config)
-    except (ValueError, TypeError, NotImplementedError) as error:
+        scheduler = cls.from_config(config)
+    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
+    kept = getattr(scheduler, "alphas_cumprod", torch.ones(1))
+    if not bool(((kept >= 0) & (kept <= 1)).all()):  # nor NaN
+        raise ModelError("the base model's scheduler has betas outside [0, 1]; download it again")
+    return scheduler
+
+
+def _scheduler_class(config: Mapping[str, Any]) -> Any:
+    """The class that a scheduler's configuration names, if it can be trained for."""
+    name, steps = config.get("_class_name"), config.get("num_train_timesteps", 1000)
+    cls = getattr(diffusers, str(name), None)
+    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+        raise ModelError(f"the base model's scheduler {name!r} is unknown to Diffusers")
+    if "beta_start" not in inspect.signature(cls).parameters:
+        raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
+    if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
+        raise ModelError(f"the base model's scheduler has num_train_timesteps {str(steps)[:40]!r}; download it again")
+    return cls
 
 
 def move_frozen(module: torch.nn.Module, device: torch.device) -> None:

@@ -1,0 +1,117 @@
+"""What is fuzzed: each target takes bytes from a stranger and gives a value, or raises the error of its kind."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis.strategies import SearchStrategy
+
+from engine import checkpoint, history
+from engine.checkpoint import Checkpoint
+from engine.dataset import open_dataset
+from engine.errors import CheckpointError, DatasetError, TaskError
+from engine.fetch.archive import extract
+from engine.limits import Limits
+from engine.lora_files import read_diffusers_file
+from engine.state import TrainState, parse_state
+from engine.task import Dataset, Model, Task, parse_task
+from engine.transforms import UnreadableImage, geometry, image_size, render
+from tests.fuzz import inputs
+
+LIMITS = Limits(max_dataset_bytes=8 << 20, ratio_free_bytes=1 << 20, max_files=200)
+SCALARS = {"global_step": 1, "optimizer_step": 1, "loss_scale": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`run` gives a value that has passed its checks, or raises `error`, whose message is one line."""
+
+    inputs: SearchStrategy[Any]
+    run: Callable[[Any], object]
+    error: type[Exception]
+
+
+def _task(data: bytes) -> Task:
+    task = parse_task(data, source="fuzz")
+    assert hash(task) is not None
+    return task
+
+
+def _archive(data: bytes) -> list[str]:
+    """Everything that is left lies inside, and is a plain file."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        into = root / "into"
+        into.mkdir()
+        (root / "archive").write_bytes(data)
+        try:
+            extract(root / "archive", into, LIMITS)
+        finally:
+            assert {path.name for path in root.iterdir()} <= {"archive", "into"}
+            for path in into.rglob("*"):
+                mode = path.lstat().st_mode
+                assert stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and not mode & 0o7111)
+        found = [str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()]
+        assert found
+        assert sum((into / path).stat().st_size for path in found) <= LIMITS.max_dataset_bytes
+        return found
+
+
+def _checkpoint(files: dict[str, bytes]) -> object:
+    with tempfile.TemporaryDirectory() as name:
+        for file, data in files.items():
+            Path(name, file).write_bytes(data)
+        found = checkpoint.load(Path(name))
+    if not isinstance(found, Checkpoint):
+        return read_diffusers_file(found.lora)
+    assert type(found.global_step) is int
+    return _state(found.state_tensors, found.state_scalars), history.parse(found.history)
+
+
+def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:
+    state = parse_state(data, scalars)
+    for named in (state.adapter, state.moments.exp_avg, state.moments.exp_avg_sq):
+        assert all(tensor.dtype == torch.float32 for tensor in named.values())
+    return state
+
+
+def _table(file: tuple[str, bytes]) -> int:
+    name, data = file
+    folder = Path(tempfile.mkdtemp())
+    try:
+        (folder / "data").mkdir()
+        (folder / "data" / name).write_bytes(data)
+        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder / "data")))
+        dataset = open_dataset(task, cache_dir=folder / "cache", revision=None, report=lambda line: None, limits=LIMITS)
+        for index in range(min(len(dataset), 20)):
+            assert all(type(caption) is str for caption in dataset.captions(index))
+            assert dataset.name(index).isprintable()
+        return len(dataset)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _image(data: bytes) -> tuple[int, ...]:
+    size = image_size(data)
+    view = geometry(size, resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+    pixels = render(data, view)
+    assert pixels.shape == (64, 64, 3)
+    return pixels.shape
+
+
+TARGETS = {
+    "the task parser": Target(inputs.tasks(), _task, TaskError),
+    "the archive reader": Target(inputs.archives(), _archive, DatasetError),
+    "the checkpoint loader": Target(inputs.checkpoints(), _checkpoint, CheckpointError),
+    "safetensors headers of a state": Target(inputs.safetensors(), lambda data: _state(data, SCALARS), CheckpointError),
+    "safetensors headers of a LoRA": Target(inputs.safetensors(), read_diffusers_file, CheckpointError),
+    "table files": Target(inputs.tables(), _table, DatasetError),
+    "image files": Target(inputs.images(), _image, UnreadableImage),
+}

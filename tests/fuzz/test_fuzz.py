@@ -1,0 +1,46 @@
+"""Any input ends in a value or in the typed error of its kind, with one printable line: nothing else, ever.
+
+The default run tries the same few inputs each time; the slow one tries many new ones (`FUZZ_EXAMPLES` of each target).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.fuzz.tally import TRIED
+from tests.fuzz.targets import TARGETS
+
+FEW = 40
+MANY = int(os.environ.get("FUZZ_EXAMPLES", "20000"))
+
+
+def fuzz(name: str, **profile: object) -> None:
+    target = TARGETS[name]
+
+    @settings(deadline=None, database=None, suppress_health_check=list(HealthCheck), **profile)
+    @given(target.inputs)
+    def check(data):
+        try:
+            target.run(data)
+        except target.error as error:
+            assert str(error).isprintable(), str(error)
+            TRIED[name, "refused"] += 1
+        else:
+            TRIED[name, "taken"] += 1
+
+    check()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_few(name):
+    fuzz(name, max_examples=FEW, derandomize=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("name", TARGETS)
+def test_many(name):
+    fuzz(name, max_examples=MANY)
