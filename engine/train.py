@@ -57,20 +57,6 @@ class Trainer:
         self._loss_scale = state.loss_scale
         self.step = state.global_step
 
-    def learning_rate(self, step: int) -> float:
-        """The denoiser's learning rate in the step that begins at `step`."""
-        return self._base_rates[0] * self._schedule_factor(step)
-
-    def _schedule_factor(self, step: int) -> float:
-        args = self._task.train_args
-        return optim.schedule_factor(
-            self._base_rates[0],
-            args.lr_scheduler.lr_scheduler,
-            step,
-            warmup_steps=args.lr_scheduler.lr_warmup_steps,
-            max_steps=self._schedule.max_steps,
-        )
-
     def train_step(self, examples: Sequence[Example]) -> StepReport:
         """One optimizer step over the K x B examples of its visits.
 
@@ -92,14 +78,30 @@ class Trainer:
         gradients = list(torch._foreach_div(gradients, divisor))
         norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
         mean_loss, grad_norm = torch.stack([torch.stack(losses).mean(), norm]).tolist()
-        rates = [base * self._schedule_factor(self.step) for base in self._base_rates]
-        for rate in rates:
-            if not rate <= _MAX_RATE:  # nor NaN
-                raise NonFiniteError(f"the learning rate of step {self.step + 1} is {rate:g}; {_ADVICE}")
+        rates = self._rates()
         if self._is_update_wanted(mean_loss, grad_norm):
             optim.update(self._optimizer, self._adapter.parameters, gradients, rates)
         self.step += 1
         return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
+
+    def _rates(self) -> list[float]:
+        """The optimizer groups' learning rates in the coming step.
+
+        Raises:
+            NonFiniteError: so high that an update may leave float32.
+        """
+        scheduler = self._task.train_args.lr_scheduler
+        factor = optim.schedule_factor(
+            self._base_rates[0],
+            scheduler.lr_scheduler,
+            self.step,
+            warmup_steps=scheduler.lr_warmup_steps,
+            max_steps=self._schedule.max_steps,
+        )
+        rates = [base * factor for base in self._base_rates]
+        if not all(rate <= _MAX_RATE for rate in rates):  # nor NaN
+            raise NonFiniteError(f"the learning rate of step {self.step + 1} is {max(rates):g}; {_ADVICE}")
+        return rates
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
