@@ -88,20 +88,6 @@ class Trainer:
         self._loss_scale = state.loss_scale
         self.step = state.global_step
 
-    def learning_rate(self, step: int) -> float:
-        """The denoiser's learning rate in the step that begins at `step`."""
-        return self._base_rates[0] * self._schedule_factor(step)
-
-    def _schedule_factor(self, step: int) -> float:
-        args = self._task.train_args
-        return optim.schedule_factor(
-            self._base_rates[0],
-            args.lr_scheduler.lr_scheduler,
-            step,
-            warmup_steps=args.lr_scheduler.lr_warmup_steps,
-            max_steps=self._schedule.max_steps,
-        )
-
     def train_step(self, examples: Sequence[Example]) -> StepReport:
         """One optimizer step over the examples of this process's micro-batches: all K x B where it is the only one.
 
@@ -123,10 +109,7 @@ class Trainer:
         losses, signums, saves = torch.stack(tails, dim=1)
         mean_loss, grad_norm, signum, save = torch.stack([losses.mean(), norm, signums.max(), saves.max()]).tolist()
         self.noticed = Notice(int(signum), bool(save))
-        rates = [base * self._schedule_factor(self.step) for base in self._base_rates]
-        for rate in rates:
-            if not rate <= _MAX_RATE:  # nor NaN
-                raise NonFiniteError(f"the learning rate of step {self.step + 1} is {rate:g}; {_ADVICE}")
+        rates = self._rates()
         if self._is_update_wanted(mean_loss, grad_norm):
             optim.update(self._optimizer, self._adapter.parameters, gradients, rates)
         self.step += 1
@@ -144,6 +127,25 @@ class Trainer:
             notice = self.notice()
             tail = [loss.reshape(1), loss.new_tensor([notice.signum, notice.save])]
             yield from self._processes.gather(torch.cat([*(gradient.reshape(-1) for gradient in own), *tail]))
+
+    def _rates(self) -> list[float]:
+        """The optimizer groups' learning rates in the coming step.
+
+        Raises:
+            NonFiniteError: so high that an update may leave float32.
+        """
+        scheduler = self._task.train_args.lr_scheduler
+        factor = optim.schedule_factor(
+            self._base_rates[0],
+            scheduler.lr_scheduler,
+            self.step,
+            warmup_steps=scheduler.lr_warmup_steps,
+            max_steps=self._schedule.max_steps,
+        )
+        rates = [base * factor for base in self._base_rates]
+        if not all(rate <= _MAX_RATE for rate in rates):  # nor NaN
+            raise NonFiniteError(f"the learning rate of step {self.step + 1} is {max(rates):g}; {_ADVICE}")
+        return rates
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
