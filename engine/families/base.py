@@ -79,6 +79,11 @@ class Family(Protocol):
         """Diffusers' pipeline for this model, from the parts already in memory."""
         ...
 
-    def webui_name(self, module: str) -> str:
-        """The name of one of the denoiser's modules in the web interfaces' LoRA format."""
+    def webui_name(self, component: str, module: str) -> str:
+        """The name of a module in the web interfaces' LoRA format.
+
+        Args:
+            component: `unet`, `text_encoder` or `text_encoder_2`.
+            module: the module's name in it as Diffusers' LoRA files have it, `text_model.` included.
+        """
         ...

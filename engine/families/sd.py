@@ -84,8 +84,9 @@ class StableDiffusion:
             requires_safety_checker=False,
         )
 
-    def webui_name(self, module: str) -> str:
-        return "lora_unet_" + module.replace(".", "_")
+    def webui_name(self, component: str, module: str) -> str:
+        prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[component]
+        return f"{prefix}_{module.replace('.', '_')}"
 
 
 def load(args: LoadArgs) -> StableDiffusion:

@@ -206,7 +206,7 @@ class TestLoading:
         )
 
     def test_names_in_the_web_interfaces_format(self, full):
-        assert full.webui_name("down_blocks.0.attn1.to_out.0") == "lora_unet_down_blocks_0_attn1_to_out_0"
+        assert full.webui_name("unet", "down_blocks.0.attn1.to_out.0") == "lora_unet_down_blocks_0_attn1_to_out_0"
 
     def test_the_registrys_row_loads_this_family(self, folder):
         entry = families.detect(json.loads((folder / "model_index.json").read_text()))
