@@ -25,18 +25,18 @@ def diffusers_state(adapter: Adapter, prefix: str = "unet") -> Tensors:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors_by_name(_exported(adapter)).items()}
 
 
-def webui_state(adapter: Adapter, webui_name: Callable[[str], str]) -> Tensors:
+def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tensors:
     """The adapter as ComfyUI, AUTOMATIC1111/Forge and kohya's tools load it: float32, on the CPU.
 
     `<name>.lora_down.weight`, `<name>.lora_up.weight`, and `<name>.alpha`, a scalar equal to the rank: strength 1.
 
     Args:
         adapter: the adapter.
-        webui_name: a module's name in the denoiser to its name in this format: `lora_unet_…`.
+        webui_name: a component and a module in it to their name in this format: `lora_unet_…`.
     """
     tensors: Tensors = {}
     for module, (down, up) in _exported(adapter).items():
-        name = webui_name(module)
+        name = webui_name("unet", module)
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
         tensors[f"{name}.alpha"] = torch.tensor(float(down.shape[0]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,7 @@ def _checkpoint_files(
 
 
 def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
-    tensors = lora_files.webui_state(training.adapter, partial(training.family.webui_name, "unet"))
+    tensors = lora_files.webui_state(training.adapter, training.family.webui_name)
     metadata = webui_metadata.describe(
         tensors,
         job.base.family.webui_base(job.base.config, job.prediction_type),

@@ -41,8 +41,8 @@ def with_unet(pipeline, unet):
     return other
 
 
-def webui_name(module):
-    return "lora_unet_" + module.replace(".", "_")
+def webui_name(component, module):
+    return f"lora_{component}_" + module.replace(".", "_")
 
 
 def paint(pipeline):
