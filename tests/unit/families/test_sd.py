@@ -207,6 +207,8 @@ class TestLoading:
 
     def test_names_in_the_web_interfaces_format(self, full):
         assert full.webui_name("unet", "down_blocks.0.attn1.to_out.0") == "lora_unet_down_blocks_0_attn1_to_out_0"
+        module = "text_model.encoder.layers.0.self_attn.q_proj"
+        assert full.webui_name("text_encoder", module) == "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
     def test_the_registrys_row_loads_this_family(self, folder):
         entry = families.detect(json.loads((folder / "model_index.json").read_text()))
