@@ -47,7 +47,7 @@ class Limits:
     def too_large(self, what: str) -> DatasetError:
         """The refusal of more than `max_dataset_bytes`."""
         return DatasetError(
-            f"{what} is larger than {self.max_dataset_bytes:,} bytes; use a smaller dataset or raise MAX_DATASET_BYTES"
+            f"{what} is larger than {self.max_dataset_bytes:,} bytes; use a smaller one or raise MAX_DATASET_BYTES"
         )
 
 
