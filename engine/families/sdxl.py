@@ -3,7 +3,9 @@ pooled text, the image's size before it was resized, and what of it is shown."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,7 @@ class StableDiffusionXL:
     """A loaded Stable Diffusion XL base model."""
 
     def __init__(self, args: LoadArgs) -> None:
-        self._index = read_config(args, "", "model_index.json")
+        self._forces_zeros = _forces_zeros(args.folder / "model_index.json")
         self.scheduler = load_scheduler(args)
         self.tokenizers = {
             FIRST: load_tokenizer(CLIPTokenizer, args, "tokenizer"),
@@ -103,7 +105,7 @@ class StableDiffusionXL:
             unet=self.denoiser,
             scheduler=self.scheduler,
             # Of the negative prompt that nobody gives, not of an image's empty caption.
-            force_zeros_for_empty_prompt=self._index.get("force_zeros_for_empty_prompt", True),
+            force_zeros_for_empty_prompt=self._forces_zeros,
             add_watermarker=False,  # it would depend on what else is installed
         )
 
@@ -111,6 +113,12 @@ class StableDiffusionXL:
         name = self._sgm_names.name(module) if component == DENOISER else module
         prefix = {DENOISER: "lora_unet", FIRST: "lora_te1", SECOND: "lora_te2"}[component]
         return f"{prefix}_{name}".replace(".", "_")
+
+
+def _forces_zeros(index: Path) -> bool:
+    """What the model's index says, or Diffusers' default where it says nothing; a single file has no index."""
+    found = json.loads(index.read_bytes()) if index.is_file() else {}
+    return bool(found.get("force_zeros_for_empty_prompt", True))
 
 
 class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed

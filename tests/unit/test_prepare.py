@@ -20,6 +20,7 @@ class Rows(list):
 
     def __init__(self, count):
         super().__init__(range(count))
+        self.num_images = count
 
 
 def job_of(given=None, *, parent=None, base_revision=None, rows=10):

@@ -187,14 +187,15 @@ class TestPipeline:
     def test_it_draws_what_diffusers_alone_draws(self, folder, family):
         assert np.array_equal(draw(family.pipeline()), draw(plain_pipeline(folder)))
 
-    def test_what_the_model_says_of_missing_negative_prompts_holds(self, folder, tmp_path):
-        for found in (
-            load(folder),
-            load(edited(folder, tmp_path, "model_index.json", force_zeros_for_empty_prompt=False)),
-        ):
-            assert found.pipeline().config.force_zeros_for_empty_prompt == found._index["force_zeros_for_empty_prompt"]
-            _, negative, _, pooled = found.pipeline().encode_prompt("a cat")
-            assert bool(negative.any()) == bool(pooled.any()) != found._index["force_zeros_for_empty_prompt"]
+    @pytest.mark.parametrize("says", [True, False, None])
+    def test_what_the_model_says_of_missing_negative_prompts_holds(self, folder, tmp_path, says):
+        found = edited(folder, tmp_path, "model_index.json", force_zeros_for_empty_prompt=says)
+        if says is None:
+            (found / "model_index.json").unlink()
+        pipeline = load(found).pipeline()
+        assert pipeline.config.force_zeros_for_empty_prompt == (says is not False)
+        _, negative, _, pooled = pipeline.encode_prompt("a cat")
+        assert bool(negative.any()) == bool(pooled.any()) == (says is False)
 
 
 def plain_pipeline(folder):
