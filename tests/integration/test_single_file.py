@@ -13,7 +13,6 @@ from tests import single_files
 from tests.integration.harness import assert_same, changed, run_job, succeed, together
 from tests.servers import serving
 
-
 LAYOUTS = [layout for layout, pipeline in single_files.PIPELINES.items() if pipeline in FAMILIES]
 
 
