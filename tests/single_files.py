@@ -14,14 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -34,6 +29,11 @@ CLASSES = {
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
+}
+PIPELINES = {
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "xl": "StableDiffusionXLPipeline",
 }
 TITLES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "xl": "Stable Diffusion XL"}
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -106,20 +106,15 @@ def write(path: Path, layout: str, *, seed: int = 0, dtype: torch.dtype = torch.
 
 
 def write_folder(folder: Path, layout: str, *, seed: int = 0) -> Path:
-    """The same model in Diffusers' layout. Not for XL."""
-    modules, configs = build_modules(layout, seed=seed), skeleton(layout)
-    scheduler = {"PNDMScheduler": PNDMScheduler, "DDIMScheduler": DDIMScheduler}[configs["scheduler"]["_class_name"]]
+    """The same model in Diffusers' layout."""
+    configs = skeleton(layout)
+    parts: dict[str, Any] = dict(build_modules(layout, seed=seed))
+    parts |= {name: tokenizer(config["pad_token"]) for name, config in configs.items() if name.startswith("tokenizer")}
+    parts["scheduler"] = getattr(diffusers, configs["scheduler"]["_class_name"]).from_config(configs["scheduler"])
+    if layout != "xl":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     with tiny._quiet():
-        StableDiffusionPipeline(
-            vae=modules["vae"],
-            text_encoder=modules["text_encoder"],
-            tokenizer=tokenizer(configs["tokenizer"]["pad_token"]),
-            unet=modules["unet"],
-            scheduler=scheduler.from_config(configs["scheduler"]),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
+        getattr(diffusers, PIPELINES[layout])(**parts).save_pretrained(folder)
     return folder
 
 

@@ -57,7 +57,7 @@ class Model:
                 for name, config in self.configs.items()
                 if name in single_files.CLASSES
             }
-        entry = families.FAMILIES[pipeline_name(layout)]
+        entry = families.FAMILIES[single_files.PIPELINES[layout]]
         module = __import__(f"engine.families.{entry.module}", fromlist=["load"])
         monkeypatch.setattr(module, "load_module", lambda cls, args, component: self.modules[component])
         monkeypatch.setattr(module, "load_tokenizer", lambda cls, args, component: None)
@@ -91,11 +91,7 @@ class Model:
         return {key: layer for name in self.encoders() for key, layer in self.layers(name, TEXT).items()}
 
 
-def pipeline_name(layout):
-    return "StableDiffusionXLPipeline" if layout == "xl" else "StableDiffusionPipeline"
-
-
-@pytest.fixture(params=[layout for layout in NUM_LAYERS if pipeline_name(layout) in families.FAMILIES])
+@pytest.fixture(params=[layout for layout in NUM_LAYERS if single_files.PIPELINES[layout] in families.FAMILIES])
 def model(request, monkeypatch):
     return Model(request.param, monkeypatch)
 
@@ -160,7 +156,7 @@ def run_reader(program, *arguments):
 def write_file(model, layers, folder):
     """As the program writes it, metadata and all."""
     tensors = webui_file(model, layers)
-    entry = families.FAMILIES[pipeline_name(model.layout)]
+    entry = families.FAMILIES[single_files.PIPELINES[model.layout]]
     metadata = webui_metadata.describe(
         tensors,
         entry.webui_base(model.configs.__getitem__, "epsilon"),

@@ -8,12 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from engine.families import FAMILIES
 from tests import single_files
 from tests.integration.harness import assert_same, changed, run_job, succeed, together
 from tests.servers import serving
 
+LAYOUTS = [layout for layout, pipeline in single_files.PIPELINES.items() if pipeline in FAMILIES]
 
-@pytest.fixture(scope="module", params=["sd1", "sd2"])
+
+@pytest.fixture(scope="module", params=[pytest.param(x, marks=[pytest.mark.slow] * (x == "sd2")) for x in LAYOUTS])
 def models(request, tmp_path_factory):
     """The same model as a folder in Diffusers' layout and as one file."""
     root = tmp_path_factory.mktemp(request.param)
@@ -56,7 +59,7 @@ def test_by_url_a_chain_and_a_plan(task, tmp_path):
     assert refused.code == 4 and "ALLOW_PRIVATE_URLS" in refused.error
 
 
-def test_a_lora_given_as_a_base(short_task, models, tmp_path):
+def test_a_lora_given_as_a_base(short_task, tmp_path):
     lora = single_files.write_header(
         tmp_path / "style.safetensors", {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 8)}
     )
