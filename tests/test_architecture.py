@@ -71,7 +71,20 @@ def closure(module):
 
 
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "safetensors"}
-LIGHT = ["task", "plan", "errors", "rng", "settings", "prepare", "transforms", "rendering", "checkpoint", "output"]
+LIGHT = [
+    "task",
+    "plan",
+    "errors",
+    "rng",
+    "settings",
+    "prepare",
+    "transforms",
+    "rendering",
+    "checkpoint",
+    "output",
+    "container",
+    "prefetch",
+]
 
 
 @pytest.mark.parametrize("name", LIGHT)
