@@ -1,5 +1,6 @@
 """Becoming the output folder's owner: who that is, what is given to them, and what happens when it is not allowed."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -69,9 +70,10 @@ class TestFindOwner:
     def test_without_a_task_folder_it_is_root(self, folders, tmp_path):
         assert find_owner(folders["out"], tmp_path / "nothing", tmp_path / "nothing") == (0, 0)
 
-    def test_without_the_capability_the_folders_stay(self, folders, monkeypatch):
+    @pytest.mark.parametrize("code", [errno.EPERM, errno.EROFS])
+    def test_what_cannot_be_given_away_stays(self, folders, monkeypatch, code):
         def refuse(*_):
-            raise PermissionError
+            raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "chown", refuse)
         assert find_owner(folders["out"], folders["task"], folders["cache"]) == (1000, 1001)
