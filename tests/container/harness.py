@@ -85,7 +85,7 @@ def command(out, *args, options=(), task=None, network="none"):
         "docker",
         "run",
         "--rm",
-        "--network=none",
+        f"--network={network}",
         "--gpus",
         "all",
         "-e",
