@@ -119,7 +119,7 @@ def _is_empty(folder: Path) -> bool:
 def _give(folder: Path, owner: Owner) -> None:
     try:
         os.chown(folder, *owner)
-    except PermissionError:  # without the capability; who may write there is as before
+    except OSError:  # without the capability, or read-only: who may write there is as before
         return
 
 

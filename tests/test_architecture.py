@@ -85,6 +85,8 @@ LIGHT = [
     "rendering",
     "checkpoint",
     "output",
+    "container",
+    "prefetch",
 ]
 
 

@@ -78,14 +78,14 @@ class Finished:
         return {name: files[name] for name in files if name.startswith("validation/") or Path(name).name in WEIGHTS}
 
 
-def command(out, *args, options=(), task=None):
-    """`docker run` as in the README, on a CPU and without a network."""
+def command(out, *args, options=(), task=None, network="none"):
+    """`docker run` as in the README, on a CPU and without a network unless one is named."""
     mounts = ["-v", f"{out}:/out", *(["-v", f"{task}:/task"] if task else [])]
     return [
         "docker",
         "run",
         "--rm",
-        "--network=none",
+        f"--network={network}",
         "--gpus",
         "all",
         "-e",
@@ -97,9 +97,9 @@ def command(out, *args, options=(), task=None):
     ]
 
 
-def run(out, *args, options=(), task=None, stdin=None):
-    """Run one container to its end."""
-    line = command(out, *args, options=options, task=task)
+def run(out, *args, stdin=None, **options):
+    """Run one container to its end. Options as in `command`."""
+    line = command(out, *args, **options)
     done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=PATIENCE, input=stdin)
     return Finished(done.returncode, done.stdout + done.stderr, out)
 

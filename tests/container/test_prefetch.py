@@ -33,9 +33,9 @@ def test_a_job_without_a_network(tmp_path, out, made_by_docker):
         folder.mkdir()
         (folder / "task.json").write_text(json.dumps(task))
         give(folder, CALLER)
-        online = ["--network=host", "-e", "ALLOW_PRIVATE_URLS=1", "-e", f"HF_ENDPOINT={hub}", "-v", f"{cache}:/cache"]
+        online = ["-e", "ALLOW_PRIVATE_URLS=1", "-e", f"HF_ENDPOINT={hub}", "-v", f"{cache}:/cache"]
         prefetch = ("python", "-m", "engine.prefetch", "--task", "/task/task.json")
-        filled = succeed(out, *prefetch, task=folder, options=online)
+        filled = succeed(out, *prefetch, task=folder, options=online, network="host")
     assert "96 images" in filled.stderr and f"{MODEL}@{COMMIT}" in filled.stderr
     assert owners(cache) == {CALLER}
 
