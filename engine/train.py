@@ -131,7 +131,8 @@ class Trainer:
         for start in range(0, len(examples), size):
             loss, own = self._gradients(self._batch(examples[start : start + size]), parameters)
             notice = self.notice()
-            tail = [loss.reshape(1), loss.new_tensor([notice.signum, notice.save])]
+            # Filled on the device: copying them there would wait for it.
+            tail = [loss.reshape(1), loss.new_full((1,), notice.signum), loss.new_full((1,), notice.save)]
             yield from self._processes.gather(torch.cat([*(gradient.reshape(-1) for gradient in own), *tail]))
 
     def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:

@@ -187,6 +187,15 @@ class TestEndings:
         assert job.stderr.count("another job's result") == 1
 
     @pytest.mark.slow
+    def test_processes_on_different_devices_are_no_job(self, task, tmp_path):
+        """As many threads as its rank: the bits of the sum would be nobody's."""
+        different = ["sh", "-c", 'CPU_THREADS=$((RANK + 1)) exec "$@"', "sh"]
+        job = start_job(sharing(task, 1), tmp_path / "out", prefix=[*torchrun(2), *different])
+        assert job.process.wait(timeout=PATIENCE) == 1
+        assert set(re.findall(r"exitcode +: (\d+)", job.stderr)) == {"9"}
+        assert job.stderr.count("error: the device is {") == 1
+
+    @pytest.mark.slow
     def test_the_launcher_takes_its_processes_with_it(self, task, tmp_path):
         job, _ = training(task, tmp_path / "out", SAVE_SECONDS="0")
         job.process.kill()
