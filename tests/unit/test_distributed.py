@@ -58,9 +58,10 @@ def in_threads(world_size, action):
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]  # not a consequence
+    for error in own or errors:
+        raise error
     return results
 
 
