@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .environment import Place
-from .errors import DeviceError, Interrupted, PeerInterrupted, TemporaryError
+from .errors import Interrupted, JobError, PeerInterrupted, TemporaryError
 from .signals import Stop
 
 if TYPE_CHECKING:
@@ -88,12 +88,8 @@ class Processes:
         """The signal to stop for: this process's own or, where there are several, the one carried by the gradients."""
         return own
 
-    def require_same(self, what: str, own: Any) -> None:
-        """Check that all processes have the same JSON-able value.
-
-        Raises:
-            DeviceError: they differ.
-        """
+    def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
+        """Check that all processes have the same JSON-able value, else end with an `error` that names `what`."""
 
     def follow_first(self) -> None:
         """From now on signals are the first process's business; the others end as it does."""
@@ -181,14 +177,13 @@ class Group(Processes):
     def decided(self, own: int, carried: int) -> int:
         return carried
 
-    def require_same(self, what: str, own: Any) -> None:
+    def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         values = self.exchange(own)
         for rank, value in enumerate(values):
             if value != values[0]:
-                raise DeviceError(
-                    f"{what} of process {rank} is {value!r}, of process 0 {values[0]!r}: all processes of a job must "
-                    "agree to the bit; use equal devices and equal installations, and test the memory of a machine "
-                    "that has both"
+                raise error(
+                    f"{what} is {value!r} in process {rank} of the job, {values[0]!r} in process 0: "
+                    "it must be the same in all"
                 )
 
     def follow_first(self) -> None:

@@ -5,19 +5,21 @@ The processes share the task's own `gradient_accumulation_steps` out, so the res
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
 from .environment import LAUNCHED, Place
-from .errors import Interrupted, JobError, PeerError, TemporaryError
+from .errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
 from .outcome import Outcome, recording_failure
 from .output import OutputFolder
 from .settings import Settings
@@ -46,6 +48,7 @@ class Launch:
         """Start the processes, wait for them, and return the job's exit code.
 
         Raises:
+            OutputError: no temporary folder can be written to.
             TemporaryError: the first process was killed.
             PeerError: another process ended, and the first one was found hanging.
             Interrupted: by a signal, and the first process did not live to say so itself.
@@ -53,7 +56,7 @@ class Launch:
         from .progress import say
 
         say(f"starting {self.processes} processes, which share the accumulation out")
-        with tempfile.TemporaryDirectory(prefix="sd-lora-task-") as folder:
+        with _scratch() as folder:
             signum = _start(self.processes, _arguments(argv), self._environment(folder), folder)
             codes = [_read_code(Path(folder, str(rank))) for rank in range(self.processes)]
         # The first process hears of every other's end, and says and writes down why, if it lives to do so.
@@ -74,6 +77,18 @@ class Launch:
         with OutputFolder.lock(self.settings.output_dir) as output, recording_failure(output, outcome):
             outcome.may_overwrite = self.settings.overwrite or output.is_asked_by(self.request)
             raise error
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    try:
+        folder = tempfile.mkdtemp(prefix="sd-lora-task-")
+    except OSError:
+        raise OutputError("no temporary folder is writable: mount one at /tmp, or set PROCESSES=1") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:

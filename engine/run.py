@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -15,13 +15,16 @@ from .checkpoint import Checkpoint
 from .distributed import Processes
 from .errors import (
     CheckpointError,
+    DatasetError,
     DeviceError,
     DeviceMemoryError,
+    JobError,
     ModelError,
     NonFiniteError,
     OutputError,
     PeerError,
     PeerInterrupted,
+    TaskError,
 )
 from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
@@ -89,16 +92,16 @@ def _draw_and_publish(session: Session, training: Training) -> None:
 def _require_one_job(session: Session) -> None:
     """All processes have found the same things, on equal devices: else their gradients were not of one training."""
     job = session.job
-    found = {
-        "the task": job.task_digest,
-        "the base model": job.base.identity,
-        "the dataset": job.dataset.fingerprint,
-        "the checkpoint": job.record.parent,
-        "the device": world.describe_device(session.device),
-        "the installation": world.versions(),
-    }
-    for what, value in found.items() if session.processes.world_size > 1 else ():
-        session.processes.require_same(what, value)
+    found: list[tuple[str, Any, type[JobError]]] = [
+        ("the task's digest", job.task_digest, TaskError),
+        ("the base model", job.base.identity, ModelError),
+        ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
+        ("the checkpoint's digest", job.record.parent, CheckpointError),
+        ("the device", world.describe_device(session.device), DeviceError),
+        ("the installation", world.versions(), DeviceError),
+    ]
+    for what, value, error in found if session.processes.world_size > 1 else ():
+        session.processes.require_same(what, value, error)
 
 
 def _open_device(settings: Settings, mixed_precision: str) -> torch.device:

@@ -13,7 +13,7 @@ from . import history as history_file
 from . import lora, lora_files
 from .checkpoint import Checkpoint, WarmStart
 from .distributed import Processes
-from .errors import NonFiniteError
+from .errors import DeviceError, NonFiniteError
 from .families.base import DENOISER, Family
 from .history import DIGEST_STEPS, StepReport
 from .outcome import Outcome
@@ -127,7 +127,8 @@ class ProgressSaver:
         """The digest of the weights, after the same step in all processes."""
         digest = weights_digest(self._training.adapter.state())
         step = self._training.trainer.step
-        self._session.processes.require_same(f"the digest of the weights after step {step}", digest)
+        # A machine whose arithmetic or memory is wrong: no bit of it may be saved.
+        self._session.processes.require_same(f"the digest of the weights after step {step}", digest, DeviceError)
         return digest
 
     def notice(self) -> Notice:

@@ -125,7 +125,8 @@ class Trainer:
             with self._adapter.dropping.at(micro_batch[0].visit.number):
                 loss, own = self._gradients(self._batch(micro_batch), parameters)
             notice = self.notice()
-            tail = [loss.reshape(1), loss.new_tensor([notice.signum, notice.save])]
+            # Filled on the device: copying them there would wait for it.
+            tail = [loss.reshape(1), loss.new_full((1,), notice.signum), loss.new_full((1,), notice.save)]
             yield from self._processes.gather(torch.cat([*(gradient.reshape(-1) for gradient in own), *tail]))
 
     def _rates(self) -> list[float]:

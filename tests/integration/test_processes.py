@@ -171,6 +171,7 @@ class TestEndings:
         assert stopped.result["status"] == "interrupted"
         assert (stopped.out / ".job" / "progress").exists()
 
+    @pytest.mark.slow
     def test_a_failure_has_its_own_code_and_is_told_once(self, task, tmp_path):
         own = changed(sharing(task, 2), {"train_args.learning_rate": 1e30, "train_args.lr_scheduler": {}})
         finished = run_job(own, tmp_path / "out", env=TOGETHER)
@@ -185,6 +186,15 @@ class TestEndings:
         assert job.process.wait(timeout=PATIENCE) == 1  # torchrun's own, whatever happened
         assert set(re.findall(r"exitcode +: (\d+)", job.stderr)) == {"7"}
         assert job.stderr.count("another job's result") == 1
+
+    @pytest.mark.slow
+    def test_processes_on_different_devices_are_no_job(self, task, tmp_path):
+        """As many threads as its rank: the bits of the sum would be nobody's."""
+        different = ["sh", "-c", 'CPU_THREADS=$((RANK + 1)) exec "$@"', "sh"]
+        job = start_job(sharing(task, 1), tmp_path / "out", prefix=[*torchrun(2), *different])
+        assert job.process.wait(timeout=PATIENCE) == 1
+        assert set(re.findall(r"exitcode +: (\d+)", job.stderr)) == {"9"}
+        assert job.stderr.count("error: the device is {") == 1
 
     @pytest.mark.slow
     def test_the_launcher_takes_its_processes_with_it(self, task, tmp_path):
@@ -263,3 +273,28 @@ def test_a_task_from_standard_input_reaches_the_processes(task, tmp_path):
     finished = succeed(None, tmp_path / "out", "--task", "-", prefix=prefix, env=TOGETHER)
     assert "starting 2 processes" in finished.stderr
     assert read_json(finished.out / "result.json")["global_step"] == 10
+
+
+@pytest.mark.slow
+def test_image_workers_leave_signals_and_the_output_folder_to_the_job(task, tmp_path):
+    job = start_job(changed(task, {**LONG, "dataloader_num_workers": 1}), tmp_path / "out")
+    try:
+        job.until(job.workers, "a worker")
+        (worker, *_) = job.workers()
+        job.until(lambda: _ignores(worker, signal.SIGTERM), "a worker that ignores SIGTERM")
+        open_files = [str(path.readlink()) for path in Path("/proc", str(worker), "fd").iterdir()]
+        assert str(tmp_path / "out") not in open_files
+        os.kill(worker, signal.SIGTERM)
+        job.until_step(1)
+    finally:
+        job.process.kill()
+        job.process.wait()
+    descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+def _ignores(pid, signum):
+    status = Path("/proc", str(pid), "status").read_text()
+    mask = int(re.search(r"SigIgn:\s*([0-9a-f]+)", status)[1], 16)
+    return bool(mask >> (signum - 1) & 1)

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from engine.cache import EncodingCache
-from engine.distributed import Processes
+from engine.distributed import Group, Processes
 from engine.environment import Place
 from engine.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
 from engine.latents import VisitEncoder
@@ -37,8 +37,9 @@ class Threads(Processes):
 
         return torch.stack(self.exchange(own))
 
-    def decided(self, own, carried):
-        return carried
+    decided = Group.decided
+    require_same = Group.require_same
+    one_first = Group.one_first
 
 
 def in_threads(world_size, action):
@@ -57,9 +58,10 @@ def in_threads(world_size, action):
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]  # not a consequence
+    for error in own or errors:
+        raise error
     return results
 
 
@@ -166,9 +168,22 @@ def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(images, cen
         assert sorted(encoded) == sorted(alone.family.encoded_images)
 
 
+def test_processes_that_disagree_end():
+    """A machine whose memory or arithmetic is wrong."""
+    in_threads(3, lambda processes: processes.require_same("the digest", "a", DeviceError))
+    with pytest.raises(DeviceError, match="the digest is 'b' in process 2 of the job, 'a' in process 0"):
+        in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
+
+
+def test_the_first_goes_first():
+    order = []
+    in_threads(3, lambda processes: processes.one_first(lambda: order.append(processes.rank)))
+    assert order[0] == 0 and sorted(order) == [0, 1, 2]
+
+
 def test_one_process_alone_agrees_with_itself():
     alone = Processes()
-    alone.require_same("anything", 1)
+    alone.require_same("anything", 1, DeviceError)
     assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.from_first(lambda: 3) == 3
     assert alone.one_first(lambda: "x") == "x" and alone.bytes_from_first(lambda: None) is None
     assert alone.decided(15, 0) == 15
