@@ -207,7 +207,10 @@ def read_regular(path: str, max_bytes: int) -> bytes:
             raise UnreadableImage("it is not a file")
         if status.st_size > max_bytes:
             raise UnreadableImage(f"its {status.st_size:,} bytes are more than the {max_bytes:,} that are read")
-        return file.read()
+        data = file.read(status.st_size + 1)
+        if len(data) > status.st_size:  # it grows, or is one of /proc's, which say they are empty and may have no end
+            raise UnreadableImage("it is longer than it says")
+        return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,3 +171,26 @@ def test_changes_against_the_parent_are_found():
     changed = job_of(text(train_args={"learning_rate": 0.5}), parent=chain).changed_settings()
     assert changed == {"train_args.learning_rate": [1e-4, 0.5]}
     assert now.changed_settings() == {} and now.world == before.world
+
+
+def test_newer_keys_are_recorded_only_where_they_are_set():
+    plain = job_of().settings
+    assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
+    dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
+    bias = {"strategy": "later", "multiplier": 2}
+    told = job_of(text(dataset=dataset, train_args={"timestep_bias": bias, "min_timestep": 3})).settings
+    assert told["dataset"] == {"trigger_word": "sks", "caption_dropout": 0.1}
+    assert told["train_args"]["min_timestep"] == 3 and told["train_args"]["timestep_bias"]["strategy"] == "later"
+    assert "loss_type" not in told["train_args"]
+
+
+def test_a_setting_that_is_left_out_later_has_changed_too():
+    before = job_of(text(dataset={"name": "d", "trigger_word": "sks"}))
+    chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"settings": before.settings, "digest": "d"})
+    assert job_of(parent=chain).changed_settings() == {"dataset.trigger_word": ["sks", None]}
+    assert before.task_digest != job_of().task_digest
+
+
+@pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column"])
+def test_a_new_key_at_its_default_is_no_other_task(key):
+    assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest

@@ -201,6 +201,10 @@ def test_a_pipe_or_a_huge_file_is_not_waited_for(folder, tmp_path):
         file.truncate(1 << 40)  # sparse: a terabyte that takes no room
     with pytest.raises(DatasetError, match="1,099,511,627,776 bytes"):
         opened(folder, tmp_path)
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").symlink_to("/proc/self/status")  # a file without a size
+    with pytest.raises(DatasetError, match="longer than it says"):
+        opened(folder, tmp_path)
 
 
 def serve(tmp_path, files, monkeypatch, links=()):
