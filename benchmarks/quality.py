@@ -236,6 +236,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="draw every so many-th subject in stage base")
     parser.add_argument("--task", type=Path, default=ROOT / "examples/demo/task.json", help="base, dataset, training")
     parser.add_argument("--lora", type=Path, help="the folder of a LoRA that is there already; nothing is trained")
+    parser.add_argument("--heldout-only", action="store_true", help="draw no captions that the LoRA was trained on")
     parser.add_argument("--seeds", type=int, default=2, help="images for each caption in stage lora")
     parser.add_argument("--seed", type=int, default=1000, help="the first image's; the next image's is one more")
     parser.add_argument("--guidance", type=float, default=7.5)
@@ -262,7 +263,7 @@ def main() -> None:
         if lora is None:
             with bench.phase("train the LoRA"):
                 lora, result["training"] = train(args.task, args.output / "lora")
-        sets = {"held-out": HELDOUT, "trained on": dataset}
+        sets = {"held-out": HELDOUT} | ({} if args.heldout_only else {"trained on": dataset})
         result["lora"] = measure_lora(bench, base, lora, sets, args.seeds)
     text = json.dumps(result, indent=2)
     (args.output / "quality.json").write_text(text + "\n")
