@@ -183,7 +183,7 @@ class TestScheduler:
     @pytest.mark.parametrize("changes", [{"num_train_timesteps": "x"}, {"beta_schedule": "odd"}, {"beta_start": []}])
     def test_malformed_values(self, folder, changes):
         self.edit(folder, **changes)
-        with pytest.raises(ModelError, match="scheduler (does not load|has num_train_timesteps 'x')"):
+        with pytest.raises(ModelError, match=r"scheduler (does not load|has num_train_timesteps 'x')"):
             load_scheduler(args_for(folder))
 
 
