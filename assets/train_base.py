@@ -234,7 +234,10 @@ class Trainer:
             parameter.data.copy_(state[f"model.{name}"])
             self.ema[name].copy_(state[f"ema.{name}"])
             optimizer = self.optimizer_of[name]
-            moments = {key: state[f"{key}.{name}"].clone() for key in optimizer_keys(optimizer)}
+            # In the parameter's memory format: fused AdamW walks parameter and moments in the order they lie in memory.
+            moments = {
+                key: torch.empty_like(parameter).copy_(state[f"{key}.{name}"]) for key in optimizer_keys(optimizer)
+            }
             optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
 
     def save(self) -> None:

@@ -127,8 +127,8 @@ def test_the_style_moves(task, tmp_path):
     found = {"with": chroma(np.stack(drawn)), "without": chroma(np.stack(without)), "real": chroma(real)}
     print(f"\nmean chroma: {found}")
     assert found["real"] == 0
-    assert found["without"] > 0.1
-    assert found["with"] < 0.3 * found["without"]
+    assert found["without"] > 0.05
+    assert found["with"] < 0.6 * found["without"]
     dark = [(pixels.mean(-1) < 64).mean() for pixels in (np.stack(drawn), np.stack(without), real)]
     print(f"share of black pixels with, without, real: {dark}")
-    assert dark[1] < dark[0] < 3 * dark[2]
+    assert max(5 * dark[1], dark[2] / 2) < dark[0] < 2 * dark[2]
