@@ -66,13 +66,12 @@ def find_owner(output: Path, *others: Path) -> Owner:
     folder (the first of `others`), and the empty folders become theirs.
     """
     owner = _owner(output)
-    task = others[0]
-    if owner.uid == 0 and _is_empty(output) and task.is_dir():
+    task, *caches = others
+    if owner.uid == 0 and task.is_dir() and _gives(output, _owner(task)):
         owner = _owner(task)
     if owner.uid != 0:
-        for folder in (output, *others[1:]):
-            if folder.is_dir() and _owner(folder).uid == 0 and _is_empty(folder):
-                _give(folder, owner)
+        for folder in caches:
+            _gives(folder, owner)
     return owner
 
 
@@ -116,11 +115,15 @@ def _is_empty(folder: Path) -> bool:
     return next(folder.iterdir(), None) is None
 
 
-def _give(folder: Path, owner: Owner) -> None:
+def _gives(folder: Path, owner: Owner) -> bool:
+    """Give an empty folder of root's to somebody else, if there is one and it may be done."""
+    if owner.uid == 0 or not folder.is_dir() or _owner(folder).uid != 0 or not _is_empty(folder):
+        return False
     try:
         os.chown(folder, *owner)
-    except OSError:  # without the capability, or read-only: who may write there is as before
-        return
+    except OSError:  # without the capability, or read-only: it stays as it is
+        return False
+    return True
 
 
 if __name__ == "__main__":

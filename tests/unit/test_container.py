@@ -76,8 +76,13 @@ class TestFindOwner:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "chown", refuse)
-        assert find_owner(folders["out"], folders["task"], folders["cache"]) == (1000, 1001)
+        assert find_owner(folders["out"], folders["task"], folders["cache"]) == (0, 0)
         assert owner_of(folders["out"]) == (0, 0)
+        monkeypatch.undo()
+        os.chown(folders["out"], 23, 24)
+        monkeypatch.setattr(os, "chown", refuse)
+        assert find_owner(folders["out"], folders["task"], folders["cache"]) == (23, 24)
+        assert owner_of(folders["cache"]) == (0, 0)
 
 
 @needs_root
