@@ -99,14 +99,16 @@ def load_scheduler(args: LoadArgs) -> Any:
         raise ModelError(f"the base model's scheduler {config.get('_class_name')!r} is unknown to Diffusers")
     steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
-        raise ModelError(f"the base model's scheduler has num_train_timesteps {str(steps)[:40]!r}; download it again")
+        raise ModelError(
+            f"the base model's scheduler does not load: num_train_timesteps is {str(steps)[:40]!r}; download it again"
+        )
     try:
         scheduler = cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
     except (ValueError, TypeError, NotImplementedError, IndexError) as error:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
     kept = getattr(scheduler, "alphas_cumprod", torch.ones(1))
     if not bool(((kept >= 0) & (kept <= 1)).all()):  # nor NaN
-        raise ModelError("the base model's scheduler has betas outside [0, 1]; download it again")
+        raise ModelError("the base model's scheduler does not load: it has betas outside [0, 1]; download it again")
     return scheduler
 
 
