@@ -106,8 +106,8 @@ def load_scheduler(args: LoadArgs) -> Any:
         scheduler = cls.from_config(config | {"prediction_type": args.prediction_type})  # type: ignore[attr-defined]
     except (ValueError, TypeError, NotImplementedError, IndexError) as error:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
-    kept = getattr(scheduler, "alphas_cumprod", torch.ones(1))
-    if not bool(((kept >= 0) & (kept <= 1)).all()):  # nor NaN
+    betas = getattr(scheduler, "betas", torch.zeros(1))
+    if not bool(((betas >= 0) & (betas <= 1)).all()):  # nor NaN
         raise ModelError("the base model's scheduler does not load: it has betas outside [0, 1]; download it again")
     return scheduler
 
