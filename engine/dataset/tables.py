@@ -86,7 +86,8 @@ def reading(label: str) -> Iterator[None]:
         ) from error
     except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeError, RecursionError, ValueError, OSError) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n", 1)[0]
-        raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason[:200]}") from error
+        reason = "".join(char if char.isprintable() else "?" for char in reason[:200])  # it may quote the file
+        raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason}") from error
 
 
 def _from_arrow(table: pa.Table, path: Path, source: Source, label: str) -> Rows:

@@ -116,9 +116,9 @@ def load_scheduler(args: LoadArgs) -> Any:
         scheduler = cls.from_config(config)
     except (ValueError, TypeError, NotImplementedError, IndexError) as error:
         raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
-    kept = getattr(scheduler, "alphas_cumprod", torch.ones(1))
-    if not bool(((kept >= 0) & (kept <= 1)).all()):  # nor NaN
-        raise ModelError("the base model's scheduler has betas outside [0, 1]; download it again")
+    betas = getattr(scheduler, "betas", torch.zeros(1))
+    if not bool(((betas >= 0) & (betas <= 1)).all()):  # nor NaN
+        raise ModelError("the base model's scheduler does not load: it has betas outside [0, 1]; download it again")
     return scheduler
 
 
@@ -131,7 +131,9 @@ def _scheduler_class(config: Mapping[str, Any]) -> Any:
     if "beta_start" not in inspect.signature(cls).parameters:
         raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
     if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
-        raise ModelError(f"the base model's scheduler has num_train_timesteps {str(steps)[:40]!r}; download it again")
+        raise ModelError(
+            f"the base model's scheduler does not load: num_train_timesteps is {str(steps)[:40]!r}; download it again"
+        )
     return cls
 
 

@@ -57,16 +57,19 @@ def fetch_dataset(
     root = cache_dir / "datasets"
     key = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
     pointer = root / "url" / f"{key}.json"
+    part = pointer.with_suffix(".part")
     with writing_to(cache_dir):
         found = _published(root, pointer)
-        if found is not None:
+        if found is not None and not part.exists():
             return found
         for folder in (root / "url", root / "content"):
             folder.mkdir(parents=True, exist_ok=True)
         with locked(pointer.with_suffix(".lock"), "dataset", report):
             found = _published(root, pointer)
-            if found is None:
-                download = Download(url, pointer.with_suffix(".part"), limits=limits, policy=policy, report=report)
+            download = Download(url, part, limits=limits, policy=policy, report=report)
+            if found is not None:
+                download.discard()  # a process died between making the content known and this
+            else:
                 download.run()
                 found = _publish(root, key, download, label=shown(url), limits=limits, report=report)
             return found

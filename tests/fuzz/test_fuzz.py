@@ -10,6 +10,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from engine.errors import CheckpointError
+from engine.lora_files import read_diffusers_file
 from tests.fuzz.tally import TRIED
 from tests.fuzz.targets import TARGETS
 
@@ -44,3 +46,10 @@ def test_a_few(name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_many(name):
     fuzz(name, max_examples=MANY)
+
+
+def test_a_shape_that_no_tensor_has():
+    """Found by the long run: empty, so its bytes agree, and too large to be a size."""
+    header = b'{"unet.a.lora_A.weight": {"dtype": "F32", "shape": [0, 9223372036854775808], "data_offsets": [0, 0]}}'
+    with pytest.raises(CheckpointError):
+        read_diffusers_file(len(header).to_bytes(8, "little") + header)

@@ -180,10 +180,20 @@ class TestScheduler:
         with pytest.raises(ModelError, match=f"{name} has no betas"):
             load_scheduler(args_for(folder))
 
-    @pytest.mark.parametrize("changes", [{"num_train_timesteps": "x"}, {"beta_schedule": "odd"}, {"beta_start": []}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"num_train_timesteps": "x"},
+            {"num_train_timesteps": 0},
+            {"num_train_timesteps": 10**10},
+            {"beta_schedule": "odd"},
+            {"beta_start": []},
+            {"beta_end": 3.0},
+        ],
+    )
     def test_malformed_values(self, folder, changes):
         self.edit(folder, **changes)
-        with pytest.raises(ModelError, match=r"scheduler (does not load|has num_train_timesteps 'x')"):
+        with pytest.raises(ModelError, match="scheduler does not load"):
             load_scheduler(args_for(folder))
 
 
