@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.integration.harness", "tests.container.harness")
+
 UNIT = Path(__file__).parent / "unit"
 
 

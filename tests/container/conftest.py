@@ -6,9 +6,7 @@ import json
 
 import pytest
 
-pytest.register_assert_rewrite("tests.container.harness")
-
-from tests.container.harness import CALLER, give, missing_engine, succeed  # noqa: E402
+from tests.container.harness import CALLER, give, missing_engine, succeed
 
 TASK = {
     "model": {"name": "/app/assets/base-emoji"},

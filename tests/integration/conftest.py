@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("tests.integration.harness")
-
-from tests.integration.harness import succeed, use_scratch  # noqa: E402
-from tests.tiny import build_dataset, build_sd, build_sdxl  # noqa: E402
+from tests.integration.harness import succeed, use_scratch
+from tests.tiny import build_dataset, build_sd, build_sdxl
 
 
 @pytest.fixture(scope="session", autouse=True)
