@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ class StableDiffusionXL:
     """A loaded Stable Diffusion XL base model."""
 
     def __init__(self, args: LoadArgs) -> None:
-        self._forces_zeros = _forces_zeros(args.folder / "model_index.json")
+        self._forces_zeros = _forces_zeros(args)
         self.scheduler = load_scheduler(args)
         self.tokenizers = {
             FIRST: load_tokenizer(CLIPTokenizer, args, "tokenizer"),
@@ -115,9 +114,11 @@ class StableDiffusionXL:
         return f"{prefix}_{name}".replace(".", "_")
 
 
-def _forces_zeros(index: Path) -> bool:
+def _forces_zeros(args: LoadArgs) -> bool:
     """What the model's index says, or Diffusers' default where it says nothing; a single file has no index."""
-    found = json.loads(index.read_bytes()) if index.is_file() else {}
+    index = args.folder / "model_index.json"
+    # An index that happens to lie beside a single file is another model's.
+    found = json.loads(index.read_bytes()) if args.single_file is None and index.is_file() else {}
     return bool(found.get("force_zeros_for_empty_prompt", True))
 
 
