@@ -220,7 +220,7 @@ def _break(folder, how):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("missing", ["is not a folder"]),
+        ("missing", ["neither a folder nor a file"]),
         ("another class", ["FluxPipeline"]),
         ("a refiner", ["StableDiffusionXLImg2ImgPipeline", "refiner"]),
         ("no component", ["vae"]),
