@@ -74,13 +74,12 @@ def fixed_loss(lora=None):
         latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
         tokens = pipe.tokenizer(row["text"][0], padding="max_length", truncation=True, return_tensors="pt").input_ids
         states = pipe.text_encoder(tokens)[0]
-        for timestep in TIMESTEPS:
-            noise = torch.from_numpy(draws.standard_normal(latents.shape, dtype=np.float32))
-            moment = torch.tensor([timestep])
-            noisy = noising.add_noise(latents, noise, moment)
-            predicted = pipe.unet(noisy, moment, encoder_hidden_states=states).sample
-            target = noising.get_velocity(latents, noise, moment)
-            losses.append(torch.nn.functional.mse_loss(predicted, target).item())
+        noise = torch.from_numpy(draws.standard_normal((len(TIMESTEPS), *latents.shape[1:]), dtype=np.float32))
+        moments, latents = torch.tensor(TIMESTEPS), latents.expand_as(noise)
+        noisy = noising.add_noise(latents, noise, moments)
+        predicted = pipe.unet(noisy, moments, encoder_hidden_states=states.expand(len(noise), -1, -1)).sample
+        target = noising.get_velocity(latents, noise, moments)
+        losses.append(torch.nn.functional.mse_loss(predicted, target).item())
     return float(np.mean(losses))
 
 
