@@ -35,7 +35,7 @@ _RECORDED_IF_SET: Final = (
     "min_timestep",
     "max_timestep",
     "timestep_bias",
-    "zero_terminal_snr",
+    "text_encoder_learning_rate",
     "loss_type",
     "huber_schedule",
     "huber_c",
@@ -88,6 +88,14 @@ class Job:
     def world(self) -> dict[str, Any]:
         """What all tasks of a chain must agree on."""
         task = self.task
+        alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
+        # Only where set: a checkpoint older than these options continues with a task that leaves them out.
+        options = {
+            "alpha": float(alpha) if alpha != task.lora.rank else None,
+            "use_rslora": task.lora.use_rslora,
+            "train_text_encoder": task.train_args.train_text_encoder,
+            "zero_terminal_snr": task.train_args.zero_terminal_snr,
+        }
         targets = task.lora.target_modules
         return {
             "base_model": self.base.identity,
@@ -95,9 +103,7 @@ class Job:
             "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
             "rank": task.lora.rank,
             "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
-            "alpha": float(task.lora.rank if task.lora.alpha is None else task.lora.alpha),
-            "use_rslora": task.lora.use_rslora,
-            "train_text_encoder": task.train_args.train_text_encoder,
+            **{key: value for key, value in options.items() if value},
             "resolution": task.train_args.resolution,
             "mixed_precision": task.mixed_precision,
             "prediction_type": self.prediction_type,
@@ -113,13 +119,15 @@ class Job:
         train_args = asdict(self.task.train_args)
         for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
             del train_args[own]
+        for agreed in ("train_text_encoder", "zero_terminal_snr"):  # the world has them
+            del train_args[agreed]
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
-            "lora": {"dropout": self.task.lora.dropout},
+            **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
             "transforms": asdict(self.task.transforms),
             "validation": asdict(self.task.validation),
             "caption_column": self.task.dataset.caption_column,

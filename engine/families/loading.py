@@ -111,6 +111,8 @@ def load_scheduler(args: LoadArgs) -> Any:
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         if "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
             cls = diffusers.DDIMScheduler
+            # Its own default would clip latents, which schedulers without that option never do.
+            config = {"clip_sample": False, **config}
     try:
         scheduler = cls.from_config(config)
     except (ValueError, TypeError, NotImplementedError, IndexError) as error:
