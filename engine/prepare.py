@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import checkpoint, model, plan
+from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
 from .errors import DeviceError, TaskError
@@ -268,8 +269,8 @@ def describe(job: Job) -> list[str]:
     rate = plan.base_learning_rate(args, schedule.micro_batches)
     effective = schedule.visits_per_step
     lines = [
-        f"base model     {job.task.model.name} ({job.base.identity[:19]}, {job.prediction_type})",
-        f"dataset        {job.task.dataset.name or job.task.dataset.url}: {_size(job.dataset)}",
+        f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
         f"batch          {schedule.batch_size} x {schedule.micro_batches} micro-batches = {effective} images a step",
         f"epoch          {schedule.steps_per_epoch} steps",
         f"this task      steps {schedule.start_step} to {schedule.stop_step} of {schedule.max_steps}"

@@ -1,6 +1,7 @@
 """From settings to a job: what identifies it, what must agree, what is pinned."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from engine import plan, prepare
 from engine.checkpoint import Checkpoint, WarmStart
 from engine.errors import DeviceError
-from engine.task import parse_task
+from engine.task import Dataset, parse_task
 
 COMMIT = "a" * 40
 
@@ -120,6 +121,14 @@ class TestAdapterOptions:
     def test_a_rate_without_anything_to_train_is_noted(self):
         (note,) = [line for line in described(train_args={"text_encoder_learning_rate": 1e-5}) if "note: " in line]
         assert note == "note: text_encoder_learning_rate has no effect without train_text_encoder"
+
+
+def test_a_plan_shows_no_secrets_of_addresses():
+    secret = "https://me:hidden@example.org/a.zip?token=hidden"
+    job = job_of()
+    task = replace(job.task, model=replace(job.task.model, name=secret), dataset=Dataset(url=secret))
+    lines = prepare.describe(replace(job, task=task))
+    assert "hidden" not in "".join(lines) and sum("https://example.org/a.zip?…" in line for line in lines) == 2
 
 
 def described(**extra):
