@@ -240,9 +240,9 @@ def require_same_world(found: Mapping[str, Any], expected: Mapping[str, Any]) ->
         CheckpointError: naming each setting that differs, with both values.
     """
     differing = [
-        f"{key} is {found.get(key)!r} in the checkpoint, {value!r} in this task"
-        for key, value in expected.items()
-        if found.get(key) != value
+        f"{key} is {found.get(key)!r} in the checkpoint, {expected.get(key)!r} in this task"
+        for key in dict.fromkeys((*expected, *found))
+        if found.get(key) != expected.get(key)
     ]
     if differing:
         raise CheckpointError(

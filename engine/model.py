@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from . import families, hub
 from .errors import ModelError
 from .families import single_file
+from .families.checks import MAX_TIMESTEPS
 from .families.single_file import SingleFile
 from .limits import Limits
 from .task import Model, PredictionType, canonical_json
@@ -70,8 +71,18 @@ class BaseModel:
 
     @property
     def num_train_timesteps(self) -> int:
-        """The length of the noise schedule."""
-        return int(self.config("scheduler", "scheduler_config.json").get("num_train_timesteps", 1000))
+        """The length of the noise schedule.
+
+        Raises:
+            ModelError: no count, or one that no memory would hold.
+        """
+        found = self.config("scheduler", "scheduler_config.json").get("num_train_timesteps", 1000)
+        if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
+            raise ModelError(
+                "the base model's scheduler does not load: "
+                f"num_train_timesteps is {str(found)[:40]!r}; download it again"
+            )
+        return found
 
 
 def locate(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import checkpoint, model, plan
+from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
 from .errors import DeviceError, TaskError
@@ -35,7 +36,7 @@ _RECORDED_IF_SET: Final = (
     "min_timestep",
     "max_timestep",
     "timestep_bias",
-    "zero_terminal_snr",
+    "text_encoder_learning_rate",
     "loss_type",
     "huber_schedule",
     "huber_c",
@@ -88,6 +89,14 @@ class Job:
     def world(self) -> dict[str, Any]:
         """What all tasks of a chain must agree on."""
         task = self.task
+        alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
+        # Only where set: a checkpoint older than these options continues with a task that leaves them out.
+        options = {
+            "alpha": float(alpha) if alpha != task.lora.rank else None,
+            "use_rslora": task.lora.use_rslora,
+            "train_text_encoder": task.train_args.train_text_encoder,
+            "zero_terminal_snr": task.train_args.zero_terminal_snr,
+        }
         targets = task.lora.target_modules
         return {
             "base_model": self.base.identity,
@@ -95,9 +104,7 @@ class Job:
             "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
             "rank": task.lora.rank,
             "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
-            "alpha": float(task.lora.rank if task.lora.alpha is None else task.lora.alpha),
-            "use_rslora": task.lora.use_rslora,
-            "train_text_encoder": task.train_args.train_text_encoder,
+            **{key: value for key, value in options.items() if value},
             "resolution": task.train_args.resolution,
             "mixed_precision": task.mixed_precision,
             "prediction_type": self.prediction_type,
@@ -113,13 +120,15 @@ class Job:
         train_args = asdict(self.task.train_args)
         for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
             del train_args[own]
+        for agreed in ("train_text_encoder", "zero_terminal_snr"):  # the world has them
+            del train_args[agreed]
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
-            "lora": {"dropout": self.task.lora.dropout},
+            **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
             "transforms": asdict(self.task.transforms),
             "validation": asdict(self.task.validation),
             "caption_column": self.task.dataset.caption_column,
@@ -260,8 +269,8 @@ def describe(job: Job) -> list[str]:
     rate = plan.base_learning_rate(args, schedule.micro_batches)
     effective = schedule.visits_per_step
     lines = [
-        f"base model     {job.task.model.name} ({job.base.identity[:19]}, {job.prediction_type})",
-        f"dataset        {job.task.dataset.name or job.task.dataset.url}: {_size(job.dataset)}",
+        f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
         f"batch          {schedule.batch_size} x {schedule.micro_batches} micro-batches = {effective} images a step",
         f"epoch          {schedule.steps_per_epoch} steps",
         f"this task      steps {schedule.start_step} to {schedule.stop_step} of {schedule.max_steps}"

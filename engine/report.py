@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+from .addresses import public
 from .curves import LARGEST, curves, plural
 from .history import StepReport
 
@@ -26,7 +27,6 @@ _SMALL_PIXELS: Final = 256
 _CONTROLS: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
 )
-_ADDRESS: Final = re.compile(r"\b([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(\?[^\s#]*)?(#\S*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def render(report: Report) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<title>{_text(_public(report.title))}</title>
+<title>{_text(public(report.title))}</title>
 <style>
 {style}</style>
 </head>
@@ -116,7 +116,7 @@ def _headline(report: Report) -> str:
     figures = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return f"""<header>
 <p class="eyebrow">LoRA training report</p>
-<h1>{_text(_public(report.title))}</h1>
+<h1>{_text(public(report.title))}</h1>
 <p class="status"><span class="{pill}">{status}</span> <span>{own}</span></p>
 <div class="track" role="img" aria-label="{busy}; {own}">{_track(report)}</div>
 <dl class="card figures">{figures}</dl>
@@ -249,17 +249,12 @@ def _text(value: str) -> str:
     return html.escape(_CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", lines))
 
 
-def _public(text: str) -> str:
-    """Without the parts of URLs that hold secrets: who logs in, and what a signed address is signed with."""
-    return _ADDRESS.sub(lambda found: f"{found[1]}{found[2]}{'?…' if found[3] else ''}{'#…' if found[4] else ''}", text)
-
-
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_secrets(item) for item in value]
-    return _public(value) if isinstance(value, str) else value
+    return public(value) if isinstance(value, str) else value
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -268,7 +263,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _clip(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(_without_secrets(value), ensure_ascii=False)
-    return _public(text) if len(text) <= 200 else f"{_public(text)[:200]}…"
+    return public(text) if len(text) <= 200 else f"{public(text)[:200]}…"
 
 
 def _step(value: Any) -> str:

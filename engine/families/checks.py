@@ -7,6 +7,9 @@ from typing import Any, Final
 
 from ..errors import ModelError
 
+MAX_TIMESTEPS: Final = 1_000_000
+"""Of a noise schedule, which is built whole."""
+
 Configs = Callable[[str], Mapping[str, Any]]
 """A component's name -> its config.json. A key that it leaves out has the default of Diffusers' or transformers'."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import diffusers
 import torch
@@ -14,9 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelError
 from .base import LoadArgs
+from .checks import MAX_TIMESTEPS
 from .single_file import weights as single_file_weights
-
-_MAX_TIMESTEPS: Final = 1_000_000
 
 transformers_logging.disable_progress_bar()
 
@@ -112,6 +111,8 @@ def load_scheduler(args: LoadArgs) -> Any:
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         if "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
             cls = diffusers.DDIMScheduler
+            # Its own default would clip latents, which schedulers without that option never do.
+            config = {"clip_sample": False, **config}
     try:
         scheduler = cls.from_config(config)
     except (ValueError, TypeError, NotImplementedError, IndexError) as error:
@@ -130,7 +131,7 @@ def _scheduler_class(config: Mapping[str, Any]) -> Any:
         raise ModelError(f"the base model's scheduler {name!r} is unknown to Diffusers")
     if "beta_start" not in inspect.signature(cls).parameters:
         raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
-    if type(steps) is not int or not 1 <= steps <= _MAX_TIMESTEPS:
+    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
         raise ModelError(
             f"the base model's scheduler does not load: num_train_timesteps is {str(steps)[:40]!r}; download it again"
         )

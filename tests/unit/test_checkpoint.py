@@ -322,7 +322,12 @@ class TestWarmStart:
 class TestWorld:
     def test_the_same_is_accepted(self):
         checkpoint.require_same_world(WORLD, WORLD)
-        checkpoint.require_same_world(WORLD | {"something": "newer"}, WORLD)
+
+    @pytest.mark.parametrize("theirs, ours", [({"alpha": 4.0}, {}), ({}, {"alpha": 4.0})])
+    def test_what_only_one_of_them_says_differs(self, theirs, ours):
+        said = f"alpha is {theirs.get('alpha')} in the checkpoint, {ours.get('alpha')} in this task"
+        with pytest.raises(CheckpointError, match=said):
+            checkpoint.require_same_world(WORLD | theirs, WORLD | ours)
 
     def test_each_difference_is_named_with_both_values(self):
         with pytest.raises(CheckpointError) as caught:

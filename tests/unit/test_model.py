@@ -172,6 +172,12 @@ class TestFolder:
         assert locate(write_model(tmp_path / "a", scheduler={})).num_train_timesteps == 1000
         assert locate(write_model(tmp_path / "b", scheduler={"num_train_timesteps": 600})).num_train_timesteps == 600
 
+    @pytest.mark.parametrize("found", ["many", None, 0, -1, 10**13, True, 1000.0, [1000]])
+    def test_malformed_counts_of_timesteps_are_refused(self, tmp_path, found):
+        base = locate(write_model(tmp_path, scheduler={"num_train_timesteps": found}))
+        with pytest.raises(ModelError, match=r"num_train_timesteps is .*download it again"):
+            _ = base.num_train_timesteps
+
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):

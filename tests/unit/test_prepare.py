@@ -1,6 +1,7 @@
 """From settings to a job: what identifies it, what must agree, what is pinned."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from engine import plan, prepare
 from engine.checkpoint import Checkpoint, WarmStart
 from engine.errors import DeviceError
-from engine.task import parse_task
+from engine.task import Dataset, parse_task
 
 COMMIT = "a" * 40
 
@@ -78,16 +79,17 @@ class TestDigest:
 
 class TestAdapterOptions:
     @pytest.mark.parametrize(
-        "extra, key, values",
+        "extra, key, value",
         [
-            ({"lora": {"alpha": 4}}, "alpha", [8.0, 4.0]),
-            ({"lora": {"use_rslora": True}}, "use_rslora", [False, True]),
-            ({"train_args": {"train_text_encoder": True}}, "train_text_encoder", [False, True]),
+            ({"lora": {"alpha": 4}}, "alpha", 4.0),
+            ({"lora": {"use_rslora": True}}, "use_rslora", True),
+            ({"train_args": {"train_text_encoder": True}}, "train_text_encoder", True),
+            ({"train_args": {"zero_terminal_snr": True}}, "zero_terminal_snr", True),
         ],
     )
-    def test_what_the_weights_mean_belongs_to_the_world(self, extra, key, values):
+    def test_what_the_weights_mean_belongs_to_the_world_where_set(self, extra, key, value):
         before, now = job_of().world, job_of(text(**extra)).world
-        assert {name: [before[name], now[name]] for name in now if now[name] != before[name]} == {key: values}
+        assert key not in before and now == before | {key: value}
 
     def test_an_alpha_that_is_the_rank_is_the_default(self):
         assert job_of(text(lora={"rank": 3, "alpha": 3})).world == job_of(text(lora={"rank": 3})).world
@@ -95,7 +97,7 @@ class TestAdapterOptions:
     @pytest.mark.parametrize(
         "extra, change",
         [
-            ({"lora": {"dropout": 0.25}}, {"lora.dropout": [0.0, 0.25]}),
+            ({"lora": {"dropout": 0.25}}, {"lora.dropout": [None, 0.25]}),
             (
                 {"train_args": {"text_encoder_learning_rate": 0.5}},
                 {"train_args.text_encoder_learning_rate": [None, 0.5]},
@@ -119,6 +121,14 @@ class TestAdapterOptions:
     def test_a_rate_without_anything_to_train_is_noted(self):
         (note,) = [line for line in described(train_args={"text_encoder_learning_rate": 1e-5}) if "note: " in line]
         assert note == "note: text_encoder_learning_rate has no effect without train_text_encoder"
+
+
+def test_a_plan_shows_no_secrets_of_addresses():
+    secret = "https://me:hidden@example.org/a.zip?token=hidden"
+    job = job_of()
+    task = replace(job.task, model=replace(job.task.model, name=secret), dataset=Dataset(url=secret))
+    lines = prepare.describe(replace(job, task=task))
+    assert "hidden" not in "".join(lines) and sum("https://example.org/a.zip?…" in line for line in lines) == 2
 
 
 def described(**extra):

@@ -163,6 +163,7 @@ class TestScheduler:
         self.edit(folder, _class_name=name)
         found = load_scheduler(dataclasses.replace(args_for(folder), zero_terminal_snr=True))
         assert type(found) is expected and found.config.timestep_spacing == "trailing"
+        assert not found.config.get("clip_sample")
         assert found.alphas_cumprod[-1] < 1e-7 and found.config.prediction_type == "v_prediction"
         found.set_timesteps(30)
         assert int(found.timesteps[0]) == 999
