@@ -60,7 +60,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     rules = dataset.caption_rules
     lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
     tokenizer = job.base.folder / "tokenizer"
-    if tokenizer.is_dir():
+    if job.base.single_file is None and tokenizer.is_dir():  # one that lies beside a single file is another model's
         counter = TokenCounter(tokenizer)
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)

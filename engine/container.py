@@ -10,6 +10,7 @@ changes nothing. No torch, no third-party package.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from .errors import TaskError
 from .settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
 
 ENTRYPOINT: Final = Path(__file__).resolve().parents[1] / "entrypoint.py"
@@ -34,7 +36,7 @@ class Owner(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Replace this process by the job; comes back only when the command is not found, with a shell's code for that."""
     command = command_line(argv)
-    output = existing(output_dir(salvage_output_dir(argv), os.environ))
+    output = existing(output_dir(_flags(argv), os.environ))
     if os.geteuid() == 0:
         owner = find_owner(output, DEFAULT_TASK.parent, DEFAULT_CACHE)
         if owner.uid != 0:
@@ -54,9 +56,26 @@ def command_line(argv: Sequence[str]) -> list[str]:
     return [sys.executable, str(ENTRYPOINT), *argv]
 
 
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that name the output folder; none where they are wrong, which the job itself will say."""
+    try:
+        return salvage_output_dir(argv)
+    except TaskError:
+        return argparse.Namespace(output_dir=None)
+
+
 def existing(folder: Path) -> Path:
-    """`folder`, or the nearest one above it that is there."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    """`folder`, or the nearest one above it that is there and is reached through no link.
+
+    Whoever owns the output folder could put a link to root's there, and have the job run as root.
+    """
+    candidates = (folder.absolute(), *folder.absolute().parents)
+    return next(path for path in candidates if _is_folder(path) and path.resolve() == path)
+
+
+def _is_folder(path: Path) -> bool:
+    """False also for one that may not be looked at, where `Path.is_dir` raises."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def find_owner(output: Path, *others: Path) -> Owner:
@@ -120,7 +139,7 @@ def _gives(folder: Path, owner: Owner) -> bool:
     if owner.uid == 0 or not folder.is_dir() or _owner(folder).uid != 0 or not _is_empty(folder):
         return False
     try:
-        os.chown(folder, *owner)
+        os.chown(folder, *owner, follow_symlinks=False)
     except OSError:  # without the capability, or read-only: it stays as it is
         return False
     return True

@@ -130,6 +130,11 @@ def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None
             return
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{what}: the disk is full while downloading; free some space") from error
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(
+                f"{what}: {constants.HF_HOME} cannot be written to ({cause.strerror}); "
+                "mount it writable for this user, or set HF_HOME"
+            ) from error
         if isinstance(cause, errors.GatedRepoError):
             raise refused(f"{what} is gated: accept its terms on its page, then set HF_TOKEN") from error
         if isinstance(cause, errors.RevisionNotFoundError):

@@ -25,7 +25,7 @@ def job_of(model, tmp_path, files, **dataset):
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
     opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
-    return SimpleNamespace(task=task, dataset=opened, base=SimpleNamespace(folder=model))
+    return SimpleNamespace(task=task, dataset=opened, base=SimpleNamespace(folder=model, single_file=None))
 
 
 FILES = {

@@ -72,7 +72,7 @@ class TestFindOwner:
 
     @pytest.mark.parametrize("code", [errno.EPERM, errno.EROFS])
     def test_what_cannot_be_given_away_stays(self, folders, monkeypatch, code):
-        def refuse(*_):
+        def refuse(*_, **options):
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "chown", refuse)
@@ -100,7 +100,7 @@ def test_becoming_somebody_gives_everything_of_roots_up():
 
 
 def test_without_capabilities_it_goes_on_and_says_what_to_do(monkeypatch, capsys, tmp_path):
-    def refuse(*_):
+    def refuse(*_, **options):
         raise PermissionError
 
     monkeypatch.setattr(os, "setgroups", refuse)
@@ -122,3 +122,19 @@ def test_a_command_that_is_not_there(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert container.main(["no-such-command"]) == 127
     assert "no such command" in capsys.readouterr().err
+
+
+def test_a_link_in_the_output_folder_makes_nobody_root(tmp_path):
+    """The owner of what holds the link counts, not that of what it leads to."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to("/")
+    assert existing(tmp_path / "out" / "link" / "etc") == tmp_path / "out"
+
+
+def test_a_flag_without_its_value_is_left_to_the_job(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(container.os, "execv", lambda *given: started.append(given))
+    monkeypatch.setattr(container.os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
+    assert container.main(["--output-dir"]) == container.NOT_FOUND
+    assert started[0][1][-1] == "--output-dir"
