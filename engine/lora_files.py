@@ -114,7 +114,7 @@ def read_diffusers_file(data: bytes, components: Collection[str] = (DENOISER,)) 
         tensors = parse_tensors(data)
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # shapes that no tensor can have, too
         reason = str(error).split("\n", 1)[0][:200]
-        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason}); take another file") from None
+        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None
     # The parser has accepted the header, so its length and its JSON are sound.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return from_diffusers_file(tensors, components=components, metadata=header.get("__metadata__"))

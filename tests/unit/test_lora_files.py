@@ -392,3 +392,11 @@ def test_a_files_bytes_are_read_with_their_metadata(unet):
     found = read_diffusers_file(safetensors.torch.save(diffusers_state(adapter), metadata=packed))
     for name, tensor in adapter.state().items():
         assert torch.equal(found[name], tensor * (2 if "lora_B" in name else 1))
+
+
+def test_what_the_file_says_cannot_play_with_a_terminal():
+    """The parser's message quotes the file, control characters and all."""
+    header = b'{"a": ["\\u001f"]}'
+    with pytest.raises(CheckpointError) as raised:
+        read_diffusers_file(len(header).to_bytes(8, "little") + header)
+    assert str(raised.value).isprintable()
