@@ -120,7 +120,15 @@ def locate(
     else:
         base = _locate_folder(path, model, report)
     base.family.check(base.config)
+    _check_scheduler(base)
     return base
+
+
+def _check_scheduler(base: BaseModel) -> None:
+    """Refuse other kinds of diffusion by name, before weights are downloaded; loading looks at the class itself."""
+    name = str(base.config("scheduler", "scheduler_config.json").get("_class_name"))
+    if name.startswith(("EDM", "FlowMatch")):
+        raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
 
 
 def is_url(name: str) -> bool:

@@ -162,6 +162,11 @@ class TestFolder:
     def test_the_prediction_type_is_the_schedulers(self, tmp_path, scheduler, expected):
         assert locate(write_model(tmp_path, scheduler=scheduler)).prediction_type == expected
 
+    @pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+    def test_other_kinds_of_diffusion_are_refused_before_anything_is_loaded(self, tmp_path, name):
+        with pytest.raises(ModelError, match=f"{name} has no betas"):
+            locate(write_model(tmp_path, scheduler={"_class_name": name}))
+
     @pytest.mark.parametrize("found", ["sample", None, 3, ["epsilon"]])
     def test_other_prediction_types_are_refused(self, tmp_path, found):
         base = locate(write_model(tmp_path, scheduler={"prediction_type": found}))
