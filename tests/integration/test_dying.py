@@ -152,6 +152,13 @@ def strike_all(server: ForkServer, scenario: Scenario, out: Path, how: str, poin
     assert failures == []
 
 
+def test_a_forked_run_is_a_plain_one(server, short_task, tmp_path):
+    """What is shown by forked runs is true of the program as users start it."""
+    forked = server.run(short_task, tmp_path / "forked", watched=str(tmp_path / "forked"))
+    assert forked.code == 0, forked.stderr
+    assert_same(forked.folders(), succeed(short_task, tmp_path / "plain").folders())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_killed_before_every_change(server, scenario, tmp_path):
