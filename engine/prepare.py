@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from . import checkpoint, model, plan
 from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
-from .errors import DeviceError, TaskError
+from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .model import BaseModel
 from .output import JobRecord
 from .settings import Settings
@@ -171,23 +172,26 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         JobError: of the kind of whatever is missing or does not fit.
     """
     folder = parent_folder(settings, task)
-    parent = checkpoint.load(folder) if folder else None
+    with _permitted(CheckpointError, "the checkpoint"):
+        parent = checkpoint.load(folder) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
-    base = model.locate(
-        task.model,
-        pinned=_pinned_model(chain, task),
-        weights=weights,
-        report=report,
-        cache_dir=settings.cache_dir,
-        limits=settings.limits,
-    )
-    dataset = open_dataset(
-        task,
-        cache_dir=settings.cache_dir,
-        revision=_pinned_dataset(chain, task),
-        report=report,
-        limits=settings.limits,
-    )
+    with _permitted(ModelError, "the base model"):
+        base = model.locate(
+            task.model,
+            pinned=_pinned_model(chain, task),
+            weights=weights,
+            report=report,
+            cache_dir=settings.cache_dir,
+            limits=settings.limits,
+        )
+    with _permitted(DatasetError, "the dataset"):
+        dataset = open_dataset(
+            task,
+            cache_dir=settings.cache_dir,
+            revision=_pinned_dataset(chain, task),
+            report=report,
+            limits=settings.limits,
+        )
     schedule = plan.schedule(
         task.train_args,
         num_rows=len(dataset),
@@ -208,6 +212,15 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
     if chain:
         checkpoint.require_same_world(chain.world, job.world)
     return job
+
+
+@contextmanager
+def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
+    """Say that something cannot be read by this user, where the code that looks for it does not."""
+    try:
+        yield
+    except PermissionError as error:
+        raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user who can") from None
 
 
 def _check_noise(job: Job) -> None:

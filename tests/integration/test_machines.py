@@ -154,6 +154,16 @@ def test_a_full_disk(heavy, short_task, tmp_path, kilobytes):
         assert_same(again.folders(), expected)
 
 
+def let_read(*folders: Path) -> None:
+    """Open these folders, and those above, to every user; of weights and images the files, too."""
+    for folder in folders:
+        for part in (folder, *folder.parents):
+            if not part.stat().st_mode & 0o001:
+                part.chmod(part.stat().st_mode | 0o011)
+        for file in (*folder.rglob("*.safetensors"), *folder.rglob("*.png")):
+            file.chmod(file.stat().st_mode | 0o044)
+
+
 @as_root
 @pytest.mark.slow
 def test_a_permission_that_goes(heavy, short_task, tmp_path):
@@ -162,28 +172,32 @@ def test_a_permission_that_goes(heavy, short_task, tmp_path):
         pytest.skip("another user cannot read this Python")
     long = changed(short_task, {"train_args.num_train_steps": 30, "train_args.max_train_steps": 30})
     expected = heavy.run(long, tmp_path / "expected").folders()
-    out = tmp_path / "out"
-    out.mkdir()
-    os.chown(out, NOBODY, NOBODY)
-    for folder in (heavy.cache.parent, tmp_path, *tmp_path.parents):  # the task lies in the first
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    for folder in (out, cache):
+        folder.mkdir()
+        os.chown(folder, NOBODY, NOBODY)
+    # The task lies beside the fork server's cache.
+    let_read(heavy.cache.parent, tmp_path, Path(long["model"]["name"]), Path(long["dataset"]["name"]))
 
     def take_away():
+        deadline = time.monotonic() + 60
         while not (out / ".job" / "progress").exists():
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.002)
         (out / ".job").chmod(0o555)
         out.chmod(0o555)
 
     thread = threading.Thread(target=take_away, daemon=True)
     thread.start()
-    stopped = heavy.run(long, out, user=NOBODY, env={"SAVE_SECONDS": "0"}, save_always=True)
+    env = {"SAVE_SECONDS": "0", "CACHE_DIR": str(cache)}
+    stopped = heavy.run(long, out, user=NOBODY, env=env, save_always=True)
     assert stopped.code == 7, stopped.stderr
     assert "permission denied" in stopped.error
     thread.join()
     for folder in (out, out / ".job"):
         folder.chmod(0o755)
-    again = heavy.run(long, out, user=NOBODY)
+    again = heavy.run(long, out, user=NOBODY, env=env)
     assert again.code == 0, again.stderr
     assert again.result["resumed_from_step"] > 0
     assert_same(again.folders(), expected)

@@ -8,7 +8,7 @@ import pytest
 
 from engine import plan, prepare
 from engine.checkpoint import Checkpoint, WarmStart
-from engine.errors import DeviceError
+from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError
 from engine.task import Dataset, parse_task
 
 COMMIT = "a" * 40
@@ -204,3 +204,20 @@ def test_a_setting_that_is_left_out_later_has_changed_too():
 @pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column"])
 def test_a_new_key_at_its_default_is_no_other_task(key):
     assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest
+
+
+@pytest.mark.parametrize(
+    ("looked_for", "error"),
+    [("checkpoint.load", CheckpointError), ("model.locate", ModelError), ("open_dataset", DatasetError)],
+)
+def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
+    """`Path.is_file` and its like raise where a folder on the way is closed."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/home/else/thing")
+
+    for name in ("checkpoint.load", "model.locate", "open_dataset"):
+        monkeypatch.setattr(f"engine.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
+    settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None)
+    with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
+        prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, report=print)
