@@ -16,7 +16,7 @@ from .dataset import ImageDataset, open_dataset
 from .errors import DeviceError, TaskError
 from .model import BaseModel
 from .output import JobRecord
-from .settings import Settings
+from .settings import Settings, is_read_only
 from .task import (
     DEFAULT_TARGETS,
     PredictionType,
@@ -173,6 +173,8 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
     folder = parent_folder(settings, task)
     parent = checkpoint.load(folder) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
+    if is_read_only(settings.cache_dir):
+        report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
     base = model.locate(
         task.model,
         pinned=_pinned_model(chain, task),
