@@ -34,6 +34,8 @@ ARG REQUIREMENTS=requirements-cuda.txt
 # Where torch's CPU build is, unless the folder of wheels has it. Not asked for CUDA's, which is on PyPI.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 COPY requirements.txt requirements-cpu.txt requirements-cuda.txt /locks/
+# Of CUDA's files those go that no library here is linked to or opens by name, but for a profiler's; and Triton, which torch
+# does without: it would need a C compiler here, to which torch's outer products would then lead.
 # Bytecode is bound to the sources' hashes instead of their times, so that it stays valid, and equal, in any image; without
 # site packages (-S), as what the compiler itself has imported changes its output.
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -54,6 +56,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     find "${site}" \( -name '*.a' -o -name '*.pyc' \) -delete; \
     rm -rf "${site}"/torch/test "${site}"/torch/share "${site}"/torch/bin/protoc* \
       "${site}"/pyarrow/*flight*; \
+    rm -rf "${site}"/triton "${site}"/triton-*.dist-info; \
+    find "${site}" -path '*/nvidia/*' \( -name '*.alt.so.*' -o -name 'libcusolverMg.*' -o -name 'libnvperf_*' \
+      -o -name 'libcufftw.*' -o -name 'libnvblas.*' -o -name 'libpcsamplingutil.*' -o -name 'libcheckpoint.*' \
+      -o -name '*.bc' \) -delete; \
     python3 -S -m compileall -q -j 0 --invalidation-mode unchecked-hash -x py312_ "${site}"
 
 FROM base AS code

@@ -142,7 +142,9 @@ def write_dataset(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
     parser.add_argument("--datasets", type=Path, default=ASSETS / "datasets")
     args = parser.parse_args()

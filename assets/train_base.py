@@ -537,7 +537,9 @@ def report_files(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("stage", choices=[*STAGES, "export"])
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
     parser.add_argument("--output", type=Path, default=ASSETS / "base-emoji")

@@ -97,7 +97,9 @@ def read_workload(args: argparse.Namespace) -> Workload:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_workload_arguments(parser)
     parser.add_argument("--warm", action="store_true", help="an unmeasured run fills the cache first")
     args = parser.parse_args()

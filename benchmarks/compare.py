@@ -61,7 +61,9 @@ def run_peer(workload: Workload, folder: Path, *, script: Path, path: Path | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_workload_arguments(parser)
     parser.add_argument("--peer", type=Path, required=True, help="Diffusers' train_text_to_image_lora.py")
     parser.add_argument("--peer-path", type=Path, help="a folder to import from first, for a torchvision stand-in")

@@ -229,7 +229,9 @@ def measure_lora(bench: Bench, base: Path, lora: Path, sets: dict[str, Path], nu
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("stage", choices=["base", "lora", "all"])
     parser.add_argument("--renders", type=Path, required=True, help="the work folder of assets/prepare_data.py")
     parser.add_argument("--output", type=Path, default=Path("build/quality"))

@@ -34,7 +34,9 @@ Captioner = Callable[["Image"], str]
 
 def main(argv: Sequence[str]) -> int:
     """Caption a folder; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m engine.caption", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.caption", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("folder", type=Path, help="images, at any depth; each gets a .txt beside it")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hub ID or a folder [%(default)s]")
     parser.add_argument("--revision", default="main", help="of a model on the Hub [%(default)s]")

@@ -36,7 +36,9 @@ _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 def main(argv: Sequence[str]) -> int:
     """Compare two results, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m engine.compare", description="Say how alike two results are.")
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.compare", description="Say how alike two results are.", allow_abbrev=False
+    )
     parser.add_argument("results", type=Path, nargs=2, metavar="RESULT", help="an output folder, or its checkpoint/")
     try:
         lines = compare(*parser.parse_args(argv).results)

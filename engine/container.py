@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .errors import TaskError
+from .errors import OutputError, TaskError
 from .settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
 
 ENTRYPOINT: Final = Path(__file__).resolve().parents[1] / "entrypoint.py"
@@ -34,11 +34,18 @@ class Owner(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replace this process by the job; comes back only when the command is not found, with a shell's code for that."""
+    """Replace this process by the job. Comes back only with a code for what kept it from that.
+
+    It is 127, a shell's, for a command that is not there, and OutputError's where nobody can be found to be.
+    """
     command = command_line(argv)
     output = existing(output_dir(_flags(argv), os.environ))
     if os.geteuid() == 0:
-        owner = find_owner(output, DEFAULT_TASK.parent, DEFAULT_CACHE)
+        try:
+            owner = find_owner(output, DEFAULT_TASK.parent, DEFAULT_CACHE)
+        except OSError as error:  # a mount whose server is gone, or keeps root out
+            say(f"error: whose {output} is cannot be told ({error.strerror}); mount it anew, or start with --user")
+            return OutputError.code
         if owner.uid != 0:
             become(owner, output)
     os.environ.update(writable_places(os.environ))
@@ -86,7 +93,7 @@ def find_owner(output: Path, *others: Path) -> Owner:
     """
     owner = _owner(output)
     task, *caches = others
-    if owner.uid == 0 and task.is_dir() and _gives(output, _owner(task)):
+    if owner.uid == 0 and _is_folder(task) and _gives(output, _owner(task)):
         owner = _owner(task)
     if owner.uid != 0:
         for folder in caches:
@@ -136,11 +143,13 @@ def _is_empty(folder: Path) -> bool:
 
 def _gives(folder: Path, owner: Owner) -> bool:
     """Give an empty folder of root's to somebody else, if there is one and it may be done."""
-    if owner.uid == 0 or not folder.is_dir() or _owner(folder).uid != 0 or not _is_empty(folder):
+    if owner.uid == 0 or not _is_folder(folder):
         return False
     try:
+        if _owner(folder).uid != 0 or not _is_empty(folder):
+            return False
         os.chown(folder, *owner, follow_symlinks=False)
-    except OSError:  # without the capability, or read-only: it stays as it is
+    except OSError:  # without the capability, read-only, or closed to root too: it stays as it is
         return False
     return True
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 
 from .errors import Interrupted, JobError
@@ -29,9 +30,16 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         prefetch(argv, environment)
     except (JobError, Interrupted) as error:
-        print(f"error: {describe(error)}", file=sys.stderr, flush=True)  # noqa: T201
-        return exit_code(error)
+        return _fail(error)
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(error)
     return 0
+
+
+def _fail(error: BaseException) -> int:
+    print(f"error: {describe(error)}", file=sys.stderr, flush=True)  # noqa: T201
+    return exit_code(error)
 
 
 def prefetch(argv: Sequence[str], environment: Mapping[str, str]) -> Job:

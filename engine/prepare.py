@@ -17,7 +17,7 @@ from .dataset import ImageDataset, open_dataset
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .model import BaseModel
 from .output import JobRecord
-from .settings import Settings
+from .settings import Settings, is_read_only
 from .task import (
     DEFAULT_TARGETS,
     PredictionType,
@@ -175,6 +175,8 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
     with _permitted(CheckpointError, "the checkpoint"):
         parent = checkpoint.load(folder) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
+    if is_read_only(settings.cache_dir):
+        report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
     with _permitted(ModelError, "the base model"):
         base = model.locate(
             task.model,

@@ -18,6 +18,8 @@ from .limits import Limits
 DEFAULT_TASK: Final = Path("/task/task.json")
 DEFAULT_OUTPUT: Final = Path("/out")
 DEFAULT_CACHE: Final = Path("/cache")
+CACHED: Final = ("datasets", "models", "encoded")
+"""What jobs keep in a cache folder. One that cannot be written, but holds something of this, is still read."""
 
 Device = Literal["cuda", "cpu"]
 
@@ -62,6 +64,7 @@ def _parser(prog: str, description: str) -> argparse.ArgumentParser:
         prog=prog,
         description=description,
         epilog="In brackets: the variable that says the same, and the default. README.md has the exit codes.",
+        allow_abbrev=False,  # a later flag may begin the same
     )
     parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")
     parser.add_argument("--output-dir", metavar="DIR", help=f"where results go [OUTPUT_DIR, {DEFAULT_OUTPUT}]")
@@ -146,9 +149,16 @@ def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Pa
         ) from None
 
 
+def is_read_only(folder: Path) -> bool:
+    """Whether a folder can be read, but nothing can be made in it, by root neither."""
+    return os.access(folder, os.R_OK | os.X_OK) and not os.access(folder, os.W_OK)
+
+
 def _cache_dir(chosen: str | None, env: Mapping[str, str]) -> Path:
     if chosen:
         return Path(chosen).absolute()
     if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):
+        return DEFAULT_CACHE
+    if is_read_only(DEFAULT_CACHE) and any(os.access(DEFAULT_CACHE / name, os.R_OK | os.X_OK) for name in CACHED):
         return DEFAULT_CACHE
     return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/tmp"), ".cache")) / "sd-lora-task"

@@ -97,7 +97,9 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine.verify", description="Check a result by re-running it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.verify", description="Check a result by re-running it.", allow_abbrev=False
+    )
     parser.add_argument("result", type=Path, metavar="RESULT", help="an output folder, or its checkpoint/")
     parser.add_argument("--task", type=Path, required=True, metavar="PATH", help="the task that it is said to be of")
     parser.add_argument("--steps", type=int, metavar="K", help="re-run the first K steps alone")

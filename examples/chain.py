@@ -54,7 +54,9 @@ def run_task(flags: list[str]) -> int:
 
 def main() -> int:
     """Run the chain; 0, or the exit code of the task that failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--task", required=True, metavar="PATH", help="the task; each run of it trains its next slice")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the numbered results go")
     parser.add_argument("flags", nargs="*", help="more flags for entrypoint.py, after --")

@@ -54,6 +54,9 @@ def fetch_file(
     root = cache_dir / "models"
     pointer = root / "url" / f"{hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()}.json"
     with writing_to(cache_dir):
+        found = _cached(root, pointer, suffix)
+        if found is not None:  # before anything is written: the cache may be read-only
+            return found
         for folder in (root / "url", root / "content"):
             folder.mkdir(parents=True, exist_ok=True)
         with locked(pointer.with_suffix(".lock"), "model", report):

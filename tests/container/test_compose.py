@@ -16,6 +16,7 @@ from tests.container.harness import (
     ROOT,
     Finished,
     docker,
+    engine_knows_gpus,
     give,
     owners,
     running,
@@ -31,10 +32,9 @@ SLICES = {"num_train_steps": 20, "max_train_steps": 40}
 def compose(tmp_path):
     """Run a compose command as in a checkout of the project, but with the folders elsewhere."""
     project = f"sd-lora-task-test-{uuid.uuid4().hex[:8]}"
-    # The engine of CI has no bridge to put a network on.
-    (tmp_path / "offline.yml").write_text(
-        json.dumps({"services": {s: {"network_mode": "none"} for s in ("chain", "train")}})
-    )
+    # The engine of CI has no bridge to put a network on, others have no GPUs.
+    here = "{network_mode: none}" if engine_knows_gpus() else "{network_mode: none, deploy: !reset null}"
+    (tmp_path / "offline.yml").write_text(f"services: {{chain: {here}, train: {here}}}")
     files = ["-f", ROOT / "docker-compose.yml", "-f", tmp_path / "offline.yml"]
     environment = {**os.environ, "IMAGE": IMAGE, "CPU_IMAGE": IMAGE, "DEVICE": "cpu"}
 

@@ -10,6 +10,7 @@ from tests.container.harness import CALLER, IMAGE, STRANGER, docker, give, owner
 
 pytestmark = pytest.mark.container
 
+SHORT = {"num_train_steps": 4, "max_train_steps": 4}
 READ_ONLY = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 
 
@@ -61,6 +62,25 @@ def test_the_three_capabilities_that_becoming_the_owner_takes(out, task_folder):
     finished = run(out, "python", "-c", script, task=task_folder, options=["--cap-drop", "ALL", *caps])
     assert finished.stderr.split("\n")[0] == f"{CALLER[0]} {CALLER[1]} []"
     assert owners(out) == {CALLER}
+
+
+def test_an_output_folder_that_root_may_not_look_into(out, task_folder):
+    """As on a server that keeps root out; without DAC_OVERRIDE root is nobody special."""
+    give(out, (0, 0)).chmod(0)
+    finished = run(out, task=task_folder, options=["--cap-drop", "ALL"])
+    assert finished.code == 7 and "Traceback" not in finished.stderr
+    assert "permission denied" in finished.stderr
+
+
+def test_two_processes_give_the_bytes_of_one(out, task_folder, tmp_path):
+    short = TASK | {"train_args": TASK["train_args"] | SHORT | {"gradient_accumulation_steps": 2}}
+    (tmp_path / "one").mkdir()
+    give(tmp_path / "one", CALLER)
+    options = ["-e", f"TASK_JSON={json.dumps(short)}", *READ_ONLY, "--user", ":".join(map(str, CALLER))]
+    two = succeed(out, options=["-e", "PROCESSES=2", *options])
+    one = succeed(tmp_path / "one", options=options)
+    assert "2 processes" in two.stderr and "2 processes" not in one.stderr
+    assert two.weights() == one.weights()
 
 
 def test_without_a_gpu_the_code_says_so(out, task_folder):

@@ -123,11 +123,17 @@ def pod_problems(pod: Manifest, documents: list[Manifest]) -> Iterator[str]:
         yield "it gets the cluster's token, which it does not need"
     if pod.get("terminationGracePeriodSeconds", 30) < 120:
         yield "terminationGracePeriodSeconds is below 120: no time to save the progress"
+    yield from (f"{key} shares the machine's own" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key))
     yield from _restricted_pod_problems(pod.get("securityContext", {}))
 
 
 def _source_problems(volume: Manifest, documents: list[Manifest]) -> Iterator[str]:
     """A claim or configuration of this project's must be in some manifest."""
+    sources = set(volume) - {"name"}
+    if len(sources) > 1:
+        yield f"volume {volume['name']} has two sources: {', '.join(sorted(sources))}"
+    if "hostPath" in sources:
+        yield f"volume {volume['name']} is a folder of the machine's"
     claim, config = volume.get("persistentVolumeClaim"), volume.get("configMap")
     for kind, name in (
         ("PersistentVolumeClaim", claim and claim["claimName"]),
@@ -145,16 +151,24 @@ def _container_problems(container: Manifest, volumes: set[str]) -> Iterator[str]
     yield from (f"{path} is mounted twice" for path in sorted(set(paths)) if paths.count(path) > 1)
     yield from (f"there is no volume {m['name']}" for m in mounts if m["name"] not in volumes)
     yield from (f"{path} is not mounted" for path in ("/task", "/out", "/cache", "/tmp") if path not in paths)
+    for variable in container.get("env", []):
+        if ("value" in variable) and ("valueFrom" in variable):
+            yield f"{variable['name']} has both value and valueFrom"
     yield from _quantities(container["resources"])
-    security = container.get("securityContext", {})
+    yield from _container_security_problems(container.get("securityContext", {}))
+    if not re.fullmatch(r"[^:]+:[\w.-]+", container["image"]) or container["image"].endswith(":latest"):
+        yield "the image is not named by its version, which is part of the bits"
+
+
+def _container_security_problems(security: Manifest) -> Iterator[str]:
+    if security.get("runAsNonRoot") is False or security.get("runAsUser") == 0:
+        yield "it must run as a user that is not root: the container's word counts more than the pod's"
     if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
         yield "allowPrivilegeEscalation must be false"
     if security.get("capabilities") != {"drop": ["ALL"]}:
         yield "all capabilities must be dropped"
     if security.get("readOnlyRootFilesystem") is not True:
         yield "the root file system must be read-only"
-    if not re.fullmatch(r"[^:]+:[\w.-]+", container["image"]) or container["image"].endswith(":latest"):
-        yield "the image is not named by its version, which is part of the bits"
 
 
 def _restricted_pod_problems(security: Manifest) -> Iterator[str]:
@@ -174,13 +188,15 @@ def _quantities(resources: Manifest) -> Iterator[str]:
             if match is None:
                 yield f"{group}.{name} is {value!r}, which is no quantity"
                 continue
-            amounts.setdefault(group, {})[name] = float(match[1]) * _SUFFIXES[match[3]]
+            amount = amounts.setdefault(group, {})[name] = float(match[1]) * _SUFFIXES[match[3]]
+            if "/" in name and amount != int(amount):
+                yield f"{group}.{name} is {value!r}: a device cannot be divided"
     limits = amounts.get("limits", {})
     for name, value in amounts.get("requests", {}).items():
         if value > limits.get(name, value):
             yield f"requests.{name} is above its limit"
-    for name, value in limits.items():
-        if "/" in name and amounts.get("requests", {}).get(name, value) != value:
+    for name in sorted({*limits, *amounts.get("requests", {})}):
+        if "/" in name and amounts.get("requests", limits).get(name, limits.get(name)) != limits.get(name):
             yield f"{name} cannot be overcommitted: request and limit must be equal"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import tarfile
 
 import pytest
 
+from tests import single_files
 from tests.fake_hub import COMMIT, serving_hub
 from tests.integration.harness import ENTRYPOINT, assert_same, changed, run_job, serving, succeed
 
@@ -59,6 +61,39 @@ def test_a_job_without_a_network_after_prefetching(short_task, model, archive, t
     local = succeed(short_task, tmp_path / "local")
     # Its metadata name the base model: a Hub ID there, a folder's content here.
     assert_same(*({k: v for k, v in one.weights().items() if "webui" not in k} for one in (trained, local)))
+
+
+@pytest.mark.parametrize("layout", ["sd1", "xl"])
+def test_a_model_in_one_file_with_a_local_dataset(short_task, tmp_path, layout):
+    """What is at hand needs nothing, and is said to be at hand."""
+    caches = {"CACHE_DIR": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "huggingface")}
+    content = single_files.write(tmp_path / "model.safetensors", layout).read_bytes()
+    with serving({"/m.safetensors": content}) as (server, asked):
+        task = changed(short_task, {"model": {"name": f"{server}/m.safetensors"}})
+        for _ in range(2):
+            done = prefetch("--task", "-", env=caches, stdin=json.dumps(task))
+            assert done.returncode == 0, done.stderr
+            assert f"base model: sha256:{hashlib.sha256(content).hexdigest()}" in done.stderr
+            assert f"8 images of {short_task['dataset']['name']} are at hand" in done.stderr
+        assert asked == ["/m.safetensors"]
+    # The server is gone.
+    assert succeed(task, tmp_path / "out", "--plan", env=caches).code == 0
+
+
+def test_a_bug_ends_with_its_code():
+    script = """
+import sys
+from engine import prefetch
+def broken(settings):
+    raise ZeroDivisionError("by\\nnothing")
+prefetch.read_task = broken
+sys.exit(prefetch.main([], {"TASK_JSON": "{}"}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ENTRYPOINT.parent, capture_output=True, text=True, check=False, timeout=180
+    )
+    assert done.returncode == 70 and "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: a bug in this program: ZeroDivisionError: by nothing")
 
 
 def test_what_is_missing_ends_with_the_jobs_code(short_task, tmp_path):

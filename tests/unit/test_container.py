@@ -84,6 +84,29 @@ class TestFindOwner:
         assert find_owner(folders["out"], folders["task"], folders["cache"]) == (23, 24)
         assert owner_of(folders["cache"]) == (0, 0)
 
+    @pytest.mark.parametrize("closed", ["out", "task", "cache"])
+    def test_what_root_may_not_look_into_stays(self, folders, monkeypatch, closed):
+        def refuse(folder):
+            if folder == folders[closed]:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return True
+
+        monkeypatch.setattr(container, "_is_empty", refuse)
+        expected = (0, 0) if closed == "out" else (1000, 1001)
+        assert find_owner(folders["out"], folders["task"], folders["cache"]) == expected
+        assert owner_of(folders[closed]) == ((1000, 1001) if closed == "task" else (0, 0))
+
+
+def test_an_output_folder_that_is_gone_ends_with_the_outputs_code(monkeypatch, capsys, tmp_path):
+    def gone(_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
+    monkeypatch.setattr(container.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(container, "_owner", gone)
+    assert container.main([]) == 7
+    assert capsys.readouterr().err.startswith(f"error: whose {tmp_path} is cannot be told (Stale file handle)")
+
 
 @needs_root
 def test_becoming_somebody_gives_everything_of_roots_up():

@@ -100,6 +100,14 @@ class TestCacheFolder:
         monkeypatch.setattr(settings.os, "access", lambda path, mode: False)
         assert read(HOME="/h").cache_dir == Path("/h/.cache/sd-lora-task")
 
+    def test_a_filled_one_is_read_though_it_cannot_be_written(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(settings, "DEFAULT_CACHE", tmp_path)
+        writing = settings.os.W_OK
+        monkeypatch.setattr(settings.os, "access", lambda path, mode: not mode & writing and Path(path).exists())
+        assert read(HOME="/h").cache_dir == Path("/h/.cache/sd-lora-task"), "nothing is in it"
+        (tmp_path / "models").mkdir()
+        assert read(HOME="/h").cache_dir == tmp_path
+
     @pytest.mark.parametrize(
         "env, expected",
         [

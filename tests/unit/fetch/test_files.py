@@ -1,12 +1,14 @@
 """One file by its URL: fetched once, checked before it is kept, and refused as a model."""
 
+import errno
 import functools
 import hashlib
+import os
 
 import pytest
 
 from engine.errors import ModelError, OutputError
-from engine.fetch import Limits, fetch_file
+from engine.fetch import Limits, fetch_file, files
 from tests.servers import serving
 
 CONTENT = b"weights " * 40_000
@@ -76,6 +78,23 @@ def test_refusals_are_the_models(fetch, tmp_path, status, limits, message):
     with serving(CONTENT, status) as (url, _), pytest.raises(ModelError, match=message) as caught:
         fetch(url, limits=limits)
     assert caught.value.code == 4 and str(caught.value).startswith("model.name: ")
+
+
+def test_what_is_there_is_found_in_a_cache_that_cannot_be_written(fetch, tmp_path, monkeypatch):
+    with serving(CONTENT) as (url, _):
+        path = fetch(url)
+    for lock in (tmp_path / "cache").rglob("*.lock"):
+        lock.unlink()
+    before = sorted((tmp_path / "cache").rglob("*"))
+
+    def refuse(*_, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files, "locked", refuse)
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    assert fetch(url) == path and sorted((tmp_path / "cache").rglob("*")) == before
+    with pytest.raises(OutputError, match="read-only"):
+        fetch("http://127.0.0.1:9/m")
 
 
 def test_a_cache_that_cannot_be_written(fetch, tmp_path):
