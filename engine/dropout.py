@@ -53,6 +53,11 @@ class AddressedDropout(torch.nn.Module):
         self.dropped: Final = min(max(1, round(probability * _LEVELS)), _LEVELS - 1)
         self._seed, self._stream, self._dropping = seed, f"lora dropout/{layer}", dropping
 
+    @property
+    def is_dropping(self) -> bool:
+        """Whether a micro-batch is under way."""
+        return self._dropping.address is not None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Any shape and floating dtype; the first axis is the micro-batch. Outside of `Dropping.at`, `x` itself."""
         if self._dropping.address is None:

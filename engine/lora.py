@@ -21,6 +21,7 @@ from . import loftq, rng
 from .dropout import AddressedDropout, Dropping
 from .errors import CheckpointError, TaskError
 from .families.base import DENOISER
+from .lora_linear import LoraLinear
 from .targets import TEXT_TARGETS, find_targets, full_name
 from .task import Lora
 
@@ -193,6 +194,7 @@ def _inject(root: torch.nn.Module, layers: Iterable[str], lora: Lora) -> None:
         target_modules="|".join(map(re.escape, layers)),
         init_lora_weights=True,
     )
+    config._register_custom_module({torch.nn.Linear: LoraLinear})
     # PEFT draws start values, which are all overwritten, from torch's global generator.
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, root, adapter_name=_ADAPTER)
