@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measuring, workloads
+from benchmarks.measuring import Measured
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,9 +33,9 @@ def run_job(workload: Workload, folder: Path, *, device: str, cache: Path) -> Re
     out = folder / "out"
     command = [sys.executable, ROOT / "entrypoint.py", "--task", folder / "task.json", "--output-dir", out]
     command += ["--cache-dir", cache, "--device", device]
-    measured = measuring.run(
-        command, log=folder / "log.txt", watch={"first step": lambda: _has_step(out / "progress.jsonl")}
-    )
+    log = out / "progress.jsonl"
+    watch = {"first step": lambda: _shows(log, '"event": "step"'), "trained": lambda: _shows(log, '"event": "end"')}
+    measured = measuring.run(command, log=folder / "log.txt", watch=watch)
     if measured.code != 0:
         raise SystemExit(f"the job failed ({measured.code}):\n{(folder / 'log.txt').read_text()[-2000:]}")
     result = json.loads((out / "result.json").read_text())
@@ -42,19 +43,31 @@ def run_job(workload: Workload, folder: Path, *, device: str, cache: Path) -> Re
     return {
         **{f"{name} s": value for name, value in seconds.items()},
         "outside the phases s": measured.wall - sum(seconds.values()),
-        "until the first step s": measured.moments.get("first step"),
         "steps/s": workload.steps / seconds["train"],
         "images/s": workload.steps * workload.batch_size / seconds["train"],
-        "wall s": measured.wall,
-        "cpu s": measured.cpu,
-        "peak rss MiB": measured.peak_rss / 2**20,
+        **parts_of(measured, workload),
         "peak memory by itself MiB": result["peak_memory_bytes"] / 2**20,
     }
 
 
-def _has_step(log: Path) -> bool:
+def parts_of(measured: Measured, workload: Workload) -> Result:
+    """A run of any trainer, as seen from outside; needs the moments `first step` and `trained`."""
+    first, trained = measured.moments["first step"], measured.moments["trained"]
+    further = (trained.cpu - first.cpu) / (workload.steps - 1) if workload.steps > 1 else None
+    return {
+        "until the first step s": first.wall,
+        "wall s": measured.wall,
+        "cpu s": measured.cpu,
+        "cpu s until the first step": first.cpu,
+        "cpu s of a further step": further,
+        "cpu s after the last step": measured.cpu - trained.cpu,
+        "peak rss MiB": measured.peak_rss / 2**20,
+    }
+
+
+def _shows(log: Path, words: str) -> bool:
     try:
-        return '"event": "step"' in log.read_text()
+        return words in log.read_text()
     except OSError:
         return False
 

@@ -1,31 +1,59 @@
-"""This job and a peer's script on the same training, in turn (A B A B ...), as ratios.
+"""This job and a peer's program on the same whole task, in turn (A B A B ...), as ratios.
 
     python -m benchmarks.compare --peer ../diffusers/examples/text_to_image/train_text_to_image_lora.py
+    python -m benchmarks.compare --peer ../stable-diffusion-task --peer-path FOLDER
 
-The peer is Diffusers' text-to-image LoRA script, from a checkout that is an argument. It imports torchvision; where
-there is none, `--peer-path` names a folder with a stand-in. Both train the same number of steps on the same images,
-batch, precision and rank, and draw the same number of validation images at the end. Each run starts with empty caches.
+The peer is Diffusers' text-to-image LoRA script, or the folder of a checkout of the reference trainer. Both import
+torchvision; where there is none, `--peer-path` names a folder with a stand-in (docs/performance.md). All train the same
+number of steps on the same images, batch, precision and rank, with one thread, and draw the same number of
+validation images of 30 steps at the end. Each run starts with empty caches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import measuring
-from benchmarks.bench_job import Result, add_workload_arguments, read_workload, run_job
+from benchmarks.bench_job import Result, add_workload_arguments, parts_of, read_workload, run_job
 from benchmarks.workloads import Workload
 
-COMPARED = ("wall s", "cpu s", "peak rss MiB")
+ROOT = Path(__file__).resolve().parents[1]
+COMPARED = (
+    "wall s",
+    "cpu s",
+    "cpu s until the first step",
+    "cpu s of a further step",
+    "cpu s after the last step",
+    "peak rss MiB",
+)
+_EPOCH_IMAGES = "epoch % args.validation_epochs == 0"
 
 
-def run_peer(workload: Workload, folder: Path, *, script: Path, path: Path | None, device: str) -> Result:
-    """One run of Diffusers' script."""
-    folder.mkdir(parents=True)
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How one run of another program is started, and what shows that its training is over."""
+
+    command: Sequence[str | Path]
+    trained: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def diffusers_script(workload: Workload, folder: Path, script: Path) -> Peer:
+    """Diffusers' script, but for the images that it would draw a second time."""
+    text = script.read_text()
+    # It draws images after epoch 0 whatever `validation_epochs` is, and again at the end. One set is compared.
+    if text.count(_EPOCH_IMAGES) != 1:
+        raise SystemExit(f"{script} no longer says {_EPOCH_IMAGES!r} once: see to it that it draws images once")
+    changed = folder / script.name
+    changed.write_text(text.replace(_EPOCH_IMAGES, "False"))
     flags: dict[str, object] = {
         "pretrained_model_name_or_path": workload.model,
         "train_data_dir": workload.dataset,
@@ -39,25 +67,67 @@ def run_peer(workload: Workload, folder: Path, *, script: Path, path: Path | Non
         "rank": workload.rank,
         "mixed_precision": workload.precision,
         "seed": workload.seed,
-        "validation_prompt": "a red square",
+        "validation_prompt": workload.prompt,
         "num_validation_images": workload.validation_images,
-        # Beyond the last epoch: images are drawn once, at the end, as the job does.
-        "validation_epochs": 10**9,
         "checkpointing_steps": 10**9,
     }
-    command: list[str | Path] = [sys.executable, script]
+    command: list[str | Path] = [sys.executable, changed]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
     if workload.center_crop:
         command.append("--center_crop")
-    env = {"PYTHONPATH": str(path)} if path else {}
+    return Peer(command, folder / "out/pytorch_lora_weights.safetensors")
+
+
+def reference_trainer(workload: Workload, folder: Path, checkout: Path) -> Peer:
+    """The reference trainer's finetuning task, which takes the same task but for keys that it does not know."""
+    task = workload.task() | {"checkpoint": None}
+    task["lora"]["target_modules"] = ["to_k", "to_q", "to_v", "to_out.0"]
+    (folder / "task.json").write_text(json.dumps(task))
+    command: list[str | Path] = [sys.executable, ROOT / "benchmarks/reference.py", checkout, folder / "task.json"]
+    env = {
+        "SD_DATA_DIR__MODELS__HUGGINGFACE": str(folder / "cache"),
+        "SD_DATA_DIR__MODELS__EXTERNAL": str(folder / "external"),
+    }
+    return Peer([*command, folder / "out"], folder / "out/checkpoint/pytorch_lora_weights.safetensors", env)
+
+
+def run_peer(workload: Workload, folder: Path, *, program: Path, path: Path | None, device: str) -> Result:
+    """One run of the peer."""
+    folder.mkdir(parents=True)
+    make = reference_trainer if program.is_dir() else diffusers_script
+    peer = make(workload, folder, program.resolve())
+    # One thread, as the job takes; and no look at the Hub, which would cost the peer time.
+    env = peer.env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if path:
+        env["PYTHONPATH"] = str(path.resolve())
     if device == "cpu":
         env["ACCELERATE_USE_CPU"] = "true"
-    # One thread, as the job takes.
-    measured = measuring.run(command, log=folder / "log.txt", env=env | {"OMP_NUM_THREADS": "1"})
+    log = folder / "log.txt"
+    step = re.compile(rb"\b[1-9]\d*/%d \[" % workload.steps)  # as tqdm counts
+
+    def has_step() -> bool:
+        return any(step.search(line) for line in log.read_bytes().splitlines() if line.startswith(b"Steps:"))
+
+    watch = {"first step": has_step, "trained": peer.trained.exists}
+    measured = measuring.run(peer.command, log=log, env=env, watch=watch)
     if measured.code != 0:
-        raise SystemExit(f"the peer failed ({measured.code}):\n{(folder / 'log.txt').read_text()[-2000:]}")
-    return {"wall s": measured.wall, "cpu s": measured.cpu, "peak rss MiB": measured.peak_rss / 2**20}
+        raise SystemExit(f"the peer failed ({measured.code}):\n{log.read_text()[-2000:]}")
+    return parts_of(measured, workload)
+
+
+def print_ratios(own: Sequence[Result], peer: Sequence[Result]) -> None:
+    print(f"{'':28}{'this job':>12}{'the peer':>12}{'peer / job':>12}   (medians; of the ratios in brackets min, max)")
+    for name in COMPARED:
+        pairs = [(a[name], b[name]) for a, b in zip(own, peer, strict=True) if a.get(name) and b.get(name)]
+        if not pairs:
+            continue
+        ratios = [b / a for a, b in pairs]
+        ours, theirs = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+        print(
+            f"{name:28}{ours:12.2f}{theirs:12.2f}{statistics.median(ratios):12.2f}   "
+            f"[{min(ratios):.2f}, {max(ratios):.2f}]"
+        )
 
 
 def main() -> None:
@@ -65,7 +135,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_workload_arguments(parser)
-    parser.add_argument("--peer", type=Path, required=True, help="Diffusers' train_text_to_image_lora.py")
+    parser.add_argument("--peer", type=Path, required=True, help="train_text_to_image_lora.py, or a checkout's folder")
     parser.add_argument("--peer-path", type=Path, help="a folder to import from first, for a torchvision stand-in")
     args = parser.parse_args()
     workload = read_workload(args)
@@ -75,18 +145,11 @@ def main() -> None:
         for number in range(args.runs):
             folder = Path(scratch) / str(number)
             own.append(run_job(workload, folder / "own", device=args.device, cache=folder / "cache"))
-            peer.append(run_peer(workload, folder / "peer", script=args.peer, path=args.peer_path, device=args.device))
-            print(f"run {number + 1}: {own[-1]['wall s']:.1f} s, the peer {peer[-1]['wall s']:.1f} s", flush=True)
-    print(f"{'':14}{'this job':>12}{'the peer':>12}{'peer / job':>12}   (medians; of the ratios in brackets min, max)")
-    for name in COMPARED:
-        ratios = [b[name] / a[name] for a, b in zip(own, peer, strict=True)]
-        ours, theirs = (statistics.median(row[name] for row in rows) for rows in (own, peer))
-        print(
-            f"{name:14}{ours:12.2f}{theirs:12.2f}{statistics.median(ratios):12.2f}   "
-            f"[{min(ratios):.2f}, {max(ratios):.2f}]"
-        )
-    if args.json:
-        args.json.write_text(json.dumps({"own": own, "peer": peer}, indent=2) + "\n")
+            peer.append(run_peer(workload, folder / "peer", program=args.peer, path=args.peer_path, device=args.device))
+            print(f"run {number + 1}: {own[-1]['cpu s']:.1f} s of CPU, the peer {peer[-1]['cpu s']:.1f} s", flush=True)
+            if args.json:
+                args.json.write_text(json.dumps({"own": own, "peer": peer}, indent=2) + "\n")
+    print_ratios(own, peer)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Seconds since a process was started."""
+
+    wall: float
+    cpu: float
+    """Of the process and the children that it waited for: user and system, in units of a hundredth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +32,8 @@ class Measured:
     cpu: float
     peak_rss: int
     """Bytes, of the largest single process."""
-    moments: dict[str, float] = field(default_factory=dict)
-    """Seconds from the start until something showed."""
+    moments: dict[str, Moment] = field(default_factory=dict)
+    """When something showed."""
 
 
 def run(
@@ -39,14 +51,18 @@ def run(
         env: more environment variables.
         watch: name -> whether something shows from outside, asked every 10 ms.
     """
-    moments: dict[str, float] = {}
+    moments: dict[str, Moment] = {}
     done = threading.Event()
     with log.open("wb") as file:
         start = time.monotonic()
         process = subprocess.Popen(
             [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}
         )
-        watcher = threading.Thread(target=_watch, args=(dict(watch or {}), moments, start, done))
+
+        def now() -> Moment:
+            return Moment(time.monotonic() - start, cpu_seconds(process.pid))
+
+        watcher = threading.Thread(target=_watch, args=(dict(watch or {}), moments, now, done))
         watcher.start()
         # wait4 gives this child's own accounting; its waited-for children are in it.
         _, status, usage = os.wait4(process.pid, 0)
@@ -63,10 +79,22 @@ def run(
     )
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and the children it has waited for; 0 where it is gone (proc(5), stat)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / _TICKS
+
+
 def _watch(
-    pending: dict[str, Callable[[], bool]], moments: dict[str, float], start: float, done: threading.Event
+    pending: dict[str, Callable[[], bool]],
+    moments: dict[str, Moment],
+    now: Callable[[], Moment],
+    done: threading.Event,
 ) -> None:
     while pending and not done.wait(0.01):
         for name in [name for name, shows in pending.items() if shows()]:
-            moments[name] = time.monotonic() - start
+            moments[name] = now()
             del pending[name]

@@ -13,10 +13,18 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tests.real_shapes import XL_BASE_UNET
 from tests.tiny import build_sd, build_tokenizer
 
 
@@ -35,6 +43,7 @@ class Workload:
     rank: int = 4
     learning_rate: float = 1e-4
     validation_images: int = 4
+    prompt: str = "a red square"
     seed: int = 0
 
     def task(self) -> dict[str, Any]:
@@ -42,7 +51,7 @@ class Workload:
         return {
             "model": {"name": str(self.model)},
             "dataset": {"name": str(self.dataset)},
-            "validation": {"prompt": "a red square", "num_images": self.validation_images},
+            "validation": {"prompt": self.prompt, "num_images": self.validation_images},
             "train_args": {
                 "learning_rate": self.learning_rate,
                 "scale_lr": False,
@@ -72,48 +81,29 @@ def build_dataset(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def build_sd15(folder: Path) -> Path:
+def build_sd15(folder: Path, resolution: int) -> Path:
     """Stable Diffusion 1.5's architecture (860 M parameters in the UNet) with random weights, stored in float16.
 
-    The tokenizer knows few words; the text encoder's table is as large as the real one's.
+    The tokenizer knows few words; the text encoder's table is as large as the real one's. `resolution` is what
+    pipelines draw unless told otherwise.
     """
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     text = CLIPTextConfig(
-        vocab_size=49408,
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,
         num_attention_heads=12,
-        max_position_embeddings=77,
         projection_dim=768,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **_words(tokenizer),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    )
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-        set_alpha_to_one=False,
-    )
+    unet = UNet2DConditionModel(sample_size=resolution // 8, cross_attention_dim=768, attention_head_dim=8)
     pipeline = StableDiffusionPipeline(
-        vae=vae,
+        vae=_vae(512, 0.18215),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler,
+        scheduler=PNDMScheduler(skip_prk_steps=True, **_SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -122,7 +112,77 @@ def build_sd15(folder: Path) -> Path:
     return folder
 
 
-MODELS: Final[dict[str, Callable[[Path], Path]]] = {"tiny": build_sd, "sd15": build_sd15}
+def build_sdxl(folder: Path, resolution: int) -> Path:
+    """Stable Diffusion XL's architecture (2.6 G parameters in the UNet) with random weights, in float16: 7 GB."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    texts = [
+        CLIPTextConfig(
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64,
+            projection_dim=hidden,
+            hidden_act=activation,
+            **_words(tokenizer),
+        )
+        for hidden, layers, activation in ((768, 12, "quick_gelu"), (1280, 32, "gelu"))
+    ]
+    # Made in float16: in float32 it would take 13 GB of memory first.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        pipeline = StableDiffusionXLPipeline(
+            vae=_vae(1024, 0.13025, force_upcast=True),
+            text_encoder=CLIPTextModel(texts[0]),
+            text_encoder_2=CLIPTextModelWithProjection(texts[1]),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=UNet2DConditionModel(**XL_BASE_UNET | {"sample_size": resolution // 8}),
+            scheduler=EulerDiscreteScheduler(**_SCHEDULER),
+        )
+        pipeline.save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(before)
+    return folder
+
+
+_SCHEDULER: Final = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def _words(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    """What a text encoder's configuration says of its tokens."""
+    return {
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _vae(sample_size: int, scaling_factor: float, **more: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=sample_size,
+        scaling_factor=scaling_factor,
+        **more,
+    )
+
+
+def _build_tiny(folder: Path, resolution: int) -> Path:
+    return build_sd(folder)
+
+
+MODELS: Final[dict[str, Callable[[Path, int], Path]]] = {
+    "tiny": _build_tiny,
+    "sd15": build_sd15,
+    "sdxl": build_sdxl,
+}
 
 
 def prepare(
@@ -140,9 +200,9 @@ def prepare(
     """A workload whose files lie in `work`; `model` is one of `MODELS`, or a folder in Diffusers' layout."""
     folder = Path(model)
     if model in MODELS:
-        folder = work / model
+        folder = work / (model if model == "tiny" else f"{model}-{resolution}")
         if not (folder / "model_index.json").exists():
-            MODELS[model](folder)
+            MODELS[model](folder, resolution)
     dataset = work / f"images-{num_images}-{resolution}"
     if not (dataset / "metadata.jsonl").exists():
         build_dataset(dataset, num_images, resolution)
