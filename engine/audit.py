@@ -61,7 +61,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
     tokenizer = job.base.folder / "tokenizer"
     if job.base.single_file is None and tokenizer.is_dir():  # one that lies beside a single file is another model's
-        counter = TokenCounter(tokenizer)
+        counter = TokenCounter(tokenizer, job.task.dataset.caption_chunks)
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
     return lines + _image_lines(look_at_images(dataset, resolution, seconds, clock), resolution, dataset.num_images)

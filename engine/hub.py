@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import re
 import sys
 import time
@@ -19,6 +20,7 @@ T = TypeVar("T")
 WAITS: Final = (1.0, 3.0, 9.0)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _TEMPORARY_STATUS: Final = frozenset({408, 425, 429})
+_NOT_THERE: Final = frozenset({401, 403, 404, 410})
 
 
 def with_retries(call: Callable[[], T], what: str, *, refused: type[JobError] = ModelError) -> T:
@@ -67,16 +69,21 @@ def resolve_commit(
         raise refused(
             f"{what} is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to ask the Hub"
         )
-    info: Any = with_retries(
-        lambda: huggingface_hub.HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision),
-        what,
-        refused=refused,
-    )
+
+    def ask() -> Any:
+        try:
+            return huggingface_hub.HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError):  # a body that the client does not expect
+            return None
+
+    commit = with_retries(ask, what, refused=refused)
+    if not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
+        raise refused(f"{what}: {constants.ENDPOINT} does not answer as the Hub does; check HF_ENDPOINT and the proxy")
     # As downloading by the branch's name would have noted it (we download by commit): what an offline run looks up.
     with contextlib.suppress(OSError, ValueError):
         reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(info.sha)
-    return str(info.sha)
+        reference.write_text(commit)
+    return commit
 
 
 def quiet_hub() -> None:
@@ -139,7 +146,10 @@ def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None
             raise refused(f"{what} is gated: accept its terms on its page, then set HF_TOKEN") from error
         if isinstance(cause, errors.RevisionNotFoundError):
             raise refused(f"{what}: there is no such revision on the Hub") from error
-        if isinstance(cause, errors.RepositoryNotFoundError | errors.HFValidationError) or _status(cause) in (401, 403):
+        if isinstance(cause, errors.EntryNotFoundError):
+            raise refused(f"{what}: a file of it is not on the Hub ({_reason(cause)})") from error
+        status = _status(cause)
+        if isinstance(cause, errors.RepositoryNotFoundError | errors.HFValidationError) or status in _NOT_THERE:
             raise refused(
                 f"{what}: no such folder here and nothing on the Hub that may be read; "
                 "check the name, or set HF_TOKEN if it is private"
@@ -148,6 +158,8 @@ def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None
             raise refused(
                 f"{what} is not in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set"
             ) from error
+        if status is not None:  # of a proxy or a mirror: the Hub's own refusals are known by now
+            raise refused(f"{what}: the Hub refuses it with HTTP status {status}; check HF_ENDPOINT") from error
 
 
 def _reason(error: Exception) -> str:

@@ -270,7 +270,8 @@ class VisitEncoder:
             return {}
         caption = self._caption(visit, sample)
         if caption not in known:
-            key = _key("caption", caption)
+            chunks = self._task.dataset.caption_chunks
+            key = _key("caption", caption, *([chunks] if chunks > 1 else []))
             stored = self._cache.load(key)
             if stored is None:
                 stored = self._family.encode_caption(caption)

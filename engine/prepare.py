@@ -43,8 +43,8 @@ _RECORDED_IF_SET: Final = (
     "huber_c",
 )
 _DEFAULTS: Final = asdict(TrainArgs())
-# Where the dataset is, which its fingerprint stands for, and what the settings say under another name.
-_DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column")
+# Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
+_DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column", "max_caption_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,7 @@ class Job:
             "use_rslora": task.lora.use_rslora,
             "train_text_encoder": task.train_args.train_text_encoder,
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
+            "caption_chunks": task.dataset.caption_chunks if task.dataset.caption_chunks > 1 else None,
         }
         targets = task.lora.target_modules
         return {

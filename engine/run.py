@@ -170,6 +170,7 @@ def _load_family(session: Session) -> Family:
             device=session.device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,
+            caption_chunks=job.task.dataset.caption_chunks,
         ),
     )
 

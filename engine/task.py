@@ -29,6 +29,8 @@ Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
 DEFAULT_TARGETS: Final = ("to_k", "to_q", "to_v", "to_out.0")
 """What `lora.target_modules: null` means: the four projections of each attention."""
+CHUNK_TOKENS: Final = 75
+"""What a text encoder takes of a caption at a time, start and end not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,12 @@ class Dataset:
     repeats: int = 1
     mask_column: str | None = None
     alpha_mask: bool = False
+    max_caption_tokens: Literal[75, 150, 225] | None = None
+
+    @property
+    def caption_chunks(self) -> int:
+        """Into how many rows of `CHUNK_TOKENS` each caption is put."""
+        return (self.max_caption_tokens or CHUNK_TOKENS) // CHUNK_TOKENS
 
     @property
     def fallback_caption(self) -> str | None:

@@ -19,12 +19,13 @@ _DEFAULT_LIMIT: Final = 77
 class TokenCounter:
     """A base model's CLIP tokenizer (Radford et al. 2021, arXiv:2103.00020, section 2.4), counting only."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` is the model's tokenizer/. Raises ModelError."""
+    def __init__(self, folder: Path, chunks: int = 1) -> None:
+        """`folder` is the model's tokenizer/, `chunks` how many rows a caption may fill. Raises ModelError."""
         self._tokenizer = _load(folder)
         limit = _read_json(folder / "tokenizer_config.json").get("model_max_length")
-        self.limit = limit if isinstance(limit, int) and 2 < limit < 10_000 else _DEFAULT_LIMIT
-        """Tokens that a caption may have, start and end included; what lies beyond is cut."""
+        row = limit if isinstance(limit, int) and 2 < limit < 10_000 else _DEFAULT_LIMIT
+        self.limit = (row - NUM_SPECIAL) * chunks + NUM_SPECIAL
+        """Tokens that a caption may have, one start and one end included; what lies beyond is cut."""
 
     def count(self, caption: str) -> int:
         """Tokens of a caption, start and end included."""

@@ -44,6 +44,8 @@ class LoadArgs:
     """Where the weights and configurations are when they are not in `folder`."""
     zero_terminal_snr: bool = False
     """Rescale the noise schedule, in training and for the pipeline."""
+    caption_chunks: int = 1
+    """Rows of tokens that each caption, and each prompt of the pipeline, is encoded in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class Family(Protocol):
     def encode_caption(self, caption: str) -> Tensors:
         """One caption to the conditioning of one sample, on the CPU. Independent of other captions.
 
-        By text encoders that are not trained: `embed` of one row of `tokenize`, without gradients.
+        `embed` of one sample of `tokenize`, without gradients; by the text encoders as they are.
         """
         ...
 
@@ -111,7 +113,7 @@ class Family(Protocol):
         ...
 
     def pipeline(self) -> Any:
-        """Diffusers' pipeline for this model, from the parts already in memory."""
+        """Diffusers' pipeline for this model, from the parts already in memory. It encodes prompts like captions."""
         ...
 
     def webui_name(self, component: str, module: str) -> str:

@@ -3,7 +3,8 @@ the text encoder's width are all that differs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..objectives import Huber
 from .base import DENOISER, Batch, LoadArgs, Tensors
-from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
+from .latent_diffusion import ImageLatents, Objective, embed_one, encoder_rows, join_chunks, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class StableDiffusion:
         self.vae = load_module(AutoencoderKL, args, "vae")
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
         self._latents = ImageLatents(self.vae)
+        self._chunks = args.caption_chunks
         self.objective = Objective(self.scheduler.config, args)
 
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
@@ -43,10 +45,11 @@ class StableDiffusion:
         return embed_one(self.embed, self.tokenize(caption), self.text_encoder.device)
 
     def tokenize(self, caption: str) -> Tensors:
-        return {"input_ids": token_ids(self.tokenizer, caption)}
+        return {"input_ids": token_ids(self.tokenizer, caption, self._chunks)}
 
     def embed(self, tokens: Tensors) -> Tensors:
-        return {"encoder_hidden_states": self.text_encoder(tokens["input_ids"])[0]}
+        ids = tokens["input_ids"]
+        return {"encoder_hidden_states": join_chunks(self.text_encoder(encoder_rows(ids))[0], len(ids))}
 
     def place(self, geometry: Geometry) -> Tensors:
         return {}  # they are told nothing but the caption
@@ -62,7 +65,8 @@ class StableDiffusion:
         move_frozen(self.text_encoder, device)
 
     def pipeline(self) -> StableDiffusionPipeline:
-        return StableDiffusionPipeline(
+        cls = StableDiffusionPipeline if self._chunks == 1 else _chunked_pipeline(self.encode_caption)
+        return cls(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
@@ -76,6 +80,19 @@ class StableDiffusion:
     def webui_name(self, component: str, module: str) -> str:
         prefix = {DENOISER: "lora_unet", "text_encoder": "lora_te"}[component]
         return f"{prefix}_{module.replace('.', '_')}"
+
+
+def _chunked_pipeline(encode: Callable[[str], Tensors]) -> type[StableDiffusionPipeline]:
+    """Its pipeline, which encodes prompts like captions."""
+
+    class ChunkedPipeline(StableDiffusionPipeline):  # type: ignore[misc]  # Diffusers is not typed
+        def encode_prompt(
+            self, prompt: str, device: torch.device, num_images: int, guided: bool, negative: str | None, **_: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            found, other = (encode(text)["encoder_hidden_states"][None].to(device) for text in (prompt, negative or ""))
+            return found, other
+
+    return ChunkedPipeline
 
 
 def load(args: LoadArgs) -> StableDiffusion:

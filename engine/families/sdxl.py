@@ -4,6 +4,7 @@ pooled text, the image's size before it was resized, and what of it is shown."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..objectives import Huber
 from .base import DENOISER, Batch, LoadArgs, Tensors
-from .latent_diffusion import ImageLatents, Objective, embed_one, token_ids
+from .latent_diffusion import ImageLatents, Objective, embed_one, encoder_rows, join_chunks, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
 from .sgm import SgmNames
 
@@ -43,6 +44,7 @@ class StableDiffusionXL:
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
         self.objective = Objective(self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
+        self._chunks = args.caption_chunks
         self._sgm_names = SgmNames.from_config(self.denoiser.config)
 
     def latent_shape(self, resolution: int) -> tuple[int, ...]:
@@ -55,18 +57,23 @@ class StableDiffusionXL:
         return embed_one(self.embed, self.tokenize(caption), self.text_encoders[FIRST].device)
 
     def tokenize(self, caption: str) -> Tensors:
-        return {name: token_ids(tokenizer, caption) for name, tokenizer in self.tokenizers.items()}
+        return {name: token_ids(tokenizer, caption, self._chunks) for name, tokenizer in self.tokenizers.items()}
 
     def embed(self, tokens: Tensors) -> Tensors:
         """`encoder_hidden_states` (B, 77, both encoders' widths) and the second one's `text_embeds` (B, its width).
 
-        The states are those before the last layer, the pooled text is the projected one (section 2.1).
+        The states are those before the last layer, the pooled text is the projected one (section 2.1). With several
+        chunks the states are B x (77 chunks), the pooled text is that of the first, as in sd-scripts
+        (library/strategy_sdxl.py) and ComfyUI (`first_pooled` in comfy/sd1_clip.py).
         """
+        size = len(tokens[FIRST])
         outputs = {
-            name: encoder(tokens[name], output_hidden_states=True) for name, encoder in self.text_encoders.items()
+            name: encoder(encoder_rows(tokens[name]), output_hidden_states=True)
+            for name, encoder in self.text_encoders.items()
         }
-        states = [output.hidden_states[-2] for output in outputs.values()]
-        return {"encoder_hidden_states": torch.cat(states, dim=-1), "text_embeds": outputs[SECOND].text_embeds}
+        states = torch.cat([output.hidden_states[-2] for output in outputs.values()], dim=-1)
+        pooled = outputs[SECOND].text_embeds[:: self._chunks]
+        return {"encoder_hidden_states": join_chunks(states, size), "text_embeds": pooled}
 
     def place(self, geometry: Geometry) -> Tensors:
         """`time_ids`: original height and width, the crop's top and left, target height and width (section 2.2).
@@ -95,7 +102,8 @@ class StableDiffusionXL:
             move_frozen(encoder, device)
 
     def pipeline(self) -> StableDiffusionXLPipeline:
-        return StableDiffusionXLPipeline(
+        cls = StableDiffusionXLPipeline if self._chunks == 1 else _chunked_pipeline(self.encode_caption)
+        return cls(
             vae=self.vae,
             text_encoder=self.text_encoders[FIRST],
             text_encoder_2=self.text_encoders[SECOND],
@@ -112,6 +120,22 @@ class StableDiffusionXL:
         name = self._sgm_names.name(module) if component == DENOISER else module
         prefix = {DENOISER: "lora_unet", FIRST: "lora_te1", SECOND: "lora_te2"}[component]
         return f"{prefix}_{name}".replace(".", "_")
+
+
+def _chunked_pipeline(encode: Callable[[str], Tensors]) -> type[StableDiffusionXLPipeline]:
+    """Its pipeline, which encodes prompts like captions."""
+
+    class ChunkedPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]  # Diffusers is not typed
+        def encode_prompt(
+            self, prompt: str, *, device: torch.device, negative_prompt: str | None, **_: Any
+        ) -> tuple[torch.Tensor, ...]:
+            found, other = encode(prompt), encode(negative_prompt or "")
+            if negative_prompt is None and self.config.force_zeros_for_empty_prompt:
+                other = {name: torch.zeros_like(tensor) for name, tensor in other.items()}
+            order = [(own, name) for name in ("encoder_hidden_states", "text_embeds") for own in (found, other)]
+            return tuple(own[name][None].to(device) for own, name in order)
+
+    return ChunkedPipeline
 
 
 def _forces_zeros(args: LoadArgs) -> bool:

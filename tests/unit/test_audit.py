@@ -61,6 +61,15 @@ def test_captions_count_as_they_are_trained(model, tmp_path):
     assert "empty" not in lines[1]
 
 
+@pytest.mark.parametrize("wanted, limit, cut", [(75, 77, "2 of 2"), (150, 152, "1 of 2"), (225, 227, "")])
+def test_captions_are_cut_where_the_task_says(model, tmp_path, wanted, limit, cut):
+    files = {"a.png": png(1), "a.txt": "x " * 150, "b.png": png(2), "b.txt": "x " * 151}
+    (line,) = [
+        line for line in audit.audit(job_of(model, tmp_path, files, max_caption_tokens=wanted)) if "longest" in line
+    ]
+    assert line.endswith(f"{cut} are cut at {limit}" if cut else f"none is cut at {limit}")
+
+
 def test_time_is_bounded_and_what_was_not_seen_is_said(model, tmp_path):
     files = {f"{k}.png": png(k) for k in range(30)} | {f"{k}.txt": f"{k}" for k in range(30)}
     job = job_of(model, tmp_path, files)

@@ -341,6 +341,15 @@ class TestWording:
         fixed = [Setup(good(), tmp_path, texts=texts, trigger_word="sks") for _ in range(2)]
         assert frozen(fixed[0].run()) == frozen(fixed[1].run()) and fixed[1].family.encoded_captions == []
 
+    def test_the_cache_knows_captions_of_several_rows_apart(self, tmp_path):
+        """Equal captions, another length: 75 is the default."""
+        encoded = {}
+        for tokens in (None, 75, 150, 225):
+            setup = Setup(good(), tmp_path, max_caption_tokens=tokens)
+            setup.run()
+            encoded[tokens] = len(setup.family.encoded_captions)
+        assert encoded[75] == 0 and encoded[None] == encoded[150] == encoded[225] > 0
+
     def test_prompts_have_the_trigger_word(self):
         prompts = draw_prompts(FakeDataset(good(3)), 0, 3, "sks")
         assert sorted(prompts) == [f"sks, caption {k}" for k in range(3)]

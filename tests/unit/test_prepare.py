@@ -85,6 +85,7 @@ class TestAdapterOptions:
             ({"lora": {"use_rslora": True}}, "use_rslora", True),
             ({"train_args": {"train_text_encoder": True}}, "train_text_encoder", True),
             ({"train_args": {"zero_terminal_snr": True}}, "zero_terminal_snr", True),
+            ({"dataset": {"name": "d", "max_caption_tokens": 225}}, "caption_chunks", 3),
         ],
     )
     def test_what_the_weights_mean_belongs_to_the_world_where_set(self, extra, key, value):
@@ -201,7 +202,14 @@ def test_a_setting_that_is_left_out_later_has_changed_too():
     assert before.task_digest != job_of().task_digest
 
 
-@pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column"])
+def test_captions_of_one_row_are_the_default_and_their_length_is_no_setting():
+    default = job_of()
+    for tokens in (75, 150):
+        job = job_of(text(dataset={"name": "d", "max_caption_tokens": tokens}))
+        assert job.settings == default.settings and (job.world == default.world) == (tokens == 75)
+
+
+@pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column", "max_caption_tokens"])
 def test_a_new_key_at_its_default_is_no_other_task(key):
     assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest
 
