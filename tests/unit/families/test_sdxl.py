@@ -96,7 +96,7 @@ class TestPlace:
     @pytest.mark.parametrize("size", [(96, 64), (64, 160), (64, 64), (40, 30)])
     def test_it_is_the_corner_of_the_shown_crop(self, family, size, center_crop, flip):
         """Cut out of the resized (and mirrored) image at that corner, the crop has the pixels that are trained on."""
-        view = geometry(size, resolution=64, center_crop=center_crop, crop_words=(3 << 62, 1 << 62), flip=flip)
+        view = geometry(size, target=(64, 64), center_crop=center_crop, crop_words=(3 << 62, 1 << 62), flip=flip)
         height, width, top, left, *target = family.place(view)["time_ids"].long().tolist()
         assert (width, height) == size and target == [64, 64]
         picture = self.picture(size)
@@ -110,7 +110,7 @@ class TestPlace:
 
     def test_it_is_exact_in_every_precision(self, folder):
         """bfloat16 would make 1000 of 1001."""
-        view = geometry((1001, 1003), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        view = geometry((1001, 1003), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         ids = load(folder, torch.bfloat16).place(view)["time_ids"]
         assert ids.dtype == torch.float32 and ids.tolist() == [1003, 1001, 0, 0, 64, 64]
 
