@@ -111,7 +111,7 @@ class Buckets:
         counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
         lines = [
             f"buckets        {counts} images",
-            f"cropped        {1 - self.kept:.1%} of an image on average; squares would lose {1 - self.kept_by_squares:.1%}",
+            f"cropped        {1 - self.kept:.1%} of an image on average, {1 - self.kept_by_squares:.1%} by squares",
         ]
         small = sum(len(one.rows) < batch_size for one in self.members)
         if small:

@@ -47,6 +47,7 @@ class Setup:
         texts=None,
         seed=0,
         masks=None,
+        order=None,
         **wanted,
     ):
         self.task = Task(
@@ -60,7 +61,9 @@ class Setup:
         self.dataset = FakeDataset(images, texts, masks=masks)
         self.family = LinearFamily(width=48)
         self.family.latent_shape = lambda height, width: (3, height // 2, width // 2)
-        self.stream = VisitStream(seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000)
+        self.stream = VisitStream(
+            seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000, order=order
+        )
         self.start = start
         self.said, self.stops = [], 0
         self.encoder = VisitEncoder(

@@ -78,6 +78,21 @@ def test_random_crop_lies_inside(width, height, words, flip):
     assert view.repeatable == (view.resized == (64, 64))
 
 
+@given(size=st.tuples(st.integers(1, 4000), st.integers(1, 4000)), target=st.sampled_from([(64, 128), (192, 64)]))
+def test_a_target_of_any_shape_is_covered_and_cropped_along_one_side_only(size, target):
+    if max(size) > 100 * min(size):
+        return
+    view = geometry(size, target=target, center_crop=False, crop_words=(2**63, 2**63), flip=False)
+    slack = [resized - wanted for resized, wanted in zip(view.resized, target, strict=True)]
+    assert min(slack) == 0 <= max(slack)
+    left, top, right, bottom = view.box
+    assert (right - left, bottom - top) == target
+    assert 0 <= left <= slack[0] and 0 <= top <= slack[1]
+    kept = target[0] * target[1] / (view.resized[0] * view.resized[1])
+    least = min(size[0] * target[1], size[1] * target[0]) / max(size[0] * target[1], size[1] * target[0])
+    assert kept >= least, "no more is cropped than the shapes ask for"
+
+
 def test_random_crop_reaches_both_ends_evenly():
     def left(word):
         return geometry((67, 64), target=(64, 64), center_crop=False, crop_words=(0, word), flip=False).left

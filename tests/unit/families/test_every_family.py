@@ -124,6 +124,12 @@ class TestEncoding:
         torch.testing.assert_close(found["logvar"], posterior.logvar[0])
         assert found["mean"].shape == full.latent_shape(64, 64) == (4, 8, 8)
 
+    def test_latents_have_the_shape_of_the_image(self, family):
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+        moments = family.encode_image(pixels)
+        shape = family.latent_shape(64, 128)
+        assert family.sample_latents(moments, torch.zeros(shape)).shape == shape == (4, 8, 16)
+
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
         for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
             for tensor in tensors.values():
