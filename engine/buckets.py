@@ -72,12 +72,12 @@ def nearest(size: Size, sizes: Sequence[Size]) -> int:
     """
     width, height = size
 
-    def is_below(index: int) -> bool:
+    def is_wider(index: int) -> bool:
         """Whether the image is wider than the border between this bucket and the next one."""
         (w1, h1), (w2, h2) = sizes[index], sizes[index + 1]
         return width * width * h1 * h2 > height * height * w1 * w2
 
-    return bisect_left(range(len(sizes) - 1), True, key=lambda index: not is_below(index))
+    return bisect_left(range(len(sizes) - 1), True, key=lambda index: not is_wider(index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Buckets:
     """All that there could be."""
     members: tuple[Bucket, ...]
     kept: float
-    """The share of the images' pixels that a crop in the middle keeps, 0 to 1, on average."""
+    """The share of an image that is shown, 0 to 1, on average."""
     kept_by_squares: float
     """The same without buckets."""
 
@@ -125,7 +125,8 @@ class Buckets:
 def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
     """Put every row into the bucket that crops the least off its image.
 
-    An image that has no readable header is put into the fullest bucket, where its place is best taken by another one.
+    An image whose header says that it cannot be shown goes into the fullest bucket, where another one best takes its
+    place.
 
     Args:
         dataset: its rows.
@@ -136,7 +137,7 @@ def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolu
         TaskError: the resolution has no buckets.
     """
     sizes = bucket_sizes(resolution)
-    places = [_place(size, sizes, resolution) for size in image_sizes]
+    places = [_place(size, sizes) for size in image_sizes]
     readable = [place for place in places if place is not None]
     square = sizes.index((resolution, resolution))
     counts = np.bincount(readable or [square], minlength=len(sizes))
@@ -158,13 +159,14 @@ def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolu
     )
 
 
-def _place(size: Size, sizes: Sequence[Size], resolution: int) -> int | None:
+def _place(size: Size, sizes: Sequence[Size]) -> int | None:
     """The bucket of an image; None where it cannot be shown at all."""
+    place = nearest(size, sizes)
     try:
-        transforms.covering(size, (resolution, resolution))
+        transforms.covering(size, sizes[place])
     except transforms.UnreadableImage:
         return None
-    return nearest(size, sizes)
+    return place
 
 
 def _kept(size: Size, target: Size) -> float:

@@ -176,7 +176,7 @@ def test_fp16_on_a_cpu_is_a_device_error(tmp_path):
 def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(tmp_path):
     task = text(transforms={"buckets": True}, train_args={"resolution": 520})
     given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path)
-    with pytest.raises(TaskError, match="resolution is 520: .* try 512 or 576") as caught:
+    with pytest.raises(TaskError, match=r"resolution is 520: .* try 512 or 576") as caught:
         prepare.read_task(given)
     assert caught.value.code == 2
 
