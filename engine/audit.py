@@ -22,6 +22,8 @@ SECONDS: Final = 10.0
 _NAMED: Final = 3
 
 Clock = Callable[[], float]
+Target = Callable[[tuple[int, int]], tuple[int, int]]
+"""(width, height) of an image -> that of what is shown of it, in pixels."""
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class ImageAudit:
     num_seen: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """(width, height) of each readable one."""
+    num_enlarged: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
@@ -57,6 +60,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         DatasetError: a row names what it must not.
     """
     dataset, resolution = job.dataset, job.task.train_args.resolution
+    target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
     rules = dataset.caption_rules
     lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
     tokenizer = job.base.folder / "tokenizer"
@@ -64,14 +68,14 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         counter = TokenCounter(tokenizer, job.task.dataset.caption_chunks)
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
-    return lines + _image_lines(look_at_images(dataset, resolution, seconds, clock), resolution, dataset.num_images)
+    return lines + _image_lines(look_at_images(dataset, target, seconds, clock), dataset.num_images)
 
 
 def _from(rule: str) -> str:
     return "have none" if rule == NO_CAPTION else f"from {rule}"
 
 
-def look_at_images(dataset: ImageDataset, resolution: int, seconds: float, clock: Clock) -> ImageAudit:
+def look_at_images(dataset: ImageDataset, target: Target, seconds: float, clock: Clock) -> ImageAudit:
     """Decode the images, in a fixed order without pattern, until all are seen or the time is up."""
     found, first = ImageAudit(), dict[bytes, int]()
     for index in _spread(dataset, seconds, clock):
@@ -79,11 +83,13 @@ def look_at_images(dataset: ImageDataset, resolution: int, seconds: float, clock
         try:
             data = dataset.image_bytes(index)
             size = transforms.check(data)
-            transforms.geometry(size, resolution=resolution, center_crop=True, crop_words=(0, 0), flip=False)
+            shown = target(size)
+            transforms.covering(size, shown)
         except UnreadableImage as error:
             found.unreadable.append((dataset.name(index), str(error)))
             continue
         found.sizes.append(size)
+        found.num_enlarged += shown[0] > size[0] or shown[1] > size[1]
         other = first.setdefault(hashlib.sha256(data).digest(), index)
         if other != index:
             found.duplicates.append((dataset.name(max(index, other)), dataset.name(min(index, other))))
@@ -127,14 +133,13 @@ def _caption_lines(found: CaptionAudit, limit: int, num_images: int) -> list[str
     ]
 
 
-def _image_lines(found: ImageAudit, resolution: int, num_images: int) -> list[str]:
+def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
     sampled = _sampled(found.num_seen, num_images)
     lines = []
     if found.sizes:
         ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
         (narrow, low), (wide, high) = ordered[0], ordered[-1]
-        small = sum(min(size) < resolution for size in found.sizes)
-        enlarged = f", {small} are enlarged to {resolution}" if small else ""
+        enlarged = f", {found.num_enlarged} are enlarged" if found.num_enlarged else ""
         lines.append(f"sizes          {narrow} x {low} to {wide} x {high}{enlarged}{sampled}")
     pairs = [f"{name} = {other}" for name, other in found.duplicates]
     lines.append(f"duplicates     {_counted(pairs)}{sampled}")

@@ -183,7 +183,7 @@ def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
     """The image's middle square, decoded within the job's own bounds."""
     try:
         size = transforms.image_size(data)
-        view = transforms.geometry(size, resolution=min(size), center_crop=True, crop_words=(0, 0), flip=False)
+        view = transforms.geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
         return transforms.render(data, view)
     except transforms.UnreadableImage as error:
         raise CheckpointError(f"a validation image cannot be read: {error}") from None

@@ -173,10 +173,9 @@ class VisitEncoder:
         return not found
 
     def _show(self, visit: Visit) -> _Shown:
-        """The visit's image or, where that is unreadable, the next readable one of the epoch's permutation."""
-        order = self._stream.permutation(visit.epoch)
-        for offset in range(len(order)):
-            sample = self._dataset.image_index(order[(visit.position + offset) % len(order)])
+        """The visit's image or, where that is unreadable, the next readable one in the order of the rows."""
+        for row in self._stream.order.candidates(visit):
+            sample = self._dataset.image_index(row)
             if sample in self._unreadable:
                 continue
             try:
@@ -184,7 +183,7 @@ class VisitEncoder:
                 mask = [self._mask_fact(sample)] if self._is_masked else []
                 geometry = transforms.geometry(
                     size,
-                    resolution=self._task.train_args.resolution,
+                    target=visit.size(self._task.train_args.resolution),
                     center_crop=self._task.transforms.center_crop,
                     crop_words=visit.crop_words,
                     flip=visit.flip,
@@ -192,9 +191,12 @@ class VisitEncoder:
             except transforms.UnreadableImage as error:
                 self._skip(sample, error)
                 continue
-            corner = [geometry.resolution, geometry.top, geometry.left, geometry.flip]
+            width, height = geometry.target
+            # A square by its side alone, as before there were others: what is encoded already stays so.
+            corner = [width if width == height else [width, height], geometry.top, geometry.left, geometry.flip]
             return _Shown(sample, geometry, _key("image", digest, *corner, *mask))
-        raise DatasetError(f"none of the dataset's {len(order)} images is readable; the last problems are in the log")
+        count = len(self._dataset)
+        raise DatasetError(f"none of the dataset's {count} images is readable; the last problems are in the log")
 
     def _fact(self, sample: int) -> tuple[str, tuple[int, int]]:
         """The digest of an image's bytes and its size."""
@@ -216,7 +218,8 @@ class VisitEncoder:
 
         Raises UnreadableImage.
         """
-        shape = self._family.latent_shape(one.geometry.resolution)
+        width, height = one.geometry.target
+        shape = self._family.latent_shape(height, width)
         wide = (*[1] * (len(shape) - 2), *shape[-2:])
         data, alpha = self._dataset.mask_bytes(one.sample), False
         if data is None:

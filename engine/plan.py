@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,7 @@ class Visit:
 
     number: int
     epoch: int
+    """With buckets the number of the pass over its own bucket."""
     position: int
     """Place in the epoch's permutation, from which an unreadable image's replacement is searched for."""
     sample: int
@@ -110,6 +111,61 @@ class Visit:
     timestep: int
     drop_caption: bool = False
     """Whether the visit has an empty caption."""
+    bucket: tuple[int, int] | None = None
+    """(width, height) in pixels of what all visits of its micro-batch show; None is the square of the resolution."""
+
+    def size(self, resolution: int) -> tuple[int, int]:
+        """(width, height) in pixels of what it shows."""
+        return self.bucket or (resolution, resolution)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What the order of the rows says of one visit: the fields of `Visit` with these names."""
+
+    epoch: int
+    position: int
+    sample: int
+    bucket: tuple[int, int] | None = None
+
+
+class Order(Protocol):
+    """Which row each visit of a training sees: an endless stream with random access."""
+
+    def slots(self, start: int, count: int) -> Iterator[Slot]:
+        """Those of the visits number `start … start + count - 1`."""
+        ...
+
+    def candidates(self, visit: Visit) -> Iterator[int]:
+        """The visit's own row, then those that take its place one after the other, where it is unreadable."""
+        ...
+
+
+class Epochs:
+    """Each epoch a fresh permutation of all rows. Remembers only the permutations in use."""
+
+    def __init__(self, seed: int, num_rows: int) -> None:
+        self._seed = seed
+        self._num_rows = num_rows
+        self._permutations: dict[int, list[int]] = {}
+
+    def permutation(self, epoch: int) -> list[int]:
+        """The order of the rows in `epoch`."""
+        if epoch not in self._permutations:
+            for old in sorted(self._permutations)[:-1]:  # a window may straddle two epochs; memory holds no more
+                del self._permutations[old]
+            self._permutations[epoch] = rng.permutation(self._seed, "permutation", epoch, self._num_rows).tolist()
+        return self._permutations[epoch]
+
+    def slots(self, start: int, count: int) -> Iterator[Slot]:
+        for number in range(start, start + count):
+            epoch, position = divmod(number, self._num_rows)
+            yield Slot(epoch, position, self.permutation(epoch)[position])
+
+    def candidates(self, visit: Visit) -> Iterator[int]:
+        order = self.permutation(visit.epoch)
+        for offset in range(len(order)):
+            yield order[(visit.position + offset) % len(order)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +228,7 @@ def timesteps(args: TrainArgs, num_train_timesteps: int) -> Timesteps:
 
 
 class VisitStream:
-    """The endless stream of visits of one training. Random access; remembers only the permutation in use."""
+    """The endless stream of visits of one training. Random access."""
 
     def __init__(
         self,
@@ -183,22 +239,15 @@ class VisitStream:
         num_train_timesteps: int,
         timesteps: Timesteps | None = None,
         caption_dropout: float = 0.0,
+        order: Order | None = None,
     ) -> None:
-        """`timesteps` None draws all `num_train_timesteps` alike; `caption_dropout` is a probability."""
+        """`timesteps` None draws all `num_train_timesteps` alike; `caption_dropout` is a probability; `order` None is
+        a fresh permutation of all rows in each epoch."""
         self.seed = seed
-        self.num_rows = num_rows
+        self.order = order or Epochs(seed, num_rows)
         self.random_flip = random_flip
         self.timesteps = timesteps or Timesteps(0, num_train_timesteps)
         self.caption_dropout = caption_dropout
-        self._permutations: dict[int, list[int]] = {}
-
-    def permutation(self, epoch: int) -> list[int]:
-        """The order of the samples in `epoch`."""
-        if epoch not in self._permutations:
-            for old in sorted(self._permutations)[:-1]:  # a window may straddle two epochs; memory holds no more
-                del self._permutations[old]
-            self._permutations[epoch] = rng.permutation(self.seed, "permutation", epoch, self.num_rows).tolist()
-        return self._permutations[epoch]
 
     def visits(self, start: int, count: int) -> Iterator[Visit]:
         """The visits number `start … start + count - 1`."""
@@ -210,18 +259,18 @@ class VisitStream:
         if self.caption_dropout:
             draws = rng.words(self.seed, "caption dropout", start, count)[:, 0]
             dropped = [bool(draw) for draw in rng.fractions(draws) < self.caption_dropout]
-        for i in range(count):
-            epoch, position = divmod(start + i, self.num_rows)
+        for i, slot in enumerate(self.order.slots(start, count)):
             yield Visit(
                 number=start + i,
-                epoch=epoch,
-                position=position,
-                sample=self.permutation(epoch)[position],
+                epoch=slot.epoch,
+                position=slot.position,
+                sample=slot.sample,
                 flip=self.random_flip and bool(flips[i]),
                 crop_words=(int(crops[i, 0]), int(crops[i, 1])),
                 caption_word=int(captions[i, 0]),
                 timestep=int(timesteps[i]),
                 drop_caption=dropped[i],
+                bucket=slot.bucket,
             )
 
     def tag_order(self, number: int, length: int) -> list[int]:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import checkpoint, model, plan
+from . import buckets, checkpoint, model, plan
 from .addresses import public
+from .buckets import Buckets
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
@@ -60,6 +61,7 @@ class Job:
     """The parent is the output folder's own checkpoint, which this job's result replaces."""
     schedule: plan.Schedule
     prediction_type: PredictionType
+    buckets: Buckets | None = None
 
     @property
     def timesteps(self) -> plan.Timesteps:
@@ -98,6 +100,7 @@ class Job:
             "train_text_encoder": task.train_args.train_text_encoder,
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
             "caption_chunks": task.dataset.caption_chunks if task.dataset.caption_chunks > 1 else None,
+            "buckets": task.transforms.buckets,
         }
         targets = task.lora.target_modules
         return {
@@ -127,11 +130,13 @@ class Job:
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]
+        transforms = asdict(self.task.transforms)
+        del transforms["buckets"]  # the world has it
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
             **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
-            "transforms": asdict(self.task.transforms),
+            "transforms": transforms,
             "validation": asdict(self.task.validation),
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
@@ -151,12 +156,14 @@ def read_task(settings: Settings) -> Task:
     """Parse the task, and check what it asks of the device.
 
     Raises:
-        TaskError: it is invalid.
+        TaskError: it is invalid, or its resolution has no buckets.
         DeviceError: its precision does not exist on the device.
     """
     task = parse_task(settings.task_bytes, source=settings.task_source)
     if settings.device == "cpu" and task.mixed_precision == "fp16":
         raise DeviceError('mixed_precision "fp16" needs a CUDA device; on a CPU use "bf16" or "no"')
+    if task.transforms.buckets:
+        buckets.bucket_sizes(task.train_args.resolution)
     return resolve_paths(task, settings.task_folder)
 
 
@@ -210,6 +217,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         in_place=is_in_place(folder, settings.output_dir),
         schedule=schedule,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
+        buckets=_buckets(task, dataset, settings.cache_dir),
     )
     _check_noise(job)
     if chain:
@@ -224,6 +232,13 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user who can") from None
+
+
+def _buckets(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
+    if not task.transforms.buckets:
+        return None
+    sizes = buckets.read_sizes(dataset, cache_dir)
+    return buckets.sort_into_buckets(dataset, sizes, task.train_args.resolution)
 
 
 def _check_noise(job: Job) -> None:
@@ -298,6 +313,8 @@ def describe(job: Job) -> list[str]:
     if args.train_text_encoder:
         own = plan.base_text_encoder_rate(args, schedule.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
+    if job.buckets:
+        lines += job.buckets.lines(schedule.batch_size)
     lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
 

@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def render_all(requests: Iterable[Request], num_workers: int) -> Iterator[Pixels | transforms.UnreadableImage]:
-    """Each request's pixels, uint8 (resolution, resolution, 3), or why there are none; in the order of the requests.
+    """Each request's pixels, uint8 (height, width, 3), or why there are none; in the order of the requests.
 
     Raises:
         TemporaryError: a worker process was killed.

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 
 from . import checkpoint, determinism, families, rng, world
+from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .distributed import Processes
@@ -237,6 +238,9 @@ def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], No
         "device": world.describe_device(session.device),
         "versions": world.versions(),
     }
+    order = None
+    if job.buckets:
+        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.schedule.batch_size)
     stream = VisitStream(
         seed=job.task.seed,
         num_rows=len(job.dataset),
@@ -244,6 +248,7 @@ def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], No
         num_train_timesteps=job.base.num_train_timesteps,
         timesteps=job.timesteps,
         caption_dropout=job.task.dataset.caption_dropout,
+        order=order,
     )
     return VisitEncoder(
         task=job.task,

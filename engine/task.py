@@ -141,6 +141,7 @@ class Lora:
 class Transforms:
     center_crop: bool = False
     random_flip: bool = False
+    buckets: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -159,7 +159,8 @@ class Trainer:
     def _batch(self, examples: Sequence[Example]) -> Batch:
         """Stack a micro-batch's examples, with their addressed noise drawn, on the device."""
         seed, args = self._task.seed, self._task.train_args
-        shape = self._family.latent_shape(args.resolution)
+        width, height = examples[0].visit.size(args.resolution)
+        shape = self._family.latent_shape(height, width)
         numbers = [example.visit.number for example in examples]
         latents = [
             self._family.sample_latents(example.moments, _normal(seed, "vae posterior", number, shape))

@@ -51,46 +51,63 @@ class UnreadableImage(Exception):  # noqa: N818  # a fact about the image, which
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How one visit cuts its square out of an image. Sizes are (width, height) in pixels, upright (EXIF applied).
+    """How one visit cuts its part out of an image. Sizes are (width, height) in pixels, upright (EXIF applied).
 
-    The image of size `original` is resized to `resized`, then the `resolution` square whose upper left corner is at
+    The image of size `original` is resized to `resized`, then the part of size `target` whose upper left corner is at
     (`left`, `top`) is taken and, with `flip`, mirrored left to right. `repeatable`: no crop word could have given
-    another square, so that all visits with this `flip` show the same pixels (and caching them on disk pays).
+    another part, so that all visits with this `flip` show the same pixels (and caching them on disk pays).
     """
 
     original: tuple[int, int]
     resized: tuple[int, int]
-    resolution: int
+    target: tuple[int, int]
     top: int
     left: int
     flip: bool
     repeatable: bool
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The part of the resized image that is shown: left, upper, right, lower."""
+        return (self.left, self.top, self.left + self.target[0], self.top + self.target[1])
 
-def geometry(
-    size: tuple[int, int], *, resolution: int, center_crop: bool, crop_words: tuple[int, int], flip: bool
-) -> Geometry:
-    """Resize the shorter side to `resolution` (torchvision's rounding), then crop in the middle or at random.
 
-    `size` is upright (width, height). `crop_words` are two raw 64-bit words, for top and left; unused in a centre
-    crop. Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
+def covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (width, height) of this shape that covers `target`; for a square torchvision's own rounding.
+
+    Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
     """
     width, height = size
     if min(size) < 1:
         raise UnreadableImage(f"it has no pixels ({width} x {height})")
-    long_side = int(resolution * max(size) / min(size))
-    if long_side * resolution > MAX_RESIZED_PIXELS:
-        raise UnreadableImage(f"its shape is too extreme ({width} x {height} pixels) to resize to {resolution}")
-    resized = (resolution, long_side) if width <= height else (long_side, resolution)
-    slack_x, slack_y = resized[0] - resolution, resized[1] - resolution
+    if target[0] * height >= target[1] * width:
+        resized = (target[0], int(target[0] * height / width))
+    else:
+        resized = (int(target[1] * width / height), target[1])
+    if resized[0] * resized[1] > MAX_RESIZED_PIXELS:
+        wanted = " x ".join(str(side) for side in target)
+        raise UnreadableImage(f"its shape is too extreme ({width} x {height} pixels) to resize to {wanted}")
+    return resized
+
+
+def geometry(
+    size: tuple[int, int], *, target: tuple[int, int], center_crop: bool, crop_words: tuple[int, int], flip: bool
+) -> Geometry:
+    """Resize to cover `target` (width, height), then crop in the middle or at random.
+
+    `size` is upright (width, height). `crop_words` are two raw 64-bit words, for top and left; unused in a centre
+    crop. Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
+    """
+    resized = covering(size, target)
+    slack_x, slack_y = resized[0] - target[0], resized[1] - target[1]
     if center_crop:
         top, left = round(slack_y / 2.0), round(slack_x / 2.0)
     else:
         top, left = _start(crop_words[0], slack_y), _start(crop_words[1], slack_x)
     return Geometry(
-        original=(width, height),
+        original=size,
         resized=resized,
-        resolution=resolution,
+        target=target,
         top=top,
         left=left,
         flip=flip,
@@ -134,7 +151,7 @@ def decode(data: bytes, *, size: tuple[int, int] | None = None) -> Image.Image:
 
 
 def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
-    """Decode `data` and cut out `view`: uint8, (resolution, resolution, 3), RGB, C-contiguous, writable.
+    """Decode `data` and cut out `view`: uint8, (height, width, 3), RGB, C-contiguous, writable.
 
     Transparency is composited on white; an animation gives its first frame; 16-bit grey keeps its upper byte. ICC
     profiles are ignored, as other trainers and the base models' own training did: the numbers are taken as sRGB.
@@ -144,7 +161,7 @@ def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     # Pillow's bilinear filter widens with the reduction (antialiasing), and is what torchvision applies to PIL images
     # by default: the pixels that Diffusers' own training scripts see.
     pixels = pixels.resize(view.resized, Image.Resampling.BILINEAR)
-    pixels = pixels.crop((view.left, view.top, view.left + view.resolution, view.top + view.resolution))
+    pixels = pixels.crop(view.box)
     if view.flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(pixels, dtype=np.uint8)
@@ -169,7 +186,7 @@ def render_mask(data: bytes, view: Geometry, size: tuple[int, int], *, alpha: bo
     if not 0.98 < found / wanted < 1.02:
         raise UnreadableImage(f"its mask has another shape ({mask.width} x {mask.height})")
     mask = mask.resize(view.resized, Image.Resampling.BILINEAR)
-    mask = mask.crop((view.left, view.top, view.left + view.resolution, view.top + view.resolution))
+    mask = mask.crop(view.box)
     if view.flip:
         mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(mask.resize(size, Image.Resampling.BOX), dtype=np.uint8)

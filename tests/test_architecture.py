@@ -75,6 +75,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "datasets",
 LIGHT = [
     "task",
     "plan",
+    "buckets",
     "audit",
     "wording",
     "errors",

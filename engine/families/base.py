@@ -73,8 +73,8 @@ class Family(Protocol):
     """What it is attached to, too, where they are trained; by their names in Diffusers' LoRA files: `text_encoder`,
     `text_encoder_2`."""
 
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
-        """The shape of one sample's latents for square images of `resolution` pixels."""
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one sample's latents for images of this size in pixels."""
         ...
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:

@@ -61,10 +61,10 @@ class ImageLatents:
     def __init__(self, vae: AutoencoderKL) -> None:
         self._vae = vae
 
-    def shape(self, resolution: int) -> tuple[int, ...]:
-        """(channels, height, width) of the latents of a square image of `resolution` pixels."""
-        side = resolution // 2 ** (len(self._vae.config.block_out_channels) - 1)
-        return (self._vae.config.latent_channels, side, side)
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(channels, height, width) of the latents of an image of this size in pixels."""
+        factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        return (self._vae.config.latent_channels, height // factor, width // factor)
 
     @torch.no_grad()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:

@@ -35,8 +35,8 @@ class StableDiffusion:
         self._chunks = args.caption_chunks
         self.objective = Objective(self.scheduler.config, args)
 
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
-        return self._latents.shape(resolution)
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        return self._latents.shape(height, width)
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)

@@ -47,8 +47,8 @@ class StableDiffusionXL:
         self._chunks = args.caption_chunks
         self._sgm_names = SgmNames.from_config(self.denoiser.config)
 
-    def latent_shape(self, resolution: int) -> tuple[int, ...]:
-        return self._latents.shape(resolution)
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        return self._latents.shape(height, width)
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)
@@ -81,11 +81,12 @@ class StableDiffusionXL:
         In pixels, float32, shape (6,). The crop's corner is that in the resized image, as it is shown: mirrored, where
         the visit mirrors it.
         """
-        width, height = geometry.original
-        side, left = geometry.resolution, geometry.left
+        (width, height), (target_width, target_height) = geometry.original, geometry.target
+        left = geometry.left
         if geometry.flip:
-            left = geometry.resized[0] - side - left
-        return {"time_ids": torch.tensor([height, width, geometry.top, left, side, side], dtype=torch.float32)}
+            left = geometry.resized[0] - target_width - left
+        ids = [height, width, geometry.top, left, target_height, target_width]
+        return {"time_ids": torch.tensor(ids, dtype=torch.float32)}
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         return self._latents.sample(moments, noise)

@@ -100,7 +100,7 @@ def _table(file: tuple[str, bytes]) -> int:
 
 def _image(data: bytes) -> tuple[int, ...]:
     size = image_size(data)
-    view = geometry(size, resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+    view = geometry(size, target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
     pixels = render(data, view)
     assert pixels.shape == (64, 64, 3)
     return pixels.shape

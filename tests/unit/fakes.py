@@ -68,7 +68,7 @@ class LinearFamily:
         self.loss_factors = iter(())
         """What the coming losses are multiplied with."""
 
-    def latent_shape(self, resolution):
+    def latent_shape(self, height, width):
         return (self.width,)
 
     def encode_image(self, pixels):

@@ -25,7 +25,8 @@ def job_of(model, tmp_path, files, **dataset):
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
     opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
-    return SimpleNamespace(task=task, dataset=opened, base=SimpleNamespace(folder=model, single_file=None))
+    base = SimpleNamespace(folder=model, single_file=None)
+    return SimpleNamespace(task=task, dataset=opened, base=base, buckets=None)
 
 
 FILES = {
@@ -48,7 +49,7 @@ def test_says_what_there_is(model, tmp_path):
         "captions       1 from the folder's name, 3 from a .txt file beside the image, "
         "1 from a .caption file beside the image, 1 have none",
         "tokens         longest caption 202 (a.png), 1 of 6 are cut at 77, 1 are empty",
-        "sizes          32 x 48 to 200 x 100, 1 are enlarged to 64",
+        "sizes          32 x 48 to 200 x 100, 1 are enlarged",
         "duplicates     1: c.png = a.png",
     ]
     assert unreadable.startswith("unreadable     1: d.png (")
@@ -88,10 +89,10 @@ def test_one_image_is_looked_at_however_late_it_is(model, tmp_path):
 
 def test_repeats_are_looked_at_once(model, tmp_path):
     job = job_of(model, tmp_path, {"100_x/a.png": png(1), "100_x/b.png": png(2)})
-    seen = audit.look_at_images(job.dataset, 64, 10, lambda: 0.0)
+    seen = audit.look_at_images(job.dataset, lambda size: (64, 64), 10, lambda: 0.0)
     assert seen.num_seen == 2 and seen.duplicates == [] and seen.unreadable == []
 
 
 def test_a_shape_that_training_would_refuse_is_unreadable(model, tmp_path):
     job = job_of(model, tmp_path, {"a.png": png(1, (1, 20_000)), "a.txt": "x"})
-    assert audit.look_at_images(job.dataset, 4096, 10, lambda: 0.0).unreadable[0][0] == "a.png"
+    assert audit.look_at_images(job.dataset, lambda size: (4096, 4096), 10, lambda: 0.0).unreadable[0][0] == "a.png"

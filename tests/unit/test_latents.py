@@ -47,6 +47,7 @@ class Setup:
         texts=None,
         seed=0,
         masks=None,
+        order=None,
         **wanted,
     ):
         self.task = Task(
@@ -59,8 +60,10 @@ class Setup:
         )
         self.dataset = FakeDataset(images, texts, masks=masks)
         self.family = LinearFamily(width=48)
-        self.family.latent_shape = lambda resolution: (3, resolution // 2, resolution // 2)
-        self.stream = VisitStream(seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000)
+        self.family.latent_shape = lambda height, width: (3, height // 2, width // 2)
+        self.stream = VisitStream(
+            seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000, order=order
+        )
         self.start = start
         self.said, self.stops = [], 0
         self.encoder = VisitEncoder(
@@ -115,7 +118,7 @@ def reference(setup):
         try:
             data = images[sample] or b""
             size = transforms.image_size(data)
-            view = transforms.geometry(size, resolution=8, center_crop=True, crop_words=(0, 0), flip=False)
+            view = transforms.geometry(size, target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
             transforms.render(data, view)
         except transforms.UnreadableImage:
             return False
@@ -128,7 +131,7 @@ def reference(setup):
         sample = next(s for s in order[place:] + order[:place] if s in usable)
         view = transforms.geometry(
             transforms.image_size(images[sample]),
-            resolution=RESOLUTION,
+            target=(RESOLUTION, RESOLUTION),
             center_crop=setup.task.transforms.center_crop,
             crop_words=visit.crop_words,
             flip=visit.flip,
@@ -292,7 +295,7 @@ class TestMasks:
             visit, found = example.visit, example.moments["mask"]
             view = transforms.geometry(
                 transforms.image_size(images[visit.sample]),
-                resolution=RESOLUTION,
+                target=(RESOLUTION, RESOLUTION),
                 center_crop=center_crop,
                 crop_words=visit.crop_words,
                 flip=visit.flip,
@@ -361,8 +364,8 @@ def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):
     plain = Setup(images, tmp_path / "reference", center_crop=True, flip=False)
     plain.run()
     digest, size = plain.encoder._fact(0)
-    view = transforms.geometry(size, resolution=RESOLUTION, center_crop=True, crop_words=(0, 0), flip=False)
-    address = json.dumps([digest, view.resolution, view.top, view.left, view.flip], separators=(",", ":"))
+    view = transforms.geometry(size, target=(RESOLUTION, RESOLUTION), center_crop=True, crop_words=(0, 0), flip=False)
+    address = json.dumps([digest, view.target[0], view.top, view.left, view.flip], separators=(",", ":"))
     Setup(images, tmp_path / "cache", texts=[(address,)] * 3, center_crop=True, flip=False).run()
     honest = Setup(images, tmp_path / "cache", center_crop=True, flip=False)
     assert frozen(honest.run()) == frozen(reference(honest))

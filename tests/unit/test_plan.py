@@ -153,7 +153,7 @@ class TestVisits:
     def test_a_position_is_the_samples_place_in_its_epochs_permutation(self):
         one = stream()
         for visit in one.visits(10, 30):
-            assert one.permutation(visit.epoch)[visit.position] == visit.sample
+            assert one.order.permutation(visit.epoch)[visit.position] == visit.sample
 
     def test_a_visits_draws_depend_on_its_number_alone(self):
         """Not on the dataset's size, the flips being wanted, or the number of timesteps of another draw."""
@@ -181,7 +181,7 @@ class TestVisits:
     def test_memory_holds_two_permutations_at_most(self):
         one = stream(num_rows=3)
         for _ in one.visits(0, 300):
-            assert len(one._permutations) <= 2
+            assert len(one.order._permutations) <= 2
 
 
 class TestTimesteps:

@@ -8,7 +8,7 @@ import pytest
 
 from engine import plan, prepare
 from engine.checkpoint import Checkpoint, WarmStart
-from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError
+from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError
 from engine.task import Dataset, parse_task
 
 COMMIT = "a" * 40
@@ -57,6 +57,7 @@ class TestDigest:
             {"seed": 0},
             {"lora": {"alpha": None, "dropout": 0, "use_rslora": False}},
             {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
+            {"transforms": {"buckets": False}},
         ],
     )
     def test_does_not_depend_on_where_and_how_it_runs(self, extra):
@@ -86,6 +87,7 @@ class TestAdapterOptions:
             ({"train_args": {"train_text_encoder": True}}, "train_text_encoder", True),
             ({"train_args": {"zero_terminal_snr": True}}, "zero_terminal_snr", True),
             ({"dataset": {"name": "d", "max_caption_tokens": 225}}, "caption_chunks", 3),
+            ({"transforms": {"buckets": True}}, "buckets", True),
         ],
     )
     def test_what_the_weights_mean_belongs_to_the_world_where_set(self, extra, key, value):
@@ -172,6 +174,14 @@ def test_fp16_on_a_cpu_is_a_device_error(tmp_path):
     assert caught.value.code == 9
 
 
+def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(tmp_path):
+    task = text(transforms={"buckets": True}, train_args={"resolution": 520})
+    given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path)
+    with pytest.raises(TaskError, match=r"resolution is 520: .* try 512 or 576") as caught:
+        prepare.read_task(given)
+    assert caught.value.code == 2
+
+
 def test_changes_against_the_parent_are_found():
     now = job_of(text(train_args={"learning_rate": 0.5}))
     before = job_of()
@@ -186,6 +196,7 @@ def test_changes_against_the_parent_are_found():
 
 def test_newer_keys_are_recorded_only_where_they_are_set():
     plain = job_of().settings
+    assert plain["transforms"] == {"center_crop": False, "random_flip": False}
     assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
     dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
     bias = {"strategy": "later", "multiplier": 2}

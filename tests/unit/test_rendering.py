@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def request(k, size=(8, 8)):
-    view = transforms.geometry(size, resolution=8, center_crop=True, crop_words=(0, 0), flip=bool(k % 2))
+    view = transforms.geometry(size, target=(8, 8), center_crop=True, crop_words=(0, 0), flip=bool(k % 2))
     return functools.partial(png, k, size), view
 
 
@@ -104,7 +104,7 @@ from engine.rendering import render_all
 if __name__ == "__main__":
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    view = transforms.geometry((8, 8), resolution=8, center_crop=True, crop_words=(0, 0), flip=False)
+    view = transforms.geometry((8, 8), target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
     rendered = render_all(((buffer.getvalue, view) for _ in range(100_000)), 2)
     for _ in range(500):
         next(rendered)

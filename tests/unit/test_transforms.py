@@ -27,9 +27,10 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 def shown(data: bytes, resolution: int | None = None, **options) -> np.ndarray:
     """The image as rendered; without a resolution, at its own size (it must be square)."""
     size = image_size(data)
+    side = resolution or min(size)
     view = geometry(
         size,
-        resolution=resolution or min(size),
+        target=(side, side),
         **{"center_crop": True, "crop_words": (0, 0), "flip": False, **options},
     )
     return render(data, view)
@@ -61,7 +62,7 @@ def quadrants(width=32, height=32) -> Image.Image:
     ],
 )
 def test_centre_crop_follows_torchvision(size, resolution, resized, top, left):
-    view = geometry(size, resolution=resolution, center_crop=True, crop_words=(2**63, 2**63), flip=False)
+    view = geometry(size, target=(resolution, resolution), center_crop=True, crop_words=(2**63, 2**63), flip=False)
     assert (view.resized, view.top, view.left) == (resized, top, left)
     assert view.repeatable
 
@@ -70,16 +71,31 @@ def test_centre_crop_follows_torchvision(size, resolution, resized, top, left):
 def test_random_crop_lies_inside(width, height, words, flip):
     if max(width, height) > 100 * min(width, height):
         return
-    view = geometry((width, height), resolution=64, center_crop=False, crop_words=words, flip=flip)
+    view = geometry((width, height), target=(64, 64), center_crop=False, crop_words=words, flip=flip)
     assert min(view.resized) == 64
     assert 0 <= view.left <= view.resized[0] - 64
     assert 0 <= view.top <= view.resized[1] - 64
     assert view.repeatable == (view.resized == (64, 64))
 
 
+@given(size=st.tuples(st.integers(1, 4000), st.integers(1, 4000)), target=st.sampled_from([(64, 128), (192, 64)]))
+def test_a_target_of_any_shape_is_covered_and_cropped_along_one_side_only(size, target):
+    if max(size) > 100 * min(size):
+        return
+    view = geometry(size, target=target, center_crop=False, crop_words=(2**63, 2**63), flip=False)
+    slack = [resized - wanted for resized, wanted in zip(view.resized, target, strict=True)]
+    assert min(slack) == 0 <= max(slack)
+    left, top, right, bottom = view.box
+    assert (right - left, bottom - top) == target
+    assert 0 <= left <= slack[0] and 0 <= top <= slack[1]
+    kept = target[0] * target[1] / (view.resized[0] * view.resized[1])
+    least = min(size[0] * target[1], size[1] * target[0]) / max(size[0] * target[1], size[1] * target[0])
+    assert kept >= least, "no more is cropped than the shapes ask for"
+
+
 def test_random_crop_reaches_both_ends_evenly():
     def left(word):
-        return geometry((67, 64), resolution=64, center_crop=False, crop_words=(0, word), flip=False).left
+        return geometry((67, 64), target=(64, 64), center_crop=False, crop_words=(0, word), flip=False).left
 
     words = np.linspace(0, 2**64 - 1, 4000, dtype=np.float64)
     counts = np.bincount([left(min(int(word), 2**64 - 1)) for word in words], minlength=4)
@@ -89,8 +105,8 @@ def test_random_crop_reaches_both_ends_evenly():
 
 
 def test_random_crop_top_and_left_use_their_own_word():
-    tall = geometry((64, 128), resolution=64, center_crop=False, crop_words=(2**64 - 1, 0), flip=False)
-    wide = geometry((128, 64), resolution=64, center_crop=False, crop_words=(2**64 - 1, 0), flip=False)
+    tall = geometry((64, 128), target=(64, 64), center_crop=False, crop_words=(2**64 - 1, 0), flip=False)
+    wide = geometry((128, 64), target=(64, 64), center_crop=False, crop_words=(2**64 - 1, 0), flip=False)
     assert (tall.top, tall.left) == (64, 0)
     assert (wide.top, wide.left) == (0, 0)
 
@@ -98,7 +114,7 @@ def test_random_crop_top_and_left_use_their_own_word():
 @pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1), (0, 5)])
 def test_extreme_shapes_are_refused(size):
     with pytest.raises(UnreadableImage):
-        geometry(size, resolution=512, center_crop=True, crop_words=(0, 0), flip=False)
+        geometry(size, target=(512, 512), center_crop=True, crop_words=(0, 0), flip=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- render
@@ -108,7 +124,7 @@ def test_render_crops_what_the_geometry_says():
     gradient = np.zeros((64, 192, 3), np.uint8)
     gradient[:, :, 0] = np.arange(192)
     data = encoded(Image.fromarray(gradient))
-    view = geometry((192, 64), resolution=64, center_crop=False, crop_words=(0, 2**63), flip=False)
+    view = geometry((192, 64), target=(64, 64), center_crop=False, crop_words=(0, 2**63), flip=False)
     assert view.left == 64
     pixels = render(data, view)
     assert pixels.dtype == np.uint8
@@ -294,7 +310,7 @@ def test_warnings_turned_into_errors_change_nothing():
 
 
 def test_a_size_that_changed_in_between_is_noticed():
-    view = geometry((8, 8), resolution=8, center_crop=True, crop_words=(0, 0), flip=False)
+    view = geometry((8, 8), target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
     with pytest.raises(UnreadableImage, match="changed"):
         render(encoded(quadrants()), view)
 
@@ -325,7 +341,7 @@ class TestMask:
         words = [(0, 0), (2**64 - 1, 2**64 - 1), (2**63, 2**62)]
         for flip in (False, True):
             for word in words:
-                yield geometry(size, resolution=resolution, center_crop=False, crop_words=word, flip=flip)
+                yield geometry(size, target=(resolution, resolution), center_crop=False, crop_words=word, flip=flip)
 
     @pytest.mark.parametrize("size", [(128, 96), (64, 200), (64, 64)])
     def test_follows_the_images_crop_and_flip(self, size):
@@ -342,13 +358,13 @@ class TestMask:
 
     def test_an_image_without_transparency_counts_fully(self):
         data = self.png_of(np.zeros((64, 64, 3), np.uint8), "RGB")
-        view = geometry((64, 64), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        view = geometry((64, 64), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         assert (render_mask(data, view, (8, 8), alpha=True) == 255).all()
 
     def test_a_smaller_mask_of_the_same_shape_will_do(self):
         data = self.png_of(np.full((30, 20), 255, np.uint8), "L")
-        view = geometry((200, 300), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        view = geometry((200, 300), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         assert (render_mask(data, view, (8, 8), alpha=False) == 255).all()
-        other = geometry((300, 200), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        other = geometry((300, 200), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         with pytest.raises(UnreadableImage, match="another shape"):
             render_mask(data, other, (8, 8), alpha=False)

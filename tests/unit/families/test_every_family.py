@@ -76,12 +76,12 @@ def raw(tensors):
 
 
 def view(k):
-    return geometry((100 + k, 80), resolution=64, center_crop=False, crop_words=(0, k << 62), flip=bool(k % 2))
+    return geometry((100 + k, 80), target=(64, 64), center_crop=False, crop_words=(0, k << 62), flip=bool(k % 2))
 
 
 def make_batch(family, size):
     """As the trainer stacks it."""
-    shape, draw = family.latent_shape(64), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(64, 64), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(f"caption {k}") | family.place(view(k)) for k in range(size)]
     return Batch(
         latents=torch.randn(size, *shape, generator=draw),
@@ -122,7 +122,13 @@ class TestEncoding:
         found = full.encode_image(pixels)
         torch.testing.assert_close(found["mean"], posterior.mean[0])
         torch.testing.assert_close(found["logvar"], posterior.logvar[0])
-        assert found["mean"].shape == full.latent_shape(64) == (4, 8, 8)
+        assert found["mean"].shape == full.latent_shape(64, 64) == (4, 8, 8)
+
+    def test_latents_have_the_shape_of_the_image(self, family):
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+        moments = family.encode_image(pixels)
+        shape = family.latent_shape(64, 128)
+        assert family.sample_latents(moments, torch.zeros(shape)).shape == shape == (4, 8, 16)
 
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
         for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat"), family.place(view(0))):

@@ -88,7 +88,7 @@ class TestLoss:
         torch.testing.assert_close(found, expected.mean(), rtol=1e-5, atol=1e-6)
 
     def test_the_place_of_the_image_is_no_condition(self, full):
-        assert full.place(geometry((64, 64), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)) == {}
+        assert full.place(geometry((64, 64), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)) == {}
 
     def test_huber_mask_and_zero_terminal_snr_reach_the_loss(self, folder):
         args = dataclasses.replace(args_for(folder, prediction_type="v_prediction"), zero_terminal_snr=True)

@@ -94,23 +94,24 @@ class TestPlace:
     @pytest.mark.parametrize("flip", [False, True])
     @pytest.mark.parametrize("center_crop", [False, True])
     @pytest.mark.parametrize("size", [(96, 64), (64, 160), (64, 64), (40, 30)])
-    def test_it_is_the_corner_of_the_shown_crop(self, family, size, center_crop, flip):
+    @pytest.mark.parametrize("shape", [(64, 64), (128, 64), (64, 96)])
+    def test_it_is_the_corner_of_the_shown_crop(self, family, size, shape, center_crop, flip):
         """Cut out of the resized (and mirrored) image at that corner, the crop has the pixels that are trained on."""
-        view = geometry(size, resolution=64, center_crop=center_crop, crop_words=(3 << 62, 1 << 62), flip=flip)
+        view = geometry(size, target=shape, center_crop=center_crop, crop_words=(3 << 62, 1 << 62), flip=flip)
         height, width, top, left, *target = family.place(view)["time_ids"].long().tolist()
-        assert (width, height) == size and target == [64, 64]
+        assert (width, height) == size and target == [shape[1], shape[0]]
         picture = self.picture(size)
         whole = picture.resize(view.resized, Image.Resampling.BILINEAR)
         if flip:
             whole = whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        expected = np.asarray(whole.crop((left, top, left + 64, top + 64)))
+        expected = np.asarray(whole.crop((left, top, left + shape[0], top + shape[1])))
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         assert np.array_equal(render(buffer.getvalue(), view), expected)
 
     def test_it_is_exact_in_every_precision(self, folder):
         """bfloat16 would make 1000 of 1001."""
-        view = geometry((1001, 1003), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+        view = geometry((1001, 1003), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         ids = load(folder, torch.bfloat16).place(view)["time_ids"]
         assert ids.dtype == torch.float32 and ids.tolist() == [1003, 1001, 0, 0, 64, 64]
 
