@@ -66,6 +66,8 @@ class Dataset:
 class Validation:
     prompt: str | None = None
     num_images: int = 4
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
