@@ -41,6 +41,7 @@ class HeldOutLoss:
         self._check_stop = check_stop
         self._encoder: VisitEncoder | None = None
         self._examples: list[Example] = []
+        self._tell()
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -64,8 +65,13 @@ class HeldOutLoss:
         with self._session.outcome.clock.phase("evaluate"):
             row = heldout.row_of(step, self._losses(), job.curve)
         rows.append(row)
+        self._tell()
         say(f"held-out loss after step {step}: {'not finite' if row.loss is None else format(row.loss, '.5f')}")
         return row
+
+    def _tell(self) -> None:
+        outcome, job = self._session.outcome, self._session.job
+        outcome.heldout_loss, outcome.best_step = heldout.summary(self._training.heldout, job.curve)
 
     def _losses(self) -> list[list[float]]:
         """Each readable image's losses at its timesteps, in the order of the images."""
@@ -92,10 +98,8 @@ class HeldOutLoss:
         conditioning = self._conditioning(example)
         for k, timestep in enumerate(heldout.timesteps_of(number, job.timesteps, seed)):
             address = number * heldout.STRATA + k
-            posterior, noise = (
-                torch.from_numpy(rng.normal(seed, f"held-out {what}", address, shape))
-                for what in ("posterior", "noise")
-            )
+            posterior = torch.from_numpy(rng.normal(seed, "held-out posterior", address, shape))
+            noise = torch.from_numpy(rng.normal(seed, "held-out noise", address, shape))
             batch = Batch(
                 latents=family.sample_latents(example.moments, posterior).unsqueeze(0).to(device),
                 noise=noise.unsqueeze(0).to(device),

@@ -83,6 +83,13 @@ def best(rows: Iterable[Row]) -> Row | None:
     return min(finite, key=lambda one: one[:2])[2] if finite else None
 
 
+def summary(rows: Iterable[Row], curve: str | None) -> tuple[float | None, int | None]:
+    """The latest loss of a curve and the step of its lowest one; None where there is none."""
+    own = [row for row in rows if row.curve == curve]
+    lowest = best(own)
+    return max(own, key=lambda row: row.step).loss if own else None, lowest.step if lowest else None
+
+
 def dump(rows: Iterable[Row]) -> bytes:
     """A JSON object on a line for each row. Floats are written so that they read back to the same bits."""
     return b"".join(json.dumps(asdict(row), allow_nan=False).encode() + b"\n" for row in rows)

@@ -195,6 +195,7 @@ def _report(
         checkpoint_digest=digest,
         device=lineage[-1]["device"],
         versions=lineage[-1]["versions"],
+        heldout=training.heldout,
     )
 
 

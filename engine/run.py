@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from . import checkpoint, determinism, families, rng, world
+from . import checkpoint, determinism, families, heldout, rng, world
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .distributed import Processes
@@ -157,6 +157,7 @@ def _tell_done(session: Session, own: Checkpoint) -> None:
     outcome = session.outcome
     if not session.output.tells_of(own.digest):
         outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest
+        outcome.heldout_loss, outcome.best_step = heldout.summary(heldout.parse(own.heldout), session.job.curve)
         outcome.message = "the result was published by an earlier run"
         session.output.write_result(outcome.done())
 
