@@ -53,7 +53,8 @@ def held_out(rows: Sequence[heldout.Row], starts: list[int]) -> str:
         remarks.append(f"{plural(missing, 'measurement')} not finite.")
     if older := len(rows) - len(curve):
         remarks.append(f"{plural(older, 'measurement')} of other images or timesteps, which do not compare, not shown.")
-    chart = _chart("heldout", "Held-out loss", points, starts, noisy=False, remark=" ".join(remarks), marked=lowest)
+    later = [start for start in starts if start > curve[0].step]
+    chart = _chart("heldout", "Mean squared error", points, later, noisy=False, remark=" ".join(remarks), marked=lowest)
     return f"<section><h2>Held-out loss</h2>\n{chart}</section>"
 
 
@@ -63,7 +64,7 @@ def _by_noise(curve: Sequence[heldout.Row], best: int) -> list[str]:
     if not first.strata or len(first.strata) != len(lowest.strata) or first is lowest:
         return []
     pairs = zip(first.strata, lowest.strata, strict=True)
-    return [f"Until then, from the least noise to the most: {', '.join(map(_fall, pairs))}."]
+    return [f"Until then by noise, from the least to the most: {', '.join(map(_fall, pairs))}."]
 
 
 def _fall(pair: tuple[float, float]) -> str:
@@ -98,12 +99,16 @@ def _chart(
 <desc id="{name}-text">{text} {remark if marked else _describe_starts(starts)}</desc>
 {_grid(plane, starts)}
 <svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">
-{_raw(points, plane) if noisy or marked else ""}<path class="line{alone}" d="{path}"/>{_mark(plane, marked)}</svg>\
+{_raw(points, plane) if noisy else ""}<path class="line{alone}" d="{path}"/>{_marks(points, plane, marked)}</svg>\
 {_label(plane, marked)}</svg></figure>"""
 
 
-def _mark(plane: _Plane, marked: tuple[int, float] | None) -> str:
-    return f'<path class="best" d="M{plane.place(*marked)}h0"/>' if marked else ""
+def _marks(points: Points, plane: _Plane, marked: tuple[int, float] | None) -> str:
+    """Every point, while they can be told apart, and the marked one."""
+    if marked is None:
+        return ""
+    dots = "".join(f"M{plane.place(*point)}h0" for point in points) if len(points) <= _MAX_LINES else ""
+    return f'<path class="dots" d="{dots}"/><path class="best" d="M{plane.place(*marked)}h0"/>'
 
 
 def _label(plane: _Plane, marked: tuple[int, float] | None) -> str:
