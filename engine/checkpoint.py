@@ -24,6 +24,7 @@ WEBUI_FILE: Final = "lora_webui.safetensors"
 STATE_TENSORS: Final = "state.safetensors"
 STATE_JSON: Final = "state.json"
 HISTORY: Final = "history.jsonl"
+HELD_OUT: Final = "heldout.jsonl"
 GLOBAL_STEP: Final = "global_step.txt"
 FINISH: Final = "FINISH"
 MANIFEST: Final = "manifest.json"
@@ -52,6 +53,8 @@ class Checkpoint:
     pictures: dict[str, bytes]
     """Those pictures, by file."""
     finished: bool
+    heldout: bytes = b""
+    """The chain's held-out losses; none where none were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,7 @@ def build_files(
     pictures: Mapping[str, bytes],
     finished: bool,
     manifest: Mapping[str, Any],
+    heldout: bytes = b"",
 ) -> tuple[dict[str, bytes], str]:
     """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
 
@@ -99,6 +103,8 @@ def build_files(
         GLOBAL_STEP: f"{global_step}\n".encode(),
     }
     files |= pictures
+    if heldout:
+        files[HELD_OUT] = heldout
     if finished:
         files[FINISH] = b""
     body = {
@@ -154,6 +160,7 @@ def load(folder: Path) -> Checkpoint | WarmStart:
             baseline=_objects(state_json["baseline"]),
             pictures={name: data for name, data in files.items() if name.endswith(".png")},
             finished=FINISH in files,
+            heldout=files.get(HELD_OUT, b""),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None

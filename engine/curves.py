@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from . import heldout
 from .history import StepReport
 
 _MAX_DOTS: Final = 800
@@ -37,11 +38,54 @@ def curves(history: Sequence[StepReport], starts: list[int]) -> str:
 </div></section>"""
 
 
+def held_out(rows: Sequence[heldout.Row], starts: list[int]) -> str:
+    """The section with the held-out loss, its lowest point marked; nothing where none was measured."""
+    if not rows:
+        return ""
+    curve = heldout.latest_curve(rows)
+    points = [(row.step, row.loss) for row in curve if row.loss is not None and _is_drawable(row.loss)]
+    lowest = min(points, key=lambda point: (point[1], point[0]), default=None)
+    remarks = [f"{plural(curve[-1].images, 'image')} held out, the same timesteps and noise each time."]
+    if lowest:
+        remarks.insert(0, f"Best at step {lowest[0]:,}: {_number(lowest[1])}.")
+        remarks += _by_noise(curve, lowest[0])
+    if missing := len(curve) - len(points):
+        remarks.append(f"{plural(missing, 'measurement')} not finite.")
+    if older := len(rows) - len(curve):
+        remarks.append(f"{plural(older, 'measurement')} of other images or timesteps, which do not compare, not shown.")
+    later = [start for start in starts if start > curve[0].step]
+    chart = _chart("heldout", "Mean squared error", points, later, noisy=False, remark=" ".join(remarks), marked=lowest)
+    return f"<section><h2>Held-out loss</h2>\n{chart}</section>"
+
+
+def _by_noise(curve: Sequence[heldout.Row], best: int) -> list[str]:
+    """How the loss fell from the first row to the best one, at little noise and at much."""
+    first, lowest = curve[0], next(row for row in curve if row.step == best)
+    if not first.strata or len(first.strata) != len(lowest.strata) or first is lowest:
+        return []
+    pairs = zip(first.strata, lowest.strata, strict=True)
+    return [f"Until then by noise, from the least to the most: {', '.join(map(_fall, pairs))}."]
+
+
+def _fall(pair: tuple[float, float]) -> str:
+    return f"{_number(pair[0])} → {_number(pair[1])}" if all(map(_is_drawable, pair)) else "?"
+
+
 def _is_drawable(value: float) -> bool:
     return 0 <= value < LARGEST  # False for NaN, too
 
 
-def _chart(name: str, title: str, points: Points, starts: list[int], *, noisy: bool, remark: str = "") -> str:
+def _chart(
+    name: str,
+    title: str,
+    points: Points,
+    starts: list[int],
+    *,
+    noisy: bool,
+    remark: str = "",
+    marked: tuple[int, float] | None = None,
+) -> str:
+    """A noisy curve is smoothed; one that marks a point shows all its points."""
     if not points:
         return f'<figure class="card chart"><h3>{title}</h3><p class="note">No step to show. {remark}</p></figure>'
     half = min(max(2, len(points) // 40), (len(points) - 1) // 2) if noisy else 0
@@ -52,10 +96,28 @@ def _chart(name: str, title: str, points: Points, starts: list[int], *, noisy: b
     alone = " alone" if len(line) == 1 else ""
     return f"""<figure class="card chart"><figcaption><h3>{title}</h3><p class="note">{text} {remark}</p></figcaption>
 <svg role="img" aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{title} by step</title>
-<desc id="{name}-text">{text} {_describe_starts(starts)}</desc>
+<desc id="{name}-text">{text} {remark if marked else _describe_starts(starts)}</desc>
 {_grid(plane, starts)}
 <svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%">
-{_raw(points, plane) if noisy else ""}<path class="line{alone}" d="{path}"/></svg></svg></figure>"""
+{_raw(points, plane) if noisy else ""}<path class="line{alone}" d="{path}"/>{_marks(points, plane, marked)}</svg>\
+{_label(plane, marked)}</svg></figure>"""
+
+
+def _marks(points: Points, plane: _Plane, marked: tuple[int, float] | None) -> str:
+    """Every point, while they can be told apart, and the marked one."""
+    if marked is None:
+        return ""
+    dots = "".join(f"M{plane.place(*point)}h0" for point in points) if len(points) <= _MAX_LINES else ""
+    return f'<path class="dots" d="{dots}"/><path class="best" d="M{plane.place(*marked)}h0"/>'
+
+
+def _label(plane: _Plane, marked: tuple[int, float] | None) -> str:
+    if marked is None:
+        return ""
+    x, y = plane.x(marked[0]) / 10, plane.y(marked[1]) / 10
+    anchor = "start" if x < 10 else "end" if x > 90 else "middle"
+    place = f'x="{x:.2f}%" y="{y:.2f}%" dy="-.9em" text-anchor="{anchor}"'
+    return f'<text class="best" {place}>best: step {marked[0]:,}</text>'
 
 
 @dataclass(frozen=True, slots=True)

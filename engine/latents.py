@@ -98,6 +98,10 @@ class VisitEncoder:
         """Name and reason of each image that cannot be trained on; they are found when they are visited."""
         return [(self._dataset.name(sample), reason) for sample, reason in self._unreadable.items()]
 
+    def is_readable(self, sample: int) -> bool:
+        """Whether an image that was visited could be read."""
+        return sample not in self._unreadable
+
     def examples(self, step: int) -> list[Example]:
         """The examples of this process's micro-batches of optimizer step `step`, in the order of their visits.
 

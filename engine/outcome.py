@@ -48,6 +48,10 @@ class Outcome:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Name of each unreadable image, and why it is."""
     checkpoint_digest: str | None = None
+    heldout_loss: float | None = None
+    """The latest measured."""
+    best_step: int | None = None
+    """Where it was lowest, of those that can be compared with the latest."""
     clock: Clock = field(default_factory=Clock)
     may_overwrite: bool = False
     """A failure may be recorded in the output folder although there is a result in it."""
@@ -67,6 +71,8 @@ class Outcome:
             "peak_memory_bytes": peak_memory_bytes(),
             "skipped_images": len(self.skipped),
             "checkpoint_digest": self.checkpoint_digest,
+            "heldout_loss": self.heldout_loss,
+            "best_step": self.best_step,
         }
 
     def done(self) -> dict[str, Any]:

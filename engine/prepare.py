@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import buckets, checkpoint, model, plan
+from . import buckets, checkpoint, heldout, model, plan
 from .addresses import public
 from .buckets import Buckets
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
+from .dataset.held_out import HeldOut, hold_out
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .model import BaseModel
 from .output import JobRecord
@@ -24,6 +25,7 @@ from .task import (
     PredictionType,
     Task,
     TrainArgs,
+    Validation,
     canonical,
     canonical_json,
     differences,
@@ -46,6 +48,16 @@ _RECORDED_IF_SET: Final = (
 _DEFAULTS: Final = asdict(TrainArgs())
 # Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
 _DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column", "max_caption_tokens")
+# What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
+_NOT_MEASURED: Final = (
+    *_DATASET_IDENTITY,
+    "caption_dropout",
+    "shuffle_tags",
+    "keep_tokens",
+    "repeats",
+    "mask_column",
+    "alpha_mask",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +74,8 @@ class Job:
     schedule: plan.Schedule
     prediction_type: PredictionType
     buckets: Buckets | None = None
+    held_out: HeldOut | None = None
+    """What is not trained on but measured."""
 
     @property
     def timesteps(self) -> plan.Timesteps:
@@ -76,12 +90,24 @@ class Job:
             value["model"]["name"] = self.base.identity
         if self.task.dataset.name and self.dataset.revision is None:
             value["dataset"]["name"] = self.dataset.fingerprint
+        if self.held_out and "name" in value["validation"]["dataset"] and self.held_out.revision is None:
+            value["validation"]["dataset"]["name"] = self.held_out.fingerprint
         return hashlib.sha256(canonical_json(value)).hexdigest()
 
     @property
     def record(self) -> JobRecord:
         """Which job this is."""
         return JobRecord(self.task_digest, self.parent.digest if self.parent else None)
+
+    @property
+    def curve(self) -> str | None:
+        """What held-out losses must have in common to be compared, besides the world; None without any."""
+        if self.held_out is None:
+            return None
+        dataset = {key: value for key, value in differences(self.task.dataset).items() if key not in _NOT_MEASURED}
+        drawn = [heldout.STRATA, self.timesteps.begin, self.timesteps.end]
+        named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": dataset}
+        return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
 
     @property
     def request(self) -> str:
@@ -101,6 +127,7 @@ class Job:
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
             "caption_chunks": task.dataset.caption_chunks if task.dataset.caption_chunks > 1 else None,
             "buckets": task.transforms.buckets,
+            "held_out_images": self.held_out.num_taken if self.held_out else 0,
         }
         targets = task.lora.target_modules
         return {
@@ -137,7 +164,7 @@ class Job:
             "train_args": train_args,
             **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
             "transforms": transforms,
-            "validation": asdict(self.task.validation),
+            "validation": _validation_settings(self.task.validation, self.curve),
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
             **({"dataset": said} if said else {}),
@@ -150,6 +177,12 @@ class Job:
         before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
         keys = [*now, *(key for key in before if key not in now)]
         return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
+
+
+def _validation_settings(validation: Validation, curve: str | None) -> dict[str, Any]:
+    """Keys younger than the first checkpoints only where they are set; what is held out by its content."""
+    said = {"prompt": validation.prompt, "num_images": validation.num_images} | differences(validation)
+    return said if curve is None else said | {"dataset": curve}
 
 
 def read_task(settings: Settings) -> Task:
@@ -202,6 +235,16 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
             report=report,
             limits=settings.limits,
         )
+        held_out = None
+        if task.validation.dataset is not None:
+            dataset, held_out = hold_out(
+                task,
+                dataset,
+                cache_dir=settings.cache_dir,
+                revision=_pinned_held_out(chain, task),
+                report=report,
+                limits=settings.limits,
+            )
     schedule = plan.schedule(
         task.train_args,
         num_rows=len(dataset),
@@ -218,6 +261,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         schedule=schedule,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
         buckets=_buckets(task, dataset, settings.cache_dir),
+        held_out=held_out,
     )
     _check_noise(job)
     if chain:
@@ -262,6 +306,14 @@ def _pinned_model(parent: Checkpoint | None, task: Task) -> str | None:
 def _pinned_dataset(parent: Checkpoint | None, task: Task) -> str | None:
     found = parent.manifest["dataset"] if parent else {}
     return _commit(found.get("revision")) if found.get("name") == task.dataset.name else None
+
+
+def _pinned_held_out(parent: Checkpoint | None, task: Task) -> str | None:
+    found = parent.manifest.get("held_out") if parent else None
+    wanted = task.validation.dataset
+    if not isinstance(found, dict) or wanted is None or wanted.name is None or found.get("name") != wanted.name:
+        return None
+    return _commit(found.get("revision"))
 
 
 def _commit(value: Any) -> str | None:
@@ -315,8 +367,26 @@ def describe(job: Job) -> list[str]:
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     if job.buckets:
         lines += job.buckets.lines(schedule.batch_size)
+    if job.held_out:
+        lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
+
+
+def _describe_held_out(job: Job, held_out: HeldOut) -> str:
+    schedule, measured = job.schedule, len(held_out.images)
+    interval = plan.validation_interval(job.task.validation, schedule)
+    between = 0
+    if interval:
+        between = max(0, (schedule.stop_step - 1) // interval - schedule.start_step // interval)
+    images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
+    taken = " taken out of the dataset" if held_out.num_taken else ""
+    when = f"every {interval} steps" if between else "nowhere in between"
+    forwards = measured * heldout.STRATA
+    return (
+        f"of {images} images{taken}, at the task's begin and end and {when}"
+        f" ({between + 2} times {forwards} forward passes)"
+    )
 
 
 def _size(dataset: ImageDataset) -> str:

@@ -118,10 +118,14 @@ class TrainingLog:
             f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {self._fields['images_per_second']:.1f} images/s"
         )
 
-    def _write(self, event: str) -> None:
+    def evaluated(self, loss: float | None) -> None:
+        """Record a held-out loss, measured after the last step."""
+        self._write("evaluation", heldout_loss=loss)
+
+    def _write(self, event: str, **more: Any) -> None:
         with self._lock, storage.writing_to(Path(self._file.name).parent):
             self._last_line = time.monotonic()
-            self._file.write(json.dumps({"event": event, **self._fields}, allow_nan=False) + "\n")
+            self._file.write(json.dumps({"event": event, **self._fields, **more}, allow_nan=False) + "\n")
             self._file.flush()
 
     def _repeat(self) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from safetensors.torch import save as serialise_tensors
 
-from . import checkpoint, lora, lora_files, report, validation, webui_metadata, world
+from . import checkpoint, heldout, lora, lora_files, report, validation, webui_metadata, world
 from . import history as history_file
 from .checkpoint import Checkpoint
+from .dataset.held_out import HeldOut
 from .families.base import Family
 from .latents import draw_prompts
 from .outcome import peak_memory_bytes
@@ -124,6 +125,7 @@ def _checkpoint_files(
         baseline=pictures.baseline,
         pictures=pictures.without,
         finished=state.global_step >= job.schedule.max_steps,
+        heldout=heldout.dump(training.heldout),
         manifest={
             "task_digest": job.task_digest,
             "dataset": {
@@ -133,9 +135,19 @@ def _checkpoint_files(
             },
             "base_model": {"identity": job.base.identity, "revision": job.base.revision},
             "parent": job.record.parent,
+            **({"held_out": _held_out(job, job.held_out)} if job.held_out else {}),
             **origin,
         },
     )
+
+
+def _held_out(job: Job, held_out: HeldOut) -> dict[str, Any]:
+    wanted = job.task.validation.dataset
+    return {
+        "name": wanted.name if wanted and held_out.revision else None,
+        "fingerprint": held_out.fingerprint,
+        "revision": held_out.revision,
+    }
 
 
 def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
@@ -183,6 +195,7 @@ def _report(
         checkpoint_digest=digest,
         device=lineage[-1]["device"],
         versions=lineage[-1]["versions"],
+        heldout=training.heldout,
     )
 
 

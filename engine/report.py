@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .addresses import public
-from .curves import LARGEST, curves, plural
+from .curves import LARGEST, curves, held_out, plural
+from .heldout import Row
 from .history import StepReport
 
 _STYLE: Final = Path(__file__).with_name("report.css")
@@ -70,12 +71,14 @@ class Report:
     checkpoint_digest: str
     device: Mapping[str, Any]
     versions: Mapping[str, str]
+    heldout: Sequence[Row] = ()
+    """Every measurement of the chain so far."""
 
 
 def render(report: Report) -> str:
     """The page. The same report gives the same text."""
     style = _STYLE.read_text(encoding="utf-8")
-    sections = (_headline, _pictures, _training, _timings, _chain, _task, _origin)
+    sections = (_headline, _pictures, _heldout, _training, _timings, _chain, _task, _origin)
     body = "\n".join(section(report) for section in sections)
     return f"""<!doctype html>
 <html lang="en">
@@ -168,6 +171,10 @@ def _png_width(png: bytes) -> int:
 
 def _training(report: Report) -> str:
     return curves(report.history, _starts(report))
+
+
+def _heldout(report: Report) -> str:
+    return held_out(report.heldout, _starts(report))
 
 
 def _starts(report: Report) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from . import checkpoint, determinism, families, rng, world
+from . import checkpoint, determinism, families, heldout, rng, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
@@ -27,7 +27,9 @@ from .errors import (
     PeerInterrupted,
     TaskError,
 )
+from .evaluation import HeldOutLoss
 from .families.base import PRECISIONS, Family, LoadArgs
+from .heldout import Row
 from .history import StepReport
 from .latents import VisitEncoder
 from .outcome import Outcome
@@ -97,6 +99,7 @@ def _require_one_job(session: Session) -> None:
         ("the task's digest", job.task_digest, TaskError),
         ("the base model", job.base.identity, ModelError),
         ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
+        ("the held-out images", job.curve, DatasetError),
         ("the checkpoint's digest", job.record.parent, CheckpointError),
         ("the device", world.describe_device(session.device), DeviceError),
         ("the installation", world.versions(), DeviceError),
@@ -155,6 +158,7 @@ def _tell_done(session: Session, own: Checkpoint) -> None:
     outcome = session.outcome
     if not session.output.tells_of(own.digest):
         outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest
+        outcome.heldout_loss, outcome.best_step = heldout.summary(heldout.parse(own.heldout), session.job.curve)
         outcome.message = "the result was published by an earlier run"
         session.output.write_result(outcome.done())
 
@@ -180,17 +184,30 @@ def _train(session: Session, training: Training) -> None:
     job, outcome, stop, trainer = session.job, session.outcome, session.stop, training.trainer
     saver = ProgressSaver(session, training)
     trainer.notice = saver.notice
-    encoder = _visit_encoder(session, training.family, lambda: stop.check(saver.save))
+    cache = _encoding_cache(session)
 
-    with _watched(session, trainer.step) as seen, stop.deferred():
+    def check_stop() -> None:
+        stop.check(saver.save)
+
+    encoder = _visit_encoder(session, training.family, cache, check_stop)
+    evaluation = HeldOutLoss(session, training, cache, check_stop)
+
+    with _watched(session, trainer.step) as (seen, evaluated), stop.deferred():
+
+        def evaluate() -> None:
+            row = evaluation.measure_if_due()
+            if row is not None:
+                evaluated(row)
 
         def after_step(report: StepReport) -> None:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             seen(report)
             saver.after_step(report)
+            evaluate()
 
         try:
+            evaluate()
             train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
             saver.finish()
         except NonFiniteError:
@@ -201,7 +218,7 @@ def _train(session: Session, training: Training) -> None:
             saver.save()
             raise
         finally:
-            outcome.skipped = encoder.skipped
+            outcome.skipped = encoder.skipped + evaluation.skipped
 
 
 def _blame_base_model(family: Family) -> None:
@@ -214,22 +231,23 @@ def _blame_base_model(family: Family) -> None:
 
 
 @contextmanager
-def _watched(session: Session, step: int) -> Iterator[Callable[[StepReport], None]]:
-    """Let people and tools see each step of the block, which begins at `step`; the first process sees for all."""
+def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Row], None]]]:
+    """Let people and tools see each step of the block, which begins at `step`, and each measurement; the first process
+    sees for all."""
     if not session.processes.is_first:
-        yield lambda report: None
+        yield lambda report: None, lambda row: None
         return
     root, schedule = session.output.root, session.job.schedule
     log = TrainingLog(root / PROGRESS_LOG, schedule, owner=root)
     meter = Meter("training", "steps", schedule.stop_step, start=step)
     try:
         with log.running(step):
-            yield lambda report: meter.update(report.step, log.step(report))
+            yield lambda report: meter.update(report.step, log.step(report)), lambda row: log.evaluated(row.loss)
     finally:
         meter.close()
 
 
-def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], None]) -> VisitEncoder:
+def _encoding_cache(session: Session) -> EncodingCache:
     job, settings = session.job, session.settings
     namespace = {
         "base_model": job.base.identity,
@@ -238,6 +256,13 @@ def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], No
         "device": world.describe_device(session.device),
         "versions": world.versions(),
     }
+    return EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes)
+
+
+def _visit_encoder(
+    session: Session, family: Family, cache: EncodingCache, check_stop: Callable[[], None]
+) -> VisitEncoder:
+    job = session.job
     order = None
     if job.buckets:
         order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.schedule.batch_size)
@@ -256,7 +281,7 @@ def _visit_encoder(session: Session, family: Family, check_stop: Callable[[], No
         stream=stream,
         schedule=job.schedule,
         family=family,
-        cache=EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes),
+        cache=cache,
         device=session.device,
         check_stop=check_stop,
         report=say,

@@ -148,6 +148,9 @@ def _noun(kind: str, definition: Definition) -> str:
     if kind == "object":
         required = ", ".join(definition.get("required", ()))
         required = required or _either([branch["required"][0] for branch in definition.get("anyOf", ())])
+        if "oneOf" in definition:  # of which one may be null
+            keys = [branch["required"][0] for branch in definition["oneOf"] if "required" in branch]
+            required = f"exactly one of {_either(keys)}"
         return f"an object with {required}" if required else "an object"
     return _TYPES[kind]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 
+from . import heldout, lora, lora_files
 from . import history as history_file
-from . import lora, lora_files
 from .checkpoint import Checkpoint, WarmStart
 from .distributed import Processes
 from .errors import DeviceError, NonFiniteError
@@ -51,12 +51,13 @@ class Training:
     adapter: lora.Adapter
     trainer: Trainer
     history: list[StepReport]
+    heldout: list[heldout.Row] = field(default_factory=list)
 
 
 def start_training(session: Session, family: Family) -> Training:
     """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing."""
     job, outcome = session.job, session.outcome
-    saved, history = _saved_training(session)
+    saved, history, rows = _saved_training(session)
     initial = saved.initial if saved else None
     components = {DENOISER: family.denoiser}
     if job.task.train_args.train_text_encoder:
@@ -70,20 +71,22 @@ def start_training(session: Session, family: Family) -> Training:
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
-    return Training(family, adapter, trainer, history)
+    return Training(family, adapter, trainer, history, rows)
 
 
-def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport]]:
-    """The state to go on from, and the history that led to it."""
+def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], list[heldout.Row]]:
+    """The state to go on from, the history that led to it, and the held-out losses on the way."""
     payload = session.processes.bytes_from_first(session.output.load_progress)
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
-        return parse_state(tensors, saved["state"]), history_file.parse(saved["history"].encode())
+        rows = heldout.parse(saved.get("heldout", "").encode())
+        return parse_state(tensors, saved["state"]), history_file.parse(saved["history"].encode()), rows
     parent = session.job.parent
     if isinstance(parent, Checkpoint):
-        return parse_state(parent.state_tensors, parent.state_scalars), history_file.parse(parent.history)
-    return None, []
+        state = parse_state(parent.state_tensors, parent.state_scalars)
+        return state, history_file.parse(parent.history), heldout.parse(parent.heldout)
+    return None, [], []
 
 
 class ProgressSaver:
@@ -108,8 +111,10 @@ class ProgressSaver:
                 raise NonFiniteError(f"{name} is not finite after step {state.global_step}; try a lower learning_rate")
         if self._session.processes.is_first:
             tensors, scalars = dump_state(state)
-            header = canonical_json({"state": scalars, "history": history_file.dump(self._training.history).decode()})
-            self._session.output.save_progress(header + b"\n" + tensors)
+            header = {"state": scalars, "history": history_file.dump(self._training.history).decode()}
+            if self._training.heldout:
+                header["heldout"] = heldout.dump(self._training.heldout).decode()
+            self._session.output.save_progress(canonical_json(header) + b"\n" + tensors)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
 

@@ -71,9 +71,22 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutDataset:
+    name: str | None = None
+    url: str | None = None
+    split: str | None = None
+    fraction: float | None = None
+    config_name: str | None = None
+    max_images: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
     prompt: str | None = None
     num_images: int = 4
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
+    dataset: HeldOutDataset | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +180,10 @@ _EMPTY_IS_ABSENT: Final = (
     "dataset.config_name",
     "dataset.trigger_word",
     "dataset.mask_column",
+    "validation.dataset.name",
+    "validation.dataset.url",
+    "validation.dataset.split",
+    "validation.dataset.config_name",
     "checkpoint",
 )
 # where a task runs and what it continues do not make it another task
@@ -211,7 +228,7 @@ def _build(cls: type[_T], value: dict[str, Any], path: str = "") -> _T:
     for key, item in value.items():
         dotted = f"{path}{key}"
         if isinstance(item, dict):
-            arguments[key] = _build(hints[key], item, f"{dotted}.")
+            arguments[key] = _build(_object_type(hints[key]), item, f"{dotted}.")
         elif isinstance(item, list):
             arguments[key] = tuple(item)
         elif item is not None and float in (hints[key], *get_args(hints[key])):
@@ -219,6 +236,11 @@ def _build(cls: type[_T], value: dict[str, Any], path: str = "") -> _T:
         elif item or dotted not in _EMPTY_IS_ABSENT:
             arguments[key] = item
     return cls(**arguments)
+
+
+def _object_type(hint: Any) -> Any:
+    """The dataclass of a key that may also be null."""
+    return next((part for part in get_args(hint) if is_dataclass(part)), hint)
 
 
 def canonical(task: Task) -> dict[str, Any]:
@@ -252,14 +274,18 @@ def canonical_json(value: object) -> bytes:
 def resolve_paths(task: Task, folder: Path) -> Task:
     """Make the task's paths absolute; relative ones start from `folder`.
 
-    `model.name` and `dataset.name` are paths if they are written as one (`./x`, `../x`, `/x`, `~/x`), whether there is
-    such a file or not, or if there is one; anything else is a Hub ID and stays. `checkpoint` is always a path.
+    `model.name`, `dataset.name` and `validation.dataset.name` are paths if they are written as one (`./x`, `../x`,
+    `/x`, `~/x`), whether there is such a file or not, or if there is one; anything else is a Hub ID and stays.
+    `checkpoint` is always a path.
     """
-    name, checkpoint = task.dataset.name, task.checkpoint
+    name, checkpoint, held_out = task.dataset.name, task.checkpoint, task.validation.dataset
+    if held_out is not None and held_out.name is not None:
+        held_out = replace(held_out, name=_local_or_hub(held_out.name, folder))
     return replace(
         task,
         model=replace(task.model, name=_local_or_hub(task.model.name, folder)),
         dataset=replace(task.dataset, name=None if name is None else _local_or_hub(name, folder)),
+        validation=replace(task.validation, dataset=held_out),
         checkpoint=None if checkpoint is None else str(_absolute(checkpoint, folder)),
     )
 

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -106,6 +106,21 @@ class ImageDataset:
         part = self.parts[number]
         return part.images.name(row)
 
+    def picked(self, images: Iterable[int], *, repeated: bool = True) -> ImageDataset:
+        """Some of the images, numbered from 0 without their repeats, in the order of the rows; at least one.
+
+        `repeated`: each with its repeats, else once. The fingerprint and the caption rules stay those of the whole.
+        """
+        wanted, start, parts = sorted(images), 0, []
+        for part in self.parts:
+            end = start + len(part.images)
+            rows = wanted[bisect_left(wanted, start) : bisect_left(wanted, end)]
+            if rows:
+                own = part.picked([row - start for row in rows])
+                parts.append(own if repeated else replace(own, repeats=1))
+            start = end
+        return ImageDataset(tuple(parts), _ends(parts), self.fingerprint, self.revision)
+
     def _locate(self, index: int) -> tuple[int, int]:
         """The number of the part that a row is in, and its place there."""
         if not 0 <= index < len(self):
@@ -118,14 +133,20 @@ class ImageDataset:
 
 
 def open_dataset(
-    task: Task, *, cache_dir: Path, revision: str | None, report: Report, limits: Limits = _DEFAULT_LIMITS
+    task: Task,
+    *,
+    cache_dir: Path,
+    revision: str | None,
+    report: Report,
+    limits: Limits = _DEFAULT_LIMITS,
+    split: str | None = None,
 ) -> ImageDataset:
     """Open the task's dataset: `dataset.name` (a local path, else a Hub ID), or `dataset.url`.
 
     A local dataset's rows may name any local image, also by absolute path; a downloaded one's only files inside its
     own folder; nobody's may name a URL. A Hub dataset is opened at the commit `revision` (a chain's first task passes
     None: its main branch, resolved once). `report` takes lines for a person; `limits` bound
-    downloads and what they unpack to.
+    downloads and what they unpack to. `split` is one by name instead of the training split.
 
     Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
     OutputError (the cache cannot be written).
@@ -133,15 +154,15 @@ def open_dataset(
     wanted = task.dataset
     columns = Columns(wanted.image_column, wanted.caption_column, wanted.fallback_caption, wanted.mask_column)
     if not task.dataset.name:
-        return _open_url(task, columns, cache_dir, report, limits)
+        return _open_url(task, columns, cache_dir, report, limits, split=split)
     path = Path(task.dataset.name)
     if path.exists():
         path = _configuration(path, task.dataset.config_name)
-        parts = read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes), report)
+        parts = read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split), report)
         return _dataset(parts, wanted.repeats)
     if path.is_absolute() or task.dataset.name.startswith("."):
         raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file")
-    return _open_hub(task, columns, cache_dir, revision, report)
+    return _open_hub(task, columns, cache_dir, revision, report, split=split)
 
 
 def _configuration(path: Path, config_name: str | None) -> Path:
@@ -154,23 +175,27 @@ def _configuration(path: Path, config_name: str | None) -> Path:
     raise DatasetError(f"dataset.config_name is {config_name!r}, but {path.name} holds no folder of that name")
 
 
-def _open_url(task: Task, columns: Columns, cache_dir: Path, report: Report, limits: Limits) -> ImageDataset:
+def _open_url(
+    task: Task, columns: Columns, cache_dir: Path, report: Report, limits: Limits, *, split: str | None
+) -> ImageDataset:
     from ..fetch import fetch_dataset
 
     folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
-    source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes)
+    source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes, split)
     configuration = _configuration(folder, task.dataset.config_name)
     repeats = task.dataset.repeats
-    memo = _Memo.beside(folder, columns, repeats) if configuration == folder else None
+    memo = _Memo.beside(folder, columns, repeats) if configuration == folder and split is None else None
     return _dataset(read_local(configuration, source, report), repeats, memo=memo)
 
 
-def _open_hub(task: Task, columns: Columns, cache_dir: Path, revision: str | None, report: Report) -> ImageDataset:
+def _open_hub(
+    task: Task, columns: Columns, cache_dir: Path, revision: str | None, report: Report, *, split: str | None
+) -> ImageDataset:
     from .hub import load_hub_table
 
     name = str(task.dataset.name)
     table, reach, commit = load_hub_table(
-        name, task.dataset.config_name, revision, columns, cache_dir=cache_dir, report=report
+        name, task.dataset.config_name, revision, columns, cache_dir=cache_dir, report=report, wanted=split
     )
     kinds = arrow_kinds(table.schema)
     image, _ = columns.pick(kinds, name)
@@ -186,13 +211,18 @@ def _dataset(
     parts = tuple(replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images))
     if not parts:
         raise DatasetError("the dataset has no rows")
-    ends = tuple(accumulate(len(part.images) * part.repeats for part in parts))
+    ends = _ends(parts)
     if ends[-1] > MAX_EPOCH_VISITS and any(part.repeats > 1 for part in parts):
         raise DatasetError(
             f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
             "repeat less (dataset.repeats, folders called N_name)"
         )
     return ImageDataset(parts, ends, _remembered_fingerprint(parts, memo), revision)
+
+
+def _ends(parts: Sequence[Rows]) -> tuple[int, ...]:
+    """After how many visits of an epoch each part ends."""
+    return tuple(accumulate(len(part.images) * part.repeats for part in parts))
 
 
 # --- Fingerprint ----------------------------------------------------------------------------------------------------

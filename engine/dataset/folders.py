@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -72,14 +73,19 @@ def _read_tables(path: Path, files: Sequence[str], source: Source, report: Repor
     for suffix in TABLE_SUFFIXES:
         tables = [file for file in files if file.lower().endswith(suffix) and Path(file).name not in _DESCRIPTIONS]
         if tables:
-            chosen = _training_files(tables, _split_of, path.name, report)
+            chosen = _files_of_split(tables, _split_of, path.name, source.split, report)
             return tuple(read_table(path / file, source, shown(file)) for file in chosen)
     return ()
 
 
-def choose_split(names: Iterable[str], label: str) -> str:
-    """`train`, or the only split there is. Raises DatasetError that lists them otherwise."""
+def choose_split(names: Iterable[str], label: str, wanted: str | None = None) -> str:
+    """The wanted split; of none `train`, or the only one there is. Raises DatasetError that lists them otherwise."""
     splits = list(names)
+    if wanted is not None:
+        if wanted not in splits:
+            listing = ", ".join(map(shown, sorted(splits))) or "none"
+            raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {listing}")
+        return wanted
     if "train" in splits:
         return "train"
     if len(splits) == 1:
@@ -94,7 +100,14 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
             f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
             "(an archive is unpacked first, or given as dataset.url)"
         )
+    _refuse_split(path, source)
     return (read_table(path, source, shown(path.name)),)
+
+
+def _refuse_split(path: Path, source: Source) -> None:
+    """What is one split has no other. Raises DatasetError where one is asked for."""
+    if source.split is not None:
+        choose_split((), path.name, source.split)
 
 
 def walk(root: Path) -> list[str]:
@@ -134,13 +147,15 @@ def _named_split(name: str) -> str | None:
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
 
-def _training_files(
-    files: Sequence[str], split_of: Callable[[str], str | None], label: str, report: Report
+def _files_of_split(
+    files: Sequence[str], split_of: Callable[[str], str | None], label: str, wanted: str | None, report: Report
 ) -> Sequence[str]:
     splits: dict[str, list[str]] = {}
     for file in files:
         if split := split_of(file):
             splits.setdefault(split, []).append(file)
+    if wanted is not None:
+        return splits[choose_split(splits, label, _SPLIT_WORDS.get(wanted, wanted))]
     if not splits:
         return files
     chosen = splits[choose_split(splits, label)]
@@ -156,7 +171,7 @@ def _read_imagefolder(
     root: Path, metadata: Sequence[str], files: Sequence[str], source: Source, report: Report
 ) -> tuple[Rows, ...]:
     """Rows in the order of the metadata, whose image paths are relative to the metadata file's own folder."""
-    chosen = _training_files(metadata, _folder_split, root.name, report)
+    chosen = _files_of_split(metadata, _folder_split, root.name, source.split, report)
     folders = [posixpath.dirname(file) for file in chosen]
     for folder in folders:
         if folders.count(folder) > 1:
@@ -191,14 +206,15 @@ def _read_saved_splits(path: Path, source: Source, report: Report) -> tuple[Rows
     splits = _read_json(path / "dataset_dict.json").get("splits")
     if not isinstance(splits, list) or not all(isinstance(name, str) and _is_plain(name) for name in splits):
         raise DatasetError(f"{path.name}/dataset_dict.json: expected a list of split names, got {short(splits)}")
-    split = choose_split(splits, path.name)
+    split = choose_split(splits, path.name, source.split)
     if len(splits) > 1:
         report(f"dataset: split {split!r} of {', '.join(splits)}")
-    return _read_saved(path / split, source, f"{path.name}/{split}")
+    return _read_saved(path / split, replace(source, split=None), f"{path.name}/{split}")
 
 
 def _read_saved(path: Path, source: Source, label: str) -> tuple[Rows, ...]:
     """The Arrow files that state.json lists, in its order."""
+    _refuse_split(path, source)
     listed = _read_json(path / "state.json").get("_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _as_list(listed)]
     plain = [name for name in names if isinstance(name, str) and _is_plain(name)]

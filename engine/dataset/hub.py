@@ -23,30 +23,36 @@ from .tables import read_arrow
 
 
 def load_hub_table(
-    name: str, config_name: str | None, revision: str | None, columns: Columns, *, cache_dir: Path, report: Report
+    name: str,
+    config_name: str | None,
+    revision: str | None,
+    columns: Columns,
+    *,
+    cache_dir: Path,
+    report: Report,
+    wanted: str | None = None,
 ) -> tuple[pa.Table, Reach, str]:
-    """The training split's table (memory-mapped), what its rows may name, and the commit it is at.
+    """The table of the `wanted` split (memory-mapped), what its rows may name, and the commit it is at.
 
-    The images are never opened by 🤗 datasets: its table holds their bytes, or paths into its caches, which is all
-    that `Reach` then allows. Raises DatasetError, TemporaryError, OutputError.
+    None wants the training split. The images are never opened by 🤗 datasets: its table holds their bytes, or paths
+    into its caches, which is all that `Reach` then allows. Raises DatasetError, TemporaryError, OutputError.
     """
     commit = resolve_commit(name, "dataset", revision or "main")
     # A folder for each commit: when the Hub is away, 🤗 datasets takes whichever version its cache folder holds.
     folder = cache_dir / "hub" / f"{name.replace('/', '--')}@{commit}"
-    note = (
-        folder / f"prepared-{hashlib.sha256(json.dumps([config_name, columns.image]).encode()).hexdigest()[:16]}.json"
-    )
+    asked = [config_name, columns.image, *([] if wanted is None else [wanted])]
+    note = folder / f"prepared-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
     table = _prepared_table(note)
     if table is None:
         report(f"dataset: loading {name} at {commit[:12]} from the Hub")
-        split = _load_split(name, config_name, commit, folder)
+        split = _load_split(name, config_name, commit, folder, wanted)
         table = split.data.table
         _note_prepared(note, split, columns)
     return table, _reach(folder), commit
 
 
-def _load_split(name: str, config_name: str | None, commit: str, folder: Path) -> Any:
-    """The training split as a 🤗 `Dataset`."""
+def _load_split(name: str, config_name: str | None, commit: str, folder: Path, wanted: str | None) -> Any:
+    """The wanted split as a 🤗 `Dataset`."""
     import datasets
 
     datasets.logging.set_verbosity_error()
@@ -64,7 +70,7 @@ def _load_split(name: str, config_name: str | None, commit: str, folder: Path) -
     # What a builder makes of strange data: its own errors, Arrow's, and ValueError for an unknown configuration.
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, RuntimeError, OSError) as error:
         raise DatasetError(f"{what} cannot be loaded: {_line(error.__cause__ or error)}") from error
-    return loaded[choose_split(loaded, what)]
+    return loaded[choose_split(loaded, what, wanted)]
 
 
 def _line(error: BaseException) -> str:

@@ -18,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import DatasetError, TemporaryError
@@ -239,6 +241,26 @@ class TarMembers:
 
     def name(self, index: int) -> str:
         return shown(f"{self.path.name}/{self.names[index]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Some of other images, by their indices."""
+
+    images: Images
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def has(self, index: int) -> bool:
+        return self.images.has(int(self.rows[index]))
+
+    def read(self, index: int) -> bytes | memoryview:
+        return self.images.read(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.rows[index]))
 
 
 def short(value: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
-from .images import Cells, Images, Reach, is_image_name, short, shown
+from .images import Cells, Images, Picked, Reach, is_image_name, short, shown
 
 _ROWS_PER_CHUNK: Final = 65_536
 _SEVERAL: Final = "several columns of one name"
@@ -37,6 +37,16 @@ class Rows:
     """Of the same rows; None where the task asks for none."""
     rules: Rules = ()
     """Where captions come from, with the number of rows each; nothing means the table."""
+
+    def picked(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows; `rules` stay those of all."""
+        numbers = np.array(rows, dtype=np.int64)
+        taken = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])  # not by way of pandas
+        masks = None if self.masks is None else Picked(self.masks, numbers)
+        rules = self.rules or ((self.label, len(self.images)),)
+        return replace(
+            self, images=Picked(self.images, numbers), captions=self.captions.take(taken), masks=masks, rules=rules
+        )
 
 
 class NoSuchColumnError(DatasetError):

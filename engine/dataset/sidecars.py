@@ -27,7 +27,8 @@ MAX_CAPTION_BYTES: Final = 64 << 10
 FOLDER_NAME: Final = "the folder's name"
 _SPLITS: Final = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "test", "eval"), "other"),
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
+    **dict.fromkeys(("test", "eval"), "test"),
 }
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -54,7 +55,7 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
             f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
             "or use dataset.alpha_mask"
         )
-    images, notes = _training_images([file for file in files if is_image_name(file)])
+    images, notes = _images_of_split([file for file in files if is_image_name(file)], root.name, source.split)
     texts = _texts(files)
     left_out = [file for file in images if _repeats(file)[0] == 0]
     images = [file for file in images if _repeats(file)[0] > 0]
@@ -93,13 +94,23 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _training_images(images: list[str]) -> tuple[list[str], list[str]]:
-    """Without those in folders called test, validation and the like, where others are left."""
+def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
+    """Those in folders that name the wanted split; of none, those not in folders called test, validation and the like,
+    where others are left.
+
+    Raises DatasetError: no folder names the wanted split.
+    """
     splits = [
         next((_SPLITS[part] for part in PurePosixPath(file).parts[:-1] if part in _SPLITS), None) for file in images
     ]
-    for wanted in ("train", None):
-        chosen = [file for file, split in zip(images, splits, strict=True) if split == wanted]
+    if wanted is not None:
+        named = _SPLITS.get(wanted, wanted)
+        if named not in splits:
+            there = ", ".join(sorted({split for split in splits if split})) or "none"
+            raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {there}")
+        return [file for file, split in zip(images, splits, strict=True) if split == named], []
+    for candidate in ("train", None):
+        chosen = [file for file, split in zip(images, splits, strict=True) if split == candidate]
         if chosen:
             break
     else:

@@ -50,6 +50,8 @@ class Source:
     cache_dir: Path
     max_bytes: int
     """Of one Parquet file, unpacked."""
+    split: str | None = None
+    """Which split is read; None is the training one."""
 
 
 def read_table(path: Path, source: Source, label: str) -> Rows:

@@ -20,7 +20,7 @@ from tests.unit.test_output import put_result, put_unfinished, snapshot
 JOB, OTHER = JobRecord("task", None), JobRecord("other", None)
 FIELDS = {
     "status", "code", "kind", "message", "global_step", "steps_trained", "resumed_from_step", "finished", "seconds",
-    "peak_memory_bytes", "skipped_images", "checkpoint_digest",
+    "peak_memory_bytes", "skipped_images", "checkpoint_digest", "heldout_loss", "best_step",
 }  # fmt: skip
 
 

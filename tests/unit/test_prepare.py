@@ -8,6 +8,7 @@ import pytest
 
 from engine import plan, prepare
 from engine.checkpoint import Checkpoint, WarmStart
+from engine.dataset.held_out import HeldOut
 from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError
 from engine.task import Dataset, parse_task
 
@@ -24,16 +25,21 @@ class Rows(list):
         self.num_images = count
 
 
-def job_of(given=None, *, parent=None, base_revision=None, rows=10):
+def held_out_of(fingerprint="e" * 64, revision=None, taken=0):
+    return HeldOut(images=Rows(3), num_images=5, fingerprint=fingerprint, revision=revision, num_taken=taken)
+
+
+def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=None):
     task = parse_task((given or text()).encode(), source="test")
     return prepare.Job(
         task=task,
-        base=SimpleNamespace(identity="sha256:model", revision=base_revision, variants={}),
+        base=SimpleNamespace(identity="sha256:model", revision=base_revision, variants={}, num_train_timesteps=1000),
         dataset=Rows(rows),
         parent=parent,
         in_place=False,
         schedule=plan.schedule(task.train_args, num_rows=rows, processes=1, start_step=0),
         prediction_type="epsilon",
+        held_out=held_out,
     )
 
 
@@ -101,6 +107,7 @@ class TestAdapterOptions:
         "extra, change",
         [
             ({"lora": {"dropout": 0.25}}, {"lora.dropout": [None, 0.25]}),
+            ({"validation": {"every_n_steps": 5}}, {"validation.every_n_steps": [None, 5]}),
             (
                 {"train_args": {"text_encoder_learning_rate": 0.5}},
                 {"train_args.text_encoder_learning_rate": [None, 0.5]},
@@ -197,6 +204,7 @@ def test_changes_against_the_parent_are_found():
 def test_newer_keys_are_recorded_only_where_they_are_set():
     plain = job_of().settings
     assert plain["transforms"] == {"center_crop": False, "random_flip": False}
+    assert plain["validation"] == {"prompt": None, "num_images": 4}
     assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
     dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
     bias = {"strategy": "later", "multiplier": 2}
@@ -240,3 +248,105 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
         prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, report=print)
+
+
+class TestHeldOut:
+    FRACTION = text(validation={"dataset": {"fraction": 0.5}})
+    FOLDER = text(validation={"dataset": {"name": "/held"}})
+
+    def test_a_folder_counts_by_content_not_by_name(self):
+        elsewhere = text(validation={"dataset": {"name": "/elsewhere"}})
+        here = job_of(self.FOLDER, held_out=held_out_of())
+        assert job_of(elsewhere, held_out=held_out_of()).task_digest == here.task_digest
+        assert job_of(self.FOLDER, held_out=held_out_of("d" * 64)).task_digest != here.task_digest
+        assert job_of(elsewhere, held_out=held_out_of(revision=COMMIT)).task_digest != here.task_digest
+        assert here.task_digest != job_of().task_digest
+        told = json.dumps(here.settings) + json.dumps(here.world)
+        assert "/held" not in told and here.settings["validation"]["dataset"] == here.curve
+
+    def test_what_is_taken_out_of_the_training_belongs_to_the_world(self):
+        plain = job_of().world
+        assert job_of(self.FOLDER, held_out=held_out_of()).world == plain
+        assert job_of(self.FRACTION, held_out=held_out_of(taken=5)).world == plain | {"held_out_images": 5}
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"train_args": {"max_timestep": 500}},
+            {"train_args": {"min_timestep": 5}},
+            {"dataset": {"name": "d", "trigger_word": "sks"}},
+        ],
+    )
+    def test_what_changes_the_losses_begins_a_new_curve(self, changes):
+        validation = {"validation": {"dataset": {"fraction": 0.5}}}
+        assert job_of(text(**validation, **changes), held_out=held_out_of()).curve != self.curve()
+        assert job_of(self.FRACTION, held_out=held_out_of("d" * 64)).curve != self.curve()
+
+    def test_what_changes_the_training_alone_does_not(self):
+        options = {"caption_dropout": 0.5, "shuffle_tags": True, "keep_tokens": 1, "repeats": 2, "alpha_mask": True}
+        changes = {
+            "dataset": {"name": "elsewhere", "mask_column": "m", **options},
+            "train_args": {"learning_rate": 1, "snr_gamma": 5, "timestep_bias": {"strategy": "later", "multiplier": 2}},
+            "validation": {"dataset": {"fraction": 0.5}, "every_n_steps": 3, "num_images": 1},
+        }
+        assert job_of(text(**changes), held_out=held_out_of()).curve == self.curve()
+
+    def curve(self):
+        return job_of(self.FRACTION, held_out=held_out_of()).curve
+
+    def test_other_images_are_noted_not_refused(self):
+        before = job_of(self.FOLDER, held_out=held_out_of())
+        given = {"settings": before.settings, "digest": "d", "global_step": 1}
+        chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
+        now = job_of(self.FOLDER, parent=chain, held_out=held_out_of("d" * 64))
+        assert now.changed_settings() == {"validation.dataset": [before.curve, now.curve]}
+        assert now.world == before.world
+        assert f"validation.dataset changes from '{before.curve}' to '{now.curve}' at step 0" in prepare.warnings(now)
+
+    @pytest.mark.parametrize(
+        "validation, held_out, expected",
+        [
+            (
+                {"fraction": 0.5},
+                {"taken": 5},
+                "of 3 of 5 images taken out of the dataset, at the task's begin and end and",
+            ),
+            (
+                {"name": "x"},
+                {},
+                "of 3 of 5 images, at the task's begin and end and nowhere in between (2 times 12 forward",
+            ),
+        ],
+    )
+    def test_the_plan_says_what_is_measured_and_when(self, validation, held_out, expected):
+        job = job_of(text(validation={"dataset": validation}), held_out=held_out_of(**held_out))
+        (line,) = [line for line in prepare.describe(job) if line.startswith("held-out loss")]
+        assert line.startswith(f"held-out loss  {expected}")
+        assert not any(line.startswith("held-out") for line in prepare.describe(job_of()))
+
+    @pytest.mark.parametrize(
+        "start, interval, between", [(0, 4, 2), (0, 5, 1), (0, 10, 0), (4, 4, 1), (3, 4, 2), (8, 3, 1)]
+    )
+    def test_the_plan_counts_them(self, start, interval, between):
+        task = text(
+            train_args={"batch_size": 1, "max_train_steps": 10},
+            validation={"dataset": {"split": "test"}, "every_n_steps": interval},
+        )
+        job = job_of(task, held_out=held_out_of())
+        job = replace(job, schedule=replace(job.schedule, start_step=start, stop_step=10))
+        (line,) = [line for line in prepare.describe(job) if line.startswith("held-out loss")]
+        assert f"({between + 2} times 12 forward passes)" in line
+        assert (f"every {interval} steps" in line) == (between > 0)
+
+    def test_a_hub_dataset_is_pinned_through_the_chain(self):
+        found = {"name": "held/out", "revision": COMMIT}
+        parent = SimpleNamespace(manifest={"held_out": found})
+
+        def pinned(name, parent=parent):
+            task = parse_task(text(validation={"dataset": {"name": name}}).encode(), source="t")
+            return prepare._pinned_held_out(parent, task)
+
+        assert (pinned("held/out"), pinned("another"), pinned("held/out", None)) == (COMMIT, None, None)
+        for lie in (None, [], {"name": "held/out", "revision": "main"}, {"name": "held/out"}):
+            assert pinned("held/out", SimpleNamespace(manifest={"held_out": lie})) is None
+        assert pinned("held/out", SimpleNamespace(manifest={})) is None

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from engine import jsontext, schema
 from engine.errors import TaskError
-from engine.task import SCHEMA, Task, canonical, canonical_json, parse_task, resolve_paths, task_schema
+from engine.task import SCHEMA, HeldOutDataset, Task, canonical, canonical_json, parse_task, resolve_paths, task_schema
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = json.loads(SCHEMA.read_bytes())
@@ -99,6 +99,25 @@ def test_an_empty_string_counts_as_absent(path):
 def test_an_empty_dataset_name_leaves_the_url():
     task = read(MINIMAL | {"dataset": {"name": "", "url": "http://h/x"}})
     assert (task.dataset.name, task.dataset.url) == (None, "http://h/x")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"fraction": 0.25}, {"fraction": 0.25, "name": "", "url": "", "split": "", "config_name": ""}],
+)
+def test_held_out_images_have_one_source(given):
+    task = read(task_with("validation.dataset", given))
+    assert task.validation.dataset == HeldOutDataset(fraction=0.25)
+    assert canonical(task)["validation"] == {"dataset": {"fraction": 0.25}}
+    assert read(task_with("validation.dataset", None)).validation.dataset is None
+
+
+def test_the_number_of_held_out_images_is_bounded():
+    for wrong in (0, 1001):
+        (problem,) = problems(task_with("validation.dataset", {"split": "test", "max_images": wrong}))
+        assert problem.startswith(
+            f"validation.dataset.max_images: got {wrong}, expected an integer of at least 1 and at"
+        )
 
 
 def test_an_empty_prompt_is_a_prompt():
@@ -233,6 +252,29 @@ REFUSED = [
     ("validation.prompt", ["a"], 'got ["a"], expected a string or null'),
     ("validation.num_images", 0, "got 0, expected an integer of at least 1 and at most 10"),
     ("validation.num_images", 11, "got 11, expected an integer of at least 1 and at most 10"),
+    ("validation.every_n_steps", 0, "got 0, expected an integer of at least 1 or null"),
+    ("validation.every_n_epochs", 0, "got 0, expected an integer of at least 1 or null"),
+    ("validation.dataset", "d", 'got "d", expected an object with exactly one of name, url, split or fraction or null'),
+    ("validation.dataset", {}, "got {}, expected an object with exactly one of name, url, split or fraction or null"),
+    (
+        "validation.dataset",
+        {"name": "d", "split": "test"},
+        'got {"name": "d", "split": "test"}, expected an object with',
+    ),
+    (
+        "validation.dataset",
+        {"name": "", "fraction": None},
+        'got {"name": "", "fraction": null}, expected an object with',
+    ),
+    (
+        "validation.dataset",
+        {"max_images": 5},
+        'got {"max_images": 5}, expected an object with exactly one of name, url',
+    ),
+    ("validation.dataset.fraction", 0, "got 0, expected a number greater than 0 and below 1 or null"),
+    ("validation.dataset.fraction", 1, "got 1, expected a number greater than 0 and below 1 or null"),
+    ("validation.dataset.url", "h/x", 'got "h/x", expected an http or https address or null'),
+    ("validation.every_n_epochs", 0.5, "got 0.5, expected an integer of at least 1 or null"),
     ("train_args.learning_rate", 0, "got 0, expected a number greater than 0"),
     ("train_args.learning_rate", True, "got true, expected a number greater than 0"),
     ("train_args.learning_rate", "1e-4", 'got "1e-4", expected a number greater than 0'),
@@ -306,7 +348,7 @@ def test_a_dataset_needs_a_name_or_a_url(dataset):
         ("train_args.seed", "seed"),
         ("train_args.beta1", "train_args.adam_args.beta1"),
         ("train_args.lr_warmup_steps", "train_args.lr_scheduler.lr_warmup_steps"),
-        ("name", "model.name or dataset.name"),
+        ("name", "model.name, dataset.name or validation.dataset.name"),
         ("validation.num_image", "validation.num_images"),
     ],
 )
@@ -466,6 +508,8 @@ def accepts(part: dict, value) -> bool:
         ]
     if "anyOf" in part:
         rules.append(any(accepts(item, value) for item in part["anyOf"]))
+    if "oneOf" in part:
+        rules.append(sum(accepts(item, value) for item in part["oneOf"]) == 1)
     if "not" in part:
         rules.append(not accepts(part["not"], value))
     return all(rules)
@@ -548,8 +592,9 @@ def fields_of(cls: type, path: str = "") -> dict[str, tuple[object, dataclasses.
     hints = typing.get_type_hints(cls)
     for part in dataclasses.fields(cls):
         result[path + part.name] = (hints[part.name], part)
-        if dataclasses.is_dataclass(hints[part.name]):
-            result |= fields_of(hints[part.name], f"{path}{part.name}.")
+        for hint in (hints[part.name], *typing.get_args(hints[part.name])):  # it may be one or null
+            if dataclasses.is_dataclass(hint):
+                result |= fields_of(hint, f"{path}{part.name}.")
     return result
 
 
@@ -587,7 +632,7 @@ def test_schema_and_dataclasses_agree(path):
     required = path in MINIMAL or path == "model.name"
     assert ("default" not in part) == required
     if "object" in kinds:
-        assert part.get("default", {}) == {}
+        assert part.get("default", {}) == (None if "null" in kinds else {})
         assert part["additionalProperties"] is False
     elif not required:
         assert (part["default"], type(part["default"]) is bool) == (field.default, type(field.default) is bool)
@@ -602,8 +647,9 @@ def test_defaults_are_accepted_and_change_nothing():
             *parents, key = path.split(".")
             parent = task
             for name in parents:
-                parent = parent.setdefault(name, {})
-            parent.setdefault(key, part["default"])
+                parent = None if parent is None else parent.setdefault(name, {})
+            if parent is not None:  # what is null by default holds no keys
+                parent.setdefault(key, part["default"])
     assert read(task) == read(MINIMAL)
 
 
