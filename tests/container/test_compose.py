@@ -1,6 +1,5 @@
-"""The compose file's three services, and a chain that is stopped on its way."""
+"""The compose file's services for a task of one's own, and a chain that is stopped on its way."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -36,7 +35,7 @@ def compose(tmp_path):
     here = "{network_mode: none}" if engine_knows_gpus() else "{network_mode: none, deploy: !reset null}"
     (tmp_path / "offline.yml").write_text(f"services: {{chain: {here}, train: {here}}}")
     files = ["-f", ROOT / "docker-compose.yml", "-f", tmp_path / "offline.yml"]
-    environment = {**os.environ, "IMAGE": IMAGE, "CPU_IMAGE": IMAGE, "DEVICE": "cpu"}
+    environment = {**os.environ, "IMAGE": IMAGE, "DEVICE": "cpu"}
 
     def run(*args):
         line = ["docker", "compose", "--project-directory", tmp_path, "-p", project, *files, *args]
@@ -44,27 +43,8 @@ def compose(tmp_path):
             [*map(str, line)], env=environment, capture_output=True, text=True, check=False, timeout=3 * PATIENCE
         )
 
-    (tmp_path / "examples/demo").mkdir(parents=True)
-    give(tmp_path / "examples", CALLER)
     yield run
     run("down", "--volumes", "--timeout", "0")
-
-
-def is_whole(folder):
-    """Whether a checkpoint's files are those that its manifest lists."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return all(
-        hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest for name, digest in manifest["files"].items()
-    )
-
-
-def test_the_demo(compose, tmp_path):
-    done = compose("run", "--rm", "demo")
-    assert done.returncode == 0, done.stderr
-    last = tmp_path / "out/demo/001"
-    assert (last / "checkpoint/FINISH").exists() and is_whole(last / "checkpoint")
-    assert {path.name for path in (last / "validation").glob("*.png")} == {f"{index}.png" for index in range(6)}
-    assert owners(tmp_path / "out") == {CALLER}
 
 
 def test_a_chain_that_is_stopped_and_goes_on(compose, tmp_path, made_by_docker):

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -218,3 +220,14 @@ def test_the_workflow_asks_for_what_there_is():
     scripts = "\n".join(step.get("run", "") for step in steps)
     fields = set(re.findall(r"\.([a-z_]+)", " ".join(re.findall(r"jq .*", scripts)))) - {"json"}
     assert fields and fields <= set(Outcome().done())
+
+
+def test_the_workflow_tells_of_a_job_that_did_not_start(tmp_path):
+    """Its image could not be pulled, say: then there is no result.json."""
+    workflow = yaml.safe_load((DEPLOY / "github-actions.yml").read_text())
+    (tell,) = [
+        step["run"] for step in workflow["jobs"]["train"]["steps"] if "GITHUB_STEP_SUMMARY" in step.get("run", "")
+    ]
+    env = {"PATH": os.environ["PATH"], "OUT": str(tmp_path), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    subprocess.run(["bash", "-e", "-c", tell], env=env, check=True)
+    assert "did not start" in (tmp_path / "summary").read_text()
