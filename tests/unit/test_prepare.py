@@ -57,6 +57,7 @@ class TestDigest:
             {"seed": 0},
             {"lora": {"alpha": None, "dropout": 0, "use_rslora": False}},
             {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
+            {"train_args": {"gradient_checkpointing": True}},
         ],
     )
     def test_does_not_depend_on_where_and_how_it_runs(self, extra):
@@ -185,6 +186,7 @@ def test_changes_against_the_parent_are_found():
 
 def test_newer_keys_are_recorded_only_where_they_are_set():
     plain = job_of().settings
+    assert job_of(text(train_args={"gradient_checkpointing": True})).settings == plain
     assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
     dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
     bias = {"strategy": "later", "multiplier": 2}
