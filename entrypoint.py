@@ -96,6 +96,7 @@ def train(
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
+    from engine import memory
     from engine.audit import audit
     from engine.prepare import describe as describe_job
     from engine.prepare import prepare, read_task
@@ -104,7 +105,10 @@ def print_plan(settings: Settings) -> None:
     job = prepare(settings, read_task(settings), weights=False, report=say)
     if not settings.place.is_first:
         return
-    lines = describe_job(job) + audit(job)
+    # How much a GPU has is not known without torch.
+    available = memory.available_bytes() if settings.device == "cpu" else None
+    predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
+    lines = describe_job(job) + predicted + audit(job)
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
         print("\n".join(lines), flush=True)
 

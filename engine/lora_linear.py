@@ -21,7 +21,7 @@ class _LoraProduct(torch.autograd.Function):
     """Everything in the frozen weight's dtype: x, A and B are cast to it, their gradients back."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917: autograd calls it by position
+    def forward(  # noqa: PLR0917 - autograd calls it by position
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,

@@ -154,6 +154,7 @@ class Job:
             del train_args[own]
         for agreed in ("train_text_encoder", "zero_terminal_snr"):  # the world has them
             del train_args[agreed]
+        del train_args["gradient_checkpointing"]  # how much memory there is changes no bit
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from . import checkpoint, determinism, families, heldout, rng, world
+from . import checkpoint, determinism, families, heldout, memory, rng, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
@@ -38,6 +38,7 @@ from .plan import VisitStream
 from .prepare import Job, describe, prepare
 from .progress import Meter, TrainingLog, say
 from .publish import draw_pictures, publish
+from .recompute import recompute_activations
 from .session import ProgressSaver, Session, Training, start_training
 from .settings import Settings
 from .signals import Stop
@@ -76,11 +77,14 @@ def run(
     _require_one_job(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
-    for line in describe(job):
+    available = _available_bytes(session)
+    for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
-    with _device_troubles(job, device):
+    with _device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
+            if memory.wants_recompute(job.base, job.task, device=device.type, available=available):
+                recompute_activations(training.family.denoiser)
         _train(session, training)
         processes.follow_first()
         processes.from_first(lambda: _draw_and_publish(session, training))
@@ -127,6 +131,15 @@ def _open_device(settings: Settings, mixed_precision: str) -> torch.device:
     if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError(f'{torch.cuda.get_device_name()} has no bf16; use mixed_precision "fp16" or "no"')
     return device
+
+
+def _available_bytes(session: Session) -> int | None:
+    """The memory that is free on the device before anything is loaded; each process on a CPU has its share."""
+    if session.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(session.device)
+        return int(free)
+    found = memory.available_bytes()
+    return None if found is None else found // session.processes.world_size
 
 
 def _is_done_already(session: Session) -> bool:
@@ -290,7 +303,7 @@ def _visit_encoder(
 
 
 @contextmanager
-def _device_troubles(job: Job, device: torch.device) -> Iterator[None]:
+def _device_troubles(job: Job, device: torch.device, available: int | None) -> Iterator[None]:
     """Turn the device's refusals into errors that say what would help."""
     try:
         yield
@@ -299,13 +312,28 @@ def _device_troubles(job: Job, device: torch.device) -> Iterator[None]:
         RuntimeError,
     ) as error:  # torch.OutOfMemoryError is a RuntimeError, as are cuBLAS's and others'
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise DeviceMemoryError(_memory_advice(job, device)) from error
+            raise DeviceMemoryError(_memory_advice(job, device, available)) from error
         if any(words in str(error) for words in _UNUSABLE_DEVICE):
             raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
         raise
 
 
-def _memory_advice(job: Job, device: torch.device) -> str:
+def _memory_advice(job: Job, device: torch.device, available: int | None) -> str:
+    """What would fit by the prediction; where that sees nothing, what takes less."""
+    where = "this machine"
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory / 2**30
+        where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
+    fits = memory.fitting(job.base, job.task, device=device.type, available=available) if available else []
+    if not fits:
+        return f"out of memory on {where}; try {', or '.join(_lighter(job))}"
+    return (
+        f"out of memory on {where}, of which {memory.gib(available or 0)} were free; what should fit: "
+        + ", or ".join(fits)
+    )
+
+
+def _lighter(job: Job) -> list[str]:
     args = job.task.train_args
     advice = [f"a resolution below {args.resolution}", "a lower lora.rank"]
     if args.batch_size > 1:
@@ -316,8 +344,4 @@ def _memory_advice(job: Job, device: torch.device) -> str:
         advice.append("train_text_encoder false")
     if job.task.mixed_precision == "no":
         advice.insert(0, 'mixed_precision "bf16"')
-    where = "this machine"
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
-    return f"out of memory on {where}; try {', or '.join(advice)}"
+    return advice

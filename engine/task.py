@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
@@ -136,6 +137,7 @@ class TrainArgs:
     loss_type: LossType = "l2"
     huber_schedule: HuberSchedule = "snr"
     huber_c: float = 0.1
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
     adam_args: AdamArgs = field(default_factory=AdamArgs)
 
@@ -186,8 +188,8 @@ _EMPTY_IS_ABSENT: Final = (
     "validation.dataset.config_name",
     "checkpoint",
 )
-# where a task runs and what it continues do not make it another task
-_NOT_IDENTITY: Final = ("checkpoint", "dataloader_num_workers", "version")
+# where a task runs, in how much memory, and what it continues do not make it another task
+_NOT_IDENTITY: Final = ("checkpoint", "dataloader_num_workers", "version", "train_args.gradient_checkpointing")
 _MAX_LISTED: Final = 100
 
 _T = TypeVar("_T")
@@ -246,19 +248,21 @@ def _object_type(hint: Any) -> Any:
 def canonical(task: Task) -> dict[str, Any]:
     """What makes this task this task, as JSON: the keys that differ from their default.
 
-    Without `checkpoint`, `dataloader_num_workers` and `version`. A key that is added to the format later changes no old
-    task's canonical form.
+    Without what changes no bit of the result: `checkpoint`, `dataloader_num_workers`, `version` and
+    `train_args.gradient_checkpointing`. A key that is added to the format later changes no old task's canonical form.
     """
-    return {key: item for key, item in differences(task).items() if key not in _NOT_IDENTITY}
+    return differences(task, without=_NOT_IDENTITY)
 
 
-def differences(value: Any) -> dict[str, Any]:
-    """A dataclass's fields that differ from their default, as JSON."""
+def differences(value: Any, *, without: Collection[str] = (), path: str = "") -> dict[str, Any]:
+    """A dataclass's fields that differ from their default, as JSON, but for the dotted keys in `without`."""
     result: dict[str, Any] = {}
     for part in fields(value):
-        item = getattr(value, part.name)
+        item, dotted = getattr(value, part.name), f"{path}{part.name}"
+        if dotted in without:
+            continue
         if is_dataclass(item):
-            if inner := differences(item):
+            if inner := differences(item, without=without, path=f"{dotted}."):
                 result[part.name] = inner
         elif item != part.default:
             result[part.name] = list(item) if isinstance(item, tuple) else item

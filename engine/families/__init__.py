@@ -29,6 +29,8 @@ class Entry:
     """Refuses, by a ModelError, configurations that do not make this family."""
     webui_base: Callable[[checks.Configs, PredictionType], WebuiBase]
     """What LoRA files for web interfaces call the base model."""
+    has_float32_vae: Callable[[checks.Configs], bool]
+    """Whether the VAE is in float32 whatever the task's precision."""
 
 
 FAMILIES: Final[Mapping[str, Entry]] = {
@@ -38,6 +40,7 @@ FAMILIES: Final[Mapping[str, Entry]] = {
         weighted=("text_encoder", "vae", "unet"),
         check=checks.stable_diffusion,
         webui_base=webui_base.stable_diffusion,
+        has_float32_vae=checks.has_no_float32_vae,
     ),
     "StableDiffusionXLPipeline": Entry(
         module="sdxl",
@@ -45,6 +48,7 @@ FAMILIES: Final[Mapping[str, Entry]] = {
         weighted=("text_encoder", "text_encoder_2", "vae", "unet"),
         check=checks.stable_diffusion_xl,
         webui_base=webui_base.stable_diffusion_xl,
+        has_float32_vae=checks.has_float32_vae,
     ),
 }
 """Diffusers pipeline class (`_class_name` in `model_index.json`) -> family."""

@@ -55,6 +55,16 @@ def stable_diffusion_xl(config: Configs) -> None:
         raise ModelError("the base model's VAE scales each channel by itself: it is not Stable Diffusion XL's")
 
 
+def has_float32_vae(config: Configs) -> bool:
+    """Whether XL's VAE, which overflows in fp16, is in float32 in any precision: unless its configuration denies it."""
+    return config("vae").get("force_upcast", True) is not False
+
+
+def has_no_float32_vae(config: Configs) -> bool:
+    """False: the VAE has the task's precision."""
+    return False
+
+
 def _require_text_to_image(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     channels_in, channels_out = unet.get("in_channels", 4), unet.get("out_channels", 4)
     latent_channels = vae.get("latent_channels", 4)

@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from ..objectives import Huber
 from .base import DENOISER, Batch, LoadArgs, Tensors
+from .checks import has_float32_vae
 from .latent_diffusion import ImageLatents, Objective, embed_one, encoder_rows, join_chunks, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
 from .sgm import SgmNames
@@ -155,9 +156,9 @@ class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not t
 
 
 def _load_vae(args: LoadArgs) -> AutoencoderKL:
-    """XL's VAE overflows in fp16. Where its configuration says so, it is in float32 whatever the task's precision."""
-    is_half_safe = read_config(args, "vae").get("force_upcast", True) is False
-    return load_module(_AnyLatentsVAE, args if is_half_safe else replace(args, dtype=torch.float32), "vae")
+    """The VAE: in float32, whatever the task's precision, unless its configuration says that half of it is enough."""
+    is_float32 = has_float32_vae(lambda component: read_config(args, component))
+    return load_module(_AnyLatentsVAE, replace(args, dtype=torch.float32) if is_float32 else args, "vae")
 
 
 def load(args: LoadArgs) -> StableDiffusionXL:

@@ -64,6 +64,7 @@ class TestDigest:
             {"lora": {"alpha": None, "dropout": 0, "use_rslora": False}},
             {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
             {"transforms": {"buckets": False}},
+            {"train_args": {"gradient_checkpointing": True}},
         ],
     )
     def test_does_not_depend_on_where_and_how_it_runs(self, extra):
@@ -205,6 +206,7 @@ def test_newer_keys_are_recorded_only_where_they_are_set():
     plain = job_of().settings
     assert plain["transforms"] == {"center_crop": False, "random_flip": False}
     assert plain["validation"] == {"prompt": None, "num_images": 4}
+    assert job_of(text(train_args={"gradient_checkpointing": True})).settings == plain
     assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
     dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
     bias = {"strategy": "later", "multiplier": 2}

@@ -297,6 +297,8 @@ REFUSED = [
     ("train_args.resolution", 512.0, "got 512.0, expected an integer of at least 64 and divisible by 8 (write 512)"),
     ("train_args.noise_offset", -0.1, "got -0.1, expected a number of at least 0"),
     ("train_args.snr_gamma", 0, "got 0, expected a number greater than 0 or null"),
+    ("train_args.gradient_checkpointing", 1, 'got 1, expected "auto", true or false'),
+    ("train_args.gradient_checkpointing", None, 'got null, expected "auto", true or false'),
     ("train_args.lr_scheduler", "cosine", 'got "cosine", expected an object'),
     ("train_args.lr_scheduler.lr_scheduler", "cos", 'got "cos", expected "linear", "cosine", "cosine_with_restarts"'),
     ("train_args.lr_scheduler.lr_warmup_steps", -1, "got -1, expected an integer of at least 0"),
@@ -544,6 +546,8 @@ def test_the_verdict_is_the_schemas(value):
         "dataloader_num_workers": task.dataloader_num_workers,
         "version": task.version,
     }
+    # Memory, too, is where a task runs.
+    again["train_args"] = again["train_args"] | {"gradient_checkpointing": task.train_args.gradient_checkpointing}
     assert read(canonical_json(again | environment)) == task
     assert hash(task) is not None
 
@@ -682,6 +686,7 @@ def test_canonical_leaves_out_defaults_and_where_it_runs():
         "version": "3.0.0",
     }
     assert canonical(read(task)) == {"model": {"name": "a/b"}, "dataset": {"name": "c/d"}}
+    assert "train_args" not in canonical(read(task_with("train_args.gradient_checkpointing", True)))
     task = task_with("lora.target_modules", ["to_k"])
     assert canonical(read(task))["lora"] == {"target_modules": ["to_k"]}
 

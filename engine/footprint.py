@@ -1,0 +1,338 @@
+"""How large a base model's parts are, and what training them keeps: by walking their configurations. No torch.
+
+Counted is what autograd keeps for the backward pass of frozen layers with adapters: the inputs of norms, activations,
+convolutions, of products of two tensors and of adapted layers; a frozen linear layer keeps nothing. Under autocast on
+CUDA norms are computed in float32 (on a CPU they are not). Nothing is kept before the first adapted layer.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+Config = Mapping[str, Any]
+
+_MAX_LAYERS: Final = 1000
+"""Of anything that a configuration counts; more is no model, and walking it would take forever."""
+
+
+def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
+    """Whether a layer's name is meant by `lora.target_modules`: see `engine.targets.find_targets`."""
+    if isinstance(targets, str):
+        return lambda name: re.fullmatch(targets, name) is not None
+    return lambda name: any(name == end or name.endswith(f".{end}") for end in targets)
+
+
+@dataclass(slots=True, kw_only=True)
+class Tape:
+    """What a walk finds: parameters by number, activations in bytes."""
+
+    is_adapted: Callable[[str], bool]
+    rank: int
+    width: int
+    """Bytes of a value in the task's precision."""
+    norm_width: int
+    """Bytes of a value that goes into or comes out of a norm."""
+    is_dropping: bool = False
+    is_traced: bool = False
+    """Whether gradients flow through what comes next."""
+    parameters: int = 0
+    lora: int = 0
+    """Parameters of the adapter."""
+    kept: int = 0
+    """For the backward pass, all in all."""
+    kept_outside: int = 0
+    """Of them, outside of the blocks that are computed again with gradient checkpointing, and these blocks' inputs."""
+    largest_block: int = 0
+    """What the largest of these blocks keeps, or holds while it is computed."""
+    largest: int = 0
+    """The largest single tensor."""
+    _block: int | None = None
+
+    def keep(self, values: int, width: int) -> None:
+        """Something kept for the backward pass."""
+        self.largest = max(self.largest, values * width)
+        if not self.is_traced:
+            return
+        self.kept += values * width
+        if self._block is None:
+            self.kept_outside += values * width
+        else:
+            self._block += values * width
+
+    @contextmanager
+    def block(self, values: int, *, is_recomputed: bool = True) -> Iterator[None]:
+        """A block whose input of so many values is all that is kept of it with gradient checkpointing."""
+        if not is_recomputed:
+            yield
+            return
+        traced = self.is_traced
+        self._block = 0
+        yield
+        self.largest_block = max(self.largest_block, self._block)
+        self._block = None
+        # A block before the first adapted layer keeps nothing; the first one that holds such a layer, its input.
+        if traced or self.is_traced:
+            self.kept_outside += values * self.width
+
+    def norm(self, channels: int, rows: int) -> None:
+        self.parameters += 2 * channels
+        self.keep(channels * rows, self.norm_width)
+
+    def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
+        """A convolution that reads `rows` places of all samples; `is_kept` when something else keeps its input."""
+        self.parameters += inputs * outputs * size**2 + outputs
+        if self.is_adapted(name):
+            self.is_traced = True
+            self.lora += self.rank * (inputs * size**2 + outputs)
+            # PEFT's path casts the input once more; dropped, it is another tensor, with a mask.
+            copies = self.width if self.width < 4 or self.is_dropping else 0
+            self.keep(inputs * rows, copies + self.is_dropping)
+            self.keep(self.rank * rows, self.width)
+        if not is_kept:
+            self.keep(inputs * rows, self.width)
+
+    def linear(
+        self, name: str, inputs: int, outputs: int, rows: int, *, bias: bool = True, input_width: int = 0
+    ) -> bool:
+        """A linear layer; `input_width` of its input where nothing else keeps that. True when it is adapted."""
+        self.parameters += inputs * outputs + bias * outputs
+        if not self.is_adapted(name):
+            return False
+        self.is_traced = True
+        self.lora += self.rank * (inputs + outputs)
+        self.keep(self.rank * rows, self.width)
+        self.keep(inputs * rows, self.width + 1 if self.is_dropping else input_width)
+        return True
+
+
+# --- the denoiser ---
+
+
+def unet(config: Config, tape: Tape, *, batch: int, side: int, text_length: int, text_is_traced: bool = False) -> None:
+    """Walk a `UNet2DConditionModel` over `batch` latents of `side` x `side`.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: no such configuration.
+    """
+    walk = _UNet(config, tape, batch, text_length)
+    walk.tape.is_traced = text_is_traced
+    walk.run(side)
+
+
+class _UNet:
+    def __init__(self, config: Config, tape: Tape, batch: int, text_length: int) -> None:
+        self.config, self.tape, self.batch = config, tape, batch
+        self.widths: list[int] = list(config["block_out_channels"])
+        depth = len(self.widths)
+        self.layers = _each(config.get("layers_per_block", 2), depth)
+        self.depths = _each(config.get("transformer_layers_per_block", 1), depth)
+        heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        self.heads = _each(heads, depth)
+        self.text_rows = batch * text_length
+        self.text_width = int(config.get("cross_attention_dim", 1280))
+        self.is_linear = bool(config.get("use_linear_projection"))
+        self.time_width = 4 * self.widths[0]
+        self.has_text = False
+
+    def run(self, side: int) -> None:
+        first, tape = self.widths[0], self.tape
+        self._embeddings()
+        rows = self.batch * side**2
+        tape.conv("conv_in", int(self.config.get("in_channels", 4)), first, rows)
+        skips, width = [first], first
+        for level, kind in enumerate(self.config["down_block_types"]):
+            for layer in range(self.layers[level]):
+                name = f"down_blocks.{level}"
+                self._resnet(f"{name}.resnets.{layer}", width, self.widths[level], rows)
+                width = self.widths[level]
+                if "CrossAttn" in kind:
+                    self._transformer(f"{name}.attentions.{layer}", level, width, rows)
+                skips.append(width)
+            if level < len(self.widths) - 1:
+                tape.conv(f"down_blocks.{level}.downsamplers.0.conv", width, width, rows)
+                side = (side + 1) // 2
+                rows = self.batch * side**2
+                skips.append(width)
+        # Diffusers' checkpointing leaves the middle's first one out.
+        self._resnet("mid_block.resnets.0", width, width, rows, is_recomputed=False)
+        self._transformer("mid_block.attentions.0", len(self.widths) - 1, width, rows)
+        self._resnet("mid_block.resnets.1", width, width, rows)
+        self._up(skips, rows)
+
+    def _up(self, skips: list[int], rows: int) -> None:
+        tape, width = self.tape, self.widths[-1]
+        for place, kind in enumerate(self.config["up_block_types"]):
+            level, name = len(self.widths) - 1 - place, f"up_blocks.{place}"
+            for layer in range(self.layers[level] + 1):
+                self._resnet(f"{name}.resnets.{layer}", width + skips.pop(), self.widths[level], rows)
+                width = self.widths[level]
+                if "CrossAttn" in kind:
+                    self._transformer(f"{name}.attentions.{layer}", level, width, rows)
+            if level > 0:
+                rows *= 4
+                tape.conv(f"{name}.upsamplers.0.conv", width, width, rows)
+        tape.norm(width, rows)
+        tape.keep(width * rows, tape.norm_width)
+        tape.conv("conv_out", width, int(self.config.get("out_channels", 4)), rows)
+
+    def _embeddings(self) -> None:
+        first, tape, rows = self.widths[0], self.tape, self.batch
+        tape.linear("time_embedding.linear_1", first, self.time_width, rows, input_width=tape.width)
+        tape.linear("time_embedding.linear_2", self.time_width, self.time_width, rows, input_width=tape.width)
+        if self.config.get("addition_embed_type") == "text_time":
+            added = int(self.config["projection_class_embeddings_input_dim"])
+            tape.linear("add_embedding.linear_1", added, self.time_width, rows, input_width=tape.width)
+            tape.linear("add_embedding.linear_2", self.time_width, self.time_width, rows, input_width=tape.width)
+
+    def _resnet(self, name: str, inputs: int, outputs: int, rows: int, *, is_recomputed: bool = True) -> None:
+        tape = self.tape
+        with tape.block(inputs * rows, is_recomputed=is_recomputed):
+            tape.norm(inputs, rows)
+            tape.keep(inputs * rows, tape.norm_width)  # SiLU
+            tape.conv(f"{name}.conv1", inputs, outputs, rows)
+            tape.linear(f"{name}.time_emb_proj", self.time_width, outputs, self.batch, input_width=tape.width)
+            tape.norm(outputs, rows)
+            tape.keep(outputs * rows, tape.norm_width)
+            tape.conv(f"{name}.conv2", outputs, outputs, rows)
+            if inputs != outputs:
+                # Where the norm keeps a cast of the block's input, this keeps the input itself.
+                is_kept = tape.width == tape.norm_width
+                tape.conv(f"{name}.conv_shortcut", inputs, outputs, rows, size=1, is_kept=is_kept)
+
+    def _transformer(self, name: str, level: int, width: int, rows: int) -> None:
+        tape = self.tape
+        tape.norm(width, rows)
+        self._project(f"{name}.proj_in", width, rows)
+        for k in range(self.depths[level]):
+            with tape.block(width * rows):
+                self._transformer_block(f"{name}.transformer_blocks.{k}", width, rows, self.heads[level])
+        self._project(f"{name}.proj_out", width, rows)
+
+    def _project(self, name: str, width: int, rows: int) -> None:
+        if self.is_linear:
+            self.tape.linear(name, width, width, rows, input_width=self.tape.norm_width)
+        else:
+            self.tape.conv(name, width, width, rows, size=1)
+
+    def _transformer_block(self, name: str, width: int, rows: int, heads: int) -> None:
+        tape = self.tape
+        tape.norm(width, rows)
+        self._attention(f"{name}.attn1", width, rows, heads, is_cross=False)
+        tape.norm(width, rows)
+        self._attention(f"{name}.attn2", width, rows, heads, is_cross=True)
+        tape.norm(width, rows)
+        tape.linear(f"{name}.ff.net.0.proj", width, 8 * width, rows, input_width=tape.norm_width)
+        # The gate, what it opens, and what came of the gate (GEGLU).
+        tape.keep(8 * width * rows, tape.width)
+        tape.keep(4 * width * rows, tape.width)
+        tape.linear(f"{name}.ff.net.2", 4 * width, width, rows, input_width=tape.width)
+
+    def _attention(self, name: str, width: int, rows: int, heads: int, *, is_cross: bool) -> None:
+        """Of the places among themselves, or of the places to the text's."""
+        tape = self.tape
+        context, context_rows = (self.text_width, self.text_rows) if is_cross else (width, rows)
+        shared = tape.linear(f"{name}.to_q", width, width, rows, bias=False, input_width=tape.norm_width)
+        for projection in ("to_k", "to_v"):
+            is_kept = self.has_text if is_cross else shared
+            input_width = 0 if is_kept else tape.width if is_cross else tape.norm_width
+            found = tape.linear(
+                f"{name}.{projection}", context, width, context_rows, bias=False, input_width=input_width
+            )
+            shared |= found
+            self.has_text |= found and is_cross
+        tape.keep(2 * width * rows, tape.width)  # queries and what comes out
+        tape.keep(2 * width * context_rows, tape.width)
+        tape.keep(heads * rows, 4)  # the softmax's logarithms
+        tape.linear(f"{name}.to_out.0", width, width, rows)
+
+
+# --- the encoders ---
+
+
+def vae_parameters(config: Config) -> int:
+    """The parameters of an `AutoencoderKL`. Raises as `unet` does."""
+    widths: list[int] = list(config["block_out_channels"])
+    latent = int(config.get("latent_channels", 4))
+    layers = _count(config.get("layers_per_block", 1))
+    image = int(config.get("in_channels", 3))
+    top, wide = widths[0], widths[-1]
+    middle = 2 * _vae_resnet(wide, wide) + 2 * wide + 4 * _linear(wide, wide)
+    encoder = _conv(image, top) + middle + 2 * wide + _conv(wide, 2 * latent)
+    decoder = _conv(latent, wide) + middle + 2 * top + _conv(top, int(config.get("out_channels", 3)))
+    for level, width in enumerate(widths):
+        before, after = widths[max(0, level - 1)], widths[min(level + 1, len(widths) - 1)]
+        encoder += _vae_resnet(before, width) + (layers - 1) * _vae_resnet(width, width)
+        decoder += _vae_resnet(after, width) + layers * _vae_resnet(width, width)
+        encoder += _conv(width, width) if level < len(widths) - 1 else 0
+        decoder += _conv(width, width) if level > 0 else 0
+    both = _conv(2 * latent, 2 * latent, 1) * bool(config.get("use_quant_conv", True))
+    return encoder + decoder + both + _conv(latent, latent, 1) * bool(config.get("use_post_quant_conv", True))
+
+
+def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
+    """Bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
+
+    That is in the residual blocks at full size: what came in, its norm, and the norm's activation.
+    """
+    widths: list[int] = list(config["block_out_channels"])
+    channels = widths[min(1, len(widths) - 1)] if decode else widths[0]
+    return 3 * channels * side**2 * width
+
+
+def _vae_resnet(inputs: int, outputs: int) -> int:
+    shortcut = _conv(inputs, outputs, 1) if inputs != outputs else 0
+    return 2 * inputs + _conv(inputs, outputs) + 2 * outputs + _conv(outputs, outputs) + shortcut
+
+
+def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
+    """Walk one of CLIP's text encoders over `batch` captions of full length. Raises as `unet` does."""
+    width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
+    length = int(config.get("max_position_embeddings", 77))
+    rows, heads = batch * length, int(config.get("num_attention_heads", 8))
+    tape.parameters += (int(config.get("vocab_size", 49408)) + length) * width
+    for k in range(_count(config.get("num_hidden_layers", 12))):
+        name = f"text_model.encoder.layers.{k}"
+        tape.norm(width, rows)
+        shared = False
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            input_width = 0 if shared else tape.norm_width
+            found = tape.linear(f"{name}.self_attn.{projection}", width, width, rows, input_width=input_width)
+            shared |= found
+        tape.keep(4 * width * rows, tape.width)
+        tape.keep(heads * rows, 4)
+        tape.linear(f"{name}.self_attn.out_proj", width, width, rows)
+        tape.norm(width, rows)
+        tape.linear(f"{name}.mlp.fc1", width, inner, rows, input_width=tape.norm_width)
+        # quick_gelu multiplies twice, and keeps a sigmoid.
+        tape.keep((3 if config.get("hidden_act", "quick_gelu") == "quick_gelu" else 1) * inner * rows, tape.width)
+        tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
+    tape.norm(width, rows)
+    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
+        tape.parameters += width * int(config.get("projection_dim", 512))
+
+
+def _conv(inputs: int, outputs: int, size: int = 3) -> int:
+    return inputs * outputs * size**2 + outputs
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _MAX_LAYERS:
+        raise ValueError(f"{value!r} is no number of layers")
+    return value
+
+
+def _each(value: Any, length: int) -> list[int]:
+    """One number for each resolution, from a list or a number for all of them."""
+    found = [_count(item) for item in value] if isinstance(value, list | tuple) else [_count(value)] * length
+    if len(found) != length or math.prod((len(found), sum(found))) > _MAX_LAYERS**2:
+        raise ValueError(f"{value!r} is not for {length} resolutions")
+    return found
