@@ -24,8 +24,9 @@ from .tables import read_arrow
 
 def load_hub_table(
     name: str, config_name: str | None, revision: str | None, columns: Columns, *, cache_dir: Path, report: Report
-) -> tuple[pa.Table, Reach, str]:
-    """The training split's table (memory-mapped), what its rows may name, and the commit it is at.
+) -> tuple[pa.Table, Reach, str, tuple[Path, ...]]:
+    """The training split's table (memory-mapped), what its rows may name, the commit it is at, and the mapped files
+    (none where that is not known).
 
     The images are never opened by 🤗 datasets: its table holds their bytes, or paths into its caches, which is all
     that `Reach` then allows. Raises DatasetError, TemporaryError, OutputError.
@@ -36,13 +37,13 @@ def load_hub_table(
     note = (
         folder / f"prepared-{hashlib.sha256(json.dumps([config_name, columns.image]).encode()).hexdigest()[:16]}.json"
     )
-    table = _prepared_table(note)
+    table, files = _prepared_table(note)
     if table is None:
         report(f"dataset: loading {name} at {commit[:12]} from the Hub")
         split = _load_split(name, config_name, commit, folder)
         table = split.data.table
         _note_prepared(note, split, columns)
-    return table, _reach(folder), commit
+    return table, _reach(folder), commit, files
 
 
 def _load_split(name: str, config_name: str | None, commit: str, folder: Path) -> Any:
@@ -98,10 +99,11 @@ def _is_embedded(column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)) and not column.null_count
 
 
-def _prepared_table(note: Path) -> pa.Table | None:
+def _prepared_table(note: Path) -> tuple[pa.Table | None, tuple[Path, ...]]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         listed = json.loads(note.read_bytes())
-        table = pa.concat_tables([read_arrow(note.parent / file) for file in listed["files"]])
+        files = tuple(note.parent / file for file in listed["files"])
+        table = pa.concat_tables(map(read_arrow, files))
         if len(table) == listed["rows"]:
-            return table
-    return None
+            return table, files
+    return None, ()
