@@ -62,6 +62,7 @@ def parts_of(measured: Measured, workload: Workload) -> Result:
         "cpu s of a further step": further,
         "cpu s after the last step": measured.cpu - trained.cpu,
         "peak rss MiB": measured.peak_rss / 2**20,
+        "peak anonymous MiB": measured.peak_anonymous / 2**20,
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import subprocess
 import threading
 import time
@@ -31,7 +33,9 @@ class Measured:
     wall: float
     cpu: float
     peak_rss: int
-    """Bytes, of the largest single process."""
+    """Bytes of the process itself, pages of mapped files among them, which the system may take back."""
+    peak_anonymous: int
+    """Bytes without them, as seen every 10 ms."""
     moments: dict[str, Moment] = field(default_factory=dict)
     """When something showed."""
 
@@ -62,7 +66,8 @@ def run(
         def now() -> Moment:
             return Moment(time.monotonic() - start, cpu_seconds(process.pid))
 
-        watcher = threading.Thread(target=_watch, args=(dict(watch or {}), moments, now, done))
+        memory = _Memory(process.pid)
+        watcher = threading.Thread(target=_watch, args=(dict(watch or {}), moments, now, memory, done))
         watcher.start()
         # wait4 gives this child's own accounting; its waited-for children are in it.
         _, status, usage = os.wait4(process.pid, 0)
@@ -74,9 +79,24 @@ def run(
         code=process.returncode,
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,
-        peak_rss=usage.ru_maxrss * 1024,
+        peak_rss=memory.peak,
+        peak_anonymous=memory.peak_anonymous,
         moments=moments,
     )
+
+
+class _Memory:
+    """Of a process, as proc(5) says in `status`; the accounting of wait4 also has what its parent had at the fork."""
+
+    def __init__(self, pid: int) -> None:
+        self._path = Path(f"/proc/{pid}/status")
+        self.peak = self.peak_anonymous = 0
+
+    def look(self) -> None:
+        with contextlib.suppress(OSError):
+            found = dict(re.findall(r"^(VmHWM|RssAnon):\s+(\d+) kB$", self._path.read_text(), re.MULTILINE))
+            self.peak = max(self.peak, int(found.get("VmHWM", 0)) << 10)
+            self.peak_anonymous = max(self.peak_anonymous, int(found.get("RssAnon", 0)) << 10)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -92,9 +112,11 @@ def _watch(
     pending: dict[str, Callable[[], bool]],
     moments: dict[str, Moment],
     now: Callable[[], Moment],
+    memory: _Memory,
     done: threading.Event,
 ) -> None:
-    while pending and not done.wait(0.01):
+    while not done.wait(0.01):
+        memory.look()
         for name in [name for name, shows in pending.items() if shows()]:
             moments[name] = now()
             del pending[name]

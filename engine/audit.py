@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -116,9 +117,9 @@ def look_at_captions(
 
 def _spread(dataset: ImageDataset, seconds: float, clock: Clock) -> Iterator[int]:
     """Images in an order that leaves a fair sample when the time is up; one at least."""
-    rows = list(dataset.image_indices())
+    rows = array("q", dataset.image_indices())
     end = clock() + seconds
-    for place in rng.permutation(0, "audit", 0, len(rows)).tolist():
+    for place in rng.permutation(0, "audit", 0, len(rows)):
         yield rows[place]
         if clock() >= end:
             return

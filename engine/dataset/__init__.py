@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import struct
 from bisect import bisect_left, bisect_right
@@ -12,17 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 from ..errors import DatasetError
 from ..limits import Limits
-from ..storage import write_file
 from ..task import Task
 from ..transforms import UnreadableImage
 from .folders import Report, read_local
 from .images import Images, Reach
+from .notes import Identity, remembered
 from .rows import NO_CAPTION as NO_CAPTION
 from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
 from .tables import Source
@@ -30,7 +29,8 @@ from .tables import Source
 FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
 MAX_CAPTION_BYTES: Final = 100_000
 """A tokenizer's time and memory grow with what it reads, however little of it is kept."""
-_ROWS_PER_FRAME: Final = 64
+_MAX_FRAME_ROWS: Final = 1024
+_FRAMES: Final = 64
 MAX_EPOCH_VISITS: Final = 100_000_000
 """An epoch's permutation is in memory; a folder's name must not be able to ask for more of it than there is."""
 _DEFAULT_LIMITS: Final = Limits()
@@ -159,7 +159,7 @@ def open_dataset(
     if path.exists():
         path = _configuration(path, task.dataset.config_name)
         parts = read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split), report)
-        return _dataset(parts, wanted.repeats)
+        return _dataset(parts, wanted.repeats, cache_dir)
     if path.is_absolute() or task.dataset.name.startswith("."):
         raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file")
     return _open_hub(task, columns, cache_dir, revision, report, split=split)
@@ -183,9 +183,7 @@ def _open_url(
     folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
     source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes, split)
     configuration = _configuration(folder, task.dataset.config_name)
-    repeats = task.dataset.repeats
-    memo = _Memo.beside(folder, columns, repeats) if configuration == folder and split is None else None
-    return _dataset(read_local(configuration, source, report), repeats, memo=memo)
+    return _dataset(read_local(configuration, source, report), task.dataset.repeats, cache_dir)
 
 
 def _open_hub(
@@ -194,20 +192,18 @@ def _open_hub(
     from .hub import load_hub_table
 
     name = str(task.dataset.name)
-    table, reach, commit = load_hub_table(
+    table, reach, commit, files = load_hub_table(
         name, task.dataset.config_name, revision, columns, cache_dir=cache_dir, report=report, wanted=split
     )
     kinds = arrow_kinds(table.schema)
     image, _ = columns.pick(kinds, name)
     if kinds[image] != "images":
         raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
-    rows = rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name)
-    return _dataset((rows,), task.dataset.repeats, revision=commit)
+    rows = rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name, files=files)
+    return _dataset((rows,), task.dataset.repeats, cache_dir, revision=commit)
 
 
-def _dataset(
-    parts: Sequence[Rows], repeats: int, *, revision: str | None = None, memo: _Memo | None = None
-) -> ImageDataset:
+def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None = None) -> ImageDataset:
     parts = tuple(replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images))
     if not parts:
         raise DatasetError("the dataset has no rows")
@@ -217,7 +213,7 @@ def _dataset(
             f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
             "repeat less (dataset.repeats, folders called N_name)"
         )
-    return ImageDataset(parts, ends, _remembered_fingerprint(parts, memo), revision)
+    return ImageDataset(parts, ends, _remembered_fingerprint(parts, cache_dir), revision)
 
 
 def _ends(parts: Sequence[Rows]) -> tuple[int, ...]:
@@ -243,15 +239,17 @@ def fingerprint(parts: Sequence[Rows]) -> str:
         for part in parts:
             if part.repeats > 1:  # of that many rows
                 digest.update(b"\x02" + struct.pack("<QQ", part.repeats, len(part.images)))
-            starts = range(0, len(part.images), _ROWS_PER_FRAME)
-            for frame in pool.map(lambda start, part=part: _frame(part, start), starts):
+            # Rows by the hundred where there are many: handing one over costs as much as hashing a small image.
+            count = max(1, min(len(part.images) // _FRAMES, _MAX_FRAME_ROWS))
+            starts = range(0, len(part.images), count)
+            for frame in pool.map(partial(_frame, part, count), starts):
                 digest.update(frame)
     return digest.hexdigest()
 
 
-def _frame(part: Rows, start: int) -> bytes:
-    """A run of rows, framed."""
-    captions = part.captions.slice(start, _ROWS_PER_FRAME).to_pylist()
+def _frame(part: Rows, count: int, start: int) -> bytes:
+    """`count` rows from `start` on, framed."""
+    captions = part.captions.slice(start, count).to_pylist()
     return b"".join(piece for row, value in enumerate(captions, start) for piece in _row_frame(part, row, value))
 
 
@@ -283,35 +281,13 @@ def _mask_frame(masks: Images, row: int) -> bytes:
         return b"\x05"
 
 
-@dataclass(frozen=True, slots=True)
-class _Memo:
-    """Where an immutable folder's fingerprint is noted, and for which folder: one fetched anew is another."""
-
-    path: Path
-    folder: Path
-
-    @classmethod
-    def beside(cls, folder: Path, columns: Columns, repeats: int) -> _Memo:
-        asked: list[str | int | None] = [FINGERPRINT_VERSION, columns.image, columns.caption]
-        if (columns.fallback, repeats, columns.mask) != (None, 1, None):
-            asked += [columns.fallback, repeats, columns.mask]
-        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        return cls(folder.with_name(f"{folder.name}.{key[:16]}.fingerprint"), folder)
-
-    def identity(self) -> list[int]:
-        status = self.folder.stat()
-        return [status.st_dev, status.st_ino, status.st_ctime_ns]
-
-
-def _remembered_fingerprint(parts: Sequence[Rows], memo: _Memo | None) -> str:
-    """The fingerprint, from the note beside an immutable folder where one is, else computed and noted there."""
-    if memo is None:
-        return fingerprint(parts)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        note = json.loads(memo.path.read_bytes())
-        if note["of"] == memo.identity():
-            return str(note["fingerprint"])
-    computed = fingerprint(parts)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next job its time, nothing else
-        write_file(memo.path, json.dumps({"fingerprint": computed, "of": memo.identity()}).encode())
-    return computed
+def _remembered_fingerprint(parts: Sequence[Rows], cache_dir: Path) -> str:
+    """The fingerprint, as noted by an earlier job that found the same captions and files, else computed."""
+    identity = Identity(FINGERPRINT_VERSION, cache_dir)
+    for part in parts:
+        identity.add(struct.pack("<QQQ", part.repeats, len(part.images), part.masks is not None))
+        identity.add_column(part.captions)
+        part.images.identify(identity)
+        if part.masks is not None:
+            part.masks.identify(identity)
+    return remembered(identity, cache_dir, lambda: fingerprint(parts))

@@ -226,7 +226,16 @@ def _read_saved(path: Path, source: Source, label: str) -> tuple[Rows, ...]:
         require_file(path / name, f"{label}/{name}")
         with reading(f"{label}/{name}"), bounded_memory(MAX_PARSING_BYTES):
             table = read_arrow(path / name)
-        parts.append(rows_from_arrow(table, source.columns, folder=path, reach=source.reach, label=f"{label}/{name}"))
+        parts.append(
+            rows_from_arrow(
+                table,
+                source.columns,
+                folder=path,
+                reach=source.reach,
+                label=f"{label}/{name}",
+                files=(path / name,),
+            )
+        )
     return tuple(parts)
 
 

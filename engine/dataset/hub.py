@@ -31,8 +31,9 @@ def load_hub_table(
     cache_dir: Path,
     report: Report,
     wanted: str | None = None,
-) -> tuple[pa.Table, Reach, str]:
-    """The table of the `wanted` split (memory-mapped), what its rows may name, and the commit it is at.
+) -> tuple[pa.Table, Reach, str, tuple[Path, ...]]:
+    """The table of the `wanted` split (memory-mapped), what its rows may name, the commit it is at, and the mapped
+    files (none where that is not known).
 
     None wants the training split. The images are never opened by 🤗 datasets: its table holds their bytes, or paths
     into its caches, which is all that `Reach` then allows. Raises DatasetError, TemporaryError, OutputError.
@@ -42,13 +43,13 @@ def load_hub_table(
     folder = cache_dir / "hub" / f"{name.replace('/', '--')}@{commit}"
     asked = [config_name, columns.image, *([] if wanted is None else [wanted])]
     note = folder / f"prepared-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
-    table = _prepared_table(note)
+    table, files = _prepared_table(note)
     if table is None:
         report(f"dataset: loading {name} at {commit[:12]} from the Hub")
         split = _load_split(name, config_name, commit, folder, wanted)
         table = split.data.table
         _note_prepared(note, split, columns)
-    return table, _reach(folder), commit
+    return table, _reach(folder), commit, files
 
 
 def _load_split(name: str, config_name: str | None, commit: str, folder: Path, wanted: str | None) -> Any:
@@ -104,10 +105,11 @@ def _is_embedded(column: pa.ChunkedArray) -> bool:
     return bool(pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)) and not column.null_count
 
 
-def _prepared_table(note: Path) -> pa.Table | None:
+def _prepared_table(note: Path) -> tuple[pa.Table | None, tuple[Path, ...]]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         listed = json.loads(note.read_bytes())
-        table = pa.concat_tables([read_arrow(note.parent / file) for file in listed["files"]])
+        files = tuple(note.parent / file for file in listed["files"])
+        table = pa.concat_tables(map(read_arrow, files))
         if len(table) == listed["rows"]:
-            return table
-    return None
+            return table, files
+    return None, ()

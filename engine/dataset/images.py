@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from ..errors import DatasetError, TemporaryError
 from ..transforms import IMAGE_SUFFIXES, UnreadableImage
+from .notes import Identity
 
 _FACTS: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
@@ -90,6 +91,18 @@ class Images(Protocol):
         """What a message calls the image: the file's name where the row has one."""
         ...
 
+    def identify(self, identity: Identity) -> None:
+        """Add what stands for all that `read` gives."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The files that a column in memory is mapped from, whole, in order."""
+
+    files: tuple[Path, ...]
+    column: str
+
 
 @dataclass(frozen=True, slots=True)
 class Cells:
@@ -101,6 +114,8 @@ class Cells:
     folder: Path
     reach: Reach
     label: str
+    origin: Origin | None = None
+    """Of `payloads`; None where nothing is known."""
 
     def __len__(self) -> int:
         return self.length
@@ -120,7 +135,7 @@ class Cells:
         if self.reach.zipped and value.startswith("zip://"):
             return self._read_zipped(value, where)
         self.reach.check(value, where)
-        path = f"{self.folder}/{value}" if value[:1] != "/" else value
+        path = self._file_of(value)
         try:
             self.reach.check_resolved(path, value, where)
             return read_regular(path, MAX_IMAGE_FILE_BYTES)
@@ -132,6 +147,26 @@ class Cells:
     def name(self, index: int) -> str:
         value = self._path(index)
         return shown(value) if value else f"row {index} of {self.label}"
+
+    def identify(self, identity: Identity) -> None:
+        identity.add(repr((str(self.folder), self.reach)).encode())
+        if self.payloads is not None:
+            if self.origin is None:
+                identity.give_up()
+                return
+            identity.add(self.origin.column.encode("utf-8", "surrogatepass"))
+            identity.add_files(self.origin.files)
+        if self.paths is not None:
+            identity.add_column(self.paths)
+            named = self.paths if self.payloads is None else self.paths.filter(self.payloads.is_null())
+            for chunk in named.chunks:
+                identity.add_files(self._file_of(value) for value in chunk.to_pylist() if value is not None)
+
+    def _file_of(self, value: str) -> str:
+        """The file that has to be read for a path."""
+        if self.reach.zipped and value.startswith("zip://"):
+            return value.partition("::")[2]
+        return f"{self.folder}/{value}" if value[:1] != "/" else value
 
     def _path(self, index: int) -> str | None:
         value: str | None = None if self.paths is None else self.paths[index].as_py()
@@ -189,6 +224,10 @@ class Files:
     def name(self, index: int) -> str:
         return shown(self.paths[index])
 
+    def identify(self, identity: Identity) -> None:
+        identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
+        identity.add_files(f"{self.folder}/{path}" for path in self.paths)
+
 
 def read_below(folder: Path, name: str, reach: Reach, max_bytes: int) -> bytes:
     """A file that was listed below `folder`. Raises UnreadableImage, DatasetError (a link that leads out)."""
@@ -242,6 +281,10 @@ class TarMembers:
     def name(self, index: int) -> str:
         return shown(f"{self.path.name}/{self.names[index]}")
 
+    def identify(self, identity: Identity) -> None:
+        identity.add_files([self.path])
+        identity.add(self.offsets.tobytes(), self.sizes.tobytes())
+
 
 @dataclass(frozen=True, slots=True)
 class Picked:
@@ -261,6 +304,10 @@ class Picked:
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
+
+    def identify(self, identity: Identity) -> None:
+        identity.add(self.rows.tobytes())
+        self.images.identify(identity)
 
 
 def short(value: Any) -> str:

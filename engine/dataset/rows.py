@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
-from .images import Cells, Images, Picked, Reach, is_image_name, short, shown
+from .images import Cells, Images, Origin, Picked, Reach, is_image_name, short, shown
 
 _ROWS_PER_CHUNK: Final = 65_536
 _SEVERAL: Final = "several columns of one name"
@@ -134,8 +134,10 @@ def _is_list(type_: pa.DataType) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
-def rows_from_arrow(table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str) -> Rows:
-    """Rows over a table in memory or memory-mapped; nothing is copied. Raises DatasetError."""
+def rows_from_arrow(
+    table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str, files: tuple[Path, ...] = ()
+) -> Rows:
+    """Rows over a table in memory, or memory-mapped from `files`; nothing is copied. Raises DatasetError."""
     kinds = arrow_kinds(table.schema)
     image, caption = columns.pick(kinds, label)
     mask = columns.pick_mask(kinds, label)
@@ -148,7 +150,7 @@ def rows_from_arrow(table: pa.Table, columns: Columns, *, folder: Path, reach: R
 
     def cells(name: str) -> Cells:
         payloads, paths = _split_cells(table.column(name))
-        return Cells(payloads, paths, len(table), folder, reach, label)
+        return Cells(payloads, paths, len(table), folder, reach, label, Origin(files, name) if files else None)
 
     if caption in table.column_names:
         captions, rules = _arrow_captions(table.column(caption), columns, label)

@@ -20,6 +20,7 @@ from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
 from ..storage import FILE_MODE, writing_to
 from .images import Cells, Reach, short
+from .notes import Identity, remembered
 from .rows import (
     Columns,
     Rows,
@@ -63,7 +64,7 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         if suffix == ".parquet":
             return _read_parquet(path, source, label)
         if suffix == ".arrow":
-            return _from_arrow(read_arrow(path), path, source, label)
+            return _from_arrow(read_arrow(path), path, source, label, mapped=path)
         if suffix == ".tar":
             return read_tar(path, source.columns, label)
         if suffix in (".csv", ".tsv"):
@@ -92,8 +93,9 @@ def reading(label: str) -> Iterator[None]:
         raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason}") from error
 
 
-def _from_arrow(table: pa.Table, path: Path, source: Source, label: str) -> Rows:
-    return rows_from_arrow(table, source.columns, folder=path.parent, reach=source.reach, label=label)
+def _from_arrow(table: pa.Table, path: Path, source: Source, label: str, *, mapped: Path | None) -> Rows:
+    files = (mapped,) if mapped else ()
+    return rows_from_arrow(table, source.columns, folder=path.parent, reach=source.reach, label=label, files=files)
 
 
 # --- JSON and CSV: parsed by the standard library, which keeps every caption as written ("007", "null") --------------
@@ -187,24 +189,32 @@ def _read_parquet(path: Path, source: Source, label: str) -> Rows:
     mask = source.columns.pick_mask(kinds, label)
     names = [name for name in (*source.columns.pick(kinds, label), mask) if name in kinds]
     embedded = "images" in [kinds[name] for name in names]
-    table = _mapped_copy(file, path, names, source, label) if embedded else file.read(columns=names)
-    return _from_arrow(table, path, source, label)
+    if not embedded:
+        return _from_arrow(file.read(columns=names), path, source, label, mapped=None)
+    copy = _copy_to_map(file, path, names, source, label)
+    return _from_arrow(read_arrow(copy), path, source, label, mapped=copy)
 
 
-def _mapped_copy(file: Any, path: Path, names: list[str], source: Source, label: str) -> pa.Table:
+def _copy_to_map(file: Any, path: Path, names: list[str], source: Source, label: str) -> Path:
     """Parquet gives no random access: its two columns, once, as an Arrow file to map.
 
     The copy is named by content, never by path or time: another dataset at the same path is another file.
     """
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    identity = Identity("sha256", source.cache_dir)
+    identity.add_files([path])
+    digest = remembered(identity, source.cache_dir, lambda: _sha256(path))
     folder = source.cache_dir / "tables"
     copy = folder / f"{hashlib.sha256(json.dumps(['v1', digest, *names]).encode()).hexdigest()}.arrow"
     if not copy.exists():
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _write_stream(_bounded(_batches(file, names, label), source, path.stat().st_size, label), copy)
-    return read_arrow(copy)
+    return copy
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from engine import hub
-from engine.dataset import open_dataset
+from engine.dataset import fingerprint, notes, open_dataset
 from engine.errors import DatasetError, ModelError, OutputError, TemporaryError
 from engine.limits import Limits
 from engine.task import Dataset, Model, Task
@@ -29,6 +29,8 @@ from engine.transforms import UnreadableImage
 
 CAPTIONS = ["a red square", "ein grünes Quadrat", ""]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TICK = 0.02
+"""Longer than the kernel's clock for files stands still."""
 
 
 def picture(index: int) -> bytes:
@@ -561,21 +563,79 @@ def test_fingerprint_changes_with_a_byte_a_caption_or_the_order(tmp_path):
     assert len(seen) == 1 + len(changes)
 
 
-def test_fingerprint_of_a_download_is_remembered_until_it_is_fetched_anew(fetched, tmp_path, monkeypatch):
+@pytest.fixture
+def computed(monkeypatch):
+    """How often a fingerprint was computed; files count as settled after a tick of the kernel's clock."""
     from engine import dataset as module
 
+    found = []
+    monkeypatch.setattr(notes, "SETTLED_NS", 0)
+    monkeypatch.setattr(module, "fingerprint", lambda parts: found.append(1) or fingerprint(parts))
+    return found
+
+
+def test_fingerprint_of_a_download_is_remembered_until_it_is_fetched_anew(fetched, tmp_path, computed):
     metadata_jsonl(fetched)
+    time.sleep(TICK)
     first = opened(tmp_path, url="https://example.org/x").fingerprint
-    computed = []
-    original = module.fingerprint
-    monkeypatch.setattr(module, "fingerprint", lambda parts: computed.append(1) or original(parts))
     assert opened(tmp_path, url="https://example.org/x").fingerprint == first
-    assert not computed
+    assert len(computed) == 1
     shutil.rmtree(fetched)
     metadata_jsonl(fetched)
     (fetched / "a.png").write_bytes(PICTURES[2])
     assert opened(tmp_path, url="https://example.org/x").fingerprint != first
-    assert computed
+    assert len(computed) == 2
+
+
+def change_in_place(folder):
+    """Another first picture wherever its bytes stand, under the times of before."""
+    for path in sorted(folder.rglob("*.*")):
+        data, before = path.read_bytes(), path.stat()
+        if PICTURES[0] in data:
+            path.write_bytes(data.replace(PICTURES[0], PICTURES[0][:-1] + b"!"))
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_a_fingerprint_is_computed_once_for_each_content(form, tmp_path, computed):
+    path = form(tmp_path / "data")
+    time.sleep(TICK)
+    first = opened(tmp_path, name=path)
+    again = opened(tmp_path, name=path)
+    assert len(computed) == 1
+    assert again.fingerprint == first.fingerprint == fingerprint(first.parts)
+    assert content(again) == EXPECTED
+    change_in_place(tmp_path / "data")
+    changed = opened(tmp_path, name=path)
+    assert changed.fingerprint == fingerprint(changed.parts)
+    is_other = content(changed) != EXPECTED
+    assert is_other or "parquet" in form.__name__  # whose pages are compressed: only its statistics have the bytes
+    assert (changed.fingerprint != first.fingerprint) == is_other
+
+
+def test_columns_of_one_table_have_their_own_fingerprints(tmp_path, computed):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    table = embedded_table()
+    table = table.append_column("other", table.column("image").take(pa.array([2, 1, 0])))
+    pq.write_table(table, folder / "a.parquet")
+    time.sleep(TICK)
+    found = [opened(tmp_path, name=folder, image_column=name) for name in ("image", "other", "image")]
+    assert len(computed) == 2
+    assert found[0].fingerprint == found[2].fingerprint != found[1].fingerprint
+    assert found[1].fingerprint == fingerprint(found[1].parts)
+
+
+def test_a_missing_image_that_comes_back_is_seen(tmp_path, computed):
+    folder = metadata_jsonl(tmp_path / "data")
+    data = (folder / "a.png").read_bytes()
+    (folder / "a.png").unlink()
+    time.sleep(TICK)
+    without = opened(tmp_path, name=folder).fingerprint
+    assert opened(tmp_path, name=folder).fingerprint == without
+    (folder / "a.png").write_bytes(data)
+    assert opened(tmp_path, name=folder).fingerprint != without
+    assert len(computed) == 2
 
 
 def test_another_table_at_the_same_path_and_time_is_another_dataset(tmp_path):

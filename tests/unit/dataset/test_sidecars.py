@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zipfile
 
 import numpy as np
@@ -9,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset, sidecars
+from engine.dataset import MAX_EPOCH_VISITS, fingerprint, notes, open_dataset, sidecars
 from engine.errors import DatasetError
 from engine.fetch.archive import extract
 from engine.limits import Limits
 from engine.task import Dataset, Model, Task
-from tests.unit.dataset.test_dataset import PICTURES, picture, write_tar
+from tests.unit.dataset.test_dataset import PICTURES, TICK, picture, write_tar
 
 
 def write(folder, files):
@@ -228,10 +229,12 @@ def test_a_downloaded_link_leads_nowhere_outside(tmp_path, monkeypatch):
     assert rows(open_it()) == [("a.png", ("inside",))]
 
 
-def test_a_downloaded_datasets_note_knows_what_was_asked(tmp_path, monkeypatch):
-    """The fingerprint is noted beside an immutable folder: not the one of other captions or repeats."""
+def test_a_note_knows_what_was_asked(tmp_path, monkeypatch):
+    """The fingerprint is noted: not the one of other captions or repeats."""
     content = write(tmp_path / "content", images("a.png", "b.png") | {"a.txt": "one"})
     monkeypatch.setattr("engine.fetch.fetch_dataset", lambda *args, **kwargs: content)
+    monkeypatch.setattr(notes, "SETTLED_NS", 0)
+    time.sleep(TICK)
     found = set()
     for wanted in ({}, {"default_caption": "x"}, {"default_caption": "y"}, {"repeats": 2}, {"trigger_word": "sks"}, {}):
         task = Task(model=Model(name="m"), dataset=Dataset(url="http://example.org/x", **wanted))
