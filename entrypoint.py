@@ -97,6 +97,7 @@ def train(
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
     from engine.audit import audit
+    from engine.precheck import check_adapter, check_output
     from engine.prepare import describe as describe_job
     from engine.prepare import prepare, read_task
     from engine.progress import say
@@ -104,9 +105,10 @@ def print_plan(settings: Settings) -> None:
     job = prepare(settings, read_task(settings), weights=False, report=say)
     if not settings.place.is_first:
         return
-    lines = describe_job(job) + audit(job)
+    lines = describe_job(job) + check_adapter(job) + audit(job)
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
         print("\n".join(lines), flush=True)
+    check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:

@@ -31,6 +31,9 @@ class Entry:
     """What LoRA files for web interfaces call the base model."""
 
 
+DENOISER: Final = "unet"
+"""What Diffusers' LoRA files call a family's denoiser, and the sub-folder that it is in."""
+
 FAMILIES: Final[Mapping[str, Entry]] = {
     "StableDiffusionPipeline": Entry(
         module="sd",
