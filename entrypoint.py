@@ -98,6 +98,7 @@ def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
     from engine import memory
     from engine.audit import audit
+    from engine.precheck import check_adapter, check_output
     from engine.prepare import describe as describe_job
     from engine.prepare import prepare, read_task
     from engine.progress import say
@@ -108,9 +109,10 @@ def print_plan(settings: Settings) -> None:
     # How much a GPU has is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
-    lines = describe_job(job) + predicted + audit(job)
+    lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
         print("\n".join(lines), flush=True)
+    check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:

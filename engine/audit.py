@@ -64,12 +64,19 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
     rules = dataset.caption_rules
     lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
-    tokenizer = job.base.folder / "tokenizer"
-    if job.base.single_file is None and tokenizer.is_dir():  # one that lies beside a single file is another model's
-        counter = TokenCounter(tokenizer, job.task.dataset.caption_chunks)
+    if counter := _counter(job):
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
     return lines + _image_lines(look_at_images(dataset, target, seconds, clock), dataset.num_images)
+
+
+def _counter(job: Job) -> TokenCounter | None:
+    """Of the base model's tokens, where its tokenizer is at hand."""
+    base, chunks = job.base, job.task.dataset.caption_chunks
+    if base.single_file is not None:  # a tokenizer that lies beside it is another model's
+        return TokenCounter.of_single_file(base.single_file, chunks)
+    folder = base.folder / "tokenizer"
+    return TokenCounter.of_folder(folder, chunks) if folder.is_dir() else None
 
 
 def _from(rule: str) -> str:

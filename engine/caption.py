@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .dataset.folders import METADATA_NAMES, walk
 from .dataset.images import Files, Reach, is_image_name, shown
 from .dataset.sidecars import without_sidecar
-from .errors import DatasetError, JobError, ModelError, OutputError, TaskError
+from .errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
 from .progress import Meter, say
 from .storage import FILE_MODE
 from .transforms import UnreadableImage, decode
@@ -108,9 +108,8 @@ def load(name: str, *, revision: str, device: str | None, prompt: str | None, ma
         processor = AutoProcessor.from_pretrained(name, revision=revision)
     # What the libraries make of a model that is missing, gated, offline or damaged.
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ModelError(
-            f"the captioner {name!r} is not at hand ({reason}); download it once with a connection "
+            f"the captioner {name!r} is not at hand ({first_line(error)}); download it once with a connection "
             f"(hf download {name}), or name a folder or another model with --model"
         ) from error
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
-from . import transforms
+from . import storage, transforms
 from .checkpoint import LORA_FILE
 from .errors import CheckpointError, JobError
 from .outcome import describe, exit_code
@@ -79,7 +78,7 @@ def read_lora(folder: Path) -> dict[str, Factors]:
     path = folder / LORA_FILE
     if not path.exists():
         path = folder / "checkpoint" / LORA_FILE
-    data = _read_plain(path, _MAX_LORA_BYTES)
+    data = _read_or_refuse(path, _MAX_LORA_BYTES)
     try:
         tensors = parse_tensors(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -161,7 +160,7 @@ def _compare_images(one: Path, other: Path) -> list[str]:
         return ["images   not compared: pip install -r requirements-compare.txt (ImageHash and scipy)"]
     lines = []
     for name in names:
-        distance = hamming(*(_read_plain(folder / name, _MAX_IMAGE_BYTES) for folder in (one, other)))
+        distance = hamming(*(_read_or_refuse(folder / name, _MAX_IMAGE_BYTES) for folder in (one, other)))
         lines.append(f"images   {name}: {distance} of {_HASH_BITS} bits of the perceptual hash differ")
     return lines
 
@@ -189,14 +188,14 @@ def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
         raise CheckpointError(f"a validation image cannot be read: {error}") from None
 
 
-def _read_plain(path: Path, limit: int) -> bytes:
+def _read_or_refuse(path: Path, limit: int) -> bytes:
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
-        return path.read_bytes()
+        data = storage.read_plain(path, limit)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); name an output folder") from None
+    if data is None:
+        raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
+    return data
 
 
 if __name__ == "__main__":

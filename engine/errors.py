@@ -105,4 +105,9 @@ class PeerInterrupted(Interrupted):
     """Another process of the same job was stopped by a signal, between two steps of this one."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, for a message of ours: at most 300 characters, its type where it is silent."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 BUG_CODE = 70

@@ -135,13 +135,8 @@ def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None
     for cause in _chain(error):
         if isinstance(cause, JobError):
             return
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{what}: the disk is full while downloading; free some space") from error
-        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(
-                f"{what}: {constants.HF_HOME} cannot be written to ({cause.strerror}); "
-                "mount it writable for this user, or set HF_HOME"
-            ) from error
+        if isinstance(cause, OSError):
+            _raise_for_disk(cause, what)
         if isinstance(cause, errors.GatedRepoError):
             raise refused(f"{what} is gated: accept its terms on its page, then set HF_TOKEN") from error
         if isinstance(cause, errors.RevisionNotFoundError):
@@ -160,6 +155,18 @@ def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None
             ) from error
         if status is not None:  # of a proxy or a mirror: the Hub's own refusals are known by now
             raise refused(f"{what}: the Hub refuses it with HTTP status {status}; check HF_ENDPOINT") from error
+
+
+def _raise_for_disk(error: OSError, what: str) -> None:
+    from huggingface_hub import constants
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise OutputError(f"{what}: the disk is full while downloading; free some space") from error
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        raise OutputError(
+            f"{what}: {constants.HF_HOME} cannot be written to ({error.strerror}); "
+            "mount it writable for this user, or set HF_HOME"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -22,14 +22,13 @@ from .dropout import AddressedDropout, Dropping
 from .errors import CheckpointError, TaskError
 from .families.base import DENOISER
 from .lora_linear import LoraLinear
+from .lora_names import UP, require_fit, tensor_names
 from .targets import TEXT_TARGETS, find_targets, full_name
 from .task import Lora
 
 Tensors = dict[str, torch.Tensor]
 
 _ADAPTER: Final = "default"
-DOWN: Final = ".lora_A.weight"
-_UP: Final = ".lora_B.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class Adapter:
         Raises:
             CheckpointError: not exactly the same names and shapes; names the first that differs.
         """
-        _require_fit(tensors, self.parameters)
+        require_fit(tensors, self.parameters)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
 
@@ -123,7 +122,7 @@ def attach(
     if initial is None:
         starts = _with_up_divided(tensors_by_name(loftq.replace_weights(quantised, lora.rank)), strength)
     else:
-        _require_fit(initial, {name: parameters[name] for module in quantised for name in tensor_names(module)})
+        require_fit(initial, {name: parameters[name] for module in quantised for name in tensor_names(module)})
         starts = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in initial.items()}
         loftq.requantise_weights(quantised)
     for name, parameter in parameters.items():
@@ -146,11 +145,6 @@ def disabled(components: Iterable[torch.nn.Module]) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def tensor_names(module: str) -> tuple[str, str]:
-    """The names of an adapted module's down and up matrices."""
-    return f"{module}{DOWN}", f"{module}{_UP}"
-
-
 def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Tensors:
     """Each module's (down, up) under their names."""
     return {
@@ -160,7 +154,7 @@ def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> T
 
 def _with_up_divided(tensors: Mapping[str, torch.Tensor], strength: float) -> Tensors:
     """An adapter for strength 1 as one for `strength`: the same change of the weights."""
-    return {name: tensor / strength if name.endswith(_UP) else tensor for name, tensor in tensors.items()}
+    return {name: tensor / strength if name.endswith(UP) else tensor for name, tensor in tensors.items()}
 
 
 def _linears(layers: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Linear]:
@@ -202,7 +196,7 @@ def _inject(root: torch.nn.Module, layers: Iterable[str], lora: Lora) -> None:
 
 def _draw(name: str, shape: tuple[int, ...], lora: Lora, seed: int) -> torch.Tensor:
     """The start values that PEFT's initialisation of that name has, from the parameter's own stream."""
-    is_up = name.endswith(_UP)
+    is_up = name.endswith(UP)
     if is_up and lora.init_lora_weights is not False:
         return torch.zeros(shape)
     stream = f"lora init/{name}"
@@ -220,24 +214,3 @@ def _require_rank(layers: Mapping[str, torch.nn.Linear], rank: int) -> None:
                 f"lora.rank: {rank} is more than the rank of {name} ({' x '.join(map(str, layer.weight.shape))}), "
                 "which lora.init_lora_weights 'loftq' decomposes"
             )
-
-
-def _require_fit(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    for name in sorted(tensors.keys() | expected.keys()):
-        if name not in tensors:
-            raise CheckpointError(f"the checkpoint's LoRA has no {name}, which {_chosen_by(name)} asks for")
-        if name not in expected:
-            raise CheckpointError(f"the checkpoint's LoRA has {name}, which {_chosen_by(name)} leaves out")
-        found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
-        if found == wanted:
-            continue
-        axis = 0 if name.endswith(DOWN) else 1
-        if len(found) == len(wanted) and found[:axis] + found[axis + 1 :] == wanted[:axis] + wanted[axis + 1 :]:
-            raise CheckpointError(
-                f"the checkpoint's LoRA has rank {found[axis]}, lora.rank is {wanted[axis]} (at {name})"
-            )
-        raise CheckpointError(f"the checkpoint's LoRA is of another model: {name} is {found}, here {wanted}")
-
-
-def _chosen_by(name: str) -> str:
-    return "lora.target_modules" if name.startswith(f"{DENOISER}.") else "train_args.train_text_encoder"

@@ -13,7 +13,8 @@ from safetensors.torch import load as parse_tensors
 
 from .errors import CheckpointError
 from .families.base import DENOISER
-from .lora import DOWN, Adapter, Tensors, tensor_names, tensors_by_name
+from .lora import Adapter, Tensors, tensors_by_name
+from .lora_names import DOWN, own_key, parse_key, tensor_names
 from .targets import full_name
 
 _METADATA_KEY: Final = "lora_adapter_metadata"
@@ -90,8 +91,8 @@ def from_diffusers_file(
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
     is_prefixed = any(key.startswith(f"{component}.") for key in tensors for component in (DENOISER, *components))
     for key, tensor in tensors.items():
-        component, own = _own_key(key, components) if is_prefixed else (DENOISER, key)
-        module, kind = _parse_key(key, own)
+        component, own = own_key(key, components) if is_prefixed else (DENOISER, key)
+        module, kind = parse_key(key, own)
         parts[kind][full_name(component, module)] = _checked(key, kind, tensor.detach().to(torch.float32))
     scales = {component: _metadata_scale(metadata or {}, component) for component in components}
     found: Tensors = {}
@@ -118,39 +119,6 @@ def read_diffusers_file(data: bytes, components: Collection[str] = (DENOISER,)) 
     # The parser has accepted the header, so its length and its JSON are sound.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return from_diffusers_file(tensors, components=components, metadata=header.get("__metadata__"))
-
-
-_SPELLINGS: Final = {
-    ".lora_A.weight": "lora_A",
-    ".lora_B.weight": "lora_B",
-    ".lora.down.weight": "lora_A",
-    ".lora.up.weight": "lora_B",
-    ".lora_linear_layer.down.weight": "lora_A",
-    ".lora_linear_layer.up.weight": "lora_B",
-    "_lora.down.weight": "lora_A",
-    "_lora.up.weight": "lora_B",
-    "_lora.alpha": "alpha",
-    ".alpha": "alpha",
-}
-
-
-def _own_key(key: str, components: Collection[str]) -> tuple[str, str]:
-    """The component that a key is about, and the rest of the key. Only the oldest files' have no such prefix."""
-    component, _, own = key.partition(".")
-    if component not in components:
-        advice = "; set train_args.train_text_encoder" if component.startswith("text_encoder") else ""
-        raise CheckpointError(f"the LoRA file also adapts {component}, which this task does not train{advice}")
-    return component, own
-
-
-def _parse_key(key: str, own: str) -> tuple[str, str]:
-    own = own.replace(".processor.", ".")
-    for ending, kind in _SPELLINGS.items():
-        if own.endswith(ending):
-            module = own.removesuffix(ending)
-            # The oldest spelling, `to_out_lora`, leaves out that the projection is the first of a list.
-            return (f"{module}.0" if module.endswith(".to_out") else module), kind
-    raise CheckpointError(f"the LoRA file's {key} is not in Diffusers' format (lora_A, lora_B); take another file")
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:

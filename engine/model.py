@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,18 +13,14 @@ from . import families, hub
 from .errors import ModelError
 from .families import single_file
 from .families.checks import MAX_TIMESTEPS
+from .families.configs import read_json
 from .families.single_file import SingleFile
 from .limits import Limits
-from .task import Model, PredictionType, canonical_json
+from .model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
+from .task import Model, PredictionType
 
-INDEX: Final = "model_index.json"
-_WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")
-_SIDE_FILES: Final = ("*.json", "*.txt", "*.model")
-_PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
-_PICKLES: Final = tuple(f"*{suffix}" for suffix in _PICKLE_SUFFIXES)
-_FILE_SUFFIXES: Final = (".safetensors", *_PICKLE_SUFFIXES)
+_FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
 _PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
-_MAX_JSON_BYTES: Final = 64 << 20
 _DEFAULT_LIMITS: Final = Limits()
 
 Report = Callable[[str], None]
@@ -52,7 +45,7 @@ class BaseModel:
         """One of a component's JSON files, as a dict."""
         if self.single_file is not None:
             return dict(self.single_file.configs[component])
-        return _read_json(self.folder / component / name)
+        return read_json(self.folder / component / name)
 
     @property
     def prediction_type(self) -> PredictionType:
@@ -144,11 +137,11 @@ def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, rep
 def _locate_folder(folder: Path, model: Model, report: Report) -> BaseModel:
     if not folder.is_dir():
         raise ModelError(f"the base model {folder} is neither a folder nor a file; check its path")
-    family = families.detect(_read_json(folder / INDEX))
-    selected, variants = select_files(_files_below(folder), family, model.variant, str(folder))
+    family = families.detect(read_json(folder / INDEX))
+    selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
     _report_fallback(variants, model.variant, report)
     return BaseModel(
-        folder=folder, family=family, variants=variants, identity=_content_identity(folder, selected), revision=None
+        folder=folder, family=family, variants=variants, identity=content_identity(folder, selected), revision=None
     )
 
 
@@ -156,7 +149,7 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report) -
     from .fetch import fetch_file, shown
 
     address = shown(model.name)
-    if Path(urlsplit(address).path).suffix.lower() in _PICKLE_SUFFIXES:
+    if Path(urlsplit(address).path).suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {address} {_PICKLED}")
     path = fetch_file(
         model.name,
@@ -175,7 +168,7 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report) -
 def _locate_file(path: Path, name: str, model: Model, report: Report) -> BaseModel:
     if not path.is_file():
         raise ModelError(f"the base model {path} is not there; check its path")
-    if path.suffix.lower() in _PICKLE_SUFFIXES:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {name} {_PICKLED}")
     file = single_file.inspect(path, name, report)
     family = families.detect({"_class_name": file.layout.pipeline})
@@ -200,7 +193,7 @@ def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: R
     commit = pinned or hub.resolve_commit(model.name, "model", model.revision)
     report(f"base model {model.name} at commit {commit[:12]}")
     folder = _download(model.name, commit, [INDEX])
-    family = families.detect(_read_json(folder / INDEX))
+    family = families.detect(read_json(folder / INDEX))
     selected, variants = select_files(_list_files(model.name, commit, folder), family, model.variant, model.name)
     _report_fallback(variants, model.variant, report)
     if not weights:
@@ -227,104 +220,8 @@ def _list_files(name: str, commit: str, folder: Path) -> list[str]:
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
-        return _files_below(folder)
+        return files_below(folder)
     files: list[str] = hub.with_retries(
         lambda: huggingface_hub.HfApi().list_repo_files(name, revision=commit), f"base model {name!r}"
     )
     return files
-
-
-def _files_below(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def select_files(
-    names: Iterable[str], family: families.Entry, variant: str | None, source: str
-) -> tuple[list[str], dict[str, str | None]]:
-    """The files of a Diffusers folder that training needs, and each weighted component's variant.
-
-    A component that has no weights of the asked-for variant falls back to its plain ones, as in Diffusers.
-
-    Raises:
-        ModelError: a component is missing or has no safetensors weights, or none has the variant.
-    """
-    names = sorted(names)
-    selected = [INDEX]
-    variants: dict[str, str | None] = {}
-    for component in family.components:
-        inside = [name for name in names if Path(name).parent.as_posix() == component]
-        selected += [name for name in inside if _matches(name, _SIDE_FILES)]
-        if not inside:
-            raise ModelError(f"the base model {source} has no {component}/; it is incomplete")
-        if component not in family.weighted:
-            continue
-        for candidate in dict.fromkeys((variant, None)):
-            weights = [name for name in inside if _is_weight(name, candidate)]
-            if weights:
-                selected += weights
-                variants[component] = candidate
-                break
-        else:
-            raise ModelError(_no_weights(source, component, inside))
-    if variant and variant not in variants.values():
-        raise ModelError(f"the base model {source} has no {variant} weights: leave model.variant out")
-    return selected, variants
-
-
-def _is_weight(name: str, variant: str | None) -> bool:
-    middle = f".{variant}" if variant else ""
-    file = Path(name).name
-    return any(
-        file == f"{stem}{middle}.safetensors" or fnmatch.fnmatchcase(file, f"{stem}{middle}-?????-of-?????.safetensors")
-        for stem in _WEIGHT_STEMS
-    )
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _no_weights(source: str, component: str, inside: list[str]) -> str:
-    if any(_matches(name, _PICKLES) for name in inside):
-        return (
-            f"the base model {source} has only pickled weights in {component}/, which can run code; "
-            "convert it to safetensors (Diffusers: pipe.save_pretrained(folder, safe_serialization=True))"
-        )
-    variants = sorted(name for name in inside if name.endswith(".safetensors"))
-    found = f"; it has {', '.join(variants)}: name that in model.variant" if variants else ""
-    return f"the base model {source} has no safetensors weights in {component}/{found}"
-
-
-def _content_identity(folder: Path, names: list[str]) -> str:
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            if not name.endswith(".safetensors"):
-                _refuse_large(folder / name)
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    try:
-        with ThreadPoolExecutor() as pool:
-            digests = dict(zip(names, pool.map(digest, names), strict=True))
-    except OSError as error:
-        raise ModelError(f"the base model's file {error.filename} cannot be read ({error.strerror})") from None
-    return "sha256:" + hashlib.sha256(canonical_json(digests)).hexdigest()
-
-
-def _refuse_large(path: Path) -> None:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ModelError(f"the base model's {path} is too large for a configuration; download it again")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        _refuse_large(path)
-        value = json.loads(path.read_bytes())
-    except OSError:
-        raise ModelError(
-            f"the base model has no {path.parent.name}/{path.name}; a Diffusers folder is expected"
-        ) from None
-    except (ValueError, RecursionError):
-        raise ModelError(f"the base model's {path} is not JSON; download it again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"the base model's {path} is not a JSON object; download it again")
-    return value

@@ -106,25 +106,32 @@ class OutputFolder:
         Raises:
             OutputError: another job's result or unfinished progress lies here.
         """
+        found = self.look(job, in_place=in_place, overwrite=overwrite)
+        if found is Claim.FINISHED:
+            self.settle()
+            return found
+        self.claimed = True
+        with storage.writing_to(self.root):
+            (self.root / RESULT).unlink(missing_ok=True)  # it tells of an earlier run
+            if found is Claim.CONTINUES:
+                return found
+            storage.make_folder(self._job, owner=self.root)
+            (self.root / PROGRESS_LOG).unlink(missing_ok=True)
+            storage.write_file(self._record, _json_bytes(asdict(job) | {"request": request}), owner=self.root)
+        return found
+
+    def look(self, job: JobRecord, *, in_place: bool, overwrite: bool) -> Claim:
+        """What `claim` would find, with the same arguments and errors. Changes nothing, and needs no lock."""
         record, published = self._read_record(), self._published()
         completed = record is not None and record == published
         same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
         if published == job or same_again:
-            self.settle()
             return Claim.FINISHED
         # Without progress there is nothing to lose: the job failed before it trained a step.
         unfinished = record if self._progress.exists() and not completed else None
         if not overwrite:
             self._refuse_foreign(job, unfinished, in_place=in_place)
-        self.claimed = True
-        with storage.writing_to(self.root):
-            (self.root / RESULT).unlink(missing_ok=True)  # it tells of an earlier run
-            if unfinished == job:
-                return Claim.CONTINUES
-            storage.make_folder(self._job, owner=self.root)
-            (self.root / PROGRESS_LOG).unlink(missing_ok=True)
-            storage.write_file(self._record, _json_bytes(asdict(job) | {"request": request}), owner=self.root)
-        return Claim.FRESH
+        return Claim.CONTINUES if unfinished == job else Claim.FRESH
 
     def settle(self) -> None:
         """Clear up after a job that was killed between publishing its result and clearing up."""

@@ -106,9 +106,12 @@ class ProgressSaver:
         """
         start = time.monotonic()
         state = self._training.trainer.state()
-        for name, tensor in state.adapter.items():
+        # As they are exported: finite weights may leave float32 at the adapter's strength.
+        for name, tensor in lora_files.diffusers_state(self._training.adapter).items():
             if not bool(torch.isfinite(tensor).all()):  # the last saved progress stays
-                raise NonFiniteError(f"{name} is not finite after step {state.global_step}; try a lower learning_rate")
+                raise NonFiniteError(
+                    f"{name} is not finite after step {state.global_step}; try a lower learning_rate or lora.alpha"
+                )
         if self._session.processes.is_first:
             tensors, scalars = dump_state(state)
             header = {"state": scalars, "history": history_file.dump(self._training.history).decode()}

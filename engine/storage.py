@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -45,6 +46,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_plain(path: Path, limit: int) -> bytes | None:
+    """A stranger's file of at most `limit` bytes; None for a link, a pipe or a larger one. Raises OSError."""
+    status = path.lstat()
+    return path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= limit else None
 
 
 def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:

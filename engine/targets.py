@@ -1,23 +1,23 @@
-"""Which layers get an adapter, and what they are called in LoRA files."""
+"""Which layers get an adapter, and what they are called in LoRA files. No torch until there are modules."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final
-
-import torch
+from typing import TYPE_CHECKING, Final
 
 from .errors import TaskError
-from .families.base import DENOISER
+from .families import DENOISER
 from .task import DEFAULT_TARGETS
+
+if TYPE_CHECKING:
+    import torch
 
 TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The four projections of each attention, as CLIP calls them."""
 
 _MAX_LISTED: Final = 40
-_ADAPTABLE: Final = (torch.nn.Linear, torch.nn.Conv2d)
 
 logger = logging.getLogger(__name__)
 
@@ -34,27 +34,46 @@ def full_name(component: str, module: str) -> str:
 def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | None) -> dict[str, torch.nn.Module]:
     """The layers that `lora.target_modules` means, by name, sorted.
 
+    Raises:
+        TaskError: as `match_targets`.
+    """
+    from torch.nn import Conv2d, Linear
+
+    modules = {name: module for name, module in denoiser.named_modules() if name}
+    kinds = {
+        name: None if isinstance(module, Linear | Conv2d) else f"of type {type(module).__name__}"
+        for name, module in modules.items()
+    }
+    return {name: modules[name] for name in match_targets(kinds, targets)}
+
+
+def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | str | None) -> list[str]:
+    """The names of the layers that `lora.target_modules` means, sorted.
+
     As in PEFT: a list holds whole names or ends of names at a dot, a string is a regular expression for the whole name.
+
+    Args:
+        kinds: each module's name, with None for what can be adapted, else with what it is.
+        targets: the task's.
 
     Raises:
         TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
     """
-    modules = {name: module for name, module in denoiser.named_modules() if name}
     if isinstance(targets, str):
-        matched = _match_expression(targets, modules)
+        matched = _match_expression(targets, kinds)
     else:
-        matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, modules)
+        matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
     if not matched:
         shown = "null" if targets is None else repr(targets if isinstance(targets, str) else list(targets))
-        raise TaskError(f"lora.target_modules: {shown} matches no layer; there are {_layer_names(modules)}")
+        raise TaskError(f"lora.target_modules: {shown} matches no layer; there are {_layer_names(kinds)}")
     for name in matched:
-        if not isinstance(modules[name], _ADAPTABLE):
-            inside = _layer_names({other: modules[other] for other in modules if other.startswith(f"{name}.")})
+        if kinds[name] is not None:
+            inside = _layer_names({other: kinds[other] for other in kinds if other.startswith(f"{name}.")})
             raise TaskError(
-                f"lora.target_modules: {name} is of type {type(modules[name]).__name__}, only Linear and Conv2d layers "
+                f"lora.target_modules: {name} is {kinds[name]}, only Linear and Conv2d layers "
                 f"can be adapted" + (f"; name those in it: {inside}" if inside else "")
             )
-    return {name: modules[name] for name in sorted(matched)}
+    return sorted(matched)
 
 
 def _match_expression(expression: str, names: Iterable[str]) -> list[str]:
@@ -74,11 +93,11 @@ def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
     return sorted(matched)
 
 
-def _layer_names(modules: Mapping[str, torch.nn.Module]) -> str:
+def _layer_names(kinds: Mapping[str, str | None]) -> str:
     """The distinct ends of the adaptable layers' names, from the last part that is not a number: `to_q`, `to_out.0`."""
     ends = set()
-    for name, module in modules.items():
-        if isinstance(module, _ADAPTABLE) and (end := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)):
+    for name, kind in kinds.items():
+        if kind is None and (end := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)):
             ends.add(end.group())
     listed = sorted(ends)
     more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from .errors import ModelError
+from .errors import ModelError, first_line
+from .families.configs import read_json
+from .families.single_file import SingleFile
+from .families.single_file.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,13 +21,26 @@ _DEFAULT_LIMIT: Final = 77
 class TokenCounter:
     """A base model's CLIP tokenizer (Radford et al. 2021, arXiv:2103.00020, section 2.4), counting only."""
 
-    def __init__(self, folder: Path, chunks: int = 1) -> None:
-        """`folder` is the model's tokenizer/, `chunks` how many rows a caption may fill. Raises ModelError."""
-        self._tokenizer = _load(folder)
-        limit = _read_json(folder / "tokenizer_config.json").get("model_max_length")
-        row = limit if isinstance(limit, int) and 2 < limit < 10_000 else _DEFAULT_LIMIT
-        self.limit = (row - NUM_SPECIAL) * chunks + NUM_SPECIAL
+    def __init__(self, tokenizer: Tokenizer, row: object, chunks: int) -> None:
+        self._tokenizer = tokenizer
+        length = row if isinstance(row, int) and 2 < row < 10_000 else _DEFAULT_LIMIT
+        self.limit = (length - NUM_SPECIAL) * chunks + NUM_SPECIAL
         """Tokens that a caption may have, one start and one end included; what lies beyond is cut."""
+
+    @classmethod
+    def of_folder(cls, folder: Path, chunks: int = 1) -> TokenCounter:
+        """That of a model's tokenizer/; a caption may fill `chunks` rows. Raises ModelError."""
+        path = folder / "tokenizer_config.json"
+        config = read_json(path) if path.is_file() else {}
+        return cls(_load(folder), config.get("model_max_length"), chunks)
+
+    @classmethod
+    def of_single_file(cls, file: SingleFile, chunks: int = 1) -> TokenCounter:
+        """That which every single file leaves out; a caption may fill `chunks` rows."""
+        config = file.configs["tokenizer"]
+        tokenizer = _clip(*read_vocabulary())
+        tokenizer.add_special_tokens([config["pad_token"]])  # which is no part of a word anymore, even if it is "!"
+        return cls(tokenizer, config["model_max_length"], chunks)
 
     def count(self, caption: str) -> int:
         """Tokens of a caption, start and end included."""
@@ -41,22 +56,24 @@ def _load(folder: Path) -> Tokenizer:
             tokenizer.no_truncation()
             tokenizer.no_padding()
             return tokenizer
-        return _clip(folder)
+        from tokenizers.models import BPE
+
+        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        return _clip(vocabulary, merges)
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"the base model's {folder.name} does not load: {reason}") from error
+        raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
 
 
-def _clip(folder: Path) -> Tokenizer:
+def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Byte pair encoding of lower-cased text, with CLIP's way of splitting it into words."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
     words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     tokenizer = Tokenizer(
-        BPE.from_file(
-            str(folder / "vocab.json"),
-            str(folder / "merges.txt"),
+        BPE(
+            vocabulary,
+            merges,
             unk_token="<|endoftext|>",
             end_of_word_suffix="</w>",
             continuing_subword_prefix="",
@@ -71,11 +88,3 @@ def _clip(folder: Path) -> Tokenizer:
     )
     tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     return tokenizer
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

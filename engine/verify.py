@@ -8,9 +8,9 @@ ended the re-run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from . import checkpoint, differences
+from . import checkpoint, differences, storage
 from . import history as history_file
 from .checkpoint import MANIFEST, Checkpoint, WarmStart
 from .errors import CheckpointError, Interrupted, JobError, TaskError
@@ -70,17 +70,10 @@ class Result:
             kind, _, base = name.partition("/")
             folder = folders[kind]
             if folder is not None:
-                found[name] = _read_plain(folder / base, limit=max(4 * len(expected), 1 << 20))
+                found[name] = None
+                with contextlib.suppress(OSError):  # nothing larger than what it is compared with could be
+                    found[name] = storage.read_plain(folder / base, max(4 * len(expected), 1 << 20))
         return found
-
-
-def _read_plain(path: Path, *, limit: int) -> bytes | None:
-    """A stranger's file, if it is one: no link, no pipe, nothing larger than what it is compared with could be."""
-    try:
-        status = path.lstat()
-        return path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= limit else None
-    except OSError:
-        return None
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from engine.families.single_file.layouts import LAYOUTS
-from engine.families.single_file.weights import MERGES
+from engine.families.single_file.vocabulary import MERGES
 from tests import tiny
 
 CLASSES = {

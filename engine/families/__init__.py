@@ -33,6 +33,9 @@ class Entry:
     """Whether the VAE is in float32 whatever the task's precision."""
 
 
+DENOISER: Final = "unet"
+"""What Diffusers' LoRA files call a family's denoiser, and the sub-folder that it is in."""
+
 FAMILIES: Final[Mapping[str, Entry]] = {
     "StableDiffusionPipeline": Entry(
         module="sd",

@@ -13,6 +13,7 @@ import torch
 
 from ..objectives import Huber
 from ..task import MixedPrecision, PredictionType
+from . import DENOISER as DENOISER  # noqa: PLC0414  # who imports this module needs it
 from .single_file import SingleFile
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 
-DENOISER: Final = "unet"
-"""What Diffusers' LoRA files call a family's denoiser."""
 PRECISIONS: Final[Mapping[MixedPrecision, torch.dtype]] = {
     "no": torch.float32,
     "fp16": torch.float16,

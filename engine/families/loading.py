@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from diffusers import SchedulerMixin
 from transformers.utils import logging as transformers_logging
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .base import LoadArgs
 from .checks import MAX_TIMESTEPS
+from .configs import read_json
 from .single_file import weights as single_file_weights
 
 transformers_logging.disable_progress_bar()
@@ -28,14 +28,7 @@ def read_config(args: LoadArgs, component: str, name: str = "config.json") -> di
     """
     if args.single_file is not None:
         return dict(args.single_file.configs[component])
-    path = args.folder / component / name
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ModelError(f"the base model's {component}/{name} is missing or malformed; download it again")
-    return value
+    return read_json(args.folder / component / name)
 
 
 def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
@@ -65,7 +58,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the libraries' readers of configurations and weights raise almost anything
-        raise ModelError(f"the base model's {component} does not load: {_first_line(error)}") from error
+        raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
             found = sorted(map(str, info[problem]))
@@ -93,7 +86,7 @@ def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     try:
         return cls.from_pretrained(args.folder / component, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
-        raise ModelError(f"the base model's {component} does not load: {_first_line(error)}") from error
+        raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
 
 
 def load_scheduler(args: LoadArgs) -> Any:
@@ -116,7 +109,7 @@ def load_scheduler(args: LoadArgs) -> Any:
     try:
         scheduler = cls.from_config(config)
     except (ValueError, TypeError, NotImplementedError, IndexError) as error:
-        raise ModelError(f"the base model's scheduler does not load: {_first_line(error)}") from error
+        raise ModelError(f"the base model's scheduler does not load: {first_line(error)}") from error
     betas = getattr(scheduler, "betas", torch.zeros(1))
     if not bool(((betas >= 0) & (betas <= 1)).all()):  # nor NaN
         raise ModelError("the base model's scheduler does not load: it has betas outside [0, 1]; download it again")
@@ -148,7 +141,3 @@ def _own_memory(module: torch.nn.Module) -> None:
     """Copy every tensor out of the file's memory map: its alignment there can change the bits of a kernel's result."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

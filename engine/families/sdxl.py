@@ -3,7 +3,6 @@ pooled text, the image's size before it was resized, and what of it is shown."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from ..objectives import Huber
 from .base import DENOISER, Batch, LoadArgs, Tensors
 from .checks import has_float32_vae
+from .configs import read_json
 from .latent_diffusion import ImageLatents, Objective, embed_one, encoder_rows, join_chunks, token_ids
 from .loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
 from .sgm import SgmNames
@@ -144,7 +144,7 @@ def _forces_zeros(args: LoadArgs) -> bool:
     """What the model's index says, or Diffusers' default where it says nothing; a single file has no index."""
     index = args.folder / "model_index.json"
     # An index that happens to lie beside a single file is another model's.
-    found = json.loads(index.read_bytes()) if args.single_file is None and index.is_file() else {}
+    found = read_json(index) if args.single_file is None and index.is_file() else {}
     return bool(found.get("force_zeros_for_empty_prompt", True))
 
 

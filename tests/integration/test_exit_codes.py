@@ -141,8 +141,9 @@ def test_no_task(tmp_path):
 
 def test_targets_that_match_nothing(task, tmp_path):
     """The names that there are."""
-    finished = run_job(changed(task, {"lora.target_modules": ["to_qq"]}), tmp_path / "out")
-    assert_failed(finished, 2, "to_qq", "to_q", "to_out.0", "conv1")
+    wrong, words = changed(task, {"lora.target_modules": ["to_qq"]}), ("to_qq", "to_q", "to_out.0", "conv1")
+    assert_refused(run_job(wrong, tmp_path / "out", "--plan"), 2, *words)
+    assert_failed(run_job(wrong, tmp_path / "out"), 2, *words)
 
 
 # --- 3 --------------------------------------------------------------------------------------------------------------
@@ -348,9 +349,13 @@ def test_the_results_of_another_job_stay(short_task, parent, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(parent.out, out)
     before = snapshot(out)
-    refused = run_job(short_task, out)
-    assert refused.code == 7, refused.stderr
-    assert "--overwrite" in refused.error
+    for flags in ((), ("--plan",)):
+        refused = run_job(short_task, out, *flags)
+        assert refused.code == 7, refused.stderr
+        assert "--overwrite" in refused.error
+        assert snapshot(out) == before
+    assert "learning rate" in refused.stdout  # the plan is told first
+    assert run_job(short_task, out, "--plan", "--overwrite").code == 0
     assert snapshot(out) == before
     replaced, elsewhere = together(
         lambda: succeed(short_task, out, "--overwrite"), lambda: succeed(short_task, tmp_path / "elsewhere")
@@ -426,6 +431,19 @@ def test_a_loss_that_is_not_finite(task, tmp_path):
     assert_failed(again, 8, "learning_rate")
     assert again.result["resumed_from_step"] == again.result["global_step"] == good
     assert again.result["steps_trained"] == 0
+
+
+@pytest.mark.parametrize(
+    ("alpha", "rate", "words"),
+    [
+        (1e18, 1e21, "lora.alpha"),  # finite weights, but not at this strength
+        pytest.param(1e30, 1e-3, "gradient", marks=pytest.mark.slow),
+        pytest.param(1e308, 1e-3, "loss", marks=pytest.mark.slow),
+    ],
+)
+def test_a_strength_that_leaves_float32(task, tmp_path, alpha, rate, words):
+    changes = {"train_args.num_train_steps": 1, "train_args.learning_rate": rate, "train_args.lr_scheduler": {}}
+    assert_failed(run_job(changed(task, {"lora.alpha": alpha, **changes}), tmp_path / "out"), 8, words)
 
 
 def test_no_gpu(task, tmp_path):

@@ -157,6 +157,26 @@ def test_killed_with_other_settings(task, xl_model, tmp_path, changes):
     assert_same(finished.folders(), expected.folders())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_xl_with_trained_text_encoders_killed_at_two_random_moments(task, xl_model, tmp_path, seed):
+    task = changed(task, {"model.name": str(xl_model), "train_args.train_text_encoder": True})
+    started = time.monotonic()
+    expected = succeed(task, tmp_path / "undisturbed", env=OFTEN)
+    seconds, draws = time.monotonic() - started, random.Random(2000 + seed)
+
+    def after(delay):
+        start = time.monotonic()
+        return lambda _: time.monotonic() >= start + delay
+
+    out, kills = tmp_path / "out", 0
+    for share in (draws.uniform(0.3, 0.7), draws.uniform(0.3, 0.9)):
+        kills += kill_when(start_job(task, out, env=OFTEN), after(share * seconds), "by chance")
+        assert_whole(out)
+    assert kills
+    assert_same(succeed(task, out, env=OFTEN).folders(), expected.folders())
+
+
 def test_killed_in_a_chain_in_place(task, undisturbed, tmp_path):
     """The old checkpoint or the new one is there at every moment, and the chain ends with the same bytes."""
     expected, _ = undisturbed

@@ -63,6 +63,16 @@ class TestBytes:
         assert_same(four.weights(), one.weights())
 
     @pytest.mark.slow
+    @pytest.mark.parametrize("base, with_text_encoder", [("sd", True), ("xl", False), ("xl", True)])
+    def test_two_by_two_of_other_trainings(self, task, xl_model, tmp_path, base, with_text_encoder):
+        steps = {"train_args.num_train_steps": 4, "train_args.max_train_steps": 4}
+        own = changed(task, {**steps, "train_args.train_text_encoder": with_text_encoder, "lora.dropout": 0.1})
+        own = changed(own, {"model.name": str(xl_model)} if base == "xl" else {})
+        one = succeed(sharing(own, 4), tmp_path / "one")
+        two = succeed(sharing(own, 2), tmp_path / "two", prefix=torchrun(2))
+        assert_same(two.weights(), one.weights())
+
+    @pytest.mark.slow
     def test_processes_that_it_starts_itself_leave_no_trace(self, task, alone, tmp_path):
         """Both folders, manifest and all: what a machine has is not part of a result."""
         finished = succeed(sharing(task, 4), tmp_path / "out", env={"PROCESSES": "3"})

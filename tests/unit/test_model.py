@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import families, model
+from engine import families, model, model_files
 from engine.errors import ModelError
 from engine.limits import Limits
 from engine.task import Model
@@ -61,7 +61,7 @@ class TestSelectFiles:
         ],
     )
     def test_table(self, names, variant, weights, variants):
-        selected, found = model.select_files([*names, *SIDE, *UNUSED, "model_index.json"], SD, variant, "m")
+        selected, found = model_files.select_files([*names, *SIDE, *UNUSED, "model_index.json"], SD, variant, "m")
         assert sorted(selected) == sorted(["model_index.json", *SIDE, *weights])
         assert found == dict(zip(("text_encoder", "unet", "vae"), variants, strict=True))
 
@@ -78,13 +78,13 @@ class TestSelectFiles:
     )
     def test_what_is_missing_is_said(self, names, message):
         with pytest.raises(ModelError, match=f"the base model m .*{message}") as caught:
-            model.select_files([*names, "model_index.json"], SD, None, "m")
+            model_files.select_files([*names, "model_index.json"], SD, None, "m")
         assert caught.value.code == 4
 
 
 def test_a_variant_that_no_component_has_is_refused():
     with pytest.raises(ModelError, match=r"has no fp16 weights: leave model\.variant out"):
-        model.select_files([*SIDE, *PLAIN, "model_index.json"], SD, "fp16", "m")
+        model_files.select_files([*SIDE, *PLAIN, "model_index.json"], SD, "fp16", "m")
 
 
 def write_model(folder, names=(*SIDE, *PLAIN), class_name="StableDiffusionPipeline", scheduler=None):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from engine.errors import ModelError
+from engine.families.single_file.weights import build_tokenizer
 from engine.tokens import TokenCounter
 from tests import tiny
 
@@ -42,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def counters(folder):
-    return [TokenCounter(folder / name) for name in ("new", "old")]
+    return [TokenCounter.of_folder(folder / name) for name in ("new", "old")]
 
 
 @pytest.mark.parametrize("caption", CAPTIONS)
@@ -67,9 +69,9 @@ def test_the_limit_is_the_models(counters, tmp_path, folder):
     assert [counter.limit for counter in counters] == [77, 77]
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((folder / "old" / name).read_bytes())
-    for config, limit in (("{}", 77), ('{"model_max_length": 1e30}', 77), ('{"model_max_length": 64}', 64), ("[", 77)):
+    for config, limit in (("{}", 77), ('{"model_max_length": 1e30}', 77), ('{"model_max_length": 64}', 64)):
         (tmp_path / "tokenizer_config.json").write_text(config)
-        assert TokenCounter(tmp_path).limit == limit
+        assert TokenCounter.of_folder(tmp_path).limit == limit
 
 
 @pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{"}, {"vocab.json": "{}", "merges.txt": "x y z\n"}])
@@ -77,13 +79,30 @@ def test_a_malformed_tokenizer_is_the_models_fault(files, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match="does not load"):
-        TokenCounter(tmp_path)
+        TokenCounter.of_folder(tmp_path)
+
+
+def test_a_single_file_has_clips_own_vocabulary():
+    """Published tokens of OpenAI's: "a photo of a cat" is 320 1125 539 320 2368 there."""
+    file = SimpleNamespace(configs={"tokenizer": {"model_max_length": 77, "pad_token": "!"}})
+    counter = TokenCounter.of_single_file(file, chunks=2)
+    assert counter.limit == 152
+    assert counter._tokenizer.encode("a photo of a cat", add_special_tokens=False).ids == [320, 1125, 539, 320, 2368]
+    reference = build_tokenizer(CLIPTokenizer, file, "tokenizer")
+    for caption in CAPTIONS:
+        assert counter.count(caption) == len(reference(caption).input_ids)
+
+
+def test_a_malformed_configuration_is_the_models_fault(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("[")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json is not JSON"):
+        TokenCounter.of_folder(tmp_path)
 
 
 def test_nothing_heavy_is_imported(folder):
     script = (
         "import sys; from pathlib import Path; from engine.tokens import TokenCounter\n"
-        f"TokenCounter(Path({str(folder / 'old')!r})).count('a cat')\n"
+        f"TokenCounter.of_folder(Path({str(folder / 'old')!r})).count('a cat')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -13,10 +13,10 @@ from safetensors import safe_open
 
 from . import SingleFile
 from .layouts import Part, is_buffer, original_name
+from .vocabulary import read_vocabulary
 
 Tensors = dict[str, torch.Tensor]
 
-MERGES: Final = Path(__file__).parent / "clip-merges.txt"
 _IGNORED: Final = ("loss.", "model_ema.")
 """What the training of an autoencoder may have left in the file."""
 
@@ -54,24 +54,9 @@ def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
 
 
 def build_tokenizer(cls: Any, file: SingleFile, component: str) -> Any:
-    """CLIP's tokenizer: every layout's text encoders share one vocabulary, and differ in what fills a caption up.
-
-    Its tokens are the 256 bytes, the same at a word's end, one for each merge, and the two marks (Radford et al. 2021,
-    arXiv:2103.00020, section 2.4).
-    """
-    merges = MERGES.read_text(encoding="utf-8").split("\n")[:-1]
-    letters = _byte_letters()
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    return cls(vocab=vocabulary, merges=pairs, **file.configs[component])
-
-
-def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the vocabulary's order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(256 - len(printable))]
+    """CLIP's tokenizer: every layout's text encoders share one vocabulary, and differ in what fills a caption up."""
+    vocabulary, merges = read_vocabulary()
+    return cls(vocab=vocabulary, merges=merges, **file.configs[component])
 
 
 def _read(path: Path, part: Part, dtype: torch.dtype) -> Tensors:

@@ -1,0 +1,128 @@
+"""What `--plan` checks beyond what a job finds before it loads a model: by the headers of files, without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from .checkpoint import Checkpoint, WarmStart
+from .errors import CheckpointError, OutputError
+from .families import DENOISER
+from .families.single_file.header import Tensor, read_header
+from .lora_names import own_key, parse_key, require_fit, tensor_names
+from .model_files import is_weight
+from .output import OutputFolder
+from .prepare import Job
+from .targets import TEXT_TARGETS, full_name, match_targets
+
+_WEIGHT: Final = ".weight"
+_KINDS: Final = {2: "Linear", 4: "Conv2d"}
+"""What a weight of so many dimensions belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    shape: tuple[int, ...]
+
+
+def check_adapter(job: Job) -> list[str]:
+    """Check the adapter's layers and a warm start against the base model's weights; lines on what was not checked.
+
+    Raises:
+        TaskError: `lora.target_modules` names no layer of the base model, or none that can be adapted.
+        CheckpointError: a LoRA to start from is no such file, or another adapter's or model's.
+        ModelError: the weights are malformed.
+    """
+    components = [DENOISER]
+    if job.task.train_args.train_text_encoder:
+        components += [name for name in job.base.family.weighted if name.startswith("text_encoder")]
+    shapes = {component: _weights(job, component) for component in components}
+    layers = {component: _targets(job, component, found) for component, found in shapes.items() if found}
+    lines = []
+    if DENOISER not in layers:
+        where = "in one file" if job.base.single_file else "not downloaded yet"
+        lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
+    if isinstance(job.parent, WarmStart):
+        _check_warm_start(job.parent, components, job.task.lora.rank, layers)
+    return lines
+
+
+def check_output(job: Job, output: OutputFolder, *, overwrite: bool) -> None:
+    """Refuse an output folder that the job would refuse. Changes nothing.
+
+    Raises:
+        OutputError: another job's result or progress is in it, or nothing can be written to it.
+    """
+    root, parent = output.root, job.parent
+    if not root.exists():
+        return
+    if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {root}: it must be a folder that the user that runs the job can write to")
+    is_over = isinstance(parent, Checkpoint) and parent.finished and job.schedule.num_steps == 0
+    if not (job.in_place and is_over):  # else the job would find nothing to do
+        output.look(job.record, in_place=job.in_place, overwrite=overwrite)
+
+
+def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a component's tensors; empty where its weights are not at hand under Diffusers' names."""
+    if job.base.single_file is not None:
+        return {}
+    variant = job.base.variants.get(component)
+    found: dict[str, Tensor] = {}
+    for path in sorted((job.base.folder / component).glob("*.safetensors")):
+        if is_weight(path.name, variant):
+            found |= read_header(path, f"{component}/{path.name}").tensors
+    return {name: tensor.shape for name, tensor in found.items()}
+
+
+def _targets(job: Job, component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The layers of a component that get an adapter, and their weights' shapes."""
+    kinds: dict[str, str | None] = {}
+    for name, shape in shapes.items():
+        module, _, last = name.rpartition(".")
+        parents = module.split(".")
+        for depth in range(1, len(parents)):
+            kinds.setdefault(".".join(parents[:depth]), "a group of layers")
+        if last == "weight":
+            kinds[module] = None if len(shape) in _KINDS else f"of another type (its weight has {len(shape)} axes)"
+        else:
+            kinds.setdefault(module, "of another type")
+    targets = job.task.lora.target_modules if component == DENOISER else TEXT_TARGETS
+    return {name: shapes[f"{name}{_WEIGHT}"] for name in match_targets(kinds, targets)}
+
+
+def _check_warm_start(
+    parent: WarmStart, components: list[str], rank: int, layers: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> None:
+    """As `lora_files` reads it and `lora` fits it, by names and shapes alone."""
+    shapes = _lora_shapes(parent.lora)
+    is_prefixed = any(key.startswith(f"{component}.") for key in shapes for component in components)
+    found: dict[str, _Shape] = {}
+    for key, shape in shapes.items():
+        component, own = own_key(key, components) if is_prefixed else (DENOISER, key)
+        module, kind = parse_key(key, own)
+        if kind != "alpha":
+            found[tensor_names(full_name(component, module))[kind == "lora_B"]] = _Shape(shape)
+    if layers.keys() != set(components):
+        return
+    expected: dict[str, _Shape] = {}
+    for component, own_layers in layers.items():
+        for module, (outer, inner, *kernel) in own_layers.items():
+            down, up = tensor_names(full_name(component, module))
+            expected[down] = _Shape((rank, inner, *kernel))
+            expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
+    require_fit(found, expected)
+
+
+def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        # No stub says so: a list of names with their dtype, shape and bytes.
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
+        return {name: tuple(entry["shape"]) for name, entry in entries}
+    except (SafetensorError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None

@@ -1,0 +1,183 @@
+"""What --plan finds in headers is what the job finds in modules."""
+
+import json
+import re
+import struct
+from types import SimpleNamespace
+
+import pytest
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from engine import families, lora, lora_files, precheck
+from engine.checkpoint import WarmStart
+from engine.errors import CheckpointError, ModelError, OutputError, TaskError
+from engine.families.base import DENOISER
+from engine.output import JobRecord, OutputFolder
+from engine.targets import find_targets
+from engine.task import Lora, TrainArgs
+from tests import tiny
+
+TARGETS = [
+    None,
+    ("to_q",),
+    ("to_q", "nothing_such"),
+    ("conv1", "conv_in"),
+    r".*(to_q|conv1|time_embedding\.linear_1)",
+    r".*transformer_blocks\..*\.to_k",
+    ("nothing_such",),
+    ("attn1",),
+    ("norm1",),
+    ("mid_block",),
+    r".*",
+    r".*\.weight",
+    "",
+]
+
+
+@pytest.fixture(scope="module", params=["StableDiffusionPipeline", "StableDiffusionXLPipeline"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name, tmp_path_factory):
+    build = tiny.build_sd if name == "StableDiffusionPipeline" else tiny.build_sdxl
+    return build(tmp_path_factory.mktemp("model"), variant="fp16")
+
+
+def job_of(folder, name, *, variant=None, parent=None, text=False, single_file=None, **options):
+    entry = families.FAMILIES[name]
+    variants = dict.fromkeys(entry.weighted, variant)
+    base = SimpleNamespace(folder=folder, family=entry, variants=variants, single_file=single_file)
+    task = SimpleNamespace(lora=Lora(**options), train_args=TrainArgs(train_text_encoder=text))
+    return SimpleNamespace(base=base, task=task, parent=parent)
+
+
+@pytest.fixture(scope="module")
+def denoiser(folder):
+    return UNet2DConditionModel.from_pretrained(folder / "unet")
+
+
+def outcome(call):
+    try:
+        return sorted(call())
+    except TaskError as error:
+        return re.sub(
+            r"(?<=is )of type \w+|(?<=is )a group of layers|(?<=is )of another type( \(.*?\))?", "…", str(error)
+        )
+
+
+class TestTargets:
+    @pytest.mark.parametrize("variant", [None, "fp16"])
+    @pytest.mark.parametrize("targets", TARGETS, ids=str)
+    def test_are_those_of_the_job(self, folder, name, denoiser, targets, variant):
+        job = job_of(folder, name, variant=variant, target_modules=targets)
+        shapes = precheck._weights(job, DENOISER)
+        found = outcome(lambda: precheck._targets(job, DENOISER, shapes))
+        expected = outcome(lambda: find_targets(denoiser, targets))
+        assert isinstance(found, list) == isinstance(expected, list)
+        if targets != r".*":  # which names a module without weights first
+            assert found == expected
+
+    def test_sharded_weights_count_together(self, folder, name, denoiser, tmp_path):
+        denoiser.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+        assert len([*(tmp_path / "unet").glob("*.safetensors")]) > 1
+        assert precheck.check_adapter(job_of(tmp_path, name, target_modules=("to_q",))) == []
+
+    def test_without_weights_it_is_said(self, name, tmp_path):
+        (line,) = precheck.check_adapter(job_of(tmp_path, name, target_modules=("nothing_such",)))
+        assert line.startswith("note: lora.target_modules is checked when the job starts") and "downloaded" in line
+        (line,) = precheck.check_adapter(job_of(tmp_path, name, single_file=object()))
+        assert "in one file" in line
+
+    def test_damaged_weights_are_the_models_fault(self, name, tmp_path):
+        (tmp_path / "unet").mkdir()
+        (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 100)
+        with pytest.raises(ModelError, match="unet/diffusion_pytorch_model"):
+            precheck.check_adapter(job_of(tmp_path, name))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """LoRA files as the program writes them: the denoiser's, and with the first text encoder's."""
+    files = {}
+    for text in (False, True):
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+        encoder = {"text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder")} if text else {}
+        adapter = lora.attach({DENOISER: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0)
+        path = tmp_path_factory.mktemp("lora") / "x.safetensors"
+        save_file(lora_files.diffusers_state(adapter), path)
+        files[text] = path.read_bytes()
+    return files
+
+
+def start(folder, name, data, **options):
+    given = {"rank": 3, "target_modules": ("to_q", "conv1"), **options}
+    return precheck.check_adapter(job_of(folder, name, parent=WarmStart(digest="d", lora=data), **given))
+
+
+class TestWarmStart:
+    def test_one_that_fits(self, folder, name, trained):
+        assert start(folder, name, trained[False]) == []
+        if name == "StableDiffusionPipeline":
+            assert start(folder, name, trained[True], text=True) == []
+
+    @pytest.mark.parametrize(
+        "changes, words",
+        [
+            ({"rank": 4}, "rank 3, lora.rank is 4"),
+            ({"target_modules": ("to_q",)}, "lora.target_modules leaves out"),
+            ({"target_modules": ("to_q", "to_k", "conv1")}, "lora.target_modules asks for"),
+            ({"text": True}, "train_text_encoder asks for"),
+        ],
+    )
+    def test_one_of_another_adapter(self, folder, name, trained, changes, words):
+        with pytest.raises(CheckpointError, match=words):
+            start(folder, name, trained[False], **changes)
+
+    def test_text_encoders_that_are_not_trained(self, folder, name, trained):
+        with pytest.raises(CheckpointError, match="also adapts text_encoder"):
+            start(folder, name, trained[True])
+
+    @pytest.mark.parametrize("data", [b"", b"no safetensors", struct.pack("<Q", 2) + b"[]"])
+    def test_no_such_file(self, folder, name, data):
+        with pytest.raises(CheckpointError, match="not a safetensors file"):
+            start(folder, name, data)
+
+    def test_another_format_is_named_without_weights_too(self, name, tmp_path):
+        key = "lora_unet_down_blocks_0.lora_down.weight"
+        header = json.dumps({key: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
+        data = struct.pack("<Q", len(header)) + header + b"\0" * 4
+        with pytest.raises(CheckpointError, match="not in Diffusers' format"):
+            start(tmp_path, name, data)
+
+
+class TestOutput:
+    def check(self, root, **options):
+        schedule = SimpleNamespace(num_steps=1)
+        job = SimpleNamespace(record=JobRecord("mine", None), in_place=False, schedule=schedule, parent=None)
+        precheck.check_output(job, OutputFolder(root), overwrite=options.get("overwrite", False))
+
+    def test_a_result_of_another_job_is_refused_and_left_alone(self, tmp_path):
+        self.check(tmp_path / "nothing")
+        assert not (tmp_path / "nothing").exists()
+        self.check(tmp_path)
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "manifest.json").write_text('{"task_digest": "other", "parent": null}')
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(OutputError, match="another job's result"):
+            self.check(tmp_path)
+        self.check(tmp_path, overwrite=True)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_its_own_result_is_none_of_anothers(self, tmp_path):
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "manifest.json").write_text('{"task_digest": "mine", "parent": null}')
+        self.check(tmp_path)
+
+    def test_a_file_in_its_place(self, tmp_path):
+        (tmp_path / "out").write_text("")
+        with pytest.raises(OutputError, match="must be a folder"):
+            self.check(tmp_path / "out")
