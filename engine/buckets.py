@@ -1,8 +1,8 @@
 """Aspect-ratio buckets: images of any shape, in micro-batches of one size each, with little cropped away. No torch.
 
-The sizes have about the pixels of the square and sides that are multiples of 64, as in the later training of
-Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952, section 2.3 and appendix I). Which bucket a micro-batch is
-taken from is a pure function of its number, as everything in the plan is.
+The sizes have about the pixels of the square and sides that are multiples of 64 (Podell et al. 2023, arXiv:2307.01952,
+section 2.3 and appendix I). Which bucket a micro-batch is taken from is a pure function of its number, as everything in
+the plan is.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Size = tuple[int, int]
 """(width, height) in pixels."""
 
 STEP: Final = 64
-"""What sides are multiples of: Stable Diffusion's UNet halves its latents three times, and its VAE images as often."""
+"""What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""
 _MAX_RATIO: Final = 4
-"""Of a bucket's longer side to its shorter one, as in Stable Diffusion XL's training."""
+"""Of a bucket's longer side to its shorter one, as in the paper's appendix I."""
 _UNREADABLE: Final[Size] = (0, 0)
 _FORMAT: Final = "sd-lora-task image sizes v1"
 
@@ -117,7 +117,8 @@ class Buckets:
         if small:
             lines.append(
                 f"note: {small} of {len(self.members)} buckets have fewer images than batch_size {batch_size}: "
-                "a micro-batch of theirs shows an image more than once, and comes around less than once an epoch"
+                "a micro-batch of theirs shows an image more than once, and comes around less than once an epoch; "
+                "a smaller batch_size with more gradient_accumulation_steps mixes better"
             )
         return lines
 
