@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import buckets, checkpoint, model, plan
+from . import checkpoint, model, plan
 from .addresses import public
-from .buckets import Buckets
+from .buckets import Buckets, bucket_sizes, buckets_of
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
 from .errors import DeviceError, TaskError
@@ -161,7 +161,7 @@ def read_task(settings: Settings) -> Task:
     if settings.device == "cpu" and task.mixed_precision == "fp16":
         raise DeviceError('mixed_precision "fp16" needs a CUDA device; on a CPU use "bf16" or "no"')
     if task.transforms.buckets:
-        buckets.bucket_sizes(task.train_args.resolution)
+        bucket_sizes(task.train_args.resolution)
     return resolve_paths(task, settings.task_folder)
 
 
@@ -210,19 +210,12 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         in_place=is_in_place(folder, settings.output_dir),
         schedule=schedule,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
-        buckets=_buckets(task, dataset, settings.cache_dir),
+        buckets=buckets_of(task, dataset, settings.cache_dir),
     )
     _check_noise(job)
     if chain:
         checkpoint.require_same_world(chain.world, job.world)
     return job
-
-
-def _buckets(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
-    if not task.transforms.buckets:
-        return None
-    sizes = buckets.read_sizes(dataset, cache_dir)
-    return buckets.sort_into_buckets(dataset, sizes, task.train_args.resolution)
 
 
 def _check_noise(job: Job) -> None:
