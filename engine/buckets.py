@@ -97,21 +97,24 @@ class Buckets:
         """The size at which an image of `size` is shown."""
         return self.sizes[nearest(size, self.sizes)]
 
-    def lines(self, batch_size: int) -> list[str]:
-        """What a person should know of them."""
+    def lines(self) -> list[str]:
+        """What they are, for a person."""
         counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
-        lines = [
+        return [
             f"buckets        {counts} images",
             f"cropped        {1 - self.kept:.1%} of an image on average, {1 - self.kept_by_squares:.1%} by squares",
         ]
+
+    def warnings(self, batch_size: int) -> list[str]:
+        """What is allowed but likely a mistake."""
         small = sum(len(one.rows) < batch_size for one in self.members)
-        if small:
-            lines.append(
-                f"note: {small} of {len(self.members)} buckets have fewer images than batch_size {batch_size}: "
-                "a micro-batch of theirs shows an image more than once, and comes around less than once an epoch; "
-                "a smaller batch_size with more gradient_accumulation_steps mixes better"
-            )
-        return lines
+        if not small:
+            return []
+        return [
+            f"{small} of {len(self.members)} buckets have fewer images than batch_size {batch_size}: a micro-batch of "
+            "theirs shows an image more than once, and comes around less than once an epoch; a smaller batch_size with "
+            "more gradient_accumulation_steps mixes better"
+        ]
 
 
 def buckets_of(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:

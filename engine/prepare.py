@@ -291,7 +291,7 @@ def describe(job: Job) -> list[str]:
         own = plan.base_text_encoder_rate(args, schedule.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     if job.buckets:
-        lines += job.buckets.lines(schedule.batch_size)
+        lines += job.buckets.lines()
     lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
 
@@ -313,6 +313,8 @@ def warnings(job: Job) -> list[str]:
         )
     if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
+    if job.buckets:
+        found += job.buckets.warnings(schedule.batch_size)
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():

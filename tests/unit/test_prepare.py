@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from engine import plan, prepare
+from engine.buckets import Bucket, Buckets
 from engine.checkpoint import Checkpoint, WarmStart
 from engine.errors import DeviceError, TaskError
 from engine.task import Dataset, parse_task
@@ -215,3 +217,12 @@ def test_a_setting_that_is_left_out_later_has_changed_too():
 @pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column"])
 def test_a_new_key_at_its_default_is_no_other_task(key):
     assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest
+
+
+def test_a_plan_tells_of_the_buckets():
+    rows = [Bucket((64, 256), np.arange(6), 6), Bucket((128, 128), np.arange(6, 10), 4)]
+    found = Buckets(sizes=(), members=tuple(rows), kept=0.9, kept_by_squares=0.5)
+    lines = prepare.describe(replace(job_of(text(train_args={"batch_size": 5})), buckets=found))
+    assert "buckets        64 x 256: 6, 128 x 128: 4 images" in lines
+    assert lines[-1].startswith("note: 1 of 2 buckets have fewer images than batch_size 5")
+    assert not any(line.startswith("buckets") for line in described())
