@@ -1,42 +1,33 @@
 """Aspect-ratio buckets: images of any shape, in micro-batches of one size each, with little cropped away. No torch.
 
-The sizes have about the pixels of the square and sides that are multiples of 64, as in the later training of
-Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952, section 2.3 and appendix I). Which bucket a micro-batch is
-taken from is a pure function of its number, as everything in the plan is.
+The sizes have about the pixels of the square and sides that are multiples of 64 (Podell et al. 2023, arXiv:2307.01952,
+section 2.3 and appendix I). Which bucket a micro-batch is taken from is a pure function of its number, as everything in
+the plan is.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 
-from . import rng, storage, transforms
+from . import rng, transforms
 from .dataset import ImageDataset
 from .errors import TaskError
 from .plan import Epochs, Slot, Visit
-from .progress import Meter
-from .task import canonical_json
-
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+from .sizes import Size, read_sizes
+from .task import Task
 
 STEP: Final = 64
-"""What sides are multiples of: Stable Diffusion's UNet halves its latents three times, and its VAE images as often."""
+"""What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""
 _MAX_RATIO: Final = 4
-"""Of a bucket's longer side to its shorter one, as in Stable Diffusion XL's training."""
-_UNREADABLE: Final[Size] = (0, 0)
-_FORMAT: Final = "sd-lora-task image sizes v1"
+"""Of a bucket's longer side to its shorter one, as in the paper's appendix I."""
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
@@ -106,20 +97,31 @@ class Buckets:
         """The size at which an image of `size` is shown."""
         return self.sizes[nearest(size, self.sizes)]
 
-    def lines(self, batch_size: int) -> list[str]:
-        """What a person should know of them."""
+    def lines(self) -> list[str]:
+        """What they are, for a person."""
         counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
-        lines = [
+        return [
             f"buckets        {counts} images",
             f"cropped        {1 - self.kept:.1%} of an image on average, {1 - self.kept_by_squares:.1%} by squares",
         ]
+
+    def warnings(self, batch_size: int) -> list[str]:
+        """What is allowed but likely a mistake."""
         small = sum(len(one.rows) < batch_size for one in self.members)
-        if small:
-            lines.append(
-                f"note: {small} of {len(self.members)} buckets have fewer images than batch_size {batch_size}: "
-                "a micro-batch of theirs shows an image more than once, and comes around less than once an epoch"
-            )
-        return lines
+        if not small:
+            return []
+        return [
+            f"{small} of {len(self.members)} buckets have fewer images than batch_size {batch_size}: a micro-batch of "
+            "theirs shows an image more than once, and comes around less than once an epoch; a smaller batch_size with "
+            "more gradient_accumulation_steps mixes better"
+        ]
+
+
+def buckets_of(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
+    """The buckets of a task's dataset; None where the task wants squares. Reads the images' headers at first."""
+    if not task.transforms.buckets:
+        return None
+    return sort_into_buckets(dataset, read_sizes(dataset, cache_dir), task.train_args.resolution)
 
 
 def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
@@ -182,8 +184,8 @@ class BucketOrder:
     """The order of a dataset's rows in micro-batches of one bucket each. Random access.
 
     Each bucket has an endless stream of its rows, pass after pass in a fresh permutation, and its i-th micro-batch of B
-    takes the visits [iB, (i + 1)B) of it. With n rows it has had floor(n e / B) micro-batches before epoch e, so that
-    it keeps up with all others to less than B visits; those of one epoch come in a permutation of their own.
+    takes the visits [iB, (i + 1)B) of it. With n rows it has had n e / B micro-batches before epoch e, rounded: so
+    it is never more than B / 2 visits ahead or behind. Those of one epoch come in a permutation of their own.
     """
 
     def __init__(self, *, seed: int, members: Sequence[Bucket], batch_size: int) -> None:
@@ -214,7 +216,7 @@ class BucketOrder:
         yield from self._all.candidates(visit)
 
     def _micro_batch(self, number: int) -> tuple[int, int]:
-        """Which bucket the micro-batch `number` is of, and the how manieth of its bucket."""
+        """Which bucket the micro-batch `number` is of, and its number among those of that bucket."""
         if self._epoch is None or not 0 <= number - self._epoch.start < len(self._epoch.order):
             self._epoch = self._find_epoch(number)
         place = int(self._epoch.order[number - self._epoch.start])
@@ -222,8 +224,8 @@ class BucketOrder:
         return bucket, self._epoch.before[bucket] + place - (self._epoch.ends[bucket - 1] if bucket else 0)
 
     def _find_epoch(self, number: int) -> _Epoch:
-        # All buckets together never lead floor(N e / B), and lag by less than one micro-batch each.
-        first = number * self._batch_size // self._num_rows
+        # Before epoch e there were N e / B micro-batches, to within one for each bucket.
+        first = max(0, number - len(self._members)) * self._batch_size // self._num_rows
         last = (number + len(self._members) + 1) * self._batch_size // self._num_rows + 1
         epochs = range(first, last + 1)
         epoch = epochs[bisect_right(epochs, number, key=lambda epoch: sum(self._before(epoch))) - 1]
@@ -233,7 +235,8 @@ class BucketOrder:
 
     def _before(self, epoch: int) -> list[int]:
         """How many micro-batches each bucket has had before `epoch`."""
-        return [len(one.rows) * epoch // self._batch_size for one in self._members]
+        size = self._batch_size
+        return [(len(one.rows) * epoch + size // 2) // size for one in self._members]
 
     def _pass(self, bucket: int, turn: int) -> npt.NDArray[np.int64]:
         """The order of a bucket's rows in one pass over them."""
@@ -260,46 +263,3 @@ class _Epoch:
     """Of each bucket's share, in a row."""
     order: npt.NDArray[np.int64]
     """In which they come: places in that row."""
-
-
-# --- Sizes of images ------------------------------------------------------------------------------------------------
-
-
-def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
-    """The upright size of each of `dataset.image_indices()`, from its header, or as noted in the cache; (0, 0) where
-    it is unreadable."""
-    identity = canonical_json([_FORMAT, PIL.__version__, dataset.fingerprint, dataset.num_images])
-    note = cache_dir / "sizes" / hashlib.sha256(identity).hexdigest()
-    found = _noted(note, identity, dataset.num_images)
-    if found is None:
-        found = []
-        meter = Meter("reading sizes", "images", dataset.num_images)
-        for done, index in enumerate(dataset.image_indices(), start=1):
-            found.append(_size(partial(dataset.image_bytes, index)))
-            meter.update(done)
-        _note(note, identity, found)
-    return found
-
-
-def _size(read: Callable[[], bytes]) -> Size:
-    try:
-        return transforms.image_size(read())
-    except transforms.UnreadableImage:
-        return _UNREADABLE
-
-
-def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
-    """What an earlier job has noted of the same images; None where there is nothing, or not whole."""
-    payload = None
-    with contextlib.suppress(OSError):
-        payload = storage.unseal(note.read_bytes())
-    if payload is None or not payload.startswith(identity) or len(payload) != len(identity) + 8 * count:
-        return None
-    sides = np.frombuffer(payload, dtype="<i4", offset=len(identity)).reshape(count, 2)
-    return [(width, height) for width, height in sides.tolist()]
-
-
-def _note(note: Path, identity: bytes, sizes: Sequence[Size]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next job its time, nothing else
-        note.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_file(note, storage.seal(identity + np.array(sizes, dtype="<i4").tobytes()))

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import buckets, checkpoint, heldout, model, plan
+from . import checkpoint, heldout, model, plan
 from .addresses import public
-from .buckets import Buckets
+from .buckets import Buckets, bucket_sizes, buckets_of
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
 from .dataset.held_out import HeldOut, hold_out
@@ -197,7 +197,7 @@ def read_task(settings: Settings) -> Task:
     if settings.device == "cpu" and task.mixed_precision == "fp16":
         raise DeviceError('mixed_precision "fp16" needs a CUDA device; on a CPU use "bf16" or "no"')
     if task.transforms.buckets:
-        buckets.bucket_sizes(task.train_args.resolution)
+        bucket_sizes(task.train_args.resolution)
     return resolve_paths(task, settings.task_folder)
 
 
@@ -261,7 +261,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         in_place=is_in_place(folder, settings.output_dir),
         schedule=schedule,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
-        buckets=_buckets(task, dataset, settings.cache_dir),
+        buckets=buckets_of(task, dataset, settings.cache_dir),
         held_out=held_out,
     )
     _check_noise(job)
@@ -277,13 +277,6 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user who can") from None
-
-
-def _buckets(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
-    if not task.transforms.buckets:
-        return None
-    sizes = buckets.read_sizes(dataset, cache_dir)
-    return buckets.sort_into_buckets(dataset, sizes, task.train_args.resolution)
 
 
 def _check_noise(job: Job) -> None:
@@ -367,7 +360,7 @@ def describe(job: Job) -> list[str]:
         own = plan.base_text_encoder_rate(args, schedule.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     if job.buckets:
-        lines += job.buckets.lines(schedule.batch_size)
+        lines += job.buckets.lines()
     if job.held_out:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines.append(f"continues      {_describe_parent(job)}")
@@ -407,6 +400,8 @@ def warnings(job: Job) -> list[str]:
         )
     if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
+    if job.buckets:
+        found += job.buckets.warnings(schedule.batch_size)
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():

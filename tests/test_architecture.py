@@ -76,6 +76,7 @@ LIGHT = [
     "task",
     "plan",
     "buckets",
+    "sizes",
     "audit",
     "precheck",
     "targets",

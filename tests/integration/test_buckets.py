@@ -58,19 +58,20 @@ def test_split_shared_out_and_with_workers(bucketed, in_one_go, tmp_path):
         changes=lambda index: {"dataloader_num_workers": 2 * (index % 2)},
     )
     assert_same(chain[-1].weights(), in_one_go.weights())
-    assert in_one_go.result["skipped_images"] > 0
+    assert in_one_go.result["skipped_images"] == 3
     assert chain[-1].result["finished"]
 
 
 def test_the_lora_loads_and_acts(model, in_one_go):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-    images = []
-    for scale in (0.0, 1.0):
-        pipe.load_lora_weights(in_one_go.out / "checkpoint", adapter_name=f"at {scale}")
-        pipe.set_adapters([f"at {scale}"], [scale])
+
+    def draw():
         generator = torch.Generator().manual_seed(0)
-        images.append(pipe("a cat", height=64, width=128, num_inference_steps=2, generator=generator).images[0])
-    assert images[0].size == (128, 64) and images[0].tobytes() != images[1].tobytes()
+        return pipe("a cat", height=64, width=128, num_inference_steps=2, generator=generator).images[0]
+
+    without = draw()
+    pipe.load_lora_weights(str(in_one_go.out / "checkpoint"))
+    assert without.size == (128, 64) and draw().tobytes() != without.tobytes()
 
 
 def test_a_plan_lists_the_buckets(bucketed, tmp_path):
@@ -101,9 +102,8 @@ def test_killed_and_begun_again(bucketed, in_one_go, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_split_xl(bucketed, xl_model, tmp_path, precision):
-    task = changed(bucketed, {"model.name": str(xl_model), "mixed_precision": precision, "lora.dropout": 0.1})
+def test_split_xl(bucketed, xl_model, tmp_path):
+    task = changed(bucketed, {"model.name": str(xl_model), "lora.dropout": 0.1})
     whole = succeed(task, tmp_path / "whole")
     chain = run_chain(task, tmp_path, [1, 2, 3], each=lambda index: elsewhere(tmp_path, index))
     assert_same(chain[-1].weights(), whole.weights())

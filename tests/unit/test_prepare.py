@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from engine import plan, prepare
+from engine.buckets import Bucket, Buckets
 from engine.checkpoint import Checkpoint, WarmStart
 from engine.dataset.held_out import HeldOut
 from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError
@@ -352,3 +354,12 @@ class TestHeldOut:
         for lie in (None, [], {"name": "held/out", "revision": "main"}, {"name": "held/out"}):
             assert pinned("held/out", SimpleNamespace(manifest={"held_out": lie})) is None
         assert pinned("held/out", SimpleNamespace(manifest={})) is None
+
+
+def test_a_plan_tells_of_the_buckets():
+    rows = [Bucket((64, 256), np.arange(6), 6), Bucket((128, 128), np.arange(6, 10), 4)]
+    found = Buckets(sizes=(), members=tuple(rows), kept=0.9, kept_by_squares=0.5)
+    lines = prepare.describe(replace(job_of(text(train_args={"batch_size": 5})), buckets=found))
+    assert "buckets        64 x 256: 6, 128 x 128: 4 images" in lines
+    assert lines[-1].startswith("note: 1 of 2 buckets have fewer images than batch_size 5")
+    assert not any(line.startswith("buckets") for line in described())

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -79,6 +79,7 @@ def test_random_crop_lies_inside(width, height, words, flip):
 
 
 @given(size=st.tuples(st.integers(1, 4000), st.integers(1, 4000)), target=st.sampled_from([(64, 128), (192, 64)]))
+@settings(deadline=None)
 def test_a_target_of_any_shape_is_covered_and_cropped_along_one_side_only(size, target):
     if max(size) > 100 * min(size):
         return
@@ -286,6 +287,7 @@ def test_truncated_files_are_unreadable(format):
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_any_bytes_end_in_pixels_or_unreadable(data):
     name = data.draw(st.sampled_from([name for name in MODES if "AVIF" not in name]))
     damaged = bytearray(MODES[name][0])

@@ -1,0 +1,74 @@
+"""The sizes of a dataset's images: read once, whatever becomes of the note of them."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from engine import transforms
+from engine.dataset import open_dataset
+from engine.sizes import read_sizes
+from engine.task import Dataset, Model, Task
+from tests.unit.dataset.test_sidecars import write
+from tests.unit.fakes import png
+
+
+def turned():
+    """A lying picture that EXIF stands up."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (200, 100)).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+FILES = {
+    "a.png": png(0, (100, 100)),
+    "b.png": png(1, (200, 100)),
+    "c.png": b"no image",
+    "d.png": png(3, (400, 200)),
+    "e.png": turned(),
+    "f.png": png(5, (1, 40_000)),
+    "g.png": png(6, (205, 100)),
+    "h.png": png(7, (60, 60))[:-20],
+}
+
+
+def dataset_of(tmp_path, files=FILES, repeats=1):
+    folder = write(tmp_path / "data", {name.replace("png", "txt"): "a" for name in files} | files)
+    task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder), repeats=repeats))
+    return open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+
+
+def test_sizes_are_read_once(tmp_path, monkeypatch):
+    dataset = dataset_of(tmp_path)
+    first = read_sizes(dataset, tmp_path / "cache")
+    assert first[1] == (200, 100) and first[2] == (0, 0) and first[4] == (100, 200)
+    monkeypatch.setattr(transforms, "image_size", None)
+    assert read_sizes(dataset, tmp_path / "cache") == first
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "folder", "foreign"])
+def test_a_damaged_note_is_written_anew(tmp_path, harm):
+    dataset, cache = dataset_of(tmp_path), tmp_path / "cache"
+    first = read_sizes(dataset, cache)
+    (note,) = (cache / "sizes").iterdir()
+    data = note.read_bytes()
+    other = replace(dataset, fingerprint="0" * 64)
+    if harm == "folder":
+        note.unlink()
+        note.mkdir()
+    elif harm == "foreign":
+        read_sizes(other, tmp_path / "elsewhere")
+        (foreign,) = (tmp_path / "elsewhere" / "sizes").iterdir()
+        note.write_bytes(foreign.read_bytes())
+    else:
+        note.write_bytes({"flip": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:-8], "empty": b""}[harm])
+    assert read_sizes(dataset, cache) == first
+    if harm != "folder":
+        assert note.read_bytes() == data
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    assert len(read_sizes(dataset_of(tmp_path), tmp_path / "cache")) == 8
