@@ -375,8 +375,13 @@ def warnings(job: Job) -> list[str]:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
+    wanted = job.task.validation.dataset
+    if wanted and wanted.config_name and not (wanted.name or wanted.url):
+        found.append("validation.dataset.config_name has no effect without name or url")
     for key, (before, now) in job.changed_settings().items():
         found.append(f"{key} changes from {before!r} to {now!r} at step {schedule.start_step}")
+        if key == "validation.dataset" and before and now:
+            found.append("other images, captions or timesteps are measured than before: a new curve begins")
     return found
 
 

@@ -265,6 +265,7 @@ class TestHeldOut:
         now = job_of(self.FOLDER, parent=chain, held_out=held_out_of("d" * 64))
         assert now.changed_settings() == {"validation.dataset": [before.curve, now.curve]}
         assert now.world == before.world
+        assert any("a new curve begins" in line for line in prepare.warnings(now))
         assert f"validation.dataset changes from '{before.curve}' to '{now.curve}' at step 0" in prepare.warnings(now)
 
     @pytest.mark.parametrize(
@@ -287,6 +288,11 @@ class TestHeldOut:
         (line,) = [line for line in prepare.describe(job) if line.startswith("held-out loss")]
         assert line.startswith(f"held-out loss  {expected}")
         assert not any(line.startswith("held-out") for line in prepare.describe(job_of()))
+
+    def test_a_configuration_of_nothing_is_noted(self):
+        for source, noted in (({"fraction": 0.5}, True), ({"split": "x"}, True), ({"name": "x"}, False)):
+            job = job_of(text(validation={"dataset": {**source, "config_name": "c"}}), held_out=held_out_of())
+            assert any("config_name has no effect" in line for line in prepare.warnings(job)) is noted
 
     @pytest.mark.parametrize(
         "start, interval, between", [(0, 4, 2), (0, 5, 1), (0, 10, 0), (4, 4, 1), (3, 4, 2), (8, 3, 1)]
