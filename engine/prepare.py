@@ -122,7 +122,7 @@ class Job:
             "use_rslora": task.lora.use_rslora,
             "train_text_encoder": task.train_args.train_text_encoder,
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
-            "held_out_images": self.held_out.num_taken if self.held_out else 0,
+            "heldout_images": self.held_out.num_taken if self.held_out else 0,
         }
         targets = task.lora.target_modules
         return {
@@ -278,7 +278,7 @@ def _pinned_dataset(parent: Checkpoint | None, task: Task) -> str | None:
 
 
 def _pinned_held_out(parent: Checkpoint | None, task: Task) -> str | None:
-    found = parent.manifest.get("held_out") if parent else None
+    found = parent.manifest.get("heldout") if parent else None
     wanted = task.validation.dataset
     if not isinstance(found, dict) or wanted is None or wanted.name is None or found.get("name") != wanted.name:
         return None
@@ -341,18 +341,15 @@ def describe(job: Job) -> list[str]:
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
-    schedule, measured = job.schedule, len(held_out.images)
-    interval = plan.validation_interval(job.task.validation, schedule)
-    between = 0
-    if interval:
-        between = max(0, (schedule.stop_step - 1) // interval - schedule.start_step // interval)
+    interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
+    rows = heldout.parse(job.parent.heldout) if isinstance(job.parent, Checkpoint) else []
+    times = heldout.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
     images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
     taken = " taken out of the dataset" if held_out.num_taken else ""
-    when = f"every {interval} steps" if between else "nowhere in between"
-    forwards = measured * heldout.STRATA
+    between = f", every {interval} steps" if interval else ""
     return (
-        f"of {images} images{taken}, at the task's begin and end and {when}"
-        f" ({between + 2} times {forwards} forward passes)"
+        f"of {images} images{taken}, before and after this task{between}: "
+        f"{times} times {measured * heldout.STRATA} forward passes"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import zipfile
 
 import pytest
@@ -27,7 +28,7 @@ from tests.tiny import build_dataset
 
 ROWS = "heldout.jsonl"
 FRACTION = {"validation.dataset": {"fraction": 0.4}, "validation.every_n_steps": 3}
-TEXT_ENCODER = {"train_args.train_text_encoder": True, "lora.dropout": 0.2}
+TEXT_ENCODER = {"train_args.train_text_encoder": True, "lora.dropout": 0.2, "mixed_precision": "bf16"}
 SHORT = {"train_args.num_train_steps": 1, "train_args.max_train_steps": 3, "train_args.batch_size": 1}
 
 
@@ -77,7 +78,7 @@ def test_split_anywhere(sharing, measured, tmp_path):
     # What is held out is not trained on: another fraction is another training.
     other = changed(sharing, {"validation.dataset": {"fraction": 0.2}})
     refused = run_job(other, tmp_path / "refused", "--plan", "--checkpoint", chain[0].out / "checkpoint")
-    assert refused.code == 5 and "held_out_images is 3 in the checkpoint, 2 in this task" in refused.error
+    assert refused.code == 5 and "heldout_images is 3 in the checkpoint, 2 in this task" in refused.error
 
 
 def test_several_processes(sharing, measured, tmp_path):
@@ -85,8 +86,15 @@ def test_several_processes(sharing, measured, tmp_path):
     assert_same(finished.folders(), measured.folders())
 
 
-@pytest.mark.parametrize("steps", [(6,), pytest.param((0, 3, 9), marks=pytest.mark.slow)])
-def test_killed_and_gone_on_with(sharing, measured, tmp_path, steps):
+@pytest.mark.parametrize(
+    "signum, steps",
+    [
+        (signal.SIGKILL, (6,)),
+        pytest.param(signal.SIGKILL, (0, 3, 9), marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, (0, 3, 6), marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_gone_on_with(sharing, measured, tmp_path, signum, steps):
     """As soon as a measurement shows: what was not saved by then is measured again."""
     out, env = tmp_path / "out", {"SAVE_SECONDS": "0"}
     for step in steps:
@@ -95,16 +103,18 @@ def test_killed_and_gone_on_with(sharing, measured, tmp_path, steps):
             lambda step=step: any(line["event"] == "evaluation" and line["step"] >= step for line in progress(out)),
             f"the measurement of step {step}",
         )
-        job.process.kill()
-        job.process.wait()
+        job.signal(signum)
+        assert job.process.wait() in (-signum, 128 + signum, 0)
         assert_whole(out)
     finished = succeed(sharing, out, env=env)
-    assert finished.result["resumed_from_step"] >= steps[-1] - 1
+    assert finished.result["resumed_from_step"] >= (steps[-1] - 1 if signum == signal.SIGKILL else 0)
     assert_same(finished.folders(), measured.folders())
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(TEXT_ENCODER, marks=pytest.mark.slow)])
-def test_measuring_changes_nothing_that_is_trained(task, whole, tmp_path, changes):
+@pytest.mark.parametrize("kind", ["model", pytest.param("xl_model", marks=pytest.mark.slow)])
+def test_measuring_changes_nothing_that_is_trained(task, whole, request, tmp_path, changes, kind):
+    changes = changes | ({"model.name": str(request.getfixturevalue(kind))} if kind == "xl_model" else {})
     build_dataset(tmp_path / "held-out", 3, seed=5)
     own = changed(task, {"validation.every_n_steps": 1, "validation.dataset": {"name": str(tmp_path / "held-out")}})
     plain, finished = together(
@@ -143,7 +153,7 @@ def test_the_same_images_from_anywhere_are_one_curve(task, tmp_path):
     assert [row["step"] for row in found] == [0, 1, 2, 2, 3]
     assert [len({row["curve"] for row in part}) for part in (found[:3], found[3:], found)] == [1, 1, 2]
     assert "a new curve begins" in chain[2].stderr and "a new curve begins" not in chain[1].stderr
-    fingerprints = [one.manifest["held_out"]["fingerprint"] for one in chain]
+    fingerprints = [one.manifest["heldout"]["fingerprint"] for one in chain]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert "3 measurements of other images or timesteps" in (chain[-1].out / "report.html").read_text()
 
