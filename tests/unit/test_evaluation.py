@@ -189,6 +189,7 @@ class TestWhen:
     def test_a_task_that_holds_nothing_out_measures_nothing(self, tmp_path):
         setup = Setup(tmp_path, images(2))
         setup.session.job.held_out = setup.session.job.curve = None
+        setup.loss = HeldOutLoss(setup.session, setup.training, None, setup.count_stop)
         assert setup.at(0) is None and setup.training.heldout == [] and setup.processes.exchanged == []
 
     def test_a_stop_comes_between_two_images_and_leaves_no_row(self, tmp_path):

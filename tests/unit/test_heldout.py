@@ -115,7 +115,9 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(
     st.lists(
-        st.builds(Row, st.integers(0, 2**60), numbers, st.tuples(numbers, numbers), st.integers(0, 2**60), st.just(CURVE))
+        st.builds(
+            Row, st.integers(0, 2**60), numbers, st.tuples(numbers, numbers), st.integers(0, 2**60), st.just(CURVE)
+        )
     )
 )
 def test_rows_come_back_to_the_bit(rows):
