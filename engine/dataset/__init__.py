@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import struct
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,19 +12,16 @@ from typing import Final
 
 from ..errors import DatasetError
 from ..limits import Limits
-from ..storage import write_file
 from ..task import Task
 from ..transforms import UnreadableImage
+from .fingerprints import Memo, remembered_fingerprint
+from .fingerprints import fingerprint as fingerprint
 from .folders import Report, read_local
-from .images import Images, Reach
+from .images import Reach
 from .rows import NO_CAPTION as NO_CAPTION
 from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
 from .tables import Source
 
-FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
-MAX_CAPTION_BYTES: Final = 100_000
-"""A tokenizer's time and memory grow with what it reads, however little of it is kept."""
-_ROWS_PER_FRAME: Final = 64
 MAX_EPOCH_VISITS: Final = 100_000_000
 """An epoch's permutation is in memory; a folder's name must not be able to ask for more of it than there is."""
 _DEFAULT_LIMITS: Final = Limits()
@@ -184,7 +175,7 @@ def _open_url(
     source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes, split)
     configuration = _configuration(folder, task.dataset.config_name)
     repeats = task.dataset.repeats
-    memo = _Memo.beside(folder, columns, repeats) if configuration == folder and split is None else None
+    memo = Memo.beside(folder, columns, repeats) if configuration == folder and split is None else None
     return _dataset(read_local(configuration, source, report), repeats, memo=memo)
 
 
@@ -206,7 +197,7 @@ def _open_hub(
 
 
 def _dataset(
-    parts: Sequence[Rows], repeats: int, *, revision: str | None = None, memo: _Memo | None = None
+    parts: Sequence[Rows], repeats: int, *, revision: str | None = None, memo: Memo | None = None
 ) -> ImageDataset:
     parts = tuple(replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images))
     if not parts:
@@ -217,101 +208,9 @@ def _dataset(
             f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
             "repeat less (dataset.repeats, folders called N_name)"
         )
-    return ImageDataset(parts, ends, _remembered_fingerprint(parts, memo), revision)
+    return ImageDataset(parts, ends, remembered_fingerprint(parts, memo), revision)
 
 
 def _ends(parts: Sequence[Rows]) -> tuple[int, ...]:
     """After how many visits of an epoch each part ends."""
     return tuple(accumulate(len(part.images) * part.repeats for part in parts))
-
-
-# --- Fingerprint ----------------------------------------------------------------------------------------------------
-
-
-def fingerprint(parts: Sequence[Rows]) -> str:
-    """SHA-256 over all rows, as 64 hex digits. Reads every image once, on all cores, and keeps none.
-
-    A row is framed by fixed-size digests and explicit counts and lengths, so that no two datasets frame alike:
-    0x01 and the image's SHA-256 (0x00 for a row without a readable file), the number of captions, then each one's
-    length and UTF-8. A caption alone and a list of that one caption are the same data. Rows that are repeated follow
-    0x02, how often, and how many rows. With masks, each image is followed by 0x03 and its mask's
-    SHA-256, 0x04 for none, or 0x05 for an unreadable one.
-    """
-    digest = hashlib.sha256(FINGERPRINT_VERSION.encode())
-    # hashlib lets go of the interpreter lock, so threads hash in parallel.
-    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
-        for part in parts:
-            if part.repeats > 1:  # of that many rows
-                digest.update(b"\x02" + struct.pack("<QQ", part.repeats, len(part.images)))
-            starts = range(0, len(part.images), _ROWS_PER_FRAME)
-            for frame in pool.map(lambda start, part=part: _frame(part, start), starts):
-                digest.update(frame)
-    return digest.hexdigest()
-
-
-def _frame(part: Rows, start: int) -> bytes:
-    """A run of rows, framed."""
-    captions = part.captions.slice(start, _ROWS_PER_FRAME).to_pylist()
-    return b"".join(piece for row, value in enumerate(captions, start) for piece in _row_frame(part, row, value))
-
-
-def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
-    try:
-        yield b"\x01" + hashlib.sha256(part.images.read(row)).digest()
-    except UnreadableImage:
-        yield b"\x00"
-    if part.masks is not None:
-        yield _mask_frame(part.masks, row)
-    captions = [value] if isinstance(value, str) else value
-    yield struct.pack("<Q", len(captions))
-    for caption in captions:
-        encoded = caption.encode()
-        if len(encoded) > MAX_CAPTION_BYTES:
-            raise DatasetError(
-                f"row {row} of {part.label} has a caption of {len(encoded):,} bytes, more than {MAX_CAPTION_BYTES:,}; "
-                "the text encoder reads about 75 words of it"
-            )
-        yield struct.pack("<Q", len(encoded)) + encoded
-
-
-def _mask_frame(masks: Images, row: int) -> bytes:
-    if not masks.has(row):
-        return b"\x04"
-    try:
-        return b"\x03" + hashlib.sha256(masks.read(row)).digest()
-    except UnreadableImage:
-        return b"\x05"
-
-
-@dataclass(frozen=True, slots=True)
-class _Memo:
-    """Where an immutable folder's fingerprint is noted, and for which folder: one fetched anew is another."""
-
-    path: Path
-    folder: Path
-
-    @classmethod
-    def beside(cls, folder: Path, columns: Columns, repeats: int) -> _Memo:
-        asked: list[str | int | None] = [FINGERPRINT_VERSION, columns.image, columns.caption]
-        if (columns.fallback, repeats, columns.mask) != (None, 1, None):
-            asked += [columns.fallback, repeats, columns.mask]
-        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        return cls(folder.with_name(f"{folder.name}.{key[:16]}.fingerprint"), folder)
-
-    def identity(self) -> list[int]:
-        status = self.folder.stat()
-        return [status.st_dev, status.st_ino, status.st_ctime_ns]
-
-
-def _remembered_fingerprint(parts: Sequence[Rows], memo: _Memo | None) -> str:
-    """The fingerprint, from the note beside an immutable folder where one is, else computed and noted there."""
-    if memo is None:
-        return fingerprint(parts)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        note = json.loads(memo.path.read_bytes())
-        if note["of"] == memo.identity():
-            return str(note["fingerprint"])
-    computed = fingerprint(parts)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next job its time, nothing else
-        write_file(memo.path, json.dumps({"fingerprint": computed, "of": memo.identity()}).encode())
-    return computed

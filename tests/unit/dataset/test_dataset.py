@@ -562,7 +562,7 @@ def test_fingerprint_changes_with_a_byte_a_caption_or_the_order(tmp_path):
 
 
 def test_fingerprint_of_a_download_is_remembered_until_it_is_fetched_anew(fetched, tmp_path, monkeypatch):
-    from engine import dataset as module
+    from engine.dataset import fingerprints as module
 
     metadata_jsonl(fetched)
     first = opened(tmp_path, url="https://example.org/x").fingerprint
