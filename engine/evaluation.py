@@ -41,6 +41,10 @@ class HeldOutLoss:
         self._check_stop = check_stop
         self._encoder: VisitEncoder | None = None
         self._examples: list[Example] = []
+        job = session.job
+        self._curve = job.curve
+        self._timesteps = job.timesteps
+        self._interval = validation_interval(job.task.validation, job.schedule)
         self._tell()
 
     @property
@@ -57,21 +61,20 @@ class HeldOutLoss:
             DatasetError: none of the images is readable.
         """
         job, rows, step = self._session.job, self._training.heldout, self._training.trainer.step
-        if job.held_out is None or job.curve is None:
+        if self._curve is None:
             return None
-        interval = validation_interval(job.task.validation, job.schedule)
-        if not heldout.is_due(step, rows, curve=job.curve, schedule=job.schedule, interval=interval):
+        if not heldout.is_due(step, rows, curve=self._curve, schedule=job.schedule, interval=self._interval):
             return None
         with self._session.outcome.clock.phase("evaluate"):
-            row = heldout.row_of(step, self._losses(), job.curve)
+            row = heldout.row_of(step, self._losses(), self._curve)
         rows.append(row)
         self._tell()
         say(f"held-out loss after step {step}: {'not finite' if row.loss is None else format(row.loss, '.5f')}")
         return row
 
     def _tell(self) -> None:
-        outcome, job = self._session.outcome, self._session.job
-        outcome.heldout_loss, outcome.best_step = heldout.summary(self._training.heldout, job.curve)
+        outcome = self._session.outcome
+        outcome.heldout_loss, outcome.best_step = heldout.summary(self._training.heldout, self._curve)
 
     def _losses(self) -> list[list[float]]:
         """Each readable image's losses at its timesteps, in the order of the images."""
@@ -97,7 +100,7 @@ class HeldOutLoss:
         resolution = job.task.train_args.resolution
         shape = family.latent_shape(resolution, resolution)
         conditioning = self._conditioning(example)
-        for k, timestep in enumerate(heldout.timesteps_of(number, job.timesteps, seed)):
+        for k, timestep in enumerate(heldout.timesteps_of(number, self._timesteps, seed)):
             address = number * heldout.STRATA + k
             posterior = torch.from_numpy(rng.normal(seed, "held-out posterior", address, shape))
             noise = torch.from_numpy(rng.normal(seed, "held-out noise", address, shape))

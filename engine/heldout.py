@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from . import rng
 from .errors import CheckpointError
-from .plan import Schedule, Timesteps
+from .plan import MAX_VISITS, Schedule, Timesteps
 
 STRATA: Final = 4
 """Parts of the trained timesteps, of equal size, from each of which every image has one."""
@@ -72,6 +72,15 @@ def is_due(step: int, rows: Iterable[Row], *, curve: str, schedule: Schedule, in
     return is_wanted and not any(row.step == step and row.curve == curve for row in rows)
 
 
+def num_due(rows: Sequence[Row], *, curve: str, schedule: Schedule, interval: int | None) -> int:
+    """How many steps of a task are due. Arguments as in `is_due`."""
+    ends = {schedule.start_step, schedule.stop_step}
+    due = sum(is_due(step, rows, curve=curve, schedule=schedule, interval=interval) for step in ends)
+    if interval is not None:
+        due += max(0, (schedule.stop_step - 1) // interval - schedule.start_step // interval)
+    return due
+
+
 def latest_curve(rows: Sequence[Row]) -> list[Row]:
     """The rows that can be compared with the last one, in the order of their steps."""
     return sorted((row for row in rows if row.curve == rows[-1].curve), key=lambda row: row.step)
@@ -110,7 +119,7 @@ def parse(data: bytes) -> list[Row]:
 
 
 def _row(*, step: Any, loss: Any, strata: Any, images: Any, curve: Any) -> Row:
-    counts = all(type(count) is int and count >= 0 for count in (step, images))
+    counts = all(type(count) is int and 0 <= count <= MAX_VISITS for count in (step, images))
     numbers = isinstance(strata, list) and len(strata) <= _MAX_STRATA
     numbers = numbers and all(map(_is_number, strata)) and (loss is None or _is_number(loss))
     if not (counts and numbers and isinstance(curve, str) and _CURVE.fullmatch(curve)):

@@ -127,7 +127,7 @@ class Job:
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
             "caption_chunks": task.dataset.caption_chunks if task.dataset.caption_chunks > 1 else None,
             "buckets": task.transforms.buckets,
-            "held_out_images": self.held_out.num_taken if self.held_out else 0,
+            "heldout_images": self.held_out.num_taken if self.held_out else 0,
         }
         targets = task.lora.target_modules
         return {
@@ -303,7 +303,7 @@ def _pinned_dataset(parent: Checkpoint | None, task: Task) -> str | None:
 
 
 def _pinned_held_out(parent: Checkpoint | None, task: Task) -> str | None:
-    found = parent.manifest.get("held_out") if parent else None
+    found = parent.manifest.get("heldout") if parent else None
     wanted = task.validation.dataset
     if not isinstance(found, dict) or wanted is None or wanted.name is None or found.get("name") != wanted.name:
         return None
@@ -368,18 +368,15 @@ def describe(job: Job) -> list[str]:
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
-    schedule, measured = job.schedule, len(held_out.images)
-    interval = plan.validation_interval(job.task.validation, schedule)
-    between = 0
-    if interval:
-        between = max(0, (schedule.stop_step - 1) // interval - schedule.start_step // interval)
+    interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
+    rows = heldout.parse(job.parent.heldout) if isinstance(job.parent, Checkpoint) else []
+    times = heldout.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
     images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
     taken = " taken out of the dataset" if held_out.num_taken else ""
-    when = f"every {interval} steps" if between else "nowhere in between"
-    forwards = measured * heldout.STRATA
+    between = f", every {interval} steps" if interval else ""
     return (
-        f"of {images} images{taken}, at the task's begin and end and {when}"
-        f" ({between + 2} times {forwards} forward passes)"
+        f"of {images} images{taken}, before and after this task{between}: "
+        f"{times} times {measured * heldout.STRATA} forward passes"
     )
 
 
@@ -404,8 +401,13 @@ def warnings(job: Job) -> list[str]:
         found += job.buckets.warnings(schedule.batch_size)
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
+    wanted = job.task.validation.dataset
+    if wanted and wanted.config_name and not (wanted.name or wanted.url):
+        found.append("validation.dataset.config_name has no effect without name or url")
     for key, (before, now) in job.changed_settings().items():
         found.append(f"{key} changes from {before!r} to {now!r} at step {schedule.start_step}")
+        if key == "validation.dataset" and before and now:
+            found.append("other images, captions or timesteps are measured than before: a new curve begins")
     return found
 
 

@@ -135,7 +135,7 @@ def _checkpoint_files(
             },
             "base_model": {"identity": job.base.identity, "revision": job.base.revision},
             "parent": job.record.parent,
-            **({"held_out": _held_out(job, job.held_out)} if job.held_out else {}),
+            **({"heldout": _held_out(job, job.held_out)} if job.held_out else {}),
             **origin,
         },
     )

@@ -28,7 +28,7 @@ def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
 
     By the dataset's content, so that a note of them in `cache_dir` says what the headers would.
     """
-    identity = canonical_json([_FORMAT, PIL.__version__, dataset.fingerprint, dataset.num_images])
+    identity = canonical_json([_FORMAT, PIL.__version__, dataset.fingerprint, dataset.selection])
     note = cache_dir / "sizes" / hashlib.sha256(identity).hexdigest()
     found = _noted(note, identity, dataset.num_images)
     if found is None:

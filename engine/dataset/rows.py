@@ -44,9 +44,11 @@ class Rows:
         taken = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])  # not by way of pandas
         masks = None if self.masks is None else Picked(self.masks, numbers)
         rules = self.rules or ((self.label, len(self.images)),)
-        return replace(
-            self, images=Picked(self.images, numbers), captions=self.captions.take(taken), masks=masks, rules=rules
-        )
+        try:
+            captions = self.captions.take(taken)
+        except pa.ArrowNotImplementedError:  # of string views
+            captions = caption_array([self.captions[row].as_py() for row in rows], "captions", self.label)
+        return replace(self, images=Picked(self.images, numbers), captions=captions, masks=masks, rules=rules)
 
 
 class NoSuchColumnError(DatasetError):

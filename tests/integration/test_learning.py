@@ -32,6 +32,8 @@ def task():
             "model.name": str(BASE),
             "dataset.name": str(DATASET),
             "validation.num_images": 1,
+            "validation.every_n_steps": 8,
+            "validation.dataset": {"fraction": 0.05, "max_images": 8},
             "train_args.batch_size": 4,
             "train_args.num_train_steps": STEPS,
             "train_args.max_train_steps": STEPS,
@@ -108,6 +110,21 @@ def test_a_chain_learns_the_same(learned):
     whole, chained, _ = learned
     assert_same(chained.weights(), whole.weights())
     assert (chained.out / "checkpoint/FINISH").exists()
+
+
+def test_the_loss_of_images_that_are_not_trained_on_falls(learned):
+    """By the job's own measurement, at the same steps through a chain; without learning it stays."""
+    whole, chained, idle = (
+        [json.loads(line) for line in (one.out / "checkpoint/heldout.jsonl").read_text().splitlines()]
+        for one in learned
+    )
+    losses = {row["step"]: row["loss"] for row in whole}
+    print(f"\nheld-out loss by step: {losses}, by noise {whole[0]['strata']} to {whole[-1]['strata']}")
+    assert list(losses) == [0, 8, STEPS]
+    assert losses[STEPS] < losses[8] < losses[0] and losses[STEPS] < 0.8 * losses[0]
+    assert [row for row in chained if row["step"] != SLICES[0]] == whole
+    assert idle[0] == whole[0] and idle[1]["loss"] == pytest.approx(losses[0], rel=1e-4)
+    assert learned[0].result["best_step"] == STEPS and learned[0].result["heldout_loss"] == losses[STEPS]
 
 
 @pytest.mark.slow

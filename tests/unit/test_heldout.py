@@ -75,6 +75,9 @@ class TestDue:
             (0, 10, 5, [0, 5, 10]),
             (3, 10, 4, [3, 4, 8, 10]),
             (0, 10, 100, [0, 10]),
+            (4, 8, 4, [4, 8]),
+            (4, 4, 4, [4]),
+            (3, 6, 1, [3, 4, 5, 6]),
         ],
     )
     def test_at_the_ends_and_at_multiples_through_the_whole_training(self, start, stop, interval, due):
@@ -82,6 +85,9 @@ class TestDue:
             return heldout.is_due(step, [], curve=CURVE, schedule=schedule(start, stop), interval=interval)
 
         assert [step for step in range(start, stop + 1) if is_due(step)] == due
+        arguments = {"curve": CURVE, "schedule": schedule(start, stop), "interval": interval}
+        assert heldout.num_due([], **arguments) == len(due)
+        assert heldout.num_due([row(due[-1])], **arguments) == len(due) - 1
 
     def test_once(self):
         due = {"curve": CURVE, "schedule": schedule(4, 10), "interval": 2}
@@ -109,7 +115,9 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(
     st.lists(
-        st.builds(Row, st.integers(0, 2**60), numbers, st.tuples(numbers, numbers), st.integers(0), st.just(CURVE))
+        st.builds(
+            Row, st.integers(0, 2**60), numbers, st.tuples(numbers, numbers), st.integers(0, 2**60), st.just(CURVE)
+        )
     )
 )
 def test_rows_come_back_to_the_bit(rows):
@@ -128,6 +136,7 @@ GOOD = {"step": 1, "loss": 0.5, "strata": [0.5], "images": 2, "curve": CURVE}
     [
         {"step": -1},
         {"step": 1.0},
+        {"step": 10**400},
         {"step": True},
         {"loss": "low"},
         {"loss": math.nan},

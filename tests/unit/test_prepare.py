@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine import plan, prepare
+from engine import heldout, plan, prepare
 from engine.buckets import Bucket, Buckets
 from engine.checkpoint import Checkpoint, WarmStart
 from engine.dataset.held_out import HeldOut
@@ -271,7 +271,7 @@ class TestHeldOut:
     def test_what_is_taken_out_of_the_training_belongs_to_the_world(self):
         plain = job_of().world
         assert job_of(self.FOLDER, held_out=held_out_of()).world == plain
-        assert job_of(self.FRACTION, held_out=held_out_of(taken=5)).world == plain | {"held_out_images": 5}
+        assert job_of(self.FRACTION, held_out=held_out_of(taken=5)).world == plain | {"heldout_images": 5}
 
     @pytest.mark.parametrize(
         "changes",
@@ -305,6 +305,7 @@ class TestHeldOut:
         now = job_of(self.FOLDER, parent=chain, held_out=held_out_of("d" * 64))
         assert now.changed_settings() == {"validation.dataset": [before.curve, now.curve]}
         assert now.world == before.world
+        assert any("a new curve begins" in line for line in prepare.warnings(now))
         assert f"validation.dataset changes from '{before.curve}' to '{now.curve}' at step 0" in prepare.warnings(now)
 
     @pytest.mark.parametrize(
@@ -313,38 +314,38 @@ class TestHeldOut:
             (
                 {"fraction": 0.5},
                 {"taken": 5},
-                "of 3 of 5 images taken out of the dataset, at the task's begin and end and",
+                "of 3 of 5 images taken out of the dataset, before and after this task: 2 times 12 forward passes",
             ),
             (
                 {"name": "x"},
                 {},
-                "of 3 of 5 images, at the task's begin and end and nowhere in between (2 times 12 forward",
+                "of 3 of 5 images, before and after this task: 2 times 12 forward passes",
             ),
         ],
     )
     def test_the_plan_says_what_is_measured_and_when(self, validation, held_out, expected):
         job = job_of(text(validation={"dataset": validation}), held_out=held_out_of(**held_out))
         (line,) = [line for line in prepare.describe(job) if line.startswith("held-out loss")]
-        assert line.startswith(f"held-out loss  {expected}")
+        assert line == f"held-out loss  {expected}"
         assert not any(line.startswith("held-out") for line in prepare.describe(job_of()))
 
-    @pytest.mark.parametrize(
-        "start, interval, between", [(0, 4, 2), (0, 5, 1), (0, 10, 0), (4, 4, 1), (3, 4, 2), (8, 3, 1)]
-    )
-    def test_the_plan_counts_them(self, start, interval, between):
-        task = text(
-            train_args={"batch_size": 1, "max_train_steps": 10},
-            validation={"dataset": {"split": "test"}, "every_n_steps": interval},
-        )
-        job = job_of(task, held_out=held_out_of())
-        job = replace(job, schedule=replace(job.schedule, start_step=start, stop_step=10))
+    def test_a_configuration_of_nothing_is_noted(self):
+        for source, noted in (({"fraction": 0.5}, True), ({"split": "x"}, True), ({"name": "x"}, False)):
+            job = job_of(text(validation={"dataset": {**source, "config_name": "c"}}), held_out=held_out_of())
+            assert any("config_name has no effect" in line for line in prepare.warnings(job)) is noted
+
+    def test_the_plan_knows_what_is_measured_already(self):
+        job = job_of(text(validation={"dataset": {"split": "test"}, "every_n_steps": 4}), held_out=held_out_of())
+        rows = heldout.dump([heldout.Row(4, 0.5, (0.5,), 3, job.curve)])
+        given = {"settings": job.settings, "digest": "d", "global_step": 4, "heldout": rows}
+        chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
+        job = replace(job, parent=chain, schedule=replace(job.schedule, start_step=4, stop_step=10, max_steps=20))
         (line,) = [line for line in prepare.describe(job) if line.startswith("held-out loss")]
-        assert f"({between + 2} times 12 forward passes)" in line
-        assert (f"every {interval} steps" in line) == (between > 0)
+        assert line.endswith(", before and after this task, every 4 steps: 2 times 12 forward passes")  # after 8 and 10
 
     def test_a_hub_dataset_is_pinned_through_the_chain(self):
         found = {"name": "held/out", "revision": COMMIT}
-        parent = SimpleNamespace(manifest={"held_out": found})
+        parent = SimpleNamespace(manifest={"heldout": found})
 
         def pinned(name, parent=parent):
             task = parse_task(text(validation={"dataset": {"name": name}}).encode(), source="t")
@@ -352,7 +353,7 @@ class TestHeldOut:
 
         assert (pinned("held/out"), pinned("another"), pinned("held/out", None)) == (COMMIT, None, None)
         for lie in (None, [], {"name": "held/out", "revision": "main"}, {"name": "held/out"}):
-            assert pinned("held/out", SimpleNamespace(manifest={"held_out": lie})) is None
+            assert pinned("held/out", SimpleNamespace(manifest={"heldout": lie})) is None
         assert pinned("held/out", SimpleNamespace(manifest={})) is None
 
 

@@ -48,6 +48,14 @@ def test_sizes_are_read_once(tmp_path, monkeypatch):
     assert read_sizes(dataset, tmp_path / "cache") == first
 
 
+def test_other_images_of_one_dataset_have_sizes_of_their_own(tmp_path):
+    """Of as many, held out by another seed."""
+    dataset, cache = dataset_of(tmp_path), tmp_path / "cache"
+    every = read_sizes(dataset, cache)
+    for images in ([0, 1], [3, 4]):
+        assert read_sizes(dataset.picked(images), cache) == [every[image] for image in images]
+
+
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "folder", "foreign"])
 def test_a_damaged_note_is_written_anew(tmp_path, harm):
     dataset, cache = dataset_of(tmp_path), tmp_path / "cache"

@@ -566,7 +566,7 @@ def test_fingerprint_changes_with_a_byte_a_caption_or_the_order(tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """How often a fingerprint was computed; files count as settled after a tick of the kernel's clock."""
-    from engine import dataset as module
+    from engine.dataset import fingerprints as module
 
     found = []
     monkeypatch.setattr(notes, "SETTLED_NS", 0)

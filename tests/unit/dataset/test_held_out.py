@@ -100,6 +100,21 @@ class TestFraction:
         _, training, _ = held(tmp_path, {"fraction": 0.4}, name=str(folder), mask_column="mask")
         assert [training.mask_bytes(i) for i in range(5)] == [picture(int(text)) for text in captions(training)]
 
+    @pytest.mark.parametrize(
+        "kind", [pa.string_view(), pa.large_string(), pa.list_(pa.string()), pa.list_(pa.string_view())]
+    )
+    def test_captions_of_any_kind_follow_their_images(self, tmp_path, kind):
+        values = [[str(i)] if pa.types.is_list(kind) else str(i) for i in range(6)]
+        table = pa.table(
+            {"image": [{"bytes": picture(i), "path": None} for i in range(6)], "text": pa.array(values, kind)}
+        )
+        (tmp_path / "data").mkdir()
+        with pa.ipc.new_stream(tmp_path / "data" / "rows.arrow", table.schema) as writer:
+            writer.write_table(table)
+        _, training, held_out = held(tmp_path, {"fraction": 0.4}, name=str(tmp_path / "data"))
+        for side in (training, held_out.images):
+            assert [side.image_bytes(i) for i in range(len(side))] == [picture(int(text)) for text in captions(side)]
+
     def test_one_image_cannot_be_shared(self, tmp_path):
         with pytest.raises(DatasetError, match=r"validation\.dataset\.fraction: the dataset has one image"):
             held(tmp_path, {"fraction": 0.5}, name=str(numbered(tmp_path / "data", 1)))
