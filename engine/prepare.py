@@ -125,12 +125,13 @@ class Job:
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]
+        validation = self.task.validation
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
             **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
             "transforms": asdict(self.task.transforms),
-            "validation": asdict(self.task.validation),
+            "validation": {"prompt": validation.prompt, "num_images": validation.num_images, **differences(validation)},
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
             **({"dataset": said} if said else {}),
@@ -205,6 +206,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         prediction_type=task.train_args.prediction_type or base.prediction_type,
     )
     _check_noise(job)
+    _check_validation(job)
     if chain:
         checkpoint.require_same_world(chain.world, job.world)
     return job
@@ -217,6 +219,12 @@ def _check_noise(job: Job) -> None:
             "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
             "predicting the noise teaches nothing"
         )
+
+
+def _check_validation(job: Job) -> None:
+    steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
+    if steps >= most:  # schedulers that begin one timestep later would run out of them
+        raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
 
 
 def _pinned_model(parent: Checkpoint | None, task: Task) -> str | None:
@@ -303,6 +311,8 @@ def warnings(job: Job) -> list[str]:
         )
     if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
+    if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
+        found.append("validation.negative_prompt has no effect at a guidance_scale of up to 1")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():

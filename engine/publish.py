@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,12 @@ def draw_pictures(session: Session, family: Family) -> Pictures:
     """The validation images, and the same without the LoRA: drawn once in a chain, then carried along."""
     job = session.job
     wanted = job.task.validation
-    if wanted.prompt is None:
-        prompts = draw_prompts(job.dataset, job.task.seed, wanted.num_images, job.task.dataset.trigger_word)
-    else:
-        prompts = [wanted.prompt] * wanted.num_images
-    images = validation.plan_images(prompts, job.task.seed)
+    prompts = wanted.given_prompts or draw_prompts(
+        job.dataset, job.task.seed, wanted.num_images, job.task.dataset.trigger_word
+    )
+    images = validation.plan_images(prompts, job.task.seed, wanted)
     baseline = [replace(image, file=f"without-{image.file}") for image in images]
-    described = [asdict(image) for image in baseline]
+    described = [image.described() for image in baseline]
     drawn = _draw(session, family, "validation", images)
     chain = job.parent if isinstance(job.parent, Checkpoint) else None
     if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:

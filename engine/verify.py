@@ -183,6 +183,7 @@ def _rerun(
         value = json.loads(settings.task_bytes)
         value["train_args"]["num_train_steps"] = steps
         value["validation"]["num_images"] = 1  # pictures are no part of a step
+        value["validation"].pop("prompts", None)
         task, given = "-", json.dumps(value).encode()
     # From standard input, paths in the task start at the working folder.
     command = [sys.executable, str(ENTRYPOINT), "--task", task, *_job_flags(flags, out)]
@@ -207,7 +208,7 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     return found + [
         line
         for line in differences.differing_keys(result.settings, rerun.settings)
-        if not line.startswith("validation.num_images")
+        if not line.startswith(("validation.num_images", "validation.prompts"))
     ]
 
 
