@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from . import rng
 from .errors import TaskError
-from .task import TrainArgs
+from .task import TrainArgs, Validation
 
 MAX_VISITS: Final = 2**63 - 1
 """Visits are numbered with 64 bits."""
@@ -77,6 +77,18 @@ def schedule(args: TrainArgs, *, num_rows: int, processes: int, start_step: int)
         stop_step=stop_step,
         max_steps=max_steps,
     )
+
+
+def validation_interval(validation: Validation, schedule: Schedule) -> int | None:
+    """After which multiples of optimizer steps a training is validated in between; None: nowhere.
+
+    Steps are counted from the start of the whole training, so that it does not matter where a chain is cut.
+    """
+    if validation.every_n_steps is not None:
+        return validation.every_n_steps
+    if validation.every_n_epochs is not None:
+        return validation.every_n_epochs * schedule.steps_per_epoch
+    return None
 
 
 def _ceil_div(number: int, divisor: int) -> int:

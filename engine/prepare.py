@@ -22,6 +22,7 @@ from .task import (
     PredictionType,
     Task,
     TrainArgs,
+    Validation,
     canonical,
     canonical_json,
     differences,
@@ -125,13 +126,12 @@ class Job:
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]
-        validation = self.task.validation
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
             **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
             "transforms": asdict(self.task.transforms),
-            "validation": {"prompt": validation.prompt, "num_images": validation.num_images, **differences(validation)},
+            "validation": _validation_settings(self.task.validation),
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
             **({"dataset": said} if said else {}),
@@ -144,6 +144,11 @@ class Job:
         before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
         keys = [*now, *(key for key in before if key not in now)]
         return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
+
+
+def _validation_settings(validation: Validation) -> dict[str, Any]:
+    """Keys younger than the first checkpoints only where they are set."""
+    return {"prompt": validation.prompt, "num_images": validation.num_images} | differences(validation)
 
 
 def read_task(settings: Settings) -> Task:

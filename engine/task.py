@@ -71,6 +71,8 @@ class Validation:
     guidance_scale: float = 7.5
     num_inference_steps: int = 30
     seed: int | None = None
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
 
     @property
     def given_prompts(self) -> list[str] | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine import plan, rng
 from engine.errors import TaskError
 from engine.plan import VisitStream
-from engine.task import TimestepBias, TrainArgs
+from engine.task import TimestepBias, TrainArgs, Validation
 
 
 def make(num_rows=10, processes=1, start_step=0, **args):
@@ -113,6 +113,26 @@ class TestSchedule:
         own = dataclasses.replace(args, text_encoder_learning_rate=0.25)
         assert plan.base_text_encoder_rate(own, 4) == 3.0 and plan.base_learning_rate(own, 4) == 6.0
         assert plan.base_text_encoder_rate(dataclasses.replace(own, scale_lr=False), 4) == 0.25
+
+
+class TestValidationInterval:
+    @pytest.mark.parametrize(
+        "validation, steps",
+        [
+            ({}, None),
+            ({"every_n_steps": 7}, 7),
+            ({"every_n_epochs": 1}, 5),
+            ({"every_n_epochs": 3}, 15),
+            ({"every_n_steps": 7, "every_n_epochs": 3}, 7),  # steps win over epochs
+        ],
+    )
+    def test_is_in_steps(self, validation, steps):
+        # ten rows in batches of two: five steps an epoch
+        assert plan.validation_interval(Validation(**validation), make(batch_size=2)) == steps
+
+    def test_does_not_depend_on_where_a_chain_is_cut(self):
+        cut = make(batch_size=2, start_step=7, num_train_steps=4, max_train_steps=100)
+        assert plan.validation_interval(Validation(every_n_epochs=2), cut) == 10
 
 
 class TestVisits:

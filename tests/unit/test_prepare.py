@@ -98,6 +98,7 @@ class TestAdapterOptions:
         "extra, change",
         [
             ({"lora": {"dropout": 0.25}}, {"lora.dropout": [None, 0.25]}),
+            ({"validation": {"every_n_steps": 5}}, {"validation.every_n_steps": [None, 5]}),
             (
                 {"train_args": {"text_encoder_learning_rate": 0.5}},
                 {"train_args.text_encoder_learning_rate": [None, 0.5]},
@@ -185,6 +186,7 @@ def test_changes_against_the_parent_are_found():
 
 def test_newer_keys_are_recorded_only_where_they_are_set():
     plain = job_of().settings
+    assert plain["validation"] == {"prompt": None, "num_images": 4}
     assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
     dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
     bias = {"strategy": "later", "multiplier": 2}
