@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import checkpoint, model, plan
+from . import checkpoint, kept, model, plan
 from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset, open_dataset
@@ -135,6 +135,7 @@ class Job:
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
             **({"dataset": said} if said else {}),
+            **{key: value for key, value in differences(self.task).items() if key.startswith("checkpoint_")},
         }
 
     def changed_settings(self) -> dict[str, list[Any]]:
@@ -295,8 +296,24 @@ def describe(job: Job) -> list[str]:
     if args.train_text_encoder:
         own = plan.base_text_encoder_rate(args, schedule.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
+    lines += _describe_interim(job)
     lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
+
+
+def _describe_interim(job: Job) -> list[str]:
+    lines = []
+    if images := kept.image_steps(job.task, job.schedule):
+        lines.append(f"images also    {_listed(images)}")
+    if loras := kept.lora_steps(job.task, job.schedule):
+        most = job.task.checkpoint_limit
+        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain those of the latest {most} steps stay")
+    return lines
+
+
+def _listed(steps: range) -> str:
+    shown = [str(step) for step in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-1:]])]
+    return f"after step {', '.join(shown)}"
 
 
 def _size(dataset: ImageDataset) -> str:
@@ -318,6 +335,8 @@ def warnings(job: Job) -> list[str]:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
     if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
         found.append("validation.negative_prompt has no effect at a guidance_scale of up to 1")
+    if "checkpoint_limit" in job.settings and job.task.checkpoint_every_n_steps is None:
+        found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():

@@ -118,6 +118,10 @@ class TrainingLog:
             f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {self._fields['images_per_second']:.1f} images/s"
         )
 
+    def tell(self, event: str) -> None:
+        """A line of an event between two steps."""
+        self._write(event)
+
     def _write(self, event: str) -> None:
         with self._lock, storage.writing_to(Path(self._file.name).parent):
             self._last_line = time.monotonic()

@@ -28,13 +28,15 @@ from .errors import (
 )
 from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
+from .interim import InterimResults
 from .latents import VisitEncoder
 from .outcome import Outcome
 from .output import PROGRESS_LOG, Claim, OutputFolder
+from .pictures import draw_pictures
 from .plan import VisitStream
 from .prepare import Job, describe, prepare
 from .progress import Meter, TrainingLog, say
-from .publish import draw_pictures, publish
+from .publish import publish
 from .session import ProgressSaver, Session, Training, start_training
 from .settings import Settings
 from .signals import Stop
@@ -85,7 +87,7 @@ def run(
 
 def _draw_and_publish(session: Session, training: Training) -> None:
     with session.outcome.clock.phase("validation"):
-        pictures = draw_pictures(session, training.family)
+        pictures = draw_pictures(session, training)
     publish(session, training, pictures)
 
 
@@ -180,15 +182,18 @@ def _train(session: Session, training: Training) -> None:
     trainer.notice = saver.notice
     encoder = _visit_encoder(session, training.family, lambda: stop.check(saver.save))
 
-    with _watched(session, trainer.step) as seen, stop.deferred():
+    with _watched(session, trainer.step) as (seen, tell), stop.deferred():
+        interim = InterimResults(session, training, saver, tell)
 
         def after_step(report: StepReport) -> None:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             seen(report)
             saver.after_step(report)
+            interim.make()
 
         try:
+            interim.make()
             train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
             saver.finish()
         except NonFiniteError:
@@ -212,17 +217,20 @@ def _blame_base_model(family: Family) -> None:
 
 
 @contextmanager
-def _watched(session: Session, step: int) -> Iterator[Callable[[StepReport], None]]:
-    """Let people and tools see each step of the block, which begins at `step`; the first process sees for all."""
+def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport], None], Callable[[str], None]]]:
+    """Let people and tools see each step of the block, which begins at `step`, and other events by their names.
+
+    The first process sees for all.
+    """
     if not session.processes.is_first:
-        yield lambda report: None
+        yield lambda report: None, lambda event: None
         return
     root, schedule = session.output.root, session.job.schedule
     log = TrainingLog(root / PROGRESS_LOG, schedule, owner=root)
     meter = Meter("training", "steps", schedule.stop_step, start=step)
     try:
         with log.running(step):
-            yield lambda report: meter.update(report.step, log.step(report))
+            yield lambda report: meter.update(report.step, log.step(report)), log.tell
     finally:
         meter.close()
 

@@ -16,6 +16,7 @@ from .distributed import Processes
 from .errors import DeviceError, NonFiniteError
 from .families.base import DENOISER, Family
 from .history import DIGEST_STEPS, StepReport
+from .kept import Kept, load_progress
 from .outcome import Outcome
 from .output import OutputFolder
 from .prepare import Job
@@ -51,12 +52,13 @@ class Training:
     adapter: lora.Adapter
     trainer: Trainer
     history: list[StepReport]
+    kept: Kept
 
 
 def start_training(session: Session, family: Family) -> Training:
     """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing."""
     job, outcome = session.job, session.outcome
-    saved, history = _saved_training(session)
+    saved, history, kept = _saved_training(session)
     initial = saved.initial if saved else None
     components = {DENOISER: family.denoiser}
     if job.task.train_args.train_text_encoder:
@@ -70,20 +72,22 @@ def start_training(session: Session, family: Family) -> Training:
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
-    return Training(family, adapter, trainer, history)
+    return Training(family, adapter, trainer, history, kept)
 
 
-def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport]]:
-    """The state to go on from, and the history that led to it."""
-    payload = session.processes.bytes_from_first(session.output.load_progress)
+def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], Kept]:
+    """The state to go on from, the history that led to it, and what the task has kept of its steps."""
+    payload = session.processes.bytes_from_first(lambda: load_progress(session.output, say))
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
-        return parse_state(tensors, saved["state"]), history_file.parse(saved["history"].encode())
+        kept = Kept(session.output, saved.get("kept"))
+        return parse_state(tensors, saved["state"]), history_file.parse(saved["history"].encode()), kept
     parent = session.job.parent
     if isinstance(parent, Checkpoint):
-        return parse_state(parent.state_tensors, parent.state_scalars), history_file.parse(parent.history)
-    return None, []
+        history = history_file.parse(parent.history)
+        return parse_state(parent.state_tensors, parent.state_scalars), history, Kept(session.output)
+    return None, [], Kept(session.output)
 
 
 class ProgressSaver:
@@ -103,13 +107,13 @@ class ProgressSaver:
         """
         start = time.monotonic()
         state = self._training.trainer.state()
-        for name, tensor in state.adapter.items():
-            if not bool(torch.isfinite(tensor).all()):  # the last saved progress stays
-                raise NonFiniteError(f"{name} is not finite after step {state.global_step}; try a lower learning_rate")
+        _require_finite(state)  # or the last saved progress stays
         if self._session.processes.is_first:
             tensors, scalars = dump_state(state)
-            header = canonical_json({"state": scalars, "history": history_file.dump(self._training.history).decode()})
+            history = history_file.dump(self._training.history).decode()
+            header = canonical_json({"state": scalars, "history": history, "kept": self._training.kept.hashes})
             self._session.output.save_progress(header + b"\n" + tensors)
+            self._training.kept.tidy()
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
 
@@ -119,9 +123,19 @@ class ProgressSaver:
         Raises:
             DeviceError: the processes' weights differ.
         """
+        self.require_sound()
+        self.save()
+
+    def require_sound(self) -> None:
+        """Before anything is made of the weights, in all processes.
+
+        Raises:
+            NonFiniteError: the last update has left float32.
+            DeviceError: the processes' weights differ.
+        """
+        _require_finite(self._training.trainer.state())
         if self._session.processes.world_size > 1:
             self._agreed_digest()
-        self.save()
 
     def _agreed_digest(self) -> str:
         """The digest of the weights, after the same step in all processes."""
@@ -155,3 +169,9 @@ class ProgressSaver:
             self.save()
         stop.check(self.save, signum=signum)
         return report
+
+
+def _require_finite(state: TrainState) -> None:
+    for name, tensor in state.adapter.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(f"{name} is not finite after step {state.global_step}; try a lower learning_rate")

@@ -161,6 +161,8 @@ class Task:
     mixed_precision: MixedPrecision = "no"
     seed: int = 0
     checkpoint: str | None = None
+    checkpoint_every_n_steps: int | None = None
+    checkpoint_limit: int = 5
     version: Version = "2.5.0"
 
 

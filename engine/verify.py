@@ -199,7 +199,8 @@ def _rerun(
 
 def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
     names = ("checkpoint", "validation") if with_validation else ("checkpoint",)
-    return {f"{name}/{path.name}": path.read_bytes() for name in names for path in sorted((out / name).iterdir())}
+    files = (path for name in names for path in sorted((out / name).rglob("*")) if path.is_file())
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
