@@ -147,8 +147,10 @@ def _pictures(report: Report) -> str:
     widths = [_png_width(picture.png) for picture in report.pictures]
     small = " small" if max(widths) <= _SMALL_PIXELS else ""
     pairs = "\n".join(_pair(number, picture) for number, picture in enumerate(report.pictures, start=1))
+    has_strip = any(picture.between for picture in report.pictures)
+    below = "; below, with it as it was after earlier steps of this task" if has_strip else ""
     return f"""<section><h2>Validation images</h2>
-<p class="note">The same prompt and seed, without the LoRA and with it.</p>
+<p class="note">The same prompt and seed, without the LoRA and with it{below}.</p>
 <div class="pairs{small}">{pairs}</div></section>"""
 
 
