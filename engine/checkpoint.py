@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,10 @@ HELD_OUT: Final = "heldout.jsonl"
 GLOBAL_STEP: Final = "global_step.txt"
 FINISH: Final = "FINISH"
 MANIFEST: Final = "manifest.json"
+
+STEPS: Final = "steps"
+"""The folder of the LoRAs of earlier steps."""
+_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})(_webui)?\.safetensors")
 
 _REQUIRED: Final = {LORA_FILE, WEBUI_FILE, STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
 _MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -55,6 +60,8 @@ class Checkpoint:
     finished: bool
     heldout: bytes = b""
     """The chain's held-out losses; none where none were measured."""
+    steps: dict[str, bytes] = field(default_factory=dict)
+    """LoRAs of earlier steps of the chain, by file: `step_files`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,7 @@ def build_files(
     finished: bool,
     manifest: Mapping[str, Any],
     heldout: bytes = b"",
+    steps: Mapping[str, bytes] | None = None,
 ) -> tuple[dict[str, bytes], str]:
     """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
 
@@ -102,7 +110,7 @@ def build_files(
         HISTORY: history,
         GLOBAL_STEP: f"{global_step}\n".encode(),
     }
-    files |= pictures
+    files |= {**pictures, **(steps or {})}
     if heldout:
         files[HELD_OUT] = heldout
     if finished:
@@ -119,6 +127,17 @@ def build_files(
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
+
+
+def step_files(step: int) -> tuple[str, str]:
+    """The names of a step's LoRA in Diffusers' format and in the web interfaces'."""
+    return f"{STEPS}/{step:06}.safetensors", f"{STEPS}/{step:06}_webui.safetensors"
+
+
+def step_of(name: str) -> int | None:
+    """The step that such a name is of; None where it is no such name."""
+    found = _STEP_FILE.fullmatch(name)
+    return int(found[1]) if found and name in step_files(int(found[1])) else None
 
 
 def load(folder: Path) -> Checkpoint | WarmStart:
@@ -161,9 +180,18 @@ def load(folder: Path) -> Checkpoint | WarmStart:
             pictures={name: data for name, data in files.items() if name.endswith(".png")},
             finished=FINISH in files,
             heldout=files.get(HELD_OUT, b""),
+            steps=_earlier(files, step),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None
+
+
+def _earlier(files: Mapping[str, bytes], global_step: int) -> dict[str, bytes]:
+    found = {name: step for name in files if (step := step_of(name)) is not None}
+    for name, step in found.items():
+        if not 0 < step < global_step:
+            raise ValueError(f"{name} in a checkpoint of step {global_step}")
+    return {name: files[name] for name in found}
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
@@ -198,7 +226,7 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> dict[str, bytes]:
     for name, expected in hashes.items():
         path = folder / name
         try:
-            if Path(name).name != name or not _is_plain_file(path):
+            if not _is_own(folder, name) or not _is_plain_file(path):
                 raise CheckpointError(
                     f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
@@ -208,6 +236,13 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> dict[str, bytes]:
         if hashlib.sha256(files[name]).hexdigest() != expected:
             raise CheckpointError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy the checkpoint again")
     return files
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether a name is that of a file in the folder itself, or of a step's LoRA. Raises OSError."""
+    if step_of(name) is not None:
+        return stat.S_ISDIR((folder / STEPS).lstat().st_mode)  # a link may lead anywhere
+    return Path(name).name == name
 
 
 def _read_file(path: Path) -> bytes:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class OutputFolder:
         self._job = root / ".job"
         self._record = self._job / "record.json"
         self._progress = self._job / "progress"
+        self._kept = self._job / "kept"
         self.claimed = False
         self.refused = False
         """What lies here is another job's: nothing may be touched."""
@@ -183,13 +185,44 @@ class OutputFolder:
         except OSError:
             return None
 
+    def keep(self, digest: str, data: bytes) -> None:
+        """Keep a file for later, durably, under its SHA-256."""
+        with storage.writing_to(self.root):
+            if not self._kept.is_dir():
+                storage.make_folder(self._kept, owner=self.root)
+                storage.sync_folder(self._job)
+            storage.write_file(self._kept / digest, data, owner=self.root)
+
+    def read_kept(self, digest: str) -> bytes | None:
+        """A kept file's bytes, or None where it is not there or a bit of it is wrong."""
+        try:
+            data = (self._kept / digest).read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == digest else None
+
+    def keep_only(self, digests: Set[str]) -> None:
+        """Delete all other kept files."""
+        with storage.writing_to(self.root):
+            for path in self._kept.iterdir() if self._kept.is_dir() else ():
+                if path.name not in digests:
+                    path.unlink()
+
     def publish(self, target: Path, files: Mapping[str, bytes], *, last: str) -> None:
-        """Put a folder with these files in place of `target`, whole or not at all; the file `last` is written last."""
+        """Put a folder with these files in place of `target`, whole or not at all; the file `last` is written last.
+
+        A name may have one folder before it.
+        """
         built = self._job / target.name
         with storage.writing_to(self.root):
             storage.make_folder(built, owner=self.root)
+            inner = sorted({(built / name).parent for name in files} - {built})
+            for folder in inner:
+                storage.make_folder(folder, owner=self.root)
             for name in (*(name for name in files if name != last), last):
                 storage.write_new(built / name, files[name], owner=self.root)
+            for folder in inner:
+                storage.sync_folder(folder)
             storage.publish_folder(built, target, self._replaced(target))
 
     def complete(self) -> None:

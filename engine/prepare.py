@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import checkpoint, heldout, model, plan
+from . import checkpoint, heldout, kept, model, plan
 from .addresses import public
 from .buckets import Buckets, bucket_sizes, buckets_of
 from .checkpoint import Checkpoint, WarmStart
@@ -169,6 +169,7 @@ class Job:
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
             **({"dataset": said} if said else {}),
+            **{key: value for key, value in differences(self.task).items() if key.startswith("checkpoint_")},
         }
 
     def changed_settings(self) -> dict[str, list[Any]]:
@@ -265,6 +266,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         held_out=held_out,
     )
     _check_noise(job)
+    _check_validation(job)
     if chain:
         checkpoint.require_same_world(chain.world, job.world)
     return job
@@ -286,6 +288,12 @@ def _check_noise(job: Job) -> None:
             "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
             "predicting the noise teaches nothing"
         )
+
+
+def _check_validation(job: Job) -> None:
+    steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
+    if steps >= most:  # schedulers that begin one timestep later would run out of them
+        raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
 
 
 def _pinned_model(parent: Checkpoint | None, task: Task) -> str | None:
@@ -363,6 +371,7 @@ def describe(job: Job) -> list[str]:
         lines += job.buckets.lines()
     if job.held_out:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
+    lines += _describe_interim(job)
     lines.append(f"continues      {_describe_parent(job)}")
     return lines + [f"note: {warning}" for warning in warnings(job)]
 
@@ -378,6 +387,21 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
         f"of {images} images{taken}, before and after this task{between}: "
         f"{times} times {measured * heldout.STRATA} forward passes"
     )
+
+
+def _describe_interim(job: Job) -> list[str]:
+    lines = []
+    if images := kept.image_steps(job.task, job.schedule):
+        lines.append(f"images also    {_listed(images)}")
+    if loras := kept.lora_steps(job.task, job.schedule):
+        most = job.task.checkpoint_limit
+        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain those of the latest {most} steps stay")
+    return lines
+
+
+def _listed(steps: range) -> str:
+    shown = [str(step) for step in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-1:]])]
+    return f"after step {', '.join(shown)}"
 
 
 def _size(dataset: ImageDataset) -> str:
@@ -399,6 +423,10 @@ def warnings(job: Job) -> list[str]:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
     if job.buckets:
         found += job.buckets.warnings(schedule.batch_size)
+    if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
+        found.append("validation.negative_prompt has no effect at a guidance_scale of up to 1")
+    if "checkpoint_limit" in job.settings and job.task.checkpoint_every_n_steps is None:
+        found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     wanted = job.task.validation.dataset

@@ -118,9 +118,9 @@ class TrainingLog:
             f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {self._fields['images_per_second']:.1f} images/s"
         )
 
-    def evaluated(self, loss: float | None) -> None:
-        """Record a held-out loss, measured after the last step."""
-        self._write("evaluation", heldout_loss=loss)
+    def tell(self, event: str, **more: Any) -> None:
+        """A line of an event between two steps."""
+        self._write(event, **more)
 
     def _write(self, event: str, **more: Any) -> None:
         with self._lock, storage.writing_to(Path(self._file.name).parent):

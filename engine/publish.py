@@ -1,71 +1,24 @@
-"""From a trained adapter to the two folders: pictures drawn, files built, everything put in its place."""
+"""From a trained adapter to the two folders: files built, everything put in its place."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as serialise_tensors
 
-from . import checkpoint, heldout, lora, lora_files, report, validation, webui_metadata, world
+from . import checkpoint, heldout, kept, lora_files, report, validation, webui_metadata, world
 from . import history as history_file
 from .checkpoint import Checkpoint
 from .dataset.held_out import HeldOut
-from .families.base import Family
-from .latents import draw_prompts
 from .outcome import peak_memory_bytes
 from .output import REPORT
+from .pictures import Pictures, smaller
 from .prepare import Job
-from .progress import Meter, say
+from .progress import say
 from .session import Session, Training
 from .state import dump_state
 from .task import canonical
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """The validation images, and the same prompts and seeds without the LoRA; PNG by file name."""
-
-    images: list[validation.Image]
-    drawn: dict[str, bytes]
-    baseline: list[dict[str, Any]]
-    without: dict[str, bytes]
-
-
-def draw_pictures(session: Session, family: Family) -> Pictures:
-    """The validation images, and the same without the LoRA: drawn once in a chain, then carried along."""
-    job = session.job
-    wanted = job.task.validation
-    if wanted.prompt is None:
-        prompts = draw_prompts(job.dataset, job.task.seed, wanted.num_images, job.task.dataset.trigger_word)
-    else:
-        prompts = [wanted.prompt] * wanted.num_images
-    images = validation.plan_images(prompts, job.task.seed)
-    baseline = [replace(image, file=f"without-{image.file}") for image in images]
-    described = [asdict(image) for image in baseline]
-    drawn = _draw(session, family, "validation", images)
-    chain = job.parent if isinstance(job.parent, Checkpoint) else None
-    if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
-        without = chain.pictures
-    else:
-        with lora.disabled([family.denoiser, *family.text_encoders.values()]):
-            without = _draw(session, family, "validation without the LoRA", baseline)
-    return Pictures(images, drawn, described, without)
-
-
-def _draw(session: Session, family: Family, what: str, images: list[validation.Image]) -> dict[str, bytes]:
-    meter = Meter(what, "images", len(images))
-    try:
-        return validation.draw(
-            images,
-            family,
-            resolution=session.job.task.train_args.resolution,
-            device=session.device,
-            progress=meter.update,
-        )
-    finally:
-        meter.close()
 
 
 def publish(session: Session, training: Training, pictures: Pictures) -> None:
@@ -77,7 +30,8 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
         finished = training.trainer.step >= job.schedule.max_steps
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
         listing = {validation.PROMPTS_FILE: validation.listing(pictures.images)}
-        output.publish(output.validation, pictures.drawn | listing, last=validation.PROMPTS_FILE)
+        images = pictures.drawn | pictures.between
+        output.publish(output.validation, images | listing, last=validation.PROMPTS_FILE)
         page = _report(session, training, pictures, lineage, digest)
         output.write(REPORT, report.render(page).encode())
     # From here on the job is as good as done: a signal no longer undoes that.
@@ -112,18 +66,20 @@ def _checkpoint_files(
     """The files of `checkpoint/` and its digest."""
     state = training.trainer.state()
     tensors, scalars = dump_state(state)
+    diffusers, webui = lora_files_of(job, training)
     return checkpoint.build_files(
         global_step=state.global_step,
         state_tensors=tensors,
         state_scalars=scalars,
-        lora=serialise_tensors(lora_files.diffusers_state(training.adapter)),
-        webui=_webui_file(job, training, state.global_step),
+        lora=diffusers,
+        webui=webui,
         world=job.world,
         settings=job.settings,
         lineage=lineage,
         history=history_file.dump(training.history),
         baseline=pictures.baseline,
         pictures=pictures.without,
+        steps=_steps(job, training),
         finished=state.global_step >= job.schedule.max_steps,
         heldout=heldout.dump(training.heldout),
         manifest={
@@ -150,6 +106,22 @@ def _held_out(job: Job, held_out: HeldOut) -> dict[str, Any]:
     }
 
 
+def _steps(job: Job, training: Training) -> dict[str, bytes]:
+    """The chain's LoRAs of earlier steps, as many as the task allows."""
+    if job.task.checkpoint_every_n_steps is None:
+        return {}
+    chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
+    files = chain | training.kept.files(kept.LORAS)
+    stay = kept.latest(files, job.task.checkpoint_limit)
+    return {name: data for name, data in files.items() if name in stay}
+
+
+def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
+    """The adapter as it is, in Diffusers' format and in the web interfaces'."""
+    diffusers = serialise_tensors(lora_files.diffusers_state(training.adapter))
+    return diffusers, _webui_file(job, training, training.trainer.step)
+
+
 def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
     tensors = lora_files.webui_state(training.adapter, training.family.webui_name)
     metadata = webui_metadata.describe(
@@ -174,6 +146,9 @@ def _report(
             seed=image.seed,
             png=pictures.drawn[image.file],
             without_png=pictures.without[baseline["file"]],
+            between=[
+                (step, smaller(pictures.between[name], report.STRIP_PIXELS)) for step, name in _shown(job, image.file)
+            ],
         )
         for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
     ]
@@ -197,6 +172,14 @@ def _report(
         versions=lineage[-1]["versions"],
         heldout=training.heldout,
     )
+
+
+def _shown(job: Job, file: str) -> list[tuple[int, str]]:
+    """The steps in between whose images the report has room for, with the name of one of theirs."""
+    steps = kept.image_steps(job.task, job.schedule)
+    count = min(len(steps), report.STRIP_LENGTH)
+    chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
+    return [(step, kept.image_name(step, file).removeprefix(kept.IMAGES)) for step in chosen]
 
 
 def _last_name(source: str) -> str:

@@ -25,6 +25,10 @@ _STYLE: Final = Path(__file__).with_name("report.css")
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MAX_ROWS: Final = 100
 _SMALL_PIXELS: Final = 256
+STRIP_LENGTH: Final = 12
+"""How many images of steps in between there is room for."""
+STRIP_PIXELS: Final = 192
+"""Their width and height at most."""
 _CONTROLS: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
 )
@@ -38,6 +42,8 @@ class Picture:
     seed: int
     png: bytes
     without_png: bytes | None
+    between: Sequence[tuple[int, bytes]] = ()
+    """The same after earlier steps of the task: step and PNG."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +150,10 @@ def _pictures(report: Report) -> str:
     widths = [_png_width(picture.png) for picture in report.pictures]
     small = " small" if max(widths) <= _SMALL_PIXELS else ""
     pairs = "\n".join(_pair(number, picture) for number, picture in enumerate(report.pictures, start=1))
+    has_strip = any(picture.between for picture in report.pictures)
+    below = "; below, with it as it was after earlier steps of this task" if has_strip else ""
     return f"""<section><h2>Validation images</h2>
-<p class="note">The same prompt and seed, without the LoRA and with it.</p>
+<p class="note">The same prompt and seed, without the LoRA and with it{below}.</p>
 <div class="pairs{small}">{pairs}</div></section>"""
 
 
@@ -157,8 +165,17 @@ def _pair(number: int, picture: Picture) -> str:
     return f"""<figure class="card pair"><div class="sides">
 <div><span class="side">Without</span>{without}</div>
 <div><span class="side with">With the LoRA</span>{_image(picture.png, f"Validation image {number} with the LoRA")}</div>
-</div><figcaption><p class="prompt" dir="auto"{reach}>{_text(picture.prompt) or "(no prompt)"}</p>
+</div>{_strip(number, picture)}
+<figcaption><p class="prompt" dir="auto"{reach}>{_text(picture.prompt) or "(no prompt)"}</p>
 <p class="seed">seed {picture.seed}</p></figcaption></figure>"""
+
+
+def _strip(number: int, picture: Picture) -> str:
+    frames = "".join(
+        f"<li>{_image(png, f'Validation image {number} after step {step:,}')}<span>step {step:,}</span></li>"
+        for step, png in picture.between
+    )
+    return f'<ol class="strip">{frames}</ol>' if frames else ""
 
 
 def _image(png: bytes, label: str) -> str:

@@ -29,15 +29,16 @@ from .errors import (
 )
 from .evaluation import HeldOutLoss
 from .families.base import PRECISIONS, Family, LoadArgs
-from .heldout import Row
 from .history import StepReport
+from .interim import InterimResults
 from .latents import VisitEncoder
 from .outcome import Outcome
 from .output import PROGRESS_LOG, Claim, OutputFolder
+from .pictures import draw_pictures
 from .plan import VisitStream
 from .prepare import Job, describe, prepare
 from .progress import Meter, TrainingLog, say
-from .publish import draw_pictures, publish
+from .publish import publish
 from .recompute import recompute_activations
 from .session import ProgressSaver, Session, Training, start_training
 from .settings import Settings
@@ -92,7 +93,7 @@ def run(
 
 def _draw_and_publish(session: Session, training: Training) -> None:
     with session.outcome.clock.phase("validation"):
-        pictures = draw_pictures(session, training.family)
+        pictures = draw_pictures(session, training)
     publish(session, training, pictures)
 
 
@@ -205,22 +206,25 @@ def _train(session: Session, training: Training) -> None:
     encoder = _visit_encoder(session, training.family, cache, check_stop)
     evaluation = HeldOutLoss(session, training, cache, check_stop)
 
-    with _watched(session, trainer.step) as (seen, evaluated), stop.deferred():
+    with _watched(session, trainer.step) as (seen, tell), stop.deferred():
+        interim = InterimResults(session, training, saver, tell)
 
-        def evaluate() -> None:
+        def look() -> None:
+            """Make what is to be seen of the step that was reached."""
             row = evaluation.measure_if_due()
             if row is not None:
-                evaluated(row)
+                tell("evaluation", heldout_loss=row.loss)
+            interim.make()
 
         def after_step(report: StepReport) -> None:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             seen(report)
             saver.after_step(report)
-            evaluate()
+            look()
 
         try:
-            evaluate()
+            look()
             train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
             saver.finish()
         except NonFiniteError:
@@ -244,18 +248,20 @@ def _blame_base_model(family: Family) -> None:
 
 
 @contextmanager
-def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport], None], Callable[[Row], None]]]:
-    """Let people and tools see each step of the block, which begins at `step`, and each measurement; the first process
-    sees for all."""
+def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport], None], Callable[..., None]]]:
+    """Let people and tools see each step of the block, which begins at `step`, and other events by their names.
+
+    The first process sees for all.
+    """
     if not session.processes.is_first:
-        yield lambda report: None, lambda row: None
+        yield lambda report: None, lambda event, **more: None
         return
     root, schedule = session.output.root, session.job.schedule
     log = TrainingLog(root / PROGRESS_LOG, schedule, owner=root)
     meter = Meter("training", "steps", schedule.stop_step, start=step)
     try:
         with log.running(step):
-            yield lambda report: meter.update(report.step, log.step(report)), lambda row: log.evaluated(row.loss)
+            yield lambda report: meter.update(report.step, log.step(report)), log.tell
     finally:
         meter.close()
 

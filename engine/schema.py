@@ -131,6 +131,8 @@ def properties(definition: Definition, keys: tuple[str, ...] = ()) -> Iterator[t
 
 def expected(definition: Definition) -> str:
     """What a definition asks for, in words: `an integer of at least 64 and divisible by 8`."""
+    if "$comment" in definition:
+        return str(definition["$comment"])
     if "enum" in definition:
         return _either([shown(value) for value in definition["enum"]])
     types = definition["type"]
@@ -144,7 +146,8 @@ def _noun(kind: str, definition: Definition) -> str:
     if kind == "string":
         return _string_noun(definition)
     if kind == "array":
-        return "a non-empty list" if "minItems" in definition else "a list"
+        longest = f" of at most {definition['maxItems']}" if "maxItems" in definition else ""
+        return ("a non-empty list" if "minItems" in definition else "a list") + longest
     if kind == "object":
         required = ", ".join(definition.get("required", ()))
         required = required or _either([branch["required"][0] for branch in definition.get("anyOf", ())])

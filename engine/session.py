@@ -16,6 +16,7 @@ from .distributed import Processes
 from .errors import DeviceError, NonFiniteError
 from .families.base import DENOISER, Family
 from .history import DIGEST_STEPS, StepReport
+from .kept import Kept, load_progress
 from .outcome import Outcome
 from .output import OutputFolder
 from .prepare import Job
@@ -51,13 +52,14 @@ class Training:
     adapter: lora.Adapter
     trainer: Trainer
     history: list[StepReport]
+    kept: Kept
     heldout: list[heldout.Row] = field(default_factory=list)
 
 
 def start_training(session: Session, family: Family) -> Training:
     """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing."""
     job, outcome = session.job, session.outcome
-    saved, history, rows = _saved_training(session)
+    saved, history, rows, kept = _saved_training(session)
     initial = saved.initial if saved else None
     components = {DENOISER: family.denoiser}
     if job.task.train_args.train_text_encoder:
@@ -71,22 +73,24 @@ def start_training(session: Session, family: Family) -> Training:
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
-    return Training(family, adapter, trainer, history, rows)
+    return Training(family, adapter, trainer, history, kept, rows)
 
 
-def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], list[heldout.Row]]:
-    """The state to go on from, the history that led to it, and the held-out losses on the way."""
-    payload = session.processes.bytes_from_first(session.output.load_progress)
+def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], list[heldout.Row], Kept]:
+    """The state to go on from, the history that led to it, the held-out losses on the way, and what the task has kept
+    of its steps."""
+    payload = session.processes.bytes_from_first(lambda: load_progress(session.output, say))
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
         rows = heldout.parse(saved.get("heldout", "").encode())
-        return parse_state(tensors, saved["state"]), history_file.parse(saved["history"].encode()), rows
-    parent = session.job.parent
+        history = history_file.parse(saved["history"].encode())
+        return parse_state(tensors, saved["state"]), history, rows, Kept(session.output, saved.get("kept"))
+    kept, parent = Kept(session.output), session.job.parent
     if isinstance(parent, Checkpoint):
         state = parse_state(parent.state_tensors, parent.state_scalars)
-        return state, history_file.parse(parent.history), heldout.parse(parent.heldout)
-    return None, [], []
+        return state, history_file.parse(parent.history), heldout.parse(parent.heldout), kept
+    return None, [], [], kept
 
 
 class ProgressSaver:
@@ -105,19 +109,18 @@ class ProgressSaver:
             NonFiniteError: the last update has left float32.
         """
         start = time.monotonic()
-        state = self._training.trainer.state()
-        # As they are exported: finite weights may leave float32 at the adapter's strength.
-        for name, tensor in lora_files.diffusers_state(self._training.adapter).items():
-            if not bool(torch.isfinite(tensor).all()):  # the last saved progress stays
-                raise NonFiniteError(
-                    f"{name} is not finite after step {state.global_step}; try a lower learning_rate or lora.alpha"
-                )
+        self._require_finite()  # or the last saved progress stays
         if self._session.processes.is_first:
-            tensors, scalars = dump_state(state)
-            header = {"state": scalars, "history": history_file.dump(self._training.history).decode()}
+            tensors, scalars = dump_state(self._training.trainer.state())
+            header = {
+                "state": scalars,
+                "history": history_file.dump(self._training.history).decode(),
+                "kept": self._training.kept.hashes,
+            }
             if self._training.heldout:
                 header["heldout"] = heldout.dump(self._training.heldout).decode()
             self._session.output.save_progress(canonical_json(header) + b"\n" + tensors)
+            self._training.kept.tidy()
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
 
@@ -127,9 +130,28 @@ class ProgressSaver:
         Raises:
             DeviceError: the processes' weights differ.
         """
+        self.require_sound()
+        self.save()
+
+    def require_sound(self) -> None:
+        """Before anything is made of the weights, in all processes.
+
+        Raises:
+            NonFiniteError: the last update has left float32.
+            DeviceError: the processes' weights differ.
+        """
+        self._require_finite()
         if self._session.processes.world_size > 1:
             self._agreed_digest()
-        self.save()
+
+    def _require_finite(self) -> None:
+        # As they are exported: finite weights may leave float32 at the adapter's strength.
+        for name, tensor in lora_files.diffusers_state(self._training.adapter).items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"{name} is not finite after step {self._training.trainer.step}; "
+                    "try a lower learning_rate or lora.alpha"
+                )
 
     def _agreed_digest(self) -> str:
         """The digest of the weights, after the same step in all processes."""

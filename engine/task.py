@@ -84,10 +84,22 @@ class HeldOutDataset:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
     prompt: str | None = None
+    prompts: tuple[str, ...] | None = None
     num_images: int = 4
+    negative_prompt: str | None = None
+    guidance_scale: float = 7.5
+    num_inference_steps: int = 30
+    seed: int | None = None
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
     dataset: HeldOutDataset | None = None
+
+    @property
+    def given_prompts(self) -> list[str] | None:
+        """The prompt of each image, going round the given ones; None where they are drawn from the dataset."""
+        given = self.prompts or (() if self.prompt is None else (self.prompt,))
+        count = max(self.num_images, len(given))
+        return [given[i % len(given)] for i in range(count)] if given else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +183,8 @@ class Task:
     mixed_precision: MixedPrecision = "no"
     seed: int = 0
     checkpoint: str | None = None
+    checkpoint_every_n_steps: int | None = None
+    checkpoint_limit: int = 5
     version: Version = "2.5.0"
 
 

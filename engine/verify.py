@@ -178,6 +178,7 @@ def _rerun(
         value = json.loads(settings.task_bytes)
         value["train_args"]["num_train_steps"] = steps
         value["validation"]["num_images"] = 1  # pictures are no part of a step
+        value["validation"].pop("prompts", None)
         task, given = "-", json.dumps(value).encode()
     # From standard input, paths in the task start at the working folder.
     command = [sys.executable, str(ENTRYPOINT), "--task", task, *_job_flags(flags, out)]
@@ -193,7 +194,8 @@ def _rerun(
 
 def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
     names = ("checkpoint", "validation") if with_validation else ("checkpoint",)
-    return {f"{name}/{path.name}": path.read_bytes() for name in names for path in sorted((out / name).iterdir())}
+    files = (path for name in names for path in sorted((out / name).rglob("*")) if path.is_file())
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
@@ -202,7 +204,7 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     return found + [
         line
         for line in differences.differing_keys(result.settings, rerun.settings)
-        if not line.startswith("validation.num_images")
+        if not line.startswith(("validation.num_images", "validation.prompts"))
     ]
 
 

@@ -61,12 +61,16 @@ def _overwriting(_: Path) -> tuple[str | Path, ...]:
     return ("--overwrite",)
 
 
-SCENARIOS: dict[str, tuple[Callable[[Path], tuple[str | Path, ...]], dict[str, Any]]] = {
-    "fresh": (_fresh, {}),
-    "in place": (_in_place, {}),
-    "in place, names cannot be swapped": (_in_place, {"no_exchange": True}),
-    "over another's result": (_overwriting, {}),
+INTERIM = {"validation.every_n_steps": 1, "validation.num_inference_steps": 2, "checkpoint_every_n_steps": 1}
+
+SCENARIOS: dict[str, tuple[Callable[[Path], tuple[str | Path, ...]], dict[str, Any], dict[str, Any]]] = {
+    "fresh": (_fresh, {}, {}),
+    "in place": (_in_place, {}, {}),
+    "in place, names cannot be swapped": (_in_place, {"no_exchange": True}, {}),
+    "over another's result": (_overwriting, {}, {"seed": 8}),
+    "images and LoRAs in between": (_fresh, {}, {**INTERIM, "train_args.num_train_steps": 3, "checkpoint_limit": 1}),
 }
+"""Flags, the witness's orders, and what is changed in the task."""
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +86,13 @@ def slices(task, tmp_path_factory):
 def scenario(request, server, slices, tmp_path_factory):
     """Each scenario with its undisturbed run."""
     task, first = slices
-    flags, orders = SCENARIOS[request.param]
+    flags, orders, changes = SCENARIOS[request.param]
+    task = changed(task, changes)
     root = tmp_path_factory.mktemp("scenario")
     start = root / "start"
     start.mkdir()
     if flags is not _fresh:
         shutil.copytree(first.out, start, dirs_exist_ok=True)
-    if flags is _overwriting:
-        task = changed(task, {"seed": 8})
     blank = Scenario(start=start, task=task, flags=flags, orders=orders, expected={}, following={}, changes=[])
     out = root / "undisturbed"
     shutil.copytree(start, out)

@@ -20,7 +20,16 @@ from PIL import Image
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file
 
-from tests.integration.harness import assert_same, changed, folder_bytes, progress, read_json, serving, succeed
+from tests.integration.harness import (
+    assert_same,
+    changed,
+    folder_bytes,
+    progress,
+    read_json,
+    run_chain,
+    serving,
+    succeed,
+)
 
 HARMLESS = "No LoRA keys associated to CLIPTextModel"
 """Diffusers says so of every file that adapts the UNet alone."""
@@ -70,9 +79,9 @@ def plain_pipeline(model):
 
 def draw(pipe, row, side=64):
     generator = torch.Generator("cpu").manual_seed(row["seed"])
-    picture = pipe(
-        row["prompt"], height=side, width=side, num_inference_steps=30, guidance_scale=7.5, generator=generator
-    ).images[0]
+    options = {"num_inference_steps": 30, "guidance_scale": 7.5} | row
+    del options["file"], options["seed"]
+    picture = pipe(**options, height=side, width=side, generator=generator).images[0]
     return np.asarray(picture).astype(int)
 
 
@@ -136,6 +145,33 @@ def test_files_load_in_diffusers(strong, base, complaints, name):
         again = draw(pipe, row)
         assert np.array_equal(again, drawn), f"{row['file']}: off by {np.abs(again - drawn).max()}"
     assert np.abs(draw(pipe, rows(strong)[0]) - bare).max() > 8
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def test_images_by_options_of_their_own(task, base, tmp_path):
+    """Those that Diffusers draws; the ones without the LoRA follow when an option changes in mid-chain."""
+    options = {"prompts": ["a red square", "an old map"], "num_images": 3, "negative_prompt": "blue", "seed": 5}
+    own = changed(task, {"model.name": str(base), "validation": {**options, "num_inference_steps": 4}})
+    own = changed(own, {"train_args.learning_rate": 3e-2, "train_args.max_train_steps": 2})
+    scales = [3.0, 6.0]
+    chain = run_chain(own, tmp_path, [1, 1], changes=lambda index: {"validation.guidance_scale": scales[index]})
+    shared = {"negative_prompt": "blue", "num_inference_steps": 4}
+    prompts = ["a red square", "an old map", "a red square"]
+    bare = plain_pipeline(base)
+    for slice_, scale in zip(chain, scales, strict=True):
+        assert rows(slice_) == [
+            {"file": f"{k}.png", "prompt": prompt, "seed": 5 + k, "guidance_scale": scale, **shared}
+            for k, prompt in enumerate(prompts)
+        ]
+        pipe = plain_pipeline(base)
+        pipe.load_lora_weights(str(slice_.out / "checkpoint"))
+        for row in rows(slice_):
+            assert np.array_equal(draw(pipe, row), pixels(slice_.out / "validation" / row["file"]))
+            assert np.array_equal(draw(bare, row), pixels(slice_.out / "checkpoint" / f"without-{row['file']}"))
 
 
 def test_files_of_every_kind_load(whole, model, complaints):

@@ -43,6 +43,7 @@ def build(**changes):
 def write(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
 
@@ -106,6 +107,91 @@ class TestThereAndBack:
         write(tmp_path, build()[0] | {"optimizer.bin": b"pickle", "report.html": b""})
         (tmp_path / "pipe").mkdir()
         assert isinstance(checkpoint.load(tmp_path), Checkpoint)
+
+
+class TestEarlierSteps:
+    NAMES = (*checkpoint.step_files(1), *checkpoint.step_files(2))
+
+    def build(self, names=NAMES, **changes):
+        return build(steps={name: name.encode() for name in names}, **changes)
+
+    def test_they_come_back(self, tmp_path):
+        files, digest = self.build()
+        assert digest != build()[1]
+        found = checkpoint.load(write(tmp_path, files))
+        assert found.steps == {name: name.encode() for name in self.NAMES} and found.digest == digest
+        assert found.pictures == {"0.png": b"PNG"}
+        assert checkpoint.load(write(tmp_path / "without", build()[0])).steps == {}
+
+    def test_their_names(self):
+        assert checkpoint.step_files(200) == ("steps/000200.safetensors", "steps/000200_webui.safetensors")
+        for step in (1, 999_999, 1_000_000, 2**60):
+            assert [checkpoint.step_of(name) for name in checkpoint.step_files(step)] == [step, step]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "steps/1.safetensors",
+            "steps/0000001.safetensors",
+            "steps/000001.bin",
+            "steps/000001_webui_webui.safetensors",
+            "steps/000001.safetensors\n",
+            "steps/٠٠٠٠٠١.safetensors",
+            "steps/../000001.safetensors",
+            "steps/../../000001.safetensors",
+            "steps/steps/000001.safetensors",
+            "/steps/000001.safetensors",
+            "./steps/000001.safetensors",
+            "steps//000001.safetensors",
+            "step/000001.safetensors",
+            "steps",
+        ],
+    )
+    def test_no_other_file_of_a_folder_is_read(self, tmp_path, name):
+        (tmp_path / "000001.safetensors").write_bytes(b"outside")
+        inside = tmp_path / "inside"
+        inside.mkdir()
+        (inside / "steps").mkdir()
+        files, _ = build()
+        body = json.loads(files["manifest.json"])
+        body["files"][name] = hashlib.sha256(b"outside").hexdigest()
+        write(inside, files | {"manifest.json": sealed(body)})
+        assert checkpoint.step_of(name) is None
+        with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
+            checkpoint.load(inside)
+
+    def test_links_are_refused(self, tmp_path):
+        files, _ = self.build()
+        write(tmp_path / "real", files)
+        (tmp_path / "link").mkdir()
+        write(tmp_path / "link", {name: data for name, data in files.items() if "/" not in name})
+        (tmp_path / "link" / "steps").symlink_to(tmp_path / "real" / "steps")
+        with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
+            checkpoint.load(tmp_path / "link")
+        path = tmp_path / "real" / self.NAMES[0]
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
+            checkpoint.load(tmp_path / "real")
+
+    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_what_is_listed_must_be_there(self, tmp_path, name, damage):
+        write(tmp_path, self.build()[0])
+        damage(tmp_path / name)
+        with pytest.raises(CheckpointError, match=r"incomplete|is corrupt"):
+            checkpoint.load(tmp_path)
+
+    def test_the_whole_folder_is_gone(self, tmp_path):
+        write(tmp_path, {name: data for name, data in self.build()[0].items() if "/" not in name})
+        with pytest.raises(CheckpointError, match="incomplete"):
+            checkpoint.load(tmp_path)
+
+    @pytest.mark.parametrize("step", [0, 3, 4])
+    def test_a_step_that_is_not_earlier(self, tmp_path, step):
+        write(tmp_path, self.build(checkpoint.step_files(step))[0])
+        with pytest.raises(CheckpointError, match="malformed"):
+            checkpoint.load(tmp_path)
 
 
 class TestDamage:

@@ -396,3 +396,28 @@ class TestDisk:
         paths = list(tmp_path.rglob("*"))
         assert len(paths) > 8
         assert {(path.stat().st_uid, path.stat().st_gid) for path in paths} == {(12345, 23456)}
+
+
+def test_published_files_may_be_in_a_folder(tmp_path):
+    inner = {"step-1/0.png": b"one", "step-2/0.png": b"two"}
+    with OutputFolder.lock(tmp_path / "out") as output:
+        output.claim(JOB, in_place=False, overwrite=False)
+        for _ in range(2):
+            output.publish(output.validation, files(JOB) | inner, last="manifest.json")
+        found = {str(path): data for path, data in snapshot(output.validation).items()}
+        assert found == files(JOB) | inner
+        assert {stat.S_IMODE(path.stat().st_mode) for path in output.validation.iterdir() if path.is_dir()} == {0o755}
+        output.publish(output.validation, files(JOB), last="manifest.json")
+        assert set(snapshot(output.validation)) == {Path(name) for name in files(JOB)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_is_kept_belongs_to_the_owner_of_the_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chown(out, 1234, 2345)
+    with OutputFolder.lock(out) as output:
+        output.claim(JOB, in_place=False, overwrite=False)
+        output.keep("digest", b"data")
+        output.publish(output.validation, {"inner/a": b"", "manifest.json": b""}, last="manifest.json")
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")} == {(1234, 2345)}

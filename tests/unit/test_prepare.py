@@ -218,6 +218,26 @@ def test_newer_keys_are_recorded_only_where_they_are_set():
     assert "loss_type" not in told["train_args"]
 
 
+def test_validation_is_recorded_as_before_and_what_is_set_beside():
+    assert job_of().settings["validation"] == {"prompt": None, "num_images": 4}
+    told = job_of(text(validation={"prompts": ["a", "b"], "seed": 0})).settings["validation"]
+    assert told == {"prompt": None, "num_images": 4, "prompts": ["a", "b"], "seed": 0}
+
+
+def test_more_denoising_steps_than_the_model_has_timesteps():
+    job = job_of(text(validation={"num_inference_steps": 500}))
+    prepare._check_validation(replace(job, base=SimpleNamespace(num_train_timesteps=501)))
+    few = replace(job, base=SimpleNamespace(num_train_timesteps=500))
+    with pytest.raises(TaskError, match="num_inference_steps is 500: expected fewer than the model's 500"):
+        prepare._check_validation(few)
+
+
+def test_a_negative_prompt_without_guidance_is_noted():
+    lines = described(validation={"negative_prompt": "rain", "guidance_scale": 1})
+    assert "note: validation.negative_prompt has no effect at a guidance_scale of up to 1" in lines
+    assert not any("negative_prompt" in line for line in described(validation={"negative_prompt": "rain"}))
+
+
 def test_a_setting_that_is_left_out_later_has_changed_too():
     before = job_of(text(dataset={"name": "d", "trigger_word": "sks"}))
     chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"settings": before.settings, "digest": "d"})

@@ -254,6 +254,17 @@ def test_images_stand_beside_those_without_the_lora():
     assert alone.classed("small") == []
 
 
+def test_images_in_between_are_a_strip():
+    alone = Picture(prompt="a cat", seed=5, png=png(), without_png=None)
+    assert Page(render(sample(pictures=[alone]))).classed("strip") == []
+    between = [(200, png(8, (1, 2, 3))), (1400, png(8, (4, 5, 6)))]
+    page = Page(render(sample(pictures=[alone, dataclasses.replace(alone, between=between)])))
+    assert len(page.classed("strip")) == 1
+    labels = [image["alt"] for image in page.named("img")]
+    assert labels[2:] == ["Validation image 2 after step 200", "Validation image 2 after step 1,400"]
+    assert "step 200step 1,400" in page.text
+
+
 def test_curves_say_in_words_what_they_draw():
     page = Page(render(sample()))
     assert [element["class"] for element in page.named("path")] == ["raw", "line", "line", "raw", "line"]

@@ -252,6 +252,18 @@ REFUSED = [
     ("validation.prompt", ["a"], 'got ["a"], expected a string or null'),
     ("validation.num_images", 0, "got 0, expected an integer of at least 1 and at most 10"),
     ("validation.num_images", 11, "got 11, expected an integer of at least 1 and at most 10"),
+    ("validation.prompts", [], "got [], expected a non-empty list of at most 10 or null"),
+    (
+        "validation.prompts",
+        ["a"] * 11,
+        f"got {json.dumps(['a'] * 11)}, expected a non-empty list of at most 10 or null",
+    ),
+    ("validation.prompts", "a cat", 'got "a cat", expected a non-empty list of at most 10 or null'),
+    ("validation.guidance_scale", -1, "got -1, expected a number of at least 0"),
+    ("validation.num_inference_steps", 0, "got 0, expected an integer of at least 1 and at most 500"),
+    ("validation.num_inference_steps", 501, "got 501, expected an integer of at least 1 and at most 500"),
+    ("validation.seed", 2**32, "got 4294967296, expected an integer of at least 0 and at most 4294967295 or null"),
+    ("validation.negative_prompt", 1, "got 1, expected a string or null"),
     ("validation.every_n_steps", 0, "got 0, expected an integer of at least 1 or null"),
     ("validation.every_n_epochs", 0, "got 0, expected an integer of at least 1 or null"),
     ("validation.dataset", "d", 'got "d", expected an object with exactly one of name, url, split or fraction or null'),
@@ -347,7 +359,7 @@ def test_a_dataset_needs_a_name_or_a_url(dataset):
         ("rank", "lora.rank"),
         ("lora_rank", "lora.rank"),
         ("learning_rate", "train_args.learning_rate"),
-        ("train_args.seed", "seed"),
+        ("train_args.seed", "validation.seed or seed"),
         ("train_args.beta1", "train_args.adam_args.beta1"),
         ("train_args.lr_warmup_steps", "train_args.lr_scheduler.lr_warmup_steps"),
         ("name", "model.name, dataset.name or validation.dataset.name"),
@@ -500,7 +512,8 @@ def accepts(part: dict, value) -> bool:
             "format" not in part or formats[part["format"]](value),
         ]
     if kinds["array"]:
-        rules += [len(value) >= part.get("minItems", 0), *(accepts(part.get("items", {}), item) for item in value)]
+        rules += [part.get("minItems", 0) <= len(value) <= part.get("maxItems", math.inf)]
+        rules += [*(accepts(part.get("items", {}), item) for item in value)]
     if kinds["object"]:
         known = part.get("properties", {})
         rules += [
@@ -514,6 +527,8 @@ def accepts(part: dict, value) -> bool:
         rules.append(sum(accepts(item, value) for item in part["oneOf"]) == 1)
     if "not" in part:
         rules.append(not accepts(part["not"], value))
+    if "if" in part and accepts(part["if"], value):
+        rules.append(accepts(part["then"], value))
     return all(rules)
 
 
@@ -748,3 +763,34 @@ def test_the_task_needs_no_heavy_library():
 
 def test_the_schema_is_compiled_once():
     assert task_schema() is task_schema()
+
+
+# Validation
+
+
+def test_images_go_round_the_prompts():
+    def prompts(**validation):
+        return read(MINIMAL | {"validation": validation}).validation.given_prompts
+
+    assert prompts() is None and prompts(prompts=None, num_images=2) is None
+    assert prompts(prompt="a", num_images=2) == ["a", "a"] and prompts(prompt="") == [""] * 4
+    assert prompts(prompts=["a", "b", "c"]) == ["a", "b", "c", "a"]
+    assert prompts(prompts=["a", "b", "c"], num_images=1) == ["a", "b", "c"]
+    assert prompts(prompts=list("abcdef")) == list("abcdef")
+    assert prompts(prompts=[""], num_images=1, prompt=None) == [""]
+
+
+def test_one_prompt_or_several():
+    both = {"prompt": "a", "prompts": ["b"], "num_images": 0}
+    assert problems(MINIMAL | {"validation": both}) == [
+        "validation.num_images: got 0, expected an integer of at least 1 and at most 10",
+        'validation.prompt: got "a", expected null beside prompts',
+    ]
+    assert read(MINIMAL | {"validation": {"prompt": "a", "prompts": None}}).validation.prompts is None
+
+
+@pytest.mark.parametrize(
+    "value", [{"prompts": None}, {"guidance_scale": 7.5}, {"num_inference_steps": 30}, {"seed": None}]
+)
+def test_validation_at_its_defaults_is_no_other_task(value):
+    assert canonical(read(MINIMAL | {"validation": value})) == canonical(read(MINIMAL))

@@ -1,0 +1,89 @@
+"""Which validation images a job draws, and the same without the LoRA."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image as Pillow
+
+from . import lora, validation
+from .checkpoint import Checkpoint
+from .families.base import Family
+from .kept import IMAGES
+from .latents import draw_prompts
+from .prepare import Job
+from .progress import Meter
+from .session import Session, Training
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The validation images, and the same prompts and seeds without the LoRA; PNG by file name."""
+
+    images: list[validation.Image]
+    drawn: dict[str, bytes]
+    baseline: list[dict[str, Any]]
+    without: dict[str, bytes]
+    between: dict[str, bytes]
+    """Those of earlier steps of the task."""
+
+
+def planned_images(job: Job) -> list[validation.Image]:
+    """What the task's validation images show: the same after each of its steps."""
+    wanted, seed = job.task.validation, job.task.seed
+    prompts = wanted.given_prompts
+    if prompts is None:
+        prompts = draw_prompts(job.dataset, seed, wanted.num_images, job.task.dataset.trigger_word)
+    return validation.plan_images(prompts, seed, wanted)
+
+
+def draw_pictures(session: Session, training: Training) -> Pictures:
+    """The validation images, and the same without the LoRA: drawn once in a chain, then carried along."""
+    job, family = session.job, training.family
+    images = planned_images(job)
+    baseline = [replace(image, file=f"without-{image.file}") for image in images]
+    described = [image.described() for image in baseline]
+    drawn = draw(session, family, "validation", images)
+    chain = job.parent if isinstance(job.parent, Checkpoint) else None
+    if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
+        without = chain.pictures
+    else:
+        with lora.disabled([family.denoiser, *family.text_encoders.values()]):
+            without = draw(session, family, "validation without the LoRA", baseline)
+    return Pictures(images, drawn, described, without, training.kept.files(IMAGES))
+
+
+def draw(
+    session: Session,
+    family: Family,
+    what: str,
+    images: list[validation.Image],
+    check_stop: Callable[[], None] = lambda: None,
+) -> dict[str, bytes]:
+    """Draw images, and let a person see how far it is. The encoders are left on the device."""
+    meter = Meter(what, "images", len(images))
+    try:
+        return validation.draw(
+            images,
+            family,
+            resolution=session.job.task.train_args.resolution,
+            device=session.device,
+            progress=meter.update,
+            check_stop=check_stop,
+        )
+    finally:
+        meter.close()
+
+
+def smaller(png: bytes, side: int) -> bytes:
+    """A PNG of at most `side` pixels in width and height; the same one where it is that already."""
+    with Pillow.open(io.BytesIO(png)) as picture:
+        if max(picture.size) <= side:
+            return png
+        picture.thumbnail((side, side))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue()

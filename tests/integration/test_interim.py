@@ -1,0 +1,259 @@
+"""Images and LoRAs of steps before a task's end: what Diffusers draws, whole through kills, without a trace."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from tests.integration.forks import fork_server
+from tests.integration.harness import (
+    STOPPED,
+    assert_same,
+    changed,
+    folder_bytes,
+    progress,
+    read_json,
+    run_job,
+    start_job,
+    succeed,
+)
+
+STEPS = 9
+SAVES = {"SAVE_SECONDS": "0"}
+INTERIM = {"validation.every_n_steps": 3, "checkpoint_every_n_steps": 3, "checkpoint_limit": 2}
+DRAWING = {"num_images": 2, "prompts": ["a red square", "an old map"], "num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def plain(task):
+    sizes = {"batch_size": 1, "gradient_accumulation_steps": 1, "num_train_steps": STEPS, "max_train_steps": STEPS}
+    strong = {"learning_rate": 2e-2, "lr_scheduler": {"lr_scheduler": "constant"}, "train_text_encoder": True}
+    changes = {f"train_args.{key}": value for key, value in {**sizes, **strong}.items()}
+    return changed(task, {**changes, "lora.dropout": 0.1, "validation": DRAWING})
+
+
+@pytest.fixture(scope="module")
+def own(plain):
+    return changed(plain, INTERIM)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def run(server):
+    """Run a task that must end well, saving its progress after each step."""
+
+    def run(task, out, *flags, **orders):
+        finished = server.run(task, out, *flags, env=SAVES, save_always=True, **orders)
+        assert finished.code == 0, finished.stderr
+        return finished
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run, own, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    return run(own, out, watched=str(out))
+
+
+def steps_of(finished):
+    return folder_bytes(finished.out / "checkpoint" / "steps")
+
+
+def images_between(finished):
+    found = folder_bytes(finished.out / "validation")
+    return {name: data for name, data in found.items() if name.startswith("step-")}
+
+
+def test_what_is_there(whole):
+    assert sorted(steps_of(whole)) == [
+        f"{step}{suffix}.safetensors" for step in ("000003", "000006") for suffix in ("", "_webui")
+    ]
+    assert sorted(images_between(whole)) == [f"step-00000{step}/{k}.png" for step in (3, 6) for k in (0, 1)]
+    assert [row["file"] for row in read_json(whole.out / "validation" / "prompts.json")] == ["0.png", "1.png"]
+    assert {f"steps/{name}" for name in steps_of(whole)} < set(whole.manifest["files"])
+    events = [(line["event"], line["step"]) for line in progress(whole.out)]
+    assert [event for event in events if event[0] in ("lora", "images")] == [
+        ("lora", 3),
+        ("images", 3),
+        ("lora", 6),
+        ("images", 6),
+    ]
+    assert (whole.out / "report.html").read_text().count("after step") == 4
+
+
+def test_no_trace_in_the_training(run, plain, whole, tmp_path):
+    """Its weights, moments and history, and the images after its last step."""
+    without = run(plain, tmp_path / "out")
+    found = without.folders()
+    for name in ("manifest.json", "state.json"):  # they name the task and its settings
+        del found[f"checkpoint/{name}"]
+    expected = whole.folders()
+    assert_same(found, {name: expected[name] for name in found})
+
+
+def test_a_chain_keeps_what_one_task_would(run, own, whole, tmp_path):
+    """Cut at a step whose LoRA is kept, and at one between two."""
+    first = run(changed(own, {"train_args.num_train_steps": 3}), tmp_path / "first")
+    assert not (first.out / "checkpoint" / "steps").exists() and images_between(first) == {}
+    second = changed(own, {"train_args.num_train_steps": 4})
+    second = run(second, tmp_path / "second", "--checkpoint", first.out / "checkpoint")
+    assert {name[:6] for name in steps_of(second)} == {"000003", "000006"}
+    last = run(own, tmp_path / "last", "--checkpoint", second.out / "checkpoint")
+    assert_same(steps_of(last), steps_of(whole))
+    assert_same(
+        {name: data for name, data in last.weights().items() if "step-" not in name},
+        {name: data for name, data in whole.weights().items() if "step-" not in name},
+    )
+    assert_same(images_between(second), {n: d for n, d in images_between(whole).items() if "000006" in n})
+    none = run(
+        changed(own, {"checkpoint_every_n_steps": None}), tmp_path / "none", "--checkpoint", second.out / "checkpoint"
+    )
+    assert not (none.out / "checkpoint" / "steps").exists()
+    assert_same(folder_bytes(none.out / "validation"), folder_bytes(last.out / "validation"))
+
+
+@pytest.mark.parametrize("suffix", ["", "_webui"])
+def test_an_image_in_between_is_what_diffusers_draws_by_the_lora_of_that_step(whole, model, suffix):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    pipe.load_lora_weights(str(whole.out / "checkpoint" / "steps"), weight_name=f"000006{suffix}.safetensors")
+    row = read_json(whole.out / "validation" / "prompts.json")[1]
+    generator = torch.Generator("cpu").manual_seed(row["seed"])
+    drawn = pipe(row["prompt"], height=64, width=64, num_inference_steps=2, generator=generator).images[0]
+    torch.set_num_threads(threads)
+    with Image.open(whole.out / "validation" / "step-000006" / "1.png") as kept:
+        assert np.array_equal(np.asarray(drawn), np.asarray(kept))
+    with Image.open(whole.out / "validation" / "1.png") as last:
+        assert not np.array_equal(np.asarray(drawn), np.asarray(last))
+
+
+def is_kept(change):
+    return "/.job/kept" in change
+
+
+STRIKES = ("power", "ENOSPC", "kill", "SIGTERM")
+
+
+@pytest.mark.parametrize("how", [*STRIKES[:2], *(pytest.param(how, marks=pytest.mark.slow) for how in STRIKES[2:])])
+def test_struck_where_something_is_kept(run, server, own, whole, tmp_path, how):
+    """At a few of the changes below `.job/kept`, each way of striking at others."""
+    points = [at for at, change in enumerate(whole.changes, start=1) if is_kept(change)]
+    assert len(points) >= 20
+    codes = {"kill": (-9,), "power": (-9,), "SIGTERM": (143,), "ENOSPC": (7,)}[how]
+    for at in points[STRIKES.index(how) :: max(4, len(points) // 3)]:
+        out = tmp_path / f"{at}"
+        struck = server.run(own, out, env=SAVES, save_always=True, watched=str(out), at=at, strike=how)
+        assert struck.code in codes, (whole.changes[at - 1], struck.stderr)
+        again = run(own, out)
+        assert_same(again.folders(), whole.folders())
+        assert not (out / ".job").exists()
+
+
+def stopped_while_drawing(task, out, **env):
+    """SIGTERM in the midst of the first images in between; the LoRA of that step is kept before."""
+    job = start_job(task, out, env={"SAVE_SECONDS": "1000", **env})
+    job.until(lambda: any(line["event"] == "lora" for line in progress(out)), "the first LoRA")
+    started = time.monotonic()
+    job.signal(signal.SIGTERM)
+    finished = job.finish()
+    assert finished.code == STOPPED[signal.SIGTERM], finished.stderr
+    assert time.monotonic() - started < 30
+    assert finished.result["global_step"] == 3
+    return finished
+
+
+def test_stopped_while_drawing(own, run, tmp_path):
+    """Soon, at the step whose images are drawn; the same command draws them."""
+    once = {"validation.num_images": 1, "validation.prompts": None, "train_args.num_train_steps": 4}
+    slow = changed(own, {**once, "validation.num_inference_steps": 100})
+    expected = run(slow, tmp_path / "undisturbed")
+    out = tmp_path / "out"
+    stopped_while_drawing(slow, out)
+    (progress_file,) = out.glob(".job/progress")
+    header = json.loads(progress_file.read_bytes()[32:].partition(b"\n")[0])
+    assert sorted(header["kept"]) == [
+        "checkpoint/steps/000003.safetensors",
+        "checkpoint/steps/000003_webui.safetensors",
+    ]
+    again = run(slow, out)
+    assert again.result["resumed_from_step"] == 3
+    assert_same(again.folders(), expected.folders())
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_damaged_file_in_between_makes_the_progress_unusable(own, server, run, whole, tmp_path, damage):
+    last = max(at for at, change in enumerate(whole.changes, start=1) if is_kept(change) and "fsync" in change)
+    out = tmp_path / "out"
+    assert server.run(own, out, env=SAVES, save_always=True, watched=str(out), at=last, strike="kill").code == -9
+    kept = sorted((out / ".job" / "kept").iterdir())
+    hashes = json.loads((out / ".job" / "progress").read_bytes()[32:].partition(b"\n")[0])["kept"].values()
+    (victim, *_) = [path for path in kept if path.name in hashes]
+    if damage == "gone":
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    again = run(own, out)
+    assert again.result["resumed_from_step"] == 0
+    assert "is gone or damaged: this task begins again" in again.stderr
+    assert_same(again.folders(), whole.folders())
+
+
+def test_a_changed_lora_of_an_earlier_step_is_refused(run, own, whole, server, tmp_path):
+    first = run(changed(own, {"train_args.num_train_steps": 5}), tmp_path / "first")
+    path = first.out / "checkpoint" / "steps" / "000003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    refused = server.run(own, tmp_path / "out", "--checkpoint", first.out / "checkpoint")
+    assert refused.code == 5 and "steps/000003.safetensors is corrupt" in refused.error
+
+
+@pytest.mark.slow
+def test_several_processes(own, plain, tmp_path):
+    """The first one draws while the other waits; stopped while it does, the job goes on in one process alone."""
+    shared = {"train_args.gradient_accumulation_steps": 2, "train_args.batch_size": 1}
+    own = changed(own, {**shared, "validation.num_inference_steps": 60})
+    expected = succeed(own, tmp_path / "one")
+    two = succeed(own, tmp_path / "two", env={"PROCESSES": "2"})
+    assert "starting 2 processes" in two.stderr
+    assert_same(two.folders(), expected.folders())
+    stopped_while_drawing(own, tmp_path / "out", PROCESSES="2")
+    again = succeed(own, tmp_path / "out")
+    assert again.result["resumed_from_step"] == 3
+    assert_same(again.folders(), expected.folders())
+
+
+@pytest.mark.slow
+def test_sdxl_in_bf16(own, xl_model, tmp_path):
+    xl = changed(own, {"model.name": str(xl_model), "mixed_precision": "bf16"})
+    expected = succeed(xl, tmp_path / "undisturbed")
+    plain = changed(xl, {"validation.every_n_steps": None, "checkpoint_every_n_steps": None, "checkpoint_limit": 5})
+    plain = succeed(plain, tmp_path / "plain").weights()
+    assert_same(plain, {name: data for name, data in expected.weights().items() if name in plain})
+    job = start_job(xl, tmp_path / "out", env=SAVES)
+    job.until(lambda: any(line["event"] == "images" for line in progress(job.out)), "the first images")
+    job.signal(signal.SIGKILL)
+    job.process.wait()
+    assert_same(succeed(xl, tmp_path / "out", env=SAVES).folders(), expected.folders())
+
+
+def test_refused(own, tmp_path):
+    wrong = changed(own, {"checkpoint_every_n_steps": 0, "checkpoint_limit": 0, "validation.prompt": "a"})
+    finished = run_job(wrong, tmp_path / "out")
+    assert finished.code == 2 and "3 problems" in finished.error
