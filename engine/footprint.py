@@ -47,8 +47,8 @@ class Tape:
     """For the backward pass, all in all."""
     kept_outside: int = 0
     """Of them, outside of the blocks that are computed again with gradient checkpointing, and these blocks' inputs."""
-    largest_block: int = 0
-    """What the largest of these blocks keeps, or holds while it is computed."""
+    highest: int = 0
+    """With gradient checkpointing, the most that is kept while one of these blocks is computed again."""
     largest: int = 0
     """The largest single tensor."""
     _block: int | None = None
@@ -73,11 +73,18 @@ class Tape:
         traced = self.is_traced
         self._block = 0
         yield
-        self.largest_block = max(self.largest_block, self._block)
-        self._block = None
+        inside, self._block = self._block, None
         # A block before the first adapted layer keeps nothing; the first one that holds such a layer, its input.
         if traced or self.is_traced:
             self.kept_outside += values * self.width
+        # By then, what came after it has been used and let go.
+        self.highest = max(self.highest, self.kept_outside + inside)
+
+    def peak(self, *, recompute: bool) -> int:
+        """Bytes at the peak of the forward and backward pass; `recompute` is gradient checkpointing."""
+        kept = max(self.highest, self.kept_outside) if recompute else self.kept
+        # Besides what is kept there is what is being computed: about as much as the largest tensor.
+        return kept + self.largest
 
     def norm(self, channels: int, rows: int) -> None:
         self.parameters += 2 * channels

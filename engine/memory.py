@@ -90,10 +90,9 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     trained = unet_tape.lora + texts.lora
     denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
     encoders = text_bytes + footprint.vae_parameters(vae) * vae_width
-    activations = unet_tape.kept_outside + unet_tape.largest_block if recompute else unet_tape.kept
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * _OPTIMIZER_BYTES + activations + texts.kept + unet_tape.largest
+    training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
     return Prediction(
         encode=denoiser
         + encoders

@@ -95,7 +95,7 @@ CASES = [
 def test_activations_are_predicted_within_15_percent(name, side, batch, precision, lora, is_cuda, recompute):
     config = PUBLISHED[name]["unet"]
     tape = tape_of(config, lora, precision, batch=batch, side=side, is_cuda=is_cuda)
-    predicted = (tape.kept_outside + tape.largest_block if recompute else tape.kept) + tape.largest
+    predicted = tape.peak(recompute=recompute)
     found = training_bytes(
         UNet2DConditionModel,
         config,
