@@ -284,11 +284,13 @@ def vae_parameters(config: Config) -> int:
 def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
     """Bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
 
-    That is in the residual blocks at full size: what came in, its norm, and the norm's activation.
+    That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
+    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and the norm's
+    activation.
     """
     widths: list[int] = list(config["block_out_channels"])
-    channels = widths[min(1, len(widths) - 1)] if decode else widths[0]
-    return 3 * channels * side**2 * width
+    values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]
+    return values * side**2 * width
 
 
 def _vae_resnet(inputs: int, outputs: int) -> int:

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine import families, footprint, memory
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
-from tests.fake_memory import fake_adapted, training_bytes
+from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
 GIB = 2**30
 SKELETONS = Path(memory.__file__).parent / "families" / "single_file"
@@ -107,6 +107,14 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
         is_cuda=is_cuda,
     )
     assert predicted == pytest.approx(found - 4 * tape.lora, rel=0.15)
+
+
+@pytest.mark.parametrize("name, side, dtype", [("sd1", 512, torch.bfloat16), ("xl", 1024, torch.float32)])
+@pytest.mark.parametrize("decode", [False, True])
+def test_the_autoencoder_is_predicted_within_15_percent(name, side, dtype, decode):
+    config = PUBLISHED[name]["vae"]
+    found = autoencoding_bytes(AutoencoderKL, config, side=side, dtype=dtype, decode=decode)
+    assert footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
 
 
 def peak(name, *, recompute, device="cuda", **options):
