@@ -285,8 +285,8 @@ def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
     """Bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
 
     That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
-    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and the norm's
-    activation.
+    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and what the
+    norm's activation gives.
     """
     widths: list[int] = list(config["block_out_channels"])
     values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]

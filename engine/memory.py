@@ -31,6 +31,8 @@ _CONTROL_GROUPS: Final = (
     ("sys/fs/cgroup", "memory.max", "memory.current"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+_NO_MODEL: Final = 1 << 60
+"""Bytes that no model takes."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -56,9 +58,10 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Pre
     For the published models within 15% of what torch holds, as the tests find.
     """
     try:
-        return _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
+        found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
     except _MALFORMED:  # loading the model says what is wrong with it
         return None
+    return found if 0 < found.peak < _NO_MODEL else None
 
 
 def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:

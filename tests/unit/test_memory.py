@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine import families, footprint, memory
+from engine.run import _memory_advice
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
 from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
@@ -149,6 +150,7 @@ class TestPrediction:
         [
             {},
             {"block_out_channels": 7},
+            {"block_out_channels": [10**400] * 4},
             {"layers_per_block": 10**9},
             {"transformer_layers_per_block": [10**9] * 4},
             {"down_block_types": None},
@@ -212,6 +214,23 @@ class TestWords:
         args = replace(task.train_args, gradient_checkpointing=False)
         found = memory.fitting(base_of("sd1"), replace(task, train_args=args), device="cuda", available=80 * GIB)
         assert [words.split(" (")[0] for words in found] == ["gradient_checkpointing true"]
+
+
+class TestAdvice:
+    """What a job that ran out of memory says."""
+
+    JOB = SimpleNamespace(base=base_of("sd1"), task=task_of("no", batch_size=8, resolution=768))
+
+    def test_it_is_what_would_fit(self):
+        said = _memory_advice(self.JOB, torch.device("cpu"), 8 * GIB)
+        fits = memory.fitting(self.JOB.base, self.JOB.task, device="cpu", available=8 * GIB)
+        assert len(fits) > 1 and said.startswith("out of memory on this machine, of which 8.0 GiB were free; ")
+        assert all(words in said for words in fits)
+
+    @pytest.mark.parametrize("available", [None, GIB])
+    def test_where_nothing_is_known_to_fit_it_is_what_takes_less(self, available):
+        said = _memory_advice(self.JOB, torch.device("cpu"), available)
+        assert said.startswith('out of memory on this machine; try mixed_precision "bf16", or batch_size 4 with ')
 
 
 class TestAvailable:
