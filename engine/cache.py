@@ -6,9 +6,9 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +34,10 @@ class EncodingCache:
         self._folder = self._root / hashlib.sha256(canonical_json(dict(namespace))).hexdigest()[:32]
         self._max_bytes = max_bytes
         self._is_writable = max_bytes > 0
-        self._stored = False
+        self._stored_bytes = 0
+        """Since `trim` last looked."""
+        self._room: int | None = None
+        """What `trim` then found free; None before its first look."""
 
     def load(self, key: str) -> Tensors | None:
         """The tensors stored under `key` (a hex digest), in memory of their own; None where there are none, whole."""
@@ -60,9 +63,10 @@ class EncodingCache:
         beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(storage.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()})))
+            sealed = storage.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
+            beside.write_bytes(sealed)
             beside.replace(path)
-            self._stored = True
+            self._stored_bytes += len(sealed)
         except OSError:
             with contextlib.suppress(OSError):
                 beside.unlink()
@@ -72,21 +76,40 @@ class EncodingCache:
         return self._folder / key[:2] / key
 
     def trim(self) -> None:
-        """Remove the files used least recently until all jobs' encodings together take at most the allowed bytes."""
-        if not self._stored:
+        """Remove the files used least recently until all jobs' encodings together take at most the allowed bytes.
+
+        Looking through hundreds of thousands of files takes seconds, so that is done only when this job has stored
+        something, and again when it has filled the room that it found then, and a little more than that.
+        """
+        if not self._stored_bytes:
             return
-        entries = []
-        for path in self._root.rglob("*"):
-            try:
-                status = path.stat()
-            except OSError:  # another job trims too
-                continue
-            if path.is_file():
-                entries.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in entries) - self._max_bytes
-        for _, size, path in sorted(entries):
-            if excess <= 0:
+        if self._room is not None and self._stored_bytes <= self._room + self._max_bytes // _SLACK:
+            return
+        entries = sorted(_files_below(self._root))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if total <= self._max_bytes:
                 break
             with contextlib.suppress(OSError):
-                path.unlink()
-                excess -= size
+                Path(path).unlink()
+                total -= size
+        self._stored_bytes, self._room = 0, max(0, self._max_bytes - total)
+
+
+_SLACK: Final = 64
+"""The part of the allowed bytes that one job may go beyond them for a while."""
+
+
+def _files_below(folder: str | Path) -> Iterator[tuple[int, int, str]]:
+    """Time of last use in nanoseconds, size and path of all files that stay while they are listed."""
+    folders = [str(folder)]
+    while folders:
+        # Another job trims too: whatever is gone is skipped.
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    yield status.st_mtime_ns, status.st_size, entry.path

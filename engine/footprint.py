@@ -47,8 +47,8 @@ class Tape:
     """For the backward pass, all in all."""
     kept_outside: int = 0
     """Of them, outside of the blocks that are computed again with gradient checkpointing, and these blocks' inputs."""
-    largest_block: int = 0
-    """What the largest of these blocks keeps, or holds while it is computed."""
+    highest: int = 0
+    """With gradient checkpointing, the most that is kept while one of these blocks is computed again."""
     largest: int = 0
     """The largest single tensor."""
     _block: int | None = None
@@ -73,11 +73,18 @@ class Tape:
         traced = self.is_traced
         self._block = 0
         yield
-        self.largest_block = max(self.largest_block, self._block)
-        self._block = None
+        inside, self._block = self._block, None
         # A block before the first adapted layer keeps nothing; the first one that holds such a layer, its input.
         if traced or self.is_traced:
             self.kept_outside += values * self.width
+        # By then, what came after it has been used and let go.
+        self.highest = max(self.highest, self.kept_outside + inside)
+
+    def peak(self, *, recompute: bool) -> int:
+        """Bytes at the peak of the forward and backward pass; `recompute` is gradient checkpointing."""
+        kept = max(self.highest, self.kept_outside) if recompute else self.kept
+        # Besides what is kept there is what is being computed: about as much as the largest tensor.
+        return kept + self.largest
 
     def norm(self, channels: int, rows: int) -> None:
         self.parameters += 2 * channels
@@ -277,11 +284,13 @@ def vae_parameters(config: Config) -> int:
 def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
     """Bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
 
-    That is in the residual blocks at full size: what came in, its norm, and the norm's activation.
+    That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
+    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and what the
+    norm's activation gives.
     """
     widths: list[int] = list(config["block_out_channels"])
-    channels = widths[min(1, len(widths) - 1)] if decode else widths[0]
-    return 3 * channels * side**2 * width
+    values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]
+    return values * side**2 * width
 
 
 def _vae_resnet(inputs: int, outputs: int) -> int:

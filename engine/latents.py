@@ -92,6 +92,7 @@ class VisitEncoder:
         self._shared: set[int] = set()
         """The unreadable images that all processes know of."""
         self._examples: dict[int, list[Example]] = {}
+        self._are_encoders_here = False
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -119,7 +120,6 @@ class VisitEncoder:
         per_step = self._schedule.visits_per_step
         steps = range(start, min(start + max(1, WINDOW_VISITS // per_step), self._schedule.stop_step))
         visits = list(self._stream.visits(start * per_step, len(steps) * per_step))
-        self._family.move_encoders(self._device)
         images = self._images(visits)
         captions: dict[str, Tensors] = {}
         examples = [
@@ -132,10 +132,18 @@ class VisitEncoder:
             for visit, (shown, moments) in zip(filter(self._is_own, visits), images, strict=True)
         ]
         per_step = len(examples) // len(steps)
-        # The denoiser gets the device's memory for itself.
-        self._family.move_encoders(torch.device("cpu"))
+        if self._are_encoders_here:
+            # The denoiser gets the device's memory for itself.
+            self._family.move_encoders(torch.device("cpu"))
+            self._are_encoders_here = False
         self._cache.trim()
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
+
+    def _bring_encoders(self) -> None:
+        """Have the encoders on the device, now that there is something to encode: a window of cache hits has not."""
+        if not self._are_encoders_here:
+            self._are_encoders_here = True
+            self._family.move_encoders(self._device)
 
     def _owner(self, visit: Visit) -> int:
         """The rank of the process that trains on a visit."""
@@ -262,6 +270,7 @@ class VisitEncoder:
             except transforms.UnreadableImage as error:
                 self._skip(one.sample, error)
                 continue
+            self._bring_encoders()
             moments[one.key] = self._family.encode_image(pixels) | mask
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
@@ -281,6 +290,7 @@ class VisitEncoder:
             key = _key("caption", caption, *([chunks] if chunks > 1 else []))
             stored = self._cache.load(key)
             if stored is None:
+                self._bring_encoders()
                 stored = self._family.encode_caption(caption)
                 self._check_stop()
                 # An order of tags is hardly ever seen again: it would only fill the disk.

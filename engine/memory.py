@@ -31,6 +31,8 @@ _CONTROL_GROUPS: Final = (
     ("sys/fs/cgroup", "memory.max", "memory.current"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
+_NO_MODEL: Final = 1 << 60
+"""Bytes that no model takes."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -56,9 +58,10 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Pre
     For the published models within 15% of what torch holds, as the tests find.
     """
     try:
-        return _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
+        found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
     except _MALFORMED:  # loading the model says what is wrong with it
         return None
+    return found if 0 < found.peak < _NO_MODEL else None
 
 
 def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:
@@ -77,23 +80,22 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     lengths = [77]
     for component in (name for name in base.family.weighted if name.startswith("text_encoder")):
         config = base.config(component)
-        footprint.text_encoder(config, texts, batch=args.batch_size)
+        footprint.text_encoder(config, texts, batch=args.batch_size * task.dataset.caption_chunks)
         lengths.append(int(config.get("max_position_embeddings", 77)))
     footprint.unet(
         base.config("unet"),
         unet_tape,
         batch=args.batch_size,
         side=latent_side,
-        text_length=max(lengths),
+        text_length=max(lengths) * task.dataset.caption_chunks,
         text_is_traced=args.train_text_encoder,
     )
     trained = unet_tape.lora + texts.lora
     denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
     encoders = text_bytes + footprint.vae_parameters(vae) * vae_width
-    activations = unet_tape.kept_outside + unet_tape.largest_block if recompute else unet_tape.kept
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * _OPTIMIZER_BYTES + activations + texts.kept + unet_tape.largest
+    training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
     return Prediction(
         encode=denoiser
         + encoders
@@ -136,8 +138,19 @@ def available_bytes(root: Path = Path("/")) -> int | None:
         found.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")))
     for folder, limit, usage in _CONTROL_GROUPS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
-            found.append(int((root / folder / limit).read_text()) - int((root / folder / usage).read_text()))
+            allowed = int((root / folder / limit).read_text())
+            found.append(allowed - int((root / folder / usage).read_text()) + _reclaimable(root / folder))
     return max(0, min(found) - PROGRAM_BYTES) if found else None
+
+
+def _reclaimable(group: Path) -> int:
+    """What a control group counts of files that were read, and gives back when memory is wanted."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (group / "memory.stat").read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name in {"inactive_file", "total_inactive_file"}:
+                return int(count)
+    return 0
 
 
 def describe(base: BaseModel, task: Task, *, device: str, available: int | None) -> list[str]:

@@ -172,11 +172,11 @@ class Trainer:
             noise = objectives.offset_noise(noise, args.noise_offset, offsets)
         mask = None
         if "mask" in examples[0].moments:
-            mask = torch.stack([example.moments["mask"] for example in examples]).to(self._device)
+            mask = _copied(torch.stack([example.moments["mask"] for example in examples]), self._device)
         return Batch(
-            latents=torch.stack(latents).to(self._device),
-            noise=noise.to(self._device),
-            timesteps=torch.tensor([example.visit.timestep for example in examples], device=self._device),
+            latents=_copied(torch.stack(latents), self._device),
+            noise=_copied(noise, self._device),
+            timesteps=_copied(torch.tensor([example.visit.timestep for example in examples]), self._device),
             conditioning=self._conditioning(examples),
             mask=mask,
         )
@@ -220,7 +220,12 @@ def _is_denoisers(name: str) -> bool:
 
 def _stack(samples: Sequence[Tensors], device: torch.device) -> Tensors:
     """Samples of equal keys and shapes as one batch on the device."""
-    return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
+    return {name: _copied(torch.stack([sample[name] for sample in samples]), device) for name in samples[0]}
+
+
+def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device. To a GPU from pinned memory: else the host would wait for all that is under way."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:

@@ -83,13 +83,18 @@ def fake_adapted(
         denoiser = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
     nn.Module.to(denoiser.eval(), dtype)
     adapter = lora.attach({"unet": denoiser}, options, 0)
+    return denoiser, adapter, _faked(denoiser)
+
+
+def _faked(root: nn.Module) -> FakeTensorMode:
+    """Put fake tensors in the place of a module's own."""
     with FakeTensorMode() as mode:
-        for module in denoiser.modules():
+        for module in root.modules():
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
                     module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    return denoiser, adapter, mode
+    return mode
 
 
 def _drop(_: AddressedDropout, x: torch.Tensor) -> torch.Tensor:
@@ -127,4 +132,19 @@ def training_bytes(
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 prediction = denoiser(latents.to(dtype), timesteps, **conditioning).sample
             torch.autograd.grad((prediction.float() - latents).square().mean(), trained)
+    return live.peak
+
+
+def autoencoding_bytes(
+    cls: type, config: Mapping[str, Any], *, side: int, dtype: torch.dtype, decode: bool, batch: int = 1
+) -> int:
+    """The peak of encoding or decoding an image without gradients, besides the weights."""
+    with torch.device("meta"):
+        vae = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
+    nn.Module.to(vae.eval(), dtype)
+    with _faked(vae), LiveBytes([*vae.parameters()]) as live, torch.no_grad():
+        if decode:
+            vae.decode(torch.empty(batch, config["latent_channels"], side // 8, side // 8, dtype=dtype))
+        else:
+            vae.encode(torch.empty(batch, 3, side, side, dtype=dtype))
     return live.peak

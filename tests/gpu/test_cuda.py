@@ -51,6 +51,20 @@ def test_the_loss_scale_is_part_of_the_state(task, tmp_path):
     assert state["optimizer_step"] <= state["global_step"] == 10
 
 
+@pytest.mark.parametrize("kind", ["float32", "fp16, text encoder, dropout", "xl, bf16"])
+def test_gradient_checkpointing_changes_no_bit(task, model, xl_model, tmp_path, kind):
+    base = xl_model if kind.startswith("xl") else model
+    found = [
+        succeed(
+            changed(task, {"model.name": str(base), "train_args.gradient_checkpointing": wanted, **KINDS[kind]}),
+            tmp_path / str(wanted),
+            env=GPU,
+        )
+        for wanted in (False, True)
+    ]
+    assert_same(found[0].folders(), found[1].folders())
+
+
 def test_killed_and_started_again(task, tmp_path):
     undisturbed = succeed(task, tmp_path / "undisturbed", env=GPU)
     running = start_job(task, tmp_path / "out", env=GPU | {"SAVE_SECONDS": "0"})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import cache as cache_module
 from engine.cache import EncodingCache
 
 KEY, OTHER = "ab" * 32, "cd" * 32
@@ -133,6 +134,18 @@ class TestTrim:
         fits.trim()
         tight.trim()
         assert len(self.left(tmp_path)) == 5
+
+    def test_looks_again_only_when_the_room_that_it_found_is_filled(self, tmp_path, monkeypatch):
+        size = self.fill(tmp_path)
+        own, looks = cache(tmp_path, max_bytes=6 * size), []
+        look = cache_module._files_below
+        monkeypatch.setattr(cache_module, "_files_below", lambda folder: looks.append(1) or look(folder))
+        found = []
+        for k in range(5, 10):  # 4 are there, and there is room for 6
+            own.store(f"{k:02d}" * 32, TENSORS)
+            own.trim()
+            found.append((len(looks), len(self.left(tmp_path))))
+        assert found == [(1, 5), (1, 6), (2, 6), (3, 6), (4, 6)]
 
     def test_a_disk_that_fails_does_not_cost_the_other_jobs_their_entries(self, tmp_path, monkeypatch):
         self.fill(tmp_path)

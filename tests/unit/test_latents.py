@@ -248,6 +248,13 @@ def test_the_encoders_leave_the_device_before_training(tmp_path, monkeypatch):
     assert setup.family.devices == [CPU, torch.device("cpu")] * 3
 
 
+def test_the_encoders_are_not_moved_for_what_is_encoded_already(tmp_path):
+    Setup(good(), tmp_path, center_crop=True).run()
+    setup = Setup(good(), tmp_path, center_crop=True)
+    setup.run()
+    assert setup.family.encoded_images == setup.family.encoded_captions == setup.family.devices == []
+
+
 def test_a_signal_is_looked_for_between_encodings(tmp_path):
     setup = Setup(good(), tmp_path)
 

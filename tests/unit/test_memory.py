@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine import families, footprint, memory
+from engine.run import _memory_advice
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
-from tests.fake_memory import fake_adapted, training_bytes
+from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
 GIB = 2**30
 SKELETONS = Path(memory.__file__).parent / "families" / "single_file"
@@ -95,7 +96,7 @@ CASES = [
 def test_activations_are_predicted_within_15_percent(name, side, batch, precision, lora, is_cuda, recompute):
     config = PUBLISHED[name]["unet"]
     tape = tape_of(config, lora, precision, batch=batch, side=side, is_cuda=is_cuda)
-    predicted = (tape.kept_outside + tape.largest_block if recompute else tape.kept) + tape.largest
+    predicted = tape.peak(recompute=recompute)
     found = training_bytes(
         UNet2DConditionModel,
         config,
@@ -107,6 +108,14 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
         is_cuda=is_cuda,
     )
     assert predicted == pytest.approx(found - 4 * tape.lora, rel=0.15)
+
+
+@pytest.mark.parametrize("name, side, dtype", [("sd1", 512, torch.bfloat16), ("xl", 1024, torch.float32)])
+@pytest.mark.parametrize("decode", [False, True])
+def test_the_autoencoder_is_predicted_within_15_percent(name, side, dtype, decode):
+    config = PUBLISHED[name]["vae"]
+    found = autoencoding_bytes(AutoencoderKL, config, side=side, dtype=dtype, decode=decode)
+    assert footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
 
 
 def peak(name, *, recompute, device="cuda", **options):
@@ -141,6 +150,7 @@ class TestPrediction:
         [
             {},
             {"block_out_channels": 7},
+            {"block_out_channels": [10**400] * 4},
             {"layers_per_block": 10**9},
             {"transformer_layers_per_block": [10**9] * 4},
             {"down_block_types": None},
@@ -206,6 +216,23 @@ class TestWords:
         assert [words.split(" (")[0] for words in found] == ["gradient_checkpointing true"]
 
 
+class TestAdvice:
+    """What a job that ran out of memory says."""
+
+    JOB = SimpleNamespace(base=base_of("sd1"), task=task_of("no", batch_size=8, resolution=768))
+
+    def test_it_is_what_would_fit(self):
+        said = _memory_advice(self.JOB, torch.device("cpu"), 8 * GIB)
+        fits = memory.fitting(self.JOB.base, self.JOB.task, device="cpu", available=8 * GIB)
+        assert len(fits) > 1 and said.startswith("out of memory on this machine, of which 8.0 GiB were free; ")
+        assert all(words in said for words in fits)
+
+    @pytest.mark.parametrize("available", [None, GIB])
+    def test_where_nothing_is_known_to_fit_it_is_what_takes_less(self, available):
+        said = _memory_advice(self.JOB, torch.device("cpu"), available)
+        assert said.startswith('out of memory on this machine; try mixed_precision "bf16", or batch_size 4 with ')
+
+
 class TestAvailable:
     def machine(self, root, **files):
         for name, text in files.items():
@@ -223,6 +250,14 @@ class TestAvailable:
     def test_of_the_control_group(self, tmp_path, limit, expected):
         group = {"sys__fs__cgroup__memory-max": limit, "sys__fs__cgroup__memory-current": f"{GIB}\n"}
         assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == expected - memory.PROGRAM_BYTES
+
+    def test_files_that_were_read_are_no_memory_in_use(self, tmp_path):
+        group = {
+            "sys__fs__cgroup__memory-max": str(4 * GIB),
+            "sys__fs__cgroup__memory-current": str(3 * GIB),
+            "sys__fs__cgroup__memory-stat": f"anon 5\ninactive_file {2 * GIB}\n",
+        }
+        assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == 3 * GIB - memory.PROGRAM_BYTES
 
     def test_of_an_old_control_group(self, tmp_path):
         group = {
