@@ -67,7 +67,11 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     if counter := _counter(job):
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
-    return lines + _image_lines(look_at_images(dataset, target, seconds, clock), dataset.num_images)
+    lines += _image_lines(look_at_images(dataset, target, seconds, clock), dataset.num_images)
+    if job.held_out:
+        num_seen, names = look_for_held_out(dataset, job.held_out.images, seconds, clock)
+        lines.append(f"held out, too  {_counted(names)}{_sampled(num_seen, dataset.num_images)}")
+    return lines
 
 
 def _counter(job: Job) -> TokenCounter | None:
@@ -102,6 +106,26 @@ def look_at_images(dataset: ImageDataset, target: Target, seconds: float, clock:
         if other != index:
             found.duplicates.append((dataset.name(max(index, other)), dataset.name(min(index, other))))
     return found
+
+
+def look_for_held_out(
+    dataset: ImageDataset, held_out: ImageDataset, seconds: float, clock: Clock
+) -> tuple[int, list[str]]:
+    """How many images were looked at, and those of them whose bytes are measured as well: their loss says little."""
+    measured = {digest for index in held_out.image_indices() if (digest := _digest(held_out, index)) is not None}
+    num_seen, names = 0, []
+    for index in _spread(dataset, seconds, clock):
+        num_seen += 1
+        if _digest(dataset, index) in measured:
+            names.append(dataset.name(index))
+    return num_seen, names
+
+
+def _digest(dataset: ImageDataset, index: int) -> bytes | None:
+    try:
+        return hashlib.sha256(dataset.image_bytes(index)).digest()
+    except UnreadableImage:
+        return None
 
 
 def look_at_captions(

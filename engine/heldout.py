@@ -111,19 +111,22 @@ def parse(data: bytes) -> list[Row]:
         CheckpointError: the bytes are no such rows.
     """
     try:
-        return [_row(**json.loads(line)) for line in data.splitlines()]
+        return [_row(json.loads(line)) for line in data.splitlines()]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"the checkpoint's held-out losses are malformed ({error}); take another checkpoint"
         ) from None
 
 
-def _row(*, step: Any, loss: Any, strata: Any, images: Any, curve: Any) -> Row:
+def _row(value: Any) -> Row:
+    if not isinstance(value, dict) or value.keys() != {"step", "loss", "strata", "images", "curve"}:
+        raise ValueError("a line is no row")
+    step, loss, strata, images, curve = (value[key] for key in ("step", "loss", "strata", "images", "curve"))
     counts = all(type(count) is int and 0 <= count <= MAX_VISITS for count in (step, images))
     numbers = isinstance(strata, list) and len(strata) <= _MAX_STRATA
     numbers = numbers and all(map(_is_number, strata)) and (loss is None or _is_number(loss))
     if not (counts and numbers and isinstance(curve, str) and _CURVE.fullmatch(curve)):
-        raise ValueError(f"the row of step {str(step)[:20]} is malformed")
+        raise ValueError(f"the row of step {repr(step)[:20]} is malformed")
     return Row(step, None if loss is None else float(loss), tuple(map(float, strata)), images, curve)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hypothesis.strategies import SearchStrategy
 
-from engine import checkpoint, history
+from engine import checkpoint, heldout, history
 from engine.checkpoint import Checkpoint
 from engine.dataset import open_dataset
 from engine.errors import CheckpointError, DatasetError, TaskError
@@ -72,7 +72,8 @@ def _checkpoint(files: dict[str, bytes]) -> object:
     if not isinstance(found, Checkpoint):
         return read_diffusers_file(found.lora)
     assert type(found.global_step) is int
-    return _state(found.state_tensors, found.state_scalars), history.parse(found.history)
+    state = _state(found.state_tensors, found.state_scalars)
+    return state, history.parse(found.history), heldout.parse(found.heldout)
 
 
 def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:

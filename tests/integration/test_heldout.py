@@ -107,7 +107,7 @@ def test_killed_and_gone_on_with(sharing, measured, tmp_path, signum, steps):
         assert job.process.wait() in (-signum, 128 + signum, 0)
         assert_whole(out)
     finished = succeed(sharing, out, env=env)
-    assert finished.result["resumed_from_step"] >= (steps[-1] - 1 if signum == signal.SIGKILL else 0)
+    assert finished.result["resumed_from_step"] >= 1
     assert_same(finished.folders(), measured.folders())
 
 

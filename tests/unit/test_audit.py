@@ -26,7 +26,7 @@ def job_of(model, tmp_path, files, **dataset):
     )
     opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
     base = SimpleNamespace(folder=model, single_file=None)
-    return SimpleNamespace(task=task, dataset=opened, base=base, buckets=None)
+    return SimpleNamespace(task=task, dataset=opened, base=base, buckets=None, held_out=None)
 
 
 FILES = {
@@ -96,3 +96,12 @@ def test_repeats_are_looked_at_once(model, tmp_path):
 def test_a_shape_that_training_would_refuse_is_unreadable(model, tmp_path):
     job = job_of(model, tmp_path, {"a.png": png(1, (1, 20_000)), "a.txt": "x"})
     assert audit.look_at_images(job.dataset, lambda size: (4096, 4096), 10, lambda: 0.0).unreadable[0][0] == "a.png"
+
+
+def test_images_that_are_held_out_and_trained_on_are_named(model, tmp_path):
+    job = job_of(model, tmp_path, FILES)
+    others = {"x.png": png(4, (200, 100)), "x.txt": "x", "y.png": png(9), "y.txt": "y", "z.png": b"", "z.txt": "z"}
+    job.held_out = SimpleNamespace(images=job_of(model, tmp_path / "held-out", others).dataset)
+    assert audit.audit(job)[-1] == "held out, too  1: 3_sks/e.png"
+    job.held_out = SimpleNamespace(images=job_of(model, tmp_path / "none", {"y.png": png(9), "y.txt": "y"}).dataset)
+    assert audit.audit(job)[-1] == "held out, too  none"

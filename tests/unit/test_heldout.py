@@ -151,12 +151,15 @@ GOOD = {"step": 1, "loss": 0.5, "strata": [0.5], "images": 2, "curve": CURVE}
         {"curve": 5},
         {"curve": CURVE + "\n"},
         {"more": 1},
+        {"a\nb": 1},
+        {"step": "\x1b[2J"},
     ],
 )
 def test_a_strangers_rows_are_checked(changes):
     heldout.parse(json.dumps(GOOD).encode())
-    with pytest.raises(CheckpointError, match="held-out losses are malformed"):
+    with pytest.raises(CheckpointError, match="held-out losses are malformed") as caught:
         heldout.parse(json.dumps(GOOD | changes).encode())
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"5", b"\xff", b"{", b"[" * 100_000, b'{"step": 1}'])

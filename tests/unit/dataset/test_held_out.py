@@ -11,7 +11,9 @@ from engine.dataset.held_out import hold_out
 from engine.errors import DatasetError
 from engine.limits import Limits
 from engine.task import Dataset, HeldOutDataset, Model, Task, Validation
-from tests.unit.dataset.test_dataset import embedded_table, picture, write_jsonl
+from tests.unit.dataset.test_dataset import COMMIT, embedded_table, fake_hub, picture, write_jsonl
+
+__all__ = ["fake_hub"]
 
 
 def held(tmp_path, held_out, *, seed=0, said=None, **dataset):
@@ -217,3 +219,33 @@ class TestAnother:
         (own / "more.png").write_bytes(picture(50))
         held(tmp_path, {"name": str(own)}, name=str(numbered(tmp_path / "data", 4)), said=said)
         assert said == ["held out: 1 images are not used, no metadata row names them: more.png"]
+
+
+class TestHub:
+    @pytest.fixture
+    def splits(self, fake_hub, tmp_path):
+        """As 🤗 datasets prepares them: in files, so that the next task needs no network."""
+        import datasets
+
+        folder = tmp_path / "cache/hub" / f"someone--things@{COMMIT}"
+        for split, start in (("train", 0), ("validation", 10)):
+            table = embedded_table([picture(start + i) for i in range(3)], [str(start + i) for i in range(3)])
+            datasets.Dataset(table).save_to_disk(folder / split)
+            fake_hub.splits[split] = datasets.load_from_disk(folder / split)
+        return fake_hub
+
+    def test_another_split_is_at_the_commit_of_the_training(self, splits, tmp_path):
+        for _ in range(2):  # the second time without the library
+            whole, training, held_out = held(tmp_path, {"split": "validation"}, name="someone/things")
+            assert captions(training) == ["0", "1", "2"] and captions(held_out.images) == ["10", "11", "12"]
+            assert held_out.revision == whole.revision == COMMIT
+        asked = [call for call in splits.calls if call[0] == "repo_info"]
+        assert [call[2] for call in asked] == ["main"] * 2  # the branch is looked up once a time, for both
+        assert len(splits.calls) - len(asked) == 2  # once for each split
+        with pytest.raises(DatasetError, match=r"has no split 'dev2'.*its splits: train, validation"):
+            held(tmp_path, {"split": "dev2"}, name="someone/things")
+
+    def test_one_of_its_own_has_its_own_commit(self, splits, tmp_path):
+        name = str(numbered(tmp_path / "data", 4))
+        _, training, held_out = held(tmp_path, {"name": "someone/things"}, name=name)
+        assert (training.revision, held_out.revision) == (None, COMMIT)
