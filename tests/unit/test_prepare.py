@@ -232,6 +232,22 @@ def test_more_denoising_steps_than_the_model_has_timesteps():
         prepare._check_validation(few)
 
 
+def test_the_plan_tells_what_is_made_in_between():
+    steps = {"num_train_steps": 100, "max_train_steps": 1000}
+    lines = described(train_args=steps, validation={"every_n_steps": 40}, checkpoint_every_n_steps=10)
+    assert "images also    after step 40, 80" in lines
+    assert "LoRAs kept     after step 10, 20, 30, …, 90; of the whole chain those of the latest 5 steps stay" in lines
+    assert not any("images also" in line or "LoRAs kept" in line for line in described(train_args=steps))
+
+
+def test_loras_that_are_kept_are_a_setting_where_they_are():
+    assert not any(key.startswith("checkpoint") for key in job_of().settings)
+    told = job_of(text(checkpoint_every_n_steps=7, checkpoint="/c")).settings
+    assert {key: told[key] for key in told if key.startswith("checkpoint")} == {"checkpoint_every_n_steps": 7}
+    assert "note: checkpoint_limit has no effect without checkpoint_every_n_steps" in described(checkpoint_limit=2)
+    assert not any("checkpoint_limit" in line for line in described(checkpoint_limit=2, checkpoint_every_n_steps=1))
+
+
 def test_a_negative_prompt_without_guidance_is_noted():
     lines = described(validation={"negative_prompt": "rain", "guidance_scale": 1})
     assert "note: validation.negative_prompt has no effect at a guidance_scale of up to 1" in lines
