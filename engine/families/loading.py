@@ -42,6 +42,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
     Raises:
         ModelError: weights missing, malformed, or of another shape than its configuration says.
     """
+    read_config(args, component)  # Diffusers takes an empty list for a path
     try:
         if args.single_file is not None:
             module, info = single_file_weights.load(cls, args.single_file, component, args.dtype), {}

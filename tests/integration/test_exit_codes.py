@@ -243,6 +243,16 @@ def test_damaged_weights(task, model, tmp_path, how):
     assert_failed(run_job(changed(task, {"model.name": str(tmp_path / "model")}), tmp_path / "out"), 4, "unet")
 
 
+@pytest.mark.parametrize(("key", "code"), [("model.name", 4), ("dataset.name", 3)])
+def test_a_hub_that_has_it_not_and_says_no_more(task, tmp_path, key, code):
+    """A bare 404, as a mirror answers."""
+    with serving({}) as (address, asked):
+        online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "", "HF_HOME": str(tmp_path / "hub")}
+        finished = run_job(changed(task, {key: "nobody/nothing"}), tmp_path / "out", "--plan", env=online)
+    assert_refused(finished, code, "nobody/nothing", "check the name")
+    assert asked
+
+
 # --- 5 --------------------------------------------------------------------------------------------------------------
 
 
