@@ -14,9 +14,10 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks import measuring, workloads
 from benchmarks.measuring import Measured
@@ -24,20 +25,32 @@ from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 Result = dict[str, Any]
+DENOISER_TFLOP: Final = {("sd15", 512): 0.80 + 0.91, ("sdxl", 1024): 6.8 + 7.3}
+"""Of an image, forward and backward through the denoiser, which is all that a step needs of what is encoded already."""
 
 
-def run_job(workload: Workload, folder: Path, *, device: str, cache: Path) -> Result:
+def run_job(
+    workload: Workload,
+    folder: Path,
+    *,
+    device: str,
+    cache: Path,
+    program: Sequence[str | Path] = (sys.executable, ROOT / "entrypoint.py"),
+    until: str | None = None,
+) -> Result:
     """One run of the program: what it measured of itself, and what was seen from outside."""
     folder.mkdir(parents=True)
     (folder / "task.json").write_text(json.dumps(workload.task()))
     out = folder / "out"
-    command = [sys.executable, ROOT / "entrypoint.py", "--task", folder / "task.json", "--output-dir", out]
+    command = [*program, "--task", folder / "task.json", "--output-dir", out]
     command += ["--cache-dir", cache, "--device", device]
     log = out / "progress.jsonl"
     watch = {"first step": lambda: _shows(log, '"event": "step"'), "trained": lambda: _shows(log, '"event": "end"')}
-    measured = measuring.run(command, log=folder / "log.txt", watch=watch)
+    measured = measuring.run(command, log=folder / "log.txt", watch=watch, until=until)
     if measured.code != 0:
         raise SystemExit(f"the job failed ({measured.code}):\n{(folder / 'log.txt').read_text()[-2000:]}")
+    if until:
+        return parts_of(measured, workload)
     result = json.loads((out / "result.json").read_text())
     seconds = result["seconds"]
     return {
@@ -116,6 +129,9 @@ def main() -> None:
     )
     add_workload_arguments(parser)
     parser.add_argument("--warm", action="store_true", help="an unmeasured run fills the cache first")
+    parser.add_argument(
+        "--tflops", type=float, default=790, help="what the GPU can do in 16 bit: 790 for an H100 or H200"
+    )
     args = parser.parse_args()
     workload = read_workload(args)
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,6 +144,9 @@ def main() -> None:
             used = cache if args.warm else folder / f"cache-{number}"
             rows.append(run_job(workload, folder / f"run-{number}", device=args.device, cache=used))
     found = medians(rows)
+    if (args.model, args.resolution) in DENOISER_TFLOP and args.device == "cuda":
+        tflop = found["images/s"] * DENOISER_TFLOP[args.model, args.resolution]
+        found[f"% of {args.tflops:g} TFLOP/s"] = round(100 * tflop / args.tflops, 2)
     for name, value in found.items():
         print(f"{name:28} {value:12.3f}")
     if args.json:

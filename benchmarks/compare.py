@@ -92,7 +92,9 @@ def reference_trainer(workload: Workload, folder: Path, checkout: Path) -> Peer:
     return Peer([*command, folder / "out"], folder / "out/checkpoint/pytorch_lora_weights.safetensors", env)
 
 
-def run_peer(workload: Workload, folder: Path, *, program: Path, path: Path | None, device: str) -> Result:
+def run_peer(
+    workload: Workload, folder: Path, *, program: Path, path: Path | None, device: str, until: str | None = None
+) -> Result:
     """One run of the peer."""
     folder.mkdir(parents=True)
     make = reference_trainer if program.is_dir() else diffusers_script
@@ -110,14 +112,17 @@ def run_peer(workload: Workload, folder: Path, *, program: Path, path: Path | No
         return any(step.search(line) for line in log.read_bytes().splitlines() if line.startswith(b"Steps:"))
 
     watch = {"first step": has_step, "trained": peer.trained.exists}
-    measured = measuring.run(peer.command, log=log, env=env, watch=watch)
+    measured = measuring.run(peer.command, log=log, env=env, watch=watch, until=until)
     if measured.code != 0:
         raise SystemExit(f"the peer failed ({measured.code}):\n{log.read_text()[-2000:]}")
     return parts_of(measured, workload)
 
 
-def print_ratios(own: Sequence[Result], peer: Sequence[Result]) -> None:
-    print(f"{'':28}{'this job':>12}{'the peer':>12}{'peer / job':>12}   (medians; of the ratios in brackets min, max)")
+def print_ratios(
+    own: Sequence[Result], peer: Sequence[Result], names: Sequence[str] = ("this job", "the peer", "peer / job")
+) -> None:
+    """A line for each figure that both have; `names` of the two, and of their ratio."""
+    print(f"{'':28}" + "".join(f"{name:>12}" for name in names) + "   (medians; of the ratios in brackets min, max)")
     for name in COMPARED:
         pairs = [(a[name], b[name]) for a, b in zip(own, peer, strict=True) if a.get(name) and b.get(name)]
         if not pairs:
@@ -137,16 +142,27 @@ def main() -> None:
     add_workload_arguments(parser)
     parser.add_argument("--peer", type=Path, required=True, help="train_text_to_image_lora.py, or a checkout's folder")
     parser.add_argument("--peer-path", type=Path, help="a folder to import from first, for a torchvision stand-in")
+    parser.add_argument("--training-only", action="store_true", help="end both before they draw images")
     args = parser.parse_args()
-    workload = read_workload(args)
+    workload, until = read_workload(args), "trained" if args.training_only else None
     own: list[Result] = []
     peer: list[Result] = []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.runs):
             folder = Path(scratch) / str(number)
-            own.append(run_job(workload, folder / "own", device=args.device, cache=folder / "cache"))
-            peer.append(run_peer(workload, folder / "peer", program=args.peer, path=args.peer_path, device=args.device))
-            print(f"run {number + 1}: {own[-1]['cpu s']:.1f} s of CPU, the peer {peer[-1]['cpu s']:.1f} s", flush=True)
+            own.append(run_job(workload, folder / "own", device=args.device, cache=folder / "cache", until=until))
+            print(f"run {number + 1}: {own[-1]['cpu s']:.1f} s of CPU", flush=True)
+            peer.append(
+                run_peer(
+                    workload,
+                    folder / "peer",
+                    program=args.peer,
+                    path=args.peer_path,
+                    device=args.device,
+                    until=until,
+                )
+            )
+            print(f"run {number + 1}: the peer {peer[-1]['cpu s']:.1f} s of CPU", flush=True)
             if args.json:
                 args.json.write_text(json.dumps({"own": own, "peer": peer}, indent=2) + "\n")
     print_ratios(own, peer)

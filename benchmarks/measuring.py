@@ -46,8 +46,9 @@ def run(
     log: Path,
     env: Mapping[str, str] | None = None,
     watch: Mapping[str, Callable[[], bool]] | None = None,
+    until: str | None = None,
 ) -> Measured:
-    """Run a command to its end.
+    """Run a command to its end, or `until` one of the things watched for shows: then it is killed, and its code is 0.
 
     Args:
         command: what to run.
@@ -56,6 +57,7 @@ def run(
         watch: name -> whether something shows from outside, asked every 10 ms.
     """
     moments: dict[str, Moment] = {}
+    pending = dict(watch or {})
     done = threading.Event()
     with log.open("wb") as file:
         start = time.monotonic()
@@ -67,7 +69,16 @@ def run(
             return Moment(time.monotonic() - start, cpu_seconds(process.pid))
 
         memory = _Memory(process.pid)
-        watcher = threading.Thread(target=_watch, args=(dict(watch or {}), moments, now, memory, done))
+
+        def look() -> None:
+            memory.look()
+            for name in [name for name, shows in pending.items() if shows()]:
+                moments[name] = now()
+                del pending[name]
+                if name == until:
+                    process.kill()
+
+        watcher = threading.Thread(target=_repeat, args=(look, done))
         watcher.start()
         # wait4 gives this child's own accounting; its waited-for children are in it.
         _, status, usage = os.wait4(process.pid, 0)
@@ -76,7 +87,7 @@ def run(
     done.set()
     watcher.join()
     return Measured(
-        code=process.returncode,
+        code=0 if until in moments else process.returncode,
         wall=wall,
         cpu=usage.ru_utime + usage.ru_stime,
         peak_rss=memory.peak,
@@ -108,15 +119,6 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / _TICKS
 
 
-def _watch(
-    pending: dict[str, Callable[[], bool]],
-    moments: dict[str, Moment],
-    now: Callable[[], Moment],
-    memory: _Memory,
-    done: threading.Event,
-) -> None:
+def _repeat(look: Callable[[], None], done: threading.Event) -> None:
     while not done.wait(0.01):
-        memory.look()
-        for name in [name for name, shows in pending.items() if shows()]:
-            moments[name] = now()
-            del pending[name]
+        look()
