@@ -96,7 +96,7 @@ class Job:
             "use_rslora": task.lora.use_rslora,
             "train_text_encoder": task.train_args.train_text_encoder,
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
-            "caption_chunks": task.dataset.caption_chunks if task.dataset.caption_chunks > 1 else None,
+            "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
         }
         targets = task.lora.target_modules
         return {
