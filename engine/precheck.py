@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from . import storage
 from .checkpoint import Checkpoint, WarmStart
 from .errors import CheckpointError, OutputError
 from .families import DENOISER
@@ -56,13 +57,14 @@ def check_output(job: Job, output: OutputFolder, *, overwrite: bool) -> None:
         OutputError: another job's result or progress is in it, or nothing can be written to it.
     """
     root, parent = output.root, job.parent
-    if not root.exists():
-        return
-    if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {root}: it must be a folder that the user that runs the job can write to")
     is_over = isinstance(parent, Checkpoint) and parent.finished and job.schedule.num_steps == 0
-    if not (job.in_place and is_over):  # else the job would find nothing to do
-        output.look(job.record, in_place=job.in_place, overwrite=overwrite)
+    with storage.writing_to(root):  # which would not be allowed to, either
+        if not root.exists():
+            return
+        if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {root}: it must be a folder that this user can write to")
+        if not (job.in_place and is_over):  # else the job would find nothing to do
+            output.look(job.record, in_place=job.in_place, overwrite=overwrite)
 
 
 def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:

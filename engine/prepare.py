@@ -125,9 +125,9 @@ class Job:
             "use_rslora": task.lora.use_rslora,
             "train_text_encoder": task.train_args.train_text_encoder,
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
-            "caption_chunks": task.dataset.caption_chunks if task.dataset.caption_chunks > 1 else None,
             "buckets": task.transforms.buckets,
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
+            "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
         }
         targets = task.lora.target_modules
         return {

@@ -95,8 +95,8 @@ class TestAdapterOptions:
             ({"lora": {"use_rslora": True}}, "use_rslora", True),
             ({"train_args": {"train_text_encoder": True}}, "train_text_encoder", True),
             ({"train_args": {"zero_terminal_snr": True}}, "zero_terminal_snr", True),
-            ({"dataset": {"name": "d", "max_caption_tokens": 225}}, "caption_chunks", 3),
             ({"transforms": {"buckets": True}}, "buckets", True),
+            ({"dataset": {"name": "d", "max_caption_tokens": 225}}, "max_caption_tokens", 225),
         ],
     )
     def test_what_the_weights_mean_belongs_to_the_world_where_set(self, extra, key, value):
