@@ -28,9 +28,10 @@ _OPTIMIZER_BYTES: Final = 4 * 6
 _LASTING_BYTES: Final = 4 * 3
 """Of them, what stays after training."""
 _CONTROL_GROUPS: Final = (
-    ("sys/fs/cgroup", "memory.max", "memory.current"),
-    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+"""Folder, limit, use, and which line of memory.stat is of files' contents that can be let go."""
 _NO_MODEL: Final = 1 << 60
 """Bytes that no model takes."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
@@ -130,27 +131,24 @@ def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """The memory that this machine, or the container that this is in, has left for tensors; None where it hides that.
 
-    The least of /proc/meminfo's MemAvailable and of what the control group still allows (version 2 or 1).
+    The least of /proc/meminfo's MemAvailable and of what the control group still allows (version 2 or 1), where file
+    contents that nobody has looked at lately count as free.
     """
     found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        found.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")))
-    for folder, limit, usage in _CONTROL_GROUPS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
-            allowed = int((root / folder / limit).read_text())
-            found.append(allowed - int((root / folder / usage).read_text()) + _reclaimable(root / folder))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found.append(_numbers(root / "proc/meminfo")["MemAvailable:"] << 10)
+    for folder, limit, usage, inactive in _CONTROL_GROUPS:
+        group = root / folder
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number, and no limit
+            free = int((group / limit).read_text()) - int((group / usage).read_text())
+            found.append(free + _numbers(group / "memory.stat")[inactive])
     return max(0, min(found) - PROGRAM_BYTES) if found else None
 
 
-def _reclaimable(group: Path) -> int:
-    """What a control group counts of files that were read, and gives back when memory is wanted."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in (group / "memory.stat").read_text().splitlines():
-            name, _, count = line.partition(" ")
-            if name in {"inactive_file", "total_inactive_file"}:
-                return int(count)
-    return 0
+def _numbers(path: Path) -> dict[str, int]:
+    """Each line's first word and the number behind it."""
+    words = (line.split() for line in path.read_text().splitlines())
+    return {line[0]: int(line[1]) for line in words if len(line) > 1}
 
 
 def describe(base: BaseModel, task: Task, *, device: str, available: int | None) -> list[str]:

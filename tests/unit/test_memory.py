@@ -248,21 +248,18 @@ class TestAvailable:
 
     @pytest.mark.parametrize("limit, expected", [("max\n", 8000000 << 10), (f"{3 * GIB}\n", 2 * GIB)])
     def test_of_the_control_group(self, tmp_path, limit, expected):
-        group = {"sys__fs__cgroup__memory-max": limit, "sys__fs__cgroup__memory-current": f"{GIB}\n"}
-        assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == expected - memory.PROGRAM_BYTES
-
-    def test_files_that_were_read_are_no_memory_in_use(self, tmp_path):
         group = {
-            "sys__fs__cgroup__memory-max": str(4 * GIB),
-            "sys__fs__cgroup__memory-current": str(3 * GIB),
-            "sys__fs__cgroup__memory-stat": f"anon 5\ninactive_file {2 * GIB}\n",
+            "sys__fs__cgroup__memory-max": limit,
+            "sys__fs__cgroup__memory-current": f"{3 * GIB // 2}\n",
+            "sys__fs__cgroup__memory-stat": f"anon {GIB}\nfile {GIB // 2}\ninactive_file {GIB // 2}\n",
         }
-        assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == 3 * GIB - memory.PROGRAM_BYTES
+        assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == expected - memory.PROGRAM_BYTES
 
     def test_of_an_old_control_group(self, tmp_path):
         group = {
             "sys__fs__cgroup__memory__memory-limit_in_bytes": str(3 * GIB),
             "sys__fs__cgroup__memory__memory-usage_in_bytes": str(4 * GIB),
+            "sys__fs__cgroup__memory__memory-stat": "total_inactive_file 4096\n",
         }
         assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == 0
 
