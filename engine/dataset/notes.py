@@ -134,9 +134,12 @@ def remembered(identity: Identity, cache_dir: Path, compute: Callable[[], str]) 
         if noted is not None:
             return noted.decode("ascii")
     computed = compute()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next job its time, nothing else
+    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # jobs may share a cache
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # jobs may share a cache
         beside.write_bytes(seal(computed.encode("ascii")))
         beside.replace(path)
+    except OSError:  # a cache that cannot be written costs the next job its time, nothing else
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return computed

@@ -46,9 +46,8 @@ CODES = {"kill": -9, "power": -9, "SIGTERM": 143, "ENOSPC": 7, "EACCES": 7, "ERO
 
 
 def contents(cache):
-    """What was unpacked; the notes beside it name inodes and times."""
-    files = folder_bytes(cache / "datasets" / "content")
-    return {name: data for name, data in files.items() if not name.endswith(".fingerprint")}
+    """What was unpacked."""
+    return folder_bytes(cache / "datasets" / "content")
 
 
 def download_strikes(light, web, task, tmp_path, body, strikes, every):
