@@ -77,7 +77,8 @@ def train(
     settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, processes: Processes
 ) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
-    from engine.prepare import is_in_place, parent_folder, read_task, request_digest
+    from engine.job import request_digest
+    from engine.prepare import is_in_place, parent_folder, read_task
 
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
     task = read_task(settings)
@@ -98,8 +99,8 @@ def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
     from engine import memory
     from engine.audit import audit
+    from engine.describe import describe as describe_job
     from engine.precheck import check_adapter, check_output
-    from engine.prepare import describe as describe_job
     from engine.prepare import prepare, read_task
     from engine.progress import say
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from . import rng, transforms, wording
 from .dataset import NO_CAPTION, ImageDataset
-from .prepare import Job
+from .job import Job
 from .tokens import TokenCounter
 from .transforms import UnreadableImage
 

@@ -41,7 +41,7 @@ class Launch:
 
     settings: Settings
     request: str
-    """`prepare.request_digest` of the job."""
+    """`job.request_digest` of the job."""
     processes: int
 
     def __call__(self, argv: Sequence[str], stop: Stop) -> int:

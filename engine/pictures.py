@@ -12,9 +12,9 @@ from PIL import Image as Pillow
 from . import lora, validation
 from .checkpoint import Checkpoint
 from .families.base import Family
+from .job import Job
 from .kept import IMAGES
 from .latents import draw_prompts
-from .prepare import Job
 from .progress import Meter
 from .session import Session, Training
 

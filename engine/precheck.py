@@ -12,10 +12,10 @@ from .checkpoint import Checkpoint, WarmStart
 from .errors import CheckpointError, OutputError
 from .families import DENOISER
 from .families.single_file.header import Tensor, read_header
+from .job import Job
 from .lora_names import own_key, parse_key, require_fit, tensor_names
 from .model_files import is_weight
 from .output import OutputFolder
-from .prepare import Job
 from .targets import TEXT_TARGETS, full_name, match_targets
 
 _WEIGHT: Final = ".weight"

@@ -14,8 +14,9 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 from .errors import Interrupted, JobError
+from .job import Job
 from .outcome import describe, exit_code
-from .prepare import Job, prepare, read_task
+from .prepare import prepare, read_task
 from .progress import say
 from .settings import read_flags, read_settings
 from .signals import Stop

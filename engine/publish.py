@@ -11,10 +11,10 @@ from . import checkpoint, heldout, kept, lora_files, report, validation, webui_m
 from . import history as history_file
 from .checkpoint import Checkpoint
 from .dataset.held_out import HeldOut
+from .job import Job
 from .outcome import peak_memory_bytes
 from .output import REPORT
 from .pictures import Pictures, smaller
-from .prepare import Job
 from .progress import say
 from .session import Session, Training
 from .state import dump_state

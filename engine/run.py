@@ -13,6 +13,7 @@ from . import checkpoint, determinism, families, heldout, memory, rng, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
+from .describe import describe
 from .distributed import Processes
 from .errors import (
     CheckpointError,
@@ -31,12 +32,13 @@ from .evaluation import HeldOutLoss
 from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
 from .interim import InterimResults
+from .job import Job
 from .latents import VisitEncoder
 from .outcome import Outcome
 from .output import PROGRESS_LOG, Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
-from .prepare import Job, describe, prepare
+from .prepare import prepare
 from .progress import Meter, TrainingLog, say
 from .publish import publish
 from .recompute import recompute_activations

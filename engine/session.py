@@ -16,10 +16,10 @@ from .distributed import Processes
 from .errors import DeviceError, NonFiniteError
 from .families.base import DENOISER, Family
 from .history import DIGEST_STEPS, StepReport
+from .job import Job
 from .kept import Kept, load_progress
 from .outcome import Outcome
 from .output import OutputFolder
-from .prepare import Job
 from .progress import say
 from .settings import Settings
 from .signals import Stop

@@ -1,0 +1,109 @@
+"""A job in lines for a person: what would run, and what in it is likely a mistake. No torch."""
+
+from __future__ import annotations
+
+from . import heldout, kept, plan
+from .addresses import public
+from .checkpoint import Checkpoint, WarmStart
+from .dataset import ImageDataset
+from .dataset.held_out import HeldOut
+from .job import Job
+
+
+def describe(job: Job) -> list[str]:
+    """What would run, in lines for a person."""
+    schedule, args = job.schedule, job.task.train_args
+    rate = plan.base_learning_rate(args, schedule.micro_batches)
+    effective = schedule.visits_per_step
+    lines = [
+        f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
+        f"batch          {schedule.batch_size} x {schedule.micro_batches} micro-batches = {effective} images a step",
+        f"epoch          {schedule.steps_per_epoch} steps",
+        f"this task      steps {schedule.start_step} to {schedule.stop_step} of {schedule.max_steps}"
+        f" ({schedule.num_steps} steps, {schedule.num_steps * effective} images"
+        f", {schedule.num_steps * effective / len(job.dataset):.2f} epochs)",
+        f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
+        + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
+    ]
+    if args.train_text_encoder:
+        own = plan.base_text_encoder_rate(args, schedule.micro_batches)
+        lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
+    if job.buckets:
+        lines += job.buckets.lines()
+    if job.held_out:
+        lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
+    lines += _describe_interim(job)
+    lines.append(f"continues      {_describe_parent(job)}")
+    return lines + [f"note: {warning}" for warning in warnings(job)]
+
+
+def _describe_held_out(job: Job, held_out: HeldOut) -> str:
+    interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
+    rows = heldout.parse(job.parent.heldout) if isinstance(job.parent, Checkpoint) else []
+    times = heldout.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
+    images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
+    taken = " taken out of the dataset" if held_out.num_taken else ""
+    between = f", every {interval} steps" if interval else ""
+    return (
+        f"of {images} images{taken}, before and after this task{between}: "
+        f"{times} times {measured * heldout.STRATA} forward passes"
+    )
+
+
+def _describe_interim(job: Job) -> list[str]:
+    lines = []
+    if images := kept.image_steps(job.task, job.schedule):
+        lines.append(f"images also    {_listed(images)}")
+    if loras := kept.lora_steps(job.task, job.schedule):
+        most = job.task.checkpoint_limit
+        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain those of the latest {most} steps stay")
+    return lines
+
+
+def _listed(steps: range) -> str:
+    shown = [str(step) for step in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-1:]])]
+    return f"after step {', '.join(shown)}"
+
+
+def _size(dataset: ImageDataset) -> str:
+    repeated = f", {len(dataset)} visits an epoch" if len(dataset) != dataset.num_images else ""
+    return f"{dataset.num_images} images{repeated}"
+
+
+def warnings(job: Job) -> list[str]:
+    """What is allowed but likely a mistake."""
+    schedule, args = job.schedule, job.task.train_args
+    scheduler = args.lr_scheduler
+    found = []
+    if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
+        found.append(
+            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {schedule.max_steps} steps: "
+            "the learning rate never reaches its full value"
+        )
+    if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
+        found.append("text_encoder_learning_rate has no effect without train_text_encoder")
+    if job.buckets:
+        found += job.buckets.warnings(schedule.batch_size)
+    if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
+        found.append("validation.negative_prompt has no effect at a guidance_scale of up to 1")
+    if "checkpoint_limit" in job.settings and job.task.checkpoint_every_n_steps is None:
+        found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
+    if schedule.num_steps == 0:
+        found.append("the checkpoint has reached the end of the training: nothing is left to train")
+    wanted = job.task.validation.dataset
+    if wanted and wanted.config_name and not (wanted.name or wanted.url):
+        found.append("validation.dataset.config_name has no effect without name or url")
+    for key, (before, now) in job.changed_settings().items():
+        found.append(f"{key} changes from {before!r} to {now!r} at step {schedule.start_step}")
+        if key == "validation.dataset" and before and now:
+            found.append("other images, captions or timesteps are measured than before: a new curve begins")
+    return found
+
+
+def _describe_parent(job: Job) -> str:
+    if job.parent is None:
+        return "nothing: a fresh adapter"
+    if isinstance(job.parent, WarmStart):
+        return f"a LoRA without training state ({job.parent.digest[:12]}): step 0, fresh optimizer"
+    return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"

@@ -1,0 +1,49 @@
+"""Jobs without a model, a dataset or a folder."""
+
+import json
+from types import SimpleNamespace
+
+from engine import plan
+from engine.dataset.held_out import HeldOut
+from engine.job import Job
+from engine.task import parse_task
+
+COMMIT = "a" * 40
+
+
+class Rows(list):
+    """A dataset of so many rows."""
+
+    fingerprint, revision = "f" * 64, None
+
+    def __init__(self, count):
+        super().__init__(range(count))
+        self.num_images = count
+
+
+def held_out_of(fingerprint="e" * 64, revision=None, taken=0):
+    return HeldOut(images=Rows(3), num_images=5, fingerprint=fingerprint, revision=revision, num_taken=taken)
+
+
+def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=None):
+    task = parse_task((given or text()).encode(), source="test")
+    return Job(
+        task=task,
+        base=SimpleNamespace(identity="sha256:model", revision=base_revision, variants={}, num_train_timesteps=1000),
+        dataset=Rows(rows),
+        parent=parent,
+        in_place=False,
+        schedule=plan.schedule(task.train_args, num_rows=rows, processes=1, start_step=0),
+        prediction_type="epsilon",
+        held_out=held_out,
+    )
+
+
+def parent_of(base_model=None, dataset=None, settings=None):
+    manifest = {"base_model": base_model or {}, "dataset": dataset or {}}
+    return SimpleNamespace(manifest=manifest, settings={"revision": "main"} if settings is None else settings)
+
+
+def text(**extra):
+    required = {"model": {"name": "m"}, "dataset": {"name": "d"}, "validation": {}, "train_args": {}}
+    return json.dumps(required | extra)
