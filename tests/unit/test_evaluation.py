@@ -82,9 +82,11 @@ def defined(setup, texts):
     stream = VisitStream(seed=SEED, num_rows=len(data), random_flip=False, num_train_timesteps=1000)
     weight = setup.family.denoiser["to_q"].weight.detach().numpy().astype(np.float64)
     result = []
-    for number, sample in enumerate(stream.permutation(0)):
+    for number, sample in enumerate(stream.order.permutation(0)):
         size = transforms.image_size(data[sample])
-        view = transforms.geometry(size, resolution=RESOLUTION, center_crop=True, crop_words=(0, 0), flip=False)
+        view = transforms.geometry(
+            size, target=(RESOLUTION, RESOLUTION), center_crop=True, crop_words=(0, 0), flip=False
+        )
         mean = transforms.render(data[sample], view).reshape(-1)[:4].astype(np.float64) / 255
         states = setup.family.encode_caption(texts[sample])["states"].numpy()
         row = []
@@ -166,7 +168,7 @@ class TestNeighbours:
         setup, whole = Setup(tmp_path, broken), Setup(tmp_path / "whole", images())
         row = setup.at(0)
         whole.at(0)
-        order = VisitStream(seed=SEED, num_rows=5, random_flip=False, num_train_timesteps=1000).permutation(0)
+        order = VisitStream(seed=SEED, num_rows=5, random_flip=False, num_train_timesteps=1000).order.permutation(0)
         left = [pair for pair in whole.processes.exchanged[-1] if order[pair[0]] not in (1, 3)]
         assert setup.processes.exchanged[-1] == left and row.images == 3
         assert sorted(name for name, _ in setup.loss.skipped) == ["image-1", "image-3"]

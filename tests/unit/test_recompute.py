@@ -59,7 +59,7 @@ def train(folder, precision, options, *, text=False, recompute):
     if recompute:
         recompute_activations(family.denoiser)
     stream = VisitStream(seed=0, num_rows=5, random_flip=False, num_train_timesteps=1000)
-    view = geometry((80, 72), resolution=64, center_crop=True, crop_words=(0, 0), flip=False)
+    view = geometry((80, 72), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
     moments = {"mean": torch.linspace(-1, 1, 256).reshape(4, 8, 8), "logvar": torch.full((4, 8, 8), -3.0)}
     for step in range(2):
         examples = []
