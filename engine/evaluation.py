@@ -14,6 +14,7 @@ import torch
 
 from . import heldout, rng
 from .cache import EncodingCache
+from .dataset.held_out import TRAINING_ALONE
 from .errors import DatasetError
 from .families.base import PRECISIONS, Batch, Tensors
 from .heldout import Row
@@ -170,7 +171,7 @@ class _EachOnce(VisitStream):
 
 def _as_they_are(task: Task) -> Task:
     """The task without what training does to images and captions to see more of them, and without masks."""
-    dataset = replace(task.dataset, caption_dropout=0.0, shuffle_tags=False, mask_column=None, alpha_mask=False)
+    dataset = replace(task.dataset, **TRAINING_ALONE)
     return replace(task, dataset=dataset, transforms=replace(task.transforms, center_crop=True, random_flip=False))
 
 

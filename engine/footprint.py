@@ -18,6 +18,8 @@ Config = Mapping[str, Any]
 
 _MAX_LAYERS: Final = 1000
 """Of anything that a configuration counts; more is no model, and walking it would take forever."""
+_MAX_BLOCKS: Final = 2_000
+"""Of attention on one side of a denoiser; Stable Diffusion XL has 24."""
 
 
 def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
@@ -138,6 +140,8 @@ class _UNet:
         depth = len(self.widths)
         self.layers = _each(config.get("layers_per_block", 2), depth)
         self.depths = _each(config.get("transformer_layers_per_block", 1), depth)
+        if sum(layers * depth for layers, depth in zip(self.layers, self.depths, strict=True)) > _MAX_BLOCKS:
+            raise ValueError("no model has so many blocks")
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
         self.heads = _each(heads, depth)
         self.text_rows = batch * text_length

@@ -16,6 +16,7 @@ from .plan import MAX_VISITS, Schedule, Timesteps
 STRATA: Final = 4
 """Parts of the trained timesteps, of equal size, from each of which every image has one."""
 _MAX_STRATA: Final = 64
+_MAX_ROWS: Final = 100_000
 _CURVE: Final = re.compile("[0-9a-f]{16}")
 
 
@@ -111,7 +112,10 @@ def parse(data: bytes) -> list[Row]:
         CheckpointError: the bytes are no such rows.
     """
     try:
-        return [_row(json.loads(line)) for line in data.splitlines()]
+        lines = data.splitlines()
+        if len(lines) > _MAX_ROWS:
+            raise ValueError(f"{len(lines)} rows")
+        return [_row(json.loads(line)) for line in lines]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"the checkpoint's held-out losses are malformed ({error}); take another checkpoint"

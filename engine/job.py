@@ -12,7 +12,7 @@ from . import heldout, plan
 from .buckets import Buckets
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
-from .dataset.held_out import HeldOut
+from .dataset.held_out import TRAINING_ALONE, HeldOut
 from .model import BaseModel
 from .output import JobRecord
 from .task import (
@@ -40,15 +40,7 @@ _DEFAULTS: Final = asdict(TrainArgs())
 # Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
 _DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column", "max_caption_tokens")
 # What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
-_NOT_MEASURED: Final = (
-    *_DATASET_IDENTITY,
-    "caption_dropout",
-    "shuffle_tags",
-    "keep_tokens",
-    "repeats",
-    "mask_column",
-    "alpha_mask",
-)
+_NOT_MEASURED: Final = (*_DATASET_IDENTITY, *TRAINING_ALONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +73,9 @@ class Job:
             value["model"]["name"] = self.base.identity
         if self.task.dataset.name and self.dataset.revision is None:
             value["dataset"]["name"] = self.dataset.fingerprint
-        if self.held_out and "name" in value["validation"]["dataset"] and self.held_out.revision is None:
+        measured = self.task.validation.dataset
+        is_local = measured and (measured.name or (measured.split and self.task.dataset.name))
+        if self.held_out and self.held_out.revision is None and is_local:
             value["validation"]["dataset"]["name"] = self.held_out.fingerprint
         return hashlib.sha256(canonical_json(value)).hexdigest()
 

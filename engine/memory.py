@@ -182,7 +182,7 @@ def _phases(found: Prediction) -> str:
 
 def gib(count: int) -> str:
     """Bytes for a person."""
-    return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.0f} MiB"
 
 
 def fitting(base: BaseModel, task: Task, *, device: str, available: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,7 @@ from .targets import TEXT_TARGETS, full_name, match_targets
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
+_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 """What a weight of so many dimensions belongs to."""
 
 
@@ -72,10 +74,13 @@ def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:
     if job.base.single_file is not None:
         return {}
     variant = job.base.variants.get(component)
+    paths = [p for p in sorted((job.base.folder / component).glob("*.safetensors")) if is_weight(p.name, variant)]
+    shards = [match for path in paths if (match := _SHARD.search(path.name))]
+    if shards and len(shards) != int(shards[0][1]):  # others are still to be downloaded
+        return {}
     found: dict[str, Tensor] = {}
-    for path in sorted((job.base.folder / component).glob("*.safetensors")):
-        if is_weight(path.name, variant):
-            found |= read_header(path, f"{component}/{path.name}").tensors
+    for path in paths:
+        found |= read_header(path, f"{component}/{path.name}").tensors
     return {name: tensor.shape for name, tensor in found.items()}
 
 

@@ -161,10 +161,10 @@ def _is_done_already(session: Session) -> bool:
         return False
     try:
         own = checkpoint.load(output.checkpoint)
+        if isinstance(own, Checkpoint):
+            _tell_done(session, own)
     except CheckpointError as error:
         raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    if isinstance(own, Checkpoint):
-        _tell_done(session, own)
     say(f"nothing to do: this task's result is already in {output.checkpoint}")
     return True
 
@@ -211,8 +211,8 @@ def _train(session: Session, training: Training) -> None:
     with _watched(session, trainer.step) as (seen, tell), stop.deferred():
         interim = InterimResults(session, training, saver, tell)
 
-        def look() -> None:
-            """Make what is to be seen of the step that was reached."""
+        def make_due_results() -> None:
+            """Of the step that was reached."""
             row = evaluation.measure_if_due()
             if row is not None:
                 tell("evaluation", heldout_loss=row.loss)
@@ -223,14 +223,14 @@ def _train(session: Session, training: Training) -> None:
             outcome.steps_trained += 1
             seen(report)
             saver.after_step(report)
-            look()
+            make_due_results()
 
         try:
-            look()
+            make_due_results()
             train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
             saver.finish()
         except NonFiniteError:
-            saver.save()  # found before the update: this is the last good state
+            saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too
             _blame_base_model(training.family)
             raise
         except (PeerError, PeerInterrupted):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 from .. import rng
 from ..errors import DatasetError
@@ -12,6 +14,16 @@ from ..limits import Limits
 from ..task import Dataset, HeldOutDataset, Task, canonical_json
 from . import ImageDataset, open_dataset
 from .folders import Report
+
+TRAINING_ALONE: Final[Mapping[str, Any]] = {
+    "caption_dropout": 0.0,
+    "shuffle_tags": False,
+    "keep_tokens": 0,
+    "repeats": 1,
+    "mask_column": None,
+    "alpha_mask": False,
+}
+"""Of `dataset`, what is done to images and captions in training alone, and what it is where they are measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +78,8 @@ def hold_out(
         )
     except DatasetError as error:
         text = str(error)
-        where = "validation." if text.startswith("dataset.") else "validation.dataset: "
+        is_own = text.startswith(("dataset.name", "dataset.config_name", "dataset.url"))
+        where = "validation." if is_own else "validation.dataset: "
         raise DatasetError(f"{where}{text}") from error
     return training, _held_out(opened, _order(task, opened), wanted.max_images)
 

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import DatasetError, TemporaryError
 from ..transforms import IMAGE_SUFFIXES, UnreadableImage
@@ -158,9 +159,11 @@ class Cells:
             identity.add_files(self.origin.files)
         if self.paths is not None:
             identity.add_column(self.paths)
-            named = self.paths if self.payloads is None else self.paths.filter(self.payloads.is_null())
-            for chunk in named.chunks:
-                identity.add_files(self._file_of(value) for value in chunk.to_pylist() if value is not None)
+            rows = range(self.length)
+            if self.payloads is not None:
+                rows = pc.indices_nonzero(self.payloads.is_null()).to_pylist()
+            # Row by row: Arrow cannot filter string views.
+            identity.add_files(self._file_of(value) for row in rows if (value := self._path(row)) is not None)
 
     def _file_of(self, value: str) -> str:
         """The file that has to be read for a path."""

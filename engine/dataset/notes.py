@@ -45,7 +45,8 @@ class Identity:
     def __init__(self, what: str, cache_dir: Path) -> None:
         """Of `what` is to be noted in `cache_dir`; the files are marked now, and read after that."""
         # The user too: what one may read is not what another may.
-        self._digest = hashlib.sha256(f"{VERSION}|{what}|{os.geteuid()}".encode())
+        user = [os.geteuid(), os.getegid(), *sorted(os.getgroups())]
+        self._digest = hashlib.sha256(f"{VERSION}|{what}|{user}".encode())
         self._settled_before = time.time_ns() - SETTLED_NS
         self._own = tuple(f"{cache_dir / name}/" for name in _OWN_FOLDERS)
         self._is_certain = True

@@ -100,6 +100,9 @@ class TestHeldOut:
         here = job_of(self.FOLDER, held_out=held_out_of())
         assert job_of(elsewhere, held_out=held_out_of()).task_digest == here.task_digest
         assert job_of(self.FOLDER, held_out=held_out_of("d" * 64)).task_digest != here.task_digest
+        split = text(validation={"dataset": {"split": "test"}})
+        digests = {job_of(split, held_out=held_out_of(digest * 64)).task_digest for digest in "cd"}
+        assert len(digests) == 2
         assert job_of(elsewhere, held_out=held_out_of(revision=COMMIT)).task_digest != here.task_digest
         assert here.task_digest != job_of().task_digest
         told = json.dumps(here.settings) + json.dumps(here.world)

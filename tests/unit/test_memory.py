@@ -153,6 +153,7 @@ class TestPrediction:
             {"block_out_channels": [10**400] * 4},
             {"layers_per_block": 10**9},
             {"transformer_layers_per_block": [10**9] * 4},
+            {"layers_per_block": 900, "transformer_layers_per_block": 900},
             {"down_block_types": None},
             {"attention_head_dim": "many"},
         ],

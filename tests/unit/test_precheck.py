@@ -86,6 +86,13 @@ class TestTargets:
         assert len([*(tmp_path / "unet").glob("*.safetensors")]) > 1
         assert precheck.check_adapter(job_of(tmp_path, name, target_modules=("to_q",))) == []
 
+    def test_some_of_the_shards_say_nothing(self, folder, name, denoiser, tmp_path):
+        """Of a download that was interrupted: the others may have what the first has not."""
+        denoiser.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+        sorted((tmp_path / "unet").glob("*.safetensors"))[-1].unlink()
+        (line,) = precheck.check_adapter(job_of(tmp_path, name, target_modules=("nothing_such",)))
+        assert "checked when the job starts" in line
+
     def test_without_weights_it_is_said(self, name, tmp_path):
         (line,) = precheck.check_adapter(job_of(tmp_path, name, target_modules=("nothing_such",)))
         assert line.startswith("note: lora.target_modules is checked when the job starts") and "downloaded" in line

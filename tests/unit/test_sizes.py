@@ -48,6 +48,15 @@ def test_sizes_are_read_once(tmp_path, monkeypatch):
     assert read_sizes(dataset, tmp_path / "cache") == first
 
 
+def test_a_file_that_is_out_of_reach_may_come_back(tmp_path):
+    dataset, cache = dataset_of(tmp_path), tmp_path / "cache"
+    there, away = tmp_path / "data" / "b.png", tmp_path / "away"
+    there.rename(away)
+    assert read_sizes(dataset, cache)[1] == (0, 0)
+    away.rename(there)
+    assert read_sizes(dataset, cache)[1] == (200, 100)
+
+
 def test_other_images_of_one_dataset_have_sizes_of_their_own(tmp_path):
     """Of as many, held out by another seed."""
     dataset, cache = dataset_of(tmp_path), tmp_path / "cache"

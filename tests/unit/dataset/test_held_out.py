@@ -107,9 +107,10 @@ class TestFraction:
     )
     def test_captions_of_any_kind_follow_their_images(self, tmp_path, kind):
         values = [[str(i)] if pa.types.is_list(kind) else str(i) for i in range(6)]
-        table = pa.table(
-            {"image": [{"bytes": picture(i), "path": None} for i in range(6)], "text": pa.array(values, kind)}
-        )
+        images = [{"bytes": picture(i), "path": f"{i}.png"} for i in range(6)]
+        text = kind if kind == pa.string_view() else pa.string()
+        struct = pa.struct({"bytes": pa.binary(), "path": text})
+        table = pa.table({"image": pa.array(images, struct), "text": pa.array(values, kind)})
         (tmp_path / "data").mkdir()
         with pa.ipc.new_stream(tmp_path / "data" / "rows.arrow", table.schema) as writer:
             writer.write_table(table)
