@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from . import checkpoint, determinism, families, heldout, memory, rng, world
+from . import checkpoint, families, heldout, memory, rng, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .describe import describe
+from .device import available_bytes, device_troubles, open_device
 from .distributed import Processes
 from .errors import (
     CheckpointError,
     DatasetError,
     DeviceError,
-    DeviceMemoryError,
     JobError,
     ModelError,
     NonFiniteError,
@@ -32,7 +31,6 @@ from .evaluation import HeldOutLoss
 from .families.base import PRECISIONS, Family, LoadArgs
 from .history import StepReport
 from .interim import InterimResults
-from .job import Job
 from .latents import VisitEncoder
 from .outcome import Outcome
 from .output import PROGRESS_LOG, Claim, OutputFolder
@@ -48,9 +46,6 @@ from .signals import Stop
 from .task import Task
 from .train import train
 
-_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-_UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver version is insufficient")
-
 
 def run(
     settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes
@@ -64,7 +59,7 @@ def run(
         Interrupted: by a signal, after the exact progress was saved.
     """
     rng.check_known_answers()
-    device = _open_device(settings, task.mixed_precision)
+    device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
     with outcome.clock.phase("prepare"):
         job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say))
@@ -80,10 +75,10 @@ def run(
     _require_one_job(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
-    available = _available_bytes(session)
+    available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
-    with _device_troubles(job, device, available):
+    with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
             if memory.wants_recompute(job.base, job.task, device=device.type, available=available):
@@ -113,36 +108,6 @@ def _require_one_job(session: Session) -> None:
     ]
     for what, value, error in found if session.processes.world_size > 1 else ():
         session.processes.require_same(what, value, error)
-
-
-def _open_device(settings: Settings, mixed_precision: str) -> torch.device:
-    determinism.switch_on(settings.cpu_threads)
-    if settings.device == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise DeviceError(
-            "no CUDA device is visible: start the container with --gpus all (and an NVIDIA driver that is new enough), "
-            "or set DEVICE=cpu to train on the CPU"
-        )
-    # A launcher may show each process its own GPU alone, or all of them.
-    device = torch.device("cuda", settings.place.local_rank % torch.cuda.device_count())
-    try:
-        torch.cuda.set_device(device)
-        torch.zeros(1, device=device)
-    except RuntimeError as error:
-        raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
-    if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceError(f'{torch.cuda.get_device_name()} has no bf16; use mixed_precision "fp16" or "no"')
-    return device
-
-
-def _available_bytes(session: Session) -> int | None:
-    """The memory that is free on the device before anything is loaded; each process on a CPU has its share."""
-    if session.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(session.device)
-        return int(free)
-    found = memory.available_bytes()
-    return None if found is None else found // session.processes.world_size
 
 
 def _is_done_already(session: Session) -> bool:
@@ -308,48 +273,3 @@ def _visit_encoder(
         report=say,
         processes=session.processes,
     )
-
-
-@contextmanager
-def _device_troubles(job: Job, device: torch.device, available: int | None) -> Iterator[None]:
-    """Turn the device's refusals into errors that say what would help."""
-    try:
-        yield
-    except (
-        MemoryError,
-        RuntimeError,
-    ) as error:  # torch.OutOfMemoryError is a RuntimeError, as are cuBLAS's and others'
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise DeviceMemoryError(_memory_advice(job, device, available)) from error
-        if any(words in str(error) for words in _UNUSABLE_DEVICE):
-            raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
-        raise
-
-
-def _memory_advice(job: Job, device: torch.device, available: int | None) -> str:
-    """What would fit by the prediction; where that sees nothing, what takes less."""
-    where = "this machine"
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory / 2**30
-        where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
-    fits = memory.fitting(job.base, job.task, device=device.type, available=available) if available else []
-    if not fits:
-        return f"out of memory on {where}; try {', or '.join(_lighter(job))}"
-    return (
-        f"out of memory on {where}, of which {memory.gib(available or 0)} were free; what should fit: "
-        + ", or ".join(fits)
-    )
-
-
-def _lighter(job: Job) -> list[str]:
-    args = job.task.train_args
-    advice = [f"a resolution below {args.resolution}", "a lower lora.rank"]
-    if args.batch_size > 1:
-        half = math.ceil(args.batch_size / 2)
-        steps = args.gradient_accumulation_steps * 2
-        advice.insert(0, f"batch_size {half} with gradient_accumulation_steps {steps} (as many images a step)")
-    if args.train_text_encoder:
-        advice.append("train_text_encoder false")
-    if job.task.mixed_precision == "no":
-        advice.insert(0, 'mixed_precision "bf16"')
-    return advice

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine import families, footprint, memory
-from engine.run import _memory_advice
+from engine.device import memory_advice
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
 from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
@@ -223,14 +223,14 @@ class TestAdvice:
     JOB = SimpleNamespace(base=base_of("sd1"), task=task_of("no", batch_size=8, resolution=768))
 
     def test_it_is_what_would_fit(self):
-        said = _memory_advice(self.JOB, torch.device("cpu"), 8 * GIB)
+        said = memory_advice(self.JOB, torch.device("cpu"), 8 * GIB)
         fits = memory.fitting(self.JOB.base, self.JOB.task, device="cpu", available=8 * GIB)
         assert len(fits) > 1 and said.startswith("out of memory on this machine, of which 8.0 GiB were free; ")
         assert all(words in said for words in fits)
 
     @pytest.mark.parametrize("available", [None, GIB])
     def test_where_nothing_is_known_to_fit_it_is_what_takes_less(self, available):
-        said = _memory_advice(self.JOB, torch.device("cpu"), available)
+        said = memory_advice(self.JOB, torch.device("cpu"), available)
         assert said.startswith('out of memory on this machine; try mixed_precision "bf16", or batch_size 4 with ')
 
 
