@@ -19,7 +19,7 @@ Config = Mapping[str, Any]
 _MAX_LAYERS: Final = 1000
 """Of anything that a configuration counts; more is no model, and walking it would take forever."""
 _MAX_BLOCKS: Final = 2_000
-"""Of attention on one side of a denoiser; Stable Diffusion XL has 24."""
+"""Of attention on one side of a denoiser; published models have some twenty."""
 
 
 def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
