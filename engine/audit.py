@@ -14,6 +14,7 @@ from typing import Final
 
 from . import rng, transforms, wording
 from .dataset import NO_CAPTION, ImageDataset
+from .errors import DatasetError
 from .job import Job
 from .tokens import TokenCounter
 from .transforms import UnreadableImage
@@ -58,7 +59,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
 
     Raises:
         ModelError: the base model's tokenizer is malformed.
-        DatasetError: a row names what it must not.
+        DatasetError: a row names what it must not, or no image is readable.
     """
     dataset, resolution = job.dataset, job.task.train_args.resolution
     target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
@@ -67,11 +68,24 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     if counter := _counter(job):
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
-    lines += _image_lines(look_at_images(dataset, target, seconds, clock), dataset.num_images)
+    seen = look_at_images(dataset, target, seconds, clock)
+    _require_readable(seen, dataset, "the dataset")
+    lines += _image_lines(seen, dataset.num_images)
     if job.held_out:
+        measured = look_at_images(job.held_out.images, lambda size: (resolution, resolution), seconds, clock)
+        _require_readable(measured, job.held_out.images, "validation.dataset")
+        if measured.unreadable:
+            lines.append(f"not measured   {_counted(_broken(measured))}")
         num_seen, names = look_for_held_out(dataset, job.held_out.images, seconds, clock)
         lines.append(f"held out, too  {_counted(names)}{_sampled(num_seen, dataset.num_images)}")
     return lines
+
+
+def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> None:
+    """Refuse what the job would refuse: images of which none can be shown."""
+    if len(found.unreadable) == dataset.num_images:
+        name, reason = found.unreadable[0]
+        raise DatasetError(f"{what}: none of its {dataset.num_images} images is readable, such as {name} ({reason})")
 
 
 def _counter(job: Job) -> TokenCounter | None:
@@ -175,9 +189,12 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
         lines.append(f"sizes          {narrow} x {low} to {wide} x {high}{enlarged}{sampled}")
     pairs = [f"{name} = {other}" for name, other in found.duplicates]
     lines.append(f"duplicates     {_counted(pairs)}{sampled}")
-    broken = [f"{name} ({reason})" for name, reason in found.unreadable]
-    lines.append(f"unreadable     {_counted(broken)}{sampled}")
+    lines.append(f"unreadable     {_counted(_broken(found))}{sampled}")
     return lines
+
+
+def _broken(found: ImageAudit) -> list[str]:
+    return [f"{name} ({reason})" for name, reason in found.unreadable]
 
 
 def _counted(items: list[str]) -> str:

@@ -7,6 +7,7 @@ from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
+from .dataset.images import short
 from .job import Job
 
 
@@ -95,7 +96,7 @@ def warnings(job: Job) -> list[str]:
     if wanted and wanted.config_name and not (wanted.name or wanted.url):
         found.append("validation.dataset.config_name has no effect without name or url")
     for key, (before, now) in job.changed_settings().items():
-        found.append(f"{key} changes from {before!r} to {now!r} at step {schedule.start_step}")
+        found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {schedule.start_step}")
         if key == "validation.dataset" and before and now:
             found.append("other images, captions or timesteps are measured than before: a new curve begins")
     return found
@@ -107,3 +108,7 @@ def _describe_parent(job: Job) -> str:
     if isinstance(job.parent, WarmStart):
         return f"a LoRA without training state ({job.parent.digest[:12]}): step 0, fresh optimizer"
     return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
+
+
+def _said(value: object) -> str:
+    return "its default" if value is None else short(value)

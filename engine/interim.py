@@ -40,8 +40,8 @@ class InterimResults:
             self._tell("lora")
         if step in self._image_steps and kept.image_name(step, "0.png") not in done:
             self._keep(self._images)
-            self._tell("images")
             self._saver.save()  # drawing them again would take longer
+            self._tell("images")
 
     def _keep(self, make: Callable[[], dict[str, bytes]]) -> None:
         """Let the first process make files and write them; the others wait for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import functools
 import multiprocessing
@@ -27,6 +28,7 @@ Request = tuple[Callable[[], bytes], transforms.Geometry]
 _AHEAD: Final = 4
 """Images under way per worker, so that memory stays bounded."""
 _PR_SET_PDEATHSIG: Final = 1
+_LEFT_TO_THE_PARENT: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def render_all(requests: Iterable[Request], num_workers: int) -> Iterator[Pixels | transforms.UnreadableImage]:
@@ -69,7 +71,9 @@ def _render_in(
         if isinstance(data, transforms.UnreadableImage):
             under_way.append(data)
         else:
-            under_way.append(pool.submit(transforms.render, data, geometry))
+            with _no_signals():
+                pending = pool.submit(transforms.render, data, geometry)
+            under_way.append(pending)
         if len(under_way) > ahead:
             yield _result(under_way.popleft())
     while under_way:
@@ -87,10 +91,21 @@ def _attempt(action: Callable[[], T]) -> T | transforms.UnreadableImage:
         return error
 
 
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    """Keep the signals waiting. A worker that is started meanwhile inherits that, until it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(parent: int) -> None:
     """A worker leaves signals to its parent, and dies with it however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in _LEFT_TO_THE_PARENT:
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_PARENT)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the request above
         os._exit(1)

@@ -55,7 +55,8 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
             f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
             "or use dataset.alpha_mask"
         )
-    images, notes = _images_of_split([file for file in files if is_image_name(file)], root.name, source.split)
+    everything = [file for file in files if is_image_name(file)]
+    images, notes = _images_of_split(everything, root.name, source.split)
     texts = _texts(files)
     left_out = [file for file in images if _repeats(file)[0] == 0]
     images = [file for file in images if _repeats(file)[0] > 0]
@@ -64,7 +65,10 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
         raise DatasetError(no_captions(root.name, len(images)))
     if left_out:
         notes.append(f"dataset: {len(left_out)} images are not used, their folder says 0 times: {listing(left_out)}")
-    notes += _notes(images, found, texts, source)
+    without = _notes(images, found, source)
+    notes += without
+    if without and (lost := _lost(everything, texts)):
+        notes.append(f"dataset: {len(lost)} text files are beside no image of their name: {listing(lost)}")
     parts = []
     for repeats, run in itertools.groupby(range(len(images)), key=lambda index: _repeats(images[index])[0]):
         own = list(run)
@@ -116,7 +120,7 @@ def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple
     else:
         return images, []
     unused = sorted(set(images) - set(chosen))
-    note = f"dataset: {len(unused)} images are not used, they are not of the training split: {listing(unused)}"
+    note = f"dataset: {len(unused)} images are of other splits and not trained on: {listing(unused)}"
     return chosen, [note] if unused else []
 
 
@@ -189,10 +193,8 @@ def _read(root: Path, file: str, reach: Reach) -> list[str]:
     return [line for line in lines if line] or [""]
 
 
-def _notes(
-    images: Sequence[str], found: Sequence[str], texts: Mapping[str, Mapping[str, str]], source: Source
-) -> list[str]:
-    """How many images have no caption, and which; and text files that are nobody's, most often for a misspelt name."""
+def _notes(images: Sequence[str], found: Sequence[str], source: Source) -> list[str]:
+    """How many images have no caption, and which."""
     without = [image for image, rule in zip(images, found, strict=True) if rule == NO_CAPTION]
     if not without:
         return []
@@ -200,8 +202,10 @@ def _notes(
     given = "an empty caption" if fallback is None else f"dataset.default_caption {shown(fallback)!r}"
     if fallback == "":
         given = "an empty caption or the trigger word alone"
-    notes = [f"dataset: {len(without)} of {len(images)} images have no caption and get {given}: {listing(without)}"]
+    return [f"dataset: {len(without)} of {len(images)} images have no caption and get {given}: {listing(without)}"]
+
+
+def _lost(images: Sequence[str], texts: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Text files that are nobody's, most often for a misspelt name."""
     owners = {owner for image in images for owner in (image.rpartition(".")[0], image)}
-    if lost := sorted(file for owner, own in texts.items() if owner not in owners for file in own.values()):
-        notes.append(f"dataset: {len(lost)} text files are beside no image of their name: {listing(lost)}")
-    return notes
+    return sorted(file for owner, own in texts.items() if owner not in owners for file in own.values())

@@ -99,7 +99,7 @@ def test_a_chain_keeps_its_limit(long_task, tmp_path):
     first = succeed(one_row, tmp_path / "first")
     resume = ("--plan", "--checkpoint", first.out / "checkpoint")
     refused = run_job(changed(one_row, {LIMIT: 150}), tmp_path / "out", *resume)
-    assert refused.code == 5 and "max_caption_tokens is None in the checkpoint, 150 in" in refused.error
+    assert refused.code == 5 and "max_caption_tokens is at its default in the checkpoint, 150 in" in refused.error
     assert "changes" not in succeed(changed(one_row, {LIMIT: 75}), tmp_path / "out", *resume).stdout
 
 

@@ -116,13 +116,14 @@ def test_killed_and_gone_on_with(sharing, measured, tmp_path, signum, steps):
 def test_measuring_changes_nothing_that_is_trained(task, whole, request, tmp_path, changes, kind):
     changes = changes | ({"model.name": str(request.getfixturevalue(kind))} if kind == "xl_model" else {})
     build_dataset(tmp_path / "held-out", 3, seed=5)
-    own = changed(task, {"validation.every_n_steps": 1, "validation.dataset": {"name": str(tmp_path / "held-out")}})
+    own = changed(task, {"validation.every_n_steps": 5, "validation.dataset": {"name": str(tmp_path / "held-out")}})
     plain, finished = together(
         lambda: succeed(changed(task, changes), tmp_path / "plain") if changes else whole,
         lambda: succeed(changed(own, changes), tmp_path / "out"),
     )
-    assert_same(finished.weights(), plain.weights())
-    assert ROWS not in folder_bytes(plain.out / "checkpoint") and len(rows(finished)) == 11
+    trained = {name: data for name, data in finished.weights().items() if not name.startswith("step-")}
+    assert_same(trained, plain.weights())
+    assert ROWS not in folder_bytes(plain.out / "checkpoint") and len(rows(finished)) == 3
 
 
 def zipped(folder):

@@ -263,6 +263,18 @@ def test_stopped_at_the_very_start(task, tmp_path):
     stop(job, signal.SIGTERM)
 
 
+@pytest.mark.parametrize("signum", STOPPED)
+def test_stopped_while_the_workers_start(task, tmp_path, signum):
+    """By a signal to the whole group, as from a terminal: the workers are not yet there to ignore it."""
+    job = start_job(changed(task, {"dataloader_num_workers": 2}), tmp_path / "out")
+    job.until(lambda: len(job.workers()) == 2, "its workers")
+    for pid in (*job.workers(), job.process.pid):
+        os.kill(pid, signum)
+    finished = job.finish()
+    assert finished.code == STOPPED[signum], finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 def test_workers_die_with_a_killed_job(task, tmp_path):
     job = start_job(changed(task, {"dataloader_num_workers": 2}), tmp_path / "out")
     job.until(lambda: len(job.workers()) == 2, "its workers")

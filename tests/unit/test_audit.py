@@ -6,6 +6,7 @@ import pytest
 
 from engine import audit
 from engine.dataset import open_dataset
+from engine.errors import DatasetError
 from engine.task import Dataset, Model, Task, TrainArgs
 from tests import tiny
 from tests.unit.dataset.test_sidecars import write
@@ -105,3 +106,16 @@ def test_images_that_are_held_out_and_trained_on_are_named(model, tmp_path):
     assert audit.audit(job)[-1] == "held out, too  1: 3_sks/e.png"
     job.held_out = SimpleNamespace(images=job_of(model, tmp_path / "none", {"y.png": png(9), "y.txt": "y"}).dataset)
     assert audit.audit(job)[-1] == "held out, too  none"
+
+
+def test_images_of_which_none_is_readable_are_refused(model, tmp_path):
+    """As the job would."""
+    broken = {"x.png": b"", "x.txt": "x", "y.png": png(9)[:40], "y.txt": "y"}
+    with pytest.raises(DatasetError, match="the dataset: none of its 2 images is readable"):
+        audit.audit(job_of(model, tmp_path / "all", broken))
+    job = job_of(model, tmp_path, FILES)
+    job.held_out = SimpleNamespace(images=job_of(model, tmp_path / "held-out", broken).dataset)
+    with pytest.raises(DatasetError, match=r"validation\.dataset: none of its 2 images is readable"):
+        audit.audit(job)
+    job.held_out.images = job_of(model, tmp_path / "some", broken | {"z.png": png(3), "z.txt": "z"}).dataset
+    assert any(line.startswith("not measured   2: ") for line in audit.audit(job))

@@ -430,5 +430,5 @@ class TestWorld:
         assert "base_model" not in str(caught.value) and caught.value.code == 5
 
     def test_what_is_missing_differs(self):
-        with pytest.raises(CheckpointError, match="rank is None in the checkpoint, 8 in this task"):
+        with pytest.raises(CheckpointError, match="rank is at its default in the checkpoint, 8 in this task"):
             checkpoint.require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)

@@ -62,7 +62,7 @@ def test_a_lora_then_the_images_then_the_progress(made):
     for step in range(7):
         training.trainer.step = step
         own.make()
-    assert made == ["sound", "told lora", "sound", "told lora", *IMAGES, "told images", "saved"]
+    assert made == ["sound", "told lora", "sound", "told lora", *IMAGES, "saved", "told images"]
     assert set(training.kept.hashes) == {
         *(f"checkpoint/steps/00000{step}{suffix}.safetensors" for step in (3, 6) for suffix in ("", "_webui")),
         *(f"validation/step-000006/{k}.png" for k in (0, 1)),
@@ -81,7 +81,7 @@ def test_what_is_kept_is_not_made_again(made):
     own, training = results(made, validation=PROMPTS, checkpoint_every_n_steps=3, hashes=missing)
     training.trainer.step = 6
     own.make()
-    assert made == [*IMAGES, "told images", "saved"]
+    assert made == [*IMAGES, "saved", "told images"]
 
 
 def test_nothing_is_due_by_default(made):
@@ -111,4 +111,4 @@ def test_other_processes_wait_for_the_first_one(made):
     own, training = results(made, validation=PROMPTS, from_first=lambda action: hashes)
     training.trainer.step = 6
     own.make()
-    assert made == ["sound", "told images", "saved"] and training.kept.hashes == hashes
+    assert made == ["sound", "saved", "told images"] and training.kept.hashes == hashes
