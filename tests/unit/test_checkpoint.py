@@ -418,7 +418,8 @@ class TestWorld:
 
     @pytest.mark.parametrize("theirs, ours", [({"alpha": 4.0}, {}), ({}, {"alpha": 4.0})])
     def test_what_only_one_of_them_says_differs(self, theirs, ours):
-        said = f"alpha is {theirs.get('alpha')} in the checkpoint, {ours.get('alpha')} in this task"
+        default = "at its default"
+        said = f"alpha is {theirs.get('alpha', default)} in the checkpoint, {ours.get('alpha', default)} in this task"
         with pytest.raises(CheckpointError, match=said):
             checkpoint.require_same_world(WORLD | theirs, WORLD | ours)
 
