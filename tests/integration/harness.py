@@ -59,9 +59,10 @@ class Finished:
         return lines[0].removeprefix("error: ")
 
     def weights(self) -> dict[str, bytes]:
-        """What must be equal however a training was split or interrupted: three files and the validation folder."""
+        """What must be equal however a training was split or interrupted: three files and the last step's images."""
         files = {name: (self.out / "checkpoint" / name).read_bytes() for name in WEIGHTS}
-        return files | folder_bytes(self.out / "validation")
+        images = folder_bytes(self.out / "validation")
+        return files | {name: data for name, data in images.items() if not name.startswith("step-")}
 
     def folders(self) -> dict[str, bytes]:
         """Both published folders, manifest and all."""

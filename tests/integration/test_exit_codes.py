@@ -301,7 +301,13 @@ OTHER_WORLDS = {
     "adapter": ({"lora.init_lora_weights": "loftq"}, ["'lora'", "'loftq'"]),
     "adapter's options": (
         {"lora.alpha": 5, "lora.use_rslora": True, "train_args.train_text_encoder": True},
-        ["alpha is None", "5.0", "use_rslora is None", "True", "train_text_encoder is None"],
+        [
+            "alpha is at its default",
+            "5.0",
+            "use_rslora is at its default",
+            "True",
+            "train_text_encoder is at its default",
+        ],
     ),
     "resolution": ({"train_args.resolution": 128}, ["64", "128"]),
     "precision": ({"mixed_precision": "bf16"}, ["'no'", "'bf16'"]),

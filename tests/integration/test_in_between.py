@@ -114,8 +114,8 @@ def test_a_chain_keeps_what_one_task_would(run, own, whole, tmp_path):
     last = run(own, tmp_path / "last", "--checkpoint", second.out / "checkpoint")
     assert_same(steps_of(last), steps_of(whole))
     assert_same(
-        {name: data for name, data in last.weights().items() if "step-" not in name},
-        {name: data for name, data in whole.weights().items() if "step-" not in name},
+        last.weights(),
+        whole.weights(),
     )
     assert_same(images_between(second), {n: d for n, d in images_between(whole).items() if "000006" in n})
     none = run(
