@@ -113,10 +113,7 @@ def test_a_chain_keeps_what_one_task_would(run, own, whole, tmp_path):
     assert {name[:6] for name in steps_of(second)} == {"000003", "000006"}
     last = run(own, tmp_path / "last", "--checkpoint", second.out / "checkpoint")
     assert_same(steps_of(last), steps_of(whole))
-    assert_same(
-        last.weights(),
-        whole.weights(),
-    )
+    assert_same(last.weights(), whole.weights())
     assert_same(images_between(second), {n: d for n, d in images_between(whole).items() if "000006" in n})
     none = run(
         changed(own, {"checkpoint_every_n_steps": None}), tmp_path / "none", "--checkpoint", second.out / "checkpoint"
