@@ -35,7 +35,6 @@ ADAPTER = {
 """All of the adapter's options."""
 KINDS = {
     "epsilon": {},
-    "v_prediction by the model, Min-SNR, noise offset": {"train_args.snr_gamma": 5.0, "train_args.noise_offset": 0.1},
     "bf16, the task's v_prediction": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
     "loftq, convolutions": {
         "lora.init_lora_weights": "loftq",
@@ -46,6 +45,7 @@ KINDS = {
     "xl": {},
 }
 SLOW_KINDS = {
+    "v_prediction by the model, Min-SNR, noise offset": {"train_args.snr_gamma": 5.0, "train_args.noise_offset": 0.1},
     "bf16, text encoder, alpha, dropout, rslora, convolutions": {"mixed_precision": "bf16", **ADAPTER},
     "loftq, text encoder, alpha, dropout": {**ADAPTER, "lora.init_lora_weights": "loftq", "lora.use_rslora": False},
     "xl, bf16": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},

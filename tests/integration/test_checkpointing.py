@@ -15,7 +15,9 @@ ADAPTER = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param({}, id="plain"), pytest.param(ADAPTER, id="adapter")])
+@pytest.mark.parametrize(
+    "kind", [pytest.param({}, id="plain", marks=pytest.mark.slow), pytest.param(ADAPTER, id="adapter")]
+)
 def test_gradient_checkpointing_changes_no_bit(task, tmp_path, kind):
     def job(wanted):
         return succeed(changed(task, {"train_args.gradient_checkpointing": wanted, **kind}), tmp_path / str(wanted))
