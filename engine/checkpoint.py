@@ -190,7 +190,7 @@ def _earlier(files: Mapping[str, bytes], global_step: int) -> dict[str, bytes]:
     found = {name: step for name in files if (step := step_of(name)) is not None}
     for name, step in found.items():
         if not 0 < step < global_step:
-            raise ValueError(f"{name} in a checkpoint of step {global_step}")
+            raise CheckpointError(f"the checkpoint holds {name} at its step {global_step}; take another checkpoint")
     return {name: files[name] for name in found}
 
 

@@ -190,7 +190,7 @@ class TestEarlierSteps:
     @pytest.mark.parametrize("step", [0, 3, 4])
     def test_a_step_that_is_not_earlier(self, tmp_path, step):
         write(tmp_path, self.build(checkpoint.step_files(step))[0])
-        with pytest.raises(CheckpointError, match="malformed"):
+        with pytest.raises(CheckpointError, match=r"steps/"):
             checkpoint.load(tmp_path)
 
 

@@ -120,6 +120,22 @@ def listing(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def step_lora(name: str, *, linked: bool = False) -> Callable[[Path], None]:
+    """A LoRA of an earlier step, with its right hash; in a folder of the checkpoint's own, or in one that is a link."""
+
+    def damage(folder: Path) -> None:
+        steps = folder / "steps"
+        if linked:
+            (folder.parent / "elsewhere").mkdir()
+            steps.symlink_to(folder.parent / "elsewhere")
+        else:
+            steps.mkdir()
+        shutil.copy(folder / FILES[0], folder / name)
+        listing(name)(folder)
+
+    return damage
+
+
 def linked(name: str) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         shutil.move(folder / name, folder.parent / "elsewhere")
@@ -280,6 +296,22 @@ CASES: Cases = {
         forge(history__jsonl=lambda d: d.replace(b"[1,", b"[7,")), -1, train=True
     ),
     "forged: no history": resumed(forge(history__jsonl=lambda _: b""), -1, train=True),
+    **{
+        f"forged: held-out losses {what}": resumed(forge(heldout__jsonl=lambda _, d=data: d), 5, "held-out", train=True)
+        for what, data in {
+            "in words": b"words\n",
+            "of NaN": b'{"step": 1, "loss": NaN, "strata": [], "images": 1, "curve": "0123456789abcdef"}\n',
+            "of another kind": b"[1, 2]\n",
+            "without end": b"[" * 200_000,
+            "a hundred thousand times": b"{}\n" * 100_001,
+        }.items()
+    },
+    "forged: a LoRA of a step to come": resumed(step_lora("steps/000009.safetensors"), 5, "steps/000009", quick=True),
+    "forged: a LoRA of a step by another name": resumed(step_lora("steps/9.safetensors"), 5, "plain file"),
+    "forged: LoRAs of steps behind a link": resumed(
+        step_lora("steps/000001.safetensors", linked=True), 5, "plain file", quick=True
+    ),
+    "forged: a LoRA of a step out of the folder": resumed(step_lora("steps/../../x.safetensors"), 5, "plain file"),
     "a LoRA that is no LoRA": resumed(only_lora(lambda _: save({"x": torch.zeros(1)})), 5, train=True),
     "a LoRA of other shapes": resumed(
         only_lora(tensors(lambda all_: all_.update({k: torch.zeros(1, 1) for k in all_}))), 5, train=True
