@@ -100,7 +100,7 @@ def print_plan(settings: Settings) -> None:
     from engine import memory
     from engine.audit import audit
     from engine.describe import describe as describe_job
-    from engine.launch import largest_divisor
+    from engine.launch import num_processes
     from engine.precheck import check_adapter, check_output
     from engine.prepare import prepare, read_task
     from engine.progress import say
@@ -111,10 +111,8 @@ def print_plan(settings: Settings) -> None:
     # How much a GPU has is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
     if available is not None:
-        processes = settings.place.world_size
-        if processes == 1:
-            processes = largest_divisor(job.task.train_args.gradient_accumulation_steps, settings.processes or 1)
-        available //= processes
+        # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
+        available //= max(settings.place.world_size, num_processes(settings, job.task, gpus=None))
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
     lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
     with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough

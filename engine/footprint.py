@@ -119,9 +119,6 @@ class Tape:
         return True
 
 
-# --- the denoiser ---
-
-
 def unet(config: Config, tape: Tape, *, batch: int, side: int, text_length: int, text_is_traced: bool = False) -> None:
     """Walk a `UNet2DConditionModel` over `batch` latents of `side` x `side`.
 
@@ -138,12 +135,12 @@ class _UNet:
         self.config, self.tape, self.batch = config, tape, batch
         self.widths: list[int] = list(config["block_out_channels"])
         depth = len(self.widths)
-        self.layers = _each(config.get("layers_per_block", 2), depth)
-        self.depths = _each(config.get("transformer_layers_per_block", 1), depth)
+        self.layers = each_level(config.get("layers_per_block", 2), depth)
+        self.depths = each_level(config.get("transformer_layers_per_block", 1), depth)
         if sum(layers * depth for layers, depth in zip(self.layers, self.depths, strict=True)) > _MAX_BLOCKS:
             raise ValueError("no model has so many blocks")
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-        self.heads = _each(heads, depth)
+        self.heads = each_level(heads, depth)
         self.text_rows = batch * text_length
         self.text_width = int(config.get("cross_attention_dim", 1280))
         self.is_linear = bool(config.get("use_linear_projection"))
@@ -262,90 +259,23 @@ class _UNet:
         tape.linear(f"{name}.to_out.0", width, width, rows)
 
 
-# --- the encoders ---
-
-
-def vae_parameters(config: Config) -> int:
-    """The parameters of an `AutoencoderKL`. Raises as `unet` does."""
-    widths: list[int] = list(config["block_out_channels"])
-    latent = int(config.get("latent_channels", 4))
-    layers = _count(config.get("layers_per_block", 1))
-    image = int(config.get("in_channels", 3))
-    top, wide = widths[0], widths[-1]
-    middle = 2 * _vae_resnet(wide, wide) + 2 * wide + 4 * _linear(wide, wide)
-    encoder = _conv(image, top) + middle + 2 * wide + _conv(wide, 2 * latent)
-    decoder = _conv(latent, wide) + middle + 2 * top + _conv(top, int(config.get("out_channels", 3)))
-    for level, width in enumerate(widths):
-        before, after = widths[max(0, level - 1)], widths[min(level + 1, len(widths) - 1)]
-        encoder += _vae_resnet(before, width) + (layers - 1) * _vae_resnet(width, width)
-        decoder += _vae_resnet(after, width) + layers * _vae_resnet(width, width)
-        encoder += _conv(width, width) if level < len(widths) - 1 else 0
-        decoder += _conv(width, width) if level > 0 else 0
-    both = _conv(2 * latent, 2 * latent, 1) * bool(config.get("use_quant_conv", True))
-    return encoder + decoder + both + _conv(latent, latent, 1) * bool(config.get("use_post_quant_conv", True))
-
-
-def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
-    """Bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
-
-    That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
-    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and what the
-    norm's activation gives.
-    """
-    widths: list[int] = list(config["block_out_channels"])
-    values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]
-    return values * side**2 * width
-
-
-def _vae_resnet(inputs: int, outputs: int) -> int:
-    shortcut = _conv(inputs, outputs, 1) if inputs != outputs else 0
-    return 2 * inputs + _conv(inputs, outputs) + 2 * outputs + _conv(outputs, outputs) + shortcut
-
-
-def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
-    """Walk one of CLIP's text encoders over `batch` captions of full length. Raises as `unet` does."""
-    width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
-    length = int(config.get("max_position_embeddings", 77))
-    rows, heads = batch * length, int(config.get("num_attention_heads", 8))
-    tape.parameters += (int(config.get("vocab_size", 49408)) + length) * width
-    for k in range(_count(config.get("num_hidden_layers", 12))):
-        name = f"text_model.encoder.layers.{k}"
-        tape.norm(width, rows)
-        shared = False
-        for projection in ("q_proj", "k_proj", "v_proj"):
-            input_width = 0 if shared else tape.norm_width
-            found = tape.linear(f"{name}.self_attn.{projection}", width, width, rows, input_width=input_width)
-            shared |= found
-        tape.keep(4 * width * rows, tape.width)
-        tape.keep(heads * rows, 4)
-        tape.linear(f"{name}.self_attn.out_proj", width, width, rows)
-        tape.norm(width, rows)
-        tape.linear(f"{name}.mlp.fc1", width, inner, rows, input_width=tape.norm_width)
-        # quick_gelu multiplies twice, and keeps a sigmoid.
-        tape.keep((3 if config.get("hidden_act", "quick_gelu") == "quick_gelu" else 1) * inner * rows, tape.width)
-        tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
-    tape.norm(width, rows)
-    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
-        tape.parameters += width * int(config.get("projection_dim", 512))
-
-
-def _conv(inputs: int, outputs: int, size: int = 3) -> int:
+def conv_parameters(inputs: int, outputs: int, size: int = 3) -> int:
     return inputs * outputs * size**2 + outputs
 
 
-def _linear(inputs: int, outputs: int) -> int:
+def linear_parameters(inputs: int, outputs: int) -> int:
     return inputs * outputs + outputs
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _MAX_LAYERS:
         raise ValueError(f"{value!r} is no number of layers")
     return value
 
 
-def _each(value: Any, length: int) -> list[int]:
+def each_level(value: Any, length: int) -> list[int]:
     """One number for each resolution, from a list or a number for all of them."""
-    found = [_count(item) for item in value] if isinstance(value, list | tuple) else [_count(value)] * length
+    found = [count_of(item) for item in value] if isinstance(value, list | tuple) else [count_of(value)] * length
     if len(found) != length or math.prod((len(found), sum(found))) > _MAX_LAYERS**2:
         raise ValueError(f"{value!r} is not for {length} resolutions")
     return found

@@ -113,14 +113,19 @@ def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
         return None
     if settings.task_source == "standard input" and len(settings.task_bytes) > _LARGEST_VARIABLE:
         return None  # it could not be handed on; the bits are the same
-    available = settings.processes or 1
+    gpus = None
     if settings.device == "cuda":
         import torch
 
         gpus = torch.cuda.device_count()
-        available = min(settings.processes or gpus, gpus)
-    processes = largest_divisor(task.train_args.gradient_accumulation_steps, available)
+    processes = num_processes(settings, task, gpus=gpus)
     return Launch(settings, request, processes) if processes > 1 else None
+
+
+def num_processes(settings: Settings, task: Task, *, gpus: int | None) -> int:
+    """How many processes train this task where nobody else starts them; `gpus` is None on a CPU."""
+    available = settings.processes or 1 if gpus is None else min(settings.processes or gpus, gpus)
+    return largest_divisor(task.train_args.gradient_accumulation_steps, available)
 
 
 def largest_divisor(number: int, limit: int) -> int:

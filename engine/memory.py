@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from . import footprint
+from . import encoder_footprint, footprint
 from .footprint import Tape
 from .model import BaseModel
 from .task import DEFAULT_TARGETS, Task
@@ -81,7 +81,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     lengths = [77]
     for component in (name for name in base.family.weighted if name.startswith("text_encoder")):
         config = base.config(component)
-        footprint.text_encoder(config, texts, batch=args.batch_size * task.dataset.caption_chunks)
+        encoder_footprint.text_encoder(config, texts, batch=args.batch_size * task.dataset.caption_chunks)
         lengths.append(int(config.get("max_position_embeddings", 77)))
     footprint.unet(
         base.config("unet"),
@@ -93,7 +93,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     )
     trained = unet_tape.lora + texts.lora
     denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
-    encoders = text_bytes + footprint.vae_parameters(vae) * vae_width
+    encoders = text_bytes + encoder_footprint.vae_parameters(vae) * vae_width
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
     training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
@@ -101,12 +101,12 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         encode=denoiser
         + encoders
         + trained * _LASTING_BYTES
-        + footprint.vae_peak(vae, args.resolution, vae_width, decode=False),
+        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=False),
         train=denoiser + training,
         validation=denoiser
         + encoders
         + trained * _LASTING_BYTES
-        + footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
+        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
         recompute=recompute,
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 from . import checkpoint, model, plan
 from .buckets import bucket_sizes, buckets_of
 from .checkpoint import Checkpoint
-from .dataset import open_dataset
-from .dataset.held_out import hold_out
+from .dataset import ImageDataset, open_dataset
+from .dataset.held_out import HeldOut, hold_out
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .job import Job
 from .settings import Settings, is_read_only
@@ -64,23 +64,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
             limits=settings.limits,
         )
     with _permitted(DatasetError, "the dataset"):
-        dataset = open_dataset(
-            task,
-            cache_dir=settings.cache_dir,
-            revision=_pinned_dataset(chain, task),
-            report=report,
-            limits=settings.limits,
-        )
-        held_out = None
-        if task.validation.dataset is not None:
-            dataset, held_out = hold_out(
-                task,
-                dataset,
-                cache_dir=settings.cache_dir,
-                revision=_pinned_held_out(chain, task),
-                report=report,
-                limits=settings.limits,
-            )
+        dataset, held_out = _open_datasets(settings, task, chain, report)
     schedule = plan.schedule(
         task.train_args,
         num_rows=len(dataset),
@@ -104,6 +88,17 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
     if chain:
         checkpoint.require_same_world(chain.world, job.world)
     return job
+
+
+def _open_datasets(
+    settings: Settings, task: Task, chain: Checkpoint | None, report: Report
+) -> tuple[ImageDataset, HeldOut | None]:
+    """What is trained on, and what is held out to be measured."""
+    places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": report, "limits": settings.limits}
+    dataset = open_dataset(task, revision=_pinned_dataset(chain, task), **places)
+    if task.validation.dataset is None:
+        return dataset, None
+    return hold_out(task, dataset, revision=_pinned_held_out(chain, task), **places)
 
 
 @contextmanager

@@ -86,6 +86,8 @@ LIGHT = [
     "settings",
     "prepare",
     "memory",
+    "footprint",
+    "encoder_footprint",
     "transforms",
     "rendering",
     "checkpoint",

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from engine import families, footprint, memory
+from engine import encoder_footprint, families, footprint, memory
 from engine.device import memory_advice
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
 from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
@@ -68,7 +68,7 @@ class TestSizes:
         config = PUBLISHED[name]["vae"]
         with torch.device("meta"):
             vae = AutoencoderKL(**{key: value for key, value in config.items() if not key.startswith("_")})
-        assert footprint.vae_parameters(config) == sum(parameter.numel() for parameter in vae.parameters())
+        assert encoder_footprint.vae_parameters(config) == sum(parameter.numel() for parameter in vae.parameters())
 
     def test_of_the_text_encoders(self, name):
         for component in (key for key in PUBLISHED[name] if key.startswith("text_encoder")):
@@ -78,7 +78,7 @@ class TestSizes:
                 encoder = (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(CLIPTextConfig(**config))
             tape = tape_of(PUBLISHED[name]["unet"], Lora(), "no")
             before = tape.parameters
-            footprint.text_encoder(config, tape, batch=1)
+            encoder_footprint.text_encoder(config, tape, batch=1)
             assert tape.parameters - before == sum(parameter.numel() for parameter in encoder.parameters())
 
 
@@ -115,7 +115,7 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
 def test_the_autoencoder_is_predicted_within_15_percent(name, side, dtype, decode):
     config = PUBLISHED[name]["vae"]
     found = autoencoding_bytes(AutoencoderKL, config, side=side, dtype=dtype, decode=decode)
-    assert footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
+    assert encoder_footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
 
 
 def peak(name, *, recompute, device="cuda", **options):
