@@ -108,6 +108,13 @@ class Running:
                     found.append(int(path.parent.name))
         return found
 
+    def assert_gone(self) -> None:
+        """None of the job's processes outlives it, but for the moment that multiprocessing's own need to notice."""
+        deadline = time.monotonic() + 20
+        while family := self.family():
+            assert time.monotonic() < deadline, f"processes of the ended job are still there: {family}"
+            time.sleep(0.02)
+
     def workers(self) -> list[int]:
         """The job's image-loading processes."""
         found = []

@@ -62,10 +62,7 @@ def kill(job):
     """SIGKILL, after which none of the job's processes survives."""
     job.process.kill()
     job.process.wait()
-    deadline = time.monotonic() + 20
-    while job.family():
-        assert time.monotonic() < deadline, "a process of the killed job is still there"
-        time.sleep(0.02)
+    job.assert_gone()
 
 
 def kill_when(job, condition, what):
@@ -209,7 +206,7 @@ def stop(job, signum):
     assert finished.code == STOPPED[signum], finished.stderr
     assert time.monotonic() - sent < 15
     assert signal.Signals(signum).name in finished.error
-    assert not job.family()
+    job.assert_gone()
     return finished
 
 

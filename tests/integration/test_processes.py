@@ -130,10 +130,7 @@ def training(task, out, **env):
 
 def assert_ended(job, started):
     assert time.monotonic() - started < SECONDS
-    deadline = time.monotonic() + 20
-    while job.family():
-        assert time.monotonic() < deadline, "a process of the job is still there"
-        time.sleep(0.05)
+    job.assert_gone()
 
 
 class TestEndings:
