@@ -58,7 +58,7 @@ class Checkpoint:
     pictures: dict[str, bytes]
     """Those pictures, by file."""
     finished: bool
-    heldout: bytes = b""
+    held_out_losses: bytes = b""
     """The chain's held-out losses; none where none were measured."""
     steps: dict[str, bytes] = field(default_factory=dict)
     """LoRAs of earlier steps of the chain, by file: `step_files`."""
@@ -87,7 +87,7 @@ def build_files(
     pictures: Mapping[str, bytes],
     finished: bool,
     manifest: Mapping[str, Any],
-    heldout: bytes = b"",
+    held_out_losses: bytes = b"",
     steps: Mapping[str, bytes] | None = None,
 ) -> tuple[dict[str, bytes], str]:
     """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
@@ -111,8 +111,8 @@ def build_files(
         GLOBAL_STEP: f"{global_step}\n".encode(),
     }
     files |= {**pictures, **(steps or {})}
-    if heldout:
-        files[HELD_OUT] = heldout
+    if held_out_losses:
+        files[HELD_OUT] = held_out_losses
     if finished:
         files[FINISH] = b""
     body = {
@@ -179,7 +179,7 @@ def load(folder: Path) -> Checkpoint | WarmStart:
             baseline=_objects(state_json["baseline"]),
             pictures={name: data for name, data in files.items() if name.endswith(".png")},
             finished=FINISH in files,
-            heldout=files.get(HELD_OUT, b""),
+            held_out_losses=files.get(HELD_OUT, b""),
             steps=_earlier(files, step),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import heldout, kept, plan
+from . import held_out_curve, kept, plan
 from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
@@ -41,14 +41,14 @@ def describe(job: Job) -> list[str]:
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
-    rows = heldout.parse(job.parent.heldout) if isinstance(job.parent, Checkpoint) else []
-    times = heldout.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
+    rows = held_out_curve.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
+    times = held_out_curve.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
     images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
     taken = " taken out of the dataset" if held_out.num_taken else ""
     between = f", every {interval} steps" if interval else ""
     return (
         f"of {images} images{taken}, before and after this task{between}: "
-        f"{times} times {measured * heldout.STRATA} forward passes"
+        f"{times} times {measured * held_out_curve.STRATA} forward passes"
     )
 
 

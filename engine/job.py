@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from . import heldout, plan
+from . import held_out_curve, plan
 from .buckets import Buckets
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
@@ -90,7 +90,7 @@ class Job:
         if self.held_out is None:
             return None
         dataset = {key: value for key, value in differences(self.task.dataset).items() if key not in _NOT_MEASURED}
-        drawn = [heldout.STRATA, self.timesteps.begin, self.timesteps.end]
+        drawn = [held_out_curve.STRATA, self.timesteps.begin, self.timesteps.end]
         named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": dataset}
         return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
 

@@ -48,7 +48,7 @@ class Outcome:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Name of each unreadable image, and why it is."""
     checkpoint_digest: str | None = None
-    heldout_loss: float | None = None
+    held_out_loss: float | None = None
     """The latest measured."""
     best_step: int | None = None
     """Where it was lowest, of those that can be compared with the latest."""
@@ -71,7 +71,7 @@ class Outcome:
             "peak_memory_bytes": peak_memory_bytes(),
             "skipped_images": len(self.skipped),
             "checkpoint_digest": self.checkpoint_digest,
-            "heldout_loss": self.heldout_loss,
+            "heldout_loss": self.held_out_loss,
             "best_step": self.best_step,
         }
 

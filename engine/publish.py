@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import save as serialise_tensors
 
-from . import checkpoint, heldout, kept, lora_files, report, validation, webui_metadata, world
+from . import checkpoint, held_out_curve, kept, lora_files, report, validation, webui_metadata, world
 from . import history as history_file
 from .checkpoint import Checkpoint
 from .dataset.held_out import HeldOut
@@ -81,7 +81,7 @@ def _checkpoint_files(
         pictures=pictures.without,
         steps=_steps(job, training),
         finished=state.global_step >= job.schedule.max_steps,
-        heldout=heldout.dump(training.heldout),
+        held_out_losses=held_out_curve.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
             "dataset": {
@@ -170,7 +170,7 @@ def _report(
         checkpoint_digest=digest,
         device=lineage[-1]["device"],
         versions=lineage[-1]["versions"],
-        heldout=training.heldout,
+        held_out_losses=training.held_out_losses,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from .addresses import public
 from .curves import LARGEST, curves, held_out, plural
-from .heldout import Row
+from .held_out_curve import Row
 from .history import StepReport
 
 _STYLE: Final = Path(__file__).with_name("report.css")
@@ -77,14 +77,14 @@ class Report:
     checkpoint_digest: str
     device: Mapping[str, Any]
     versions: Mapping[str, str]
-    heldout: Sequence[Row] = ()
+    held_out_losses: Sequence[Row] = ()
     """Every measurement of the chain so far."""
 
 
 def render(report: Report) -> str:
     """The page. The same report gives the same text."""
     style = _STYLE.read_text(encoding="utf-8")
-    sections = (_headline, _pictures, _heldout, _training, _timings, _chain, _task, _origin)
+    sections = (_headline, _pictures, _held_out, _training, _timings, _chain, _task, _origin)
     body = "\n".join(section(report) for section in sections)
     return f"""<!doctype html>
 <html lang="en">
@@ -190,8 +190,8 @@ def _training(report: Report) -> str:
     return curves(report.history, _starts(report))
 
 
-def _heldout(report: Report) -> str:
-    return held_out(report.heldout, _starts(report))
+def _held_out(report: Report) -> str:
+    return held_out(report.held_out_losses, _starts(report))
 
 
 def _starts(report: Report) -> list[int]:

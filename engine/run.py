@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, families, heldout, memory, rng, world
+from . import checkpoint, families, held_out_curve, memory, rng, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
@@ -27,8 +27,8 @@ from .errors import (
     PeerInterrupted,
     TaskError,
 )
-from .evaluation import HeldOutLoss
 from .families.base import PRECISIONS, Family, LoadArgs
+from .held_out_loss import HeldOutLoss
 from .history import StepReport
 from .interim import InterimResults
 from .latents import VisitEncoder
@@ -139,7 +139,8 @@ def _tell_done(session: Session, own: Checkpoint) -> None:
     outcome = session.outcome
     if not session.output.tells_of(own.digest):
         outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest
-        outcome.heldout_loss, outcome.best_step = heldout.summary(heldout.parse(own.heldout), session.job.curve)
+        rows = held_out_curve.parse(own.held_out_losses)
+        outcome.held_out_loss, outcome.best_step = held_out_curve.summary(rows, session.job.curve)
         outcome.message = "the result was published by an earlier run"
         session.output.write_result(outcome.done())
 
@@ -171,14 +172,14 @@ def _train(session: Session, training: Training) -> None:
         stop.check(saver.save)
 
     encoder = _visit_encoder(session, training.family, cache, check_stop)
-    evaluation = HeldOutLoss(session, training, cache, check_stop)
+    held_out_loss = HeldOutLoss(session, training, cache, check_stop)
 
     with _watched(session, trainer.step) as (seen, tell), stop.deferred():
         interim = InterimResults(session, training, saver, tell)
 
         def make_due_results() -> None:
             """Of the step that was reached."""
-            row = evaluation.measure_if_due()
+            row = held_out_loss.measure_if_due()
             if row is not None:
                 tell("evaluation", heldout_loss=row.loss)
             interim.make()
@@ -202,7 +203,7 @@ def _train(session: Session, training: Training) -> None:
             saver.save()
             raise
         finally:
-            outcome.skipped = encoder.skipped + evaluation.skipped
+            outcome.skipped = encoder.skipped + held_out_loss.skipped
 
 
 def _blame_base_model(family: Family) -> None:

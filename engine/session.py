@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from . import heldout, lora, lora_files
+from . import held_out_curve, lora, lora_files
 from . import history as history_file
 from .checkpoint import Checkpoint, WarmStart
 from .distributed import Processes
@@ -53,7 +53,7 @@ class Training:
     trainer: Trainer
     history: list[StepReport]
     kept: Kept
-    heldout: list[heldout.Row] = field(default_factory=list)
+    held_out_losses: list[held_out_curve.Row] = field(default_factory=list)
 
 
 def start_training(session: Session, family: Family) -> Training:
@@ -76,20 +76,20 @@ def start_training(session: Session, family: Family) -> Training:
     return Training(family, adapter, trainer, history, kept, rows)
 
 
-def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], list[heldout.Row], Kept]:
+def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], list[held_out_curve.Row], Kept]:
     """The state to go on from, the history that led to it, the held-out losses on the way, and what the task has kept
     of its steps."""
     payload = session.processes.bytes_from_first(lambda: load_progress(session.output, say))
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
-        rows = heldout.parse(saved.get("heldout", "").encode())
+        rows = held_out_curve.parse(saved.get("heldout", "").encode())
         history = history_file.parse(saved["history"].encode())
         return parse_state(tensors, saved["state"]), history, rows, Kept(session.output, saved.get("kept"))
     kept, parent = Kept(session.output), session.job.parent
     if isinstance(parent, Checkpoint):
         state = parse_state(parent.state_tensors, parent.state_scalars)
-        return state, history_file.parse(parent.history), heldout.parse(parent.heldout), kept
+        return state, history_file.parse(parent.history), held_out_curve.parse(parent.held_out_losses), kept
     return None, [], [], kept
 
 
@@ -117,8 +117,8 @@ class ProgressSaver:
                 "history": history_file.dump(self._training.history).decode(),
                 "kept": self._training.kept.hashes,
             }
-            if self._training.heldout:
-                header["heldout"] = heldout.dump(self._training.heldout).decode()
+            if self._training.held_out_losses:
+                header["heldout"] = held_out_curve.dump(self._training.held_out_losses).decode()
             self._session.output.save_progress(canonical_json(header) + b"\n" + tensors)
             self._training.kept.tidy()
         self._saved_at = time.monotonic()

@@ -213,7 +213,7 @@ FILES, _ = build_files(
     baseline=[{"file": "without-0.png", "prompt": "a", "seed": 1}],
     pictures={"without-0.png": b"png"},
     finished=False,
-    heldout=b'{"step": 0, "loss": 0.5, "strata": [0.75, 0.25], "images": 3, "curve": "0123456789abcdef"}\n',
+    held_out_losses=b'{"step": 0, "loss": 0.5, "strata": [0.75, 0.25], "images": 3, "curve": "0123456789abcdef"}\n',
     manifest={"base_model": {"identity": "x"}, "dataset": {"fingerprint": "y"}, "parent": None},
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hypothesis.strategies import SearchStrategy
 
-from engine import checkpoint, heldout, history
+from engine import checkpoint, held_out_curve, history
 from engine.checkpoint import Checkpoint
 from engine.dataset import open_dataset
 from engine.errors import CheckpointError, DatasetError, TaskError
@@ -73,7 +73,7 @@ def _checkpoint(files: dict[str, bytes]) -> object:
         return read_diffusers_file(found.lora)
     assert type(found.global_step) is int
     state = _state(found.state_tensors, found.state_scalars)
-    return state, history.parse(found.history), heldout.parse(found.heldout)
+    return state, history.parse(found.history), held_out_curve.parse(found.held_out_losses)
 
 
 def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:

@@ -87,11 +87,11 @@ class TestThereAndBack:
         assert found.baseline == [{"file": "0.png", "prompt": "a cat", "seed": 1}]
 
     def test_held_out_losses_are_there_where_they_were_measured(self, tmp_path):
-        files, _ = build(heldout=b"rows")
+        files, _ = build(held_out_losses=b"rows")
         assert files["heldout.jsonl"] == b"rows" and "heldout.jsonl" in json.loads(files["manifest.json"])["files"]
-        assert checkpoint.load(write(tmp_path, files)).heldout == b"rows"
-        assert build(heldout=b"") == build()
-        assert checkpoint.load(write(tmp_path / "without", build()[0])).heldout == b""
+        assert checkpoint.load(write(tmp_path, files)).held_out_losses == b"rows"
+        assert build(held_out_losses=b"") == build()
+        assert checkpoint.load(write(tmp_path / "without", build()[0])).held_out_losses == b""
 
     def test_bytes_are_the_same_for_the_same_values_in_any_order(self):
         shuffled = build(world=dict(reversed(WORLD.items())), state_scalars=dict(reversed(STATE.items())))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine import heldout
+from engine import held_out_curve
 from engine.buckets import Bucket, Buckets
 from engine.checkpoint import Checkpoint
 from engine.describe import describe, warnings
@@ -137,8 +137,8 @@ class TestHeldOut:
 
     def test_the_plan_knows_what_is_measured_already(self):
         job = job_of(text(validation={"dataset": {"split": "test"}, "every_n_steps": 4}), held_out=held_out_of())
-        rows = heldout.dump([heldout.Row(4, 0.5, (0.5,), 3, job.curve)])
-        given = {"settings": job.settings, "digest": "d", "global_step": 4, "heldout": rows}
+        rows = held_out_curve.dump([held_out_curve.Row(4, 0.5, (0.5,), 3, job.curve)])
+        given = {"settings": job.settings, "digest": "d", "global_step": 4, "held_out_losses": rows}
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
         job = replace(job, parent=chain, schedule=replace(job.schedule, start_step=4, stop_step=10, max_steps=20))
         (line,) = [line for line in describe(job) if line.startswith("held-out loss")]

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from engine.heldout import Row
+from engine.held_out_curve import Row
 from engine.history import StepReport
 from engine.report import Picture, Report, render
 
@@ -125,11 +125,13 @@ REPORTS = {
     "not to be drawn": {"history": [StepReport(1, math.nan, -1.0, 1e300), StepReport(2, math.inf, 1e-4, math.inf)]},
     "an outlier": {"history": [*curve(500), StepReport(501, 1e14, 1e-4, 1e-300)]},
     "the same step twice": {"history": [*curve(3), *curve(3)]},
-    "held out": {"heldout": [measured(step, 0.2 + (step - 40) ** 2 / 1e4) for step in range(0, 61, 20)]},
-    "held out once": {"heldout": [measured(0, 0.3)]},
-    "held out, always the same": {"heldout": [measured(step, 0.0) for step in range(300)]},
-    "held out, not to be drawn": {"heldout": [measured(0, None), measured(5, -1.0), measured(2**60, 1e300)]},
-    "held out, otherwise before": {"heldout": [measured(0, 0.3, "b" * 16), measured(0, 0.1), measured(10**15, 0.2)]},
+    "held out": {"held_out_losses": [measured(step, 0.2 + (step - 40) ** 2 / 1e4) for step in range(0, 61, 20)]},
+    "held out once": {"held_out_losses": [measured(0, 0.3)]},
+    "held out, always the same": {"held_out_losses": [measured(step, 0.0) for step in range(300)]},
+    "held out, not to be drawn": {"held_out_losses": [measured(0, None), measured(5, -1.0), measured(2**60, 1e300)]},
+    "held out, otherwise before": {
+        "held_out_losses": [measured(0, 0.3, "b" * 16), measured(0, 0.1), measured(10**15, 0.2)]
+    },
     "no time": {"seconds": {}},
     "no images": {"pictures": []},
     "large and without a pair": {"pictures": [Picture(prompt="", seed=0, png=png(300), without_png=None)]},
@@ -334,7 +336,7 @@ class TestHeldOut:
         assert "Held-out" not in Page(render(sample())).text
 
     def test_the_best_step_is_marked_where_it_is(self):
-        page = Page(render(sample(heldout=[measured(k, 0.2 + abs(k - 40) / 100) for k in (0, 20, 40, 60)])))
+        page = Page(render(sample(held_out_losses=[measured(k, 0.2 + abs(k - 40) / 100) for k in (0, 20, 40, 60)])))
         assert "From 0.6 at step 0 to 0.4 at step 60" in page.text and "Best at step 40: 0.2." in page.text
         assert "from the least to the most: 0.9 → 0.5, 0.7 → 0.3, 0.6 → 0.2, 0.6 → 0.2." in page.text
         assert "32 images held out" in page.text and "best: step 40" in page.text
@@ -347,6 +349,6 @@ class TestHeldOut:
 
     def test_only_what_compares_with_the_latest_is_drawn(self):
         rows = [measured(0, 0.01, "b" * 16), measured(10, 0.3), measured(20, 0.2), measured(30, None)]
-        page = Page(render(sample(heldout=rows)))
+        page = Page(render(sample(held_out_losses=rows)))
         assert "best: step 20" in page.text and "1 measurement not finite." in page.text
         assert "1 measurement of other images or timesteps, which do not compare, not shown." in page.text

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import torch
 
-from . import heldout, rng
+from . import held_out_curve, rng
 from .cache import EncodingCache
 from .dataset.held_out import TRAINING_ALONE
 from .errors import DatasetError
 from .families.base import PRECISIONS, Batch, Tensors
-from .heldout import Row
+from .held_out_curve import Row
 from .latents import Example, VisitEncoder
 from .plan import Schedule, Visit, VisitStream, validation_interval
 from .progress import Meter, say
@@ -61,13 +61,13 @@ class HeldOutLoss:
         Raises:
             DatasetError: none of the images is readable.
         """
-        job, rows, step = self._session.job, self._training.heldout, self._training.trainer.step
+        job, rows, step = self._session.job, self._training.held_out_losses, self._training.trainer.step
         if self._curve is None:
             return None
-        if not heldout.is_due(step, rows, curve=self._curve, schedule=job.schedule, interval=self._interval):
+        if not held_out_curve.is_due(step, rows, curve=self._curve, schedule=job.schedule, interval=self._interval):
             return None
         with self._session.outcome.clock.phase("evaluate"):
-            row = heldout.row_of(step, self._losses(), self._curve)
+            row = held_out_curve.row_of(step, self._losses(), self._curve)
         rows.append(row)
         self._tell()
         say(f"held-out loss after step {step}: {'not finite' if row.loss is None else format(row.loss, '.5f')}")
@@ -75,7 +75,7 @@ class HeldOutLoss:
 
     def _tell(self) -> None:
         outcome = self._session.outcome
-        outcome.heldout_loss, outcome.best_step = heldout.summary(self._training.heldout, self._curve)
+        outcome.held_out_loss, outcome.best_step = held_out_curve.summary(self._training.held_out_losses, self._curve)
 
     def _losses(self) -> list[list[float]]:
         """Each readable image's losses at its timesteps, in the order of the images."""
@@ -101,8 +101,8 @@ class HeldOutLoss:
         resolution = job.task.train_args.resolution
         shape = family.latent_shape(resolution, resolution)
         conditioning = self._conditioning(example)
-        for k, timestep in enumerate(heldout.timesteps_of(number, self._timesteps, seed)):
-            address = number * heldout.STRATA + k
+        for k, timestep in enumerate(held_out_curve.timesteps_of(number, self._timesteps, seed)):
+            address = number * held_out_curve.STRATA + k
             posterior = torch.from_numpy(rng.normal(seed, "held-out posterior", address, shape))
             noise = torch.from_numpy(rng.normal(seed, "held-out noise", address, shape))
             batch = Batch(

@@ -13,8 +13,8 @@ from engine.cache import EncodingCache
 from engine.distributed import Processes
 from engine.environment import Place
 from engine.errors import DatasetError, Interrupted
-from engine.evaluation import HeldOutLoss
-from engine.heldout import STRATA, timesteps_of
+from engine.held_out_curve import STRATA, timesteps_of
+from engine.held_out_loss import HeldOutLoss
 from engine.outcome import Outcome
 from engine.plan import Schedule, Timesteps, VisitStream
 from engine.task import Dataset, Model, Task, TrainArgs, Transforms, Validation
@@ -50,7 +50,7 @@ class Setup:
         )
         self.family = LinearFamily()
         self.processes = processes or Rank()
-        self.training = SimpleNamespace(family=self.family, heldout=[], trainer=SimpleNamespace(step=0))
+        self.training = SimpleNamespace(family=self.family, held_out_losses=[], trainer=SimpleNamespace(step=0))
         job = SimpleNamespace(
             task=task,
             base=SimpleNamespace(num_train_timesteps=1000),
@@ -140,7 +140,7 @@ class TestDefinition:
         setup = Setup(tmp_path, images())
         setup.family.loss_factors = iter([1.0, math.nan])
         assert setup.at(0).loss is None
-        assert (setup.session.outcome.heldout_loss, setup.session.outcome.best_step) == (None, None)
+        assert (setup.session.outcome.held_out_loss, setup.session.outcome.best_step) == (None, None)
 
 
 class TestNeighbours:
@@ -182,23 +182,23 @@ class TestWhen:
     def test_rows_are_kept_and_told(self, tmp_path):
         setup = Setup(tmp_path, images(2), interval=4)
         assert [step for step in range(10) if setup.at(step) is not None] == [0, 4, 8, 9]
-        assert [row.step for row in setup.training.heldout] == [0, 4, 8, 9]
+        assert [row.step for row in setup.training.held_out_losses] == [0, 4, 8, 9]
         assert setup.at(4) is None  # there already
         outcome = setup.session.outcome
-        assert outcome.heldout_loss == setup.training.heldout[-1].loss and outcome.best_step == 0
+        assert outcome.held_out_loss == setup.training.held_out_losses[-1].loss and outcome.best_step == 0
         assert outcome.clock.seconds.keys() == {"evaluate"}
 
     def test_a_task_that_holds_nothing_out_measures_nothing(self, tmp_path):
         setup = Setup(tmp_path, images(2))
         setup.session.job.held_out = setup.session.job.curve = None
         setup.loss = HeldOutLoss(setup.session, setup.training, None, setup.count_stop)
-        assert setup.at(0) is None and setup.training.heldout == [] and setup.processes.exchanged == []
+        assert setup.at(0) is None and setup.training.held_out_losses == [] and setup.processes.exchanged == []
 
     def test_a_stop_comes_between_two_images_and_leaves_no_row(self, tmp_path):
         setup = Setup(tmp_path, images())
         setup.at(0)
         assert setup.stops >= 5
-        setup.training.heldout.clear()
+        setup.training.held_out_losses.clear()
 
         def stop():
             raise Interrupted(15, "stopped")
@@ -206,7 +206,7 @@ class TestWhen:
         setup.loss._check_stop = stop
         with pytest.raises(Interrupted):
             setup.at(0)
-        assert setup.training.heldout == []
+        assert setup.training.held_out_losses == []
 
     def test_no_gradient_is_left_behind(self, tmp_path):
         setup = Setup(tmp_path, images(2))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import heldout
+from engine import held_out_curve
 from engine.errors import CheckpointError
-from engine.heldout import STRATA, Row
+from engine.held_out_curve import STRATA, Row
 from engine.plan import Schedule, Timesteps
 
 CURVE, OTHER = "a" * 16, "b" * 16
@@ -26,44 +26,44 @@ def schedule(start=0, stop=10):
 
 class TestMeans:
     def test_over_images_and_timesteps(self):
-        found = heldout.row_of(7, [[1.0, 2.0, 3.0, 6.0], [3.0, 2.0, 1.0, 8.0]], CURVE)
+        found = held_out_curve.row_of(7, [[1.0, 2.0, 3.0, 6.0], [3.0, 2.0, 1.0, 8.0]], CURVE)
         assert found == Row(7, 3.25, (2.0, 2.0, 2.0, 7.0), 2, CURVE)
 
     def test_the_order_of_images_changes_no_bit(self):
         draws = random.Random(0)
         losses = [[draws.random() * 10 ** draws.randrange(-9, 9) for _ in range(STRATA)] for _ in range(50)]
-        expected = heldout.row_of(1, losses, CURVE)
+        expected = held_out_curve.row_of(1, losses, CURVE)
         for _ in range(5):
             draws.shuffle(losses)
-            assert heldout.row_of(1, losses, CURVE) == expected
+            assert held_out_curve.row_of(1, losses, CURVE) == expected
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_what_is_not_finite_is_said_not_written(self, value):
-        found = heldout.row_of(1, [[1.0, 1.0, value, 1.0]], CURVE)
+        found = held_out_curve.row_of(1, [[1.0, 1.0, value, 1.0]], CURVE)
         assert (found.loss, found.strata) == (None, ())
-        assert heldout.parse(heldout.dump([found])) == [found]
+        assert held_out_curve.parse(held_out_curve.dump([found])) == [found]
 
 
 class TestTimesteps:
     @given(begin=st.integers(0, 900), extent=st.integers(1, 1000), image=st.integers(0, 1000), seed=st.integers(0, 9))
     def test_one_of_each_part_of_those_trained(self, begin, extent, image, seed):
         timesteps = Timesteps(begin, begin + extent)
-        found = heldout.timesteps_of(image, timesteps, seed)
-        assert found == heldout.timesteps_of(image, timesteps, seed) and len(found) == STRATA
+        found = held_out_curve.timesteps_of(image, timesteps, seed)
+        assert found == held_out_curve.timesteps_of(image, timesteps, seed) and len(found) == STRATA
         assert all(begin <= timestep < begin + extent for timestep in found)
         for k, timestep in enumerate(found) if extent >= STRATA else ():
             assert begin + extent * k // STRATA <= timestep < begin + extent * (k + 1) // STRATA
 
     def test_they_spread_over_each_part(self):
-        drawn = [heldout.timesteps_of(image, Timesteps(0, 1000), 3) for image in range(400)]
+        drawn = [held_out_curve.timesteps_of(image, Timesteps(0, 1000), 3) for image in range(400)]
         for k, column in enumerate(zip(*drawn, strict=True)):
             assert min(column) < 250 * k + 10 and max(column) >= 250 * (k + 1) - 10
             assert abs(sum(column) / len(column) - (250 * k + 124.5)) < 12  # three standard errors
 
     def test_another_seed_has_others_and_weights_change_nothing(self):
-        plain = heldout.timesteps_of(0, Timesteps(0, 1000), 1)
-        assert plain != heldout.timesteps_of(0, Timesteps(0, 1000), 2)
-        assert plain == heldout.timesteps_of(0, Timesteps(0, 1000, (1.0,) * 999 + (5.0,)), 1)
+        plain = held_out_curve.timesteps_of(0, Timesteps(0, 1000), 1)
+        assert plain != held_out_curve.timesteps_of(0, Timesteps(0, 1000), 2)
+        assert plain == held_out_curve.timesteps_of(0, Timesteps(0, 1000, (1.0,) * 999 + (5.0,)), 1)
 
 
 class TestDue:
@@ -82,32 +82,32 @@ class TestDue:
     )
     def test_at_the_ends_and_at_multiples_through_the_whole_training(self, start, stop, interval, due):
         def is_due(step):
-            return heldout.is_due(step, [], curve=CURVE, schedule=schedule(start, stop), interval=interval)
+            return held_out_curve.is_due(step, [], curve=CURVE, schedule=schedule(start, stop), interval=interval)
 
         assert [step for step in range(start, stop + 1) if is_due(step)] == due
         arguments = {"curve": CURVE, "schedule": schedule(start, stop), "interval": interval}
-        assert heldout.num_due([], **arguments) == len(due)
-        assert heldout.num_due([row(due[-1])], **arguments) == len(due) - 1
+        assert held_out_curve.num_due([], **arguments) == len(due)
+        assert held_out_curve.num_due([row(due[-1])], **arguments) == len(due) - 1
 
     def test_once(self):
         due = {"curve": CURVE, "schedule": schedule(4, 10), "interval": 2}
-        assert not heldout.is_due(4, [row(4)], **due)
-        assert heldout.is_due(4, [row(4, curve=OTHER)], **due)  # of other images: a new curve begins
-        assert heldout.is_due(6, [row(4)], **due)
+        assert not held_out_curve.is_due(4, [row(4)], **due)
+        assert held_out_curve.is_due(4, [row(4, curve=OTHER)], **due)  # of other images: a new curve begins
+        assert held_out_curve.is_due(6, [row(4)], **due)
 
 
 def test_the_best_is_the_earliest_of_the_lowest():
     rows = [row(0, 0.5), row(4, 0.2), row(8, 0.2), row(10, 0.3), row(2, None)]
-    assert heldout.best(rows) == row(4, 0.2)
-    assert heldout.best([row(2, None)]) is None and heldout.best([]) is None
+    assert held_out_curve.best(rows) == row(4, 0.2)
+    assert held_out_curve.best([row(2, None)]) is None and held_out_curve.best([]) is None
 
 
 def test_a_curve_is_what_compares_with_the_latest():
     rows = [row(0, 0.1, OTHER), row(8, 0.3), row(4, 0.4)]
-    assert heldout.latest_curve(rows) == [row(4, 0.4), row(8, 0.3)]
-    assert heldout.summary(rows, CURVE) == (0.3, 8)
-    assert heldout.summary(rows, OTHER) == (0.1, 0)
-    assert heldout.summary(rows, None) == (None, None)
+    assert held_out_curve.latest_curve(rows) == [row(4, 0.4), row(8, 0.3)]
+    assert held_out_curve.summary(rows, CURVE) == (0.3, 8)
+    assert held_out_curve.summary(rows, OTHER) == (0.1, 0)
+    assert held_out_curve.summary(rows, None) == (None, None)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -121,11 +121,11 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
     )
 )
 def test_rows_come_back_to_the_bit(rows):
-    assert heldout.parse(heldout.dump(rows)) == rows
+    assert held_out_curve.parse(held_out_curve.dump(rows)) == rows
 
 
 def test_no_rows_are_no_bytes():
-    assert heldout.dump([]) == b"" and heldout.parse(b"") == []
+    assert held_out_curve.dump([]) == b"" and held_out_curve.parse(b"") == []
 
 
 GOOD = {"step": 1, "loss": 0.5, "strata": [0.5], "images": 2, "curve": CURVE}
@@ -156,13 +156,13 @@ GOOD = {"step": 1, "loss": 0.5, "strata": [0.5], "images": 2, "curve": CURVE}
     ],
 )
 def test_a_strangers_rows_are_checked(changes):
-    heldout.parse(json.dumps(GOOD).encode())
+    held_out_curve.parse(json.dumps(GOOD).encode())
     with pytest.raises(CheckpointError, match="held-out losses are malformed") as caught:
-        heldout.parse(json.dumps(GOOD | changes).encode())
+        held_out_curve.parse(json.dumps(GOOD | changes).encode())
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"5", b"\xff", b"{", b"[" * 100_000, b'{"step": 1}'])
 def test_what_is_no_row_is_refused(data):
     with pytest.raises(CheckpointError, match="held-out losses are malformed"):
-        heldout.parse(data)
+        held_out_curve.parse(data)
