@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -59,17 +58,10 @@ class EncodingCache:
         """Keep the tensors under `key`, if the disk can."""
         if not self._is_writable:
             return
-        path = self._path(key)
-        beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sealed = storage.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
-            beside.write_bytes(sealed)
-            beside.replace(path)
+        sealed = storage.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
+        if storage.write_cached(self._path(key), sealed):
             self._stored_bytes += len(sealed)
-        except OSError:
-            with contextlib.suppress(OSError):
-                beside.unlink()
+        else:
             self._is_writable = False  # it would fail again for each of thousands of images
 
     def _path(self, key: str) -> Path:

@@ -74,6 +74,5 @@ def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
 
 
 def _note(note: Path, identity: bytes, sizes: Sequence[Size]) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next job its time, nothing else
-        note.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_file(note, storage.seal(identity + np.array(sizes, dtype="<i4").tobytes()))
+    # Where it cannot, the next job takes its time, nothing else.
+    storage.write_cached(note, storage.seal(identity + np.array(sizes, dtype="<i4").tobytes()))

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -64,6 +65,24 @@ def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_cached(path: Path, data: bytes) -> bool:
+    """Write a file of a cache, atomically, if the disk can, and say whether it could; any number of jobs may at once.
+
+    Not synced, so `data` is sealed: what a power failure has damaged is a miss.
+    """
+    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):  # mostly it is not there any more
+            beside.unlink()
+    return True
 
 
 def write_new(path: Path, data: bytes, *, owner: Path | None = None) -> None:

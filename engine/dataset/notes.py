@@ -21,7 +21,6 @@ import os
 import stat
 import struct
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from ..storage import seal, unseal
+from ..storage import seal, unseal, write_cached
 
 VERSION: Final = "sd-lora-task note v1"
 SETTLED_NS: Final = 2_000_000_000
@@ -135,12 +134,5 @@ def remembered(identity: Identity, cache_dir: Path, compute: Callable[[], str]) 
         if noted is not None:
             return noted.decode("ascii")
     computed = compute()
-    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")  # jobs may share a cache
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(seal(computed.encode("ascii")))
-        beside.replace(path)
-    except OSError:  # a cache that cannot be written costs the next job its time, nothing else
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    write_cached(path, seal(computed.encode("ascii")))  # where it cannot, the next job takes its time, nothing else
     return computed

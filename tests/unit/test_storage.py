@@ -61,6 +61,49 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+class TestWriteCached:
+    """What no disk and no other job can spoil."""
+
+    def test_is_whole_in_a_folder_that_it_makes_and_leaves_nothing_beside(self, tmp_path):
+        path = tmp_path / "a" / "b" / "file"
+        for data in (b"one", b"three" * 1000):
+            assert storage.write_cached(path, data)
+            assert contents(path.parent) == {"file": data}
+
+    @pytest.mark.parametrize("operation", ["write_bytes", "replace"])
+    @pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "full"), Crash("a signal")])
+    def test_what_fails_leaves_what_was_there_and_nothing_beside(self, tmp_path, monkeypatch, operation, end):
+        path = tmp_path / "file"
+        assert storage.write_cached(path, b"before")
+        real = getattr(Path, operation)
+
+        def dying(self, *arguments):
+            if operation == "write_bytes":
+                real(self, b"ha")
+            raise end
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, operation, dying)
+            if isinstance(end, OSError):
+                assert not storage.write_cached(path, b"half")
+            else:
+                with pytest.raises(Crash):
+                    storage.write_cached(path, b"half")
+        assert contents(tmp_path) == {"file": b"before"}
+
+    def test_another_writer_in_the_middle_changes_nothing(self, tmp_path, monkeypatch):
+        path, real = tmp_path / "file", Path.write_bytes
+
+        def overtaken(self, data):
+            monkeypatch.setattr(Path, "write_bytes", real)
+            real(self, data[:2])
+            assert storage.write_cached(path, b"another's")
+            return real(self, data)
+
+        monkeypatch.setattr(Path, "write_bytes", overtaken)
+        assert storage.write_cached(path, b"own") and contents(tmp_path) == {"file": b"own"}
+
+
 class TestWriteFile:
     def test_replaces_and_leaves_nothing_beside(self, tmp_path):
         path = tmp_path / "file"
