@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from . import rng, transforms, wording
-from .dataset import NO_CAPTION, ImageDataset
+from .dataset import NO_CAPTION, ImageDataset, none_readable
 from .errors import DatasetError
 from .job import Job
 from .tokens import TokenCounter
@@ -85,7 +85,7 @@ def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> No
     """Refuse what the job would refuse: images of which none can be shown."""
     if len(found.unreadable) == dataset.num_images:
         name, reason = found.unreadable[0]
-        raise DatasetError(f"{what}: none of its {dataset.num_images} images is readable, such as {name} ({reason})")
+        raise DatasetError(none_readable(what, dataset.num_images, name, reason))
 
 
 def _counter(job: Job) -> TokenCounter | None:

@@ -15,7 +15,6 @@ import torch
 from . import held_out_curve, rng
 from .cache import EncodingCache
 from .dataset.held_out import TRAINING_ALONE
-from .errors import DatasetError
 from .families.base import PRECISIONS, Batch, Tensors
 from .held_out_curve import Row
 from .latents import Example, VisitEncoder
@@ -152,11 +151,9 @@ class HeldOutLoss:
             check_stop=self._check_stop,
             report=lambda line: say(f"held out: {line}"),
             processes=self._session.processes,
+            what="validation.dataset",
         )
-        try:
-            shown = self._encoder.examples(0)
-        except DatasetError as error:
-            raise DatasetError(f"validation.dataset: {error}") from error
+        shown = self._encoder.examples(0)
         # What is shown in an unreadable image's place is measured in its own.
         self._examples = [example for example in shown if self._encoder.is_readable(example.visit.sample)]
 

@@ -17,7 +17,7 @@ import torch
 
 from . import rng, transforms, wording
 from .cache import EncodingCache
-from .dataset import ImageDataset
+from .dataset import ImageDataset, none_readable
 from .distributed import Processes
 from .errors import DatasetError
 from .families.base import Family, Tensors
@@ -68,12 +68,14 @@ class VisitEncoder:
         check_stop: Callable[[], None],
         report: Callable[[str], None],
         processes: Processes | None = None,
+        what: str = "the dataset",
     ) -> None:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
             report: called with a line about an image that is skipped.
             processes: that share the micro-batches out; None is this one alone.
+            what: messages call the dataset.
         """
         self._task = task
         self._dataset = dataset
@@ -85,6 +87,7 @@ class VisitEncoder:
         self._check_stop = check_stop
         self._report = report
         self._processes = processes or Processes()
+        self._what = what
         self._facts: dict[int, tuple[str, tuple[int, int]]] = {}
         self._mask_facts: dict[int, str | None] = {}
         self._is_masked = task.dataset.mask_column is not None or task.dataset.alpha_mask
@@ -207,8 +210,7 @@ class VisitEncoder:
             # A square by its side alone, as before there were others: what is encoded already stays so.
             corner = [width if width == height else [width, height], geometry.top, geometry.left, geometry.flip]
             return _Shown(sample, geometry, _key("image", digest, *corner, *mask))
-        count = len(self._dataset)
-        raise DatasetError(f"none of the dataset's {count} images is readable; the last problems are in the log")
+        raise DatasetError(none_readable(self._what, self._dataset.num_images, *self.skipped[0]))
 
     def _fact(self, sample: int) -> tuple[str, tuple[int, int]]:
         """The digest of an image's bytes and its size."""

@@ -13,9 +13,9 @@ from .families.single_file.vocabulary import read_vocabulary
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NUM_SPECIAL: Final = 2
+_NUM_SPECIAL: Final = 2
 """Start and end of text."""
-_DEFAULT_LIMIT: Final = 77
+_DEFAULT_ROW: Final = 77
 
 
 class TokenCounter:
@@ -23,9 +23,9 @@ class TokenCounter:
 
     def __init__(self, tokenizer: Tokenizer, row: object, chunks: int) -> None:
         self._tokenizer = tokenizer
-        length = row if isinstance(row, int) and 2 < row < 10_000 else _DEFAULT_LIMIT
-        self.limit = (length - NUM_SPECIAL) * chunks + NUM_SPECIAL
-        """Tokens that a caption may have, one start and one end included; what lies beyond is cut."""
+        length = row if isinstance(row, int) and 2 < row < 10_000 else _DEFAULT_ROW
+        self.limit = (length - _NUM_SPECIAL) * chunks
+        """Tokens that a caption may have, start and end aside, as `dataset.max_caption_tokens` counts them."""
 
     @classmethod
     def of_folder(cls, folder: Path, chunks: int = 1) -> TokenCounter:
@@ -43,8 +43,8 @@ class TokenCounter:
         return cls(tokenizer, config["model_max_length"], chunks)
 
     def count(self, caption: str) -> int:
-        """Tokens of a caption, start and end included."""
-        return len(self._tokenizer.encode(caption, add_special_tokens=False).ids) + NUM_SPECIAL
+        """Tokens of a caption, start and end aside."""
+        return len(self._tokenizer.encode(caption, add_special_tokens=False).ids)
 
 
 def _load(folder: Path) -> Tokenizer:

@@ -212,6 +212,14 @@ def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: 
     return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision)
 
 
+def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
+    """What to do about a dataset, called `what`, of whose images none is readable, such as the one of this name."""
+    return (
+        f"{what}: none of its {num_images} images is readable, such as {name} ({reason}); "
+        "save them as PNG or JPEG, or take others"
+    )
+
+
 def _name_of(images: Iterable[int]) -> str:
     """64 hex digits that no other images have."""
     return hashlib.sha256(np.fromiter(images, dtype="<i8").tobytes()).hexdigest()

@@ -105,9 +105,9 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
 
 
 def _refuse_split(path: Path, source: Source) -> None:
-    """What is one split has no other. Raises DatasetError where one is asked for."""
+    """What is one split is the training one. Raises DatasetError where another is asked for."""
     if source.split is not None:
-        choose_split((), path.name, source.split)
+        choose_split(("train",), path.name, _SPLIT_WORDS.get(source.split, source.split))
 
 
 def walk(root: Path) -> list[str]:
@@ -154,10 +154,10 @@ def _files_of_split(
     for file in files:
         if split := split_of(file):
             splits.setdefault(split, []).append(file)
+    if not splits:
+        splits["train"] = list(files)
     if wanted is not None:
         return splits[choose_split(splits, label, _SPLIT_WORDS.get(wanted, wanted))]
-    if not splits:
-        return files
     chosen = splits[choose_split(splits, label)]
     if len(chosen) < len(files):
         report(f"dataset: the training split is {listing(chosen)}; {len(files) - len(chosen)} other files are not used")

@@ -99,26 +99,26 @@ def listing(names: Sequence[str]) -> str:
 
 
 def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
-    """Those in folders that name the wanted split; of none, those not in folders called test, validation and the like,
-    where others are left.
+    """Those of the wanted split, by their folders' names; of none, those of the training split, else all.
 
-    Raises DatasetError: no folder names the wanted split.
+    Images in no folder that names a split are the training split's where no folder is called so.
+
+    Raises DatasetError: there is no such split.
     """
-    splits = [
-        next((_SPLITS[part] for part in PurePosixPath(file).parts[:-1] if part in _SPLITS), None) for file in images
-    ]
+    splits: dict[str, list[str]] = {}
+    unnamed: list[str] = []
+    for file in images:
+        named = next((_SPLITS[part] for part in PurePosixPath(file).parts[:-1] if part in _SPLITS), None)
+        (unnamed if named is None else splits.setdefault(named, [])).append(file)
+    if unnamed:
+        splits.setdefault("train", unnamed)
     if wanted is not None:
         named = _SPLITS.get(wanted, wanted)
         if named not in splits:
-            there = ", ".join(sorted({split for split in splits if split})) or "none"
+            there = ", ".join(sorted(splits)) or "none"
             raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {there}")
-        return [file for file, split in zip(images, splits, strict=True) if split == named], []
-    for candidate in ("train", None):
-        chosen = [file for file, split in zip(images, splits, strict=True) if split == candidate]
-        if chosen:
-            break
-    else:
-        return images, []
+        return splits[named], []
+    chosen = splits.get("train", images)
     unused = sorted(set(images) - set(chosen))
     note = f"dataset: {len(unused)} images are of other splits and not trained on: {listing(unused)}"
     return chosen, [note] if unused else []

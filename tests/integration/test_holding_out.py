@@ -177,4 +177,4 @@ class TestRefusals:
             path.write_bytes(path.read_bytes()[:100])
         own = changed(task, {**SHORT, "validation.dataset": {"name": str(folder)}})
         finished = run_job(own, tmp_path / "out")
-        assert finished.code == 3 and "validation.dataset: none of the dataset's 2 images is readable" in finished.error
+        assert finished.code == 3 and "validation.dataset: none of its 2 images is readable" in finished.error

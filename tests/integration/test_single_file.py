@@ -49,7 +49,7 @@ def test_by_url_a_chain_and_a_plan(task, tmp_path):
         )
         env = {"ALLOW_PRIVATE_URLS": "1", "CACHE_DIR": str(tmp_path / "cache")}
         plan = succeed(own, tmp_path / "plan", "--plan", env=env)
-        assert not plan.out.exists() and "none is cut at 77" in plan.stdout
+        assert not plan.out.exists() and "none is cut at 75" in plan.stdout
         first = succeed(own, tmp_path / "first", env=env)
         parent = tmp_path / "first" / "checkpoint"
         second = succeed(own, tmp_path / "second", "--checkpoint", parent, env=env)

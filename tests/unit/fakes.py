@@ -34,6 +34,10 @@ class FakeDataset:
     def __len__(self):
         return len(self.images)
 
+    @property
+    def num_images(self):
+        return len(self.images)
+
     def image_bytes(self, index):
         self.reads.append(index)
         if self.images[index] is None:

@@ -174,8 +174,13 @@ class TestNeighbours:
         assert sorted(name for name, _ in setup.loss.skipped) == ["image-1", "image-3"]
 
     def test_none_is_readable(self, tmp_path):
-        with pytest.raises(DatasetError, match=r"^validation\.dataset: none of the dataset's 2 images is readable"):
-            Setup(tmp_path, [None, None]).at(0)
+        for count in (1, 2):
+            expected = (
+                rf"^validation\.dataset: none of its {count} images is readable, such as image-\d \(.+\); "
+                "save them as PNG or JPEG, or take others$"
+            )
+            with pytest.raises(DatasetError, match=expected):
+                Setup(tmp_path, [None] * count).at(0)
 
 
 class TestWhen:

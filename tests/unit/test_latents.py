@@ -184,7 +184,8 @@ def test_unreadable_images_are_counted_and_said_once(tmp_path):
 
 @pytest.mark.parametrize("bad", [None, b"", b"no image", png(0)[:90]], ids=["missing", "empty", "noise", "cut"])
 def test_nothing_readable_is_a_dataset_error(tmp_path, bad):
-    with pytest.raises(DatasetError, match="none of the dataset's 3 images is readable") as caught:
+    expected = r"^the dataset: none of its 3 images is readable, such as image-\d \(.+\); save them as PNG or JPEG, or"
+    with pytest.raises(DatasetError, match=expected) as caught:
         Setup([bad] * 3, tmp_path).run()
     assert caught.value.code == 3
 

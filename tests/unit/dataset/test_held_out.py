@@ -184,8 +184,37 @@ class TestSplit:
         file = root / "data" / "train-00000-of-00001.parquet"
         plain = numbered(tmp_path / "plain", 3)
         for name in (file, plain):
-            with pytest.raises(DatasetError, match=r"no split 'validation' .*its splits: none"):
+            with pytest.raises(DatasetError, match=r"no split 'validation' .*its splits: train"):
                 held(tmp_path, {"split": "validation"}, name=str(name))
+
+    @pytest.mark.parametrize("form", ["metadata", "side-cars", "tables", "saved", "file"])
+    def test_what_names_no_split_is_the_training_one(self, tmp_path, form):
+        """As in 🤗 datasets."""
+        root, kind = tmp_path / "data", "tables" if form == "file" else form
+        FORMS[kind](root, "cats", 0)
+        if form == "file":
+            root = next(root.glob("data/*.parquet"))
+        elif form == "saved":
+            root = root / "cats"
+        elif form == "tables":
+            (root / "data" / "cats-00000-of-00001.parquet").rename(root / "cats.parquet")
+        for split in ("train", "training"):
+            _, training, held_out = held(tmp_path, {"split": split}, name=str(root))
+            assert captions(held_out.images) == captions(training) == ["0", "1", "2"]
+
+    def test_images_that_name_no_split_leave_it_to_a_folder_that_does(self, tmp_path):
+        root = tmp_path / "data"
+        side_cars(root, "cats", 0)
+        side_cars(root, "test", 10)
+        assert captions(held(tmp_path, {"split": "train"}, name=str(root))[2].images) == ["0", "1", "2"]
+        side_cars(root, "train", 20)
+        assert captions(held(tmp_path, {"split": "train"}, name=str(root))[2].images) == ["20", "21", "22"]
+
+    @pytest.mark.parametrize("form", ["metadata", "tables"])
+    def test_other_names_of_splits_are_no_training_one(self, tmp_path, form):
+        FORMS[form](tmp_path / "data", "test", 0)
+        with pytest.raises(DatasetError, match=r"no split 'train' .*its splits: test"):
+            held(tmp_path, {"split": "train"}, name=str(tmp_path / "data"))
 
 
 class TestAnother:
