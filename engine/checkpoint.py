@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import CheckpointError
+from .storage import Contents, Stored
 from .task import canonical_json
 
 FORMAT: Final = 1
@@ -60,8 +61,8 @@ class Checkpoint:
     finished: bool
     held_out_losses: bytes = b""
     """The chain's held-out losses; none where none were measured."""
-    steps: dict[str, bytes] = field(default_factory=dict)
-    """LoRAs of earlier steps of the chain, by file: `step_files`."""
+    steps: dict[str, Stored] = field(default_factory=dict)
+    """LoRAs of earlier steps of the chain, by file (`step_files`). They stay on disk: there may be 200 large ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +89,8 @@ def build_files(
     finished: bool,
     manifest: Mapping[str, Any],
     held_out_losses: bytes = b"",
-    steps: Mapping[str, bytes] | None = None,
-) -> tuple[dict[str, bytes], str]:
+    steps: Mapping[str, Contents] | None = None,
+) -> tuple[dict[str, Contents], str]:
     """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
 
     The same arguments give the same bytes: no clock, no host, no path.
@@ -102,7 +103,7 @@ def build_files(
         "lineage": lineage,
         "baseline": baseline,
     }
-    files = {
+    files: dict[str, Contents] = {
         LORA_FILE: lora,
         WEBUI_FILE: webui,
         STATE_TENSORS: state_tensors,
@@ -117,12 +118,16 @@ def build_files(
         files[FINISH] = b""
     body = {
         **manifest,
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        "files": {name: _sha256(data) for name, data in sorted(files.items())},
         "global_step": global_step,
     }
     digest = _digest(body)
     files[MANIFEST] = (json.dumps({**body, "digest": digest}, indent=2, sort_keys=True) + "\n").encode()
     return files, digest
+
+
+def _sha256(data: Contents) -> str:
+    return data.sha256 if isinstance(data, Stored) else hashlib.sha256(data).hexdigest()
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -155,7 +160,7 @@ def load(folder: Path) -> Checkpoint | WarmStart:
     if MANIFEST not in names:
         return _load_warm_start(folder, names)
     manifest = _read_manifest(folder)
-    files = _read_files(folder, manifest["files"])
+    files, steps = _read_files(folder, manifest["files"])
     try:
         state_json = json.loads(files[STATE_JSON])
         if state_json["format"] != FORMAT:
@@ -180,18 +185,17 @@ def load(folder: Path) -> Checkpoint | WarmStart:
             pictures={name: data for name, data in files.items() if name.endswith(".png")},
             finished=FINISH in files,
             held_out_losses=files.get(HELD_OUT, b""),
-            steps=_earlier(files, step),
+            steps=_earlier(steps, step),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None
 
 
-def _earlier(files: Mapping[str, bytes], global_step: int) -> dict[str, bytes]:
-    found = {name: step for name in files if (step := step_of(name)) is not None}
-    for name, step in found.items():
-        if not 0 < step < global_step:
+def _earlier(steps: dict[str, Stored], global_step: int) -> dict[str, Stored]:
+    for name in steps:
+        if not 0 < (step_of(name) or 0) < global_step:
             raise CheckpointError(f"the checkpoint holds {name} at its step {global_step}; take another checkpoint")
-    return {name: files[name] for name in found}
+    return steps
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
@@ -220,9 +224,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _read_files(folder: Path, hashes: Mapping[str, Any]) -> dict[str, bytes]:
-    """The listed files' bytes, read once and verified. Files beside them are never opened."""
+def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Stored]]:
+    """The listed files' bytes, and the LoRAs of steps, all verified. Files beside them are never opened."""
     files: dict[str, bytes] = {}
+    steps: dict[str, Stored] = {}
     for name, expected in hashes.items():
         path = folder / name
         try:
@@ -230,12 +235,19 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> dict[str, bytes]:
                 raise CheckpointError(
                     f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
-            files[name] = _read_file(path)
+            _require_size(path)
+            if step_of(name) is None:
+                files[name] = _read_file(path)
+                found = _sha256(files[name])
+            else:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                steps[name] = Stored(path, found)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is incomplete: {name[:100]!r} cannot be read ({error})") from None
-        if hashlib.sha256(files[name]).hexdigest() != expected:
+        if found != expected:
             raise CheckpointError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy the checkpoint again")
-    return files
+    return files, steps
 
 
 def _is_own(folder: Path, name: str) -> bool:
@@ -245,14 +257,18 @@ def _is_own(folder: Path, name: str) -> bool:
     return Path(name).name == name
 
 
-def _read_file(path: Path) -> bytes:
-    """A file's bytes. Raises CheckpointError when no checkpoint has so many, or this machine has no room for them."""
+def _require_size(path: Path) -> None:
     size = path.stat().st_size
     if size > _MAX_FILE_BYTES:
         raise CheckpointError(f"{path} has {size:,} bytes, more than any checkpoint; take another one")
+
+
+def _read_file(path: Path) -> bytes:
+    """A file's bytes. Raises CheckpointError when this machine has no room for them."""
     try:
         return path.read_bytes()
     except MemoryError:
+        size = path.stat().st_size
         raise CheckpointError(f"{path} has {size:,} bytes, more than this machine has memory for") from None
 
 
@@ -269,6 +285,7 @@ def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
     if LORA_FILE not in names or not _is_plain_file(path):
         raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})")
     try:
+        _require_size(path)
         data = _read_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None

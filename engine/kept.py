@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from . import checkpoint
-from .errors import OutputError
 from .output import OutputFolder
 from .plan import Schedule, validation_interval
+from .storage import Stored
 from .task import Task
 
 IMAGES: Final = "validation/"
@@ -71,20 +71,13 @@ class Kept:
         """Delete the files that are not kept any more. Only after a progress is saved that names none of them."""
         self._output.keep_only(set(self.hashes.values()))
 
-    def files(self, folder: str) -> dict[str, bytes]:
-        """What is kept of `IMAGES` or `LORAS`, by the names it is published under.
-
-        Raises:
-            OutputError: it is not there any more.
-        """
-        found = {}
-        for name, digest in self.hashes.items():
-            if name.startswith(folder):
-                data = self._output.read_kept(digest)
-                if data is None:
-                    raise OutputError(f"{name} was kept in {self._output.root} and is gone or damaged; run again")
-                found[name.removeprefix(folder)] = data
-        return found
+    def files(self, folder: str) -> dict[str, Stored]:
+        """What is kept of `IMAGES` or `LORAS`, by the names it is published under."""
+        return {
+            name.removeprefix(folder): self._output.kept(digest)
+            for name, digest in self.hashes.items()
+            if name.startswith(folder)
+        }
 
 
 def latest(names: Iterable[str], limit: int) -> set[str]:
@@ -104,7 +97,7 @@ def load_progress(output: OutputFolder, report: Callable[[str], None]) -> bytes 
         return None
     hashes = json.loads(payload.partition(b"\n")[0]).get("kept", {})
     for name, digest in hashes.items():
-        if output.read_kept(digest) is None:
+        if not output.kept(digest).is_whole():
             report(f"{name}, which was kept of an earlier step, is gone or damaged: this task begins again")
             return None
     return payload

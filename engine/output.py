@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -193,13 +192,9 @@ class OutputFolder:
                 storage.sync_folder(self._job)
             storage.write_file(self._kept / digest, data, owner=self.root)
 
-    def read_kept(self, digest: str) -> bytes | None:
-        """A kept file's bytes, or None where it is not there or a bit of it is wrong."""
-        try:
-            data = (self._kept / digest).read_bytes()
-        except OSError:
-            return None
-        return data if hashlib.sha256(data).hexdigest() == digest else None
+    def kept(self, digest: str) -> storage.Stored:
+        """A kept file, if it is still there."""
+        return storage.Stored(self._kept / digest, digest)
 
     def keep_only(self, digests: Set[str]) -> None:
         """Delete all other kept files."""
@@ -208,10 +203,10 @@ class OutputFolder:
                 if path.name not in digests:
                     path.unlink()
 
-    def publish(self, target: Path, files: Mapping[str, bytes], *, last: str) -> None:
+    def publish(self, target: Path, files: Mapping[str, storage.Contents], *, last: str) -> None:
         """Put a folder with these files in place of `target`, whole or not at all; the file `last` is written last.
 
-        A name may have one folder before it.
+        A name may have one folder before it. Raises OutputError also where a stored file is not whole.
         """
         built = self._job / target.name
         with storage.writing_to(self.root):

@@ -53,7 +53,8 @@ def draw_pictures(session: Session, training: Training) -> Pictures:
     else:
         with lora.disabled([family.denoiser, *family.text_encoders.values()]):
             without = draw(session, family, "validation without the LoRA", baseline)
-    return Pictures(images, drawn, described, without, training.kept.files(IMAGES))
+    between = {name: b"".join(file.chunks()) for name, file in training.kept.files(IMAGES).items()}
+    return Pictures(images, drawn, described, without, between)
 
 
 def draw(

@@ -18,6 +18,7 @@ from .pictures import Pictures, smaller
 from .progress import say
 from .session import Session, Training
 from .state import dump_state
+from .storage import Contents
 from .task import canonical
 
 
@@ -62,7 +63,7 @@ def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]
 
 def _checkpoint_files(
     job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
-) -> tuple[dict[str, bytes], str]:
+) -> tuple[dict[str, Contents], str]:
     """The files of `checkpoint/` and its digest."""
     state = training.trainer.state()
     tensors, scalars = dump_state(state)
@@ -106,14 +107,14 @@ def _held_out(job: Job, held_out: HeldOut) -> dict[str, Any]:
     }
 
 
-def _steps(job: Job, training: Training) -> dict[str, bytes]:
+def _steps(job: Job, training: Training) -> dict[str, Contents]:
     """The chain's LoRAs of earlier steps, as many as the task allows."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
     files = chain | training.kept.files(kept.LORAS)
     stay = kept.latest(files, job.task.checkpoint_limit)
-    return {name: data for name, data in files.items() if name in stay}
+    return {name: file for name, file in files.items() if name in stay}
 
 
 def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ FOLDER_MODE: Final = 0o755
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_CHUNK_BYTES: Final = 1 << 20
 
 
 @contextlib.contextmanager
@@ -85,11 +87,41 @@ def write_cached(path: Path, data: bytes) -> bool:
     return True
 
 
-def write_new(path: Path, data: bytes, *, owner: Path | None = None) -> None:
-    """Write and sync a file that nobody reads yet."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a file is to hold, where it lies: many are never in memory at once, and each is checked when it is used."""
+
+    path: Path
+    sha256: str
+
+    def is_whole(self) -> bool:
+        """Whether it is there, unchanged."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        except OSError:
+            return False
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a piece at a time. Raises OutputError, at the end at the latest, when it is not whole."""
+        digest = hashlib.sha256()
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
+        if digest.hexdigest() != self.sha256:
+            raise OutputError(f"{self.path}, a part of the result, is gone or damaged; run the same command again")
+
+
+Contents = bytes | Stored
+
+
+def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
+    """Write and sync a file that nobody reads yet. Raises OutputError for a stored one that is not whole."""
     with path.open("wb") as file:
         os.fchmod(file.fileno(), FILE_MODE)
-        file.write(data)
+        for chunk in data.chunks() if isinstance(data, Stored) else (data,):
+            file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
     if owner is not None:

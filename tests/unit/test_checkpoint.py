@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine import checkpoint
 from engine.checkpoint import Checkpoint, WarmStart
 from engine.errors import CheckpointError
+from engine.storage import Stored
 
 WORLD = {"rank": 8, "seed": 0, "base_model": "sha256:1", "target_modules": ["to_k"]}
 STATE = {"global_step": 3, "optimizer_step": 3, "loss_scale": None}
@@ -119,9 +120,21 @@ class TestEarlierSteps:
         files, digest = self.build()
         assert digest != build()[1]
         found = checkpoint.load(write(tmp_path, files))
-        assert found.steps == {name: name.encode() for name in self.NAMES} and found.digest == digest
+        assert {name: b"".join(file.chunks()) for name, file in found.steps.items()} == {
+            name: name.encode() for name in self.NAMES
+        }
+        assert found.digest == digest
         assert found.pictures == {"0.png": b"PNG"}
         assert checkpoint.load(write(tmp_path / "without", build()[0])).steps == {}
+
+    def test_they_stay_on_disk_and_are_carried_on_from_there(self, tmp_path):
+        """200 of Stable Diffusion XL would not fit into memory."""
+        files, digest = self.build()
+        found = checkpoint.load(write(tmp_path, files))
+        assert found.steps == {
+            name: Stored(tmp_path / name, hashlib.sha256(files[name]).hexdigest()) for name in self.NAMES
+        }
+        assert build(steps=found.steps) == (files | found.steps, digest)
 
     def test_their_names(self):
         assert checkpoint.step_files(200) == ("steps/000200.safetensors", "steps/000200_webui.safetensors")

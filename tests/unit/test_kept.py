@@ -78,6 +78,10 @@ def stored(output):
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
+def contents(store, folder):
+    return {name: b"".join(file.chunks()) for name, file in store.files(folder).items()}
+
+
 def save(output, hashes):
     output.save_progress(json.dumps({"kept": hashes}).encode() + b"\ntensors")
 
@@ -93,11 +97,11 @@ class TestKept:
         for step in (1, 2, 3):
             store.hashes |= store.write({f"checkpoint/steps/{step:06}.safetensors": b"lora %d" % step})
         store.hashes |= store.write({"validation/step-000001/0.png": b"png"})
-        assert store.files(kept.IMAGES) == {"step-000001/0.png": b"png"}
+        assert contents(store, kept.IMAGES) == {"step-000001/0.png": b"png"}
         assert set(store.files(kept.LORAS)) == {f"steps/00000{step}.safetensors" for step in (1, 2, 3)}
         before = dict(store.hashes)
         store.limit_loras(1)
-        assert store.files(kept.LORAS) == {"steps/000003.safetensors": b"lora 3"}
+        assert contents(store, kept.LORAS) == {"steps/000003.safetensors": b"lora 3"}
         assert set(store.hashes) == {"checkpoint/steps/000003.safetensors", "validation/step-000001/0.png"}
         assert stored(output) == set(before.values())  # the saved progress may name them
         store.tidy()
@@ -108,7 +112,7 @@ class TestKept:
         store.hashes |= store.write({f"checkpoint/steps/00000{step}.safetensors": b"same" for step in (1, 2)})
         store.limit_loras(1)
         store.tidy()
-        assert store.files(kept.LORAS) == {"steps/000002.safetensors": b"same"}
+        assert contents(store, kept.LORAS) == {"steps/000002.safetensors": b"same"}
 
     def test_nothing_is_made_where_nothing_is_kept(self, output):
         Kept(output).tidy()
@@ -118,8 +122,9 @@ class TestKept:
         store = Kept(output)
         store.hashes |= store.write({"validation/step-000001/0.png": b"png"})
         (output.root / ".job" / "kept" / store.hashes["validation/step-000001/0.png"]).write_bytes(b"p")
-        with pytest.raises(OutputError, match=r"validation/step-000001/0\.png was kept .* gone or damaged"):
-            store.files(kept.IMAGES)
+        with pytest.raises(OutputError, match=r"a part of the result, is gone or damaged; run the same command again"):
+            output.publish(output.validation, store.files(kept.IMAGES), last="step-000001/0.png")
+        assert not output.validation.exists()
 
     def test_the_files_are_for_everyone(self, output):
         hashes = Kept(output).write({"validation/step-000001/0.png": b"png"})

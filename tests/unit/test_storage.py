@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, also when every single operation may be the last."""
 
 import errno
+import hashlib
 import os
 import stat
 from contextlib import contextmanager
@@ -102,6 +103,38 @@ class TestWriteCached:
 
         monkeypatch.setattr(Path, "write_bytes", overtaken)
         assert storage.write_cached(path, b"own") and contents(tmp_path) == {"file": b"own"}
+
+
+class TestStored:
+    DATA = bytes(range(256)) * (5 << 12)  # more than a piece
+
+    @pytest.fixture
+    def stored(self, tmp_path):
+        path = tmp_path / "there"
+        path.write_bytes(self.DATA)
+        return storage.Stored(path, hashlib.sha256(self.DATA).hexdigest())
+
+    def test_is_written_as_its_bytes_would_be(self, stored, tmp_path):
+        assert stored.is_whole() and max(map(len, stored.chunks())) < len(self.DATA)
+        for name, data in (("copy", stored), ("plain", self.DATA)):
+            storage.write_new(tmp_path / name, data)
+        assert contents(tmp_path) == dict.fromkeys(("there", "copy", "plain"), self.DATA)
+        assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o644
+
+    @pytest.mark.parametrize("damage", ["gone", "empty", "longer", "changed", "folder"])
+    def test_what_is_not_whole_is_not_written_as_if_it_were(self, stored, tmp_path, damage):
+        stored.path.unlink()
+        if damage == "folder":
+            stored.path.mkdir()
+        elif damage != "gone":
+            data = {"empty": b"", "longer": self.DATA + b"1", "changed": b"1" + self.DATA[1:]}[damage]
+            stored.path.write_bytes(data)
+        assert not stored.is_whole()
+        with (
+            pytest.raises(OutputError, match=r"/there, a part of the result, is gone or damaged; run the same"),
+            storage.writing_to(tmp_path),
+        ):
+            storage.write_new(tmp_path / "copy", stored)
 
 
 class TestWriteFile:
