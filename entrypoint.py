@@ -77,7 +77,9 @@ def train(
     settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, processes: Processes
 ) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
+    from engine.digests import FileDigests
     from engine.job import request_digest
+    from engine.model import hash_ahead
     from engine.prepare import is_in_place, parent_folder, read_task
 
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
@@ -89,9 +91,12 @@ def train(
         launch = launch_of(settings, task, request)
         if launch is not None:
             return launch
+        digests = FileDigests(settings.cache_dir)
+        if processes.is_first:  # the others find its notes
+            hash_ahead(task.model, digests)
         from engine.run import run
 
-    run(settings, task, output, stop, outcome, processes=processes)
+    run(settings, task, output, stop, outcome, processes=processes, digests=digests)
     return None
 
 

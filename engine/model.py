@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from . import families, hub
+from .digests import FileDigests
 from .errors import ModelError
 from .families import single_file
 from .families.checks import MAX_TIMESTEPS
@@ -86,6 +87,7 @@ def locate(
     report: Report,
     cache_dir: Path,
     limits: Limits = _DEFAULT_LIMITS,
+    digests: FileDigests | None = None,
 ) -> BaseModel:
     """Find the base model, downloading the files it needs and no others.
 
@@ -97,24 +99,37 @@ def locate(
         report: called with a line on long work.
         cache_dir: where a single file is downloaded to.
         limits: of that download.
+        digests: of files that `hash_ahead` began on; None has begun on none.
 
     Raises:
         ModelError: not found, no family of ours, or incomplete.
         TemporaryError: the Hub or the server cannot be reached.
         OutputError: the cache cannot be written.
     """
-    path = Path(model.name)
+    path, digests = Path(model.name), digests or FileDigests(cache_dir)
     if is_url(model.name):
-        base = _locate_url(model, cache_dir, limits, report)
+        base = _locate_url(model, cache_dir, limits, report, digests)
     elif not path.is_absolute():
         base = _locate_on_hub(model, pinned=pinned, weights=weights, report=report)
     elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
-        base = _locate_file(path, path.name, model, report)
+        base = _locate_file(path, path.name, model, report, digests)
     else:
-        base = _locate_folder(path, model, report)
+        base = _locate_folder(path, model, report, digests)
     base.family.check(base.config)
     _check_scheduler(base)
     return base
+
+
+def hash_ahead(model: Model, digests: FileDigests) -> None:
+    """Begin on the weights of a base model on this machine; what is wrong with it, `locate` says."""
+    path = Path(model.name)
+    with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
+        if path.is_absolute() and path.is_dir():
+            family = families.detect(read_json(path / INDEX))
+            selected, _ = select_files(files_below(path), family, model.variant, str(path))
+            digests.begin(path / name for name in selected if name.endswith(".safetensors"))
+        elif path.is_absolute() and path.is_file():
+            digests.begin([path])
 
 
 def _check_scheduler(base: BaseModel) -> None:
@@ -134,18 +149,17 @@ def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, rep
         report(f"base model: no {wanted} weights of {', '.join(plain)}; their plain weights are used")
 
 
-def _locate_folder(folder: Path, model: Model, report: Report) -> BaseModel:
+def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not folder.is_dir():
         raise ModelError(f"the base model {folder} is neither a folder nor a file; check its path")
     family = families.detect(read_json(folder / INDEX))
     selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
     _report_fallback(variants, model.variant, report)
-    return BaseModel(
-        folder=folder, family=family, variants=variants, identity=content_identity(folder, selected), revision=None
-    )
+    identity = content_identity(folder, selected, digests)
+    return BaseModel(folder=folder, family=family, variants=variants, identity=identity, revision=None)
 
 
-def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report) -> BaseModel:
+def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, digests: FileDigests) -> BaseModel:
     from .fetch import fetch_file, shown
 
     address = shown(model.name)
@@ -159,13 +173,13 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report) -
         report=report,
         limits=limits,
     )
-    base = _locate_file(path, address, model, report)
+    base = _locate_file(path, address, model, report, digests)
     if base.identity != f"sha256:{path.stem}":
         raise ModelError(f"the downloaded base model {path} is damaged; delete it and run again")
     return base
 
 
-def _locate_file(path: Path, name: str, model: Model, report: Report) -> BaseModel:
+def _locate_file(path: Path, name: str, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not path.is_file():
         raise ModelError(f"the base model {path} is not there; check its path")
     if path.suffix.lower() in PICKLE_SUFFIXES:
@@ -175,8 +189,7 @@ def _locate_file(path: Path, name: str, model: Model, report: Report) -> BaseMod
     if model.variant or model.revision != "main":
         report("base model: a single file has neither variants nor revisions; model.variant and .revision are ignored")
     try:
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = digests.of(path)
     except OSError as error:
         raise ModelError(f"the base model {name} cannot be read ({error.strerror})") from None
     return BaseModel(

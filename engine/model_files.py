@@ -5,11 +5,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from . import families
+from .digests import FileDigests
 from .errors import ModelError
 from .families.configs import refuse_large
 from .task import canonical_json
@@ -84,18 +84,20 @@ def _no_weights(source: str, component: str, inside: list[str]) -> str:
     return f"the base model {source} has no safetensors weights in {component}/{found}"
 
 
-def content_identity(folder: Path, names: list[str]) -> str:
+def content_identity(folder: Path, names: list[str], digests: FileDigests) -> str:
     """`sha256:` and a digest of these files' names and bytes. Raises ModelError where one cannot be read."""
-
-    def digest(name: str) -> str:
-        with (folder / name).open("rb") as file:
-            if not name.endswith(".safetensors"):
-                refuse_large(folder / name)
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
+    digests.begin(folder / name for name in names if _is_large(name))
     try:
-        with ThreadPoolExecutor() as pool:
-            digests = dict(zip(names, pool.map(digest, names), strict=True))
+        found = {name: digests.of(folder / name) if _is_large(name) else _small(folder / name) for name in names}
     except OSError as error:
         raise ModelError(f"the base model's file {error.filename} cannot be read ({error.strerror})") from None
-    return "sha256:" + hashlib.sha256(canonical_json(digests)).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical_json(found)).hexdigest()
+
+
+def _is_large(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _small(path: Path) -> str:
+    refuse_large(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()

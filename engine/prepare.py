@@ -13,6 +13,7 @@ from .buckets import bucket_sizes, buckets_of
 from .checkpoint import Checkpoint
 from .dataset import ImageDataset, open_dataset
 from .dataset.held_out import HeldOut, hold_out
+from .digests import FileDigests
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .job import Job
 from .settings import Settings, is_read_only
@@ -36,7 +37,9 @@ def read_task(settings: Settings) -> Task:
     return resolve_paths(task, settings.task_folder)
 
 
-def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) -> Job:
+def prepare(
+    settings: Settings, task: Task, *, weights: bool, report: Report, digests: FileDigests | None = None
+) -> Job:
     """Find the checkpoint, the base model and the dataset, and check that they go together.
 
     Args:
@@ -44,6 +47,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
         task: as `read_task` gave it.
         weights: False leaves the base model's weights out of a download.
         report: takes lines for a person.
+        digests: of local weights that were begun early.
 
     Raises:
         JobError: of the kind of whatever is missing or does not fit.
@@ -62,6 +66,7 @@ def prepare(settings: Settings, task: Task, *, weights: bool, report: Report) ->
             report=report,
             cache_dir=settings.cache_dir,
             limits=settings.limits,
+            digests=digests,
         )
     with _permitted(DatasetError, "the dataset"):
         dataset, held_out = _open_datasets(settings, task, chain, report)

@@ -14,6 +14,7 @@ from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .describe import describe
 from .device import available_bytes, device_troubles, open_device
+from .digests import FileDigests
 from .distributed import Processes
 from .errors import (
     CheckpointError,
@@ -48,11 +49,19 @@ from .train import train
 
 
 def run(
-    settings: Settings, task: Task, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes
+    settings: Settings,
+    task: Task,
+    output: OutputFolder,
+    stop: Stop,
+    outcome: Outcome,
+    *,
+    processes: Processes,
+    digests: FileDigests,
 ) -> None:
     """Train one task's slice and publish its result, or find that it is published already.
 
-    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone.
+    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone. `digests`
+    may have been begun on the base model's files.
 
     Raises:
         JobError: of the kind of whatever went wrong.
@@ -62,7 +71,7 @@ def run(
     device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
     with outcome.clock.phase("prepare"):
-        job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say))
+        job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say, digests=digests))
     session = Session(
         settings=settings,
         output=output,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import diffusers
 import torch
@@ -16,6 +18,9 @@ from .base import LoadArgs
 from .checks import MAX_TIMESTEPS
 from .configs import read_json
 from .single_file import weights as single_file_weights
+
+_ALIGNMENT: Final = 64
+"""Bytes, of torch's own allocations."""
 
 transformers_logging.disable_progress_bar()
 
@@ -139,6 +144,27 @@ def move_frozen(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def _own_memory(module: torch.nn.Module) -> None:
-    """Copy every tensor out of the file's memory map: its alignment there can change the bits of a kernel's result."""
+    """Copy every tensor out of its file's memory map: its alignment there can change the bits of a kernel's result.
+
+    What was converted to another dtype on the way has memory of its own already, as torch aligns it.
+    """
+    is_mapped = _file_maps()
     for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.data_ptr() % _ALIGNMENT or is_mapped(tensor.data_ptr()):
+            tensor.data = tensor.data.clone()
+
+
+def _file_maps() -> Callable[[int], bool]:
+    """Tells whether an address is in a file's memory map (proc(5), maps); where these are hidden, all may be."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return lambda address: True
+    files = [line.split(" ", 1)[0].split("-") for line in lines if line.split(None, 5)[4] != "0"]  # by their inodes
+    starts, ends = ([int(place[side], 16) for place in files] for side in (0, 1))
+
+    def is_mapped(address: int) -> bool:
+        number = bisect_right(starts, address) - 1  # they are sorted, and do not overlap
+        return number >= 0 and address < ends[number]
+
+    return is_mapped

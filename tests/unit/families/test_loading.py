@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from engine.errors import ModelError
+from engine.families import loading
 from engine.families.base import LoadArgs
 from engine.families.loading import load_module, load_scheduler, load_tokenizer, read_config
 from tests import tiny
@@ -64,6 +65,29 @@ def refused(folder, part, message=None):
 class TestModule:
     def test_whole(self, folder, part):
         assert load(folder, part).training is False
+
+    @pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
+    def test_weights_are_copied_once(self, folder, part, stored, monkeypatch):
+        """Out of the file's map, or into another dtype: not both."""
+        path = weights(folder, part)
+        hidden = path.rename(folder / "blob")  # as in the Hub's cache, where only a link is called like a weight file
+        save_file({name: tensor.to(stored) for name, tensor in load_file(hidden).items()}, hidden, {"format": "pt"})
+        path.symlink_to(hidden)
+        before: dict[str, int] = {}
+        original = loading._own_memory
+
+        def watched(module):
+            before.update((name, tensor.data_ptr()) for name, tensor in module.named_parameters())
+            original(module)
+
+        monkeypatch.setattr(loading, "_own_memory", watched)
+        after = {name: tensor.data_ptr() for name, tensor in load(folder, part).named_parameters()}
+        moved = [name for name in before if before[name] != after[name]]
+        assert moved == (list(before) if stored == torch.float32 else [])
+
+    def test_without_proc_all_weights_are_copied(self, folder, part, monkeypatch):
+        monkeypatch.setattr(loading, "Path", lambda path: folder / "nothing")
+        assert loading._file_maps()(torch.zeros(1).data_ptr())
 
     def test_a_missing_weight_file(self, folder, part):
         weights(folder, part).unlink()
