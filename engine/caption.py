@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .dataset.folders import METADATA_NAMES, walk
-from .dataset.images import Files, Reach, is_image_name, shown
+from .dataset.images import Files, is_image_name
+from .dataset.reach import Reach
 from .dataset.sidecars import without_sidecar
 from .errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
 from .progress import Meter, say
+from .quoting import shown
 from .storage import FILE_MODE
 from .transforms import UnreadableImage, decode
 

@@ -290,28 +290,3 @@ def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
     return WarmStart(digest=hashlib.sha256(data).hexdigest(), lora=data)
-
-
-_NAMES: Final = {"heldout_images": "the number of images that validation.dataset.fraction holds out"}
-
-
-def _said(value: Any) -> str:
-    return "at its default" if value is None else repr(value)
-
-
-def require_same_world(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse to continue a training in a world that would change what its earlier steps meant.
-
-    Raises:
-        CheckpointError: naming each setting that differs, with both values.
-    """
-    differing = [
-        f"{_NAMES.get(key, key)} is {_said(found.get(key))} in the checkpoint, {_said(expected.get(key))} in this task"
-        for key in dict.fromkeys((*expected, *found))
-        if found.get(key) != expected.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"the checkpoint cannot be continued by this task: {'; '.join(differing)}; "
-            "use the same settings, or start without a checkpoint"
-        )

@@ -7,8 +7,8 @@ from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
-from .dataset.images import short
 from .job import Job
+from .quoting import short
 
 
 def describe(job: Job) -> list[str]:

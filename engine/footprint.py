@@ -8,7 +8,6 @@ CUDA norms are computed in float32 (on a CPU they are not). Nothing is kept befo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +19,6 @@ _MAX_LAYERS: Final = 1000
 """Of anything that a configuration counts; more is no model, and walking it would take forever."""
 _MAX_BLOCKS: Final = 2_000
 """Of attention on one side of a denoiser; published models have some twenty."""
-
-
-def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
-    """Whether a layer's name is meant by `lora.target_modules`: see `engine.targets.find_targets`."""
-    if isinstance(targets, str):
-        return lambda name: re.fullmatch(targets, name) is not None
-    return lambda name: any(name == end or name.endswith(f".{end}") for end in targets)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +13,7 @@ from .buckets import Buckets
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import TRAINING_ALONE, HeldOut
+from .errors import CheckpointError
 from .model import BaseModel
 from .output import JobRecord
 from .task import (
@@ -41,6 +42,8 @@ _DEFAULTS: Final = asdict(TrainArgs())
 _DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column", "max_caption_tokens")
 # What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
 _NOT_MEASURED: Final = (*_DATASET_IDENTITY, *TRAINING_ALONE)
+# What messages call a key of the world whose name a task does not have.
+_KEYS_SAID: Final = {"heldout_images": "the number of images that validation.dataset.fraction holds out"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,3 +187,26 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
+
+
+def require_same_world(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse to continue a training in a world that would change what its earlier steps meant.
+
+    Raises:
+        CheckpointError: naming each setting that differs, with both values.
+    """
+    differing = [
+        f"{_KEYS_SAID.get(key, key)} is {_said(found.get(key))} in the checkpoint, "
+        f"{_said(expected.get(key))} in this task"
+        for key in dict.fromkeys((*expected, *found))
+        if found.get(key) != expected.get(key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"the checkpoint cannot be continued by this task: {'; '.join(differing)}; "
+            "use the same settings, or start without a checkpoint"
+        )
+
+
+def _said(value: Any) -> str:
+    return "at its default" if value is None else repr(value)

@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 
-from . import rng, transforms, wording
+from . import transforms, wording
 from .cache import EncodingCache
 from .dataset import ImageDataset, none_readable
 from .distributed import Processes
@@ -315,19 +315,3 @@ class VisitEncoder:
 def _key(kind: str, *what: object) -> str:
     """A key of the cache. It says of what kind it is: a caption may be spelled like an image's address."""
     return hashlib.sha256(canonical_json([kind, *what])).hexdigest()
-
-
-def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
-    """`count` captions for validation, the same for a seed and a dataset, with the trigger word.
-
-    Of a row's captions not an empty one: that is there to train guidance, and a picture of it would show nothing.
-    """
-    order = rng.permutation(seed, "validation prompt", 0, len(dataset))
-    draws = rng.words(seed, "validation caption", 0, count)
-    prompts = []
-    for i in range(count):
-        captions = dataset.captions(int(order[i % len(order)]))
-        captions = tuple(filter(None, captions)) or captions
-        drawn = captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])]
-        prompts.append(wording.with_trigger(drawn, trigger_word))
-    return prompts

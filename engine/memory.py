@@ -15,13 +15,13 @@ from typing import Final
 from . import encoder_footprint, footprint
 from .footprint import Tape
 from .model import BaseModel
+from .targets import TEXT_TARGETS, is_target
 from .task import DEFAULT_TARGETS, Task
 
 SPARE: Final = 0.9
 """The share of the available memory that tensors may be predicted to take."""
 PROGRAM_BYTES: Final = 600 << 20
 """What the program itself takes of a machine's memory, before the first tensor."""
-_TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _OPTIMIZER_BYTES: Final = 4 * 6
 """For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch."""
@@ -71,13 +71,13 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     latent_side = max(1, args.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
     vae_width = 4 if base.family.has_float32_vae(base.config) else width
     unet_tape = Tape(
-        is_adapted=footprint.is_target(task.lora.target_modules or DEFAULT_TARGETS),
+        is_adapted=is_target(task.lora.target_modules or DEFAULT_TARGETS),
         rank=task.lora.rank,
         width=width,
         norm_width=4 if is_cuda else width,
         is_dropping=task.lora.dropout > 0,
     )
-    texts = replace(unet_tape, is_adapted=footprint.is_target(_TEXT_TARGETS if args.train_text_encoder else ()))
+    texts = replace(unet_tape, is_adapted=is_target(TEXT_TARGETS if args.train_text_encoder else ()))
     lengths = [77]
     for component in (name for name in base.family.weighted if name.startswith("text_encoder")):
         config = base.config(component)

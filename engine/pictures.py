@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from . import lora, validation
+from . import lora, rng, validation, wording
 from .checkpoint import Checkpoint
+from .dataset import ImageDataset
 from .families.base import Family
 from .job import Job
 from .kept import IMAGES
-from .latents import draw_prompts
 from .progress import Meter
 from .session import Session, Training
 
@@ -38,6 +38,22 @@ def planned_images(job: Job) -> list[validation.Image]:
     if prompts is None:
         prompts = draw_prompts(job.dataset, seed, wanted.num_images, job.task.dataset.trigger_word)
     return validation.plan_images(prompts, seed, wanted)
+
+
+def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
+    """`count` captions for validation, the same for a seed and a dataset, with the trigger word.
+
+    Of a row's captions not an empty one: that is there to train guidance, and a picture of it would show nothing.
+    """
+    order = rng.permutation(seed, "validation prompt", 0, len(dataset))
+    draws = rng.words(seed, "validation caption", 0, count)
+    prompts = []
+    for i in range(count):
+        captions = dataset.captions(int(order[i % len(order)]))
+        captions = tuple(filter(None, captions)) or captions
+        drawn = captions[int(rng.below(draws[i : i + 1, 0], len(captions))[0])]
+        prompts.append(wording.with_trigger(drawn, trigger_word))
+    return prompts
 
 
 def draw_pictures(session: Session, training: Training) -> Pictures:

@@ -45,6 +45,7 @@ class Schedule:
 
     @property
     def finishes(self) -> bool:
+        """Whether the task ends the whole training."""
         return self.stop_step >= self.max_steps
 
     @property

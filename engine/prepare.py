@@ -15,9 +15,10 @@ from .dataset import ImageDataset, open_dataset
 from .dataset.held_out import HeldOut, hold_out
 from .digests import FileDigests
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
-from .job import Job
+from .job import Job, require_same_world
+from .paths import resolve_paths
 from .settings import Settings, is_read_only
-from .task import Task, parse_task, resolve_paths
+from .task import Task, parse_task
 
 Report = Callable[[str], None]
 
@@ -91,7 +92,7 @@ def prepare(
     _check_noise(job)
     _check_validation(job)
     if chain:
-        checkpoint.require_same_world(chain.world, job.world)
+        require_same_world(chain.world, job.world)
     return job
 
 

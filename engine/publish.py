@@ -28,7 +28,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
     with outcome.clock.phase("save"):
         origin = {"versions": world.versions(), "device": world.describe_device(session.device)}
         lineage = _lineage(job, training.trainer.step, origin)
-        finished = training.trainer.step >= job.schedule.max_steps
+        finished = job.schedule.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
         listing = {validation.PROMPTS_FILE: validation.listing(pictures.images)}
         images = pictures.drawn | pictures.between
@@ -81,7 +81,7 @@ def _checkpoint_files(
         baseline=pictures.baseline,
         pictures=pictures.without,
         steps=_steps(job, training),
-        finished=state.global_step >= job.schedule.max_steps,
+        finished=job.schedule.finishes,
         held_out_losses=held_out_curve.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
@@ -163,7 +163,7 @@ def _report(
         max_steps=job.schedule.max_steps,
         visits_per_step=job.schedule.visits_per_step,
         steps_trained=outcome.steps_trained,
-        finished=outcome.global_step >= job.schedule.max_steps,
+        finished=job.schedule.finishes,
         seconds=outcome.clock.seconds,
         peak_memory_bytes=peak_memory_bytes(),
         skipped=outcome.skipped,

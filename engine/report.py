@@ -1,15 +1,13 @@
 """`report.html`: what a job did, as one page for a person; no network, no script, no file beside it.
 
-Prompts, names and all that a checkpoint carries come from strangers: every text goes through `_text`, and the page's
+Prompts, names and all that a checkpoint carries come from strangers: every text goes through `as_html`, and the page's
 policy lets a browser load nothing but the images that are in it.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from .addresses import public
-from .curves import LARGEST, curves, held_out, plural
+from .curves import curves, held_out, plural
 from .held_out_curve import Row
 from .history import StepReport
+from .report_text import as_html, clipped, device_text, duration_text, mapping_of, size_text, step_text, without_secrets
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -29,9 +28,6 @@ STRIP_LENGTH: Final = 12
 """How many images of steps in between there is room for."""
 STRIP_PIXELS: Final = 192
 """Their width and height at most."""
-_CONTROLS: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +89,7 @@ def render(report: Report) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<title>{_text(public(report.title))}</title>
+<title>{as_html(public(report.title))}</title>
 <style>
 {style}</style>
 </head>
@@ -117,15 +113,15 @@ def _headline(report: Report) -> str:
     tiles = [
         ("Steps", f"{report.global_step:,}", f"of {report.max_steps:,}"),
         ("Images seen", f"{images:,}", f"{report.visits_per_step:,} a step"),
-        ("Wall time", _duration(sum(report.seconds.values())), "this task"),
+        ("Wall time", duration_text(sum(report.seconds.values())), "this task"),
         ("Speed", "–" if rate is None else f"{rate:.3g}/s", "images, encoding included"),
-        ("Peak", _bytes(report.peak_memory_bytes), memory),
+        ("Peak", size_text(report.peak_memory_bytes), memory),
         ("Skipped", f"{len(report.skipped):,}", "image" if len(report.skipped) == 1 else "images"),
     ]
     figures = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return f"""<header>
 <p class="eyebrow">LoRA training report</p>
-<h1>{_text(public(report.title))}</h1>
+<h1>{as_html(public(report.title))}</h1>
 <p class="status"><span class="{pill}">{status}</span> <span>{own}</span></p>
 <div class="track" role="img" aria-label="{busy}; {own}">{_track(report)}</div>
 <dl class="card figures">{figures}</dl>
@@ -166,7 +162,7 @@ def _pair(number: int, picture: Picture) -> str:
 <div><span class="side">Without</span>{without}</div>
 <div><span class="side with">With the LoRA</span>{_image(picture.png, f"Validation image {number} with the LoRA")}</div>
 </div>{_strip(number, picture)}
-<figcaption><p class="prompt" dir="auto"{reach}>{_text(picture.prompt) or "(no prompt)"}</p>
+<figcaption><p class="prompt" dir="auto"{reach}>{as_html(picture.prompt) or "(no prompt)"}</p>
 <p class="seed">seed {picture.seed}</p></figcaption></figure>"""
 
 
@@ -196,32 +192,32 @@ def _held_out(report: Report) -> str:
 
 def _starts(report: Report) -> list[int]:
     """The global steps that the chain's tasks began at."""
-    found = [_mapping(entry).get("from_step") for entry in report.lineage]
+    found = [mapping_of(entry).get("from_step") for entry in report.lineage]
     return sorted({step for step in found if type(step) is int and 0 <= step <= report.global_step})
 
 
 def _timings(report: Report) -> str:
     longest = max([*report.seconds.values(), 1e-9])
     bars = "".join(
-        f'<li><span>{_text(name)}</span><b style="width:{100 * value / longest:.1f}%"></b>'
-        f"<span>{_duration(value)}</span></li>"
+        f'<li><span>{as_html(name)}</span><b style="width:{100 * value / longest:.1f}%"></b>'
+        f"<span>{duration_text(value)}</span></li>"
         for name, value in report.seconds.items()
     )
     rows = "".join(
-        f"<dt>{_text(_clip(name))}</dt><dd>{_text(_clip(why))}</dd>" for name, why in report.skipped[:_MAX_ROWS]
+        f"<dt>{as_html(clipped(name))}</dt><dd>{as_html(clipped(why))}</dd>" for name, why in report.skipped[:_MAX_ROWS]
     )
     more = len(report.skipped) - _MAX_ROWS
     rest = f'<p class="note">And {more:,} more.</p>' if more > 0 else ""
     skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else '<p class="note">Nothing was skipped.</p>'
     return f"""<section><h2>This task</h2><div class="columns">
 <div class="card"><h3>Time by phase</h3><ul class="bars">{bars}</ul>
-<p class="note">{_duration(sum(report.seconds.values()))} in all for {plural(report.steps_trained, "step")}; \
-{_bytes(report.peak_memory_bytes)} of memory at the peak.</p></div>
+<p class="note">{duration_text(sum(report.seconds.values()))} in all for {plural(report.steps_trained, "step")}; \
+{size_text(report.peak_memory_bytes)} of memory at the peak.</p></div>
 <div class="card"><h3>Skipped images</h3>{skipped}</div></div></section>"""
 
 
 def _chain(report: Report) -> str:
-    entries = [_mapping(entry) for entry in report.lineage]
+    entries = [mapping_of(entry) for entry in report.lineage]
     rows = [_chain_row(k, before, entry) for k, (before, entry) in enumerate(pairwise([{}, *entries]), start=1)]
     hidden = len(rows) - _MAX_ROWS
     note = f'<p class="note">The latest {_MAX_ROWS} of {len(rows):,} tasks.</p>' if hidden > 0 else ""
@@ -232,22 +228,22 @@ def _chain(report: Report) -> str:
 
 
 def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    changed = dict(_mapping(entry.get("changed")))
+    changed = dict(mapping_of(entry.get("changed")))
     if before:
-        old, new = _mapping(before.get("versions")), _mapping(entry.get("versions"))
+        old, new = mapping_of(before.get("versions")), mapping_of(entry.get("versions"))
         changed |= {name: [old.get(name), new[name]] for name in new if old.get(name) != new[name]}
     changes = "".join(
-        f"<li><code>{_text(_clip(name))}</code> {_text(' → '.join(_clip(value) for value in values))}</li>"
+        f"<li><code>{as_html(clipped(name))}</code> {as_html(' → '.join(clipped(value) for value in values))}</li>"
         for name, values in changed.items()
         if isinstance(values, list)
     )
     parent = entry.get("parent")
     cells = {
         "Task": f"{number:,}",
-        "Steps": f"{_step(entry.get('from_step'))} to {_step(entry.get('to_step'))}",
-        "Continues": f"<code>{_text(parent[:12])}</code>" if isinstance(parent, str) else "nothing: a fresh LoRA",
+        "Steps": f"{step_text(entry.get('from_step'))} to {step_text(entry.get('to_step'))}",
+        "Continues": f"<code>{as_html(parent[:12])}</code>" if isinstance(parent, str) else "nothing: a fresh LoRA",
         "What changed": f'<ul class="changes">{changes}</ul>' if changes else "nothing",
-        "Device": _text(_device(_mapping(entry.get("device")))),
+        "Device": as_html(device_text(mapping_of(entry.get("device")))),
     }
     return (
         "<tr>" + "".join(f'<td data-label="{label}"><div>{cell}</div></td>' for label, cell in cells.items()) + "</tr>"
@@ -255,64 +251,15 @@ def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any])
 
 
 def _task(report: Report) -> str:
-    text = json.dumps(_without_secrets(report.task), indent=2, ensure_ascii=False)
-    return f'<section><h2>The task</h2><div class="card long"><pre>{_text(text)}</pre></div></section>'
+    text = json.dumps(without_secrets(report.task), indent=2, ensure_ascii=False)
+    return f'<section><h2>The task</h2><div class="card long"><pre>{as_html(text)}</pre></div></section>'
 
 
 def _origin(report: Report) -> str:
-    versions = "".join(f"<li>{_text(name)} <b>{_text(version)}</b></li>" for name, version in report.versions.items())
+    versions = "".join(
+        f"<li>{as_html(name)} <b>{as_html(version)}</b></li>" for name, version in report.versions.items()
+    )
     return f"""<section><h2>Where it was made</h2><div class="card"><dl class="facts">
-<dt>Checkpoint</dt><dd><code>{_text(report.checkpoint_digest)}</code></dd>
-<dt>Device</dt><dd>{_text(_device(report.device))}</dd>
+<dt>Checkpoint</dt><dd><code>{as_html(report.checkpoint_digest)}</code></dd>
+<dt>Device</dt><dd>{as_html(device_text(report.device))}</dd>
 <dt>Versions</dt><dd><ul class="versions">{versions}</ul></dd></dl></div></section>"""
-
-
-def _text(value: str) -> str:
-    """As HTML, in content or an attribute. What would act instead of show (controls, directions) is named instead."""
-    lines = value.replace("\r\n", "\n")
-    return html.escape(_CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", lines))
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_secrets(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_secrets(item) for item in value]
-    return public(value) if isinstance(value, str) else value
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _clip(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(_without_secrets(value), ensure_ascii=False)
-    return public(text) if len(text) <= 200 else f"{public(text)[:200]}…"
-
-
-def _step(value: Any) -> str:
-    return f"{value:,}" if type(value) is int and abs(value) < LARGEST else "?"
-
-
-def _device(device: Mapping[str, Any]) -> str:
-    forms = {"multiprocessors": "{} multiprocessors", "cuda": "CUDA {}", "threads": "threads: {}"}
-    names = [name for name in ("name", "machine", "instructions", "threads", *device) if name in device]
-    words = [
-        _bytes(device[name]) if name == "memory_bytes" else forms.get(name, "{}").format(_clip(device[name]))
-        for name in dict.fromkeys(names)
-        if name not in ("type", "capability")
-    ]
-    return ", ".join(words) or "unknown"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"
-
-
-def _bytes(count: Any) -> str:
-    if type(count) is not int:
-        return "?"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

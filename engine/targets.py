@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from .errors import TaskError
@@ -102,3 +102,10 @@ def _layer_names(kinds: Mapping[str, str | None]) -> str:
     listed = sorted(ends)
     more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
     return ", ".join(listed[:_MAX_LISTED]) + more
+
+
+def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
+    """Whether a layer's name is meant by `lora.target_modules`: see `match_targets`."""
+    if isinstance(targets, str):
+        return lambda name: re.fullmatch(targets, name) is not None
+    return lambda name: any(name == end or name.endswith(f".{end}") for end in targets)

@@ -17,12 +17,13 @@ from ..errors import DatasetError
 from ..limits import Limits
 from ..task import Task
 from ..transforms import UnreadableImage
+from .columns import Columns, arrow_kinds
 from .fingerprints import fingerprint as fingerprint
 from .fingerprints import remembered_fingerprint
 from .folders import Report, read_local
-from .images import Reach
+from .reach import Reach
 from .rows import NO_CAPTION as NO_CAPTION
-from .rows import Columns, Rows, arrow_kinds, rows_from_arrow
+from .rows import Rows, rows_from_arrow
 from .tables import Source
 
 MAX_EPOCH_VISITS: Final = 100_000_000

@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from ..errors import DatasetError
 from ..limits import bounded_memory
-from .images import Cells, is_image_name, short, shown
-from .rows import NoSuchColumnError, Rows, rows_from_arrow
+from ..quoting import short, shown
+from .columns import NoSuchColumnError
+from .images import Cells, is_image_name
+from .rows import Rows, rows_from_arrow
 from .sidecars import has_sidecars, listing, read_sidecars
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 

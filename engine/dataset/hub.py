@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from ..errors import DatasetError
 from ..hub import resolve_commit, with_retries
 from ..storage import write_file
+from .columns import Columns
 from .folders import Report, choose_split
-from .images import Reach
-from .rows import Columns
+from .reach import Reach
 from .tables import read_arrow
 
 

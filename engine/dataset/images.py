@@ -1,73 +1,27 @@
-"""Where each row's encoded image is, and which files a row may name.
-
-Rows come from strangers. `Reach` says how far they reach; an image that cannot be read is an `UnreadableImage`, which
-costs that row alone, and a row that names what it must not is a `DatasetError` with row and value.
-"""
+"""Where each row's encoded image is: in a column, in files of its own, in a tar."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import stat
 import zipfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import DatasetError, TemporaryError
+from ..quoting import shown
 from ..transforms import IMAGE_SUFFIXES, UnreadableImage
 from .notes import Identity
+from .reach import Reach, read_below, read_regular, unreadable
 
-_FACTS: Final = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
-)
 MAX_IMAGE_FILE_BYTES: Final = 1 << 30
-_URL: Final = re.compile(
-    r"[a-z][a-z0-9+.-]*://|(file|https?|ftps?|data|s3|gs|hf|zip|tar):|.*::", re.IGNORECASE | re.DOTALL
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """The files that rows may name. URLs are never among them, wherever the table came from.
-
-    `roots`: folders, fully resolved, that hold every file once links are followed; None is anywhere on this machine.
-    `absolute`: whether a row may write an absolute path or go up by `..` at all.
-    `zipped`: whether `zip://member::/archive.zip` may stand for a file, as 🤗 datasets writes it for Hub archives.
-    """
-
-    roots: tuple[str, ...] | None = None
-    absolute: bool = True
-    zipped: bool = False
-
-    @classmethod
-    def within(cls, folder: Path) -> Reach:
-        """Relative paths inside `folder` only: what a downloaded dataset may name."""
-        return cls(roots=(os.path.realpath(folder),), absolute=False)
-
-    def check(self, value: str, where: str) -> None:
-        """Refuse a value by its spelling. Raises DatasetError."""
-        if _URL.match(value):
-            raise DatasetError(f"{where} names {short(value)}: images are never fetched; put the file beside the table")
-        if not self.absolute and (value.startswith("/") or ".." in PurePosixPath(value).parts):
-            raise DatasetError(f"{where} names {short(value)}, which is not inside the dataset's own folder")
-
-    def check_resolved(self, path: Path | str, value: str, where: str) -> None:
-        """Refuse a path whose links lead out of the roots. Raises DatasetError."""
-        if self.roots is None:
-            return
-        resolved = os.path.realpath(path)
-        if not any(resolved == root or resolved.startswith(root.rstrip(os.sep) + os.sep) for root in self.roots):
-            raise DatasetError(f"{where} names {short(value)}, which leads out of the dataset's own folder")
 
 
 def is_image_name(name: str) -> bool:
@@ -143,7 +97,7 @@ class Cells:
         except ValueError as error:  # a NUL in the name
             raise UnreadableImage(str(error)) from error
         except OSError as error:
-            raise _unreadable(error, where) from error
+            raise unreadable(error, where) from error
 
     def name(self, index: int) -> str:
         value = self._path(index)
@@ -185,21 +139,9 @@ class Cells:
                 raise UnreadableImage("it is larger than an image")
             return opened.read(member)
         except OSError as error:
-            raise _unreadable(error, where) from error
+            raise unreadable(error, where) from error
         except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
             raise UnreadableImage(f"it cannot be taken out of its archive ({error})") from error
-
-
-def _unreadable(error: OSError, where: str) -> UnreadableImage | TemporaryError:
-    """A file that is not there, or not for us, is a fact about the dataset; anything else is this machine's trouble.
-
-    Skipping an image for the latter would train on other images than every other machine does.
-    """
-    if error.errno in _FACTS:
-        return UnreadableImage(error.strerror or str(error))
-    return TemporaryError(
-        f"the image of {where} could not be read ({error.strerror or error}); run the same command again"
-    )
 
 
 @lru_cache(maxsize=8)
@@ -232,31 +174,6 @@ class Files:
         identity.add_files(f"{self.folder}/{path}" for path in self.paths)
 
 
-def read_below(folder: Path, name: str, reach: Reach, max_bytes: int) -> bytes:
-    """A file that was listed below `folder`. Raises UnreadableImage, DatasetError (a link that leads out)."""
-    path = f"{folder}/{name}"
-    try:
-        reach.check_resolved(path, name, folder.name)
-        return read_regular(path, max_bytes)
-    except OSError as error:
-        raise _unreadable(error, shown(name)) from error
-
-
-def read_regular(path: str, max_bytes: int) -> bytes:
-    """A file's bytes. Raises UnreadableImage for what is no file or too large, OSError, ValueError for a NUL."""
-    # Without O_NONBLOCK, opening a pipe would wait for ever.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):  # a device has no end
-            raise UnreadableImage("it is not a file")
-        if status.st_size > max_bytes:
-            raise UnreadableImage(f"its {status.st_size:,} bytes are more than the {max_bytes:,} that are read")
-        data = file.read(status.st_size + 1)
-        if len(data) > status.st_size:  # it grows, or is one of /proc's, which say they are empty and may have no end
-            raise UnreadableImage("it is longer than it says")
-        return data
-
-
 @dataclass(frozen=True, slots=True)
 class TarMembers:
     """Images inside an uncompressed tar, read where they lie: nothing is unpacked."""
@@ -279,7 +196,7 @@ class TarMembers:
             with self.path.open("rb") as file:
                 return os.pread(file.fileno(), self.sizes[index], self.offsets[index])
         except OSError as error:
-            raise _unreadable(error, shown(self.names[index])) from error
+            raise unreadable(error, shown(self.names[index])) from error
 
     def name(self, index: int) -> str:
         return shown(f"{self.path.name}/{self.names[index]}")
@@ -311,15 +228,3 @@ class Picked:
     def identify(self, identity: Identity) -> None:
         identity.add(self.rows.tobytes())
         self.images.identify(identity)
-
-
-def short(value: Any) -> str:
-    """A value for a message: on one line, and not a book."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:60]} … {text[-30:]}"
-
-
-def shown(name: str) -> str:
-    """A file's or column's name for a message: no control characters, no half characters, not endless."""
-    text = repr(name)[1:-1]
-    return text if len(text) <= 100 else f"{text[:60]}…{text[-39:]}"

@@ -1,4 +1,4 @@
-"""One table's rows: which of its columns hold images and captions, and captions that are there for every row.
+"""One table's rows: their images, and captions that are there for every row.
 
 What is wrong with a table is a `DatasetError` that names table, column, row (counting from 0) and value.
 """
@@ -6,7 +6,7 @@ What is wrong with a table is a `DatasetError` that names table, column, row (co
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
-from .images import Cells, Images, Origin, Picked, Reach, is_image_name, short, shown
+from ..quoting import short
+from .columns import Columns, arrow_kind, arrow_kinds, is_binary, is_list, is_string
+from .images import Cells, Images, Origin, Picked
+from .reach import Reach
 
 _ROWS_PER_CHUNK: Final = 65_536
-_SEVERAL: Final = "several columns of one name"
 NO_CAPTION: Final = "none of their own"
 Rules = tuple[tuple[str, int], ...]
 
@@ -51,91 +53,6 @@ class Rows:
         return replace(self, images=Picked(self.images, numbers), captions=captions, masks=masks, rules=rules)
 
 
-class NoSuchColumnError(DatasetError):
-    """A table without the column of images: it may be no dataset at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The columns that the task asks for."""
-
-    image: str
-    caption: str
-    fallback: str | None = None
-    """The caption of a row that has none; None where that is a mistake."""
-    mask: str | None = None
-    """The column of masks, if any."""
-
-    def pick_mask(self, kinds: Mapping[str, str], label: str) -> str | None:
-        """The mask column's name in a table, or None where none is asked for. Raises DatasetError."""
-        if self.mask is None:
-            return None
-        for name in (self.mask, f"{self.mask}_file_name"):
-            if kinds.get(name) in ("images", "text", "null"):
-                return name
-        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
-        raise DatasetError(
-            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listing}"
-        )
-
-    @property
-    def image_spellings(self) -> tuple[str, ...]:
-        """Under which names the image column may stand: an imagefolder's metadata calls `image` `file_name`."""
-        return (self.image, f"{self.image}_file_name", *(["file_name"] if self.image == "image" else []))
-
-    def pick(self, kinds: Mapping[str, str], label: str) -> tuple[str, str]:
-        """The image column's and the caption column's name in a table.
-
-        `kinds` describes every column: "images", "text", or the type it has instead. Raises DatasetError that lists
-        them all when one of the two is missing or holds something else.
-        """
-        found = [name for name in self.image_spellings if name in kinds]
-        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
-        for name, key, there in (
-            (self.image, "image_column", found),
-            (self.caption, "caption_column", self.caption in kinds),
-        ):
-            if not there and (key == "image_column" or self.fallback is None):
-                error = NoSuchColumnError if key == "image_column" else DatasetError
-                raise error(f"{label} has no column {name!r} (dataset.{key}); its columns: {listing}")
-        if kinds.get(self.caption) == _SEVERAL:
-            raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
-        if kinds[found[0]] not in ("images", "text"):
-            raise DatasetError(
-                f"column {found[0]!r} of {label} (dataset.image_column) holds {kinds[found[0]]}, not images; "
-                f"its columns: {listing}"
-            )
-        return found[0], self.caption
-
-
-def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
-    """What each column of an Arrow schema holds: "images", "text", or its type."""
-    kinds = {field.name: _arrow_kind(field.type) for field in schema}
-    return {name: kind if schema.names.count(name) == 1 else _SEVERAL for name, kind in kinds.items()}
-
-
-def _arrow_kind(type_: pa.DataType) -> str:
-    if _is_binary(type_) or (pa.types.is_struct(type_) and {"bytes", "path"} & {field.name for field in type_}):
-        return "images"
-    if _is_string(type_) or (_is_list(type_) and _is_string(type_.value_type)):
-        return "text"
-    return shown(str(type_))
-
-
-def _is_binary(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
-
-
-def _is_string(type_: pa.DataType) -> bool:
-    if pa.types.is_dictionary(type_):
-        return _is_string(type_.value_type)
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
-
-
 def rows_from_arrow(
     table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str, files: tuple[Path, ...] = ()
 ) -> Rows:
@@ -163,13 +80,13 @@ def rows_from_arrow(
 
 def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
     """The parts of an image column that hold bytes and that hold paths."""
-    if _is_binary(cells.type):
+    if is_binary(cells.type):
         return cells, None
-    if _is_string(cells.type):
+    if is_string(cells.type):
         return None, cells
     parts = {field.name: field.type for field in cells.type}
-    has_bytes = "bytes" in parts and _is_binary(parts["bytes"])
-    has_path = "path" in parts and _is_string(parts["path"])
+    has_bytes = "bytes" in parts and is_binary(parts["bytes"])
+    has_path = "path" in parts and is_string(parts["path"])
     return (
         pc.struct_field(cells, "bytes") if has_bytes else None,
         pc.struct_field(cells, "path") if has_path else None,
@@ -183,7 +100,7 @@ def _arrow_captions(column: pa.ChunkedArray, columns: Columns, label: str) -> tu
 
 
 def _lacks_captions(column: pa.ChunkedArray) -> bool:
-    empty = _is_list(column.type) and pc.any(pc.equal(pc.list_value_length(column), 0)).as_py()
+    empty = is_list(column.type) and pc.any(pc.equal(pc.list_value_length(column), 0)).as_py()
     return bool(column.null_count or empty)
 
 
@@ -192,13 +109,13 @@ def _checked_captions(column: pa.ChunkedArray, name: str, label: str) -> pa.Chun
     if pa.types.is_null(column.type):
         refuse_missing_captions(range(len(column)), name, label)
         return column
-    if _arrow_kind(column.type) != "text":
+    if arrow_kind(column.type) != "text":
         raise DatasetError(
-            f"column {name!r} of {label} (dataset.caption_column) holds {_arrow_kind(column.type)}; "
+            f"column {name!r} of {label} (dataset.caption_column) holds {arrow_kind(column.type)}; "
             "expected strings or lists of strings"
         )
     refuse_missing_captions(_where(pc.is_null(column)), name, label)
-    if _is_list(column.type):
+    if is_list(column.type):
         refuse_missing_captions(_where(pc.equal(pc.list_value_length(column), 0)), name, label)
         refuse_missing_captions(_where_inside(column), name, label)
     return column
@@ -287,17 +204,6 @@ def _lists(values: Sequence[list[str]], name: str, label: str) -> pa.ChunkedArra
     ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
     offsets = pa.Array.from_buffers(pa.int64(), len(ends), [None, pa.py_buffer(ends)])
     return pa.chunked_array([pa.LargeListArray.from_arrays(offsets, items)])
-
-
-def kind_of(value: Any) -> str:
-    """What a column of JSON or CSV holds, going by one of its values."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        return "images" if is_image_name(value) else "text"
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return "text"
-    return {bool: "booleans", int: "numbers", float: "numbers", dict: "objects", list: "lists"}[type(value)]
 
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from typing import Final
 
 from ..errors import DatasetError
 from ..layouts import repeated_folder
+from ..quoting import shown
 from ..transforms import UnreadableImage
-from .images import Files, Reach, is_image_name, read_below, shown
+from .images import Files, is_image_name
+from .reach import Reach, read_below
 from .rows import NO_CAPTION, Rows, caption_array
 from .tables import Source
 

@@ -18,15 +18,15 @@ import pyarrow as pa
 
 from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
+from ..quoting import short
 from ..storage import FILE_MODE, writing_to
-from .images import Cells, Reach, short
+from .columns import Columns, arrow_kinds, kind_of
+from .images import Cells
 from .notes import Identity, remembered
+from .reach import Reach
 from .rows import (
-    Columns,
     Rows,
-    arrow_kinds,
     captions_from_values,
-    kind_of,
     parse_object,
     paths_from_values,
     rows_from_arrow,

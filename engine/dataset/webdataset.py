@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DatasetError
-from .images import TarMembers, is_image_name, short
-from .rows import Columns, Rows, captions_from_values, kind_of, parse_object
+from ..quoting import short
+from .columns import Columns, kind_of
+from .images import TarMembers, is_image_name
+from .rows import Rows, captions_from_values, parse_object
 
 MAX_TEXT_BYTES: Final = 1 << 20
 

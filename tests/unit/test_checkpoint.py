@@ -423,26 +423,3 @@ class TestWarmStart:
                 checkpoint.load(folder)
         finally:
             os.seteuid(0)
-
-
-class TestWorld:
-    def test_the_same_is_accepted(self):
-        checkpoint.require_same_world(WORLD, WORLD)
-
-    @pytest.mark.parametrize("theirs, ours", [({"alpha": 4.0}, {}), ({}, {"alpha": 4.0})])
-    def test_what_only_one_of_them_says_differs(self, theirs, ours):
-        default = "at its default"
-        said = f"alpha is {theirs.get('alpha', default)} in the checkpoint, {ours.get('alpha', default)} in this task"
-        with pytest.raises(CheckpointError, match=said):
-            checkpoint.require_same_world(WORLD | theirs, WORLD | ours)
-
-    def test_each_difference_is_named_with_both_values(self):
-        with pytest.raises(CheckpointError) as caught:
-            checkpoint.require_same_world(WORLD, WORLD | {"rank": 16, "seed": 5})
-        for part in ("rank is 8 in the checkpoint, 16 in this task", "seed is 0 in the checkpoint, 5 in this task"):
-            assert part in str(caught.value)
-        assert "base_model" not in str(caught.value) and caught.value.code == 5
-
-    def test_what_is_missing_differs(self):
-        with pytest.raises(CheckpointError, match="rank is at its default in the checkpoint, 8 in this task"):
-            checkpoint.require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)

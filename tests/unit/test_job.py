@@ -5,6 +5,8 @@ import json
 import pytest
 
 from engine.checkpoint import Checkpoint, WarmStart
+from engine.errors import CheckpointError
+from engine.job import require_same_world
 from tests.unit.jobs import COMMIT, held_out_of, job_of, text
 
 
@@ -137,3 +139,29 @@ class TestHeldOut:
 
     def curve(self):
         return job_of(self.FRACTION, held_out=held_out_of()).curve
+
+
+WORLD = {"base_model": "m@1", "rank": 8, "seed": 0}
+
+
+class TestSameWorld:
+    def test_the_same_is_accepted(self):
+        require_same_world(WORLD, WORLD)
+
+    @pytest.mark.parametrize("theirs, ours", [({"alpha": 4.0}, {}), ({}, {"alpha": 4.0})])
+    def test_what_only_one_of_them_says_differs(self, theirs, ours):
+        default = "at its default"
+        said = f"alpha is {theirs.get('alpha', default)} in the checkpoint, {ours.get('alpha', default)} in this task"
+        with pytest.raises(CheckpointError, match=said):
+            require_same_world(WORLD | theirs, WORLD | ours)
+
+    def test_each_difference_is_named_with_both_values(self):
+        with pytest.raises(CheckpointError) as caught:
+            require_same_world(WORLD, WORLD | {"rank": 16, "seed": 5})
+        for part in ("rank is 8 in the checkpoint, 16 in this task", "seed is 0 in the checkpoint, 5 in this task"):
+            assert part in str(caught.value)
+        assert "base_model" not in str(caught.value) and caught.value.code == 5
+
+    def test_what_is_missing_differs(self):
+        with pytest.raises(CheckpointError, match="rank is at its default in the checkpoint, 8 in this task"):
+            require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)

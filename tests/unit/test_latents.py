@@ -11,7 +11,7 @@ import torch
 from engine import latents, rng, transforms
 from engine.cache import EncodingCache
 from engine.errors import DatasetError, Interrupted
-from engine.latents import VisitEncoder, draw_prompts
+from engine.latents import VisitEncoder
 from engine.plan import Schedule, VisitStream
 from engine.task import Dataset, Model, Task, TrainArgs, Transforms
 from tests.unit.fakes import CPU, FakeDataset, LinearFamily, png
@@ -268,29 +268,6 @@ def test_a_signal_is_looked_for_between_encodings(tmp_path):
     assert len(setup.family.encoded_images) == 1
 
 
-class TestPrompts:
-    def test_are_the_datasets_captions_without_repetition(self):
-        dataset = FakeDataset(good(5), [(f"a{k}", f"b{k}") for k in range(5)])
-        prompts = draw_prompts(dataset, 0, 5)
-        assert sorted(prompt[1] for prompt in prompts) == list("01234")
-        assert {prompt[0] for prompt in prompts} <= {"a", "b"}
-
-    def test_go_round_when_there_are_too_few(self):
-        prompts = draw_prompts(FakeDataset(good(2)), 0, 5)
-        assert len(prompts) == 5 and prompts[:2] == prompts[2:4] and prompts[4] == prompts[0]
-
-    def test_are_empty_only_where_there_is_no_other(self):
-        texts = [("", "", "", f"a{k}") for k in range(20)] + [("",)]
-        prompts = draw_prompts(FakeDataset(good(21), texts), 0, 21)
-        assert sorted(prompts) == sorted([f"a{k}" for k in range(20)] + [""])
-
-    def test_depend_on_the_seed_alone_and_fewer_are_a_beginning(self):
-        dataset = FakeDataset(good(40), [(f"a{k}", f"b{k}") for k in range(40)])
-        assert draw_prompts(dataset, 1, 3) == draw_prompts(dataset, 1, 8)[:3]
-        assert draw_prompts(dataset, 1, 8) != draw_prompts(dataset, 2, 8)
-        assert dataset.reads == [], "no image is read for a prompt"
-
-
 class TestMasks:
     def masks(self):
         return [png(100 + k, SIZES[k % 3]) for k in range(6)] + [None]
@@ -360,10 +337,6 @@ class TestWording:
             setup.run()
             encoded[tokens] = len(setup.family.encoded_captions)
         assert encoded[75] == 0 and encoded[None] == encoded[150] == encoded[225] > 0
-
-    def test_prompts_have_the_trigger_word(self):
-        prompts = draw_prompts(FakeDataset(good(3)), 0, 3, "sks")
-        assert sorted(prompts) == [f"sks, caption {k}" for k in range(3)]
 
 
 def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine import encoder_footprint, families, footprint, memory
 from engine.device import memory_advice
+from engine.targets import is_target
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
 from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
@@ -43,7 +44,7 @@ def task_of(mixed_precision="bf16", lora=None, **train_args):
 def tape_of(config, lora, precision, *, batch=1, side=64, is_cuda=True):
     width = 4 if precision == "no" else 2
     tape = footprint.Tape(
-        is_adapted=footprint.is_target(lora.target_modules or DEFAULT_TARGETS),
+        is_adapted=is_target(lora.target_modules or DEFAULT_TARGETS),
         rank=lora.rank,
         width=width,
         norm_width=4 if is_cuda else width,

@@ -22,14 +22,6 @@ def test_every_family_is_here():
     assert BUILDERS.keys() == families.FAMILIES.keys()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=list(BUILDERS))
 def name(request):
     return request.param

@@ -20,14 +20,6 @@ CAPTIONS = [" ".join("abcdefghij"[k % 10] for k in range(count)) for count in (0
 """A token for each letter."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=list(BUILDERS), ids=["sd", "xl"])
 def cls(request):
     return request.param

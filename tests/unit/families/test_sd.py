@@ -23,14 +23,6 @@ def folder(tmp_path_factory):
     return tiny.build_sd(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def args_for(folder, dtype=torch.float32, prediction_type="epsilon", variants=VARIANTS):
     return LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type)
 

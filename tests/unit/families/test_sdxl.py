@@ -26,14 +26,6 @@ VARIANTS = dict.fromkeys(("text_encoder", "text_encoder_2", "vae", "unet"))
 CAPTIONS = ["", "the cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.build_sdxl(tmp_path_factory.mktemp("model"))
