@@ -38,6 +38,8 @@ class ImageAudit:
     num_enlarged: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
+    num_masked: int = 0
+    """How many of the readable ones have a mask."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     """An image's name, and that of an earlier one with the same bytes."""
 
@@ -68,9 +70,12 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     if counter := _counter(job):
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
-    seen = look_at_images(dataset, target, seconds, clock)
+    is_masked, alpha = job.task.dataset.mask_column is not None, job.task.dataset.alpha_mask
+    seen = look_at_images(dataset, target, seconds, clock, masks=is_masked, alpha=alpha)
     _require_readable(seen, dataset, "the dataset")
     lines += _image_lines(seen, dataset.num_images)
+    if is_masked or alpha:
+        lines.append(_mask_line(seen, dataset.num_images))
     if job.held_out:
         measured = look_at_images(job.held_out.images, lambda size: (resolution, resolution), seconds, clock)
         _require_readable(measured, job.held_out.images, "validation.dataset")
@@ -101,8 +106,13 @@ def _from(rule: str) -> str:
     return "have none" if rule == NO_CAPTION else f"from {rule}"
 
 
-def look_at_images(dataset: ImageDataset, target: Target, seconds: float, clock: Clock) -> ImageAudit:
-    """Decode the images, in a fixed order without pattern, until all are seen or the time is up."""
+def look_at_images(
+    dataset: ImageDataset, target: Target, seconds: float, clock: Clock, *, masks: bool = False, alpha: bool = False
+) -> ImageAudit:
+    """Decode the images, in a fixed order without pattern, until all are seen or the time is up.
+
+    `masks`, `alpha`: also the masks of `dataset.mask_column` and of the alpha channel, where the task asks for them.
+    """
     found, first = ImageAudit(), dict[bytes, int]()
     for index in _spread(dataset, seconds, clock):
         found.num_seen += 1
@@ -111,10 +121,14 @@ def look_at_images(dataset: ImageDataset, target: Target, seconds: float, clock:
             size = transforms.check(data)
             shown = target(size)
             transforms.covering(size, shown)
+            mask = dataset.mask_bytes(index) if masks else None
+            if mask is not None:
+                transforms.check_mask(mask, size)
         except UnreadableImage as error:
             found.unreadable.append((dataset.name(index), str(error)))
             continue
         found.sizes.append(size)
+        found.num_masked += mask is not None or (alpha and transforms.has_alpha(data))
         found.num_enlarged += shown[0] > size[0] or shown[1] > size[1]
         other = first.setdefault(hashlib.sha256(data).digest(), index)
         if other != index:
@@ -191,6 +205,12 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
     lines.append(f"duplicates     {_counted(pairs)}{sampled}")
     lines.append(f"unreadable     {_counted(_broken(found))}{sampled}")
     return lines
+
+
+def _mask_line(found: ImageAudit, num_images: int) -> str:
+    count = len(found.sizes)
+    some = "none has one, all of each image counts" if not found.num_masked else f"{found.num_masked} of {count} images"
+    return f"masks          {some}{_sampled(found.num_seen, num_images)}"
 
 
 def _broken(found: ImageAudit) -> list[str]:

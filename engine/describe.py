@@ -9,6 +9,7 @@ from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
 from .job import Job
 from .quoting import short
+from .task import TrainArgs
 
 
 def describe(job: Job) -> list[str]:
@@ -84,6 +85,7 @@ def warnings(job: Job) -> list[str]:
         )
     if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
         found.append("text_encoder_learning_rate has no effect without train_text_encoder")
+    found += _without_effect(job)
     if job.buckets:
         found += job.buckets.warnings(schedule.batch_size)
     if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
@@ -99,6 +101,23 @@ def warnings(job: Job) -> list[str]:
         found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {schedule.start_step}")
         if key == "validation.dataset" and before and now:
             found.append("other images, captions or timesteps are measured than before: a new curve begins")
+    return found
+
+
+def _without_effect(job: Job) -> list[str]:
+    """Options that say nothing without another one, or as they are."""
+    dataset, args = job.task.dataset, job.task.train_args
+    plain, bias = TrainArgs(), args.timestep_bias
+    found = []
+    if dataset.keep_tokens and not dataset.shuffle_tags:
+        found.append("dataset.keep_tokens has no effect without shuffle_tags")
+    if args.loss_type == "l2" and (args.huber_schedule, args.huber_c) != (plain.huber_schedule, plain.huber_c):
+        found.append("huber_schedule and huber_c have no effect with the loss_type l2")
+    if bias.strategy == "none" and bias != plain.timestep_bias:
+        found.append("timestep_bias has no effect with the strategy none")
+    weights = set(plan.timesteps(args, job.base.num_train_timesteps).weights)
+    if bias.strategy != "none" and len(weights) == 1:
+        found.append("timestep_bias has no effect: all timesteps that are trained are drawn equally often")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -58,6 +58,12 @@ def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -
             if where is not None:
                 return f"{name}: {where}"
     return None
+
+
+def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
+    """The first of the result's file names that the re-run does not have: nobody made it again. None where all are."""
+    more = sorted(set(result) - set(rerun))
+    return f"{_short(more[0])} is in the result alone" if more else None
 
 
 def _rank(name: str) -> int:

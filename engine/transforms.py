@@ -167,6 +167,29 @@ def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     return np.array(pixels, dtype=np.uint8)
 
 
+def check_mask(data: bytes, size: tuple[int, int]) -> None:
+    """Refuse what `render_mask` would refuse as the mask of an image of `size`. Raises UnreadableImage."""
+    _decode_mask(data, size)
+
+
+def has_alpha(data: bytes) -> bool:
+    """Whether an image has an alpha channel, or anything else that makes parts of it transparent."""
+    with _refusing(), _open(data) as image:
+        return image.has_transparency_data
+
+
+def _decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
+    """A mask's brightness; `size` is its image's, whose shape it must have. Raises UnreadableImage."""
+    try:
+        mask = decode(data).convert("L")
+    except UnreadableImage as error:
+        raise UnreadableImage(f"its mask cannot be read: {error}") from error
+    wanted, found = size[0] / size[1], mask.width / mask.height
+    if not 0.98 < found / wanted < 1.02:
+        raise UnreadableImage(f"its mask has another shape ({mask.width} x {mask.height})")
+    return mask
+
+
 def render_mask(data: bytes, view: Geometry, size: tuple[int, int], *, alpha: bool) -> npt.NDArray[np.uint8]:
     """The part of a mask that `view` shows, averaged down to `size` (width, height): uint8, (height, width).
 
@@ -181,10 +204,7 @@ def render_mask(data: bytes, view: Geometry, size: tuple[int, int], *, alpha: bo
         mask = mask if mask is not None else Image.new("L", image.size, 255)
         mask = mask if orientation == 1 else mask.transpose(_TRANSPOSITIONS[orientation])
     else:
-        mask = decode(data).convert("L")
-    wanted, found = view.original[0] / view.original[1], mask.width / mask.height
-    if not 0.98 < found / wanted < 1.02:
-        raise UnreadableImage(f"its mask has another shape ({mask.width} x {mask.height})")
+        mask = _decode_mask(data, view.original)
     mask = mask.resize(view.resized, Image.Resampling.BILINEAR)
     mask = mask.crop(view.box)
     if view.flip:

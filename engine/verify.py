@@ -21,7 +21,7 @@ from typing import Final
 
 from . import checkpoint, differences, storage
 from . import history as history_file
-from .checkpoint import MANIFEST, Checkpoint, WarmStart
+from .checkpoint import FINISH, MANIFEST, Checkpoint, WarmStart
 from .errors import CheckpointError, Interrupted, JobError, TaskError
 from .outcome import describe, exit_code
 from .prepare import parent_folder, read_task
@@ -74,6 +74,12 @@ class Result:
                 with contextlib.suppress(OSError):  # nothing larger than what it is compared with could be
                     found[name] = storage.read_plain(folder / base, max(4 * len(expected), 1 << 20))
         return found
+
+    def names(self) -> set[str]:
+        """What it says is its checkpoint: the listed files, and a `FINISH` that readers would find."""
+        listed = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
+        has_end = os.path.lexists(self.checkpoint_folder / FINISH)
+        return listed | {f"checkpoint/{FINISH}"} if has_end else listed
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -129,14 +135,19 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         step = differences.first_step(told, rerun)
         expected = {} if steps else _folders(out, with_validation=result.validation_folder is not None)
         file = differences.first_file(result.files(expected), expected)
+        if file is None and not steps:
+            file = differences.first_more(result.names(), expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
         what = f"{extent}, history alone" if steps else f"{extent}, {len(expected)} files"
         return [f"identical: {what}", *_origins(result.checkpoint, again.checkpoint, is_same=True)], 0
     lines = [f"different: {step or file}"]
     lines += [f"first file: {file}"] if step and file else []
-    lines += [f"the result says: {line}" for line in _claims(result.checkpoint, again.checkpoint)]
-    return lines + _origins(result.checkpoint, again.checkpoint, is_same=False), DIFFERENT
+    claims = _claims(result.checkpoint, again.checkpoint)
+    if not steps:
+        claims += _other_lengths(result.checkpoint, again.checkpoint)
+    lines += [f"the result says: {line}" for line in claims]
+    return lines + _origins(result.checkpoint, again.checkpoint, is_same=False, is_other=bool(claims)), DIFFERENT
 
 
 def _settings(flags: argparse.Namespace, out: Path, environment: Mapping[str, str]) -> Settings:
@@ -208,15 +219,22 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     ]
 
 
-def _origins(result: Checkpoint, rerun: Checkpoint, *, is_same: bool) -> list[str]:
-    """What is known about the two worlds."""
+def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
+    """Where the result says that it ends elsewhere than its task."""
+    told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
+    return list(differences.differing_keys(told, again))
+
+
+def _origins(result: Checkpoint, rerun: Checkpoint, *, is_same: bool, is_other: bool = False) -> list[str]:
+    """What is known about the two worlds, and what follows; `is_other`: the result says it is of another task."""
     theirs, ours = ({key: one.manifest.get(key) for key in differences.ORIGIN} for one in (result, rerun))
     found = list(differences.differing_keys(theirs, ours))
     if found:
         advice = "" if is_same else "; bits may differ between worlds, and engine.compare says how far apart they are"
         return [f"another world: {line}" for line in found[:-1]] + [f"another world: {found[-1]}{advice}"]
     device = json.dumps(ours["device"], sort_keys=True)
-    return [f"the same world by both manifests: {device}" + ("" if is_same else "; so one of the two is wrong")]
+    verdict = "; so it is of another task, or one of the two is wrong" if is_other else "; so one of the two is wrong"
+    return [f"the same world by both manifests: {device}" + ("" if is_same else verdict)]
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def run_task(flags: list[str]) -> int:
         task = subprocess.Popen([sys.executable, str(ENTRYPOINT), *flags], start_new_session=True)
         with passing_signals_on(task):
             code = task.wait()
+        if code < 0:  # killed: by its number as a shell tells it, 137 for SIGKILL
+            code = 128 - code
         if code != TEMPORARY or attempt == ATTEMPTS - 1:
             break
         time.sleep(10 * 2**attempt)

@@ -59,7 +59,7 @@ class ImageDataset:
         """Where the captions come from: rule -> number of images, in the order of the rows."""
         rules: Counter[str] = Counter()
         for part in self.parts:
-            rules.update(dict(part.rules or [(part.label, len(part.images))]))
+            rules.update({name: len(rows) for name, rows in part.rules} or {part.label: len(part.images)})
         return dict(rules)
 
     def image_index(self, index: int) -> int:
@@ -88,7 +88,10 @@ class ImageDataset:
         masks = self.parts[number].masks
         if masks is None or not masks.has(row):
             return None
-        return bytes(masks.read(row))
+        try:
+            return bytes(masks.read(row))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"its mask cannot be read: {error}") from error
 
     def captions(self, index: int) -> tuple[str, ...]:
         """One caption or more; a caption may be empty."""
@@ -106,7 +109,7 @@ class ImageDataset:
     def picked(self, images: Iterable[int], *, repeated: bool = True) -> ImageDataset:
         """Some of the images, numbered from 0 without their repeats, in the order of the rows; at least one.
 
-        `repeated`: each with its repeats, else once. The fingerprint and the caption rules stay those of the whole.
+        `repeated`: each with its repeats, else once. The fingerprint stays that of the whole.
         """
         wanted, start, parts = sorted(images), 0, []
         for part in self.parts:

@@ -191,7 +191,11 @@ def _report_differences(
     for folder, part in zip(folders, parts, strict=True):
         if not isinstance(part.images, Cells) or part.images.paths is None:
             return
-        named.update(posixpath.normpath(posixpath.join(folder, name or "")) for name in part.images.paths.to_pylist())
+        columns = [part.images.paths]
+        if isinstance(part.masks, Cells) and part.masks.paths is not None:
+            columns.append(part.masks.paths)
+        for column in columns:
+            named.update(posixpath.normpath(posixpath.join(folder, name or "")) for name in column.to_pylist())
     there = {file for file in files if is_image_name(file)}
     within = {file for file in there if any(not folder or file.startswith(f"{folder}/") for folder in folders)}
     if unused := sorted(within - named):

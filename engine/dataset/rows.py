@@ -23,7 +23,7 @@ from .reach import Reach
 
 _ROWS_PER_CHUNK: Final = 65_536
 NO_CAPTION: Final = "none of their own"
-Rules = tuple[tuple[str, int], ...]
+Rules = tuple[tuple[str, Sequence[int]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,15 @@ class Rows:
     masks: Images | None = None
     """Of the same rows; None where the task asks for none."""
     rules: Rules = ()
-    """Where captions come from, with the number of rows each; nothing means the table."""
+    """Where captions come from, with the numbers of the rows; nothing means the table."""
 
     def picked(self, rows: Sequence[int]) -> Rows:
-        """Some of the rows; `rules` stay those of all."""
+        """Some of the rows."""
         numbers = np.array(rows, dtype=np.int64)
         taken = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])  # not by way of pandas
         masks = None if self.masks is None else Picked(self.masks, numbers)
-        rules = self.rules or ((self.label, len(self.images)),)
+        kept = [(name, np.flatnonzero(np.isin(numbers, own)).tolist()) for name, own in self.rules]
+        rules = tuple((name, own) for name, own in kept if own)
         try:
             captions = self.captions.take(taken)
         except pa.ArrowNotImplementedError:  # of string views
@@ -158,7 +159,9 @@ def captions_from_values(values: Sequence[Any], columns: Columns, label: str) ->
         refuse_missing_captions(missing, name, label)
     elif missing:
         values = [columns.fallback if value is None or value == [] else value for value in values]
-    rules = ((label, len(values) - len(missing)), (NO_CAPTION, len(missing))) if missing else ()
+    without = set(missing)
+    given = [i for i in range(len(values)) if i not in without] if missing else []
+    rules = tuple((rule, rows) for rule, rows in ((label, given), (NO_CAPTION, missing)) if rows) if missing else ()
     return caption_array(values, name, label), rules
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -20,7 +19,7 @@ from ..quoting import shown
 from ..transforms import UnreadableImage
 from .images import Files, is_image_name
 from .reach import Reach, read_below
-from .rows import NO_CAPTION, Rows, caption_array
+from .rows import NO_CAPTION, Rows, Rules, caption_array
 from .tables import Source
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
@@ -80,10 +79,17 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
                 captions=caption_array([captions[index] for index in own], "caption", root.name),
                 label=root.name,
                 repeats=repeats,
-                rules=tuple(Counter(found[index] for index in own).items()),
+                rules=_rules([found[index] for index in own]),
             )
         )
     return tuple(parts), notes
+
+
+def _rules(found: Sequence[str]) -> Rules:
+    rows: dict[str, list[int]] = {}
+    for row, rule in enumerate(found):
+        rows.setdefault(rule, []).append(row)
+    return tuple(rows.items())
 
 
 def no_captions(label: str, num_images: int) -> str:

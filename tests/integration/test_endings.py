@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 from tests.integration.harness import changed, run_job, snapshot, succeed
 
@@ -44,3 +46,15 @@ def test_a_wrong_flag_is_recorded_like_any_failure(tmp_path):
     assert refused.result["message"] == refused.error
     only_planned = run_job(None, tmp_path / "untouched", "--plan", "--no-such-flag")
     assert only_planned.code == 2 and not only_planned.out.exists()
+
+
+def test_a_killed_task_ends_the_chain_with_its_code(tmp_path, monkeypatch):
+    """137, as after any kill; Python alone would make it 247, which is in nobody's table."""
+    path = Path(__file__).parents[2] / "examples" / "chain.py"
+    spec = importlib.util.spec_from_file_location("chain_example", path)
+    chain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(chain)
+    killed = tmp_path / "killed.py"
+    killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    monkeypatch.setattr(chain, "ENTRYPOINT", killed)
+    assert chain.run_task([]) == 137

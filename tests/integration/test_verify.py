@@ -49,7 +49,7 @@ def forge(result, target, changes):
     manifest = json.loads((folder / "manifest.json").read_bytes())
     del manifest["digest"]
     for name, change in changes.items():
-        data = change((folder / name).read_bytes())
+        data = change((folder / name).read_bytes() if (folder / name).exists() else b"")
         (folder / name).write_bytes(data)
         manifest["files"][name] = hashlib.sha256(data).hexdigest()
     manifest["digest"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
@@ -84,6 +84,27 @@ def test_one_bit_of_one_tensor(verify, whole, tmp_path):
     assert said.startswith("different: checkpoint/state.safetensors: tensor adapter.")
     assert "differs in 1 of " in said and "first at 1: " in said
     assert "so one of the two is wrong" in said
+
+
+def test_an_end_that_was_not_reached(verify, task, tmp_path):
+    """A client's loop ends the chain where FINISH is: a forged one is no smaller lie than a forged weight."""
+    own = changed(task, {"train_args.num_train_steps": 1})
+    true = succeed(own, tmp_path / "true")
+    forged = forge(true.out, tmp_path / "forged", {"FINISH": lambda _: b""})
+    code, said, _ = verify(forged, own)
+    assert code == 1 and said.startswith("different: 'checkpoint/FINISH' is in the result alone\n")
+    assert "the result says: finished is True in the result, False in the re-run" in said
+    (true.out / "checkpoint" / "FINISH").touch()  # beside, in no manifest
+    code, said, _ = verify(true.out, own)
+    assert code == 1 and said.startswith("different: 'checkpoint/FINISH' is in the result alone\n")
+
+
+@pytest.mark.slow
+def test_a_result_of_another_length(verify, task, whole):
+    code, said, _ = verify(whole.out, changed(task, {"train_args.num_train_steps": 1}))
+    assert code == 1
+    assert "the result says: global_step is 10 in the result, 1 in the re-run" in said
+    assert "so it is of another task, or one of the two is wrong" in said
 
 
 @pytest.mark.slow

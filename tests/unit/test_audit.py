@@ -1,5 +1,6 @@
 """The lines about a dataset that --plan prints."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,41 @@ def test_captions_are_cut_where_the_task_says(model, tmp_path, limit, cut):
         line for line in audit.audit(job_of(model, tmp_path, files, max_caption_tokens=limit)) if "longest" in line
     ]
     assert line.endswith(f"{cut} are cut at {limit}" if cut else f"none is cut at {limit}")
+
+
+def test_captions_are_counted_of_what_is_trained_on(model, tmp_path):
+    """Images that are held out are gone; those of one folder alone are not counted instead of all."""
+    job = job_of(model, tmp_path, FILES)
+    job.dataset = job.dataset.picked([0, 1, 5])
+    assert audit.audit(job)[0] == (
+        "captions       1 from the folder's name, 1 from a .txt file beside the image, 1 have none"
+    )
+
+
+def with_masks(model, tmp_path, masks):
+    rows = [{"file_name": f"{k}.png", "text": "x"} | ({"mask": f"m/{k}.png"} if k in masks else {}) for k in range(3)]
+    files = {f"{k}.png": png(k, (40, 20)) for k in range(3)} | {f"m/{k}.png": data for k, data in masks.items() if data}
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return job_of(model, tmp_path, files | {"metadata.jsonl": text}, mask_column="mask")
+
+
+def test_masks_that_training_would_refuse_are_named(model, tmp_path):
+    lines = audit.audit(with_masks(model, tmp_path / "some", {0: png(5, (80, 40)), 1: png(5, (9, 9))}))
+    assert lines[-2:] == [
+        "unreadable     1: 1.png (its mask has another shape (9 x 9))",
+        "masks          1 of 2 images",
+    ]
+    lines = audit.audit(with_masks(model, tmp_path / "broken", {0: b"x", 1: None}))
+    assert "0.png (its mask cannot be read: it is not a readable" in lines[-2]
+    assert "1.png (its mask cannot be read: No such file" in lines[-2]
+
+
+def test_an_alpha_channel_that_is_not_there_is_told(model, tmp_path):
+    files = {"a.png": png(1), "a.txt": "x"}
+    assert audit.audit(job_of(model, tmp_path, files, alpha_mask=True))[-1] == (
+        "masks          none has one, all of each image counts"
+    )
+    assert not any("masks" in line for line in audit.audit(job_of(model, tmp_path, files)))
 
 
 def test_time_is_bounded_and_what_was_not_seen_is_said(model, tmp_path):

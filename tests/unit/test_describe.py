@@ -96,6 +96,29 @@ def test_a_negative_prompt_without_guidance_is_noted():
     assert not any("negative_prompt" in line for line in described(validation={"negative_prompt": "rain"}))
 
 
+@pytest.mark.parametrize(
+    "extra, note",
+    [
+        ({"dataset": {"name": "d", "keep_tokens": 1}}, "dataset.keep_tokens has no effect without shuffle_tags"),
+        ({"dataset": {"name": "d", "keep_tokens": 1, "shuffle_tags": True}}, None),
+        ({"train_args": {"huber_c": 0.2}}, "huber_schedule and huber_c have no effect with the loss_type l2"),
+        ({"train_args": {"huber_c": 0.2, "loss_type": "huber"}}, None),
+        ({"train_args": {"timestep_bias": {"multiplier": 2}}}, "timestep_bias has no effect with the strategy none"),
+        (
+            {"train_args": {"timestep_bias": {"strategy": "earlier"}}},
+            "timestep_bias has no effect: all timesteps that are trained are drawn equally often",
+        ),
+        (
+            {"train_args": {"timestep_bias": {"strategy": "range", "multiplier": 2}}},
+            "timestep_bias has no effect: all timesteps that are trained are drawn equally often",
+        ),
+        ({"train_args": {"timestep_bias": {"strategy": "later", "multiplier": 2}}}, None),
+    ],
+)
+def test_what_has_no_effect_is_noted(extra, note):
+    assert [line for line in described(**extra) if "no effect" in line] == ([f"note: {note}"] if note else [])
+
+
 class TestHeldOut:
     FOLDER = text(validation={"dataset": {"name": "/held"}})
 

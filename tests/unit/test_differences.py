@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from engine.differences import differing_keys, first_file, first_step
+from engine.differences import differing_keys, first_file, first_more, first_step
 from engine.history import StepReport
 
 ROWS = [StepReport(step, 1.0 / step, 1e-3, 0.5, "a" * 64 if step == 2 else None) for step in (1, 2, 3)]
@@ -104,3 +104,8 @@ def test_keys_of_a_strangers_json():
         "a is too deep in the result, 1 in the re-run",
         "b[1].c is 1 in the result, True in the re-run",
     ]
+
+
+def test_files_that_nobody_made_again():
+    assert first_more({"a", "b"}, {"a": b"", "b": b"", "c": b""}) is None
+    assert first_more({"z\n", "b\n", "a"}, {"a"}) == "'b\\n' is in the result alone"

@@ -65,6 +65,18 @@ def test_every_form_gives_the_same_masks(form, tmp_path):
     assert plain.fingerprint != dataset.fingerprint and plain.mask_bytes(0) is None
 
 
+def test_masks_are_no_images_that_nobody_uses(tmp_path):
+    folder, said = jsonl(tmp_path / "data", "mask"), []
+    opened(folder, tmp_path, said=said, mask_column="mask")
+    assert said == []
+    (folder / "masks/2.png").unlink()
+    opened(folder, tmp_path, said=said, mask_column="mask")
+    assert said == ["dataset: 1 images are named by metadata rows but are not there: masks/2.png"]
+    said.clear()
+    opened(folder, tmp_path, said=said)
+    assert said == ["dataset: 1 images are not used, no metadata row names them: masks/0.png"]
+
+
 def test_a_mask_is_part_of_the_fingerprint(tmp_path):
     folder = jsonl(tmp_path / "data", "mask")
     before = opened(folder, tmp_path, mask_column="mask")
