@@ -23,7 +23,7 @@ LARGE: Final = 1 << 16
 
 _SUM: Final = torch.float32
 """What a gradient's patches are added up in."""
-_IS_HERE: Final = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+_IS_HERE: Final = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")  # type: ignore[no-untyped-call]
 
 
 def use_products(module: torch.nn.Module) -> None:

@@ -69,9 +69,10 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             )
     module.requires_grad_(False)
     module.eval()
-    if args.device.type == "cpu" and args.single_file is None:
-        _own_memory(module)
-    use_products(module)
+    if args.device.type == "cpu":
+        if args.single_file is None:
+            _own_memory(module)
+        use_products(module)
     return module
 
 
