@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from peft.tuners import lora as peft_lora
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from .dropout import AddressedDropout
+from .families import frozen
 
 
 class _LoraProduct(torch.autograd.Function):
@@ -36,7 +36,7 @@ class _LoraProduct(torch.autograd.Function):
         ctx.adapter_dtype = down.dtype
         down, up = down.to(dtype), up.to(dtype)
         hidden = rows @ down.t()
-        result = functional.linear(rows, weight, bias).addmm_(hidden, up.t(), alpha=scale)
+        result = frozen.linear(rows, weight, bias).addmm_(hidden, up.t(), alpha=scale)
         # x as it came, not cast: the projections that share it then share its memory.
         ctx.save_for_backward(x, weight, down, up, hidden)
         ctx.scale = scale
@@ -55,7 +55,7 @@ class _LoraProduct(torch.autograd.Function):
         of_down = inner.t() @ x.reshape(-1, x.shape[-1]).to(weight.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (gradient @ weight).addmm_(inner, down).view(x.shape).to(x.dtype)
+            of_x = frozen.linear(gradient, weight.t(), None).addmm_(inner, down).view(x.shape).to(x.dtype)
         return of_x, None, None, of_down.to(ctx.adapter_dtype), of_up.to(ctx.adapter_dtype), None
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from engine.dropout import AddressedDropout, Dropping
+from engine.families.frozen import use_products
 from engine.lora_linear import LoraLinear, _LoraProduct
 
 IN, OUT, RANK = 12, 20, 3
@@ -108,6 +109,27 @@ def test_an_adapter_of_zeros_changes_no_bit():
     torch.nn.init.zeros_(factors(ours)[1])
     x = torch.randn(2, 7, IN)
     assert torch.equal(ours(x), ours.base_layer(x))
+
+
+def test_a_large_layer_is_pefts_too():
+    """On a CPU its product is another (engine/families/frozen.py)."""
+    wide = 300
+    root = torch.nn.ModuleDict({"to_q": torch.nn.Linear(wide, wide)}).requires_grad_(False)
+    own, theirs = root, copy.deepcopy(root)
+    use_products(own)
+    for network, cls in ((own, LoraLinear), (theirs, PeftLinear)):
+        config = LoraConfig(r=RANK, target_modules="to_q")
+        config._register_custom_module({torch.nn.Linear: cls})
+        inject_adapter_in_model(config, network, adapter_name="default")
+    ours, pefts = own["to_q"], theirs["to_q"]
+    assert isinstance(ours, LoraLinear)
+    torch.nn.init.zeros_(factors(ours)[1])
+    x = torch.randn(2, 7, wide, requires_grad=True)
+    assert torch.equal(ours(x), ours.base_layer(x))
+    torch.nn.init.normal_(factors(ours)[1])
+    pefts.load_state_dict(ours.state_dict())
+    for found, expected in zip(results(ours, x), results(pefts, x), strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_switched_off_it_is_the_base_layer():
