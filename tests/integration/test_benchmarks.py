@@ -61,6 +61,7 @@ if epoch % args.validation_epochs == 0:
 """
 
 
+@pytest.mark.slow
 def test_a_peer_is_compared(tmp_path):
     (tmp_path / "train.py").write_text(PEER)
     printed, found = run_benchmark("compare", tmp_path, "--peer", tmp_path / "train.py", *TINY)

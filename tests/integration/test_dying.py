@@ -155,6 +155,7 @@ def strike_all(server: ForkServer, scenario: Scenario, out: Path, how: str, poin
     assert failures == []
 
 
+@pytest.mark.slow
 def test_a_forked_run_is_a_plain_one(server, short_task, tmp_path):
     """What is shown by forked runs is true of the program as users start it."""
     forked = server.run(short_task, tmp_path / "forked", watched=str(tmp_path / "forked"))

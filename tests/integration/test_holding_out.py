@@ -81,6 +81,7 @@ def test_split_anywhere(sharing, measured, tmp_path):
     assert refused.code == 5 and "fraction holds out is 3 in the checkpoint, 2 in this task" in refused.error
 
 
+@pytest.mark.slow
 def test_several_processes(sharing, measured, tmp_path):
     finished = succeed(sharing, tmp_path / "out", env={"PROCESSES": "2", "CACHE_DIR": str(tmp_path / "cache")})
     assert_same(finished.folders(), measured.folders())
@@ -133,6 +134,7 @@ def zipped(folder):
     return data.getvalue()
 
 
+@pytest.mark.slow
 def test_the_same_images_from_anywhere_are_one_curve(task, tmp_path):
     """From a split or a URL; other images begin another curve, and the training goes on all the same."""
     root = tmp_path / "dataset"

@@ -16,7 +16,7 @@ from tests.servers import serving
 LAYOUTS = [layout for layout, pipeline in single_files.PIPELINES.items() if pipeline in FAMILIES]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(x, marks=[pytest.mark.slow] * (x == "sd2")) for x in LAYOUTS])
+@pytest.fixture(scope="module", params=[pytest.param(x, marks=[pytest.mark.slow] * (x != "xl")) for x in LAYOUTS])
 def models(request, tmp_path_factory):
     """The same model as a folder in Diffusers' layout and as one file."""
     root = tmp_path_factory.mktemp(request.param)
