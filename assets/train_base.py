@@ -291,6 +291,12 @@ def load_ema(module: nn.Module, file: Path) -> None:
                 parameters[key.removeprefix("ema.")].data.copy_(state.get_tensor(key))
 
 
+def load_exported(module: nn.Module, folder: Path) -> None:
+    """The weights of a pipeline's part, fp16 in its folder."""
+    weights = load_file(next(folder.glob("*.safetensors")))
+    module.load_state_dict({key: weight.float() for key, weight in weights.items()})
+
+
 def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
@@ -451,8 +457,7 @@ def denoiser_of(tokenizer: CLIPTokenizer, base: Path | None) -> Denoiser:
     denoiser = Denoiser(tokenizer)
     if base is not None:
         for name, module in denoiser.named_children():
-            weights = load_file(next((base / name).glob("*.safetensors")))
-            module.load_state_dict({key: weight.float() for key, weight in weights.items()})
+            load_exported(module, base / name)
     return denoiser
 
 
@@ -463,7 +468,10 @@ def tokenizer_of(work: Path, base: Path | None) -> CLIPTokenizer:
 def autoencoder_of(work: Path, base: Path | None) -> AutoencoderKL:
     if base is None:
         return finished_vae(work)
-    return AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32).requires_grad_(False)
+    vae = build_vae()
+    load_exported(vae, base / "vae")
+    vae.register_to_config(scaling_factor=LATENT_SCALE)
+    return vae.requires_grad_(False)
 
 
 def train_unet(work: Path, stage: Stage, base: Path | None = None) -> None:
