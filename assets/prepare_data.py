@@ -122,12 +122,13 @@ def line_drawing(body: str) -> np.ndarray:
     """
     unit = LINE_RESOLUTION / 32
     pixels = render(body, LINE_RESOLUTION, crisp=True).astype(np.int32)
-    outside = np.pad(surroundings(pixels.min(2) >= 250), int(OUTLINE * unit), constant_values=True)
-    border = int(OUTLINE * unit)
-    outline = grow(outside, OUTLINE * unit)[border:-border, border:-border]
+    outside = surroundings(pixels.min(2) >= 250)
+    border = int(OUTLINE * unit)  # a picture that reaches the edge has its outline there too
+    framed = np.pad(outside, border, constant_values=True)
+    outline = grow(framed, OUTLINE * unit)[border:-border, border:-border]
     below, right = (np.abs(np.roll(pixels, -1, axis) - pixels).max(2) > MIN_CONTRAST for axis in (0, 1))
     dark = pixels @ np.array([0.299, 0.587, 0.114]) < MAX_INK_LUMA
-    ink = (outline | grow(below | right, LINE / 2 * unit) | dark) & ~outside[border:-border, border:-border]
+    ink = (outline | grow(below | right, LINE / 2 * unit) | dark) & ~outside
     drawing = Image.fromarray(np.where(ink, 0, 255).astype(np.uint8))
     return np.asarray(drawing.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS).convert("RGB"))
 
