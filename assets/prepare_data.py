@@ -1,4 +1,4 @@
-"""Fetches the emoji from npm, renders them in two styles and writes the LoRA's datasets.
+"""Fetches the emoji from npm, renders them in two styles, derives line drawings, and writes the LoRA's datasets.
 
     python assets/prepare_data.py --work build/emoji
 
@@ -18,8 +18,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import resvg_py
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
 
 ASSETS = Path(__file__).resolve().parent
@@ -35,6 +34,10 @@ STYLES = {
 }
 RESOLUTION = 64
 AUGMENT_RESOLUTION = 128
+LINE_RESOLUTION = 256  # where lines are found, before they are made small
+OUTLINE, LINE = 1.8, 1.2  # widths, in units of the 32-unit grid
+MIN_CONTRAST = 40  # of the channel that differs most: what lies closer together is one region
+MAX_INK_LUMA = 90  # a darker region is filled
 NUM_TRAIN, NUM_HELDOUT = 192, 32
 FIRST_HELDOUT = 96
 SPLIT_SEED = 0
@@ -76,18 +79,65 @@ def icons_by_label(npm: Path) -> dict[str, str]:
     return found
 
 
-def render(body: str, size: int) -> np.ndarray:
-    """An SVG body on the set's 32-unit grid -> (size, size, 3) uint8 on white."""
+def line_caption(name: str) -> str:
+    """The same words and the style's: a text encoder that reads from left to right sees the same subject in both."""
+    return f"{caption(name)}, line drawing"
+
+
+def render(body: str, size: int, crisp: bool = False) -> np.ndarray:
+    """An SVG body on the set's 32-unit grid -> (size, size, 3) uint8 on white; `crisp`: edges without grey pixels."""
+    import resvg_py  # of all that is here only this needs it
+
     attributes = (
         f'xmlns="http://www.w3.org/2000/svg" color="#000000" viewBox="0 0 32 32" width="{size}" height="{size}"'
-    )
+    ) + (' shape-rendering="crispEdges"' if crisp else "")
     svg = f"<svg {attributes}>{body}</svg>"
     png = resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", width=size, height=size)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
 
 
+def grow(region: np.ndarray, radius: float) -> np.ndarray:
+    """All pixels at most `radius` from the region, bool (height, width); outside the picture there is nothing."""
+    reach = int(radius)
+    height, width = region.shape
+    padded, grown = np.pad(region, reach), np.zeros_like(region)
+    for down in range(-reach, reach + 1):
+        for right in range(-reach, reach + 1):
+            if down**2 + right**2 <= radius**2:
+                grown |= padded[reach + down : reach + down + height, reach + right : reach + right + width]
+    return grown
+
+
+def surroundings(white: np.ndarray) -> np.ndarray:
+    """The white that a path of white leads to from beyond the edge, bool (height, width)."""
+    canvas = Image.fromarray(np.pad(np.where(white, 255, 0).astype(np.uint8), 1, constant_values=255)).copy()
+    ImageDraw.floodfill(canvas, (0, 0), 128)
+    return (np.asarray(canvas) == 128)[1:-1, 1:-1]
+
+
+def line_drawing(body: str) -> np.ndarray:
+    """A flat emoji as a black-and-white drawing, from its colours alone -> (64, 64, 3) uint8.
+
+    An outline within the silhouette, a line where two colours meet, dark colours filled.
+    """
+    unit = LINE_RESOLUTION / 32
+    pixels = render(body, LINE_RESOLUTION, crisp=True).astype(np.int32)
+    outside = surroundings(pixels.min(2) >= 250)
+    border = int(OUTLINE * unit)  # a picture that reaches the edge has its outline there too
+    framed = np.pad(outside, border, constant_values=True)
+    outline = grow(framed, OUTLINE * unit)[border:-border, border:-border]
+    below, right = (np.abs(np.roll(pixels, -1, axis) - pixels).max(2) > MIN_CONTRAST for axis in (0, 1))
+    dark = pixels @ np.array([0.299, 0.587, 0.114]) < MAX_INK_LUMA
+    ink = (outline | grow(below | right, LINE / 2 * unit) | dark) & ~outside
+    drawing = Image.fromarray(np.where(ink, 0, 255).astype(np.uint8))
+    return np.asarray(drawing.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS).convert("RGB"))
+
+
 def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
-    """`flat`, `high-contrast`: the subjects at 64 pixels, in order. `augment`: every emoji of both styles at 128."""
+    """`flat`, `high-contrast`, `line`: the subjects at 64 pixels, in order, `line` derived from the flat ones.
+
+    `augment`: every emoji of both styles at 128 pixels.
+    """
     icons = icons_by_label(npm)
     missing = [name for name in subjects if name not in icons]
     assert not missing, f"not in both styles: {missing}"
@@ -98,6 +148,8 @@ def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
             for name, icon in json.loads((npm / folder / "package/icons.json").read_text())["icons"].items()
         }
         pixels[style] = np.stack([render(bodies[icons[name]], RESOLUTION) for name in subjects])
+        if style == "flat":
+            pixels["line"] = np.stack([line_drawing(bodies[icons[name]]) for name in subjects])
         augment += [render(bodies[icon], AUGMENT_RESOLUTION) for icon in sorted(set(icons.values()))]
     return pixels | {"augment": np.stack(augment)}
 
@@ -155,7 +207,7 @@ def main() -> None:
     subjects = read_subjects()
     pixels = render_all(npm, subjects)
     save_file(pixels, args.work / "renders.safetensors")
-    rows = [{"name": name, "caption": caption(name)} for name in subjects]
+    rows = [{"name": name, "caption": caption(name), "line_caption": line_caption(name)} for name in subjects]
     (args.work / "subjects.json").write_text(json.dumps(rows, indent=1))
 
     train, heldout = split(len(subjects))

@@ -3,13 +3,14 @@
     python assets/prepare_data.py --work build/emoji
     python assets/train_base.py vae     --work build/emoji     # autoencoder, both styles
     python assets/train_base.py decoder --work build/emoji     # decoder alone, latents fixed, on perturbed latents
-    python assets/train_base.py unet    --work build/emoji     # text encoder and denoiser, flat style only
+    python assets/train_base.py unet    --work build/emoji     # text encoder and denoiser, flat and line drawings
     python assets/train_base.py export  --work build/emoji     # writes assets/base-emoji and the contact sheet
 
-`decoder` and `unet` need only a finished `vae` and may run at the same time. Each stage keeps one file in `--work`,
-`<stage>.safetensors`: weights, their moving average, the optimizer's moments and the step; a stage started again goes
-on from it. What step n draws at random depends on the seed and n alone. One thread: for models of this size a second
-one costs more than it brings.
+`unet` and `export` with `--base FOLDER` go on from a pipeline that is there: its autoencoder stays, and text encoder
+and denoiser start from its weights. `decoder` and `unet` need only a finished `vae` and may run at the same time. Each
+stage keeps one file in `--work`, `<stage>.safetensors`: weights, their moving average, the optimizer's moments and the
+step; a stage started again goes on from it. What step n draws at random depends on the seed and n alone. One thread:
+for models of this size a second one costs more than it brings.
 """
 
 import argparse
@@ -38,6 +39,7 @@ SEED = 0
 NUM_MERGES = 12_288
 EMA_DECAY = 0.998
 CAPTION_DROPOUT = 0.1
+LINE_SHARE = 0.5  # of the denoiser's batch
 MUON_FACTOR = 2.0  # the matrices' learning rate over that of everything else
 LATENT_CHANNELS = 4
 LATENT_SCALE = 0.5  # the pipeline's `scaling_factor`: latents have a standard deviation of 2
@@ -289,6 +291,12 @@ def load_ema(module: nn.Module, file: Path) -> None:
                 parameters[key.removeprefix("ema.")].data.copy_(state.get_tensor(key))
 
 
+def load_exported(module: nn.Module, folder: Path) -> None:
+    """The weights of a pipeline's part, fp16 in its folder."""
+    weights = load_file(next(folder.glob("*.safetensors")))
+    module.load_state_dict({key: weight.float() for key, weight in weights.items()})
+
+
 def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
@@ -431,8 +439,8 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
-def read_captions(work: Path) -> list[str]:
-    return [row["caption"] for row in json.loads((work / "subjects.json").read_text())]
+def read_captions(work: Path, key: str = "caption") -> list[str]:
+    return [row[key] for row in json.loads((work / "subjects.json").read_text())]
 
 
 class Denoiser(nn.Module):
@@ -444,12 +452,38 @@ class Denoiser(nn.Module):
         self.unet = build_unet().to(memory_format=torch.channels_last)
 
 
-def train_unet(work: Path, stage: Stage) -> None:
-    vae = finished_vae(work)
-    latents = encode(vae, Pixels.load(work).flat) * vae.config.scaling_factor
-    tokenizer = build_tokenizer(work)
-    token_ids = tokenize(tokenizer, [*read_captions(work), ""])
+def denoiser_of(tokenizer: CLIPTokenizer, base: Path | None) -> Denoiser:
+    """Untrained, or with the weights of the pipeline in `base`."""
     denoiser = Denoiser(tokenizer)
+    if base is not None:
+        for name, module in denoiser.named_children():
+            load_exported(module, base / name)
+    return denoiser
+
+
+def tokenizer_of(work: Path, base: Path | None) -> CLIPTokenizer:
+    return build_tokenizer(work) if base is None else CLIPTokenizer.from_pretrained(base / "tokenizer")
+
+
+def autoencoder_of(work: Path, base: Path | None) -> AutoencoderKL:
+    if base is None:
+        return finished_vae(work)
+    vae = build_vae()
+    load_exported(vae, base / "vae")
+    vae.register_to_config(scaling_factor=LATENT_SCALE)
+    return vae.requires_grad_(False)
+
+
+def train_unet(work: Path, stage: Stage, base: Path | None = None) -> None:
+    """Flat emoji under their captions and line drawings under theirs; no image of the LoRA's style."""
+    vae = autoencoder_of(work, base)
+    pixels = load_file(work / "renders.safetensors")
+    images = torch.cat([pixels["flat"], pixels["line"]]).permute(0, 3, 1, 2)
+    latents = encode(vae, images) * vae.config.scaling_factor
+    num_subjects = len(latents) // 2
+    tokenizer = tokenizer_of(work, base)
+    token_ids = tokenize(tokenizer, [*read_captions(work), *read_captions(work, "line_caption"), ""])
+    denoiser = denoiser_of(tokenizer, base)
     # Plain attention: on a CPU, at these sizes, it is faster than the fused kernel.
     denoiser.unet.set_attn_processor(AttnProcessor())
     denoiser.text_encoder.set_attn_implementation("eager")
@@ -459,15 +493,16 @@ def train_unet(work: Path, stage: Stage) -> None:
     def loss_of(step: int) -> torch.Tensor:
         rng = generator(step, 0)
         size = stage.batch_size_at(step)
-        subjects = torch.randint(len(latents), (size,), generator=rng)
+        chosen = torch.randint(num_subjects, (size,), generator=rng)
+        chosen += num_subjects * (torch.rand(size, generator=rng) < LINE_SHARE)
         dropped = torch.rand(size, generator=rng) < CAPTION_DROPOUT
         timesteps = stratified_timesteps(size, rng)
-        clean = latents[subjects]
+        clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=rng)
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
         target = scheduler.get_velocity(clean, noise, timesteps)
         with autocast():
-            states = denoiser.text_encoder(token_ids[torch.where(dropped, len(latents), subjects)]).last_hidden_state
+            states = denoiser.text_encoder(token_ids[torch.where(dropped, len(latents), chosen)]).last_hidden_state
             output = denoiser.unet(noisy, timesteps, states).sample
         return F.mse_loss(output.float(), target)
 
@@ -482,10 +517,10 @@ def stratified_timesteps(size: int, rng: torch.Generator) -> torch.Tensor:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-def build_pipeline(work: Path) -> StableDiffusionPipeline:
-    tokenizer = build_tokenizer(work)
-    vae = finished_vae(work)
-    if (work / "decoder.safetensors").exists():
+def build_pipeline(work: Path, base: Path | None) -> StableDiffusionPipeline:
+    tokenizer = tokenizer_of(work, base)
+    vae = autoencoder_of(work, base)
+    if base is None and (work / "decoder.safetensors").exists():
         load_ema(vae, work / "decoder.safetensors")
     denoiser = Denoiser(tokenizer)
     load_ema(denoiser, work / "unet.safetensors")
@@ -519,9 +554,10 @@ def grid(images: list[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def export(work: Path, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    build_pipeline(work).to(torch.float16).save_pretrained(folder, safe_serialization=True)
+def export(work: Path, folder: Path, base: Path | None) -> None:
+    pipeline = build_pipeline(work, base)
+    shutil.rmtree(folder, ignore_errors=True)  # after it was read: `base` may be the same folder
+    pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     # Read back, so that the sheet shows what was shipped.
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -543,18 +579,22 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "export"])
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
     parser.add_argument("--output", type=Path, default=ASSETS / "base-emoji")
+    parser.add_argument("--base", type=Path, help="go on from this pipeline (unet, export)")
     parser.add_argument("--steps", type=int, help="another length for this stage")
     parser.add_argument("--every", type=int, help="save every so many steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     if args.stage == "export":
-        export(args.work, args.output)
+        export(args.work, args.output, args.base)
         print("\n".join(report_files(args.output)))
         return
     stage = STAGES[args.stage]
     stage = replace(stage, steps=args.steps or stage.steps, every=args.every or stage.every)
-    {"vae": train_vae, "decoder": train_decoder, "unet": train_unet}[stage.name](args.work, stage)
+    if stage.name == "unet":
+        train_unet(args.work, stage, args.base)
+    else:
+        {"vae": train_vae, "decoder": train_decoder}[stage.name](args.work, stage)
 
 
 if __name__ == "__main__":

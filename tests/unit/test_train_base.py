@@ -1,9 +1,11 @@
-"""The base's training goes on from its file as if it had never stopped."""
+"""The base's training goes on from its file as if it had never stopped, and from a pipeline that is there."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from assets import train_base
@@ -58,3 +60,32 @@ def test_an_interrupted_stage_goes_on(tmp_path, muon):
     second.run(loss_with(second.module), lambda: "")
     assert second.file.read_bytes() == whole.file.read_bytes()
     assert len(whole.optimizers) == 1 + muon
+
+
+BASE = train_base.ASSETS / "base-emoji"
+
+
+def write_renders(work, styles):
+    """Three subjects of which only the styles that are named have pictures."""
+    rng = torch.Generator().manual_seed(0)
+    pictures = {style: torch.randint(256, (3, 64, 64, 3), generator=rng, dtype=torch.uint8) for style in styles}
+    save_file(pictures, work / "renders.safetensors")
+    rows = [{"caption": f"a {name} emoji", "line_caption": f"a {name} emoji, line drawing"} for name in "xyz"]
+    (work / "subjects.json").write_text(json.dumps(rows))
+
+
+def test_the_denoiser_goes_on_from_a_pipeline_and_sees_nothing_of_the_loras_style(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train_base, "encode", lambda vae, pixels: drawn.append(pixels) or torch.zeros(6, 4, 16, 16))
+    write_renders(tmp_path, ["flat", "line", "high-contrast"])
+    stage = replace(train_base.STAGES["unet"], steps=1, batch_size=2, num_small_batches=0)
+    train_base.train_unet(tmp_path, stage, BASE)
+    renders = load_file(tmp_path / "renders.safetensors")
+    (shown,) = drawn
+    assert torch.equal(shown, torch.cat([renders["flat"], renders["line"]]).permute(0, 3, 1, 2))
+    before = load_file(BASE / "unet/diffusion_pytorch_model.safetensors")
+    after = load_file(tmp_path / "unet.safetensors")
+    name = "down_blocks.0.resnets.0.conv1.weight"
+    # One step of the warm-up, a two-hundredth of the learning rate, moves a trained weight a little.
+    moved = (after[f"model.unet.{name}"] - before[name].float()).norm() / before[name].float().norm()
+    assert 0 < moved < 0.05
