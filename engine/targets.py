@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from .errors import TaskError
 from .families import DENOISER
+from .jsontext import shown as short
 from .task import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The four projections of each attention, as CLIP calls them."""
 
 _MAX_LISTED: Final = 40
+_MATCHING_SECONDS: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
     else:
         matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
     if not matched:
-        shown = "null" if targets is None else repr(targets if isinstance(targets, str) else list(targets))
+        shown = short(targets)
         raise TaskError(f"lora.target_modules: {shown} matches no layer; there are {_layer_names(kinds)}")
     for name in matched:
         if kinds[name] is not None:
@@ -81,13 +85,41 @@ def _match_expression(expression: str, names: Iterable[str]) -> list[str]:
         pattern = re.compile(expression)
     except re.error as error:
         raise TaskError(f"lora.target_modules: {expression!r} is not a regular expression: {error}") from None
-    return [name for name in names if pattern.fullmatch(name)]
+    with _no_longer_than(_MATCHING_SECONDS, expression):
+        return [name for name in names if pattern.fullmatch(name)]
+
+
+@contextmanager
+def _no_longer_than(seconds: float, expression: str) -> Iterator[None]:
+    """End a search that would outlast its machine: `re` goes back over alternatives, of which there can be 2**n.
+
+    While it does, it lets signals in. This one counts the process's own time: a busy machine refuses nothing.
+    """
+
+    def end(signum: int, frame: object) -> NoReturn:
+        raise TaskError(
+            f"lora.target_modules: {short(expression)} takes more than {seconds:g} s to match against the layers' "
+            "names; repeat nothing that repeats itself, or list the names"
+        )
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
-    found = {end: [name for name in names if name == end or name.endswith(f".{end}")] for end in ends}
+    found: dict[str, list[str]] = {end: [] for end in ends}
+    for name in names:
+        parts = name.split(".")
+        for end in {".".join(parts[start:]) for start in range(len(parts))} & found.keys():
+            found[end].append(name)
     matched = {name for matches in found.values() for name in matches}
-    for end in (end for end, matches in found.items() if matched and not matches):
+    without = [end for end, matches in found.items() if not matches]
+    for end in without[:_MAX_LISTED] if matched else ():
         # Lists are shared between models, so this is no error: CLIP's q_proj means nothing to a UNet.
         logger.warning("lora.target_modules: %r matches no layer of this model", end)
     return sorted(matched)

@@ -406,8 +406,17 @@ def test_all_problems_are_listed():
 
 def test_a_long_list_of_problems_is_cut():
     message = refusal(task_with("lora.target_modules", [0] * 500))
-    assert message.startswith("task.json: 500 problems: lora.target_modules[0]: got 0, expected a non-empty string; ")
+    assert message.startswith(
+        "task.json: more than 100 problems: lora.target_modules[0]: got 0, expected a non-empty string; "
+    )
     assert message.endswith("; lora.target_modules[99]: got 0, expected a non-empty string; …")
+
+
+@pytest.mark.parametrize("member", [b'"a": 0', b'"%d": 0', b'"a%d": NaN'], ids=["twice", "unknown", "NaN"])
+def test_a_hundred_thousand_problems_are_not_looked_at_one_by_one(member):
+    """Each takes a look at the whole text, or at all known keys."""
+    members = b",".join(member % index if b"%" in member else member for index in range(100_000))
+    assert refusal(b"{" + members + b"}").startswith("task.json: more than 100 problems: ")
 
 
 def test_long_values_are_shortened():
