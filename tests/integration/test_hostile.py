@@ -14,6 +14,7 @@ from tests.integration.forks import Forked, fork_server
 from tests.integration.harness import changed, succeed
 from tests.integration.hostile import (
     archives,
+    arrows,
     captions,
     checkpoints,
     crafted,
@@ -33,6 +34,7 @@ TABLES = {
     "crafted archive": crafted.CASES,
     "server": servers.CASES,
     "table": tables.CASES,
+    "typed table": arrows.CASES,
     "caption": captions.CASES,
     "image": images.CASES,
     "model": models.CASES,

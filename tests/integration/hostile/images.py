@@ -167,7 +167,7 @@ CASES: Cases = {
     "a JPEG of 2,000 scans": image(lambda: scans(2000), True, "scans", name="2.jpg", quick=True),
     "a progressive JPEG": image(lambda: scans(1), False, name="2.jpg"),
     "a JPEG that says 65,535 x 65,535": image(lambda: jpeg_header(65535, 65535), True, "pixels", name="2.jpg"),
-    "a JPEG that says 13,000 x 13,000": image(lambda: jpeg_header(13_000, 13_000), True, name="2.jpg"),
+    "a JPEG that says 13,000 x 13,000": image(lambda: jpeg_header(13_000, 13_000), False, name="2.jpg"),
     "a JPEG of no height": image(lambda: jpeg_header(64, 0), True, name="2.jpg"),
     "a JPEG of two pictures, cut": image(mpo, False, name="2.jpg"),
     "metadata inside itself": image(exif_loop, False, name="2.jpg"),
