@@ -47,7 +47,8 @@ def is_http_url(text: str) -> bool:
         _ = parts.port  # raises when it is not a number below 65536
     except ValueError:
         return False
-    return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname))
+    # Before or behind a backslash: which is the host depends on who reads it.
+    return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname) and "\\" not in parts.netloc)
 
 
 def is_regular_expression(text: str) -> bool:

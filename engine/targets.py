@@ -21,7 +21,7 @@ TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The four projections of each attention, as CLIP calls them."""
 
 _MAX_LISTED: Final = 40
-_MATCHING_SECONDS: Final = 2.0
+_MATCHING_SECONDS: Final = 1.0
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ What is wrong with a table is a `DatasetError` that names table, column, row (co
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,7 +112,8 @@ class Columns:
 def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
     """What each column of an Arrow schema holds: "images", "text", or its type."""
     kinds = {field.name: _arrow_kind(field.type) for field in schema}
-    return {name: kind if schema.names.count(name) == 1 else _SEVERAL for name, kind in kinds.items()}
+    counts = Counter(schema.names)
+    return {name: kind if counts[name] == 1 else _SEVERAL for name, kind in kinds.items()}
 
 
 def _arrow_kind(type_: pa.DataType) -> str:

@@ -40,7 +40,6 @@ CASES: Cases = {
     "a folder": beside(Path.mkdir),
     "a device": beside(lambda path: path.symlink_to("/dev/zero"), "1.txt"),
     "a link to itself": beside(lambda path: path.symlink_to(path.name)),
-    "a file that is a program's memory": beside(lambda path: path.symlink_to("/proc/self/mem"), "1.txt"),
     "a file of UTF-16": beside(lambda path: path.write_bytes("a cat".encode("utf-16")), "UTF-16"),
     "a file with a NUL": beside(lambda path: path.write_bytes(b"a\0b"), "NUL"),
     "empty": caption(""),

@@ -190,18 +190,12 @@ HIDDEN = {
     "loopback as a number with a dot behind": ("http://127.0.0.1.:{port}/0", 3),
     "loopback, all short": ("http://0:{port}/0", 3),
     "loopback in mixed bases": ("http://0x7f.0.01:{port}/0", 3),
-    "loopback with a zone": ("http://[::1%25lo]:{port}/0", 3),
-    "a link-local zone": ("http://[fe80::1%25eth0]:{port}/0", 3),
     "loopback, compatible": ("http://[::127.0.0.1]:{port}/0", 3),
     "loopback by 6to4": ("http://[2002:7f00:1::]:{port}/0", 3),
     "any address in IPv6": ("http://[::]:{port}/0", 3),
-    "a backslash before the host": ("http://example.org\\@127.0.0.1:{port}/0", 3),
-    "a fragment before the host": ("http://example.org#@127.0.0.1:{port}/0", 3),
+    "a backslash before the host": ("http://example.org\\@127.0.0.1:{port}/0", 2),
+    "a backslash behind the host": ("http://127.0.0.1:{port}\\@example.org/0", 2),
     "two at signs": ("http://a@b@127.0.0.1:{port}/0", 3),
-    "a name that is no name": ("http://xn--a/", 3),
-    "a name of a kilobyte": ("http://" + "a" * 1000 + "/", 3),
-    "a name of empty parts": ("http://a..b/", 3),
-    "a space in the host": ("http://127.0.0.1 .example.org:{port}/0", 3),
     "port 0": ("http://127.0.0.1:0/0", 3),
     "port 65536": ("http://127.0.0.1:65536/0", 2),
     "port -1": ("http://127.0.0.1:-1/0", 2),
@@ -215,9 +209,7 @@ HIDDEN = {
 }
 CASES |= {name: url(address, code) for name, (address, code) in HIDDEN.items()}
 CASES |= {
-    "a zone where private addresses are allowed": url(
-        "http://[::1%25nothing]:9/0", 75, variables={"ALLOW_PRIVATE_URLS": "1"}, connects=True, **SLOW
-    ),
+    "a zone that this machine has not": url("http://[fe80::1%25nothing]/0", 75, **SLOW),
     "a megabyte of path where it is allowed": server(body(b"", 414), 3, "414"),
     **{
         f"to {target[:30]!a}": server(moved(target), code)
@@ -225,14 +217,10 @@ CASES |= {
             ("data:text/csv,image", 3),
             ("ftp://127.0.0.1/x", 3),
             ("javascript:alert(1)", 3),
+            ("//127.0.0.1\\@example.org/", 3),
             ("//[", 3),
             ("http://[::1", 3),
             ("http://127.0.0.1:99999/", 3),
-            ("http://a..b/", 3),
-            ("\\\\127.0.0.1\\x", 3),
-            ("http://xn--a/", 3),
-            ("/\x01\x1b[2Jx", 3),
-            ("http://" + "a" * 5000 + "/", 3),
         )
     },
 }

@@ -90,7 +90,7 @@ CASES: Cases = {
         {"train_args.lr_scheduler": {"lr_scheduler": "cosine", "lr_warmup_steps": 10**300}}, 0, train=True
     ),
     "an expression that takes for ever": asks(
-        {"lora.target_modules": "((([a-z]+)*_?[0-9.]*)+)+!"}, 2, "takes more than", seconds=120, quick=True
+        {"lora.target_modules": "((([a-z]+)*_?[0-9.]*)+)+!"}, 2, "takes more than", seconds=190
     ),
     "an expression that is a book": asks({"lora.target_modules": "(" * 50_000}, 2, "target_modules"),
     "an expression that is a tower": asks({"lora.target_modules": "(((a{1,999}){1,999}){1,999}){1,999}b"}, 2),
