@@ -37,8 +37,13 @@ def bucket_sizes(resolution: int) -> tuple[Size, ...]:
     from 1 : 4 to 4 : 1.
 
     Raises:
-        TaskError: the resolution is no multiple of 64, or leaves no choice.
+        TaskError: the resolution is no multiple of 64, leaves no choice, or is more than images are resized to.
     """
+    if resolution**2 > transforms.MAX_RESIZED_PIXELS:
+        raise TaskError(
+            f"train_args.resolution is {resolution}: images are resized to at most "
+            f"{transforms.MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
+        )
     if resolution % STEP or resolution < 2 * STEP:
         below = max(2 * STEP, resolution // STEP * STEP)
         near = f"{below} or {below + STEP}" if resolution > below else f"{below}"

@@ -39,6 +39,11 @@ _REQUIRED: Final = {LORA_FILE, WEBUI_FILE, STATE_TENSORS, STATE_JSON, HISTORY, G
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 32 << 30
 """Rank 1024 on all linear layers of a UNet of 2.6 G parameters, with both moments, is about 20 GB."""
+_MAX_BYTES: Final = {STATE_JSON: 32 << 20, HISTORY: 1 << 30, HELD_OUT: 1 << 30, GLOBAL_STEP: 1 << 10, FINISH: 1 << 10}
+"""Of files that are parsed: their values take twenty times as much memory. A task in `state.json` takes 1 KB, a step
+in `history.jsonl` 100 bytes."""
+_MAX_DEPTH: Final = 64
+"""Of values in `state.json`, which are written again deeper in this program than they are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +168,8 @@ def load(folder: Path) -> Checkpoint | WarmStart:
     files, steps = _read_files(folder, manifest["files"])
     try:
         state_json = json.loads(files[STATE_JSON])
+        if _is_deeper(state_json, _MAX_DEPTH):
+            raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
         if state_json["format"] != FORMAT:
             raise CheckpointError(f"{folder} is in format {state_json['format']!r}, this version reads format {FORMAT}")
         scalars = dict(state_json["state"])
@@ -196,6 +203,15 @@ def _earlier(steps: dict[str, Stored], global_step: int) -> dict[str, Stored]:
         if not 0 < (step_of(name) or 0) < global_step:
             raise CheckpointError(f"the checkpoint holds {name} at its step {global_step}; take another checkpoint")
     return steps
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value is nested in more than so many levels."""
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(
+        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
@@ -235,7 +251,7 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
                 raise CheckpointError(
                     f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
-            _require_size(path)
+            _require_size(path, _MAX_BYTES.get(name, _MAX_FILE_BYTES))
             if step_of(name) is None:
                 files[name] = _read_file(path)
                 found = _sha256(files[name])
@@ -257,9 +273,9 @@ def _is_own(folder: Path, name: str) -> bool:
     return Path(name).name == name
 
 
-def _require_size(path: Path) -> None:
+def _require_size(path: Path, most: int = _MAX_FILE_BYTES) -> None:
     size = path.stat().st_size
-    if size > _MAX_FILE_BYTES:
+    if size > most:
         raise CheckpointError(f"{path} has {size:,} bytes, more than any checkpoint; take another one")
 
 

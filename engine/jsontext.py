@@ -26,6 +26,8 @@ _LITERALS: Final = {"null": None, "true": True, "false": False}
 _NON_FINITE: Final = ("NaN", "Infinity", "-Infinity")
 _MAX_DEPTH: Final = 100
 _MAX_SHOWN: Final = 80
+MAX_PROBLEMS: Final = 100
+"""One more is looked for: finding the place of each takes as long as the text is, and nobody reads a book of them."""
 
 Keys = tuple[str | int, ...]
 
@@ -145,6 +147,8 @@ class _Reader:
 
     def note(self, position: int, path: Keys, message: str) -> None:
         self.problems.append(Problem(functools.reduce(child, path, ""), f"{message} ({_place(self.text, position)})"))
+        if len(self.problems) > MAX_PROBLEMS:
+            raise _UnreadableError(self.problems)
 
     def stop(self, position: int, message: str) -> NoReturn:
         raise _UnreadableError([*self.problems, Problem("", f"{_place(self.text, position)}: {message}")])

@@ -134,9 +134,14 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
 
 def _check_scheduler(base: BaseModel) -> None:
     """Refuse other kinds of diffusion by name, before weights are downloaded; loading looks at the class itself."""
-    name = str(base.config("scheduler", "scheduler_config.json").get("_class_name"))
+    config = base.config("scheduler", "scheduler_config.json")
+    name, offset = str(config.get("_class_name")), config.get("steps_offset", 0)
     if name.startswith(("EDM", "FlowMatch")):
         raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
+    if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
+        raise ModelError(
+            f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
+        )
 
 
 def is_url(name: str) -> bool:

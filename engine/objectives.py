@@ -117,7 +117,7 @@ class NoiseSchedule:
         Hang et al. 2023 (arXiv:2303.09556), section 3.4: min(SNR, γ) / SNR for a noise target and
         min(SNR, γ) / (SNR + 1) for a velocity target.
         """
-        snr = self.snr(timesteps)
+        snr, gamma = self.snr(timesteps), min(gamma, torch.finfo(torch.float32).max)
         if prediction_type == "epsilon":
             # min(SNR, γ) / SNR, written so that SNR = 0 gives its limit 1 and not 0 / 0.
             return torch.clamp(gamma / snr, max=1.0)

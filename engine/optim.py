@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 import torch
 
-from .errors import CheckpointError
+from .errors import CheckpointError, NonFiniteError
 from .task import AdamArgs, Schedule
 
 Parameters = Mapping[str, torch.nn.Parameter]
@@ -107,7 +107,14 @@ def make_optimizer(groups: Sequence[Parameters], adam: AdamArgs) -> torch.optim.
 def update(
     optimizer: torch.optim.AdamW, parameters: Parameters, gradients: Sequence[torch.Tensor], rates: Sequence[float]
 ) -> None:
-    """Make one update at each group's learning rate; `gradients` are in the order of `parameters`."""
+    """Make one update at each group's learning rate; `gradients` are in the order of `parameters`.
+
+    Raises:
+        NonFiniteError: the update's factor is beyond float32; nothing has changed.
+    """
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if rate / (1.0 - group["betas"][0]) > _MAX_FLOAT32:
+            raise NonFiniteError(f"a learning rate of {rate:g} is beyond float32; try a lower learning_rate")
     for parameter, gradient in zip(parameters.values(), gradients, strict=True):
         parameter.grad = gradient
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

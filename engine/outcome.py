@@ -18,6 +18,8 @@ from .output import OutputFolder
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Where Kubernetes reads a container's last message, 4096 bytes at most."""
+_MAX_MESSAGE: Final = 16_000
+"""Characters; a hundred problems of a task have room."""
 
 
 @dataclass(slots=True)
@@ -106,8 +108,10 @@ def exit_kind(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person."""
-    text = " ".join(str(error).split())
+    """One line for a person, whatever a stranger's names in it hold."""
+    text = "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE * 3 // 4]} … {text[-_MAX_MESSAGE // 8 :]}"
     if isinstance(error, JobError | Interrupted):
         return text
     return f"a bug in this program: {type(error).__name__}: {text}; please report it with the traceback above"

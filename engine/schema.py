@@ -6,6 +6,7 @@ fastjsonschema decides what is wrong; this only words it.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .jsontext import Problem, Real, child, shown
+from .jsontext import MAX_PROBLEMS, Problem, Real, child, shown
 
 Definition = dict[str, Any]
 
@@ -46,7 +47,8 @@ def is_http_url(text: str) -> bool:
         _ = parts.port  # raises when it is not a number below 65536
     except ValueError:
         return False
-    return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname))
+    # Before or behind a backslash: which is the host depends on who reads it.
+    return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname) and "\\" not in parts.netloc)
 
 
 def is_regular_expression(text: str) -> bool:
@@ -84,14 +86,15 @@ class Schema:
         )
 
     def problems(self, value: object) -> list[Problem]:
-        """What is wrong with a value that `jsontext.parse` read, one problem for each path."""
+        """What is wrong with a value that `jsontext.parse` read, one problem for each path; not endlessly many."""
         try:
             self._validate(value)
         except self._errors as error:
             found: dict[str, Problem] = {}
-            for part in error.errors:
-                for problem in self._worded(part):
-                    found.setdefault(problem.path, problem)
+            for problem in itertools.chain.from_iterable(map(self._worded, error.errors)):
+                found.setdefault(problem.path, problem)
+                if len(found) > MAX_PROBLEMS:
+                    break
             return list(found.values())
         return []
 

@@ -160,7 +160,12 @@ def publish_folder(built: Path, target: Path, replaced: Path) -> None:
         built.rename(replaced)
     else:
         target.rename(replaced)
-        built.rename(target)
+        try:
+            built.rename(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                recover_folder(target, replaced)
+            raise
     sync_folder(target.parent)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from .errors import TaskError
 from .families import DENOISER
+from .jsontext import shown
 from .task import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
@@ -18,6 +21,7 @@ TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The four projections of each attention, as CLIP calls them."""
 
 _MAX_LISTED: Final = 40
+_MATCHING_SECONDS: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +64,11 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
         TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
     """
     if isinstance(targets, str):
-        matched = _match_expression(targets, kinds)
+        matched = [*filter(_Expression(targets), kinds)]
     else:
         matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
     if not matched:
-        shown = "null" if targets is None else repr(targets if isinstance(targets, str) else list(targets))
-        raise TaskError(f"lora.target_modules: {shown} matches no layer; there are {_layer_names(kinds)}")
+        raise TaskError(f"lora.target_modules: {shown(targets)} matches no layer; there are {_layer_names(kinds)}")
     for name in matched:
         if kinds[name] is not None:
             inside = _layer_names({other: kinds[other] for other in kinds if other.startswith(f"{name}.")})
@@ -76,18 +79,62 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
     return sorted(matched)
 
 
-def _match_expression(expression: str, names: Iterable[str]) -> list[str]:
-    try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise TaskError(f"lora.target_modules: {expression!r} is not a regular expression: {error}") from None
-    return [name for name in names if pattern.fullmatch(name)]
+def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
+    """Whether a layer's name is meant by `lora.target_modules`: see `match_targets`, whose errors it raises."""
+    if isinstance(targets, str):
+        return _Expression(targets)
+    return lambda name: not _ends_of(name).isdisjoint(targets)
+
+
+class _Expression:
+    """Tells whether a regular expression matches a whole name, and ends a search that would outlast its machine.
+
+    `re` goes back over alternatives, of which there can be 2**n. While it does, it lets signals in. The one used here
+    counts the process's own time: a busy machine refuses nothing.
+    """
+
+    def __init__(self, expression: str) -> None:
+        self._seconds = _MATCHING_SECONDS
+        self._left = self._seconds
+        self._expression = expression
+        try:
+            self._pattern = re.compile(expression)
+        except re.error as error:
+            raise TaskError(f"lora.target_modules: {expression!r} is not a regular expression: {error}") from None
+
+    def __call__(self, name: str) -> bool:
+        if self._left <= 0:
+            self._end()
+        before, started = signal.signal(signal.SIGVTALRM, self._end), time.process_time()
+        signal.setitimer(signal.ITIMER_VIRTUAL, self._left)
+        try:
+            return self._pattern.fullmatch(name) is not None
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+            self._left -= time.process_time() - started
+
+    def _end(self, *_: object) -> NoReturn:
+        raise TaskError(
+            f"lora.target_modules: {shown(self._expression)} takes more than {self._seconds:g} s to match against the "
+            "layers' names; repeat nothing that repeats itself, or list the names"
+        )
+
+
+def _ends_of(name: str) -> set[str]:
+    """A dotted name's ends, itself among them."""
+    parts = name.split(".")
+    return {".".join(parts[start:]) for start in range(len(parts))}
 
 
 def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
-    found = {end: [name for name in names if name == end or name.endswith(f".{end}")] for end in ends}
+    found: dict[str, list[str]] = {end: [] for end in ends}
+    for name in names:
+        for end in _ends_of(name) & found.keys():
+            found[end].append(name)
     matched = {name for matches in found.values() for name in matches}
-    for end in (end for end, matches in found.items() if matched and not matches):
+    without = [end for end, matches in found.items() if not matches]
+    for end in without[:_MAX_LISTED] if matched else ():
         # Lists are shared between models, so this is no error: CLIP's q_proj means nothing to a UNet.
         logger.warning("lora.target_modules: %r matches no layer of this model", end)
     return sorted(matched)
@@ -102,10 +149,3 @@ def _layer_names(kinds: Mapping[str, str | None]) -> str:
     listed = sorted(ends)
     more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
     return ", ".join(listed[:_MAX_LISTED]) + more
-
-
-def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
-    """Whether a layer's name is meant by `lora.target_modules`: see `match_targets`."""
-    if isinstance(targets, str):
-        return lambda name: re.fullmatch(targets, name) is not None
-    return lambda name: any(name == end or name.endswith(f".{end}") for end in targets)

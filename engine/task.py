@@ -203,7 +203,6 @@ _EMPTY_IS_ABSENT: Final = (
 )
 # where a task runs, in how much memory, and what it continues do not make it another task
 _NOT_IDENTITY: Final = ("checkpoint", "dataloader_num_workers", "version", "train_args.gradient_checkpointing")
-_MAX_LISTED: Final = 100
 
 _T = TypeVar("_T")
 
@@ -225,8 +224,10 @@ def parse_task(data: bytes, *, source: str) -> Task:
         problems += task_schema().problems(value)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        listed = "; ".join(str(problem) for problem in problems[:_MAX_LISTED])
-        raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > _MAX_LISTED else ''}")
+        if len(problems) > jsontext.MAX_PROBLEMS:
+            count = f"more than {jsontext.MAX_PROBLEMS} problems"
+        listed = "; ".join(str(problem) for problem in problems[: jsontext.MAX_PROBLEMS])
+        raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > jsontext.MAX_PROBLEMS else ''}")
     return _build(Task, value)
 
 

@@ -29,6 +29,10 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".png", ".webp", ".avif", "
 MAX_PIXELS = 178_956_970
 # A sliver of 1 x 100,000 is small until its shorter side is 512. 2**26 pixels are 200 MB of RGB.
 MAX_RESIZED_PIXELS = 2**26
+# A progressive JPEG may go over all its pixels again every few bytes. Editors write about ten scans; what is appended
+# to a photograph, such as a film, has the mark of one by chance in 64 KiB.
+_MAX_SCANS = 500
+_BYTES_PER_SCAN = 16 << 10
 
 # Pillow also logs what it raises; without a handler of its own that would be printed on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -233,6 +237,7 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise UnreadableImage("the file is empty")
     _refuse_large_webp_canvas(data)
+    _refuse_endless_scans(data)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -252,6 +257,13 @@ def _refuse_large_webp_canvas(data: bytes) -> None:
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
         width, height = int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little")
         _check_pixels((width + 1, height + 1))
+
+
+def _refuse_endless_scans(data: bytes) -> None:
+    """Ten megabytes of scans of a large JPEG are decoded for half an hour (libjpeg-turbo, report LJT-01-005)."""
+    most = _MAX_SCANS + len(data) // _BYTES_PER_SCAN
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > most:
+        raise UnreadableImage(f"it has more than {most} scans")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,6 +5,7 @@ What is wrong with a table is a `DatasetError` that names table, column and what
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -78,7 +79,8 @@ class Columns:
 def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
     """What each column of an Arrow schema holds: "images", "text", or its type."""
     kinds = {field.name: arrow_kind(field.type) for field in schema}
-    return {name: kind if schema.names.count(name) == 1 else _SEVERAL for name, kind in kinds.items()}
+    counts = Counter(schema.names)
+    return {name: kind if counts[name] == 1 else _SEVERAL for name, kind in kinds.items()}
 
 
 def arrow_kind(type_: pa.DataType) -> str:

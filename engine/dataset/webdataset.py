@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import os
 import tarfile
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 from ..errors import DatasetError
+from ..limits import MAX_HEADER_BYTES, refuse_endless_number
 from ..quoting import short
 from .columns import Columns, kind_of
 from .images import TarMembers, is_image_name
@@ -26,7 +29,7 @@ def read_tar(path: Path, columns: Columns, label: str) -> Rows:
     samples: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
     # Plain tar only ("r:"): a compressed one has no random access, and unpacking is the business of fetch.
-    with tarfile.open(path, mode="r:") as tar:
+    with _Headers(path) as file, tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as tar:
         end = path.stat().st_size
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
@@ -38,7 +41,7 @@ def read_tar(path: Path, columns: Columns, label: str) -> Rows:
             fields = samples.setdefault(key, {})
             if extension in fields:
                 raise DatasetError(f"{label} holds {short(member.name)} twice")
-            _add_field(tar, member, extension, fields, kinds)
+            _add_field(file, member, extension, fields, kinds)
     columns = _tar_columns(columns, kinds)
     image, _ = columns.pick(kinds, label)
     columns = replace(columns, mask=columns.pick_mask(kinds, label))
@@ -52,8 +55,19 @@ def _split_key(name: str) -> tuple[str, str, str]:
     return (f"{folder}/{stem}", dot, extension.lower() if stem else "")
 
 
+class _Headers(io.FileIO):
+    """A tar as tarfile reads it: one that lies about the size of a header would be read into memory whole."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise DatasetError(f"it has a member with more than {MAX_HEADER_BYTES:,} bytes of headers; pack it again")
+        header = super().read(size) or b""
+        refuse_endless_number(header)
+        return header
+
+
 def _add_field(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str, fields: dict[str, Any], kinds: dict[str, str]
+    file: io.FileIO, member: tarfile.TarInfo, extension: str, fields: dict[str, Any], kinds: dict[str, str]
 ) -> None:
     """Note where an image lies; read a text. Anything else is only noted as being there."""
     if is_image_name(f".{extension}"):
@@ -64,8 +78,7 @@ def _add_field(
     if extension not in ("txt", "caption", "text", "json") or member.size > MAX_TEXT_BYTES:
         kinds.setdefault(extension, "other data")
         return
-    opened = tar.extractfile(member)
-    data = opened.read() if opened else b""
+    data = os.pread(file.fileno(), member.size, member.offset_data)
     if extension == "json":
         fields["json"] = values = parse_object(data, short(member.name))
         kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,16 @@ Configs = Callable[[str], Mapping[str, Any]]
 """A component's name -> its config.json. A key that it leaves out has the default of Diffusers' or transformers'."""
 
 _ADDED_WIDTH: Final = "projection_class_embeddings_input_dim"
+_MOST: Final = {
+    "layers_per_block": 1000,
+    "transformer_layers_per_block": 1000,
+    "reverse_transformer_layers_per_block": 1000,
+    "num_hidden_layers": 1000,
+    "max_position_embeddings": 1 << 16,
+    "vocab_size": 1 << 22,
+}
+"""What is built before weights are looked at, layer by layer or whole: without end, if a configuration says so."""
+_MOST_BLOCKS: Final = 64
 _XL_BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 
 
@@ -24,6 +35,7 @@ def stable_diffusion(config: Configs) -> None:
         ModelError: says what does not fit.
     """
     unet, text_encoder = config("unet"), config("text_encoder")
+    _require_bounds(config, "unet", "vae", "text_encoder")
     _require_text_to_image(unet, config("vae"))
     wanted, given = unet.get("cross_attention_dim", 1280), text_encoder.get("hidden_size", 512)
     if wanted != given:
@@ -42,6 +54,7 @@ def stable_diffusion_xl(config: Configs) -> None:
         ModelError: says what does not fit.
     """
     unet, vae = config("unet"), config("vae")
+    _require_bounds(config, "unet", "vae", "text_encoder", "text_encoder_2")
     _require_text_to_image(unet, vae)
     if unet.get("addition_embed_type") != "text_time":
         raise ModelError("the base model's UNet is not told the image's size: it is not a Stable Diffusion XL")
@@ -63,6 +76,37 @@ def has_float32_vae(config: Configs) -> bool:
 def has_no_float32_vae(config: Configs) -> bool:
     """False: the VAE has the task's precision."""
     return False
+
+
+def _require_bounds(config: Configs, *components: str) -> None:
+    """Refuse towers of layers, and numbers that only the training's or the validation's arithmetic would stumble on."""
+    for component in components:
+        found = config(component)
+        values = {key: found[key] for key in _MOST if found.get(key) is not None}
+        wrong = [key for key, value in values.items() if not all(_is_count(n, _MOST[key]) for n in _flat(value))]
+        wrong += [key for key, value in found.items() if isinstance(value, list) and len(value) > _MOST_BLOCKS]
+        if component == "vae" and not _is_scale(found.get("scaling_factor", 1.0)):
+            wrong.append("scaling_factor")
+        if component.startswith("text_encoder") and type(found.get("eos_token_id", 0)) is not int:
+            wrong.append("eos_token_id")
+        if wrong:
+            key = wrong[0]
+            raise ModelError(
+                f"the base model's {component}/config.json gives {key} as {str(found[key])[:40]!r}: download it again"
+            )
+
+
+def _flat(value: Any) -> list[Any]:
+    """A value, or those of a list of values or lists."""
+    return [inner for item in value for inner in _flat(item)] if isinstance(value, list) else [value]
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_scale(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _require_text_to_image(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:

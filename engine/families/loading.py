@@ -93,9 +93,28 @@ def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
         raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")
     try:
-        return cls.from_pretrained(args.folder / component, local_files_only=True)
+        tokenizer = cls.from_pretrained(args.folder / component, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
         raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
+    _require_known_tokens(tokenizer, args, component)
+    return tokenizer
+
+
+def _require_known_tokens(tokenizer: Any, args: LoadArgs, component: str) -> None:
+    """Raise ModelError for a tokenizer whose rows its text encoder has no place for, or no embeddings of."""
+    config = read_config(args, component.replace("tokenizer", "text_encoder"))
+    length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
+    token, words = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 49408)
+    if not 3 <= length <= positions:  # start, end, and something in between
+        raise ModelError(
+            f"the base model's {component} makes rows of {length:g} tokens, its text encoder takes {positions}: "
+            "these parts do not belong together"
+        )
+    if token >= words:
+        raise ModelError(
+            f"the base model's {component} knows {token + 1} tokens, its text encoder {words}: "
+            "these parts do not belong together"
+        )
 
 
 def load_scheduler(args: LoadArgs) -> Any:

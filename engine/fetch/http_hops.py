@@ -140,6 +140,8 @@ class Hops:
         try:
             if urlsplit(url).scheme not in ("http", "https"):
                 raise DatasetError(f"{shown(url)} is not an http or https URL")
+            if "\\" in urlsplit(url).netloc:  # here and in a proxy another host might be read from it
+                raise DatasetError(f"{shown(url)} is not a valid URL")
             proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
             if requests.utils.select_proxy(url, proxies):
                 self._check_behind_proxy(url)

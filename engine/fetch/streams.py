@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol, cast
 
 from ..errors import DatasetError
-from ..limits import Budget, Limits
+from ..limits import MAX_HEADER_BYTES, Budget, Limits, refuse_endless_number
 from .sniffing import Kind, is_tar_header
 
 CHUNK_BYTES: Final = 1 << 20
-MAX_HEADER_BYTES: Final = 1 << 20
 XZ_MEMORY_BYTES: Final = 256 << 20
+_PACKED_BYTES: Final = 32 << 10
+"""Given to a decompressor at once: it hands the rest back at the end of each stream, of which there may be one every
+14 bytes."""
 
 _BLOCK: Final = 512
 
@@ -58,14 +60,17 @@ class _Streams(io.RawIOBase):
         """What to feed next; None at the end. Raises EOFError where a stream stops in the middle."""
         if self._decompressor.eof:
             # xz streams may be padded by zeros.
-            rest = self._decompressor.unused_data.lstrip(b"\x00") or self._file.read(CHUNK_BYTES).lstrip(b"\x00")
-            if not rest:
-                return None
+            rest = self._decompressor.unused_data.lstrip(b"\x00")
+            while not rest:
+                packed = self._file.read(_PACKED_BYTES)
+                if not packed:
+                    return None
+                rest = packed.lstrip(b"\x00")
             self._decompressor = self._new()
             return rest
         if not self._decompressor.needs_input:
             return b""
-        packed = self._file.read(CHUNK_BYTES)
+        packed = self._file.read(_PACKED_BYTES)
         if not packed:
             raise EOFError
         return packed
@@ -103,6 +108,7 @@ class ForwardFile:
         if size < 0 or self._header_bytes > MAX_HEADER_BYTES:
             raise DatasetError(f"it has a member with more than {MAX_HEADER_BYTES:,} bytes of headers; pack it again")
         self._last = self._read(size)
+        refuse_endless_number(self._last)
         return self._last
 
     def begin_member(self) -> None:

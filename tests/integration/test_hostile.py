@@ -5,24 +5,41 @@ The tables are in `hostile/`. A few cases of each stand for their kind in the de
 
 from __future__ import annotations
 
+import json
 import stat
 
 import pytest
 
 from tests.integration.forks import Forked, fork_server
 from tests.integration.harness import changed, succeed
-from tests.integration.hostile import archives, captions, checkpoints, images, models, servers, tables
+from tests.integration.hostile import (
+    archives,
+    arrows,
+    captions,
+    checkpoints,
+    crafted,
+    images,
+    impostors,
+    models,
+    servers,
+    tables,
+    tasks,
+)
 from tests.integration.hostile.case import Case, Place, Server
 from tests.tiny import SMALL_PNG
 
 TABLES = {
+    "task": tasks.CASES,
     "archive": archives.CASES,
+    "crafted archive": crafted.CASES,
     "server": servers.CASES,
     "table": tables.CASES,
+    "typed table": arrows.CASES,
     "caption": captions.CASES,
     "image": images.CASES,
     "model": models.CASES,
     "checkpoint": checkpoints.CASES,
+    "impostor of a checkpoint": impostors.CASES,
 }
 CASES = {f"{table}: {name}": case for table, cases in TABLES.items() for name, case in cases.items()}
 KINDS = {2: "task", 3: "dataset", 4: "model", 5: "checkpoint", 7: "output", 8: "non-finite", 75: "temporary"}
@@ -60,11 +77,12 @@ def place(tmp_path, model, dataset, request):
 def run(case: Case, place: Place, task, server) -> Forked:
     """The program on the case, in a folder whose other contents must stay as they are."""
     changes = dict(case.make(place))
-    flags = changes.pop("flags", [])
+    flags, raw = changes.pop("flags", []), changes.pop("raw", None)
+    wanted = changed(task, changes)
     cache, out = place.root / "cache", place.root / "out"
     before = surroundings(place)
     finished = server.run(
-        changed(task, changes),
+        raw(json.dumps(wanted).encode()) if raw else wanted,
         out,
         *([] if case.train else ["--plan"]),
         *flags,

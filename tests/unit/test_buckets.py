@@ -52,6 +52,10 @@ class TestSizes:
         with pytest.raises(TaskError, match=f"resolution is {resolution}: .* try {advice}$"):
             bucket_sizes(resolution)
 
+    def test_of_a_resolution_beyond_all_images(self):
+        with pytest.raises(TaskError, match="67,108,864 pixels"):
+            bucket_sizes(64 * 10**9)
+
     @given(size=st.tuples(st.integers(1, 5000), st.integers(1, 5000)), resolution=RESOLUTIONS)
     @example(size=(7, 8), resolution=128)
     @settings(deadline=None)

@@ -297,6 +297,19 @@ class TestDamage:
         with pytest.raises(CheckpointError, match="format 2, this version reads format 1"):
             checkpoint.load(write(tmp_path, forged(state=state_json() | {"format": 2})))
 
+    @pytest.mark.parametrize("name", ["global_step.txt", "state.json", "FINISH"])
+    def test_a_gigabyte_of_what_is_parsed_is_not_read(self, tmp_path, name):
+        write(tmp_path, build(finished=True)[0])
+        os.truncate(tmp_path / name, 1 << 30)
+        with pytest.raises(CheckpointError, match="more than any checkpoint"):
+            checkpoint.load(tmp_path)
+
+    def test_depths_that_could_be_read_but_not_written_are_refused(self, tmp_path):
+        deep = json.loads("[" * 500 + "]" * 500)
+        for key, value in (("lineage", [{"a": deep}]), ("settings", {"a": deep}), ("world", {"a": deep})):
+            with pytest.raises(CheckpointError, match="levels deep"):
+                checkpoint.load(write(tmp_path, forged(state=state_json() | {key: value})))
+
     def test_a_manifest_of_a_gigabyte_is_not_read(self, tmp_path):
         write(tmp_path, build()[0])
         os.truncate(tmp_path / "manifest.json", 1 << 30)

@@ -183,6 +183,11 @@ class TestFolder:
         with pytest.raises(ModelError, match=r"num_train_timesteps is .*download it again"):
             _ = base.num_train_timesteps
 
+    @pytest.mark.parametrize("found", [10**6, 2, -1, "1", 1.0, True])
+    def test_steps_behind_the_last_are_refused(self, tmp_path, found):
+        with pytest.raises(ModelError, match=r"steps_offset is .*download it again"):
+            locate(write_model(tmp_path, scheduler={"steps_offset": found}))
+
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):

@@ -108,6 +108,12 @@ class TestMinSnr:
             assert weights[-1] == last
             assert weights.min() >= 0 and weights.max() <= 1
 
+    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+    def test_a_gamma_beyond_float32_caps_nothing(self, prediction_type):
+        schedule, timesteps = NoiseSchedule.from_config(CONFIGS["trained"]), torch.arange(4)
+        weights = [schedule.min_snr_weights(timesteps, gamma, prediction_type) for gamma in (1e308, 1e30)]
+        assert torch.equal(*weights)
+
     def test_noiseless_start_is_finite(self):
         schedule = NoiseSchedule(torch.tensor([1.0, 0.5]))
         for prediction_type in ("epsilon", "v_prediction"):

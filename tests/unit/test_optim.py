@@ -8,7 +8,7 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from engine import optim
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, NonFiniteError
 from engine.optim import LossScale, Moments, learning_rate
 from engine.task import AdamArgs
 
@@ -113,6 +113,13 @@ class TestAdamW:
         group = optimizer.param_groups[0]
         assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.5, 0.6), 0.7, 0.8)
         assert group["foreach"] is True and group["fused"] is False
+
+    @pytest.mark.parametrize("rate", [1e308, float("inf")])
+    def test_a_rate_beyond_float32_changes_nothing(self, rate):
+        named = parameters()
+        with pytest.raises(NonFiniteError, match="beyond float32"):
+            optim.update(optim.make_optimizer([named], ADAM), named, gradients(named, 0), [rate])
+        assert_same_bits(named, parameters())
 
     def test_leaves_no_gradient_behind(self):
         named = parameters()

@@ -84,6 +84,12 @@ class TestWhoOwnsTheFolder:
         assert fail(tmp_path, NonFiniteError("the first")) is None
 
 
+def test_a_message_is_one_line_of_a_bounded_length():
+    assert describe(TaskError("a\n\x1b[2Jb \u202e" + "c" * 10**6 + "end")).startswith("a ?[2Jb ?ccc")
+    assert len(describe(TaskError("c" * 10**6))) < 20_000
+    assert describe(TaskError("c" * 10**6 + "end")).endswith("cend")
+
+
 def test_success():
     outcome = Outcome(message="trained", global_step=3, steps_trained=2, resumed_from_step=1, finished=True)
     found = outcome.done()

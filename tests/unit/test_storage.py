@@ -246,6 +246,25 @@ class TestPublishFolder:
         assert contents(tmp_path / "replaced") == {"is": b"replaced"}
 
 
+def test_what_was_moved_aside_comes_back_where_the_new_cannot_be_put(tmp_path, monkeypatch):
+    """Where names cannot be swapped: a disk that fails once must not leave a folder without its result."""
+    for name in ("built", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "is").write_text(name)
+    rename = Path.rename
+
+    def failing(path, target):
+        if path.name == "built":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.publish_folder(tmp_path / "built", tmp_path / "target", tmp_path / "replaced")
+    assert (tmp_path / "target" / "is").read_text() == "target"
+
+
 def test_exchange_swaps_or_says_that_it_cannot(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()

@@ -3,6 +3,7 @@
 
 import pytest
 
+from engine import targets
 from engine.errors import TaskError
 from engine.targets import find_targets, full_name
 from tests.unit.test_lora import ATTENTION, one_thread, pipeline, unet  # noqa: F401  # fixtures among them
@@ -50,6 +51,20 @@ class TestTargets:
     def test_a_malformed_expression_is_refused(self, unet):
         with pytest.raises(TaskError, match=r"'\(to_k' is not a regular expression: .*position 0"):
             find_targets(unet, "(to_k")
+
+    def test_an_expression_that_would_outlast_the_machine_is_refused(self, monkeypatch):
+        monkeypatch.setattr(targets, "_MATCHING_SECONDS", 0.1)
+        with pytest.raises(TaskError, match=r"takes more than 0\.1 s to match"):
+            targets.match_targets({"a" * 100: None}, "(a+)+b")
+        assert targets.match_targets({"aab": None}, "(a+)+b") == ["aab"]
+        slow = targets.is_target("(a+)+b")
+        with pytest.raises(TaskError, match=r"takes more than 0\.1 s to match"):
+            for _ in range(100_000):  # each of them fast enough
+                assert not slow("a" * 12)
+
+    def test_ends_are_whole_parts_of_names(self):
+        kinds = dict.fromkeys(("x.to_q", "x.not_to_q", "to_q"))
+        assert targets.match_targets(kinds, ("to_q", *(f"a{index}" for index in range(100_000)))) == ["to_q", "x.to_q"]
 
     def test_an_end_that_matches_nothing_beside_others_is_said(self, unet, caplog):
         assert find_targets(unet, ("to_k", "q_proj"))

@@ -247,6 +247,7 @@ REFUSED = [
     ("dataset.url", "http:///x", 'got "http:///x", expected an http or https address or null'),
     ("dataset.url", "http://h:99999/", 'got "http://h:99999/", expected an http or https address or null'),
     ("dataset.url", "http://[h/", 'got "http://[h/", expected an http or https address or null'),
+    ("dataset.url", "http://h\\@i/", r'got "http://h\\\\@i/", expected an http or https address or null'),
     ("dataset.url", "http://h/\n", 'got "http://h/\\n", expected an http or https address or null'),
     ("dataset.image_column", None, "got null, expected a string"),
     ("validation.prompt", ["a"], 'got ["a"], expected a string or null'),
@@ -407,8 +408,17 @@ def test_all_problems_are_listed():
 
 def test_a_long_list_of_problems_is_cut():
     message = refusal(task_with("lora.target_modules", [0] * 500))
-    assert message.startswith("task.json: 500 problems: lora.target_modules[0]: got 0, expected a non-empty string; ")
+    assert message.startswith(
+        "task.json: more than 100 problems: lora.target_modules[0]: got 0, expected a non-empty string; "
+    )
     assert message.endswith("; lora.target_modules[99]: got 0, expected a non-empty string; …")
+
+
+@pytest.mark.parametrize("member", [b'"a": 0', b'"%d": 0', b'"a%d": NaN'], ids=["twice", "unknown", "NaN"])
+def test_a_hundred_thousand_problems_are_not_looked_at_one_by_one(member):
+    """Each takes a look at the whole text, or at all known keys."""
+    members = b",".join(member % index if b"%" in member else member for index in range(100_000))
+    assert refusal(b"{" + members + b"}").startswith("task.json: more than 100 problems: ")
 
 
 def test_long_values_are_shortened():

@@ -253,6 +253,13 @@ def webp_canvas_bomb() -> bytes:
     return b"RIFF" + struct.pack("<I", len(extended)) + extended
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG that goes over its pixels again and again."""
+    data = encoded(quadrants(), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
 BROKEN = {
     "empty": b"",
     "text": b"<html><body>404</body></html>",
@@ -268,6 +275,7 @@ BROKEN = {
     "32-bit grey": with_mode("I", 70_000, "TIFF"),
     "negative grey": with_mode("I", -1, "TIFF"),
     "no image data": png(header(8, 8), (b"IEND", b"")),
+    "jpeg of 1,000 scans": scans(1000),
 }
 
 
@@ -275,6 +283,11 @@ BROKEN = {
 def test_broken_and_hostile_bytes_are_unreadable(name):
     with pytest.raises(UnreadableImage, match=r"\w"):
         shown(BROKEN[name], 8)
+
+
+def test_a_film_behind_a_photograph_is_not_taken_for_scans():
+    rest = np.random.default_rng(0).integers(0, 256, 30 << 20, dtype=np.uint8).tobytes()
+    assert image_size(scans(1) + rest) == (32, 32)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "GIF", "BMP"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from tests.integration.hostile.case import Case, Cases
+from tests.integration.hostile.case import Case, Cases, Place
 from tests.integration.hostile.tables import lines, local
 from tests.tiny import SMALL_PNG
 
@@ -15,7 +18,30 @@ def caption(text: Any, code: int = 0, *words: str, **options: Any) -> Case:
     return local(files, code, *words, train=True, **options)
 
 
+def beside(make: Callable[[Path], object], *words: str) -> Case:
+    """A caption file beside an image that is none."""
+
+    def build(place: Place) -> dict[str, object]:
+        (place.inputs / "1.png").write_bytes(SMALL_PNG)
+        make(place.inputs / "1.txt")
+        return {"dataset": {"name": str(place.inputs)}}
+
+    return Case(make=build, code=3, words=words)
+
+
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
+
+
 CASES: Cases = {
+    "a file of a gigabyte": beside(sparse, "65,536"),
+    "a pipe": beside(os.mkfifo, "1.txt"),
+    "a folder": beside(Path.mkdir),
+    "a device": beside(lambda path: path.symlink_to("/dev/zero"), "1.txt"),
+    "a link to itself": beside(lambda path: path.symlink_to(path.name)),
+    "a file of UTF-16": beside(lambda path: path.write_bytes("a cat".encode("utf-16")), "UTF-16"),
+    "a file with a NUL": beside(lambda path: path.write_bytes(b"a\0b"), "NUL"),
     "empty": caption(""),
     "a list of one empty": caption([""]),
     "no list": caption([], 3, "no caption"),

@@ -92,7 +92,7 @@ class Case:
     """What goes in, and what must come out."""
 
     make: Callable[[Place], Mapping[str, Any]]
-    """Builds the input; returns what it changes in the task, at dotted keys; `flags` are flags."""
+    """Returns what it changes in the task, at dotted keys; `flags` are flags, `raw` changes its text."""
     code: int
     """-1: any of 0, 3 and 5, as it comes."""
     words: tuple[str, ...] = ()

@@ -74,6 +74,40 @@ def gif_bomb() -> bytes:
     )
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG that goes over its pixels again and again."""
+    data = saved(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def mpo() -> bytes:
+    """Two pictures in one JPEG, of which the second is said to be beyond the file's end."""
+    first = Image.new("RGB", (64, 64))
+    data = saved(first, "MPO", save_all=True, append_images=[first])
+    return data[:-300]
+
+
+def tiff_claim(tag: int, kind: int, count: int) -> bytes:
+    """An entry of a TIFF's directory that claims so many values."""
+    entries = struct.pack("<HHII", 256, 3, 1, 64) + struct.pack("<HHII", 257, 3, 1, 64)
+    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 3) + entries + struct.pack("<HHII", tag, kind, count, 8)
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = bytearray(saved(Image.new("L", (64, 64)), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    struct.pack_into(">HH", data, at + 5, height, width)
+    return bytes(data)
+
+
+def exif_loop() -> bytes:
+    """Metadata whose directory is inside itself."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x8769, 4, 1, 8, 8)
+    data = saved(Image.new("RGB", (64, 64)), "JPEG")
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
 def image(
     build: Callable[[], bytes],
     skipped: bool,
@@ -130,6 +164,22 @@ CASES: Cases = {
     "an archive by its name": image(lambda: zip_of({"1.png": SMALL_PNG}), True),
     "a TIFF that is a circle": image(tiff_loop, True),
     "floating-point pixels": image(lambda: saved(Image.new("F", (64, 64)), "TIFF"), True, name="2.tif"),
+    "a JPEG of 2,000 scans": image(lambda: scans(2000), True, "scans", name="2.jpg", quick=True),
+    "a progressive JPEG": image(lambda: scans(1), False, name="2.jpg"),
+    "a JPEG that says 65,535 x 65,535": image(lambda: jpeg_header(65535, 65535), True, "pixels", name="2.jpg"),
+    "a JPEG that says 13,000 x 13,000": image(lambda: jpeg_header(13_000, 13_000), False, name="2.jpg"),
+    "a JPEG of no height": image(lambda: jpeg_header(64, 0), True, name="2.jpg"),
+    "a JPEG of two pictures, cut": image(mpo, False, name="2.jpg"),
+    "metadata inside itself": image(exif_loop, False, name="2.jpg"),
+    "a TIFF of 4 billion strips": image(lambda: tiff_claim(273, 4, 2**32 - 1), True, name="2.tif"),
+    "a TIFF of 4 billion samples": image(lambda: tiff_claim(258, 3, 2**32 - 1), True, name="2.tif"),
+    "a Photoshop document": image(lambda: b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 64, 64, 8, 3), True),
+    "an icon": image(lambda: saved(Image.new("RGB", (64, 64)), "ICO"), True),
+    "a JPEG 2000": image(lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), True),
+    "an EPS behind its preview": image(
+        lambda: b"\xc5\xd0\xd3\xc6" + struct.pack("<IIII", 32, 99, 0, 0) + bytes(99), True
+    ),
+    "an AVIF of nothing": image(lambda: b"\0\0\0\x1cftypavif" + bytes(16), True, name="2.avif"),
     "a palette with transparency": image(lambda: saved(Image.new("P", (64, 64)), "PNG", transparency=0), False),
     "CMYK": image(lambda: saved(Image.new("CMYK", (64, 64)), "JPEG"), False, name="2.jpg"),
 }

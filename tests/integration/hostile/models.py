@@ -115,6 +115,18 @@ def sparse(name: str) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, 1 << 40)
 
 
+def stranger_tokens(folder: Path) -> None:
+    """One word more than the text encoder has embeddings of, which every caption begins with."""
+    name = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(name.read_bytes())
+    start = {"id": 10**6, "content": "a", "special": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"].append(start | flags)
+    name.write_text(json.dumps(content))
+
+
+NAN = float("nan")
+SCHEDULER = "scheduler/scheduler_config.json"
 TEN_GB = {"conv_in.weight": {"dtype": "F32", "shape": [50_000, 50_000], "data_offsets": [0, 10**10]}}
 CASES: Cases = {
     "pickled weights": broken(pickled(UNET), 4, "unet", "safetensors", quick=True),
@@ -188,6 +200,44 @@ CASES: Cases = {
         train=True,
     ),
     "weights that never end": broken(huge(UNET), 4, "unet", train=True, seconds=60),
+    **{
+        f"{part} of a billion {key}": broken(
+            edit(f"{part}/config.json", **{key: value}), 4, key, quick=key == "layers_per_block"
+        )
+        for part, key, value in (
+            ("unet", "layers_per_block", 10**9),
+            ("unet", "transformer_layers_per_block", [[10**9]]),
+            ("unet", "down_block_types", ["DownBlock2D"] * 10**6),
+            ("vae", "layers_per_block", 10**9),
+            ("text_encoder", "num_hidden_layers", 10**9),
+            ("text_encoder", "max_position_embeddings", 10**9),
+            ("text_encoder", "vocab_size", 10**12),
+        )
+    },
+    **{
+        f"a scale of {value!r}": broken(edit("vae/config.json", scaling_factor=value), 4, "scaling_factor")
+        for value in (0, -1.0, "x", [1], NAN, True)
+    },
+    "an end that is a word": broken(edit("text_encoder/config.json", eos_token_id="x"), 4, "eos_token_id"),
+    "steps behind the last": broken(edit(SCHEDULER, steps_offset=10**6), 4, "steps_offset", quick=True),
+    "steps that are a word": broken(edit(SCHEDULER, steps_offset="x"), 4, "steps_offset"),
+    "rows without end": broken(edit("tokenizer/tokenizer_config.json", model_max_length=10**30), 4, "rows", train=True),
+    "rows of a million": broken(edit("tokenizer/tokenizer_config.json", model_max_length=10**6), 4, "rows", train=True),
+    "rows of nothing": broken(edit("tokenizer/tokenizer_config.json", model_max_length=0), 4, "rows", train=True),
+    "a tokenizer that knows more": broken(stranger_tokens, 4, "knows", train=True),
+    "a tokenizer of another class": broken(
+        edit(
+            "tokenizer/tokenizer_config.json", tokenizer_class="../evil", auto_map={"AutoTokenizer": ["evil.E", None]}
+        ),
+        0,
+        train=True,
+    ),
+    "an index of other classes": broken(
+        edit("model_index.json", unet=["os", "system"], vae=["evil", "Evil"]), 0, train=True
+    ),
+    "a class of another library": broken(
+        edit("unet/config.json", _class_name="FluxTransformer2DModel"), -1, train=True
+    ),
     "a folder that is a file": Case(make=lambda place: {"model.name": str(place.secret)}, code=4),
     "a path out of the Hub": Case(make=lambda place: {"model.name": "../../etc/passwd"}, code=4),
     "a Hub name with a NUL": Case(make=lambda place: {"model.name": "a\0b"}, code=2),

@@ -178,3 +178,49 @@ def _inside(place: Place) -> Mapping[str, object]:
 
 
 CASES["a redirect inside"] = Case(make=_inside, code=3, words=("ALLOW_PRIVATE_URLS",))
+
+
+HIDDEN = {
+    "loopback behind a name and a password": ("http://user:password@127.0.0.1:{port}/0", 3),
+    "loopback in full-width digits": ("http://１２７.０.０.１:{port}/0", 3),
+    "loopback in circled digits": ("http://①②⑦.⓪.⓪.①:{port}/0", 3),
+    "loopback with ideographic stops": ("http://127。0。0。1:{port}/0", 3),
+    "loopback in styled letters": ("http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:{port}/0", 3),
+    "loopback with a dot behind": ("http://localhost.:{port}/0", 3),
+    "loopback as a number with a dot behind": ("http://127.0.0.1.:{port}/0", 3),
+    "loopback, all short": ("http://0:{port}/0", 3),
+    "loopback in mixed bases": ("http://0x7f.0.01:{port}/0", 3),
+    "loopback, compatible": ("http://[::127.0.0.1]:{port}/0", 3),
+    "loopback by 6to4": ("http://[2002:7f00:1::]:{port}/0", 3),
+    "any address in IPv6": ("http://[::]:{port}/0", 3),
+    "a backslash before the host": ("http://example.org\\@127.0.0.1:{port}/0", 2),
+    "a backslash behind the host": ("http://127.0.0.1:{port}\\@example.org/0", 2),
+    "two at signs": ("http://a@b@127.0.0.1:{port}/0", 3),
+    "port 0": ("http://127.0.0.1:0/0", 3),
+    "port 65536": ("http://127.0.0.1:65536/0", 2),
+    "port -1": ("http://127.0.0.1:-1/0", 2),
+    "a port in other digits": ("http://127.0.0.1:٨٠/0", 2),
+    "a header behind the path": ("http://127.0.0.1:{port}/0 HTTP/1.1\r\nX: y", 2),
+    "a tab in the scheme": ("ht\ttp://127.0.0.1:{port}/0", 2),
+    "half an IPv6 address": ("http://[::1/0", 2),
+    "no slashes": ("http:127.0.0.1:{port}/0", 2),
+    "one slash": ("http:/127.0.0.1:{port}/0", 2),
+    "a megabyte of path": ("http://127.0.0.1:{port}/" + "a" * MIB, 3),
+}
+CASES |= {name: url(address, code) for name, (address, code) in HIDDEN.items()}
+CASES |= {
+    "a zone that this machine has not": url("http://[fe80::1%25nothing]/0", 75, **SLOW),
+    "a megabyte of path where it is allowed": server(body(b"", 414), 3, "414"),
+    **{
+        f"to {target[:30]!a}": server(moved(target), code)
+        for target, code in (
+            ("data:text/csv,image", 3),
+            ("ftp://127.0.0.1/x", 3),
+            ("javascript:alert(1)", 3),
+            ("//127.0.0.1\\@example.org/", 3),
+            ("//[", 3),
+            ("http://[::1", 3),
+            ("http://127.0.0.1:99999/", 3),
+        )
+    },
+}

@@ -36,6 +36,17 @@ def test_accepted(configs):
         (with_unet(addition_embed_type="text_time"), "more than a caption"),
         (with_unet(class_embed_type="projection"), "more than a caption"),
         ({"unet": {}, "vae": {}, "text_encoder": {}}, "width 1280.*gives 512"),
+        (with_unet(layers_per_block=10**9), "unet/config.json gives layers_per_block as '1000000000'"),
+        (with_unet(layers_per_block="x"), "gives layers_per_block as 'x'"),
+        (with_unet(transformer_layers_per_block=[1, [2, 10**9]]), "gives transformer_layers_per_block"),
+        (with_unet(down_block_types=["DownBlock2D"] * 65), "gives down_block_types"),
+        (WHOLE | {"vae": {"layers_per_block": -1}}, "vae/config.json gives layers_per_block"),
+        (WHOLE | {"vae": {"scaling_factor": 0}}, "vae/config.json gives scaling_factor as '0'"),
+        (WHOLE | {"vae": {"scaling_factor": "x"}}, "gives scaling_factor as 'x'"),
+        (WHOLE | {"vae": {"scaling_factor": float("nan")}}, "gives scaling_factor as 'nan'"),
+        (WHOLE | {"text_encoder": {"hidden_size": 768, "num_hidden_layers": 10**9}}, "gives num_hidden_layers"),
+        (WHOLE | {"text_encoder": {"hidden_size": 768, "max_position_embeddings": 10**9}}, "max_position_embeddings"),
+        (WHOLE | {"text_encoder": {"hidden_size": 768, "eos_token_id": "x"}}, "gives eos_token_id as 'x'"),
     ],
 )
 def test_refused(configs, message):

@@ -168,6 +168,19 @@ class TestTokenizer:
         with pytest.raises(ModelError, match=r"tokenizer does not load|tokenizer has neither"):
             load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
 
+    @pytest.mark.parametrize("length", [10**30, 78, 2, 0])
+    def test_rows_that_the_text_encoder_has_no_place_for(self, folder, length):
+        path = folder / "tokenizer" / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+        with pytest.raises(ModelError, match=r"tokenizer makes rows of .* takes 77"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+    def test_words_that_the_text_encoder_does_not_know(self, folder):
+        path = folder / "text_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
+        with pytest.raises(ModelError, match=r"tokenizer knows .* its text encoder 10"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
 
 class TestScheduler:
     def edit(self, folder, **changes):

@@ -378,6 +378,22 @@ def test_headers_that_claim_gigabytes(tmp_path):
         assert "headers" in refusal(folder, info.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
 
 
+def test_endless_numbers_in_headers(tmp_path):
+    """Each run of digits is looked at in a time that grows with its square (CVE-2024-6232)."""
+    for number, data in enumerate([b"9" * 900_000 + b" path=a\n", b"900010 path=" + b"9" * 899_997 + b"\n"]):
+        info = tarfile.TarInfo("h")
+        info.type, info.size = tarfile.XHDTYPE, len(data)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        member = tarfile.TarInfo("1.png").tobuf(tarfile.USTAR_FORMAT)
+        archive = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512) + member + bytes(1024)
+        assert "endless number" in refusal(folder, archive)
+
+
+def test_zeros_between_streams_are_padding(tmp_path):
+    assert pages(tmp_path, lzma.compress(tar_of(FILES)) + bytes(100_000) + lzma.compress(b"")) == FILES
+
+
 def test_an_endless_chain_of_headers(tmp_path):
     info = tarfile.TarInfo("h")
     info.type, info.size = tarfile.XHDTYPE, 12
