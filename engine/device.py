@@ -14,7 +14,13 @@ from .errors import DeviceError, DeviceMemoryError
 from .job import Job
 from .settings import Settings
 
-_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+_OUT_OF_MEMORY: Final = (
+    "out of memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "Storage size calculation overflowed",
+    "array is too big",
+)
 _UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver version is insufficient")
 
 
@@ -64,7 +70,8 @@ def device_troubles(job: Job, device: torch.device, available: int | None) -> It
     try:
         yield
     # torch.OutOfMemoryError is a RuntimeError, as are cuBLAS's and others'.
-    except (MemoryError, RuntimeError) as error:
+    # NumPy's word for sizes that no address reaches is a ValueError.
+    except (MemoryError, RuntimeError, ValueError) as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
             raise DeviceMemoryError(memory_advice(job, device, available)) from error
         if any(words in str(error) for words in _UNUSABLE_DEVICE):

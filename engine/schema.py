@@ -175,6 +175,8 @@ def _hint(error: Any) -> str:
     """What `expected` does not say: the rarely broken pattern, and why `1.0` is no integer."""
     if error.rule == "pattern":
         return f" matching {error.definition['pattern']}"
+    if error.rule == "maxLength":
+        return f", of at most {error.definition['maxLength']:,} characters"
     if isinstance(error.value, Real) and "integer" in error.definition.get("type", ()) and error.value % 1 == 0:
         return f" (write {shown(int(error.value))})"
     return ""

@@ -42,7 +42,16 @@ TABLES = {
     "impostor of a checkpoint": impostors.CASES,
 }
 CASES = {f"{table}: {name}": case for table, cases in TABLES.items() for name, case in cases.items()}
-KINDS = {2: "task", 3: "dataset", 4: "model", 5: "checkpoint", 7: "output", 8: "non-finite", 75: "temporary"}
+KINDS = {
+    2: "task",
+    3: "dataset",
+    4: "model",
+    5: "checkpoint",
+    6: "memory",
+    7: "output",
+    8: "non-finite",
+    75: "temporary",
+}
 
 
 @pytest.fixture(scope="module")

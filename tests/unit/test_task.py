@@ -247,7 +247,7 @@ REFUSED = [
     ("dataset.url", "http:///x", 'got "http:///x", expected an http or https address or null'),
     ("dataset.url", "http://h:99999/", 'got "http://h:99999/", expected an http or https address or null'),
     ("dataset.url", "http://[h/", 'got "http://[h/", expected an http or https address or null'),
-    ("dataset.url", "http://h\\@i/", r'got "http://h\\\\@i/", expected an http or https address or null'),
+    ("dataset.url", "http://h\\@i/", r'got "http://h\\@i/", expected an http or https address or null'),
     ("dataset.url", "http://h/\n", 'got "http://h/\\n", expected an http or https address or null'),
     ("dataset.image_column", None, "got null, expected a string"),
     ("validation.prompt", ["a"], 'got ["a"], expected a string or null'),

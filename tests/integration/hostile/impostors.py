@@ -155,7 +155,7 @@ CASES: Cases = {
         forge(manifest=lambda d: d.replace(b"{", b'{"x": ' + json.dumps(deep(800)).encode() + b",", 1)), -1, train=True
     ),
     "a step beyond all": resumed(steps(10**18), -1, train=True),
-    "a step of 400 digits": resumed(steps(10**400), -1, train=True),
+    "a step of 400 digits": resumed(steps(10**400), 2, "too many", train=True),
     "a step that is true": resumed(steps(True), 5),
     "a step in other digits": resumed(forge(global_step__txt=lambda _: "١".encode()), -1),
     "versions with escape codes": resumed(
