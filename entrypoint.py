@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.distributed import Processes, connected
 from engine.environment import Place, read_place
 from engine.errors import Interrupted, JobError, PeerError, TaskError
-from engine.launch import Launch, follow_launcher, launch_of, leave_code
 from engine.outcome import Outcome, describe, exit_code, recording_failure, write_termination_message
 from engine.output import OutputFolder
+from engine.processes.distributed import Processes, connected
+from engine.processes.launch import Launch, follow_launcher, launch_of, leave_code
 from engine.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
 from engine.signals import Stop
 
@@ -105,9 +105,9 @@ def print_plan(settings: Settings) -> None:
     from engine import memory
     from engine.audit import audit
     from engine.describe import describe as describe_job
-    from engine.launch import num_processes
     from engine.precheck import check_adapter, check_output
     from engine.prepare import prepare, read_task
+    from engine.processes.launch import num_processes
     from engine.progress import say
 
     job = prepare(settings, read_task(settings), weights=False, report=say)

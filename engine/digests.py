@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from .dataset.notes import Identity, remembered
+from .notes import Identity, remembered
 
 _CHUNK: Final = 16 << 20
 """Bytes hashed between two waits for Python's lock, which whoever imports gives up every 5 ms only."""

@@ -16,16 +16,7 @@ from .dataset.held_out import TRAINING_ALONE, HeldOut
 from .errors import CheckpointError
 from .model import BaseModel
 from .output import JobRecord
-from .task import (
-    DEFAULT_TARGETS,
-    PredictionType,
-    Task,
-    TrainArgs,
-    Validation,
-    canonical,
-    canonical_json,
-    differences,
-)
+from .task import DEFAULT_TARGETS, PredictionType, Task, TrainArgs, Validation, canonical, canonical_json, differences
 
 # What a checkpoint's settings say only where it is not the default, as checkpoints older than these keys do.
 _RECORDED_IF_SET: Final = (

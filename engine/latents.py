@@ -18,10 +18,10 @@ import torch
 from . import transforms, wording
 from .cache import EncodingCache
 from .dataset import ImageDataset, none_readable
-from .distributed import Processes
 from .errors import DatasetError
 from .families.base import Family, Tensors
 from .plan import Schedule, Visit, VisitStream
+from .processes.distributed import Processes
 from .progress import Meter
 from .rendering import render_all
 from .task import Task, canonical_json

@@ -9,12 +9,13 @@ from typing import Any
 
 from PIL import Image as Pillow
 
-from . import lora, rng, validation, wording
+from . import rng, validation, wording
 from .checkpoint import Checkpoint
 from .dataset import ImageDataset
 from .families.base import Family
 from .job import Job
 from .kept import IMAGES
+from .lora.adapter import disabled
 from .progress import Meter
 from .session import Session, Training
 
@@ -67,7 +68,7 @@ def draw_pictures(session: Session, training: Training) -> Pictures:
     if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
         without = chain.pictures
     else:
-        with lora.disabled([family.denoiser, *family.text_encoders.values()]):
+        with disabled([family.denoiser, *family.text_encoders.values()]):
             without = draw(session, family, "validation without the LoRA", baseline)
     between = {name: b"".join(file.chunks()) for name, file in training.kept.files(IMAGES).items()}
     return Pictures(images, drawn, described, without, between)

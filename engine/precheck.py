@@ -14,10 +14,10 @@ from .errors import CheckpointError, OutputError
 from .families import DENOISER
 from .families.single_file.header import Tensor, read_header
 from .job import Job
-from .lora_names import own_key, parse_key, require_fit, tensor_names
+from .lora.names import own_key, parse_key, require_fit, tensor_names
+from .lora.targets import TEXT_TARGETS, full_name, match_targets
 from .model_files import is_weight
 from .output import OutputFolder
-from .targets import TEXT_TARGETS, full_name, match_targets
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}

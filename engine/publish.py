@@ -7,11 +7,13 @@ from typing import Any
 
 from safetensors.torch import save as serialise_tensors
 
-from . import checkpoint, held_out_curve, kept, lora_files, report, validation, webui_metadata, world
+from . import checkpoint, held_out_curve, kept, report, validation, world
 from . import history as history_file
 from .checkpoint import Checkpoint
 from .dataset.held_out import HeldOut
 from .job import Job
+from .lora import webui_metadata
+from .lora.files import diffusers_state, webui_state
 from .outcome import peak_memory_bytes
 from .output import REPORT
 from .pictures import Pictures, smaller
@@ -119,12 +121,12 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
 
 def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
     """The adapter as it is, in Diffusers' format and in the web interfaces'."""
-    diffusers = serialise_tensors(lora_files.diffusers_state(training.adapter))
+    diffusers = serialise_tensors(diffusers_state(training.adapter))
     return diffusers, _webui_file(job, training, training.trainer.step)
 
 
 def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
-    tensors = lora_files.webui_state(training.adapter, training.family.webui_name)
+    tensors = webui_state(training.adapter, training.family.webui_name)
     metadata = webui_metadata.describe(
         tensors,
         job.base.family.webui_base(job.base.config, job.prediction_type),

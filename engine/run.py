@@ -15,7 +15,6 @@ from .checkpoint import Checkpoint
 from .describe import describe
 from .device import available_bytes, device_troubles, open_device
 from .digests import FileDigests
-from .distributed import Processes
 from .errors import (
     CheckpointError,
     DatasetError,
@@ -38,6 +37,7 @@ from .output import PROGRESS_LOG, Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
 from .prepare import prepare
+from .processes.distributed import Processes
 from .progress import Meter, TrainingLog, say
 from .publish import publish
 from .recompute import recompute_activations

@@ -9,17 +9,19 @@ from typing import Final
 
 import torch
 
-from . import held_out_curve, lora, lora_files
+from . import held_out_curve
 from . import history as history_file
 from .checkpoint import Checkpoint, WarmStart
-from .distributed import Processes
 from .errors import DeviceError, NonFiniteError
 from .families.base import DENOISER, Family
 from .history import DIGEST_STEPS, StepReport
 from .job import Job
 from .kept import Kept, load_progress
+from .lora.adapter import Adapter, attach
+from .lora.files import diffusers_state, read_diffusers_file
 from .outcome import Outcome
 from .output import OutputFolder
+from .processes.distributed import Processes
 from .progress import say
 from .settings import Settings
 from .signals import Stop
@@ -49,7 +51,7 @@ class Training:
     """What is in memory while a job trains."""
 
     family: Family
-    adapter: lora.Adapter
+    adapter: Adapter
     trainer: Trainer
     history: list[StepReport]
     kept: Kept
@@ -64,12 +66,12 @@ def start_training(session: Session, family: Family) -> Training:
     components = {DENOISER: family.denoiser}
     if job.task.train_args.train_text_encoder:
         components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
-    adapter = lora.attach(components, job.task.lora, job.task.seed, initial=initial)
+    adapter = attach(components, job.task.lora, job.task.seed, initial=initial)
     trainer = Trainer(job.task, job.schedule, family, adapter, session.device, processes=session.processes)
     if saved:
         trainer.restore(saved)
     elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(lora_files.read_diffusers_file(job.parent.lora, components))
+        adapter.warm_start(read_diffusers_file(job.parent.lora, components))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
@@ -146,7 +148,7 @@ class ProgressSaver:
 
     def _require_finite(self) -> None:
         # As they are exported: finite weights may leave float32 at the adapter's strength.
-        for name, tensor in lora_files.diffusers_state(self._training.adapter).items():
+        for name, tensor in diffusers_state(self._training.adapter).items():
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(
                     f"{name} is not finite after step {self._training.trainer.step}; "

@@ -10,14 +10,14 @@ from typing import Final
 import torch
 
 from . import objectives, optim, rng
-from .distributed import Processes
 from .errors import CheckpointError, NonFiniteError
 from .families.base import DENOISER, PRECISIONS, Batch, Family, Tensors
 from .history import StepReport
 from .latents import Example
-from .lora import Adapter
+from .lora.adapter import Adapter
 from .outcome import Clock
 from .plan import Schedule, base_learning_rate, base_text_encoder_rate
+from .processes.distributed import Processes
 from .state import TrainState
 from .task import Task, TrainArgs
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import lora
-from engine.dropout import AddressedDropout
+from engine.lora.adapter import Adapter, attach
+from engine.lora.dropout import AddressedDropout
 from engine.recompute import recompute_activations
 from engine.task import Lora
 
@@ -77,12 +77,12 @@ def cuda_autocast() -> Iterator[None]:
 
 def fake_adapted(
     cls: type, config: Mapping[str, Any], dtype: torch.dtype, options: Lora
-) -> tuple[nn.Module, lora.Adapter, FakeTensorMode]:
+) -> tuple[nn.Module, Adapter, FakeTensorMode]:
     """A denoiser with an adapter, its tensors fake, on the CPU; and the mode that they live in."""
     with torch.device("meta"):
         denoiser = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
     nn.Module.to(denoiser.eval(), dtype)
-    adapter = lora.attach({"unet": denoiser}, options, 0)
+    adapter = attach({"unet": denoiser}, options, 0)
     return denoiser, adapter, _faked(denoiser)
 
 

@@ -79,15 +79,16 @@ LIGHT = [
     "sizes",
     "audit",
     "precheck",
-    "targets",
+    "lora.targets",
+    "lora.names",
     "wording",
     "errors",
     "rng",
     "settings",
     "prepare",
     "memory",
-    "footprint",
-    "encoder_footprint",
+    "memory.footprint",
+    "memory.encoder_footprint",
     "transforms",
     "rendering",
     "checkpoint",
@@ -118,7 +119,7 @@ def test_arrows_go_one_way():
 
 def test_only_the_entrypoint_and_the_wiring_know_everything():
     """A family's module is known to the registry alone, by its name in a table."""
-    shared = (".base", ".loading", ".checks", ".configs", ".latent_diffusion", ".frozen", ".sgm", ".webui_base")
+    shared = (".base", ".loading", ".checks", ".configs", ".latent_diffusion", ".sgm", ".webui_base")
     own = {
         name
         for name in TREES

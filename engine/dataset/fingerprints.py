@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import DatasetError
+from ..notes import Identity, remembered
 from ..transforms import UnreadableImage
 from .images import Images
-from .notes import Identity, remembered
 from .rows import Rows
 
 FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"

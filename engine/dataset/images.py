@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..notes import Identity
 from ..quoting import shown
 from ..transforms import IMAGE_SUFFIXES, UnreadableImage
-from .notes import Identity
 from .reach import Reach, read_below, read_regular, unreadable
 
 MAX_IMAGE_FILE_BYTES: Final = 1 << 30

@@ -18,19 +18,13 @@ import pyarrow as pa
 
 from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
+from ..notes import Identity, remembered
 from ..quoting import short
 from ..storage import FILE_MODE, writing_to
 from .columns import Columns, arrow_kinds, kind_of
 from .images import Cells
-from .notes import Identity, remembered
 from .reach import Reach
-from .rows import (
-    Rows,
-    captions_from_values,
-    parse_object,
-    paths_from_values,
-    rows_from_arrow,
-)
+from .rows import Rows, captions_from_values, parse_object, paths_from_values, rows_from_arrow
 from .webdataset import read_tar
 
 # In the order in which a folder's tables are looked for.

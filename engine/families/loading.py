@@ -17,7 +17,6 @@ from ..errors import ModelError, first_line
 from .base import LoadArgs
 from .checks import MAX_TIMESTEPS
 from .configs import read_json
-from .frozen import use_products
 from .single_file import weights as single_file_weights
 
 _ALIGNMENT: Final = 64
@@ -74,10 +73,8 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             )
     module.requires_grad_(False)
     module.eval()
-    if args.device.type == "cpu":
-        if args.single_file is None:
-            _own_memory(module)
-        use_products(module)
+    if args.device.type == "cpu" and args.single_file is None:
+        _own_memory(module)
     return module
 
 

@@ -18,9 +18,10 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
-from engine import families, webui_metadata
+from engine import families
 from engine.families import single_file
 from engine.families.base import LoadArgs
+from engine.lora import webui_metadata
 from tests import single_files
 
 HERE = Path(__file__).parent

@@ -19,7 +19,7 @@ from engine.dataset import open_dataset
 from engine.errors import CheckpointError, DatasetError, TaskError
 from engine.fetch.archive import extract
 from engine.limits import Limits
-from engine.lora_files import read_diffusers_file
+from engine.lora.files import read_diffusers_file
 from engine.state import TrainState, parse_state
 from engine.task import Dataset, Model, Task, parse_task
 from engine.transforms import UnreadableImage, geometry, image_size, render

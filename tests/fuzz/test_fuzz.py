@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from engine.errors import CheckpointError
-from engine.lora_files import read_diffusers_file
+from engine.lora.files import read_diffusers_file
 from tests.fuzz.tally import TRIED
 from tests.fuzz.targets import TARGETS
 

@@ -14,7 +14,7 @@ import pytest
 
 from engine.report import Picture, render
 from tests.integration.harness import serving
-from tests.unit.test_report import GPU, curve, png, sample, task_entry
+from tests.unit.report.test_report import GPU, curve, png, sample, task_entry
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

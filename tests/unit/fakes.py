@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine import lora
-from engine.dropout import Dropping
+from engine.lora.adapter import Adapter
+from engine.lora.dropout import Dropping
 from engine.transforms import UnreadableImage
 
 CPU = torch.device("cpu")
@@ -131,4 +131,4 @@ class PlainAdapter:
             parameter.data.copy_(state[name])
 
 
-assert {"parameters", "initial", "dropping", "state", "restore"} <= {*dir(lora.Adapter), *lora.Adapter.__annotations__}
+assert {"parameters", "initial", "dropping", "state", "restore"} <= {*dir(Adapter), *Adapter.__annotations__}

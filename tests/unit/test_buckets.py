@@ -270,7 +270,7 @@ class TestEncoding:
                 assert torch.equal(one.moments["mean"], setup.family.encode_image(pixels)["mean"])
 
     def test_nothing_readable(self, tmp_path):
-        with pytest.raises(DatasetError, match="none of the dataset's 7 images"):
+        with pytest.raises(DatasetError, match="none of its 7 images"):
             setup_of([b"no"] * 7, tmp_path).run()
 
     def test_masks_have_the_shape_of_the_bucket(self, tmp_path):

@@ -10,8 +10,7 @@ import time
 import pytest
 
 from engine import digests as module
-from engine import model
-from engine.dataset import notes
+from engine import model, notes
 from engine.digests import FileDigests
 from engine.task import Model
 from tests.tiny import build_sd

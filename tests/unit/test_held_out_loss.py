@@ -10,13 +10,13 @@ import torch
 
 from engine import rng, transforms
 from engine.cache import EncodingCache
-from engine.distributed import Processes
 from engine.environment import Place
 from engine.errors import DatasetError, Interrupted
 from engine.held_out_curve import STRATA, timesteps_of
 from engine.held_out_loss import HeldOutLoss
 from engine.outcome import Outcome
 from engine.plan import Schedule, Timesteps, VisitStream
+from engine.processes.distributed import Processes
 from engine.task import Dataset, Model, Task, TrainArgs, Transforms, Validation
 from tests.unit.fakes import CPU, FakeDataset, LinearFamily, png
 

@@ -5,15 +5,7 @@ import json
 import pytest
 
 from engine.errors import Interrupted, NonFiniteError, OutputError, TaskError, TemporaryError
-from engine.outcome import (
-    Clock,
-    Outcome,
-    describe,
-    exit_code,
-    exit_kind,
-    recording_failure,
-    write_termination_message,
-)
+from engine.outcome import Clock, Outcome, describe, exit_code, exit_kind, recording_failure, write_termination_message
 from engine.output import JobRecord, OutputFolder
 from tests.unit.test_output import put_result, put_unfinished, snapshot
 

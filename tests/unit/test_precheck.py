@@ -10,12 +10,14 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from engine import families, lora, lora_files, precheck
+from engine import families, precheck
 from engine.checkpoint import WarmStart
 from engine.errors import CheckpointError, ModelError, OutputError, TaskError
 from engine.families.base import DENOISER
+from engine.lora.adapter import attach
+from engine.lora.files import diffusers_state
+from engine.lora.targets import find_targets
 from engine.output import JobRecord, OutputFolder
-from engine.targets import find_targets
 from engine.task import Lora, TrainArgs
 from tests import tiny
 
@@ -113,9 +115,9 @@ def trained(folder, tmp_path_factory):
     for text in (False, True):
         unet = UNet2DConditionModel.from_pretrained(folder / "unet")
         encoder = {"text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder")} if text else {}
-        adapter = lora.attach({DENOISER: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0)
+        adapter = attach({DENOISER: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0)
         path = tmp_path_factory.mktemp("lora") / "x.safetensors"
-        save_file(lora_files.diffusers_state(adapter), path)
+        save_file(diffusers_state(adapter), path)
         files[text] = path.read_bytes()
     return files
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from engine import families, lora
+from engine import families
 from engine.families.base import LoadArgs
 from engine.latents import Example
+from engine.lora.adapter import attach
 from engine.plan import Schedule, VisitStream
 from engine.recompute import recompute_activations
 from engine.state import dump_state
@@ -54,7 +55,7 @@ def train(folder, precision, options, *, text=False, recompute):
     family, calls = load(folder, precision), []
     family.denoiser.mid_block.resnets[1].register_forward_pre_hook(lambda *_: calls.append(1))
     components = {"unet": family.denoiser} | (dict(family.text_encoders) if text else {})
-    adapter = lora.attach(components, options, 0)
+    adapter = attach(components, options, 0)
     trainer = Trainer(task, schedule, family, adapter, CPU)
     if recompute:
         recompute_activations(family.denoiser)

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from engine import hub
-from engine.dataset import fingerprint, notes, open_dataset
+from engine import hub, notes
+from engine.dataset import fingerprint, open_dataset
 from engine.errors import DatasetError, ModelError, OutputError, TemporaryError
 from engine.limits import Limits
 from engine.task import Dataset, Model, Task

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.dataset import MAX_EPOCH_VISITS, fingerprint, notes, open_dataset, sidecars
+from engine import notes
+from engine.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset, sidecars
 from engine.errors import DatasetError
 from engine.fetch.archive import extract
 from engine.limits import Limits

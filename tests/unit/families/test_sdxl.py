@@ -13,10 +13,11 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine import lora, lora_files
 from engine.families import sdxl
 from engine.families.base import Batch, LoadArgs
-from engine.targets import full_name
+from engine.lora.adapter import attach
+from engine.lora.files import diffusers_state, webui_state
+from engine.lora.targets import full_name
 from engine.task import Lora
 from engine.transforms import geometry, render
 from tests import tiny
@@ -223,7 +224,7 @@ def adapter(folder):
     """A trained adapter of every layer."""
     unet = load(folder).denoiser
     every = [n for n, part in unet.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
-    found = lora.attach({"unet": unet}, Lora(rank=2, target_modules=tuple(every)), 0)
+    found = attach({"unet": unet}, Lora(rank=2, target_modules=tuple(every)), 0)
     draws = torch.Generator().manual_seed(1)
     for parameter in found.parameters.values():
         parameter.data = torch.randn(parameter.shape, generator=draws) * 0.1
@@ -236,9 +237,9 @@ class TestFiles:
     @pytest.mark.parametrize("kind", ["diffusers", "webui"])
     def test_diffusers_loads_it_whole(self, folder, family, adapter, kind, tmp_path, complaints):
         if kind == "diffusers":
-            tensors = lora_files.diffusers_state(adapter)
+            tensors = diffusers_state(adapter)
         else:
-            tensors = lora_files.webui_state(adapter, family.webui_name)
+            tensors = webui_state(adapter, family.webui_name)
             assert all(name.startswith("lora_unet_") for name in tensors)
         save_file(tensors, tmp_path / "lora.safetensors")
         pipeline = plain_pipeline(folder)

@@ -6,7 +6,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 
 from engine.families.sgm import SgmNames
-from engine.lora import find_targets
+from engine.lora.adapter import find_targets
 from tests.real_shapes import XL_BASE_UNET, xl_base_unet
 
 

@@ -1,0 +1,1 @@
+"""The LoRA adapter: attached, started, exported, named as other trainers name it."""
