@@ -186,8 +186,6 @@ HIDDEN = {
     "loopback in circled digits": ("http://①②⑦.⓪.⓪.①:{port}/0", 3),
     "loopback with ideographic stops": ("http://127。0。0。1:{port}/0", 3),
     "loopback in styled letters": ("http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:{port}/0", 3),
-    "loopback with a dot behind": ("http://localhost.:{port}/0", 3),
-    "loopback as a number with a dot behind": ("http://127.0.0.1.:{port}/0", 3),
     "loopback, all short": ("http://0:{port}/0", 3),
     "loopback in mixed bases": ("http://0x7f.0.01:{port}/0", 3),
     "loopback, compatible": ("http://[::127.0.0.1]:{port}/0", 3),

@@ -101,7 +101,7 @@ CASES: Cases = {
     ),
     "noise beyond float32": asks({"train_args.noise_offset": 1e308}, 8, train=True),
     "decay beyond float32": asks({"train_args.adam_args.weight_decay": 1e308}, 8, train=True),
-    "guidance beyond float32": asks({"validation.guidance_scale": 1e308}, 0, train=True),
+    "guidance beyond float32": asks({"validation.guidance_scale": 1e308}, 2, "guidance_scale"),
     "a learning rate that is a word": asks({"train_args.learning_rate": "1e-4"}, 2, "learning_rate"),
     "true for a number": asks({"train_args.batch_size": True}, 2, "batch_size"),
     "a path through a file": asks({"checkpoint": "/etc/passwd/x"}, 5),
