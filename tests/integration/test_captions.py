@@ -108,6 +108,7 @@ def test_the_plan_counts_what_is_cut_at_the_limit(long_task, tmp_path):
         assert cut in succeed(changed(long_task, {LIMIT: limit}), tmp_path / "out", "--plan").stdout
 
 
+@pytest.mark.slow
 def test_the_validation_is_drawn_from_the_whole_prompt(short_task, model, tmp_path):
     """What Diffusers draws with the published LoRA from the same embeddings, which its own prompt would not give."""
     prompt = words(3, 100)

@@ -89,7 +89,7 @@ def disturb_and_finish(task, out, conditions):
     "moments",
     [
         ("claimed", "encoding", "training", "validation"),
-        ("publishing", "between the folders", "published"),
+        pytest.param(("publishing", "between the folders", "published"), marks=pytest.mark.slow),
         pytest.param(("first save",) * 3, marks=pytest.mark.slow),
     ],
 )

@@ -40,6 +40,7 @@ def test_a_file_trains_to_the_bytes_of_its_folder(short_task, models, tmp_path):
     assert "base model: a single file of Stable Diffusion" in other.stderr
 
 
+@pytest.mark.slow
 def test_by_url_a_chain_and_a_plan(task, tmp_path):
     """Downloaded once; the second task finds the same base model under its content's name."""
     file = single_files.write(tmp_path / "model.safetensors", "sd1", dtype=torch.float16)
