@@ -210,7 +210,13 @@ class TestEndings:
         started = time.monotonic()
         assert_ended(job, started)
         descriptor = os.open(tmp_path / "out", os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds the output folder
+        while True:  # nobody holds the output folder: a dying process loses its memory before its files
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() - started < SECONDS
+                time.sleep(0.02)
         os.close(descriptor)
 
     @pytest.mark.slow
