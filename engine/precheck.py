@@ -103,7 +103,7 @@ def _targets(job: Job, component: str, shapes: Mapping[str, tuple[int, ...]]) ->
 def _check_warm_start(
     parent: WarmStart, components: list[str], rank: int, layers: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> None:
-    """As `lora_files` reads it and `lora` fits it, by names and shapes alone."""
+    """As `lora.files` reads it and `lora.adapter` fits it, by names and shapes alone."""
     shapes = _lora_shapes(parent.lora)
     is_prefixed = any(key.startswith(f"{component}.") for key in shapes for component in components)
     found: dict[str, _Shape] = {}

@@ -32,15 +32,6 @@ def pipeline(tmp_path_factory):
     return pipeline
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """More threads only wait for each other in models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def unet(pipeline):
     return copy.deepcopy(pipeline.unet)

@@ -23,7 +23,6 @@ from tests.unit.lora.test_adapter import (  # noqa: F401  # fixtures among them
     CONVOLUTIONS,
     RANK,
     attach,
-    one_thread,
     pipeline,
     predict,
     randomise,

@@ -6,7 +6,7 @@ import pytest
 from engine.errors import TaskError
 from engine.lora import targets
 from engine.lora.targets import find_targets, full_name
-from tests.unit.lora.test_adapter import ATTENTION, one_thread, pipeline, unet  # noqa: F401  # fixtures among them
+from tests.unit.lora.test_adapter import ATTENTION, pipeline, unet  # noqa: F401  # fixtures among them
 
 
 class TestTargets:
