@@ -1,16 +1,16 @@
 """Trains the tiny Stable-Diffusion-shaped base from rendered emoji, in stages that can be interrupted.
 
     python assets/prepare_data.py --work build/emoji
-    python assets/train_base.py vae     --work build/emoji     # autoencoder, both styles
+    python assets/train_base.py vae     --work build/emoji     # autoencoder, all styles
     python assets/train_base.py decoder --work build/emoji     # decoder alone, latents fixed, on perturbed latents
     python assets/train_base.py unet    --work build/emoji     # text encoder and denoiser, flat and line drawings
     python assets/train_base.py export  --work build/emoji     # writes assets/base-emoji and the contact sheet
 
-`unet` and `export` with `--base FOLDER` go on from a pipeline that is there: its autoencoder stays, and text encoder
-and denoiser start from its weights. `decoder` and `unet` need only a finished `vae` and may run at the same time. Each
-stage keeps one file in `--work`, `<stage>.safetensors`: weights, their moving average, the optimizer's moments and the
-step; a stage started again goes on from it. What step n draws at random depends on the seed and n alone. One thread:
-for models of this size a second one costs more than it brings.
+`decoder`, `unet` and `export` with `--base FOLDER` go on from a pipeline that is there: its encoder stays, and decoder,
+text encoder and denoiser start from its weights. `decoder` and `unet` need only a finished `vae` and may run at the
+same time. Each stage keeps one file in `--work`, `<stage>.safetensors`: weights, their moving average, the optimizer's
+moments and the step; a stage started again goes on from it. What step n draws at random depends on the seed and n
+alone. One thread: for models of this size a second one costs more than it brings.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SEED = 0
 NUM_MERGES = 12_288
 EMA_DECAY = 0.998
 CAPTION_DROPOUT = 0.1
-LINE_SHARE = 0.5  # of the denoiser's batch
+LINE_SHARE = 0.65  # of the denoiser's batch
 MUON_FACTOR = 2.0  # the matrices' learning rate over that of everything else
 LATENT_CHANNELS = 4
 LATENT_SCALE = 0.5  # the pipeline's `scaling_factor`: latents have a standard deviation of 2
@@ -312,21 +312,22 @@ def psnr(output: torch.Tensor, target: torch.Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """Renders as (N, 3, H, W) uint8: the subjects in both styles, and every emoji at double size for augmentation."""
+    """Renders as (N, 3, H, W) uint8: the subjects in each style, and every emoji at double size for augmentation."""
 
     flat: torch.Tensor
     contrast: torch.Tensor
+    line: torch.Tensor
     augment: torch.Tensor
 
     @classmethod
     def load(cls, work: Path) -> "Pixels":
         renders = {name: pixels.permute(0, 3, 1, 2) for name, pixels in load_file(work / "renders.safetensors").items()}
-        return cls(renders["flat"], renders["high-contrast"], renders["augment"])
+        return cls(renders["flat"], renders["high-contrast"], renders["line"], renders["augment"])
 
     def batch(self, size: int, rng: torch.Generator) -> torch.Tensor:
         """Half the subjects as they are, half any emoji cropped, scaled, recoloured -> (size, 3, 64, 64) in [-1, 1]."""
-        both = (self.flat, self.contrast)
-        plain = [both[n % 2][torch.randint(len(self.flat), (), generator=rng)] for n in range(size // 2)]
+        styles = (self.flat, self.contrast, self.line)
+        plain = [styles[n % 3][torch.randint(len(self.flat), (), generator=rng)] for n in range(size // 2)]
         varied = [self.varied(rng) for _ in range(size - size // 2)]
         images = torch.cat([unit(torch.stack(plain)), torch.stack(varied)])
         mirrored = torch.rand(size, 1, 1, 1, generator=rng) < 0.5
@@ -365,10 +366,12 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 
 
 def vae_report(vae: AutoencoderKL, pixels: Pixels) -> str:
-    samples = [unit(images[::6]) for images in (pixels.flat, pixels.contrast)]
-    with autocast():
-        values = [psnr(reconstruct(vae, sample), sample) for sample in samples]
-    return f"psnr flat {values[0]:.2f} high-contrast {values[1]:.2f}"
+    values = []
+    for style, images in (("flat", pixels.flat), ("high-contrast", pixels.contrast), ("line", pixels.line)):
+        sample = unit(images[::6])
+        with autocast():
+            values.append(f"{style} {psnr(reconstruct(vae, sample), sample):.2f}")
+    return "psnr " + " ".join(values)
 
 
 def train_vae(work: Path, stage: Stage) -> None:
@@ -411,10 +414,10 @@ def finished_vae(work: Path) -> AutoencoderKL:
     return vae.requires_grad_(False)
 
 
-def train_decoder(work: Path, stage: Stage) -> None:
+def train_decoder(work: Path, stage: Stage, base: Path | None = None) -> None:
     """The decoder alone, on latents a little off, as a denoiser's are. The encoder, and with it every latent, stays."""
     pixels = Pixels.load(work)
-    vae = finished_vae(work).to(memory_format=torch.channels_last)
+    vae = autoencoder_of(work, base).to(memory_format=torch.channels_last)
     vae.decoder.requires_grad_(True)
     trainer = Trainer(stage, vae, work)
 
@@ -520,7 +523,7 @@ def stratified_timesteps(size: int, rng: torch.Generator) -> torch.Tensor:
 def build_pipeline(work: Path, base: Path | None) -> StableDiffusionPipeline:
     tokenizer = tokenizer_of(work, base)
     vae = autoencoder_of(work, base)
-    if base is None and (work / "decoder.safetensors").exists():
+    if (work / "decoder.safetensors").exists():
         load_ema(vae, work / "decoder.safetensors")
     denoiser = Denoiser(tokenizer)
     load_ema(denoiser, work / "unet.safetensors")
@@ -579,7 +582,7 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "export"])
     parser.add_argument("--work", type=Path, default=Path("build/emoji"))
     parser.add_argument("--output", type=Path, default=ASSETS / "base-emoji")
-    parser.add_argument("--base", type=Path, help="go on from this pipeline (unet, export)")
+    parser.add_argument("--base", type=Path, help="go on from this pipeline (not vae)")
     parser.add_argument("--steps", type=int, help="another length for this stage")
     parser.add_argument("--every", type=int, help="save every so many steps")
     args = parser.parse_args()
@@ -591,10 +594,10 @@ def main() -> None:
         return
     stage = STAGES[args.stage]
     stage = replace(stage, steps=args.steps or stage.steps, every=args.every or stage.every)
-    if stage.name == "unet":
-        train_unet(args.work, stage, args.base)
+    if stage.name == "vae":
+        train_vae(args.work, stage)
     else:
-        {"vae": train_vae, "decoder": train_decoder}[stage.name](args.work, stage)
+        {"decoder": train_decoder, "unet": train_unet}[stage.name](args.work, stage, args.base)
 
 
 if __name__ == "__main__":
