@@ -9,7 +9,7 @@ from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
 from .job import Job
 from .quoting import short
-from .task import TrainArgs
+from .without_effect import without_effect
 
 
 def describe(job: Job) -> list[str]:
@@ -75,28 +75,19 @@ def _size(dataset: ImageDataset) -> str:
 
 def warnings(job: Job) -> list[str]:
     """What is allowed but likely a mistake."""
-    schedule, args = job.schedule, job.task.train_args
-    scheduler = args.lr_scheduler
+    schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
     found = []
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
         found.append(
             f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {schedule.max_steps} steps: "
             "the learning rate never reaches its full value"
         )
-    if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
-        found.append("text_encoder_learning_rate has no effect without train_text_encoder")
-    found += _without_effect(job)
+    found += without_effect(job)
+    found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(schedule.batch_size)
-    if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
-        found.append("validation.negative_prompt has no effect at a guidance_scale of up to 1")
-    if "checkpoint_limit" in job.settings and job.task.checkpoint_every_n_steps is None:
-        found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
-    wanted = job.task.validation.dataset
-    if wanted and wanted.config_name and not (wanted.name or wanted.url):
-        found.append("validation.dataset.config_name has no effect without name or url")
     for key, (before, now) in job.changed_settings().items():
         found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {schedule.start_step}")
         if key == "validation.dataset" and before and now:
@@ -104,21 +95,18 @@ def warnings(job: Job) -> list[str]:
     return found
 
 
-def _without_effect(job: Job) -> list[str]:
-    """Options that say nothing without another one, or as they are."""
-    dataset, args = job.task.dataset, job.task.train_args
-    plain, bias = TrainArgs(), args.timestep_bias
-    found = []
-    if dataset.keep_tokens and not dataset.shuffle_tags:
-        found.append("dataset.keep_tokens has no effect without shuffle_tags")
-    if args.loss_type == "l2" and (args.huber_schedule, args.huber_c) != (plain.huber_schedule, plain.huber_c):
-        found.append("huber_schedule and huber_c have no effect with the loss_type l2")
-    if bias.strategy == "none" and bias != plain.timestep_bias:
-        found.append("timestep_bias has no effect with the strategy none")
-    weights = set(plan.timesteps(args, job.base.num_train_timesteps).weights)
-    if bias.strategy != "none" and len(weights) == 1:
-        found.append("timestep_bias has no effect: all timesteps that are trained are drawn equally often")
-    return found
+def _beyond_the_end(job: Job) -> list[str]:
+    """Intervals of which no multiple lies inside the whole training: nothing is made in between."""
+    most = job.schedule.max_steps
+    intervals = {
+        "validation is due": plan.validation_interval(job.task.validation, job.schedule),
+        "a LoRA is kept": job.task.checkpoint_every_n_steps,
+    }
+    return [
+        f"{what} every {interval} steps, the whole training has {most}: there is none in between"
+        for what, interval in intervals.items()
+        if interval is not None and interval >= most
+    ]
 
 
 def _describe_parent(job: Job) -> str:
