@@ -16,7 +16,9 @@ from typing import Final
 from ..errors import DatasetError
 from ..layouts import repeated_folder
 from ..quoting import shown
+from ..task import Dataset
 from ..transforms import UnreadableImage
+from .columns import Columns
 from .images import Files, is_image_name
 from .reach import Reach, read_below
 from .rows import NO_CAPTION, Rows, Rules, caption_array
@@ -31,6 +33,7 @@ _SPLITS: Final = {
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
     **dict.fromkeys(("test", "eval"), "test"),
 }
+_PLAIN: Final = Dataset()
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -58,6 +61,7 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
         )
     everything = [file for file in files if is_image_name(file)]
     images, notes = _images_of_split(everything, root.name, source.split)
+    notes += _columns_in_vain(root.name, source.columns)
     texts = _texts(files)
     left_out = [file for file in images if _repeats(file)[0] == 0]
     images = [file for file in images if _repeats(file)[0] > 0]
@@ -83,6 +87,16 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
             )
         )
     return tuple(parts), notes
+
+
+def _columns_in_vain(label: str, columns: Columns) -> list[str]:
+    """Columns are a table's."""
+    named = {"image_column": columns.image, "caption_column": columns.caption}
+    return [
+        f"dataset: {key} {shown(name)!r} has no effect: {label} has no table"
+        for key, name in named.items()
+        if name != getattr(_PLAIN, key)
+    ]
 
 
 def _rules(found: Sequence[str]) -> Rules:

@@ -328,3 +328,16 @@ def test_names_that_are_no_unicode(folder, tmp_path):
     dataset = opened(folder, tmp_path)
     assert [dataset.captions(i) for i in range(2)] == [("one",), ("two",)]
     assert dataset.name(1).isprintable() and dataset.image_bytes(1)
+
+
+def test_columns_without_a_table_have_no_effect(folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": "a red square"})
+    said = []
+    opened(folder, tmp_path, said=said, image_column="photo", caption_column="prompt")
+    assert said == [
+        "dataset: image_column 'photo' has no effect: data has no table",
+        "dataset: caption_column 'prompt' has no effect: data has no table",
+    ]
+    said.clear()
+    opened(folder, tmp_path, said=said)
+    assert said == []
