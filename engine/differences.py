@@ -66,6 +66,12 @@ def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
     return f"{_short(more[0])} is in the result alone" if more else None
 
 
+def listing(names: Collection[str]) -> str:
+    """The first few names, for a message; empty for none."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(_short, sorted(names)[:3])) + more
+
+
 def _rank(name: str) -> int:
     base = name.rpartition("/")[2]
     if base == MANIFEST:
