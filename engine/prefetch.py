@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
+from .addresses import public
 from .errors import Interrupted, JobError
 from .job import Job
 from .outcome import describe, exit_code
@@ -55,7 +56,7 @@ def prefetch(argv: Sequence[str], environment: Mapping[str, str]) -> Job:
     task = read_task(settings)
     job = prepare(settings, task, weights=True, report=say)
     say(f"base model: {job.base.identity} is in {job.base.folder}")
-    say(f"dataset: {len(job.dataset)} images of {task.dataset.name or task.dataset.url} are at hand")
+    say(f"dataset: {len(job.dataset)} images of {public(task.dataset.name or str(task.dataset.url))} are at hand")
     return job
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save as serialise_tensors
 
 from . import checkpoint, held_out_curve, kept, report, validation, world
 from . import history as history_file
+from .addresses import public
 from .checkpoint import Checkpoint
 from .dataset.held_out import HeldOut
 from .job import Job
@@ -156,7 +157,7 @@ def _report(
         for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
     ]
     return report.Report(
-        title=f"{_last_name(job.task.model.name)} on {_last_name(source)}",
+        title=f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}",
         task=canonical(job.task),
         history=training.history,
         pictures=shown,
