@@ -8,7 +8,7 @@ from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
 from .job import Job
-from .quoting import short
+from .quoting import plural, short
 from .without_effect import without_effect
 
 
@@ -20,10 +20,11 @@ def describe(job: Job) -> list[str]:
     lines = [
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
-        f"batch          {schedule.batch_size} x {schedule.micro_batches} micro-batches = {effective} images a step",
-        f"epoch          {schedule.steps_per_epoch} steps",
-        f"this task      steps {schedule.start_step} to {schedule.stop_step} of {schedule.max_steps}"
-        f" ({schedule.num_steps} steps, {schedule.num_steps * effective} images"
+        f"batch          {schedule.batch_size} x {plural(schedule.micro_batches, 'micro-batch', 'micro-batches')}"
+        f" = {plural(effective, 'image')} a step",
+        f"epoch          {plural(schedule.steps_per_epoch, 'step')}",
+        f"this task      steps {schedule.start_step:,} to {schedule.stop_step:,} of {schedule.max_steps:,}"
+        f" ({plural(schedule.num_steps, 'step')}, {plural(schedule.num_steps * effective, 'image')}"
         f", {schedule.num_steps * effective / len(job.dataset):.2f} epochs)",
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
@@ -44,12 +45,12 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
     rows = held_out_curve.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
     times = held_out_curve.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
-    images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
+    some = f"{measured:,} of " if measured < held_out.num_images else ""
     taken = " taken out of the dataset" if held_out.num_taken else ""
-    between = f", every {interval} steps" if interval else ""
+    between = f", every {plural(interval, 'step')}" if interval else ""
     return (
-        f"of {images} images{taken}, before and after this task{between}: "
-        f"{times} times {measured * held_out_curve.STRATA} forward passes"
+        f"of {some}{plural(held_out.num_images, 'image')}{taken}, before and after this task{between}: "
+        f"{plural(times, 'time')} {measured * held_out_curve.STRATA} forward passes"
     )
 
 
@@ -58,8 +59,9 @@ def _describe_interim(job: Job) -> list[str]:
     if images := kept.image_steps(job.task, job.schedule):
         lines.append(f"images also    {_listed(images)}")
     if loras := kept.lora_steps(job.task, job.schedule):
-        most = job.task.checkpoint_limit
-        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain those of the latest {most} steps stay")
+        limit = job.task.checkpoint_limit
+        stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
+        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")
     return lines
 
 
@@ -69,8 +71,8 @@ def _listed(steps: range) -> str:
 
 
 def _size(dataset: ImageDataset) -> str:
-    repeated = f", {len(dataset)} visits an epoch" if len(dataset) != dataset.num_images else ""
-    return f"{dataset.num_images} images{repeated}"
+    repeated = f", {len(dataset):,} visits an epoch" if len(dataset) != dataset.num_images else ""
+    return f"{plural(dataset.num_images, 'image')}{repeated}"
 
 
 def warnings(job: Job) -> list[str]:
@@ -79,7 +81,7 @@ def warnings(job: Job) -> list[str]:
     found = []
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
         found.append(
-            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {schedule.max_steps} steps: "
+            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {plural(schedule.max_steps, 'step')}: "
             "the learning rate never reaches its full value"
         )
     found += without_effect(job)

@@ -18,6 +18,7 @@ from .lora.names import own_key, parse_key, require_fit, tensor_names
 from .lora.targets import TEXT_TARGETS, full_name, match_targets
 from .model_files import is_weight
 from .output import OutputFolder
+from .quoting import plural
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
@@ -93,7 +94,11 @@ def _targets(job: Job, component: str, shapes: Mapping[str, tuple[int, ...]]) ->
         for depth in range(1, len(parents)):
             kinds.setdefault(".".join(parents[:depth]), "a group of layers")
         if last == "weight":
-            kinds[module] = None if len(shape) in _KINDS else f"of another type (its weight has {len(shape)} axes)"
+            kinds[module] = (
+                None
+                if len(shape) in _KINDS
+                else f"of another type (its weight has {plural(len(shape), 'axis', 'axes')})"
+            )
         else:
             kinds.setdefault(module, "of another type")
     targets = job.task.lora.target_modules if component == DENOISER else TEXT_TARGETS

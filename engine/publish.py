@@ -19,6 +19,7 @@ from .outcome import peak_memory_bytes
 from .output import REPORT
 from .pictures import Pictures, smaller
 from .progress import say
+from .quoting import plural
 from .session import Session, Training
 from .state import dump_state
 from .storage import Contents
@@ -44,7 +45,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
     outcome.finished, outcome.checkpoint_digest = finished, digest
     ending = "the whole training is finished" if finished else "the next task continues from it"
-    outcome.message = f"trained {outcome.steps_trained} steps to step {outcome.global_step}; {ending}"
+    outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
     output.write_result(outcome.done())
     output.complete()
     say(f"done: {outcome.message}; look at {output.root / REPORT}")

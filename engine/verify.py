@@ -25,6 +25,7 @@ from .checkpoint import FINISH, MANIFEST, Checkpoint, WarmStart
 from .errors import CheckpointError, Interrupted, JobError, TaskError
 from .outcome import describe, exit_code
 from .prepare import parent_folder, read_task
+from .quoting import listing, plural
 from .settings import Settings, read_flags, read_settings
 from .signals import Stop
 from .transforms import IMAGE_SUFFIXES
@@ -158,8 +159,8 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
             file = file or differences.first_more(taken, expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
-        what = f"{extent}, history alone" if steps else f"{extent}, {len(expected)} files"
-        unknown = differences.listing(others - expected.keys())
+        what = f"{extent}, history alone" if steps else f"{extent}, {plural(len(expected), 'file')}"
+        unknown = listing(sorted(others - expected.keys()))
         ignored = [f"not compared, nothing that a result has: {unknown}"] if unknown else []
         return [f"identical: {what}", *ignored, *_origins(result.checkpoint, again.checkpoint, is_same=True)], 0
     lines = [f"different: {step or file}"]

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from ..errors import DatasetError
 from ..limits import bounded_memory
-from ..quoting import short, shown
+from ..quoting import listing, plural, short, shown
 from .columns import NoSuchColumnError
 from .images import Cells, is_image_name
 from .rows import Rows, rows_from_arrow
-from .sidecars import has_sidecars, listing, read_sidecars
+from .sidecars import has_sidecars, read_sidecars
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 
 Report = Callable[[str], None]
@@ -162,7 +162,8 @@ def _files_of_split(
         return splits[choose_split(splits, label, _SPLIT_WORDS.get(wanted, wanted))]
     chosen = splits[choose_split(splits, label)]
     if len(chosen) < len(files):
-        report(f"dataset: the training split is {listing(chosen)}; {len(files) - len(chosen)} other files are not used")
+        others = plural(len(files) - len(chosen), "other file is", "other files are")
+        report(f"dataset: the training split is {listing(chosen)}; {others} not used")
     return chosen
 
 
@@ -199,10 +200,12 @@ def _report_differences(
     there = {file for file in files if is_image_name(file)}
     within = {file for file in there if any(not folder or file.startswith(f"{folder}/") for folder in folders)}
     if unused := sorted(within - named):
-        report(f"dataset: {len(unused)} images are not used, no metadata row names them: {listing(unused)}")
+        count = plural(len(unused), "image is", "images are")
+        report(f"dataset: {count} not used, named by no metadata row: {listing(unused)}")
     inside = (name for name in named - set(files) if "\0" not in name and not name.startswith(("/", "..")))
     if missing := sorted(name for name in inside if not os.path.exists(f"{root}/{name}")):  # noqa: PTH110  # it may be behind a link
-        report(f"dataset: {len(missing)} images are named by metadata rows but are not there: {listing(missing)}")
+        count = plural(len(missing), "image is", "images are")
+        report(f"dataset: {count} named by metadata rows but not there: {listing(missing)}")
 
 
 # --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------

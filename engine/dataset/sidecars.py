@@ -15,7 +15,7 @@ from typing import Final
 
 from ..errors import DatasetError
 from ..layouts import repeated_folder
-from ..quoting import shown
+from ..quoting import listing, plural, shown
 from ..task import Dataset
 from ..transforms import UnreadableImage
 from .columns import Columns
@@ -69,11 +69,13 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
     if not images or (set(found) == {NO_CAPTION} and source.columns.fallback is None):
         raise DatasetError(no_captions(root.name, len(images)))
     if left_out:
-        notes.append(f"dataset: {len(left_out)} images are not used, their folder says 0 times: {listing(left_out)}")
+        count = plural(len(left_out), "image is", "images are")
+        notes.append(f"dataset: {count} not used, a folder says 0 times: {listing(left_out)}")
     without = _notes(images, found, source)
     notes += without
     if without and (lost := _lost(everything, texts)):
-        notes.append(f"dataset: {len(lost)} text files are beside no image of their name: {listing(lost)}")
+        count = plural(len(lost), "text file is", "text files are")
+        notes.append(f"dataset: {count} beside no image of that name: {listing(lost)}")
     parts = []
     for repeats, run in itertools.groupby(range(len(images)), key=lambda index: _repeats(images[index])[0]):
         own = list(run)
@@ -109,15 +111,10 @@ def _rules(found: Sequence[str]) -> Rules:
 def no_captions(label: str, num_images: int) -> str:
     """What to do about images without any caption."""
     return (
-        f"{label} holds {num_images} images but no captions: put a text file of the same name beside each (cat.png, "
-        'cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
+        f"{label} holds {plural(num_images, 'image')} but no captions: put a text file of the same name beside each "
+        '(cat.png, cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
         "or set dataset.default_caption or dataset.trigger_word"
     )
-
-
-def listing(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
@@ -142,7 +139,8 @@ def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple
         return splits[named], []
     chosen = splits.get("train", images)
     unused = sorted(set(images) - set(chosen))
-    note = f"dataset: {len(unused)} images are of other splits and not trained on: {listing(unused)}"
+    count = plural(len(unused), "image is", "images are")
+    note = f"dataset: {count} of other splits and not trained on: {listing(unused)}"
     return chosen, [note] if unused else []
 
 
@@ -192,11 +190,8 @@ def _captions(
             captions.append([source.columns.fallback or ""])
             found.append(NO_CAPTION)
     if problems:
-        count = "1 caption file" if len(problems) == 1 else f"{len(problems)} caption files"
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise DatasetError(
-            f"{root.name}: {count} cannot be read; save them as UTF-8 text: {', '.join(problems[:3])}{more}"
-        )
+        count = plural(len(problems), "caption file")
+        raise DatasetError(f"{root.name}: {count} cannot be read; save as UTF-8 text: {listing(problems, str)}")
     return captions, found
 
 
@@ -224,7 +219,8 @@ def _notes(images: Sequence[str], found: Sequence[str], source: Source) -> list[
     given = "an empty caption" if fallback is None else f"dataset.default_caption {shown(fallback)!r}"
     if fallback == "":
         given = "an empty caption or the trigger word alone"
-    return [f"dataset: {len(without)} of {len(images)} images have no caption and get {given}: {listing(without)}"]
+    has = "has no caption and gets" if len(without) == 1 else "have no caption and get"
+    return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
 
 
 def _lost(images: Sequence[str], texts: Mapping[str, Mapping[str, str]]) -> list[str]:

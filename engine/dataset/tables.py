@@ -19,7 +19,7 @@ import pyarrow as pa
 from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
 from ..notes import Identity, remembered
-from ..quoting import short
+from ..quoting import plural, short
 from ..storage import FILE_MODE, writing_to
 from .columns import Columns, arrow_kinds, kind_of
 from .images import Cells
@@ -156,7 +156,7 @@ def _csv_records(path: Path, delimiter: str, label: str) -> Iterator[dict[str, s
         for fields in reader:
             if len(fields) > len(header):
                 raise DatasetError(
-                    f"line {reader.line_num} of {label} has {len(fields)} fields, its header {len(header)}: "
+                    f"line {reader.line_num} of {label} has {plural(len(fields), 'field')}, its header {len(header)}: "
                     'a caption with a comma in it needs "quotes"'
                 )
             if fields:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from ..errors import TaskError
 from ..families import DENOISER
-from ..jsontext import shown
+from ..quoting import as_json
 from ..task import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
     else:
         matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
     if not matched:
-        raise TaskError(f"lora.target_modules: {shown(targets)} matches no layer; there are {_layer_names(kinds)}")
+        raise TaskError(f"lora.target_modules: {as_json(targets)} matches no layer; there are {_layer_names(kinds)}")
     for name in matched:
         if kinds[name] is not None:
             inside = _layer_names({other: kinds[other] for other in kinds if other.startswith(f"{name}.")})
@@ -116,8 +116,8 @@ class _Expression:
 
     def _end(self, *_: object) -> NoReturn:
         raise TaskError(
-            f"lora.target_modules: {shown(self._expression)} takes more than {self._seconds:g} s to match against the "
-            "layers' names; repeat nothing that repeats itself, or list the names"
+            f"lora.target_modules: {as_json(self._expression)} takes more than {self._seconds:g} s to match against "
+            "the layers' names; repeat nothing that repeats itself, or list the names"
         )
 
 

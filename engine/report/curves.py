@@ -10,6 +10,7 @@ from typing import Final
 
 from .. import held_out_curve
 from ..history import StepReport
+from ..quoting import plural
 
 _MAX_DOTS: Final = 800
 """A curve of more steps is drawn in at most `_BINS` bins."""
@@ -233,7 +234,3 @@ def _describe_starts(starts: list[int]) -> str:
 def _number(value: float) -> str:
     text = f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.4g}"
     return re.sub(r"e([-+])0*(?=[0-9])", lambda found: f"e{found[1].strip('+')}", text)
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -142,5 +142,5 @@ def test_a_plan_tells_of_the_buckets():
     found = Buckets(sizes=(), members=tuple(rows), kept=0.9, kept_by_squares=0.5)
     lines = describe(replace(job_of(text(train_args={"batch_size": 5})), buckets=found))
     assert "buckets        64 x 256: 6, 128 x 128: 4 images" in lines
-    assert lines[-1].startswith("note: 1 of 2 buckets have fewer images than batch_size 5")
+    assert lines[-1].startswith("note: 1 of 2 buckets has fewer images than batch_size 5")
     assert not any(line.startswith("buckets") for line in described())

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.differences import first_more, listing
+from engine.differences import first_more
+from engine.quoting import listing
 from engine.verify import Result
 
 OWN = ["checkpoint/manifest.json", "checkpoint/history.jsonl", "validation/0.png", "validation/prompts.json"]

@@ -154,7 +154,7 @@ def test_images_without_a_caption_are_counted(folder, tmp_path):
     assert [captions for _, captions in rows(dataset)] == [("one",), ("",), ("",)]
     assert said == [
         "dataset: 2 of 3 images have no caption and get an empty caption: b.png, c.png",
-        "dataset: 1 text files are beside no image of their name: d.txt",
+        "dataset: 1 text file is beside no image of that name: d.txt",
     ]
     said.clear()
     dataset = opened(folder, tmp_path, said=said, default_caption="a picture")
