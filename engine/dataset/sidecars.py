@@ -22,17 +22,13 @@ from .columns import Columns
 from .images import Files, is_image_name
 from .reach import Reach, read_below
 from .rows import NO_CAPTION, Rows, Rules, caption_array
+from .splits import TRAIN, by_split, choose_named_split, split_of_image
 from .tables import Source
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_CAPTION_BYTES: Final = 64 << 10
 """A page of text has 4 KB; whatever is larger was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
-_SPLITS: Final = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val"), "validation"),
-    **dict.fromkeys(("test", "eval"), "test"),
-}
 _PLAIN: Final = Dataset()
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -118,26 +114,14 @@ def no_captions(label: str, num_images: int) -> str:
 
 
 def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
-    """Those of the wanted split, by their folders' names; of none, those of the training split, else all.
-
-    Images in no folder that names a split are the training split's where no folder is called so.
+    """Those of the wanted split, and a note of the others; of none, those of the training split, else all.
 
     Raises DatasetError: there is no such split.
     """
-    splits: dict[str, list[str]] = {}
-    unnamed: list[str] = []
-    for file in images:
-        named = next((_SPLITS[part] for part in PurePosixPath(file).parts[:-1] if part in _SPLITS), None)
-        (unnamed if named is None else splits.setdefault(named, [])).append(file)
-    if unnamed:
-        splits.setdefault("train", unnamed)
+    splits = by_split(images, split_of_image, rest_is_train=True)
     if wanted is not None:
-        named = _SPLITS.get(wanted, wanted)
-        if named not in splits:
-            there = ", ".join(sorted(splits)) or "none"
-            raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {there}")
-        return splits[named], []
-    chosen = splits.get("train", images)
+        return splits[choose_named_split(splits, label, wanted)], []
+    chosen = splits.get(TRAIN, images)
     unused = sorted(set(images) - set(chosen))
     count = plural(len(unused), "image is", "images are")
     note = f"dataset: {count} of other splits and not trained on: {listing(unused)}"

@@ -303,6 +303,16 @@ def test_splits_in_folders(tmp_path):
     assert opened(tmp_path, name=tmp_path / "d").captions(0) == ("validation",)
 
 
+def test_metadata_at_the_top_beside_another_split_is_the_training_one(tmp_path):
+    for folder, index in (("", 0), ("validation/", 1)):
+        write_jsonl(tmp_path / f"d/{folder}metadata.jsonl", [{"file_name": "x.png", "text": folder or "top"}])
+        (tmp_path / f"d/{folder}x.png").write_bytes(PICTURES[index])
+    lines = []
+    dataset = opened(tmp_path, name=tmp_path / "d", report=lines.append)
+    assert content(dataset) == [(PICTURES[0], ("top",))]
+    assert lines == ["dataset: the training split is metadata.jsonl; 1 other file is not used"]
+
+
 def test_saved_splits_without_train_are_listed(tmp_path):
     import datasets
 
