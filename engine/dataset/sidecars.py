@@ -26,7 +26,7 @@ from .splits import TRAIN, by_split, choose_named_split, split_of_image
 from .tables import Source
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
-MAX_CAPTION_BYTES: Final = 64 << 10
+MAX_FILE_BYTES: Final = 64 << 10
 """A page of text has 4 KB; whatever is larger was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
 _PLAIN: Final = Dataset()
@@ -181,7 +181,7 @@ def _captions(
 
 def _read(root: Path, file: str, reach: Reach) -> list[str]:
     """The lines of a caption file; an empty file is an empty caption. Never guesses an encoding."""
-    data = read_below(root, file, reach, MAX_CAPTION_BYTES)
+    data = read_below(root, file, reach, MAX_FILE_BYTES)
     if name := _BYTE_ORDER_MARKS.get(data[:2]):
         raise UnreadableImage(f"it is {name}")
     try:

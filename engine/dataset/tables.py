@@ -190,7 +190,7 @@ def _read_parquet(path: Path, source: Source, label: str) -> Rows:
 
 
 def _copy_to_map(file: Any, path: Path, names: list[str], source: Source, label: str) -> Path:
-    """Parquet gives no random access: its two columns, once, as an Arrow file to map.
+    """Parquet gives no random access: the columns that are asked for, once, as an Arrow file to map.
 
     The copy is named by content, never by path or time: another dataset at the same path is another file.
     """
@@ -212,7 +212,7 @@ def _sha256(path: Path) -> str:
 
 
 def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
-    """The two columns in pieces of about 64 MB, going by the file's own account of its size."""
+    """These columns in pieces of about 64 MB, going by the file's own account of its size."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     mean = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
     with reading(label):

@@ -176,7 +176,7 @@ def test_no_captions_at_all_is_an_error_with_advice_unless_one_is_given(folder, 
         ("ein grünes Quadrat".encode("latin-1"), "not UTF-8: byte 0xfc at 6"),
         ("text".encode("utf-16"), "UTF-16"),
         ("text".encode("utf-16-be"), "NUL"),
-        (b"x" * (sidecars.MAX_CAPTION_BYTES + 1), "65,537 bytes"),
+        (b"x" * (sidecars.MAX_FILE_BYTES + 1), "65,537 bytes"),
     ],
 )
 def test_what_is_no_utf8_text_is_refused_by_name(folder, tmp_path, data, reason):
