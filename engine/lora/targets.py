@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The four projections of each attention, as CLIP calls them."""
 
+NO_QUANTISED_START: Final = (
+    "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
+    "start without the file, or with init_lora_weights true"
+)
+
 _MAX_LISTED: Final = 40
 _MATCHING_SECONDS: Final = 1.0
 
@@ -33,6 +38,16 @@ def full_name(component: str, module: str) -> str:
     if component != DENOISER and module.startswith("encoder.layers."):
         module = f"text_model.{module}"
     return f"{component}.{module}"
+
+
+def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> None:
+    """Raise TaskError for a linear layer that LoftQ cannot take so high a rank from; name -> its weight's shape."""
+    for name, shape in layers.items():
+        if rank > min(shape):
+            raise TaskError(
+                f"lora.rank: {rank} is more than the rank of {name} ({' x '.join(map(str, shape))}), "
+                "which lora.init_lora_weights 'loftq' decomposes"
+            )
 
 
 def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | None) -> dict[str, torch.nn.Module]:
