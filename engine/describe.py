@@ -105,7 +105,7 @@ def _beyond_the_end(job: Job) -> list[str]:
         "a LoRA is kept": job.task.checkpoint_every_n_steps,
     }
     return [
-        f"{what} every {interval} steps, the whole training has {most}: there is none in between"
+        f"{what} every {plural(interval, 'step')}, the whole training has {most:,}: there is none in between"
         for what, interval in intervals.items()
         if interval is not None and interval >= most
     ]

@@ -91,7 +91,7 @@ def _columns_in_vain(label: str, columns: Columns) -> list[str]:
     """Columns are a table's."""
     named = {"image_column": columns.image, "caption_column": columns.caption}
     return [
-        f"dataset: {key} {shown(name)!r} has no effect: {label} has no table"
+        f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
         for key, name in named.items()
         if name != getattr(_PLAIN, key)
     ]

@@ -49,8 +49,8 @@ def _named(name: str) -> str | None:
 def by_split(files: Iterable[str], split_of: SplitOf, *, rest_is_train: bool) -> dict[str, list[str]]:
     """Split -> its files, in their order.
 
-    Files that name no split are the training split's where no file names that; but for `rest_is_train`, only where no
-    file names any.
+    Files that name no split are the training split's where no file names that one (`rest_is_train`), or only where no
+    file names any; else they are left out.
     """
     splits: dict[str, list[str]] = {}
     rest: list[str] = []

@@ -335,8 +335,8 @@ def test_columns_without_a_table_have_no_effect(folder, tmp_path):
     said = []
     opened(folder, tmp_path, said=said, image_column="photo", caption_column="prompt")
     assert said == [
-        "dataset: image_column 'photo' has no effect: data has no table",
-        "dataset: caption_column 'prompt' has no effect: data has no table",
+        "dataset: image_column 'photo' has no effect: data is read as images, not as a table",
+        "dataset: caption_column 'prompt' has no effect: data is read as images, not as a table",
     ]
     said.clear()
     opened(folder, tmp_path, said=said)
