@@ -38,8 +38,8 @@ LINE_RESOLUTION = 256  # where lines are found, before they are made small
 OUTLINE, LINE = 1.8, 1.2  # widths, in units of the 32-unit grid
 MIN_CONTRAST = 40  # of the channel that differs most: what lies closer together is one region
 MAX_INK_LUMA = 90  # a darker region is filled
-NUM_TRAIN, NUM_HELDOUT = 192, 32
-FIRST_HELDOUT = 96
+NUM_TRAIN, NUM_HELD_OUT = 192, 32
+FIRST_HELD_OUT = 96
 SPLIT_SEED = 0
 CAPTIONS_PER_EMPTY = 3
 
@@ -156,9 +156,9 @@ def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
 
 def split(num_subjects: int) -> tuple[list[int], list[int]]:
     """Indices of the LoRA's subjects and of the held-out ones: a seeded draw, so that every category is in both."""
-    order = random.Random(SPLIT_SEED).sample(range(num_subjects), NUM_TRAIN + NUM_HELDOUT)
-    heldout = order[FIRST_HELDOUT : FIRST_HELDOUT + NUM_HELDOUT]
-    return sorted(set(order) - set(heldout)), sorted(heldout)
+    order = random.Random(SPLIT_SEED).sample(range(num_subjects), NUM_TRAIN + NUM_HELD_OUT)
+    held_out = order[FIRST_HELD_OUT : FIRST_HELD_OUT + NUM_HELD_OUT]
+    return sorted(set(order) - set(held_out)), sorted(held_out)
 
 
 def training_captions(name: str) -> list[str]:
@@ -210,9 +210,9 @@ def main() -> None:
     rows = [{"name": name, "caption": caption(name), "line_caption": line_caption(name)} for name in subjects]
     (args.work / "subjects.json").write_text(json.dumps(rows, indent=1))
 
-    train, heldout = split(len(subjects))
+    train, held_out = split(len(subjects))
     write_dataset(args.datasets / "emoji-high-contrast", subjects, train, pixels, ["high-contrast"])
-    write_dataset(args.datasets / "emoji-high-contrast-heldout", subjects, heldout, pixels, ["flat", "high-contrast"])
+    write_dataset(args.datasets / "emoji-high-contrast-heldout", subjects, held_out, pixels, ["flat", "high-contrast"])
     print(f"{len(subjects)} subjects, {len(pixels['augment'])} images for augmentation")
 
 

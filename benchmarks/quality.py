@@ -53,7 +53,7 @@ from benchmarks.yardsticks import (  # noqa: E402
 )
 
 Result = dict[str, Any]
-HELDOUT = ROOT / "assets/datasets/emoji-high-contrast-heldout"
+HELD_OUT = ROOT / "assets/datasets/emoji-high-contrast-heldout"
 
 
 @dataclass(slots=True)
@@ -137,17 +137,17 @@ def train(task_file: Path, output: Path) -> tuple[Path, Result]:
     return output / f"{len(results) - 1:03}/checkpoint", facts
 
 
-def fit_probes(bench: Bench, heldout: Sequence[int], images: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+def fit_probes(bench: Bench, held_out: Sequence[int], images: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two probes of style, trained on real images of subjects that are not held out.
 
     Args:
-        heldout: the numbers of the held-out subjects.
+        held_out: the numbers of the held-out subjects.
         images: their real images after the autoencoder, flat ones first, as the second check.
 
     Returns:
         Name -> (features of images, `Probe`); name -> accuracy on real held-out images, and on `images`.
     """
-    others = sorted(set(range(len(bench.subjects.captions))) - set(heldout))
+    others = sorted(set(range(len(bench.subjects.captions))) - set(held_out))
     real = bench.subjects.images
     probes, checks = {}, {}
     for name, features in (("pixel statistics", pixel_statistics), ("embedding", bench.measures["embedding"])):
@@ -155,7 +155,7 @@ def fit_probes(bench: Bench, heldout: Sequence[int], images: np.ndarray) -> tupl
         probe = Probe.fit(flat, contrast)
         checks[name] = {
             "accuracy on real images": _probe_accuracy(
-                probe, features(np.concatenate([real[style][list(heldout)] for style in STYLES]))
+                probe, features(np.concatenate([real[style][list(held_out)] for style in STYLES]))
             ),
             "accuracy on reconstructed real images": _probe_accuracy(probe, features(images)),
         }
@@ -181,7 +181,7 @@ def draw_pairs(bench: Bench, base: Path, lora: Path, prompts: dict[str, list[str
     return images
 
 
-def measure_real(bench: Bench, base: Path, heldout: Sequence[int]) -> tuple[Result, np.ndarray]:
+def measure_real(bench: Bench, base: Path, held_out: Sequence[int]) -> tuple[Result, np.ndarray]:
     """What the measures say of the held-out subjects' real images, so of drawings as good as can be.
 
     Returns:
@@ -189,10 +189,10 @@ def measure_real(bench: Bench, base: Path, heldout: Sequence[int]) -> tuple[Resu
         of a subject through the change of style. And the images after the autoencoder, flat ones first.
     """
     pipeline, real = load_pipeline(base), bench.subjects.images
-    drawn = {style: reconstruct(pipeline, real[style][list(heldout)]) for style in STYLES}
+    drawn = {style: reconstruct(pipeline, real[style][list(held_out)]) for style in STYLES}
     flat, contrast = STYLES
-    result: Result = {style: bench.accuracy(drawn[style], heldout, style) for style in STYLES}
-    result["flat among high-contrast"] = bench.accuracy(drawn[flat], heldout, contrast)
+    result: Result = {style: bench.accuracy(drawn[style], held_out, style) for style in STYLES}
+    result["flat among high-contrast"] = bench.accuracy(drawn[flat], held_out, contrast)
     return result, np.concatenate([drawn[flat], drawn[contrast]])
 
 
@@ -265,7 +265,7 @@ def main() -> None:
         if lora is None:
             with bench.phase("train the LoRA"):
                 lora, result["training"] = train(args.task, args.output / "lora")
-        sets = {"held-out": HELDOUT} | ({} if args.heldout_only else {"trained on": dataset})
+        sets = {"held-out": HELD_OUT} | ({} if args.heldout_only else {"trained on": dataset})
         result["lora"] = measure_lora(bench, base, lora, sets, args.seeds)
     text = json.dumps(result, indent=2)
     (args.output / "quality.json").write_text(text + "\n")

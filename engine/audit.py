@@ -16,12 +16,12 @@ from . import rng, transforms, wording
 from .dataset import NO_CAPTION, ImageDataset, none_readable
 from .errors import DatasetError
 from .job import Job
+from .quoting import listing, plural
 from .tokens import TokenCounter
 from .transforms import UnreadableImage
 
 SECONDS: Final = 10.0
 """For the images, and again for the captions."""
-_NAMED: Final = 3
 
 Clock = Callable[[], float]
 Target = Callable[[tuple[int, int]], tuple[int, int]]
@@ -185,12 +185,12 @@ def _spread(dataset: ImageDataset, seconds: float, clock: Clock) -> Iterator[int
 
 
 def _caption_lines(found: CaptionAudit, limit: int, num_images: int) -> list[str]:
-    cut = f"{found.num_cut} of {found.num_captions} are cut at {limit}" if found.num_cut else f"none is cut at {limit}"
-    empty = f", {found.num_empty} are empty" if found.num_empty else ""
+    of_all = f"of {found.num_captions:,}"
+    cut = plural(found.num_cut, f"{of_all} is", f"{of_all} are") if found.num_cut else "none is"
+    empty = f", {plural(found.num_empty, 'is', 'are')} empty" if found.num_empty else ""
     where = f" ({found.longest_name})" if found.num_cut else ""
-    return [
-        f"tokens         longest caption {found.longest}{where}, {cut}{empty}{_sampled(found.num_seen, num_images)}"
-    ]
+    sampled = _sampled(found.num_seen, num_images)
+    return [f"tokens         longest caption {found.longest}{where}, {cut} cut at {limit}{empty}{sampled}"]
 
 
 def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
@@ -199,7 +199,7 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
     if found.sizes:
         ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
         (narrow, low), (wide, high) = ordered[0], ordered[-1]
-        enlarged = f", {found.num_enlarged} are enlarged" if found.num_enlarged else ""
+        enlarged = f", {plural(found.num_enlarged, 'is', 'are')} enlarged" if found.num_enlarged else ""
         lines.append(f"sizes          {narrow} x {low} to {wide} x {high}{enlarged}{sampled}")
     pairs = [f"{name} = {other}" for name, other in found.duplicates]
     lines.append(f"duplicates     {_counted(pairs)}{sampled}")
@@ -208,8 +208,9 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
 
 
 def _mask_line(found: ImageAudit, num_images: int) -> str:
-    count = len(found.sizes)
-    some = "none has one, all of each image counts" if not found.num_masked else f"{found.num_masked} of {count} images"
+    some = "none has one, all of each image counts"
+    if found.num_masked:
+        some = f"{found.num_masked:,} of {plural(len(found.sizes), 'image')}"
     return f"masks          {some}{_sampled(found.num_seen, num_images)}"
 
 
@@ -218,9 +219,8 @@ def _broken(found: ImageAudit) -> list[str]:
 
 
 def _counted(items: list[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return f"{len(items)}: {', '.join(items[:_NAMED])}{more}" if items else "none"
+    return f"{len(items):,}: {listing(items, str)}" if items else "none"
 
 
 def _sampled(num_seen: int, num_images: int) -> str:
-    return "" if num_seen == num_images else f", in a sample of {num_seen} of {num_images} images"
+    return "" if num_seen == num_images else f", in a sample of {num_seen:,} of {num_images:,} images"

@@ -21,6 +21,7 @@ from . import rng, transforms
 from .dataset import ImageDataset
 from .errors import TaskError
 from .plan import Epochs, Slot, Visit
+from .quoting import plural
 from .sizes import Size, read_sizes
 from .task import Task
 
@@ -116,9 +117,9 @@ class Buckets:
         if not small:
             return []
         return [
-            f"{small} of {len(self.members)} buckets have fewer images than batch_size {batch_size}: a micro-batch of "
-            "theirs shows an image more than once, and comes around less than once an epoch; a smaller batch_size with "
-            "more gradient_accumulation_steps mixes better"
+            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer images than "
+            f"batch_size {batch_size}: such a micro-batch shows an image more than once, and comes around less than "
+            "once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
 
 

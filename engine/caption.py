@@ -19,7 +19,7 @@ from .dataset.reach import Reach
 from .dataset.sidecars import without_sidecar
 from .errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
 from .progress import Meter, say
-from .quoting import shown
+from .quoting import plural, shown
 from .storage import FILE_MODE
 from .transforms import UnreadableImage, decode
 
@@ -146,7 +146,7 @@ def caption_all(folder: Path, images: Sequence[str], captioner: Captioner) -> No
             say(f"skipping image {shown(name)}: {error}")
         meter.update(index + 1)
     meter.close()
-    say(f"wrote {written} captions beside the images of {folder}: read them before training")
+    say(f"wrote {plural(written, 'caption')} beside the images of {folder}: read them before training")
 
 
 def write_caption(image: Path, caption: str) -> bool:

@@ -22,6 +22,7 @@ from . import storage, transforms
 from .checkpoint import LORA_FILE
 from .errors import CheckpointError, JobError
 from .outcome import describe, exit_code
+from .quoting import plural
 
 Matrix = npt.NDArray[np.float64]
 Factors = tuple[Matrix, Matrix]
@@ -60,7 +61,8 @@ def compare(one: Path, other: Path) -> list[str]:
     relative = {module: _ratio(distances[module], norms[module]) for module in distances}
     worst = max(relative, key=lambda module: relative[module])
     lines = [
-        f"weights  relative distance {total:.3e} over {len(distances)} modules (0: equal; about 1.4: unrelated)",
+        f"weights  relative distance {total:.3e} over {plural(len(distances), 'module')}"
+        " (0: equal; about 1.4: unrelated)",
         f"         largest {relative[worst]:.3e}, in {worst!r}",
     ]
     return lines + _compare_images(one / "validation", other / "validation")

@@ -8,8 +8,8 @@ from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
 from .job import Job
-from .quoting import short
-from .task import TrainArgs
+from .quoting import plural, short
+from .without_effect import without_effect
 
 
 def describe(job: Job) -> list[str]:
@@ -20,10 +20,11 @@ def describe(job: Job) -> list[str]:
     lines = [
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
-        f"batch          {schedule.batch_size} x {schedule.micro_batches} micro-batches = {effective} images a step",
-        f"epoch          {schedule.steps_per_epoch} steps",
-        f"this task      steps {schedule.start_step} to {schedule.stop_step} of {schedule.max_steps}"
-        f" ({schedule.num_steps} steps, {schedule.num_steps * effective} images"
+        f"batch          {schedule.batch_size} x {plural(schedule.micro_batches, 'micro-batch', 'micro-batches')}"
+        f" = {plural(effective, 'image')} a step",
+        f"epoch          {plural(schedule.steps_per_epoch, 'step')}",
+        f"this task      steps {schedule.start_step:,} to {schedule.stop_step:,} of {schedule.max_steps:,}"
+        f" ({plural(schedule.num_steps, 'step')}, {plural(schedule.num_steps * effective, 'image')}"
         f", {schedule.num_steps * effective / len(job.dataset):.2f} epochs)",
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
@@ -44,12 +45,12 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
     rows = held_out_curve.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
     times = held_out_curve.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
-    images = f"{measured} of {held_out.num_images}" if measured < held_out.num_images else f"{measured}"
+    some = f"{measured:,} of " if measured < held_out.num_images else ""
     taken = " taken out of the dataset" if held_out.num_taken else ""
-    between = f", every {interval} steps" if interval else ""
+    between = f", every {plural(interval, 'step')}" if interval else ""
     return (
-        f"of {images} images{taken}, before and after this task{between}: "
-        f"{times} times {measured * held_out_curve.STRATA} forward passes"
+        f"of {some}{plural(held_out.num_images, 'image')}{taken}, before and after this task{between}: "
+        f"{plural(times, 'time')} {measured * held_out_curve.STRATA} forward passes"
     )
 
 
@@ -58,8 +59,9 @@ def _describe_interim(job: Job) -> list[str]:
     if images := kept.image_steps(job.task, job.schedule):
         lines.append(f"images also    {_listed(images)}")
     if loras := kept.lora_steps(job.task, job.schedule):
-        most = job.task.checkpoint_limit
-        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain those of the latest {most} steps stay")
+        limit = job.task.checkpoint_limit
+        stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
+        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")
     return lines
 
 
@@ -69,34 +71,25 @@ def _listed(steps: range) -> str:
 
 
 def _size(dataset: ImageDataset) -> str:
-    repeated = f", {len(dataset)} visits an epoch" if len(dataset) != dataset.num_images else ""
-    return f"{dataset.num_images} images{repeated}"
+    repeated = f", {len(dataset):,} visits an epoch" if len(dataset) != dataset.num_images else ""
+    return f"{plural(dataset.num_images, 'image')}{repeated}"
 
 
 def warnings(job: Job) -> list[str]:
     """What is allowed but likely a mistake."""
-    schedule, args = job.schedule, job.task.train_args
-    scheduler = args.lr_scheduler
+    schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
     found = []
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
         found.append(
-            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {schedule.max_steps} steps: "
+            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {plural(schedule.max_steps, 'step')}: "
             "the learning rate never reaches its full value"
         )
-    if args.text_encoder_learning_rate is not None and not args.train_text_encoder:
-        found.append("text_encoder_learning_rate has no effect without train_text_encoder")
-    found += _without_effect(job)
+    found += without_effect(job)
+    found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(schedule.batch_size)
-    if job.task.validation.negative_prompt is not None and job.task.validation.guidance_scale <= 1:
-        found.append("validation.negative_prompt has no effect at a guidance_scale of up to 1")
-    if "checkpoint_limit" in job.settings and job.task.checkpoint_every_n_steps is None:
-        found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
-    wanted = job.task.validation.dataset
-    if wanted and wanted.config_name and not (wanted.name or wanted.url):
-        found.append("validation.dataset.config_name has no effect without name or url")
     for key, (before, now) in job.changed_settings().items():
         found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {schedule.start_step}")
         if key == "validation.dataset" and before and now:
@@ -104,21 +97,18 @@ def warnings(job: Job) -> list[str]:
     return found
 
 
-def _without_effect(job: Job) -> list[str]:
-    """Options that say nothing without another one, or as they are."""
-    dataset, args = job.task.dataset, job.task.train_args
-    plain, bias = TrainArgs(), args.timestep_bias
-    found = []
-    if dataset.keep_tokens and not dataset.shuffle_tags:
-        found.append("dataset.keep_tokens has no effect without shuffle_tags")
-    if args.loss_type == "l2" and (args.huber_schedule, args.huber_c) != (plain.huber_schedule, plain.huber_c):
-        found.append("huber_schedule and huber_c have no effect with the loss_type l2")
-    if bias.strategy == "none" and bias != plain.timestep_bias:
-        found.append("timestep_bias has no effect with the strategy none")
-    weights = set(plan.timesteps(args, job.base.num_train_timesteps).weights)
-    if bias.strategy != "none" and len(weights) == 1:
-        found.append("timestep_bias has no effect: all timesteps that are trained are drawn equally often")
-    return found
+def _beyond_the_end(job: Job) -> list[str]:
+    """Intervals of which no multiple lies inside the whole training: nothing is made in between."""
+    most = job.schedule.max_steps
+    intervals = {
+        "validation is due": plan.validation_interval(job.task.validation, job.schedule),
+        "a LoRA is kept": job.task.checkpoint_every_n_steps,
+    }
+    return [
+        f"{what} every {plural(interval, 'step')}, the whole training has {most:,}: there is none in between"
+        for what, interval in intervals.items()
+        if interval is not None and interval >= most
+    ]
 
 
 def _describe_parent(job: Job) -> str:

@@ -12,6 +12,7 @@ from safetensors.numpy import load as parse_tensors
 
 from .checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE
 from .history import StepReport
+from .quoting import plural, short
 
 _ORDER: Final = (STATE_TENSORS, LORA_FILE, WEBUI_FILE, HISTORY, STATE_JSON)
 """What is most telling comes first; then pictures by name, the manifest last."""
@@ -63,7 +64,7 @@ def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -
 def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
     """The first of the result's file names that the re-run does not have: nobody made it again. None where all are."""
     more = sorted(set(result) - set(rerun))
-    return f"{_short(more[0])} is in the result alone" if more else None
+    return f"{short(more[0])} is in the result alone" if more else None
 
 
 def _rank(name: str) -> int:
@@ -78,7 +79,7 @@ def _where(name: str, found: bytes, expected: bytes) -> str | None:
         return _tensor(found, expected)
     if name in (MANIFEST, STATE_JSON):
         return _key(name, found, expected)
-    return f"{len(found)} bytes in the result, {len(expected)} in the re-run, not the same"
+    return f"{plural(len(found), 'byte')} in the result, {len(expected)} in the re-run, not the same"
 
 
 def _tensor(found: bytes, expected: bytes) -> str:
@@ -97,7 +98,8 @@ def _tensor(found: bytes, expected: bytes) -> str:
         if differing.size:
             first = int(differing[0])
             values = f"{other.reshape(-1)[first]!s} in the result, {tensor.reshape(-1)[first]!s} in the re-run"
-            return f"tensor {name} differs in {differing.size} of {tensor.size} values, first at {first}: {values}"
+            count = f"{differing.size} of {plural(tensor.size, 'value')}"
+            return f"tensor {name} differs in {count}, first at {first}: {values}"
     more = sorted(theirs.keys() - ours.keys())
     return f"tensor {more[0]!r} is in the result alone" if more else "the same tensors, written otherwise"
 
@@ -133,12 +135,4 @@ def differing_keys(result: Any, rerun: Any, prefix: str = "") -> Iterator[str]:
         for index, (one, other) in enumerate(zip(result, rerun, strict=True)):
             yield from differing_keys(one, other, f"{prefix}[{index}]")
     elif result != rerun or type(result) is not type(rerun):
-        yield f"{prefix} is {_short(result)} in the result, {_short(rerun)} in the re-run"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:  # a stranger's JSON
-        return "too deep"
-    return text if len(text) <= 100 else f"{text[:100]}…"
+        yield f"{prefix} is {short(result)} in the result, {short(rerun)} in the re-run"

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from .quoting import as_json, json_clipped
+
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _STRING_START: Final = re.compile(r'"(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
 _WORD: Final = re.compile(r'[^ \t\n\r,:\[\]{}"]*')
@@ -25,7 +27,6 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")
 _LITERALS: Final = {"null": None, "true": True, "false": False}
 _NON_FINITE: Final = ("NaN", "Infinity", "-Infinity")
 _MAX_DEPTH: Final = 100
-_MAX_SHOWN: Final = 80
 MAX_PROBLEMS: Final = 100
 """One more is looked for: finding the place of each takes as long as the text is, and nobody reads a book of them."""
 
@@ -62,19 +63,7 @@ def child(path: str, part: str | int) -> str:
         return f"{path}[{part}]"
     if _NAME.fullmatch(part):
         return f"{path}.{part}" if path else part
-    return f"{path}[{shown(part)}]"
-
-
-def shown(value: object) -> str:
-    """A value as JSON for a message: one line, shortened, nothing unprintable (a task may come from a stranger)."""
-    return shown_text(json.dumps(value, ensure_ascii=False))
-
-
-def shown_text(text: str) -> str:
-    """A piece of text for a message: shortened, with escapes for everything unprintable."""
-    if len(text) > _MAX_SHOWN:
-        text = f"{text[: _MAX_SHOWN * 3 // 4]}…{text[-_MAX_SHOWN // 5 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"{path}[{as_json(part)}]"
 
 
 def parse(data: bytes) -> tuple[Any, list[Problem]]:
@@ -165,11 +154,11 @@ class _Reader:
         if self.position == len(self.text):
             return "the end of the text"
         if string := _STRING_START.match(self.text, self.position):
-            return shown_text(self.text[self.position : string.end() + 1])
+            return json_clipped(self.text[self.position : string.end() + 1])
         word = _at(_WORD, self.text, self.position)[0] or self.next()
         if word.startswith(("//", "/*", "#")):
             return "a comment, which JSON does not have: remove it"
-        return shown_text(word)
+        return json_clipped(word)
 
     def value(self, path: Keys) -> Any:
         if len(path) > _MAX_DEPTH:
@@ -199,7 +188,7 @@ class _Reader:
             places[key] = start
             self.skip_space()
             if self.next() != ":":
-                self.stop(self.position, f'expected ":" after the key {shown(key)}, found {self.found()}')
+                self.stop(self.position, f'expected ":" after the key {as_json(key)}, found {self.found()}')
             self.position += 1
             self.skip_space()
             result[key] = self.value((*path, key))
@@ -242,7 +231,7 @@ class _Reader:
             case "":
                 self.stop(start, "a string that does not end")
             case "\\":
-                self.stop(end, f"unknown escape {shown_text(self.text[end : end + 2])} in a string")
+                self.stop(end, f"unknown escape {json_clipped(self.text[end : end + 2])} in a string")
             case "\n" | "\r":
                 self.stop(end, "a line break in a string, write \\n for one or add the closing quote")
             case control:
@@ -250,7 +239,7 @@ class _Reader:
         value: str = json.loads(self.text[start : self.position])
         if _SURROGATE.search(value):
             self.note(
-                start, path, f"got {shown(value)}, which holds half of a surrogate pair, write the character itself"
+                start, path, f"got {as_json(value)}, which holds half of a surrogate pair, write the character itself"
             )
         return value
 
@@ -269,7 +258,7 @@ class _Reader:
             self.stop(start, _not_a_value(self.found(), path))
         self.position += len(word)
         if not math.isfinite(float(word)):
-            self.note(start, path, f"got {shown_text(word)}, expected a number within the range of a 64-bit float")
+            self.note(start, path, f"got {json_clipped(word)}, expected a number within the range of a 64-bit float")
             return Real(word)
         return Real(word) if number[1] or number[2] else int(word)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from . import families, hub
+from .addresses import shown_url
 from .digests import FileDigests
 from .errors import ModelError
 from .families import single_file
@@ -165,9 +166,9 @@ def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDige
 
 
 def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, digests: FileDigests) -> BaseModel:
-    from .fetch import fetch_file, shown
+    from .fetch import fetch_file
 
-    address = shown(model.name)
+    address = shown_url(model.name)
     if Path(urlsplit(address).path).suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {address} {_PICKLED}")
     path = fetch_file(

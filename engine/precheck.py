@@ -15,14 +15,15 @@ from .families import DENOISER
 from .families.single_file.header import Tensor, read_header
 from .job import Job
 from .lora.names import own_key, parse_key, require_fit, tensor_names
-from .lora.targets import TEXT_TARGETS, full_name, match_targets
+from .lora.targets import NO_QUANTISED_START, TEXT_TARGETS, full_name, match_targets, require_decomposable
 from .model_files import is_weight
 from .output import OutputFolder
+from .quoting import plural
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
-_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 """What a weight of so many dimensions belongs to."""
+_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ def check_adapter(job: Job) -> list[str]:
     if DENOISER not in layers:
         where = "in one file" if job.base.single_file else "not downloaded yet"
         lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
+    elif job.task.lora.init_lora_weights == "loftq":
+        lines += _check_loftq(job, layers[DENOISER])
     if isinstance(job.parent, WarmStart):
         _check_warm_start(job.parent, components, job.task.lora.rank, layers)
     return lines
@@ -93,11 +96,24 @@ def _targets(job: Job, component: str, shapes: Mapping[str, tuple[int, ...]]) ->
         for depth in range(1, len(parents)):
             kinds.setdefault(".".join(parents[:depth]), "a group of layers")
         if last == "weight":
-            kinds[module] = None if len(shape) in _KINDS else f"of another type (its weight has {len(shape)} axes)"
+            kinds[module] = (
+                None
+                if len(shape) in _KINDS
+                else f"of another type (its weight has {plural(len(shape), 'axis', 'axes')})"
+            )
         else:
             kinds.setdefault(module, "of another type")
     targets = job.task.lora.target_modules if component == DENOISER else TEXT_TARGETS
     return {name: shapes[f"{name}{_WEIGHT}"] for name in match_targets(kinds, targets)}
+
+
+def _check_loftq(job: Job, layers: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What LoftQ would say of the denoiser's layers, of which it quantises the linear ones; a line where none is."""
+    linear = {full_name(DENOISER, name): shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
+    require_decomposable(linear, job.task.lora.rank)
+    if linear and isinstance(job.parent, WarmStart):
+        raise CheckpointError(NO_QUANTISED_START)
+    return [] if linear else ["note: lora.init_lora_weights 'loftq' has no effect: no target is a linear layer"]
 
 
 def _check_warm_start(

@@ -13,11 +13,13 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
+from .addresses import public
 from .errors import Interrupted, JobError
 from .job import Job
 from .outcome import describe, exit_code
 from .prepare import prepare, read_task
 from .progress import say
+from .quoting import plural
 from .settings import read_flags, read_settings
 from .signals import Stop
 
@@ -55,7 +57,8 @@ def prefetch(argv: Sequence[str], environment: Mapping[str, str]) -> Job:
     task = read_task(settings)
     job = prepare(settings, task, weights=True, report=say)
     say(f"base model: {job.base.identity} is in {job.base.folder}")
-    say(f"dataset: {len(job.dataset)} images of {task.dataset.name or task.dataset.url} are at hand")
+    source = public(task.dataset.name or str(task.dataset.url))
+    say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} at hand")
     return job
 
 

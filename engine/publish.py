@@ -9,6 +9,7 @@ from safetensors.torch import save as serialise_tensors
 
 from . import checkpoint, held_out_curve, kept, report, validation, world
 from . import history as history_file
+from .addresses import public
 from .checkpoint import Checkpoint
 from .dataset.held_out import HeldOut
 from .job import Job
@@ -18,6 +19,7 @@ from .outcome import peak_memory_bytes
 from .output import REPORT
 from .pictures import Pictures, smaller
 from .progress import say
+from .quoting import plural
 from .session import Session, Training
 from .state import dump_state
 from .storage import Contents
@@ -43,7 +45,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
     outcome.finished, outcome.checkpoint_digest = finished, digest
     ending = "the whole training is finished" if finished else "the next task continues from it"
-    outcome.message = f"trained {outcome.steps_trained} steps to step {outcome.global_step}; {ending}"
+    outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
     output.write_result(outcome.done())
     output.complete()
     say(f"done: {outcome.message}; look at {output.root / REPORT}")
@@ -156,7 +158,7 @@ def _report(
         for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
     ]
     return report.Report(
-        title=f"{_last_name(job.task.model.name)} on {_last_name(source)}",
+        title=f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}",
         task=canonical(job.task),
         history=training.history,
         pictures=shown,

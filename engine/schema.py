@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .jsontext import MAX_PROBLEMS, Problem, Real, child, shown
+from .jsontext import MAX_PROBLEMS, Problem, Real, child
+from .quoting import as_json
 
 Definition = dict[str, Any]
 
@@ -110,9 +111,9 @@ class Schema:
             for key in value:
                 if key not in definition["properties"]:
                     advice = self._advice(path, key, definition["properties"])
-                    yield Problem(child(path, key), f"got {shown(value[key])} for an unknown key, {advice}")
+                    yield Problem(child(path, key), f"got {as_json(value[key])} for an unknown key, {advice}")
         elif not (isinstance(value, float) and not math.isfinite(value)):  # the reader has said so
-            yield Problem(path, f"got {shown(value)}, expected {expected(definition)}{_hint(error)}")
+            yield Problem(path, f"got {as_json(value)}, expected {expected(definition)}{_hint(error)}")
 
     def _advice(self, path: str, key: str, siblings: Collection[str]) -> str:
         """The key that was meant: one of the same object nearly so called, or one so called in another object."""
@@ -137,7 +138,7 @@ def expected(definition: Definition) -> str:
     if "$comment" in definition:
         return str(definition["$comment"])
     if "enum" in definition:
-        return _either([shown(value) for value in definition["enum"]])
+        return _either([as_json(value) for value in definition["enum"]])
     types = definition["type"]
     return _either([_noun(kind, definition) for kind in ([types] if isinstance(types, str) else types)])
 
@@ -178,5 +179,5 @@ def _hint(error: Any) -> str:
     if error.rule == "maxLength":
         return f", of at most {error.definition['maxLength']:,} characters"
     if isinstance(error.value, Real) and "integer" in error.definition.get("type", ()) and error.value % 1 == 0:
-        return f" (write {shown(int(error.value))})"
+        return f" (write {as_json(int(error.value))})"
     return ""

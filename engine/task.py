@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
 from . import jsontext
 from .errors import TaskError
+from .quoting import plural
 from .schema import Schema
 
 SCHEMA: Final = Path(__file__).parent.parent / "schema" / "task.schema.json"
@@ -223,7 +224,7 @@ def parse_task(data: bytes, *, source: str) -> Task:
     if readable:
         problems += task_schema().problems(value)
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = plural(len(problems), "problem")
         if len(problems) > jsontext.MAX_PROBLEMS:
             count = f"more than {jsontext.MAX_PROBLEMS} problems"
         listed = "; ".join(str(problem) for problem in problems[: jsontext.MAX_PROBLEMS])

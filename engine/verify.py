@@ -14,9 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from . import checkpoint, differences, storage
@@ -25,11 +25,14 @@ from .checkpoint import FINISH, MANIFEST, Checkpoint, WarmStart
 from .errors import CheckpointError, Interrupted, JobError, TaskError
 from .outcome import describe, exit_code
 from .prepare import parent_folder, read_task
+from .quoting import listing, plural
 from .settings import Settings, read_flags, read_settings
 from .signals import Stop
+from .transforms import IMAGE_SUFFIXES
 
 ENTRYPOINT: Final = Path(__file__).resolve().parent.parent / "entrypoint.py"
 DIFFERENT: Final = 1
+_TAKEN: Final = IMAGE_SUFFIXES | {".safetensors"}
 
 
 class RerunError(JobError):
@@ -75,11 +78,27 @@ class Result:
                     found[name] = storage.read_plain(folder / base, max(4 * len(expected), 1 << 20))
         return found
 
-    def names(self) -> set[str]:
-        """What it says is its checkpoint: the listed files, and a `FINISH` that readers would find."""
-        listed = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
-        has_end = os.path.lexists(self.checkpoint_folder / FINISH)
-        return listed | {f"checkpoint/{FINISH}"} if has_end else listed
+    def names(self) -> tuple[set[str], set[str]]:
+        """What its readers take for the result: what is listed, an end, LoRAs, pictures; and the other files there."""
+        taken = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
+        if os.path.lexists(self.checkpoint_folder / FINISH):  # a folder of that name, too
+            taken.add(f"checkpoint/{FINISH}")
+        others = {f"checkpoint/{name}" for name in _everything_below(self.checkpoint_folder) if name != MANIFEST}
+        if self.validation_folder is not None:
+            others |= {f"validation/{name}" for name in _everything_below(self.validation_folder)}
+        taken |= {name for name in others if _is_taken(PurePath(name))}
+        return taken, others - taken
+
+
+def _is_taken(path: PurePath) -> bool:
+    return path.suffix.lower() in _TAKEN and not path.name.startswith(".")  # as viewers and loaders have it
+
+
+def _everything_below(folder: Path) -> Iterator[str]:
+    """Relative paths of all that is no folder; a link is one of them, wherever it leads."""
+    for at, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(at, name).is_symlink()]
+        yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *links))
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -134,13 +153,16 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         rerun = history_file.parse(again.checkpoint.history)
         step = differences.first_step(told, rerun)
         expected = {} if steps else _folders(out, with_validation=result.validation_folder is not None)
-        file = differences.first_file(result.files(expected), expected)
-        if file is None and not steps:
-            file = differences.first_more(result.names(), expected)
+        file, others = differences.first_file(result.files(expected), expected), set[str]()
+        if not steps:
+            taken, others = result.names()
+            file = file or differences.first_more(taken, expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
-        what = f"{extent}, history alone" if steps else f"{extent}, {len(expected)} files"
-        return [f"identical: {what}", *_origins(result.checkpoint, again.checkpoint, is_same=True)], 0
+        what = f"{extent}, history alone" if steps else f"{extent}, {plural(len(expected), 'file')}"
+        unknown = listing(sorted(others - expected.keys()))
+        ignored = [f"not compared, nothing that a result has: {unknown}"] if unknown else []
+        return [f"identical: {what}", *ignored, *_origins(result.checkpoint, again.checkpoint, is_same=True)], 0
     lines = [f"different: {step or file}"]
     lines += [f"first file: {file}"] if step and file else []
     claims = _claims(result.checkpoint, again.checkpoint)

@@ -67,7 +67,7 @@ def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
         if len(encoded) > MAX_CAPTION_BYTES:
             raise DatasetError(
                 f"row {row} of {part.label} has a caption of {len(encoded):,} bytes, more than {MAX_CAPTION_BYTES:,}; "
-                "the text encoder reads about 75 words of it"
+                "of so much a text encoder reads its first words alone"
             )
         yield struct.pack("<Q", len(encoded)) + encoded
 

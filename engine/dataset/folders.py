@@ -1,7 +1,7 @@
 """A local folder or file -> the tables in it: what 🤗 datasets would load from there, without its copies and caches.
 
-Which files belong to the training split follows its rules too: the words train, validation, test and their kin in the
-names of folders, else of files; with none of them, everything is training data.
+Which files belong to the training split follows its rules too (`splits.py`), but for metadata files: 🤗 datasets leaves
+out one beside folders that name splits, here it is the training split's where none of them is.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DatasetError
 from ..limits import bounded_memory
-from ..quoting import short, shown
+from ..quoting import listing, plural, short, shown
 from .columns import NoSuchColumnError
 from .images import Cells, is_image_name
 from .rows import Rows, rows_from_arrow
-from .sidecars import has_sidecars, listing, read_sidecars
+from .sidecars import has_sidecars, read_sidecars
+from .splits import choose_split, files_of_split, refuse_split, split_of_folder, split_of_table
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 
 Report = Callable[[str], None]
@@ -29,12 +29,6 @@ Report = Callable[[str], None]
 METADATA_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # JSON files that describe a dataset and hold none of its rows.
 _DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
-_SPLIT_WORDS: Final = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-_SHARD: Final = re.compile(r"(?:.*/)?data/([^/]+)-\d{5}-of-\d{5}[^/]*")
 
 
 def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
@@ -75,25 +69,10 @@ def _read_tables(path: Path, files: Sequence[str], source: Source, report: Repor
     for suffix in TABLE_SUFFIXES:
         tables = [file for file in files if file.lower().endswith(suffix) and Path(file).name not in _DESCRIPTIONS]
         if tables:
-            chosen = _files_of_split(tables, _split_of, path.name, source.split, report)
+            chosen = files_of_split(tables, split_of_table, path.name, source.split, rest_is_train=False)
+            _report_others(tables, chosen, source, report)
             return tuple(read_table(path / file, source, shown(file)) for file in chosen)
     return ()
-
-
-def choose_split(names: Iterable[str], label: str, wanted: str | None = None) -> str:
-    """The wanted split; of none `train`, or the only one there is. Raises DatasetError that lists them otherwise."""
-    splits = list(names)
-    if wanted is not None:
-        if wanted not in splits:
-            listing = ", ".join(map(shown, sorted(splits))) or "none"
-            raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {listing}")
-        return wanted
-    if "train" in splits:
-        return "train"
-    if len(splits) == 1:
-        return splits[0]
-    listing = ", ".join(sorted(splits)) or "none"
-    raise DatasetError(f"{label} has no split 'train', and not just one: {listing}")
 
 
 def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
@@ -102,14 +81,15 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
             f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
             "(an archive is unpacked first, or given as dataset.url)"
         )
-    _refuse_split(path, source)
+    refuse_split(path.name, source.split)
     return (read_table(path, source, shown(path.name)),)
 
 
-def _refuse_split(path: Path, source: Source) -> None:
-    """What is one split is the training one. Raises DatasetError where another is asked for."""
-    if source.split is not None:
-        choose_split(("train",), path.name, _SPLIT_WORDS.get(source.split, source.split))
+def _report_others(files: Sequence[str], chosen: Sequence[str], source: Source, report: Report) -> None:
+    """Say which tables are trained on, where these are not all."""
+    if source.split is None and len(chosen) < len(files):
+        others = plural(len(files) - len(chosen), "other file is", "other files are")
+        report(f"dataset: the training split is {listing(chosen)}; {others} not used")
 
 
 def walk(root: Path) -> list[str]:
@@ -127,45 +107,6 @@ def walk(root: Path) -> list[str]:
     return sorted(found)
 
 
-# --- Splits ---------------------------------------------------------------------------------------------------------
-
-
-def _split_of(file: str) -> str | None:
-    """The split that a table's path names, or None."""
-    if shard := _SHARD.fullmatch(file):
-        return _SPLIT_WORDS.get(shard[1], shard[1])
-    return _folder_split(file) or _named_split(PurePosixPath(file).stem)
-
-
-def _folder_split(file: str) -> str | None:
-    for part in PurePosixPath(file).parent.parts:
-        if split := _named_split(part):
-            return split
-    return None
-
-
-def _named_split(name: str) -> str | None:
-    words = re.split(r"[-._ 0-9]+", name)
-    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
-
-
-def _files_of_split(
-    files: Sequence[str], split_of: Callable[[str], str | None], label: str, wanted: str | None, report: Report
-) -> Sequence[str]:
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        if split := split_of(file):
-            splits.setdefault(split, []).append(file)
-    if not splits:
-        splits["train"] = list(files)
-    if wanted is not None:
-        return splits[choose_split(splits, label, _SPLIT_WORDS.get(wanted, wanted))]
-    chosen = splits[choose_split(splits, label)]
-    if len(chosen) < len(files):
-        report(f"dataset: the training split is {listing(chosen)}; {len(files) - len(chosen)} other files are not used")
-    return chosen
-
-
 # --- Images with a metadata file ------------------------------------------------------------------------------------
 
 
@@ -173,13 +114,15 @@ def _read_imagefolder(
     root: Path, metadata: Sequence[str], files: Sequence[str], source: Source, report: Report
 ) -> tuple[Rows, ...]:
     """Rows in the order of the metadata, whose image paths are relative to the metadata file's own folder."""
-    chosen = _files_of_split(metadata, _folder_split, root.name, source.split, report)
+    chosen = files_of_split(metadata, split_of_folder, root.name, source.split, rest_is_train=True)
+    _report_others(metadata, chosen, source, report)
     folders = [posixpath.dirname(file) for file in chosen]
     for folder in folders:
         if folders.count(folder) > 1:
             raise DatasetError(f"{folder or root.name} holds more than one of {', '.join(METADATA_NAMES)}: keep one")
     parts = tuple(read_table(root / file, source, shown(file)) for file in chosen)
-    _report_differences(root, folders, parts, files, report)
+    others = tuple(f"{posixpath.dirname(file)}/" for file in metadata if file not in chosen)
+    _report_differences(root, folders, parts, [file for file in files if not file.startswith(others)], report)
     return parts
 
 
@@ -199,10 +142,12 @@ def _report_differences(
     there = {file for file in files if is_image_name(file)}
     within = {file for file in there if any(not folder or file.startswith(f"{folder}/") for folder in folders)}
     if unused := sorted(within - named):
-        report(f"dataset: {len(unused)} images are not used, no metadata row names them: {listing(unused)}")
+        count = plural(len(unused), "image is", "images are")
+        report(f"dataset: {count} not used, named by no metadata row: {listing(unused)}")
     inside = (name for name in named - set(files) if "\0" not in name and not name.startswith(("/", "..")))
     if missing := sorted(name for name in inside if not os.path.exists(f"{root}/{name}")):  # noqa: PTH110  # it may be behind a link
-        report(f"dataset: {len(missing)} images are named by metadata rows but are not there: {listing(missing)}")
+        count = plural(len(missing), "image is", "images are")
+        report(f"dataset: {count} named by metadata rows but not there: {listing(missing)}")
 
 
 # --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------
@@ -220,7 +165,7 @@ def _read_saved_splits(path: Path, source: Source, report: Report) -> tuple[Rows
 
 def _read_saved(path: Path, source: Source, label: str) -> tuple[Rows, ...]:
     """The Arrow files that state.json lists, in its order."""
-    _refuse_split(path, source)
+    refuse_split(path.name, source.split)
     listed = _read_json(path / "state.json").get("_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _as_list(listed)]
     plain = [name for name in names if isinstance(name, str) and _is_plain(name)]

@@ -17,8 +17,9 @@ from ..errors import DatasetError
 from ..hub import resolve_commit, with_retries
 from ..storage import write_file
 from .columns import Columns
-from .folders import Report, choose_split
+from .folders import Report
 from .reach import Reach
+from .splits import choose_split
 from .tables import read_arrow
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
-from ..quoting import short
+from ..quoting import plural, short
 from .columns import Columns, arrow_kind, arrow_kinds, is_binary, is_list, is_string
 from .images import Cells, Images, Origin, Picked
 from .reach import Reach
@@ -141,9 +141,8 @@ def _where_inside(column: pa.ChunkedArray) -> list[int]:
 def refuse_missing_captions(rows: Sequence[int], name: str, label: str) -> None:
     """A missing caption is a mistake more often than a wish: the wish is spelled "". Raises DatasetError."""
     if len(rows):
-        count = "1 row" if len(rows) == 1 else f"{len(rows)} rows"
         raise DatasetError(
-            f"{label}: no caption in column {name!r} of {count} (the first is row {rows[0]}); "
+            f"{label}: no caption in column {name!r} of {plural(len(rows), 'row')} (the first is row {rows[0]}); "
             'write one, or "" to train without'
         )
 

@@ -15,22 +15,21 @@ from typing import Final
 
 from ..errors import DatasetError
 from ..layouts import repeated_folder
-from ..quoting import shown
+from ..quoting import listing, plural, shown
+from ..task import Dataset
 from ..transforms import UnreadableImage
+from .columns import Columns
 from .images import Files, is_image_name
 from .reach import Reach, read_below
 from .rows import NO_CAPTION, Rows, Rules, caption_array
+from .splits import TRAIN, by_split, choose_named_split, split_of_image
 from .tables import Source
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
-MAX_CAPTION_BYTES: Final = 64 << 10
+MAX_FILE_BYTES: Final = 64 << 10
 """A page of text has 4 KB; whatever is larger was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
-_SPLITS: Final = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val"), "validation"),
-    **dict.fromkeys(("test", "eval"), "test"),
-}
+_PLAIN: Final = Dataset()
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -58,6 +57,7 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
         )
     everything = [file for file in files if is_image_name(file)]
     images, notes = _images_of_split(everything, root.name, source.split)
+    notes += _columns_in_vain(root.name, source.columns)
     texts = _texts(files)
     left_out = [file for file in images if _repeats(file)[0] == 0]
     images = [file for file in images if _repeats(file)[0] > 0]
@@ -65,11 +65,13 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
     if not images or (set(found) == {NO_CAPTION} and source.columns.fallback is None):
         raise DatasetError(no_captions(root.name, len(images)))
     if left_out:
-        notes.append(f"dataset: {len(left_out)} images are not used, their folder says 0 times: {listing(left_out)}")
+        count = plural(len(left_out), "image is", "images are")
+        notes.append(f"dataset: {count} not used, a folder says 0 times: {listing(left_out)}")
     without = _notes(images, found, source)
     notes += without
     if without and (lost := _lost(everything, texts)):
-        notes.append(f"dataset: {len(lost)} text files are beside no image of their name: {listing(lost)}")
+        count = plural(len(lost), "text file is", "text files are")
+        notes.append(f"dataset: {count} beside no image of that name: {listing(lost)}")
     parts = []
     for repeats, run in itertools.groupby(range(len(images)), key=lambda index: _repeats(images[index])[0]):
         own = list(run)
@@ -85,6 +87,16 @@ def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tup
     return tuple(parts), notes
 
 
+def _columns_in_vain(label: str, columns: Columns) -> list[str]:
+    """Columns are a table's."""
+    named = {"image_column": columns.image, "caption_column": columns.caption}
+    return [
+        f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
+        for key, name in named.items()
+        if name != getattr(_PLAIN, key)
+    ]
+
+
 def _rules(found: Sequence[str]) -> Rules:
     rows: dict[str, list[int]] = {}
     for row, rule in enumerate(found):
@@ -95,40 +107,24 @@ def _rules(found: Sequence[str]) -> Rules:
 def no_captions(label: str, num_images: int) -> str:
     """What to do about images without any caption."""
     return (
-        f"{label} holds {num_images} images but no captions: put a text file of the same name beside each (cat.png, "
-        'cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
+        f"{label} holds {plural(num_images, 'image')} but no captions: put a text file of the same name beside each "
+        '(cat.png, cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
         "or set dataset.default_caption or dataset.trigger_word"
     )
 
 
-def listing(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
-    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
-    """Those of the wanted split, by their folders' names; of none, those of the training split, else all.
-
-    Images in no folder that names a split are the training split's where no folder is called so.
+    """Those of the wanted split, and a note of the others; of none, those of the training split, else all.
 
     Raises DatasetError: there is no such split.
     """
-    splits: dict[str, list[str]] = {}
-    unnamed: list[str] = []
-    for file in images:
-        named = next((_SPLITS[part] for part in PurePosixPath(file).parts[:-1] if part in _SPLITS), None)
-        (unnamed if named is None else splits.setdefault(named, [])).append(file)
-    if unnamed:
-        splits.setdefault("train", unnamed)
+    splits = by_split(images, split_of_image, rest_is_train=True)
     if wanted is not None:
-        named = _SPLITS.get(wanted, wanted)
-        if named not in splits:
-            there = ", ".join(sorted(splits)) or "none"
-            raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {there}")
-        return splits[named], []
-    chosen = splits.get("train", images)
+        return splits[choose_named_split(splits, label, wanted)], []
+    chosen = splits.get(TRAIN, images)
     unused = sorted(set(images) - set(chosen))
-    note = f"dataset: {len(unused)} images are of other splits and not trained on: {listing(unused)}"
+    count = plural(len(unused), "image is", "images are")
+    note = f"dataset: {count} of other splits and not trained on: {listing(unused)}"
     return chosen, [note] if unused else []
 
 
@@ -178,17 +174,14 @@ def _captions(
             captions.append([source.columns.fallback or ""])
             found.append(NO_CAPTION)
     if problems:
-        count = "1 caption file" if len(problems) == 1 else f"{len(problems)} caption files"
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise DatasetError(
-            f"{root.name}: {count} cannot be read; save them as UTF-8 text: {', '.join(problems[:3])}{more}"
-        )
+        count = plural(len(problems), "caption file")
+        raise DatasetError(f"{root.name}: {count} cannot be read; save as UTF-8 text: {listing(problems, str)}")
     return captions, found
 
 
 def _read(root: Path, file: str, reach: Reach) -> list[str]:
     """The lines of a caption file; an empty file is an empty caption. Never guesses an encoding."""
-    data = read_below(root, file, reach, MAX_CAPTION_BYTES)
+    data = read_below(root, file, reach, MAX_FILE_BYTES)
     if name := _BYTE_ORDER_MARKS.get(data[:2]):
         raise UnreadableImage(f"it is {name}")
     try:
@@ -210,7 +203,8 @@ def _notes(images: Sequence[str], found: Sequence[str], source: Source) -> list[
     given = "an empty caption" if fallback is None else f"dataset.default_caption {shown(fallback)!r}"
     if fallback == "":
         given = "an empty caption or the trigger word alone"
-    return [f"dataset: {len(without)} of {len(images)} images have no caption and get {given}: {listing(without)}"]
+    has = "has no caption and gets" if len(without) == 1 else "have no caption and get"
+    return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
 
 
 def _lost(images: Sequence[str], texts: Mapping[str, Mapping[str, str]]) -> list[str]:

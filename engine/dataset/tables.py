@@ -19,7 +19,7 @@ import pyarrow as pa
 from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
 from ..notes import Identity, remembered
-from ..quoting import short
+from ..quoting import plural, short
 from ..storage import FILE_MODE, writing_to
 from .columns import Columns, arrow_kinds, kind_of
 from .images import Cells
@@ -156,7 +156,7 @@ def _csv_records(path: Path, delimiter: str, label: str) -> Iterator[dict[str, s
         for fields in reader:
             if len(fields) > len(header):
                 raise DatasetError(
-                    f"line {reader.line_num} of {label} has {len(fields)} fields, its header {len(header)}: "
+                    f"line {reader.line_num} of {label} has {plural(len(fields), 'field')}, its header {len(header)}: "
                     'a caption with a comma in it needs "quotes"'
                 )
             if fields:
@@ -190,7 +190,7 @@ def _read_parquet(path: Path, source: Source, label: str) -> Rows:
 
 
 def _copy_to_map(file: Any, path: Path, names: list[str], source: Source, label: str) -> Path:
-    """Parquet gives no random access: its two columns, once, as an Arrow file to map.
+    """Parquet gives no random access: the columns that are asked for, once, as an Arrow file to map.
 
     The copy is named by content, never by path or time: another dataset at the same path is another file.
     """
@@ -212,7 +212,7 @@ def _sha256(path: Path) -> str:
 
 
 def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
-    """The two columns in pieces of about 64 MB, going by the file's own account of its size."""
+    """These columns in pieces of about 64 MB, going by the file's own account of its size."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     mean = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
     with reading(label):

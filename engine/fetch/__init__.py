@@ -17,15 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ..addresses import shown_url
 from ..errors import DatasetError
 from ..limits import Limits
 from ..storage import make_folder, sync_folder, write_file, writing_to
 from .archive import extract
-from .download import Download, Policy, shown
+from .download import Download, Policy
 from .files import fetch_file
 from .locking import locked
 
-__all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file", "shown"]
+__all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file"]
 
 _BUILDING: Final = ".building"
 _DEFAULT_LIMITS: Final = Limits()
@@ -71,7 +72,7 @@ def fetch_dataset(
                 download.discard()  # a process died between making the content known and this
             else:
                 download.run()
-                found = _publish(root, key, download, label=shown(url), limits=limits, report=report)
+                found = _publish(root, key, download, label=shown_url(url), limits=limits, report=report)
             return found
 
 

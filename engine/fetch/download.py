@@ -14,13 +14,14 @@ from typing import Final
 import requests
 import urllib3.exceptions
 
+from ..addresses import shown_url
 from ..errors import OutputError, TemporaryError
 from ..limits import Limits
 from ..storage import FILE_MODE, write_file, writing_to
-from .http_hops import Hops, Policy, TransientError, Watchdog, innermost, shown
+from .http_hops import Hops, Policy, TransientError, Watchdog, innermost
 from .responses import check_status, display_name, length_of, range_of, validator_of
 
-__all__ = ["Download", "Policy", "shown"]
+__all__ = ["Download", "Policy"]
 
 _CHUNK_BYTES: Final = 256 << 10
 _PROGRESS_BYTES: Final = 1 << 20
@@ -179,7 +180,8 @@ class Download:
             delay = min(delay, max(0.0, left - promised * policy.stall_seconds) / promised)
         elif self._failures >= policy.max_attempts or delay + policy.stall_seconds > left:
             raise TemporaryError(
-                f"{shown(self._url)} could not be downloaded in {self._failures} attempts: {trouble}; try again later"
+                f"{shown_url(self._url)} could not be downloaded in {self._failures} attempts: {trouble}; "
+                "try again later"
             )
         self._report(f"download: {trouble}; trying again in {delay:.0f} s")
         policy.sleep(delay)

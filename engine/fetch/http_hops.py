@@ -17,6 +17,7 @@ import requests.utils
 import urllib3.exceptions
 
 from .. import __version__
+from ..addresses import shown_url
 from ..errors import DatasetError, TaskError
 from ..limits import Limits
 from .addresses import CheckedAdapter, public_addresses
@@ -134,14 +135,14 @@ class Hops:
             # A connection kept open may be closed just when the next hop uses it.
             self._session.close()
             url = urljoin(url, target)
-        raise DatasetError(f"{shown(url)} redirects more than {self._policy.max_redirects} times")
+        raise DatasetError(f"{shown_url(url)} redirects more than {self._policy.max_redirects} times")
 
     def _get_one(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         try:
             if urlsplit(url).scheme not in ("http", "https"):
-                raise DatasetError(f"{shown(url)} is not an http or https URL")
+                raise DatasetError(f"{shown_url(url)} is not an http or https URL")
             if "\\" in urlsplit(url).netloc:  # here and in a proxy another host might be read from it
-                raise DatasetError(f"{shown(url)} is not a valid URL")
+                raise DatasetError(f"{shown_url(url)} is not a valid URL")
             proxies = requests.utils.get_environ_proxies(url, no_proxy=None)
             if requests.utils.select_proxy(url, proxies):
                 self._check_behind_proxy(url)
@@ -164,7 +165,7 @@ class Hops:
         except (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema) as error:
             raise TaskError(f"the proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: {error}") from error
         except (requests.exceptions.InvalidURL, urllib3.exceptions.LocationValueError, ValueError) as error:
-            raise DatasetError(f"{shown(url)} is not a valid URL") from error
+            raise DatasetError(f"{shown_url(url)} is not a valid URL") from error
         except OSError as error:
             if isinstance(error, requests.RequestException):
                 raise
@@ -177,17 +178,6 @@ class Hops:
         # A network behind a proxy often resolves no outside names.
         with suppress(socket.gaierror):
             public_addresses(urlsplit(url).hostname or "", 0, allow_private=self._limits.allow_private_urls)
-
-
-def shown(url: str) -> str:
-    """A URL for messages: without user, password, query and fragment, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        text = f"{parts.scheme}://{host}{parts.path}"
-    except ValueError:
-        text = "the URL"
-    return "".join(char if char.isprintable() else "?" for char in text[:200])
 
 
 def innermost(error: BaseException) -> str:

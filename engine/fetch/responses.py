@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
+from ..addresses import shown_url
 from ..errors import DatasetError
-from .http_hops import TransientError, shown
+from .http_hops import TransientError
 
 _RETRIED: Final = frozenset({408, 425, 429})
 _STRONG_AFTER_SECONDS: Final = 60
@@ -31,13 +32,14 @@ def check_status(response: requests.Response) -> None:
     if status in (200, 206):
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip", "x-gzip"):
-            raise DatasetError(f"{shown(response.url)} is sent encoded as {encoding[:20]!a}, which nobody asked for")
+            raise DatasetError(
+                f"{shown_url(response.url)} is sent encoded as {encoding[:20]!a}, which nobody asked for"
+            )
         return
     if status in _RETRIED or status >= 500:
         raise TransientError(f"the server answered {status}", _retry_after(response))
-    raise DatasetError(
-        f"{shown(response.url)} answered {status}: {_ADVICE.get(status, 'the server gives no file; check the URL')}"
-    )
+    advice = _ADVICE.get(status, "the server gives no file; check the URL")
+    raise DatasetError(f"{shown_url(response.url)} answered {status}: {advice}")
 
 
 def _retry_after(response: requests.Response) -> float:

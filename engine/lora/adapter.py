@@ -18,14 +18,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from .. import rng
-from ..errors import CheckpointError, TaskError
+from ..errors import CheckpointError
 from ..families.base import DENOISER
 from ..task import Lora
 from . import loftq
 from .dropout import AddressedDropout, Dropping
 from .linear import LoraLinear
 from .names import UP, require_fit, tensor_names
-from .targets import TEXT_TARGETS, find_targets, full_name
+from .targets import NO_QUANTISED_START, TEXT_TARGETS, find_targets, full_name, require_decomposable
 
 Tensors = dict[str, torch.Tensor]
 
@@ -67,10 +67,7 @@ class Adapter:
             CheckpointError: it does not fit, or this adapter's base is not the unchanged one.
         """
         if self.initial:
-            raise CheckpointError(
-                "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
-                "start without the file, or with init_lora_weights true"
-            )
+            raise CheckpointError(NO_QUANTISED_START)
         self.restore(_with_up_divided(tensors, self.strength))
 
 
@@ -111,7 +108,7 @@ def attach(
     # LoftQ is about matrices: convolutions among the targets keep their weights and get the ordinary start. So do the
     # text encoders.
     quantised = _linears(targets[DENOISER]) if lora.init_lora_weights == "loftq" else {}
-    _require_rank(quantised, lora.rank)
+    require_decomposable({name: tuple(layer.weight.shape) for name, layer in quantised.items()}, lora.rank)
     layers: dict[str, Any] = {}
     for component, root in components.items():
         root.requires_grad_(False)
@@ -206,12 +203,3 @@ def _draw(name: str, shape: tuple[int, ...], lora: Lora, seed: int) -> torch.Ten
     # He et al. 2015 (arXiv:1502.01852) with a = √5, torch's own choice for linear and convolution layers.
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return (torch.from_numpy(rng.uniform(seed, stream, 0, shape)) * 2 - 1) * bound
-
-
-def _require_rank(layers: Mapping[str, torch.nn.Linear], rank: int) -> None:
-    for name, layer in layers.items():
-        if rank > min(layer.weight.shape):
-            raise TaskError(
-                f"lora.rank: {rank} is more than the rank of {name} ({' x '.join(map(str, layer.weight.shape))}), "
-                "which lora.init_lora_weights 'loftq' decomposes"
-            )

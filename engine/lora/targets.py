@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from ..errors import TaskError
 from ..families import DENOISER
-from ..jsontext import shown
+from ..quoting import as_json
 from ..task import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The four projections of each attention, as CLIP calls them."""
+
+NO_QUANTISED_START: Final = (
+    "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
+    "start without the file, or with init_lora_weights true"
+)
 
 _MAX_LISTED: Final = 40
 _MATCHING_SECONDS: Final = 1.0
@@ -33,6 +38,16 @@ def full_name(component: str, module: str) -> str:
     if component != DENOISER and module.startswith("encoder.layers."):
         module = f"text_model.{module}"
     return f"{component}.{module}"
+
+
+def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> None:
+    """Raise TaskError for a linear layer that LoftQ cannot take so high a rank from; name -> its weight's shape."""
+    for name, shape in layers.items():
+        if rank > min(shape):
+            raise TaskError(
+                f"lora.rank: {rank} is more than the rank of {name} ({' x '.join(map(str, shape))}), "
+                "which lora.init_lora_weights 'loftq' decomposes"
+            )
 
 
 def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | None) -> dict[str, torch.nn.Module]:
@@ -68,7 +83,7 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
     else:
         matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
     if not matched:
-        raise TaskError(f"lora.target_modules: {shown(targets)} matches no layer; there are {_layer_names(kinds)}")
+        raise TaskError(f"lora.target_modules: {as_json(targets)} matches no layer; there are {_layer_names(kinds)}")
     for name in matched:
         if kinds[name] is not None:
             inside = _layer_names({other: kinds[other] for other in kinds if other.startswith(f"{name}.")})
@@ -116,8 +131,8 @@ class _Expression:
 
     def _end(self, *_: object) -> NoReturn:
         raise TaskError(
-            f"lora.target_modules: {shown(self._expression)} takes more than {self._seconds:g} s to match against the "
-            "layers' names; repeat nothing that repeats itself, or list the names"
+            f"lora.target_modules: {as_json(self._expression)} takes more than {self._seconds:g} s to match against "
+            "the layers' names; repeat nothing that repeats itself, or list the names"
         )
 
 

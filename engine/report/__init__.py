@@ -17,7 +17,8 @@ from typing import Any, Final
 from ..addresses import public
 from ..held_out_curve import Row
 from ..history import StepReport
-from .curves import curves, held_out, plural
+from ..quoting import plural
+from .curves import curves, held_out
 from .text import as_html, clipped, device_text, duration_text, mapping_of, size_text, step_text, without_secrets
 
 _STYLE: Final = Path(__file__).with_name("report.css")

@@ -10,11 +10,14 @@ from typing import Final
 
 from .. import held_out_curve
 from ..history import StepReport
+from ..quoting import plural
 
 _MAX_DOTS: Final = 800
 """A curve of more steps is drawn in at most `_BINS` bins."""
 _BINS: Final = 400
 _MAX_LINES: Final = 100
+_LABEL_ROOM: Final = 0.16
+"""Of a chart's height, below a marked point: 31 pixels where the chart is at its smallest."""
 LARGEST: Final = 1e15
 """A curve has no use for what is larger, and arithmetic with it no trouble."""
 
@@ -90,7 +93,7 @@ def _chart(
         return f'<figure class="card chart"><h3>{title}</h3><p class="note">No step to show. {remark}</p></figure>'
     half = min(max(2, len(points) // 40), (len(points) - 1) // 2) if noisy else 0
     line = _smoothed(points, half) if noisy else _extremes(points)
-    plane = _plane(points, noisy=noisy)
+    plane = _plane(points, noisy=noisy, marked=marked)
     text = _describe(points, line, half, sum(value > plane.high for _, value in points))
     path = "M" + "L".join(plane.place(*point) for point in line) + "h0"  # h0: a single point is drawn, too
     alone = " alone" if len(line) == 1 else ""
@@ -116,7 +119,8 @@ def _label(plane: _Plane, marked: tuple[int, float] | None) -> str:
         return ""
     x, y = plane.x(marked[0]) / 10, plane.y(marked[1]) / 10
     anchor = "start" if x < 10 else "end" if x > 90 else "middle"
-    place = f'x="{x:.2f}%" y="{y:.2f}%" dy="-.9em" text-anchor="{anchor}"'
+    # Below it: the curve, of which it is the lowest point, is above.
+    place = f'x="{x:.2f}%" y="{y:.2f}%" dy="1.6em" text-anchor="{anchor}"'
     return f'<text class="best" {place}>best: step {marked[0]:,}</text>'
 
 
@@ -139,8 +143,11 @@ class _Plane:
         return f"{self.x(step):.4g} {self.y(value):.4g}"
 
 
-def _plane(points: Points, *, noisy: bool) -> _Plane:
-    """From zero, unless the values are close together; a few outliers must not flatten a noisy curve."""
+def _plane(points: Points, *, noisy: bool, marked: tuple[int, float] | None) -> _Plane:
+    """From zero, unless the values are close together; a few outliers must not flatten a noisy curve.
+
+    Below the marked point, which is the lowest, there is room for its label.
+    """
     values = sorted(value for _, value in points)
     low, high = values[0], values[-1]
     typical = 1.3 * values[int(0.99 * (len(values) - 1))]
@@ -148,7 +155,10 @@ def _plane(points: Points, *, noisy: bool) -> _Plane:
         high = typical
     if not 0.01 * high < high - low < 0.3 * high:
         low = 0.0
-    return _Plane(points[0][0] - 1, points[-1][0], low, high + 0.04 * (high - low) if high > 1e-12 else 1.0)
+    top = high + 0.04 * (high - low) if high > 1e-12 else 1.0
+    if marked is not None:
+        low = min(low, (marked[1] - _LABEL_ROOM * top) / (1 - _LABEL_ROOM))
+    return _Plane(points[0][0] - 1, points[-1][0], low, top)
 
 
 def _bins(points: Points) -> list[Points]:
@@ -233,7 +243,3 @@ def _describe_starts(starts: list[int]) -> str:
 def _number(value: float) -> str:
     text = f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.4g}"
     return re.sub(r"e([-+])0*(?=[0-9])", lambda found: f"e{found[1].strip('+')}", text)
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -7,20 +7,15 @@ import os
 
 import pytest
 
-from tests.container.harness import CALLER, give, missing_engine, succeed
+from tests.container.harness import CALLER, ROOT, give, missing_engine, succeed
 
-TASK = {
+DEMO = json.loads((ROOT / "examples/demo/task.json").read_text())
+# The demo's, but short, and as the image has its files.
+TASK = DEMO | {
     "model": {"name": "/app/assets/base-emoji"},
     "dataset": {"name": "/app/assets/datasets/emoji-high-contrast"},
     "validation": {"num_images": 1},
-    "train_args": {
-        "learning_rate": 2e-3,
-        "scale_lr": False,
-        "batch_size": 4,
-        "num_train_steps": 40,
-        "max_train_steps": 40,
-        "resolution": 64,
-    },
+    "train_args": DEMO["train_args"] | {"batch_size": 4, "num_train_steps": 40, "max_train_steps": 40},
     "lora": {"rank": 4},
     "transforms": {"center_crop": True, "random_flip": True},
     "dataloader_num_workers": 2,

@@ -104,7 +104,7 @@ def test_a_chain_keeps_its_limit(long_task, tmp_path):
 
 
 def test_the_plan_counts_what_is_cut_at_the_limit(long_task, tmp_path):
-    for limit, cut in ((None, "4 of 5 are cut at 75"), (225, "1 of 5 are cut at 225")):
+    for limit, cut in ((None, "4 of 5 are cut at 75"), (225, "1 of 5 is cut at 225")):
         assert cut in succeed(changed(long_task, {LIMIT: limit}), tmp_path / "out", "--plan").stdout
 
 

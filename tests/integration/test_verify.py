@@ -70,10 +70,13 @@ def with_another_loss(data):
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def test_a_true_result_is_identical(verify, whole):
-    code, said, _ = verify(whole.out)
+def test_a_true_result_is_identical(verify, whole, tmp_path):
+    true = shutil.copytree(whole.out, tmp_path / "true")
+    (true / "validation" / "notes.txt").touch()
+    code, said, _ = verify(true)
     assert code == 0
     assert said.startswith("identical: steps 1 to 10, ")
+    assert "\nnot compared, nothing that a result has: validation/notes.txt\n" in said
     assert "the same world by both manifests" in said
 
 
@@ -149,6 +152,14 @@ def test_a_picture_of_somebody_else(verify, whole, tmp_path):
     picture.symlink_to(whole.out / "validation" / "0.png")
     code, said, _ = verify(forged)
     assert code == 1 and said.startswith("different: validation/0.png is missing from the result")
+
+
+@pytest.mark.slow
+def test_one_more_picture_than_was_drawn(verify, whole, tmp_path):
+    forged = shutil.copytree(whole.out, tmp_path / "forged")
+    shutil.copy(forged / "validation" / "0.png", forged / "validation" / "7.png")
+    code, said, _ = verify(forged)
+    assert code == 1 and said.startswith("different: 'validation/7.png' is in the result alone\n")
 
 
 @pytest.mark.slow

@@ -29,7 +29,9 @@ def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=Non
     task = parse_task((given or text()).encode(), source="test")
     return Job(
         task=task,
-        base=SimpleNamespace(identity="sha256:model", revision=base_revision, variants={}, num_train_timesteps=1000),
+        base=SimpleNamespace(
+            identity="sha256:model", revision=base_revision, variants={}, num_train_timesteps=1000, single_file=None
+        ),
         dataset=Rows(rows),
         parent=parent,
         in_place=False,

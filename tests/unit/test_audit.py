@@ -50,8 +50,8 @@ def test_says_what_there_is(model, tmp_path):
     assert lines == [
         "captions       1 from the folder's name, 3 from a .txt file beside the image, "
         "1 from a .caption file beside the image, 1 have none",
-        "tokens         longest caption 200 (a.png), 1 of 6 are cut at 75, 1 are empty",
-        "sizes          32 x 48 to 200 x 100, 1 are enlarged",
+        "tokens         longest caption 200 (a.png), 1 of 6 is cut at 75, 1 is empty",
+        "sizes          32 x 48 to 200 x 100, 1 is enlarged",
         "duplicates     1: c.png = a.png",
     ]
     assert unreadable.startswith("unreadable     1: d.png (")
@@ -60,17 +60,17 @@ def test_says_what_there_is(model, tmp_path):
 def test_captions_count_as_they_are_trained(model, tmp_path):
     job = job_of(model, tmp_path, {"a.png": png(1), "a.txt": "x " * 75, "b.png": png(2)}, trigger_word="sks")
     lines = audit.audit(job)
-    assert "longest caption 79 (a.png), 1 of 2 are cut at 75" in lines[1]
+    assert "longest caption 79 (a.png), 1 of 2 is cut at 75" in lines[1]
     assert "empty" not in lines[1]
 
 
-@pytest.mark.parametrize("limit, cut", [(75, "2 of 2"), (150, "1 of 2"), (225, "")])
+@pytest.mark.parametrize("limit, cut", [(75, "2 of 2 are"), (150, "1 of 2 is"), (225, "none is")])
 def test_captions_are_cut_where_the_task_says(model, tmp_path, limit, cut):
     files = {"a.png": png(1), "a.txt": "x " * 150, "b.png": png(2), "b.txt": "x " * 151}
     (line,) = [
         line for line in audit.audit(job_of(model, tmp_path, files, max_caption_tokens=limit)) if "longest" in line
     ]
-    assert line.endswith(f"{cut} are cut at {limit}" if cut else f"none is cut at {limit}")
+    assert line.endswith(f"{cut} cut at {limit}")
 
 
 def test_captions_are_counted_of_what_is_trained_on(model, tmp_path):

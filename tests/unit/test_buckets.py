@@ -102,7 +102,7 @@ class TestSorting:
             "cropped        0.0% of an image on average, 50.0% by squares",
         ]
         (note,) = found.warnings(2)
-        assert "1 of 2 buckets have fewer images than batch_size 2" in note and found.warnings(1) == []
+        assert "1 of 2 buckets has fewer images than batch_size 2" in note and found.warnings(1) == []
 
 
 COUNTS = st.lists(st.integers(1, 9), min_size=1, max_size=4)

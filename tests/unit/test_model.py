@@ -226,7 +226,7 @@ class TestFile:
         [
             ("/nowhere/model.safetensors", "model.safetensors is not there; check its path"),
             ("/nowhere/model.ckpt", "model.ckpt is not there"),
-            ("https://example.org/model.ckpt?type=Model", "https://example.org/model.ckpt is a pickle.*convert it"),
+            ("https://example.org/model.ckpt?type=Model", r"https://example.org/model.ckpt\?… is a pickle.*convert it"),
         ],
     )
     def test_what_is_no_file(self, tmp_path, name, message):

@@ -108,6 +108,25 @@ class TestTargets:
             precheck.check_adapter(job_of(tmp_path, name))
 
 
+class TestLoftq:
+    def check(self, folder, name, **options):
+        return precheck.check_adapter(job_of(folder, name, init_lora_weights="loftq", **options))
+
+    def test_takes_linear_layers(self, folder, name):
+        assert self.check(folder, name) == self.check(folder, name, target_modules=("to_q", "conv1")) == []
+
+    def test_has_nothing_to_do_without(self, folder, name):
+        (line,) = self.check(folder, name, target_modules=("conv1",))
+        assert line == "note: lora.init_lora_weights 'loftq' has no effect: no target is a linear layer"
+
+    def test_a_rank_beyond_a_layers(self, folder, name, denoiser):
+        with pytest.raises(TaskError) as job_says:
+            attach({DENOISER: denoiser}, Lora(rank=10**4, init_lora_weights="loftq"), 0)
+        with pytest.raises(TaskError) as plan_says:
+            self.check(folder, name, rank=10**4)
+        assert str(plan_says.value) == str(job_says.value)
+
+
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
     """LoRA files as the program writes them: the denoiser's, and with the first text encoder's."""
@@ -145,6 +164,10 @@ class TestWarmStart:
     def test_one_of_another_adapter(self, folder, name, trained, changes, words):
         with pytest.raises(CheckpointError, match=words):
             start(folder, name, trained[False], **changes)
+
+    def test_none_on_a_quantised_base(self, folder, name, trained):
+        with pytest.raises(CheckpointError, match="'loftq' trains on quantised"):
+            start(folder, name, trained[False], init_lora_weights="loftq")
 
     def test_text_encoders_that_are_not_trained(self, folder, name, trained):
         with pytest.raises(CheckpointError, match="also adapts text_encoder"):

@@ -154,7 +154,7 @@ CASES: Cases = {
     "tar, pipe": archive(lambda: tar_of(("p", {"type": tarfile.FIFOTYPE})), 3, "a named pipe"),
     "zip, symlink": archive(lambda: zip_entry("l", b"/etc/passwd", external_attr=0o120777 << 16), 3, "a symbolic link"),
     "zip, device": archive(lambda: zip_entry("d", b"", external_attr=0o060666 << 16), 3, "not a regular file"),
-    "zip, set-user-ID": archive(lambda: zip_entry("tool", b"#!/bin/sh\n", external_attr=0o106755 << 16), 0, "1 images"),
+    "zip, set-user-ID": archive(lambda: zip_entry("tool", b"#!/bin/sh\n", external_attr=0o106755 << 16), 0, "1 image"),
     "zip bomb": archive(lambda: zip_of({"1.png": ZEROS}), 3, "bomb", memory=150 * MIB, quick=True),
     "zip bomb in many files": archive(
         lambda: zip_of({f"{i}.png": ZEROS[: 4 * MIB] for i in range(64)}), 3, "bomb", memory=150 * MIB
@@ -188,7 +188,7 @@ CASES: Cases = {
     ),
     "a file and a folder": archive(lambda: tar_of(("1.png/2.png", SMALL_PNG)), 3, "both a file and a folder"),
     "a name in Latin-1": archive(lambda: tar_of(("\udcfc.png", SMALL_PNG)), 3, "UTF-8"),
-    "a name in code page 437": archive(lambda: zip_entry("\u00fc.png"), 0, "1 images"),
+    "a name in code page 437": archive(lambda: zip_entry("\u00fc.png"), 0, "1 image"),
     "a name with a NUL": archive(lambda: zip_entry("a_b.png").replace(b"a_b.png", b"a\0b.png"), 3, "control"),
     "a name with escape codes": archive(lambda: tar_of(("\x1b[31mred.png", SMALL_PNG)), 3, "control"),
     "a name with a new line": archive(lambda: zip_entry("a\nerror: b.png"), 3, "control"),
@@ -206,6 +206,6 @@ CASES: Cases = {
     "noise": archive(lambda: random.Random(1).randbytes(100_000), 3),
     "an empty tar": archive(lambda: tar_of(usual=False), 3, "no files"),
     "an empty zip": archive(lambda: zip_of({}), 3, "no files"),
-    "a good zip": archive(lambda: zip_of(FILES), 0, "1 images", quick=True),
-    "a good tar.xz": archive(lambda: lzma.compress(tar_of()), 0, "1 images"),
+    "a good zip": archive(lambda: zip_of(FILES), 0, "1 image", quick=True),
+    "a good tar.xz": archive(lambda: lzma.compress(tar_of()), 0, "1 image"),
 }

@@ -97,9 +97,9 @@ def footer_length(length: int) -> bytes:
 
 CASES: Cases = {
     "an extension type that is a pickle": local(
-        lambda: {"t.arrow": stream(extension(), pa.array([SMALL_PNG]), pa.array(["a"]))}, 0, "1 images", quick=True
+        lambda: {"t.arrow": stream(extension(), pa.array([SMALL_PNG]), pa.array(["a"]))}, 0, "1 image", quick=True
     ),
-    "an extension type that is a pickle, in Parquet": local(lambda: {"t.parquet": extension_parquet()}, 0, "1 images"),
+    "an extension type that is a pickle, in Parquet": local(lambda: {"t.parquet": extension_parquet()}, 0, "1 image"),
     "lists of lists of lists": local(lambda: {"t.parquet": nested_parquet(60)}, -1),
     "a thousand lists of lists": local(lambda: {"t.parquet": nested_parquet(1000)}, -1),
     "twenty thousand columns": local(lambda: {"t.parquet": parquet(wide(20_000))}, -1, seconds=120, memory=1024 * MIB),

@@ -207,7 +207,7 @@ CASES: Cases = {
     "a header's path with a NUL": archive(lambda: after(pax(("path", b"a\0b.png")), member("x", b"")), 3, "control"),
     "a global header's path": archive(lambda: pax(("path", UP.encode()), kind=tarfile.XGLTYPE) + after(), 3),
     "a global header's link": archive(
-        lambda: pax(("linkpath", b"/etc/passwd"), kind=tarfile.XGLTYPE) + after(), 0, "1 images"
+        lambda: pax(("linkpath", b"/etc/passwd"), kind=tarfile.XGLTYPE) + after(), 0, "1 image"
     ),
     "a header's huge size": archive(lambda: after(pax(("size", b"9" * 30)), member("x.png", SMALL_PNG)), 3),
     "a header's size of a megabyte of digits": archive(
@@ -239,12 +239,12 @@ CASES: Cases = {
         lambda: after(member("l", type=b"2", linkname="."), member("l/2.png", SMALL_PNG)), 3, "a symbolic link"
     ),
     "a hard link to itself": archive(lambda: after(member("l", type=b"1", linkname="l")), 3, "a hard link"),
-    "a second tar behind the first": archive(lambda: after() + usual() + END, 0, "1 images"),
+    "a second tar behind the first": archive(lambda: after() + usual() + END, 0, "1 image"),
     "a name that ends in spaces": archive(lambda: after(member("2.png  ", SMALL_PNG)), 0),
-    "a name that is a dot": archive(lambda: after(member("./.", SMALL_PNG)), 0, "1 images"),
+    "a name that is a dot": archive(lambda: after(member("./.", SMALL_PNG)), 0, "1 image"),
     "a name that goes nowhere": archive(lambda: after(member("a/./../x.png", SMALL_PNG)), 3, "leads out"),
     "a name in UNC": archive(lambda: zip_entry("\\\\host\\share\\x.png"), 3, "Windows path"),
-    "a device of DOS": archive(lambda: zip_entry("CON.png"), 0, "1 images"),
+    "a device of DOS": archive(lambda: zip_entry("CON.png"), 0, "1 image"),
     "a stream of NTFS": archive(lambda: zip_entry("1.png::$DATA"), -1),
     "a name in bold": archive(lambda: zip_entry("\U0001d7cf.png"), -1),
     "a name of direction marks": archive(lambda: zip_entry("\u202egnp.x"), -1),
@@ -266,12 +266,12 @@ CASES: Cases = {
     "a bomb of overlapping quotes": archive(lambda: quoted_overlap(50, 4 * MIB), 3, memory=200 * MIB, quick=True),
     "bzip2 in zip": archive(lambda: by_method(zipfile.ZIP_BZIP2), 3, "method 12"),
     "LZMA in zip": archive(lambda: by_method(zipfile.ZIP_LZMA), 3, "method 14"),
-    "a gzip name that leads up": archive(lambda: gzip_named(UP.encode(), tar_of()), 0, "1 images"),
-    "a gzip name of 4 MB": archive(lambda: gzip_named(b"a" * 4 * MIB, tar_of()), 0, "1 images"),
+    "a gzip name that leads up": archive(lambda: gzip_named(UP.encode(), tar_of()), 0, "1 image"),
+    "a gzip name of 4 MB": archive(lambda: gzip_named(b"a" * 4 * MIB, tar_of()), 0, "1 image"),
     "a gzip name without end": archive(lambda: gzip_named(b"a", tar_of())[:12] + b"a" * MIB, 3),
-    "100,000 empty gzips": archive(lambda: gzip.compress(b"") * 100_000 + gzip.compress(tar_of()), 0, "1 images"),
-    "100,000 empty bzip2s": archive(lambda: bz2.compress(b"") * 100_000 + bz2.compress(tar_of()), 0, "1 images"),
-    "100,000 empty xzs": archive(lambda: lzma.compress(b"") * 100_000 + lzma.compress(tar_of()), 0, "1 images"),
+    "100,000 empty gzips": archive(lambda: gzip.compress(b"") * 100_000 + gzip.compress(tar_of()), 0, "1 image"),
+    "100,000 empty bzip2s": archive(lambda: bz2.compress(b"") * 100_000 + bz2.compress(tar_of()), 0, "1 image"),
+    "100,000 empty xzs": archive(lambda: lzma.compress(b"") * 100_000 + lzma.compress(tar_of()), 0, "1 image"),
     "noise behind a gzip": archive(lambda: gzip.compress(tar_of()) + b"noise", -1),
     "noise behind an xz": archive(lambda: lzma.compress(tar_of()) + b"noise", -1),
     "an LZMA file of old": archive(lambda: lzma.compress(tar_of(), lzma.FORMAT_ALONE), 3),

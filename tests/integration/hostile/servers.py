@@ -148,9 +148,9 @@ CASES: Cases = {
     "a file that is too large": server(lying(10 << 40, b""), 3, "larger than"),
     "a page for an archive": server(body(b"<html>login</html>", Content_Type="application/zip"), 3, "web page"),
     "a name that leads elsewhere": server(
-        body(ARCHIVE, Content_Disposition='attachment; filename="../../../evil.zip"'), 0, "1 images", quick=True
+        body(ARCHIVE, Content_Disposition='attachment; filename="../../../evil.zip"'), 0, "1 image", quick=True
     ),
-    "trouble, then fine": server(busy_then_fine(), 0, "1 images", seconds=30, quick=True),
+    "trouble, then fine": server(busy_then_fine(), 0, "1 image", seconds=30, quick=True),
     "429": server(body(b"", 429), 75, "429", **SLOW),
     "503 for an hour": server(body(b"", 503, Retry_After="3600"), 75, "503", **SLOW),
     "closes in mid-body": server(lying(100_000, b"PK\x03\x04" * 20), 75, "100,000 bytes", **SLOW),

@@ -218,7 +218,7 @@ CASES: Cases = {
     "half a character": local({"metadata.jsonl": b'{"file_name": "1.png", "text": "\\ud800"}'}, 3, "Unicode"),
     "a caption that is not UTF-8": local({"metadata.jsonl": b'{"file_name": "1.png", "text": "\xff"}'}, 3),
     "a CSV in Latin-1": local({"metadata.csv": "file_name,text\n1.png,\xe9\n".encode("latin-1")}, 3),
-    "a CSV with a NUL": local({"metadata.csv": b"file_name,text\n1.png,a\0b\n", "1.png": SMALL_PNG}, 0, "1 images"),
+    "a CSV with a NUL": local({"metadata.csv": b"file_name,text\n1.png,a\0b\n", "1.png": SMALL_PNG}, 0, "1 image"),
     "a CSV with an open quote": local({"metadata.csv": b'file_name,text\n1.png,"' + b"a" * 2 * MIB}, 3),
     "a CSV with more fields": local({"metadata.csv": b"file_name,text\n1.png,a,b\n"}, 3, "line 2"),
     "a CSV of a million columns": local(lambda: {"metadata.csv": b",".join(b"%d" % i for i in range(10**6))}, 3),

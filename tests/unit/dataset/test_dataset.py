@@ -246,8 +246,8 @@ def test_metadata_reports_images_that_are_dropped_or_missing(tmp_path):
     lines = []
     dataset = opened(tmp_path, name=folder, report=lines.append)
     assert len(dataset) == 3
-    assert any("1 images are not used" in line and "extra.png" in line for line in lines)
-    assert any("1 images are named by metadata rows but are not there: a.png" in line for line in lines)
+    assert any("1 image is not used" in line and "extra.png" in line for line in lines)
+    assert any("1 image is named by metadata rows but not there: a.png" in line for line in lines)
     with pytest.raises(UnreadableImage, match="No such file"):
         dataset.image_bytes(1)
 
@@ -301,6 +301,16 @@ def test_splits_in_folders(tmp_path):
         opened(tmp_path, name=tmp_path / "d")
     shutil.rmtree(tmp_path / "d/test")
     assert opened(tmp_path, name=tmp_path / "d").captions(0) == ("validation",)
+
+
+def test_metadata_at_the_top_beside_another_split_is_the_training_one(tmp_path):
+    for folder, index in (("", 0), ("validation/", 1)):
+        write_jsonl(tmp_path / f"d/{folder}metadata.jsonl", [{"file_name": "x.png", "text": folder or "top"}])
+        (tmp_path / f"d/{folder}x.png").write_bytes(PICTURES[index])
+    lines = []
+    dataset = opened(tmp_path, name=tmp_path / "d", report=lines.append)
+    assert content(dataset) == [(PICTURES[0], ("top",))]
+    assert lines == ["dataset: the training split is metadata.jsonl; 1 other file is not used"]
 
 
 def test_saved_splits_without_train_are_listed(tmp_path):

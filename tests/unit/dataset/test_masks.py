@@ -71,10 +71,10 @@ def test_masks_are_no_images_that_nobody_uses(tmp_path):
     assert said == []
     (folder / "masks/2.png").unlink()
     opened(folder, tmp_path, said=said, mask_column="mask")
-    assert said == ["dataset: 1 images are named by metadata rows but are not there: masks/2.png"]
+    assert said == ["dataset: 1 image is named by metadata rows but not there: masks/2.png"]
     said.clear()
     opened(folder, tmp_path, said=said)
-    assert said == ["dataset: 1 images are not used, no metadata row names them: masks/0.png"]
+    assert said == ["dataset: 1 image is not used, named by no metadata row: masks/0.png"]
 
 
 def test_a_mask_is_part_of_the_fingerprint(tmp_path):

@@ -154,7 +154,7 @@ def test_images_without_a_caption_are_counted(folder, tmp_path):
     assert [captions for _, captions in rows(dataset)] == [("one",), ("",), ("",)]
     assert said == [
         "dataset: 2 of 3 images have no caption and get an empty caption: b.png, c.png",
-        "dataset: 1 text files are beside no image of their name: d.txt",
+        "dataset: 1 text file is beside no image of that name: d.txt",
     ]
     said.clear()
     dataset = opened(folder, tmp_path, said=said, default_caption="a picture")
@@ -176,7 +176,7 @@ def test_no_captions_at_all_is_an_error_with_advice_unless_one_is_given(folder, 
         ("ein grünes Quadrat".encode("latin-1"), "not UTF-8: byte 0xfc at 6"),
         ("text".encode("utf-16"), "UTF-16"),
         ("text".encode("utf-16-be"), "NUL"),
-        (b"x" * (sidecars.MAX_CAPTION_BYTES + 1), "65,537 bytes"),
+        (b"x" * (sidecars.MAX_FILE_BYTES + 1), "65,537 bytes"),
     ],
 )
 def test_what_is_no_utf8_text_is_refused_by_name(folder, tmp_path, data, reason):
@@ -328,3 +328,16 @@ def test_names_that_are_no_unicode(folder, tmp_path):
     dataset = opened(folder, tmp_path)
     assert [dataset.captions(i) for i in range(2)] == [("one",), ("two",)]
     assert dataset.name(1).isprintable() and dataset.image_bytes(1)
+
+
+def test_columns_without_a_table_have_no_effect(folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": "a red square"})
+    said = []
+    opened(folder, tmp_path, said=said, image_column="photo", caption_column="prompt")
+    assert said == [
+        "dataset: image_column 'photo' has no effect: data is read as images, not as a table",
+        "dataset: caption_column 'prompt' has no effect: data is read as images, not as a table",
+    ]
+    said.clear()
+    opened(folder, tmp_path, said=said)
+    assert said == []

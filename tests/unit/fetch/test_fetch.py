@@ -22,7 +22,6 @@ from engine import fetch
 from engine.errors import DatasetError, OutputError, TaskError, TemporaryError
 from engine.fetch import Limits, Policy, addresses, fetch_dataset
 from engine.fetch.addresses import is_public
-from engine.fetch.http_hops import shown
 
 
 def zip_of(files: dict[str, bytes]) -> bytes:
@@ -173,10 +172,6 @@ def test_a_password_is_for_its_hop_alone_and_in_no_message(server, get):
         get(server.url.replace("//", "//user:secret@") + "?token=secret")
     assert "secret" not in str(caught.value)
     assert [("Authorization" in headers) for _, headers in server.requests] == [True, False]
-
-
-def test_shown():
-    assert shown("https://me:pw@example.org:8/a\x07b?k=1#f") == "https://example.org:8/a?b"
 
 
 def test_a_redirect_loop(server, get):

@@ -344,6 +344,17 @@ class TestHeldOut:
         assert float(places[2][1]) == max(float(y) for _, y in places)  # the lowest: y grows downwards
         assert label["x"] == f"{float(places[2][0]) / 10:.2f}%"
 
+    @pytest.mark.parametrize(
+        "losses", [(0.6, 0.4, 0.2), (0.30, 0.29, 0.28), (0.6, 0.1, 0.001), (0.2, 0.2, 0.2), (0.0,)]
+    )
+    def test_the_best_steps_label_is_where_the_curve_is_not(self, losses):
+        page = Page(render(sample(held_out_losses=[measured(20 * k, loss) for k, loss in enumerate(losses)])))
+        _, label = page.classed("best")
+        (dots,) = page.classed("dots")
+        lowest = max(float(y) for _, y in re.findall(r"M([0-9.]+) ([0-9.]+)h0", dots["d"]))
+        assert abs(float(label["y"].removesuffix("%")) - lowest / 10) < 0.1 and label["dy"] == "1.6em"  # downwards
+        assert lowest < 870  # of 1000: what is left is two lines of 11.5 pixels on the smallest screen's 192
+
     def test_only_what_compares_with_the_latest_is_drawn(self):
         rows = [measured(0, 0.01, "b" * 16), measured(10, 0.3), measured(20, 0.2), measured(30, None)]
         page = Page(render(sample(held_out_losses=rows)))
