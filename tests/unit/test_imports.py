@@ -83,13 +83,11 @@ def test_the_table_of_models_is_the_librarys_own_and_made_once():
 
 
 def fake_transformers(folder, *, scan, models):
-    """A package of that name, whose releases differ in what they call `scan`."""
-    for name, text in {
-        "__init__.py": "from .utils import import_utils",
-        "utils/__init__.py": "",
-        "utils/import_utils.py": scan,
-        "models/__init__.py": models,
-    }.items():
+    """A package of that name, with `scan` in the module where it is looked for, or without that module."""
+    files = {"__init__.py": "", "models/__init__.py": models}
+    if scan is not None:
+        files |= {"__init__.py": "from .utils import import_utils", "utils/import_utils.py": scan}
+    for name, text in files.items():
         path = folder / "transformers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -99,8 +97,9 @@ def fake_transformers(folder, *, scan, models):
 IMPORT = "from engine.imports import import_transformers; import_transformers(); import transformers.models as models\n"
 
 
-def test_a_release_that_makes_its_table_otherwise_is_imported_as_it_is(tmp_path):
-    folder = fake_transformers(tmp_path, scan="def other(path): return {}", models="table = 'its own'")
+@pytest.mark.parametrize("scan", ["def other(path): return {}", None])
+def test_a_release_that_makes_its_table_otherwise_is_imported_as_it_is(tmp_path, scan):
+    folder = fake_transformers(tmp_path, scan=scan, models="table = 'its own'")
     assert run_python(IMPORT + "print(models.table)", folder) == ["its", "own"]
 
 
