@@ -78,6 +78,7 @@ def train(
 ) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
     from engine.digests import FileDigests
+    from engine.imports import import_transformers, importing
     from engine.job import request_digest
     from engine.model import hash_ahead
     from engine.prepare import is_in_place, parent_folder, read_task
@@ -87,13 +88,15 @@ def train(
     parent = parent_folder(settings, task)
     request = request_digest(task, parent)
     outcome.may_overwrite |= is_in_place(parent, settings.output_dir) or output.is_asked_by(request)
-    with outcome.clock.phase("start"), _importing():
+    with outcome.clock.phase("start"), importing():
         launch = launch_of(settings, task, request)
         if launch is not None:
             return launch
         digests = FileDigests(settings.cache_dir)
         if processes.is_first:  # the others find its notes
             hash_ahead(task.model, digests)
+        import_transformers()
+        import engine.families.latent_diffusion  # noqa: F401 - no family does without: here it is imported like the rest
         from engine.run import run
 
     run(settings, task, output, stop, outcome, processes=processes, digests=digests)
@@ -135,21 +138,6 @@ def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse
         folder = output_dir(salvage_output_dir(argv), environment)
         with OutputFolder.lock(folder) as output, recording_failure(output, Outcome()):
             raise error
-
-
-@contextlib.contextmanager
-def _importing() -> Iterator[None]:
-    """Import without the garbage collector, and keep it off what was imported.
-
-    The libraries make millions of objects that live as long as the process: looking through them again and again is a
-    fifth of their import's time.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _leave(code: int) -> NoReturn:

@@ -84,6 +84,7 @@ LIGHT = [
     "wording",
     "errors",
     "rng",
+    "imports",
     "settings",
     "prepare",
     "memory",
