@@ -15,6 +15,7 @@ from .families.base import DENOISER, PRECISIONS, Batch, Family, Tensors
 from .history import StepReport
 from .latents import Example
 from .lora.adapter import Adapter
+from .lora.working import WorkingCopy
 from .outcome import Clock
 from .plan import Schedule, base_learning_rate, base_text_encoder_rate
 from .processes.distributed import Processes
@@ -53,6 +54,7 @@ class Trainer:
         self._schedule = schedule
         self._family = family
         self._adapter = adapter
+        self._working = WorkingCopy(adapter.parameters, adapter.fused, PRECISIONS[task.mixed_precision])
         self._device = device
         groups = [{name: p for name, p in adapter.parameters.items() if _is_denoisers(name)}]
         self._base_rates = [base_learning_rate(task.train_args, schedule.micro_batches)]
@@ -94,17 +96,17 @@ class Trainer:
         Raises:
             NonFiniteError: before the update, so that the state stays the last good one.
         """
-        parameters = list(self._adapter.parameters.values())
         total: torch.Tensor | None = None
         tails = []
-        # Summed in the order of the micro-batches: the same bits whoever computed them.
-        for row in self._micro_batches(examples, parameters):
-            own = row[:-_TAIL]
-            total = own.clone() if total is None else total.add_(own)
-            tails.append(row[-_TAIL:].clone())
+        with self._working.taken() as trained:
+            # Summed in the order of the micro-batches: the same bits whoever computed them.
+            for row in self._micro_batches(examples, trained):
+                own = row[:-_TAIL]
+                total = own.clone() if total is None else total.add_(own)
+                tails.append(row[-_TAIL:].clone())
         assert total is not None, "a step has a micro-batch"
         total.div_(len(tails) * (self._loss_scale.scale if self._loss_scale else 1.0))
-        gradients = _unflatten(total, parameters)
+        gradients = _unflatten(total, list(self._adapter.parameters.values()))
         norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
         losses, signums, saves = torch.stack(tails, dim=1)
         mean_loss, grad_norm, signum, save = torch.stack([losses.mean(), norm, signums.max(), saves.max()]).tolist()
@@ -115,19 +117,17 @@ class Trainer:
         self.step += 1
         return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
 
-    def _micro_batches(
-        self, examples: Sequence[Example], parameters: list[torch.nn.Parameter]
-    ) -> Iterator[torch.Tensor]:
+    def _micro_batches(self, examples: Sequence[Example], trained: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
         size = self._schedule.batch_size
         for start in range(0, len(examples), size):
             micro_batch = examples[start : start + size]
             with self._adapter.dropping.at(micro_batch[0].visit.number):
-                loss, own = self._gradients(self._batch(micro_batch), parameters)
+                loss, own = self._gradients(self._batch(micro_batch), trained)
             notice = self.notice()
             # Filled on the device: copying them there would wait for it.
             tail = [loss.reshape(1), loss.new_full((1,), notice.signum), loss.new_full((1,), notice.save)]
-            yield from self._processes.gather(torch.cat([*(gradient.reshape(-1) for gradient in own), *tail]))
+            yield from self._processes.gather(_row(own, tail))
 
     def _rates(self) -> list[float]:
         """The optimizer groups' learning rates in the coming step.
@@ -148,12 +148,12 @@ class Trainer:
             raise NonFiniteError(f"the learning rate of step {self.step + 1} is {max(rates):g}; {_ADVICE}")
         return rates
 
-    def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _gradients(self, batch: Batch, trained: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
         loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma, huber=self._huber)
         scaled = loss * self._loss_scale.scale if self._loss_scale else loss
-        found = torch.autograd.grad(scaled, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        found = torch.autograd.grad(scaled, trained, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
         return loss.detach(), gradients
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
@@ -226,6 +226,14 @@ def _stack(samples: Sequence[Tensors], device: torch.device) -> Tensors:
 def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on the device. To a GPU from pinned memory: else the host would wait for all that is under way."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _row(gradients: Sequence[torch.Tensor], tail: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All of them in a row, shape (n,), float32. The gradients are of one dtype."""
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    if flat[0].dtype != torch.float32:
+        flat = [torch.cat(flat).to(torch.float32)]  # once, not each by itself
+    return torch.cat([*flat, *tail])
 
 
 def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
