@@ -34,11 +34,11 @@ class WorkingCopy:
                 theirs there is none: the gradients would be of two dtypes.
             dtype: that the layers compute in.
         """
-        self._parameters = list(parameters.values())
+        self._parameters: list[torch.Tensor] = list(parameters.values())
         self._copies: list[torch.Tensor] = []
         self._taken = Taken()
         names = {name for module in layers for name in tensor_names(module)}
-        if dtype == torch.float32 or names != parameters.keys():
+        if dtype == torch.float32 or names != set(parameters):
             return
         self._copies = _leaves(self._parameters, dtype)
         copies = dict(zip(parameters, self._copies, strict=True))
@@ -66,7 +66,7 @@ def _leaves(parameters: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torc
     """Tensors of these shapes in one piece of memory, each beginning as far into it as one of its own might."""
     unit = _ALIGNMENT // dtype.itemsize
     places = [-(-parameter.numel() // unit) * unit for parameter in parameters]
-    pieces = torch.zeros(sum(places), dtype=dtype, device=parameters[0].device).split(places)
+    pieces = torch.split(torch.zeros(sum(places), dtype=dtype, device=parameters[0].device), places)
     return [
         piece[: parameter.numel()].view(parameter.shape).detach().requires_grad_()
         for piece, parameter in zip(pieces, parameters, strict=True)

@@ -24,8 +24,8 @@ PROGRAM_BYTES: Final = 600 << 20
 """What the program itself takes of a machine's memory, before the first tensor."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _OPTIMIZER_BYTES: Final = 4 * 6
-"""For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits those are
-half as wide until the activations are gone, which makes up for the working copy."""
+"""For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits these
+are half as wide until the activations are gone, which makes up for the working copy."""
 _LASTING_BYTES: Final = 4 * 3
 """Of them, what stays after training."""
 _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}

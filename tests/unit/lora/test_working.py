@@ -13,26 +13,28 @@ from engine.lora.working import WorkingCopy
 from engine.task import Lora
 
 NARROW = [torch.bfloat16, torch.float16]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 WIDTHS = (12, 21, 7, 33)
 """Odd, so that tensors in a row without gaps would begin anywhere."""
 
 
-def network(dtype, **options):
+def network(dtype, *, device="cpu", **options):
     """Adapted layers one behind the other, the adapter not zero."""
     draw = torch.Generator().manual_seed(0)
     layers = [torch.nn.Linear(*pair) for pair in pairwise(WIDTHS)]
-    root = torch.nn.Sequential(*layers, torch.nn.Conv2d(1, 2, 3)).to(dtype)
+    root = torch.nn.Sequential(*layers, torch.nn.Conv2d(1, 2, 3)).to(device, dtype)
     for parameter in root.parameters():
-        parameter.data = (torch.randn(parameter.shape, generator=draw) / 2).to(dtype)
+        parameter.data = (torch.randn(parameter.shape, generator=draw) / 2).to(device, dtype)
     adapter = attach({"unet": root}, Lora(**{"rank": 3, "alpha": 2, "target_modules": "[012]"} | options), 0)
     for parameter in adapter.parameters.values():
-        parameter.data = torch.randn(parameter.shape, generator=draw) / 3
+        parameter.data = (torch.randn(parameter.shape, generator=draw) / 3).to(device)
     return root, adapter
 
 
 def gradients(root, wanted, dtype, *, seed=1, recompute=False):
-    x = torch.randn(5, WIDTHS[0], generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    device = wanted[0].device
+    x = torch.randn(5, WIDTHS[0], generator=torch.Generator().manual_seed(seed)).to(device, dtype).requires_grad_()
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         y = x
         for layer in root[:3]:
             y = checkpoint(layer, y, use_reentrant=False) if recompute else layer(y)
@@ -41,13 +43,14 @@ def gradients(root, wanted, dtype, *, seed=1, recompute=False):
 
 
 def bits(tensors):
-    return [tensor.to(torch.float32).numpy().tobytes() for tensor in tensors]
+    return [tensor.to("cpu", torch.float32).numpy().tobytes() for tensor in tensors]
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradients_are_those_of_layers_that_cast_for_themselves(dtype, recompute):
-    root, adapter = network(dtype)
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_are_those_of_layers_that_cast_for_themselves(dtype, recompute, device):
+    root, adapter = network(dtype, device=device)
     parameters = list(adapter.parameters.values())
     expected = [gradients(root, parameters, dtype, seed=seed) for seed in (1, 2)]
     with WorkingCopy(adapter.parameters, adapter.fused, dtype).taken() as trained:
