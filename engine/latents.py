@@ -109,7 +109,7 @@ class VisitEncoder:
     def examples(self, step: int) -> list[Example]:
         """The examples of this process's micro-batches of optimizer step `step`, in the order of their visits.
 
-        Steps are asked for once, in order.
+        Steps are asked for once, in order, here or `at_hand`.
 
         Raises:
             DatasetError: no image of the dataset is readable.
@@ -118,6 +118,10 @@ class VisitEncoder:
         if step not in self._examples:
             self._encode_window(step)
         return self._examples.pop(step)
+
+    def at_hand(self, step: int) -> list[Example]:
+        """`examples` of a step that is encoded already; else none."""
+        return self._examples.pop(step, [])
 
     def _encode_window(self, start: int) -> None:
         per_step = self._schedule.visits_per_step

@@ -202,7 +202,7 @@ def _train(session: Session, training: Training) -> None:
 
         try:
             make_due_results()
-            train(trainer, job.schedule, encoder.examples, after_step, outcome.clock)
+            train(trainer, job.schedule, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
             saver.finish()
         except NonFiniteError:
             saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too

@@ -9,12 +9,14 @@ from typing import Final
 
 import torch
 
-from . import objectives, optim, rng
+from . import objectives, optim
+from .batches import BatchMaker, Prepared
 from .errors import CheckpointError, NonFiniteError
-from .families.base import DENOISER, PRECISIONS, Batch, Family, Tensors
+from .families.base import DENOISER, PRECISIONS, Batch, Family
 from .history import StepReport
 from .latents import Example
 from .lora.adapter import Adapter
+from .lora.working import WorkingCopy
 from .outcome import Clock
 from .plan import Schedule, base_learning_rate, base_text_encoder_rate
 from .processes.distributed import Processes
@@ -53,7 +55,9 @@ class Trainer:
         self._schedule = schedule
         self._family = family
         self._adapter = adapter
-        self._device = device
+        self._working = WorkingCopy(adapter.parameters, adapter.fused, PRECISIONS[task.mixed_precision])
+        self._batches = BatchMaker(task, family, device)
+        self._ahead: Prepared | None = None
         groups = [{name: p for name, p in adapter.parameters.items() if _is_denoisers(name)}]
         self._base_rates = [base_learning_rate(task.train_args, schedule.micro_batches)]
         if task.train_args.train_text_encoder:
@@ -88,23 +92,28 @@ class Trainer:
         self._loss_scale = state.loss_scale
         self.step = state.global_step
 
-    def train_step(self, examples: Sequence[Example]) -> StepReport:
+    def train_step(self, examples: Sequence[Example], coming: Sequence[Example] = ()) -> StepReport:
         """One optimizer step over the examples of this process's micro-batches: all K x B where it is the only one.
+
+        Args:
+            examples: of this step.
+            coming: of the next step, where they are at hand: its first micro-batch is prepared while the device
+                computes, before the host waits for it.
 
         Raises:
             NonFiniteError: before the update, so that the state stays the last good one.
         """
-        parameters = list(self._adapter.parameters.values())
         total: torch.Tensor | None = None
         tails = []
-        # Summed in the order of the micro-batches: the same bits whoever computed them.
-        for row in self._micro_batches(examples, parameters):
-            own = row[:-_TAIL]
-            total = own.clone() if total is None else total.add_(own)
-            tails.append(row[-_TAIL:].clone())
+        with self._working.taken() as trained:
+            # Summed in the order of the micro-batches: the same bits whoever computed them.
+            for row in self._micro_batches(examples, coming, trained):
+                own = row[:-_TAIL]
+                total = own.clone() if total is None else total.add_(own)
+                tails.append(row[-_TAIL:].clone())
         assert total is not None, "a step has a micro-batch"
         total.div_(len(tails) * (self._loss_scale.scale if self._loss_scale else 1.0))
-        gradients = _unflatten(total, parameters)
+        gradients = _unflatten(total, list(self._adapter.parameters.values()))
         norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
         losses, signums, saves = torch.stack(tails, dim=1)
         mean_loss, grad_norm, signum, save = torch.stack([losses.mean(), norm, signums.max(), saves.max()]).tolist()
@@ -116,18 +125,26 @@ class Trainer:
         return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
 
     def _micro_batches(
-        self, examples: Sequence[Example], parameters: list[torch.nn.Parameter]
+        self, examples: Sequence[Example], coming: Sequence[Example], trained: list[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
         """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
         size = self._schedule.batch_size
-        for start in range(0, len(examples), size):
-            micro_batch = examples[start : start + size]
-            with self._adapter.dropping.at(micro_batch[0].visit.number):
-                loss, own = self._gradients(self._batch(micro_batch), parameters)
+        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+        for part, following in zip(parts, (*parts[1:], coming[:size]), strict=True):
+            prepared = self._prepared(part)
+            with self._adapter.dropping.at(prepared.address):
+                loss, own = self._gradients(self._batches.complete(prepared), trained)
             notice = self.notice()
             # Filled on the device: copying them there would wait for it.
             tail = [loss.reshape(1), loss.new_full((1,), notice.signum), loss.new_full((1,), notice.save)]
-            yield from self._processes.gather(torch.cat([*(gradient.reshape(-1) for gradient in own), *tail]))
+            yield from self._processes.gather(_row(own, tail))
+            # A GPU is still at work on all that.
+            self._ahead = self._batches.prepare(following) if following else None
+
+    def _prepared(self, examples: Sequence[Example]) -> Prepared:
+        """A micro-batch of them: the one that was prepared ahead, if it is that."""
+        ahead, self._ahead = self._ahead, None
+        return ahead if ahead and ahead.is_of(examples) else self._batches.prepare(examples)
 
     def _rates(self) -> list[float]:
         """The optimizer groups' learning rates in the coming step.
@@ -148,48 +165,13 @@ class Trainer:
             raise NonFiniteError(f"the learning rate of step {self.step + 1} is {max(rates):g}; {_ADVICE}")
         return rates
 
-    def _gradients(self, batch: Batch, parameters: list[torch.nn.Parameter]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _gradients(self, batch: Batch, trained: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
         loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma, huber=self._huber)
         scaled = loss * self._loss_scale.scale if self._loss_scale else loss
-        found = torch.autograd.grad(scaled, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        found = torch.autograd.grad(scaled, trained, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
         return loss.detach(), gradients
-
-    def _batch(self, examples: Sequence[Example]) -> Batch:
-        """Stack a micro-batch's examples, with their addressed noise drawn, on the device."""
-        seed, args = self._task.seed, self._task.train_args
-        width, height = examples[0].visit.size(args.resolution)
-        shape = self._family.latent_shape(height, width)
-        numbers = [example.visit.number for example in examples]
-        latents = [
-            self._family.sample_latents(example.moments, _normal(seed, "vae posterior", number, shape))
-            for example, number in zip(examples, numbers, strict=True)
-        ]
-        noise = torch.stack([_normal(seed, "noise", number, shape) for number in numbers])
-        if args.noise_offset:
-            offsets = torch.stack([_normal(seed, "noise offset", number, shape[:1]) for number in numbers])
-            noise = objectives.offset_noise(noise, args.noise_offset, offsets)
-        mask = None
-        if "mask" in examples[0].moments:
-            mask = _copied(torch.stack([example.moments["mask"] for example in examples]), self._device)
-        return Batch(
-            latents=_copied(torch.stack(latents), self._device),
-            noise=_copied(noise, self._device),
-            timesteps=_copied(torch.tensor([example.visit.timestep for example in examples]), self._device),
-            conditioning=self._conditioning(examples),
-            mask=mask,
-        )
-
-    def _conditioning(self, examples: Sequence[Example]) -> Tensors:
-        """What was encoded ahead, stacked, and what the text encoders make of the captions where they are trained."""
-        known = _stack([example.conditioning for example in examples], self._device)
-        if not examples[0].tokens:
-            return known
-        dtype = PRECISIONS[self._task.mixed_precision]
-        # A context for each micro-batch, as around the denoiser: autocast's cache must not outlive a step.
-        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
-            return known | self._family.embed(_stack([example.tokens for example in examples], self._device))
 
     def _is_update_wanted(self, loss: float, grad_norm: float) -> bool:
         """False for a step that the fp16 loss scaler skips: the gradients overflowed, the loss did not."""
@@ -218,14 +200,12 @@ def _is_denoisers(name: str) -> bool:
     return name.startswith(f"{DENOISER}.")
 
 
-def _stack(samples: Sequence[Tensors], device: torch.device) -> Tensors:
-    """Samples of equal keys and shapes as one batch on the device."""
-    return {name: _copied(torch.stack([sample[name] for sample in samples]), device) for name in samples[0]}
-
-
-def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on the device. To a GPU from pinned memory: else the host would wait for all that is under way."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def _row(gradients: Sequence[torch.Tensor], tail: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All of them in a row, shape (n,), float32. The gradients are of one dtype."""
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    if flat[0].dtype != torch.float32:
+        flat = [torch.cat(flat).to(torch.float32)]  # once, not each by itself
+    return torch.cat([*flat, *tail])
 
 
 def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
@@ -240,21 +220,28 @@ def _huber(args: TrainArgs) -> objectives.Huber | None:
     return objectives.Huber(args.loss_type, args.huber_schedule, args.huber_c)
 
 
-def _normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.from_numpy(rng.normal(seed, stream, address, shape))
-
-
 def train(
     trainer: Trainer,
     schedule: Schedule,
     examples: Callable[[int], Sequence[Example]],
     after_step: Callable[[StepReport], None],
     clock: Clock,
+    *,
+    at_hand: Callable[[int], Sequence[Example]] = lambda step: (),
 ) -> None:
-    """Train from the trainer's step to the schedule's stop. `after_step` sees a whole number of steps, always."""
+    """Train from the trainer's step to the schedule's stop. `after_step` sees a whole number of steps, always.
+
+    Args:
+        examples: those of a step, which may take encoding them.
+        at_hand: those of a step that takes nothing, else none; not asked for again.
+    """
+    visited: Sequence[Example] = ()
     while trainer.step < schedule.stop_step:
-        with clock.phase("encode"):
-            visited = examples(trainer.step)
+        if not visited:
+            with clock.phase("encode"):
+                visited = examples(trainer.step)
+        coming = at_hand(trainer.step + 1)
         with clock.phase("train"):
-            report = trainer.train_step(visited)
+            report = trainer.train_step(visited, coming)
         after_step(report)
+        visited = coming

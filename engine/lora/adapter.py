@@ -44,6 +44,8 @@ class Adapter:
     """What every product B·A is multiplied by; see `strength_of`."""
     dropping: Dropping = field(default_factory=Dropping)
     """The switch of the adapter's dropout, off but while a micro-batch is under way."""
+    fused: Mapping[str, LoraLinear] = field(default_factory=dict)
+    """The layers that compute their LoRA in one operation in every micro-batch, by their full names."""
 
     def state(self) -> Tensors:
         """A copy of the trained tensors: float32, on the CPU."""
@@ -127,7 +129,9 @@ def attach(
         value = starts[name] if name in starts else _draw(name, tuple(parameter.shape), lora, seed)
         parameter.data = value.to(parameter.device, torch.float32, copy=True)
         parameter.requires_grad_(True)
-    return Adapter(parameters, starts, strength, dropping)
+    # Where inputs are dropped, PEFT's own path computes with the parameters themselves.
+    fused = {} if lora.dropout else {name: layer for name, layer in layers.items() if isinstance(layer, LoraLinear)}
+    return Adapter(parameters, starts, strength, dropping, fused)
 
 
 @contextmanager

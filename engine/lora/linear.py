@@ -7,6 +7,7 @@ backward pass is x itself, which the projections of one attention share, and the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .dropout import AddressedDropout
 
 
 class _LoraProduct(torch.autograd.Function):
-    """Everything in the frozen weight's dtype: x, A and B are cast to it, their gradients back."""
+    """Everything in the frozen weight's dtype: x, A and B are cast to it where they differ, their gradients back."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd calls it by position
@@ -59,8 +60,18 @@ class _LoraProduct(torch.autograd.Function):
         return of_x, None, None, of_down.to(ctx.adapter_dtype), of_up.to(ctx.adapter_dtype), None
 
 
+@dataclass(slots=True)
+class Taken:
+    """Whether the layers of one adapter compute with copies of their A and B: while these are up to date."""
+
+    now: bool = False
+
+
 class LoraLinear(peft_lora.Linear):  # type: ignore[misc]
     """PEFT's linear layer with one active adapter, in one operation; switched off, or dropping inputs, PEFT's own."""
+
+    copies: tuple[Taken, torch.Tensor, torch.Tensor] | None = None
+    """A and B in the dtype that it computes in, and when to take them; see `working.WorkingCopy`."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x: (…, in), any floating dtype -> (…, out), in autocast's dtype or, outside of it, the base weight's."""
@@ -74,6 +85,10 @@ class LoraLinear(peft_lora.Linear):  # type: ignore[misc]
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
-        down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        if self.copies is not None and self.copies[0].now:
+            _, down, up = self.copies
+            assert down.dtype == weight.dtype, "a copy in another dtype would change the bits"
+        else:
+            down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         product: torch.Tensor = _LoraProduct.apply(x, weight, bias, down, up, self.scaling[adapter])  # type: ignore[no-untyped-call]
         return product

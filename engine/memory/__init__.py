@@ -24,9 +24,12 @@ PROGRAM_BYTES: Final = 600 << 20
 """What the program itself takes of a machine's memory, before the first tensor."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _OPTIMIZER_BYTES: Final = 4 * 6
-"""For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch."""
+"""For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits these
+are half as wide until the activations are gone, which makes up for the working copy."""
 _LASTING_BYTES: Final = 4 * 3
 """Of them, what stays after training."""
+_COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
+"""And of each one's working copy."""
 _CONTROL_GROUPS: Final = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -92,6 +95,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         text_is_traced=args.train_text_encoder,
     )
     trained = unet_tape.lora + texts.lora
+    lasting = trained * (_LASTING_BYTES + _COPY_BYTES[task.mixed_precision])
     denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
     encoders = text_bytes + encoder_footprint.vae_parameters(vae) * vae_width
     # The frozen encoders leave the device while it trains, where there is another place for them.
@@ -100,12 +104,12 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     return Prediction(
         encode=denoiser
         + encoders
-        + trained * _LASTING_BYTES
+        + lasting
         + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=False),
         train=denoiser + training,
         validation=denoiser
         + encoders
-        + trained * _LASTING_BYTES
+        + lasting
         + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
         recompute=recompute,
     )

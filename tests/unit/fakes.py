@@ -112,6 +112,7 @@ class PlainAdapter:
     parameters: dict
     initial: dict = field(default_factory=dict)
     dropping: Dropping = field(default_factory=Dropping)
+    fused: dict = field(default_factory=dict)
 
     @classmethod
     def of(cls, family, size=0.5, *, with_text_encoder=False):
@@ -131,4 +132,4 @@ class PlainAdapter:
             parameter.data.copy_(state[name])
 
 
-assert {"parameters", "initial", "dropping", "state", "restore"} <= {*dir(Adapter), *Adapter.__annotations__}
+assert {"parameters", "initial", "dropping", "fused", "state", "restore"} <= {*dir(Adapter), *Adapter.__annotations__}

@@ -202,6 +202,17 @@ def test_each_image_and_caption_is_encoded_once(tmp_path):
     assert sorted(setup.family.encoded_captions) == [f"caption {k}" for k in range(7)]
 
 
+def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "WINDOW_VISITS", 3 * BATCH)
+    expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b")
+    found = []
+    for step in range(STEPS + 1):
+        at_hand = setup.encoder.at_hand(step)
+        assert bool(at_hand) == (step % 3 != 0), "a window is three steps"
+        found += [at_hand] if at_hand else [setup.encoder.examples(step)] if step < STEPS else []
+    assert frozen(found) == frozen(expected)
+
+
 def test_equal_images_are_encoded_once(tmp_path):
     setup = Setup([png(0)] * 5, tmp_path, flip=False, center_crop=True)
     setup.run()
