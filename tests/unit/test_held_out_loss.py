@@ -176,7 +176,7 @@ class TestNeighbours:
     def test_none_is_readable(self, tmp_path):
         for count in (1, 2):
             expected = (
-                rf"^validation\.dataset: none of its {count} images is readable, such as image-\d \(.+\); "
+                rf"^validation\.dataset: none of its {count} images? is readable, such as image-\d \(.+\); "
                 "save them as PNG or JPEG, or take others$"
             )
             with pytest.raises(DatasetError, match=expected):
