@@ -24,7 +24,7 @@ STEPS, SLICES = 16, [6, 10]
 
 @pytest.fixture(scope="module")
 def task():
-    """The demo's, but short and of small batches."""
+    """The demo's, but short, of small batches and with larger updates."""
     demo = read_json(ROOT / "examples/demo/task.json")
     return changed(
         demo,
@@ -35,6 +35,7 @@ def task():
             "validation.every_n_steps": 8,
             "validation.dataset": {"fraction": 0.05, "max_images": 8},
             "train_args.batch_size": 4,
+            "train_args.learning_rate": 2e-3,
             "train_args.num_train_steps": STEPS,
             "train_args.max_train_steps": STEPS,
             "train_args.lr_scheduler": {"lr_scheduler": "cosine", "lr_warmup_steps": 2},
