@@ -131,8 +131,9 @@ def test_the_loss_of_images_that_are_not_trained_on_falls(learned):
 @pytest.mark.slow
 def test_the_style_moves(task, tmp_path):
     """From colour to black and white, as far as the dataset's own images go, at the same prompts and seeds."""
-    steps = {"train_args.num_train_steps": 150, "train_args.max_train_steps": 150, "validation.num_images": 4}
-    finished = succeed(changed(task, {**steps, "train_args.batch_size": 8}), tmp_path / "out")
+    longer = {"train_args.num_train_steps": 150, "train_args.max_train_steps": 150, "train_args.batch_size": 8}
+    ends = {"validation.num_images": 4, "validation.every_n_steps": None, "validation.dataset": None}
+    finished = succeed(changed(task, {**longer, **ends}), tmp_path / "out")
     drawn, without = [], []
     pipe = load_pipeline()
     for image in read_json(finished.out / "validation/prompts.json"):
