@@ -15,7 +15,6 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..limits import Limits
-from ..quoting import plural
 from ..task import Task
 from ..transforms import UnreadableImage
 from .columns import Columns, arrow_kinds
@@ -219,8 +218,10 @@ def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: 
 
 def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
     """What to do about a dataset, called `what`, of whose images none is readable, such as the one of this name."""
+    if num_images == 1:
+        return f"{what}: its only image, {name}, is not readable ({reason}); save it as PNG or JPEG, or take another"
     return (
-        f"{what}: none of its {plural(num_images, 'image')} is readable, such as {name} ({reason}); "
+        f"{what}: none of its {num_images:,} images is readable, such as {name} ({reason}); "
         "save them as PNG or JPEG, or take others"
     )
 

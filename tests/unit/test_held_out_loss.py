@@ -173,14 +173,16 @@ class TestNeighbours:
         assert setup.processes.exchanged[-1] == left and row.images == 3
         assert sorted(name for name, _ in setup.loss.skipped) == ["image-1", "image-3"]
 
-    def test_none_is_readable(self, tmp_path):
-        for count in (1, 2):
-            expected = (
-                rf"^validation\.dataset: none of its {count} images? is readable, such as image-\d \(.+\); "
-                "save them as PNG or JPEG, or take others$"
-            )
-            with pytest.raises(DatasetError, match=expected):
-                Setup(tmp_path, [None] * count).at(0)
+    @pytest.mark.parametrize(
+        "count, expected",
+        [
+            (1, r"its only image, image-0, is not readable \(.+\); save it as PNG or JPEG, or take another"),
+            (2, r"none of its 2 images is readable, such as image-\d \(.+\); save them as PNG or JPEG, or take others"),
+        ],
+    )
+    def test_none_is_readable(self, tmp_path, count, expected):
+        with pytest.raises(DatasetError, match=rf"^validation\.dataset: {expected}$"):
+            Setup(tmp_path, [None] * count).at(0)
 
 
 class TestWhen:
