@@ -147,6 +147,18 @@ def _is_zombie(process: Path) -> bool:
     return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def clean_environment(home: Path) -> dict[str, str]:
+    """What a started program sees of this machine: the CPU, no Hub, and a cache in its own home."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "CACHE_DIR": str(home / "cache"),
+        "DEVICE": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
 def start_job(
     task: Mapping[str, Any] | bytes | None,
     out: Path | None,
@@ -170,16 +182,7 @@ def start_job(
     mark = uuid.uuid4().hex
     scratch = _scratch()
     log = scratch / mark
-    variables = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(scratch),
-        "CACHE_DIR": str(scratch / "cache"),
-        "DEVICE": "cpu",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        MARK: mark,
-        **(env or {}),
-    }
+    variables = {**clean_environment(scratch), MARK: mark, **(env or {})}
     arguments = [str(flag) for flag in flags]
     if task is not None:
         path = log.with_suffix(".json")

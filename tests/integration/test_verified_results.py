@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from engine.task import canonical_json
-from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, run_chain, succeed
+from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +25,14 @@ def verify(task, tmp_path_factory):
         path = scratch / "task.json"
         path.write_text(json.dumps(task))
         command = [sys.executable, "-m", "engine.verify", str(result), "--task", str(path), *map(str, flags)]
-        variables = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(scratch),
-            "CACHE_DIR": str(scratch / "cache"),
-            "DEVICE": "cpu",
-            "HF_HUB_OFFLINE": "1",
-        }
         done = subprocess.run(
-            command, check=False, cwd=ENTRYPOINT.parent, env=variables, capture_output=True, text=True, timeout=PATIENCE
+            command,
+            check=False,
+            cwd=ENTRYPOINT.parent,
+            env=clean_environment(scratch),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout, (done.stderr.splitlines() or [""])[-1]
