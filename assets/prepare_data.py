@@ -1,8 +1,8 @@
-"""Fetches the emoji from npm, renders them in two styles, derives line drawings, and writes the LoRA's datasets.
+"""Fetches the emoji from npm, renders them in two styles, and writes the LoRA's datasets.
 
     python assets/prepare_data.py --work build/emoji
 
-leaves in `--work`: `renders.safetensors` (uint8 pixels, see `render_all`) and `subjects.json` (names and captions),
+leaves in `--work`: `renders.safetensors` (uint8 pixels, see `render_all`) and `subjects.json` (see `subject_rows`),
 which `train_base.py` reads; and in `assets/datasets/` the two folders the demo trains and measures on.
 Needs `npm` on the PATH and the PyPI package `resvg_py`.
 """
@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.numpy import save_file
 
 ASSETS = Path(__file__).resolve().parent
@@ -34,20 +35,21 @@ STYLES = {
 }
 RESOLUTION = 64
 AUGMENT_RESOLUTION = 128
-LINE_RESOLUTION = 256  # where lines are found, before they are made small
-OUTLINE, LINE = 1.8, 1.2  # widths, in units of the 32-unit grid
-MIN_CONTRAST = 40  # of the channel that differs most: what lies closer together is one region
-MAX_INK_LUMA = 90  # a darker region is filled
-NUM_TRAIN, NUM_HELD_OUT = 192, 32
+NUM_TRAIN, NUM_HELD_OUT, NUM_UNSEEN = 192, 32, 32
 FIRST_HELD_OUT = 96
 SPLIT_SEED = 0
 CAPTIONS_PER_EMPTY = 3
 
 
 def caption(name: str) -> str:
-    """The one caption format, the same in both styles: the LoRA has to change what the very same words draw."""
+    """The LoRA's caption, and the base's of the flat style: the LoRA has to change what the very same words draw."""
     article = "an" if name[0].lower() in "aeiou" else "a"
     return f"{article} {name} emoji"
+
+
+def high_contrast_caption(name: str) -> str:
+    """The base's: the same words, so that a text encoder that reads from left to right sees the same subject."""
+    return f"{caption(name)}, line drawing"
 
 
 def download(folder: Path) -> None:
@@ -79,65 +81,20 @@ def icons_by_label(npm: Path) -> dict[str, str]:
     return found
 
 
-def line_caption(name: str) -> str:
-    """The same words and the style's: a text encoder that reads from left to right sees the same subject in both."""
-    return f"{caption(name)}, line drawing"
-
-
-def render(body: str, size: int, crisp: bool = False) -> np.ndarray:
-    """An SVG body on the set's 32-unit grid -> (size, size, 3) uint8 on white; `crisp`: edges without grey pixels."""
+def render(body: str, size: int) -> np.ndarray:
+    """An SVG body on the set's 32-unit grid -> (size, size, 3) uint8 on white."""
     import resvg_py  # of all that is here only this needs it
 
     attributes = (
         f'xmlns="http://www.w3.org/2000/svg" color="#000000" viewBox="0 0 32 32" width="{size}" height="{size}"'
-    ) + (' shape-rendering="crispEdges"' if crisp else "")
+    )
     svg = f"<svg {attributes}>{body}</svg>"
     png = resvg_py.svg_to_bytes(svg_string=svg, background="#ffffff", width=size, height=size)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
 
 
-def grow(region: np.ndarray, radius: float) -> np.ndarray:
-    """All pixels at most `radius` from the region, bool (height, width); outside the picture there is nothing."""
-    reach = int(radius)
-    height, width = region.shape
-    padded, grown = np.pad(region, reach), np.zeros_like(region)
-    for down in range(-reach, reach + 1):
-        for right in range(-reach, reach + 1):
-            if down**2 + right**2 <= radius**2:
-                grown |= padded[reach + down : reach + down + height, reach + right : reach + right + width]
-    return grown
-
-
-def surroundings(white: np.ndarray) -> np.ndarray:
-    """The white that a path of white leads to from beyond the edge, bool (height, width)."""
-    canvas = Image.fromarray(np.pad(np.where(white, 255, 0).astype(np.uint8), 1, constant_values=255)).copy()
-    ImageDraw.floodfill(canvas, (0, 0), 128)
-    return (np.asarray(canvas) == 128)[1:-1, 1:-1]
-
-
-def line_drawing(body: str) -> np.ndarray:
-    """A flat emoji as a black-and-white drawing, from its colours alone -> (64, 64, 3) uint8.
-
-    An outline within the silhouette, a line where two colours meet, dark colours filled.
-    """
-    unit = LINE_RESOLUTION / 32
-    pixels = render(body, LINE_RESOLUTION, crisp=True).astype(np.int32)
-    outside = surroundings(pixels.min(2) >= 250)
-    border = int(OUTLINE * unit)  # a picture that reaches the edge has its outline there too
-    framed = np.pad(outside, border, constant_values=True)
-    outline = grow(framed, OUTLINE * unit)[border:-border, border:-border]
-    below, right = (np.abs(np.roll(pixels, -1, axis) - pixels).max(2) > MIN_CONTRAST for axis in (0, 1))
-    dark = pixels @ np.array([0.299, 0.587, 0.114]) < MAX_INK_LUMA
-    ink = (outline | grow(below | right, LINE / 2 * unit) | dark) & ~outside
-    drawing = Image.fromarray(np.where(ink, 0, 255).astype(np.uint8))
-    return np.asarray(drawing.resize((RESOLUTION, RESOLUTION), Image.Resampling.LANCZOS).convert("RGB"))
-
-
 def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
-    """`flat`, `high-contrast`, `line`: the subjects at 64 pixels, in order, `line` derived from the flat ones.
-
-    `augment`: every emoji of both styles at 128 pixels.
-    """
+    """`flat`, `high-contrast`: the subjects at 64 pixels, in order. `augment`: every emoji of both at 128 pixels."""
     icons = icons_by_label(npm)
     missing = [name for name in subjects if name not in icons]
     assert not missing, f"not in both styles: {missing}"
@@ -148,17 +105,33 @@ def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
             for name, icon in json.loads((npm / folder / "package/icons.json").read_text())["icons"].items()
         }
         pixels[style] = np.stack([render(bodies[icons[name]], RESOLUTION) for name in subjects])
-        if style == "flat":
-            pixels["line"] = np.stack([line_drawing(bodies[icons[name]]) for name in subjects])
         augment += [render(bodies[icon], AUGMENT_RESOLUTION) for icon in sorted(set(icons.values()))]
     return pixels | {"augment": np.stack(augment)}
 
 
-def split(num_subjects: int) -> tuple[list[int], list[int]]:
-    """Indices of the LoRA's subjects and of the held-out ones: a seeded draw, so that every category is in both."""
-    order = random.Random(SPLIT_SEED).sample(range(num_subjects), NUM_TRAIN + NUM_HELD_OUT)
+def split(num_subjects: int) -> tuple[list[int], list[int], list[int]]:
+    """Indices of the LoRA's subjects, of the held-out ones, and of those whose high-contrast drawing nothing ever sees.
+
+    A seeded draw, so that every category is in each. The third part is in no dataset.
+    """
+    order = random.Random(SPLIT_SEED).sample(range(num_subjects), NUM_TRAIN + NUM_HELD_OUT + NUM_UNSEEN)
+    unseen, order = order[-NUM_UNSEEN:], order[:-NUM_UNSEEN]
     held_out = order[FIRST_HELD_OUT : FIRST_HELD_OUT + NUM_HELD_OUT]
-    return sorted(set(order) - set(held_out)), sorted(held_out)
+    return sorted(set(order) - set(held_out)), sorted(held_out), sorted(unseen)
+
+
+def subject_rows(subjects: list[str]) -> list[dict[str, Any]]:
+    """By subject its name, its captions for the base, and whether the base may see it in high contrast."""
+    _, _, unseen = split(len(subjects))
+    return [
+        {
+            "name": name,
+            "caption": caption(name),
+            "high_contrast_caption": high_contrast_caption(name),
+            "unseen": index in unseen,
+        }
+        for index, name in enumerate(subjects)
+    ]
 
 
 def training_captions(name: str) -> list[str]:
@@ -207,10 +180,9 @@ def main() -> None:
     subjects = read_subjects()
     pixels = render_all(npm, subjects)
     save_file(pixels, args.work / "renders.safetensors")
-    rows = [{"name": name, "caption": caption(name), "line_caption": line_caption(name)} for name in subjects]
-    (args.work / "subjects.json").write_text(json.dumps(rows, indent=1))
+    (args.work / "subjects.json").write_text(json.dumps(subject_rows(subjects), indent=1))
 
-    train, held_out = split(len(subjects))
+    train, held_out, _ = split(len(subjects))
     write_dataset(args.datasets / "emoji-high-contrast", subjects, train, pixels, ["high-contrast"])
     write_dataset(args.datasets / "emoji-high-contrast-heldout", subjects, held_out, pixels, ["flat", "high-contrast"])
     print(f"{len(subjects)} subjects, {len(pixels['augment'])} images for augmentation")

@@ -3,7 +3,7 @@
     python assets/prepare_data.py --work build/emoji
     python assets/train_base.py vae     --work build/emoji     # autoencoder, all styles
     python assets/train_base.py decoder --work build/emoji     # decoder alone, latents fixed, on perturbed latents
-    python assets/train_base.py unet    --work build/emoji     # text encoder and denoiser, flat and line drawings
+    python assets/train_base.py unet    --work build/emoji     # text encoder and denoiser
     python assets/train_base.py export  --work build/emoji     # writes assets/base-emoji and the contact sheet
 
 `decoder`, `unet` and `export` with `--base FOLDER` go on from a pipeline that is there: its encoder stays, and decoder,
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,8 @@ SEED = 0
 NUM_MERGES = 12_288
 EMA_DECAY = 0.998
 CAPTION_DROPOUT = 0.1
-LINE_SHARE = 0.65  # of the denoiser's batch
+HIGH_CONTRAST_SHARE = 0.65  # of the denoiser's batch
+MAX_PERTURBATION = 0.6  # of the latents that the decoder is trained on, where they have a standard deviation of 1
 MUON_FACTOR = 2.0  # the matrices' learning rate over that of everything else
 LATENT_CHANNELS = 4
 LATENT_SCALE = 0.5  # the pipeline's `scaling_factor`: latents have a standard deviation of 2
@@ -50,7 +52,8 @@ TEXT_WIDTH = 128
 class Stage:
     """What one stage trains, and how. `steps` spans the learning rate's cosine.
 
-    The first `num_small_batches` steps take half a batch: early on, many updates are worth more than exact ones.
+    Training from scratch, the first `num_small_batches` steps take half a batch: early on, many updates are worth more
+    than exact ones.
     Every `every` steps there is a line for the log and a file to go on from.
     """
 
@@ -316,18 +319,17 @@ class Pixels:
 
     flat: torch.Tensor
     contrast: torch.Tensor
-    line: torch.Tensor
     augment: torch.Tensor
 
     @classmethod
     def load(cls, work: Path) -> "Pixels":
         renders = {name: pixels.permute(0, 3, 1, 2) for name, pixels in load_file(work / "renders.safetensors").items()}
-        return cls(renders["flat"], renders["high-contrast"], renders["line"], renders["augment"])
+        return cls(renders["flat"], renders["high-contrast"], renders["augment"])
 
     def batch(self, size: int, rng: torch.Generator) -> torch.Tensor:
         """Half the subjects as they are, half any emoji cropped, scaled, recoloured -> (size, 3, 64, 64) in [-1, 1]."""
-        styles = (self.flat, self.contrast, self.line)
-        plain = [styles[n % 3][torch.randint(len(self.flat), (), generator=rng)] for n in range(size // 2)]
+        styles = (self.flat, self.contrast)
+        plain = [styles[n % 2][torch.randint(len(self.flat), (), generator=rng)] for n in range(size // 2)]
         varied = [self.varied(rng) for _ in range(size - size // 2)]
         images = torch.cat([unit(torch.stack(plain)), torch.stack(varied)])
         mirrored = torch.rand(size, 1, 1, 1, generator=rng) < 0.5
@@ -367,7 +369,7 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
 
 def vae_report(vae: AutoencoderKL, pixels: Pixels) -> str:
     values = []
-    for style, images in (("flat", pixels.flat), ("high-contrast", pixels.contrast), ("line", pixels.line)):
+    for style, images in (("flat", pixels.flat), ("high-contrast", pixels.contrast)):
         sample = unit(images[::6])
         with autocast():
             values.append(f"{style} {psnr(reconstruct(vae, sample), sample):.2f}")
@@ -427,7 +429,7 @@ def train_decoder(work: Path, stage: Stage, base: Path | None = None) -> None:
         with autocast():
             with torch.no_grad():
                 latents = vae.encode(images).latent_dist.mode().float()
-            strength = 0.2 * torch.rand(len(latents), 1, 1, 1, generator=rng) / vae.config.scaling_factor
+            strength = MAX_PERTURBATION * torch.rand(len(latents), 1, 1, 1, generator=rng) / vae.config.scaling_factor
             noisy = latents + strength * torch.randn(latents.shape, generator=rng)
             output = vae.decode(noisy).sample
         return reconstruction_loss(output.float(), images)
@@ -442,8 +444,8 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
-def read_captions(work: Path, key: str = "caption") -> list[str]:
-    return [row[key] for row in json.loads((work / "subjects.json").read_text())]
+def read_subjects(work: Path) -> list[dict[str, Any]]:
+    return json.loads((work / "subjects.json").read_text())
 
 
 class Denoiser(nn.Module):
@@ -478,14 +480,19 @@ def autoencoder_of(work: Path, base: Path | None) -> AutoencoderKL:
 
 
 def train_unet(work: Path, stage: Stage, base: Path | None = None) -> None:
-    """Flat emoji under their captions and line drawings under theirs; no image of the LoRA's style."""
+    """Flat emoji under their captions; high-contrast ones, but for the unseen, under captions that name the style."""
     vae = autoencoder_of(work, base)
     pixels = load_file(work / "renders.safetensors")
-    images = torch.cat([pixels["flat"], pixels["line"]]).permute(0, 3, 1, 2)
+    rows = read_subjects(work)
+    images = torch.cat([pixels["flat"], pixels["high-contrast"]]).permute(0, 3, 1, 2)
     latents = encode(vae, images) * vae.config.scaling_factor
-    num_subjects = len(latents) // 2
+    in_flat, in_contrast = torch.ones(len(rows)), torch.tensor([float(not row["unseen"]) for row in rows])
+    weights = torch.cat(
+        [in_flat / in_flat.sum() * (1 - HIGH_CONTRAST_SHARE), in_contrast / in_contrast.sum() * HIGH_CONTRAST_SHARE]
+    )
     tokenizer = tokenizer_of(work, base)
-    token_ids = tokenize(tokenizer, [*read_captions(work), *read_captions(work, "line_caption"), ""])
+    texts = [row[key] for key in ("caption", "high_contrast_caption") for row in rows]
+    token_ids = tokenize(tokenizer, [*texts, ""])
     denoiser = denoiser_of(tokenizer, base)
     # Plain attention: on a CPU, at these sizes, it is faster than the fused kernel.
     denoiser.unet.set_attn_processor(AttnProcessor())
@@ -496,8 +503,7 @@ def train_unet(work: Path, stage: Stage, base: Path | None = None) -> None:
     def loss_of(step: int) -> torch.Tensor:
         rng = generator(step, 0)
         size = stage.batch_size_at(step)
-        chosen = torch.randint(num_subjects, (size,), generator=rng)
-        chosen += num_subjects * (torch.rand(size, generator=rng) < LINE_SHARE)
+        chosen = torch.multinomial(weights, size, replacement=True, generator=rng)
         dropped = torch.rand(size, generator=rng) < CAPTION_DROPOUT
         timesteps = stratified_timesteps(size, rng)
         clean = latents[chosen]
@@ -564,7 +570,7 @@ def export(work: Path, folder: Path, base: Path | None) -> None:
     # Read back, so that the sheet shows what was shipped.
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    captions = read_captions(work)
+    captions = [row["caption"] for row in read_subjects(work)]
     chosen = [captions[round(n * (len(captions) - 1) / 63)] for n in range(64)]
     grid(draw(pipeline, chosen), 8).quantize(256).save(folder.with_suffix(".png"), optimize=True)
 
@@ -584,6 +590,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ASSETS / "base-emoji")
     parser.add_argument("--base", type=Path, help="go on from this pipeline (not vae)")
     parser.add_argument("--steps", type=int, help="another length for this stage")
+    parser.add_argument("--learning-rate", type=float, help="another one for this stage, at its height")
     parser.add_argument("--every", type=int, help="save every so many steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -593,7 +600,13 @@ def main() -> None:
         print("\n".join(report_files(args.output)))
         return
     stage = STAGES[args.stage]
-    stage = replace(stage, steps=args.steps or stage.steps, every=args.every or stage.every)
+    stage = replace(
+        stage,
+        steps=args.steps or stage.steps,
+        learning_rate=args.learning_rate or stage.learning_rate,
+        num_small_batches=0 if args.base else stage.num_small_batches,
+        every=args.every or stage.every,
+    )
     if stage.name == "vae":
         train_vae(args.work, stage)
     else:

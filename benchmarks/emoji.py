@@ -26,13 +26,22 @@ class Subjects:
     """The subjects' captions and their real images by style: uint8, (subjects, 64, 64, 3), in the captions' order."""
 
     captions: list[str]
+    named: dict[str, str]
+    """Caption -> the caption that names the high-contrast style, as the base knows it."""
+    unseen: list[str]
+    """The captions of those whose high-contrast drawing neither the base nor the LoRA was shown."""
     images: dict[str, np.ndarray]
 
     @classmethod
     def load(cls, folder: Path) -> Subjects:
         rows = json.loads((folder / "subjects.json").read_text())
         renders = load_file(folder / "renders.safetensors")
-        return cls([row["caption"] for row in rows], {style: renders[style] for style in STYLES})
+        return cls(
+            [row["caption"] for row in rows],
+            {row["caption"]: row["high_contrast_caption"] for row in rows},
+            [row["caption"] for row in rows if row["unseen"]],
+            {style: renders[style] for style in STYLES},
+        )
 
 
 def dataset_captions(folder: Path) -> list[str]:

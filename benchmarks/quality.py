@@ -5,8 +5,9 @@
     python benchmarks/quality.py all --renders build/emoji --output build/quality
 
 `base` draws the subjects' captions and looks for the nearest real image, by an ImageNet network's features. `lora`
-trains the task as a chain through the normal entrypoint, exactly as `make demo` does, and draws held-out captions with
-and without the LoRA at the same seeds. The output folder gets `quality.json`, `quality.png`, the drawings and the
+trains the task as a chain through the normal entrypoint, exactly as `make demo` does, and draws captions with and
+without the LoRA at the same seeds: held-out ones, ones whose drawing in the style the base has not seen either, and
+ones that the LoRA was trained on. The output folder gets `quality.json`, `quality.png`, the drawings and the
 LoRA's tasks. docs/quality.md says what the figures mean.
 """
 
@@ -169,15 +170,20 @@ def _probe_accuracy(probe: Probe, features: torch.Tensor) -> float:
     return (1 - probe.share(flat) + probe.share(contrast)) / 2
 
 
-def draw_pairs(bench: Bench, base: Path, lora: Path, prompts: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
-    """The images of each set of prompts `without` and `with` the LoRA, at the same seeds."""
+def draw_sets(bench: Bench, base: Path, lora: Path, prompts: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
+    """The images of each set of prompts at the same seeds.
+
+    Returns:
+        Set -> `without` and `with` the LoRA, and `named`: without it, by the words that name the style to the base.
+    """
     pipeline = load_pipeline(base)
     images: dict[str, dict[str, np.ndarray]] = {name: {} for name in prompts}
-    for key in ("without", "with"):
+    for key in ("without", "named", "with"):
         if key == "with":
             pipeline.load_lora_weights(lora)
         for name, texts in prompts.items():
-            images[name][key] = bench.draw(pipeline, texts, f"{name} {key} the LoRA")
+            asked = [bench.subjects.named[text] for text in texts] if key == "named" else texts
+            images[name][key] = bench.draw(pipeline, asked, f"{name} {key}")
     return images
 
 
@@ -196,35 +202,36 @@ def measure_real(bench: Bench, base: Path, held_out: Sequence[int]) -> tuple[Res
     return result, np.concatenate([drawn[flat], drawn[contrast]])
 
 
-def measure_lora(bench: Bench, base: Path, lora: Path, sets: dict[str, Path], num_seeds: int) -> Result:
+def measure_lora(bench: Bench, base: Path, lora: Path, captions: dict[str, list[str]], num_seeds: int) -> Result:
     """Style and subject, with and without the LoRA.
 
     Args:
-        sets: name -> folder of a dataset whose captions are drawn. There is `held-out`, on which the probes are tried.
+        captions: set -> the captions that are drawn. There is `held-out`, on which the probes are tried.
         num_seeds: images for each caption. Of a set only as many captions are drawn as `held-out` has, evenly spread.
     """
-    captions = {name: dataset_captions(folder) for name, folder in sets.items()}
     count = len(captions["held-out"])
     chosen = {name: [texts[n * len(texts) // count] for n in range(count)] for name, texts in captions.items()}
     subjects = {name: [bench.subjects.captions.index(text) for text in texts] for name, texts in chosen.items()}
-    images = draw_pairs(bench, base, lora, {name: texts * num_seeds for name, texts in chosen.items()})
+    images = draw_sets(bench, base, lora, {name: texts * num_seeds for name, texts in chosen.items()})
     real, reconstructed = measure_real(bench, base, subjects["held-out"])
     probes, checks = fit_probes(bench, subjects["held-out"], reconstructed)
     result: Result = {"probes": checks, "accuracy of reconstructed real images": real}
-    for name, pair in images.items():
+    flat, high_contrast = STYLES
+    for name, drawings in images.items():
         indices = subjects[name] * num_seeds
         result[name] = {"subjects": count, "images": len(indices)}
-        for (key, drawn), style in zip(pair.items(), STYLES, strict=True):
+        for key, drawn in drawings.items():
+            style = flat if key == "without" else high_contrast
             called = {probe: fitted.share(features(drawn)) for probe, (features, fitted) in probes.items()}
             result[name][key] = {
                 "called high-contrast": called,
                 "accuracy among both styles": bench.accuracy(drawn, indices, *STYLES),
                 f"accuracy among {style}": bench.accuracy(drawn, indices, style),
             }
-        contrast = bench.subjects.images["high-contrast"][subjects[name]]
+        real_images = bench.subjects.images[high_contrast][subjects[name]]
         for half in (slice(COLUMNS), slice(COLUMNS, 2 * COLUMNS)):
-            bench.sheet += [(f"{name}, without", pair["without"][half]), (f"{name}, with", pair["with"][half])]
-            bench.sheet += [("real", contrast[half])]
+            bench.sheet += [(f"{name}, {key}", drawings[key][half]) for key in ("without", "with")]
+            bench.sheet += [("real", real_images[half])]
     return result
 
 
@@ -265,8 +272,10 @@ def main() -> None:
         if lora is None:
             with bench.phase("train the LoRA"):
                 lora, result["training"] = train(args.task, args.output / "lora")
-        sets = {"held-out": HELD_OUT} | ({} if args.heldout_only else {"trained on": dataset})
-        result["lora"] = measure_lora(bench, base, lora, sets, args.seeds)
+        captions = {"held-out": dataset_captions(HELD_OUT), "unseen": bench.subjects.unseen}
+        if not args.heldout_only:
+            captions["trained on"] = dataset_captions(dataset)
+        result["lora"] = measure_lora(bench, base, lora, captions, args.seeds)
     text = json.dumps(result, indent=2)
     (args.output / "quality.json").write_text(text + "\n")
     save_file(bench.drawings, args.output / "drawings.safetensors")

@@ -65,27 +65,50 @@ def test_an_interrupted_stage_goes_on(tmp_path, muon):
 BASE = train_base.ASSETS / "base-emoji"
 
 
-def write_renders(work, styles):
-    """Three subjects of which only the styles that are named have pictures."""
+def write_renders(work):
+    """Three subjects in both styles, the second not to be seen in high contrast."""
     rng = torch.Generator().manual_seed(0)
+    styles = ("high-contrast", "flat")
     pictures = {style: torch.randint(256, (3, 64, 64, 3), generator=rng, dtype=torch.uint8) for style in styles}
     save_file(pictures, work / "renders.safetensors")
-    rows = [{"caption": f"a {name} emoji", "line_caption": f"a {name} emoji, line drawing"} for name in "xyz"]
+    rows = [{"caption": name, "high_contrast_caption": f"{name} line", "unseen": name == "y"} for name in "xyz"]
     (work / "subjects.json").write_text(json.dumps(rows))
+    return pictures
 
 
-def test_the_denoiser_goes_on_from_a_pipeline_and_sees_nothing_of_the_loras_style(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(train_base, "encode", lambda vae, pixels: drawn.append(pixels) or torch.zeros(6, 4, 16, 16))
-    write_renders(tmp_path, ["flat", "line", "high-contrast"])
+def test_the_denoiser_goes_on_from_a_pipeline(tmp_path):
+    write_renders(tmp_path)
     stage = replace(train_base.STAGES["unet"], steps=1, batch_size=2, num_small_batches=0)
     train_base.train_unet(tmp_path, stage, BASE)
-    renders = load_file(tmp_path / "renders.safetensors")
-    (shown,) = drawn
-    assert torch.equal(shown, torch.cat([renders["flat"], renders["line"]]).permute(0, 3, 1, 2))
     before = load_file(BASE / "unet/diffusion_pytorch_model.safetensors")
     after = load_file(tmp_path / "unet.safetensors")
     name = "down_blocks.0.resnets.0.conv1.weight"
     # One step of the warm-up, a two-hundredth of the learning rate, moves a trained weight a little.
     moved = (after[f"model.unet.{name}"] - before[name].float()).norm() / before[name].float().norm()
     assert 0 < moved < 0.05
+
+
+def test_the_denoiser_sees_each_picture_under_its_words_and_none_that_is_to_stay_unseen(tmp_path, monkeypatch):
+    pictures = write_renders(tmp_path)
+    seen = {}
+
+    class Enough(Exception):
+        pass
+
+    def stop_at_the_draw(weights, size, **_):
+        seen["weights"] = weights
+        raise Enough
+
+    monkeypatch.setattr(
+        train_base, "encode", lambda vae, pixels: seen.update(pixels=pixels) or torch.zeros(6, 4, 16, 16)
+    )
+    monkeypatch.setattr(train_base, "tokenize", lambda tokenizer, texts: seen.update(texts=texts))
+    monkeypatch.setattr(torch, "multinomial", stop_at_the_draw)
+    with pytest.raises(Enough):
+        train_base.train_unet(tmp_path, train_base.STAGES["unet"], BASE)
+    expected = torch.cat([pictures["flat"], pictures["high-contrast"]]).permute(0, 3, 1, 2)
+    assert torch.equal(seen["pixels"], expected)
+    assert seen["texts"] == ["x", "y", "z", "x line", "y line", "z line", ""], "the last is a dropped caption's"
+    share = train_base.HIGH_CONTRAST_SHARE
+    flat = (1 - share) / 3
+    assert seen["weights"].tolist() == pytest.approx([flat, flat, flat, share / 2, 0, share / 2])
