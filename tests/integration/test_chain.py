@@ -36,15 +36,15 @@ ADAPTER = {
 KINDS = {
     "epsilon": {},
     "bf16, the task's v_prediction": {"mixed_precision": "bf16", "train_args.noise_offset": 0.05, **V_PREDICTION},
+    "text encoder, alpha, dropout, rslora, convolutions": ADAPTER,
+    "xl": {},
+}
+SLOW_KINDS = {
     "loftq, convolutions": {
         "lora.init_lora_weights": "loftq",
         "lora.target_modules": r".*(to_q|to_v|conv1|conv_in)",
         "lora.rank": 3,
     },
-    "text encoder, alpha, dropout, rslora, convolutions": ADAPTER,
-    "xl": {},
-}
-SLOW_KINDS = {
     "v_prediction by the model, Min-SNR, noise offset": {"train_args.snr_gamma": 5.0, "train_args.noise_offset": 0.1},
     "bf16, text encoder, alpha, dropout, rslora, convolutions": {"mixed_precision": "bf16", **ADAPTER},
     "loftq, text encoder, alpha, dropout": {**ADAPTER, "lora.init_lora_weights": "loftq", "lora.use_rslora": False},

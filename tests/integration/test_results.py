@@ -9,7 +9,7 @@ import logging
 import os
 import tarfile
 import zipfile
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -185,7 +185,7 @@ def test_prompts(strong, task):
     """Captions of the dataset, a seed each, a file each."""
     captions = {
         caption
-        for line in (open(f"{task['dataset']['name']}/metadata.jsonl"))  # noqa: PTH123, SIM115
+        for line in (Path(task["dataset"]["name"]) / "metadata.jsonl").read_text().splitlines()
         for caption in json.loads(line)["text"]
     }
     listing = rows(strong)

@@ -568,7 +568,8 @@ def start(server, cache, mode="run"):
 
 def test_killed_before_publishing(server, get, tmp_path):
     server.script = [ranged(ARCHIVE)]
-    assert start(server, tmp_path / "cache", "kill").wait() == -signal.SIGKILL
+    with start(server, tmp_path / "cache", "kill") as process:
+        assert process.wait() == -signal.SIGKILL
     content = tmp_path / "cache/datasets/content"
     assert [path.name.endswith(".building") for path in content.iterdir()] == [True]
     folder = get()
