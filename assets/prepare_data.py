@@ -110,7 +110,7 @@ def render_all(npm: Path, subjects: list[str]) -> dict[str, np.ndarray]:
 
 
 def split(num_subjects: int) -> tuple[list[int], list[int], list[int]]:
-    """Indices of the LoRA's subjects, of the held-out ones, and of those whose high-contrast drawing nothing ever sees.
+    """Indices of the LoRA's subjects, of the held-out ones, and of those the autoencoder alone sees in high contrast.
 
     A seeded draw, so that every category is in each. The third part is in no dataset.
     """

@@ -29,7 +29,7 @@ class Subjects:
     named: dict[str, str]
     """Caption -> the caption that names the high-contrast style, as the base knows it."""
     unseen: list[str]
-    """The captions of those whose high-contrast drawing neither the base nor the LoRA was shown."""
+    """The captions of those whose high-contrast drawing neither the base's denoiser nor the LoRA was shown."""
     images: dict[str, np.ndarray]
 
     @classmethod
