@@ -1,6 +1,8 @@
 # Python 3.11 and make are all that is needed: every target installs what it uses into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core; the tests of a file stay together, since they share what is built for them.
+PARALLEL := -n logical --dist loadfile
 
 .PHONY: help setup demo test test-slow test-container check fmt image image-cpu lock clean
 
@@ -18,11 +20,11 @@ setup: .venv/installed  ## install everything into .venv
 demo: setup  ## train a small LoRA on the CPU, as a chain of two tasks
 	$(BIN)/python examples/chain.py --task examples/demo/task.json --output out/demo -- --device cpu --cache-dir out/cache
 
-test: setup  ## the tests
-	$(BIN)/python -m pytest
+test: setup  ## the tests, on all cores
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: setup  ## the tests that take long
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 test-container: setup  ## the tests that run containers of the CPU image
 	$(BIN)/python -m pytest -m container tests/container

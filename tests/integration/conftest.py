@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.harness import succeed, use_scratch
+from tests.integration.harness import succeed, using_scratch
 from tests.tiny import build_dataset, build_sd, build_sdxl
 
 
 @pytest.fixture(scope="session", autouse=True)
 def scratch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scratch")
-    use_scratch(folder)
-    return folder
+    with using_scratch(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")

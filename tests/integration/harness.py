@@ -19,8 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.integration.forks import ForkedProcess, ForkServer
 
 ENTRYPOINT = Path(__file__).resolve().parents[2] / "entrypoint.py"
 PATIENCE = 180.0
@@ -31,6 +34,11 @@ WEIGHTS = ("pytorch_lora_weights.safetensors", "lora_webui.safetensors", "state.
 """The files of a checkpoint that must not depend on how the training was cut into tasks."""
 MARK = "INTEGRATION_TEST_JOB"
 """An environment variable that all processes of one job inherit."""
+READ_LATE = {
+    *("ALLOW_PRIVATE_URLS", "CACHE_DIR", "CHECKPOINT_DIR", "DEVICE", "MAX_DATASET_BYTES", "MAX_ENCODED_BYTES"),
+    *("OUTPUT_DIR", "PROCESSES", "SAVE_SECONDS", "TASK_FILE", "TASK_JSON"),
+}
+"""Variables that neither the interpreter nor a library reads while it starts: a forked job obeys them, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +85,7 @@ class Finished:
 class Running:
     """A job under way."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     out: Path
     mark: str
     log: Path
@@ -101,12 +109,13 @@ class Running:
     def family(self) -> list[int]:
         """All living processes of this job, its own included."""
         needle = f"{MARK}={self.mark}".encode()
-        found = []
+        # A forked process shows the environment of what it was forked from.
+        found = [self.process.pid] if self.process.poll() is None else []
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
                 if needle in path.read_bytes().split(b"\0") and not _is_zombie(path.parent):
                     found.append(int(path.parent.name))
-        return found
+        return sorted(set(found))
 
     def assert_gone(self) -> None:
         """None of the job's processes outlives it, but for the moment that multiprocessing's own need to notice."""
@@ -167,8 +176,9 @@ def start_job(
     cwd: Path | None = None,
     prefix: Sequence[str] = (),
     umask: int = -1,
+    fresh: bool = False,
 ) -> Running:
-    """Start the program in a clean environment.
+    """Start the program in a clean environment, forked from a process that has imported it where nothing depends on that.
 
     Args:
         task: written to a file and named by `--task`; None leaves that to `flags` and `env`.
@@ -178,6 +188,7 @@ def start_job(
         cwd: the working folder.
         prefix: a command that starts the program.
         umask: of the process.
+        fresh: start an interpreter of its own, as users do, because the start itself matters.
     """
     mark = uuid.uuid4().hex
     scratch = _scratch()
@@ -190,16 +201,19 @@ def start_job(
         arguments += ["--task", str(path)]
     if out is not None:
         arguments += ["--output-dir", str(out)]
-    with log.with_suffix(".out").open("wb") as stdout, log.with_suffix(".err").open("wb") as stderr:
-        process = subprocess.Popen(
-            [*prefix, sys.executable, str(ENTRYPOINT), *arguments],
-            env=variables,
-            cwd=cwd or scratch,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            umask=umask,
-        )
+    options: dict[str, Any] = {"env": variables, "cwd": cwd or scratch, "umask": umask}
+    process: subprocess.Popen[bytes] | ForkedProcess
+    if fresh or prefix or not set(env or {}) <= READ_LATE:
+        with log.with_suffix(".out").open("wb") as stdout, log.with_suffix(".err").open("wb") as stderr:
+            process = subprocess.Popen(
+                [*prefix, sys.executable, str(ENTRYPOINT), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                **options,
+            )
+    else:
+        process = _fork_server().start(arguments, log=log, **options)
     return Running(process=process, out=out or scratch / "nowhere", mark=mark, log=log)
 
 
@@ -226,11 +240,28 @@ def together(*jobs: Callable[[], Any]) -> list[Any]:
 
 
 _SCRATCH: list[Path] = []
+_SERVERS: list[ForkServer] = []
+_SERVER_LOCK = Lock()
 
 
-def use_scratch(folder: Path) -> None:
-    """Where task files, logs and the shared cache go."""
+@contextlib.contextmanager
+def using_scratch(folder: Path) -> Iterator[None]:
+    """Where task files, logs and the shared cache go, for the length of the block."""
     _SCRATCH[:] = [folder]
+    try:
+        yield
+    finally:
+        while _SERVERS:
+            _SERVERS.pop().close()
+
+
+def _fork_server() -> ForkServer:
+    from tests.integration.forks import ForkServer
+
+    with _SERVER_LOCK:
+        if not _SERVERS:
+            _SERVERS.append(ForkServer(_scratch(), heavy=True))
+    return _SERVERS[0]
 
 
 def _scratch() -> Path:

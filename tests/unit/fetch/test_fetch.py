@@ -580,7 +580,7 @@ def test_killed_before_publishing(server, get, tmp_path):
 
 def test_what_other_dead_processes_left_is_swept(server, get, tmp_path):
     server.script = [ranged(ARCHIVE)]
-    start(server, tmp_path / "cache", "kill").wait()
+    start(server, tmp_path / "cache", "kill").communicate()
     folder = get(server.url + "2")
     assert list((tmp_path / "cache/datasets/content").iterdir()) == [folder]
 
