@@ -1,13 +1,18 @@
 """Train one task: argv and environment in, an exit code out. README.md lists both."""
 
-from __future__ import annotations
+import os
+import sys
+
+if __name__ == "__main__":  # before anything else is imported; PYTHONSAFEPATH leaves this folder off the path
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from engine.startup import prepare_process
+
+    prepare_process()
 
 import argparse
 import contextlib
 import gc
 import io
-import os
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,8 +128,7 @@ def print_plan(settings: Settings) -> None:
         available //= max(settings.place.world_size, num_processes(settings, job.task, gpus=None))
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
     lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
-    with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
-        print("\n".join(lines), flush=True)
+    print("\n".join(lines), flush=True)
     check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
 
 

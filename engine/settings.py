@@ -106,6 +106,11 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
     Raises:
         TaskError: an invalid value, or a task that cannot be read.
     """
+    if sys.flags.optimize > 1:
+        raise TaskError(
+            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which the libraries here read: "
+            "unset PYTHONOPTIMIZE; 1 is fine"
+        )
     env = {name: value for name, value in environment.items() if value}
     place = read_place(env)
     if place.world_size > 1 and flags.task == "-":
@@ -144,9 +149,18 @@ def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Pa
     try:
         return path.read_bytes(), str(path), path.parent
     except OSError as error:
-        raise TaskError(
-            f"the task file {path} cannot be read ({error.strerror}); name it by --task, TASK_FILE or TASK_JSON"
-        ) from None
+        raise TaskError(f"the task file {path} cannot be read: {_why_unreadable(path, error)}") from None
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    """What is wrong with a task file, and what to do."""
+    advice = "name the task file by --task or TASK_FILE, or give its text as TASK_JSON"
+    if isinstance(error, IsADirectoryError):
+        mounted = "; Docker makes one where the file to be mounted is not there" if path == DEFAULT_TASK else ""
+        return f"it is a folder{mounted}: {advice}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{storage.obstacle(path) or 'there is no such file'}; {advice}"
+    return f"{error.strerror}; {advice}"
 
 
 def is_read_only(folder: Path) -> bool:

@@ -206,16 +206,9 @@ def _rerun(
     flags: argparse.Namespace, settings: Settings, out: Path, steps: int | None, environment: Mapping[str, str]
 ) -> None:
     """Run the job, or its first steps, in a process of its own."""
-    task, given = str(flags.task.absolute()), None
-    if steps is not None:
-        value = json.loads(settings.task_bytes)
-        value["train_args"]["num_train_steps"] = steps
-        value["validation"]["num_images"] = 1  # pictures are no part of a step
-        value["validation"].pop("prompts", None)
-        task, given = "-", json.dumps(value).encode()
-    # From standard input, paths in the task start at the working folder.
-    command = [sys.executable, str(ENTRYPOINT), "--task", task, *_job_flags(flags, out)]
-    done = subprocess.run(command, input=given, env=dict(environment), cwd=settings.task_folder, check=False)
+    task = flags.task.absolute() if steps is None else _shortened(settings, steps, out.with_name("first-steps"))
+    command = [sys.executable, str(ENTRYPOINT), "--task", str(task), *_job_flags(flags, out)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, env=dict(environment), check=False)
     if done.returncode == 0:
         return
     try:
@@ -223,6 +216,28 @@ def _rerun(
         raise RerunError(done.returncode, told["kind"], told["message"])
     except OSError:
         raise RerunError(75, "temporary", f"it ended with code {done.returncode}") from None
+
+
+def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
+    """Write the task of the first steps alone, with the absolute paths of the task's own folder, into a new `folder`.
+
+    Nothing else may lie there: a name that is a Hub ID in the task must not become a path.
+    """
+    task, value = read_task(settings), json.loads(settings.task_bytes)
+    value["train_args"]["num_train_steps"] = steps
+    value["validation"]["num_images"] = 1  # pictures are no part of a step
+    value["validation"].pop("prompts", None)
+    value["model"]["name"] = task.model.name
+    if task.dataset.name is not None:
+        value["dataset"]["name"] = task.dataset.name
+    if task.validation.dataset is not None and task.validation.dataset.name is not None:
+        value["validation"]["dataset"]["name"] = task.validation.dataset.name
+    if task.checkpoint is not None:
+        value["checkpoint"] = task.checkpoint
+    folder.mkdir()
+    path = folder / "task.json"
+    path.write_text(json.dumps(value))
+    return path
 
 
 def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:

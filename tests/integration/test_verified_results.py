@@ -78,6 +78,27 @@ def test_a_true_result_is_identical(verify, whole, tmp_path):
     assert "the same world by both manifests" in said
 
 
+def test_no_code_beside_the_task_is_run(whole, task, dataset, tmp_path):
+    """By the job that the verifier runs again, or by its image workers."""
+    strangers = tmp_path / "strangers"
+    shutil.copytree(dataset, strangers / "images")
+    own = changed(task, {"dataset.name": "images", "dataloader_num_workers": 1})
+    (strangers / "task.json").write_text(json.dumps(own))
+    for name in ("multiprocessing", "argparse", "json", "numpy", "torch", "sitecustomize", "engine"):
+        (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.verify", whole.out, "--task", strangers / "task.json", "--steps", "1"],
+        check=False,
+        cwd=ENTRYPOINT.parent,
+        env=clean_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+
 def test_one_bit_of_one_tensor(verify, whole, tmp_path):
     forged = forge(whole.out, tmp_path / "forged", {"state.safetensors": with_a_flipped_bit})
     code, said, _ = verify(forged)

@@ -1,12 +1,14 @@
 """What a result's folders hold beside what a re-run makes again; the rest of the verifier runs in tests/integration."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from engine.differences import first_more
 from engine.quoting import listing
-from engine.verify import Result
+from engine.settings import read_flags, read_settings
+from engine.verify import Result, _shortened
 
 OWN = ["checkpoint/manifest.json", "checkpoint/history.jsonl", "validation/0.png", "validation/prompts.json"]
 
@@ -65,3 +67,27 @@ def test_of_a_checkpoint_alone_no_pictures_are_looked_for(result, tmp_path):
     alone = Result(result.checkpoint_folder, None, result.checkpoint)
     write(tmp_path, "validation/9.png")
     assert alone.names() == ({"checkpoint/history.jsonl"}, set())
+
+
+def test_the_first_steps_alone_are_a_task_with_the_paths_of_its_own_folder(tmp_path):
+    """It lies elsewhere, where the names of the task's folder mean nothing."""
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    for name in ("home/images", "home/held", "scratch"):
+        (tmp_path / name).mkdir(parents=True)
+    task = {
+        "model": {"name": "org/model"},
+        "dataset": {"name": "images"},
+        "validation": {"dataset": {"name": "./held"}, "prompts": ["a"], "num_images": 3},
+        "train_args": {"num_train_steps": 9, "max_train_steps": 9},
+        "checkpoint": "parent/checkpoint",
+    }
+    (home / "task.json").write_text(json.dumps(task))
+    settings = read_settings(read_flags(["--task", str(home / "task.json"), "--device", "cpu"]), {})
+    found = json.loads(_shortened(settings, 2, scratch / "new").read_text())
+    assert found == {
+        "model": {"name": "org/model"},
+        "dataset": {"name": str(home / "images")},
+        "validation": {"dataset": {"name": str(home / "held")}, "num_images": 1},
+        "train_args": {"num_train_steps": 2, "max_train_steps": 9},
+        "checkpoint": str(home / "parent/checkpoint"),
+    }
