@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from . import storage
 from .errors import OutputError, TemporaryError
@@ -26,6 +29,12 @@ VALIDATION = "validation"
 RESULT = "result.json"
 PROGRESS_LOG = "progress.jsonl"
 REPORT = "report.html"
+LOCK = ".lock"
+
+_LOCK_ATTEMPTS: Final = 100
+"""Each but the last fails because another job takes or lets go of the lock just then."""
+_CHANGING_HANDS: Final = {errno.EEXIST, errno.ENOENT, errno.ESTALE}
+_MAX_JSON_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +83,15 @@ class OutputFolder:
             if not root.exists():
                 root.mkdir(parents=True)
                 root.chmod(storage.FOLDER_MODE)  # whatever the umask: its files are for everyone
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _lock(descriptor, root)
-            if not os.access(root, os.W_OK | os.X_OK):
-                raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
+        with _locked(root):
             output = cls(root)
+            _require_folder(output._job)
             with storage.writing_to(root):
                 for target in (output.checkpoint, output.validation):
                     storage.recover_folder(target, output._replaced(target))
             yield output
-        finally:
-            os.close(descriptor)
 
     def _replaced(self, target: Path) -> Path:
         return self._job / f"{target.name}.replaced"
@@ -93,7 +99,7 @@ class OutputFolder:
     @property
     def is_untouched(self) -> bool:
         """No result and no unfinished job lie here."""
-        return not any(path.exists() for path in (self.checkpoint, self.validation, self._job))
+        return not any(os.path.lexists(path) for path in (self.checkpoint, self.validation, self._job))
 
     def claim(self, job: JobRecord, *, in_place: bool, overwrite: bool, request: str = "") -> Claim:
         """Take the folder for `job`, touching nothing unless it is free, this job's own, or `overwrite` is set.
@@ -128,6 +134,10 @@ class OutputFolder:
         same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
         if published == job or same_again:
             return Claim.FINISHED
+        self.refused = True
+        for folder in (self.checkpoint, self.validation, self._job):
+            _require_folder(folder)
+        self.refused = False
         # Without progress there is nothing to lose: the job failed before it trained a step.
         unfinished = record if self._progress.exists() and not completed else None
         if not overwrite:
@@ -180,9 +190,10 @@ class OutputFolder:
     def load_progress(self) -> bytes | None:
         """The job's saved progress, or None where there is none or a bit of it is wrong: then it starts again."""
         try:
-            return storage.unseal(self._progress.read_bytes())
+            sealed = storage.read_plain(self._progress, sys.maxsize)
         except OSError:
             return None
+        return None if sealed is None else storage.unseal(sealed)
 
     def keep(self, digest: str, data: bytes) -> None:
         """Keep a file for later, durably, under its SHA-256."""
@@ -226,7 +237,7 @@ class OutputFolder:
             # The record goes last: a folder without it that is half removed would look like a foreign job.
             for path in self._job.iterdir():
                 if path != self._record:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    storage.remove(path)
             shutil.rmtree(self._job)
 
     def write(self, name: str, data: bytes) -> None:
@@ -239,11 +250,76 @@ class OutputFolder:
         self.write(RESULT, _json_bytes(result))
 
 
-def _lock(descriptor: int, root: Path) -> None:
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Hold the folder's lock: an empty file that is there as long as it is held, or since its holder was killed.
+
+    A lock of the folder itself would hold on one machine alone: where a folder comes by NFS, the server hears of the
+    locks of plain files that are open for writing, and of no others.
+    """
+    path = root / LOCK
+    with storage.writing_to(root):
+        descriptor = _lock(path, root)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
+        os.close(descriptor)
+
+
+def _lock(path: Path, root: Path) -> int:
+    """A descriptor that holds the lock. Raises TemporaryError when another job does."""
+    for _ in range(_LOCK_ATTEMPTS):
+        _require_file(path)
+        try:
+            descriptor = _try_to_lock(path, root)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno not in _CHANGING_HANDS:
+                raise
+            continue
+        if descriptor is not None:
+            return descriptor
+    raise TemporaryError(f"another job is running on {root}; wait for it or choose another folder")
+
+
+def _try_to_lock(path: Path, root: Path) -> int | None:
+    """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
+    descriptor = storage.open_lock(path, owner=root)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TemporaryError(f"another job is running on {root}; wait for it or choose another folder") from None
+        if _is_at(path, descriptor):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one of that name. Opening it asks an NFS server; `stat` might not."""
+    other = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.path.samestat(os.fstat(other), os.fstat(descriptor))
+    finally:
+        os.close(other)
+
+
+def _require_folder(path: Path) -> None:
+    """Refuse what is not a folder of its own where the job has one: nothing is written through a link."""
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return
+    what = f"a link to {path.readlink()}" if path.is_symlink() else "a file"
+    raise OutputError(f"{path} is {what}, where the job has a folder of its own: remove it, or choose another folder")
+
+
+def _require_file(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OutputError(f"{path} is not a plain file, as the job's own is: remove it, or choose another folder")
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -252,7 +328,8 @@ def _json_bytes(value: Mapping[str, Any]) -> bytes:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        data = storage.read_plain(path, _MAX_JSON_BYTES)
+        return None if data is None else json.loads(data)
     except (OSError, ValueError, RecursionError):
         return None
 

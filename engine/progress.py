@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
@@ -76,12 +75,11 @@ class TrainingLog:
         self._started = time.monotonic()
         self._steps = 0
         self._last_line = 0.0
+        self._path = path
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         with storage.writing_to(path.parent):
-            self._file = path.open("a", encoding="utf-8")
-            os.fchmod(self._file.fileno(), storage.FILE_MODE)
-            storage.adopt(path, owner)
+            self._file = storage.open_log(path, owner=owner)
         self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
 
     @contextmanager
@@ -123,7 +121,7 @@ class TrainingLog:
         self._write(event, **more)
 
     def _write(self, event: str, **more: Any) -> None:
-        with self._lock, storage.writing_to(Path(self._file.name).parent):
+        with self._lock, storage.writing_to(self._path.parent):
             self._last_line = time.monotonic()
             self._file.write(json.dumps({"event": event, **self._fields, **more}, allow_nan=False) + "\n")
             self._file.flush()

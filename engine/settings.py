@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NoReturn, cast, get_args
 
-from . import __version__
+from . import __version__, storage
 from .environment import Place, int_variable, read_place
 from .errors import TaskError
 from .limits import Limits
@@ -170,7 +170,10 @@ def is_read_only(folder: Path) -> bool:
 
 def _cache_dir(chosen: str | None, env: Mapping[str, str]) -> Path:
     if chosen:
-        return Path(chosen).absolute()
+        folder = Path(chosen).absolute()
+        if found := storage.obstacle(folder):
+            raise TaskError(f"the cache folder cannot be used: {found}; remove it, or name another by CACHE_DIR")
+        return folder
     if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):
         return DEFAULT_CACHE
     if is_read_only(DEFAULT_CACHE) and any(os.access(DEFAULT_CACHE / name, os.R_OK | os.X_OK) for name in CACHED):

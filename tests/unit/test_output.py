@@ -317,10 +317,75 @@ class TestLock:
                 with pytest.raises(TemporaryError, match="another job is running") as caught:
                     claim(tmp_path)
                 assert caught.value.code == 75
-                assert list(tmp_path.iterdir()) == []
+                assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
             finally:
                 holder.send_signal(signal.SIGKILL)
+        assert list(tmp_path.iterdir()) == [tmp_path / ".lock"], "a kill leaves the file, and nothing that blocks"
         assert claim(tmp_path) is Claim.FRESH
+        assert not (tmp_path / ".lock").exists()
+
+    def test_is_a_file_that_whoever_may_write_there_can_lock(self, tmp_path):
+        """A job that was killed, as root perhaps, keeps nobody out."""
+        before = os.umask(0o077)
+        try:
+            with OutputFolder.lock(tmp_path):
+                status = (tmp_path / ".lock").stat()
+                assert stat.S_IMODE(status.st_mode) == 0o666 and status.st_uid == tmp_path.stat().st_uid
+        finally:
+            os.umask(before)
+
+    def test_one_that_is_let_go_while_it_is_opened_is_not_taken_for_held(self, tmp_path, monkeypatch):
+        """The holder removes the file: whoever has opened it before has a lock of no name, and tries again."""
+        real, removed = storage.open_lock, []
+
+        def overtaken(path, **options):
+            descriptor = real(path, **options)
+            if len(removed) < 3:
+                removed.append(path.unlink())
+                if len(removed) == 2:
+                    path.write_text("")  # another job's
+            return descriptor
+
+        monkeypatch.setattr(storage, "open_lock", overtaken)
+        with OutputFolder.lock(tmp_path):
+            assert len(removed) == 3
+            monkeypatch.setattr(storage, "open_lock", real)
+            with pytest.raises(TemporaryError):
+                claim(tmp_path)
+
+    def test_many_that_come_and_go_hold_it_one_at_a_time(self, tmp_path):
+        script = (
+            "import sys, time; from pathlib import Path; from engine.output import OutputFolder\n"
+            "from engine.errors import TemporaryError\n"
+            "root, taken, end = Path(sys.argv[1]), 0, time.monotonic() + 2\n"
+            "while time.monotonic() < end:\n"
+            "    try:\n"
+            "        with OutputFolder.lock(root): (root / 'x').touch(exist_ok=False); (root / 'x').unlink()\n"
+            "        taken += 1\n"
+            "    except TemporaryError: pass\n"
+            "print(taken)"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        holders = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) for _ in range(3)]
+        taken = [int(holder.communicate()[0] or -1) for holder in holders]
+        assert [holder.returncode for holder in holders] == [0, 0, 0] and min(taken) > 0, taken
+
+    @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+    def test_what_is_no_plain_file_is_named(self, tmp_path, kind):
+        path = tmp_path / "out" / ".lock"
+        path.parent.mkdir()
+        {"link": lambda: path.symlink_to("nowhere"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
+        with pytest.raises(OutputError, match=r"\.lock is not a plain file, as the job's own is: remove it"):
+            claim(path.parent)
+        assert os.path.lexists(path) and not (tmp_path / "out" / "nowhere").exists()
+
+    def test_a_file_system_without_locks(self, tmp_path, monkeypatch):
+        def refuse(descriptor, operation):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(OutputError, match="its file system has no locks: mount it with them"):
+            claim(tmp_path)
 
     def test_is_released_at_the_end_and_after_an_error(self, tmp_path):
         with pytest.raises(KeyError), OutputFolder.lock(tmp_path):
@@ -421,3 +486,62 @@ def test_what_is_kept_belongs_to_the_owner_of_the_folder(tmp_path):
         output.keep("digest", b"data")
         output.publish(output.validation, {"inner/a": b"", "manifest.json": b""}, last="manifest.json")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")} == {(1234, 2345)}
+
+
+class TestStrangersLinks:
+    """Whoever owns the output folder may have put links there, to files of whoever runs the job."""
+
+    @pytest.mark.parametrize("name", ["checkpoint", "validation", ".job"])
+    @pytest.mark.parametrize("target", ["nowhere", "folder", "file"])
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_link_where_the_job_has_a_folder(self, tmp_path, name, target, overwrite):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").write_text("theirs")
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / name).symlink_to(tmp_path / target)
+        with pytest.raises(OutputError, match=f"{name} is a link to {tmp_path / target}, where the job has a folder"):
+            claim(out, overwrite=overwrite)
+        assert list(out.iterdir()) == [out / name] and list((tmp_path / "folder").iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["checkpoint", "validation", ".job"])
+    def test_a_file_where_the_job_has_a_folder(self, tmp_path, name):
+        (tmp_path / name).write_text("theirs")
+        with pytest.raises(OutputError, match=f"{name} is a file, where the job has a folder of its own: remove it"):
+            claim(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["link", "link to nowhere", "second name"])
+    def test_no_file_of_a_job_is_written_through_one(self, tmp_path, kind):
+        theirs, out = tmp_path / "theirs", tmp_path / "out"
+        theirs.write_text("theirs")
+        theirs.chmod(0o600)
+        out.mkdir()
+        if os.geteuid() == 0:
+            os.chown(out, 12345, 23456)
+        names = ("result.json", "progress.jsonl", "report.html")
+        put_unfinished(out, JOB)
+        for path in [out / name for name in (*names, *(f".{name}.tmp" for name in names))]:
+            {
+                "link": lambda path: path.symlink_to(theirs),
+                "link to nowhere": lambda path: path.symlink_to(tmp_path / "nowhere"),
+                "second name": lambda path: path.hardlink_to(theirs),
+            }[kind](path)
+        with OutputFolder.lock(out) as output:
+            assert output.claim(JOB, in_place=False, overwrite=False) is Claim.CONTINUES
+            with storage.open_log(out / "progress.jsonl", owner=out) as log:
+                log.write("ours")
+            output.write("report.html", b"ours")
+            output.write_result({})
+        assert theirs.read_text() == "theirs" and stat.S_IMODE(theirs.stat().st_mode) == 0o600
+        assert theirs.stat().st_uid == os.geteuid() and not (tmp_path / "nowhere").exists()
+        assert [(out / name).is_symlink() for name in names] == [False] * 3
+
+    def test_what_is_read_is_not_read_through_one(self, tmp_path):
+        """An endless file would take all memory."""
+        put_unfinished(tmp_path, JOB)
+        for name in ("progress", "record.json"):
+            (tmp_path / ".job" / name).unlink()
+            (tmp_path / ".job" / name).symlink_to("/dev/zero")
+        (tmp_path / "result.json").symlink_to("/dev/zero")
+        with OutputFolder.lock(tmp_path) as output:
+            assert output.load_progress() is None and not output.is_asked_by("request") and not output.tells_of("x")
