@@ -69,6 +69,8 @@ class OutputFolder:
         self.claimed = False
         self.refused = False
         """What lies here is another job's: nothing may be touched."""
+        self.is_changed = False
+        """Something was written here."""
 
     @classmethod
     @contextlib.contextmanager
@@ -85,8 +87,7 @@ class OutputFolder:
                 root.chmod(storage.FOLDER_MODE)  # whatever the umask: its files are for everyone
         if not os.access(root, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
-        with _locked(root):
-            output = cls(root)
+        with _locked(root) as output:
             _require_folder(output._job)
             with storage.writing_to(root):
                 for target in (output.checkpoint, output.validation):
@@ -117,7 +118,7 @@ class OutputFolder:
         if found is Claim.FINISHED:
             self.settle()
             return found
-        self.claimed = True
+        self.claimed = self.is_changed = True
         with storage.writing_to(self.root):
             (self.root / RESULT).unlink(missing_ok=True)  # it tells of an earlier run
             if found is Claim.CONTINUES:
@@ -242,6 +243,7 @@ class OutputFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file beside the two folders, whole or not at all."""
+        self.is_changed = True
         with storage.writing_to(self.root):
             storage.write_file(self.root / name, data, owner=self.root)
 
@@ -251,20 +253,23 @@ class OutputFolder:
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold the folder's lock: an empty file that is there as long as it is held, or since its holder was killed.
+def _locked(root: Path) -> Iterator[OutputFolder]:
+    """The folder, whose lock is held meanwhile.
 
     A lock of the folder itself would hold on one machine alone: where a folder comes by NFS, the server hears of the
-    locks of plain files that are open for writing, and of no others.
+    locks of plain files that are open for writing, and of no others. So it is that of an empty file, which stays:
+    another machine might not see at once that it is gone. Only who changes nothing else takes it away again.
     """
-    path = root / LOCK
+    path, output = root / LOCK, OutputFolder(root)
     with storage.writing_to(root):
+        is_new = not os.path.lexists(path)
         descriptor = _lock(path, root)
     try:
-        yield
+        yield output
     finally:
-        with contextlib.suppress(OSError):  # the folder itself may be gone
-            path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
+        if is_new and not output.is_changed:
+            with contextlib.suppress(OSError):  # the folder itself may be gone
+                path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
         os.close(descriptor)
 
 

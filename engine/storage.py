@@ -19,7 +19,6 @@ from .errors import OutputError
 
 FILE_MODE: Final = 0o644
 FOLDER_MODE: Final = 0o755
-_LOCK_MODE: Final = 0o666
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -177,14 +176,16 @@ def open_log(path: Path, *, owner: Path | None = None) -> TextIO:
 
 
 def open_lock(path: Path, *, owner: Path | None = None) -> int:
-    """A descriptor, open for writing, of a file that is made where it is not there; whoever may write beside it may
-    open it too, whose process ever left it."""
+    """A descriptor, open for writing, of a file that is made where it is not there.
+
+    Whoever may write to the folder may open the file too, whoever made it.
+    """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, flags)
     except FileNotFoundError:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, _LOCK_MODE)
-    os.fchmod(descriptor, _LOCK_MODE)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    os.fchmod(descriptor, path.parent.stat().st_mode & 0o666 | FILE_MODE)
     _give(descriptor, owner)
     return descriptor
 

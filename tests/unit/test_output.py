@@ -1,6 +1,7 @@
 """The output folder: who may take it, and that nothing complete is lost wherever a job dies."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -254,7 +255,7 @@ class TestCrashes:
                 assert contents(out / name) == files(JOB)
             assert list(out.glob(".job/*")) == [], f"left unfinished after dying at operation {n}"
             # Dying while the ending is noted costs the note (the next start writes it) and may leave its beginning.
-            left = {str(path) for path in snapshot(out) if "result.json" not in path.name}
+            left = {str(path) for path in snapshot(out) if "result.json" not in path.name} - {".lock"}
             assert left == {f"{name}/{file}" for name in ("checkpoint", "validation") for file in files(JOB)}
             if not died:
                 assert n > 30
@@ -322,15 +323,60 @@ class TestLock:
                 holder.send_signal(signal.SIGKILL)
         assert list(tmp_path.iterdir()) == [tmp_path / ".lock"], "a kill leaves the file, and nothing that blocks"
         assert claim(tmp_path) is Claim.FRESH
-        assert not (tmp_path / ".lock").exists()
 
-    def test_is_a_file_that_whoever_may_write_there_can_lock(self, tmp_path):
+    def test_stays_where_a_job_has_been_and_nowhere_else(self, tmp_path):
+        def names():
+            return sorted(path.name for path in tmp_path.iterdir())
+
+        put_result(tmp_path, OTHER)
+        with pytest.raises(OutputError):
+            claim(tmp_path)
+        assert claim(tmp_path, OTHER) is Claim.FINISHED
+        assert names() == ["checkpoint", "validation"]
+        assert claim(tmp_path, overwrite=True) is Claim.FRESH
+        assert names() == [".job", ".lock", "checkpoint", "validation"]
+        assert claim(tmp_path, overwrite=True) is Claim.FRESH and (tmp_path / ".lock").exists()
+
+    @pytest.fixture
+    def two_machines(self, tmp_path):
+        """One folder, mounted twice: locks of files meet, those of folders do not, as by NFS."""
+        if shutil.which("bindfs") is None or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            pytest.skip("there is no bindfs to mount a folder twice")
+        (tmp_path / "server").mkdir()
+        mounts = [tmp_path / "one", tmp_path / "other"]
+        mounted = []
+        try:
+            for mount in mounts:
+                mount.mkdir()
+                command = ["bindfs", "--multithreaded", "--enable-lock-forwarding", tmp_path / "server", mount]
+                if subprocess.run(command, check=False, capture_output=True).returncode:
+                    pytest.skip("nothing can be mounted here")
+                mounted.append(mount)
+            yield mounts
+        finally:
+            for mount in mounted:
+                subprocess.run(["umount", "--lazy", mount], check=True)
+
+    def test_holds_on_two_machines(self, two_machines):
+        descriptors = [os.open(mount, os.O_RDONLY | os.O_DIRECTORY) for mount in two_machines]
+        for descriptor in descriptors:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # both hold it: that is no lock
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for one, other in (two_machines, reversed(two_machines)):
+            with OutputFolder.lock(one), pytest.raises(TemporaryError, match="another job is running"):
+                claim(other)
+            assert claim(other) is Claim.FRESH
+
+    @pytest.mark.parametrize("mode", [0o755, 0o775, 0o777])
+    def test_is_a_file_that_whoever_may_write_there_can_lock(self, tmp_path, mode):
         """A job that was killed, as root perhaps, keeps nobody out."""
+        tmp_path.chmod(mode)
         before = os.umask(0o077)
         try:
             with OutputFolder.lock(tmp_path):
                 status = (tmp_path / ".lock").stat()
-                assert stat.S_IMODE(status.st_mode) == 0o666 and status.st_uid == tmp_path.stat().st_uid
+                assert stat.S_IMODE(status.st_mode) == mode & 0o666 and status.st_uid == tmp_path.stat().st_uid
         finally:
             os.umask(before)
 
@@ -341,7 +387,8 @@ class TestLock:
         def overtaken(path, **options):
             descriptor = real(path, **options)
             if len(removed) < 3:
-                removed.append(path.unlink())
+                removed.append(path)
+                path.unlink()
                 if len(removed) == 2:
                     path.write_text("")  # another job's
             return descriptor
