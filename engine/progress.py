@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -79,7 +80,7 @@ class TrainingLog:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         with storage.writing_to(path.parent):
-            self._file = storage.open_log(path, owner=owner)
+            self._file = os.fdopen(storage.open_log(path, owner=owner), "a", encoding="utf-8")
         self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
 
     @contextmanager

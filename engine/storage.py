@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from .errors import OutputError
 
@@ -158,21 +158,20 @@ def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
         _give(file.fileno(), owner)
 
 
-def open_log(path: Path, *, owner: Path | None = None) -> TextIO:
-    """Open a text file to append to it, or a new one in place of a link, a pipe or another file's second name."""
+def open_log(path: Path, *, owner: Path | None = None) -> int:
+    """A descriptor to append to a file with, a new one in place of a link, a pipe or another file's second name."""
     if os.path.lexists(path) and not _is_own_file(path.lstat()):
         path.unlink()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
-    file = os.fdopen(descriptor, "a", encoding="utf-8")
     try:
         if not _is_own_file(os.fstat(descriptor)):  # it was put there just now
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         os.fchmod(descriptor, FILE_MODE)
         _give(descriptor, owner)
     except BaseException:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
+    return descriptor
 
 
 def open_lock(path: Path, *, owner: Path | None = None) -> int:

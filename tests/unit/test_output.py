@@ -575,7 +575,7 @@ class TestStrangersLinks:
             }[kind](path)
         with OutputFolder.lock(out) as output:
             assert output.claim(JOB, in_place=False, overwrite=False) is Claim.CONTINUES
-            with storage.open_log(out / "progress.jsonl", owner=out) as log:
+            with os.fdopen(storage.open_log(out / "progress.jsonl", owner=out), "a") as log:
                 log.write("ours")
             output.write("report.html", b"ours")
             output.write_result({})
