@@ -17,6 +17,7 @@ MAX_LINE_BYTES: Final = 16 << 20
 MAX_JSON_BYTES: Final = 1 << 30
 _BLANKS: Final = " \t\r\n"
 _BOM: Final = "\ufeff"
+_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -28,12 +29,16 @@ def json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
     Raises DatasetError naming the line or the row.
     """
     with path.open("rb") as file:
+        if file.read(2) in _UTF16:
+            yield from _json_values(path, label, DatasetError(f"{label} is UTF-16, and no JSON; save it in UTF-8"))
+            return
+        file.seek(0)
         lines = _numbered_lines(file, label)
         first = next(lines, None)
         if first is None:
             return
         if first[1].lstrip().startswith(b"["):
-            yield from _json_list(path, label)
+            yield from _objects(json.loads(_whole(path, label)), label)
             return
         try:
             record = parse_object(first[1], f"line {first[0]} of {label}")
@@ -61,8 +66,8 @@ def _numbered_lines(file: IO[bytes], label: str) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _json_list(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    for index, record in enumerate(json.loads(_whole(path, label))):
+def _objects(records: list[Any], label: str) -> Iterator[dict[str, Any]]:
+    for index, record in enumerate(records):
         if not isinstance(record, dict):
             raise DatasetError(f"row {index} of {label} is {short(record)}; expected an object")
         yield record
@@ -71,12 +76,19 @@ def _json_list(path: Path, label: str) -> Iterator[dict[str, Any]]:
 def _json_values(path: Path, label: str, problem: DatasetError) -> Iterator[dict[str, Any]]:
     """Objects that take several lines each, or share one. Raises `problem`, what is wrong with the first line, where
     the file is not even that."""
-    text, decoder = _whole(path, label).decode(), json.JSONDecoder()
+    text, decoder = _whole(path, label), json.JSONDecoder()
     position, number = _after_blanks(text, 0), 0
     while position < len(text):
+        if text[position] == "[" and not number:
+            yield from _objects(decoder.decode(text[position:]), label)
+            return
         try:
             record, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError as error:
+            if "\n" in text[: error.pos]:
+                raise DatasetError(f"{label} is not JSON ({error})") from None
+            raise problem from None
+        except RecursionError:
             raise problem from None
         if not isinstance(record, dict):
             raise DatasetError(f"row {number} of {label} is {short(record)}; expected an object")
@@ -90,16 +102,16 @@ def _after_blanks(text: str, position: int) -> int:
     return position
 
 
-def _whole(path: Path, label: str) -> bytes:
+def _whole(path: Path, label: str) -> str:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise DatasetError(f"{label} is one JSON value of more than {MAX_JSON_BYTES:,} bytes; save it as JSON lines")
-    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data)).removeprefix(_BOM)
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 _DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
-_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def csv_records(path: Path, wanted: Sequence[str], label: str) -> Iterator[dict[str, str]]:
@@ -127,6 +139,8 @@ def _csv_rows(file: IO[str], tabs: bool, wanted: Sequence[str], label: str) -> I
     told = None
     if line.startswith("sep=") and len(line.rstrip("\r\n")) == 5:  # Excel's
         told, line, skipped = line[4], file.readline(), 1
+    if "\0" in line:
+        raise DatasetError(f"{label} is UTF-16 without a byte order mark, or no text; save it as CSV in UTF-8")
     header, delimiter = _header(line, told, tabs, wanted)
     # Quoted names may hold line breaks, so the reader takes the header once more.
     padded = any(name not in wanted and name.strip() in wanted for name in header)
