@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -102,6 +102,12 @@ class Cells:
     def name(self, index: int) -> str:
         value = self._path(index)
         return shown(value) if value else f"row {index} of {self.label}"
+
+    def files(self) -> Iterator[str]:
+        """The paths that are read, as the rows write them: of rows that hold no bytes."""
+        for row, value in enumerate([] if self.paths is None else self.paths.to_pylist()):
+            if value and (self.payloads is None or not self.payloads[row].is_valid):
+                yield value
 
     def identify(self, identity: Identity) -> None:
         identity.add(repr((str(self.folder), self.reach)).encode())

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ..errors import DatasetError
-from ..layouts import repeated_folder
+from ..layouts import is_mask_name, repeated_folder
 from ..quoting import listing, plural, shown
 from ..task import Dataset
 from ..transforms import UnreadableImage
@@ -24,6 +24,7 @@ from .reach import Reach, read_below
 from .rows import NO_CAPTION, Rows, Rules, caption_array
 from .splits import TRAIN, by_split, choose_named_split, split_of_image
 from .tables import Source
+from .unused import OTHER_SPLITS, ZERO_TIMES, Account
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_FILE_BYTES: Final = 64 << 10
@@ -33,45 +34,47 @@ _PLAIN: Final = Dataset()
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
+def images_among(files: Iterable[str]) -> list[str]:
+    """The images among relative paths; masks are none."""
+    return [file for file in files if is_image_name(file) and not is_mask_name(file)]
+
+
 def has_sidecars(files: Sequence[str]) -> bool:
     """Whether any image among these relative paths has a caption beside it."""
     texts = _texts(files)
-    return any(is_image_name(file) and _sidecar(file, texts) for file in files)
+    return any(_sidecar(file, texts) for file in images_among(files))
 
 
 def without_sidecar(files: Sequence[str]) -> list[str]:
     """The images among these relative paths that have no caption beside them."""
     texts = _texts(files)
-    return [file for file in files if is_image_name(file) and not _sidecar(file, texts)]
+    return [file for file in images_among(files) if not _sidecar(file, texts)]
 
 
-def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tuple[Rows, ...], list[str]]:
-    """Rows of the images among `files` (relative paths, sorted), in their order, and lines for a person.
+def read_sidecars(account: Account, source: Source) -> tuple[tuple[Rows, ...], list[str]]:
+    """Rows of the images of a folder, in the order of their paths, and lines for a person.
 
     Raises DatasetError: no image has a caption and the task gives none, or captions that are no UTF-8 text.
     """
+    root = account.root
     if source.columns.mask:
         raise DatasetError(
             f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
             "or use dataset.alpha_mask"
         )
-    everything = [file for file in files if is_image_name(file)]
-    images, notes = _images_of_split(everything, root.name, source.split)
-    notes += _columns_in_vain(root.name, source.columns)
-    texts = _texts(files)
+    everything = images_among(account.files)
+    images = _images_of_split(everything, root.name, source.split)
+    account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    notes = _columns_in_vain(root.name, source.columns)
+    texts = _texts(account.files)
     left_out = [file for file in images if _repeats(file)[0] == 0]
     images = [file for file in images if _repeats(file)[0] > 0]
     captions, found = _captions(root, images, texts, source)
     if not images or (set(found) == {NO_CAPTION} and source.columns.fallback is None):
         raise DatasetError(no_captions(root.name, len(images)))
-    if left_out:
-        count = plural(len(left_out), "image is", "images are")
-        notes.append(f"dataset: {count} not used, a folder says 0 times: {listing(left_out)}")
-    without = _notes(images, found, source)
-    notes += without
-    if without and (lost := _lost(everything, texts)):
-        count = plural(len(lost), "text file is", "text files are")
-        notes.append(f"dataset: {count} beside no image of that name: {listing(lost)}")
+    account.leave(ZERO_TIMES, left_out)
+    account.use(filter(None, (_sidecar(image, texts) for image in images)))
+    notes += _notes(images, found, source)
     parts = []
     for repeats, run in itertools.groupby(range(len(images)), key=lambda index: _repeats(images[index])[0]):
         own = list(run)
@@ -113,19 +116,15 @@ def no_captions(label: str, num_images: int) -> str:
     )
 
 
-def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
-    """Those of the wanted split, and a note of the others; of none, those of the training split, else all.
+def _images_of_split(images: list[str], label: str, wanted: str | None) -> list[str]:
+    """Those of the wanted split; of none, those of the training split, else all.
 
     Raises DatasetError: there is no such split.
     """
     splits = by_split(images, split_of_image, rest_is_train=True)
     if wanted is not None:
-        return splits[choose_named_split(splits, label, wanted)], []
-    chosen = splits.get(TRAIN, images)
-    unused = sorted(set(images) - set(chosen))
-    count = plural(len(unused), "image is", "images are")
-    note = f"dataset: {count} of other splits and not trained on: {listing(unused)}"
-    return chosen, [note] if unused else []
+        return splits[choose_named_split(splits, label, wanted)]
+    return splits.get(TRAIN, images)
 
 
 def _repeats(file: str) -> tuple[int, str | None]:
@@ -205,9 +204,3 @@ def _notes(images: Sequence[str], found: Sequence[str], source: Source) -> list[
         given = "an empty caption or the trigger word alone"
     has = "has no caption and gets" if len(without) == 1 else "have no caption and get"
     return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
-
-
-def _lost(images: Sequence[str], texts: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Text files that are nobody's, most often for a misspelt name."""
-    owners = {owner for image in images for owner in (image.rpartition(".")[0], image)}
-    return sorted(file for owner, own in texts.items() if owner not in owners for file in own.values())

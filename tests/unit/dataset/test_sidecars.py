@@ -267,7 +267,9 @@ def test_folders_of_another_split_are_left_out(folder, tmp_path):
     write(folder, images(*names) | {name.replace("png", "txt"): name for name in names})
     said = []
     assert {name for name, _ in rows(opened(folder, tmp_path, said=said))} == {"a.png", "5_test/d.png"}
-    assert said == ["dataset: 2 images are of other splits and not trained on: test/b.png, validation/c.png"]
+    assert said == [
+        "dataset: 2 images are of other splits and not trained on, with 2 files beside: test/b.png, validation/c.png"
+    ]
     write(folder, images("train/e.png") | {"train/e.txt": "e"})
     assert [name for name, _ in rows(opened(folder, tmp_path))] == ["train/e.png"]
     only = write(tmp_path / "only", images("test/a.png") | {"test/a.txt": "a"})
