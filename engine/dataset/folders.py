@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import DatasetError
+from ..layouts import project_folders
 from ..limits import bounded_memory
 from ..quoting import listing, plural, short, shown
+from .caption_files import has_sidecars, images_among
 from .columns import NoSuchColumnError
 from .images import Cells, Files, is_image_name
+from .json_captions import PathCaptions, files_beside, read_by_path
 from .rows import Rows, rows_from_arrow
-from .sidecars import has_sidecars, images_among, read_sidecars
+from .sidecars import read_sidecars
 from .splits import choose_split, files_of_split, refuse_split, split_of_folder, split_of_table
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
-from .unused import NOT_READ, OTHER_SPLIT_TABLES, OTHER_SPLITS, Account
+from .unused import NOT_READ, OTHER_SPLIT_TABLES, OTHER_SPLITS, PROJECT_RESULTS, REGULARISATION, Account
 from .walking import walk
 
 Report = Callable[[str], None]
@@ -60,18 +63,21 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
         return _read_imagefolder(metadata, account, source, report)
+    _leave_projects(account)
+    listed = _kohyas_metadata(account, source)
+    others = {*listed, *files_beside(account.files).values()}
     try:
-        if tables := _read_tables(account, source, report):
+        if tables := _read_tables([file for file in account.files if file not in others], account, source, report):
             return tables
     except NoSuchColumnError as error:
         if not has_sidecars(files):
             raise
         report(f"dataset: captions are taken from the text files beside the images; {error}")
-    if not images_among(files):
+    if not images_among(account.files):
         account.close()
         found = account.told(NOT_READ) or f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
         raise DatasetError(f"{path.name} holds nothing to train on: {found}")
-    parts, notes = read_sidecars(account, source)
+    parts, notes = read_sidecars(account, listed, source)
     for note in notes:
         report(note)
     return parts
@@ -88,9 +94,23 @@ def _files_of(part: Rows, root: Path) -> Iterator[str]:
             yield from (posixpath.normpath(posixpath.join(folder, name)).removeprefix(top) for name in images.files())
 
 
-def _read_tables(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+def _leave_projects(account: Account) -> None:
+    """Leave out the folders of a kohya project that are beside its training images."""
+    regularisation, results = project_folders(account.files)
+    account.drop(REGULARISATION, [file for file in account.files if file.partition("/")[0] in regularisation])
+    account.drop(PROJECT_RESULTS, [file for file in account.files if file.partition("/")[0] in results])
+
+
+def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions]:
+    if not images_among(account.files):
+        return {}
+    beside = set(files_beside(account.files).values())
+    return read_by_path(account.root, (file for file in account.files if file not in beside), source.reach)
+
+
+def _read_tables(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
     """The rows of the first kind of table there is; nothing where there is none."""
-    path, files = account.root, account.files
+    path = account.root
     for suffix in TABLE_SUFFIXES:
         tables = [file for file in files if file.lower().endswith(suffix) and Path(file).name not in _DESCRIPTIONS]
         if tables:

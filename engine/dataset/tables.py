@@ -45,6 +45,8 @@ class Source:
     """Of one Parquet file, unpacked."""
     split: str | None = None
     """Which split is read; None is the training one."""
+    joins_lines: bool = False
+    """Whether the lines of a text file beside an image are one caption."""
 
 
 def read_table(path: Path, source: Source, label: str) -> Rows:
