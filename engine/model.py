@@ -19,6 +19,7 @@ from .families.configs import read_json
 from .families.single_file import SingleFile
 from .limits import Limits
 from .model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
+from .paths import nearest
 from .task import Model, PredictionType
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
@@ -115,7 +116,8 @@ def locate(
     elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
         base = _locate_file(path, path.name, model, report, digests)
     else:
-        base = _locate_folder(path, model, report, digests)
+        folder = hub.snapshot_of(path, model.revision, ModelError)
+        base = _locate_folder(folder, model, report, digests)
     base.family.check(base.config)
     _check_scheduler(base)
     return base
@@ -126,6 +128,7 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
     path = Path(model.name)
     with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
         if path.is_absolute() and path.is_dir():
+            path = hub.snapshot_of(path, model.revision, ModelError)
             family = families.detect(read_json(path / INDEX))
             selected, _ = select_files(files_below(path), family, model.variant, str(path))
             digests.begin(path / name for name in selected if name.endswith(".safetensors"))
@@ -157,7 +160,7 @@ def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, rep
 
 def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not folder.is_dir():
-        raise ModelError(f"the base model {folder} is neither a folder nor a file; check its path")
+        raise ModelError(f"the base model {folder} is neither a folder nor a file{nearest(folder)}")
     family = families.detect(read_json(folder / INDEX))
     selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
     _report_fallback(variants, model.variant, report)
@@ -187,7 +190,7 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, d
 
 def _locate_file(path: Path, name: str, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not path.is_file():
-        raise ModelError(f"the base model {path} is not there; check its path")
+        raise ModelError(f"the base model {path} is not there{nearest(path)}")
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {name} {_PICKLED}")
     file = single_file.inspect(path, name, report)

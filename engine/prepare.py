@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import checkpoint, model, plan
 from .buckets import bucket_sizes, buckets_of
@@ -16,7 +16,7 @@ from .dataset.held_out import HeldOut, hold_out
 from .digests import FileDigests
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .job import Job, require_same_world
-from .paths import resolve_paths
+from .paths import looking_up, resolve_paths
 from .settings import Settings, is_read_only
 from .task import Task, parse_task
 
@@ -59,7 +59,7 @@ def prepare(
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
         report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
-    with _permitted(ModelError, "the base model"):
+    with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
         base = model.locate(
             task.model,
             pinned=_pinned_model(chain, task),
@@ -101,10 +101,20 @@ def _open_datasets(
 ) -> tuple[ImageDataset, HeldOut | None]:
     """What is trained on, and what is held out to be measured."""
     places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": report, "limits": settings.limits}
-    dataset = open_dataset(task, revision=_pinned_dataset(chain, task), **places)
+    with _looking_up(task.dataset.name, settings, "dataset.name"):
+        dataset = open_dataset(task, revision=_pinned_dataset(chain, task), **places)
     if task.validation.dataset is None:
         return dataset, None
-    return hold_out(task, dataset, revision=_pinned_held_out(chain, task), **places)
+    with _looking_up(task.validation.dataset.name, settings, "validation.dataset.name"):
+        return hold_out(task, dataset, revision=_pinned_held_out(chain, task), **places)
+
+
+def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
+    """Look the name under `key` up on the Hub, where it is neither a path nor a model's address."""
+    what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
+    if not name or Path(name).is_absolute() or (what == "model" and model.is_url(name)):
+        return nullcontext()
+    return looking_up(name, settings.task_folder, what, key)
 
 
 @contextmanager

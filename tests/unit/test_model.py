@@ -135,7 +135,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         "make, message",
         [
-            (lambda path: None, "is neither a folder nor a file; check its path"),
+            (lambda path: None, "is neither a folder nor a file; is it mounted"),
             (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
             (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
