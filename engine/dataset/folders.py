@@ -22,11 +22,12 @@ from .caption_files import has_sidecars, images_among
 from .columns import NoSuchColumnError
 from .images import Cells, Files, is_image_name
 from .json_captions import PathCaptions, files_beside, read_by_path
+from .results import result_files
 from .rows import Rows, rows_from_arrow
 from .sidecars import read_sidecars
 from .splits import choose_split, files_of_split, refuse_split, split_of_folder, split_of_table
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
-from .unused import NOT_READ, OTHER_SPLIT_TABLES, OTHER_SPLITS, PROJECT_RESULTS, REGULARISATION, Account
+from .unused import NOT_READ, OTHER_SPLIT_TABLES, OTHER_SPLITS, PROJECT_RESULTS, REGULARISATION, RESULTS, Account
 from .walking import walk
 
 Report = Callable[[str], None]
@@ -44,7 +45,9 @@ def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
     """
     if path.is_file():
         return _read_file(path, source)
-    account = Account(walk(path, follow_links=source.reach.roots is None))
+    tree = walk(path, follow_links=source.reach.roots is None)
+    account = Account(tree)
+    account.drop(RESULTS, result_files(path, [*tree.files, *tree.hidden]))
     parts = _read_folder(account, source, report)
     account.use(file for part in parts for file in _files_of(part, path))
     account.close()

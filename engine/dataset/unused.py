@@ -51,6 +51,10 @@ PROJECT_RESULTS: Final = Reason(
     "file of a kohya project's results (model/, log/, sample/) is not trained on",
     "files of a kohya project's results (model/, log/, sample/) are not trained on",
 )
+RESULTS: Final = Reason(
+    "file is of a training's result, written here by a job, and not trained on",
+    "files are of trainings' results, written here by jobs, and not trained on",
+)
 MASKS: Final = Reason(
     "mask is left out, dataset.mask_column would use it", "masks are left out, dataset.mask_column would use them"
 )
