@@ -108,7 +108,7 @@ def prepare(
 
 
 def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
-    """What an earlier start of this job, unfinished or finished, resolved the task's names to; None if there was none."""
+    """What an earlier start of this job, unfinished or finished, resolved the task's names to; None without one."""
     parent = parent_folder(settings, task)
     may_be_done = parent is None and not settings.overwrite
     return OutputFolder(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
