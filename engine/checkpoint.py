@@ -335,7 +335,11 @@ def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
         raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
     path = folder / LORA_FILE
     if LORA_FILE not in names or not _is_plain_file(path):
-        raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})")
+        problem = f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})"
+        inner = folder / "checkpoint"
+        if (inner / MANIFEST).is_file() or (inner / LORA_FILE).is_file():  # an output folder
+            problem += f"; the one in it is named by --checkpoint {inner}"
+        raise CheckpointError(problem)
     try:
         _require_size(path)
         data = _read_file(path)

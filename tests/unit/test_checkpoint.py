@@ -325,20 +325,21 @@ def with_a_repeated_key(data):
     return data.replace(b"{", b'{"world":{"base_model":"LIES"},', 1)
 
 
+OTHERWISE = {
+    "white space": lambda data: data.replace(b":", b": ", 1).replace(b"\n", b"", 1),
+    "a line more": lambda data: data + b"\n",
+    "a repeated key": with_a_repeated_key,
+    "another order": lambda data: json.dumps(dict(reversed(json.loads(data).items())), indent=1).encode(),
+    "an escape": lambda data: data.replace(b"parent", b"p\\u0061rent").replace(b"world", b"w\\u006frld"),
+}
+
+
 class TestSpelling:
     """The same values in other bytes: hashes and digests agree, and still it is not what was published."""
 
-    OTHERWISE = {
-        "white space": lambda data: data.replace(b":", b": ", 1).replace(b"\n", b"", 1),
-        "a line more": lambda data: data + b"\n",
-        "a repeated key": with_a_repeated_key,
-        "another order": lambda data: json.dumps(dict(reversed(json.loads(data).items())), indent=1).encode(),
-        "an escape": lambda data: data.replace(b"parent", b"p\\u0061rent").replace(b"world", b"w\\u006frld"),
-    }
-
     @pytest.mark.parametrize("how", OTHERWISE)
     def test_of_a_state(self, tmp_path, how):
-        data = self.OTHERWISE[how](build()[0]["state.json"])
+        data = OTHERWISE[how](build()[0]["state.json"])
         assert json.loads(data) == state_json()
         with pytest.raises(CheckpointError, match=r"state.json is not written as this program writes it") as caught:
             checkpoint.load(write(tmp_path, forged(state=data)))
@@ -351,7 +352,7 @@ class TestSpelling:
         if how == "a repeated key":
             data = data.replace(b"{", b'{"base_model": {"identity": "LIES"},', 1)
         else:
-            data = self.OTHERWISE[how](data)
+            data = OTHERWISE[how](data)
         assert json.loads(data) == json.loads(files["manifest.json"]) and data != files["manifest.json"]
         with pytest.raises(CheckpointError, match=r"manifest.json is not written as this program writes it"):
             checkpoint.load(write(tmp_path, files | {"manifest.json": data}))
@@ -485,6 +486,12 @@ class TestWarmStart:
             folder.write_text("")
         with pytest.raises(CheckpointError, match="holds no checkpoint" if make == "empty" else "not a folder"):
             checkpoint.load(folder)
+
+    def test_an_output_folder_is_answered_with_its_checkpoint(self, tmp_path):
+        write(tmp_path / "checkpoint", build()[0])
+        with pytest.raises(CheckpointError, match=f"--checkpoint {tmp_path / 'checkpoint'}$") as caught:
+            checkpoint.load(tmp_path)
+        assert caught.value.code == 5
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stop being root")
     @pytest.mark.parametrize("closed", ["parent", "folder"])
