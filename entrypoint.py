@@ -114,11 +114,12 @@ def print_plan(settings: Settings) -> None:
     from engine.audit import audit
     from engine.describe import describe as describe_job
     from engine.precheck import check_adapter, check_output
-    from engine.prepare import prepare, read_task
+    from engine.prepare import prepare, read_task, recorded
     from engine.processes.launch import num_processes
     from engine.progress import say
 
-    job = prepare(settings, read_task(settings), weights=False, report=say)
+    task = read_task(settings)
+    job = prepare(settings, task, weights=False, report=say, before=recorded(settings, task))
     if not settings.place.is_first:
         return
     # How much a GPU has is not known without torch.

@@ -17,15 +17,17 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from . import storage
 from .errors import OutputError, TemporaryError
+from .record import JobRecord, part
 
 CHECKPOINT = "checkpoint"
 VALIDATION = "validation"
+MANIFEST = "manifest.json"
 RESULT = "result.json"
 PROGRESS_LOG = "progress.jsonl"
 REPORT = "report.html"
@@ -35,14 +37,7 @@ _LOCK_ATTEMPTS: Final = 100
 """Each but the last fails because another job takes or lets go of the lock just then."""
 _CHANGING_HANDS: Final = {errno.EEXIST, errno.ENOENT, errno.ESTALE}
 _MAX_JSON_BYTES: Final = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """Which job a result or an unfinished progress belongs to."""
-
-    task_digest: str
-    parent: str | None
+_REPLACING = "choose another output folder, or pass --overwrite to replace it"
 
 
 class Claim(enum.Enum):
@@ -51,6 +46,8 @@ class Claim(enum.Enum):
     FRESH = "fresh"
     CONTINUES = "continues"
     """This very job was interrupted here; its progress, if it had saved any, is exact."""
+    ANEW = "anew"
+    """This very job was interrupted here by a version that did not record all that its bytes depend on."""
     FINISHED = "finished"
     """This very job's result is already there."""
 
@@ -102,38 +99,48 @@ class OutputFolder:
         """No result and no unfinished job lie here."""
         return not any(os.path.lexists(path) for path in (self.checkpoint, self.validation, self._job))
 
-    def claim(self, job: JobRecord, *, in_place: bool, overwrite: bool, request: str = "") -> Claim:
+    def claim(
+        self,
+        job: JobRecord,
+        *,
+        in_place: bool,
+        overwrite: bool,
+        request: str = "",
+        found: Mapping[str, Any] | None = None,
+    ) -> Claim:
         """Take the folder for `job`, touching nothing unless it is free, this job's own, or `overwrite` is set.
 
         Args:
             job: what is about to run.
             request: a digest of what was asked for, known before anything is found: see `is_asked_by`.
+            found: what else is recorded: revisions for a restart (see `resolved`), versions and device for people.
             in_place: the job continues from this folder's own `checkpoint/`, which its result then replaces.
             overwrite: other results and other jobs' progress may be replaced.
 
         Raises:
             OutputError: another job's result or unfinished progress lies here.
         """
-        found = self.look(job, in_place=in_place, overwrite=overwrite)
-        if found is Claim.FINISHED:
+        claim = self.look(job, in_place=in_place, overwrite=overwrite)
+        if claim is Claim.FINISHED:
             self.settle()
-            return found
+            return claim
         self.claimed = self.is_changed = True
         with storage.writing_to(self.root):
             (self.root / RESULT).unlink(missing_ok=True)  # it tells of an earlier run
-            if found is Claim.CONTINUES:
-                return found
+            if claim is Claim.CONTINUES:
+                return claim
             storage.make_folder(self._job, owner=self.root)
             (self.root / PROGRESS_LOG).unlink(missing_ok=True)
-            storage.write_file(self._record, _json_bytes(asdict(job) | {"request": request}), owner=self.root)
-        return found
+            record = {**(found or {}), **asdict(job), "request": request}
+            storage.write_file(self._record, _json_bytes(record), owner=self.root)
+        return claim
 
     def look(self, job: JobRecord, *, in_place: bool, overwrite: bool) -> Claim:
         """What `claim` would find, with the same arguments and errors. Changes nothing, and needs no lock."""
         record, published = self._read_record(), self._published()
-        completed = record is not None and record == published
+        completed = record is not None and record.is_same(published)
         same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
-        if published == job or same_again:
+        if job.is_same(published) or same_again:
             return Claim.FINISHED
         self.refused = True
         for folder in (self.checkpoint, self.validation, self._job):
@@ -142,13 +149,15 @@ class OutputFolder:
         # Without progress there is nothing to lose: the job failed before it trained a step.
         unfinished = record if self._progress.exists() and not completed else None
         if not overwrite:
-            self._refuse_foreign(job, unfinished, in_place=in_place)
-        return Claim.CONTINUES if unfinished == job else Claim.FRESH
+            self._refuse_foreign(job, unfinished, published, in_place=in_place)
+        if unfinished is None or not job.is_same(unfinished):
+            return Claim.FRESH
+        return Claim.ANEW if unfinished.world is None and job.world is not None else Claim.CONTINUES
 
     def settle(self) -> None:
         """Clear up after a job that was killed between publishing its result and clearing up."""
         record = self._read_record()
-        if record is not None and record == self._published():
+        if record is not None and record.is_same(self._published()):
             self.complete()
         elif self._job.is_dir() and not any(self._job.iterdir()):  # the record, removed last, is gone already
             with storage.writing_to(self.root):
@@ -159,29 +168,69 @@ class OutputFolder:
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
 
+    def resolved(self, request: str, *, result: bool) -> dict[str, Any] | None:
+        """What names were resolved to by the unfinished job of the same request or, with `result`, for what lies here.
+
+        Returns:
+            `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
+        """
+        if self.is_asked_by(request):
+            return part(_read_json(self._record))
+        manifest = part(_read_json(self.checkpoint / MANIFEST)) if result else {}
+        return {**manifest, "revision": part(self._state(), "settings").get("revision")} if manifest else None
+
     def tells_of(self, digest: str) -> bool:
         """Whether `result.json` tells that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)
         return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
 
-    def _refuse_foreign(self, job: JobRecord, unfinished: JobRecord | None, *, in_place: bool) -> None:
-        advice = "choose another output folder, or pass --overwrite to replace it"
+    def _refuse_foreign(
+        self, job: JobRecord, unfinished: JobRecord | None, published: JobRecord | None, *, in_place: bool
+    ) -> None:
         self.refused = True
-        if unfinished is not None and unfinished != job:
-            raise OutputError(f"{self.root} holds the unfinished progress of another task; {advice}")
-        if unfinished == job or in_place:
+        if unfinished is not None and not job.is_same(unfinished):
+            raise OutputError(self._of_another(job, unfinished))
+        if unfinished is not None or in_place:
             self.refused = False
             return
         for folder in (self.checkpoint, self.validation):
             if folder.exists():
-                raise OutputError(f"{folder} is another job's result; {advice}")
+                raise OutputError(self._in_the_way(job, folder, published))
         self.refused = False
 
+    def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
+        if not job.is_of_task(unfinished):
+            return f"{self.root} holds the unfinished progress of another task; {_REPLACING}"
+        return (
+            f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
+            f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
+            "or pass --overwrite to begin anew"
+        )
+
+    def _in_the_way(self, job: JobRecord, folder: Path, published: JobRecord | None) -> str:
+        if published is None:
+            return f"{folder} is another job's result; {_REPLACING}"
+        changed = job.changed_since(published)
+        if job.is_of_task(published) and changed:
+            return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
+        step = part(_read_json(self.checkpoint / MANIFEST)).get("global_step")
+        known = job.world is not None and published.world is not None
+        goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
+        if goes_on and type(step) is int and step < job.max_steps:
+            return (
+                f"{folder} is another job's result; to continue it from step {step}, add --checkpoint "
+                f"{self.checkpoint}; else {_REPLACING}"
+            )
+        return f"{folder} is another job's result; {_REPLACING}"
+
     def _read_record(self) -> JobRecord | None:
-        return _job_record(_read_json(self._record))
+        return JobRecord.of_record(_read_json(self._record))
 
     def _published(self) -> JobRecord | None:
-        return _job_record(_read_json(self.checkpoint / "manifest.json"))
+        return JobRecord.of_result(_read_json(self.checkpoint / MANIFEST), self._state())
+
+    def _state(self) -> Any:
+        return _read_json(self.checkpoint / "state.json")
 
     def save_progress(self, payload: bytes) -> None:
         """Replace the job's saved progress atomically."""
@@ -337,10 +386,3 @@ def _read_json(path: Path) -> Any:
         return None if data is None else json.loads(data)
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _job_record(value: Any) -> JobRecord | None:
-    if not isinstance(value, dict) or not isinstance(value.get("task_digest"), str):
-        return None
-    parent = value.get("parent")
-    return JobRecord(value["task_digest"], parent if isinstance(parent, str) else None)

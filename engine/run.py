@@ -36,7 +36,7 @@ from .outcome import Outcome
 from .output import PROGRESS_LOG, Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
-from .prepare import prepare
+from .prepare import prepare, recorded
 from .processes.distributed import Processes
 from .progress import Meter, TrainingLog, say
 from .publish import publish
@@ -71,7 +71,10 @@ def run(
     device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
     with outcome.clock.phase("prepare"):
-        job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say, digests=digests))
+        before = processes.from_first(lambda: recorded(settings, task))
+        job = processes.one_first(
+            lambda: prepare(settings, task, weights=True, report=say, digests=digests, before=before)
+        )
     session = Session(
         settings=settings,
         output=output,
@@ -129,17 +132,29 @@ def _is_done_already(session: Session) -> bool:
             _tell_done(session, job.parent)
             say(f"nothing to do: the training in {output.checkpoint} is finished")
             return True
-    overwrite = session.settings.overwrite
-    claim = output.claim(job.record, request=job.request, in_place=job.in_place, overwrite=overwrite)
+    claim = output.claim(
+        job.record,
+        request=job.request,
+        found={**job.found, "revision": job.task.model.revision, **world.origin(session.device)},
+        in_place=job.in_place,
+        overwrite=session.settings.overwrite,
+    )
+    if claim is Claim.ANEW:
+        say(
+            "the progress saved here does not say what it was trained on (an earlier version's): this task begins again"
+        )
     if claim is not Claim.FINISHED:
         return False
     try:
         own = checkpoint.load(output.checkpoint)
-        if isinstance(own, Checkpoint):
-            _tell_done(session, own)
     except CheckpointError as error:
         raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    say(f"nothing to do: this task's result is already in {output.checkpoint}")
+    more = ""
+    if isinstance(own, Checkpoint):
+        _tell_done(session, own)
+        if not own.finished:
+            more = f"; to go on from step {own.global_step}, add --checkpoint {output.checkpoint}"
+    say(f"nothing to do: this task's result is already in {output.checkpoint}{more}")
     return True
 
 
@@ -249,8 +264,7 @@ def _encoding_cache(session: Session) -> EncodingCache:
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
         "mixed_precision": job.task.mixed_precision,
-        "device": world.describe_device(session.device),
-        "versions": world.versions(),
+        **world.origin(session.device),
     }
     return EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from engine.checkpoint import spelled
 from engine.task import canonical_json
 from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
@@ -51,7 +52,7 @@ def forge(result, target, changes):
         (folder / name).write_bytes(data)
         manifest["files"][name] = hashlib.sha256(data).hexdigest()
     manifest["digest"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(spelled("manifest.json", manifest))
     return target
 
 

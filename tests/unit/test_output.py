@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,124 @@ class TestClaim:
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+
+
+WORLD = {"rank": 8, "micro_batches": 1, "dataset": "a" * 64, "base_model": f"m@{'1' * 40}"}
+MINE = JobRecord("task", None, world=WORLD, curve="c" * 16, rows=13, max_steps=30)
+
+
+def put_published(out, job, *, step=10):
+    """A finished result as `engine.publish` leaves it, as far as it says whose it is."""
+    (out / "checkpoint").mkdir(parents=True)
+    manifest = {"task_digest": job.task_digest, "parent": job.parent, "global_step": step}
+    manifest["dataset"] = {"rows": job.rows} if job.rows else {}
+    state = {"world": job.world, "settings": {"validation": {"dataset": job.curve} if job.curve else {}}}
+    (out / "checkpoint" / "manifest.json").write_text(json.dumps(manifest))
+    (out / "checkpoint" / "state.json").write_text(json.dumps(state))
+
+
+def put_interrupted(out, job):
+    with OutputFolder.lock(out) as output:
+        output.claim(job, in_place=False, overwrite=False)
+        output.save_progress(b"exact")
+
+
+CHANGES = {
+    "K": (
+        replace(MINE, world=WORLD | {"micro_batches": 2}),
+        r"K, the number of processes times gradient_accumulation_steps, is 1 then, 2 now",
+    ),
+    "the dataset": (
+        replace(MINE, world=WORLD | {"dataset": "b" * 64}, rows=14),
+        r"images or captions have changed since \(13 rows then, 14 now\)",
+    ),
+    "the model's branch": (
+        replace(MINE, world=WORLD | {"base_model": f"m@{'2' * 40}"}),
+        r"base_model is 'm@111111111111…' then, 'm@222222222222…' now",
+    ),
+    "an option that was at its default": (
+        replace(MINE, world=WORLD | {"alpha": 4.0}),
+        r"alpha is at its default then, 4.0 now",
+    ),
+    "the held-out images": (
+        replace(MINE, curve="d" * 16),
+        r"the held-out images or captions have changed since",
+    ),
+}
+
+
+class TestWhichTraining:
+    """The same task digest does not make the same training: what its bytes depend on is compared as well."""
+
+    @pytest.mark.parametrize("what", CHANGES)
+    @pytest.mark.parametrize("put", [put_interrupted, put_published])
+    def test_another_world_is_refused_with_both_values(self, tmp_path, put, what):
+        job, said = CHANGES[what]
+        put(tmp_path, MINE)
+        before = snapshot(tmp_path)
+        with pytest.raises(OutputError, match=said) as caught:
+            claim(tmp_path, job)
+        assert caught.value.code == 7 and "--overwrite" in str(caught.value)
+        assert snapshot(tmp_path) == before
+        assert claim(tmp_path, job, overwrite=True) is Claim.FRESH
+
+    @pytest.mark.parametrize("put, found", [(put_interrupted, Claim.CONTINUES), (put_published, Claim.FINISHED)])
+    def test_the_same_world_goes_on_or_is_done(self, tmp_path, put, found):
+        put(tmp_path, MINE)
+        assert claim(tmp_path, MINE) is found
+
+    def test_a_result_older_than_the_count_of_rows_is_still_its_tasks(self, tmp_path):
+        put_published(tmp_path, replace(MINE, rows=None))
+        assert claim(tmp_path, MINE) is Claim.FINISHED
+        with pytest.raises(OutputError, match=r"images or captions have changed since \(14 rows now\)"):
+            claim(tmp_path, CHANGES["the dataset"][0])
+
+    def test_progress_that_does_not_say_what_it_is_of_is_begun_anew(self, tmp_path):
+        """As an earlier version saved it."""
+        put_unfinished(tmp_path, MINE)
+        assert claim(tmp_path, MINE) is Claim.ANEW
+        assert not (tmp_path / ".job" / "progress").exists()
+
+    def test_a_slice_that_was_killed_after_it_was_published_is_done_in_the_same_world_alone(self, tmp_path):
+        put_interrupted(tmp_path, MINE)
+        put_published(tmp_path, MINE)
+        with pytest.raises(OutputError, match="K, the number"):
+            claim(tmp_path, CHANGES["K"][0])
+        assert claim(tmp_path, MINE) is Claim.FINISHED
+
+    def test_what_is_claimed_is_recorded(self, tmp_path):
+        with OutputFolder.lock(tmp_path) as output:
+            found = {"base_model": {"revision": "1" * 40}, "device": {"type": "cpu"}}
+            output.claim(MINE, in_place=False, overwrite=False, request="request", found=found)
+            resolved = output.resolved("request", result=True)
+            assert resolved | found == resolved
+            assert output.resolved("another request", result=True) is None
+        record = json.loads((tmp_path / ".job" / "record.json").read_text())
+        assert record["world"] == WORLD and record["rows"] == 13 and record["device"] == {"type": "cpu"}
+
+    def test_what_a_result_was_made_of_is_found_again(self, tmp_path):
+        put_published(tmp_path, MINE)
+        output = OutputFolder(tmp_path)
+        assert output.resolved("request", result=True)["dataset"] == {"rows": 13}
+        assert output.resolved("request", result=False) is None
+
+
+class TestGoingOn:
+    def test_the_refusal_names_the_checkpoint_and_its_step(self, tmp_path):
+        put_published(tmp_path, replace(MINE, task_digest="with fewer steps"), step=10)
+        with pytest.raises(OutputError) as caught:
+            claim(tmp_path, MINE)
+        assert f"to continue it from step 10, add --checkpoint {tmp_path / 'checkpoint'};" in str(caught.value)
+        assert "--overwrite" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "theirs, step",
+        [(replace(MINE, task_digest="other"), 30), (replace(CHANGES["K"][0], task_digest="other"), 10)],
+    )
+    def test_not_where_it_could_not_be_continued(self, tmp_path, theirs, step):
+        put_published(tmp_path, theirs, step=step)
+        with pytest.raises(OutputError, match="another job's result; choose another"):
+            claim(tmp_path, MINE)
 
 
 class TestProgress:
