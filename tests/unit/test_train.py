@@ -103,19 +103,19 @@ class TestSplit:
         assert reports == whole.reports and [report.step for report in reports] == list(range(1, 9))
 
     def test_the_examples_of_a_step_are_asked_for_a_micro_batch_at_a_time(self):
-        class Counted(list):
-            asked = []
+        asked, trained = [], []
 
+        class Counted(list):
             def __getitem__(self, place):
-                self.asked.append((place.start, place.stop))
+                asked.append((place.start, place.stop))
                 return super().__getitem__(place)
 
-        run, plain, trained = Run(), Run(), []
+        run, plain = Run(), Run()
         step = Counted(examples_of(run.schedule, 0))
         gradients = run.trainer._gradients
-        run.trainer._gradients = lambda *args: trained.append(len(Counted.asked)) or gradients(*args)
+        run.trainer._gradients = lambda *args: trained.append(len(asked)) or gradients(*args)
         assert run.trainer.train_step(step) == plain.step() and run.bytes() == plain.bytes()
-        assert Counted.asked == [(0, 2), (2, 4), (4, 6)] and trained == [2, 3, 3], "one ahead, no more"
+        assert asked == [(0, 2), (2, 4), (4, 6)] and trained == [2, 3, 3], "one ahead, no more"
 
     def test_something_was_trained(self):
         run = Run()
