@@ -9,13 +9,12 @@ import difflib
 import itertools
 import json
 import math
-import re
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .expressions import compiled
 from .jsontext import MAX_PROBLEMS, Problem, Real, child
 from .quoting import as_json
 
@@ -53,14 +52,8 @@ def is_http_url(text: str) -> bool:
 
 
 def is_regular_expression(text: str) -> bool:
-    """Whether Python's `re` compiles `text`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            re.compile(text)
-    except (re.error, ValueError, OverflowError, RecursionError):
-        return False
-    return True
+    """Whether Python's `re` compiles `text`, and soon."""
+    return not isinstance(compiled(text), str)
 
 
 _FORMATS: dict[str, tuple[str, Callable[[str], bool]]] = {
@@ -174,6 +167,8 @@ def _either(words: list[str]) -> str:
 
 def _hint(error: Any) -> str:
     """What `expected` does not say: the rarely broken pattern, and why `1.0` is no integer."""
+    if error.rule == "format" and error.definition["format"] == "regular-expression":
+        return f": it {compiled(error.value)}"
     if error.rule == "pattern":
         return f" matching {error.definition['pattern']}"
     if error.rule == "maxLength":
