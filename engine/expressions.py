@@ -50,7 +50,7 @@ def compiled(expression: str) -> re.Pattern[str] | str:
             warnings.simplefilter("ignore")
             return re.compile(expression)
     except TakesTooLongError:
-        return f"takes more than {SECONDS:g} s to compile; write it shorter, or list the names"
+        return f"takes more than {SECONDS:g} s to compile: write it shorter, or list the names"
     except (re.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         return f"is not a regular expression: {error}"
 

@@ -28,7 +28,7 @@ def test_compiling_is_given_up_and_not_tried_again():
     started = time.process_time()
     for _ in range(3):
         found = expressions.compiled(SLOW)
-        assert found == "takes more than 0.2 s to compile; write it shorter, or list the names"
+        assert found == "takes more than 0.2 s to compile: write it shorter, or list the names"
     assert time.process_time() - started < 1
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
