@@ -113,7 +113,7 @@ def print_plan(settings: Settings) -> None:
     from engine import memory
     from engine.audit import audit
     from engine.describe import describe as describe_job
-    from engine.precheck import check_adapter, check_output
+    from engine.precheck import check_adapter, check_memory, check_output
     from engine.prepare import prepare, read_task, recorded
     from engine.processes.launch import num_processes
     from engine.progress import say
@@ -124,13 +124,15 @@ def print_plan(settings: Settings) -> None:
         return
     # How much a GPU has is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
+    share = num_processes(settings, job.task, gpus=None)
     if available is not None:
         # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
-        available //= max(settings.place.world_size, num_processes(settings, job.task, gpus=None))
+        available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
     lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
     print("\n".join(lines), flush=True)
     check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
+    check_memory(job, settings, available, share)
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:

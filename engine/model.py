@@ -13,7 +13,7 @@ from . import families, hub
 from .addresses import shown_url
 from .digests import FileDigests
 from .errors import ModelError
-from .families import single_file
+from .families import schedulers, single_file
 from .families.checks import MAX_TIMESTEPS
 from .families.configs import read_json
 from .families.single_file import SingleFile
@@ -57,7 +57,7 @@ class BaseModel:
         Raises:
             ModelError: something else than noise or velocity.
         """
-        found = self.config("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+        found = self.config("scheduler", schedulers.FILE).get("prediction_type", "epsilon")
         if found not in ("epsilon", "v_prediction"):
             raise ModelError(
                 f"the base model's scheduler predicts {found!r}; epsilon and v_prediction can be trained, "
@@ -72,7 +72,7 @@ class BaseModel:
         Raises:
             ModelError: no count, or one that no memory would hold.
         """
-        found = self.config("scheduler", "scheduler_config.json").get("num_train_timesteps", 1000)
+        found = self.config("scheduler", schedulers.FILE).get("num_train_timesteps", 1000)
         if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
             raise ModelError(
                 "the base model's scheduler does not load: "
@@ -119,7 +119,7 @@ def locate(
         folder = hub.snapshot_of(path, model.revision, ModelError)
         base = _locate_folder(folder, model, report, digests)
     base.family.check(base.config)
-    _check_scheduler(base)
+    _check_scheduler(base, report)
     return base
 
 
@@ -136,12 +136,13 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
             digests.begin([path])
 
 
-def _check_scheduler(base: BaseModel) -> None:
-    """Refuse other kinds of diffusion by name, before weights are downloaded; loading looks at the class itself."""
-    config = base.config("scheduler", "scheduler_config.json")
-    name, offset = str(config.get("_class_name")), config.get("steps_offset", 0)
-    if name.startswith(("EDM", "FlowMatch")):
-        raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
+def _check_scheduler(base: BaseModel, report: Report) -> None:
+    """Refuse other kinds of diffusion by name, before weights are downloaded; say what draws in another's place."""
+    config = base.config("scheduler", schedulers.FILE)
+    _, _, lines = schedulers.drawing(config)
+    for line in lines:
+        report(line)
+    offset = config.get("steps_offset", 0)
     if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
         raise ModelError(
             f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"

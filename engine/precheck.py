@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import storage
+from . import memory, storage
 from .checkpoint import Checkpoint, WarmStart
 from .errors import CheckpointError, OutputError
 from .families import DENOISER
@@ -19,6 +19,7 @@ from .lora.targets import NO_QUANTISED_START, TEXT_TARGETS, full_name, match_tar
 from .model_files import is_weight
 from .output import OutputFolder
 from .quoting import plural
+from .settings import Settings
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
@@ -70,6 +71,29 @@ def check_output(job: Job, output: OutputFolder, *, overwrite: bool) -> None:
             raise OutputError(f"cannot write to {root}: it must be a folder that this user can write to")
         if not (job.in_place and is_over):  # else the job would find nothing to do
             output.look(job.record, in_place=job.in_place, overwrite=overwrite)
+
+
+def check_memory(job: Job, settings: Settings, available: int | None, num_processes: int) -> None:
+    """Refuse a job that is predicted to take far more memory than this machine has; of a GPU nothing is known here.
+
+    Args:
+        job: what would run.
+        settings: where.
+        available: bytes that each process may take; None is unknown.
+        num_processes: that share this machine.
+
+    Raises:
+        DeviceMemoryError: says what would fit.
+    """
+    most = memory.most_bytes() if settings.device == "cpu" else None
+    memory.require_room(
+        job.base,
+        job.task,
+        device=settings.device,
+        available=available,
+        most=None if most is None else most // num_processes,
+        continues=isinstance(job.parent, Checkpoint),
+    )
 
 
 def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:

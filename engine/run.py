@@ -13,7 +13,7 @@ from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .describe import describe
-from .device import available_bytes, device_troubles, open_device
+from .device import available_bytes, device_troubles, open_device, require_room
 from .digests import FileDigests
 from .errors import (
     CheckpointError,
@@ -90,6 +90,7 @@ def run(
     available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
+    require_room(job, device, settings.place, available)
     with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
