@@ -110,10 +110,10 @@ def train(
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
-    from engine import memory
+    from engine import memory, room
     from engine.audit import audit
     from engine.describe import describe as describe_job
-    from engine.precheck import check_adapter, check_memory, check_output
+    from engine.precheck import check_adapter, check_device, check_memory, check_output
     from engine.prepare import prepare, read_task, recorded
     from engine.processes.launch import num_processes
     from engine.progress import say
@@ -129,7 +129,9 @@ def print_plan(settings: Settings) -> None:
         # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
         available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
-    lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
+    lines = (
+        describe_job(job) + predicted + room.describe(job) + check_device(settings) + check_adapter(job) + audit(job)
+    )
     print("\n".join(lines), flush=True)
     check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
     check_memory(job, settings, available, share)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, families, held_out_curve, memory, rng, world
+from . import checkpoint, families, held_out_curve, memory, rng, room, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
@@ -87,6 +87,7 @@ def run(
     _require_one_job(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
+    processes.from_first(lambda: room.require(job, output.root))
     available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)

@@ -41,6 +41,8 @@ class Prediction:
     validation: int
     recompute: bool
     """With gradient checkpointing."""
+    trained: int
+    """Not bytes: the number of trained values."""
 
     @property
     def peak(self) -> int:
@@ -105,6 +107,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         + lasting
         + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
         recompute=recompute,
+        trained=trained,
     )
 
 
