@@ -36,13 +36,13 @@ _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError
 class Prediction:
     """Bytes of device memory at the peak of each phase."""
 
+    trained: int
+    """Values, not bytes: of the adapter."""
     encode: int
     train: int
     validation: int
     recompute: bool
     """With gradient checkpointing."""
-    trained: int
-    """Not bytes: the number of trained values."""
 
     @property
     def peak(self) -> int:
@@ -97,6 +97,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
     training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
     training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
     return Prediction(
+        trained=trained,
         encode=denoiser
         + encoders
         + lasting
@@ -107,7 +108,6 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         + lasting
         + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
         recompute=recompute,
-        trained=trained,
     )
 
 
