@@ -17,6 +17,8 @@ from ..errors import DatasetError
 from ..limits import Limits
 from ..task import Task
 from ..transforms import UnreadableImage
+from .caption_files import is_text_beside
+from .caption_notes import caption_notes
 from .columns import Columns, arrow_kinds
 from .fingerprints import fingerprint as fingerprint
 from .fingerprints import remembered_fingerprint
@@ -151,6 +153,18 @@ def open_dataset(
     Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
     OutputError (the cache cannot be written).
     """
+    dataset = _open(task, cache_dir=cache_dir, revision=revision, report=report, limits=limits, split=split)
+    if split is None:
+        for line in caption_notes(dataset.parts):
+            report(line)
+        if task.dataset.joins_lines and not any(map(is_text_beside, dataset.caption_rules)):
+            report('dataset: caption_lines "joined" has no effect: no text files beside images are read')
+    return dataset
+
+
+def _open(
+    task: Task, *, cache_dir: Path, revision: str | None, report: Report, limits: Limits, split: str | None
+) -> ImageDataset:
     wanted = task.dataset
     columns = Columns(wanted.image_column, wanted.caption_column, wanted.fallback_caption, wanted.mask_column)
     if not task.dataset.name:
@@ -158,7 +172,9 @@ def open_dataset(
     path = Path(task.dataset.name)
     if path.exists():
         path = _configuration(path, task.dataset.config_name)
-        parts = read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split), report)
+        parts = read_local(
+            path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split, wanted.joins_lines), report
+        )
         return _dataset(parts, wanted.repeats, cache_dir)
     if path.is_absolute() or task.dataset.name.startswith("."):
         raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file")
@@ -181,7 +197,8 @@ def _open_url(
     from ..fetch import fetch_dataset
 
     folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
-    source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes, split)
+    joins_lines = task.dataset.joins_lines
+    source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes, split, joins_lines)
     configuration = _configuration(folder, task.dataset.config_name)
     return _dataset(read_local(configuration, source, report), task.dataset.repeats, cache_dir)
 

@@ -45,7 +45,8 @@ def read_sidecars(
     masks = _masks(account, images, source.columns)
     captions = find_captions(root, images, account.files, listed, source)
     if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
-        raise DatasetError(no_captions(root.name, len(images)))
+        elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
+        raise DatasetError(no_captions(root.name, len(images)) + elsewhere)
     account.use(one.file for one in captions if one.file is not None)
     parts = []
     for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):
@@ -135,6 +136,6 @@ def _of_paragraphs(captions: Sequence[Caption], source: Source) -> list[str]:
         return []
     have = plural(len(files), "text file has blank lines", "text files have blank lines")
     return [
-        f"dataset: {have} like a text in paragraphs, of which each line is a caption of its own; with "
-        f'dataset.caption_lines "joined" a file is one caption: {listing(files)}'
+        f"dataset: {have} as between paragraphs, and each line is a caption of its own; "
+        f'dataset.caption_lines "joined" makes a file one caption: {listing(files)}'
     ]
