@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .dataset.folders import METADATA_NAMES
+from .dataset.configurations import METADATA_NAMES
 from .dataset.images import Files
 from .dataset.reach import Reach
 from .dataset.sidecars import images_among, without_sidecar

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import DatasetError
 from ..limits import Limits
+from ..paths import nearest
 from ..task import Task
 from ..transforms import UnreadableImage
 from .columns import Columns, arrow_kinds
@@ -157,22 +158,12 @@ def open_dataset(
         return _open_url(task, columns, cache_dir, report, limits, split=split)
     path = Path(task.dataset.name)
     if path.exists():
-        path = _configuration(path, task.dataset.config_name)
-        parts = read_local(path, Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split), report)
+        source = Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split, task.dataset.config_name)
+        parts = read_local(path, source, report)
         return _dataset(parts, wanted.repeats, cache_dir)
     if path.is_absolute() or task.dataset.name.startswith("."):
-        raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file")
+        raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file{nearest(path)}")
     return _open_hub(task, columns, cache_dir, revision, report, split=split)
-
-
-def _configuration(path: Path, config_name: str | None) -> Path:
-    """A local dataset's configuration is the folder of that name in it, as `push_to_hub` lays them out."""
-    if config_name in (None, "", "default"):
-        return path
-    inside = path / str(config_name)
-    if inside.parent == path and inside.is_dir() and config_name != "..":
-        return inside
-    raise DatasetError(f"dataset.config_name is {config_name!r}, but {path.name} holds no folder of that name")
 
 
 def _open_url(
@@ -181,9 +172,9 @@ def _open_url(
     from ..fetch import fetch_dataset
 
     folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
-    source = Source(columns, Reach.within(folder), cache_dir, limits.max_dataset_bytes, split)
-    configuration = _configuration(folder, task.dataset.config_name)
-    return _dataset(read_local(configuration, source, report), task.dataset.repeats, cache_dir)
+    reach, config_name = Reach.within(folder), task.dataset.config_name
+    source = Source(columns, reach, cache_dir, limits.max_dataset_bytes, split, config_name)
+    return _dataset(read_local(folder, source, report), task.dataset.repeats, cache_dir)
 
 
 def _open_hub(

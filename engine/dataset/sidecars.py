@@ -51,9 +51,12 @@ def without_sidecar(files: Sequence[str]) -> list[str]:
     return [file for file in images_among(files) if not _sidecar(file, texts)]
 
 
-def read_sidecars(account: Account, source: Source) -> tuple[tuple[Rows, ...], list[str]]:
+def read_sidecars(
+    account: Account, source: Source, *, declared: Sequence[str] | None = None
+) -> tuple[tuple[Rows, ...], list[str]]:
     """Rows of the images of a folder, in the order of their paths, and lines for a person.
 
+    `declared`: the images of the wanted split in their order, where something says which they are.
     Raises DatasetError: no image has a caption and the task gives none, or captions that are no UTF-8 text.
     """
     root = account.root
@@ -62,9 +65,12 @@ def read_sidecars(account: Account, source: Source) -> tuple[tuple[Rows, ...], l
             f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
             "or use dataset.alpha_mask"
         )
-    everything = images_among(account.files)
-    images = _images_of_split(everything, root.name, source.split)
-    account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    if declared is None:
+        everything = images_among(account.files)
+        images = _images_of_split(everything, root.name, source.split)
+        account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    else:
+        images = images_among(declared)
     notes = _columns_in_vain(root.name, source.columns)
     texts = _texts(account.files)
     left_out = [file for file in images if _repeats(file)[0] == 0]

@@ -52,6 +52,14 @@ OTHER_TABLES: Final = Reason(
     "data file is not used, it is not this dataset's table",
     "data files are not used, they are not this dataset's table",
 )
+UNREADABLE_TABLES: Final = Reason(
+    "data file cannot be read and is not this dataset's table",
+    "data files cannot be read and are not this dataset's table",
+)
+OTHER_CONFIGURATIONS: Final = Reason(
+    "file is of other configurations or splits in README.md and not trained on",
+    "files are of other configurations or splits in README.md and not trained on",
+)
 ARCHIVES: Final = Reason(
     "archive is not unpacked, unpack it there to train on what is in it",
     "archives are not unpacked, unpack them there to train on what is in them",
@@ -190,6 +198,11 @@ class Account:
         if found := next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None):
             return found
         return OTHERS if os.path.exists(f"{self.root}/{file}") else DEAD_LINKS  # noqa: PTH110  # a link behind a link
+
+
+def is_archive(file: str) -> bool:
+    """Whether a file is an archive by its name."""
+    return any(reason is ARCHIVES and kind.fullmatch(_suffix(file)) for kind, reason in _KINDS)
 
 
 def _suffix(file: str) -> str:
