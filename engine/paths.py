@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import os
 import re
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .errors import DatasetError, JobError, ModelError
+from .layouts import composed
 from .quoting import short, shown
 from .task import Task
 
@@ -92,25 +92,22 @@ def nearest(path: Path) -> str:
 
 
 def as_spelled(path: str) -> str:
-    """The path as the file system has it: names that differ only in how accents are composed are the same.
-
-    macOS decomposes the names that it packs, whoever types them composes.
-    """
+    """The path as the file system has it: names that differ only in how accents are composed are the same."""
     if path.isascii() or "\0" in path or os.path.lexists(path):
         return path
     folder, slash, name = path.rpartition("/")
     folder = as_spelled(folder) if folder else folder
     try:
-        composed = _composed_names(folder + slash, os.stat(folder + slash).st_mtime_ns)  # noqa: PTH116
+        names = _composed_names(folder + slash, os.stat(folder + slash).st_mtime_ns)  # noqa: PTH116
     except OSError:
         return path
-    return f"{folder}{slash}{composed.get(unicodedata.normalize('NFC', name), name)}"
+    return f"{folder}{slash}{names.get(composed(name), name)}"
 
 
 @lru_cache(maxsize=64)
 def _composed_names(folder: str, changed: int) -> dict[str, str]:
     """The names in a folder that was last `changed` then, by their composed form."""
-    return {unicodedata.normalize("NFC", name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
+    return {composed(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
 
 
 def _no_hub_id(name: str, what: str) -> str | None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..hub import snapshot_of
+from ..layouts import project_folders
 from ..limits import bounded_memory
 from ..paths import as_spelled
 from ..quoting import short, shown
+from .caption_files import images_among
 from .configurations import (
     IMAGES,
     METADATA_NAMES,
@@ -29,13 +31,22 @@ from .configurations import (
     kind_of_files,
 )
 from .images import Cells, Files, is_image_name
+from .json_captions import PathCaptions, files_beside, read_by_path
 from .missing import report_missing
 from .rows import Rows, rows_from_arrow
-from .sidecars import images_among, read_sidecars
+from .sidecars import read_sidecars
 from .splits import choose_split, files_of_split, refuse_split, split_of_folder
 from .table_choice import account_for, read_tables
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
-from .unused import NOT_READ, OTHER_CONFIGURATIONS, OTHER_SPLIT_TABLES, OTHER_SPLITS, Account
+from .unused import (
+    NOT_READ,
+    OTHER_CONFIGURATIONS,
+    OTHER_SPLIT_TABLES,
+    OTHER_SPLITS,
+    PROJECT_RESULTS,
+    REGULARISATION,
+    Account,
+)
 from .walking import walk
 
 Report = Callable[[str], None]
@@ -73,13 +84,16 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
     if metadata:
         chosen = files_of_split(metadata, split_of_folder, path.name, source.split, rest_is_train=True)
         return _read_imagefolder(metadata, chosen, account, source, report)
-    if tables := read_tables(files, account, source, report):
+    _leave_projects(account)
+    listed = _kohyas_metadata(account, source)
+    others = {*listed, *files_beside(account.files).values()}
+    if tables := read_tables([file for file in account.files if file not in others], account, source, report):
         return tables
-    if not images_among(files):
+    if not images_among(account.files):
         account.close()
         found = account.told(NOT_READ) or f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
         raise DatasetError(f"{path.name} holds nothing to train on: {found}")
-    parts, notes = read_sidecars(account, source)
+    parts, notes = read_sidecars(account, listed, source)
     for note in notes:
         report(note)
     return parts
@@ -118,7 +132,8 @@ def _read_declared_images(files: Sequence[str], account: Account, source: Source
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
         return _read_imagefolder(metadata, metadata, account, source, report)
-    parts, notes = read_sidecars(account, source, declared=list(dict.fromkeys(files)))
+    listed = _kohyas_metadata(account, source)
+    parts, notes = read_sidecars(account, listed, source, declared=list(dict.fromkeys(files)))
     for note in notes:
         report(note)
     return parts
@@ -138,6 +153,20 @@ def _files_of(part: Rows, root: Path) -> Iterator[str]:
             folder = os.path.abspath(images.folder)  # noqa: PTH100
             for name in images.files():
                 yield as_spelled(posixpath.normpath(posixpath.join(folder, name))).removeprefix(top)
+
+
+def _leave_projects(account: Account) -> None:
+    """Leave out the folders of a kohya project that are beside its training images."""
+    regularisation, results = project_folders(account.files)
+    account.drop(REGULARISATION, [file for file in account.files if file.partition("/")[0] in regularisation])
+    account.drop(PROJECT_RESULTS, [file for file in account.files if file.partition("/")[0] in results])
+
+
+def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions]:
+    if not images_among(account.files):
+        return {}
+    beside = set(files_beside(account.files).values())
+    return read_by_path(account.root, (file for file in account.files if file not in beside), source.reach)
 
 
 def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:

@@ -158,7 +158,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Image files below a folder, by their relative paths."""
+    """Image files below a folder, by their relative paths; an empty path is none."""
 
     folder: Path
     paths: Sequence[str]
@@ -168,7 +168,7 @@ class Files:
         return len(self.paths)
 
     def has(self, index: int) -> bool:
-        return True
+        return bool(self.paths[index])
 
     def read(self, index: int) -> bytes:
         return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
@@ -178,7 +178,7 @@ class Files:
 
     def identify(self, identity: Identity) -> None:
         identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
-        identity.add_files(f"{self.folder}/{path}" for path in self.paths)
+        identity.add_files(f"{self.folder}/{path}" for path in self.paths if path)
 
 
 @dataclass(frozen=True, slots=True)

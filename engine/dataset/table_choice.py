@@ -9,9 +9,9 @@ from typing import Final
 from ..errors import DatasetError
 from ..layouts import repeated_folder
 from ..quoting import listing, shown
+from .caption_files import has_sidecars, images_among
 from .columns import NoSuchColumnError
 from .rows import Rows
-from .sidecars import has_sidecars, images_among
 from .splits import files_of_split, split_of_table
 from .tables import TABLE_SUFFIXES, Source, read_table
 from .unused import OTHER_SPLIT_TABLES, OTHER_TABLES, UNREADABLE_TABLES, Account
@@ -29,10 +29,11 @@ def read_tables(files: Sequence[str], account: Account, source: Source, report: 
     DatasetError for a table that should have been the dataset's.
     """
     captioned = _has_captions(account.files)
-    files = _candidates(files, captioned)
     problems: list[DatasetError] = []
     for suffix in TABLE_SUFFIXES:
-        tables = [file for file in files if file.lower().endswith(suffix)]
+        tables = [
+            file for file in files if file.lower().endswith(suffix) and PurePosixPath(file).name not in _DESCRIPTIONS
+        ]
         if not tables:
             continue
         try:
@@ -86,14 +87,6 @@ def _read_kind(
         raise next(iter(problems.values()))
     account.leave(OTHER_TABLES, problems)
     return tuple(parts.values()), list(parts)
-
-
-def _candidates(files: Sequence[str], captioned: bool) -> list[str]:
-    """The files that may hold rows: not what describes a dataset, nor what a downloader says of the image beside it."""
-    beside: set[str] = set()
-    if captioned:
-        beside = {f"{owner}.json" for image in images_among(files) for owner in (image, image.rpartition(".")[0])}
-    return [file for file in files if file not in beside and PurePosixPath(file).name not in _DESCRIPTIONS]
 
 
 def _has_captions(files: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..layouts import is_mask_name, is_of_system
+from ..layouts import composed, is_of_system, label_of
 from ..quoting import listing, plural
 from .images import is_image_name
 from .walking import Tree
@@ -42,6 +42,20 @@ OTHER_SPLIT_TABLES: Final = Reason(
 ZERO_TIMES: Final = Reason("image is not used, a folder says 0 times", "images are not used, a folder says 0 times")
 LOST_CAPTIONS: Final = Reason(
     "text file is beside no image of that name", "text files are beside no image of that name"
+)
+REGULARISATION: Final = Reason(
+    "file of regularisation images (reg/ of a kohya project) is not trained on",
+    "files of regularisation images (reg/ of a kohya project) are not trained on",
+)
+PROJECT_RESULTS: Final = Reason(
+    "file of a kohya project's results (model/, log/, sample/) is not trained on",
+    "files of a kohya project's results (model/, log/, sample/) are not trained on",
+)
+MASKS: Final = Reason(
+    "mask is left out, dataset.mask_column would use it", "masks are left out, dataset.mask_column would use them"
+)
+CONDITIONS: Final = Reason(
+    "image for an inpainting model (-condlabel) is not used", "images for an inpainting model (-condlabel) are not used"
 )
 LOST_MASKS: Final = Reason("mask is beside no image of that name", "masks are beside no image of that name")
 OTHER_CAPTIONS: Final = Reason(
@@ -148,6 +162,12 @@ class Account:
         if found:
             self._left.setdefault(reason, []).extend(found)
 
+    def drop(self, reason: Reason, files: Sequence[str]) -> None:
+        """Leave files out before anything is looked for among them."""
+        self.leave(reason, files)
+        dropped = set(files)
+        self.files = [file for file in self.files if file not in dropped]
+
     def close(self) -> None:
         """Find a reason for each file of which nothing is noted, by its name and what lies beside it."""
         files = sorted(self._open)
@@ -178,9 +198,10 @@ class Account:
 
     def _close_beside(self, file: str, owners: Mapping[str, Reason], images: set[str]) -> None:
         """What belongs to an image shares its fate."""
-        owner = _owner(file)
+        label = label_of(file)
+        owner = composed(label[0] if label else file.rpartition(".")[0])
         if owner in images:
-            self.leave(OTHER_CAPTIONS, [file])
+            self.leave({"mask": MASKS, "cond": CONDITIONS}[label[1]] if label else OTHER_CAPTIONS, [file])
         elif owner in owners and not is_of_system(file):
             del self._open[file]
             self._beside.setdefault(owners[owner], []).append(file)
@@ -194,7 +215,7 @@ class Account:
         if _USUAL.fullmatch(name):
             return USUAL
         if is_image_name(file):
-            return LOST_MASKS if is_mask_name(file) else UNNAMED
+            return LOST_MASKS if label_of(file) else UNNAMED
         if found := next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None):
             return found
         return OTHERS if os.path.exists(f"{self.root}/{file}") else DEAD_LINKS  # noqa: PTH110  # a link behind a link
@@ -212,15 +233,9 @@ def _suffix(file: str) -> str:
 
 def _is_beside(file: str) -> bool:
     """Whether a file may be an image's caption or mask."""
-    return _suffix(file) in _TEXTS or is_mask_name(file)
-
-
-def _owner(file: str) -> str:
-    """The path without suffix of the image that a caption or mask would belong to."""
-    stem = file.rpartition(".")[0]
-    return stem.removesuffix("-masklabel") if is_mask_name(file) else stem
+    return _suffix(file) in _TEXTS or (is_image_name(file) and label_of(file) is not None)
 
 
 def _owners(file: str) -> tuple[str, str]:
     """By which names a caption may belong to an image: `cat`, or `cat.png`."""
-    return file.rpartition(".")[0], file
+    return composed(file.rpartition(".")[0]), composed(file)

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import tarfile
-import unicodedata
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from ..errors import DatasetError
+from ..layouts import composed
 from ..limits import MAX_HEADER_BYTES, refuse_endless_number
 from ..quoting import short
 from .columns import Columns, kind_of
@@ -71,14 +71,14 @@ def _members(file: _Headers, path: Path, label: str) -> Iterator[Member]:
 
 def _split_key(name: str) -> tuple[str, str]:
     """`a/b.c.txt` -> (`a/b`, `c.txt`), as WebDataset splits names; hidden files have no extension."""
-    folder, _, base = unicodedata.normalize("NFC", name).rpartition("/")
+    folder, _, base = composed(name).rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}/{stem}", extension.lower() if stem else ""
 
 
 def _split_last(name: str) -> tuple[str, str]:
     """`a/b.c.txt` -> (`a/b.c`, `txt`)."""
-    stem, _, extension = unicodedata.normalize("NFC", name).rpartition(".")
+    stem, _, extension = composed(name).rpartition(".")
     return stem, extension.lower()
 
 
