@@ -14,7 +14,7 @@ from .columns import NoSuchColumnError
 from .rows import Rows
 from .splits import files_of_split, split_of_table
 from .tables import TABLE_SUFFIXES, Source, read_table
-from .unused import OTHER_SPLIT_TABLES, OTHER_TABLES, UNREADABLE_TABLES, Account
+from .unused import OTHER_SPLIT_TABLES, UNREADABLE_TABLES, WITHOUT_COLUMNS, Account
 
 Report = Callable[[str], None]
 
@@ -47,8 +47,10 @@ def read_tables(files: Sequence[str], account: Account, source: Source, report: 
         return parts
     if not problems:
         return ()
-    if captioned or (_has_fallback(account, source) and not any(map(_names_images, problems))):
-        report(f"dataset: the images have captions without a table; {problems[0]}")
+    about_images = [problem for problem in problems if isinstance(problem, NoSuchColumnError) and problem.names_images]
+    if captioned or (_has_fallback(account, source) and not about_images):
+        for problem in about_images[:1]:
+            report(f"dataset: the images have captions without a table; {problem}")
         return ()
     raise problems[0]
 
@@ -78,6 +80,7 @@ def _read_kind(
             parts[file] = read_table(account.root / file, source, shown(file))
         except NoSuchColumnError as error:
             problems[file] = error
+            account.leave(WITHOUT_COLUMNS, [file])
         except DatasetError as error:
             if not captioned:
                 raise
@@ -85,7 +88,6 @@ def _read_kind(
             account.leave(UNREADABLE_TABLES, [file])
     if not parts:
         raise next(iter(problems.values()))
-    account.leave(OTHER_TABLES, problems)
     return tuple(parts.values()), list(parts)
 
 
@@ -97,7 +99,3 @@ def _has_captions(files: Sequence[str]) -> bool:
 
 def _has_fallback(account: Account, source: Source) -> bool:
     return source.columns.fallback is not None and bool(images_among(account.files))
-
-
-def _names_images(problem: DatasetError) -> bool:
-    return not isinstance(problem, NoSuchColumnError) or problem.names_images

@@ -66,9 +66,14 @@ OTHER_TABLES: Final = Reason(
     "data file is not used, it is not this dataset's table",
     "data files are not used, they are not this dataset's table",
 )
+WITHOUT_COLUMNS: Final = Reason(
+    "data file is not used, it has no columns of images and captions (dataset.image_column, dataset.caption_column)",
+    "data files are not used, they have no columns of images and captions (dataset.image_column, "
+    "dataset.caption_column)",
+)
 UNREADABLE_TABLES: Final = Reason(
-    "data file cannot be read and is not this dataset's table",
-    "data files cannot be read and are not this dataset's table",
+    "data file is not used, it cannot be read as a table",
+    "data files are not used, they cannot be read as tables",
 )
 OTHER_CONFIGURATIONS: Final = Reason(
     "file is of other configurations or splits in README.md and not trained on",
