@@ -41,7 +41,7 @@ _MARKS: Final = (
 def caption_notes(parts: Sequence[Rows]) -> list[str]:
     """Lines for a person: how many images have several captions, with those of one, and how many have such marks."""
     lines = []
-    several = [(part, rows) for part in parts if len(rows := _several(part))]
+    several = [(part, rows) for part in parts if is_list(part.captions.type) and len(rows := _several(part))]
     if several:
         part, rows = several[0]
         captions = part.captions[rows[0].as_py()].as_py()
@@ -69,8 +69,6 @@ def _names(found: Sequence[tuple[Rows, pa.Array]], count: int) -> str:
 
 def _several(part: Rows) -> pa.Array:
     """The rows that have several captions."""
-    if not is_list(part.captions.type):
-        return pa.array([], pa.uint64())
     return pc.indices_nonzero(pc.greater(pc.list_value_length(part.captions), 1))
 
 

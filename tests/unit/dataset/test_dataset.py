@@ -406,7 +406,7 @@ BAD = {
     "tar without captions": (lambda f: write_tar(f / "a.tar", [("1.png", PICTURES[0])]), r"'text'.*png \(images\)"),
     "tar sample without image": (lambda f: write_tar(f / "a.tar", [*PAIR, ("2.txt", b"y")]), "'/2'"),
     "tar with a name twice": (lambda f: write_tar(f / "a.tar", [("1.png", b"x"), ("1.png", b"y")]), "twice"),
-    "an archive": (lambda f: write_images(f) and (f / "x.zip").write_bytes(b"PK") and f / "x.zip", "unpacked first"),
+    "an archive": (lambda f: write_images(f) and (f / "x.zip").write_bytes(b"PK") and f / "x.zip", "unpack an archive"),
 }  # fmt: skip
 
 
