@@ -41,16 +41,16 @@ _MARKS: Final = (
 def caption_notes(parts: Sequence[Rows]) -> list[str]:
     """Lines for a person: how many images have several captions, with those of one, and how many have such marks."""
     lines = []
-    several = [(part, rows) for part in parts if is_list(part.captions.type) and len(rows := _several(part))]
+    several = [(part, rows) for part in parts if (rows := _several(part))]
     if several:
         part, rows = several[0]
-        captions = part.captions[rows[0].as_py()].as_py()
+        captions = part.captions[rows[0]].as_py()
         most = max(pc.max(pc.list_value_length(part.captions)).as_py() for part, _ in several)
         more = f" and {len(captions) - _MAX_SHOWN:,} more" if len(captions) > _MAX_SHOWN else ""
         has = plural(sum(len(rows) for _, rows in several), "image has", "images have")
         lines.append(
             f"dataset: {has} several captions (up to {most:,}), of which each visit draws one; "
-            f"{part.images.name(rows[0].as_py())}: {', '.join(map(short, captions[:_MAX_SHOWN]))}{more}"
+            f"{part.images.name(rows[0])}: {', '.join(map(short, captions[:_MAX_SHOWN]))}{more}"
         )
     for mark in _MARKS:
         found = [(part, _matching(part, mark.pattern)) for part in parts]
@@ -60,21 +60,27 @@ def caption_notes(parts: Sequence[Rows]) -> list[str]:
     return lines
 
 
-def _names(found: Sequence[tuple[Rows, pa.Array]], count: int) -> str:
+def _names(found: Sequence[tuple[Rows, list[int]]], count: int) -> str:
     """The first few images' names, and how many more there are."""
-    names = [part.images.name(row.as_py()) for part, rows in found for row in rows[:_MAX_SHOWN]][:_MAX_SHOWN]
+    names = [part.images.name(row) for part, rows in found for row in rows[:_MAX_SHOWN]][:_MAX_SHOWN]
     more = f" and {count - len(names):,} more" if count > len(names) else ""
     return ", ".join(names) + more
 
 
-def _several(part: Rows) -> pa.Array:
+def _several(part: Rows) -> list[int]:
     """The rows that have several captions."""
-    return pc.indices_nonzero(pc.greater(pc.list_value_length(part.captions), 1))
+    if not is_list(part.captions.type):
+        return []
+    # Not by comparing with 1: making that an Arrow scalar imports pandas, a quarter of a second.
+    return [row for row, count in enumerate(pc.list_value_length(part.captions).to_pylist()) if count > 1]
 
 
-def _matching(part: Rows, pattern: str) -> pa.Array:
+def _matching(part: Rows, pattern: str) -> list[int]:
     """The rows with a caption that holds the pattern."""
     captions = part.captions
     texts = pc.list_flatten(captions) if is_list(captions.type) else captions
     found = pc.indices_nonzero(pc.match_substring_regex(texts.cast(pa.large_string()), pattern))
-    return pc.unique(pc.list_parent_indices(captions).take(found)) if is_list(captions.type) else found
+    if is_list(captions.type):
+        found = pc.unique(pc.list_parent_indices(captions).take(found))
+    rows: list[int] = found.to_pylist()
+    return rows
