@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from .dataset.caption_files import images_among, without_caption
-from .dataset.folders import METADATA_NAMES
+from .dataset.configurations import METADATA_NAMES
 from .dataset.images import Files
 from .dataset.reach import Reach
 from .dataset.walking import walk

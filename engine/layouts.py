@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
@@ -27,6 +28,11 @@ _OF_SYSTEMS: Final = frozenset(
         "lost+found",
     }
 )
+
+
+def composed(name: str) -> str:
+    """A name as it is compared: macOS decomposes the accents of names that it packs, whoever types them composes."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def repeated_folder(name: str) -> tuple[int, str] | None:

@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
 from .errors import DatasetError, JobError, ModelError
+from .layouts import composed
 from .quoting import short, shown
 from .task import Task
 
@@ -74,6 +76,7 @@ def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: 
 
 def nearest(path: Path) -> str:
     """What may have been meant by a path that is not there, to be put behind a message; or nothing."""
+    path = path.absolute()
     parent = next((parent for parent in path.parents if parent.is_dir()), path)
     wanted = path.relative_to(parent).parts[0] if parent != path else path.name
     with contextlib.suppress(OSError):
@@ -86,6 +89,25 @@ def nearest(path: Path) -> str:
         if parent / wanted == path
         else f"; there is no {shown(str(parent / wanted))}: is it mounted?"
     )
+
+
+def as_spelled(path: str) -> str:
+    """The path as the file system has it: names that differ only in how accents are composed are the same."""
+    if path.isascii() or "\0" in path or os.path.lexists(path):
+        return path
+    folder, slash, name = path.rpartition("/")
+    folder = as_spelled(folder) if folder else folder
+    try:
+        names = _composed_names(folder + slash, os.stat(folder + slash).st_mtime_ns)  # noqa: PTH116
+    except OSError:
+        return path
+    return f"{folder}{slash}{names.get(composed(name), name)}"
+
+
+@lru_cache(maxsize=64)
+def _composed_names(folder: str, changed: int) -> dict[str, str]:
+    """The names in a folder that was last `changed` then, by their composed form."""
+    return {composed(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
 
 
 def _no_hub_id(name: str, what: str) -> str | None:
@@ -118,7 +140,7 @@ def _absolute(name: str, folder: Path) -> Path:
     path = Path(name)
     with contextlib.suppress(RuntimeError):  # no such user, no home: then ~ is a name like any other
         path = path.expanduser()
-    return folder.absolute() / path
+    return Path(as_spelled(str(folder.absolute() / path)))
 
 
 def _exists(path: Path) -> bool:

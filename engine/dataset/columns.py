@@ -24,6 +24,11 @@ _SEVERAL: Final = "several columns of one name"
 class NoSuchColumnError(DatasetError):
     """A table without the columns asked for: it may be none of the dataset's at all."""
 
+    def __init__(self, message: str, kinds: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.names_images = "images" in kinds.values() or any(map(is_image_name, kinds))
+        """Whether any column holds images or is called like one: then the table is hardly another thing's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -44,7 +49,8 @@ class Columns:
             if kinds.get(name) in ("images", "text", "null"):
                 return name
         raise NoSuchColumnError(
-            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listed(kinds)}"
+            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listed(kinds)}",
+            kinds,
         )
 
     @property
@@ -70,7 +76,9 @@ class Columns:
             (self.caption, "caption_column", self.caption in kinds),
         ):
             if not there and (key == "image_column" or self.fallback is None):
-                raise NoSuchColumnError(f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}")
+                raise NoSuchColumnError(
+                    f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}", kinds
+                )
         if kinds.get(self.caption) == _SEVERAL:
             raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
         if kinds[found[0]] not in ("images", "text"):

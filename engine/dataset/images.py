@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..notes import Identity
+from ..paths import as_spelled
 from ..quoting import shown
 from ..transforms import IMAGE_SUFFIXES, UnreadableImage
 from .reach import Reach, read_below, read_regular, unreadable
@@ -129,7 +130,7 @@ class Cells:
         """The file that has to be read for a path."""
         if self.reach.zipped and value.startswith("zip://"):
             return value.partition("::")[2]
-        return f"{self.folder}/{value}" if value[:1] != "/" else value
+        return as_spelled(f"{self.folder}/{value}" if value[:1] != "/" else value)
 
     def _path(self, index: int) -> str | None:
         value: str | None = None if self.paths is None else self.paths[index].as_py()

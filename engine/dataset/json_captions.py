@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from ..layouts import label_of
+from ..layouts import composed, label_of
 from ..transforms import UnreadableImage
 from .images import is_image_name
 from .reach import Reach, read_below
@@ -21,9 +20,9 @@ _OBJECT_OF_OBJECTS: Final = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 
 def files_beside(files: Sequence[str]) -> dict[str, str]:
-    """The JSON files that are named after an image beside them: the path without its suffix -> the file."""
-    owners = {file.rpartition(".")[0] for file in files if is_image_name(file) and label_of(file) is None}
-    found = {file.rpartition(".")[0]: file for file in files if file.lower().endswith(".json")}
+    """The JSON files that are named after an image beside them: the composed path without its suffix -> the file."""
+    owners = {composed(file.rpartition(".")[0]) for file in files if is_image_name(file) and label_of(file) is None}
+    found = {composed(file.rpartition(".")[0]): file for file in files if file.lower().endswith(".json")}
     return {owner: file for owner, file in found.items() if owner in owners}
 
 
@@ -94,7 +93,7 @@ def _caption(value: Mapping[str, Any]) -> str | None:
 def _parts(path: str) -> tuple[str, ...]:
     """A path's folders and its name without an image's suffix, composed; at least one."""
     stem = path.rpartition(".")[0] if is_image_name(path) else path
-    return PurePosixPath(unicodedata.normalize("NFC", stem)).parts
+    return PurePosixPath(composed(stem)).parts
 
 
 def _same_end(one: Sequence[str], other: Sequence[str]) -> int:

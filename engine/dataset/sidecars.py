@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..errors import DatasetError
-from ..layouts import label_of
+from ..layouts import composed, label_of
 from ..quoting import listing, plural, shown
 from ..task import Dataset
-from .caption_files import Caption, find_captions, images_among, repeats
+from .caption_files import JSON_RULE, Caption, find_captions, images_among, repeats
 from .columns import Columns
 from .images import Files, is_image_name
 from .json_captions import PathCaptions
@@ -29,23 +29,28 @@ _PLAIN: Final = Dataset()
 
 
 def read_sidecars(
-    account: Account, listed: Mapping[str, PathCaptions], source: Source
+    account: Account, listed: Mapping[str, PathCaptions], source: Source, *, declared: Sequence[str] | None = None
 ) -> tuple[tuple[Rows, ...], list[str]]:
     """Rows of the images of a folder, in the order of their paths, and lines for a person.
 
-    `listed` is kohya's metadata, by file. Raises DatasetError: no image has a caption and the task gives none, captions
+    `listed` is kohya's metadata, by file; `declared` are the images of the wanted split in their order, where something
+    says which they are. Raises DatasetError: no image has a caption and the task gives none, captions
     that are no UTF-8 text, or no masks where the task asks for them.
     """
     root = account.root
-    everything = images_among(account.files)
-    images = _images_of_split(everything, root.name, source.split)
-    account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    if declared is None:
+        everything = images_among(account.files)
+        images = _images_of_split(everything, root.name, source.split)
+        account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    else:
+        images = images_among(declared)
     account.leave(ZERO_TIMES, [file for file in images if repeats(file)[0] == 0])
     images = [file for file in images if repeats(file)[0] > 0]
     masks = _masks(account, images, source.columns)
     captions = find_captions(root, images, account.files, listed, source)
     if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
-        raise DatasetError(no_captions(root.name, len(images)))
+        elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
+        raise DatasetError(no_captions(root.name, len(images)) + elsewhere)
     account.use(one.file for one in captions if one.file is not None)
     parts = []
     for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):
@@ -60,7 +65,7 @@ def read_sidecars(
                 rules=_rules([captions[index].rule for index in own]),
             )
         )
-    notes = _columns_in_vain(root.name, source.columns) + _of_fallback(images, captions, source)
+    notes = _columns_in_vain(root.name, source.columns, captions) + _of_fallback(images, captions, source)
     return tuple(parts), notes + _of_paragraphs(captions, source)
 
 
@@ -68,8 +73,9 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
     """Each image's mask, an empty string for none; None where the task asks for none. Raises DatasetError."""
     if columns.mask is None:
         return None
-    found = {label: file for file in reversed(account.files) if is_image_name(file) and (label := label_of(file))}
-    masks = [found.get((image.rpartition(".")[0], "mask"), "") for image in images]
+    labels = ((file, label_of(file)) for file in reversed(account.files) if is_image_name(file))
+    found = {composed(label[0]): file for file, label in labels if label and label[1] == "mask"}
+    masks = [found.get(composed(image.rpartition(".")[0]), "") for image in images]
     if not any(masks):
         raise DatasetError(
             f"dataset.mask_column asks for masks, and {account.root.name} has no table that names any: put "
@@ -78,9 +84,11 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
     return masks
 
 
-def _columns_in_vain(label: str, columns: Columns) -> list[str]:
-    """Columns are a table's."""
-    named = {"image_column": columns.image, "caption_column": columns.caption}
+def _columns_in_vain(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
+    """Columns are a table's, and the captions' one that of JSON, too."""
+    named = {"image_column": columns.image}
+    if not any(one.rule == JSON_RULE for one in captions):
+        named["caption_column"] = columns.caption
     return [
         f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
         for key, name in named.items()
@@ -135,6 +143,6 @@ def _of_paragraphs(captions: Sequence[Caption], source: Source) -> list[str]:
         return []
     have = plural(len(files), "text file has blank lines", "text files have blank lines")
     return [
-        f"dataset: {have} like a text in paragraphs, of which each line is a caption of its own; with "
-        f'dataset.caption_lines "joined" a file is one caption: {listing(files)}'
+        f"dataset: {have} as between paragraphs, and each line is a caption of its own; "
+        f'dataset.caption_lines "joined" makes a file one caption: {listing(files)}'
     ]

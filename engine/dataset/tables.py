@@ -45,6 +45,8 @@ class Source:
     """Of one Parquet file, unpacked."""
     split: str | None = None
     """Which split is read; None is the training one."""
+    config_name: str | None = None
+    """Which configuration is read; None is the default one, or all that is there."""
     joins_lines: bool = False
     """Whether the lines of a text file beside an image are one caption."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..layouts import is_of_system, label_of
+from ..layouts import composed, is_of_system, label_of
 from ..quoting import listing, plural
 from .images import is_image_name
 from .walking import Tree
@@ -69,6 +69,19 @@ OTHER_CAPTIONS: Final = Reason(
 OTHER_TABLES: Final = Reason(
     "data file is not used, it is not this dataset's table",
     "data files are not used, they are not this dataset's table",
+)
+WITHOUT_COLUMNS: Final = Reason(
+    "data file is not used, it has no columns of images and captions (dataset.image_column, dataset.caption_column)",
+    "data files are not used, they have no columns of images and captions (dataset.image_column, "
+    "dataset.caption_column)",
+)
+UNREADABLE_TABLES: Final = Reason(
+    "data file is not used, it cannot be read as a table",
+    "data files are not used, they cannot be read as tables",
+)
+OTHER_CONFIGURATIONS: Final = Reason(
+    "file is of other configurations or splits in README.md and not trained on",
+    "files are of other configurations or splits in README.md and not trained on",
 )
 ARCHIVES: Final = Reason(
     "archive is not unpacked, unpack it there to train on what is in it",
@@ -195,7 +208,7 @@ class Account:
     def _close_beside(self, file: str, owners: Mapping[str, Reason], images: set[str]) -> None:
         """What belongs to an image shares its fate."""
         label = label_of(file)
-        owner = label[0] if label else file.rpartition(".")[0]
+        owner = composed(label[0] if label else file.rpartition(".")[0])
         if owner in images:
             self.leave({"mask": MASKS, "cond": CONDITIONS}[label[1]] if label else OTHER_CAPTIONS, [file])
         elif owner in owners and not is_of_system(file):
@@ -217,9 +230,14 @@ class Account:
         return OTHERS if os.path.exists(f"{self.root}/{file}") else DEAD_LINKS  # noqa: PTH110  # a link behind a link
 
 
+def is_archive(file: str) -> bool:
+    """Whether a file is an archive by its name."""
+    return any(reason is ARCHIVES and kind.fullmatch(_suffix(file)) for kind, reason in _KINDS)
+
+
 def _suffix(file: str) -> str:
     stem, dot, suffix = file.rpartition("/")[2].rpartition(".")
-    return f".{suffix.lower()}" if stem and dot else "no suffix"
+    return f".{suffix.lower()}" if stem and dot else "without suffix"
 
 
 def _is_beside(file: str) -> bool:
@@ -229,4 +247,4 @@ def _is_beside(file: str) -> bool:
 
 def _owners(file: str) -> tuple[str, str]:
     """By which names a caption may belong to an image: `cat`, or `cat.png`."""
-    return file.rpartition(".")[0], file
+    return composed(file.rpartition(".")[0]), composed(file)
