@@ -148,6 +148,17 @@ class OutputFolder:
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
 
+    def is_free_for(self, request: str, *, in_place: bool) -> bool:
+        """Whether nothing here can be another job's, nor this one's finished result; before `claim` knows for certain.
+
+        Args:
+            request: as in `is_asked_by`.
+            in_place: as in `claim`.
+        """
+        if self.is_untouched or self.is_asked_by(request):
+            return True
+        return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
+
     def tells_of(self, digest: str) -> bool:
         """Whether `result.json` tells that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)

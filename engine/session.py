@@ -19,10 +19,11 @@ from .job import Job
 from .kept import Kept, load_progress
 from .lora.adapter import Adapter, attach
 from .lora.files import diffusers_state, read_diffusers_file
-from .outcome import Outcome
+from .outcome import Before, Outcome
 from .output import OutputFolder
 from .processes.distributed import Processes
 from .progress import say
+from .progress_log import ProgressLog
 from .settings import Settings
 from .signals import Stop
 from .state import TrainState, dump_state, parse_state, weights_digest
@@ -44,6 +45,7 @@ class Session:
     device: torch.device
     job: Job
     processes: Processes
+    log: ProgressLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ def _saved_training(session: Session) -> tuple[TrainState | None, list[StepRepor
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
+        if "so_far" in saved:  # an older version did not tell
+            session.outcome.before = Before.parse(saved["so_far"])
         rows = held_out_curve.parse(saved.get("heldout", "").encode())
         history = history_file.parse(saved["history"].encode())
         return parse_state(tensors, saved["state"]), history, rows, Kept(session.output, saved.get("kept"))
@@ -118,6 +122,7 @@ class ProgressSaver:
                 "state": scalars,
                 "history": history_file.dump(self._training.history).decode(),
                 "kept": self._training.kept.hashes,
+                "so_far": self._session.outcome.so_far().described(),
             }
             if self._training.held_out_losses:
                 header["heldout"] = held_out_curve.dump(self._training.held_out_losses).decode()

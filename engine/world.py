@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     return {"sd-lora-task": __version__, "python": platform.python_version(), **found}
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """The NVIDIA kernel driver's version, where it tells."""
     with contextlib.suppress(OSError):
         found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", _DRIVER.read_text(errors="replace"))
@@ -51,7 +51,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
-            "driver": _driver_version(),
+            "driver": driver_version(),
         }
     return {
         "type": "cpu",

@@ -47,6 +47,6 @@ def test_driver_version(tmp_path, monkeypatch, text, version):
     path = tmp_path / "version"
     path.write_text(text)
     monkeypatch.setattr(world, "_DRIVER", path)
-    assert world._driver_version() == version
+    assert world.driver_version() == version
     monkeypatch.setattr(world, "_DRIVER", tmp_path / "no-such-file")
-    assert world._driver_version() is None
+    assert world.driver_version() is None
