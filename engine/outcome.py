@@ -59,14 +59,14 @@ class Before:
 
     def described(self) -> dict[str, Any]:
         """As JSON, for the saved progress."""
-        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        seconds = [[name, round(value, 3)] for name, value in self.seconds.items()]  # in their order
         return {"seconds": seconds, "skipped": self.skipped, "peak_memory_bytes": self.peak_memory_bytes}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Before:
         """The inverse of `described`."""
         skipped = [(name, reason) for name, reason in value["skipped"]]
-        return cls(value["seconds"], skipped, value["peak_memory_bytes"])
+        return cls(dict(value["seconds"]), skipped, value["peak_memory_bytes"])
 
 
 def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:

@@ -94,7 +94,7 @@ class ProgressLog:
         if self._thread.ident is None:
             return
         if self._schedule is None:
-            self._fields |= {"step": self._step()}
+            self._fields = self._fields | {"step": self._step()}
         elif name == "train" and self._training_since is None:
             self._training_since = time.monotonic()
         self._write("start" if is_first else "phase")
