@@ -82,5 +82,5 @@ def _device_words(device: Mapping[str, Any]) -> str:
     if device.get("type") == "cuda":
         driver = f", driver {device['driver']}" if device.get("driver") else ""
         return f"{device.get('name') or 'a GPU'}{driver}"
-    named = [str(device[key]) for key in ("name", "model", "machine", "instructions") if device.get(key)]
+    named = [str(device[key]) for key in ("model", "machine", "instructions") if device.get(key)]
     return f"the CPU ({', '.join(named)})" if named else "the CPU"

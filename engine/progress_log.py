@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ class ProgressLog:
 
     def begin(self, *, may_write: bool) -> None:
         """Log from now on; held back unless `may_write`."""
-        if may_write and not self._path.is_symlink():
+        if may_write:
             self._open()
         self._thread.start()
 
@@ -136,12 +137,17 @@ class ProgressLog:
         self._write(event, **more)
 
     def _open(self) -> None:
-        with storage.writing_to(self._path.parent):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        folder = self._path.parent
+        with storage.writing_to(folder):
+            if os.path.lexists(self._path) and not _is_own_file(self._path.lstat()):
+                self._path.unlink()  # a link, a pipe, another file's second name: nothing is written through it
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(self._path, flags, storage.FILE_MODE)
             self._descriptors.append(descriptor)
             os.fchmod(descriptor, storage.FILE_MODE)
-            storage.adopt(descriptor, self._path.parent)
+            if os.geteuid() == 0:
+                status = folder.stat()
+                os.fchown(descriptor, status.st_uid, status.st_gid)
 
     def _write(self, event: str, **more: Any) -> None:
         self._last_line = time.monotonic()
@@ -163,5 +169,9 @@ class ProgressLog:
             if time.monotonic() - self._last_line >= due:
                 try:
                     self._write("alive")
-                except Exception:  # the job's own next write says so, in the right thread
+                except OutputError:  # the job's own next write says so, in the right thread
                     return
+
+
+def _is_own_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

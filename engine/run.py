@@ -139,7 +139,7 @@ def _is_done_already(session: Session) -> bool:
     overwrite = session.settings.overwrite
     claim = output.claim(job.record, request=job.request, in_place=job.in_place, overwrite=overwrite)
     if claim is not Claim.FINISHED:
-        session.log.claimed(is_fresh=claim is Claim.FRESH)
+        session.log.claimed(is_fresh=claim is not Claim.CONTINUES)
         return False
     try:
         own = checkpoint.load(output.checkpoint)

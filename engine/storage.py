@@ -137,11 +137,8 @@ def make_folder(path: Path, *, owner: Path | None = None) -> None:
         adopt(path, owner)
 
 
-def adopt(path: Path | int, owner: Path) -> None:
-    """Give a path, or the file of a descriptor, to the owner of `owner`.
-
-    A root container's results belong to the person who mounted the folder.
-    """
+def adopt(path: Path, owner: Path) -> None:
+    """Give `path` to the owner of `owner`: a root container's results belong to the person who mounted the folder."""
     if os.geteuid() == 0:
         status = owner.stat()
         os.chown(path, status.st_uid, status.st_gid)
