@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import changed, progress, run_job, snapshot, start_job, succeed
+from tests.integration.harness import changed, progress, read_json, run_job, snapshot, start_job, succeed
 from tests.tiny import build_dataset
 
 
@@ -39,14 +39,15 @@ def test_the_report_after_an_interruption_tells_of_the_whole_task(task, tmp_path
     job = start_job(changed(task, long), tmp_path / "out")
     job.until_step(2)
     job.signal(signal.SIGTERM)
-    stopped = job.finish()
-    assert stopped.code == 143 and stopped.result["skipped_images"] == 1
-    done = succeed(changed(task, long), stopped.out, env={"LOG_FORMAT": "json"})
+    assert job.finish().code == 143
+    stopped = read_json(job.out / "result.json")
+    assert stopped["skipped_images"] == 1
+    done = succeed(changed(task, long), job.out, env={"LOG_FORMAT": "json"})
     assert done.result["resumed_from_step"] > 0 and done.result["skipped_images"] == 1
     page = " ".join(re.sub("<[^>]*>", " ", (done.out / "report.html").read_text()).split())
     assert "Skipped 1 image" in page and "0002.png" in page
     assert "in all for 20 steps" in page
-    both = [one.result["seconds"]["train"] for one in (stopped, done)]
+    both = [result["seconds"]["train"] for result in (stopped, done.result)]
     shown = float(re.search(r" train ([0-9.]+) s ", page)[1])
     assert shown == pytest.approx(sum(both), rel=0.1, abs=0.1) and shown > both[1]
     assert [line["event"] for line in progress(done.out)].count("start") == 2
