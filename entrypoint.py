@@ -1,13 +1,18 @@
 """Train one task: argv and environment in, an exit code out. README.md lists both."""
 
-from __future__ import annotations
+import os
+import sys
+
+if __name__ == "__main__":  # before anything else is imported; PYTHONSAFEPATH leaves this folder off the path
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from engine.startup import prepare_process
+
+    prepare_process()
 
 import argparse
 import contextlib
 import gc
 import io
-import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -115,26 +120,30 @@ def train(
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
-    from engine import memory
+    from engine import memory, room
     from engine.audit import audit
     from engine.describe import describe as describe_job
-    from engine.precheck import check_adapter, check_output
-    from engine.prepare import prepare, read_task
+    from engine.precheck import check_adapter, check_device, check_memory, check_output
+    from engine.prepare import prepare, read_task, recorded
     from engine.processes.launch import num_processes
 
-    job = prepare(settings, read_task(settings), weights=False, report=say)
+    task = read_task(settings)
+    job = prepare(settings, task, weights=False, report=say, before=recorded(settings, task))
     if not settings.place.is_first:
         return
     # How much a GPU has is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
+    share = num_processes(settings, job.task, gpus=None)
     if available is not None:
         # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
-        available //= max(settings.place.world_size, num_processes(settings, job.task, gpus=None))
+        available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
-    lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
-    with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
-        print("\n".join(lines), flush=True)
+    lines = (
+        describe_job(job) + predicted + room.describe(job) + check_device(settings) + check_adapter(job) + audit(job)
+    )
+    print("\n".join(lines), flush=True)
     check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
+    check_memory(job, settings, available, share)
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:

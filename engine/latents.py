@@ -20,6 +20,7 @@ from .cache import EncodingCache
 from .dataset import ImageDataset, none_readable
 from .errors import DatasetError
 from .families.base import Family, Tensors
+from .long_step import LongStep
 from .plan import Schedule, Visit, VisitStream
 from .processes.distributed import Processes
 from .progress import Meter
@@ -28,8 +29,8 @@ from .rendering import render_all
 from .task import Task, canonical_json
 
 WINDOW_VISITS: Final = 1024
-"""Visits whose encodings are in memory at once: about 0.4 GB for Stable Diffusion 1.5 at 512 pixels in float32, 1.2 GB
-at 1024 pixels with text states of width 2048."""
+"""Visits whose encodings are in memory at once, unless one round of micro-batches has more: about 0.4 GB for Stable
+Diffusion 1.5 at 512 pixels in float32, 1.2 GB at 1024 pixels with text states of width 2048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class VisitEncoder:
         self._unreadable: dict[int, str] = {}
         self._shared: set[int] = set()
         """The unreadable images that all processes know of."""
-        self._examples: dict[int, list[Example]] = {}
+        self._examples: dict[int, Sequence[Example]] = {}
         self._are_encoders_here = False
 
     @property
@@ -107,10 +108,10 @@ class VisitEncoder:
         """Whether an image that was visited could be read."""
         return sample not in self._unreadable
 
-    def examples(self, step: int) -> list[Example]:
+    def examples(self, step: int) -> Sequence[Example]:
         """The examples of this process's micro-batches of optimizer step `step`, in the order of their visits.
 
-        Steps are asked for once, in order, here or `at_hand`.
+        Steps are asked for once, in order, here or `at_hand`. A step of more visits than a window is a `LongStep`.
 
         Raises:
             DatasetError: no image of the dataset is readable.
@@ -120,14 +121,37 @@ class VisitEncoder:
             self._encode_window(step)
         return self._examples.pop(step)
 
-    def at_hand(self, step: int) -> list[Example]:
+    def at_hand(self, step: int) -> Sequence[Example]:
         """`examples` of a step that is encoded already; else none."""
         return self._examples.pop(step, [])
 
     def _encode_window(self, start: int) -> None:
         per_step = self._schedule.visits_per_step
-        steps = range(start, min(start + max(1, WINDOW_VISITS // per_step), self._schedule.stop_step))
-        visits = list(self._stream.visits(start * per_step, len(steps) * per_step))
+        if per_step > WINDOW_VISITS:
+            self._examples = {start: self._long_step(start * per_step)}
+            return
+        steps = range(start, min(start + WINDOW_VISITS // per_step, self._schedule.stop_step))
+        examples = self._encode(start * per_step, len(steps) * per_step)
+        per_step = len(examples) // len(steps)
+        self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
+
+    def _long_step(self, start: int) -> LongStep[Example]:
+        size, world_size = self._schedule.batch_size, self._processes.world_size
+        return LongStep(
+            self._encode,
+            start=start,
+            size=size,
+            round_visits=size * world_size,
+            num_rounds=self._schedule.micro_batches // world_size,
+            window=max(1, WINDOW_VISITS // (size * world_size)),
+        )
+
+    def _encode(self, start: int, count: int) -> list[Example]:
+        """This process's examples among the visits number `start … start + count - 1`, whole rounds of micro-batches.
+
+        All processes encode the same visits in the same order.
+        """
+        visits = list(self._stream.visits(start, count))
         images = self._images(visits)
         captions: dict[str, Tensors] = {}
         examples = [
@@ -139,13 +163,12 @@ class VisitEncoder:
             )
             for visit, (shown, moments) in zip(filter(self._is_own, visits), images, strict=True)
         ]
-        per_step = len(examples) // len(steps)
         if self._are_encoders_here:
             # The denoiser gets the device's memory for itself.
             self._family.move_encoders(torch.device("cpu"))
             self._are_encoders_here = False
         self._cache.trim()
-        self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
+        return examples
 
     def _bring_encoders(self) -> None:
         """Have the encoders on the device, now that there is something to encode: a window of cache hits has not."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,17 +136,8 @@ class ProgressLog:
         self._write(event, **more)
 
     def _open(self) -> None:
-        folder = self._path.parent
-        with storage.writing_to(folder):
-            if os.path.lexists(self._path) and not _is_own_file(self._path.lstat()):
-                self._path.unlink()  # a link, a pipe, another file's second name: nothing is written through it
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(self._path, flags, storage.FILE_MODE)
-            self._descriptors.append(descriptor)
-            os.fchmod(descriptor, storage.FILE_MODE)
-            if os.geteuid() == 0:
-                status = folder.stat()
-                os.fchown(descriptor, status.st_uid, status.st_gid)
+        with storage.writing_to(self._path.parent):
+            self._descriptors.append(storage.open_log(self._path, owner=self._path.parent))
 
     def _write(self, event: str, **more: Any) -> None:
         self._last_line = time.monotonic()
@@ -171,7 +161,3 @@ class ProgressLog:
                     self._write("alive")
                 except OutputError:  # the job's own next write says so, in the right thread
                     return
-
-
-def _is_own_file(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

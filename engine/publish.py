@@ -11,7 +11,6 @@ from . import checkpoint, held_out_curve, kept, report, validation, world
 from . import history as history_file
 from .addresses import public
 from .checkpoint import Checkpoint
-from .dataset.held_out import HeldOut
 from .job import Job
 from .lora import webui_metadata
 from .lora.files import diffusers_state, webui_state
@@ -29,7 +28,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
     """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
     job, output, outcome = session.job, session.output, session.outcome
     with outcome.clock.phase("publish"):
-        origin = {"versions": world.versions(), "device": world.describe_device(session.device)}
+        origin = world.of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
         finished = job.schedule.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
@@ -47,7 +46,8 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
     outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
     output.write_result(outcome.done())
     output.complete()
-    say(f"done: {outcome.message}; look at {output.root / REPORT}")
+    say(f"done: {outcome.message}")
+    say(f"look at {output.root / REPORT}")
 
 
 def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
@@ -88,26 +88,11 @@ def _checkpoint_files(
         held_out_losses=held_out_curve.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
-            "dataset": {
-                "name": job.task.dataset.name if job.dataset.revision else None,
-                "fingerprint": job.dataset.fingerprint,
-                "revision": job.dataset.revision,
-            },
-            "base_model": {"identity": job.base.identity, "revision": job.base.revision},
             "parent": job.record.parent,
-            **({"heldout": _held_out(job, job.held_out)} if job.held_out else {}),
+            **job.found,
             **origin,
         },
     )
-
-
-def _held_out(job: Job, held_out: HeldOut) -> dict[str, Any]:
-    wanted = job.task.validation.dataset
-    return {
-        "name": wanted.name if wanted and held_out.revision else None,
-        "fingerprint": held_out.fingerprint,
-        "revision": held_out.revision,
-    }
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:

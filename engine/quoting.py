@@ -24,10 +24,10 @@ def shown(name: str) -> str:
     return text if len(text) <= 100 else f"{text[:60]}…{text[-39:]}"
 
 
-def listing(names: Sequence[str], show: Callable[[str], str] = shown) -> str:
+def listing(names: Sequence[str], show: Callable[[str], str] = shown, most: int = 3) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return ", ".join(map(show, names[:3])) + more
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(show, names[:most])) + more
 
 
 def as_json(value: object) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, families, held_out_curve, memory, rng, world
+from . import checkpoint, families, held_out_curve, memory, rng, room, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .describe import describe
-from .device import available_bytes, device_troubles, open_device
+from .device import available_bytes, device_troubles, open_device, require_room
 from .digests import FileDigests
 from .errors import (
     CheckpointError,
@@ -36,7 +36,7 @@ from .outcome import Outcome
 from .output import Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
-from .prepare import prepare
+from .prepare import prepare, recorded
 from .processes.distributed import Processes
 from .progress import Meter, is_introduced, say
 from .progress_log import ProgressLog
@@ -74,7 +74,10 @@ def run(
     processes.open_device(device)
     outcome.device = world.describe_device(device)
     with outcome.clock.phase("download"):
-        job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say, digests=digests))
+        before = processes.from_first(lambda: recorded(settings, task))
+        job = processes.one_first(
+            lambda: prepare(settings, task, weights=True, report=say, digests=digests, before=before)
+        )
         outcome.task_digest = job.task_digest
     if is_introduced():  # something had to be said before this was known
         say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
@@ -91,9 +94,11 @@ def run(
     _require_one_job(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
+    processes.from_first(lambda: room.require(job, output.root))
     available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
+    require_room(job, device, settings.place, available)
     with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
@@ -136,18 +141,30 @@ def _is_done_already(session: Session) -> bool:
             _tell_done(session, job.parent)
             say(f"nothing to do: the training in {output.checkpoint} is finished")
             return True
-    overwrite = session.settings.overwrite
-    claim = output.claim(job.record, request=job.request, in_place=job.in_place, overwrite=overwrite)
+    claim = output.claim(
+        job.record,
+        request=job.request,
+        found={**job.found, "revision": job.task.model.revision, **world.origin(session.device)},
+        in_place=job.in_place,
+        overwrite=session.settings.overwrite,
+    )
+    if claim is Claim.ANEW:
+        say(
+            "the progress saved here does not say what it was trained on (an earlier version's): this task begins again"
+        )
     if claim is not Claim.FINISHED:
         session.log.claimed(is_fresh=claim is not Claim.CONTINUES)
         return False
     try:
         own = checkpoint.load(output.checkpoint)
-        if isinstance(own, Checkpoint):
-            _tell_done(session, own)
     except CheckpointError as error:
         raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    say(f"nothing to do: this task's result is already in {output.checkpoint}")
+    more = ""
+    if isinstance(own, Checkpoint):
+        _tell_done(session, own)
+        if not own.finished:
+            more = f"; to go on from step {own.global_step}, add --checkpoint {output.checkpoint}"
+    say(f"nothing to do: this task's result is already in {output.checkpoint}{more}")
     return True
 
 
@@ -257,8 +274,7 @@ def _encoding_cache(session: Session) -> EncodingCache:
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
         "mixed_precision": job.task.mixed_precision,
-        "device": world.describe_device(session.device),
-        "versions": world.versions(),
+        **world.origin(session.device),
     }
     return EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes)
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from . import jsontext
 from .errors import TaskError
 from .quoting import plural
-from .schema import Schema
+from .schema import SCHEMA_KEY, Schema
 
 SCHEMA: Final = Path(__file__).parent.parent / "schema" / "task.schema.json"
 
@@ -229,7 +229,7 @@ def parse_task(data: bytes, *, source: str) -> Task:
             count = f"more than {jsontext.MAX_PROBLEMS} problems"
         listed = "; ".join(str(problem) for problem in problems[: jsontext.MAX_PROBLEMS])
         raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > jsontext.MAX_PROBLEMS else ''}")
-    return _build(Task, value)
+    return _build(Task, {key: item for key, item in value.items() if key != SCHEMA_KEY})
 
 
 @functools.cache

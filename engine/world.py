@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,40 @@ def versions() -> dict[str, str]:
     """The versions that the bits may depend on."""
     found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"sd-lora-task": __version__, "python": platform.python_version(), **found}
+
+
+def origin(device: torch.device) -> dict[str, Any]:
+    """Where this process works: what the manifest tells of it."""
+    return {"versions": versions(), "device": describe_device(device)}
+
+
+def going_on(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where a task's steps are trained when it goes on at `step` in the place `here`.
+
+    Args:
+        origins: where it was trained so far, each with its `from_step`, the step that was reached there before it.
+        step: the step that is reached.
+        here: as `origin` gives it.
+
+    Returns:
+        `origins`, with one more where it goes on in another place than the last.
+    """
+    found = [dict(one) for one in origins]
+    if not found or {key: found[-1].get(key) for key in here} != here:
+        found.append({"from_step": step, **here})
+    return found
+
+
+def of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """What a result at `step` says of where it was made: the last place, and all with their steps if they are several.
+
+    The last one made the images, even where it trained no step.
+    """
+    last = {key: value for key, value in origins[-1].items() if key != "from_step"}
+    if len(origins) == 1:
+        return last
+    ends = [*(one["from_step"] for one in origins[1:]), step]
+    return {**last, "origins": [{**one, "to_step": end} for one, end in zip(origins, ends, strict=True)]}
 
 
 def driver_version() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +103,12 @@ class Cells:
         value = self._path(index)
         return shown(value) if value else f"row {index} of {self.label}"
 
+    def files(self) -> Iterator[str]:
+        """The paths that are read, as the rows write them: of rows that hold no bytes."""
+        for row, value in enumerate([] if self.paths is None else self.paths.to_pylist()):
+            if value and (self.payloads is None or not self.payloads[row].is_valid):
+                yield value
+
     def identify(self, identity: Identity) -> None:
         identity.add(repr((str(self.folder), self.reach)).encode())
         if self.payloads is not None:
@@ -151,7 +157,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Image files below a folder, by their relative paths."""
+    """Image files below a folder, by their relative paths; an empty path is none."""
 
     folder: Path
     paths: Sequence[str]
@@ -161,7 +167,7 @@ class Files:
         return len(self.paths)
 
     def has(self, index: int) -> bool:
-        return True
+        return bool(self.paths[index])
 
     def read(self, index: int) -> bytes:
         return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
@@ -171,7 +177,7 @@ class Files:
 
     def identify(self, identity: Identity) -> None:
         identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
-        identity.add_files(f"{self.folder}/{path}" for path in self.paths)
+        identity.add_files(f"{self.folder}/{path}" for path in self.paths if path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,7 @@ def test_no_pickles(strong, scratch):
 
 def test_nothing_else_is_left(whole):
     assert sorted(path.name for path in whole.out.iterdir()) == [
+        ".lock",
         "checkpoint",
         "progress.jsonl",
         "report.html",

@@ -310,7 +310,11 @@ def test_metadata_at_the_top_beside_another_split_is_the_training_one(tmp_path):
     lines = []
     dataset = opened(tmp_path, name=tmp_path / "d", report=lines.append)
     assert content(dataset) == [(PICTURES[0], ("top",))]
-    assert lines == ["dataset: the training split is metadata.jsonl; 1 other file is not used"]
+    assert lines == [
+        "dataset: the training split is metadata.jsonl",
+        "dataset: 1 data file is of other splits and not trained on: validation/metadata.jsonl",
+        "dataset: 1 image is of other splits and not trained on: validation/x.png",
+    ]
 
 
 def test_saved_splits_without_train_are_listed(tmp_path):
