@@ -24,6 +24,7 @@ from .long_step import LongStep
 from .plan import Schedule, Visit, VisitStream
 from .processes.distributed import Processes
 from .progress import Meter
+from .quoting import plural
 from .rendering import render_all
 from .task import Task, canonical_json
 
@@ -289,8 +290,7 @@ class VisitEncoder:
         # More workers than cores only wait for each other; their number is no part of the bits.
         num_workers = min(self._task.dataloader_num_workers, os.cpu_count() or 1)
         rendered = render_all(requests, num_workers)
-        meter = Meter("encoding", "images", len(unseen))
-        for done, (one, pixels) in enumerate(zip(unseen, rendered, strict=True), start=1):
+        for one, pixels in zip(unseen, _encoding_meter(unseen).over(rendered), strict=True):
             if isinstance(pixels, transforms.UnreadableImage):
                 self._skip(one.sample, pixels)
                 continue
@@ -303,7 +303,6 @@ class VisitEncoder:
             moments[one.key] = self._family.encode_image(pixels) | mask
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
-            meter.update(done)
             self._check_stop()
 
     def _reader(self, sample: int) -> Callable[[], bytes]:
@@ -337,6 +336,14 @@ class VisitEncoder:
         """One drawn from the sample's, as the task words it."""
         order = partial(self._stream.tag_order, visit.number)
         return wording.caption_of_visit(self._dataset.captions(sample), self._task.dataset, visit, order)
+
+
+def _encoding_meter(unseen: Sequence[_Shown]) -> Meter:
+    """An image may be encoded several times: mirrored, or cut elsewhere."""
+    images = len({one.sample for one in unseen})
+    if images == len(unseen):
+        return Meter("encoding", "images", images)
+    return Meter(f"encoding {plural(images, 'image')}", "crops", len(unseen))
 
 
 def _key(kind: str, *what: object) -> str:

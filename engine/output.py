@@ -168,6 +168,17 @@ class OutputFolder:
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
 
+    def is_free_for(self, request: str, *, in_place: bool) -> bool:
+        """Whether nothing here can be another job's, nor this one's finished result; before `claim` knows for certain.
+
+        Args:
+            request: as in `is_asked_by`.
+            in_place: as in `claim`.
+        """
+        if self.is_untouched or self.is_asked_by(request):
+            return True
+        return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
+
     def resolved(self, request: str, *, result: bool) -> dict[str, Any] | None:
         """What names were resolved to by the unfinished job of the same request or, with `result`, for what lies here.
 

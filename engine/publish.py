@@ -14,7 +14,6 @@ from .checkpoint import Checkpoint
 from .job import Job
 from .lora import webui_metadata
 from .lora.files import diffusers_state, webui_state
-from .outcome import peak_memory_bytes
 from .output import REPORT
 from .pictures import Pictures, smaller
 from .progress import say
@@ -28,7 +27,7 @@ from .task import canonical
 def publish(session: Session, training: Training, pictures: Pictures) -> None:
     """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
     job, output, outcome = session.job, session.output, session.outcome
-    with outcome.clock.phase("save"):
+    with outcome.clock.phase("publish"):
         origin = world.of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
         finished = job.schedule.finishes
@@ -40,7 +39,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
         output.write(REPORT, report.render(page).encode())
     # From here on the job is as good as done: a signal no longer undoes that.
     session.stop.ignore()
-    with outcome.clock.phase("save"):
+    with outcome.clock.phase("publish"):
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
     outcome.finished, outcome.checkpoint_digest = finished, digest
     ending = "the whole training is finished" if finished else "the next task continues from it"
@@ -128,7 +127,7 @@ def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
 def _report(
     session: Session, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
 ) -> report.Report:
-    job, outcome = session.job, session.outcome
+    job, outcome, whole = session.job, session.outcome, session.outcome.so_far()
     source = job.task.dataset.name or str(job.task.dataset.url)
     shown = [
         report.Picture(
@@ -151,11 +150,10 @@ def _report(
         global_step=outcome.global_step,
         max_steps=job.schedule.max_steps,
         visits_per_step=job.schedule.visits_per_step,
-        steps_trained=outcome.steps_trained,
         finished=job.schedule.finishes,
-        seconds=outcome.clock.seconds,
-        peak_memory_bytes=peak_memory_bytes(),
-        skipped=outcome.skipped,
+        seconds=whole.seconds,
+        peak_memory_bytes=whole.peak_memory_bytes,
+        skipped=whole.skipped,
         lineage=lineage,
         checkpoint_digest=digest,
         device=lineage[-1]["device"],

@@ -33,12 +33,13 @@ from .history import StepReport
 from .interim import InterimResults
 from .latents import VisitEncoder
 from .outcome import Outcome
-from .output import PROGRESS_LOG, Claim, OutputFolder
+from .output import Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
 from .prepare import prepare, recorded
 from .processes.distributed import Processes
-from .progress import Meter, TrainingLog, say
+from .progress import Meter, is_introduced, say
+from .progress_log import ProgressLog
 from .publish import publish
 from .recompute import recompute_activations
 from .session import ProgressSaver, Session, Training, start_training
@@ -57,11 +58,12 @@ def run(
     *,
     processes: Processes,
     digests: FileDigests,
+    log: ProgressLog,
 ) -> None:
     """Train one task's slice and publish its result, or find that it is published already.
 
-    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone. `digests`
-    may have been begun on the base model's files.
+    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone, as they do
+    `log`. `digests` may have been begun on the base model's files.
 
     Raises:
         JobError: of the kind of whatever went wrong.
@@ -70,11 +72,15 @@ def run(
     rng.check_known_answers()
     device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
-    with outcome.clock.phase("prepare"):
+    outcome.device = world.describe_device(device)
+    with outcome.clock.phase("download"):
         before = processes.from_first(lambda: recorded(settings, task))
         job = processes.one_first(
             lambda: prepare(settings, task, weights=True, report=say, digests=digests, before=before)
         )
+        outcome.task_digest = job.task_digest
+    if is_introduced():  # something had to be said before this was known
+        say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
     session = Session(
         settings=settings,
         output=output,
@@ -83,6 +89,7 @@ def run(
         device=device,
         job=job,
         processes=processes,
+        log=log,
     )
     _require_one_job(session)
     if processes.from_first(lambda: _is_done_already(session)):
@@ -103,7 +110,7 @@ def run(
 
 
 def _draw_and_publish(session: Session, training: Training) -> None:
-    with session.outcome.clock.phase("validation"):
+    with session.outcome.clock.phase("validate"):
         pictures = draw_pictures(session, training)
     publish(session, training, pictures)
 
@@ -146,6 +153,7 @@ def _is_done_already(session: Session) -> bool:
             "the progress saved here does not say what it was trained on (an earlier version's): this task begins again"
         )
     if claim is not Claim.FINISHED:
+        session.log.claimed(is_fresh=claim is not Claim.CONTINUES)
         return False
     try:
         own = checkpoint.load(output.checkpoint)
@@ -199,6 +207,7 @@ def _train(session: Session, training: Training) -> None:
 
     encoder = _visit_encoder(session, training.family, cache, check_stop)
     held_out_loss = HeldOutLoss(session, training, cache, check_stop)
+    outcome.newly_skipped = lambda: encoder.skipped + held_out_loss.skipped
 
     with _watched(session, trainer.step) as (seen, tell), stop.deferred():
         interim = InterimResults(session, training, saver, tell)
@@ -228,8 +237,6 @@ def _train(session: Session, training: Training) -> None:
         except (PeerError, PeerInterrupted):
             saver.save()
             raise
-        finally:
-            outcome.skipped = encoder.skipped + held_out_loss.skipped
 
 
 def _blame_base_model(family: Family) -> None:
@@ -250,11 +257,12 @@ def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport
     if not session.processes.is_first:
         yield lambda report: None, lambda event, **more: None
         return
-    root, schedule = session.output.root, session.job.schedule
-    log = TrainingLog(root / PROGRESS_LOG, schedule, owner=root)
-    meter = Meter("training", "steps", schedule.stop_step, start=step)
+    log, schedule = session.log, session.job.schedule
+    # Encoding the first images has a bar of its own, and is no part of the training's time.
+    meter = Meter("training", "steps", schedule.stop_step, start=step, begins=False)
+    session.outcome.clock.watchers.append(lambda phase: meter.begin() if phase == "train" else None)
     try:
-        with log.running(step):
+        with log.training(schedule, step):
             yield lambda report: meter.update(report.step, log.step(report)), log.tell
     finally:
         meter.close()

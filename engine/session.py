@@ -19,10 +19,11 @@ from .job import Job
 from .kept import Kept, load_progress
 from .lora.adapter import Adapter, attach
 from .lora.files import diffusers_state, read_diffusers_file
-from .outcome import Outcome
+from .outcome import Before, Outcome
 from .output import OutputFolder
 from .processes.distributed import Processes
 from .progress import say
+from .progress_log import ProgressLog
 from .settings import Settings
 from .signals import Stop
 from .state import TrainState, dump_state, parse_state, weights_digest
@@ -44,6 +45,7 @@ class Session:
     device: torch.device
     job: Job
     processes: Processes
+    log: ProgressLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ def _saved_training(session: Session) -> _Saved:
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
+        if "so_far" in saved:  # an older version did not tell
+            session.outcome.before = Before.parse(saved["so_far"])
         return _Saved(
             parse_state(tensors, saved["state"]),
             history_file.parse(saved["history"].encode()),
@@ -158,6 +162,7 @@ class ProgressSaver:
                 "kept": self._training.kept.hashes,
                 "job": _identity(self._session.job),
                 "origins": self._training.origins,
+                "so_far": self._session.outcome.so_far().described(),
             }
             if self._training.held_out_losses:
                 header["heldout"] = held_out_curve.dump(self._training.held_out_losses).decode()

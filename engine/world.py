@@ -61,7 +61,7 @@ def of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]
     return {**last, "origins": [{**one, "to_step": end} for one, end in zip(origins, ends, strict=True)]}
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """The NVIDIA kernel driver's version, where it tells."""
     with contextlib.suppress(OSError):
         found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", _DRIVER.read_text(errors="replace"))
@@ -86,7 +86,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
-            "driver": _driver_version(),
+            "driver": driver_version(),
         }
     return {
         "type": "cpu",

@@ -396,3 +396,13 @@ def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):
     Setup(images, tmp_path / "cache", texts=[(address,)] * 3, center_crop=True, flip=False).run()
     honest = Setup(images, tmp_path / "cache", center_crop=True, flip=False)
     assert frozen(honest.run()) == frozen(reference(honest))
+
+
+def test_what_is_encoded_is_counted_as_what_it_is(tmp_path, capsys):
+    """Mirrored or cut elsewhere, an image is encoded again; one that cannot be read is done with, too."""
+    Setup(good(2), tmp_path / "a", flip=False, center_crop=True).run()
+    Setup(good(2), tmp_path / "b", flip=True, center_crop=True).run()
+    Setup([*good(2), None], tmp_path / "c", flip=False, center_crop=True).run()
+    Setup(good(2), tmp_path / "a", flip=False, center_crop=True).run()  # all of it is in the cache
+    said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["encoding: 2/2 images", "encoding 2 images: 4/4 crops", "encoding: 2/2 images"]

@@ -192,6 +192,26 @@ class TestClaim:
             output.write_result({"status": "done", "checkpoint_digest": "digest"})
             assert output.tells_of("digest")
 
+    def test_when_nothing_here_can_be_anothers(self, tmp_path):
+        """Then signs of life may be written before the job knows what it is."""
+
+        def is_free(request="r", *, in_place=False):
+            return OutputFolder(tmp_path).is_free_for(request, in_place=in_place)
+
+        assert is_free()
+        (tmp_path / "progress.jsonl").write_text("")  # of a job that failed before it trained
+        assert is_free()
+        put_result(tmp_path, OTHER)
+        assert not is_free() and is_free(in_place=True)
+        (tmp_path / "checkpoint" / "FINISH").touch()
+        assert not is_free(in_place=True), "a finished chain changes nothing"
+        (tmp_path / "checkpoint" / "FINISH").unlink()
+        put_unfinished(tmp_path, OTHER)
+        assert not is_free() and not is_free(in_place=True)
+        with OutputFolder.lock(tmp_path) as output:
+            output.claim(JOB, in_place=False, overwrite=True, request="r")
+        assert is_free() and not is_free("another")
+
     def test_a_refusal_is_remembered(self, tmp_path):
         put_result(tmp_path, OTHER)
         with OutputFolder.lock(tmp_path) as output:

@@ -47,9 +47,9 @@ def test_driver_version(tmp_path, monkeypatch, text, version):
     path = tmp_path / "version"
     path.write_text(text)
     monkeypatch.setattr(world, "_DRIVER", path)
-    assert world._driver_version() == version
+    assert world.driver_version() == version
     monkeypatch.setattr(world, "_DRIVER", tmp_path / "no-such-file")
-    assert world._driver_version() is None
+    assert world.driver_version() is None
 
 
 A, B = ({"versions": {"torch": "2"}, "device": {"instructions": name}} for name in ("AVX2", "DEFAULT"))
