@@ -85,7 +85,7 @@ class Job:
         )
 
     @property
-    def found(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, Any]:
         """What names were resolved to, as the manifest has it."""
         return {
             "dataset": {
@@ -95,10 +95,10 @@ class Job:
                 "rows": len(self.dataset),
             },
             "base_model": {"identity": self.base.identity, "revision": self.base.revision},
-            **({"heldout": self._found_held_out(self.held_out)} if self.held_out else {}),
+            **({"heldout": self._resolved_held_out(self.held_out)} if self.held_out else {}),
         }
 
-    def _found_held_out(self, held_out: HeldOut) -> dict[str, Any]:
+    def _resolved_held_out(self, held_out: HeldOut) -> dict[str, Any]:
         wanted = self.task.validation.dataset
         return {
             "name": wanted.name if wanted and held_out.revision else None,

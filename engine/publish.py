@@ -89,7 +89,7 @@ def _checkpoint_files(
         manifest={
             "task_digest": job.task_digest,
             "parent": job.record.parent,
-            **job.found,
+            **job.resolved,
             **origin,
         },
     )

@@ -144,7 +144,7 @@ def _is_done_already(session: Session) -> bool:
     claim = output.claim(
         job.record,
         request=job.request,
-        found={**job.found, "revision": job.task.model.revision, **world.origin(session.device)},
+        found={**job.resolved, "revision": job.task.model.revision, **world.origin(session.device)},
         in_place=job.in_place,
         overwrite=session.settings.overwrite,
     )

@@ -24,6 +24,7 @@ from .output import OutputFolder
 from .processes.distributed import Processes
 from .progress import say
 from .progress_log import ProgressLog
+from .record import JobRecord
 from .settings import Settings
 from .signals import Stop
 from .state import TrainState, dump_state, parse_state, weights_digest
@@ -126,15 +127,12 @@ def _saved_training(session: Session) -> _Saved:
 def _own_progress(session: Session) -> bytes | None:
     """This job's saved progress. The lock and the record keep others' away, except where a file system's locks fail."""
     payload = load_progress(session.output, say)
-    if payload is None or json.loads(payload.partition(b"\n")[0]).get("job") == _identity(session.job):
+    if payload is None or session.job.record.is_same(
+        JobRecord.of_record(json.loads(payload.partition(b"\n")[0]).get("job"))
+    ):
         return payload
     say("the saved progress here is not this task's: this task begins again")
     return None
-
-
-def _identity(job: Job) -> Any:
-    """What the saved progress says that it is of, as JSON gives it back."""
-    return json.loads(canonical_json(asdict(job.record)))
 
 
 class ProgressSaver:
@@ -160,7 +158,7 @@ class ProgressSaver:
                 "state": scalars,
                 "history": history_file.dump(self._training.history).decode(),
                 "kept": self._training.kept.hashes,
-                "job": _identity(self._session.job),
+                "job": asdict(self._session.job.record),
                 "origins": self._training.origins,
                 "so_far": self._session.outcome.so_far().described(),
             }

@@ -157,10 +157,7 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         rerun = history_file.parse(again.checkpoint.history)
         step = differences.first_step(told, rerun)
         expected = {} if steps else _folders(out, with_validation=result.validation_folder is not None)
-        file, others = differences.first_file(result.files(expected), expected), set[str]()
-        if not steps:
-            taken, others = result.names()
-            file = file or differences.first_more(taken, expected)
+        file, others = (None, set[str]()) if steps else _first_file(result, expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
         what = f"{extent}, history alone" if steps else f"{extent}, {plural(len(expected), 'file')}"
@@ -178,6 +175,15 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         result.checkpoint, again.checkpoint, start=start, same_until=until, is_other=bool(claims)
     )
     return lines + verdict, DIFFERENT
+
+
+def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | None, set[str]]:
+    """The first file that differs, or that the result alone has; and the names of those that are not compared."""
+    files, (taken, others) = result.files(expected), result.names()
+    listing_all = f"checkpoint/{MANIFEST}"  # so what differs differs in it, too: it comes last
+    told = {name: data for name, data in expected.items() if name != listing_all}
+    file = differences.first_file(files, told) or differences.first_more(taken, expected)
+    return file or differences.first_file(files, {listing_all: expected[listing_all]}), others
 
 
 def _settings(flags: argparse.Namespace, out: Path, environment: Mapping[str, str]) -> Settings:

@@ -7,6 +7,8 @@ import pytest
 
 from engine import prepare
 from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError
+from engine.job import request_digest
+from engine.output import OutputFolder
 from engine.task import parse_task
 from tests.unit.jobs import COMMIT, before_of, job_of, text
 
@@ -93,3 +95,38 @@ class TestHeldOut:
         for lie in (None, [], {"name": "held/out", "revision": "main"}, {"name": "held/out"}):
             assert pinned("held/out", {"heldout": lie}) is None
         assert pinned("held/out", {}) is None
+
+
+class TestABranchThatMoves:
+    """Only the first start of a job asks where a branch is."""
+
+    FOUND = {"base_model": {"identity": f"m@{COMMIT}", "revision": COMMIT}, "revision": "main"}  # noqa: RUF012
+
+    def settings(self, root, **more):
+        return SimpleNamespace(output_dir=root, checkpoint=None, overwrite=False, **more)
+
+    def test_the_commit_of_the_first_start_is_asked_for(self, monkeypatch, tmp_path):
+        asked = []
+
+        def locate(*_, pinned, **__):
+            asked.append(pinned)
+            raise ModelError("as far as it goes")
+
+        monkeypatch.setattr("engine.prepare.model.locate", locate)
+        settings = self.settings(tmp_path, cache_dir=tmp_path, limits=None)
+        task = parse_task(text().encode(), source="task")
+        for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):
+            with pytest.raises(ModelError):
+                prepare.prepare(settings, task, weights=False, report=print, before=before)
+        assert asked == [None, COMMIT, None]
+
+    def test_it_is_recorded_in_the_output_folder(self, tmp_path):
+        settings, task = self.settings(tmp_path), parse_task(text().encode(), source="task")
+        assert prepare.recorded(settings, task) is None
+        with OutputFolder.lock(tmp_path) as output:
+            output.claim(
+                job_of().record, in_place=False, overwrite=False, request=request_digest(task, None), found=self.FOUND
+            )
+        found = prepare.recorded(settings, task)
+        assert prepare._pinned_model(found, task) == COMMIT
+        assert prepare.recorded(settings, parse_task(text(seed=5).encode(), source="task")) is None
