@@ -97,6 +97,8 @@ ENTRYPOINT ["tini", "-g", "--", "python", "-m", "engine.container"]
 ARG BASE_IMAGE
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+# What the job says that it is: in its log and in result.json.
+ENV SD_LORA_TASK_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="sd-lora-task" \
       org.opencontainers.image.description="Stable Diffusion LoRA training as one exact, resumable job" \
       org.opencontainers.image.licenses="Apache-2.0" \

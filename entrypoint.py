@@ -1,14 +1,18 @@
 """Train one task: argv and environment in, an exit code out. README.md lists both."""
 
-from __future__ import annotations
+import os
+import sys
+
+if __name__ == "__main__":  # before anything else is imported; PYTHONSAFEPATH leaves this folder off the path
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from engine.startup import prepare_process
+
+    prepare_process()
 
 import argparse
 import contextlib
 import gc
 import io
-import os
-import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +20,13 @@ from typing import NoReturn
 
 from engine.environment import Place, read_place
 from engine.errors import Interrupted, JobError, PeerError, TaskError
-from engine.outcome import Outcome, describe, exit_code, recording_failure, write_termination_message
-from engine.output import OutputFolder
+from engine.host import expected_device
+from engine.outcome import Outcome, describe, exit_code, exit_kind, recording_failure, write_termination_message
+from engine.output import PROGRESS_LOG, OutputFolder
 from engine.processes.distributed import Processes, connected
 from engine.processes.launch import Launch, follow_launcher, launch_of, leave_code
+from engine.progress import choose_format, introduce, keep_silent, say, say_error, say_traceback
+from engine.progress_log import ProgressLog
 from engine.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
 from engine.signals import Stop
 
@@ -35,9 +42,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         flags = _read_flags(argv, environment)
         place = read_place(environment)
+        choose_format(environment)
         if not place.is_first:
-            from engine.progress import keep_silent
-
             keep_silent()
         if flags.plan:
             print_plan(read_settings(flags, environment))
@@ -48,19 +54,22 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     except (JobError, Interrupted) as error:
         return _fail(error, place)
     except Exception as error:
-        traceback.print_exc()
+        say_traceback()
         return _fail(error, place)
 
 
 def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
     """Run the job, as one of its processes; or say how to start several that do, leaving the output folder to them."""
     outcome = Outcome()
+    if place.is_first:
+        introduce(outcome.introduction)
     with (
         connected(place, stop) as processes,
         _output(output_dir(flags, environment), outcome, place) as output,
         processes.knowing_why(),
+        ProgressLog(output.root / PROGRESS_LOG, step=lambda: outcome.global_step) as log,
     ):
-        return train(read_settings(flags, environment), output, stop, outcome, processes)
+        return train(read_settings(flags, environment), output, stop, outcome, processes=processes, log=log)
 
 
 @contextlib.contextmanager
@@ -74,7 +83,7 @@ def _output(folder: Path, outcome: Outcome, place: Place) -> Iterator[OutputFold
 
 
 def train(
-    settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, processes: Processes
+    settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes, log: ProgressLog
 ) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
     from engine.digests import FileDigests
@@ -83,14 +92,20 @@ def train(
     from engine.model import hash_ahead
     from engine.prepare import is_in_place, parent_folder, read_task
 
+    outcome.device = expected_device(settings.device)
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
     task = read_task(settings)
     parent = parent_folder(settings, task)
     request = request_digest(task, parent)
-    outcome.may_overwrite |= is_in_place(parent, settings.output_dir) or output.is_asked_by(request)
+    in_place = is_in_place(parent, settings.output_dir)
+    outcome.may_overwrite |= in_place or output.is_asked_by(request)
+    if processes.is_first:
+        outcome.clock.watchers.append(log.phase)
+        log.begin(may_write=output.is_free_for(request, in_place=in_place))
     with outcome.clock.phase("start"), importing():
         launch = launch_of(settings, task, request)
         if launch is not None:
+            log.hand_on()
             return launch
         digests = FileDigests(settings.cache_dir)
         if processes.is_first:  # the others find its notes
@@ -99,33 +114,36 @@ def train(
         import engine.families.latent_diffusion  # noqa: F401 - no family does without: here it is imported like the rest
         from engine.run import run
 
-    run(settings, task, output, stop, outcome, processes=processes, digests=digests)
+    run(settings, task, output, stop, outcome, processes=processes, digests=digests, log=log)
     return None
 
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
-    from engine import memory
+    from engine import memory, room
     from engine.audit import audit
     from engine.describe import describe as describe_job
-    from engine.precheck import check_adapter, check_output
-    from engine.prepare import prepare, read_task
+    from engine.precheck import check_adapter, check_device, check_memory, check_output
+    from engine.prepare import prepare, read_task, recorded
     from engine.processes.launch import num_processes
-    from engine.progress import say
 
-    job = prepare(settings, read_task(settings), weights=False, report=say)
+    task = read_task(settings)
+    job = prepare(settings, task, weights=False, report=say, before=recorded(settings, task))
     if not settings.place.is_first:
         return
     # How much a GPU has is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
+    share = num_processes(settings, job.task, gpus=None)
     if available is not None:
         # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
-        available //= max(settings.place.world_size, num_processes(settings, job.task, gpus=None))
+        available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
-    lines = describe_job(job) + predicted + check_adapter(job) + audit(job)
-    with contextlib.suppress(BrokenPipeError):  # whoever reads may have read enough
-        print("\n".join(lines), flush=True)
+    lines = (
+        describe_job(job) + predicted + room.describe(job) + check_device(settings) + check_adapter(job) + audit(job)
+    )
+    print("\n".join(lines), flush=True)
     check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
+    check_memory(job, settings, available, share)
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
@@ -159,7 +177,7 @@ def _fail(error: BaseException, place: Place) -> int:
     is_next = place.rank == 1 and not place.shares_task
     if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0 and error.was_killed):
         message = describe(error)
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        say_error(message, code=exit_code(error), kind=exit_kind(error))
         write_termination_message(message)
     return exit_code(error)
 

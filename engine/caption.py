@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .dataset.folders import METADATA_NAMES, walk
-from .dataset.images import Files, is_image_name
+from .dataset.caption_files import images_among, without_caption
+from .dataset.configurations import METADATA_NAMES
+from .dataset.images import Files
 from .dataset.reach import Reach
-from .dataset.sidecars import without_sidecar
+from .dataset.walking import walk
 from .errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
 from .progress import Meter, say
 from .quoting import plural, shown
@@ -75,13 +76,12 @@ def find_images(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
-    files = walk(folder)
-    images = [file for file in files if is_image_name(file)]
-    if not images:
+    files = walk(folder).files
+    if not images_among(files):
         raise DatasetError(f"{folder} holds no images")
     if metadata := [file for file in files if Path(file).name in METADATA_NAMES]:
         raise DatasetError(f"{shown(metadata[0])} has the captions of {folder}: text files would not be read")
-    return without_sidecar(files)
+    return without_caption(folder, files)
 
 
 def load(name: str, *, revision: str, device: str | None, prompt: str | None, max_tokens: int) -> Captioner:

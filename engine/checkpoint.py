@@ -42,6 +42,7 @@ _MAX_FILE_BYTES: Final = 32 << 30
 _MAX_BYTES: Final = {STATE_JSON: 32 << 20, HISTORY: 1 << 30, HELD_OUT: 1 << 30, GLOBAL_STEP: 1 << 10, FINISH: 1 << 10}
 """Of files that are parsed: their values take twenty times as much memory. A task in `state.json` takes 1 KB, a step
 in `history.jsonl` 100 bytes."""
+_NOT_AS_WRITTEN: Final = "is not written as this program writes it"
 _MAX_DEPTH: Final = 64
 """Of values in `state.json`, which are written again deeper in this program than they are read."""
 
@@ -114,7 +115,7 @@ def build_files(
         STATE_TENSORS: state_tensors,
         STATE_JSON: canonical_json(state_json),
         HISTORY: history,
-        GLOBAL_STEP: f"{global_step}\n".encode(),
+        GLOBAL_STEP: _step_text(global_step),
     }
     files |= {**pictures, **(steps or {})}
     if held_out_losses:
@@ -127,8 +128,23 @@ def build_files(
         "global_step": global_step,
     }
     digest = _digest(body)
-    files[MANIFEST] = (json.dumps({**body, "digest": digest}, indent=2, sort_keys=True) + "\n").encode()
+    files[MANIFEST] = spelled(MANIFEST, {**body, "digest": digest})
     return files, digest
+
+
+def spelled(name: str, value: Any) -> bytes:
+    """The one way to write the value of `manifest.json` or `state.json`.
+
+    Raises:
+        ValueError: it holds what JSON has no word for.
+    """
+    if name == MANIFEST:
+        return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    return canonical_json(value)
+
+
+def _step_text(step: int) -> bytes:
+    return f"{step}\n".encode()
 
 
 def _sha256(data: Contents) -> str:
@@ -170,13 +186,17 @@ def load(folder: Path) -> Checkpoint | WarmStart:
         state_json = json.loads(files[STATE_JSON])
         if _is_deeper(state_json, _MAX_DEPTH):
             raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+        world, lineage = dict(state_json["world"]), _objects(state_json["lineage"])
+        problem = _misspelling(STATE_JSON, state_json, files[STATE_JSON], state_json, world, *lineage)
+        if problem:
+            raise CheckpointError(f"{folder / STATE_JSON} {_NOT_AS_WRITTEN} ({problem}); take another checkpoint")
         if state_json["format"] != FORMAT:
             raise CheckpointError(f"{folder} is in format {state_json['format']!r}, this version reads format {FORMAT}")
         scalars = dict(state_json["state"])
         step = scalars["global_step"]
         if type(step) is not int or step < 0:
             raise ValueError(f"step {step!r}")
-        if not step == manifest["global_step"] == int(files[GLOBAL_STEP]):
+        if not step == manifest["global_step"] or files[GLOBAL_STEP] != _step_text(step):
             raise CheckpointError(f"{folder} contradicts itself about its global step; take another checkpoint")
         return Checkpoint(
             digest=manifest["digest"],
@@ -184,9 +204,9 @@ def load(folder: Path) -> Checkpoint | WarmStart:
             global_step=step,
             state_tensors=files[STATE_TENSORS],
             state_scalars=scalars,
-            world=dict(state_json["world"]),
+            world=world,
             settings=dict(state_json["settings"]),
-            lineage=_objects(state_json["lineage"]),
+            lineage=lineage,
             history=files[HISTORY],
             baseline=_objects(state_json["baseline"]),
             pictures={name: data for name, data in files.items() if name.endswith(".png")},
@@ -196,6 +216,18 @@ def load(folder: Path) -> Checkpoint | WarmStart:
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None
+
+
+def _misspelling(name: str, value: Any, data: bytes, *objects: Mapping[str, Any]) -> str | None:
+    """How the bytes of a JSON file differ from those that this program writes for its value; None where they do not.
+
+    A digest is over values, so other bytes of the same value, or a null where an absent key says the same, would be
+    two results under one digest. `objects` are the parts of the value in which only a parent may be null.
+    """
+    nulls = [key for part in objects for key in part if part[key] is None and key != "parent"]
+    if nulls:
+        return f"{nulls[0][:40]!r} is null"
+    return None if spelled(name, value) == data else "other white space, another order, or a repeated key"
 
 
 def _earlier(steps: dict[str, Stored], global_step: int) -> dict[str, Stored]:
@@ -226,15 +258,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if not _is_plain_file(path) or path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise CheckpointError(problem)
-        manifest = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        manifest = json.loads(data)
         files = manifest["files"]
         digest_agrees = manifest["digest"] == _digest(manifest)
+        misspelling = _misspelling(MANIFEST, manifest, data, manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(problem) from None
     if not isinstance(files, dict) or not set(files) >= _REQUIRED:
         raise CheckpointError(problem)
     if not digest_agrees:
         raise CheckpointError(f"{path} is corrupt: its digest does not agree with its contents; copy it again")
+    if misspelling:
+        raise CheckpointError(f"{path} {_NOT_AS_WRITTEN} ({misspelling}); take another checkpoint")
     if not isinstance(manifest.get("base_model"), dict) or not isinstance(manifest.get("dataset"), dict):
         raise CheckpointError(problem)
     return dict(manifest)
@@ -299,7 +335,11 @@ def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
         raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
     path = folder / LORA_FILE
     if LORA_FILE not in names or not _is_plain_file(path):
-        raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})")
+        problem = f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})"
+        inner = folder / "checkpoint"
+        if (inner / MANIFEST).is_file() or (inner / LORA_FILE).is_file():  # an output folder
+            problem += f"; the one in it is named by --checkpoint {inner}"
+        raise CheckpointError(problem)
     try:
         _require_size(path)
         data = _read_file(path)

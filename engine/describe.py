@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import held_out_curve, kept, plan
+from . import held_out_curve, kept, lengths, plan
 from .addresses import public
 from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
@@ -13,7 +13,7 @@ from .without_effect import without_effect
 
 
 def describe(job: Job) -> list[str]:
-    """What would run, in lines for a person."""
+    """What would run, in lines for a person; first of all, where it is likely to end sooner than was meant."""
     schedule, args = job.schedule, job.task.train_args
     rate = plan.base_learning_rate(args, schedule.micro_batches)
     effective = schedule.visits_per_step
@@ -38,7 +38,8 @@ def describe(job: Job) -> list[str]:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines += _describe_interim(job)
     lines.append(f"continues      {_describe_parent(job)}")
-    return lines + [f"note: {warning}" for warning in warnings(job)]
+    found, first = warnings(job), lengths.notes(job)
+    return [f"note: {note}" for note in first] + lines + [f"note: {note}" for note in found[len(first) :]]
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
@@ -78,7 +79,7 @@ def _size(dataset: ImageDataset) -> str:
 def warnings(job: Job) -> list[str]:
     """What is allowed but likely a mistake."""
     schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
-    found = []
+    found = lengths.notes(job)
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
         found.append(
             f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {plural(schedule.max_steps, 'step')}: "

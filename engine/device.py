@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -10,6 +9,8 @@ from typing import Final
 import torch
 
 from . import determinism, memory
+from .checkpoint import Checkpoint
+from .environment import Place
 from .errors import DeviceError, DeviceMemoryError
 from .job import Job
 from .settings import Settings
@@ -21,6 +22,7 @@ _OUT_OF_MEMORY: Final = (
     "Storage size calculation overflowed",
     "array is too big",
 )
+_LEAST_RESOLUTION: Final = 64
 _UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver version is insufficient")
 
 
@@ -59,6 +61,23 @@ def available_bytes(device: torch.device, world_size: int) -> int | None:
     return None if found is None else found // world_size
 
 
+def require_room(job: Job, device: torch.device, place: Place, available: int | None) -> None:
+    """Raise DeviceMemoryError where the job is predicted to take far more memory than it could have."""
+    most = available
+    if device.type == "cpu":
+        most = memory.most_bytes()
+        if most is not None and place.shares_task:  # else nobody knows how many are on this machine
+            most //= place.world_size
+    memory.require_room(
+        job.base,
+        job.task,
+        device=device.type,
+        available=available,
+        most=most,
+        continues=isinstance(job.parent, Checkpoint),
+    )
+
+
 @contextmanager
 def device_troubles(job: Job, device: torch.device, available: int | None) -> Iterator[None]:
     """Turn the device's refusals inside the block into errors that say what would help.
@@ -85,24 +104,26 @@ def memory_advice(job: Job, device: torch.device, available: int | None) -> str:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
         where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
-    fits = memory.fitting(job.base, job.task, device=device.type, available=available) if available else []
-    if not fits:
-        return f"out of memory on {where}; try {', or '.join(_lighter(job))}"
-    return (
-        f"out of memory on {where}, of which {memory.gib(available or 0)} were free; what should fit: "
-        + ", or ".join(fits)
-    )
+    if available:
+        continues = isinstance(job.parent, Checkpoint)
+        advice = memory.advise(job.base, job.task, device=device.type, available=available, continues=continues)
+        if advice:
+            return f"out of memory on {where}, of which {memory.gib(available)} were free; {advice}"
+    return f"out of memory on {where}; try {', or '.join(_lighter(job))}"
 
 
 def _lighter(job: Job) -> list[str]:
-    args = job.task.train_args
-    advice = [f"a resolution below {args.resolution}", "a lower lora.rank"]
+    """What takes less, where nothing is known of how much."""
+    args, advice = job.task.train_args, []
+    if job.task.mixed_precision == "no":
+        advice.append('mixed_precision "bf16"')
     if args.batch_size > 1:
-        half = math.ceil(args.batch_size / 2)
-        steps = args.gradient_accumulation_steps * 2
-        advice.insert(0, f"batch_size {half} with gradient_accumulation_steps {steps} (as many images a step)")
+        steps = args.gradient_accumulation_steps * args.batch_size
+        advice.append(f"batch_size 1 with gradient_accumulation_steps {steps} (as many images a step)")
+    if args.resolution > _LEAST_RESOLUTION:
+        advice.append(f"a resolution below {args.resolution}")
+    if job.task.lora.rank > 1:
+        advice.append("a lower lora.rank")
     if args.train_text_encoder:
         advice.append("train_text_encoder false")
-    if job.task.mixed_precision == "no":
-        advice.insert(0, 'mixed_precision "bf16"')
-    return advice
+    return [*advice, "a machine with more memory"]

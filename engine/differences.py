@@ -10,14 +10,15 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
-from .checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE
+from .checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE, spelled
 from .history import StepReport
 from .quoting import plural, short
 
 _ORDER: Final = (STATE_TENSORS, LORA_FILE, WEBUI_FILE, HISTORY, STATE_JSON)
 """What is most telling comes first; then pictures by name, the manifest last."""
-ORIGIN: Final = ("device", "versions")
+ORIGIN: Final = ("device", "versions", "origins")
 """Says where a result was made, which is no part of what was computed."""
+_ABSENT: Final = object()
 
 
 def first_step(result: Sequence[StepReport], rerun: Sequence[StepReport]) -> str | None:
@@ -114,25 +115,30 @@ def _differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.nda
 def _key(name: str, found: bytes, expected: bytes) -> str | None:
     """The first key that differs, `ORIGIN` aside: at the top of a manifest, in the lineage of a state."""
     ours, theirs = json.loads(expected), json.loads(found)
-    if name == MANIFEST:
-        for value in (ours, theirs):
-            for key in (*ORIGIN, "files", "digest"):  # the files are compared themselves
-                value.pop(key, None)
-    else:
-        for value in (ours, theirs):
-            for entry in value["lineage"][-1:]:
-                for key in ORIGIN:
-                    entry.pop(key, None)
+    if spelled(name, theirs) != found:
+        return "the same values, written otherwise"
+    for value in (ours, theirs):
+        if name == MANIFEST:
+            value.pop("digest")  # over the rest, as is checked when it is read
+            value["files"].pop(STATE_JSON)  # which says where it was made, too, and is compared itself
+        for part in (value,) if name == MANIFEST else value["lineage"][-1:]:
+            for key in ORIGIN:
+                part.pop(key, None)
     return next(differing_keys(theirs, ours), None)
 
 
 def differing_keys(result: Any, rerun: Any, prefix: str = "") -> Iterator[str]:
-    """A line for each dotted key whose value differs."""
+    """A line for each dotted key whose value differs, or that only one of them has."""
     if isinstance(result, dict) and isinstance(rerun, dict):
         for key in sorted(result.keys() | rerun.keys()):
-            yield from differing_keys(result.get(key), rerun.get(key), f"{prefix}.{key}" if prefix else key)
+            pair = result.get(key, _ABSENT), rerun.get(key, _ABSENT)
+            yield from differing_keys(*pair, f"{prefix}.{key}" if prefix else key)
     elif isinstance(result, list) and isinstance(rerun, list) and len(result) == len(rerun):
         for index, (one, other) in enumerate(zip(result, rerun, strict=True)):
             yield from differing_keys(one, other, f"{prefix}[{index}]")
     elif result != rerun or type(result) is not type(rerun):
-        yield f"{prefix} is {short(result)} in the result, {short(rerun)} in the re-run"
+        yield f"{prefix} is {_said(result)} in the result, {_said(rerun)} in the re-run"
+
+
+def _said(value: Any) -> str:
+    return "not there" if value is _ABSENT else short(value)

@@ -14,6 +14,8 @@ class JobError(Exception):
 
     code: int
     kind: str
+    hub_id: str | None = None
+    """What could not be found on the Hub, where that is what went wrong, or the Hub could not be asked."""
 
 
 class TaskError(JobError):

@@ -115,7 +115,10 @@ def parse(data: bytes) -> list[Row]:
         lines = data.splitlines()
         if len(lines) > _MAX_ROWS:
             raise ValueError(f"{len(lines)} rows")
-        return [_row(json.loads(line)) for line in lines]
+        values = [json.loads(line) for line in lines]
+        if b"".join(json.dumps(value).encode() + b"\n" for value in values) != data:
+            raise ValueError("a line is not written as this program writes it")
+        return [_row(value) for value in values]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"the checkpoint's held-out losses are malformed ({error}); take another checkpoint"

@@ -48,7 +48,10 @@ def parse(data: bytes) -> list[StepReport]:
         CheckpointError: the bytes are no such history.
     """
     try:
-        return [_row(*json.loads(line)) for line in data.splitlines()]
+        values = [json.loads(line) for line in data.splitlines()]
+        if b"".join(json.dumps(value).encode() + b"\n" for value in values) != data:
+            raise ValueError("a line is not written as this program writes it")
+        return [_row(*value) for value in values]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint's history is malformed ({error}); take another checkpoint") from None
 

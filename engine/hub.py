@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from .errors import DatasetError, JobError, ModelError, OutputError, TemporaryError
+from .quoting import listing, plural, short
 
 T = TypeVar("T")
 
@@ -50,15 +51,22 @@ def resolve_commit(
 ) -> str:
     """The commit that a branch or tag points at now; a full commit comes back as it is, without a question asked.
 
-    With HF_HUB_OFFLINE, the commit that the local cache last saw there. Raises as `with_retries` does; `refused`
-    is DatasetError or ModelError by `repo_type` unless given.
+    With HF_HUB_OFFLINE, the commit that the local cache last saw there. Raises as `with_retries` does, with the
+    error's `hub_id`; `refused` is DatasetError or ModelError by `repo_type` unless given.
     """
     if _COMMIT.fullmatch(revision):
         return revision
+    try:
+        return _asked(repo_id, repo_type, revision, refused or (DatasetError if repo_type == "dataset" else ModelError))
+    except JobError as error:
+        error.hub_id = repo_id
+        raise
+
+
+def _asked(repo_id: str, repo_type: str, revision: str, refused: type[JobError]) -> str:
     import huggingface_hub
     from huggingface_hub import constants
 
-    refused = refused or (DatasetError if repo_type == "dataset" else ModelError)
     what = f"{repo_type} {repo_id!r} (revision {revision!r})"
     reference = Path(constants.HF_HUB_CACHE, f"{repo_type}s--{repo_id.replace('/', '--')}", "refs", revision)
     if constants.is_offline_mode():
@@ -84,6 +92,27 @@ def resolve_commit(
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(commit)
     return commit
+
+
+def snapshot_of(path: Path, revision: str, refused: type[JobError]) -> Path:
+    """The folder with a repository's files, where `path` is the Hub cache's folder of one; else the path as it is.
+
+    Raises `refused`: the cache has nothing of the revision, or several and does not say which it is.
+    """
+    kept = path / "snapshots"
+    if not path.name.startswith(("datasets--", "models--")) or not kept.is_dir():
+        return path
+    commits = sorted(folder.name for folder in kept.iterdir() if folder.is_dir())
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no text, or a NUL in the revision
+        revision = (path / "refs" / revision).read_text().strip()
+    if revision in commits:
+        return kept / revision
+    if revision == "main" and len(commits) == 1:
+        return kept / commits[0]
+    raise refused(
+        f"{path.name} is a folder of the Hub's cache with {plural(len(commits), 'snapshot')}, and its refs do not say "
+        f"which of them is {short(revision)}: name the snapshot's folder ({listing(commits) or 'there is none'})"
+    )
 
 
 def quiet_hub() -> None:
@@ -146,8 +175,7 @@ def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None
         status = _status(cause)
         if isinstance(cause, errors.RepositoryNotFoundError | errors.HFValidationError) or status in _NOT_THERE:
             raise refused(
-                f"{what}: no such folder here and nothing on the Hub that may be read; "
-                "check the name, or set HF_TOKEN if it is private"
+                f"{what}: nothing on the Hub that may be read; check the name, or set HF_TOKEN if it is private"
             ) from error
         if isinstance(cause, errors.OfflineModeIsEnabled):
             raise refused(

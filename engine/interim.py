@@ -58,7 +58,7 @@ class InterimResults:
 
     def _images(self) -> dict[str, bytes]:
         session, family, step = self._session, self._training.family, self._training.trainer.step
-        with session.outcome.clock.phase("validation"):
+        with session.outcome.clock.phase("validate"):
             images = planned_images(session.job)
             drawn = draw(
                 session,

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import held_out_curve, plan
+from .agreement import differing
 from .buckets import Buckets
-from .checkpoint import Checkpoint, WarmStart
+from .checkpoint import LORA_FILE, Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import TRAINING_ALONE, HeldOut
 from .errors import CheckpointError
 from .model import BaseModel
-from .output import JobRecord
+from .record import JobRecord
 from .task import DEFAULT_TARGETS, PredictionType, Task, TrainArgs, Validation, canonical, canonical_json, differences
 
 # What a checkpoint's settings say only where it is not the default, as checkpoints older than these keys do.
@@ -33,8 +34,6 @@ _DEFAULTS: Final = asdict(TrainArgs())
 _DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column", "max_caption_tokens")
 # What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
 _NOT_MEASURED: Final = (*_DATASET_IDENTITY, *TRAINING_ALONE)
-# What messages call a key of the world whose name a task does not have.
-_KEYS_SAID: Final = {"heldout_images": "the number of images that validation.dataset.fraction holds out"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,36 @@ class Job:
     @property
     def record(self) -> JobRecord:
         """Which job this is."""
-        return JobRecord(self.task_digest, self.parent.digest if self.parent else None)
+        return JobRecord(
+            self.task_digest,
+            self.parent.digest if self.parent else None,
+            world=self.world,
+            curve=self.curve,
+            rows=len(self.dataset),
+            max_steps=self.schedule.max_steps,
+        )
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What names were resolved to, as the manifest has it."""
+        return {
+            "dataset": {
+                "name": self.task.dataset.name if self.dataset.revision else None,
+                "fingerprint": self.dataset.fingerprint,
+                "revision": self.dataset.revision,
+                "rows": len(self.dataset),
+            },
+            "base_model": {"identity": self.base.identity, "revision": self.base.revision},
+            **({"heldout": self._resolved_held_out(self.held_out)} if self.held_out else {}),
+        }
+
+    def _resolved_held_out(self, held_out: HeldOut) -> dict[str, Any]:
+        wanted = self.task.validation.dataset
+        return {
+            "name": wanted.name if wanted and held_out.revision else None,
+            "fingerprint": held_out.fingerprint,
+            "revision": held_out.revision,
+        }
 
     @property
     def curve(self) -> str | None:
@@ -180,24 +208,22 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", inner
 
 
-def require_same_world(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def require_same_world(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, rows: tuple[int | None, int | None] = (None, None)
+) -> None:
     """Refuse to continue a training in a world that would change what its earlier steps meant.
+
+    Args:
+        found: the checkpoint's world.
+        expected: this task's.
+        rows: of the dataset, then and now; None where that is not known.
 
     Raises:
         CheckpointError: naming each setting that differs, with both values.
     """
-    differing = [
-        f"{_KEYS_SAID.get(key, key)} is {_said(found.get(key))} in the checkpoint, "
-        f"{_said(expected.get(key))} in this task"
-        for key in dict.fromkeys((*expected, *found))
-        if found.get(key) != expected.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"the checkpoint cannot be continued by this task: {'; '.join(differing)}; "
-            "use the same settings, or start without a checkpoint"
-        )
-
-
-def _said(value: Any) -> str:
-    return "at its default" if value is None else repr(value)
+    lines = differing(found, expected, there="in the checkpoint", here="in this task", rows=rows)
+    if lines:
+        advice = "use the same settings, or start without a checkpoint"
+        if found.get("dataset") != expected.get("dataset"):
+            advice += f", or begin with its LoRA alone: a folder that holds only its {LORA_FILE}"
+        raise CheckpointError(f"the checkpoint cannot be continued by this task: {'; '.join(lines)}; {advice}")

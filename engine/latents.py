@@ -20,15 +20,17 @@ from .cache import EncodingCache
 from .dataset import ImageDataset, none_readable
 from .errors import DatasetError
 from .families.base import Family, Tensors
+from .long_step import LongStep
 from .plan import Schedule, Visit, VisitStream
 from .processes.distributed import Processes
 from .progress import Meter
+from .quoting import plural
 from .rendering import render_all
 from .task import Task, canonical_json
 
 WINDOW_VISITS: Final = 1024
-"""Visits whose encodings are in memory at once: about 0.4 GB for Stable Diffusion 1.5 at 512 pixels in float32, 1.2 GB
-at 1024 pixels with text states of width 2048."""
+"""Visits whose encodings are in memory at once, unless one round of micro-batches has more: about 0.4 GB for Stable
+Diffusion 1.5 at 512 pixels in float32, 1.2 GB at 1024 pixels with text states of width 2048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class VisitEncoder:
         self._unreadable: dict[int, str] = {}
         self._shared: set[int] = set()
         """The unreadable images that all processes know of."""
-        self._examples: dict[int, list[Example]] = {}
+        self._examples: dict[int, Sequence[Example]] = {}
         self._are_encoders_here = False
 
     @property
@@ -106,10 +108,10 @@ class VisitEncoder:
         """Whether an image that was visited could be read."""
         return sample not in self._unreadable
 
-    def examples(self, step: int) -> list[Example]:
+    def examples(self, step: int) -> Sequence[Example]:
         """The examples of this process's micro-batches of optimizer step `step`, in the order of their visits.
 
-        Steps are asked for once, in order, here or `at_hand`.
+        Steps are asked for once, in order, here or `at_hand`. A step of more visits than a window is a `LongStep`.
 
         Raises:
             DatasetError: no image of the dataset is readable.
@@ -119,14 +121,37 @@ class VisitEncoder:
             self._encode_window(step)
         return self._examples.pop(step)
 
-    def at_hand(self, step: int) -> list[Example]:
+    def at_hand(self, step: int) -> Sequence[Example]:
         """`examples` of a step that is encoded already; else none."""
         return self._examples.pop(step, [])
 
     def _encode_window(self, start: int) -> None:
         per_step = self._schedule.visits_per_step
-        steps = range(start, min(start + max(1, WINDOW_VISITS // per_step), self._schedule.stop_step))
-        visits = list(self._stream.visits(start * per_step, len(steps) * per_step))
+        if per_step > WINDOW_VISITS:
+            self._examples = {start: self._long_step(start * per_step)}
+            return
+        steps = range(start, min(start + WINDOW_VISITS // per_step, self._schedule.stop_step))
+        examples = self._encode(start * per_step, len(steps) * per_step)
+        per_step = len(examples) // len(steps)
+        self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
+
+    def _long_step(self, start: int) -> LongStep[Example]:
+        size, world_size = self._schedule.batch_size, self._processes.world_size
+        return LongStep(
+            self._encode,
+            start=start,
+            size=size,
+            round_visits=size * world_size,
+            num_rounds=self._schedule.micro_batches // world_size,
+            window=max(1, WINDOW_VISITS // (size * world_size)),
+        )
+
+    def _encode(self, start: int, count: int) -> list[Example]:
+        """This process's examples among the visits number `start … start + count - 1`, whole rounds of micro-batches.
+
+        All processes encode the same visits in the same order.
+        """
+        visits = list(self._stream.visits(start, count))
         images = self._images(visits)
         captions: dict[str, Tensors] = {}
         examples = [
@@ -138,13 +163,12 @@ class VisitEncoder:
             )
             for visit, (shown, moments) in zip(filter(self._is_own, visits), images, strict=True)
         ]
-        per_step = len(examples) // len(steps)
         if self._are_encoders_here:
             # The denoiser gets the device's memory for itself.
             self._family.move_encoders(torch.device("cpu"))
             self._are_encoders_here = False
         self._cache.trim()
-        self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
+        return examples
 
     def _bring_encoders(self) -> None:
         """Have the encoders on the device, now that there is something to encode: a window of cache hits has not."""
@@ -266,8 +290,7 @@ class VisitEncoder:
         # More workers than cores only wait for each other; their number is no part of the bits.
         num_workers = min(self._task.dataloader_num_workers, os.cpu_count() or 1)
         rendered = render_all(requests, num_workers)
-        meter = Meter("encoding", "images", len(unseen))
-        for done, (one, pixels) in enumerate(zip(unseen, rendered, strict=True), start=1):
+        for one, pixels in zip(unseen, _encoding_meter(unseen).over(rendered), strict=True):
             if isinstance(pixels, transforms.UnreadableImage):
                 self._skip(one.sample, pixels)
                 continue
@@ -280,7 +303,6 @@ class VisitEncoder:
             moments[one.key] = self._family.encode_image(pixels) | mask
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
-            meter.update(done)
             self._check_stop()
 
     def _reader(self, sample: int) -> Callable[[], bytes]:
@@ -314,6 +336,14 @@ class VisitEncoder:
         """One drawn from the sample's, as the task words it."""
         order = partial(self._stream.tag_order, visit.number)
         return wording.caption_of_visit(self._dataset.captions(sample), self._task.dataset, visit, order)
+
+
+def _encoding_meter(unseen: Sequence[_Shown]) -> Meter:
+    """An image may be encoded several times: mirrored, or cut elsewhere."""
+    images = len({one.sample for one in unseen})
+    if images == len(unseen):
+        return Meter("encoding", "images", images)
+    return Meter(f"encoding {plural(images, 'image')}", "crops", len(unseen))
 
 
 def _key(kind: str, *what: object) -> str:

@@ -13,12 +13,13 @@ from . import families, hub
 from .addresses import shown_url
 from .digests import FileDigests
 from .errors import ModelError
-from .families import single_file
+from .families import schedulers, single_file
 from .families.checks import MAX_TIMESTEPS
 from .families.configs import read_json
 from .families.single_file import SingleFile
 from .limits import Limits
 from .model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
+from .paths import nearest
 from .task import Model, PredictionType
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
@@ -56,7 +57,7 @@ class BaseModel:
         Raises:
             ModelError: something else than noise or velocity.
         """
-        found = self.config("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+        found = self.config("scheduler", schedulers.FILE).get("prediction_type", "epsilon")
         if found not in ("epsilon", "v_prediction"):
             raise ModelError(
                 f"the base model's scheduler predicts {found!r}; epsilon and v_prediction can be trained, "
@@ -71,7 +72,7 @@ class BaseModel:
         Raises:
             ModelError: no count, or one that no memory would hold.
         """
-        found = self.config("scheduler", "scheduler_config.json").get("num_train_timesteps", 1000)
+        found = self.config("scheduler", schedulers.FILE).get("num_train_timesteps", 1000)
         if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
             raise ModelError(
                 "the base model's scheduler does not load: "
@@ -115,9 +116,10 @@ def locate(
     elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
         base = _locate_file(path, path.name, model, report, digests)
     else:
-        base = _locate_folder(path, model, report, digests)
+        folder = hub.snapshot_of(path, model.revision, ModelError)
+        base = _locate_folder(folder, model, report, digests)
     base.family.check(base.config)
-    _check_scheduler(base)
+    _check_scheduler(base, report)
     return base
 
 
@@ -126,6 +128,7 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
     path = Path(model.name)
     with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
         if path.is_absolute() and path.is_dir():
+            path = hub.snapshot_of(path, model.revision, ModelError)
             family = families.detect(read_json(path / INDEX))
             selected, _ = select_files(files_below(path), family, model.variant, str(path))
             digests.begin(path / name for name in selected if name.endswith(".safetensors"))
@@ -133,12 +136,13 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
             digests.begin([path])
 
 
-def _check_scheduler(base: BaseModel) -> None:
-    """Refuse other kinds of diffusion by name, before weights are downloaded; loading looks at the class itself."""
-    config = base.config("scheduler", "scheduler_config.json")
-    name, offset = str(config.get("_class_name")), config.get("steps_offset", 0)
-    if name.startswith(("EDM", "FlowMatch")):
-        raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
+def _check_scheduler(base: BaseModel, report: Report) -> None:
+    """Refuse other kinds of diffusion by name, before weights are downloaded; say what draws in another's place."""
+    config = base.config("scheduler", schedulers.FILE)
+    _, _, lines = schedulers.drawing(config)
+    for line in lines:
+        report(line)
+    offset = config.get("steps_offset", 0)
     if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
         raise ModelError(
             f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
@@ -157,7 +161,7 @@ def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, rep
 
 def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not folder.is_dir():
-        raise ModelError(f"the base model {folder} is neither a folder nor a file; check its path")
+        raise ModelError(f"the base model {folder} is neither a folder nor a file{nearest(folder)}")
     family = families.detect(read_json(folder / INDEX))
     selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
     _report_fallback(variants, model.variant, report)
@@ -187,7 +191,7 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, d
 
 def _locate_file(path: Path, name: str, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not path.is_file():
-        raise ModelError(f"the base model {path} is not there; check its path")
+        raise ModelError(f"the base model {path} is not there{nearest(path)}")
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {name} {_PICKLED}")
     file = single_file.inspect(path, name, report)

@@ -7,19 +7,23 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from . import __version__, host
 from .errors import BUG_CODE, Interrupted, JobError
 from .output import OutputFolder
+from .progress import notes, timestamp
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
 """Where Kubernetes reads a container's last message, 4096 bytes at most."""
 _MAX_MESSAGE: Final = 16_000
 """Characters; a hundred problems of a task have room."""
+_STARTED: Final = timestamp()
+"""When this process began."""
 
 
 @dataclass(slots=True)
@@ -27,15 +31,46 @@ class Clock:
     """Seconds spent by phase. A phase may be entered any number of times; phases do not nest."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    watchers: list[Callable[[str], None]] = field(default_factory=list)
+    """Called with the name of each phase that begins; not when the last one is entered again."""
+    _last: str | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the block as part of phase `name`."""
+        if name != self._last:
+            self._last = name
+            for watch in self.watchers:
+                watch(name)
         start = time.monotonic()
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the task's earlier processes have done up to the progress that this one goes on from."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+    peak_memory_bytes: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """As JSON, for the saved progress."""
+        seconds = [[name, round(value, 3)] for name, value in self.seconds.items()]  # in their order
+        return {"seconds": seconds, "skipped": self.skipped, "peak_memory_bytes": self.peak_memory_bytes}
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> Before:
+        """The inverse of `described`."""
+        skipped = [(name, reason) for name, reason in value["skipped"]]
+        return cls(dict(value["seconds"]), skipped, value["peak_memory_bytes"])
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in (*one, *other)}
 
 
 @dataclass(slots=True)
@@ -47,8 +82,9 @@ class Outcome:
     resumed_from_step: int = 0
     steps_trained: int = 0
     finished: bool = False
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name of each unreadable image, and why it is."""
+    newly_skipped: Callable[[], list[tuple[str, str]]] = list
+    """Gives the name of each image that this process has found unreadable, and why it is."""
+    before: Before = field(default_factory=Before)
     checkpoint_digest: str | None = None
     held_out_loss: float | None = None
     """The latest measured."""
@@ -57,6 +93,27 @@ class Outcome:
     clock: Clock = field(default_factory=Clock)
     may_overwrite: bool = False
     """A failure may be recorded in the output folder although there is a result in it."""
+    device: dict[str, Any] | None = None
+    """As the manifest describes it; before it is opened, what is known of it."""
+    task_digest: str | None = None
+    """Once it is known, which takes the dataset."""
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Name of each image of the task that was found unreadable, and why it is."""
+        return list((dict(self.before.skipped) | dict(self.newly_skipped())).items())
+
+    def so_far(self) -> Before:
+        """The same for a process that goes on where this one is."""
+        return Before(
+            seconds=_added(self.before.seconds, self.clock.seconds),
+            skipped=self.skipped,
+            peak_memory_bytes=max(self.before.peak_memory_bytes, peak_memory_bytes()),
+        )
+
+    def introduction(self) -> tuple[str, Mapping[str, Any]]:
+        """The log's first line, with what is known now."""
+        return host.introduction(host.revision(), self.device, self.task_digest)
 
     def result(self, status: str, code: int, kind: str) -> dict[str, Any]:
         """The contents of `result.json`."""
@@ -71,10 +128,19 @@ class Outcome:
             "finished": self.finished,
             "seconds": {name: round(seconds, 3) for name, seconds in self.clock.seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
             "skipped_images": len(self.skipped),
             "checkpoint_digest": self.checkpoint_digest,
             "heldout_loss": self.held_out_loss,
             "best_step": self.best_step,
+            "started": _STARTED,
+            "ended": timestamp(),
+            "version": __version__,
+            "revision": host.revision(),
+            "device": self.device,
+            "host": host.name(),
+            "task_digest": self.task_digest,
+            "warnings": notes(),
         }
 
     def done(self) -> dict[str, Any]:
@@ -118,10 +184,15 @@ def describe(error: BaseException) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """The GPU's peak of allocated memory so far; without one, the process's peak resident set."""
+    """The device's peak of allocated memory so far: of a GPU what torch took, of a CPU all that the process took."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
+    return peak_rss_bytes()
+
+
+def peak_rss_bytes() -> int:
+    """The peak of this process's main memory so far (resident set size)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -9,31 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
+import sys
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from . import storage
 from .errors import OutputError, TemporaryError
+from .record import JobRecord, part
 
 CHECKPOINT = "checkpoint"
 VALIDATION = "validation"
+MANIFEST = "manifest.json"
 RESULT = "result.json"
 PROGRESS_LOG = "progress.jsonl"
 REPORT = "report.html"
+LOCK = ".lock"
 
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """Which job a result or an unfinished progress belongs to."""
-
-    task_digest: str
-    parent: str | None
+_LOCK_ATTEMPTS: Final = 100
+"""Each but the last fails because another job takes or lets go of the lock just then."""
+_CHANGING_HANDS: Final = {errno.EEXIST, errno.ENOENT, errno.ESTALE}
+_MAX_JSON_BYTES: Final = 64 << 20
+_REPLACING = "choose another output folder, or pass --overwrite to replace it"
 
 
 class Claim(enum.Enum):
@@ -42,6 +46,8 @@ class Claim(enum.Enum):
     FRESH = "fresh"
     CONTINUES = "continues"
     """This very job was interrupted here; its progress, if it had saved any, is exact."""
+    ANEW = "anew"
+    """This very job was interrupted here by a version that did not record all that its bytes depend on."""
     FINISHED = "finished"
     """This very job's result is already there."""
 
@@ -60,6 +66,8 @@ class OutputFolder:
         self.claimed = False
         self.refused = False
         """What lies here is another job's: nothing may be touched."""
+        self.is_changed = False
+        """Something was written here."""
 
     @classmethod
     @contextlib.contextmanager
@@ -74,18 +82,14 @@ class OutputFolder:
             if not root.exists():
                 root.mkdir(parents=True)
                 root.chmod(storage.FOLDER_MODE)  # whatever the umask: its files are for everyone
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _lock(descriptor, root)
-            if not os.access(root, os.W_OK | os.X_OK):
-                raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
-            output = cls(root)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
+        with _locked(root) as output:
+            _require_folder(output._job)
             with storage.writing_to(root):
                 for target in (output.checkpoint, output.validation):
                     storage.recover_folder(target, output._replaced(target))
             yield output
-        finally:
-            os.close(descriptor)
 
     def _replaced(self, target: Path) -> Path:
         return self._job / f"{target.name}.replaced"
@@ -93,51 +97,67 @@ class OutputFolder:
     @property
     def is_untouched(self) -> bool:
         """No result and no unfinished job lie here."""
-        return not any(path.exists() for path in (self.checkpoint, self.validation, self._job))
+        return not any(os.path.lexists(path) for path in (self.checkpoint, self.validation, self._job))
 
-    def claim(self, job: JobRecord, *, in_place: bool, overwrite: bool, request: str = "") -> Claim:
+    def claim(
+        self,
+        job: JobRecord,
+        *,
+        in_place: bool,
+        overwrite: bool,
+        request: str = "",
+        found: Mapping[str, Any] | None = None,
+    ) -> Claim:
         """Take the folder for `job`, touching nothing unless it is free, this job's own, or `overwrite` is set.
 
         Args:
             job: what is about to run.
             request: a digest of what was asked for, known before anything is found: see `is_asked_by`.
+            found: what else is recorded: revisions for a restart (see `resolved`), versions and device for people.
             in_place: the job continues from this folder's own `checkpoint/`, which its result then replaces.
             overwrite: other results and other jobs' progress may be replaced.
 
         Raises:
             OutputError: another job's result or unfinished progress lies here.
         """
-        found = self.look(job, in_place=in_place, overwrite=overwrite)
-        if found is Claim.FINISHED:
+        claim = self.look(job, in_place=in_place, overwrite=overwrite)
+        if claim is Claim.FINISHED:
             self.settle()
-            return found
-        self.claimed = True
+            return claim
+        self.claimed = self.is_changed = True
         with storage.writing_to(self.root):
             (self.root / RESULT).unlink(missing_ok=True)  # it tells of an earlier run
-            if found is Claim.CONTINUES:
-                return found
+            if claim is Claim.CONTINUES:
+                return claim
             storage.make_folder(self._job, owner=self.root)
             (self.root / PROGRESS_LOG).unlink(missing_ok=True)
-            storage.write_file(self._record, _json_bytes(asdict(job) | {"request": request}), owner=self.root)
-        return found
+            record = {**(found or {}), **asdict(job), "request": request}
+            storage.write_file(self._record, _json_bytes(record), owner=self.root)
+        return claim
 
     def look(self, job: JobRecord, *, in_place: bool, overwrite: bool) -> Claim:
         """What `claim` would find, with the same arguments and errors. Changes nothing, and needs no lock."""
         record, published = self._read_record(), self._published()
-        completed = record is not None and record == published
+        completed = record is not None and record.is_same(published)
         same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
-        if published == job or same_again:
+        if job.is_same(published) or same_again:
             return Claim.FINISHED
+        self.refused = True
+        for folder in (self.checkpoint, self.validation, self._job):
+            _require_folder(folder)
+        self.refused = False
         # Without progress there is nothing to lose: the job failed before it trained a step.
         unfinished = record if self._progress.exists() and not completed else None
         if not overwrite:
-            self._refuse_foreign(job, unfinished, in_place=in_place)
-        return Claim.CONTINUES if unfinished == job else Claim.FRESH
+            self._refuse_foreign(job, unfinished, published, in_place=in_place)
+        if unfinished is None or not job.is_same(unfinished):
+            return Claim.FRESH
+        return Claim.ANEW if unfinished.world is None and job.world is not None else Claim.CONTINUES
 
     def settle(self) -> None:
         """Clear up after a job that was killed between publishing its result and clearing up."""
         record = self._read_record()
-        if record is not None and record == self._published():
+        if record is not None and record.is_same(self._published()):
             self.complete()
         elif self._job.is_dir() and not any(self._job.iterdir()):  # the record, removed last, is gone already
             with storage.writing_to(self.root):
@@ -148,29 +168,80 @@ class OutputFolder:
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
 
+    def is_free_for(self, request: str, *, in_place: bool) -> bool:
+        """Whether nothing here can be another job's, nor this one's finished result; before `claim` knows for certain.
+
+        Args:
+            request: as in `is_asked_by`.
+            in_place: as in `claim`.
+        """
+        if self.is_untouched or self.is_asked_by(request):
+            return True
+        return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
+
+    def resolved(self, request: str, *, result: bool) -> dict[str, Any] | None:
+        """What names were resolved to by the unfinished job of the same request or, with `result`, for what lies here.
+
+        Returns:
+            `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
+        """
+        if self.is_asked_by(request):
+            return part(_read_json(self._record))
+        manifest = part(_read_json(self.checkpoint / MANIFEST)) if result else {}
+        return {**manifest, "revision": part(self._state(), "settings").get("revision")} if manifest else None
+
     def tells_of(self, digest: str) -> bool:
         """Whether `result.json` tells that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)
         return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
 
-    def _refuse_foreign(self, job: JobRecord, unfinished: JobRecord | None, *, in_place: bool) -> None:
-        advice = "choose another output folder, or pass --overwrite to replace it"
+    def _refuse_foreign(
+        self, job: JobRecord, unfinished: JobRecord | None, published: JobRecord | None, *, in_place: bool
+    ) -> None:
         self.refused = True
-        if unfinished is not None and unfinished != job:
-            raise OutputError(f"{self.root} holds the unfinished progress of another task; {advice}")
-        if unfinished == job or in_place:
+        if unfinished is not None and not job.is_same(unfinished):
+            raise OutputError(self._of_another(job, unfinished))
+        if unfinished is not None or in_place:
             self.refused = False
             return
         for folder in (self.checkpoint, self.validation):
             if folder.exists():
-                raise OutputError(f"{folder} is another job's result; {advice}")
+                raise OutputError(self._in_the_way(job, folder, published))
         self.refused = False
 
+    def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
+        if not job.is_of_task(unfinished):
+            return f"{self.root} holds the unfinished progress of another task; {_REPLACING}"
+        return (
+            f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
+            f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
+            "or pass --overwrite to begin anew"
+        )
+
+    def _in_the_way(self, job: JobRecord, folder: Path, published: JobRecord | None) -> str:
+        if published is None:
+            return f"{folder} is another job's result; {_REPLACING}"
+        changed = job.changed_since(published)
+        if job.is_of_task(published) and changed:
+            return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
+        step = part(_read_json(self.checkpoint / MANIFEST)).get("global_step")
+        known = job.world is not None and published.world is not None
+        goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
+        if goes_on and type(step) is int and step < job.max_steps:
+            return (
+                f"{folder} is another job's result; to continue it from step {step}, add --checkpoint "
+                f"{self.checkpoint}; else {_REPLACING}"
+            )
+        return f"{folder} is another job's result; {_REPLACING}"
+
     def _read_record(self) -> JobRecord | None:
-        return _job_record(_read_json(self._record))
+        return JobRecord.of_record(_read_json(self._record))
 
     def _published(self) -> JobRecord | None:
-        return _job_record(_read_json(self.checkpoint / "manifest.json"))
+        return JobRecord.of_result(_read_json(self.checkpoint / MANIFEST), self._state())
+
+    def _state(self) -> Any:
+        return _read_json(self.checkpoint / "state.json")
 
     def save_progress(self, payload: bytes) -> None:
         """Replace the job's saved progress atomically."""
@@ -180,9 +251,10 @@ class OutputFolder:
     def load_progress(self) -> bytes | None:
         """The job's saved progress, or None where there is none or a bit of it is wrong: then it starts again."""
         try:
-            return storage.unseal(self._progress.read_bytes())
+            sealed = storage.read_plain(self._progress, sys.maxsize)
         except OSError:
             return None
+        return None if sealed is None else storage.unseal(sealed)
 
     def keep(self, digest: str, data: bytes) -> None:
         """Keep a file for later, durably, under its SHA-256."""
@@ -226,11 +298,12 @@ class OutputFolder:
             # The record goes last: a folder without it that is half removed would look like a foreign job.
             for path in self._job.iterdir():
                 if path != self._record:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    storage.remove(path)
             shutil.rmtree(self._job)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file beside the two folders, whole or not at all."""
+        self.is_changed = True
         with storage.writing_to(self.root):
             storage.write_file(self.root / name, data, owner=self.root)
 
@@ -239,11 +312,79 @@ class OutputFolder:
         self.write(RESULT, _json_bytes(result))
 
 
-def _lock(descriptor: int, root: Path) -> None:
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[OutputFolder]:
+    """The folder, whose lock is held meanwhile.
+
+    A lock of the folder itself would hold on one machine alone: where a folder comes by NFS, the server hears of the
+    locks of plain files that are open for writing, and of no others. So it is that of an empty file, which stays:
+    another machine might not see at once that it is gone. Only who changes nothing else takes it away again.
+    """
+    path, output = root / LOCK, OutputFolder(root)
+    with storage.writing_to(root):
+        is_new = not os.path.lexists(path)
+        descriptor = _lock(path, root)
+    try:
+        yield output
+    finally:
+        if is_new and not output.is_changed:
+            with contextlib.suppress(OSError):  # the folder itself may be gone
+                path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
+        os.close(descriptor)
+
+
+def _lock(path: Path, root: Path) -> int:
+    """A descriptor that holds the lock. Raises TemporaryError when another job does."""
+    for _ in range(_LOCK_ATTEMPTS):
+        _require_file(path)
+        try:
+            descriptor = _try_to_lock(path, root)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno not in _CHANGING_HANDS:
+                raise
+            continue
+        if descriptor is not None:
+            return descriptor
+    raise TemporaryError(f"another job is running on {root}; wait for it or choose another folder")
+
+
+def _try_to_lock(path: Path, root: Path) -> int | None:
+    """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
+    descriptor = storage.open_lock(path, owner=root)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TemporaryError(f"another job is running on {root}; wait for it or choose another folder") from None
+        if _is_at(path, descriptor):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one of that name. Opening it asks an NFS server; `stat` might not."""
+    other = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.path.samestat(os.fstat(other), os.fstat(descriptor))
+    finally:
+        os.close(other)
+
+
+def _require_folder(path: Path) -> None:
+    """Refuse what is not a folder of its own where the job has one: nothing is written through a link."""
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return
+    what = f"a link to {path.readlink()}" if path.is_symlink() else "a file"
+    raise OutputError(f"{path} is {what}, where the job has a folder of its own: remove it, or choose another folder")
+
+
+def _require_file(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OutputError(f"{path} is not a plain file, as the job's own is: remove it, or choose another folder")
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -252,13 +393,7 @@ def _json_bytes(value: Mapping[str, Any]) -> bytes:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        data = storage.read_plain(path, _MAX_JSON_BYTES)
+        return None if data is None else json.loads(data)
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def _job_record(value: Any) -> JobRecord | None:
-    if not isinstance(value, dict) or not isinstance(value.get("task_digest"), str):
-        return None
-    parent = value.get("parent")
-    return JobRecord(value["task_digest"], parent if isinstance(parent, str) else None)

@@ -1,12 +1,35 @@
-"""A task's names as paths of this machine, where they are paths."""
+"""A task's names as paths, where they are paths; and what to say of one that leads nowhere."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Final, Literal
 
+from .errors import DatasetError, JobError, ModelError
+from .layouts import composed
+from .quoting import short, shown
 from .task import Task
+
+_HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_FILES: Final = {
+    "model": (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"),
+    "dataset": (
+        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"),
+        *(".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt"),
+    ),
+}
+"""What a file's name ends in, and a Hub ID's does not."""
+_HUB_PAGE: Final = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:datasets/)?([^/?#]+/[^/?#]+)/?"
+)
 
 
 def resolve_paths(task: Task, folder: Path) -> Task:
@@ -28,6 +51,85 @@ def resolve_paths(task: Task, folder: Path) -> Task:
     )
 
 
+@contextmanager
+def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: str) -> Iterator[None]:
+    """Look a name up that `resolve_paths` left as it is: not a path from `folder`, so a Hub ID. `key` is the task's.
+
+    Raises ModelError or DatasetError at once for a name that no Hub ID can be. Where the Hub does not have it, or is
+    out of reach, the error says first that there is nothing of that name here.
+    """
+    refused = ModelError if what == "model" else DatasetError
+    path = folder.absolute() / name
+    if advice := _no_hub_id(name, what):
+        raise refused(f"{key} is {short(name)}: {advice}")
+    if name.lower().endswith(_FILES[what]):
+        raise refused(f"{key} is {short(name)}: there is no file {shown(str(path))}{nearest(path)}")
+    if not _HUB_ID.fullmatch(name):
+        raise refused(f"{key} is {short(name)}: there is no folder {shown(str(path))}{nearest(path)}")
+    try:
+        yield
+    except JobError as error:
+        if error.hub_id != name:
+            raise
+        raise type(error)(f"there is no folder {shown(str(path))}{nearest(path)}; on the Hub: {error}") from error
+
+
+def nearest(path: Path) -> str:
+    """What may have been meant by a path that is not there, to be put behind a message; or nothing."""
+    path = path.absolute()
+    parent = next((parent for parent in path.parents if parent.is_dir()), path)
+    wanted = path.relative_to(parent).parts[0] if parent != path else path.name
+    with contextlib.suppress(OSError):
+        there = {name.casefold(): name for name in sorted(os.listdir(parent)) if not name.startswith(".")}  # noqa: PTH208
+        close = difflib.get_close_matches(wanted.casefold(), there, n=1, cutoff=0.7)
+        if close:
+            return f"; did you mean {shown(there[close[0]])}?"
+    return (
+        "; is it mounted?"
+        if parent / wanted == path
+        else f"; there is no {shown(str(parent / wanted))}: is it mounted?"
+    )
+
+
+def as_spelled(path: str) -> str:
+    """The path as the file system has it: names that differ only in how accents are composed are the same."""
+    if path.isascii() or "\0" in path or os.path.lexists(path):
+        return path
+    folder, slash, name = path.rpartition("/")
+    folder = as_spelled(folder) if folder else folder
+    try:
+        names = _composed_names(folder + slash, os.stat(folder + slash).st_mtime_ns)  # noqa: PTH116
+    except OSError:
+        return path
+    return f"{folder}{slash}{names.get(composed(name), name)}"
+
+
+@lru_cache(maxsize=64)
+def _composed_names(folder: str, changed: int) -> dict[str, str]:
+    """The names in a folder that was last `changed` then, by their composed form."""
+    return {composed(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
+
+
+def _no_hub_id(name: str, what: str) -> str | None:
+    """Why a name is neither a path here nor a Hub ID, and what to write; None where it may be one."""
+    if page := _HUB_PAGE.fullmatch(name):
+        return f"write the Hub ID alone, {shown(page[1])}"
+    if re.match(r"https?://", name, re.IGNORECASE):
+        return "it is an address: put it into dataset.url"
+    if re.match(r"file://", name, re.IGNORECASE):
+        return "write the path alone, without file://"
+    if "://" in name:
+        return (
+            f"it is an address of another kind; expected a path or a Hub ID{' or http(s)' if what == 'model' else ''}"
+        )
+    if re.match(r"[A-Za-z]:", name) or "\\" in name:
+        return (
+            "it is a Windows path; write it with / and from the task's folder on, and in a container as it is mounted "
+            "there, such as /task/images"
+        )
+    return None
+
+
 def _local_or_hub(name: str, folder: Path) -> str:
     path = _absolute(name, folder)
     explicit = name in (".", "..") or name.startswith(("/", "./", "../", "~"))
@@ -38,7 +140,7 @@ def _absolute(name: str, folder: Path) -> Path:
     path = Path(name)
     with contextlib.suppress(RuntimeError):  # no such user, no home: then ~ is a name like any other
         path = path.expanduser()
-    return folder.absolute() / path
+    return Path(as_spelled(str(folder.absolute() / path)))
 
 
 def _exists(path: Path) -> bool:

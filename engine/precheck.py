@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from . import storage
+from . import memory, room, storage
 from .checkpoint import Checkpoint, WarmStart
 from .errors import CheckpointError, OutputError
 from .families import DENOISER
 from .families.single_file.header import Tensor, read_header
+from .gpus import num_gpus
 from .job import Job
 from .lora.names import own_key, parse_key, require_fit, tensor_names
 from .lora.targets import NO_QUANTISED_START, TEXT_TARGETS, full_name, match_targets, require_decomposable
 from .model_files import is_weight
-from .output import OutputFolder
+from .output import Claim, OutputFolder
 from .quoting import plural
+from .settings import Settings
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
@@ -59,17 +61,53 @@ def check_output(job: Job, output: OutputFolder, *, overwrite: bool) -> None:
     """Refuse an output folder that the job would refuse. Changes nothing.
 
     Raises:
-        OutputError: another job's result or progress is in it, or nothing can be written to it.
+        OutputError: another job's result or progress is in it, nothing can be written to it, or too little.
     """
     root, parent = output.root, job.parent
     is_over = isinstance(parent, Checkpoint) and parent.finished and job.schedule.num_steps == 0
     with storage.writing_to(root):  # which would not be allowed to, either
-        if not root.exists():
+        if found := storage.obstacle(root):
+            raise OutputError(f"cannot write to {root}: {found}; remove it, or choose another folder")
+        place = next(path for path in (root, *root.parents) if path.exists())
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {root}: make {place} writable for the user that runs the job")
+        if job.in_place and is_over:  # the job would find nothing to do
             return
-        if not root.is_dir() or not os.access(root, os.W_OK | os.X_OK):
-            raise OutputError(f"cannot write to {root}: it must be a folder that this user can write to")
-        if not (job.in_place and is_over):  # else the job would find nothing to do
-            output.look(job.record, in_place=job.in_place, overwrite=overwrite)
+        if output.look(job.record, in_place=job.in_place, overwrite=overwrite) is not Claim.FINISHED:
+            room.require(job, root)
+
+
+def check_device(settings: Settings) -> list[str]:
+    """Return a note where the device is not there: it may be elsewhere, where the job is to run."""
+    if settings.device == "cpu" or num_gpus():
+        return []
+    return [
+        "note: no GPU is visible here, and without one the job ends with code 9: start the container with --gpus all, "
+        "or set DEVICE=cpu to train on the CPU"
+    ]
+
+
+def check_memory(job: Job, settings: Settings, available: int | None, num_processes: int) -> None:
+    """Refuse a job that is predicted to take far more memory than this machine has; of a GPU nothing is known here.
+
+    Args:
+        job: what would run.
+        settings: where.
+        available: bytes that each process may take; None is unknown.
+        num_processes: that share this machine.
+
+    Raises:
+        DeviceMemoryError: says what would fit.
+    """
+    most = memory.most_bytes() if settings.device == "cpu" else None
+    memory.require_room(
+        job.base,
+        job.task,
+        device=settings.device,
+        available=available,
+        most=None if most is None else most // num_processes,
+        continues=isinstance(job.parent, Checkpoint),
+    )
 
 
 def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:

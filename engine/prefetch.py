@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 
 from .addresses import public
 from .errors import Interrupted, JobError
 from .job import Job
-from .outcome import describe, exit_code
+from .outcome import describe, exit_code, exit_kind
 from .prepare import prepare, read_task
-from .progress import say
+from .progress import choose_format, say, say_error, say_traceback
 from .quoting import plural
 from .settings import read_flags, read_settings
 from .signals import Stop
@@ -31,17 +30,18 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     stop = Stop()
     stop.install()
     try:
+        choose_format(environment)
         prefetch(argv, environment)
     except (JobError, Interrupted) as error:
         return _fail(error)
     except Exception as error:
-        traceback.print_exc()
+        say_traceback()
         return _fail(error)
     return 0
 
 
 def _fail(error: BaseException) -> int:
-    print(f"error: {describe(error)}", file=sys.stderr, flush=True)  # noqa: T201
+    say_error(describe(error), code=exit_code(error), kind=exit_kind(error))
     return exit_code(error)
 
 

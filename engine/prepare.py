@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from . import checkpoint, model, plan
 from .buckets import bucket_sizes, buckets_of
@@ -15,8 +15,10 @@ from .dataset import ImageDataset, open_dataset
 from .dataset.held_out import HeldOut, hold_out
 from .digests import FileDigests
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
-from .job import Job, require_same_world
-from .paths import resolve_paths
+from .job import Job, request_digest, require_same_world
+from .output import OutputFolder
+from .paths import looking_up, resolve_paths
+from .record import part
 from .settings import Settings, is_read_only
 from .task import Task, parse_task
 
@@ -39,7 +41,13 @@ def read_task(settings: Settings) -> Task:
 
 
 def prepare(
-    settings: Settings, task: Task, *, weights: bool, report: Report, digests: FileDigests | None = None
+    settings: Settings,
+    task: Task,
+    *,
+    weights: bool,
+    report: Report,
+    digests: FileDigests | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> Job:
     """Find the checkpoint, the base model and the dataset, and check that they go together.
 
@@ -49,6 +57,8 @@ def prepare(
         weights: False leaves the base model's weights out of a download.
         report: takes lines for a person.
         digests: of local weights that were begun early.
+        before: what an earlier start of this job found (`recorded`), so that a branch that has moved since changes
+            nothing.
 
     Raises:
         JobError: of the kind of whatever is missing or does not fit.
@@ -59,10 +69,10 @@ def prepare(
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
         report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
-    with _permitted(ModelError, "the base model"):
+    with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
         base = model.locate(
             task.model,
-            pinned=_pinned_model(chain, task),
+            pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
             weights=weights,
             report=report,
             cache_dir=settings.cache_dir,
@@ -70,7 +80,7 @@ def prepare(
             digests=digests,
         )
     with _permitted(DatasetError, "the dataset"):
-        dataset, held_out = _open_datasets(settings, task, chain, report)
+        dataset, held_out = _open_datasets(settings, task, [before, _resolved(chain)], report)
     schedule = plan.schedule(
         task.train_args,
         num_rows=len(dataset),
@@ -92,19 +102,41 @@ def prepare(
     _check_noise(job)
     _check_validation(job)
     if chain:
-        require_same_world(chain.world, job.world)
+        rows = chain.manifest["dataset"].get("rows")
+        require_same_world(chain.world, job.world, rows=(rows if type(rows) is int else None, len(dataset)))
     return job
 
 
+def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
+    """What an earlier start of this job, unfinished or finished, resolved the task's names to; None without one."""
+    parent = parent_folder(settings, task)
+    may_be_done = parent is None and not settings.overwrite
+    return OutputFolder(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
+
+
 def _open_datasets(
-    settings: Settings, task: Task, chain: Checkpoint | None, report: Report
+    settings: Settings, task: Task, before: Sequence[Mapping[str, Any] | None], report: Report
 ) -> tuple[ImageDataset, HeldOut | None]:
     """What is trained on, and what is held out to be measured."""
     places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": report, "limits": settings.limits}
-    dataset = open_dataset(task, revision=_pinned_dataset(chain, task), **places)
+    with _looking_up(task.dataset.name, settings, "dataset.name"):
+        dataset = open_dataset(task, revision=_first(_pinned_dataset(one, task) for one in before), **places)
     if task.validation.dataset is None:
         return dataset, None
-    return hold_out(task, dataset, revision=_pinned_held_out(chain, task), **places)
+    with _looking_up(task.validation.dataset.name, settings, "validation.dataset.name"):
+        return hold_out(task, dataset, revision=_first(_pinned_held_out(one, task) for one in before), **places)
+
+
+def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
+    """Look the name under `key` up on the Hub, where it is neither a path nor a model's address."""
+    what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
+    if not name or Path(name).is_absolute() or (what == "model" and model.is_url(name)):
+        return nullcontext()
+    return looking_up(name, settings.task_folder, what, key)
+
+
+def _first(values: Iterable[str | None]) -> str | None:
+    return next((value for value in values if value is not None), None)
 
 
 @contextmanager
@@ -131,24 +163,28 @@ def _check_validation(job: Job) -> None:
         raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
 
 
-def _pinned_model(parent: Checkpoint | None, task: Task) -> str | None:
-    """The commit that the chain's first task resolved the branch to, unless this task asks for another revision."""
-    if parent is None or parent.settings.get("revision") != task.model.revision:
+def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:
+    """What the chain's tasks resolved names to, in the shape of `recorded`."""
+    return {**chain.manifest, "revision": chain.settings.get("revision")} if chain else None
+
+
+def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
+    """The commit that the branch was resolved to before, unless this task asks for another revision."""
+    if before is None or before.get("revision") != task.model.revision:
         return None
-    found = parent.manifest["base_model"]
+    found = part(before, "base_model")
     commit = _commit(found.get("revision"))
     return commit if found.get("identity") == f"{task.model.name}@{commit}" else None
 
 
-def _pinned_dataset(parent: Checkpoint | None, task: Task) -> str | None:
-    found = parent.manifest["dataset"] if parent else {}
+def _pinned_dataset(before: Mapping[str, Any] | None, task: Task) -> str | None:
+    found = part(before, "dataset")
     return _commit(found.get("revision")) if found.get("name") == task.dataset.name else None
 
 
-def _pinned_held_out(parent: Checkpoint | None, task: Task) -> str | None:
-    found = parent.manifest.get("heldout") if parent else None
-    wanted = task.validation.dataset
-    if not isinstance(found, dict) or wanted is None or wanted.name is None or found.get("name") != wanted.name:
+def _pinned_held_out(before: Mapping[str, Any] | None, task: Task) -> str | None:
+    found, wanted = part(before, "heldout"), task.validation.dataset
+    if wanted is None or wanted.name is None or found.get("name") != wanted.name:
         return None
     return _commit(found.get("revision"))
 

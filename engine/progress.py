@@ -1,57 +1,194 @@
-"""What a person and an operator's tools see of a running job: a bar or lines, and `progress.jsonl`."""
+"""What a person sees of a running job: lines on stderr, and bars on a terminal. No torch."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeVar
 
 from tqdm import tqdm
 
-from . import storage
-from .history import StepReport
-from .plan import Schedule
+from .errors import TaskError
+from .quoting import duration_text
 
-LINE_SECONDS: Final = 2.0
+NOTE: Final = "note: "
+"""How a line begins that somebody should heed: `result.json` has these lines as its warnings."""
+_MAX_NOTES: Final = 100
 _PLAIN_SECONDS: Final = 10.0
+_BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
+
+T = TypeVar("T")
+Level = Literal["info", "warning", "error"]
+Introduction = Callable[[], tuple[str, Mapping[str, Any]]]
+"""Gives the log's first line, and the same as facts for JSON."""
 
 
-_voice = {"is_silent": False}
+@dataclass(slots=True)
+class _Voice:
+    """How this process speaks."""
+
+    is_silent: bool = False
+    is_json: bool = False
+    introduction: Introduction | None = None
+    """Of the log, while nothing was said."""
+    notes: list[str] = field(default_factory=list)
+
+
+_voice = _Voice()
+
+
+def timestamp() -> str:
+    """The time of day in UTC, ISO 8601. For logs alone: it must enter neither of the two folders."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def keep_silent() -> None:
     """Another process of the job speaks for this one."""
-    _voice["is_silent"] = True
+    _voice.is_silent = True
 
 
-def say(message: str) -> None:
-    """One line for a person, on stderr, without disturbing a bar."""
-    if _voice["is_silent"]:
+def choose_format(environment: Mapping[str, str]) -> None:
+    """Write the log as `LOG_FORMAT` says: lines for a person (`text`, the default), or a JSON object a line (`json`).
+
+    Raises:
+        TaskError: it says something else.
+    """
+    found = environment.get("LOG_FORMAT") or "text"
+    if found not in ("text", "json"):
+        raise TaskError(f"LOG_FORMAT is {found!r}: expected text or json")
+    _voice.is_json = found == "json"
+
+
+def introduce(introduction: Introduction) -> None:
+    """Have the log begin with this line, which is made when the first other line is said: the more is known by then."""
+    _voice.introduction = introduction
+
+
+def is_introduced() -> bool:
+    """Whether the log has begun."""
+    return _voice.introduction is None
+
+
+def notes() -> list[str]:
+    """The notes that were said, each once; of very many the first."""
+    return list(dict.fromkeys(_voice.notes))[:_MAX_NOTES]
+
+
+def say(message: str, *, level: Level = "info", **facts: Any) -> None:
+    """Say one line to a person, on stderr, without disturbing a bar: every line of the job's comes through here.
+
+    Args:
+        message: the line. One that begins with `NOTE` is a warning.
+        level: of a JSON log.
+        facts: what else a JSON log has of it.
+    """
+    if _voice.is_silent:
         return
-    tqdm.write(message, file=sys.stderr)
+    _begin()
+    if message.startswith(NOTE):
+        _voice.notes.append(message.removeprefix(NOTE))
+        level = "warning"
+    _write(_line(message, level, facts))
+
+
+def say_error(message: str, *, code: int, kind: str) -> None:
+    """Say why the job ends: in a silent process too, where nobody else is left to say it."""
+    _begin()
+    _write(_line(f"error: {message}", "error", {"code": code, "kind": kind}))
+
+
+def say_traceback() -> None:
+    """Print where the exception that is being handled came from, in whichever process."""
+    _write(_line(traceback.format_exc().rstrip("\n"), "error", {}))
+
+
+def _begin() -> None:
+    if _voice.introduction is not None:
+        (first, known), _voice.introduction = _voice.introduction(), None
+        _write(_line(first, "info", known))
+
+
+def _line(message: str, level: Level, facts: Mapping[str, Any]) -> str:
+    if not _voice.is_json:
+        return message
+    return json.dumps({"time": timestamp(), "level": level, "message": message, **facts}, allow_nan=False)
+
+
+def _write(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
+
+
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar that tells its speed in words."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = super().format_dict
+        rate = found["rate"] or (found["n"] - found["initial"]) / max(found["elapsed"], 1e-9)
+        return found | {"speed": speed_text(rate, found["unit"])}
+
+
+def speed_text(rate: float, unit: str) -> str:
+    """So many a second or, where they take longer, so many seconds each: `4.2 steps/s`, `3.4 s/step`."""
+    if rate <= 0:
+        return f"? {unit}/s"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
 
 
 class Meter:
     """Progress of one countable piece of work: a bar on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, what: str, unit: str, total: int, *, start: int = 0) -> None:
-        self._what, self._unit, self._total = what, unit, total
-        self._bar: Any = (
-            tqdm(desc=what, unit=f" {unit}", total=total, initial=start, file=sys.stderr)
-            if sys.stderr.isatty() and not _voice["is_silent"]
-            else None
-        )
-        self._next_line = time.monotonic() + _PLAIN_SECONDS
+    def __init__(self, what: str, unit: str, total: int, *, start: int = 0, begins: bool = True) -> None:
+        """
+        Args:
+            what: is done.
+            unit: what it is counted in: a plural.
+            total: how many there are; with none nothing is shown.
+            start: how many are done already.
+            begins: now; else with `begin`.
+        """
+        self._what, self._unit, self._total, self._start = what, unit, total, start
+        self._bar: _Bar | None = None
+        self._began: float | None = None
+        self._next_line = 0.0
+        if begins:
+            self.begin()
+
+    def begin(self) -> None:
+        """Count the time from now on, and show the bar. Again, it does nothing."""
+        if self._began is not None:
+            return
+        self._began = time.monotonic()
+        self._next_line = self._began + _PLAIN_SECONDS
+        if self._total > self._start and sys.stderr.isatty() and not _voice.is_silent and not _voice.is_json:
+            self._bar = _Bar(
+                desc=self._what,
+                unit=self._unit,
+                total=self._total,
+                initial=self._start,
+                file=sys.stderr,
+                bar_format=_BAR,
+                leave=None,  # what is done inside another piece of work goes from the screen with its end
+            )
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, each counted as done when the next one is asked for."""
+        try:
+            for done, item in enumerate(items, start=self._start + 1):
+                yield item
+                self.update(done)
+        finally:
+            self.close()
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total are done."""
+        self.begin()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -59,79 +196,19 @@ class Meter:
                 self._bar.close()
         elif done == self._total or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _PLAIN_SECONDS
-            say(f"{self._what}: {done}/{self._total} {self._unit}{', ' + note if note else ''}")
+            counted: dict[str, Any] = {"what": self._what, "done": done, "total": self._total, "unit": self._unit}
+            words = [f"{done}/{self._total} {self._unit}", note, *self._pace(done)]
+            say(f"{self._what}: {', '.join(filter(None, words))}", **counted)
+
+    def _pace(self, done: int) -> list[str]:
+        """How fast it goes, and how long it will take."""
+        elapsed, own = time.monotonic() - (self._began or 0.0), done - self._start
+        if own <= 0 or elapsed <= 0:
+            return []
+        left = elapsed / own * (self._total - done)
+        return [speed_text(own / elapsed, self._unit), *([f"about {duration_text(left)} left"] if left > 0 else [])]
 
     def close(self) -> None:
         """Leave the terminal in order, finished or not."""
         if self._bar is not None:
             self._bar.close()
-
-
-class TrainingLog:
-    """`progress.jsonl`: a line at the start and one of the first step, then at least one every two seconds."""
-
-    def __init__(self, path: Path, schedule: Schedule, *, owner: Path) -> None:
-        self._schedule = schedule
-        self._fields: dict[str, Any] = {}
-        self._started = time.monotonic()
-        self._steps = 0
-        self._last_line = 0.0
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        with storage.writing_to(path.parent):
-            self._file = path.open("a", encoding="utf-8")
-            os.fchmod(self._file.fileno(), storage.FILE_MODE)
-            storage.adopt(path, owner)
-        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
-
-    @contextmanager
-    def running(self, step: int) -> Iterator[None]:
-        """Log while the block trains; ends with a line of the last step."""
-        self._fields = {"step": step, "loss": None, "learning_rate": None, "grad_norm": None}
-        self._fields |= {"images_per_second": None, "eta_seconds": None}
-        self._write("start")
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._stopped.set()
-            self._thread.join()
-            with self._file:
-                self._write("end")
-
-    def step(self, report: StepReport) -> str:
-        """Record one trained step, and describe it in a few words."""
-        self._steps += 1
-        rate = self._steps / max(time.monotonic() - self._started, 1e-9)
-        eta = (self._schedule.stop_step - report.step) / rate
-        self._fields = {
-            "step": report.step,
-            "loss": report.loss,
-            "learning_rate": report.learning_rate,
-            "grad_norm": report.grad_norm,
-            "images_per_second": round(rate * self._schedule.visits_per_step, 3),
-            "eta_seconds": round(eta, 1),
-        }
-        if self._steps == 1 or time.monotonic() - self._last_line >= LINE_SECONDS / 2:
-            self._write("step")
-        return (
-            f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {self._fields['images_per_second']:.1f} images/s"
-        )
-
-    def tell(self, event: str, **more: Any) -> None:
-        """A line of an event between two steps."""
-        self._write(event, **more)
-
-    def _write(self, event: str, **more: Any) -> None:
-        with self._lock, storage.writing_to(Path(self._file.name).parent):
-            self._last_line = time.monotonic()
-            self._file.write(json.dumps({"event": event, **self._fields, **more}, allow_nan=False) + "\n")
-            self._file.flush()
-
-    def _repeat(self) -> None:
-        while not self._stopped.wait(LINE_SECONDS / 4):
-            if time.monotonic() - self._last_line >= LINE_SECONDS * 3 / 4:
-                try:
-                    self._write("alive")
-                except Exception:  # the loop's own next write says so, in the right thread
-                    return

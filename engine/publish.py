@@ -11,11 +11,9 @@ from . import checkpoint, held_out_curve, kept, report, validation, world
 from . import history as history_file
 from .addresses import public
 from .checkpoint import Checkpoint
-from .dataset.held_out import HeldOut
 from .job import Job
 from .lora import webui_metadata
 from .lora.files import diffusers_state, webui_state
-from .outcome import peak_memory_bytes
 from .output import REPORT
 from .pictures import Pictures, smaller
 from .progress import say
@@ -29,8 +27,8 @@ from .task import canonical
 def publish(session: Session, training: Training, pictures: Pictures) -> None:
     """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
     job, output, outcome = session.job, session.output, session.outcome
-    with outcome.clock.phase("save"):
-        origin = {"versions": world.versions(), "device": world.describe_device(session.device)}
+    with outcome.clock.phase("publish"):
+        origin = world.of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
         finished = job.schedule.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
@@ -41,14 +39,15 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
         output.write(REPORT, report.render(page).encode())
     # From here on the job is as good as done: a signal no longer undoes that.
     session.stop.ignore()
-    with outcome.clock.phase("save"):
+    with outcome.clock.phase("publish"):
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
     outcome.finished, outcome.checkpoint_digest = finished, digest
     ending = "the whole training is finished" if finished else "the next task continues from it"
     outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
     output.write_result(outcome.done())
     output.complete()
-    say(f"done: {outcome.message}; look at {output.root / REPORT}")
+    say(f"done: {outcome.message}")
+    say(f"look at {output.root / REPORT}")
 
 
 def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,26 +88,11 @@ def _checkpoint_files(
         held_out_losses=held_out_curve.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
-            "dataset": {
-                "name": job.task.dataset.name if job.dataset.revision else None,
-                "fingerprint": job.dataset.fingerprint,
-                "revision": job.dataset.revision,
-            },
-            "base_model": {"identity": job.base.identity, "revision": job.base.revision},
             "parent": job.record.parent,
-            **({"heldout": _held_out(job, job.held_out)} if job.held_out else {}),
+            **job.resolved,
             **origin,
         },
     )
-
-
-def _held_out(job: Job, held_out: HeldOut) -> dict[str, Any]:
-    wanted = job.task.validation.dataset
-    return {
-        "name": wanted.name if wanted and held_out.revision else None,
-        "fingerprint": held_out.fingerprint,
-        "revision": held_out.revision,
-    }
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
@@ -143,7 +127,7 @@ def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
 def _report(
     session: Session, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
 ) -> report.Report:
-    job, outcome = session.job, session.outcome
+    job, outcome, whole = session.job, session.outcome, session.outcome.so_far()
     source = job.task.dataset.name or str(job.task.dataset.url)
     shown = [
         report.Picture(
@@ -166,11 +150,10 @@ def _report(
         global_step=outcome.global_step,
         max_steps=job.schedule.max_steps,
         visits_per_step=job.schedule.visits_per_step,
-        steps_trained=outcome.steps_trained,
         finished=job.schedule.finishes,
-        seconds=outcome.clock.seconds,
-        peak_memory_bytes=peak_memory_bytes(),
-        skipped=outcome.skipped,
+        seconds=whole.seconds,
+        peak_memory_bytes=whole.peak_memory_bytes,
+        skipped=whole.skipped,
         lineage=lineage,
         checkpoint_digest=digest,
         device=lineage[-1]["device"],

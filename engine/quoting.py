@@ -24,10 +24,10 @@ def shown(name: str) -> str:
     return text if len(text) <= 100 else f"{text[:60]}…{text[-39:]}"
 
 
-def listing(names: Sequence[str], show: Callable[[str], str] = shown) -> str:
+def listing(names: Sequence[str], show: Callable[[str], str] = shown, most: int = 3) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return ", ".join(map(show, names[:3])) + more
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(show, names[:most])) + more
 
 
 def as_json(value: object) -> str:
@@ -45,3 +45,11 @@ def json_clipped(text: str) -> str:
 def plural(count: int, one: str, many: str | None = None) -> str:
     """A count with its words: `1 image is`, `2,000 images are`; `many` where an s does not do."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def duration_text(seconds: float) -> str:
+    """A time for a person: `3.4 s`, `2 min 05 s`, `1 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"

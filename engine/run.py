@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, families, held_out_curve, memory, rng, world
+from . import checkpoint, families, held_out_curve, memory, rng, room, world
 from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .describe import describe
-from .device import available_bytes, device_troubles, open_device
+from .device import available_bytes, device_troubles, open_device, require_room
 from .digests import FileDigests
 from .errors import (
     CheckpointError,
@@ -33,12 +33,13 @@ from .history import StepReport
 from .interim import InterimResults
 from .latents import VisitEncoder
 from .outcome import Outcome
-from .output import PROGRESS_LOG, Claim, OutputFolder
+from .output import Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
-from .prepare import prepare
+from .prepare import prepare, recorded
 from .processes.distributed import Processes
-from .progress import Meter, TrainingLog, say
+from .progress import Meter, is_introduced, say
+from .progress_log import ProgressLog
 from .publish import publish
 from .recompute import recompute_activations
 from .session import ProgressSaver, Session, Training, start_training
@@ -57,11 +58,12 @@ def run(
     *,
     processes: Processes,
     digests: FileDigests,
+    log: ProgressLog,
 ) -> None:
     """Train one task's slice and publish its result, or find that it is published already.
 
-    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone. `digests`
-    may have been begun on the base model's files.
+    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone, as they do
+    `log`. `digests` may have been begun on the base model's files.
 
     Raises:
         JobError: of the kind of whatever went wrong.
@@ -70,8 +72,15 @@ def run(
     rng.check_known_answers()
     device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
-    with outcome.clock.phase("prepare"):
-        job = processes.one_first(lambda: prepare(settings, task, weights=True, report=say, digests=digests))
+    outcome.device = world.describe_device(device)
+    with outcome.clock.phase("download"):
+        before = processes.from_first(lambda: recorded(settings, task))
+        job = processes.one_first(
+            lambda: prepare(settings, task, weights=True, report=say, digests=digests, before=before)
+        )
+        outcome.task_digest = job.task_digest
+    if is_introduced():  # something had to be said before this was known
+        say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
     session = Session(
         settings=settings,
         output=output,
@@ -80,13 +89,16 @@ def run(
         device=device,
         job=job,
         processes=processes,
+        log=log,
     )
     _require_one_job(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
+    processes.from_first(lambda: room.require(job, output.root))
     available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
+    require_room(job, device, settings.place, available)
     with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
@@ -98,7 +110,7 @@ def run(
 
 
 def _draw_and_publish(session: Session, training: Training) -> None:
-    with session.outcome.clock.phase("validation"):
+    with session.outcome.clock.phase("validate"):
         pictures = draw_pictures(session, training)
     publish(session, training, pictures)
 
@@ -129,17 +141,30 @@ def _is_done_already(session: Session) -> bool:
             _tell_done(session, job.parent)
             say(f"nothing to do: the training in {output.checkpoint} is finished")
             return True
-    overwrite = session.settings.overwrite
-    claim = output.claim(job.record, request=job.request, in_place=job.in_place, overwrite=overwrite)
+    claim = output.claim(
+        job.record,
+        request=job.request,
+        found={**job.resolved, "revision": job.task.model.revision, **world.origin(session.device)},
+        in_place=job.in_place,
+        overwrite=session.settings.overwrite,
+    )
+    if claim is Claim.ANEW:
+        say(
+            "the progress saved here does not say what it was trained on (an earlier version's): this task begins again"
+        )
     if claim is not Claim.FINISHED:
+        session.log.claimed(is_fresh=claim is not Claim.CONTINUES)
         return False
     try:
         own = checkpoint.load(output.checkpoint)
-        if isinstance(own, Checkpoint):
-            _tell_done(session, own)
     except CheckpointError as error:
         raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    say(f"nothing to do: this task's result is already in {output.checkpoint}")
+    more = ""
+    if isinstance(own, Checkpoint):
+        _tell_done(session, own)
+        if not own.finished:
+            more = f"; to go on from step {own.global_step}, add --checkpoint {output.checkpoint}"
+    say(f"nothing to do: this task's result is already in {output.checkpoint}{more}")
     return True
 
 
@@ -182,6 +207,7 @@ def _train(session: Session, training: Training) -> None:
 
     encoder = _visit_encoder(session, training.family, cache, check_stop)
     held_out_loss = HeldOutLoss(session, training, cache, check_stop)
+    outcome.newly_skipped = lambda: encoder.skipped + held_out_loss.skipped
 
     with _watched(session, trainer.step) as (seen, tell), stop.deferred():
         interim = InterimResults(session, training, saver, tell)
@@ -211,8 +237,6 @@ def _train(session: Session, training: Training) -> None:
         except (PeerError, PeerInterrupted):
             saver.save()
             raise
-        finally:
-            outcome.skipped = encoder.skipped + held_out_loss.skipped
 
 
 def _blame_base_model(family: Family) -> None:
@@ -233,11 +257,12 @@ def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport
     if not session.processes.is_first:
         yield lambda report: None, lambda event, **more: None
         return
-    root, schedule = session.output.root, session.job.schedule
-    log = TrainingLog(root / PROGRESS_LOG, schedule, owner=root)
-    meter = Meter("training", "steps", schedule.stop_step, start=step)
+    log, schedule = session.log, session.job.schedule
+    # Encoding the first images has a bar of its own, and is no part of the training's time.
+    meter = Meter("training", "steps", schedule.stop_step, start=step, begins=False)
+    session.outcome.clock.watchers.append(lambda phase: meter.begin() if phase == "train" else None)
     try:
-        with log.running(step):
+        with log.training(schedule, step):
             yield lambda report: meter.update(report.step, log.step(report)), log.tell
     finally:
         meter.close()
@@ -249,8 +274,7 @@ def _encoding_cache(session: Session) -> EncodingCache:
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
         "mixed_precision": job.task.mixed_precision,
-        "device": world.describe_device(session.device),
-        "versions": world.versions(),
+        **world.origin(session.device),
     }
     return EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes)
 

@@ -9,17 +9,20 @@ import difflib
 import itertools
 import json
 import math
-import re
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from .aliases import ALIASES, NOT_KEYS
+from .expressions import compiled
 from .jsontext import MAX_PROBLEMS, Problem, Real, child
 from .quoting import as_json
 
 Definition = dict[str, Any]
+
+SCHEMA_KEY: Final = "$schema"
+"""Names the schema that editors check a document by. It says nothing else."""
 
 _TYPES = {
     "string": "a string",
@@ -53,14 +56,8 @@ def is_http_url(text: str) -> bool:
 
 
 def is_regular_expression(text: str) -> bool:
-    """Whether Python's `re` compiles `text`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            re.compile(text)
-    except (re.error, ValueError, OverflowError, RecursionError):
-        return False
-    return True
+    """Whether Python's `re` compiles `text`, and soon."""
+    return not isinstance(compiled(text), str)
 
 
 _FORMATS: dict[str, tuple[str, Callable[[str], bool]]] = {
@@ -92,14 +89,16 @@ class Schema:
             self._validate(value)
         except self._errors as error:
             found: dict[str, Problem] = {}
-            for problem in itertools.chain.from_iterable(map(self._worded, error.errors)):
+            listed: set[str] = set()
+            for problem in itertools.chain.from_iterable(self._worded(each, listed) for each in error.errors):
                 found.setdefault(problem.path, problem)
                 if len(found) > MAX_PROBLEMS:
                     break
             return list(found.values())
         return []
 
-    def _worded(self, error: Any) -> Iterator[Problem]:
+    def _worded(self, error: Any, listed: set[str]) -> Iterator[Problem]:
+        """One error's problems; `listed` has the objects whose known keys were listed already."""
         # the name is built from keys of the schema and list indexes only, never from the value
         path = error.name.removeprefix("data").removeprefix(".")
         value, definition = error.value, error.definition
@@ -110,25 +109,39 @@ class Schema:
         elif error.rule == "additionalProperties":
             for key in value:
                 if key not in definition["properties"]:
-                    advice = self._advice(path, key, definition["properties"])
+                    advice = self._advice(path, key, definition["properties"], listed)
                     yield Problem(child(path, key), f"got {as_json(value[key])} for an unknown key, {advice}")
         elif not (isinstance(value, float) and not math.isfinite(value)):  # the reader has said so
             yield Problem(path, f"got {as_json(value)}, expected {expected(definition)}{_hint(error)}")
 
-    def _advice(self, path: str, key: str, siblings: Collection[str]) -> str:
-        """The key that was meant: one of the same object nearly so called, or one so called in another object."""
+    def _advice(self, path: str, key: str, siblings: Collection[str], listed: set[str]) -> str:
+        """The key that was meant: one of the same object nearly so called, one so called in another object or by
+        another trainer; else all that there are, once for each object."""
         wanted = key[:100].lower().replace("-", "_")
         everywhere = [".".join(keys) for keys, _ in properties(self.definition)]
         elsewhere = [dotted for dotted in everywhere if f".{dotted}".endswith(f".{wanted}")]
         near = [child(path, name) for name in difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.7)]
+        if wanted in NOT_KEYS:
+            return NOT_KEYS[wanted]
+        foreign = list(ALIASES.get(wanted, ()))
         far = difflib.get_close_matches(wanted, everywhere, n=1, cutoff=0.7)
-        meant = near if wanted in siblings else elsewhere or near or far
-        return f"did you mean {_either(meant)}?" if meant else f"the known ones here are {', '.join(siblings)}"
+        meant = near if wanted in siblings else elsewhere or foreign or near or far
+        if meant:
+            return f"did you mean {_either(meant)}?"
+        if path in listed:
+            return "which is none of those listed here before"
+        listed.add(path)
+        return f"the known ones here are {', '.join(name for name in siblings if name != SCHEMA_KEY)}"
 
 
 def properties(definition: Definition, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Definition]]:
-    """Every key of a schema with its definition, at any depth; an object comes before what it holds."""
+    """Every key of a schema with its definition, at any depth; an object comes before what it holds.
+
+    But for what says which schema it is.
+    """
     for key, part in definition.get("properties", {}).items():
+        if key == SCHEMA_KEY:
+            continue
         yield (*keys, key), part
         yield from properties(part, (*keys, key))
 
@@ -174,6 +187,10 @@ def _either(words: list[str]) -> str:
 
 def _hint(error: Any) -> str:
     """What `expected` does not say: the rarely broken pattern, and why `1.0` is no integer."""
+    if error.rule == "format" and error.definition["format"] == "regular-expression":
+        return f": it {compiled(error.value)}"
+    if error.rule == "type" and isinstance(error.value, str) and "object" in error.definition["type"]:
+        return _as_object(error.name.rpartition(".")[2], error.value, error.definition)
     if error.rule == "pattern":
         return f" matching {error.definition['pattern']}"
     if error.rule == "maxLength":
@@ -181,3 +198,14 @@ def _hint(error: Any) -> str:
     if isinstance(error.value, Real) and "integer" in error.definition.get("type", ()) and error.value % 1 == 0:
         return f" (write {as_json(int(error.value))})"
     return ""
+
+
+def _as_object(name: str, text: str, definition: Definition) -> str:
+    """How to write the object of which somebody gave the one thing that matters: `{"lr_scheduler": "cosine"}`."""
+    parts = definition.get("properties", {})
+    for key, part in parts.items():
+        takes_text = "string" in part.get("type", ()) and "enum" not in part
+        if text in part.get("enum", ()) or takes_text:
+            return f", write {{{as_json(key)}: {as_json(text)}}}"
+    choices = parts.get(name, {}).get("enum")
+    return f" such as {{{as_json(name)}: {as_json(choices[0])}}}" if choices else ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 
 import torch
 
-from . import held_out_curve
+from . import held_out_curve, world
 from . import history as history_file
 from .checkpoint import Checkpoint, WarmStart
 from .errors import DeviceError, NonFiniteError
@@ -19,10 +19,12 @@ from .job import Job
 from .kept import Kept, load_progress
 from .lora.adapter import Adapter, attach
 from .lora.files import diffusers_state, read_diffusers_file
-from .outcome import Outcome
+from .outcome import Before, Outcome
 from .output import OutputFolder
 from .processes.distributed import Processes
 from .progress import say
+from .progress_log import ProgressLog
+from .record import JobRecord
 from .settings import Settings
 from .signals import Stop
 from .state import TrainState, dump_state, parse_state, weights_digest
@@ -44,6 +46,7 @@ class Session:
     device: torch.device
     job: Job
     processes: Processes
+    log: ProgressLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,43 +59,80 @@ class Training:
     history: list[StepReport]
     kept: Kept
     held_out_losses: list[held_out_curve.Row] = field(default_factory=list)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    """Where this task's steps were trained: `world.going_on`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What to go on from."""
+
+    state: TrainState | None
+    history: list[StepReport]
+    held_out_losses: list[held_out_curve.Row]
+    kept: Kept
+    """What the task has kept of its steps."""
+    origins: list[dict[str, Any]] = field(default_factory=list)
 
 
 def start_training(session: Session, family: Family) -> Training:
     """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing."""
     job, outcome = session.job, session.outcome
-    saved, history, rows, kept = _saved_training(session)
-    initial = saved.initial if saved else None
+    saved = _saved_training(session)
+    initial = saved.state.initial if saved.state else None
     components = {DENOISER: family.denoiser}
     if job.task.train_args.train_text_encoder:
         components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
     adapter = attach(components, job.task.lora, job.task.seed, initial=initial)
     trainer = Trainer(job.task, job.schedule, family, adapter, session.device, processes=session.processes)
-    if saved:
-        trainer.restore(saved)
+    if saved.state:
+        trainer.restore(saved.state)
     elif isinstance(job.parent, WarmStart):
         adapter.warm_start(read_diffusers_file(job.parent.lora, components))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
-    return Training(family, adapter, trainer, history, kept, rows)
+    origins = world.going_on(saved.origins, trainer.step, world.origin(session.device))
+    if len(origins) > max(1, len(saved.origins)):
+        say(
+            "note: the steps before were trained on another device or with other versions, so the result's bits are "
+            "those of neither alone: its lineage says which steps were trained where"
+        )
+    return Training(family, adapter, trainer, saved.history, saved.kept, saved.held_out_losses, origins)
 
 
-def _saved_training(session: Session) -> tuple[TrainState | None, list[StepReport], list[held_out_curve.Row], Kept]:
-    """The state to go on from, the history that led to it, the held-out losses on the way, and what the task has kept
-    of its steps."""
-    payload = session.processes.bytes_from_first(lambda: load_progress(session.output, say))
+def _saved_training(session: Session) -> _Saved:
+    """The saved progress, else the checkpoint to continue, else nothing."""
+    payload = session.processes.bytes_from_first(lambda: _own_progress(session))
     if payload is not None:
         header, _, tensors = payload.partition(b"\n")
         saved = json.loads(header)
-        rows = held_out_curve.parse(saved.get("heldout", "").encode())
-        history = history_file.parse(saved["history"].encode())
-        return parse_state(tensors, saved["state"]), history, rows, Kept(session.output, saved.get("kept"))
+        if "so_far" in saved:  # an older version did not tell
+            session.outcome.before = Before.parse(saved["so_far"])
+        return _Saved(
+            parse_state(tensors, saved["state"]),
+            history_file.parse(saved["history"].encode()),
+            held_out_curve.parse(saved.get("heldout", "").encode()),
+            Kept(session.output, saved.get("kept")),
+            saved["origins"],
+        )
     kept, parent = Kept(session.output), session.job.parent
     if isinstance(parent, Checkpoint):
         state = parse_state(parent.state_tensors, parent.state_scalars)
-        return state, history_file.parse(parent.history), held_out_curve.parse(parent.held_out_losses), kept
-    return None, [], [], kept
+        rows = held_out_curve.parse(parent.held_out_losses)
+        return _Saved(state, history_file.parse(parent.history), rows, kept)
+    return _Saved(None, [], [], kept)
+
+
+def _own_progress(session: Session) -> bytes | None:
+    """This job's saved progress. The lock and the record keep others' away, except where a file system's locks fail."""
+    payload = load_progress(session.output, say)
+    if payload is None or session.job.record.is_same(
+        JobRecord.of_record(json.loads(payload.partition(b"\n")[0]).get("job"))
+    ):
+        return payload
+    say("the saved progress here is not this task's: this task begins again")
+    return None
 
 
 class ProgressSaver:
@@ -118,6 +158,9 @@ class ProgressSaver:
                 "state": scalars,
                 "history": history_file.dump(self._training.history).decode(),
                 "kept": self._training.kept.hashes,
+                "job": asdict(self._session.job.record),
+                "origins": self._training.origins,
+                "so_far": self._session.outcome.so_far().described(),
             }
             if self._training.held_out_losses:
                 header["heldout"] = held_out_curve.dump(self._training.held_out_losses).decode()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NoReturn, cast, get_args
 
-from . import __version__
+from . import __version__, storage
 from .environment import Place, int_variable, read_place
 from .errors import TaskError
 from .limits import Limits
@@ -106,6 +106,11 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
     Raises:
         TaskError: an invalid value, or a task that cannot be read.
     """
+    if sys.flags.optimize > 1:
+        raise TaskError(
+            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which the libraries here read: "
+            "unset PYTHONOPTIMIZE; 1 is fine"
+        )
     env = {name: value for name, value in environment.items() if value}
     place = read_place(env)
     if place.world_size > 1 and flags.task == "-":
@@ -144,9 +149,18 @@ def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Pa
     try:
         return path.read_bytes(), str(path), path.parent
     except OSError as error:
-        raise TaskError(
-            f"the task file {path} cannot be read ({error.strerror}); name it by --task, TASK_FILE or TASK_JSON"
-        ) from None
+        raise TaskError(f"the task file {path} cannot be read: {_why_unreadable(path, error)}") from None
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    """What is wrong with a task file, and what to do."""
+    advice = "name the task file by --task or TASK_FILE, or give its text as TASK_JSON"
+    if isinstance(error, IsADirectoryError):
+        mounted = "; Docker makes one where the file to be mounted is not there" if path == DEFAULT_TASK else ""
+        return f"it is a folder{mounted}: {advice}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{storage.obstacle(path) or 'there is no such file'}; {advice}"
+    return f"{error.strerror}; {advice}"
 
 
 def is_read_only(folder: Path) -> bool:
@@ -156,7 +170,10 @@ def is_read_only(folder: Path) -> bool:
 
 def _cache_dir(chosen: str | None, env: Mapping[str, str]) -> Path:
     if chosen:
-        return Path(chosen).absolute()
+        folder = Path(chosen).absolute()
+        if found := storage.obstacle(folder):
+            raise TaskError(f"the cache folder cannot be used: {found}; remove it, or name another by CACHE_DIR")
+        return folder
     if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):
         return DEFAULT_CACHE
     if is_read_only(DEFAULT_CACHE) and any(os.access(DEFAULT_CACHE / name, os.R_OK | os.X_OK) for name in CACHED):

@@ -38,8 +38,37 @@ def writing_to(folder: Path) -> Iterator[None]:
             errno.EROFS: "it is read-only: mount it writable",
             errno.EACCES: "permission denied: make it writable for the user that runs the job",
             errno.EPERM: "permission denied: make it writable for the user that runs the job",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise OutputError(f"cannot write to {folder}: {advice}") from error
+            errno.ENOLCK: "its file system has no locks: mount it with them, or choose another folder",
+        }.get(error.errno or 0)
+        raise OutputError(f"cannot write to {folder}: {advice or _in_the_way(folder, error)}") from error
+
+
+def _in_the_way(folder: Path, error: OSError) -> str:
+    """What lies where something else is expected, in words; else what the system says."""
+    reason = error.strerror or str(error)
+    found, name = obstacle(folder), error.filename2 or error.filename
+    if found is None and isinstance(name, str):
+        path = Path(name)
+        found = {
+            errno.EISDIR: f"{path} is a folder, not a file",
+            errno.ELOOP: f"{path} is a link, not a file",
+            errno.EEXIST: obstacle(path),
+            errno.ENOTDIR: obstacle(path.parent),
+            errno.ENOENT: obstacle(path.parent),
+        }.get(error.errno or 0)
+    return f"{found}; remove it, or choose another folder" if found else reason
+
+
+def obstacle(path: Path) -> str | None:
+    """What keeps `path` from being a folder: a link that leads nowhere, or a file, there or above; None is nothing."""
+    for place in (*reversed(path.absolute().parents), path.absolute()):
+        if os.path.isdir(place):  # noqa: PTH112 - False also where `Path.is_dir` raises
+            continue
+        if place.is_symlink():
+            where = place.readlink()
+            return f"{place} is a link to {where}, which is {'a file' if place.exists() else 'not there'}"
+        return f"{place} is a file, not a folder" if place.exists() else None
+    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -60,6 +89,7 @@ def read_plain(path: Path, limit: int) -> bytes | None:
 def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
     """Write `path` atomically, readable by everyone, owned like `owner`. One writer at a time."""
     beside = path.with_name(f".{path.name}.tmp")
+    remove(beside)
     try:
         write_new(beside, data, owner=owner)
         beside.replace(path)
@@ -117,31 +147,77 @@ Contents = bytes | Stored
 
 
 def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
-    """Write and sync a file that nobody reads yet. Raises OutputError for a stored one that is not whole."""
-    with path.open("wb") as file:
+    """Write and sync a file that is not there yet. Raises OutputError for a stored one that is not whole."""
+    # Whoever may write to the folder may have put a link there: it is not followed.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE), "wb") as file:
         os.fchmod(file.fileno(), FILE_MODE)
         for chunk in data.chunks() if isinstance(data, Stored) else (data,):
             file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-    if owner is not None:
-        adopt(path, owner)
+        _give(file.fileno(), owner)
+
+
+def open_log(path: Path, *, owner: Path | None = None) -> int:
+    """A descriptor to append to a file with, a new one in place of a link, a pipe or another file's second name."""
+    if os.path.lexists(path) and not _is_own_file(path.lstat()):
+        path.unlink()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
+    try:
+        if not _is_own_file(os.fstat(descriptor)):  # it was put there just now
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        os.fchmod(descriptor, FILE_MODE)
+        _give(descriptor, owner)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_lock(path: Path, *, owner: Path | None = None) -> int:
+    """A descriptor, open for writing, of a file that is made where it is not there.
+
+    Whoever may write to the folder may open the file too, whoever made it.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    os.fchmod(descriptor, path.parent.stat().st_mode & 0o666 | FILE_MODE)
+    _give(descriptor, owner)
+    return descriptor
+
+
+def _is_own_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def make_folder(path: Path, *, owner: Path | None = None) -> None:
     """Make an empty folder, in place of whatever is there."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove(path)
     path.mkdir(parents=True)
-    path.chmod(FOLDER_MODE)
-    if owner is not None:
-        adopt(path, owner)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, FOLDER_MODE)
+        _give(descriptor, owner)
+    finally:
+        os.close(descriptor)
 
 
-def adopt(path: Path, owner: Path) -> None:
-    """Give `path` to the owner of `owner`: a root container's results belong to the person who mounted the folder."""
-    if os.geteuid() == 0:
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link and not what it leads to, if there is one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _give(descriptor: int, owner: Path | None) -> None:
+    """Give an open file to the owner of `owner`: a root container's results belong to whoever mounted the folder."""
+    if owner is not None and os.geteuid() == 0:
         status = owner.stat()
-        os.chown(path, status.st_uid, status.st_gid)
+        os.fchown(descriptor, status.st_uid, status.st_gid)
 
 
 def publish_folder(built: Path, target: Path, replaced: Path) -> None:
@@ -155,7 +231,7 @@ def publish_folder(built: Path, target: Path, replaced: Path) -> None:
         built.rename(target)
         sync_folder(target.parent)
         return
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
     if _exchange(built, target):
         built.rename(replaced)
     else:

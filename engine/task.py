@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from . import jsontext
 from .errors import TaskError
 from .quoting import plural
-from .schema import Schema
+from .schema import SCHEMA_KEY, Schema
 
 SCHEMA: Final = Path(__file__).parent.parent / "schema" / "task.schema.json"
 
@@ -57,11 +57,17 @@ class Dataset:
     mask_column: str | None = None
     alpha_mask: bool = False
     max_caption_tokens: Literal[75, 150, 225] | None = None
+    caption_lines: Literal["captions", "joined"] = "captions"
 
     @property
     def caption_chunks(self) -> int:
         """Into how many rows of `CHUNK_TOKENS` each caption is put."""
         return (self.max_caption_tokens or CHUNK_TOKENS) // CHUNK_TOKENS
+
+    @property
+    def joins_lines(self) -> bool:
+        """Whether the lines of a text file beside an image are one caption."""
+        return self.caption_lines == "joined"
 
     @property
     def fallback_caption(self) -> str | None:
@@ -229,7 +235,7 @@ def parse_task(data: bytes, *, source: str) -> Task:
             count = f"more than {jsontext.MAX_PROBLEMS} problems"
         listed = "; ".join(str(problem) for problem in problems[: jsontext.MAX_PROBLEMS])
         raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > jsontext.MAX_PROBLEMS else ''}")
-    return _build(Task, value)
+    return _build(Task, {key: item for key, item in value.items() if key != SCHEMA_KEY})
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Final
 
 import torch
@@ -104,18 +105,19 @@ class Trainer:
             NonFiniteError: before the update, so that the state stays the last good one.
         """
         total: torch.Tensor | None = None
-        tails = []
+        num_micro_batches = len(examples) // self._schedule.batch_size * self._processes.world_size
+        tails = torch.empty((_TAIL, num_micro_batches), device=next(iter(self._adapter.parameters.values())).device)
         with self._working.taken() as trained:
             # Summed in the order of the micro-batches: the same bits whoever computed them.
-            for row in self._micro_batches(examples, coming, trained):
+            for k, row in enumerate(self._micro_batches(examples, coming, trained)):
                 own = row[:-_TAIL]
                 total = own.clone() if total is None else total.add_(own)
-                tails.append(row[-_TAIL:].clone())
+                tails[:, k] = row[-_TAIL:]
         assert total is not None, "a step has a micro-batch"
-        total.div_(len(tails) * (self._loss_scale.scale if self._loss_scale else 1.0))
+        total.div_(num_micro_batches * (self._loss_scale.scale if self._loss_scale else 1.0))
         gradients = _unflatten(total, list(self._adapter.parameters.values()))
         norm = optim.clip(gradients, self._task.train_args.max_grad_norm)
-        losses, signums, saves = torch.stack(tails, dim=1)
+        losses, signums, saves = tails
         mean_loss, grad_norm, signum, save = torch.stack([losses.mean(), norm, signums.max(), saves.max()]).tolist()
         self.noticed = Notice(int(signum), bool(save))
         rates = self._rates()
@@ -129,8 +131,9 @@ class Trainer:
     ) -> Iterator[torch.Tensor]:
         """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
         size = self._schedule.batch_size
-        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
-        for part, following in zip(parts, (*parts[1:], coming[:size]), strict=True):
+        # One at a time: a step may have more micro-batches than memory has room for.
+        parts = (examples[start : start + size] for start in range(0, len(examples), size))
+        for part, following in pairwise(chain(parts, (coming[:size],))):
             prepared = self._prepared(part)
             with self._adapter.dropping.at(prepared.address):
                 loss, own = self._gradients(self._batches.complete(prepared), trained)

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from . import checkpoint, differences, storage
+from . import checkpoint, differences, origins, storage
 from . import history as history_file
-from .checkpoint import FINISH, MANIFEST, Checkpoint, WarmStart
+from .checkpoint import MANIFEST, Checkpoint, WarmStart
 from .errors import CheckpointError, Interrupted, JobError, TaskError
 from .outcome import describe, exit_code
 from .prepare import parent_folder, read_task
@@ -32,7 +32,9 @@ from .transforms import IMAGE_SUFFIXES
 
 ENTRYPOINT: Final = Path(__file__).resolve().parent.parent / "entrypoint.py"
 DIFFERENT: Final = 1
-_TAKEN: Final = IMAGE_SUFFIXES | {".safetensors"}
+_TAKEN: Final = IMAGE_SUFFIXES | {".mp4", ".safetensors"}
+_OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
+"""Left behind where somebody has looked at a folder; no loader reads them."""
 
 
 class RerunError(JobError):
@@ -79,26 +81,28 @@ class Result:
         return found
 
     def names(self) -> tuple[set[str], set[str]]:
-        """What its readers take for the result: what is listed, an end, LoRAs, pictures; and the other files there."""
+        """What readers take for the result's, and the other files there, which nobody does.
+
+        The former is all that a checkpoint lists or has: loaders take weights and configurations by whatever name they
+        find first, hidden ones too, and from folders in it. And what is a picture or weights, in `validation/`.
+        """
         taken = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
-        if os.path.lexists(self.checkpoint_folder / FINISH):  # a folder of that name, too
-            taken.add(f"checkpoint/{FINISH}")
-        others = {f"checkpoint/{name}" for name in _everything_below(self.checkpoint_folder) if name != MANIFEST}
+        found = {f"checkpoint/{name}" for name in _everything_below(self.checkpoint_folder)}
+        others = {name for name in found if PurePath(name).name in _OF_FILE_MANAGERS}
+        told_by_what_is_in_them = {parent.as_posix() for name in taken | found for parent in PurePath(name).parents}
+        taken |= found - others - told_by_what_is_in_them - {f"checkpoint/{MANIFEST}"}
         if self.validation_folder is not None:
-            others |= {f"validation/{name}" for name in _everything_below(self.validation_folder)}
-        taken |= {name for name in others if _is_taken(PurePath(name))}
+            pictures = {f"validation/{name}" for name in _everything_below(self.validation_folder, folders=False)}
+            taken |= {name for name in pictures if PurePath(name).suffix.lower() in _TAKEN}
+            others |= pictures
         return taken, others - taken
 
 
-def _is_taken(path: PurePath) -> bool:
-    return path.suffix.lower() in _TAKEN and not path.name.startswith(".")  # as viewers and loaders have it
-
-
-def _everything_below(folder: Path) -> Iterator[str]:
-    """Relative paths of all that is no folder; a link is one of them, wherever it leads."""
-    for at, folders, files in os.walk(folder):
-        links = [name for name in folders if Path(at, name).is_symlink()]
-        yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *links))
+def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
+    """Relative paths of all that is there, links among them, wherever they lead; or all that is no folder."""
+    for at, inner, files in os.walk(folder):
+        names = inner if folders else [name for name in inner if Path(at, name).is_symlink()]
+        yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *names))
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -153,23 +157,33 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         rerun = history_file.parse(again.checkpoint.history)
         step = differences.first_step(told, rerun)
         expected = {} if steps else _folders(out, with_validation=result.validation_folder is not None)
-        file, others = differences.first_file(result.files(expected), expected), set[str]()
-        if not steps:
-            taken, others = result.names()
-            file = file or differences.first_more(taken, expected)
+        file, others = (None, set[str]()) if steps else _first_file(result, expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
         what = f"{extent}, history alone" if steps else f"{extent}, {plural(len(expected), 'file')}"
         unknown = listing(sorted(others - expected.keys()))
         ignored = [f"not compared, nothing that a result has: {unknown}"] if unknown else []
-        return [f"identical: {what}", *ignored, *_origins(result.checkpoint, again.checkpoint, is_same=True)], 0
+        return [f"identical: {what}", *ignored, *origins.describe(result.checkpoint, again.checkpoint, start=start)], 0
     lines = [f"different: {step or file}"]
     lines += [f"first file: {file}"] if step and file else []
     claims = _claims(result.checkpoint, again.checkpoint)
     if not steps:
         claims += _other_lengths(result.checkpoint, again.checkpoint)
     lines += [f"the result says: {line}" for line in claims]
-    return lines + _origins(result.checkpoint, again.checkpoint, is_same=False, is_other=bool(claims)), DIFFERENT
+    until = origins.same_until(told, rerun, again.checkpoint.global_step)
+    verdict = origins.describe(
+        result.checkpoint, again.checkpoint, start=start, same_until=until, is_other=bool(claims)
+    )
+    return lines + verdict, DIFFERENT
+
+
+def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | None, set[str]]:
+    """The first file that differs, or that the result alone has; and the names of those that are not compared."""
+    files, (taken, others) = result.files(expected), result.names()
+    listing_all = f"checkpoint/{MANIFEST}"  # so what differs differs in it, too: it comes last
+    told = {name: data for name, data in expected.items() if name != listing_all}
+    file = differences.first_file(files, told) or differences.first_more(taken, expected)
+    return file or differences.first_file(files, {listing_all: expected[listing_all]}), others
 
 
 def _settings(flags: argparse.Namespace, out: Path, environment: Mapping[str, str]) -> Settings:
@@ -206,23 +220,59 @@ def _rerun(
     flags: argparse.Namespace, settings: Settings, out: Path, steps: int | None, environment: Mapping[str, str]
 ) -> None:
     """Run the job, or its first steps, in a process of its own."""
-    task, given = str(flags.task.absolute()), None
-    if steps is not None:
-        value = json.loads(settings.task_bytes)
-        value["train_args"]["num_train_steps"] = steps
-        value["validation"]["num_images"] = 1  # pictures are no part of a step
-        value["validation"].pop("prompts", None)
-        task, given = "-", json.dumps(value).encode()
-    # From standard input, paths in the task start at the working folder.
-    command = [sys.executable, str(ENTRYPOINT), "--task", task, *_job_flags(flags, out)]
-    done = subprocess.run(command, input=given, env=dict(environment), cwd=settings.task_folder, check=False)
-    if done.returncode == 0:
+    task = flags.task.absolute() if steps is None else _shortened(settings, steps, out.with_name("first-steps"))
+    command = [sys.executable, str(ENTRYPOINT), "--task", str(task), *_job_flags(flags, out)]
+    code = _run_quietly(command, out, environment=environment)
+    if code == 0:
         return
     try:
         told = json.loads((out / "result.json").read_bytes())
-        raise RerunError(done.returncode, told["kind"], told["message"])
     except OSError:
-        raise RerunError(75, "temporary", f"it ended with code {done.returncode}") from None
+        raise RerunError(75, "temporary", f"it ended with code {code}") from None
+    message = told["message"].replace(str(out), f"a temporary folder in {tempfile.gettempdir()}")
+    raise RerunError(code, told["kind"], message)
+
+
+def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str, str]) -> int:
+    """Run a job and pass on what it tells a person, but the lines that name files in `out`: it is gone at the end."""
+    with subprocess.Popen(
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as job:
+        try:
+            for line in job.stderr or ():
+                if str(out) not in line:
+                    print(line, end="", file=sys.stderr, flush=True)  # noqa: T201
+        except BaseException:
+            job.kill()
+            raise
+    return int(job.returncode)
+
+
+def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
+    """Write the task of the first steps alone, with the absolute paths of the task's own folder, into a new `folder`.
+
+    Nothing else may lie there: a name that is a Hub ID in the task must not become a path.
+    """
+    task, value = read_task(settings), json.loads(settings.task_bytes)
+    value["train_args"]["num_train_steps"] = steps
+    value["validation"]["num_images"] = 1  # pictures are no part of a step
+    value["validation"].pop("prompts", None)
+    value["model"]["name"] = task.model.name
+    if task.dataset.name is not None:
+        value["dataset"]["name"] = task.dataset.name
+    if task.validation.dataset is not None and task.validation.dataset.name is not None:
+        value["validation"]["dataset"]["name"] = task.validation.dataset.name
+    if task.checkpoint is not None:
+        value["checkpoint"] = task.checkpoint
+    folder.mkdir()
+    path = folder / "task.json"
+    path.write_text(json.dumps(value))
+    return path
 
 
 def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
@@ -245,18 +295,6 @@ def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     """Where the result says that it ends elsewhere than its task."""
     told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
     return list(differences.differing_keys(told, again))
-
-
-def _origins(result: Checkpoint, rerun: Checkpoint, *, is_same: bool, is_other: bool = False) -> list[str]:
-    """What is known about the two worlds, and what follows; `is_other`: the result says it is of another task."""
-    theirs, ours = ({key: one.manifest.get(key) for key in differences.ORIGIN} for one in (result, rerun))
-    found = list(differences.differing_keys(theirs, ours))
-    if found:
-        advice = "" if is_same else "; bits may differ between worlds, and engine.compare says how far apart they are"
-        return [f"another world: {line}" for line in found[:-1]] + [f"another world: {found[-1]}{advice}"]
-    device = json.dumps(ours["device"], sort_keys=True)
-    verdict = "; so it is of another task, or one of the two is wrong" if is_other else "; so one of the two is wrong"
-    return [f"the same world by both manifests: {device}" + ("" if is_same else verdict)]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +27,41 @@ def versions() -> dict[str, str]:
     return {"sd-lora-task": __version__, "python": platform.python_version(), **found}
 
 
-def _driver_version() -> str | None:
+def origin(device: torch.device) -> dict[str, Any]:
+    """Where this process works: what the manifest tells of it."""
+    return {"versions": versions(), "device": describe_device(device)}
+
+
+def going_on(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where a task's steps are trained when it goes on at `step` in the place `here`.
+
+    Args:
+        origins: where it was trained so far, each with its `from_step`, the step that was reached there before it.
+        step: the step that is reached.
+        here: as `origin` gives it.
+
+    Returns:
+        `origins`, with one more where it goes on in another place than the last.
+    """
+    found = [dict(one) for one in origins]
+    if not found or {key: found[-1].get(key) for key in here} != here:
+        found.append({"from_step": step, **here})
+    return found
+
+
+def of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+    """What a result at `step` says of where it was made: the last place, and all with their steps if they are several.
+
+    The last one made the images, even where it trained no step.
+    """
+    last = {key: value for key, value in origins[-1].items() if key != "from_step"}
+    if len(origins) == 1:
+        return last
+    ends = [*(one["from_step"] for one in origins[1:]), step]
+    return {**last, "origins": [{**one, "to_step": end} for one, end in zip(origins, ends, strict=True)]}
+
+
+def driver_version() -> str | None:
     """The NVIDIA kernel driver's version, where it tells."""
     with contextlib.suppress(OSError):
         found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", _DRIVER.read_text(errors="replace"))
@@ -51,7 +86,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
-            "driver": _driver_version(),
+            "driver": driver_version(),
         }
     return {
         "type": "cpu",

@@ -3,13 +3,15 @@
     python examples/chain.py --task examples/demo/task.json --output out/demo [-- any flag of entrypoint.py]
 
 Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next one's checkpoint. Started
-again after an interruption it goes on where it was: a task whose result is there returns at once.
+again after an interruption it goes on where it was: a task whose result is there returns at once. When the task's
+max_train_steps or max_train_epochs was raised since, a finished chain is made longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -54,6 +56,25 @@ def run_task(flags: list[str]) -> int:
     return code
 
 
+def results_in(output: Path) -> list[Path]:
+    """The chain's results so far, in their order."""
+    found: list[Path] = []
+    while (output / f"{len(found):03}" / "checkpoint" / "manifest.json").is_file():
+        found.append(output / f"{len(found):03}")
+    return found
+
+
+def is_raised(task: Path, result: Path) -> bool:
+    """Whether the task trains longer than a result of it knew: then the chain goes on after that result."""
+    try:
+        now = json.loads(task.read_bytes())["train_args"]
+        before = json.loads((result / "checkpoint" / "state.json").read_bytes())["settings"]["train_args"]
+        ends = [(before.get(key), now.get(key)) for key in ("max_train_steps", "max_train_epochs")]
+        return any(None not in (one, other) and one < other for one, other in ends)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # the job itself says what is wrong with the task or the result
+
+
 def main() -> int:
     """Run the chain; 0, or the exit code of the task that failed."""
     parser = argparse.ArgumentParser(
@@ -63,15 +84,19 @@ def main() -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the numbered results go")
     parser.add_argument("flags", nargs="*", help="more flags for entrypoint.py, after --")
     args = parser.parse_args()
-    checkpoint: Path | None = None
-    number = 0
-    while checkpoint is None or not (checkpoint / "FINISH").exists():
+    done = results_in(args.output)
+    # The last result is looked at again, in case that it is another task's; unless this task goes beyond its end.
+    number = len(done) if done and is_raised(Path(args.task), done[-1]) else max(len(done) - 1, 0)
+    checkpoint = done[number - 1] / "checkpoint" if number else None
+    while True:
         result = args.output / f"{number:03}"
         resume = ["--checkpoint", str(checkpoint)] if checkpoint else []
         code = run_task(["--task", args.task, "--output-dir", str(result), *resume, *args.flags])
         if code:
             return code
         checkpoint = result / "checkpoint"
+        if (checkpoint / "FINISH").exists():
+            break
         number += 1
     print(f"the training is finished: the LoRA is in {checkpoint}")
     return 0

@@ -173,7 +173,6 @@ BROAD = {
     "engine.families.loading": 2,  # the libraries' readers of damaged files raise anything
     "engine.hub": 1,  # sorts whatever the Hub's library raises, and raises it again
     "engine.prefetch": 1,  # a program of its own: a bug ends it with 70, as it does the job
-    "engine.progress": 1,  # the logging thread: the loop's own next write says so
     "engine.tokens": 1,  # tokenizers raises bare Exceptions
     "engine.transforms": 2,  # Pillow on damaged bytes raises anything
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
@@ -16,11 +17,17 @@ from ..errors import DatasetError
 from ..quoting import shown
 from .images import is_image_name
 
+_MAX_LISTED: Final = 6
 _SEVERAL: Final = "several columns of one name"
 
 
 class NoSuchColumnError(DatasetError):
-    """A table without the column of images: it may be no dataset at all."""
+    """A table without the columns asked for: it may be none of the dataset's at all."""
+
+    def __init__(self, message: str, kinds: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.names_images = "images" in kinds.values() or any(map(is_image_name, kinds))
+        """Whether any column holds images or is called like one: then the table is hardly another thing's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +48,9 @@ class Columns:
         for name in (self.mask, f"{self.mask}_file_name"):
             if kinds.get(name) in ("images", "text", "null"):
                 return name
-        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
-        raise DatasetError(
-            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listing}"
+        raise NoSuchColumnError(
+            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listed(kinds)}",
+            kinds,
         )
 
     @property
@@ -51,29 +58,45 @@ class Columns:
         """Under which names the image column may stand: an imagefolder's metadata calls `image` `file_name`."""
         return (self.image, f"{self.image}_file_name", *(["file_name"] if self.image == "image" else []))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name under which one of the columns may stand."""
+        masks = (self.mask, f"{self.mask}_file_name") if self.mask else ()
+        return (*self.image_spellings, self.caption, *masks)
+
     def pick(self, kinds: Mapping[str, str], label: str) -> tuple[str, str]:
         """The image column's and the caption column's name in a table.
 
         `kinds` describes every column: "images", "text", or the type it has instead. Raises DatasetError that lists
-        them all when one of the two is missing or holds something else.
+        some when one of the two is missing or holds something else.
         """
         found = [name for name in self.image_spellings if name in kinds]
-        listing = ", ".join(f"{shown(name)} ({kind})" for name, kind in kinds.items()) or "none"
         for name, key, there in (
             (self.image, "image_column", found),
             (self.caption, "caption_column", self.caption in kinds),
         ):
             if not there and (key == "image_column" or self.fallback is None):
-                error = NoSuchColumnError if key == "image_column" else DatasetError
-                raise error(f"{label} has no column {name!r} (dataset.{key}); its columns: {listing}")
+                raise NoSuchColumnError(
+                    f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}", kinds
+                )
         if kinds.get(self.caption) == _SEVERAL:
             raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
         if kinds[found[0]] not in ("images", "text"):
             raise DatasetError(
                 f"column {found[0]!r} of {label} (dataset.image_column) holds {kinds[found[0]]}, not images; "
-                f"its columns: {listing}"
+                f"its columns: {listed(kinds)}"
             )
         return found[0], self.caption
+
+
+def listed(kinds: Mapping[str, str]) -> str:
+    """A table's columns for a message: a few of them, each with what it holds, and quoted where a blank would hide."""
+    few = [
+        f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({kinds[name]})"
+        for name in islice(kinds, _MAX_LISTED)
+    ]
+    more = f" and {len(kinds) - _MAX_LISTED:,} more" if len(kinds) > _MAX_LISTED else ""
+    return ", ".join(few) + more or "none"
 
 
 def arrow_kinds(schema: pa.Schema) -> dict[str, str]:

@@ -9,168 +9,232 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ..errors import DatasetError
+from ..hub import snapshot_of
+from ..layouts import project_folders
 from ..limits import bounded_memory
-from ..quoting import listing, plural, short, shown
-from .columns import NoSuchColumnError
-from .images import Cells, is_image_name
+from ..paths import as_spelled
+from ..quoting import short, shown
+from .caption_files import images_among
+from .configurations import (
+    IMAGES,
+    METADATA_NAMES,
+    README,
+    Configuration,
+    choose_configuration,
+    is_of_kind,
+    kind_of_files,
+)
+from .images import Cells, Files, is_image_name
+from .json_captions import PathCaptions, files_beside, read_by_path
+from .missing import report_missing
+from .results import result_files
 from .rows import Rows, rows_from_arrow
-from .sidecars import has_sidecars, read_sidecars
-from .splits import choose_split, files_of_split, refuse_split, split_of_folder, split_of_table
+from .sidecars import read_sidecars
+from .splits import choose_split, files_of_split, refuse_split, split_of_folder
+from .table_choice import account_for, read_tables
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
+from .unused import (
+    NOT_READ,
+    OTHER_CONFIGURATIONS,
+    OTHER_SPLIT_TABLES,
+    OTHER_SPLITS,
+    PROJECT_RESULTS,
+    REGULARISATION,
+    RESULTS,
+    Account,
+)
+from .walking import walk
 
 Report = Callable[[str], None]
-
-METADATA_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-# JSON files that describe a dataset and hold none of its rows.
-_DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
 
 
 def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
     """The rows of a dataset on this machine, in an order that does not depend on how the folder lists.
 
-    Raises DatasetError when nothing there can be loaded.
+    `report` takes a line for each reason for which files there are not trained on. Raises DatasetError when nothing
+    there can be loaded.
     """
     if path.is_file():
         return _read_file(path, source)
+    path = snapshot_of(path, "main", DatasetError)
+    configuration = choose_configuration(path, source.config_name)
+    if configuration is not None and configuration.folder:
+        path = path / configuration.folder
+    tree = walk(path, follow_links=source.reach.roots is None)
+    account = Account(tree)
+    account.drop(RESULTS, result_files(path, [*tree.files, *tree.hidden]))
+    parts = _read_declared(configuration, account, source, report) or _read_folder(account, source, report)
+    account.use(file for part in parts for file in _files_of(part, path))
+    account.close()
+    if source.split is None:  # of a folder with several splits the training says it
+        for line in account.lines():
+            report(line)
+    return parts
+
+
+def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    path, files = account.root, account.files
     if (path / "dataset_dict.json").is_file():
-        return _read_saved_splits(path, source, report)
+        return _read_saved_splits(account, source, report)
     if (path / "state.json").is_file():
-        return _read_saved(path, source, path.name)
-    files = walk(path)
+        return _read_saved("", account, source)
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
-        return _read_imagefolder(path, metadata, files, source, report)
-    try:
-        if tables := _read_tables(path, files, source, report):
-            return tables
-    except NoSuchColumnError as error:
-        if not has_sidecars(files):
-            raise
-        report(f"dataset: captions are taken from the text files beside the images; {error}")
-    if not any(map(is_image_name, files)):
-        raise DatasetError(
-            f"{path.name} holds nothing to train on: no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), "
-            "no images"
-        )
-    parts, notes = read_sidecars(path, files, source)
+        chosen = files_of_split(metadata, split_of_folder, path.name, source.split, rest_is_train=True)
+        return _read_imagefolder(metadata, chosen, account, source, report)
+    _leave_projects(account)
+    listed = _kohyas_metadata(account, source)
+    others = {*listed, *files_beside(account.files).values()}
+    if tables := read_tables([file for file in account.files if file not in others], account, source, report):
+        return tables
+    if not images_among(account.files):
+        account.close()
+        found = account.told(NOT_READ) or f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
+        raise DatasetError(f"{path.name} holds nothing to train on: {found}")
+    parts, notes = read_sidecars(account, listed, source)
     for note in notes:
         report(note)
     return parts
 
 
-def _read_tables(path: Path, files: Sequence[str], source: Source, report: Report) -> tuple[Rows, ...]:
-    """The rows of the first kind of table there is; nothing where there is none."""
-    for suffix in TABLE_SUFFIXES:
-        tables = [file for file in files if file.lower().endswith(suffix) and Path(file).name not in _DESCRIPTIONS]
-        if tables:
-            chosen = files_of_split(tables, split_of_table, path.name, source.split, rest_is_train=False)
-            _report_others(tables, chosen, source, report)
-            return tuple(read_table(path / file, source, shown(file)) for file in chosen)
-    return ()
+def _read_declared(
+    configuration: Configuration | None, account: Account, source: Source, report: Report
+) -> tuple[Rows, ...]:
+    """The rows of a configuration that names its files; nothing where none does."""
+    if configuration is None or configuration.patterns is None:
+        return ()
+    splits = configuration.files(account.files)
+    if not source.config_name and not any(splits.values()):
+        report(f"dataset: {README} declares files that are not there; the folder is read as it is")
+        return ()
+    split = choose_split(splits, f"configuration {configuration.name!r} of {account.root.name}", source.split)
+    files = splits[split]
+    kind = kind_of_files(files)
+    if kind is None:
+        raise DatasetError(
+            f"{README}: the data_files of configuration {configuration.name!r}, split {split!r}, match no images and "
+            "no tables here"
+        )
+    if kind == IMAGES:
+        parts = _read_declared_images(files, account, source, report)
+    else:
+        tables = [file for file in files if is_of_kind(file, kind)]
+        parts = tuple(read_table(account.root / file, source, shown(file)) for file in tables)
+        account.use(tables)
+    account.use(file for part in parts for file in _files_of(part, account.root))
+    account.leave(OTHER_CONFIGURATIONS, (file for file in account.open if _is_data(file)))
+    return parts
+
+
+def _read_declared_images(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
+    if metadata:
+        return _read_imagefolder(metadata, metadata, account, source, report)
+    listed = _kohyas_metadata(account, source)
+    parts, notes = read_sidecars(account, listed, source, declared=list(dict.fromkeys(files)))
+    for note in notes:
+        report(note)
+    return parts
+
+
+def _is_data(file: str) -> bool:
+    return is_image_name(file) or (file.lower().endswith(TABLE_SUFFIXES) and not file.lower().endswith(".json"))
+
+
+def _files_of(part: Rows, root: Path) -> Iterator[str]:
+    """The files that rows name, as paths relative to `root` where they are below it."""
+    top = f"{os.path.abspath(root)}/"  # noqa: PTH100  # links stay as they are written
+    for images in (part.images, part.masks):
+        if isinstance(images, Files):
+            yield from images.paths
+        elif isinstance(images, Cells):
+            folder = os.path.abspath(images.folder)  # noqa: PTH100
+            for name in images.files():
+                yield as_spelled(posixpath.normpath(posixpath.join(folder, name))).removeprefix(top)
+
+
+def _leave_projects(account: Account) -> None:
+    """Leave out the folders of a kohya project that are beside its training images."""
+    regularisation, results = project_folders(account.files)
+    account.drop(REGULARISATION, [file for file in account.files if file.partition("/")[0] in regularisation])
+    account.drop(PROJECT_RESULTS, [file for file in account.files if file.partition("/")[0] in results])
+
+
+def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions]:
+    if not images_among(account.files):
+        return {}
+    beside = set(files_beside(account.files).values())
+    return read_by_path(account.root, (file for file in account.files if file not in beside), source.reach)
 
 
 def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DatasetError(
             f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
-            "(an archive is unpacked first, or given as dataset.url)"
+            "(unpack an archive and name the folder, or give it as dataset.url)"
         )
+    if source.config_name not in (None, "", "default"):
+        raise DatasetError(f"dataset.config_name is {source.config_name!r}, but {path.name} is one file")
     refuse_split(path.name, source.split)
     return (read_table(path, source, shown(path.name)),)
-
-
-def _report_others(files: Sequence[str], chosen: Sequence[str], source: Source, report: Report) -> None:
-    """Say which tables are trained on, where these are not all."""
-    if source.split is None and len(chosen) < len(files):
-        others = plural(len(files) - len(chosen), "other file is", "other files are")
-        report(f"dataset: the training split is {listing(chosen)}; {others} not used")
-
-
-def walk(root: Path) -> list[str]:
-    """All files below `root` as sorted relative paths; hidden ones and `__` folders (macOS' leavings) are left out."""
-
-    def refuse(error: OSError) -> None:
-        raise DatasetError(f"cannot list {error.filename}: {error.strerror}")
-
-    found: list[str] = []
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        found.extend(prefix + name for name in files if not name.startswith("."))
-    return sorted(found)
 
 
 # --- Images with a metadata file ------------------------------------------------------------------------------------
 
 
 def _read_imagefolder(
-    root: Path, metadata: Sequence[str], files: Sequence[str], source: Source, report: Report
+    metadata: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report
 ) -> tuple[Rows, ...]:
-    """Rows in the order of the metadata, whose image paths are relative to the metadata file's own folder."""
-    chosen = files_of_split(metadata, split_of_folder, root.name, source.split, rest_is_train=True)
-    _report_others(metadata, chosen, source, report)
+    """Rows in the order of the chosen metadata, whose image paths are relative to the metadata file's own folder."""
+    root, files = account.root, account.files
     folders = [posixpath.dirname(file) for file in chosen]
     for folder in folders:
         if folders.count(folder) > 1:
             raise DatasetError(f"{folder or root.name} holds more than one of {', '.join(METADATA_NAMES)}: keep one")
     parts = tuple(read_table(root / file, source, shown(file)) for file in chosen)
+    account_for(metadata, chosen, account, source, report)
+    named = {file for part in parts for file in _files_of(part, root)}
+    account.use(named)
     others = tuple(f"{posixpath.dirname(file)}/" for file in metadata if file not in chosen)
-    _report_differences(root, folders, parts, [file for file in files if not file.startswith(others)], report)
+    account.leave(OTHER_SPLITS, [file for file in files if file.startswith(others) and is_image_name(file)])
+    report_missing(account, folders, named, report)
     return parts
-
-
-def _report_differences(
-    root: Path, folders: Sequence[str], parts: Sequence[Rows], files: Sequence[str], report: Report
-) -> None:
-    """Say how many images no row names, and how many rows name no file: nothing is dropped silently."""
-    named: set[str] = set()
-    for folder, part in zip(folders, parts, strict=True):
-        if not isinstance(part.images, Cells) or part.images.paths is None:
-            return
-        columns = [part.images.paths]
-        if isinstance(part.masks, Cells) and part.masks.paths is not None:
-            columns.append(part.masks.paths)
-        for column in columns:
-            named.update(posixpath.normpath(posixpath.join(folder, name or "")) for name in column.to_pylist())
-    there = {file for file in files if is_image_name(file)}
-    within = {file for file in there if any(not folder or file.startswith(f"{folder}/") for folder in folders)}
-    if unused := sorted(within - named):
-        count = plural(len(unused), "image is", "images are")
-        report(f"dataset: {count} not used, named by no metadata row: {listing(unused)}")
-    inside = (name for name in named - set(files) if "\0" not in name and not name.startswith(("/", "..")))
-    if missing := sorted(name for name in inside if not os.path.exists(f"{root}/{name}")):  # noqa: PTH110  # it may be behind a link
-        count = plural(len(missing), "image is", "images are")
-        report(f"dataset: {count} named by metadata rows but not there: {listing(missing)}")
 
 
 # --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------
 
 
-def _read_saved_splits(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
+def _read_saved_splits(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    path = account.root
     splits = _read_json(path / "dataset_dict.json").get("splits")
     if not isinstance(splits, list) or not all(isinstance(name, str) and _is_plain(name) for name in splits):
         raise DatasetError(f"{path.name}/dataset_dict.json: expected a list of split names, got {short(splits)}")
     split = choose_split(splits, path.name, source.split)
     if len(splits) > 1:
         report(f"dataset: split {split!r} of {', '.join(splits)}")
-    return _read_saved(path / split, replace(source, split=None), f"{path.name}/{split}")
+    parts = _read_saved(split, account, replace(source, split=None))
+    others = set(splits) - {split}
+    account.leave(OTHER_SPLIT_TABLES, [file for file in account.open if file.partition("/")[0] in others])
+    return parts
 
 
-def _read_saved(path: Path, source: Source, label: str) -> tuple[Rows, ...]:
-    """The Arrow files that state.json lists, in its order."""
+def _read_saved(inside: str, account: Account, source: Source) -> tuple[Rows, ...]:
+    """The Arrow files that state.json in the folder `inside` lists, in its order."""
+    path = account.root / inside
+    label = f"{account.root.name}/{inside}".rstrip("/")
     refuse_split(path.name, source.split)
     listed = _read_json(path / "state.json").get("_data_files")
     names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _as_list(listed)]
     plain = [name for name in names if isinstance(name, str) and _is_plain(name)]
     if not plain or len(plain) < len(names):
         raise DatasetError(f"{label}/state.json: expected the names of Arrow files, got {short(listed)}")
+    account.use(posixpath.join(inside, name) for name in (*plain, "state.json"))
     parts = []
     for name in plain:
         source.reach.check_resolved(path / name, name, f"{label}/state.json")

@@ -80,7 +80,9 @@ def hold_out(
         text = str(error)
         is_own = text.startswith(("dataset.name", "dataset.config_name", "dataset.url"))
         where = "validation." if is_own else "validation.dataset: "
-        raise DatasetError(f"{where}{text}") from error
+        told = DatasetError(f"{where}{text}")
+        told.hub_id = error.hub_id
+        raise told from error
     return training, _held_out(opened, _order(task, opened), wanted.max_images)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..notes import Identity
+from ..paths import as_spelled
 from ..quoting import shown
 from ..transforms import IMAGE_SUFFIXES, UnreadableImage
 from .reach import Reach, read_below, read_regular, unreadable
@@ -103,6 +104,12 @@ class Cells:
         value = self._path(index)
         return shown(value) if value else f"row {index} of {self.label}"
 
+    def files(self) -> Iterator[str]:
+        """The paths that are read, as the rows write them: of rows that hold no bytes."""
+        for row, value in enumerate([] if self.paths is None else self.paths.to_pylist()):
+            if value and (self.payloads is None or not self.payloads[row].is_valid):
+                yield value
+
     def identify(self, identity: Identity) -> None:
         identity.add(repr((str(self.folder), self.reach)).encode())
         if self.payloads is not None:
@@ -123,7 +130,7 @@ class Cells:
         """The file that has to be read for a path."""
         if self.reach.zipped and value.startswith("zip://"):
             return value.partition("::")[2]
-        return f"{self.folder}/{value}" if value[:1] != "/" else value
+        return as_spelled(f"{self.folder}/{value}" if value[:1] != "/" else value)
 
     def _path(self, index: int) -> str | None:
         value: str | None = None if self.paths is None else self.paths[index].as_py()
@@ -151,7 +158,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Image files below a folder, by their relative paths."""
+    """Image files below a folder, by their relative paths; an empty path is none."""
 
     folder: Path
     paths: Sequence[str]
@@ -161,7 +168,7 @@ class Files:
         return len(self.paths)
 
     def has(self, index: int) -> bool:
-        return True
+        return bool(self.paths[index])
 
     def read(self, index: int) -> bytes:
         return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
@@ -171,7 +178,7 @@ class Files:
 
     def identify(self, identity: Identity) -> None:
         identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
-        identity.add_files(f"{self.folder}/{path}" for path in self.paths)
+        identity.add_files(f"{self.folder}/{path}" for path in self.paths if path)
 
 
 @dataclass(frozen=True, slots=True)

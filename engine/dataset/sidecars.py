@@ -1,95 +1,94 @@
 """A folder of images as artists have it: a caption beside each image, folders that say how often and of what.
 
 Beside `cat.png` its caption is `cat.txt` or `cat.caption` (also `cat.png.txt`), in UTF-8; several lines are several
-captions. A folder `10_sks dog` is visited ten times an epoch, and its images without a caption of their own have
-`sks dog`: kohya's layout.
+captions. An image without has the one in `cat.json`, or in kohya's metadata. A folder `10_sks dog` is visited ten times
+an epoch, and its images without a caption of their own have `sks dog`: kohya's layout. OneTrainer's `cat-masklabel.png`
+is a mask.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..errors import DatasetError
-from ..layouts import repeated_folder
+from ..layouts import composed, label_of
 from ..quoting import listing, plural, shown
 from ..task import Dataset
-from ..transforms import UnreadableImage
+from .caption_files import JSON_RULE, Caption, find_captions, images_among, repeats
 from .columns import Columns
 from .images import Files, is_image_name
-from .reach import Reach, read_below
+from .json_captions import PathCaptions
 from .rows import NO_CAPTION, Rows, Rules, caption_array
 from .splits import TRAIN, by_split, choose_named_split, split_of_image
 from .tables import Source
+from .unused import OTHER_SPLITS, ZERO_TIMES, Account
 
-CAPTION_SUFFIXES: Final = (".txt", ".caption")
-MAX_FILE_BYTES: Final = 64 << 10
-"""A page of text has 4 KB; whatever is larger was not written as a caption."""
-FOLDER_NAME: Final = "the folder's name"
 _PLAIN: Final = Dataset()
-_BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def has_sidecars(files: Sequence[str]) -> bool:
-    """Whether any image among these relative paths has a caption beside it."""
-    texts = _texts(files)
-    return any(is_image_name(file) and _sidecar(file, texts) for file in files)
+def read_sidecars(
+    account: Account, listed: Mapping[str, PathCaptions], source: Source, *, declared: Sequence[str] | None = None
+) -> tuple[tuple[Rows, ...], list[str]]:
+    """Rows of the images of a folder, in the order of their paths, and lines for a person.
 
-
-def without_sidecar(files: Sequence[str]) -> list[str]:
-    """The images among these relative paths that have no caption beside them."""
-    texts = _texts(files)
-    return [file for file in files if is_image_name(file) and not _sidecar(file, texts)]
-
-
-def read_sidecars(root: Path, files: Sequence[str], source: Source) -> tuple[tuple[Rows, ...], list[str]]:
-    """Rows of the images among `files` (relative paths, sorted), in their order, and lines for a person.
-
-    Raises DatasetError: no image has a caption and the task gives none, or captions that are no UTF-8 text.
+    `listed` is kohya's metadata, by file; `declared` are the images of the wanted split in their order, where something
+    says which they are. Raises DatasetError: no image has a caption and the task gives none, captions
+    that are no UTF-8 text, or no masks where the task asks for them.
     """
-    if source.columns.mask:
-        raise DatasetError(
-            f"dataset.mask_column names a column, and {root.name} has no table: name the masks in a metadata.jsonl, "
-            "or use dataset.alpha_mask"
-        )
-    everything = [file for file in files if is_image_name(file)]
-    images, notes = _images_of_split(everything, root.name, source.split)
-    notes += _columns_in_vain(root.name, source.columns)
-    texts = _texts(files)
-    left_out = [file for file in images if _repeats(file)[0] == 0]
-    images = [file for file in images if _repeats(file)[0] > 0]
-    captions, found = _captions(root, images, texts, source)
-    if not images or (set(found) == {NO_CAPTION} and source.columns.fallback is None):
-        raise DatasetError(no_captions(root.name, len(images)))
-    if left_out:
-        count = plural(len(left_out), "image is", "images are")
-        notes.append(f"dataset: {count} not used, a folder says 0 times: {listing(left_out)}")
-    without = _notes(images, found, source)
-    notes += without
-    if without and (lost := _lost(everything, texts)):
-        count = plural(len(lost), "text file is", "text files are")
-        notes.append(f"dataset: {count} beside no image of that name: {listing(lost)}")
+    root = account.root
+    if declared is None:
+        everything = images_among(account.files)
+        images = _images_of_split(everything, root.name, source.split)
+        account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    else:
+        images = images_among(declared)
+    account.leave(ZERO_TIMES, [file for file in images if repeats(file)[0] == 0])
+    images = [file for file in images if repeats(file)[0] > 0]
+    masks = _masks(account, images, source.columns)
+    captions = find_captions(root, images, account.files, listed, source)
+    if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
+        elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
+        raise DatasetError(no_captions(root.name, len(images)) + elsewhere)
+    account.use(one.file for one in captions if one.file is not None)
     parts = []
-    for repeats, run in itertools.groupby(range(len(images)), key=lambda index: _repeats(images[index])[0]):
+    for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):
         own = list(run)
         parts.append(
             Rows(
                 images=Files(root, [images[index] for index in own], source.reach),
-                captions=caption_array([captions[index] for index in own], "caption", root.name),
+                captions=caption_array([captions[index].texts for index in own], "caption", root.name),
                 label=root.name,
-                repeats=repeats,
-                rules=_rules([found[index] for index in own]),
+                repeats=times,
+                masks=None if masks is None else Files(root, [masks[index] for index in own], source.reach),
+                rules=_rules([captions[index].rule for index in own]),
             )
         )
-    return tuple(parts), notes
+    notes = _columns_in_vain(root.name, source.columns, captions) + _of_fallback(images, captions, source)
+    return tuple(parts), notes + _of_paragraphs(captions, source)
 
 
-def _columns_in_vain(label: str, columns: Columns) -> list[str]:
-    """Columns are a table's."""
-    named = {"image_column": columns.image, "caption_column": columns.caption}
+def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[str] | None:
+    """Each image's mask, an empty string for none; None where the task asks for none. Raises DatasetError."""
+    if columns.mask is None:
+        return None
+    labels = ((file, label_of(file)) for file in reversed(account.files) if is_image_name(file))
+    found = {composed(label[0]): file for file, label in labels if label and label[1] == "mask"}
+    masks = [found.get(composed(image.rpartition(".")[0]), "") for image in images]
+    if not any(masks):
+        raise DatasetError(
+            f"dataset.mask_column asks for masks, and {account.root.name} has no table that names any: put "
+            "cat-masklabel.png beside cat.jpg, name the masks in a metadata.jsonl, or use dataset.alpha_mask"
+        )
+    return masks
+
+
+def _columns_in_vain(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
+    """Columns are a table's, and the captions' one that of JSON, too."""
+    named = {"image_column": columns.image}
+    if not any(one.rule == JSON_RULE for one in captions):
+        named["caption_column"] = columns.caption
     return [
         f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
         for key, name in named.items()
@@ -113,90 +112,20 @@ def no_captions(label: str, num_images: int) -> str:
     )
 
 
-def _images_of_split(images: list[str], label: str, wanted: str | None) -> tuple[list[str], list[str]]:
-    """Those of the wanted split, and a note of the others; of none, those of the training split, else all.
+def _images_of_split(images: list[str], label: str, wanted: str | None) -> list[str]:
+    """Those of the wanted split; of none, those of the training split, else all.
 
     Raises DatasetError: there is no such split.
     """
     splits = by_split(images, split_of_image, rest_is_train=True)
     if wanted is not None:
-        return splits[choose_named_split(splits, label, wanted)], []
-    chosen = splits.get(TRAIN, images)
-    unused = sorted(set(images) - set(chosen))
-    count = plural(len(unused), "image is", "images are")
-    note = f"dataset: {count} of other splits and not trained on: {listing(unused)}"
-    return chosen, [note] if unused else []
+        return splits[choose_named_split(splits, label, wanted)]
+    return splits.get(TRAIN, images)
 
 
-def _repeats(file: str) -> tuple[int, str | None]:
-    """How often an image is visited and what it shows, as the nearest folder of kohya's `N_name` says; else 1, None."""
-    for part in reversed(PurePosixPath(file).parts[:-1]):
-        if found := repeated_folder(part):
-            return found
-    return 1, None
-
-
-def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What a caption file belongs to (its path without suffix) -> suffix in lower case -> its path."""
-    texts: dict[str, dict[str, str]] = {}
-    for file in files:
-        stem, dot, suffix = file.rpartition(".")
-        if dot and f".{suffix.lower()}" in CAPTION_SUFFIXES:
-            texts.setdefault(stem, {}).setdefault(f".{suffix.lower()}", file)
-    return texts
-
-
-def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
-    for suffix in CAPTION_SUFFIXES:
-        for owner in (image.rpartition(".")[0], image):
-            if file := texts.get(owner, {}).get(suffix):
-                return file
-    return None
-
-
-def _captions(
-    root: Path, images: Sequence[str], texts: Mapping[str, Mapping[str, str]], source: Source
-) -> tuple[list[list[str]], list[str]]:
-    """Each image's captions, and by which rule they were found. Raises DatasetError that lists unreadable ones."""
-    captions, found, problems = [], [], []
-    for image in images:
-        file, name = _sidecar(image, texts), _repeats(image)[1]
-        if file is not None:
-            try:
-                captions.append(_read(root, file, source.reach))
-            except UnreadableImage as error:
-                problems.append(f"{shown(file)} ({error})")
-            found.append(f"a {Path(file).suffix.lower()} file beside the image")
-        elif name is not None:
-            captions.append([name])
-            found.append(FOLDER_NAME)
-        else:
-            captions.append([source.columns.fallback or ""])
-            found.append(NO_CAPTION)
-    if problems:
-        count = plural(len(problems), "caption file")
-        raise DatasetError(f"{root.name}: {count} cannot be read; save as UTF-8 text: {listing(problems, str)}")
-    return captions, found
-
-
-def _read(root: Path, file: str, reach: Reach) -> list[str]:
-    """The lines of a caption file; an empty file is an empty caption. Never guesses an encoding."""
-    data = read_below(root, file, reach, MAX_FILE_BYTES)
-    if name := _BYTE_ORDER_MARKS.get(data[:2]):
-        raise UnreadableImage(f"it is {name}")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnreadableImage(f"it is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
-    if "\0" in text:
-        raise UnreadableImage("it is not text: it holds a NUL")
-    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
-    return [line for line in lines if line] or [""]
-
-
-def _notes(images: Sequence[str], found: Sequence[str], source: Source) -> list[str]:
+def _of_fallback(images: Sequence[str], captions: Sequence[Caption], source: Source) -> list[str]:
     """How many images have no caption, and which."""
-    without = [image for image, rule in zip(images, found, strict=True) if rule == NO_CAPTION]
+    without = [image for image, one in zip(images, captions, strict=True) if one.rule == NO_CAPTION]
     if not without:
         return []
     fallback = source.columns.fallback
@@ -207,7 +136,13 @@ def _notes(images: Sequence[str], found: Sequence[str], source: Source) -> list[
     return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
 
 
-def _lost(images: Sequence[str], texts: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Text files that are nobody's, most often for a misspelt name."""
-    owners = {owner for image in images for owner in (image.rpartition(".")[0], image)}
-    return sorted(file for owner, own in texts.items() if owner not in owners for file in own.values())
+def _of_paragraphs(captions: Sequence[Caption], source: Source) -> list[str]:
+    """Which texts look as if they were one caption."""
+    files = [one.file for one in captions if one.file is not None and one.is_in_paragraphs]
+    if source.joins_lines or not files:
+        return []
+    have = plural(len(files), "text file has blank lines", "text files have blank lines")
+    return [
+        f"dataset: {have} as between paragraphs, and each line is a caption of its own; "
+        f'dataset.caption_lines "joined" makes a file one caption: {listing(files)}'
+    ]

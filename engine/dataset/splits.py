@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from ..errors import DatasetError
-from ..quoting import shown
+from ..quoting import listing
 
 TRAIN: Final = "train"
 _WORDS: Final = {
@@ -65,7 +65,7 @@ def by_split(files: Iterable[str], split_of: SplitOf, *, rest_is_train: bool) ->
 def choose_split(names: Iterable[str], label: str, wanted: str | None = None) -> str:
     """The wanted split; of none `train`, or the only one there is. Raises DatasetError that lists them otherwise."""
     splits = list(names)
-    listed = ", ".join(map(shown, sorted(splits))) or "none"
+    listed = listing(sorted(splits), most=8) or "none"
     if wanted is not None:
         if wanted not in splits:
             raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {listed}")

@@ -19,18 +19,16 @@ import pyarrow as pa
 from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
 from ..notes import Identity, remembered
-from ..quoting import plural, short
 from ..storage import FILE_MODE, writing_to
 from .columns import Columns, arrow_kinds, kind_of
 from .images import Cells
 from .reach import Reach
-from .rows import Rows, captions_from_values, parse_object, paths_from_values, rows_from_arrow
+from .records import csv_records, json_records
+from .rows import Rows, captions_from_values, paths_from_values, rows_from_arrow
 from .webdataset import read_tar
 
 # In the order in which a folder's tables are looked for.
 TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
-MAX_LINE_BYTES: Final = 16 << 20
-MAX_JSON_BYTES: Final = 1 << 30
 MAX_PARSING_BYTES: Final = 2 << 30
 """Of memory while a table is parsed. Parquet and compressed Arrow can claim anything in a few kilobytes."""
 _BATCH_BYTES: Final = 64 << 20
@@ -47,6 +45,10 @@ class Source:
     """Of one Parquet file, unpacked."""
     split: str | None = None
     """Which split is read; None is the training one."""
+    config_name: str | None = None
+    """Which configuration is read; None is the default one, or all that is there."""
+    joins_lines: bool = False
+    """Whether the lines of a text file beside an image are one caption."""
 
 
 def read_table(path: Path, source: Source, label: str) -> Rows:
@@ -62,8 +64,8 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         if suffix == ".tar":
             return read_tar(path, source.columns, label)
         if suffix in (".csv", ".tsv"):
-            return _from_records(_csv_records(path, "\t" if suffix == ".tsv" else ",", label), path, source, label)
-        return _from_records(_json_records(path, label), path, source, label)
+            return _from_records(csv_records(path, source.columns.names, label), path, source, label)
+        return _from_records(json_records(path, label), path, source, label)
 
 
 def require_file(path: Path, label: str) -> None:
@@ -92,15 +94,14 @@ def _from_arrow(table: pa.Table, path: Path, source: Source, label: str, *, mapp
     return rows_from_arrow(table, source.columns, folder=path.parent, reach=source.reach, label=label, files=files)
 
 
-# --- JSON and CSV: parsed by the standard library, which keeps every caption as written ("007", "null") --------------
+# --- JSON and CSV -----------------------------------------------------------------------------------------------------
 
 
 def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Source, label: str) -> Rows:
     """Rows from dictionaries; a key may be missing here and there. Only the columns that may be meant are kept."""
     columns = source.columns
     kinds: dict[str, str] = {}
-    masks = (columns.mask, f"{columns.mask}_file_name") if columns.mask else ()
-    kept: dict[str, list[Any]] = {name: [] for name in (*columns.image_spellings, columns.caption, *masks)}
+    kept: dict[str, list[Any]] = {name: [] for name in columns.names}
     for record in records:
         for name, value in record.items():
             if kinds.get(name, "null") == "null":
@@ -118,49 +119,6 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
         return Cells(None, paths, len(paths), path.parent, source.reach, label)
 
     return Rows(cells(image), captions, label, masks=cells(mask) if mask else None, rules=rules)
-
-
-def _json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, or of a file that is one JSON list."""
-    with path.open("rb") as file:
-        if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            yield from _json_list(path, label)
-            return
-        file.seek(0)
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise DatasetError(f"line {number} of {label} is longer than {MAX_LINE_BYTES:,} bytes")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():
-                yield parse_object(line, f"line {number} of {label}")
-
-
-def _json_list(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DatasetError(f"{label} is one JSON value of more than {MAX_JSON_BYTES:,} bytes; save it as JSON lines")
-    for index, record in enumerate(json.loads(path.read_bytes())):
-        if not isinstance(record, dict):
-            raise DatasetError(f"row {index} of {label} is {short(record)}; expected an object")
-        yield record
-
-
-def _csv_records(path: Path, delimiter: str, label: str) -> Iterator[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = next(reader, [])
-        if len(set(header)) != len(header):
-            raise DatasetError(f"{label} has two columns of one name in its header: {short(header)}")
-        for fields in reader:
-            if len(fields) > len(header):
-                raise DatasetError(
-                    f"line {reader.line_num} of {label} has {plural(len(fields), 'field')}, its header {len(header)}: "
-                    'a caption with a comma in it needs "quotes"'
-                )
-            if fields:
-                yield dict(zip(header, fields, strict=False))
 
 
 # --- Arrow and Parquet ----------------------------------------------------------------------------------------------

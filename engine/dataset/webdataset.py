@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from ..errors import DatasetError
+from ..layouts import composed
 from ..limits import MAX_HEADER_BYTES, refuse_endless_number
 from ..quoting import short
 from .columns import Columns, kind_of
@@ -19,40 +21,72 @@ from .images import TarMembers, is_image_name
 from .rows import Rows, captions_from_values, parse_object
 
 MAX_TEXT_BYTES: Final = 1 << 20
+_TEXTS: Final = ("txt", "caption", "text", "json")
 
 
 def read_tar(path: Path, columns: Columns, label: str) -> Rows:
     """A WebDataset tar: members `key.ext` of one key are a sample; a column is an extension, or a key of its `.json`.
 
-    Where the task leaves the columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
+    The key ends at the first dot of a name. Where only the last dot leaves each image a text, as in `2024.01 cat.jpg`
+    and `2024.01 cat.txt`, it ends there, and texts are read as they are beside images. Where the task leaves the
+    columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
     """
     samples: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
-    # Plain tar only ("r:"): a compressed one has no random access, and unpacking is the business of fetch.
-    with _Headers(path) as file, tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as tar:
-        end = path.stat().st_size
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
-            key, _, extension = _split_key(member.name)
-            if not member.isreg() or member.sparse is not None or not extension:
+    with _Headers(path) as file:
+        members = list(_members(file, path, label))
+        by_first = [_split_key(name) for name, _, _ in members]
+        by_last = [_split_last(name) for name, _, _ in members]
+        in_lines = not _has_texts(by_first) and by_first != by_last and _has_texts(by_last)
+        for member, (key, extension) in zip(members, by_last if in_lines else by_first, strict=True):
+            if not extension:
                 continue
-            if member.offset_data + member.size > end:
-                raise DatasetError(f"{label} ends in the middle of {short(member.name)}: it is truncated")
             fields = samples.setdefault(key, {})
             if extension in fields:
-                raise DatasetError(f"{label} holds {short(member.name)} twice")
-            _add_field(file, member, extension, fields, kinds)
+                raise DatasetError(f"{label} holds {short(member[0])} twice")
+            _add_field(file, member, extension, fields, kinds, in_lines=in_lines)
     columns = _tar_columns(columns, kinds)
     image, _ = columns.pick(kinds, label)
     columns = replace(columns, mask=columns.pick_mask(kinds, label))
     return _tar_rows(path, samples, image, columns, label)
 
 
-def _split_key(name: str) -> tuple[str, str, str]:
-    """`a/b.c.txt` -> (`a/b`, `.`, `c.txt`), as WebDataset splits names; hidden files have no extension."""
-    folder, _, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return (f"{folder}/{stem}", dot, extension.lower() if stem else "")
+Member = tuple[str, int, int]
+"""A name, where the content begins, and its size."""
+
+
+def _members(file: _Headers, path: Path, label: str) -> Iterator[Member]:
+    """The regular files of a tar. Raises DatasetError: it is truncated."""
+    end = path.stat().st_size
+    # Plain tar only ("r:"): a compressed one has no random access, and unpacking is the business of fetch.
+    with tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
+            if not member.isreg() or member.sparse is not None or not _split_key(member.name)[1]:
+                continue
+            if member.offset_data + member.size > end:
+                raise DatasetError(f"{label} ends in the middle of {short(member.name)}: it is truncated")
+            yield member.name, member.offset_data, member.size
+
+
+def _split_key(name: str) -> tuple[str, str]:
+    """`a/b.c.txt` -> (`a/b`, `c.txt`), as WebDataset splits names; hidden files have no extension."""
+    folder, _, base = composed(name).rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}/{stem}", extension.lower() if stem else ""
+
+
+def _split_last(name: str) -> tuple[str, str]:
+    """`a/b.c.txt` -> (`a/b.c`, `txt`)."""
+    stem, _, extension = composed(name).rpartition(".")
+    return stem, extension.lower()
+
+
+def _has_texts(keys: Sequence[tuple[str, str]]) -> bool:
+    """Whether there are images, and a text for each."""
+    texts = {key for key, extension in keys if extension in _TEXTS}
+    images = {key for key, extension in keys if is_image_name(f".{extension}")}
+    return bool(images) and images <= texts
 
 
 class _Headers(io.FileIO):
@@ -67,27 +101,35 @@ class _Headers(io.FileIO):
 
 
 def _add_field(
-    file: io.FileIO, member: tarfile.TarInfo, extension: str, fields: dict[str, Any], kinds: dict[str, str]
+    file: io.FileIO, member: Member, extension: str, fields: dict[str, Any], kinds: dict[str, str], *, in_lines: bool
 ) -> None:
-    """Note where an image lies; read a text. Anything else is only noted as being there."""
+    """Note where an image lies; read a text, or its lines. Anything else is only noted as being there."""
+    name, offset, size = member
     if is_image_name(f".{extension}"):
-        fields[extension] = (member.offset_data, member.size, member.name)
+        fields[extension] = (offset, size, name)
         kinds[extension] = "images"
         return
     fields[extension] = None
-    if extension not in ("txt", "caption", "text", "json") or member.size > MAX_TEXT_BYTES:
+    if extension not in _TEXTS or size > MAX_TEXT_BYTES:
         kinds.setdefault(extension, "other data")
         return
-    data = os.pread(file.fileno(), member.size, member.offset_data)
+    data = os.pread(file.fileno(), size, offset)
     if extension == "json":
-        fields["json"] = values = parse_object(data, short(member.name))
+        fields["json"] = values = parse_object(data, short(name))
         kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})
     else:
         try:
-            fields[extension] = data.decode("utf-8-sig").rstrip("\r\n")
+            text = data.decode("utf-8-sig")
+            fields[extension] = _lines(text) if in_lines else text.rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise DatasetError(f"{short(member.name)} is not UTF-8 text: byte {data[error.start]:#04x}") from None
+            raise DatasetError(f"{short(name)} is not UTF-8 text: byte {data[error.start]:#04x}") from None
         kinds[extension] = "text"
+
+
+def _lines(text: str) -> list[str]:
+    """Several lines are several captions, as in a text file beside an image."""
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    return [line for line in lines if line] or [""]
 
 
 def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from ..errors import ModelError, first_line
+from . import schedulers
 from .base import LoadArgs
 from .checks import MAX_TIMESTEPS
 from .configs import read_json
@@ -22,7 +23,8 @@ from .single_file import weights as single_file_weights
 _ALIGNMENT: Final = 64
 """Bytes, of torch's own allocations."""
 
-transformers_logging.disable_progress_bar()
+for logging in (transformers_logging, diffusers_logging):
+    logging.disable_progress_bar()  # of shards, among a job's own lines
 
 
 def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
@@ -120,8 +122,8 @@ def load_scheduler(args: LoadArgs) -> Any:
     Raises:
         ModelError: no scheduler of Diffusers', or a malformed configuration.
     """
-    config = read_config(args, "scheduler", "scheduler_config.json")
-    cls = _scheduler_class(config)
+    name, config, _ = schedulers.drawing(read_config(args, "scheduler", schedulers.FILE))
+    cls = _scheduler_class(name, config)
     config |= {"prediction_type": args.prediction_type}
     if args.zero_terminal_snr:
         # Sampling starts at the very last timestep, and not every scheduler can start from noise alone (Lin et al.
@@ -141,19 +143,14 @@ def load_scheduler(args: LoadArgs) -> Any:
     return scheduler
 
 
-def _scheduler_class(config: Mapping[str, Any]) -> Any:
-    """The class that a scheduler's configuration names, if it can be trained for."""
-    name, steps = config.get("_class_name"), config.get("num_train_timesteps", 1000)
-    cls = getattr(diffusers, str(name), None)
-    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise ModelError(f"the base model's scheduler {name!r} is unknown to Diffusers")
-    if "beta_start" not in inspect.signature(cls).parameters:
-        raise ModelError(f"the base model's {name} has no betas: EDM and flow matching cannot be trained")
+def _scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
+    """Diffusers' class of that name. Raises ModelError where its noise schedule is no such thing."""
+    steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
         raise ModelError(
             f"the base model's scheduler does not load: num_train_timesteps is {str(steps)[:40]!r}; download it again"
         )
-    return cls
+    return getattr(diffusers, name)
 
 
 def move_frozen(module: torch.nn.Module, device: torch.device) -> None:

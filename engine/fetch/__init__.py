@@ -16,12 +16,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from ..addresses import shown_url
 from ..errors import DatasetError
 from ..limits import Limits
 from ..storage import make_folder, sync_folder, write_file, writing_to
-from .archive import extract
+from .archive import JOIN_PARTS, extract, notes_of
 from .download import Download, Policy
 from .files import fetch_file
 from .locking import locked
@@ -29,6 +30,7 @@ from .locking import locked
 __all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file"]
 
 _BUILDING: Final = ".building"
+_PART_NAME: Final = re.compile(r"\.(\d{3}|[zr]\d\d|part\d+\.(rar|zip))\Z", re.IGNORECASE)
 _DEFAULT_LIMITS: Final = Limits()
 _DEFAULT_POLICY: Final = Policy()
 
@@ -62,6 +64,7 @@ def fetch_dataset(
     with writing_to(cache_dir):
         found = _published(root, pointer)
         if found is not None and not part.exists():
+            _report_notes(pointer, shown_url(url), report)
             return found
         for folder in (root / "url", root / "content"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,7 @@ def fetch_dataset(
             else:
                 download.run()
                 found = _publish(root, key, download, label=shown_url(url), limits=limits, report=report)
+            _report_notes(pointer, shown_url(url), report)
             return found
 
 
@@ -88,12 +92,18 @@ def _published(root: Path, pointer: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _report_notes(pointer: Path, label: str, report: Report) -> None:
+    """Say again what was found when it was unpacked: each task of a chain has its own log."""
+    for note in json.loads(pointer.read_bytes()).get("notes", []):
+        report(f"{label}: {note}")
+
+
 def _publish(root: Path, key: str, download: Download, *, label: str, limits: Limits, report: Report) -> Path:
     """Unpack the downloaded file and make it known. Needs the URL's lock."""
     _sweep(root, key)
     with download.part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    content = root / "content" / digest
+    content, part_name = root / "content" / digest, _PART_NAME.search(urlsplit(label).path)
     if not content.is_dir():
         building = root / "content" / f".{key}{_BUILDING}"
         report(f"unpacking {label}")
@@ -105,10 +115,13 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
         except DatasetError as error:
             # The same bytes would be refused again; the server may have better ones next time.
             download.discard()
+            if part_name and JOIN_PARTS not in str(error):
+                error = DatasetError(f"{error}; by its name it is a part of a split archive: {JOIN_PARTS}")
             raise DatasetError(f"{label} is not usable: {error}") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
-    write_file(root / "url" / f"{key}.json", json.dumps({"content": digest}).encode())
+    notes = notes_of(download.part, limits) if download.part.exists() else []
+    write_file(root / "url" / f"{key}.json", json.dumps({"content": digest, "notes": notes}).encode())
     download.discard()
     return content
 

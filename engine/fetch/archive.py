@@ -34,6 +34,9 @@ _DIRECTORY_BYTES_PER_FILE: Final = 256
 _ZIP_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP_ENCRYPTED: Final = 0x1 | 0x40 | 0x2000
 _ZIP_UTF8: Final = 0x800
+_ZIP_SPLIT: Final = b"PK\x07\x08"
+_ZIP_END_BYTES: Final = (64 << 10) + 22
+JOIN_PARTS: Final = "join its parts (7-Zip unpacks them; `cat NAME.zip.*`, `zip -s 0`) and give the whole"
 
 
 def extract(archive: Path, into: Path, limits: Limits) -> None:
@@ -56,6 +59,18 @@ def extract(archive: Path, into: Path, limits: Limits) -> None:
             _extract_stream(archive, kind, into, limits)
         else:
             _move_table(archive, kind, into)
+
+
+def notes_of(archive: Path, limits: Limits) -> list[str]:
+    """What a person should know of the archive: nothing, or lines. Raises as `extract`, for the names alone."""
+    with _reading():
+        if sniff(archive) is not Kind.ZIP:
+            return []
+        with _opened_zip(archive, limits) as file:
+            listing = Listing(limits.max_files)
+            for _ in _zip_files(file, listing):
+                pass
+            return listing.notes()
 
 
 @contextmanager
@@ -228,14 +243,40 @@ class _ZipSource(io.FileIO):
         return data
 
 
-def _extract_zip(archive: Path, into: Path, limits: Limits) -> None:
+@contextmanager
+def _opened_zip(archive: Path, limits: Limits) -> Iterator[zipfile.ZipFile]:
+    _refuse_part(archive)
     with _ZipSource(archive, limits.max_files) as source, zipfile.ZipFile(cast("IO[bytes]", source)) as file:
+        yield file
+
+
+def _extract_zip(archive: Path, into: Path, limits: Limits) -> None:
+    with _opened_zip(archive, limits) as file:
         listing = Listing(limits.max_files)
         members = list(_zip_files(file, listing))
+        listing.check_captions()
         writer = _Writer(into, listing.wrapper(), Budget(limits, archive.stat().st_size))
         for info, path in members:
             with file.open(info) as content:
                 writer.write(path, _chunks(content))
+
+
+def _refuse_part(archive: Path) -> None:
+    """Refuse a part of a split zip by name. Raises DatasetError.
+
+    The first one begins with a mark of its own or lacks the list of members, the last one's list says how many there
+    are.
+    """
+    size = archive.stat().st_size
+    with archive.open("rb") as file:
+        head = file.read(4)
+        file.seek(max(0, size - _ZIP_END_BYTES))
+        tail = file.read()
+    place = tail.rfind(b"PK\x05\x06")
+    if head == _ZIP_SPLIT or (place >= 0 and tail[place + 4 : place + 6] not in (b"\0\0", b"\xff\xff")):
+        raise DatasetError(f"it is a part of a split archive; {JOIN_PARTS}")
+    if place < 0:
+        raise DatasetError(f"it is truncated, or the first part of a split archive: upload it again, or {JOIN_PARTS}")
 
 
 def _chunks(content: IO[bytes]) -> Iterator[bytes]:
@@ -247,15 +288,15 @@ def _zip_files(file: zipfile.ZipFile, listing: Listing) -> Iterator[tuple[zipfil
     """The files to keep, with their checked paths, all noted in `listing`."""
     for info in file.infolist():
         listing.count()
-        path = _zip_path(info)
+        name, told = _zip_name(info)
+        path = _zip_path(info, name)
         if path is not None:
-            listing.add(path)
+            listing.add(path, told=told)
             yield info, path
 
 
-def _zip_path(info: zipfile.ZipInfo) -> str | None:
+def _zip_path(info: zipfile.ZipInfo, name: str) -> str | None:
     """The checked path of a file to keep. Raises DatasetError for anything that is not a plain file or folder."""
-    name = _zip_name(info)
     path = clean_name(name)
     mode = stat.S_IFMT(info.external_attr >> 16)
     if mode == stat.S_IFLNK:
@@ -271,12 +312,16 @@ def _zip_path(info: zipfile.ZipInfo) -> str | None:
     return path
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name as stored: `ZipInfo.filename` ends at a NUL, and names are often UTF-8 without saying so."""
-    name = info.orig_filename
-    if info.flag_bits & _ZIP_UTF8:
-        return name
-    try:
-        return name.encode("cp437").decode()
-    except UnicodeDecodeError:
-        return name
+def _zip_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
+    """The name as stored, and whether it is in an encoding that nobody tells.
+
+    `ZipInfo.filename` ends at a NUL, names are often UTF-8 without saying so, and Windows PowerShell writes them with
+    backslashes.
+    """
+    name, told = info.orig_filename, True
+    if not info.flag_bits & _ZIP_UTF8:
+        try:
+            name = name.encode("cp437").decode()
+        except UnicodeDecodeError:
+            told = False
+    return name.replace("\\", "/"), told

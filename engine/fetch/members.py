@@ -43,12 +43,15 @@ def clean_name(name: str) -> str | None:
     return "/".join(parts)
 
 
+_UNTOLD: Final = "are in an encoding that the archive does not tell, and may be read as others"
+_PACK_AS_UTF8: Final = "pack it with UTF-8 names (7-Zip's option -mcu=on, or as .tar)"
+
 # Tried in this order: the sizes below need a name that can be encoded.
 _UNSAFE: Final = (
     (re.compile(r"\A\Z"), "without a name"),
     (re.compile(r"[\ud800-\udfff]"), "not named in UTF-8"),
     (re.compile(r"[\x00-\x1f\x7f-\x9f]"), "named with control characters"),
-    (re.compile(r"\\|\A[A-Za-z]:"), "named by a Windows path"),
+    (re.compile(r"\\|\A/*[A-Za-z]:|\A//"), "named by a Windows path"),
     (re.compile(r"\A/"), "named by an absolute path"),
     (re.compile(r"(\A|/)\.\.(/|\Z)"), "named by a path that leads out of the archive"),
 )
@@ -73,6 +76,7 @@ class Listing:
         self._num_members = 0
         self._files: dict[str, str] = {}
         self._folders: set[str] = set()
+        self._untold: list[str] = []
 
     def count(self) -> None:
         """Account for a member of any kind. Raises DatasetError when they are too many."""
@@ -80,8 +84,11 @@ class Listing:
         if self._num_members > self._max_files:
             raise too_many(self._max_files)
 
-    def add(self, path: str) -> None:
-        """Note a file. Raises DatasetError when another member has its path, or one that differs only in case."""
+    def add(self, path: str, *, told: bool = True) -> None:
+        """Note a file. Raises DatasetError when another member has its path, or one that differs only in case.
+
+        `told`: whether the name is surely what it was when it was packed.
+        """
         # Unicode-normal and folded, so that the archive means the same on every file system.
         key = unicodedata.normalize("NFC", path).casefold()
         parents = {str(parent) for parent in PurePosixPath(key).parents} - {"."}
@@ -92,9 +99,30 @@ class Listing:
             raise refused(path, "both a file and a folder")
         self._files[key] = path
         self._folders |= parents
+        if not told:
+            self._untold.append(path)
         # A single member may ask for many folders.
         if len(self._files) + len(self._folders) > self._max_files:
             raise too_many(self._max_files)
+
+    def notes(self) -> list[str]:
+        """What to say of the names."""
+        if not self._untold:
+            return []
+        return [f"names of {len(self._untold):,} members, such as {self._untold[0]!a}, {_UNTOLD}; {_PACK_AS_UTF8}"]
+
+    def check_captions(self) -> None:
+        """Raise DatasetError where a folder's name in an unknown encoding would become an image's caption."""
+        captioned = {path.rpartition(".")[0] for path in self.paths if path.lower().endswith((".txt", ".caption"))}
+        for path in self._untold:
+            folders, stem = path.split("/")[:-1], path.rpartition(".")[0]
+            is_image = f".{path.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+            says = any(repeated_folder(folder) and not folder.isascii() for folder in folders)
+            if is_image and says and not captioned & {path, stem}:
+                raise DatasetError(
+                    f"its member {path!a} is in a folder whose name becomes a caption, in an encoding that the "
+                    f"archive does not tell; {_PACK_AS_UTF8}"
+                )
 
     @property
     def paths(self) -> Iterable[str]:

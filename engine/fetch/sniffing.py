@@ -50,6 +50,7 @@ TABLE_NAMES: Final = {
 _MAGIC: Final = (
     (b"PK\x03\x04", Kind.ZIP),
     (b"PK\x05\x06", Kind.ZIP),
+    (b"PK\x07\x08", Kind.ZIP),
     (b"\x1f\x8b", Kind.GZIP),
     (b"BZh", Kind.BZIP2),
     (b"\xfd7zXZ\x00", Kind.XZ),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
-import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
+from .. import expressions
 from ..errors import TaskError
 from ..families import DENOISER
 from ..quoting import as_json
@@ -26,7 +25,6 @@ NO_QUANTISED_START: Final = (
 )
 
 _MAX_LISTED: Final = 40
-_MATCHING_SECONDS: Final = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +77,7 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
         TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
     """
     if isinstance(targets, str):
-        matched = [*filter(_Expression(targets), kinds)]
+        matched = [*filter(_matcher(targets), kinds)]
     else:
         matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
     if not matched:
@@ -97,43 +95,27 @@ def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | st
 def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
     """Whether a layer's name is meant by `lora.target_modules`: see `match_targets`, whose errors it raises."""
     if isinstance(targets, str):
-        return _Expression(targets)
+        return _matcher(targets)
     return lambda name: not _ends_of(name).isdisjoint(targets)
 
 
-class _Expression:
-    """Tells whether a regular expression matches a whole name, and ends a search that would outlast its machine.
+def _matcher(expression: str) -> Callable[[str], bool]:
+    """Whether a regular expression matches a whole name."""
+    pattern = expressions.compiled(expression)
+    if isinstance(pattern, str):
+        raise TaskError(f"lora.target_modules: {as_json(expression)} {pattern}")
+    matches = expressions.Matcher(pattern)
 
-    `re` goes back over alternatives, of which there can be 2**n. While it does, it lets signals in. The one used here
-    counts the process's own time: a busy machine refuses nothing.
-    """
-
-    def __init__(self, expression: str) -> None:
-        self._seconds = _MATCHING_SECONDS
-        self._left = self._seconds
-        self._expression = expression
+    def is_matched(name: str) -> bool:
         try:
-            self._pattern = re.compile(expression)
-        except re.error as error:
-            raise TaskError(f"lora.target_modules: {expression!r} is not a regular expression: {error}") from None
+            return matches(name)
+        except expressions.TakesTooLongError:
+            raise TaskError(
+                f"lora.target_modules: {as_json(expression)} takes more than {expressions.SECONDS:g} s to match "
+                "against the layers' names; repeat nothing that repeats itself, or list the names"
+            ) from None
 
-    def __call__(self, name: str) -> bool:
-        if self._left <= 0:
-            self._end()
-        before, started = signal.signal(signal.SIGVTALRM, self._end), time.process_time()
-        signal.setitimer(signal.ITIMER_VIRTUAL, self._left)
-        try:
-            return self._pattern.fullmatch(name) is not None
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            signal.signal(signal.SIGVTALRM, before)
-            self._left -= time.process_time() - started
-
-    def _end(self, *_: object) -> NoReturn:
-        raise TaskError(
-            f"lora.target_modules: {as_json(self._expression)} takes more than {self._seconds:g} s to match against "
-            "the layers' names; repeat nothing that repeats itself, or list the names"
-        )
+    return is_matched
 
 
 def _ends_of(name: str) -> set[str]:

@@ -1,158 +1,28 @@
-"""How much memory a job takes, predicted before it runs, from configurations alone. No torch.
-
-The figures are of tensors. What they leave out: CUDA's own context (about 0.5 GiB), libraries' workspaces, what an
-allocator cannot use, and on a CPU the program itself (about 0.6 GiB).
-"""
+"""How much memory a job takes, predicted before it runs; how much there is; what would fit. No torch."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final
-
-from ..lora.targets import TEXT_TARGETS, is_target
 from ..model import BaseModel
-from ..task import DEFAULT_TARGETS, Task
-from . import encoder_footprint, footprint
-from .footprint import Tape
+from ..task import Task
+from .advice import FAR, advise, fitting, require_room
+from .machine import PROGRAM_BYTES, available_bytes, most_bytes
+from .prediction import SPARE, Prediction, gib, predict, wants_recompute
 
-SPARE: Final = 0.9
-"""The share of the available memory that tensors may be predicted to take."""
-PROGRAM_BYTES: Final = 600 << 20
-"""What the program itself takes of a machine's memory, before the first tensor."""
-_BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
-_OPTIMIZER_BYTES: Final = 4 * 6
-"""For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits these
-are half as wide until the activations are gone, which makes up for the working copy."""
-_LASTING_BYTES: Final = 4 * 3
-"""Of them, what stays after training."""
-_COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
-"""And of each one's working copy."""
-_CONTROL_GROUPS: Final = (
-    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
-"""Folder, limit, use, and which line of memory.stat is of files' contents that can be let go."""
-_NO_MODEL: Final = 1 << 60
-"""Bytes that no model takes."""
-_MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """Bytes of device memory at the peak of each phase."""
-
-    encode: int
-    train: int
-    validation: int
-    recompute: bool
-    """With gradient checkpointing."""
-
-    @property
-    def peak(self) -> int:
-        """Of the whole job."""
-        return max(self.encode, self.train, self.validation)
-
-
-def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Prediction | None:
-    """What a task takes on a `device` of type cuda or cpu; None where the model's configurations do not say.
-
-    For the published models within 15% of what torch holds, as the tests find.
-    """
-    try:
-        found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
-    except _MALFORMED:  # loading the model says what is wrong with it
-        return None
-    return found if 0 < found.peak < _NO_MODEL else None
-
-
-def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:
-    args, width = task.train_args, _BYTES[task.mixed_precision]
-    vae = base.config("vae")
-    latent_side = max(1, args.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
-    vae_width = 4 if base.family.has_float32_vae(base.config) else width
-    unet_tape = Tape(
-        is_adapted=is_target(task.lora.target_modules or DEFAULT_TARGETS),
-        rank=task.lora.rank,
-        width=width,
-        norm_width=4 if is_cuda else width,
-        is_dropping=task.lora.dropout > 0,
-    )
-    texts = replace(unet_tape, is_adapted=is_target(TEXT_TARGETS if args.train_text_encoder else ()))
-    lengths = [77]
-    for component in (name for name in base.family.weighted if name.startswith("text_encoder")):
-        config = base.config(component)
-        encoder_footprint.text_encoder(config, texts, batch=args.batch_size * task.dataset.caption_chunks)
-        lengths.append(int(config.get("max_position_embeddings", 77)))
-    footprint.unet(
-        base.config("unet"),
-        unet_tape,
-        batch=args.batch_size,
-        side=latent_side,
-        text_length=max(lengths) * task.dataset.caption_chunks,
-        text_is_traced=args.train_text_encoder,
-    )
-    trained = unet_tape.lora + texts.lora
-    lasting = trained * (_LASTING_BYTES + _COPY_BYTES[task.mixed_precision])
-    denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
-    encoders = text_bytes + encoder_footprint.vae_parameters(vae) * vae_width
-    # The frozen encoders leave the device while it trains, where there is another place for them.
-    staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
-    return Prediction(
-        encode=denoiser
-        + encoders
-        + lasting
-        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=False),
-        train=denoiser + training,
-        validation=denoiser
-        + encoders
-        + lasting
-        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
-        recompute=recompute,
-    )
-
-
-def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int | None) -> bool:
-    """Whether to train with gradient checkpointing: as the task says, or where it would not fit without.
-
-    Args:
-        base: the base model.
-        task: the task.
-        device: cuda or cpu.
-        available: bytes of memory on that device; None is unknown.
-    """
-    asked = task.train_args.gradient_checkpointing
-    if asked != "auto":
-        return bool(asked)
-    plain = predict(base, task, recompute=False, device=device)
-    # The bits are the same, so where nothing is known the careful way costs only time.
-    return plain is None or available is None or plain.train > SPARE * available
-
-
-def available_bytes(root: Path = Path("/")) -> int | None:
-    """The memory that this machine, or the container that this is in, has left for tensors; None where it hides that.
-
-    The least of /proc/meminfo's MemAvailable and of what the control group still allows (version 2 or 1), where file
-    contents that nobody has looked at lately count as free.
-    """
-    found = []
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        found.append(_numbers(root / "proc/meminfo")["MemAvailable:"] << 10)
-    for folder, limit, usage, inactive in _CONTROL_GROUPS:
-        group = root / folder
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number, and no limit
-            free = int((group / limit).read_text()) - int((group / usage).read_text())
-            found.append(free + _numbers(group / "memory.stat")[inactive])
-    return max(0, min(found) - PROGRAM_BYTES) if found else None
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Each line's first word and the number behind it."""
-    words = (line.split() for line in path.read_text().splitlines())
-    return {line[0]: int(line[1]) for line in words if len(line) > 1}
+__all__ = [
+    "FAR",
+    "PROGRAM_BYTES",
+    "SPARE",
+    "Prediction",
+    "advise",
+    "available_bytes",
+    "describe",
+    "fitting",
+    "gib",
+    "most_bytes",
+    "predict",
+    "require_room",
+    "wants_recompute",
+]
 
 
 def describe(base: BaseModel, task: Task, *, device: str, available: int | None) -> list[str]:
@@ -182,36 +52,3 @@ def describe(base: BaseModel, task: Task, *, device: str, available: int | None)
 
 def _phases(found: Prediction) -> str:
     return f"{gib(found.encode)} encoding, {gib(found.train)} training, {gib(found.validation)} validation"
-
-
-def gib(count: int) -> str:
-    """Bytes for a person."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.0f} MiB"
-
-
-def fitting(base: BaseModel, task: Task, *, device: str, available: int) -> list[str]:
-    """Changes of the task that would fit into `available` bytes, each by itself, the one that changes least first."""
-    found = []
-    for words, changed in _smaller(task):
-        recompute = wants_recompute(base, changed, device=device, available=available)
-        prediction = predict(base, changed, recompute=recompute, device=device)
-        if prediction is not None and prediction.peak <= SPARE * available:
-            found.append(f"{words} ({gib(prediction.peak)})")
-    return found
-
-
-def _smaller(task: Task) -> Iterator[tuple[str, Task]]:
-    args = task.train_args
-    with_args: Callable[..., Task] = lambda **changes: replace(task, train_args=replace(args, **changes))  # noqa: E731
-    if args.gradient_checkpointing is False:
-        yield "gradient_checkpointing true", with_args(gradient_checkpointing=True)
-    size, steps = args.batch_size, args.gradient_accumulation_steps
-    for parts in (2, 4, 8, 16, 32, 64):
-        if size % parts == 0:
-            words = f"batch_size {size // parts} with gradient_accumulation_steps {steps * parts}"
-            yield words, with_args(batch_size=size // parts, gradient_accumulation_steps=steps * parts)
-    if task.mixed_precision == "no":
-        yield 'mixed_precision "bf16"', replace(task, mixed_precision="bf16")
-    for side in (1024, 768, 512, 384, 256):
-        if side < args.resolution:
-            yield f"resolution {side}", with_args(resolution=side)

@@ -17,9 +17,9 @@ from typing import Any, Final
 from ..addresses import public
 from ..held_out_curve import Row
 from ..history import StepReport
-from ..quoting import plural
+from ..quoting import duration_text, plural
 from .curves import curves, held_out
-from .text import as_html, clipped, device_text, duration_text, mapping_of, size_text, step_text, without_secrets
+from .text import as_html, clipped, device_text, mapping_of, size_text, step_text, without_secrets
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -60,12 +60,11 @@ class Report:
     """The global step that it reached."""
     max_steps: int
     visits_per_step: int
-    steps_trained: int
-    """By the process that `seconds` is about: fewer than the task's where it went on after an interruption."""
     finished: bool
     """The whole training, not just this task."""
     seconds: Mapping[str, float]
-    """By phase, in their order. Their sum is called the wall time; `encode` and `train` give the images per second."""
+    """Of the whole task by phase, in their order. A process counts up to the progress that the next one went on from.
+    Their sum is called the wall time; `encode` and `train` give the images per second."""
     peak_memory_bytes: int
     skipped: Sequence[tuple[str, str]]
     """Name and reason of what was not trained on."""
@@ -109,7 +108,8 @@ def _headline(report: Report) -> str:
     own = f"this task: steps {report.start_step:,} to {report.global_step:,}"
     images = report.global_step * report.visits_per_step
     training = report.seconds.get("encode", 0.0) + report.seconds.get("train", 0.0)
-    rate = report.steps_trained * report.visits_per_step / training if training > 0 else None
+    visits = (report.global_step - report.start_step) * report.visits_per_step
+    rate = visits / training if visits and training > 0 else None
     memory = "of GPU memory" if report.device.get("type") == "cuda" else "of memory"
     tiles = [
         ("Steps", f"{report.global_step:,}", f"of {report.max_steps:,}"),
@@ -209,10 +209,11 @@ def _timings(report: Report) -> str:
     )
     more = len(report.skipped) - _MAX_ROWS
     rest = f'<p class="note">And {more:,} more.</p>' if more > 0 else ""
+    steps = plural(report.global_step - report.start_step, "step")
     skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else '<p class="note">Nothing was skipped.</p>'
     return f"""<section><h2>This task</h2><div class="columns">
 <div class="card"><h3>Time by phase</h3><ul class="bars">{bars}</ul>
-<p class="note">{duration_text(sum(report.seconds.values()))} in all for {plural(report.steps_trained, "step")}; \
+<p class="note">{duration_text(sum(report.seconds.values()))} in all for {steps}; \
 {size_text(report.peak_memory_bytes)} of memory at the peak.</p></div>
 <div class="card"><h3>Skipped images</h3>{skipped}</div></div></section>"""
 

@@ -18,6 +18,8 @@ _BINS: Final = 400
 _MAX_LINES: Final = 100
 _LABEL_ROOM: Final = 0.16
 """Of a chart's height, below a marked point: 31 pixels where the chart is at its smallest."""
+_SMALLEST_MOVE: Final = 1e-5
+"""Of a curve's height: what is less is rounding, a hundred times that of a float32."""
 LARGEST: Final = 1e15
 """A curve has no use for what is larger, and arithmetic with it no trouble."""
 
@@ -49,25 +51,38 @@ def held_out(rows: Sequence[held_out_curve.Row], starts: list[int]) -> str:
     points = [(row.step, row.loss) for row in curve if row.loss is not None and _is_drawable(row.loss)]
     lowest = min(points, key=lambda point: (point[1], point[0]), default=None)
     remarks = [f"{plural(curve[-1].images, 'image')} held out, the same timesteps and noise each time."]
+    noise = ""
     if lowest:
         remarks.insert(0, f"Best at step {lowest[0]:,}: {_number(lowest[1])}.")
-        remarks += _by_noise(curve, lowest[0])
+        noise = _by_noise(curve, lowest[0])
     if missing := len(curve) - len(points):
         remarks.append(f"{plural(missing, 'measurement')} not finite.")
     if older := len(rows) - len(curve):
         remarks.append(f"{plural(older, 'measurement')} of other images or timesteps, which do not compare, not shown.")
     later = [start for start in starts if start > curve[0].step]
     chart = _chart("heldout", "Mean squared error", points, later, noisy=False, remark=" ".join(remarks), marked=lowest)
-    return f"<section><h2>Held-out loss</h2>\n{chart}</section>"
+    return f"<section><h2>Held-out loss</h2>\n{chart}{noise}</section>"
 
 
-def _by_noise(curve: Sequence[held_out_curve.Row], best: int) -> list[str]:
-    """How the loss fell from the first row to the best one, at little noise and at much."""
+def _by_noise(curve: Sequence[held_out_curve.Row], best: int) -> str:
+    """How the loss fell from the first row to the best one, at little noise and at much; nothing where it did not."""
     first, lowest = curve[0], next(row for row in curve if row.step == best)
-    if not first.strata or len(first.strata) != len(lowest.strata) or first is lowest:
-        return []
+    parts = len(first.strata)
+    if not parts or parts != len(lowest.strata) or first is lowest:
+        return ""
     pairs = zip(first.strata, lowest.strata, strict=True)
-    return [f"Until then by noise, from the least to the most: {', '.join(map(_fall, pairs))}."]
+    rows = "".join(f"<dt>{_noise_words(k, parts)}</dt><dd>{_fall(pair)}</dd>" for k, pair in enumerate(pairs, start=1))
+    span = f"From step {first.step:,} to the best, step {best:,}, in {parts} equal parts of the trained timesteps"
+    return f"""
+<div class="card"><h3>The same by how much noise was added</h3>
+<p class="note">{span}: at little noise it is about texture and detail, at much noise about composition and colour.</p>
+<dl class="facts">{rows}</dl></div>"""
+
+
+def _noise_words(part: int, parts: int) -> str:
+    """What a part of the timesteps is called, from 1."""
+    ends = {1: "least noise", parts: "most noise"}
+    return f"Part {part} of {parts}" + (f", {ends[part]}" if part in ends else "")
 
 
 def _fall(pair: tuple[float, float]) -> str:
@@ -144,7 +159,9 @@ class _Plane:
 
 
 def _plane(points: Points, *, noisy: bool, marked: tuple[int, float] | None) -> _Plane:
-    """From zero, unless the values are close together; a few outliers must not flatten a noisy curve.
+    """From zero, unless the values are close together: a curve that moves by a hundredth is no flat line.
+
+    A few outliers must not flatten a noisy curve.
 
     Below the marked point, which is the lowest, there is room for its label.
     """
@@ -153,7 +170,7 @@ def _plane(points: Points, *, noisy: bool, marked: tuple[int, float] | None) -> 
     typical = 1.3 * values[int(0.99 * (len(values) - 1))]
     if noisy and typical > 0 and high > 1.5 * typical:
         high = typical
-    if not 0.01 * high < high - low < 0.3 * high:
+    if not _SMALLEST_MOVE * high < high - low < 0.3 * high:
         low = 0.0
     top = high + 0.04 * (high - low) if high > 1e-12 else 1.0
     if marked is not None:
@@ -196,7 +213,8 @@ def _raw(points: Points, plane: _Plane) -> str:
 
 
 def _grid(plane: _Plane, starts: list[int]) -> str:
-    rows = [(plane.y(value) / 10, _number(value)) for value in _ticks(plane.low, plane.high, 4)]
+    heights = _ticks(plane.low, plane.high, 4)
+    rows = [(plane.y(value) / 10, label) for value, label in zip(heights, _labels(heights), strict=True)]
     columns = [(plane.x(step) / 10, f"{step:,.0f}") for step in _ticks(plane.left, plane.right, 5, whole=True)]
     begun = [plane.x(step) / 10 for step in starts if plane.left < step < plane.right]
     return "".join(
@@ -213,6 +231,16 @@ def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[f
     step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= most)
     step = max(1.0, step) if whole else step
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks in as many digits as tell them apart."""
+    labels: list[str] = []
+    for digits in range(4, 17):
+        labels = [_number(value, digits) for value in ticks]
+        if len(set(labels)) == len(ticks):
+            break
+    return labels
 
 
 def _describe(points: Points, line: Points, half: int, above: int) -> str:
@@ -240,6 +268,6 @@ def _describe_starts(starts: list[int]) -> str:
     return f"Every optimizer step of the chain's {len(starts):,} tasks. Dashed: where the next one begins{where}."
 
 
-def _number(value: float) -> str:
-    text = f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.4g}"
+def _number(value: float, digits: int = 4) -> str:
+    text = f"{value:,.0f}" if digits == 4 and 1000 <= value < 1e6 else f"{value:,.{digits}g}"
     return re.sub(r"e([-+])0*(?=[0-9])", lambda found: f"e{found[1].strip('+')}", text)

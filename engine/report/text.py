@@ -44,7 +44,12 @@ def step_text(value: Any) -> str:
 
 
 def device_text(device: Mapping[str, Any]) -> str:
-    forms = {"multiprocessors": "{} multiprocessors", "cuda": "CUDA {}", "threads": "threads: {}"}
+    forms = {
+        "multiprocessors": "{} multiprocessors",
+        "cuda": "CUDA {}",
+        "threads": "threads: {}",
+        "driver": "driver {}",
+    }
     names = [name for name in ("name", "machine", "instructions", "threads", *device) if name in device]
     words = [
         size_text(device[name]) if name == "memory_bytes" else forms.get(name, "{}").format(clipped(device[name]))
@@ -52,13 +57,6 @@ def device_text(device: Mapping[str, Any]) -> str:
         if name not in ("type", "capability")
     ]
     return ", ".join(words) or "unknown"
-
-
-def duration_text(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"
 
 
 def size_text(count: Any) -> str:

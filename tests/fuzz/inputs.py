@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from engine.checkpoint import build_files
+from engine.checkpoint import build_files, spelled
 from engine.task import canonical_json
 from tests.tiny import SMALL_PNG
 
@@ -224,7 +224,7 @@ def checkpoints(draw: st.DrawFn) -> dict[str, bytes]:
     files = dict(FILES)
     for name in draw(st.sets(st.sampled_from(sorted(set(files) - {"manifest.json"})), max_size=2)):
         if name == "state.json":
-            files[name] = dumped(draw(mutated(json.loads(files[name]))))
+            files[name] = _written(name, draw(mutated(json.loads(files[name]))))
         elif name.startswith("state") or draw(st.booleans()):
             files[name] = draw(safetensors() if name.endswith(".safetensors") else damaged(files[name]))
     if draw(st.integers(0, 3)):
@@ -243,7 +243,15 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
         digest = hashlib.sha256(canonical_json(body)).hexdigest()
     except ValueError:  # NaN, or half a character: no digest can be made of it
         digest = ""
-    return dumped(body | {"digest": digest})
+    return _written("manifest.json", body | {"digest": digest})
+
+
+def _written(name: str, value: Any) -> bytes:
+    """As the program writes it, or as near as JSON comes."""
+    try:
+        return spelled(name, value)
+    except ValueError:
+        return dumped(value)
 
 
 @st.composite

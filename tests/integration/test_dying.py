@@ -19,7 +19,7 @@ import pytest
 from tests.integration.forks import Forked, ForkServer, fork_server
 from tests.integration.harness import assert_same, assert_whole, changed, read_json, succeed
 
-PUBLISHED = {"checkpoint", "validation", "report.html", "result.json", "progress.jsonl"}
+PUBLISHED = {".lock", "checkpoint", "validation", "report.html", "result.json", "progress.jsonl"}
 SAVES = {"SAVE_SECONDS": "0"}
 DONE = {"kill": (-9,), "power": (-9,), "SIGTERM": (143, 0), "SIGINT": (130, 0)}
 

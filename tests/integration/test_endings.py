@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import signal
 from pathlib import Path
 
-from tests.integration.harness import changed, run_job, snapshot, succeed
+import pytest
+
+from tests.integration.harness import changed, progress, read_json, run_job, snapshot, start_job, succeed
+from tests.tiny import build_dataset
 
 
 def test_a_failed_job_does_not_block_its_correction(short_task, tmp_path):
@@ -24,6 +29,31 @@ def test_result_json_always_tells_of_the_result_beside_it(short_task, tmp_path):
         path.unlink() if untrue is None else path.write_text(json.dumps(untrue))
         again = succeed(short_task, done.out)
         assert {key: again.result[key] for key in truth} == truth
+
+
+def test_the_report_after_an_interruption_tells_of_the_whole_task(task, tmp_path):
+    """Its time, its skipped images: what one process found, the next one tells."""
+    images = build_dataset(tmp_path / "images", 8, captions="list")
+    (images / "0002.png").write_bytes(b"no image")
+    long = {"dataset.name": str(images), "train_args.num_train_steps": 20, "train_args.max_train_steps": 20}
+    job = start_job(changed(task, long), tmp_path / "out")
+    job.until_step(2)
+    job.signal(signal.SIGTERM)
+    assert job.finish().code == 143
+    stopped = read_json(job.out / "result.json")
+    assert stopped["skipped_images"] == 1
+    done = succeed(changed(task, long), job.out, env={"LOG_FORMAT": "json"})
+    assert done.result["resumed_from_step"] > 0 and done.result["skipped_images"] == 1
+    page = " ".join(re.sub("<[^>]*>", " ", (done.out / "report.html").read_text()).split())
+    assert "Skipped 1 image" in page and "0002.png" in page
+    assert "in all for 20 steps" in page
+    both = [result["seconds"]["train"] for result in (stopped, done.result)]
+    shown = float(re.search(r" train ([0-9.]+) s ", page)[1])
+    assert shown == pytest.approx(sum(both), rel=0.1, abs=0.1) and shown > both[1]
+    assert [line["event"] for line in progress(done.out)].count("start") == 2
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert lines[0]["task_digest"] == done.manifest["task_digest"] == done.result["task_digest"]
+    assert all({"time", "level", "message"} <= line.keys() for line in lines)
 
 
 def test_a_refused_folder_keeps_its_result_in_place_too(short_task, tmp_path):

@@ -222,16 +222,36 @@ def test_result(whole):
     assert result["skipped_images"] == 0
     assert result["peak_memory_bytes"] > 50e6
     assert result["checkpoint_digest"] == whole.manifest["digest"]
-    assert set(result["seconds"]) >= {"prepare", "load", "encode", "train", "validation", "save"}
+    assert set(result["seconds"]) == {"start", "download", "load", "encode", "train", "validate", "publish"}
+    assert result["device"] == whole.manifest["device"]
+    assert result["task_digest"] == whole.manifest["task_digest"]
+    assert result["peak_rss_bytes"] > 50e6 and result["warnings"] == []
+    assert result["started"] < result["ended"]
+    first = whole.stderr.splitlines()[0]
+    assert first.startswith(f"sd-lora-task {result['version']} ")
+    assert first.endswith(f", task sha256:{result['task_digest']}")
     assert all(seconds >= 0 for seconds in result["seconds"].values())
     assert "10 steps" in result["message"]
 
 
 def test_progress(whole, task):
     lines = progress(whole.out)
-    fields = {"event", "step", "loss", "learning_rate", "grad_norm", "images_per_second", "eta_seconds"}
+    fields = {
+        "event",
+        "step",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "images_per_second",
+        "eta_seconds",
+        "time",
+        "phase",
+    }
     assert all(set(line) == fields for line in lines)
-    assert (lines[0]["event"], lines[0]["step"]) == ("start", 0)
+    assert (lines[0]["event"], lines[0]["phase"], lines[0]["step"]) == ("start", "start", 0)
+    begun = [line["phase"] for line in lines if line["event"] in ("start", "phase")]
+    assert begun == ["start", "download", "load", "encode", "train", "validate", "publish"]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     last = lines[-1]
     assert (last["event"], last["step"], last["eta_seconds"]) == ("end", 10, 0)
     assert 0 < last["loss"] < 10
@@ -279,6 +299,7 @@ def test_no_pickles(strong, scratch):
 
 def test_nothing_else_is_left(whole):
     assert sorted(path.name for path in whole.out.iterdir()) == [
+        ".lock",
         "checkpoint",
         "progress.jsonl",
         "report.html",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from engine.checkpoint import spelled
 from engine.task import canonical_json
 from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
@@ -51,7 +52,7 @@ def forge(result, target, changes):
         (folder / name).write_bytes(data)
         manifest["files"][name] = hashlib.sha256(data).hexdigest()
     manifest["digest"] = hashlib.sha256(canonical_json(manifest)).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(spelled("manifest.json", manifest))
     return target
 
 
@@ -76,6 +77,27 @@ def test_a_true_result_is_identical(verify, whole, tmp_path):
     assert said.startswith("identical: steps 1 to 10, ")
     assert "\nnot compared, nothing that a result has: validation/notes.txt\n" in said
     assert "the same world by both manifests" in said
+
+
+def test_no_code_beside_the_task_is_run(whole, task, dataset, tmp_path):
+    """By the job that the verifier runs again, or by its image workers."""
+    strangers = tmp_path / "strangers"
+    shutil.copytree(dataset, strangers / "images")
+    own = changed(task, {"dataset.name": "images", "dataloader_num_workers": 1})
+    (strangers / "task.json").write_text(json.dumps(own))
+    for name in ("multiprocessing", "argparse", "json", "numpy", "torch", "sitecustomize", "engine"):
+        (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.verify", whole.out, "--task", strangers / "task.json", "--steps", "1"],
+        check=False,
+        cwd=ENTRYPOINT.parent,
+        env=clean_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
 
 def test_one_bit_of_one_tensor(verify, whole, tmp_path):

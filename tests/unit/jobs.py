@@ -41,9 +41,9 @@ def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=Non
     )
 
 
-def parent_of(base_model=None, dataset=None, settings=None):
-    manifest = {"base_model": base_model or {}, "dataset": dataset or {}}
-    return SimpleNamespace(manifest=manifest, settings={"revision": "main"} if settings is None else settings)
+def before_of(base_model=None, revision="main"):
+    """What an earlier start or the chain's parent found."""
+    return {"base_model": base_model or {}, "dataset": {}, "revision": revision}
 
 
 def text(**extra):

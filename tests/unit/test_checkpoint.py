@@ -52,14 +52,22 @@ def write(folder, files):
 def sealed(body):
     """A manifest whose digest agrees: what an attacker writes, not a damaged copy."""
     body = {key: value for key, value in body.items() if key != "digest"}
-    return json.dumps({**body, "digest": checkpoint._digest(body)}).encode()
+    return checkpoint.spelled("manifest.json", {**body, "digest": checkpoint._digest(body)})
+
+
+def written(state):
+    """As this program writes it, or as near as JSON allows."""
+    try:
+        return checkpoint.spelled("state.json", state)
+    except ValueError:
+        return json.dumps(state).encode()
 
 
 def forged(*, state=None, step=None, **manifest):
     """All files of a checkpoint, with hashes that agree, about which anything may be a lie."""
     files, _ = build()
     if state is not None:
-        files["state.json"] = json.dumps(state).encode()
+        files["state.json"] = state if isinstance(state, bytes) else written(state)
     if step is not None:
         files["global_step.txt"] = step
     body = json.loads(files["manifest.json"])
@@ -217,11 +225,7 @@ class TestDamage:
                 changed[position] ^= 0x20
                 (tmp_path / name).write_bytes(changed)
                 with pytest.raises(CheckpointError):
-                    found = checkpoint.load(tmp_path)
-                    # Only between two tokens of the manifest's JSON may a byte mean nothing.
-                    assert name == "manifest.json" and json.loads(changed) == json.loads(data), (name, position)
-                    assert found.digest
-                    raise CheckpointError
+                    checkpoint.load(tmp_path)
             (tmp_path / name).write_bytes(data)
         assert isinstance(checkpoint.load(tmp_path), Checkpoint)
 
@@ -315,6 +319,66 @@ class TestDamage:
         os.truncate(tmp_path / "manifest.json", 1 << 30)
         with pytest.raises(CheckpointError, match="not a checkpoint's manifest"):
             checkpoint.load(tmp_path)
+
+
+def with_a_repeated_key(data):
+    return data.replace(b"{", b'{"world":{"base_model":"LIES"},', 1)
+
+
+OTHERWISE = {
+    "white space": lambda data: data.replace(b":", b": ", 1).replace(b"\n", b"", 1),
+    "a line more": lambda data: data + b"\n",
+    "a repeated key": with_a_repeated_key,
+    "another order": lambda data: json.dumps(dict(reversed(json.loads(data).items())), indent=1).encode(),
+    "an escape": lambda data: data.replace(b"parent", b"p\\u0061rent").replace(b"world", b"w\\u006frld"),
+}
+
+
+class TestSpelling:
+    """The same values in other bytes: hashes and digests agree, and still it is not what was published."""
+
+    @pytest.mark.parametrize("how", OTHERWISE)
+    def test_of_a_state(self, tmp_path, how):
+        data = OTHERWISE[how](build()[0]["state.json"])
+        assert json.loads(data) == state_json()
+        with pytest.raises(CheckpointError, match=r"state.json is not written as this program writes it") as caught:
+            checkpoint.load(write(tmp_path, forged(state=data)))
+        assert caught.value.code == 5
+
+    @pytest.mark.parametrize("how", OTHERWISE)
+    def test_of_a_manifest(self, tmp_path, how):
+        files, _ = build()
+        data = files["manifest.json"]
+        if how == "a repeated key":
+            data = data.replace(b"{", b'{"base_model": {"identity": "LIES"},', 1)
+        else:
+            data = OTHERWISE[how](data)
+        assert json.loads(data) == json.loads(files["manifest.json"]) and data != files["manifest.json"]
+        with pytest.raises(CheckpointError, match=r"manifest.json is not written as this program writes it"):
+            checkpoint.load(write(tmp_path, files | {"manifest.json": data}))
+
+    @pytest.mark.parametrize("where", ["", "world", "lineage"])
+    def test_an_added_null(self, tmp_path, where):
+        state = state_json()
+        (state if not where else state["lineage"][0] if where == "lineage" else state[where])["more"] = None
+        with pytest.raises(CheckpointError, match="'more' is null"):
+            checkpoint.load(write(tmp_path, forged(state=state)))
+
+    def test_an_added_null_in_the_manifest(self, tmp_path):
+        with pytest.raises(CheckpointError, match="'more' is null"):
+            checkpoint.load(write(tmp_path, forged(more=None)))
+
+    @pytest.mark.parametrize("step", [b"3", b" 3\n", b"+3\n", b"3\n\n", b"03\n"])
+    def test_of_the_step(self, tmp_path, step):
+        with pytest.raises(CheckpointError, match="contradicts itself"):
+            checkpoint.load(write(tmp_path, forged(step=step)))
+
+    def test_names_in_any_script_and_any_number_come_back(self, tmp_path):
+        names = {"name": "猫/é\u2028", "rate": 1e-07, "big": 10**30, "minus": -0.0}
+        found = checkpoint.load(
+            write(tmp_path, build(world=WORLD | names, manifest={"base_model": {}, "dataset": names})[0])
+        )
+        assert found.world == WORLD | names and found.manifest["dataset"] == names
 
 
 JSON_VALUES = st.recursive(
@@ -422,6 +486,12 @@ class TestWarmStart:
             folder.write_text("")
         with pytest.raises(CheckpointError, match="holds no checkpoint" if make == "empty" else "not a folder"):
             checkpoint.load(folder)
+
+    def test_an_output_folder_is_answered_with_its_checkpoint(self, tmp_path):
+        write(tmp_path / "checkpoint", build()[0])
+        with pytest.raises(CheckpointError, match=f"--checkpoint {tmp_path / 'checkpoint'}$") as caught:
+            checkpoint.load(tmp_path)
+        assert caught.value.code == 5
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stop being root")
     @pytest.mark.parametrize("closed", ["parent", "folder"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from engine.checkpoint import spelled
 from engine.differences import differing_keys, first_file, first_more, first_step
 from engine.history import StepReport
 
@@ -87,13 +88,60 @@ class TestFirstFile:
         found = first_file(dict.fromkeys(names), dict.fromkeys(names, b""))
         assert found.startswith("state.safetensors")
 
-    def test_where_it_was_made_is_no_difference(self):
-        def manifest(device, seed):
-            return json.dumps({"device": device, "versions": {}, "digest": device, "files": {}, "seed": seed}).encode()
+    @staticmethod
+    def manifest(change=lambda value: value, spell=lambda value: spelled("manifest.json", value), **more):
+        value = {"device": "a", "versions": {}, "digest": "a", "files": {"x": "1", "state.json": "2"}, "parent": None}
+        return {"checkpoint/manifest.json": spell(change(value | more))}
 
-        assert first_file({"manifest.json": manifest("a", 1)}, {"manifest.json": manifest("b", 1)}) is None
-        found = first_file({"manifest.json": manifest("a", 1)}, {"manifest.json": manifest("b", 2)})
-        assert found == "manifest.json: seed is 1 in the result, 2 in the re-run"
+    @pytest.mark.parametrize(
+        "more", [{"device": "b"}, {"versions": {"torch": 1}}, {"digest": "b"}, {"origins": [{"from_step": 0}]}]
+    )
+    def test_where_it_was_made_is_no_difference(self, more):
+        assert first_file(self.manifest(**more), self.manifest()) is None
+
+    @pytest.mark.parametrize(
+        "changed, message",
+        [
+            ({"seed": 2}, "seed is 2 in the result, not there in the re-run"),
+            ({"seed": None}, "seed is None in the result, not there in the re-run"),
+            ({"files": {"x": "1", "state.json": "3"}}, None),  # it tells where it was made, too
+            ({"files": {"x": "3", "state.json": "2"}}, "files.x is '3' in the result, '1' in the re-run"),
+            (
+                {"files": {"state.json": "2"}},
+                "files.x is not there in the result, '1' in the re-run",
+            ),  # nobody is told of a file then
+        ],
+    )
+    def test_what_a_manifest_says(self, changed, message):
+        found = first_file(self.manifest(**changed), self.manifest())
+        assert found == (message and f"checkpoint/manifest.json: {message}")
+
+    def test_a_key_that_is_missing(self):
+        without = self.manifest(lambda value: {key: value[key] for key in value if key != "parent"})
+        assert first_file(without, self.manifest()).endswith("parent is not there in the result, None in the re-run")
+
+    @pytest.mark.parametrize(
+        "spell",
+        [
+            lambda value: json.dumps(value).encode(),
+            lambda value: spelled("manifest.json", value).replace(b"{", b'{"digest": "x",', 1),
+            lambda value: spelled("manifest.json", value) + b"\n",
+        ],
+    )
+    def test_the_same_values_in_other_bytes(self, spell):
+        found = first_file(self.manifest(spell=spell), self.manifest())
+        assert found == "checkpoint/manifest.json: the same values, written otherwise"
+
+    def test_of_a_state_the_last_tasks_origin_alone_is_none(self):
+        def state(first, last, **more):
+            value = {"lineage": [{"device": first, "to_step": 1}, {"device": last, "to_step": 2, **more}]}
+            return {"state.json": spelled("state.json", value)}
+
+        assert first_file(state("a", "b", origins=[]), state("a", "c")) is None
+        assert "lineage[0].device" in first_file(state("a", "b"), state("b", "b"))
+        assert "lineage[1].parent is None in the result, not there in the re-run" in first_file(
+            state("a", "b", parent=None), state("a", "b")
+        )
 
 
 def test_keys_of_a_strangers_json():

@@ -156,9 +156,9 @@ GOOD = {"step": 1, "loss": 0.5, "strata": [0.5], "images": 2, "curve": CURVE}
     ],
 )
 def test_a_strangers_rows_are_checked(changes):
-    held_out_curve.parse(json.dumps(GOOD).encode())
+    held_out_curve.parse(json.dumps(GOOD).encode() + b"\n")
     with pytest.raises(CheckpointError, match="held-out losses are malformed") as caught:
-        held_out_curve.parse(json.dumps(GOOD | changes).encode())
+        held_out_curve.parse(json.dumps(GOOD | changes).encode() + b"\n")
     assert str(caught.value).isprintable()
 
 
@@ -166,3 +166,10 @@ def test_a_strangers_rows_are_checked(changes):
 def test_what_is_no_row_is_refused(data):
     with pytest.raises(CheckpointError, match="held-out losses are malformed"):
         held_out_curve.parse(data)
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d.replace(b": ", b":", 1), lambda d: d + b"\n"])
+def test_the_same_rows_in_other_bytes_are_refused(change):
+    data = held_out_curve.dump(held_out_curve.parse(json.dumps(GOOD).encode() + b"\n"))
+    with pytest.raises(CheckpointError, match=r"not written as|Expecting value"):
+        held_out_curve.parse(change(data))

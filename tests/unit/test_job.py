@@ -165,3 +165,19 @@ class TestSameWorld:
     def test_what_is_missing_differs(self):
         with pytest.raises(CheckpointError, match="rank is at its default in the checkpoint, 8 in this task"):
             require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)
+
+    def test_another_dataset_is_told_by_what_it_means(self):
+        theirs, ours = {"dataset": "a" * 64}, {"dataset": "b" * 64}
+        for rows, counted in (((13, 14), r" \(13 rows then, 14 now\)"), ((None, 14), r" \(14 rows now\)")):
+            with pytest.raises(CheckpointError, match=f"images or captions have changed since{counted}; .*LoRA alone"):
+                require_same_world(WORLD | theirs, WORLD | ours, rows=rows)
+
+    def test_the_number_of_micro_batches_is_told_by_its_words(self):
+        said = "K, the number of processes times gradient_accumulation_steps, is 2 in the checkpoint, 1 in this task"
+        with pytest.raises(CheckpointError, match=said):
+            require_same_world(WORLD | {"micro_batches": 2}, WORLD | {"micro_batches": 1})
+
+    def test_the_records_world_is_all_that_the_bytes_depend_on(self):
+        record = job_of(text(validation={"dataset": {"fraction": 0.5}}), held_out=held_out_of()).record
+        assert record.world["micro_batches"] == 1 and record.world["dataset"] == "f" * 64 and record.curve
+        assert (record.rows, record.max_steps) == (10, 1)

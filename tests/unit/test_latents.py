@@ -213,6 +213,41 @@ def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypat
     assert frozen(found) == frozen(expected)
 
 
+class TestLongSteps:
+    """Steps of more visits than a window: 20 million of them must not take memory."""
+
+    MICRO_BATCHES = 6
+
+    def examples(self, folder, images=None):
+        setup = Setup(images or good(), folder)
+        setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=self.MICRO_BATCHES)
+        return setup, [setup.encoder.examples(step) for step in range(2)]
+
+    @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
+    @pytest.mark.parametrize("window", [1, 2 * BATCH, 5 * BATCH])
+    def test_the_examples_are_the_same(self, window, images, tmp_path, monkeypatch):
+        _, expected = self.examples(tmp_path / "a", images)
+        monkeypatch.setattr(latents, "WINDOW_VISITS", window)
+        _, found = self.examples(tmp_path / "b", images)
+        assert [len(step) for step in found] == [self.MICRO_BATCHES * BATCH] * 2
+        assert frozen(found) == frozen(expected)
+
+    def test_no_more_than_a_window_is_planned_at_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(latents, "WINDOW_VISITS", 2 * BATCH)
+        setup, (step, _) = self.examples(tmp_path)
+        counts, visits = [], setup.stream.visits
+        setup.stream.visits = lambda start, count: counts.append(count) or visits(start, count)
+        assert len(step[:BATCH]) == BATCH and counts == [2 * BATCH]
+        step[BATCH : 2 * BATCH], step[2 * BATCH : 3 * BATCH]
+        assert counts == [2 * BATCH] * 2
+
+    def test_a_step_of_billions_costs_what_is_looked_at(self, tmp_path):
+        setup = Setup(good(), tmp_path)
+        setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=10**12)
+        step = setup.encoder.examples(0)
+        assert len(step) == 10**12 * BATCH and len(step[:BATCH]) == BATCH
+
+
 def test_equal_images_are_encoded_once(tmp_path):
     setup = Setup([png(0)] * 5, tmp_path, flip=False, center_crop=True)
     setup.run()
@@ -361,3 +396,13 @@ def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):
     Setup(images, tmp_path / "cache", texts=[(address,)] * 3, center_crop=True, flip=False).run()
     honest = Setup(images, tmp_path / "cache", center_crop=True, flip=False)
     assert frozen(honest.run()) == frozen(reference(honest))
+
+
+def test_what_is_encoded_is_counted_as_what_it_is(tmp_path, capsys):
+    """Mirrored or cut elsewhere, an image is encoded again; one that cannot be read is done with, too."""
+    Setup(good(2), tmp_path / "a", flip=False, center_crop=True).run()
+    Setup(good(2), tmp_path / "b", flip=True, center_crop=True).run()
+    Setup([*good(2), None], tmp_path / "c", flip=False, center_crop=True).run()
+    Setup(good(2), tmp_path / "a", flip=False, center_crop=True).run()  # all of it is in the cache
+    said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["encoding: 2/2 images", "encoding 2 images: 4/4 crops", "encoding: 2/2 images"]

@@ -91,16 +91,20 @@ def write_model(folder, names=(*SIDE, *PLAIN), class_name="StableDiffusionPipeli
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         # A text encoder's width is 512 unless it says otherwise, a UNet's 1280.
-        (folder / name).write_text(json.dumps({"file": name, "cross_attention_dim": 512}))
+        # Which scheduler it is, its own file says.
+        config = {"file": name, "cross_attention_dim": 512, "_class_name": "PNDMScheduler"}
+        (folder / name).write_text(json.dumps(config))
     (folder / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
     if scheduler is not None:
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        (folder / "scheduler" / "scheduler_config.json").write_text(
+            json.dumps({"_class_name": "PNDMScheduler"} | scheduler)
+        )
     return folder
 
 
-def locate(folder, variant=None):
+def locate(folder, variant=None, report=lambda line: None):
     task = Model(name=str(folder), variant=variant)
-    return model.locate(task, pinned=None, weights=True, report=lambda line: None, cache_dir=folder / "cache")
+    return model.locate(task, pinned=None, weights=True, report=report, cache_dir=folder / "cache")
 
 
 class TestFolder:
@@ -135,7 +139,7 @@ class TestFolder:
     @pytest.mark.parametrize(
         "make, message",
         [
-            (lambda path: None, "is neither a folder nor a file; check its path"),
+            (lambda path: None, "is neither a folder nor a file; is it mounted"),
             (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
             (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
@@ -166,6 +170,17 @@ class TestFolder:
     def test_other_kinds_of_diffusion_are_refused_before_anything_is_loaded(self, tmp_path, name):
         with pytest.raises(ModelError, match=f"{name} has no betas"):
             locate(write_model(tmp_path, scheduler={"_class_name": name}))
+
+    @pytest.mark.parametrize("name", ["RePaintScheduler", "Nonsense", None, 3])
+    def test_so_is_what_stable_diffusion_is_not_drawn_with(self, tmp_path, name):
+        with pytest.raises(ModelError, match=f"scheduler '{name}' is none of Diffusers'"):
+            locate(write_model(tmp_path, scheduler={"_class_name": name}))
+
+    def test_a_scheduler_that_needs_a_package_is_replaced_and_said(self, tmp_path):
+        said = []
+        locate(write_model(tmp_path, scheduler={"_class_name": "DPMSolverSDEScheduler"}), report=said.append)
+        (line,) = said
+        assert "DPMSolverSDEScheduler needs torchsde" in line and "with DPMSolverMultistepScheduler" in line
 
     @pytest.mark.parametrize("found", ["sample", None, 3, ["epsilon"]])
     def test_other_prediction_types_are_refused(self, tmp_path, found):

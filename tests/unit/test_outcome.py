@@ -1,18 +1,29 @@
 """How a job ended: what is written, and when it is not."""
 
 import json
+import platform
 
 import pytest
 
 from engine.errors import Interrupted, NonFiniteError, OutputError, TaskError, TemporaryError
-from engine.outcome import Clock, Outcome, describe, exit_code, exit_kind, recording_failure, write_termination_message
+from engine.outcome import (
+    Before,
+    Clock,
+    Outcome,
+    describe,
+    exit_code,
+    exit_kind,
+    recording_failure,
+    write_termination_message,
+)
 from engine.output import JobRecord, OutputFolder
 from tests.unit.test_output import put_result, put_unfinished, snapshot
 
 JOB, OTHER = JobRecord("task", None), JobRecord("other", None)
 FIELDS = {
     "status", "code", "kind", "message", "global_step", "steps_trained", "resumed_from_step", "finished", "seconds",
-    "peak_memory_bytes", "skipped_images", "checkpoint_digest", "heldout_loss", "best_step",
+    "peak_memory_bytes", "peak_rss_bytes", "skipped_images", "checkpoint_digest", "heldout_loss", "best_step",
+    "started", "ended", "version", "revision", "device", "host", "task_digest", "warnings",
 }  # fmt: skip
 
 
@@ -43,7 +54,9 @@ def test_every_ending_is_recorded(tmp_path, error, status, code, kind):
     assert (found["status"], found["code"], found["kind"]) == (status, code, kind)
     assert (exit_code(error), exit_kind(error)) == (code, kind)
     assert found["message"] == describe(error) and "\n" not in found["message"]
-    assert found["global_step"] == 7 and found["peak_memory_bytes"] > 1 << 20
+    assert found["global_step"] == 7 and found["peak_memory_bytes"] > 1 << 20 and found["peak_rss_bytes"] > 1 << 20
+    assert found["started"] <= found["ended"] and found["ended"].endswith("Z")
+    assert found["version"] and found["host"] == platform.node()
 
 
 class TestWhoOwnsTheFolder:
@@ -99,6 +112,43 @@ def test_the_clock_adds_up_by_phase(monkeypatch):
     with pytest.raises(KeyError), clock.phase("train"):
         raise KeyError
     assert clock.seconds == {"train": 1.25, "encode": 2.5}
+
+
+def test_a_phase_is_announced_as_it_begins_and_not_again():
+    told = []
+    clock = Clock(watchers=[told.append])
+    for name in ("encode", "train", "train", "encode"):
+        with clock.phase(name):
+            assert told[-1] == name
+    assert told == ["encode", "train", "encode"]
+
+
+def test_what_was_known_goes_into_the_result(monkeypatch):
+    monkeypatch.setattr("engine.outcome.notes", lambda: ["heed this"])
+    monkeypatch.setenv("SD_LORA_TASK_REVISION", "abc")
+    found = Outcome(device={"type": "cpu"}, task_digest="5" * 64).done()
+    assert (found["device"], found["task_digest"]) == ({"type": "cpu"}, "5" * 64)
+    assert (found["warnings"], found["revision"]) == (["heed this"], "abc")
+
+
+class TestSeveralProcessesOfATask:
+    """Each goes on where the one before was interrupted."""
+
+    def test_their_times_and_skipped_images_add_up(self):
+        first = Outcome(newly_skipped=lambda: [("a.png", "broken"), ("b.png", "broken")])
+        first.clock.seconds |= {"train": 10.0, "encode": 3.0}
+        saved = json.loads(json.dumps(first.so_far().described()))
+        second = Outcome(before=Before.parse(saved), newly_skipped=lambda: [("b.png", "broken"), ("c.png", "empty")])
+        second.clock.seconds |= {"load": 1.0, "train": 5.0}
+        whole = second.so_far()
+        assert list(whole.seconds.items()) == [("train", 15.0), ("encode", 3.0), ("load", 1.0)]
+        assert [name for name, _ in whole.skipped] == ["a.png", "b.png", "c.png"]
+        assert whole.peak_memory_bytes >= saved["peak_memory_bytes"] > 0
+        assert second.done()["skipped_images"] == 3
+        assert second.done()["seconds"] == {"load": 1.0, "train": 5.0}, "its own"
+
+    def test_the_peak_is_the_highest(self):
+        assert Outcome(before=Before(peak_memory_bytes=1 << 60)).so_far().peak_memory_bytes == 1 << 60
 
 
 class TestTerminationMessage:

@@ -1,6 +1,7 @@
 """The output folder: who may take it, and that nothing complete is lost wherever a job dies."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,26 @@ class TestClaim:
             output.write_result({"status": "done", "checkpoint_digest": "digest"})
             assert output.tells_of("digest")
 
+    def test_when_nothing_here_can_be_anothers(self, tmp_path):
+        """Then signs of life may be written before the job knows what it is."""
+
+        def is_free(request="r", *, in_place=False):
+            return OutputFolder(tmp_path).is_free_for(request, in_place=in_place)
+
+        assert is_free()
+        (tmp_path / "progress.jsonl").write_text("")  # of a job that failed before it trained
+        assert is_free()
+        put_result(tmp_path, OTHER)
+        assert not is_free() and is_free(in_place=True)
+        (tmp_path / "checkpoint" / "FINISH").touch()
+        assert not is_free(in_place=True), "a finished chain changes nothing"
+        (tmp_path / "checkpoint" / "FINISH").unlink()
+        put_unfinished(tmp_path, OTHER)
+        assert not is_free() and not is_free(in_place=True)
+        with OutputFolder.lock(tmp_path) as output:
+            output.claim(JOB, in_place=False, overwrite=True, request="r")
+        assert is_free() and not is_free("another")
+
     def test_a_refusal_is_remembered(self, tmp_path):
         put_result(tmp_path, OTHER)
         with OutputFolder.lock(tmp_path) as output:
@@ -206,6 +228,124 @@ class TestClaim:
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
+
+
+WORLD = {"rank": 8, "micro_batches": 1, "dataset": "a" * 64, "base_model": f"m@{'1' * 40}"}
+MINE = JobRecord("task", None, world=WORLD, curve="c" * 16, rows=13, max_steps=30)
+
+
+def put_published(out, job, *, step=10):
+    """A finished result as `engine.publish` leaves it, as far as it says whose it is."""
+    (out / "checkpoint").mkdir(parents=True)
+    manifest = {"task_digest": job.task_digest, "parent": job.parent, "global_step": step}
+    manifest["dataset"] = {"rows": job.rows} if job.rows else {}
+    state = {"world": job.world, "settings": {"validation": {"dataset": job.curve} if job.curve else {}}}
+    (out / "checkpoint" / "manifest.json").write_text(json.dumps(manifest))
+    (out / "checkpoint" / "state.json").write_text(json.dumps(state))
+
+
+def put_interrupted(out, job):
+    with OutputFolder.lock(out) as output:
+        output.claim(job, in_place=False, overwrite=False)
+        output.save_progress(b"exact")
+
+
+CHANGES = {
+    "K": (
+        replace(MINE, world=WORLD | {"micro_batches": 2}),
+        r"K, the number of processes times gradient_accumulation_steps, is 1 then, 2 now",
+    ),
+    "the dataset": (
+        replace(MINE, world=WORLD | {"dataset": "b" * 64}, rows=14),
+        r"images or captions have changed since \(13 rows then, 14 now\)",
+    ),
+    "the model's branch": (
+        replace(MINE, world=WORLD | {"base_model": f"m@{'2' * 40}"}),
+        r"base_model is 'm@111111111111…' then, 'm@222222222222…' now",
+    ),
+    "an option that was at its default": (
+        replace(MINE, world=WORLD | {"alpha": 4.0}),
+        r"alpha is at its default then, 4.0 now",
+    ),
+    "the held-out images": (
+        replace(MINE, curve="d" * 16),
+        r"the held-out images or captions have changed since",
+    ),
+}
+
+
+class TestWhichTraining:
+    """The same task digest does not make the same training: what its bytes depend on is compared as well."""
+
+    @pytest.mark.parametrize("what", CHANGES)
+    @pytest.mark.parametrize("put", [put_interrupted, put_published])
+    def test_another_world_is_refused_with_both_values(self, tmp_path, put, what):
+        job, said = CHANGES[what]
+        put(tmp_path, MINE)
+        before = snapshot(tmp_path)
+        with pytest.raises(OutputError, match=said) as caught:
+            claim(tmp_path, job)
+        assert caught.value.code == 7 and "--overwrite" in str(caught.value)
+        assert snapshot(tmp_path) == before
+        assert claim(tmp_path, job, overwrite=True) is Claim.FRESH
+
+    @pytest.mark.parametrize("put, found", [(put_interrupted, Claim.CONTINUES), (put_published, Claim.FINISHED)])
+    def test_the_same_world_goes_on_or_is_done(self, tmp_path, put, found):
+        put(tmp_path, MINE)
+        assert claim(tmp_path, MINE) is found
+
+    def test_a_result_older_than_the_count_of_rows_is_still_its_tasks(self, tmp_path):
+        put_published(tmp_path, replace(MINE, rows=None))
+        assert claim(tmp_path, MINE) is Claim.FINISHED
+        with pytest.raises(OutputError, match=r"images or captions have changed since \(14 rows now\)"):
+            claim(tmp_path, CHANGES["the dataset"][0])
+
+    def test_progress_that_does_not_say_what_it_is_of_is_begun_anew(self, tmp_path):
+        """As an earlier version saved it."""
+        put_unfinished(tmp_path, MINE)
+        assert claim(tmp_path, MINE) is Claim.ANEW
+        assert not (tmp_path / ".job" / "progress").exists()
+
+    def test_a_slice_that_was_killed_after_it_was_published_is_done_in_the_same_world_alone(self, tmp_path):
+        put_interrupted(tmp_path, MINE)
+        put_published(tmp_path, MINE)
+        with pytest.raises(OutputError, match="K, the number"):
+            claim(tmp_path, CHANGES["K"][0])
+        assert claim(tmp_path, MINE) is Claim.FINISHED
+
+    def test_what_is_claimed_is_recorded(self, tmp_path):
+        with OutputFolder.lock(tmp_path) as output:
+            found = {"base_model": {"revision": "1" * 40}, "device": {"type": "cpu"}}
+            output.claim(MINE, in_place=False, overwrite=False, request="request", found=found)
+            resolved = output.resolved("request", result=True)
+            assert resolved | found == resolved
+            assert output.resolved("another request", result=True) is None
+        record = json.loads((tmp_path / ".job" / "record.json").read_text())
+        assert record["world"] == WORLD and record["rows"] == 13 and record["device"] == {"type": "cpu"}
+
+    def test_what_a_result_was_made_of_is_found_again(self, tmp_path):
+        put_published(tmp_path, MINE)
+        output = OutputFolder(tmp_path)
+        assert output.resolved("request", result=True)["dataset"] == {"rows": 13}
+        assert output.resolved("request", result=False) is None
+
+
+class TestGoingOn:
+    def test_the_refusal_names_the_checkpoint_and_its_step(self, tmp_path):
+        put_published(tmp_path, replace(MINE, task_digest="with fewer steps"), step=10)
+        with pytest.raises(OutputError) as caught:
+            claim(tmp_path, MINE)
+        assert f"to continue it from step 10, add --checkpoint {tmp_path / 'checkpoint'};" in str(caught.value)
+        assert "--overwrite" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "theirs, step",
+        [(replace(MINE, task_digest="other"), 30), (replace(CHANGES["K"][0], task_digest="other"), 10)],
+    )
+    def test_not_where_it_could_not_be_continued(self, tmp_path, theirs, step):
+        put_published(tmp_path, theirs, step=step)
+        with pytest.raises(OutputError, match="another job's result; choose another"):
+            claim(tmp_path, MINE)
 
 
 class TestProgress:
@@ -254,7 +394,7 @@ class TestCrashes:
                 assert contents(out / name) == files(JOB)
             assert list(out.glob(".job/*")) == [], f"left unfinished after dying at operation {n}"
             # Dying while the ending is noted costs the note (the next start writes it) and may leave its beginning.
-            left = {str(path) for path in snapshot(out) if "result.json" not in path.name}
+            left = {str(path) for path in snapshot(out) if "result.json" not in path.name} - {".lock"}
             assert left == {f"{name}/{file}" for name in ("checkpoint", "validation") for file in files(JOB)}
             if not died:
                 assert n > 30
@@ -317,10 +457,121 @@ class TestLock:
                 with pytest.raises(TemporaryError, match="another job is running") as caught:
                     claim(tmp_path)
                 assert caught.value.code == 75
-                assert list(tmp_path.iterdir()) == []
+                assert list(tmp_path.iterdir()) == [tmp_path / ".lock"]
             finally:
                 holder.send_signal(signal.SIGKILL)
+        assert list(tmp_path.iterdir()) == [tmp_path / ".lock"], "a kill leaves the file, and nothing that blocks"
         assert claim(tmp_path) is Claim.FRESH
+
+    def test_stays_where_a_job_has_been_and_nowhere_else(self, tmp_path):
+        def names():
+            return sorted(path.name for path in tmp_path.iterdir())
+
+        put_result(tmp_path, OTHER)
+        with pytest.raises(OutputError):
+            claim(tmp_path)
+        assert claim(tmp_path, OTHER) is Claim.FINISHED
+        assert names() == ["checkpoint", "validation"]
+        assert claim(tmp_path, overwrite=True) is Claim.FRESH
+        assert names() == [".job", ".lock", "checkpoint", "validation"]
+        assert claim(tmp_path, overwrite=True) is Claim.FRESH and (tmp_path / ".lock").exists()
+
+    @pytest.fixture
+    def two_machines(self, tmp_path):
+        """One folder, mounted twice: locks of files meet, those of folders do not, as by NFS."""
+        if shutil.which("bindfs") is None or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            pytest.skip("there is no bindfs to mount a folder twice")
+        (tmp_path / "server").mkdir()
+        mounts = [tmp_path / "one", tmp_path / "other"]
+        mounted = []
+        try:
+            for mount in mounts:
+                mount.mkdir()
+                command = ["bindfs", "--multithreaded", "--enable-lock-forwarding", tmp_path / "server", mount]
+                if subprocess.run(command, check=False, capture_output=True).returncode:
+                    pytest.skip("nothing can be mounted here")
+                mounted.append(mount)
+            yield mounts
+        finally:
+            for mount in mounted:
+                subprocess.run(["umount", "--lazy", mount], check=True)
+
+    def test_holds_on_two_machines(self, two_machines):
+        descriptors = [os.open(mount, os.O_RDONLY | os.O_DIRECTORY) for mount in two_machines]
+        for descriptor in descriptors:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # both hold it: that is no lock
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for one, other in (two_machines, reversed(two_machines)):
+            with OutputFolder.lock(one), pytest.raises(TemporaryError, match="another job is running"):
+                claim(other)
+            assert claim(other) is Claim.FRESH
+
+    @pytest.mark.parametrize("mode", [0o755, 0o775, 0o777])
+    def test_is_a_file_that_whoever_may_write_there_can_lock(self, tmp_path, mode):
+        """A job that was killed, as root perhaps, keeps nobody out."""
+        tmp_path.chmod(mode)
+        before = os.umask(0o077)
+        try:
+            with OutputFolder.lock(tmp_path):
+                status = (tmp_path / ".lock").stat()
+                assert stat.S_IMODE(status.st_mode) == mode & 0o666 and status.st_uid == tmp_path.stat().st_uid
+        finally:
+            os.umask(before)
+
+    def test_one_that_is_let_go_while_it_is_opened_is_not_taken_for_held(self, tmp_path, monkeypatch):
+        """The holder removes the file: whoever has opened it before has a lock of no name, and tries again."""
+        real, removed = storage.open_lock, []
+
+        def overtaken(path, **options):
+            descriptor = real(path, **options)
+            if len(removed) < 3:
+                removed.append(path)
+                path.unlink()
+                if len(removed) == 2:
+                    path.write_text("")  # another job's
+            return descriptor
+
+        monkeypatch.setattr(storage, "open_lock", overtaken)
+        with OutputFolder.lock(tmp_path):
+            assert len(removed) == 3
+            monkeypatch.setattr(storage, "open_lock", real)
+            with pytest.raises(TemporaryError):
+                claim(tmp_path)
+
+    def test_many_that_come_and_go_hold_it_one_at_a_time(self, tmp_path):
+        script = (
+            "import sys, time; from pathlib import Path; from engine.output import OutputFolder\n"
+            "from engine.errors import TemporaryError\n"
+            "root, taken, end = Path(sys.argv[1]), 0, time.monotonic() + 2\n"
+            "while time.monotonic() < end:\n"
+            "    try:\n"
+            "        with OutputFolder.lock(root): (root / 'x').touch(exist_ok=False); (root / 'x').unlink()\n"
+            "        taken += 1\n"
+            "    except TemporaryError: pass\n"
+            "print(taken)"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        holders = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) for _ in range(3)]
+        taken = [int(holder.communicate()[0] or -1) for holder in holders]
+        assert [holder.returncode for holder in holders] == [0, 0, 0] and min(taken) > 0, taken
+
+    @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+    def test_what_is_no_plain_file_is_named(self, tmp_path, kind):
+        path = tmp_path / "out" / ".lock"
+        path.parent.mkdir()
+        {"link": lambda: path.symlink_to("nowhere"), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[kind]()
+        with pytest.raises(OutputError, match=r"\.lock is not a plain file, as the job's own is: remove it"):
+            claim(path.parent)
+        assert os.path.lexists(path) and not (tmp_path / "out" / "nowhere").exists()
+
+    def test_a_file_system_without_locks(self, tmp_path, monkeypatch):
+        def refuse(descriptor, operation):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(OutputError, match="its file system has no locks: mount it with them"):
+            claim(tmp_path)
 
     def test_is_released_at_the_end_and_after_an_error(self, tmp_path):
         with pytest.raises(KeyError), OutputFolder.lock(tmp_path):
@@ -421,3 +672,62 @@ def test_what_is_kept_belongs_to_the_owner_of_the_folder(tmp_path):
         output.keep("digest", b"data")
         output.publish(output.validation, {"inner/a": b"", "manifest.json": b""}, last="manifest.json")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")} == {(1234, 2345)}
+
+
+class TestStrangersLinks:
+    """Whoever owns the output folder may have put links there, to files of whoever runs the job."""
+
+    @pytest.mark.parametrize("name", ["checkpoint", "validation", ".job"])
+    @pytest.mark.parametrize("target", ["nowhere", "folder", "file"])
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_link_where_the_job_has_a_folder(self, tmp_path, name, target, overwrite):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "file").write_text("theirs")
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / name).symlink_to(tmp_path / target)
+        with pytest.raises(OutputError, match=f"{name} is a link to {tmp_path / target}, where the job has a folder"):
+            claim(out, overwrite=overwrite)
+        assert list(out.iterdir()) == [out / name] and list((tmp_path / "folder").iterdir()) == []
+
+    @pytest.mark.parametrize("name", ["checkpoint", "validation", ".job"])
+    def test_a_file_where_the_job_has_a_folder(self, tmp_path, name):
+        (tmp_path / name).write_text("theirs")
+        with pytest.raises(OutputError, match=f"{name} is a file, where the job has a folder of its own: remove it"):
+            claim(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["link", "link to nowhere", "second name"])
+    def test_no_file_of_a_job_is_written_through_one(self, tmp_path, kind):
+        theirs, out = tmp_path / "theirs", tmp_path / "out"
+        theirs.write_text("theirs")
+        theirs.chmod(0o600)
+        out.mkdir()
+        if os.geteuid() == 0:
+            os.chown(out, 12345, 23456)
+        names = ("result.json", "progress.jsonl", "report.html")
+        put_unfinished(out, JOB)
+        for path in [out / name for name in (*names, *(f".{name}.tmp" for name in names))]:
+            {
+                "link": lambda path: path.symlink_to(theirs),
+                "link to nowhere": lambda path: path.symlink_to(tmp_path / "nowhere"),
+                "second name": lambda path: path.hardlink_to(theirs),
+            }[kind](path)
+        with OutputFolder.lock(out) as output:
+            assert output.claim(JOB, in_place=False, overwrite=False) is Claim.CONTINUES
+            with os.fdopen(storage.open_log(out / "progress.jsonl", owner=out), "a") as log:
+                log.write("ours")
+            output.write("report.html", b"ours")
+            output.write_result({})
+        assert theirs.read_text() == "theirs" and stat.S_IMODE(theirs.stat().st_mode) == 0o600
+        assert theirs.stat().st_uid == os.geteuid() and not (tmp_path / "nowhere").exists()
+        assert [(out / name).is_symlink() for name in names] == [False] * 3
+
+    def test_what_is_read_is_not_read_through_one(self, tmp_path):
+        """An endless file would take all memory."""
+        put_unfinished(tmp_path, JOB)
+        for name in ("progress", "record.json"):
+            (tmp_path / ".job" / name).unlink()
+            (tmp_path / ".job" / name).symlink_to("/dev/zero")
+        (tmp_path / "result.json").symlink_to("/dev/zero")
+        with OutputFolder.lock(tmp_path) as output:
+            assert output.load_progress() is None and not output.is_asked_by("request") and not output.tells_of("x")

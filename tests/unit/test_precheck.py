@@ -1,6 +1,7 @@
 """What --plan finds in headers is what the job finds in modules."""
 
 import json
+import os
 import re
 import struct
 from types import SimpleNamespace
@@ -187,6 +188,13 @@ class TestWarmStart:
 
 
 class TestOutput:
+    @pytest.fixture(autouse=True)
+    def full(self, monkeypatch):
+        """The folders of which room was asked for."""
+        asked = []
+        monkeypatch.setattr(precheck.room, "require", lambda job, root: asked.append(root))
+        return asked
+
     def check(self, root, **options):
         schedule = SimpleNamespace(num_steps=1)
         job = SimpleNamespace(record=JobRecord("mine", None), in_place=False, schedule=schedule, parent=None)
@@ -209,7 +217,28 @@ class TestOutput:
         (tmp_path / "checkpoint" / "manifest.json").write_text('{"task_digest": "mine", "parent": null}')
         self.check(tmp_path)
 
-    def test_a_file_in_its_place(self, tmp_path):
+    def test_room_is_asked_for_where_something_is_to_be_written(self, tmp_path, full):
+        self.check(tmp_path / "new")
+        (tmp_path / "checkpoint").mkdir()
+        (tmp_path / "checkpoint" / "manifest.json").write_text('{"task_digest": "mine", "parent": null}')
+        self.check(tmp_path)
+        assert full == [tmp_path / "new"]
+
+    @pytest.mark.parametrize("below", ["", "a", "a/b"])
+    def test_a_file_in_its_place(self, tmp_path, below):
         (tmp_path / "out").write_text("")
-        with pytest.raises(OutputError, match="must be a folder"):
-            self.check(tmp_path / "out")
+        with pytest.raises(OutputError, match=f"cannot write to .*: {tmp_path}/out is a file, not a folder; remove it"):
+            self.check(tmp_path / "out" / below)
+
+    @pytest.mark.parametrize("below", ["", "a", "a/b"])
+    def test_a_link_to_nowhere(self, tmp_path, below):
+        (tmp_path / "out").symlink_to("nowhere")
+        with pytest.raises(OutputError, match="out is a link to nowhere, which is not there; remove it"):
+            self.check(tmp_path / "out" / below)
+
+    @pytest.mark.parametrize("below", ["", "a", "a/b"])
+    def test_one_that_may_not_be_written_or_made(self, tmp_path, below, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+        with pytest.raises(OutputError, match=f": make {tmp_path} writable for the user that runs the job"):
+            self.check(tmp_path / below)
+        assert list(tmp_path.iterdir()) == []

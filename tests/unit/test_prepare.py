@@ -7,26 +7,28 @@ import pytest
 
 from engine import prepare
 from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError
+from engine.job import request_digest
+from engine.output import OutputFolder
 from engine.task import parse_task
-from tests.unit.jobs import COMMIT, job_of, parent_of, text
+from tests.unit.jobs import COMMIT, before_of, job_of, text
 
 
 def test_only_a_chains_own_commit_is_pinned():
     task = parse_task(text().encode(), source="test")
     pinned = prepare._pinned_model
     assert pinned(None, task) is None
-    assert pinned(parent_of({"identity": f"m@{COMMIT}", "revision": COMMIT}), task) == COMMIT
-    assert pinned(parent_of({"identity": f"other@{COMMIT}", "revision": COMMIT}), task) is None
-    asked_otherwise = parent_of({"identity": f"m@{COMMIT}", "revision": COMMIT}, settings={"revision": "v2"})
+    assert pinned(before_of({"identity": f"m@{COMMIT}", "revision": COMMIT}), task) == COMMIT
+    assert pinned(before_of({"identity": f"other@{COMMIT}", "revision": COMMIT}), task) is None
+    asked_otherwise = before_of({"identity": f"m@{COMMIT}", "revision": COMMIT}, revision="v2")
     assert pinned(asked_otherwise, task) is None
-    assert pinned(parent_of({"identity": "sha256:x", "revision": None}), task) is None
+    assert pinned(before_of({"identity": "sha256:x", "revision": None}), task) is None
 
 
 @pytest.mark.parametrize(
     "base", [{"identity": "m@None"}, {"identity": "m@5", "revision": 5}, {"identity": "m@None", "revision": None}]
 )
 def test_a_strangers_manifest_pins_nothing_but_a_commit(base):
-    assert prepare._pinned_model(parent_of(base), parse_task(text().encode(), source="test")) is None
+    assert prepare._pinned_model(before_of(base), parse_task(text().encode(), source="test")) is None
 
 
 def test_in_place_is_the_same_folder_by_whatever_name(tmp_path):
@@ -83,7 +85,7 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
 class TestHeldOut:
     def test_a_hub_dataset_is_pinned_through_the_chain(self):
         found = {"name": "held/out", "revision": COMMIT}
-        parent = SimpleNamespace(manifest={"heldout": found})
+        parent = {"heldout": found}
 
         def pinned(name, parent=parent):
             task = parse_task(text(validation={"dataset": {"name": name}}).encode(), source="t")
@@ -91,5 +93,40 @@ class TestHeldOut:
 
         assert (pinned("held/out"), pinned("another"), pinned("held/out", None)) == (COMMIT, None, None)
         for lie in (None, [], {"name": "held/out", "revision": "main"}, {"name": "held/out"}):
-            assert pinned("held/out", SimpleNamespace(manifest={"heldout": lie})) is None
-        assert pinned("held/out", SimpleNamespace(manifest={})) is None
+            assert pinned("held/out", {"heldout": lie}) is None
+        assert pinned("held/out", {}) is None
+
+
+class TestABranchThatMoves:
+    """Only the first start of a job asks where a branch is."""
+
+    FOUND = {"base_model": {"identity": f"m@{COMMIT}", "revision": COMMIT}, "revision": "main"}  # noqa: RUF012
+
+    def settings(self, root, **more):
+        return SimpleNamespace(output_dir=root, checkpoint=None, overwrite=False, **more)
+
+    def test_the_commit_of_the_first_start_is_asked_for(self, monkeypatch, tmp_path):
+        asked = []
+
+        def locate(*_, pinned, **__):
+            asked.append(pinned)
+            raise ModelError("as far as it goes")
+
+        monkeypatch.setattr("engine.prepare.model.locate", locate)
+        settings = self.settings(tmp_path, cache_dir=tmp_path, limits=None)
+        task = parse_task(text().encode(), source="task")
+        for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):
+            with pytest.raises(ModelError):
+                prepare.prepare(settings, task, weights=False, report=print, before=before)
+        assert asked == [None, COMMIT, None]
+
+    def test_it_is_recorded_in_the_output_folder(self, tmp_path):
+        settings, task = self.settings(tmp_path), parse_task(text().encode(), source="task")
+        assert prepare.recorded(settings, task) is None
+        with OutputFolder.lock(tmp_path) as output:
+            output.claim(
+                job_of().record, in_place=False, overwrite=False, request=request_digest(task, None), found=self.FOUND
+            )
+        found = prepare.recorded(settings, task)
+        assert prepare._pinned_model(found, task) == COMMIT
+        assert prepare.recorded(settings, parse_task(text(seed=5).encode(), source="task")) is None

@@ -1,121 +1,178 @@
-"""What is seen of a running job."""
+"""What is said of a running job, and how."""
 
-import errno
+import io
 import json
-import os
-import stat
-import time
+import re
+from types import SimpleNamespace
 
 import pytest
 
-from engine import progress, storage
-from engine.errors import OutputError
-from engine.history import StepReport
-from engine.plan import Schedule
-from engine.progress import Meter, TrainingLog
+from engine import progress
+from engine.errors import TaskError
+from engine.progress import Meter, choose_format, introduce, is_introduced, keep_silent, notes, say, say_error
 
-SCHEDULE = Schedule(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=14, max_steps=20)
-FIELDS = {"event", "step", "loss", "learning_rate", "grad_norm", "images_per_second", "eta_seconds"}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+@pytest.fixture(autouse=True)
+def _a_voice_of_its_own(monkeypatch):
+    monkeypatch.setattr(progress, "_voice", progress._Voice())
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "progress.jsonl"
+def now(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
 
 
-@pytest.fixture
-def log(path, tmp_path):
-    return TrainingLog(path, SCHEDULE, owner=tmp_path)
+def said(capsys):
+    return capsys.readouterr().err.splitlines()
 
 
-class TestTrainingLog:
-    def test_starts_and_ends_with_a_line_and_every_line_is_whole(self, log, path):
-        with log.running(4):
-            assert [line["event"] for line in lines(path)] == ["start"], "flushed line by line"
-            note = log.step(StepReport(5, 0.25, 1e-4, 2.0))
-        first, last = lines(path)[0], lines(path)[-1]
-        assert all(line.keys() == FIELDS for line in lines(path))
-        assert first | {"event": None} == dict.fromkeys(FIELDS) | {"step": 4}
-        assert (last["event"], last["step"], last["loss"], last["learning_rate"], last["grad_norm"]) == (
-            "end", 5, 0.25, 1e-4, 2.0,
-        )  # fmt: skip
-        assert last["images_per_second"] > 0 and last["eta_seconds"] >= 0
-        assert "loss 0.2500" in note and "lr 1.00e-04" in note
-        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+class TestLines:
+    def test_the_log_begins_with_what_is_known_by_then(self, capsys):
+        known = {"task": None}
+        introduce(lambda: (f"the program, task {known['task']}", known))
+        assert not is_introduced() and said(capsys) == []
+        known["task"] = 5
+        say("a line")
+        say("another")
+        assert is_introduced() and said(capsys) == ["the program, task 5", "a line", "another"]
 
-    def test_a_line_at_least_every_two_seconds_in_a_step_that_takes_longer(self, log, path, monkeypatch):
-        assert progress.LINE_SECONDS == 2.0
-        monkeypatch.setattr(progress, "LINE_SECONDS", 0.4)
-        sizes = []
-        with log.running(4):
-            for _ in range(8):
-                time.sleep(0.2)
-                sizes.append(len(lines(path)))
-        assert sizes[-1] >= 5
-        assert all(later > earlier for earlier, later in zip(sizes, sizes[3:], strict=False)), sizes
+    def test_an_error_may_be_the_first_line_and_silence_does_not_swallow_it(self, capsys):
+        introduce(lambda: ("the program", {}))
+        keep_silent()
+        say("not heard")
+        assert said(capsys) == []
+        say_error("why", code=2, kind="task")
+        assert said(capsys) == ["the program", "error: why"]
 
-    def test_fast_steps_do_not_flood_it(self, log, path):
-        with log.running(4):
-            for step in range(5, 500):
-                log.step(StepReport(step, 0.5, 1e-4, 1.0))
-        assert len(lines(path)) < 20 and lines(path)[-1]["step"] == 499
+    def test_json_lines(self, capsys):
+        choose_format({"LOG_FORMAT": "json"})
+        introduce(lambda: ("the program", {"version": "1"}))
+        say("a line\nof two")
+        say("note: heed this")
+        say_error("why", code=2, kind="task")
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            progress.say_traceback()
+        lines = [json.loads(line) for line in said(capsys)]
+        assert all(TIME.fullmatch(line.pop("time")) for line in lines)
+        assert "ZeroDivisionError" in lines.pop()["message"]
+        assert lines == [
+            {"level": "info", "message": "the program", "version": "1"},
+            {"level": "info", "message": "a line\nof two"},
+            {"level": "warning", "message": "note: heed this"},
+            {"level": "error", "message": "error: why", "code": 2, "kind": "task"},
+        ]
 
-    def test_a_skipped_steps_norm_is_null(self, log, path):
-        with log.running(4):
-            log.step(StepReport(5, 0.5, 1e-4, None))
-        assert lines(path)[-1]["grad_norm"] is None
+    @pytest.mark.parametrize("given", [{}, {"LOG_FORMAT": ""}, {"LOG_FORMAT": "text"}])
+    def test_text_is_the_default(self, given, capsys):
+        choose_format(given)
+        say("a line")
+        assert said(capsys) == ["a line"]
 
-    def test_ends_also_after_a_failure(self, log, path):
-        with pytest.raises(KeyError), log.running(4):
-            raise KeyError
-        assert lines(path)[-1]["event"] == "end"
+    def test_another_format_is_refused_by_name(self):
+        with pytest.raises(TaskError, match="LOG_FORMAT is 'xml': expected text or json"):
+            choose_format({"LOG_FORMAT": "xml"})
 
-    def test_goes_on_in_the_same_file(self, path, tmp_path):
-        for _ in range(2):
-            with TrainingLog(path, SCHEDULE, owner=tmp_path).running(4):
-                pass
-        assert [line["event"] for line in lines(path)] == ["start", "end"] * 2
-
-    def test_a_folder_that_cannot_be_written_is_an_output_error(self, tmp_path):
-        with pytest.raises(OutputError, match="cannot write to"):
-            TrainingLog(tmp_path / "missing" / "progress.jsonl", SCHEDULE, owner=tmp_path)
-
-    def test_a_full_disk_is_an_output_error(self, log, monkeypatch):
-        class Full:
-            name = log._file.name
-            write = staticmethod(lambda text: None)
-
-            @staticmethod
-            def flush():
-                raise OSError(errno.ENOSPC, "full")
-
-        real, log._file = log._file, Full
-        with pytest.raises(OutputError, match="the disk is full"), log.running(4):
-            pass
-        real.close()
-
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-    def test_belongs_to_the_folders_owner(self, path, tmp_path):
-        os.chown(tmp_path, 12345, 23456)
-        with TrainingLog(path, SCHEDULE, owner=tmp_path).running(4):
-            pass
-        assert path.stat().st_uid == 12345
-        assert storage.FILE_MODE == 0o644
+    def test_notes_are_remembered_once_each(self):
+        for line in ("note: one", "a line", "note: two", "note: one"):
+            say(line)
+        assert notes() == ["one", "two"]
 
 
 class TestMeter:
-    def test_says_the_last_and_now_and_then(self, capsys, monkeypatch):
-        now = [0.0]
-        monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    def test_says_the_last_and_now_and_then_with_speed_and_time_left(self, capsys, now):
         meter = Meter("encoding", "images", 100)
         for done in range(1, 101):
-            now[0] += 1
+            now[0] += 1.7
             meter.update(done, "a note")
         meter.close()
-        said = capsys.readouterr().err.splitlines()
-        assert said[0] == "encoding: 10/100 images, a note" and said[-1].startswith("encoding: 100/100 images")
-        assert len(said) == 10
+        lines = said(capsys)
+        assert lines[0] == "encoding: 6/100 images, a note, 1.7 s/image, about 2 min 40 s left"
+        assert lines[-1] == "encoding: 100/100 images, a note, 1.7 s/image"
+        assert len(lines) == 17
+
+    def test_what_was_done_before_is_no_part_of_the_pace(self, capsys, now):
+        meter = Meter("training", "steps", 1000, start=900)
+        now[0] = 20.0
+        meter.update(940)
+        assert said(capsys) == ["training: 940/1000 steps, 2.0 steps/s, about 30 s left"]
+
+    def test_the_time_counts_from_its_beginning(self, capsys, now):
+        meter = Meter("training", "steps", 4, begins=False)
+        now[0] = 500.0  # the first images are encoded
+        meter.begin()
+        meter.begin()
+        now[0] = 520.0
+        meter.update(2)
+        assert said(capsys) == ["training: 2/4 steps, 10.0 s/step, about 20 s left"]
+
+    def test_counts_items_that_are_passed_over_too(self, capsys):
+        for number in Meter("encoding", "images", 3).over(range(3)):
+            if number:
+                continue
+        assert [line.partition(",")[0] for line in said(capsys)] == ["encoding: 3/3 images"]
+
+    def test_json_has_the_numbers(self, capsys):
+        choose_format({"LOG_FORMAT": "json"})
+        Meter("encoding", "images", 3).update(3)
+        line = json.loads(said(capsys)[0])
+        assert {key: line[key] for key in ("what", "done", "total", "unit")} == {
+            "what": "encoding", "done": 3, "total": 3, "unit": "images",
+        }  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=terminal))  # pytest puts its own in sys again
+    return terminal
+
+
+class TestBar:
+    def test_no_bar_where_nothing_is_to_be_done(self, terminal):
+        for total, start in ((0, 0), (7, 7)):
+            meter = Meter("encoding", "images", total, start=start)
+            meter.close()
+        assert list(Meter("encoding", "images", 0).over([])) == []
+        assert terminal.getvalue() == ""
+
+    def test_no_bar_before_it_begins(self, terminal):
+        meter = Meter("training", "steps", 7, begins=False)
+        assert terminal.getvalue() == ""
+        meter.begin()
+        assert "training:   0%" in terminal.getvalue() and "0/7" in terminal.getvalue()
+        meter.close()
+
+    def test_no_bar_in_a_json_log(self, terminal):
+        choose_format({"LOG_FORMAT": "json"})
+        Meter("training", "steps", 7).update(7)
+        assert [json.loads(line)["done"] for line in terminal.getvalue().splitlines()] == [7]
+
+    def test_its_speed_reads_well(self, terminal):
+        meter = Meter("training", "steps", 7)
+        meter.update(7, "loss 0.5")
+        last = terminal.getvalue().splitlines()[-1]
+        assert re.search(r"7/7 \[00:0\d<00:00, [0-9.]+ steps/s, loss 0\.5\]", last), last
+
+    @pytest.mark.parametrize(
+        ("rate", "unit", "text"),
+        [
+            (4.23, "steps", "4.2 steps/s"),
+            (1 / 3.36, "steps", "3.4 s/step"),
+            (0.5, "images", "2.0 s/image"),
+            (1.0, "crops", "1.0 crops/s"),
+            (0.0, "steps", "? steps/s"),
+        ],
+    )
+    def test_speed_text(self, rate, unit, text):
+        assert progress.speed_text(rate, unit) == text

@@ -33,7 +33,7 @@ def crash_at(n, monkeypatch):
 
     with monkeypatch.context() as patch:
         for owner, names in {
-            os: ("fsync", "fchmod", "unlink", "rmdir"),
+            os: ("open", "fsync", "fchmod", "unlink", "rmdir"),
             Path: ("rename", "replace", "open", "mkdir", "unlink", "chmod"),
             storage: ("_exchange",),
         }.items():
@@ -313,7 +313,7 @@ def test_root_gives_everything_to_the_folders_owner(tmp_path):
 
 def test_another_user_keeps_what_it_wrote(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(os, "chown", None)
+    monkeypatch.setattr(os, "fchown", None)
     storage.write_file(tmp_path / "file", b"", owner=tmp_path)
 
 
@@ -329,3 +329,121 @@ def test_a_seal_tells_every_changed_bit():
             assert storage.unseal(bytes(changed)) is None
     for broken in (b"", sealed[:-1], sealed[:31], sealed + b"\0"):
         assert storage.unseal(broken) is None
+
+
+class TestStrangersLinks:
+    """Whoever may write to a folder may have put links there, to files of whoever writes now."""
+
+    @pytest.fixture
+    def theirs(self, tmp_path):
+        """A file and a folder elsewhere, which nothing may change."""
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "file").write_text("theirs")
+        (elsewhere / "file").chmod(0o600)
+        yield elsewhere
+        assert contents(elsewhere) == {"file": b"theirs"}
+        assert stat.S_IMODE((elsewhere / "file").stat().st_mode) == 0o600
+        assert (elsewhere / "file").stat().st_uid == os.geteuid()
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder, 12345, 23456)
+        return folder
+
+    @staticmethod
+    def put(kind, path, theirs):
+        if kind == "link":
+            path.symlink_to(theirs / "file")
+        elif kind == "link to nowhere":
+            path.symlink_to(theirs / "nowhere")
+        elif kind == "link to a folder":
+            path.symlink_to(theirs)
+        elif kind == "second name":
+            path.hardlink_to(theirs / "file")
+        elif kind == "pipe":
+            os.mkfifo(path)
+
+    KINDS = ("link", "link to nowhere", "link to a folder", "second name", "pipe")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("name", ["file", ".file.tmp"])
+    def test_writing_replaces_them(self, theirs, folder, kind, name):
+        self.put(kind, folder / name, theirs)
+        storage.write_file(folder / "file", b"ours", owner=folder)
+        assert contents(folder) == {"file": b"ours"} and not (folder / "file").is_symlink()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_new_file_is_new(self, theirs, folder, kind):
+        self.put(kind, folder / "file", theirs)
+        with pytest.raises(FileExistsError):
+            storage.write_new(folder / "file", b"ours", owner=folder)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_log_replaces_them(self, theirs, folder, kind):
+        self.put(kind, folder / "log", theirs)
+        for line in ("one\n", "two\n"):
+            with os.fdopen(storage.open_log(folder / "log", owner=folder), "a") as file:
+                file.write(line)
+        assert contents(folder) == {"log": b"one\ntwo\n"} and not (folder / "log").is_symlink()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_new_folder_replaces_them(self, theirs, folder, kind):
+        self.put(kind, folder / "inner", theirs)
+        storage.make_folder(folder / "inner", owner=folder)
+        storage.write_new(folder / "inner" / "file", b"ours", owner=folder)
+        assert not (folder / "inner").is_symlink()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_log_that_is_swapped_for_one_just_then(self, theirs, folder, kind, monkeypatch):
+        real = os.path.lexists
+
+        def swapped(path):
+            found = real(path)
+            self.put(kind, Path(path), theirs)
+            return found
+
+        monkeypatch.setattr(os.path, "lexists", swapped)
+        with pytest.raises(OSError):
+            storage.open_log(folder / "log", owner=folder)
+
+
+class TestObstacles:
+    def test_are_named_with_what_to_do(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        (tmp_path / "dangling").symlink_to("nowhere")
+        (tmp_path / "to_file").symlink_to("file")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "to_folder").symlink_to("folder")
+        for path in ("folder", "to_folder", "to_folder/new", "new/er"):
+            assert storage.obstacle(tmp_path / path) is None
+        for below in ("", "/a", "/a/b"):
+            assert storage.obstacle(tmp_path / f"file{below}") == f"{tmp_path}/file is a file, not a folder"
+            found = storage.obstacle(tmp_path / f"dangling{below}")
+            assert found == f"{tmp_path}/dangling is a link to nowhere, which is not there"
+            assert storage.obstacle(tmp_path / f"to_file{below}").endswith("to_file is a link to file, which is a file")
+
+    @pytest.mark.parametrize(
+        "action, words",
+        [
+            (lambda root: (root / "dangling").mkdir(), "dangling is a link to nowhere, which is not there; remove it"),
+            (lambda root: (root / "file" / "a").mkdir(), "file is a file, not a folder; remove it, or choose another"),
+            (lambda root: (root / "file").mkdir(), "file is a file, not a folder; remove it"),
+            (
+                lambda root: storage.write_file(root / "dangling" / "x", b""),
+                "dangling is a link to nowhere, which is not",
+            ),
+            (lambda root: (root / "file").replace(root / "folder"), "folder is a folder, not a file; remove it"),
+            (lambda root: storage.open_log(root / "folder"), "folder is a folder, not a file; remove it"),
+        ],
+    )
+    def test_in_messages(self, tmp_path, action, words):
+        (tmp_path / "file").write_text("")
+        (tmp_path / "dangling").symlink_to("nowhere")
+        (tmp_path / "folder").mkdir()
+        expected = f"^cannot write to {tmp_path}: {tmp_path}/{words}"
+        with pytest.raises(OutputError, match=expected), storage.writing_to(tmp_path):
+            action(tmp_path)

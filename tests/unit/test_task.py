@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine import jsontext, schema
+from engine import aliases, jsontext, schema
 from engine.errors import TaskError
 from engine.task import SCHEMA, HeldOutDataset, Task, canonical, canonical_json, parse_task, task_schema
 
@@ -377,6 +377,71 @@ def test_an_unknown_key_like_no_other_lists_what_there_is():
     (problem,) = problems(task_with("transforms.x", 3))
     known = "center_crop, random_flip, buckets"
     assert problem == f"transforms.x: got 3 for an unknown key, the known ones here are {known}"
+
+
+def test_what_there_is_is_listed_once_for_each_object():
+    found = problems(MINIMAL | {"train_args": {"foo": 1, "bar": 2, "lr": 3}, "zzz": 4, "qqq": 5})
+    assert sum("the known ones here are learning_rate, " in problem for problem in found) == 1
+    assert sum("the known ones here are model, " in problem for problem in found) == 1
+    assert sum("none of those listed here before" in problem for problem in found) == 2
+    assert not any("$schema" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("train_args.lr", "train_args.learning_rate"),
+        ("train_args.steps", "train_args.max_train_steps or train_args.num_train_steps"),
+        ("epochs", "train_args.max_train_epochs or train_args.num_train_epochs"),
+        ("train_args.train_batch_size", "train_args.batch_size"),
+        ("network_dim", "lora.rank"),
+        ("lora.network_alpha", "lora.alpha"),
+        ("lora.R", "lora.rank"),
+    ],
+)
+def test_other_trainers_names_get_ours(path, meant):
+    (problem,) = problems(task_with(path, 3))
+    assert problem.endswith(f": got 3 for an unknown key, did you mean {meant}?")
+
+
+def test_a_key_that_there_is_none_for_says_what_to_do():
+    (problem,) = problems(task_with("dataset.caption_extension", ".txt"))
+    assert "unknown key, no key is needed: captions are read from NAME.txt or NAME.caption" in problem
+
+
+def test_aliases_are_of_keys_that_there_are_and_of_no_others():
+    last = {path.rpartition(".")[2] for path in KEYS}
+    for alias, meant in aliases.ALIASES.items():
+        assert set(meant) <= set(KEYS), alias
+        assert alias not in last, f"{alias} is found by itself"
+    assert not set(aliases.NOT_KEYS) & (last | set(aliases.ALIASES))
+    # one problem ends where the next begins
+    assert not any("; " in advice for advice in aliases.NOT_KEYS.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "advice"),
+    [
+        ("train_args.lr_scheduler", "cosine", ', write {"lr_scheduler": "cosine"}'),
+        ("train_args.lr_scheduler", "cosin", ' such as {"lr_scheduler": "linear"}'),
+        ("train_args.timestep_bias", "later", ', write {"strategy": "later"}'),
+        ("model", "a/b", ', write {"name": "a/b"}'),
+        ("dataset", "images", ', write {"name": "images"}'),
+        ("validation", "a cat", ', write {"prompt": "a cat"}'),
+        ("transforms", "flip", ""),
+    ],
+)
+def test_a_text_for_an_object_is_answered_with_the_object(path, text, advice):
+    (problem,) = problems(task_with(path, text))
+    assert problem.startswith(f'{path}: got "{text}", expected an object') and problem.endswith(advice)
+    if ", write " in advice:
+        read(task_with(path, json.loads(advice.removeprefix(", write "))))
+
+
+def test_the_schema_may_be_named_and_changes_nothing():
+    named = MINIMAL | {"$schema": "https://example.org/task.schema.json"}
+    assert read(named) == read(MINIMAL) and canonical(read(named)) == canonical(read(MINIMAL))
+    assert problems(MINIMAL | {"$schema": 3}) == ["$schema: got 3, expected a string"]
 
 
 def test_a_strange_key_stays_on_the_line():

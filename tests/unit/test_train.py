@@ -102,6 +102,21 @@ class TestSplit:
         assert dump_state(state) == whole.bytes()
         assert reports == whole.reports and [report.step for report in reports] == list(range(1, 9))
 
+    def test_the_examples_of_a_step_are_asked_for_a_micro_batch_at_a_time(self):
+        asked, trained = [], []
+
+        class Counted(list):
+            def __getitem__(self, place):
+                asked.append((place.start, place.stop))
+                return super().__getitem__(place)
+
+        run, plain = Run(), Run()
+        step = Counted(examples_of(run.schedule, 0))
+        gradients = run.trainer._gradients
+        run.trainer._gradients = lambda *args: trained.append(len(asked)) or gradients(*args)
+        assert run.trainer.train_step(step) == plain.step() and run.bytes() == plain.bytes()
+        assert asked == [(0, 2), (2, 4), (4, 6)] and trained == [2, 3, 3], "one ahead, no more"
+
     def test_something_was_trained(self):
         run = Run()
         before = run.adapter.state()

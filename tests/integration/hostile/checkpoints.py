@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from engine.checkpoint import spelled
 from engine.task import canonical_json
 from tests.integration.hostile.case import Case, Cases, Place
 from tests.integration.hostile.models import PICKLE, TEN_GB, claiming
@@ -72,7 +73,7 @@ def forge(**contents: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
     body = {key: value for key, value in manifest.items() if key != "digest"}
     digest = hashlib.sha256(canonical_json(body)).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(body | {"digest": digest}))
+    (folder / "manifest.json").write_bytes(spelled("manifest.json", body | {"digest": digest}))
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[bytes], bytes]:
@@ -104,7 +105,7 @@ def scalars(path: str, value: Any) -> Callable[[bytes], bytes]:
         for key in parents:
             inner = inner[key]
         inner[last] = value
-        return json.dumps(content).encode()
+        return canonical_json(content)
 
     return edit
 
@@ -286,6 +287,19 @@ CASES: Cases = {
         forge(state__json=scalars("baseline", [{"file": "../../evil.png"}])), 0, train=True
     ),
     "forged: a picture that is a script": resumed(forge(without_0__png=lambda _: b"<script>"), -1, train=True),
+    "forged: other white space in state.json": resumed(
+        forge(state__json=lambda d: d.replace(b":", b": ", 1)), 5, "not written as"
+    ),
+    "forged: a key twice in state.json": resumed(
+        forge(state__json=lambda d: d.replace(b"{", b'{"world":{"base_model":"LIES"},', 1)), 5, "not written as"
+    ),
+    "forged: a null more in state.json": resumed(forge(state__json=scalars("world.more", None)), 5, "null"),
+    "forged: other white space in history.jsonl": resumed(
+        forge(history__jsonl=lambda d: d.replace(b", ", b",", 1)), 5, "not written as", train=True, quick=True
+    ),
+    "forged: other white space in manifest.json": resumed(
+        lambda f: (f / "manifest.json").write_bytes((f / "manifest.json").read_bytes() + b" "), 5, "not written as"
+    ),
     "forged: no JSON in state.json": resumed(forge(state__json=lambda _: b"{"), 5),
     "forged: deep JSON in state.json": resumed(forge(state__json=lambda _: b"[" * 200_000), 5),
     "forged: no step": resumed(forge(global_step__txt=lambda _: b"x"), 5),

@@ -310,7 +310,11 @@ def test_metadata_at_the_top_beside_another_split_is_the_training_one(tmp_path):
     lines = []
     dataset = opened(tmp_path, name=tmp_path / "d", report=lines.append)
     assert content(dataset) == [(PICTURES[0], ("top",))]
-    assert lines == ["dataset: the training split is metadata.jsonl; 1 other file is not used"]
+    assert lines == [
+        "dataset: the training split is metadata.jsonl",
+        "dataset: 1 data file is of other splits and not trained on: validation/metadata.jsonl",
+        "dataset: 1 image is of other splits and not trained on: validation/x.png",
+    ]
 
 
 def test_saved_splits_without_train_are_listed(tmp_path):
@@ -402,7 +406,7 @@ BAD = {
     "tar without captions": (lambda f: write_tar(f / "a.tar", [("1.png", PICTURES[0])]), r"'text'.*png \(images\)"),
     "tar sample without image": (lambda f: write_tar(f / "a.tar", [*PAIR, ("2.txt", b"y")]), "'/2'"),
     "tar with a name twice": (lambda f: write_tar(f / "a.tar", [("1.png", b"x"), ("1.png", b"y")]), "twice"),
-    "an archive": (lambda f: write_images(f) and (f / "x.zip").write_bytes(b"PK") and f / "x.zip", "unpacked first"),
+    "an archive": (lambda f: write_images(f) and (f / "x.zip").write_bytes(b"PK") and f / "x.zip", "unpack an archive"),
 }  # fmt: skip
 
 
@@ -863,16 +867,19 @@ def test_other_errors_pass_through(fake_hub):
 
 
 def test_local_datasets_import_neither_torch_nor_datasets(tmp_path):
-    folder, table = metadata_jsonl(tmp_path / "a"), parquet_file(tmp_path / "b")
+    folder, table, beside = metadata_jsonl(tmp_path / "a"), parquet_file(tmp_path / "b"), tmp_path / "c"
+    write_images(beside)
+    for name in ("a", "b", "sub/c"):
+        (beside / f"{name}.txt").write_text("one\na (red:1.2) house")
     code = f"""
 import sys
 from pathlib import Path
 from engine.dataset import open_dataset
 from engine.limits import Limits
 from engine.task import Dataset, Model, Task
-for name in ({str(folder)!r}, {str(table)!r}):
+for name in {[str(folder), str(table), str(beside)]}:
     task = Task(model=Model(name="m"), dataset=Dataset(name=name))
-    open_dataset(task, cache_dir=Path({str(tmp_path)!r}, "cache"), revision=None, report=print)
+    open_dataset(task, cache_dir=Path({str(tmp_path)!r}, "cache"), revision=None, report=lambda line: None)
 print([name for name in ("torch", "datasets", "huggingface_hub", "pandas") if name in sys.modules])
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -105,3 +105,37 @@ def test_a_strangers_mask_stays_inside(tmp_path):
     (folder / "metadata.jsonl").write_text(text.replace("masks/0.png", "http://example.org/0.png"))
     with pytest.raises(DatasetError, match="never fetched"):
         opened(folder, tmp_path, mask_column="mask")
+
+
+class TestOneTrainersMasks:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        files = images("a.jpg", "b.png", "2_x/c.webp") | {"a.txt": "a", "b.txt": "b", "2_x/c.txt": "c"}
+        return write(tmp_path / "data", files | {"a-masklabel.png": MASKS[0], "2_x/c-MaskLabel.PNG": MASKS[2]})
+
+    def test_are_masks_where_masks_are_asked_for(self, folder, tmp_path):
+        said = []
+        dataset = opened(folder, tmp_path, said=said, mask_column="mask")
+        found = {dataset.name(i): dataset.mask_bytes(i) for i in range(len(dataset))}
+        assert found == {"a.jpg": MASKS[0], "b.png": None, "2_x/c.webp": MASKS[2]}
+        assert said == []
+        before = dataset.fingerprint
+        (folder / "a-masklabel.png").write_bytes(mask(7))
+        assert opened(folder, tmp_path, mask_column="mask").fingerprint != before
+
+    def test_are_no_images(self, folder, tmp_path):
+        said = []
+        dataset = opened(folder, tmp_path, said=said, trigger_word="sks")
+        assert {dataset.name(i) for i in range(len(dataset))} == {"a.jpg", "b.png", "2_x/c.webp"}
+        assert said == [
+            "dataset: 2 masks are left out, dataset.mask_column would use them: 2_x/c-MaskLabel.PNG, a-masklabel.png"
+        ]
+
+    def test_without_an_image_are_named(self, folder, tmp_path):
+        write(folder, images("z-masklabel.png", "b-condlabel.png"))
+        said = []
+        assert opened(folder, tmp_path, said=said, mask_column="mask").num_images == 3
+        assert said == [
+            "dataset: 1 image for an inpainting model (-condlabel) is not used: b-condlabel.png",
+            "dataset: 1 mask is beside no image of that name: z-masklabel.png",
+        ]

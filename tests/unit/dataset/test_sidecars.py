@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine import notes
-from engine.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset, sidecars
+from engine.dataset import MAX_EPOCH_VISITS, caption_files, fingerprint, open_dataset
 from engine.errors import DatasetError
 from engine.fetch.archive import extract
 from engine.limits import Limits
@@ -93,14 +93,120 @@ def test_metadata_and_tables_come_first(folder, tmp_path):
 
 
 def test_a_table_about_something_else_is_passed_over(folder, tmp_path):
-    # img2dataset writes a.png, a.txt, a.json
-    write(folder, images("a.png") | {"a.txt": "beside", "a.json": '{"url": "x", "caption": "y"}'})
+    write(folder, images("a.png") | {"a.txt": "beside", "rows.json": '{"url": "x", "caption": "y"}'})
     said = []
     assert rows(opened(folder, tmp_path, said=said)) == [("a.png", ("beside",))]
-    assert "a.json has no column 'image'" in said[0]
+    assert any("rows.json" in line for line in said)
     (folder / "a.txt").unlink()
     with pytest.raises(DatasetError, match="no column 'image'"):
         opened(folder, tmp_path)
+
+
+class TestJsonBesideImages:
+    def test_captions(self, folder, tmp_path):
+        files = images("a.png", "b.png", "c.png", "d.png") | {
+            "a.json": '{"caption": "a thing", "width": 64}',
+            "b.JSON": '\n{"text": ["one", "two"],\n"caption": "three"}\n',
+            "c.json": '{"caption": "overruled"}',
+            "c.txt": "beside",
+            "d.json": '{"prompt": "a column of the task"}',
+        }
+        said = []
+        dataset = opened(write(folder, files), tmp_path, said=said, caption_column="prompt")
+        assert rows(dataset) == [
+            ("a.png", ("a thing",)),
+            ("b.png", ("three",)),
+            ("c.png", ("beside",)),
+            ("d.png", ("a column of the task",)),
+        ]
+        assert dataset.caption_rules == {"a .json file beside the image": 3, "a .txt file beside the image": 1}
+        assert "dataset: 1 file beside an image is not read, its caption is elsewhere: c.json" in said
+        (folder / "d.json").unlink()
+        (folder / "d.txt").write_text("d")
+        assert rows(opened(folder, tmp_path))[1] == ("b.png", ("one", "two"))
+
+    @pytest.mark.parametrize(
+        "text",
+        ['{"id": 0, "tags": ["a"], "image": "https://x.org/0.png"}', "[1]", "no JSON", '{"caption": 3}', "[" * 100_000],
+    )
+    def test_what_is_plainly_none_is_named(self, text, folder, tmp_path):
+        write(folder, images("a.png", "b.png") | {"a.json": text, "b.txt": "two"})
+        said = []
+        assert rows(opened(folder, tmp_path, said=said)) == [("a.png", ("",)), ("b.png", ("two",))]
+        assert any("a.json" in line for line in said)
+        (folder / "a.txt").write_text("one")
+        assert rows(opened(folder, tmp_path)) == [("a.png", ("one",)), ("b.png", ("two",))]
+        for name in ("a.txt", "b.txt"):
+            (folder / name).unlink()
+        with pytest.raises(DatasetError, match="2 images but no captions"):
+            opened(folder, tmp_path)
+
+
+class TestKohyasMetadata:
+    def test_captions_by_path(self, folder, tmp_path):
+        listed = {
+            "C:\\data\\x\\0.png": {"caption": "a thing", "tags": "x, y"},
+            "/home/me/x/1": {"tags": "only tags", "train_resolution": [64, 64]},
+            "/home/me/y/1.png": {"caption": "another folder's"},
+            "/home/me/x/e\u0301.png": {"caption": "an accent"},
+            "/home/me/x/gone.png": {"caption": "of no image"},
+        }
+        files = images("x/0.png", "x/1.png", "x/2.png", "x/\u00e9.png", "x/3.png") | {"x/2.txt": "beside"}
+        said = []
+        folder = write(folder, files | {"meta_cap.json": json.dumps(listed, indent=1)})
+        dataset = opened(folder, tmp_path, said=said)
+        assert rows(dataset) == [
+            ("x/0.png", ("a thing, x, y",)),
+            ("x/1.png", ("only tags",)),
+            ("x/2.png", ("beside",)),
+            ("x/3.png", ("",)),
+            ("x/\u00e9.png", ("an accent",)),
+        ]
+        assert dataset.caption_rules["meta_cap.json, kohya's"] == 3
+        assert said == ["dataset: 1 of 5 images has no caption and gets an empty caption: x/3.png"]
+
+    def test_of_other_images(self, folder, tmp_path):
+        write(
+            folder, images("a.png") | {"meta.json": json.dumps({f"/x/{i}.png": {"caption": "c"} for i in range(2000)})}
+        )
+        with pytest.raises(
+            DatasetError, match=r"1 image but no captions.*meta.json, kohya's metadata, names none"
+        ) as caught:
+            opened(folder, tmp_path)
+        assert len(str(caught.value)) < 500
+
+    def test_a_name_in_two_folders_is_no_guess(self, folder, tmp_path):
+        listed = {"/a/0.png": {"caption": "one"}, "/b/0.png": {"caption": "two"}}
+        write(folder, images("0.png", "b/0.png") | {"meta.json": json.dumps(listed)})
+        assert rows(opened(folder, tmp_path)) == [("0.png", ("",)), ("b/0.png", ("two",))]
+
+
+def test_of_a_kohya_project_only_the_images_are_trained_on(folder, tmp_path):
+    files = images("img/10_sks dog/0.png", "reg/1_dog/0.png", "model/sample/last_10.png", "log/x.png")
+    files |= {"img/10_sks dog/0.txt": "a dog", "reg/1_dog/0.txt": "dog", "model/last.json": "{}", "log/x.txt": "loss"}
+    said = []
+    dataset = opened(write(folder, files), tmp_path, said=said)
+    assert set(rows(dataset)) == {("img/10_sks dog/0.png", ("a dog",))}
+    assert said == [
+        "dataset: 2 files of regularisation images (reg/ of a kohya project) are not trained on: "
+        "reg/1_dog/0.png, reg/1_dog/0.txt",
+        "dataset: 4 files of a kohya project's results (model/, log/, sample/) are not trained on: "
+        "log/x.png, log/x.txt, model/last.json and 1 more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "trained"),
+    [
+        (["10_sks dog/0.png", "reg/1_dog/0.png"], ["10_sks dog/0.png"]),
+        (["10_sks dog/0.png", "reg/0.png", "sample/1.png"], ["10_sks dog/0.png", "reg/0.png", "sample/1.png"]),
+        (["reg/1_dog/0.png"], ["reg/1_dog/0.png"]),
+        (["img/0.png", "model/0.png"], ["img/0.png", "model/0.png"]),
+    ],
+)
+def test_a_folder_called_reg_is_not_always_kohyas(names, trained, folder, tmp_path):
+    write(folder, images(*names) | {f"{name.removesuffix('png')}txt": "x" for name in names})
+    assert [name for name, _ in sorted(set(rows(opened(folder, tmp_path))))] == trained
 
 
 def test_kohyas_folders_repeat_and_name(folder, tmp_path):
@@ -176,7 +282,7 @@ def test_no_captions_at_all_is_an_error_with_advice_unless_one_is_given(folder, 
         ("ein grünes Quadrat".encode("latin-1"), "not UTF-8: byte 0xfc at 6"),
         ("text".encode("utf-16"), "UTF-16"),
         ("text".encode("utf-16-be"), "NUL"),
-        (b"x" * (sidecars.MAX_FILE_BYTES + 1), "65,537 bytes"),
+        (b"x" * (caption_files.MAX_FILE_BYTES + 1), "65,537 bytes"),
     ],
 )
 def test_what_is_no_utf8_text_is_refused_by_name(folder, tmp_path, data, reason):
@@ -267,7 +373,9 @@ def test_folders_of_another_split_are_left_out(folder, tmp_path):
     write(folder, images(*names) | {name.replace("png", "txt"): name for name in names})
     said = []
     assert {name for name, _ in rows(opened(folder, tmp_path, said=said))} == {"a.png", "5_test/d.png"}
-    assert said == ["dataset: 2 images are of other splits and not trained on: test/b.png, validation/c.png"]
+    assert said == [
+        "dataset: 2 images are of other splits and not trained on, with 2 files beside: test/b.png, validation/c.png"
+    ]
     write(folder, images("train/e.png") | {"train/e.txt": "e"})
     assert [name for name, _ in rows(opened(folder, tmp_path))] == ["train/e.png"]
     only = write(tmp_path / "only", images("test/a.png") | {"test/a.txt": "a"})
@@ -339,5 +447,83 @@ def test_columns_without_a_table_have_no_effect(folder, tmp_path):
         "dataset: caption_column 'prompt' has no effect: data is read as images, not as a table",
     ]
     said.clear()
+    opened(folder, tmp_path, said=said)
+    assert said == []
+
+
+class TestSeveralLines:
+    TEXT = "A red house.\n\n  The light comes from the left. \r\n\nTrees.\n\n"
+
+    def test_are_several_captions_and_said(self, folder, tmp_path):
+        write(
+            folder, images("a.png", "b.png", "c.png") | {"a.txt": "one\n\n", "b.txt": self.TEXT, "c.txt": "x\ny\nz\nw"}
+        )
+        said = []
+        assert rows(opened(folder, tmp_path, said=said))[1][1] == (
+            "A red house.",
+            "The light comes from the left.",
+            "Trees.",
+        )
+        assert said == [
+            "dataset: 1 text file has blank lines as between paragraphs, and each line is a caption of its own; "
+            'dataset.caption_lines "joined" makes a file one caption: b.txt',
+            "dataset: 2 images have several captions (up to 4), of which each visit draws one; "
+            "b.png: 'A red house.', 'The light comes from the left.', 'Trees.'",
+        ]
+
+    def test_joined(self, folder, tmp_path):
+        write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": self.TEXT})
+        said = []
+        dataset = opened(folder, tmp_path, said=said, caption_lines="joined")
+        assert rows(dataset) == [
+            ("a.png", ("one",)),
+            ("b.png", ("A red house. The light comes from the left. Trees.",)),
+        ]
+        assert said == []
+        (folder / "b.txt").write_text("A red house. The light comes from the left. Trees.")
+        assert opened(folder, tmp_path).fingerprint == dataset.fingerprint
+
+    def test_joined_in_vain(self, folder, tmp_path):
+        write(folder, images("a.png") | {"metadata.jsonl": '{"file_name": "a.png", "text": ["one", "two"]}'})
+        said = []
+        assert rows(opened(folder, tmp_path, said=said, caption_lines="joined")) == [("a.png", ("one", "two"))]
+        assert said == [
+            "dataset: 1 image has several captions (up to 2), of which each visit draws one; a.png: 'one', 'two'",
+            'dataset: caption_lines "joined" has no effect: no text files beside images are read',
+        ]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("1girl, frieren ||| smile", "kohya's separator"),
+        ("{red|blue} hair", "wildcards"),
+        ("a __colors/warm__ house", "wildcards"),
+        ("(masterpiece:1.2)", "weights"),
+        ("a [cat : .5] here", "weights"),
+        ("a dog <lora:x:1>", "tags such as"),
+    ],
+)
+def test_marks_of_other_programs_are_told(caption, words, folder, tmp_path):
+    write(folder, images("a.png", "b.png") | {"a.txt": "plain", "b.txt": f"plain\n{caption}"})
+    beside, listed, embedded = [], [], []
+    assert rows(opened(folder, tmp_path, said=beside))[1][1] == ("plain", caption)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "b.png", "text": caption}))
+    opened(folder, tmp_path, said=listed)
+    table = pa.table({"image": [picture(0), picture(1)], "text": pa.array(["plain", caption], pa.string_view())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    opened(tmp_path / "t.parquet", tmp_path, said=embedded)
+    assert next(line for line in beside if words in line).endswith(": b.png")
+    assert next(line for line in listed if words in line).endswith(": b.png")
+    assert next(line for line in embedded if words in line).endswith(": row 1 of t.parquet")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["tag_one, tag two \\(artist\\)", "a ratio (16:9)", "at 12:30 (see p. 3)", "a | b {c}", "<a lora>", "[]"],
+)
+def test_plain_captions_are_not_marks(caption, folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": caption})
+    said = []
     opened(folder, tmp_path, said=said)
     assert said == []

@@ -14,6 +14,7 @@ from engine.errors import ModelError
 from engine.families import loading
 from engine.families.base import LoadArgs
 from engine.families.loading import load_module, load_scheduler, load_tokenizer, read_config
+from engine.families.schedulers import SUBSTITUTES
 from tests import tiny
 
 PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
@@ -208,8 +209,17 @@ class TestScheduler:
     @pytest.mark.parametrize("name", ["Nonsense", "UNet2DConditionModel", "logging", None, 3, "__doc__"])
     def test_a_class_that_is_no_scheduler(self, folder, name):
         self.edit(folder, _class_name=name)
-        with pytest.raises(ModelError, match="unknown to Diffusers"):
+        with pytest.raises(ModelError, match="is none of Diffusers'"):
             load_scheduler(args_for(folder))
+
+    @pytest.mark.parametrize("name", list(SUBSTITUTES))
+    def test_one_that_needs_a_package_is_replaced_and_the_betas_stay(self, folder, name):
+        self.edit(folder, _class_name="DDIMScheduler")
+        expected = load_scheduler(args_for(folder))
+        self.edit(folder, _class_name=name, use_beta_sigmas=True)
+        found = load_scheduler(args_for(folder))
+        assert type(found).__name__ == SUBSTITUTES[name].name and not found.config.use_beta_sigmas
+        assert torch.equal(found.betas, expected.betas)
 
     @pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
     def test_a_scheduler_of_another_kind_of_diffusion(self, folder, name):
@@ -243,3 +253,17 @@ def test_a_configuration_is_a_json_object(folder, text):
         path.write_text(text)
     with pytest.raises(ModelError, match=r"config\.json(; a Diffusers folder| is not JSON| is not a JSON object)"):
         read_config(args_for(folder), "unet")
+
+
+def test_no_librarys_bar_reaches_the_log(folder, capfd):
+    """The text encoder and the UNet in several files, which both libraries count."""
+    for cls, part in ((CLIPTextModel, "text_encoder"), (UNet2DConditionModel, "unet")):
+        whole = cls.from_pretrained(folder / part)
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink()
+        whole.save_pretrained(folder / part, max_shard_size="20KB")
+        assert len(list((folder / part).glob("*-of-*.safetensors"))) > 1
+    capfd.readouterr()
+    for part in ("text_encoder", "unet"):
+        load(folder, part)
+    assert capfd.readouterr() == ("", "")

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DatasetError
-from engine.fetch.archive import Kind, extract, sniff
+from engine.fetch.archive import Kind, extract, notes_of, sniff
 from engine.fetch.members import clean_name, is_webdataset
 from engine.limits import Limits
 
@@ -217,7 +217,6 @@ UNSAFE_NAMES = {
     "a/..": "leads out",
     "/etc/x": "absolute",
     "C:x": "Windows",
-    "a\\..\\x": "Windows",
     "a\nb": "control",
     "a\x9bb": "control",
     "n" * 256: "too long",
@@ -232,6 +231,64 @@ def test_unsafe_names(tmp_path, name, reason):
         folder = tmp_path / str(number)
         folder.mkdir()
         assert reason in refusal(folder, data)
+
+
+def test_backslashes_in_a_tar_are_refused(tmp_path):
+    assert "Windows" in refusal(tmp_path, tar_of({"a\\x": b"x"}))
+
+
+def test_a_zip_packed_with_backslashes_is_read(tmp_path):
+    """As Windows PowerShell 5 writes them."""
+    data = zip_of({f"cats_{name}": data for name, data in FILES.items()}).replace(b"cats_", b"cats\\")
+    assert pages(tmp_path, data) == FILES
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    {
+        "a\\..\\x": "leads out",
+        "..\\x": "leads out",
+        "\\etc\\x": "absolute",
+        "C:\\x": "Windows",
+        "\\C:\\x": "Windows",
+        "\\\\host\\share\\x": "Windows",
+        "d\\" * 80 + "x": "deep",
+    }.items(),
+)
+def test_backslashes_get_nothing_past_the_checks(tmp_path, name, reason):
+    assert reason in refusal(tmp_path, zip_with(name))
+
+
+def test_two_spellings_of_one_path(tmp_path):
+    data = zip_of({"a/x.png": b"1", "a_x.png": b"2"}).replace(b"a_x.png", b"a\\x.png")
+    assert "there twice" in refusal(tmp_path, data)
+
+
+GBK = "猫娘".encode("gbk")
+
+
+def test_a_name_in_an_untold_encoding_never_becomes_a_caption(tmp_path):
+    data = zip_of({"10_abcd/0.png": b"1"}).replace(b"abcd", GBK)
+    assert "encoding that the archive does not tell" in refusal(tmp_path, data)
+
+
+def test_names_in_an_untold_encoding_are_said(tmp_path):
+    data = zip_of({"10_abcd/0.png": b"1", "10_abcd/0.txt": b"a cat"}).replace(b"abcd", GBK)
+    assert len(pages(tmp_path, data)) == 2
+    (note,) = notes_of(tmp_path / "archive", LIMITS)
+    assert "names of 2 members" in note and "encoding" in note
+    (tmp_path / "archive").write_bytes(zip_of({"ü.png": b"1"}))
+    assert notes_of(tmp_path / "archive", LIMITS) == []
+
+
+def test_parts_of_a_split_zip(tmp_path):
+    whole = zip_of({"a.png": bytes(range(256)) * 9})
+    end = whole.rindex(b"PK\x05\x06")
+    last = whole[: end + 4] + b"\x01\x00" + whole[end + 6 :]  # disk 1 of 0 and 1
+    for number, part in enumerate([whole[:300], b"PK\x07\x08" + whole[:300], last]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert "part of a split archive" in refusal(folder, part)
 
 
 UNSAFE_ARCHIVES = {

@@ -537,6 +537,22 @@ def test_other_urls_with_the_same_bytes_share_the_content(server, get):
     assert get() == get(server.url + "2")
 
 
+def test_notes_on_names_are_said_again(server, tmp_path):
+    """By the next task of a chain, and by another URL with the same bytes."""
+    body = zip_of({"abcd.png": b"1"}).replace(b"abcd", "猫娘".encode("gbk"))
+    server.script = [answer(body=body)]
+    for path in ("x", "x", "y"):
+        lines = []
+        fetch_dataset(f"{server.url}/{path}", tmp_path / "cache", report=lines.append, limits=OPEN)
+        assert sum("encoding that the archive does not tell" in line for line in lines) == 1
+
+
+def test_a_part_of_a_split_archive_is_known_by_its_name(server, get):
+    server.script = [answer(body=b"\x00no head\x00" * 9)]
+    with pytest.raises(DatasetError, match="part of a split archive"):
+        get(server.url + ".zip.002")
+
+
 def test_a_lost_or_damaged_pointer_means_another_download(server, get, tmp_path):
     server.script = [answer(body=ARCHIVE)]
     folder = get()

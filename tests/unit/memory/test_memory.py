@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine import families, memory
 from engine.device import memory_advice
+from engine.errors import DeviceMemoryError
 from engine.lora.targets import is_target
 from engine.memory import encoder_footprint, footprint
 from engine.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
@@ -208,7 +209,9 @@ class TestWords:
         task = task_of("no", batch_size=8, gradient_accumulation_steps=3)
         found = memory.fitting(base_of("xl"), task, device="cuda", available=24 * GIB)
         assert found and all(float(words.split("(")[1].split()[0]) <= 24 * 0.9 for words in found)
-        assert any(words.startswith("batch_size 4 with gradient_accumulation_steps 6") for words in found)
+        (batches,) = (words for words in found if words.startswith("batch_size "))
+        size, steps = (int(word) for word in batches.split() if word.isdigit())
+        assert size * steps == 8 * 3
         assert memory.fitting(base_of("xl"), task, device="cuda", available=GIB) == []
 
     def test_what_is_there_already_is_not_proposed(self):
@@ -222,7 +225,7 @@ class TestWords:
 class TestAdvice:
     """What a job that ran out of memory says."""
 
-    JOB = SimpleNamespace(base=base_of("sd1"), task=task_of("no", batch_size=8, resolution=768))
+    JOB = SimpleNamespace(base=base_of("sd1"), task=task_of("no", batch_size=8, resolution=768), parent=None)
 
     def test_it_is_what_would_fit(self):
         said = memory_advice(self.JOB, torch.device("cpu"), 8 * GIB)
@@ -230,10 +233,81 @@ class TestAdvice:
         assert len(fits) > 1 and said.startswith("out of memory on this machine, of which 8.0 GiB were free; ")
         assert all(words in said for words in fits)
 
-    @pytest.mark.parametrize("available", [None, GIB])
-    def test_where_nothing_is_known_to_fit_it_is_what_takes_less(self, available):
-        said = memory_advice(self.JOB, torch.device("cpu"), available)
-        assert said.startswith('out of memory on this machine; try mixed_precision "bf16", or batch_size 4 with ')
+    def test_where_nothing_is_known_it_is_what_takes_less(self):
+        said = memory_advice(self.JOB, torch.device("cpu"), None)
+        assert said.startswith('out of memory on this machine; try mixed_precision "bf16", or batch_size 1 with ')
+        assert "gradient_accumulation_steps 8 (as many images a step)" in said
+
+    def test_what_cannot_be_less_is_not_proposed(self):
+        least = SimpleNamespace(base=base_of("sd1"), task=task_of("bf16", Lora(rank=1), resolution=64), parent=None)
+        said = memory_advice(least, torch.device("cpu"), None)
+        assert said == "out of memory on this machine; try a machine with more memory"
+
+    def test_where_nothing_would_fit_it_says_so(self):
+        assert "no change of the task would fit" in memory_advice(self.JOB, torch.device("cpu"), GIB)
+
+    def test_a_checkpoint_can_be_continued_by_few_of_these(self):
+        def advice(continues):
+            return memory.advise(self.JOB.base, self.JOB.task, device="cpu", available=8 * GIB, continues=continues)
+
+        assert "another gradient_checkpointing alone" in advice(True) and "checkpoint" not in advice(False)
+
+
+def prediction(base, task, available):
+    recompute = memory.wants_recompute(base, task, device="cpu", available=available)
+    return memory.predict(base, task, recompute=recompute, device="cpu")
+
+
+def changed(task, advice):
+    """The task with what a piece of advice says."""
+    for change in advice.split(" (")[0].replace(" with ", " and ").split(" and "):
+        key, value = change.split()
+        value = json.loads(value)
+        if key == "mixed_precision":
+            task = replace(task, mixed_precision=value)
+        elif key == "lora.rank":
+            task = replace(task, lora=replace(task.lora, rank=value))
+        else:
+            task = replace(task, train_args=replace(task.train_args, **{key: value}))
+    return task
+
+
+EXTREMES = [
+    ("no", Lora(rank=10**6), {}),
+    ("no", Lora(), {"batch_size": 10**7}),
+    ("no", Lora(), {"batch_size": 7, "gradient_checkpointing": False, "resolution": 1024}),
+    ("bf16", Lora(), {"gradient_accumulation_steps": 10**10}),
+    ("no", Lora(rank=10**4), {"batch_size": 10**4, "resolution": 4096, "train_text_encoder": True}),
+]
+
+
+class TestRefusal:
+    """Of what would be ended by the system's out-of-memory killer, without a line."""
+
+    @pytest.mark.parametrize("precision, lora, args", EXTREMES)
+    def test_what_is_far_too_large_is_refused_and_the_advice_fits(self, precision, lora, args):
+        base, task, available = base_of("sd1"), task_of(precision, lora, **args), 20 * GIB
+        with pytest.raises(DeviceMemoryError, match=r"20\.0 GiB.*what should fit"):
+            memory.require_room(base, task, device="cpu", available=available, most=available, continues=False)
+        found = memory.fitting(base, task, device="cpu", available=available)
+        assert found
+        for advice in found:
+            assert prediction(base, changed(task, advice), available).peak <= memory.SPARE * available
+
+    def test_what_might_fit_is_not(self):
+        base, task = base_of("sd1"), task_of("no", gradient_checkpointing=True)
+        peak = prediction(base, task, 20 * GIB).peak
+        for most in (None, peak * 2, peak, int(peak / 1.49)):
+            memory.require_room(base, task, device="cpu", available=most, most=most, continues=False)
+        with pytest.raises(DeviceMemoryError):
+            memory.require_room(base, task, device="cpu", available=1, most=int(peak / 1.51), continues=False)
+
+    def test_what_cannot_be_predicted_is_not(self):
+        memory.require_room(base_of("sd1", unet={}), task_of(), device="cpu", available=1, most=1, continues=False)
+
+    def test_the_micro_batches_of_a_step_are_counted(self):
+        few, many = (peak("sd1", recompute=True, gradient_accumulation_steps=n).train for n in (1, 10**9 + 1))
+        assert many - few == 12 * 10**9
 
 
 class TestAvailable:
@@ -267,7 +341,11 @@ class TestAvailable:
         assert self.machine(tmp_path, proc__meminfo=self.MEMINFO, **group) == 0
 
     def test_hidden(self, tmp_path):
-        assert self.machine(tmp_path) is None
+        assert self.machine(tmp_path) is None and memory.most_bytes(tmp_path) is None
+
+    def test_the_most_that_could_be_had_is_more(self, tmp_path):
+        self.machine(tmp_path, proc__meminfo=f"{self.MEMINFO}SwapFree: 1000 kB\n")
+        assert memory.most_bytes(tmp_path) == 8001000 << 10
 
     def test_of_this_machine(self):
         assert memory.available_bytes() > 0

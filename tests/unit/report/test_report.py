@@ -48,7 +48,6 @@ def sample(**changes):
         "global_step": 60,
         "max_steps": 100,
         "visits_per_step": 4,
-        "steps_trained": 20,
         "finished": False,
         "seconds": {"prepare": 0.5, "encode": 2.0, "train": 8.0, "save": 0.25},
         "peak_memory_bytes": 468 << 20,
@@ -115,7 +114,7 @@ REPORTS = {
     "usual": {},
     "finished": {"finished": True, "global_step": 100, "max_steps": 100},
     "on a GPU": {"device": GPU, "lineage": [task_entry(0, 40, device=GPU), task_entry(40, 60)]},
-    "no history": {"history": [], "start_step": 0, "global_step": 0, "steps_trained": 0, "lineage": []},
+    "no history": {"history": [], "start_step": 0, "global_step": 0, "lineage": []},
     "one step": {"history": curve(1), "start_step": 0, "global_step": 1, "max_steps": 1, "lineage": [task_entry(0, 1)]},
     "two steps": {"history": curve(2)},
     "skipped steps": {"history": [dataclasses.replace(row, grad_norm=None) for row in curve(5)]},
@@ -329,13 +328,37 @@ def test_skipped_images_are_listed_with_their_reasons():
 
 
 class TestHeldOut:
+    @pytest.mark.parametrize("moved", [0.3, 0.05, 0.01, 0.001, 0.0001])
+    def test_a_curve_that_moves_a_little_is_no_flat_line(self, moved):
+        rows = [measured(step, 2.179 * (1 - moved * step / 60)) for step in (0, 20, 40, 60)]
+        page = Page(render(sample(held_out_losses=rows)))
+        (dots,) = page.classed("dots")
+        heights = [float(y) for _, y in re.findall(r"M([0-9.]+) ([0-9.]+)h0", dots["d"])]
+        assert max(heights) - min(heights) > 200, "of 1000"
+
+    def test_its_axis_has_labels_that_differ(self):
+        rows = [measured(step, 2.179 * (1 - 0.0001 * step / 60)) for step in (0, 20, 40, 60)]
+        text = render(sample(held_out_losses=rows))
+        labels = re.findall(
+            r'<text x="-8"[^>]*>([^<]*)</text>', text[text.index("Held-out") : text.index("<h2>Training")]
+        )
+        assert 2 < len(labels) == len(set(labels)) and all(label.startswith("2.1") for label in labels)
+
+    def test_rounding_is_no_move(self):
+        rows = [measured(step, 2.0 + 1e-7 * (step % 40)) for step in (0, 20, 40, 60)]
+        (dots,) = Page(render(sample(held_out_losses=rows))).classed("dots")
+        heights = [float(y) for _, y in re.findall(r"M([0-9.]+) ([0-9.]+)h0", dots["d"])]
+        assert max(heights) - min(heights) < 1
+
     def test_nothing_measured_is_nothing_shown(self):
         assert "Held-out" not in Page(render(sample())).text
 
     def test_the_best_step_is_marked_where_it_is(self):
         page = Page(render(sample(held_out_losses=[measured(k, 0.2 + abs(k - 40) / 100) for k in (0, 20, 40, 60)])))
         assert "From 0.6 at step 0 to 0.4 at step 60" in page.text and "Best at step 40: 0.2." in page.text
-        assert "from the least to the most: 0.9 → 0.5, 0.7 → 0.3, 0.6 → 0.2, 0.6 → 0.2." in page.text
+        assert "The same by how much noise was added From step 0 to the best, step 40, in 4 equal parts" in page.text
+        assert "Part 1 of 4, least noise0.9 → 0.5Part 2 of 40.7 → 0.3" in page.text
+        assert "Part 4 of 4, most noise0.6 → 0.2" in page.text
         assert "32 images held out" in page.text and "best: step 40" in page.text
         point, label = page.classed("best")
         (dots,) = page.classed("dots")

@@ -1,0 +1,232 @@
+"""The configurations that a Hub dataset's README.md declares -> the files of one of them, as 🤗 datasets takes them.
+
+https://huggingface.co/docs/hub/datasets-manual-configuration
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from ..errors import DatasetError
+from ..quoting import listing, short
+from .images import is_image_name
+from .splits import TRAIN
+
+README: Final = "README.md"
+STANDALONE: Final = ".huggingface.yaml"
+"""Wins over the README's."""
+DESCRIPTIONS: Final = frozenset({README, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
+"""Files that patterns never mean."""
+MAX_README_BYTES: Final = 4 << 20
+METADATA_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+IMAGES: Final = "images"
+# In the order in which equally many files of a kind are decided.
+_TABLES: Final = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".ndjson", ".tar", ".tsv")
+_KINDS: Final = {".jsonl": ".json", ".ndjson": ".json", ".tsv": ".csv"}
+"""Tables that one reader of 🤗 datasets reads together."""
+
+_UNDERSTOOD: Final = frozenset({"config_name", "data_files", "data_dir", "default"})
+# They are about labels, names and types of columns that are not asked for, or say nothing about rows.
+_WITHOUT_EFFECT: Final = frozenset({"description", "version", "drop_labels", "features", "sep", "delimiter"})
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|.*::", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A configuration: where it is, and which files belong to which split."""
+
+    name: str
+    folder: str
+    """Relative to the dataset's; patterns and what is read start from there."""
+    patterns: Mapping[str, Sequence[str]] | None
+    """Split -> patterns; None where names of files and folders decide."""
+
+    def files(self, files: Sequence[str]) -> dict[str, list[str]]:
+        """Split -> those of the `files` (relative paths, sorted) that its patterns match, in the order of the patterns.
+
+        Raises DatasetError: a pattern without wildcards names no file, or one that is no pattern.
+        """
+        assert self.patterns is not None, "names decide"
+        return {split: self._matched(split, patterns, files) for split, patterns in self.patterns.items()}
+
+    def _matched(self, split: str, patterns: Sequence[str], files: Sequence[str]) -> list[str]:
+        found: list[str] = []
+        for pattern in patterns:
+            own = _matching(pattern, files, f"{self._where(split)}: the pattern {short(pattern)}")
+            if not own and not re.search(r"[*?\[]", pattern):
+                raise DatasetError(f"{self._where(split)} names {short(pattern)}: there is no such file")
+            found += own
+        return found
+
+    def _where(self, split: str) -> str:
+        return f"{README}, configuration {self.name!r}, split {split!r}"
+
+
+def choose_configuration(root: Path, wanted: str | None) -> Configuration | None:
+    """The `wanted` configuration of a dataset's folder, of none the default one; None means the folder as it is.
+
+    A folder of that name is one, too. Raises DatasetError that lists those declared where there is no such one or no
+    default, and for what is not understood.
+    """
+    wanted = wanted or None
+    declared = _declared(root)
+    if not declared:
+        if wanted is None or wanted == "default":
+            return None
+        if is_folder(root, wanted):
+            return Configuration(wanted, wanted, None)
+        raise DatasetError(f"dataset.config_name is {wanted!r}, but {root.name} holds no folder of that name")
+    listed = listing(list(declared), most=8)
+    if wanted is None or (wanted == "default" and wanted not in declared):
+        wanted = _default(declared, listed)
+    if wanted not in declared:
+        if is_folder(root, wanted):
+            return Configuration(wanted, wanted, None)
+        raise DatasetError(
+            f"dataset.config_name is {wanted!r}, but {README} declares no configuration of that name; "
+            f"its configurations: {listed}"
+        )
+    return _configuration(wanted, declared[wanted])
+
+
+def is_folder(root: Path, name: str) -> bool:
+    """Whether a configuration is simply the folder of that name, as `push_to_hub` lays them out."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name and (root / name).is_dir()
+
+
+def kind_of_files(files: Iterable[str]) -> str | None:
+    """What the files of a configuration are read as: the suffix of most of its tables, or `IMAGES`; None if neither."""
+    counts: Counter[str] = Counter()
+    metadata: Counter[str] = Counter()
+    for file in files:
+        name = PurePosixPath(file)
+        suffix = IMAGES if is_image_name(file) else _KINDS.get(name.suffix.lower(), name.suffix.lower())
+        if suffix == IMAGES or suffix in _TABLES:
+            (metadata if name.name in METADATA_NAMES else counts)[suffix] += 1
+    if not counts:
+        return IMAGES if metadata else None
+    return min(counts, key=lambda suffix: (-counts[suffix], (*_TABLES, IMAGES).index(suffix)))
+
+
+def is_of_kind(file: str, kind: str) -> bool:
+    """Whether a table is of what `kind_of_files` found."""
+    suffix = PurePosixPath(file).suffix.lower()
+    return _KINDS.get(suffix, suffix) == kind
+
+
+def _declared(root: Path) -> dict[str, dict[str, Any]]:
+    """Name -> what stands under `configs:`."""
+    label, card = _card(root)
+    configs = card.get("configs")
+    if not configs:
+        return {}
+    if not isinstance(configs, list) or not all(isinstance(entry, dict) for entry in configs):
+        raise DatasetError(f"{label}: configs: expected a list of configurations, got {short(configs)}")
+    for entry in configs:
+        if not isinstance(entry.get("config_name"), str):
+            raise DatasetError(f"{label}: configs: a configuration has no config_name: {short(entry)}")
+    return {entry["config_name"]: entry for entry in configs}
+
+
+def _card(root: Path) -> tuple[str, dict[str, Any]]:
+    """The YAML about a dataset, and the file that it stands in. Raises DatasetError."""
+    standalone = root / STANDALONE
+    if standalone.is_file():
+        found = _parsed(_text(standalone), STANDALONE)
+        if "configs" in found:
+            return STANDALONE, found
+    readme = root / README
+    lines = _text(readme).splitlines() if readme.is_file() else []
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
+        return README, {}
+    return README, _parsed("\n".join(lines[1 : lines.index("---", 1)]), README)
+
+
+def _text(path: Path) -> str:
+    """Raises DatasetError: too large to be a README."""
+    if path.stat().st_size > MAX_README_BYTES:
+        raise DatasetError(f"{path.name} has more than {MAX_README_BYTES:,} bytes; take it out of the folder")
+    return path.read_text("utf-8-sig", errors="replace")
+
+
+def _parsed(text: str, label: str) -> dict[str, Any]:
+    """Raises DatasetError only where it could be about configurations: a README may begin with anything."""
+    if not re.search(r"^configs\s*:", text, re.MULTILINE):
+        return {}
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{label} declares configurations, but its YAML cannot be read: {reason}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _default(declared: Mapping[str, Mapping[str, Any]], listed: str) -> str:
+    if len(declared) == 1:
+        return next(iter(declared))
+    names = [name for name, entry in declared.items() if name == "default" or entry.get("default")]
+    if len(names) == 1:
+        return names[0]
+    what = "several default configurations" if names else "several configurations and no default one"
+    raise DatasetError(f"{README} declares {what}: set dataset.config_name to one of {listed}")
+
+
+def _configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
+    where = f"{README}, configuration {name!r}"
+    unknown = sorted(str(key) for key in entry if key not in _UNDERSTOOD | _WITHOUT_EFFECT)
+    if unknown:
+        raise DatasetError(
+            f"{where} has {listing(unknown)}, which is not understood here; make a table of the images and captions "
+            "that you mean, and name that"
+        )
+    folder = entry.get("data_dir") or ""
+    if not isinstance(folder, str) or not _is_inside(folder):
+        raise DatasetError(f"{where}: data_dir is {short(folder)}; expected a folder inside the dataset's")
+    return Configuration(name, folder.strip("/"), _patterns(entry.get("data_files"), where))
+
+
+def _patterns(data_files: Any, where: str) -> dict[str, list[str]] | None:
+    """Split -> patterns, of any of the forms in which `data_files` is written."""
+    if data_files is None:
+        return None
+    entries = [data_files] if isinstance(data_files, str) else data_files
+    if not isinstance(entries, list) or not entries:
+        raise DatasetError(f"{where}: data_files is {short(data_files)}; expected patterns, or splits with their paths")
+    if all(isinstance(entry, str) for entry in entries):
+        return {TRAIN: entries}
+    patterns: dict[str, list[str]] = {}
+    for entry in entries:
+        split, paths = _split_and_paths(entry)
+        if split is None or split in patterns or not all(isinstance(path, str) for path in paths):
+            raise DatasetError(f"{where}: data_files has {short(entry)}; expected a split of its own and its path")
+        patterns[split] = paths
+    return patterns
+
+
+def _split_and_paths(entry: Any) -> tuple[str | None, list[Any]]:
+    if not isinstance(entry, dict) or set(entry) != {"split", "path"} or not isinstance(entry["split"], str):
+        return None, []
+    return entry["split"], entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
+
+
+def _matching(pattern: str, files: Sequence[str], what: str) -> list[str]:
+    if _ADDRESS.match(pattern) or not _is_inside(pattern):
+        raise DatasetError(f"{what} leads out of the dataset's folder or into an archive: put the files there")
+    from fsspec.utils import glob_translate  # which 🤗 datasets finds files by
+
+    try:
+        matches = re.compile(glob_translate(pattern.removeprefix("./"))).match
+    except (ValueError, re.error) as error:
+        raise DatasetError(f"{what} is not understood ({error})") from None
+    return [file for file in files if matches(file) and PurePosixPath(file).name not in DESCRIPTIONS]
+
+
+def _is_inside(path: str) -> bool:
+    return not path.startswith("/") and ".." not in PurePosixPath(path).parts and "\0" not in path

@@ -1,0 +1,90 @@
+"""Rows of metadata that name files which are not there: how many, and what to write in place of it."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from ..errors import DatasetError
+from ..quoting import listing, plural, shown
+from .unused import Account, is_archive
+
+Report = Callable[[str], None]
+
+_ALIKE: Final = 3
+"""How many names a message shows."""
+
+
+def report_missing(account: Account, folders: Sequence[str], named: Iterable[str], report: Report) -> None:
+    """Say how many rows name no file, and why that may be.
+
+    Args:
+        account: of the dataset's folder.
+        folders: of the metadata files, relative to it.
+        named: what the rows name, relative to it.
+        report: takes lines for a person.
+
+    Raises:
+        DatasetError: none of the files is there, and it is plain what has to be written.
+    """
+    everything = list(named)
+    inside = [name for name in everything if "\0" not in name and not name.startswith(("/", ".."))]
+    there = set(account.files)
+    missing = sorted(
+        name
+        for name in inside
+        if name not in there and not os.path.exists(f"{account.root}/{name}")  # noqa: PTH110  # it may be behind a link
+    )
+    if not missing:
+        return
+    advice = _advice(missing, folders, account)
+    if advice and len(missing) == len(everything):
+        raise DatasetError(
+            f"{account.root.name}: none of the {plural(len(missing), 'file')} that the metadata names is there, such "
+            f"as {_plain(missing[0])}; {advice}"
+        )
+    count = plural(len(missing), "image is", "images are")
+    tail = f"; {advice}" if advice else ""
+    report(f"dataset: {count} named by metadata rows but not there: {listing(missing, _plain, _ALIKE)}{tail}")
+
+
+def _advice(missing: Sequence[str], folders: Sequence[str], account: Account) -> str:
+    """What to write for a name that is not there, by a file that may be meant; or which archive may hold it."""
+    by_name: dict[str, list[str]] = {}
+    for file in account.files:
+        by_name.setdefault(posixpath.basename(file).casefold(), []).append(file)
+    for name in missing:
+        folder = max((folder for folder in folders if not folder or name.startswith(f"{folder}/")), key=len, default="")
+        written = name.removeprefix(f"{folder}/") if folder else name
+        if meant := _meant(written, folder, by_name):
+            return (
+                f"file_name is a path from {folder or account.root.name}/ on, with / between folders: "
+                f"write {_plain(meant)}, not {_plain(written)}"
+            )
+    archives = [file for file in account.files if is_archive(file)]
+    if archives:
+        has = "is not unpacked: unpack it" if len(archives) == 1 else "are not unpacked: unpack them"
+        return f"{listing(archives)} {has} there, so that the files lie where file_name says"
+    return ""
+
+
+def _meant(written: str, folder: str, by_name: Mapping[str, Sequence[str]]) -> str | None:
+    """The one file that shares most of a path's end with what is written, as a path from `folder` on."""
+    wanted = written.replace("\\", "/").casefold().split("/")
+    found = by_name.get(wanted[-1], [])
+    alike = {file: _same_end(file.casefold().split("/"), wanted) for file in found}
+    best = [file for file, count in alike.items() if count == max(alike.values())]
+    return posixpath.relpath(best[0], folder or ".") if len(best) == 1 else None
+
+
+def _same_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many of the last parts are the same."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((count for count, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+
+
+def _plain(name: str) -> str:
+    """A path for a message, its backslashes as they are written."""
+    return shown(name).replace("\\\\", "\\")

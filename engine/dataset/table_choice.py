@@ -1,0 +1,101 @@
+"""A folder's tables -> the rows of those that are the dataset's; what else looks like a table is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Final
+
+from ..errors import DatasetError
+from ..layouts import repeated_folder
+from ..quoting import listing, shown
+from .caption_files import has_sidecars, images_among
+from .columns import NoSuchColumnError
+from .rows import Rows
+from .splits import files_of_split, split_of_table
+from .tables import TABLE_SUFFIXES, Source, read_table
+from .unused import OTHER_SPLIT_TABLES, UNREADABLE_TABLES, WITHOUT_COLUMNS, Account
+
+Report = Callable[[str], None]
+
+# JSON files that describe a dataset and hold none of its rows.
+_DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
+
+
+def read_tables(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    """The rows of the first kind of table among `files` that has the columns; nothing where no table is needed.
+
+    Beside images with captions a preset, a log or a task is nobody's mistake: it is noted and passed over. Raises
+    DatasetError for a table that should have been the dataset's.
+    """
+    captioned = _has_captions(account.files)
+    problems: list[DatasetError] = []
+    for suffix in TABLE_SUFFIXES:
+        tables = [
+            file for file in files if file.lower().endswith(suffix) and PurePosixPath(file).name not in _DESCRIPTIONS
+        ]
+        if not tables:
+            continue
+        try:
+            parts, chosen = _read_kind(tables, account, source, captioned)
+        except DatasetError as error:
+            if not (captioned or isinstance(error, NoSuchColumnError)):
+                raise
+            problems.append(error)
+            continue
+        account_for(tables, chosen, account, source, report)
+        return parts
+    if not problems:
+        return ()
+    about_images = [problem for problem in problems if isinstance(problem, NoSuchColumnError) and problem.names_images]
+    if captioned or (_has_fallback(account, source) and not about_images):
+        for problem in about_images[:1]:
+            report(f"dataset: the images have captions without a table; {problem}")
+        return ()
+    raise problems[0]
+
+
+def account_for(tables: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report) -> None:
+    """Note which tables are trained on, and say so where others are of other splits."""
+    account.use(chosen)
+    not_noted = set(account.open)
+    others = [file for file in tables if file in not_noted]
+    if source.split is None and others:
+        account.leave(OTHER_SPLIT_TABLES, others)
+        report(f"dataset: the training split is {listing(chosen)}")
+
+
+def _read_kind(
+    tables: Sequence[str], account: Account, source: Source, captioned: bool
+) -> tuple[tuple[Rows, ...], list[str]]:
+    """The rows of tables of one suffix, and which of them they are; those without the columns are left out.
+
+    Raises DatasetError: none has the columns, or one cannot be read.
+    """
+    chosen = files_of_split(tables, split_of_table, account.root.name, source.split, rest_is_train=False)
+    parts: dict[str, Rows] = {}
+    problems: dict[str, DatasetError] = {}
+    for file in chosen:
+        try:
+            parts[file] = read_table(account.root / file, source, shown(file))
+        except NoSuchColumnError as error:
+            problems[file] = error
+            account.leave(WITHOUT_COLUMNS, [file])
+        except DatasetError as error:
+            if not captioned:
+                raise
+            problems[file] = error
+            account.leave(UNREADABLE_TABLES, [file])
+    if not parts:
+        raise next(iter(problems.values()))
+    return tuple(parts.values()), list(parts)
+
+
+def _has_captions(files: Sequence[str]) -> bool:
+    """Whether any image has a caption without a table: its own, or the name of its folder."""
+    images = images_among(files)
+    return has_sidecars(files) or any(any(map(repeated_folder, image.split("/")[:-1])) for image in images)
+
+
+def _has_fallback(account: Account, source: Source) -> bool:
+    return source.columns.fallback is not None and bool(images_among(account.files))

@@ -1,0 +1,21 @@
+"""How many GPUs this process could use, asked of the driver's library: without torch, whose import takes seconds."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+_LIBRARY: Final = "libcuda.so.1"
+_SUCCESS: Final = 0
+
+
+def num_gpus() -> int:
+    """The number of CUDA devices that the driver shows, after CUDA_VISIBLE_DEVICES; 0 without a driver too."""
+    try:
+        driver = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != _SUCCESS or driver.cuDeviceGetCount(ctypes.byref(count)) != _SUCCESS:
+        return 0
+    return count.value

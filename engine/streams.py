@@ -1,0 +1,47 @@
+"""Standard streams that cannot end a program."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any
+
+
+def keep_streams() -> None:
+    """Let the program go on, and end with its own code, when a standard stream is closed, full or no longer read.
+
+    What is written then is lost. A descriptor that was closed leads to the null device: the next file to be opened
+    would get its number, and with it whatever a library writes to standard error.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = _unbreakable(sys.stdout, 1)
+    sys.stderr = _unbreakable(sys.stderr, 2)
+
+
+class _Unbreakable(io.FileIO):
+    """A descriptor whose refusal to be written to is ignored."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            super().write(data)  # a short write, or None of a pipe that must not block, loses the rest
+        return len(data)
+
+
+def _unbreakable(stream: Any, descriptor: int) -> io.TextIOWrapper:
+    """A text stream on `descriptor` with the encoding and buffering of `stream`, which may be None."""
+    with contextlib.suppress(OSError):
+        if stream is not None:
+            stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Unbreakable(descriptor, "w", closefd=False)),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        errors=getattr(stream, "errors", "backslashreplace"),
+        line_buffering=getattr(stream, "line_buffering", True),
+        write_through=getattr(stream, "write_through", False),
+    )

@@ -1,0 +1,204 @@
+"""What lies in a dataset's folder and is not trained on: each file has one reason, each reason one line."""
+
+import json
+import os
+import random
+from pathlib import PurePosixPath
+
+import pytest
+
+from engine.dataset.columns import Columns
+from engine.dataset.folders import read_local
+from engine.dataset.images import Cells, Files
+from engine.dataset.reach import Reach
+from engine.dataset.tables import Source
+from engine.dataset.unused import Account
+from engine.dataset.walking import walk
+from engine.errors import DatasetError
+from tests.unit.dataset.test_dataset import picture
+from tests.unit.dataset.test_sidecars import images, opened, rows, write
+
+NAMES = (
+    *("a.png", "b.JPG", "c.jfif", "a.txt", "b.caption", "c.jfif.txt", "d.heic", "d.txt", "lost.txt", "a-masklabel.png"),
+    *("z-masklabel.png", "a.json", "preset.json", "notes.csv", "clip.mp4", "more.zip", "last.safetensors", "README.md"),
+    *("noending", ".DS_Store", "._a.png", ".hidden.png", "Thumbs.db", "b.cr2", "b.txt"),
+)
+TEXTS = {".json": '{"a": 1}', ".csv": "a,b\n1,2\n", ".txt": "a caption", ".caption": "another"}
+FOLDERS = ("", "sub", "10_sks dog", "0_no", "test", "validation", "@eaDir", ".git", "__MACOSX", "img", "reg", "x.png")
+
+
+def source(tmp_path, **columns):
+    return Source(Columns("image", "text", fallback="", **columns), Reach(), tmp_path / "cache", 1 << 30)
+
+
+def read_with_account(folder, source, monkeypatch):
+    """The rows, the account of the folder, and the lines."""
+    kept, lines = [], []
+
+    class Kept(Account):
+        def __init__(self, tree):
+            super().__init__(tree)
+            kept.append(self)
+
+    monkeypatch.setattr("engine.dataset.folders.Account", Kept)
+    parts = read_local(folder, source, lines.append)
+    return parts, kept[0], lines
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_file_is_used_or_left_out_for_one_reason(seed, tmp_path, monkeypatch):
+    drawn = random.Random(seed)
+    files = {"10_x/first.png": picture(0), "10_x/first.txt": "first"}
+    for index in range(drawn.randrange(40)):
+        name = drawn.choice(NAMES)
+        folder = [] if name == "notes.csv" else drawn.choices(FOLDERS, k=drawn.randrange(3))
+        name = "/".join([*filter(None, folder), name])
+        files[name] = TEXTS.get(PurePosixPath(name).suffix, picture(index))
+    if drawn.random() < 0.5:
+        listed = [name for name in files if drawn.random() < 0.5]
+        lines = [json.dumps({"file_name": name, "text": "said"}) for name in listed or ["10_x/first.png"]]
+        files["metadata.jsonl"] = "\n".join(lines)
+    folder = tmp_path / "data"
+    for name in [name for name in files if any(other.startswith(f"{name}/") for other in files)]:
+        del files[name]  # a name cannot be both
+    write(folder, files)
+    parts, account, said = read_with_account(folder, source(tmp_path), monkeypatch)
+    left = [file for files in account.left.values() for file in files]
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert len(left) == len(set(left)) and account.used.isdisjoint(left)
+    assert account.used | set(left) == there
+    trained = {name for part in parts for name in paths_of(part.images)}
+    assert trained <= account.used
+    others = account.used - trained
+    assert all(name.endswith((".txt", ".caption", ".json", ".jsonl")) or "-masklabel" in name for name in others)
+    loud = [reason for reason in account.left if not reason.is_quiet]
+    assert all(any(reason.one in line or reason.many in line for line in said) for reason in loud)
+
+
+def paths_of(found):
+    if isinstance(found, Files):
+        return found.paths
+    return list(found.files()) if isinstance(found, Cells) else []
+
+
+def test_pictures_that_are_not_read_are_counted_by_type(tmp_path):
+    names = images("1.jpg", "2.jfif", "3.jif", "4.JPE")
+    others = dict.fromkeys(["IMG_5.HEIC", "6.jxl", "7.heic", "sub/8.CR2"], b"x")
+    texts = {f"{name.rpartition('.')[0]}.txt": name for name in [*names, *others]}
+    said = []
+    dataset = opened(write(tmp_path / "data", names | others | texts), tmp_path, said=said)
+    assert [name for name, _ in rows(dataset)] == ["1.jpg", "2.jfif", "3.jif", "4.JPE"]
+    assert said == [
+        "dataset: 4 pictures are of kinds that are not read, save them as JPEG or PNG (1 .cr2, 2 .heic, 1 .jxl), "
+        "with 4 files beside: 6.jxl, 7.heic, IMG_5.HEIC and 1 more"
+    ]
+
+
+def test_nothing_but_such_pictures(tmp_path):
+    write(tmp_path / "data", {"1.heic": b"x", "2.HEIC": b"x", "1.txt": "one"})
+    with pytest.raises(DatasetError, match=r"nothing to train on: 2 pictures are of kinds .* JPEG or PNG \(2 .heic\)"):
+        opened(tmp_path / "data", tmp_path)
+
+
+def test_what_is_lost_archived_or_another_programs_is_named(tmp_path):
+    files = images("a.png", "b-masklabel.png") | {
+        "a.txt": "one",
+        "a.caption": "two",
+        "lost.txt": "three",
+        "more.zip": b"x",
+        "film.mp4": b"x",
+        "last.safetensors": b"x",
+        "LICENSE.txt": "free",
+        "Thumbs.db": b"x",
+    }
+    said = []
+    opened(write(tmp_path / "data", files), tmp_path, said=said)
+    assert sorted(said) == [
+        "dataset: 1 archive is not unpacked, unpack it there to train on what is in it: more.zip",
+        "dataset: 1 file beside an image is not read, its caption is elsewhere: a.caption",
+        "dataset: 1 mask is beside no image of that name: b-masklabel.png",
+        "dataset: 1 other file is not used (1 .safetensors): last.safetensors",
+        "dataset: 1 text file is beside no image of that name: lost.txt",
+        "dataset: 1 video is not read, save frames of it as images: film.mp4",
+    ]
+
+
+def test_folders_of_systems_are_left_out(tmp_path):
+    names = ["a.png", "@eaDir/a.png/THUMB.jpg", ".thumbnails/a.png", "sub/__MACOSX/a.png", "#recycle/b.png"]
+    said = []
+    files = images(*names) | {"a.txt": "one", ".git/objects/00": b"x", "._a.png": b"x"}
+    dataset = opened(write(tmp_path / "data", files), tmp_path, said=said)
+    assert [name for name, _ in rows(dataset)] == ["a.png"]
+    assert said == [
+        "dataset: 4 images are left out, hidden or in folders of thumbnails or deleted files: "
+        "#recycle/b.png, .thumbnails/a.png, @eaDir/a.png/THUMB.jpg and 1 more"
+    ]
+
+
+class TestLinks:
+    def test_to_folders_and_files_are_followed(self, tmp_path):
+        write(tmp_path / "elsewhere", images("1.png", "deep/2.png") | {"1.txt": "one", "deep/2.txt": "two"})
+        write(tmp_path / "plain", images("x/1.png", "x/deep/2.png") | {"x/1.txt": "one", "x/deep/2.txt": "two"})
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (folder / "x").symlink_to(tmp_path / "elsewhere")
+        dataset = opened(folder, tmp_path)
+        assert rows(dataset) == [("x/1.png", ("one",)), ("x/deep/2.png", ("two",))]
+        assert dataset.fingerprint == opened(tmp_path / "plain", tmp_path).fingerprint
+        (tmp_path / "elsewhere/deep/2.png").write_bytes(picture(7))
+        assert opened(folder, tmp_path).fingerprint != dataset.fingerprint
+
+    def test_loops_end_and_no_folder_is_read_twice(self, tmp_path):
+        folder = write(tmp_path / "data", images("a.png", "sub/b.png") | {"a.txt": "one", "sub/b.txt": "two"})
+        write(tmp_path / "outside", images("c.png") | {"c.txt": "three"})
+        (folder / "sub/up").symlink_to(folder)
+        (folder / "again").symlink_to("sub")
+        (tmp_path / "outside/round").symlink_to(tmp_path / "outside")
+        (folder / "x").symlink_to(tmp_path / "outside")
+        (folder / "y").symlink_to(tmp_path / "outside")
+        said = []
+        assert [name for name, _ in rows(opened(folder, tmp_path, said=said))] == ["a.png", "sub/b.png", "x/c.png"]
+        assert said == [
+            "dataset: 4 links lead to folders that are read already: again, sub/up, y and 1 more",
+        ]
+
+    def test_above_the_folder(self, tmp_path):
+        folder = write(tmp_path / "top/data", images("a.png") | {"a.txt": "one"})
+        write(tmp_path / "top/other", images("b.png") | {"b.txt": "two"})
+        (folder / "up").symlink_to("..")
+        assert [name for name, _ in rows(opened(folder, tmp_path))] == ["a.png", "up/other/b.png"]
+
+    def test_that_lead_nowhere_are_named(self, tmp_path):
+        folder = write(tmp_path / "data", images("a.png") | {"a.txt": "one"})
+        (folder / "10_dog").symlink_to(tmp_path / "not there")
+        said = []
+        opened(folder, tmp_path, said=said)
+        assert said == ["dataset: 1 link leads nowhere: 10_dog"]
+
+    def test_hidden_ones_are_not_looked_into(self, tmp_path):
+        folder = write(tmp_path / "data", images("a.png") | {"a.txt": "one"})
+        write(tmp_path / "elsewhere", images("b.png"))
+        (folder / ".cache").symlink_to(tmp_path / "elsewhere")
+        assert walk(folder).hidden == []
+
+    def test_of_downloaded_datasets_are_not_followed(self, tmp_path, monkeypatch):
+        folder = write(tmp_path / "data", images("a.png") | {"a.txt": "one"})
+        write(tmp_path / "elsewhere", images("b.png") | {"b.txt": "two"})
+        (folder / "x").symlink_to(tmp_path / "elsewhere")
+        within = Source(Columns("image", "text"), Reach.within(folder), tmp_path / "cache", 1 << 30)
+        parts, _, said = read_with_account(folder, within, monkeypatch)
+        assert [list(part.images.paths) for part in parts] == [["a.png"]]
+        assert said == ["dataset: 1 link to a folder is not followed, the dataset was downloaded: x"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+def test_a_folder_that_cannot_be_listed_behind_a_link(tmp_path):
+    folder = write(tmp_path / "data", images("a.png") | {"a.txt": "one"})
+    write(tmp_path / "closed", images("b.png"))
+    (tmp_path / "closed").chmod(0)
+    (folder / "x").symlink_to(tmp_path / "closed")
+    try:
+        with pytest.raises(DatasetError, match="cannot list"):
+            opened(folder, tmp_path)
+    finally:
+        (tmp_path / "closed").chmod(0o755)

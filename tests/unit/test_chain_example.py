@@ -1,0 +1,93 @@
+"""examples/chain.py with a stand-in for the job: which results it makes, and from which checkpoints."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+CHAIN = Path(__file__).parents[2] / "examples" / "chain.py"
+JOB = """
+import json, pathlib, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+out, parent = pathlib.Path(flags["--output-dir"]), flags.get("--checkpoint")
+args = json.loads(pathlib.Path(flags["--task"]).read_bytes())["train_args"]
+with open(out.parent / "runs", "a") as runs:
+    print(out.name, parent and pathlib.Path(parent).parent.name, file=runs)
+own = out / "checkpoint"
+if (own / "manifest.json").exists():
+    told = json.loads((own / "state.json").read_bytes())["settings"]["train_args"]
+    sys.exit(0 if told == args else 7)
+step = int(pathlib.Path(parent, "global_step.txt").read_text()) if parent else 0
+step = min(step + 4, args["max_train_steps"])
+own.mkdir(parents=True)
+(own / "global_step.txt").write_text(str(step))
+(own / "state.json").write_text(json.dumps({"settings": {"train_args": args}}))
+if step == args["max_train_steps"]:
+    (own / "FINISH").touch()
+(own / "manifest.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the chain with a task of so many steps: its exit code, and (result, parent) of each job since the last."""
+    spec = importlib.util.spec_from_file_location("chain_example", CHAIN)
+    chain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(chain)
+    job = tmp_path / "job.py"
+    job.write_text(JOB)
+    monkeypatch.setattr(chain, "ENTRYPOINT", job)
+
+    def run(steps, **others):
+        task, runs = tmp_path / "task.json", tmp_path / "out" / "runs"
+        task.write_text(json.dumps({"train_args": {"max_train_steps": steps, "max_train_epochs": 1, **others}}))
+        (tmp_path / "out").mkdir(exist_ok=True)
+        runs.write_text("")
+        monkeypatch.setattr(sys, "argv", ["chain.py", "--task", str(task), "--output", str(tmp_path / "out")])
+        return chain.main(), [tuple(line.split()) for line in runs.read_text().splitlines()]
+
+    return run
+
+
+def test_from_the_first_task_to_the_end(run):
+    assert run(10) == (0, [("000", "None"), ("001", "000"), ("002", "001")])
+
+
+def test_a_finished_chain_is_looked_at_once(run):
+    run(10)
+    assert run(10) == (0, [("002", "001")])
+
+
+def test_a_finished_chain_is_made_longer(run, tmp_path):
+    run(8)
+    assert run(14) == (0, [("002", "001"), ("003", "002")])
+    assert (tmp_path / "out" / "003" / "checkpoint" / "global_step.txt").read_text() == "14"
+    assert run(14) == (0, [("003", "002")])
+
+
+def test_so_is_one_that_ended_after_one_task_or_by_epochs(run):
+    run(3)
+    assert run(5) == (0, [("001", "000")])
+    assert run(5, max_train_epochs=2)[1][0] == ("002", "001")
+
+
+def test_an_interrupted_chain_goes_on_at_its_last_result(run, tmp_path):
+    run(10)
+    for name in ("manifest.json", "FINISH"):
+        (tmp_path / "out" / "002" / "checkpoint" / name).unlink()
+    (tmp_path / "out" / "002" / "checkpoint").rename(tmp_path / "out" / "002" / "half")
+    assert run(10) == (0, [("001", "000"), ("002", "001")])
+
+
+@pytest.mark.parametrize("steps, others", [(6, {}), (8, {"learning_rate": 1})])
+def test_another_task_is_refused_by_the_job(run, steps, others):
+    run(8)
+    assert run(steps, **others) == (7, [("001", "000")])
+
+
+def test_a_task_that_is_none_is_left_to_the_job(run, tmp_path):
+    run(8)
+    (tmp_path / "out" / "001" / "checkpoint" / "state.json").write_text("[]")
+    assert run(20)[0] != 0
