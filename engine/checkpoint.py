@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import CheckpointError
+from .lora.folder import LORA_FILE as LORA_FILE  # noqa: PLC0414  # who imports this module needs it
+from .lora.folder import PEFT_CONFIG, PEFT_FILE, find_lora
 from .storage import Contents, Stored
 from .task import canonical_json
 
 FORMAT: Final = 1
-LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 WEBUI_FILE: Final = "lora_webui.safetensors"
 STATE_TENSORS: Final = "state.safetensors"
 STATE_JSON: Final = "state.json"
@@ -76,7 +77,12 @@ class WarmStart:
     """A folder that holds nothing but a LoRA, from any trainer: weights to begin with, no training state."""
 
     digest: str
+    """Of all that it consists of."""
     lora: bytes
+    name: str = LORA_FILE
+    """The file's."""
+    config: bytes | None = None
+    """PEFT's `adapter_config.json` beside its `adapter_model.safetensors`."""
 
 
 def build_files(
@@ -333,16 +339,27 @@ def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
     leftovers = sorted(names & {STATE_TENSORS, STATE_JSON, GLOBAL_STEP, FINISH})
     if leftovers:
         raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
-    path = folder / LORA_FILE
-    if LORA_FILE not in names or not _is_plain_file(path):
-        problem = f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE})"
-        inner = folder / "checkpoint"
-        if (inner / MANIFEST).is_file() or (inner / LORA_FILE).is_file():  # an output folder
-            problem += f"; the one in it is named by --checkpoint {inner}"
-        raise CheckpointError(problem)
+    inner = folder / "checkpoint"
+    if (inner / MANIFEST).is_file() or (inner / LORA_FILE).is_file():  # an output folder
+        raise CheckpointError(
+            f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE}); "
+            f"the one in it is named by --checkpoint {inner}"
+        )
+    name = find_lora(folder, names)
+    config = PEFT_CONFIG if name == PEFT_FILE and PEFT_CONFIG in names else None
     try:
-        _require_size(path)
-        data = _read_file(path)
+        data = _read_plain_file(folder / name)
+        peft_config = None if config is None else _read_plain_file(folder / config)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    return WarmStart(digest=hashlib.sha256(data).hexdigest(), lora=data)
+        raise CheckpointError(f"{folder / name} cannot be read ({error.strerror})") from None
+    digest = hashlib.sha256(data)
+    digest.update(peft_config or b"")
+    return WarmStart(digest=digest.hexdigest(), lora=data, name=name, config=peft_config)
+
+
+def _read_plain_file(path: Path) -> bytes:
+    """A file's bytes. Raises CheckpointError for a link or something endless, OSError where it cannot be read."""
+    if not _is_plain_file(path):
+        raise CheckpointError(f"{path} is not a plain file; copy the file itself there")
+    _require_size(path)
+    return _read_file(path)

@@ -8,7 +8,8 @@ from .checkpoint import Checkpoint, WarmStart
 from .dataset import ImageDataset
 from .dataset.held_out import HeldOut
 from .job import Job
-from .quoting import plural, short
+from .lora.folder import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from .quoting import plural, short, shown
 from .without_effect import without_effect
 
 
@@ -89,6 +90,8 @@ def warnings(job: Job) -> list[str]:
     found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(schedule.batch_size)
+    if isinstance(job.parent, WarmStart) and job.parent.name == PEFT_FILE and job.parent.config is None:
+        found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is taken for 1")
     if schedule.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():
@@ -116,7 +119,8 @@ def _describe_parent(job: Job) -> str:
     if job.parent is None:
         return "nothing: a fresh adapter"
     if isinstance(job.parent, WarmStart):
-        return f"a LoRA without training state ({job.parent.digest[:12]}): step 0, fresh optimizer"
+        name = "" if job.parent.name == LORA_FILE else f"{shown(job.parent.name)}, "
+        return f"a LoRA without training state ({name}{job.parent.digest[:12]}): step 0, fresh optimizer"
     return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
 
 

@@ -144,6 +144,7 @@ class VisitEncoder:
             round_visits=size * world_size,
             num_rounds=self._schedule.micro_batches // world_size,
             window=max(1, WINDOW_VISITS // (size * world_size)),
+            check_stop=self._check_stop,
         )
 
     def _encode(self, start: int, count: int) -> list[Example]:

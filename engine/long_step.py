@@ -23,6 +23,7 @@ class LongStep(Sequence[T], Generic[T]):
         round_visits: int,
         num_rounds: int,
         window: int,
+        check_stop: Callable[[], None],
     ) -> None:
         """
         Args:
@@ -32,6 +33,8 @@ class LongStep(Sequence[T], Generic[T]):
             round_visits: visits of a round, those of all processes.
             num_rounds: of the step.
             window: rounds in memory at once.
+            check_stop: called with each micro-batch; raises when the job is to stop, which may not wait for the end of
+                a step that takes days.
         """
         self._make = make
         self._start = start
@@ -39,6 +42,7 @@ class LongStep(Sequence[T], Generic[T]):
         self._round_visits = round_visits
         self._num_rounds = num_rounds
         self._window = window
+        self._check_stop = check_stop
         self._places = range(0)
         """Of the examples in memory."""
         self._examples: list[T] = []
@@ -52,6 +56,7 @@ class LongStep(Sequence[T], Generic[T]):
     def __getitem__(self, place: slice) -> list[T]: ...
     def __getitem__(self, place: int | slice) -> T | list[T]:
         if isinstance(place, slice):
+            self._check_stop()
             return [self[k] for k in range(*place.indices(len(self)))]
         if not 0 <= place < len(self):
             raise IndexError(place)

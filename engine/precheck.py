@@ -15,7 +15,7 @@ from .families import DENOISER
 from .families.single_file.header import Tensor, read_header
 from .gpus import num_gpus
 from .job import Job
-from .lora.names import own_key, parse_key, require_fit, tensor_names
+from .lora.names import places, require_fit, tensor_names
 from .lora.targets import NO_QUANTISED_START, TEXT_TARGETS, full_name, match_targets, require_decomposable
 from .model_files import is_weight
 from .output import Claim, OutputFolder
@@ -159,13 +159,11 @@ def _check_warm_start(
 ) -> None:
     """As `lora.files` reads it and `lora.adapter` fits it, by names and shapes alone."""
     shapes = _lora_shapes(parent.lora)
-    is_prefixed = any(key.startswith(f"{component}.") for key in shapes for component in components)
-    found: dict[str, _Shape] = {}
-    for key, shape in shapes.items():
-        component, own = own_key(key, components) if is_prefixed else (DENOISER, key)
-        module, kind = parse_key(key, own)
-        if kind != "alpha":
-            found[tensor_names(full_name(component, module))[kind == "lora_B"]] = _Shape(shape)
+    found = {
+        tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
+        for key, (module, kind) in places(shapes, components).items()
+        if kind != "alpha"
+    }
     if layers.keys() != set(components):
         return
     expected: dict[str, _Shape] = {}

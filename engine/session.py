@@ -88,7 +88,7 @@ def start_training(session: Session, family: Family) -> Training:
     if saved.state:
         trainer.restore(saved.state)
     elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(read_diffusers_file(job.parent.lora, components))
+        adapter.warm_start(read_diffusers_file(job.parent.lora, components, config=job.parent.config))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")

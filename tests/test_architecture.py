@@ -81,6 +81,7 @@ LIGHT = [
     "precheck",
     "lora.targets",
     "lora.names",
+    "lora.folder",
     "wording",
     "errors",
     "rng",
@@ -90,6 +91,8 @@ LIGHT = [
     "memory",
     "memory.footprint",
     "memory.encoder_footprint",
+    "lengths",
+    "long_step",
     "transforms",
     "rendering",
     "checkpoint",
@@ -120,7 +123,7 @@ def test_arrows_go_one_way():
 
 def test_only_the_entrypoint_and_the_wiring_know_everything():
     """A family's module is known to the registry alone, by its name in a table."""
-    shared = (".base", ".loading", ".checks", ".configs", ".latent_diffusion", ".sgm", ".webui_base")
+    shared = (".base", ".loading", ".checks", ".configs", ".latent_diffusion", ".schedulers", ".sgm", ".webui_base")
     own = {
         name
         for name in TREES

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -14,8 +15,7 @@ from safetensors.torch import load as parse_tensors
 from ..errors import CheckpointError
 from ..families.base import DENOISER
 from .adapter import Adapter, Tensors, tensors_by_name
-from .names import DOWN, own_key, parse_key, tensor_names
-from .targets import full_name
+from .names import DOWN, places, tensor_names
 
 _METADATA_KEY: Final = "lora_adapter_metadata"
 
@@ -70,10 +70,12 @@ def from_diffusers_file(
     *,
     components: Collection[str] = (DENOISER,),
     metadata: Mapping[str, str] | None = None,
+    config: bytes | None = None,
 ) -> Tensors:
     """A LoRA file of any trainer that writes `pytorch_lora_weights.safetensors`, as `Adapter.warm_start` takes it.
 
-    Reads PEFT's spelling (`lora_A`, `lora_B`) and Diffusers' older ones (`to_q.lora.down`, `processor.to_q_lora.down`,
+    Reads PEFT's spelling (`lora_A`, `lora_B`), also as PEFT itself saves it (`base_model.model.…`,
+    `lora_A.default`), and Diffusers' older ones (`to_q.lora.down`, `processor.to_q_lora.down`,
     `q_proj.lora_linear_layer.down`), also mixed and, for the denoiser, without the component's name, and folds alpha
     into the up matrices.
 
@@ -81,6 +83,7 @@ def from_diffusers_file(
         tensors: the file's.
         components: what is trained: `unet`, `text_encoder`, `text_encoder_2`.
         metadata: the file's; Diffusers keeps there what is no tensor: rank and alpha.
+        config: PEFT's adapter_config.json, which has these; None where there is none.
 
     Returns:
         float32 tensors by the adapter's names.
@@ -89,12 +92,11 @@ def from_diffusers_file(
         CheckpointError: not such a file, or one that adapts more than the components.
     """
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
-    is_prefixed = any(key.startswith(f"{component}.") for key in tensors for component in (DENOISER, *components))
-    for key, tensor in tensors.items():
-        component, own = own_key(key, components) if is_prefixed else (DENOISER, key)
-        module, kind = parse_key(key, own)
-        parts[kind][full_name(component, module)] = _checked(key, kind, tensor.detach().to(torch.float32))
+    for key, (module, kind) in places(tensors, components).items():
+        parts[kind][module] = _checked(key, kind, tensors[key].detach().to(torch.float32))
     scales = {component: _metadata_scale(metadata or {}, component) for component in components}
+    if config is not None:
+        scales = dict.fromkeys(components, _config_scale(config))
     found: Tensors = {}
     for module, down in parts["lora_A"].items():
         found[tensor_names(module)[0]] = down.clone()
@@ -105,7 +107,9 @@ def from_diffusers_file(
     return found
 
 
-def read_diffusers_file(data: bytes, components: Collection[str] = (DENOISER,)) -> Tensors:
+def read_diffusers_file(
+    data: bytes, components: Collection[str] = (DENOISER,), *, config: bytes | None = None
+) -> Tensors:
     """The same from the file's bytes.
 
     Raises:
@@ -118,7 +122,7 @@ def read_diffusers_file(data: bytes, components: Collection[str] = (DENOISER,)) 
         raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None
     # The parser has accepted the header, so its length and its JSON are sound.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return from_diffusers_file(tensors, components=components, metadata=header.get("__metadata__"))
+    return from_diffusers_file(tensors, components=components, metadata=header.get("__metadata__"), config=config)
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -136,19 +140,35 @@ def _metadata_scale(metadata: Mapping[str, str], prefix: str) -> float:
     packed = metadata.get(_METADATA_KEY)
     if packed is None:
         return 1.0
-    try:
+    with _malformed("the LoRA file's metadata are"):
         config = json.loads(packed)
-        own = {key.removeprefix(f"{prefix}."): value for key, value in config.items() if key.startswith(f"{prefix}.")}
-        if own.get("alpha_pattern"):
-            raise CheckpointError(
-                "the LoRA file gives its layers different alphas in its metadata, which is not supported"
-            )
-        if "lora_alpha" not in own:
-            return 1.0
-        rank = int(own["r"])
-        scale = float(own["lora_alpha"]) / (math.sqrt(rank) if own.get("use_rslora") else rank)
-        if not math.isfinite(scale):
-            raise ValueError(f"strength {scale}")
-        return scale
+        return _scale(
+            {key.removeprefix(f"{prefix}."): value for key, value in config.items() if key.startswith(f"{prefix}.")}
+        )
+
+
+def _config_scale(config: bytes) -> float:
+    """The same by PEFT's own configuration."""
+    with _malformed("the LoRA's adapter_config.json is"):
+        return _scale(json.loads(config))
+
+
+@contextmanager
+def _malformed(what: str) -> Iterator[None]:
+    """Turn what comes of values that nobody expects into a CheckpointError."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError) as error:
-        raise CheckpointError(f"the LoRA file's metadata are malformed ({error!r}); take another file") from None
+        raise CheckpointError(f"{what} malformed ({error!r}); take another file") from None
+
+
+def _scale(own: Mapping[str, Any]) -> float:
+    if own.get("alpha_pattern"):
+        raise CheckpointError("the LoRA file gives its layers different alphas in its metadata, which is not supported")
+    if "lora_alpha" not in own:
+        return 1.0
+    rank = int(own["r"])
+    scale = float(own["lora_alpha"]) / (math.sqrt(rank) if own.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise ValueError(f"strength {scale}")
+    return scale

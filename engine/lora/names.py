@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from ..errors import CheckpointError
 from ..families import DENOISER
+from .targets import full_name
 
 DOWN: Final = ".lora_A.weight"
 UP: Final = ".lora_B.weight"
@@ -36,6 +38,87 @@ _SPELLINGS: Final = {
     "_lora.alpha": "alpha",
     ".alpha": "alpha",
 }
+
+
+_OTHER_KINDS: Final = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (
+            r"lora_magnitude_vector|\.dora_scale$",
+            "is a DoRA, which is not offered (docs/task.md says why); take a LoRA that was trained without",
+        ),
+        (
+            r"^lycoris_|\.(hada|lokr|oft|on_input|a1|b1)([_.]|$)",
+            "is of LyCORIS (LoHa, LoKr, OFT, …), which is not offered; take a LoRA",
+        ),
+        (
+            r"^lora_(unet|te|te1|te2|transformer)_",
+            "is in kohya's format (lora_unet_…, lora_te_…), which web interfaces load; it is not read here: "
+            "take the same LoRA in Diffusers' format (lora_A, lora_B)",
+        ),
+        (
+            r"^(transformer|diffusion_model|base_model\.model\.transformer)\.",
+            "is of another kind of model (its layers are a transformer's); take one of this base model's kind",
+        ),
+        (r"^(emb_params|string_to_param|clip_[lg]$)", "is an embedding (textual inversion); take a LoRA"),
+        (
+            r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.",
+            "is a whole model; model.name takes it, a checkpoint is a LoRA",
+        ),
+    )
+)
+"""What people take for a LoRA in Diffusers' format, by the names of its tensors; the surest sign first."""
+
+_WRAPPED: Final = re.compile(r"^(?:(?P<component>\w+)\.)?base_model\.model\.")
+"""How PEFT's own files begin a name: it wraps a model twice."""
+_ADAPTER: Final = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
+"""The adapter's name, which PEFT puts into the names of a model's own state: `lora_A.default.weight`."""
+
+
+def places(keys: Collection[str], components: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Where a LoRA file's tensors belong: each key's module, by its full name, and its part in it (`parse_key`).
+
+    Args:
+        keys: the file's, in Diffusers' spellings or PEFT's.
+        components: what is trained.
+
+    Raises:
+        CheckpointError: no such file, or one that adapts more than the components. It names the first key in
+            alphabetical order: parsers give them in any.
+    """
+    for pattern, words in _OTHER_KINDS:
+        if any(map(pattern.search, keys)):
+            raise CheckpointError(f"the LoRA file {words}")
+    plain = {key: _ADAPTER.sub("", _unwrapped(key)) for key in sorted(keys)}
+    is_prefixed = any(key.startswith(f"{component}.") for key in plain.values() for component in components)
+    found: dict[str, tuple[str, str]] = {}
+    known: dict[tuple[str, str], str] = {}
+    for key, name in plain.items():
+        component, own = own_key(name, components) if is_prefixed else (DENOISER, name)
+        module, kind = parse_key(key, own)
+        found[key] = place = (full_name(component, module), kind)
+        if place in known:
+            raise CheckpointError(
+                f"the LoRA file has {known[place]} and {key}, which are for the same layer: it holds several "
+                "adapters; save the one to start from alone"
+            )
+        known[place] = key
+    return found
+
+
+def _unwrapped(key: str) -> str:
+    """A key of PEFT's as Diffusers spells it; others as they are."""
+    found = _WRAPPED.match(key)
+    if not found:
+        return key
+    own = key[found.end() :]
+    component, _, _ = own.partition(".")
+    if found["component"]:
+        return f"{found['component']}.{own}"
+    if component == DENOISER or component.startswith("text_encoder"):
+        return own
+    # One model's adapter alone: a text encoder's layers have this in front, a denoiser's have not.
+    return f"{'text_encoder' if component == 'text_model' else DENOISER}.{own}"
 
 
 def own_key(key: str, components: Collection[str]) -> tuple[str, str]:

@@ -38,7 +38,7 @@ def require_room(
         DeviceMemoryError: says what would fit.
     """
     found = _prediction(base, task, device=device, available=available)
-    if found is None or most is None or found.peak <= FAR * most:
+    if found is None or most is None or found.peak <= FAR * most or _claims_too_much(base, found):
         return
     what = "GPU" if device == "cuda" else "machine"
     advice = advise(base, task, device=device, available=available or 0, continues=continues)
@@ -46,6 +46,15 @@ def require_room(
         f"the task needs about {gib(found.peak)} of memory ({gib(found.encode)} encoding, {gib(found.train)} training, "
         f"{gib(found.validation)} validation), this {what} has {gib(most)}, so it is not begun; {advice}"
     )
+
+
+def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
+    """Whether the configurations speak of more than twice what the files hold: loading says what is wrong with them."""
+    if base.single_file is not None:  # its configurations come of its weights
+        return False
+    paths = (path for component in base.family.weighted for path in (base.folder / component).glob("*.safetensors"))
+    held = sum(path.stat().st_size for path in paths)
+    return 0 < 2 * held < found.parameters  # of a byte each, at the least
 
 
 def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool) -> str:

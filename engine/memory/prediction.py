@@ -43,6 +43,8 @@ class Prediction:
     validation: int
     recompute: bool
     """With gradient checkpointing."""
+    parameters: int
+    """Of the base model, all parts together."""
 
     @property
     def peak(self) -> int:
@@ -108,6 +110,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         + lasting
         + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
         recompute=recompute,
+        parameters=unet_tape.parameters + texts.parameters + encoder_footprint.vae_parameters(vae),
     )
 
 

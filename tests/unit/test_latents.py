@@ -241,6 +241,13 @@ class TestLongSteps:
         step[BATCH : 2 * BATCH], step[2 * BATCH : 3 * BATCH]
         assert counts == [2 * BATCH] * 2
 
+    def test_a_signal_need_not_wait_for_the_end_of_the_step(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(latents, "WINDOW_VISITS", 2 * BATCH)
+        setup, (step, _) = self.examples(tmp_path)
+        assert step[:BATCH]
+        before = setup.stops
+        assert step[BATCH : 2 * BATCH] and setup.stops == before + 1, "of the same window, which encodes nothing"
+
     def test_a_step_of_billions_costs_what_is_looked_at(self, tmp_path):
         setup = Setup(good(), tmp_path)
         setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=10**12)

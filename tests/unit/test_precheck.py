@@ -183,7 +183,7 @@ class TestWarmStart:
         key = "lora_unet_down_blocks_0.lora_down.weight"
         header = json.dumps({key: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
         data = struct.pack("<Q", len(header)) + header + b"\0" * 4
-        with pytest.raises(CheckpointError, match="not in Diffusers' format"):
+        with pytest.raises(CheckpointError, match="is in kohya's format"):
             start(tmp_path, name, data)
 
 

@@ -12,8 +12,10 @@ import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from engine import checkpoint
 from engine.errors import CheckpointError
 from engine.lora import adapter as lora_module
 from engine.lora.files import diffusers_state, from_diffusers_file, read_diffusers_file, webui_state
@@ -339,11 +341,71 @@ class TestWarmStart:
             from_diffusers_file(diffusers_state(adapter) | more)
 
     @pytest.mark.parametrize(
-        "key", ["unet.x.to_q.lora_magnitude_vector", "lora_unet_x_to_q.lora_down.weight", "x.weight"]
+        "key, words",
+        [
+            ("unet.x.weight", "the LoRA file's unet.x.weight is not in Diffusers' format"),
+            ("unet.x.to_q.lora_magnitude_vector", "is a DoRA"),
+            ("base_model.model.x.to_q.lora_magnitude_vector.default.weight", "is a DoRA"),
+            ("lora_unet_x_to_q.dora_scale", "is a DoRA"),
+            ("lora_unet_x_to_q.lora_down.weight", "is in kohya's format"),
+            ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "is in kohya's format"),
+            ("lora_unet_x_to_q.hada_w1_a", "is of LyCORIS"),
+            ("lycoris_x_to_q.lokr_w1", "is of LyCORIS"),
+            ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "is of another kind of model"),
+            ("diffusion_model.double_blocks.0.lora_A.weight", "is of another kind of model"),
+            ("emb_params", "is an embedding"),
+            ("model.diffusion_model.input_blocks.0.0.weight", "is a whole model"),
+        ],
     )
-    def test_other_formats_are_refused(self, key):
-        with pytest.raises(CheckpointError, match=f"{key} is not in Diffusers' format"):
-            from_diffusers_file({key: torch.zeros(2, 2)})
+    def test_other_formats_are_named(self, key, words):
+        with pytest.raises(CheckpointError, match=words):
+            from_diffusers_file({key: torch.zeros(2, 2), "unet.a.to_q.lora_A.weight": torch.zeros(2, 2)})
+
+    def test_a_message_names_the_same_tensor_whatever_the_order(self):
+        tensors = {f"{k}.weight": torch.zeros(2, 2) for k in "bcadfe"}
+        for keys in (tensors, reversed(tensors)):
+            with pytest.raises(CheckpointError, match=r"file's a\.weight is not"):
+                from_diffusers_file({key: tensors[key] for key in keys})
+
+    @pytest.mark.parametrize("prefix", ["base_model.model.", "unet.base_model.model.", "base_model.model.unet.", ""])
+    @pytest.mark.parametrize("name", [".default", ".my style", ""])
+    def test_pefts_own_spellings(self, adapter, prefix, name):
+        tensors = {
+            prefix + key.replace(".weight", f"{name}.weight"): tensor for key, tensor in own_state(adapter).items()
+        }
+        self.assert_reads(tensors, adapter)
+
+    def test_pefts_own_file(self, unet, tmp_path):
+        """A UNet adapted and saved by PEFT itself, with a strength of 2."""
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(ATTENTION), init_lora_weights=False)
+        get_peft_model(fresh(unet), config).save_pretrained(tmp_path)
+        found = checkpoint.load(tmp_path)
+        assert found.name == "adapter_model.safetensors" and found.config
+        with_config, without = (read_diffusers_file(found.lora, config=each) for each in (found.config, None))
+        adapter = attach(unet, Lora(rank=RANK, target_modules=ATTENTION), 0)
+        assert with_config.keys() == adapter.parameters.keys()
+        for key, tensor in with_config.items():
+            assert torch.equal(tensor, without[key] * (2 if "lora_B" in key else 1))
+        adapter.warm_start(with_config)
+
+    def test_a_text_encoders_adapter_by_peft_is_one(self, adapter):
+        key = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+        with pytest.raises(CheckpointError, match="also adapts text_encoder, which this task does not train"):
+            from_diffusers_file(diffusers_state(adapter) | {key: torch.zeros(RANK, 32)})
+
+    def test_several_adapters_in_one_file_are_refused(self, adapter):
+        tensors = {
+            key.replace(".weight", f".{name}.weight"): tensor
+            for name in ("one", "two")
+            for key, tensor in own_state(adapter).items()
+        }
+        with pytest.raises(CheckpointError, match="holds several adapters"):
+            from_diffusers_file(tensors)
+
+    @pytest.mark.parametrize("config", [b"{", b"[]", b'{"lora_alpha": 4}', b'{"r": 0, "lora_alpha": 4}'])
+    def test_malformed_configurations_of_peft_are_refused(self, adapter, config):
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json is malformed"):
+            from_diffusers_file(diffusers_state(adapter), config=config)
 
     @pytest.mark.parametrize(
         "bad, problem",

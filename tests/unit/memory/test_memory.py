@@ -30,7 +30,8 @@ CONVOLUTIONS = Lora(rank=8, target_modules=("conv1", "conv2", "to_q", "proj_in",
 def base_of(name, **changes):
     """A base model of a published size: its configurations alone."""
     configs = PUBLISHED[name] | changes
-    return SimpleNamespace(config=configs.__getitem__, family=families.FAMILIES[PIPELINES[name]])
+    family = families.FAMILIES[PIPELINES[name]]
+    return SimpleNamespace(config=configs.__getitem__, family=family, single_file="whole")
 
 
 def task_of(mixed_precision="bf16", lora=None, **train_args):
@@ -304,6 +305,16 @@ class TestRefusal:
 
     def test_what_cannot_be_predicted_is_not(self):
         memory.require_room(base_of("sd1", unet={}), task_of(), device="cpu", available=1, most=1, continues=False)
+
+    def test_what_the_files_do_not_hold_is_left_to_be_found_by_loading(self, tmp_path):
+        """A configuration that claims a terabyte is no reason to blame the machine."""
+        base, claims = base_of("sd1"), {"device": "cpu", "available": 1, "most": 1, "continues": False}
+        base.single_file, base.folder = None, tmp_path
+        (tmp_path / "unet").mkdir()
+        with pytest.raises(DeviceMemoryError):  # not downloaded yet
+            memory.require_room(base, task_of(), **claims)
+        (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 1000)
+        memory.require_room(base, task_of(), **claims)
 
     def test_the_micro_batches_of_a_step_are_counted(self):
         few, many = (peak("sd1", recompute=True, gradient_accumulation_steps=n).train for n in (1, 10**9 + 1))
