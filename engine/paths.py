@@ -71,7 +71,7 @@ def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: 
     except JobError as error:
         if error.hub_id != name:
             raise
-        raise type(error)(f"there is no folder {shown(str(path))}{nearest(path)}; on the Hub: {error}") from error
+        raise type(error)(f"there is no folder {shown(str(path))}{nearest(path)}, and on the Hub: {error}") from error
 
 
 def nearest(path: Path) -> str:
@@ -83,12 +83,10 @@ def nearest(path: Path) -> str:
         there = {name.casefold(): name for name in sorted(os.listdir(parent)) if not name.startswith(".")}  # noqa: PTH208
         close = difflib.get_close_matches(wanted.casefold(), there, n=1, cutoff=0.7)
         if close:
-            return f"; did you mean {shown(there[close[0]])}?"
-    return (
-        "; is it mounted?"
-        if parent / wanted == path
-        else f"; there is no {shown(str(parent / wanted))}: is it mounted?"
-    )
+            return f" (did you mean {shown(there[close[0]])}?)"
+    if parent / wanted == path:
+        return " (is it mounted?)"
+    return f" (nor {shown(str(parent / wanted))}: is it mounted?)"
 
 
 def as_spelled(path: str) -> str:
