@@ -57,11 +57,17 @@ class Dataset:
     mask_column: str | None = None
     alpha_mask: bool = False
     max_caption_tokens: Literal[75, 150, 225] | None = None
+    caption_lines: Literal["captions", "joined"] = "captions"
 
     @property
     def caption_chunks(self) -> int:
         """Into how many rows of `CHUNK_TOKENS` each caption is put."""
         return (self.max_caption_tokens or CHUNK_TOKENS) // CHUNK_TOKENS
+
+    @property
+    def joins_lines(self) -> bool:
+        """Whether the lines of a text file beside an image are one caption."""
+        return self.caption_lines == "joined"
 
     @property
     def fallback_caption(self) -> str | None:

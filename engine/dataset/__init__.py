@@ -18,6 +18,8 @@ from ..limits import Limits
 from ..paths import nearest
 from ..task import Task
 from ..transforms import UnreadableImage
+from .caption_files import is_text_beside
+from .caption_notes import caption_notes
 from .columns import Columns, arrow_kinds
 from .fingerprints import fingerprint as fingerprint
 from .fingerprints import remembered_fingerprint
@@ -152,46 +154,53 @@ def open_dataset(
     Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
     OutputError (the cache cannot be written).
     """
+    dataset = _open(task, cache_dir=cache_dir, revision=revision, report=report, limits=limits, split=split)
+    if split is None:
+        for line in caption_notes(dataset.parts):
+            report(line)
+        if task.dataset.joins_lines and not any(map(is_text_beside, dataset.caption_rules)):
+            report('dataset: caption_lines "joined" has no effect: no text files beside images are read')
+    return dataset
+
+
+def _open(
+    task: Task, *, cache_dir: Path, revision: str | None, report: Report, limits: Limits, split: str | None
+) -> ImageDataset:
     wanted = task.dataset
     columns = Columns(wanted.image_column, wanted.caption_column, wanted.fallback_caption, wanted.mask_column)
-    if not task.dataset.name:
-        return _open_url(task, columns, cache_dir, report, limits, split=split)
-    path = Path(task.dataset.name)
+    max_bytes = limits.max_dataset_bytes
+    source = Source(columns, Reach(), cache_dir, max_bytes, split, wanted.config_name, wanted.joins_lines)
+    if not wanted.name:
+        return _open_url(task, source, report, limits)
+    path = Path(wanted.name)
     if path.exists():
-        source = Source(columns, Reach(), cache_dir, limits.max_dataset_bytes, split, task.dataset.config_name)
-        parts = read_local(path, source, report)
-        return _dataset(parts, wanted.repeats, cache_dir)
-    if path.is_absolute() or task.dataset.name.startswith("."):
-        raise DatasetError(f"dataset.name is {task.dataset.name!r}: there is no such folder or file{nearest(path)}")
-    return _open_hub(task, columns, cache_dir, revision, report, split=split)
+        return _dataset(read_local(path, source, report), wanted.repeats, cache_dir)
+    if path.is_absolute() or wanted.name.startswith("."):
+        raise DatasetError(f"dataset.name is {wanted.name!r}: there is no such folder or file{nearest(path)}")
+    return _open_hub(task, source, revision, report)
 
 
-def _open_url(
-    task: Task, columns: Columns, cache_dir: Path, report: Report, limits: Limits, *, split: str | None
-) -> ImageDataset:
+def _open_url(task: Task, source: Source, report: Report, limits: Limits) -> ImageDataset:
     from ..fetch import fetch_dataset
 
-    folder = fetch_dataset(str(task.dataset.url), cache_dir, report=report, limits=limits)
-    reach, config_name = Reach.within(folder), task.dataset.config_name
-    source = Source(columns, reach, cache_dir, limits.max_dataset_bytes, split, config_name)
-    return _dataset(read_local(folder, source, report), task.dataset.repeats, cache_dir)
+    folder = fetch_dataset(str(task.dataset.url), source.cache_dir, report=report, limits=limits)
+    parts = read_local(folder, replace(source, reach=Reach.within(folder)), report)
+    return _dataset(parts, task.dataset.repeats, source.cache_dir)
 
 
-def _open_hub(
-    task: Task, columns: Columns, cache_dir: Path, revision: str | None, report: Report, *, split: str | None
-) -> ImageDataset:
+def _open_hub(task: Task, source: Source, revision: str | None, report: Report) -> ImageDataset:
     from .hub import load_hub_table
 
-    name = str(task.dataset.name)
+    name, columns = str(task.dataset.name), source.columns
     table, reach, commit, files = load_hub_table(
-        name, task.dataset.config_name, revision, columns, cache_dir=cache_dir, report=report, wanted=split
+        name, source.config_name, revision, columns, cache_dir=source.cache_dir, report=report, wanted=source.split
     )
     kinds = arrow_kinds(table.schema)
     image, _ = columns.pick(kinds, name)
     if kinds[image] != "images":
         raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
     rows = rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name, files=files)
-    return _dataset((rows,), task.dataset.repeats, cache_dir, revision=commit)
+    return _dataset((rows,), task.dataset.repeats, source.cache_dir, revision=commit)
 
 
 def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None = None) -> ImageDataset:

@@ -22,6 +22,8 @@ CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_FILE_BYTES: Final = 64 << 10
 """A page of text has 4 KB; whatever is larger was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
+JSON_RULE: Final = "a .json file beside the image"
+_TEXT_RULES: Final = {suffix: f"a {suffix} file beside the image" for suffix in CAPTION_SUFFIXES}
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -58,6 +60,11 @@ def without_caption(root: Path, files: Sequence[str]) -> list[str]:
     ]
 
 
+def is_text_beside(rule: str) -> bool:
+    """Whether captions found by this rule are in text files beside the images."""
+    return rule in _TEXT_RULES.values()
+
+
 def repeats(file: str) -> tuple[int, str | None]:
     """How often an image is visited and what it shows, as the nearest folder of kohya's `N_name` says; else 1, None."""
     for part in reversed(PurePosixPath(file).parts[:-1]):
@@ -76,7 +83,7 @@ def find_captions(
         file = _sidecar(image, texts)
         if file is None:
             return None
-        rule = f"a {Path(file).suffix.lower()} file beside the image"
+        rule = _TEXT_RULES[Path(file).suffix.lower()]
         try:
             lines, is_in_paragraphs = _read(root, file, source.reach)
         except UnreadableImage as error:
@@ -88,7 +95,7 @@ def find_captions(
         file = beside.get(_stem(image))
         own = None if file is None else read_beside(root, file, source.columns.caption, source.reach)
         if own is not None:
-            return Caption(own, "a .json file beside the image", file)
+            return Caption(own, JSON_RULE, file)
         found = ((name, metadata.of(image)) for name, metadata in listed.items())
         return next(
             (Caption([text], f"{shown(name)}, kohya's", name) for name, text in found if text is not None), None

@@ -16,7 +16,7 @@ from ..errors import DatasetError
 from ..layouts import composed, label_of
 from ..quoting import listing, plural, shown
 from ..task import Dataset
-from .caption_files import Caption, find_captions, images_among, repeats
+from .caption_files import JSON_RULE, Caption, find_captions, images_among, repeats
 from .columns import Columns
 from .images import Files, is_image_name
 from .json_captions import PathCaptions
@@ -49,7 +49,8 @@ def read_sidecars(
     masks = _masks(account, images, source.columns)
     captions = find_captions(root, images, account.files, listed, source)
     if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
-        raise DatasetError(no_captions(root.name, len(images)))
+        elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
+        raise DatasetError(no_captions(root.name, len(images)) + elsewhere)
     account.use(one.file for one in captions if one.file is not None)
     parts = []
     for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):
@@ -64,7 +65,7 @@ def read_sidecars(
                 rules=_rules([captions[index].rule for index in own]),
             )
         )
-    notes = _columns_in_vain(root.name, source.columns) + _of_fallback(images, captions, source)
+    notes = _columns_in_vain(root.name, source.columns, captions) + _of_fallback(images, captions, source)
     return tuple(parts), notes + _of_paragraphs(captions, source)
 
 
@@ -83,9 +84,11 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
     return masks
 
 
-def _columns_in_vain(label: str, columns: Columns) -> list[str]:
-    """Columns are a table's."""
-    named = {"image_column": columns.image, "caption_column": columns.caption}
+def _columns_in_vain(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
+    """Columns are a table's, and the captions' one that of JSON, too."""
+    named = {"image_column": columns.image}
+    if not any(one.rule == JSON_RULE for one in captions):
+        named["caption_column"] = columns.caption
     return [
         f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
         for key, name in named.items()
@@ -140,6 +143,6 @@ def _of_paragraphs(captions: Sequence[Caption], source: Source) -> list[str]:
         return []
     have = plural(len(files), "text file has blank lines", "text files have blank lines")
     return [
-        f"dataset: {have} like a text in paragraphs, of which each line is a caption of its own; with "
-        f'dataset.caption_lines "joined" a file is one caption: {listing(files)}'
+        f"dataset: {have} as between paragraphs, and each line is a caption of its own; "
+        f'dataset.caption_lines "joined" makes a file one caption: {listing(files)}'
     ]

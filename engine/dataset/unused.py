@@ -233,7 +233,7 @@ def is_archive(file: str) -> bool:
 
 def _suffix(file: str) -> str:
     stem, dot, suffix = file.rpartition("/")[2].rpartition(".")
-    return f".{suffix.lower()}" if stem and dot else "no suffix"
+    return f".{suffix.lower()}" if stem and dot else "without suffix"
 
 
 def _is_beside(file: str) -> bool:

@@ -867,16 +867,19 @@ def test_other_errors_pass_through(fake_hub):
 
 
 def test_local_datasets_import_neither_torch_nor_datasets(tmp_path):
-    folder, table = metadata_jsonl(tmp_path / "a"), parquet_file(tmp_path / "b")
+    folder, table, beside = metadata_jsonl(tmp_path / "a"), parquet_file(tmp_path / "b"), tmp_path / "c"
+    write_images(beside)
+    for name in ("a", "b", "sub/c"):
+        (beside / f"{name}.txt").write_text("one\na (red:1.2) house")
     code = f"""
 import sys
 from pathlib import Path
 from engine.dataset import open_dataset
 from engine.limits import Limits
 from engine.task import Dataset, Model, Task
-for name in ({str(folder)!r}, {str(table)!r}):
+for name in {[str(folder), str(table), str(beside)]}:
     task = Task(model=Model(name="m"), dataset=Dataset(name=name))
-    open_dataset(task, cache_dir=Path({str(tmp_path)!r}, "cache"), revision=None, report=print)
+    open_dataset(task, cache_dir=Path({str(tmp_path)!r}, "cache"), revision=None, report=lambda line: None)
 print([name for name in ("torch", "datasets", "huggingface_hub", "pandas") if name in sys.modules])
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

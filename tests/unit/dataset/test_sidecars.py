@@ -169,7 +169,9 @@ class TestKohyasMetadata:
         write(
             folder, images("a.png") | {"meta.json": json.dumps({f"/x/{i}.png": {"caption": "c"} for i in range(2000)})}
         )
-        with pytest.raises(DatasetError, match="1 image but no captions") as caught:
+        with pytest.raises(
+            DatasetError, match=r"1 image but no captions.*meta.json, kohya's metadata, names none"
+        ) as caught:
             opened(folder, tmp_path)
         assert len(str(caught.value)) < 500
 
@@ -445,5 +447,83 @@ def test_columns_without_a_table_have_no_effect(folder, tmp_path):
         "dataset: caption_column 'prompt' has no effect: data is read as images, not as a table",
     ]
     said.clear()
+    opened(folder, tmp_path, said=said)
+    assert said == []
+
+
+class TestSeveralLines:
+    TEXT = "A red house.\n\n  The light comes from the left. \r\n\nTrees.\n\n"
+
+    def test_are_several_captions_and_said(self, folder, tmp_path):
+        write(
+            folder, images("a.png", "b.png", "c.png") | {"a.txt": "one\n\n", "b.txt": self.TEXT, "c.txt": "x\ny\nz\nw"}
+        )
+        said = []
+        assert rows(opened(folder, tmp_path, said=said))[1][1] == (
+            "A red house.",
+            "The light comes from the left.",
+            "Trees.",
+        )
+        assert said == [
+            "dataset: 1 text file has blank lines as between paragraphs, and each line is a caption of its own; "
+            'dataset.caption_lines "joined" makes a file one caption: b.txt',
+            "dataset: 2 images have several captions (up to 4), of which each visit draws one; "
+            "b.png: 'A red house.', 'The light comes from the left.', 'Trees.'",
+        ]
+
+    def test_joined(self, folder, tmp_path):
+        write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": self.TEXT})
+        said = []
+        dataset = opened(folder, tmp_path, said=said, caption_lines="joined")
+        assert rows(dataset) == [
+            ("a.png", ("one",)),
+            ("b.png", ("A red house. The light comes from the left. Trees.",)),
+        ]
+        assert said == []
+        (folder / "b.txt").write_text("A red house. The light comes from the left. Trees.")
+        assert opened(folder, tmp_path).fingerprint == dataset.fingerprint
+
+    def test_joined_in_vain(self, folder, tmp_path):
+        write(folder, images("a.png") | {"metadata.jsonl": '{"file_name": "a.png", "text": ["one", "two"]}'})
+        said = []
+        assert rows(opened(folder, tmp_path, said=said, caption_lines="joined")) == [("a.png", ("one", "two"))]
+        assert said == [
+            "dataset: 1 image has several captions (up to 2), of which each visit draws one; a.png: 'one', 'two'",
+            'dataset: caption_lines "joined" has no effect: no text files beside images are read',
+        ]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("1girl, frieren ||| smile", "kohya's separator"),
+        ("{red|blue} hair", "wildcards"),
+        ("a __colors/warm__ house", "wildcards"),
+        ("(masterpiece:1.2)", "weights"),
+        ("a [cat : .5] here", "weights"),
+        ("a dog <lora:x:1>", "tags such as"),
+    ],
+)
+def test_marks_of_other_programs_are_told(caption, words, folder, tmp_path):
+    write(folder, images("a.png", "b.png") | {"a.txt": "plain", "b.txt": f"plain\n{caption}"})
+    beside, listed, embedded = [], [], []
+    assert rows(opened(folder, tmp_path, said=beside))[1][1] == ("plain", caption)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "b.png", "text": caption}))
+    opened(folder, tmp_path, said=listed)
+    table = pa.table({"image": [picture(0), picture(1)], "text": pa.array(["plain", caption], pa.string_view())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    opened(tmp_path / "t.parquet", tmp_path, said=embedded)
+    assert next(line for line in beside if words in line).endswith(": b.png")
+    assert next(line for line in listed if words in line).endswith(": b.png")
+    assert next(line for line in embedded if words in line).endswith(": row 1 of t.parquet")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["tag_one, tag two \\(artist\\)", "a ratio (16:9)", "at 12:30 (see p. 3)", "a | b {c}", "<a lora>", "[]"],
+)
+def test_plain_captions_are_not_marks(caption, folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": caption})
+    said = []
     opened(folder, tmp_path, said=said)
     assert said == []
