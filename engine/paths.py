@@ -89,6 +89,12 @@ def nearest(path: Path) -> str:
     return f" (nor {shown(str(parent / wanted))}: is it mounted?)"
 
 
+def hub_page(name: str) -> str | None:
+    """The Hub ID of the repository whose page an address is; None where it is none."""
+    match = _HUB_PAGE.fullmatch(name)
+    return shown(match[1]) if match else None
+
+
 def as_spelled(path: str) -> str:
     """The path as the file system has it: names that differ only in how accents are composed are the same."""
     if path.isascii() or "\0" in path or os.path.lexists(path):
@@ -110,8 +116,8 @@ def _composed_names(folder: str, changed: int) -> dict[str, str]:
 
 def _no_hub_id(name: str, what: str) -> str | None:
     """Why a name is neither a path here nor a Hub ID, and what to write; None where it may be one."""
-    if page := _HUB_PAGE.fullmatch(name):
-        return f"write the Hub ID alone, {shown(page[1])}"
+    if page := hub_page(name):
+        return f"write the Hub ID alone, {page}"
     if re.match(r"https?://", name, re.IGNORECASE):
         return "it is an address: put it into dataset.url"
     if re.match(r"file://", name, re.IGNORECASE):

@@ -234,6 +234,7 @@ class TestFile:
         [
             ("/nowhere/model.safetensors", r"model.safetensors is not there \(nor /nowhere: is it mounted"),
             ("/nowhere/model.ckpt", "model.ckpt is not there"),
+            ("https://huggingface.co/me/model", "write the Hub ID alone, me/model"),
             ("https://example.org/model.ckpt?type=Model", r"https://example.org/model.ckpt\?… is a pickle.*convert it"),
         ],
     )

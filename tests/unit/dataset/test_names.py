@@ -77,6 +77,12 @@ def test_dots_in_the_names_of_a_local_tar(tmp_path):
     assert dataset.captions(0) == ("one", "two")  # as beside images, which is how one by URL is read
 
 
+def test_lines_that_are_joined_beside_images_are_joined_there(tmp_path):
+    members = [("2024.01 cat.jpg", PICTURES[0]), ("2024.01 cat.txt", b"one\ntwo\n")]
+    write_tar(tmp_path / "x.tar", members)
+    assert opened(tmp_path, name=tmp_path / "x.tar", caption_lines="joined").captions(0) == ("one two",)
+
+
 def test_dots_that_are_extensions_stay_so(tmp_path):
     members = [("1.png", PICTURES[0]), ("1.seg.png", PICTURES[1]), ("1.txt", b"one\ntwo")]
     write_tar(tmp_path / "x.tar", members)
@@ -126,3 +132,27 @@ def test_an_archive_beside_the_metadata(tmp_path):
     metadata(tmp_path / "data", "0.png", "1.png")
     with pytest.raises(DatasetError, match=r"images\.zip is not unpacked: unpack it there"):
         opened(tmp_path, name=tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.z01", "images.zip.001"])
+def test_nothing_but_an_archive(name, tmp_path):
+    put(tmp_path / "data", name, "PK")
+    with pytest.raises(DatasetError, match="1 archive is not unpacked, unpack it there"):
+        opened(tmp_path, name=tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["images.z01", "images.zip.002", "images.part2.rar"])
+def test_a_part_of_an_archive(name, tmp_path):
+    put(tmp_path, name, "x")
+    with pytest.raises(DatasetError, match="is a part of a split archive: join its parts"):
+        opened(tmp_path, name=tmp_path / name)
+
+
+def test_types_of_many_kinds_are_a_handful(tmp_path):
+    put(tmp_path / "data", "a.png")
+    put(tmp_path / "data", "a.txt", "a cat")
+    for number in range(500):
+        put(tmp_path / "data", f"x.kind{number}", "x")
+    lines = []
+    opened(tmp_path, name=tmp_path / "data", report=lines.append)
+    assert "500 other files are not used" in lines[0] and len(lines[0]) < 250
