@@ -62,7 +62,7 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         if suffix == ".arrow":
             return _from_arrow(read_arrow(path), path, source, label, mapped=path)
         if suffix == ".tar":
-            return read_tar(path, source.columns, label)
+            return read_tar(path, source.columns, label, joins_lines=source.joins_lines)
         if suffix in (".csv", ".tsv"):
             return _from_records(csv_records(path, source.columns.names, label), path, source, label)
         return _from_records(json_records(path, label), path, source, label)
