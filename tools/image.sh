@@ -27,7 +27,7 @@ if revision=$(git rev-parse HEAD 2>/dev/null); then
   export SOURCE_DATE_EPOCH
   flags+=(--build-arg "REVISION=$revision")
   # Where the code is, if it has a public address; never the credentials in it.
-  source=$(git remote get-url origin 2>/dev/null | sed -nE 's#^(https://)([^/@]*@)?(.*)$#\1\3#p')
+  source=$({ git remote get-url origin 2>/dev/null || true; } | sed -nE 's#^(https://)([^/@]*@)?(.*)$#\1\3#p')
   flags+=(--build-arg "SOURCE=${SOURCE:-$source}")
 fi
 if ! docker build "${flags[@]}" -t "$tag" .; then
