@@ -10,12 +10,30 @@ from typing import Final
 
 from .environment import IN_IMAGE, flag_variable
 from .errors import OutputError
+from .settings import DEFAULT_OUTPUT
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _SYSTEM: Final = frozenset(
-    ("bin", "dev", "etc", "lib", "lib64", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var")
+    (
+        "bin",
+        "dev",
+        "etc",
+        "lib",
+        "lib64",
+        "opt",
+        "proc",
+        "root",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+        "task",
+        "cache",
+    )
 )
-"""Top-level folders whose mounts are the container runtime's, the GPU driver's, or scratch."""
+"""Top-level folders whose mounts are the container runtime's, the GPU driver's, or meant for something else."""
 
 
 def require_mount(folder: Path, environment: Mapping[str, str], *, mounts: Path = MOUNTS) -> None:
@@ -32,9 +50,10 @@ def require_mount(folder: Path, environment: Mapping[str, str], *, mounts: Path 
         return
     others = [str(point) for point in points if len(point.parts) > 1 and point.parts[1] not in _SYSTEM]
     elsewhere = f" (mounted is {', '.join(others[:5])})" if others else ""
+    target = DEFAULT_OUTPUT if folder.is_relative_to(DEFAULT_OUTPUT) else folder
     raise OutputError(
         f"nothing is mounted at {folder}{elsewhere}: the result would be lost with the container; "
-        f"add -v ./out:{folder} to docker run, in Kubernetes a volume, or set ALLOW_EPHEMERAL_OUT=1"
+        f"add -v ./out:{target} to docker run, in Kubernetes a volume, or set ALLOW_EPHEMERAL_OUT=1"
     )
 
 
