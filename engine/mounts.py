@@ -12,6 +12,8 @@ from .environment import IN_IMAGE, flag_variable
 from .errors import OutputError
 from .settings import DEFAULT_OUTPUT
 
+ALLOW_EPHEMERAL_OUT: Final = "ALLOW_EPHEMERAL_OUT"
+"""The variable by which somebody says that the result may be lost with the container."""
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _SYSTEM: Final = frozenset(
     (
@@ -42,7 +44,7 @@ def require_mount(folder: Path, environment: Mapping[str, str], *, mounts: Path 
     Raises:
         OutputError: the folder is on the container's own file system, and ALLOW_EPHEMERAL_OUT is not 1.
     """
-    if not environment.get(IN_IMAGE) or flag_variable(environment, "ALLOW_EPHEMERAL_OUT"):
+    if not environment.get(IN_IMAGE) or flag_variable(environment, ALLOW_EPHEMERAL_OUT):
         return
     points = mount_points(os.fsdecode(mounts.read_bytes()))
     real = PurePath(os.path.realpath(folder))  # a link leads to where the files are

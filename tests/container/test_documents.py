@@ -32,7 +32,6 @@ NOT_RUN = {
     "docker buildx build": "the base image is on a registry, and it takes minutes: tried by hand",
     "docker buildx imagetools": "the image would have to be on a registry",
     "cosign": "the image would have to be on a registry",
-    "docker exec NAME": "the manifests' probe: tests/deploy runs it",
     "deploy/many.sh": "there is no cluster: tests/deploy runs it without kubectl",
 }
 """How a line begins that is only read, and why."""
