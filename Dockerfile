@@ -101,8 +101,9 @@ WORKDIR /task
 STOPSIGNAL SIGTERM
 # Not root, which Kubernetes' runAsNonRoot would refuse; a number, as a name proves nothing to it.
 USER 10001:10001
-# It becomes the owner of /out, then starts tini, which passes signals on to all of the job's processes.
-ENTRYPOINT ["python", "-m", "engine.container"]
+# It becomes the owner of /out, then starts tini, which passes signals on to all of the job's processes. Until Python can
+# handle them they are blocked: the kernel drops those that process 1 neither handles nor blocks.
+ENTRYPOINT ["env", "--block-signal=TERM,INT", "python", "-m", "engine.container"]
 ARG BASE_IMAGE
 ARG BASE_DIGEST=
 ARG SOURCE=

@@ -53,7 +53,6 @@ def main(argv: Sequence[str]) -> int:
 
     It is 127, a shell's, for a command that is not there, and a JobError's own where nobody fit to run it was found.
     """
-    _end_on_signals()
     if may_rise():
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.container import start"
         os.execv(RISE, [str(RISE), "-I", "-S", "-c", f"{code}; sys.exit(start(sys.argv[1:]))", *argv])
@@ -239,9 +238,14 @@ def say(line: str) -> None:
 
 
 def _end_on_signals() -> None:
-    """As process 1, end on the signals that the kernel would otherwise keep from it."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    """End on the signals that the kernel keeps from a process 1 that does not ask for them.
+
+    The image starts with them blocked, so that one that came while Python was starting is waiting here.
+    """
+    stops = (signal.SIGTERM, signal.SIGINT)
+    for signum in stops:
         signal.signal(signum, lambda number, _: os._exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
 
 
 def _owner(folder: Path) -> Owner:

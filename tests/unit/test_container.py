@@ -224,6 +224,15 @@ def test_whether_root_is_somebody_else_outside(tmp_path, line, person):
     assert root_is_a_person(tmp_path / "uid_map") is person
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_came_before_python_ends_it(signum):
+    script = (
+        "import os, sys; from engine import container as c; os.kill(os.getpid(), int(sys.argv[1])); c._end_on_signals()"
+    )
+    line = ["env", "--block-signal=TERM,INT", sys.executable, "-c", script, str(int(signum))]
+    assert subprocess.run(line, cwd=ENTRYPOINT.parent, check=False).returncode == 128 + signum
+
+
 def test_nothing_that_is_started_can_gain_rights():
     script = "from engine.container import start; start(['grep', 'NoNewPrivs', '/proc/self/status'])"
     done = subprocess.run(
