@@ -128,17 +128,16 @@ def _leave_root(output: Path, *, wants_root: bool) -> None:
     try:
         become(owner)
     except PermissionError:  # root without capabilities
-        _stay(owner, output)
+        _stay(owner)
 
 
-def _stay(owner: Owner, output: Path) -> None:
+def _stay(owner: Owner) -> None:
     """Remain the user that the container was started as, unless that is root."""
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
         raise OutputError(
-            f"the container was started as root, without the capabilities to become user {owner.uid}, "
-            f"who owns the results in {output}; start it with --user {owner.uid}:{owner.gid}, "
-            "or set RUN_AS_ROOT=1 to run the task as root"
+            f"the container was started as root, without the capabilities to become user {owner.uid}, who is to run the "
+            f"job; start it with --user {owner.uid}:{owner.gid}, or set RUN_AS_ROOT=1 to run the task as root"
         )
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -151,7 +151,8 @@ def test_the_three_capabilities_that_becoming_the_owner_takes(out, task_folder):
 def test_an_output_folder_that_root_may_not_look_into(out, task_folder):
     """As on a server that keeps root out; without DAC_OVERRIDE root is nobody special."""
     give(out, (0, 0)).chmod(0)
-    finished = run(out, task=task_folder, options=["--user", "0", "--cap-drop", "ALL"])
+    caps = [flag for name in ("SETUID", "SETGID") for flag in ("--cap-add", name)]
+    finished = run(out, task=task_folder, options=["--user", "0", "--cap-drop", "ALL", *caps])
     assert finished.code == 7 and "Traceback" not in finished.stderr
     assert "permission denied" in finished.stderr
 
