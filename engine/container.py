@@ -136,8 +136,8 @@ def _stay(owner: Owner) -> None:
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
         raise OutputError(
-            f"the container was started as root, without the capabilities to become user {owner.uid}, who is to run the "
-            f"job; start it with --user {owner.uid}:{owner.gid}, or set RUN_AS_ROOT=1 to run the task as root"
+            f"the container was started as root, without the capabilities to become user {owner.uid}, who is to run "
+            f"the job; start it with --user {owner.uid}:{owner.gid}, or set RUN_AS_ROOT=1 to run the task as root"
         )
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
