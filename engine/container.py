@@ -151,6 +151,8 @@ def _say_if_closed(output: Path) -> None:
         owner = _owner(output)
     except OSError:
         return  # the job says what is wrong with it
+    if owner.uid == os.geteuid():
+        return  # mounted read-only, say: no other user could write there
     if owner.uid == 0:
         advice = f"give it to them: chown {os.geteuid()}:{os.getegid()}"
     else:

@@ -68,7 +68,7 @@ def _message(reason: JobError | Interrupted, codes: Mapping[int, int], code: int
         return None
     if not codes:
         return str(reason)
-    return f"the job ended with code {code}; the log of its first process, on the first machine, says why"
+    return f"the job ended with code {code}; the log of its first process says why"
 
 
 if __name__ == "__main__":

@@ -208,6 +208,14 @@ class TestChooseUser:
         assert advice in capsys.readouterr().err
 
 
+def test_ones_own_folder_that_is_read_only_is_nobody_elses(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(container, "_owner", lambda _: Owner(4242, 4242))
+    choose_user(tmp_path, wants_root=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_root_asked_for_in_other_words_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
     monkeypatch.setenv("RUN_AS_ROOT", "yes")
