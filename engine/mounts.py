@@ -16,8 +16,7 @@ ALLOW_EPHEMERAL_OUT: Final = "ALLOW_EPHEMERAL_OUT"
 """The variable by which somebody says that the result may be lost with the container."""
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _SYSTEM: Final = frozenset(
-    ["bin", "dev", "etc", "lib", "lib64", "opt", "proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"]
-    + ["task", "cache"]
+    "bin dev etc lib lib64 opt proc root run sbin sys tmp usr var task cache".split()  # noqa: SIM905 - it fits a line
 )
 """Top-level folders whose mounts are the container runtime's, the GPU driver's, or meant for something else."""
 
