@@ -178,7 +178,7 @@ def start_job(
     umask: int = -1,
     fresh: bool = False,
 ) -> Running:
-    """Start the program in a clean environment, forked from a process that has imported it where nothing depends on that.
+    """Start the program in a clean environment, forked from a process that has imported it unless that matters.
 
     Args:
         task: written to a file and named by `--task`; None leaves that to `flags` and `env`.
