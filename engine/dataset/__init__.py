@@ -19,7 +19,7 @@ from ..task import Task
 from ..transforms import UnreadableImage
 from .columns import Columns, arrow_kinds
 from .fingerprints import fingerprint as fingerprint
-from .fingerprints import remembered_fingerprint
+from .fingerprints import pinned, remembered_fingerprint
 from .folders import Report, read_local
 from .reach import Reach
 from .rows import NO_CAPTION as NO_CAPTION
@@ -204,7 +204,7 @@ def _open_hub(
 
 
 def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None = None) -> ImageDataset:
-    parts = tuple(replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images))
+    parts = pinned([replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images)])
     if not parts:
         raise DatasetError("the dataset has no rows")
     ends = _ends(parts)
