@@ -90,6 +90,7 @@ def run(
     with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
+            digests.require_unchanged()
             if memory.wants_recompute(job.base, job.task, device=device.type, available=available):
                 recompute_activations(training.family.denoiser)
         _train(session, training)
