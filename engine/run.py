@@ -41,8 +41,9 @@ from .processes.distributed import Processes
 from .progress import Meter, TrainingLog, say
 from .publish import publish
 from .recompute import recompute_activations
+from .retention import prune
 from .session import ProgressSaver, Session, Training, start_training
-from .settings import Settings
+from .settings import Settings, is_read_only
 from .signals import Stop
 from .task import Task
 from .train import train
@@ -82,6 +83,7 @@ def run(
         processes=processes,
     )
     _require_one_job(session)
+    _prune_cache(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
     available = available_bytes(session.device, processes.world_size)
@@ -94,6 +96,7 @@ def run(
             if memory.wants_recompute(job.base, job.task, device=device.type, available=available):
                 recompute_activations(training.family.denoiser)
         _train(session, training)
+        _prune_cache(session)
         processes.follow_first()
         processes.from_first(lambda: _draw_and_publish(session, training))
 
@@ -244,6 +247,16 @@ def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport
         meter.close()
 
 
+def _prune_cache(session: Session) -> None:
+    """Keep the cache to its bound, now that all that the job needs of it is held."""
+    settings = session.settings
+    if settings.max_cache_bytes is None or not session.processes.is_first or is_read_only(settings.cache_dir):
+        return
+    pruned = prune(settings.cache_dir, settings.max_cache_bytes)
+    if pruned.did_anything:
+        say(pruned.describe(settings.cache_dir, settings.max_cache_bytes))
+
+
 def _encoding_cache(session: Session) -> EncodingCache:
     job, settings = session.job, session.settings
     namespace = {
@@ -253,7 +266,8 @@ def _encoding_cache(session: Session) -> EncodingCache:
         "device": world.describe_device(session.device),
         "versions": world.versions(),
     }
-    return EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes)
+    bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
+    return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))
 
 
 def _visit_encoder(
