@@ -15,7 +15,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
 from . import storage
-from .retention import files_below as _files_below
+from .retention import cached_files
 from .task import canonical_json
 
 Tensors = dict[str, torch.Tensor]
@@ -78,7 +78,7 @@ class EncodingCache:
             return
         if self._room is not None and self._stored_bytes <= self._room + self._max_bytes // _SLACK:
             return
-        entries = sorted(_files_below(self._root))
+        entries = sorted(cached_files(self._root))
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total <= self._max_bytes:

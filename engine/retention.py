@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -28,6 +29,9 @@ _DOOMED: Final = ".removed"
 _ABANDONED_NS: Final = 24 * 3600 * 10**9
 """Age of a half-written table that no living process writes any more."""
 _SMALL: Final = (("encoded", "encoding"), ("notes", "note"), ("sizes", "note"))
+
+_CACHED: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{32}\.tmp")
+"""The names of encodings and notes, and of those that are being written."""
 
 _held: dict[Path, int] = {}
 """Mark -> its open descriptor, for as long as this process lives."""
@@ -185,16 +189,18 @@ def _mark_of(cache_dir: Path, entry: Path) -> Path | None:
 
 def _entries(cache_dir: Path) -> Iterator[_Entry]:
     for folder, kind in _SMALL:
-        for used_ns, num_bytes, file in files_below(cache_dir / folder):
+        for used_ns, num_bytes, file in cached_files(cache_dir / folder):
             yield _Entry(Path(file), kind, num_bytes, used_ns, None)
     for path, kind in _large(cache_dir):
         yield from _large_entry(path, kind, _mark_of(cache_dir, path))
     for name, kind in (("datasets", "dataset"), ("models", "model")):
         urls = cache_dir / name / "url"
-        for part in _listed(urls, "*.part"):
-            yield from _large_entry(part, f"unfinished {kind}", part.with_suffix(".lock"))
+        unfinished = {part: part.stem for part in _listed(urls, "*.part")}
         for building in _listed(cache_dir / name / "content", ".*.building"):
-            yield from _large_entry(building, f"unfinished {kind}", urls / f"{building.stem.removeprefix('.')}.lock")
+            unfinished[building] = building.stem.removeprefix(".")
+        for path, key in unfinished.items():
+            if _mark_of(cache_dir, path) is not None:
+                yield from _large_entry(path, f"unfinished {kind}", urls / f"{key}.lock")
 
 
 def _large(cache_dir: Path) -> Iterator[tuple[Path, str]]:
@@ -216,7 +222,7 @@ def _large(cache_dir: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _large_entry(path: Path, kind: str, mark: Path | None) -> Iterator[_Entry]:
-    """One that is in the cache and was not removed meanwhile."""
+    """One that is really in the cache, by no link, and was not removed meanwhile."""
     if mark is None:
         return
     with contextlib.suppress(OSError):
@@ -228,10 +234,15 @@ def _large_entry(path: Path, kind: str, mark: Path | None) -> Iterator[_Entry]:
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
     """What is in a folder, but for what a process that was killed left half removed, which goes now."""
-    for doomed in folder.glob(f".*{_DOOMED}"):
+    for doomed in folder.glob(f".{'[0-9a-f]' * 32}{_DOOMED}"):
         with contextlib.suppress(OSError):
             _discard(doomed)
     return sorted(folder.glob(pattern))
+
+
+def cached_files(folder: Path) -> Iterator[tuple[int, int, str]]:
+    """`files_below`, of those that are named as encodings and notes are: whatever a link leads to is left alone."""
+    return (found for found in files_below(folder) if _CACHED.fullmatch(found[2].rpartition("/")[2]))
 
 
 def files_below(folder: str | Path) -> Iterator[tuple[int, int, str]]:

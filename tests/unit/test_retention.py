@@ -21,7 +21,7 @@ LARGE = {
     "Hub model": "huggingface/hub/models--a--{}",
     "Hub dataset": "huggingface/hub/datasets--a--{}",
 }
-SMALL = {"encoding": "encoded/ab/cd/{}", "note": "notes/{}"}
+SMALL = {"encoding": "encoded/ab/cd/" + "ab" * 32, "note": "notes/" + "cd" * 32}
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +127,30 @@ class TestPrune:
             (tmp_path / name).write_bytes(b"x")
         prune(tmp_path, 0)
         assert all((tmp_path / name).exists() for name in ("mine/a", "huggingface/token", "datasets/url/a.json"))
+
+    @pytest.mark.parametrize(
+        "place", ["notes", "encoded", "datasets", "datasets/content", "datasets/url", "hub", "tables"]
+    )
+    def test_what_a_link_leads_to_stays(self, tmp_path, place):
+        """Whoever may write to the cache must not have the program remove what is elsewhere."""
+        home, cache = tmp_path / "home", tmp_path / "cache"
+        for name in ("thesis", "data.arrow", "film.part", "content/a", "url/a.part", "folder/b"):
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_bytes(b"x")
+        (cache / place).parent.mkdir(parents=True, exist_ok=True)
+        (cache / place).symlink_to(home)
+        before = sorted(home.rglob("*"))
+        prune(cache, 0)
+        assert sorted(home.rglob("*")) == before
+
+    def test_a_link_as_an_entry_is_removed_and_not_what_it_leads_to(self, tmp_path):
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "thesis").write_bytes(b"x")
+        (tmp_path / "cache/datasets/content").mkdir(parents=True)
+        (tmp_path / "cache/datasets/content/one").symlink_to(tmp_path / "home")
+        prune(tmp_path / "cache", 0)
+        assert (tmp_path / "home" / "thesis").exists()
+        assert list((tmp_path / "cache/datasets/content").iterdir()) == []
 
     def test_unfinished_downloads_go_unless_somebody_is_at_them(self, tmp_path):
         from engine.fetch.locking import locked
