@@ -1,9 +1,10 @@
 """What of the cache is in use, and what is removed when it holds more than it may.
 
 An entry is what is removed whole: a downloaded dataset, a model, a table, a note, an encoding. A process that uses a
-large one has a shared lock on a file that stands for it, below `in_use/`, until it ends, however it ends; whoever
-removes an entry needs that lock alone. These are locks on regular files, which machines that share a folder by NFS see
-of each other. What is small is read at once, and found missing at worst.
+large one has a shared lock on a byte of the file `in_use/locks` that stands for it, until the process ends, however it
+ends; whoever removes the entry needs that byte alone. These are locks on a regular file, which machines that share a
+folder by NFS see of each other, and any number of them takes one descriptor. When an entry was last used is the time
+of an empty file beside it. What is small is read at once, and found missing at worst.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import struct
 import time
 import uuid
 from collections import Counter
@@ -25,6 +27,9 @@ from typing import Final, Literal
 from .quoting import plural
 
 _MARKS: Final = "in_use"
+_LOCKS: Final = "locks"
+_OFFSET_DIGITS: Final = 15
+"""Of an entry's name, as the place of its byte: a file's length has 63 bits."""
 _DOOMED: Final = ".removed"
 _ABANDONED_NS: Final = 24 * 3600 * 10**9
 """Age of a half-written table that no living process writes any more."""
@@ -33,24 +38,28 @@ _SMALL: Final = (("encoded", "encoding"), ("notes", "note"), ("sizes", "note"))
 _CACHED: Final = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{32}\.tmp")
 """The names of encodings and notes, and of those that are being written."""
 
-_held: dict[Path, int] = {}
-"""Mark -> its open descriptor, for as long as this process lives."""
+_opened: dict[Path, int] = {}
+"""`in_use/` of a cache -> the descriptor of its locks, for as long as this process lives."""
 
 
 def hold(cache_dir: Path, entry: Path) -> None:
     """Keep `entry` from being removed while this process lives. Call it before looking whether the entry is there.
 
-    Waits while the entry is just being removed. Where nothing can be locked (a cache that is read-only and has no mark
-    of the entry, a file system without locks), nothing is held; what is outside of the cache is nobody's to remove.
+    Waits while the entry is just being removed. Where nothing can be locked (a read-only cache that nobody has locked
+    anything of, a file system without locks), nothing is held; what is outside of the cache is nobody's to remove.
     """
-    mark = _mark_of(cache_dir, entry)
-    if mark is None or mark in _held:
+    name = _name_of(cache_dir, entry)
+    if name is None:
         return
-    descriptor = _lock(mark, fcntl.LOCK_SH)
-    if descriptor is not None:
-        with contextlib.suppress(OSError):  # another user's mark, or a read-only cache
-            os.utime(descriptor)  # used now
-        _held[mark] = descriptor
+    marks = cache_dir / _MARKS
+    if marks not in _opened:
+        descriptor = _open_locks(marks)
+        if descriptor is None:
+            return
+        _opened[marks] = descriptor
+    with contextlib.suppress(OSError):
+        _lock(_opened[marks], name, fcntl.F_RDLCK, fcntl.F_OFD_SETLKW)
+        (marks / name).touch()
 
 
 def hold_repository(cache_dir: Path, repo_id: str, repo_type: Literal["model", "dataset"]) -> None:
@@ -66,8 +75,10 @@ class _Entry:
     kind: str
     num_bytes: int
     used_ns: int
-    mark: Path | None
-    """To be locked before it is removed; None for what is small."""
+    name: str | None = None
+    """What `hold` locks; None for what is small."""
+    writer: Path | None = None
+    """What a download that is under way locks."""
 
 
 @dataclass(slots=True)
@@ -125,19 +136,26 @@ def prune(cache_dir: Path, max_bytes: int) -> Pruned:
 
 def _remove(entry: _Entry, cache_dir: Path) -> bool:
     """Remove an entry; False when it is in use. Raises OSError."""
-    if entry.mark is None:
+    if entry.name is None:
         entry.path.unlink()
         return True
-    descriptor = _lock(entry.mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    marks = cache_dir / _MARKS
+    descriptor = _open_locks(marks) if entry.writer is None else os.open(entry.writer, os.O_RDWR | os.O_CLOEXEC)
     if descriptor is None:
         return False
     try:
+        try:
+            if entry.writer is None:
+                _lock(descriptor, entry.name, fcntl.F_WRLCK, fcntl.F_OFD_SETLK)
+            else:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held by others, or a file system without locks
+            return False
         # At once under another name: what is there under its own is whole.
         doomed = entry.path.with_name(f".{uuid.uuid4().hex}{_DOOMED}")
         entry.path.rename(doomed)
         _discard(doomed)
-        if entry.mark.parent == cache_dir / _MARKS:
-            entry.mark.unlink()
+        (marks / entry.name).unlink(missing_ok=True)
     finally:
         os.close(descriptor)
     return True
@@ -150,57 +168,47 @@ def _discard(path: Path) -> None:
         path.unlink()
 
 
-def _lock(mark: Path, operation: int) -> int | None:
-    """A descriptor of `mark` with the lock on it; None where it cannot be had."""
-    while True:
-        descriptor = _open(mark)
-        if descriptor is None:
-            return None
-        try:
-            fcntl.flock(descriptor, operation)
-            # Whoever removed the entry meanwhile has removed the mark too: then this lock is on nothing.
-            if os.path.samestat(os.fstat(descriptor), mark.stat()):
-                return descriptor
-            os.close(descriptor)
-        except FileNotFoundError:
-            os.close(descriptor)
-        except OSError:  # held by others, or a file system without locks
-            os.close(descriptor)
-            return None
+def _lock(descriptor: int, name: str, kind: int, command: int) -> None:
+    """Lock the byte that stands for an entry, for the open file: closing another of this process lets nothing go.
+
+    Raises:
+        OSError: others hold it, and `command` does not wait.
+    """
+    start = int(name[:_OFFSET_DIGITS], 16)
+    fcntl.fcntl(descriptor, command, struct.pack("hhqqi0q", kind, os.SEEK_SET, start, 1, 0))
 
 
-def _open(mark: Path) -> int | None:
-    """Open a mark, made where it is missing; only to be read where it is another user's or the cache is read-only."""
+def _open_locks(marks: Path) -> int | None:
+    """Open the file of locks, made where it is missing; only to be read where the cache or the file is read-only."""
     for flags in (os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_RDONLY):
         with contextlib.suppress(OSError):
             if flags & os.O_CREAT:
-                mark.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(mark, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+                marks.mkdir(parents=True, exist_ok=True)
+            return os.open(marks / _LOCKS, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     return None
 
 
-def _mark_of(cache_dir: Path, entry: Path) -> Path | None:
-    """The file that stands for an entry; None for what is not in the cache."""
+def _name_of(cache_dir: Path, entry: Path) -> str | None:
+    """64 hex digits for an entry, by where it is in the cache; None for what is not in it."""
     root, path = Path(os.path.realpath(cache_dir)), Path(os.path.realpath(entry.parent), entry.name)
     if root not in path.parents:
         return None
-    return cache_dir / _MARKS / hashlib.sha256(os.fsencode(path.relative_to(root))).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(path.relative_to(root))).hexdigest()
 
 
 def _entries(cache_dir: Path) -> Iterator[_Entry]:
     for folder, kind in _SMALL:
         for used_ns, num_bytes, file in cached_files(cache_dir / folder):
-            yield _Entry(Path(file), kind, num_bytes, used_ns, None)
+            yield _Entry(Path(file), kind, num_bytes, used_ns)
     for path, kind in _large(cache_dir):
-        yield from _large_entry(path, kind, _mark_of(cache_dir, path))
+        yield from _large_entry(cache_dir, path, kind)
     for name, kind in (("datasets", "dataset"), ("models", "model")):
         urls = cache_dir / name / "url"
         unfinished = {part: part.stem for part in _listed(urls, "*.part")}
         for building in _listed(cache_dir / name / "content", ".*.building"):
             unfinished[building] = building.stem.removeprefix(".")
         for path, key in unfinished.items():
-            if _mark_of(cache_dir, path) is not None:
-                yield from _large_entry(path, f"unfinished {kind}", urls / f"{key}.lock")
+            yield from _large_entry(cache_dir, path, f"unfinished {kind}", urls / f"{key}.lock")
 
 
 def _large(cache_dir: Path) -> Iterator[tuple[Path, str]]:
@@ -216,20 +224,22 @@ def _large(cache_dir: Path) -> Iterator[tuple[Path, str]]:
             if path.stat().st_mtime_ns < oldest:
                 yield path, "unfinished table"
     repositories = Path(constants.HF_HUB_CACHE)
-    if _mark_of(cache_dir, repositories) is not None:
+    if _name_of(cache_dir, repositories) is not None:
         for kind in ("model", "dataset"):
             yield from ((path, f"Hub {kind}") for path in _listed(repositories, f"{kind}s--*"))
 
 
-def _large_entry(path: Path, kind: str, mark: Path | None) -> Iterator[_Entry]:
+def _large_entry(cache_dir: Path, path: Path, kind: str, writer: Path | None = None) -> Iterator[_Entry]:
     """One that is really in the cache, by no link, and was not removed meanwhile."""
-    if mark is None:
+    name = _name_of(cache_dir, path)
+    if name is None:
         return
     with contextlib.suppress(OSError):
-        used_ns = max(at.lstat().st_mtime_ns for at in (path, mark) if at.exists())
+        mark = cache_dir / _MARKS / name
+        used_ns = max(at.lstat().st_mtime_ns for at in (path, mark) if at.exists() or at is path)
         is_folder = path.is_dir() and not path.is_symlink()
         num_bytes = sum(size for _, size, _ in files_below(path)) if is_folder else path.lstat().st_size
-        yield _Entry(path, kind, num_bytes, used_ns, mark)
+        yield _Entry(path, kind, num_bytes, used_ns, name, writer)
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:

@@ -27,10 +27,10 @@ SMALL = {"encoding": "encoded/ab/cd/" + "ab" * 32, "note": "notes/" + "cd" * 32}
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch, tmp_path):
     """What a test holds is let go at its end."""
-    monkeypatch.setattr(retention, "_held", {})
+    monkeypatch.setattr(retention, "_opened", {})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "huggingface" / "hub"))
     yield
-    for descriptor in retention._held.values():
+    for descriptor in retention._opened.values():
         os.close(descriptor)
 
 
@@ -221,13 +221,24 @@ class TestHold:
         path = make(tmp_path, LARGE["dataset"], "one", 1000)
         monkeypatch.setattr(os, "open", refuse)
         hold(tmp_path, path)
-        assert retention._held == {}
+        assert retention._opened == {}
 
-    def test_a_read_only_cache_with_a_mark_is_locked_all_the_same(self, tmp_path, monkeypatch):
-        path = make(tmp_path, LARGE["dataset"], "one", 1000)
-        hold(tmp_path, path)
-        monkeypatch.setattr(retention, "_held", {})
+    def test_in_a_read_only_cache_what_is_there_is_locked_all_the_same(self, tmp_path, monkeypatch):
+        path, other = (make(tmp_path, LARGE["dataset"], name, 1000) for name in ("one", "two"))
+        hold(tmp_path, other)
+        os.close(retention._opened.pop(tmp_path / "in_use"))
         real = os.open
-        monkeypatch.setattr(os, "open", lambda name, flags, *mode: refuse() if flags & os.O_RDWR else real(name, flags))
-        hold(tmp_path, path)
-        assert len(retention._held) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", lambda name, flags, *mode: refuse() if flags & os.O_RDWR else real(name, flags))
+            patch.setattr(Path, "touch", refuse)
+            hold(tmp_path, path)
+        prune(tmp_path, 0)
+        assert path.exists() and not other.exists()
+
+    def test_thousands_take_one_descriptor(self, tmp_path):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        paths = [make(tmp_path, LARGE["table"], k, 1000, size=1) for k in range(2000)]
+        for path in paths:
+            hold(tmp_path, path)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+        assert prune(tmp_path, 0).num_in_use == 2000
