@@ -51,7 +51,7 @@ class FileDigests:
         Raises:
             ModelError: a file was written to or replaced in the meantime.
         """
-        for path, marks in self._marks.items():
+        for path, marks in list(self._marks.items()):  # a file that nobody asked for may still be hashed
             if not path.exists() or _marks_of(path.stat()) != marks:
                 raise ModelError(
                     f"the base model's file {path} has changed since the job began; "

@@ -140,7 +140,8 @@ def _remove(entry: _Entry, cache_dir: Path) -> bool:
         entry.path.unlink()
         return True
     marks = cache_dir / _MARKS
-    descriptor = _open_locks(marks) if entry.writer is None else os.open(entry.writer, os.O_RDWR | os.O_CLOEXEC)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = _open_locks(marks) if entry.writer is None else os.open(entry.writer, flags, 0o666)
     if descriptor is None:
         return False
     try:

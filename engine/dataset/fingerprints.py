@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -58,7 +58,7 @@ def _frame(part: Rows, count: int, start: int) -> bytes:
 
 def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
     try:
-        yield b"\x01" + hashlib.sha256(part.images.read(row)).digest()
+        yield b"\x01" + _digest(part.images, row)
     except UnreadableImage:
         yield b"\x00"
     if part.masks is not None:
@@ -79,9 +79,14 @@ def _mask_frame(masks: Images, row: int) -> bytes:
     if not masks.has(row):
         return b"\x04"
     try:
-        return b"\x03" + hashlib.sha256(masks.read(row)).digest()
+        return b"\x03" + _digest(masks, row)
     except UnreadableImage:
         return b"\x05"
+
+
+def _digest(images: Images, row: int) -> bytes:
+    """SHA-256 of an encoded image. Raises UnreadableImage."""
+    return images.digest(row) if isinstance(images, Pinned) else hashlib.sha256(images.read(row)).digest()
 
 
 def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
@@ -105,14 +110,12 @@ def remembered_fingerprint(parts: Sequence[Rows], cache_dir: Path) -> str:
         part.images.identify(identity)
         if part.masks is not None:
             part.masks.identify(identity)
-    note = io.BytesIO(
-        remembered_bytes(identity, cache_dir, lambda: b"".join([fingerprint(parts).encode(), *_digests(found)]))
-    )
+
+    def compute() -> bytes:
+        return b"".join([fingerprint(parts).encode(), *(images.digests for images in found)])
+
+    note = io.BytesIO(remembered_bytes(identity, cache_dir, compute))
     digest = note.read(_FINGERPRINT_BYTES).decode()
     for images in found:
         images.digests[:] = note.read(len(images.digests))
     return digest
-
-
-def _digests(found: Iterable[Pinned]) -> Iterator[bytes]:
-    return (bytes(images.digests) for images in found)

@@ -208,7 +208,7 @@ class TarMembers:
         identity.add(self.offsets.tobytes(), self.sizes.tobytes())
 
 
-_DIGEST_BYTES: Final = 16
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _NOT_READ: Final = bytes(_DIGEST_BYTES)
 _UNREADABLE: Final = b"\xff" * _DIGEST_BYTES
 
@@ -222,7 +222,7 @@ class Pinned:
 
     images: Images
     digests: bytearray
-    """16 bytes for each image, zeros until it is read."""
+    """SHA-256 of each image, zeros until it is read."""
 
     @classmethod
     def of(cls, images: Images) -> Pinned:
@@ -241,8 +241,13 @@ class Pinned:
         except UnreadableImage:
             self._require(index, _UNREADABLE)
             raise
-        self._require(index, hashlib.sha256(data).digest()[:_DIGEST_BYTES])
+        self._require(index, hashlib.sha256(data).digest())
         return data
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the encoded bytes, which are read. Raises as `read`."""
+        self.read(index)
+        return bytes(self.digests[_place(index)])
 
     def name(self, index: int) -> str:
         return self.images.name(index)
@@ -251,7 +256,7 @@ class Pinned:
         self.images.identify(identity)
 
     def _require(self, index: int, found: bytes) -> None:
-        place = slice(index * _DIGEST_BYTES, (index + 1) * _DIGEST_BYTES)
+        place = _place(index)
         if self.digests[place] == _NOT_READ:
             self.digests[place] = found
         elif self.digests[place] != found:
@@ -259,6 +264,10 @@ class Pinned:
                 f"{self.name(index)} has changed since the job began, which trains on what was there then; "
                 "leave the dataset alone until a job has ended, and start it again"
             )
+
+
+def _place(index: int) -> slice:
+    return slice(index * _DIGEST_BYTES, (index + 1) * _DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,25 @@
 """What the cache keeps: what is in use stays, and of the rest what was used last."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
 from engine import retention
+from engine.dataset import open_dataset
+from engine.fetch import fetch_dataset, fetch_file
+from engine.limits import Limits
 from engine.retention import hold, hold_repository, prune
+from engine.task import Dataset, Model, Task
+from tests.unit.fakes import png
 
 ROOT = Path(__file__).parents[2]
 LARGE = {
@@ -159,7 +168,8 @@ class TestPrune:
         urls.mkdir(parents=True)
         for key in ("alive", "dead"):
             (urls / f"{key}.part").write_bytes(b"x" * 100)
-            (urls / f"{key}.lock").touch()
+            if key == "alive":  # a lock that is gone is nobody's
+                (urls / f"{key}.lock").touch()
             make(tmp_path, "datasets/content/.{}.building", key, 1000)
         with locked(urls / "alive.lock", "dataset", print):
             assert prune(tmp_path, 0).removed == {"unfinished dataset": 2}
@@ -242,3 +252,36 @@ class TestHold:
             hold(tmp_path, path)
         assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
         assert prune(tmp_path, 0).num_in_use == 2000
+
+
+class TestWhatAJobFinds:
+    """Whatever a process was given of the cache stays while it lives."""
+
+    def pointed(self, cache, kind, url, content):
+        digest = "ab" * 32
+        path = make(cache, content, digest, 1000)
+        pointer = cache / kind / "url" / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
+        pointer.parent.mkdir(parents=True)
+        pointer.write_text(json.dumps({"content": digest}))
+        return path
+
+    def test_a_dataset_of_a_url(self, tmp_path):
+        path = self.pointed(tmp_path, "datasets", "https://a/b", LARGE["dataset"])
+        assert fetch_dataset("https://a/b", tmp_path, report=print) == path
+        assert prune(tmp_path, 0).num_in_use == 1 and path.exists()
+
+    def test_a_model_of_a_url(self, tmp_path):
+        path = self.pointed(tmp_path, "models", "https://a/b", LARGE["model"])
+        options = {"suffix": ".safetensors", "check": print, "report": print, "limits": Limits()}
+        assert fetch_file("https://a/b", tmp_path, **options) == path
+        assert prune(tmp_path, 0).num_in_use == 1 and path.exists()
+
+    def test_the_copy_of_a_parquet_file(self, tmp_path):
+        data, cache = tmp_path / "data", tmp_path / "cache"
+        data.mkdir()
+        images = pa.array([{"bytes": png(0), "path": None}])
+        pq.write_table(pa.table({"image": images, "text": ["a"]}), data / "a.parquet")
+        task = Task(model=Model(name="m"), dataset=Dataset(name=str(data)))
+        dataset = open_dataset(task, cache_dir=cache, revision=None, report=print)
+        assert prune(cache, 0).num_in_use == 1 and len(list((cache / "tables").iterdir())) == 1
+        assert dataset.image_bytes(0) == png(0)
