@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
 from . import storage
+from .retention import cached_files
 from .task import canonical_json
 
 Tensors = dict[str, torch.Tensor]
@@ -77,7 +78,7 @@ class EncodingCache:
             return
         if self._room is not None and self._stored_bytes <= self._room + self._max_bytes // _SLACK:
             return
-        entries = sorted(_files_below(self._root))
+        entries = sorted(cached_files(self._root))
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
             if total <= self._max_bytes:
@@ -90,18 +91,3 @@ class EncodingCache:
 
 _SLACK: Final = 64
 """The part of the allowed bytes that one job may go beyond them for a while."""
-
-
-def _files_below(folder: str | Path) -> Iterator[tuple[int, int, str]]:
-    """Time of last use in nanoseconds, size and path of all files that stay while they are listed."""
-    folders = [str(folder)]
-    while folders:
-        # Another job trims too: whatever is gone is skipped.
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                    continue
-                with contextlib.suppress(OSError):
-                    status = entry.stat(follow_symlinks=False)
-                    yield status.st_mtime_ns, status.st_size, entry.path

@@ -20,6 +20,7 @@ from .families.single_file import SingleFile
 from .limits import Limits
 from .model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
 from .paths import hub_page, nearest
+from .retention import hold_repository
 from .task import Model, PredictionType
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
@@ -112,6 +113,7 @@ def locate(
     if is_url(model.name):
         base = _locate_url(model, cache_dir, limits, report, digests)
     elif not path.is_absolute():
+        hold_repository(cache_dir, model.name, "model")
         base = _locate_on_hub(model, pinned=pinned, weights=weights, report=report)
     elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
         base = _locate_file(path, path.name, model, report, digests)

@@ -7,10 +7,13 @@ like what its note was made of:
   every change of content, name or mode. So size, both times, inode and device are compared.
 - The kernel's clock for files moves in ticks. A change within the tick of the one before leaves no mark, so a file that
   had been changed just before it was read is not noted, as git's index does not trust such files ("racily clean").
-- Not all file systems keep a change time: those of other machines and in user space may make one up. Only where it is
-  known to be the kernel's are files noted; anywhere else they are read by every job.
+- Writing through a memory map marks a file when a page of it becomes dirty, and not again before that page was written
+  back, half a minute later. So a file has to be at rest for longer than that.
+- Not all file systems keep a change time: those of other machines and in user space may make one up, and tmpfs never
+  writes its pages back; what an overlay lies on, a container cannot see. Only where marks are known to be kept are
+  files noted; anywhere else they are read by every job.
 
-The cache is trusted, as for encodings: nobody changes its files in place.
+The cache is trusted, as for encodings: docs/trust.md says who is.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ import pyarrow as pa
 from .storage import seal, unseal, write_cached
 
 VERSION: Final = "sd-lora-task note v1"
-SETTLED_NS: Final = 2_000_000_000
-"""Age from which a further change is certain to be marked: coarser than any clock of the file systems below."""
-FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "tmpfs", "overlay"})
+SETTLED_NS: Final = 120_000_000_000
+"""Age from which a further change is certain to be marked: coarser than any clock of the file systems below, and twice
+and more what a dirty page may wait (`vm.dirty_expire_centisecs`, 30 s, and the disk's time to write it)."""
+FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"})
 _OWN_FOLDERS: Final = ("datasets", "tables", "hub")
 """Of the cache: what is in them is written once, and whole, by this program and the libraries that it calls."""
 
@@ -124,15 +128,22 @@ def _keeps_change_times(device: int) -> bool:
 
 
 def remembered(identity: Identity, cache_dir: Path, compute: Callable[[], str]) -> str:
-    """What `compute` gave when `identity` was the same, else what it gives now, which is noted."""
+    """What `compute` gave when `identity` was the same, else what it gives now, which is noted; in ASCII."""
+    return remembered_bytes(identity, cache_dir, lambda: compute().encode("ascii")).decode("ascii")
+
+
+def remembered_bytes(identity: Identity, cache_dir: Path, compute: Callable[[], bytes]) -> bytes:
+    """`remembered`, of any bytes."""
     key = identity.key
     if key is None:
         return compute()
     path = cache_dir / "notes" / key
-    with contextlib.suppress(OSError, UnicodeError):
+    with contextlib.suppress(OSError):
         noted = unseal(path.read_bytes())
         if noted is not None:
-            return noted.decode("ascii")
+            with contextlib.suppress(OSError):
+                os.utime(path)  # used now: what was not used for longest is removed from a cache that is full
+            return noted
     computed = compute()
-    write_cached(path, seal(computed.encode("ascii")))  # where it cannot, the next job takes its time, nothing else
+    write_cached(path, seal(computed))  # where it cannot, the next job takes its time, nothing else
     return computed

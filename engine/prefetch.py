@@ -4,22 +4,29 @@
 
 Task and cache folders are found as the job finds them (`--task`, `TASK_JSON`, `TASK_FILE`, …), and all is checked as
 the job would check it. Afterwards the job runs with `HF_HUB_OFFLINE=1` and without a network. No torch.
+
+    MAX_CACHE_BYTES=… python -m engine.prefetch --prune
+
+removes from the cache what was used least recently, and needs no task.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from .addresses import public
-from .errors import Interrupted, JobError
+from .errors import Interrupted, JobError, OutputError, TaskError
 from .job import Job
 from .outcome import describe, exit_code, exit_kind
 from .prepare import prepare, read_task
 from .progress import choose_format, say, say_error, say_traceback
 from .quoting import plural
-from .settings import read_flags, read_settings
+from .retention import prune
+from .settings import cache_dir, flag_parser, is_read_only, max_cache_bytes, read_settings
 from .signals import Stop
 
 DESCRIPTION = "Download a task's base model and dataset into the cache, check them, train nothing, exit."
@@ -31,7 +38,15 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     stop.install()
     try:
         choose_format(environment)
-        prefetch(argv, environment)
+        parser = flag_parser("python -m engine.prefetch", DESCRIPTION)
+        parser.add_argument(
+            "--prune", action="store_true", help="keep the cache to MAX_CACHE_BYTES, and do nothing else"
+        )
+        flags = parser.parse_args(argv)
+        if flags.prune:
+            prune_cache(flags, environment)
+        else:
+            prefetch(flags, environment)
     except (JobError, Interrupted) as error:
         return _fail(error)
     except Exception as error:
@@ -45,7 +60,7 @@ def _fail(error: BaseException) -> int:
     return exit_code(error)
 
 
-def prefetch(argv: Sequence[str], environment: Mapping[str, str]) -> Job:
+def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
     """Download whatever is missing of the task's base model, with its weights, and of its dataset.
 
     A chain's later tasks are pinned to the commits of the first one's checkpoint: so is this, when it is given one.
@@ -53,13 +68,35 @@ def prefetch(argv: Sequence[str], environment: Mapping[str, str]) -> Job:
     Raises:
         JobError: of the kind of whatever is missing or does not fit.
     """
-    settings = read_settings(read_flags(argv, prog="python -m engine.prefetch", description=DESCRIPTION), environment)
+    settings = read_settings(flags, environment)
     task = read_task(settings)
     job = prepare(settings, task, weights=True, report=say)
     say(f"base model: {job.base.identity} is in {job.base.folder}")
     source = public(task.dataset.name or str(task.dataset.url))
     say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} at hand")
+    if settings.max_cache_bytes is not None and not is_read_only(settings.cache_dir):
+        _prune(settings.cache_dir, settings.max_cache_bytes)
     return job
+
+
+def prune_cache(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Remove from the cache what was used least recently, until it holds no more than MAX_CACHE_BYTES.
+
+    Raises:
+        TaskError: the variable is not set, or no number.
+        OutputError: something that should go could not be removed.
+    """
+    most, folder = max_cache_bytes(environment), cache_dir(flags, environment)
+    if most is None:
+        raise TaskError("--prune needs MAX_CACHE_BYTES, what the cache may hold; 0 removes all that is not in use")
+    if failures := _prune(folder, most):
+        raise OutputError(f"{folder} cannot be pruned: {failures[0]}; run as the user whose files these are")
+
+
+def _prune(folder: Path, max_bytes: int) -> list[str]:
+    pruned = prune(folder, max_bytes)
+    say(pruned.describe(folder, max_bytes))
+    return pruned.failures
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ from .progress import Meter, is_introduced, say
 from .progress_log import ProgressLog
 from .publish import publish
 from .recompute import recompute_activations
+from .retention import prune
 from .session import ProgressSaver, Session, Training, start_training
-from .settings import Settings
+from .settings import Settings, is_read_only
 from .signals import Stop
 from .task import Task
 from .train import train
@@ -92,6 +93,7 @@ def run(
         log=log,
     )
     _require_one_job(session)
+    _prune_cache(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
     processes.from_first(lambda: room.require(job, output.root))
@@ -102,9 +104,11 @@ def run(
     with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))
+            digests.require_unchanged()
             if memory.wants_recompute(job.base, job.task, device=device.type, available=available):
                 recompute_activations(training.family.denoiser)
         _train(session, training)
+        _prune_cache(session)
         processes.follow_first()
         processes.from_first(lambda: _draw_and_publish(session, training))
 
@@ -268,6 +272,16 @@ def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport
         meter.close()
 
 
+def _prune_cache(session: Session) -> None:
+    """Keep the cache to its bound, now that all that the job needs of it is held."""
+    settings = session.settings
+    if settings.max_cache_bytes is None or not session.processes.is_first or is_read_only(settings.cache_dir):
+        return
+    pruned = prune(settings.cache_dir, settings.max_cache_bytes)
+    if pruned.did_anything:
+        say(pruned.describe(settings.cache_dir, settings.max_cache_bytes))
+
+
 def _encoding_cache(session: Session) -> EncodingCache:
     job, settings = session.job, session.settings
     namespace = {
@@ -276,7 +290,8 @@ def _encoding_cache(session: Session) -> EncodingCache:
         "mixed_precision": job.task.mixed_precision,
         **world.origin(session.device),
     }
-    return EncodingCache(settings.cache_dir, namespace, max_bytes=settings.encoded_cache_bytes)
+    bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
+    return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))
 
 
 def _visit_encoder(

@@ -44,6 +44,8 @@ class Settings:
     """Seconds between two saves of the exact progress."""
     encoded_cache_bytes: int
     """Of images and captions encoded by any job, kept on disk."""
+    max_cache_bytes: int | None
+    """Of everything in the cache together; None leaves it all there."""
     limits: Limits
     place: Place
     """This process's among the job's."""
@@ -59,7 +61,8 @@ class _Parser(argparse.ArgumentParser):
 _DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit."
 
 
-def _parser(prog: str, description: str) -> argparse.ArgumentParser:
+def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser of the flags that the job has, which raises TaskError; another program may add its own."""
     parser = _Parser(
         prog=prog,
         description=description,
@@ -85,7 +88,7 @@ def read_flags(
     Raises:
         TaskError: an unknown flag or an invalid value.
     """
-    return _parser(prog, description).parse_args(argv)
+    return flag_parser(prog, description).parse_args(argv)
 
 
 def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:
@@ -126,13 +129,14 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
         task_folder=task_folder,
         output_dir=output_dir(flags, environment),
         checkpoint=Path(checkpoint).absolute() if checkpoint else None,
-        cache_dir=_cache_dir(flags.cache_dir or env.get("CACHE_DIR"), env),
+        cache_dir=cache_dir(flags, env),
         device=cast(Device, device),
         overwrite=flags.overwrite,
         plan=flags.plan,
         cpu_threads=int_variable(env, "CPU_THREADS", default=1, least=1),
         save_seconds=int_variable(env, "SAVE_SECONDS", default=30, least=0),
         encoded_cache_bytes=int_variable(env, "MAX_ENCODED_BYTES", default=20 << 30, least=0),
+        max_cache_bytes=max_cache_bytes(env),
         limits=Limits.from_environment(env),
         place=place,
         processes=int_variable(env, "PROCESSES", default=1, least=1) if "PROCESSES" in env else None,
@@ -168,8 +172,16 @@ def is_read_only(folder: Path) -> bool:
     return os.access(folder, os.R_OK | os.X_OK) and not os.access(folder, os.W_OK)
 
 
-def _cache_dir(chosen: str | None, env: Mapping[str, str]) -> Path:
-    if chosen:
+def max_cache_bytes(environment: Mapping[str, str]) -> int | None:
+    """What the cache may hold, where the operator bounds it. Raises TaskError for what is no number."""
+    name = "MAX_CACHE_BYTES"
+    return int_variable(environment, name, default=0, least=0) if environment.get(name) else None
+
+
+def cache_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:
+    """The cache folder, which need not be there. Raises TaskError where something else is in its place."""
+    env = {name: value for name, value in environment.items() if value}
+    if chosen := flags.cache_dir or env.get("CACHE_DIR"):
         folder = Path(chosen).absolute()
         if found := storage.obstacle(folder):
             raise TaskError(f"the cache folder cannot be used: {found}; remove it, or name another by CACHE_DIR")

@@ -34,31 +34,20 @@ def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
     if found is None:
         found = []
         meter = Meter("reading sizes", "images", dataset.num_images)
-        is_whole = True
         try:
             for done, index in enumerate(dataset.image_indices(), start=1):
-                data = _image_bytes(dataset, index)
-                is_whole &= data is not None
-                found.append(_size(data))
+                found.append(_size(dataset, index))
                 meter.update(done)
         finally:
             meter.close()
-        if is_whole:  # a file that is out of reach may come back
-            _note(note, identity, found)
+        _note(note, identity, found)
     return found
 
 
-def _image_bytes(dataset: ImageDataset, index: int) -> bytes | None:
+def _size(dataset: ImageDataset, index: int) -> Size:
     try:
-        return dataset.image_bytes(index)
-    except transforms.UnreadableImage:
-        return None
-
-
-def _size(data: bytes | None) -> Size:
-    try:
-        return _UNREADABLE if data is None else transforms.image_size(data)
-    except transforms.UnreadableImage:
+        return transforms.image_size(dataset.image_bytes(index))
+    except transforms.UnreadableImage:  # as it was for the fingerprint, or the dataset raises
         return _UNREADABLE
 
 

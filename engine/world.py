@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from . import __version__
+from . import __version__, kernels
 
 if TYPE_CHECKING:
     import torch
@@ -72,11 +72,15 @@ def driver_version() -> str | None:
 def describe_device(device: torch.device) -> dict[str, Any]:
     """What the bits depend on in a device.
 
-    For a GPU its model, its memory and multiprocessors (which tell a partition), CUDA and the driver; for a CPU its
-    instruction set and the number of threads.
+    For a GPU its model, its memory and multiprocessors (which tell a partition), CUDA, the driver, and what its host
+    computes with (the posterior's draw, masks); for a CPU its model, instruction set, caches and the number of
+    threads. For both, the variables that choose kernels, where any is set.
     """
     import torch
 
+    environment = kernels.describe_environment()
+    chosen = {"environment": environment} if environment else {}
+    host = kernels.describe_cpu()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return {
@@ -87,10 +91,8 @@ def describe_device(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "driver": driver_version(),
+            "machine": host["machine"],
+            "instructions": host["instructions"],
+            **chosen,
         }
-    return {
-        "type": "cpu",
-        "machine": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
+    return {"type": "cpu", **host, "threads": torch.get_num_threads(), **chosen}

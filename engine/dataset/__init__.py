@@ -22,7 +22,7 @@ from .caption_files import is_text_beside
 from .caption_notes import caption_notes
 from .columns import Columns, arrow_kinds
 from .fingerprints import fingerprint as fingerprint
-from .fingerprints import remembered_fingerprint
+from .fingerprints import pinned, remembered_fingerprint
 from .folders import Report, read_local
 from .reach import Reach
 from .rows import NO_CAPTION as NO_CAPTION
@@ -204,7 +204,7 @@ def _open_hub(task: Task, source: Source, revision: str | None, report: Report) 
 
 
 def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None = None) -> ImageDataset:
-    parts = tuple(replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images))
+    parts = pinned([replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images)])
     if not parts:
         raise DatasetError("the dataset has no rows")
     ends = _ends(parts)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ..errors import DatasetError
-from ..notes import Identity, remembered
+from ..notes import Identity, remembered_bytes
 from ..transforms import UnreadableImage
-from .images import Images
+from .images import Images, Pinned
 from .rows import Rows
 
 FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
 MAX_CAPTION_BYTES: Final = 100_000
 """A tokenizer's time and memory grow with what it reads, however little of it is kept."""
+_FINGERPRINT_BYTES: Final = 64
 _MAX_FRAME_ROWS: Final = 1024
 _FRAMES: Final = 64
 
@@ -55,7 +58,7 @@ def _frame(part: Rows, count: int, start: int) -> bytes:
 
 def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
     try:
-        yield b"\x01" + hashlib.sha256(part.images.read(row)).digest()
+        yield b"\x01" + _digest(part.images, row)
     except UnreadableImage:
         yield b"\x00"
     if part.masks is not None:
@@ -76,18 +79,43 @@ def _mask_frame(masks: Images, row: int) -> bytes:
     if not masks.has(row):
         return b"\x04"
     try:
-        return b"\x03" + hashlib.sha256(masks.read(row)).digest()
+        return b"\x03" + _digest(masks, row)
     except UnreadableImage:
         return b"\x05"
 
 
+def _digest(images: Images, row: int) -> bytes:
+    """SHA-256 of an encoded image. Raises UnreadableImage."""
+    return images.digest(row) if isinstance(images, Pinned) else hashlib.sha256(images.read(row)).digest()
+
+
+def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
+    """The same rows, whose images and masks must stay what they are when they are first read."""
+    return tuple(
+        replace(part, images=Pinned.of(part.images), masks=None if part.masks is None else Pinned.of(part.masks))
+        for part in parts
+    )
+
+
 def remembered_fingerprint(parts: Sequence[Rows], cache_dir: Path) -> str:
-    """The fingerprint, as noted by an earlier job that found the same captions and files, else computed."""
-    identity = Identity(FINGERPRINT_VERSION, cache_dir)
+    """The fingerprint, as noted by an earlier job that found the same captions and files, else computed.
+
+    Of `pinned` parts the note has what each image is, too.
+    """
+    found = [images for part in parts for images in (part.images, part.masks) if isinstance(images, Pinned)]
+    identity = Identity(f"{FINGERPRINT_VERSION}, {len(found)} pinned", cache_dir)
     for part in parts:
         identity.add(struct.pack("<QQQ", part.repeats, len(part.images), part.masks is not None))
         identity.add_column(part.captions)
         part.images.identify(identity)
         if part.masks is not None:
             part.masks.identify(identity)
-    return remembered(identity, cache_dir, lambda: fingerprint(parts))
+
+    def compute() -> bytes:
+        return b"".join([fingerprint(parts).encode(), *(images.digests for images in found)])
+
+    note = io.BytesIO(remembered_bytes(identity, cache_dir, compute))
+    digest = note.read(_FINGERPRINT_BYTES).decode()
+    for images in found:
+        images.digests[:] = note.read(len(images.digests))
+    return digest

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from ..errors import DatasetError
 from ..hub import resolve_commit, with_retries
+from ..retention import hold, hold_repository
 from ..storage import write_file
 from .columns import Columns
 from .folders import Report
@@ -39,9 +40,11 @@ def load_hub_table(
     None wants the training split. The images are never opened by 🤗 datasets: its table holds their bytes, or paths
     into its caches, which is all that `Reach` then allows. Raises DatasetError, TemporaryError, OutputError.
     """
+    hold_repository(cache_dir, name, "dataset")
     commit = resolve_commit(name, "dataset", revision or "main")
     # A folder for each commit: when the Hub is away, 🤗 datasets takes whichever version its cache folder holds.
     folder = cache_dir / "hub" / f"{name.replace('/', '--')}@{commit}"
+    hold(cache_dir, folder)
     asked = [config_name, columns.image, *([] if wanted is None else [wanted])]
     note = folder / f"prepared-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.json"
     table, files = _prepared_table(note)

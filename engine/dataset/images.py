@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 from array import array
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import DatasetError
 from ..notes import Identity
 from ..paths import as_spelled
 from ..quoting import shown
@@ -211,6 +213,68 @@ class TarMembers:
     def identify(self, identity: Identity) -> None:
         identity.add_files([self.path])
         identity.add(self.offsets.tobytes(), self.sizes.tobytes())
+
+
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_NOT_READ: Final = bytes(_DIGEST_BYTES)
+_UNREADABLE: Final = b"\xff" * _DIGEST_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Images that stay what they were when they were first read: every later read is compared with that by digest.
+
+    So what is trained on and encoded is what the fingerprint was taken of, or the job ends.
+    """
+
+    images: Images
+    digests: bytearray
+    """SHA-256 of each image, zeros until it is read."""
+
+    @classmethod
+    def of(cls, images: Images) -> Pinned:
+        return cls(images, bytearray(_DIGEST_BYTES * len(images)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def has(self, index: int) -> bool:
+        return self.images.has(index)
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes. Raises DatasetError when they have changed."""
+        try:
+            data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
+        except UnreadableImage:
+            self._require(index, _UNREADABLE)
+            raise
+        self._require(index, hashlib.sha256(data).digest())
+        return data
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the encoded bytes, which are read. Raises as `read`."""
+        self.read(index)
+        return bytes(self.digests[_place(index)])
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def identify(self, identity: Identity) -> None:
+        self.images.identify(identity)
+
+    def _require(self, index: int, found: bytes) -> None:
+        place = _place(index)
+        if self.digests[place] == _NOT_READ:
+            self.digests[place] = found
+        elif self.digests[place] != found:
+            raise DatasetError(
+                f"{self.name(index)} has changed since the job began, which trains on what was there then; "
+                "leave the dataset alone until a job has ended, and start it again"
+            )
+
+
+def _place(index: int) -> slice:
+    return slice(index * _DIGEST_BYTES, (index + 1) * _DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

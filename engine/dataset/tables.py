@@ -19,6 +19,7 @@ import pyarrow as pa
 from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
 from ..notes import Identity, remembered
+from ..retention import hold
 from ..storage import FILE_MODE, writing_to
 from .columns import Columns, NoSuchColumnError, arrow_kinds, kind_of
 from .images import Cells
@@ -157,6 +158,7 @@ def _copy_to_map(file: Any, path: Path, names: list[str], source: Source, label:
     digest = remembered(identity, source.cache_dir, lambda: _sha256(path))
     folder = source.cache_dir / "tables"
     copy = folder / f"{hashlib.sha256(json.dumps(['v1', digest, *names]).encode()).hexdigest()}.arrow"
+    hold(source.cache_dir, copy)
     if not copy.exists():
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from ..addresses import shown_url
 from ..errors import DatasetError
 from ..layouts import is_part_of_archive
 from ..limits import Limits
+from ..retention import hold
 from ..storage import make_folder, sync_folder, write_file, writing_to
 from .archive import JOIN_PARTS, extract, notes_of
 from .download import Download, Policy
@@ -89,6 +90,7 @@ def _published(root: Path, pointer: Path) -> Path | None:
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         return None
     folder = root / "content" / digest
+    hold(root.parent, folder)
     return folder if folder.is_dir() else None
 
 
@@ -104,6 +106,7 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
     with download.part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     content = root / "content" / digest
+    hold(root.parent, content)
     if not content.is_dir():
         building = root / "content" / f".{key}{_BUILDING}"
         report(f"unpacking {label}")

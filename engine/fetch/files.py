@@ -17,6 +17,7 @@ from typing import Final
 
 from ..errors import DatasetError, ModelError
 from ..limits import Limits
+from ..retention import hold
 from ..storage import sync_folder, write_file, writing_to
 from .download import Download, Policy
 from .locking import locked
@@ -76,6 +77,7 @@ def _cached(root: Path, pointer: Path, suffix: str) -> Path | None:
         digest = json.loads(pointer.read_bytes())["content"]
         if isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
             path = root / "content" / f"{digest}{suffix}"
+            hold(root.parent, path)
             return path if path.is_file() else None
     return None
 
@@ -92,6 +94,7 @@ def _keep(root: Path, pointer: Path, suffix: str, download: Download, check: Cal
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     content = root / "content" / f"{digest}{suffix}"
+    hold(root.parent, content)
     download.part.replace(content)
     sync_folder(content.parent)
     write_file(pointer, json.dumps({"content": digest}).encode())

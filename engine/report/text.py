@@ -54,7 +54,7 @@ def device_text(device: Mapping[str, Any]) -> str:
     words = [
         size_text(device[name]) if name == "memory_bytes" else forms.get(name, "{}").format(clipped(device[name]))
         for name in dict.fromkeys(names)
-        if name not in ("type", "capability")
+        if name not in ("type", "capability", "features")
     ]
     return ", ".join(words) or "unknown"
 

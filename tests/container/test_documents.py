@@ -175,7 +175,8 @@ def test_every_fence_is_known():
         fence("until [ -e out/checkpoint/FINISH ]"),
         fence("examples/chain.py --task examples/demo/task.json"),
         fence("engine.verify out", "engine.compare"),
-        fence("engine.prefetch"),
+        fence("engine.prefetch", "--network=none"),
+        fence("engine.prefetch", "--prune"),
     ]
     left = [text for name in DOCUMENTS for text in fences(name) if text not in tried]
     lines = [line for text in left for line in text.splitlines() if not line.startswith("export ")]
@@ -210,10 +211,13 @@ def test_a_task_of_ones_own(shell):
 
 def test_ahead_of_time(shell):
     prepared(shell)
-    fill, train = fence("engine.prefetch").splitlines()
+    fill, train = fence("engine.prefetch", "--network=none").splitlines()
     assert "5 images" in shell(fill)
     shell(train)
     assert is_done(shell.folder / "out")
+    prune = fence("engine.prefetch", "--prune")
+    assert "removed nothing" in shell(prune)
+    assert "1 Hub model" in shell(prune.replace("200000000000", "0"))
 
 
 def test_without_docker(shell):

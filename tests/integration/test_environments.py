@@ -107,6 +107,18 @@ def test_all_at_once(short, usual, shards, site, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_kernels_share_a_cache_and_mix_no_bits(short, usual, tmp_path):
+    """As on another processor: what they encode is not taken by the usual kernels, and their manifest names them."""
+    cache = {"CACHE_DIR": str(tmp_path / "cache")}
+    chosen = {"MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    other = succeed(short, tmp_path / "other", env=cache | chosen)
+    again = succeed(short, tmp_path / "again", env=cache)
+    assert other.manifest["device"] == usual.manifest["device"] | {"environment": chosen}
+    assert other.weights() != usual.weights(), "these kernels were expected to give other bits"
+    assert_same(again.folders(), usual.folders())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ENVIRONMENTS)
 def test_each_alone(short, usual, site, tmp_path, what):
     finished = succeed(short, tmp_path / "out", env=ENVIRONMENTS[what] | site)

@@ -43,13 +43,20 @@ def archive(dataset):
 
 
 def test_a_job_without_a_network_after_prefetching(short_task, model, archive, tmp_path):
-    caches = {"CACHE_DIR": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "huggingface")}
+    """In a cache that may hold nothing but what is in use."""
+    cache = tmp_path / "cache"
+    caches = {"CACHE_DIR": str(cache), "HF_HOME": str(cache / "huggingface"), "MAX_CACHE_BYTES": "1"}
+    other = cache / "datasets" / "content" / ("ab" * 32)
+    other.mkdir(parents=True)
+    (other / "0.png").write_bytes(b"x")
     with serving_hub({HUB_ID: model}) as (hub, downloaded), serving({"/data": archive}) as (server, asked):
         remote = changed(short_task, {"model": {"name": HUB_ID}, "dataset": {"url": f"{server}/data"}})
         online = caches | {"HF_ENDPOINT": hub}
         first = prefetch(env=online | {"TASK_JSON": json.dumps(remote)})
         assert first.returncode == 0, first.stderr
         assert f"{HUB_ID}@{COMMIT}" in first.stderr and "8 images" in first.stderr
+        said = first.stderr.splitlines()[-1]
+        assert "removed 1 dataset, " in said and said.endswith("2 entries in use") and not other.exists()
         assert asked == ["/data"] and any(name.endswith(".safetensors") for name in downloaded)
         downloaded.clear()
         assert prefetch("--task", "-", env=online, stdin=json.dumps(remote)).returncode == 0
@@ -58,6 +65,9 @@ def test_a_job_without_a_network_after_prefetching(short_task, model, archive, t
     offline = caches | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub}
     trained = succeed(remote, tmp_path / "out", env=offline)
     assert trained.manifest["base_model"] == {"identity": f"{HUB_ID}@{COMMIT}", "revision": COMMIT}
+    done = prefetch("--prune", env=caches)
+    assert done.returncode == 0 and "1 Hub model" in done.stderr and "1 dataset" in done.stderr
+    assert not list((cache / "datasets/content").iterdir()) + list((cache / "huggingface/hub").glob("models--*"))
     local = succeed(short_task, tmp_path / "local")
     # Its metadata name the base model: a Hub ID there, a folder's content here.
     assert_same(*({k: v for k, v in one.weights().items() if "webui" not in k} for one in (trained, local)))
@@ -78,6 +88,13 @@ def test_a_model_in_one_file_with_a_local_dataset(short_task, tmp_path, layout):
         assert asked == ["/m.safetensors"]
     # The server is gone.
     assert succeed(task, tmp_path / "out", "--plan", env=caches).code == 0
+
+
+@pytest.mark.parametrize("bound, code, words", [(None, 2, "needs MAX_CACHE_BYTES"), ("1e9", 2, "MAX_CACHE_BYTES is")])
+def test_pruning_needs_a_bound(tmp_path, bound, code, words):
+    env = {"CACHE_DIR": tmp_path} | ({} if bound is None else {"MAX_CACHE_BYTES": bound})
+    done = prefetch("--prune", env=env)
+    assert done.returncode == code and words in done.stderr
 
 
 def test_a_bug_ends_with_its_code():

@@ -138,8 +138,8 @@ class TestTrim:
     def test_looks_again_only_when_the_room_that_it_found_is_filled(self, tmp_path, monkeypatch):
         size = self.fill(tmp_path)
         own, looks = cache(tmp_path, max_bytes=6 * size), []
-        look = cache_module._files_below
-        monkeypatch.setattr(cache_module, "_files_below", lambda folder: looks.append(1) or look(folder))
+        look = cache_module.cached_files
+        monkeypatch.setattr(cache_module, "cached_files", lambda folder: looks.append(1) or look(folder))
         found = []
         for k in range(5, 10):  # 4 are there, and there is room for 6
             own.store(f"{k:02d}" * 32, TENSORS)
@@ -167,10 +167,23 @@ class TestTrim:
     def test_files_of_others_beside_it_stay(self, tmp_path):
         (tmp_path / "downloads").mkdir()
         (tmp_path / "downloads" / "archive").write_bytes(b"x" * 10_000)
+        (tmp_path / "encoded").mkdir()
+        (tmp_path / "encoded" / "link").symlink_to("../downloads")
         own = cache(tmp_path, max_bytes=1)
         own.store(KEY, TENSORS)
         own.trim()
         assert [path.name for path in stored_files(tmp_path)] == ["archive"]
+
+    def test_a_link_in_the_folders_place_costs_nobody_a_file(self, tmp_path):
+        """Whoever may write to the cache must not have the job remove what is elsewhere."""
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "thesis").write_bytes(b"x" * 10_000)
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "encoded").symlink_to(tmp_path / "home")
+        own = cache(tmp_path / "cache", max_bytes=1)
+        own.store(KEY, TENSORS)
+        own.trim()
+        assert [path.name for path in stored_files(tmp_path / "home")] == ["thesis"]
 
 
 def refuse(number):

@@ -12,6 +12,7 @@ import pytest
 from engine import digests as module
 from engine import model, notes
 from engine.digests import FileDigests
+from engine.errors import ModelError
 from engine.task import Model
 from tests.tiny import build_sd
 
@@ -19,6 +20,7 @@ from tests.tiny import build_sd
 @pytest.fixture(autouse=True)
 def settled_at_once(monkeypatch):
     monkeypatch.setattr(notes, "SETTLED_NS", 0)
+    monkeypatch.setattr(notes, "_keeps_change_times", lambda device: True)
 
 
 @pytest.fixture
@@ -90,3 +92,23 @@ def test_a_base_model_that_is_not_here_is_left_alone(tmp_path, name):
     digests = FileDigests(tmp_path / "cache")
     model.hash_ahead(Model(name=name.format(tmp_path)), digests)
     assert digests._threads == {}
+
+
+@pytest.mark.parametrize("change", ["none", "linked", "written", "replaced", "removed"])
+def test_what_was_loaded_is_what_was_digested(tmp_path, change):
+    path, digests = write(tmp_path / "a", b"x" * 5000), FileDigests(tmp_path / "cache")
+    digests.of(path)
+    if change == "linked":
+        os.link(path, tmp_path / "backup")
+    elif change == "written":
+        with path.open("r+b") as file:
+            file.write(b"y")
+    elif change == "replaced":
+        write(tmp_path / "b", b"y" * 5000).replace(path)
+    elif change == "removed":
+        path.unlink()
+    if change in ("none", "linked"):
+        digests.require_unchanged()
+        return
+    with pytest.raises(ModelError, match=r"/a has changed since the job began.*start it again$"):
+        digests.require_unchanged()

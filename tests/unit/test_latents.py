@@ -1,6 +1,7 @@
 """Visits to encodings: the same whatever the windows, workers and cache, also around unreadable images."""
 
 import json
+import time
 from dataclasses import replace
 from itertools import chain
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine import latents, rng, transforms
+from engine import latents, notes, rng, transforms
 from engine.cache import EncodingCache
+from engine.dataset import fingerprints, open_dataset
 from engine.errors import DatasetError, Interrupted
 from engine.latents import VisitEncoder
 from engine.plan import Schedule, VisitStream
@@ -48,6 +50,7 @@ class Setup:
         seed=0,
         masks=None,
         order=None,
+        dataset=None,
         **wanted,
     ):
         self.task = Task(
@@ -58,7 +61,7 @@ class Setup:
             dataloader_num_workers=workers,
             seed=seed,
         )
-        self.dataset = FakeDataset(images, texts, masks=masks)
+        self.dataset = dataset or FakeDataset(images, texts, masks=masks)
         self.family = LinearFamily(width=48)
         self.family.latent_shape = lambda height, width: (3, height // 2, width // 2)
         self.stream = VisitStream(
@@ -413,3 +416,79 @@ def test_what_is_encoded_is_counted_as_what_it_is(tmp_path, capsys):
     Setup(good(2), tmp_path / "a", flip=False, center_crop=True).run()  # all of it is in the cache
     said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert said == ["encoding: 2/2 images", "encoding 2 images: 4/4 crops", "encoding: 2/2 images"]
+
+
+class TestAChangeWhileTheJobRuns:
+    """What is encoded is what the fingerprint was taken of; else the job ends, and the cache has no bit of it."""
+
+    def opened(self, folder, cache):
+        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder)))
+        return open_dataset(task, cache_dir=cache, revision=None, report=lambda line: None)
+
+    def folder(self, path):
+        path.mkdir()
+        for k, data in enumerate(good()):
+            (path / f"{k}.png").write_bytes(data)
+            (path / f"{k}.txt").write_text(f"caption {k}")
+        return path
+
+    def setup(self, folder, cache, **wanted):
+        wanted = {"center_crop": True, "flip": False} | wanted
+        return Setup(good(), cache, dataset=self.opened(folder, cache), **wanted)
+
+    @pytest.mark.parametrize("moment", ["before it is planned", "while it is encoded"])
+    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize("change", ["swapped", "gone", "unreadable"])
+    def test_it_ends_the_job_and_poisons_no_cache(self, tmp_path, moment, workers, change):
+        folder = self.folder(tmp_path / "images")
+        honest = frozen(self.setup(folder, tmp_path / "cold").run())
+        setup = self.setup(folder, tmp_path / "cache", workers=workers)
+
+        def swap():
+            for path in folder.glob("*.png"):
+                path.unlink()
+                if change == "swapped":
+                    path.write_bytes(png(100 + int(path.stem), SIZES[int(path.stem) % 3]))
+                elif change == "unreadable":
+                    path.write_bytes(b"")
+
+        if moment == "before it is planned":
+            swap()
+        else:
+            setup.encoder._check_stop = lambda: swap() if len(setup.family.encoded_images) == 1 else None
+        with pytest.raises(DatasetError, match=r"^\d\.png has changed since the job began, .*start it again$"):
+            setup.run()
+        for path in folder.glob("*.png"):
+            path.unlink()
+        for k, data in enumerate(good()):
+            (folder / f"{k}.png").write_bytes(data)
+        assert frozen(self.setup(folder, tmp_path / "cache").run()) == honest
+
+    def test_a_mask_likewise(self, tmp_path):
+        folder = tmp_path / "images"
+        folder.mkdir()
+        for k, data in enumerate(good()):
+            (folder / f"{k}.png").write_bytes(data)
+            (folder / f"{k}-mask.png").write_bytes(png(100 + k, SIZES[k % 3]))
+        rows = [{"file_name": f"{k}.png", "mask": f"{k}-mask.png", "text": ""} for k in range(7)]
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder), mask_column="mask"))
+        dataset = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+        assert dataset.mask_bytes(3) == png(103, SIZES[0])
+        (folder / "3-mask.png").write_bytes(png(200, SIZES[0]))
+        with pytest.raises(DatasetError, match=r"3-mask\.png has changed"):
+            dataset.mask_bytes(3)
+
+    def test_a_fingerprint_that_was_noted_pins_the_images_too(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(notes, "SETTLED_NS", 0)
+        monkeypatch.setattr(notes, "_keeps_change_times", lambda device: True)
+        folder = self.folder(tmp_path / "images")
+        time.sleep(0.02)
+        first = self.opened(folder, tmp_path / "cache")
+        monkeypatch.setattr(fingerprints, "fingerprint", lambda parts: pytest.fail("it was not noted"))
+        second = self.opened(folder, tmp_path / "cache")
+        assert second.fingerprint == first.fingerprint
+        (folder / "3.png").write_bytes(png(100))
+        assert second.image_bytes(2) == good()[2]
+        with pytest.raises(DatasetError, match=r"^3\.png has changed"):
+            second.image_bytes(3)

@@ -132,7 +132,11 @@ class TestNumbers:
         for text, expected in (("", default), ("7", 7), ("007", 7)):
             assert getattr(read(**{name: text}), NUMBERS[name]) == expected
 
-    @pytest.mark.parametrize("name", [*NUMBERS, "WORLD_SIZE", "MAX_DATASET_BYTES"])
+    def test_the_cache_is_bounded_only_where_that_is_asked_for(self):
+        found = [read(**{"MAX_CACHE_BYTES": text}).max_cache_bytes for text in ("", "0", "7")]
+        assert found == [None, 0, 7]
+
+    @pytest.mark.parametrize("name", [*NUMBERS, "WORLD_SIZE", "MAX_DATASET_BYTES", "MAX_CACHE_BYTES"])
     @pytest.mark.parametrize("text", ["-1", "1.0", "x", " 1", "1 ", "1_0", "0x10", "٣", "+1", "1" * 5000, "inf"])
     def test_bad(self, name, text):
         with pytest.raises(TaskError, match=f"^{name} is ") as caught:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from engine import transforms
 from engine.dataset import open_dataset
+from engine.errors import DatasetError
 from engine.sizes import read_sizes
 from engine.task import Dataset, Model, Task
 from tests.unit.dataset.test_sidecars import write
@@ -49,12 +50,22 @@ def test_sizes_are_read_once(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_out_of_reach_may_come_back(tmp_path):
-    dataset, cache = dataset_of(tmp_path), tmp_path / "cache"
+    """Not under a job, but for the next one: a file that is missing is part of the fingerprint."""
+    rows = "".join(f'{{"file_name": "{name}", "text": ""}}\n' for name in ("a.png", "b.png"))
+    files = {name: FILES[name] for name in ("a.png", "b.png")} | {"metadata.jsonl": rows}
+    whole, cache = dataset_of(tmp_path, files), tmp_path / "cache"
     there, away = tmp_path / "data" / "b.png", tmp_path / "away"
     there.rename(away)
-    assert read_sizes(dataset, cache)[1] == (0, 0)
+    with pytest.raises(DatasetError, match=r"^b\.png has changed since the job began"):
+        read_sizes(whole, cache)
+    task = Task(model=Model(name="m"), dataset=Dataset(name=str(tmp_path / "data")))
+
+    def sizes():
+        return read_sizes(open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None), cache)
+
+    assert sizes() == sizes() == [(100, 100), (0, 0)]
     away.rename(there)
-    assert read_sizes(dataset, cache)[1] == (200, 100)
+    assert sizes() == [(100, 100), (200, 100)]
 
 
 def test_other_images_of_one_dataset_have_sizes_of_their_own(tmp_path):

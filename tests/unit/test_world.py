@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import socket
 
 import pytest
@@ -32,7 +33,8 @@ def test_a_cpu_is_its_instruction_set_and_threads():
 
 def test_neither_host_nor_path():
     text = json.dumps([world.versions(), world.describe_device(torch.device("cpu"))])
-    assert socket.gethostname() not in text and "/" not in text
+    # Of the slashes only those of the caches' sizes.
+    assert socket.gethostname() not in text and not re.search(r"/(?!\d+\b)", text)
 
 
 @pytest.mark.parametrize(

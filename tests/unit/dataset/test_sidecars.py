@@ -341,6 +341,7 @@ def test_a_note_knows_what_was_asked(tmp_path, monkeypatch):
     content = write(tmp_path / "content", images("a.png", "b.png") | {"a.txt": "one"})
     monkeypatch.setattr("engine.fetch.fetch_dataset", lambda *args, **kwargs: content)
     monkeypatch.setattr(notes, "SETTLED_NS", 0)
+    monkeypatch.setattr(notes, "_keeps_change_times", lambda device: True)
     time.sleep(TICK)
     found = set()
     for wanted in ({}, {"default_caption": "x"}, {"default_caption": "y"}, {"repeats": 2}, {"trigger_word": "sks"}, {}):
