@@ -113,13 +113,15 @@ CASES: Cases = {
     "a state by a name like its own": resumed(lookalike, 5, "manifest"),
     "another state beside": resumed(beside_lookalike, 0, train=True),
     "a key twice": resumed(
-        manifest_text(lambda data: data.replace(b"{", b'{"digest": "0", "files": {"../../secret.png": "0"},', 1)), 0
+        manifest_text(lambda data: data.replace(b"{", b'{"digest": "0", "files": {"../../secret.png": "0"},', 1)),
+        5,
+        "not written as",
     ),
     "a key twice, the last one forged": resumed(
         manifest_text(lambda data: data.rstrip()[:-1] + b', "global_step": 2}'), 5, "corrupt"
     ),
-    "a byte order mark": resumed(manifest_text(lambda data: b"\xef\xbb\xbf" + data), -1),
-    "UTF-16": resumed(manifest_text(lambda data: data.decode().encode("utf-16")), -1),
+    "a byte order mark": resumed(manifest_text(lambda data: b"\xef\xbb\xbf" + data), 5, "not written as"),
+    "UTF-16": resumed(manifest_text(lambda data: data.decode().encode("utf-16")), 5, "not written as"),
     "NaN in a manifest": resumed(manifest_text(lambda data: data.replace(b"{", b'{"x": NaN,', 1)), 5, "manifest"),
     "a million keys": resumed(
         manifest_text(lambda data: data.replace(b"{", b"{" + b'"a":0,' * 150_000, 1)), 5, "corrupt"
