@@ -95,7 +95,7 @@ class TestPath:
 
     def test_a_folder_that_is_gone(self, tmp_path):
         script = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); os.execv({sys.executable!r}, "
-        script += f"['python', {str(ENTRYPOINT)!r}, '--version'])"
+        script += f"[{sys.executable!r}, {str(ENTRYPOINT)!r}, '--version'])"
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
