@@ -94,6 +94,11 @@ LIGHT = [
     "rendering",
     "checkpoint",
     "output",
+    "folder_lock",
+    "room",
+    "gpus",
+    "startup",
+    "streams",
     "container",
     "prefetch",
 ]
