@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
-import fcntl
 import json
 import os
 import shutil
-import stat
 import sys
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from . import storage
-from .errors import OutputError, TemporaryError
+from . import folder_lock, storage
+from .errors import OutputError
 from .record import JobRecord, part
 
 CHECKPOINT = "checkpoint"
@@ -31,11 +28,6 @@ MANIFEST = "manifest.json"
 RESULT = "result.json"
 PROGRESS_LOG = "progress.jsonl"
 REPORT = "report.html"
-LOCK = ".lock"
-
-_LOCK_ATTEMPTS: Final = 100
-"""Each but the last fails because another job takes or lets go of the lock just then."""
-_CHANGING_HANDS: Final = {errno.EEXIST, errno.ENOENT, errno.ESTALE}
 _MAX_JSON_BYTES: Final = 64 << 20
 _REPLACING = "choose another output folder, or pass --overwrite to replace it"
 
@@ -84,7 +76,8 @@ class OutputFolder:
                 root.chmod(storage.FOLDER_MODE)  # whatever the umask: its files are for everyone
         if not os.access(root, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
-        with _locked(root) as output:
+        output = cls(root)
+        with folder_lock.held(root, stays=lambda: output.is_changed):
             _require_folder(output._job)
             with storage.writing_to(root):
                 for target in (output.checkpoint, output.validation):
@@ -312,79 +305,12 @@ class OutputFolder:
         self.write(RESULT, _json_bytes(result))
 
 
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[OutputFolder]:
-    """The folder, whose lock is held meanwhile.
-
-    A lock of the folder itself would hold on one machine alone: where a folder comes by NFS, the server hears of the
-    locks of plain files that are open for writing, and of no others. So it is that of an empty file, which stays:
-    another machine might not see at once that it is gone. Only who changes nothing else takes it away again.
-    """
-    path, output = root / LOCK, OutputFolder(root)
-    with storage.writing_to(root):
-        is_new = not os.path.lexists(path)
-        descriptor = _lock(path, root)
-    try:
-        yield output
-    finally:
-        if is_new and not output.is_changed:
-            with contextlib.suppress(OSError):  # the folder itself may be gone
-                path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
-        os.close(descriptor)
-
-
-def _lock(path: Path, root: Path) -> int:
-    """A descriptor that holds the lock. Raises TemporaryError when another job does."""
-    for _ in range(_LOCK_ATTEMPTS):
-        _require_file(path)
-        try:
-            descriptor = _try_to_lock(path, root)
-        except BlockingIOError:
-            break
-        except OSError as error:
-            if error.errno not in _CHANGING_HANDS:
-                raise
-            continue
-        if descriptor is not None:
-            return descriptor
-    raise TemporaryError(f"another job is running on {root}; wait for it or choose another folder")
-
-
-def _try_to_lock(path: Path, root: Path) -> int | None:
-    """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
-    descriptor = storage.open_lock(path, owner=root)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(path, descriptor):
-            return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of that name. Opening it asks an NFS server; `stat` might not."""
-    other = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        return os.path.samestat(os.fstat(other), os.fstat(descriptor))
-    finally:
-        os.close(other)
-
-
 def _require_folder(path: Path) -> None:
     """Refuse what is not a folder of its own where the job has one: nothing is written through a link."""
     if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
         return
     what = f"a link to {path.readlink()}" if path.is_symlink() else "a file"
     raise OutputError(f"{path} is {what}, where the job has a folder of its own: remove it, or choose another folder")
-
-
-def _require_file(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise OutputError(f"{path} is not a plain file, as the job's own is: remove it, or choose another folder")
 
 
 def _json_bytes(value: Mapping[str, Any]) -> bytes:

@@ -28,9 +28,11 @@ class _Unbreakable(io.FileIO):
     """A descriptor whose refusal to be written to is ignored."""
 
     def write(self, data: Any) -> int:
-        with contextlib.suppress(OSError):
-            super().write(data)  # a short write, or None of a pipe that must not block, loses the rest
-        return len(data)
+        try:
+            written = super().write(data)
+        except OSError:
+            return len(data)
+        return len(data) if written is None else written  # None: a pipe that must not block is full
 
 
 def _unbreakable(stream: Any, descriptor: int) -> io.TextIOWrapper:

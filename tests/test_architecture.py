@@ -97,6 +97,11 @@ LIGHT = [
     "rendering",
     "checkpoint",
     "output",
+    "folder_lock",
+    "room",
+    "gpus",
+    "startup",
+    "streams",
     "container",
     "prefetch",
 ]

@@ -209,7 +209,7 @@ class TestEndings:
         job.process.wait()
         started = time.monotonic()
         assert_ended(job, started)
-        descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+        descriptor = os.open(tmp_path / "out" / ".lock", os.O_RDWR)
         while True:  # nobody holds the output folder: a dying process loses its memory before its files
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -285,6 +285,28 @@ def test_a_task_from_standard_input_reaches_the_processes(task, tmp_path):
     assert read_json(finished.out / "result.json")["global_step"] == 10
 
 
+READERS = {
+    "dies": "2>&1 >/dev/null | head -c 1; exit ${PIPESTATUS[0]}",
+    "is full": ">/dev/full 2>&1",
+    "is closed": "<&- >&- 2>&-",
+}
+
+
+@pytest.mark.parametrize(
+    "reader", ["dies", *(pytest.param(name, marks=pytest.mark.slow) for name in READERS if name != "dies")]
+)
+@pytest.mark.parametrize("processes", [pytest.param("1", marks=pytest.mark.slow), "2"])
+def test_nobody_reads_the_log(short_task, tmp_path, reader, processes):
+    """The job goes on, and its code is right."""
+    finished = run_job(
+        short_task,
+        tmp_path / "out",
+        env={"PROCESSES": processes},
+        prefix=["bash", "-c", f'"$@" {READERS[reader]}', "bash"],
+    )
+    assert finished.code == 0 and read_json(finished.out / "result.json")["status"] == "done"
+
+
 @pytest.mark.slow
 def test_image_workers_leave_signals_and_the_output_folder_to_the_job(task, tmp_path):
     job = start_job(changed(task, {**LONG, "dataloader_num_workers": 1}), tmp_path / "out")
@@ -293,13 +315,13 @@ def test_image_workers_leave_signals_and_the_output_folder_to_the_job(task, tmp_
         (worker, *_) = job.workers()
         job.until(lambda: _ignores(worker, signal.SIGTERM), "a worker that ignores SIGTERM")
         open_files = [str(path.readlink()) for path in Path("/proc", str(worker), "fd").iterdir()]
-        assert str(tmp_path / "out") not in open_files
+        assert not any(name.startswith(str(tmp_path / "out")) for name in open_files)
         os.kill(worker, signal.SIGTERM)
         job.until_step(1)
     finally:
         job.process.kill()
         job.process.wait()
-    descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+    descriptor = os.open(tmp_path / "out" / ".lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(descriptor)
 

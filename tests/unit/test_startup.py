@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ class TestPath:
 
     def test_a_folder_that_is_gone(self, tmp_path):
         script = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); os.execv({sys.executable!r}, "
-        script += f"['python', {str(ENTRYPOINT)!r}, '--version'])"
+        script += f"[{sys.executable!r}, {str(ENTRYPOINT)!r}, '--version'])"
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -139,3 +140,27 @@ class TestStreams:
         env = os.environ | {"PYTHONIOENCODING": "latin-1"}
         done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, check=True)
         assert done.stdout == "caf\u00e9\nFalse\n".encode("latin-1") and done.stderr == b"\\u4e2d\n"
+
+    def test_a_pipe_that_is_full_and_must_not_block(self, tmp_path):
+        script = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.startup import prepare_process\n"
+            "prepare_process(); import os; os.set_blocking(2, False)\n"
+            "for _ in range(2000): print('x' * 1000, file=sys.stderr)\n"
+            "print('done')"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout.read() == b"done\n" and process.wait() == 0
+            assert 1000 < len(process.stderr.read()) < 2_000_000
+
+    def test_a_signal_in_the_middle_of_a_line_loses_nothing_of_it(self, tmp_path):
+        script = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.startup import prepare_process\n"
+            "prepare_process(); import signal\n"
+            "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.2, 0.05)\n"
+            "print('x' * 1_000_000)"
+        )
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+            time.sleep(1)
+            assert process.stdout.read() == b"x" * 1_000_000 + b"\n" and process.wait() == 0
