@@ -16,6 +16,7 @@ from .families.single_file.header import Tensor, read_header
 from .gpus import num_gpus
 from .job import Job
 from .lora.names import places, require_fit, tensor_names
+from .lora.strength import header_metadata, strengths
 from .lora.targets import NO_QUANTISED_START, TEXT_TARGETS, full_name, match_targets, require_decomposable
 from .model_files import is_weight
 from .output import Claim, OutputFolder
@@ -164,6 +165,7 @@ def _check_warm_start(
         for key, (module, kind) in places(shapes, components).items()
         if kind != "alpha"
     }
+    strengths(components, metadata=header_metadata(parent.lora), config=parent.config)
     if layers.keys() != set(components):
         return
     expected: dict[str, _Shape] = {}

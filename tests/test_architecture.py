@@ -82,6 +82,7 @@ LIGHT = [
     "lora.targets",
     "lora.names",
     "lora.folder",
+    "lora.strength",
     "wording",
     "errors",
     "rng",

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +12,7 @@ from ..errors import CheckpointError
 from ..families.base import DENOISER
 from .adapter import Adapter, Tensors, tensors_by_name
 from .names import DOWN, places, tensor_names
-
-_METADATA_KEY: Final = "lora_adapter_metadata"
+from .strength import header_metadata, strengths
 
 
 def diffusers_state(adapter: Adapter) -> Tensors:
@@ -94,9 +89,7 @@ def from_diffusers_file(
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
     for key, (module, kind) in places(tensors, components).items():
         parts[kind][module] = _checked(key, kind, tensors[key].detach().to(torch.float32))
-    scales = {component: _metadata_scale(metadata or {}, component) for component in components}
-    if config is not None:
-        scales = dict.fromkeys(components, _config_scale(config))
+    scales = strengths(components, metadata=metadata, config=config)
     found: Tensors = {}
     for module, down in parts["lora_A"].items():
         found[tensor_names(module)[0]] = down.clone()
@@ -120,9 +113,7 @@ def read_diffusers_file(
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # shapes that no tensor can have, too
         reason = str(error).split("\n", 1)[0][:200]
         raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None
-    # The parser has accepted the header, so its length and its JSON are sound.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return from_diffusers_file(tensors, components=components, metadata=header.get("__metadata__"), config=config)
+    return from_diffusers_file(tensors, components=components, metadata=header_metadata(data), config=config)
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -133,42 +124,3 @@ def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"the LoRA file's {key} holds values that are not finite; take another file")
     return tensor
-
-
-def _metadata_scale(metadata: Mapping[str, str], prefix: str) -> float:
-    """The strength that the file's metadata give the whole adapter: alpha / rank, and 1 where they say nothing."""
-    packed = metadata.get(_METADATA_KEY)
-    if packed is None:
-        return 1.0
-    with _malformed("the LoRA file's metadata are"):
-        config = json.loads(packed)
-        return _scale(
-            {key.removeprefix(f"{prefix}."): value for key, value in config.items() if key.startswith(f"{prefix}.")}
-        )
-
-
-def _config_scale(config: bytes) -> float:
-    """The same by PEFT's own configuration."""
-    with _malformed("the LoRA's adapter_config.json is"):
-        return _scale(json.loads(config))
-
-
-@contextmanager
-def _malformed(what: str) -> Iterator[None]:
-    """Turn what comes of values that nobody expects into a CheckpointError."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError) as error:
-        raise CheckpointError(f"{what} malformed ({error!r}); take another file") from None
-
-
-def _scale(own: Mapping[str, Any]) -> float:
-    if own.get("alpha_pattern"):
-        raise CheckpointError("the LoRA file gives its layers different alphas in its metadata, which is not supported")
-    if "lora_alpha" not in own:
-        return 1.0
-    rank = int(own["r"])
-    scale = float(own["lora_alpha"]) / (math.sqrt(rank) if own.get("use_rslora") else rank)
-    if not math.isfinite(scale):
-        raise ValueError(f"strength {scale}")
-    return scale

@@ -186,6 +186,28 @@ class TestWarmStart:
         with pytest.raises(CheckpointError, match="is in kohya's format"):
             start(tmp_path, name, data)
 
+    def test_a_malformed_strength(self, folder, name, trained):
+        parent = WarmStart(digest="d", lora=trained[False], config=b'{"lora_alpha": 4}')
+        with pytest.raises(CheckpointError, match=r"adapter_config\.json is malformed"):
+            precheck.check_adapter(job_of(folder, name, parent=parent, rank=3, target_modules=("to_q", "conv1")))
+
+
+class TestMemory:
+    def check(self, monkeypatch, *, device="cpu", processes=1):
+        given = []
+        monkeypatch.setattr(precheck.memory, "most_bytes", lambda: 10)
+        monkeypatch.setattr(precheck.memory, "require_room", lambda base, task, **how: given.append(how))
+        settings = SimpleNamespace(device=device)
+        job = SimpleNamespace(base=None, task=None, parent=None)
+        precheck.check_memory(job, settings, 5, processes)
+        return given[0]
+
+    def test_processes_share_the_machine(self, monkeypatch):
+        assert self.check(monkeypatch)["most"] == 10 and self.check(monkeypatch, processes=2)["most"] == 5
+
+    def test_nothing_is_known_of_a_gpu(self, monkeypatch):
+        assert self.check(monkeypatch, device="cuda")["most"] is None
+
 
 class TestOutput:
     @pytest.fixture(autouse=True)

@@ -402,7 +402,10 @@ class TestWarmStart:
         with pytest.raises(CheckpointError, match="holds several adapters"):
             from_diffusers_file(tensors)
 
-    @pytest.mark.parametrize("config", [b"{", b"[]", b'{"lora_alpha": 4}', b'{"r": 0, "lora_alpha": 4}'])
+    @pytest.mark.parametrize(
+        "config",
+        [b"{", b"[]", b'{"lora_alpha": 4}', b'{"r": 0, "lora_alpha": 4}', b'{"r": 1e999, "lora_alpha": 4}'],
+    )
     def test_malformed_configurations_of_peft_are_refused(self, adapter, config):
         with pytest.raises(CheckpointError, match=r"adapter_config\.json is malformed"):
             from_diffusers_file(diffusers_state(adapter), config=config)

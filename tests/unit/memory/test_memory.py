@@ -10,8 +10,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from engine import families, memory
+from engine import device, families, memory
 from engine.device import memory_advice
+from engine.environment import Place
 from engine.errors import DeviceMemoryError
 from engine.lora.targets import is_target
 from engine.memory import encoder_footprint, footprint
@@ -315,6 +316,17 @@ class TestRefusal:
             memory.require_room(base, task_of(), **claims)
         (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 1000)
         memory.require_room(base, task_of(), **claims)
+
+    @pytest.mark.parametrize(
+        "place, most", [(Place(), 8), (Place(0, 2), 8), (Place(0, 2, shares_task=True), 4)], ids=["one", "many", "own"]
+    )
+    def test_the_jobs_own_processes_share_the_machine(self, place, most, monkeypatch):
+        """Of a launcher's nobody knows how many are on this machine: what could fit is not refused."""
+        given = []
+        monkeypatch.setattr(device.memory, "most_bytes", lambda: 8)
+        monkeypatch.setattr(device.memory, "require_room", lambda base, task, **how: given.append(how["most"]))
+        device.require_room(SimpleNamespace(base=None, task=None, parent=None), torch.device("cpu"), place, 1)
+        assert given == [most]
 
     def test_the_micro_batches_of_a_step_are_counted(self):
         few, many = (peak("sd1", recompute=True, gradient_accumulation_steps=n).train for n in (1, 10**9 + 1))

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from engine import latents
 from engine.cache import EncodingCache
 from engine.environment import Place
 from engine.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
@@ -124,9 +125,12 @@ class TestGradients:
 
 
 @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
-@pytest.mark.parametrize("center_crop", [False, True])
-def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(images, center_crop, tmp_path):
+@pytest.mark.parametrize("center_crop, window", [(False, 1024), (True, 1024), (False, 2 * BATCH)])
+def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(
+    images, center_crop, window, tmp_path, monkeypatch
+):
     micro_batches = 4
+    monkeypatch.setattr(latents, "WINDOW_VISITS", window)  # of half a step at the least
 
     def encoder_of(setup, processes, cache):
         return VisitEncoder(
@@ -152,7 +156,7 @@ def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(images, cen
     def one(processes, cache="shared"):
         setup = Setup(images, tmp_path / "unused", center_crop=center_crop)
         encoder = encoder_of(setup, processes, cache)
-        return [encoder.examples(step) for step in range(STEPS)], encoder.skipped, setup
+        return [list(encoder.examples(step)) for step in range(STEPS)], encoder.skipped, setup
 
     whole, skipped, alone = one(None, "alone")
     found = in_threads(2, one)
