@@ -133,6 +133,7 @@ class Account:
         """Those that may be used: sorted paths relative to `root`."""
         self._open = dict.fromkeys([*tree.files, *tree.hidden, *tree.linked_twice, *tree.not_followed])
         self._used: set[str] = set()
+        self._has_links = bool(tree.linked_twice or tree.not_followed)
         self._left: dict[Reason, list[str]] = {}
         self._beside: dict[Reason, list[str]] = {}
         self.leave(LINKED_TWICE, tree.linked_twice)
@@ -154,10 +155,21 @@ class Account:
 
     def use(self, files: Iterable[str]) -> None:
         """Note what is trained on, or read for it: images, captions, masks, tables."""
-        for file in files:
+        for name in files:
+            file = name if self._is_known(name) else self._behind_links(name)
             if file in self._open:
                 del self._open[file]
                 self._used.add(file)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._open or name in self._used
+
+    def _behind_links(self, name: str) -> str:
+        """The file that a row names by way of a link that was not entered."""
+        if not self._has_links or "\0" in name:
+            return name
+        root = os.path.realpath(self.root)
+        return os.path.relpath(os.path.realpath(self.root / name), root)
 
     def leave(self, reason: Reason, files: Iterable[str]) -> None:
         """Note what is not, as far as nothing else is noted of it."""
