@@ -28,6 +28,12 @@ _OF_SYSTEMS: Final = frozenset(
         "lost+found",
     }
 )
+_PART: Final = re.compile(r"\.(?:\d{3}|[zr]\d\d|part\d+\.(?:rar|zip))\Z", re.IGNORECASE)
+
+
+def is_part_of_archive(name: str) -> bool:
+    """Whether a file is one of the parts into which an archive was split: `.z01`, `.001`, `.part2.rar`, …"""
+    return _PART.search(name) is not None
 
 
 def composed(name: str) -> str:

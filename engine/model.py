@@ -19,7 +19,7 @@ from .families.configs import read_json
 from .families.single_file import SingleFile
 from .limits import Limits
 from .model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
-from .paths import nearest
+from .paths import hub_page, nearest
 from .task import Model, PredictionType
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
@@ -172,6 +172,8 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, d
     from .fetch import fetch_file
 
     address = shown_url(model.name)
+    if page := hub_page(model.name):
+        raise ModelError(f"the base model {address} is a page of the Hub: write the Hub ID alone, {page}")
     if Path(urlsplit(address).path).suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {address} {_PICKLED}")
     path = fetch_file(

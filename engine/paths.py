@@ -71,7 +71,7 @@ def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: 
     except JobError as error:
         if error.hub_id != name:
             raise
-        raise type(error)(f"there is no folder {shown(str(path))}{nearest(path)}; on the Hub: {error}") from error
+        raise type(error)(f"there is no folder {shown(str(path))}{nearest(path)}, and on the Hub: {error}") from error
 
 
 def nearest(path: Path) -> str:
@@ -83,12 +83,16 @@ def nearest(path: Path) -> str:
         there = {name.casefold(): name for name in sorted(os.listdir(parent)) if not name.startswith(".")}  # noqa: PTH208
         close = difflib.get_close_matches(wanted.casefold(), there, n=1, cutoff=0.7)
         if close:
-            return f"; did you mean {shown(there[close[0]])}?"
-    return (
-        "; is it mounted?"
-        if parent / wanted == path
-        else f"; there is no {shown(str(parent / wanted))}: is it mounted?"
-    )
+            return f" (did you mean {shown(there[close[0]])}?)"
+    if parent / wanted == path:
+        return " (is it mounted?)"
+    return f" (nor {shown(str(parent / wanted))}: is it mounted?)"
+
+
+def hub_page(name: str) -> str | None:
+    """The Hub ID of the repository whose page an address is; None where it is none."""
+    match = _HUB_PAGE.fullmatch(name)
+    return shown(match[1]) if match else None
 
 
 def as_spelled(path: str) -> str:
@@ -112,8 +116,8 @@ def _composed_names(folder: str, changed: int) -> dict[str, str]:
 
 def _no_hub_id(name: str, what: str) -> str | None:
     """Why a name is neither a path here nor a Hub ID, and what to write; None where it may be one."""
-    if page := _HUB_PAGE.fullmatch(name):
-        return f"write the Hub ID alone, {shown(page[1])}"
+    if page := hub_page(name):
+        return f"write the Hub ID alone, {page}"
     if re.match(r"https?://", name, re.IGNORECASE):
         return "it is an address: put it into dataset.url"
     if re.match(r"file://", name, re.IGNORECASE):

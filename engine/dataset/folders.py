@@ -16,10 +16,10 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..hub import snapshot_of
-from ..layouts import project_folders
+from ..layouts import is_part_of_archive, project_folders
 from ..limits import bounded_memory
 from ..paths import as_spelled
-from ..quoting import short, shown
+from ..quoting import listing, short, shown
 from .caption_files import images_among
 from .configurations import (
     IMAGES,
@@ -39,6 +39,7 @@ from .splits import choose_split, files_of_split, refuse_split, split_of_folder
 from .table_choice import account_for, read_tables
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 from .unused import (
+    ARCHIVES,
     NOT_READ,
     OTHER_CONFIGURATIONS,
     OTHER_SPLIT_TABLES,
@@ -91,7 +92,11 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
         return tables
     if not images_among(account.files):
         account.close()
-        found = account.told(NOT_READ) or f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
+        found = (
+            account.told(NOT_READ)
+            or account.told(ARCHIVES)
+            or f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
+        )
         raise DatasetError(f"{path.name} holds nothing to train on: {found}")
     parts, notes = read_sidecars(account, listed, source)
     for note in notes:
@@ -170,6 +175,8 @@ def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions
 
 
 def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
+    if is_part_of_archive(path.name):
+        raise DatasetError(f"{path} is a part of a split archive: join its parts, unpack them and name the folder")
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DatasetError(
             f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
@@ -213,7 +220,7 @@ def _read_saved_splits(account: Account, source: Source, report: Report) -> tupl
         raise DatasetError(f"{path.name}/dataset_dict.json: expected a list of split names, got {short(splits)}")
     split = choose_split(splits, path.name, source.split)
     if len(splits) > 1:
-        report(f"dataset: split {split!r} of {', '.join(splits)}")
+        report(f"dataset: split {split!r} of {listing(splits, most=8)}")
     parts = _read_saved(split, account, replace(source, split=None))
     others = set(splits) - {split}
     account.leave(OTHER_SPLIT_TABLES, [file for file in account.open if file.partition("/")[0] in others])

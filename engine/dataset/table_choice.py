@@ -72,23 +72,24 @@ def _read_kind(
 
     Raises DatasetError: none has the columns, or one cannot be read.
     """
-    chosen = files_of_split(tables, split_of_table, account.root.name, source.split, rest_is_train=False)
-    parts: dict[str, Rows] = {}
-    problems: dict[str, DatasetError] = {}
-    for file in chosen:
-        try:
-            parts[file] = read_table(account.root / file, source, shown(file))
-        except NoSuchColumnError as error:
-            problems[file] = error
-            account.leave(WITHOUT_COLUMNS, [file])
-        except DatasetError as error:
-            if not captioned:
-                raise
-            problems[file] = error
-            account.leave(UNREADABLE_TABLES, [file])
-    if not parts:
-        raise next(iter(problems.values()))
-    return tuple(parts.values()), list(parts)
+    problems: list[DatasetError] = []
+    while tables:
+        chosen = files_of_split(tables, split_of_table, account.root.name, source.split, rest_is_train=False)
+        parts: dict[str, Rows] = {}
+        for file in chosen:
+            try:
+                parts[file] = read_table(account.root / file, source, shown(file))
+            except DatasetError as error:
+                if not (captioned or isinstance(error, NoSuchColumnError)):
+                    raise
+                problems.append(error)
+                reason = WITHOUT_COLUMNS if isinstance(error, NoSuchColumnError) else UNREADABLE_TABLES
+                account.leave(reason, [file])
+        if parts:
+            return tuple(parts.values()), list(parts)
+        # What is no table of the dataset does not make those that name no split another one.
+        tables = [file for file in tables if file not in chosen and split_of_table(file) is None]
+    raise problems[0]
 
 
 def _has_captions(files: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ from ..errors import DatasetError
 from ..limits import Budget, Limits, bounded_memory
 from ..notes import Identity, remembered
 from ..storage import FILE_MODE, writing_to
-from .columns import Columns, arrow_kinds, kind_of
+from .columns import Columns, NoSuchColumnError, arrow_kinds, kind_of
 from .images import Cells
 from .reach import Reach
 from .records import csv_records, json_records
@@ -62,7 +62,7 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         if suffix == ".arrow":
             return _from_arrow(read_arrow(path), path, source, label, mapped=path)
         if suffix == ".tar":
-            return read_tar(path, source.columns, label)
+            return read_tar(path, source.columns, label, joins_lines=source.joins_lines)
         if suffix in (".csv", ".tsv"):
             return _from_records(csv_records(path, source.columns.names, label), path, source, label)
         return _from_records(json_records(path, label), path, source, label)
@@ -109,7 +109,7 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
         for name, values in kept.items():
             values.append(record.get(name))
     if not kinds:
-        raise DatasetError(f"{label} has no rows")
+        raise NoSuchColumnError(f"{label} has no rows", kinds)
     image, _ = columns.pick(kinds, label)
     mask = columns.pick_mask(kinds, label)
     captions, rules = captions_from_values(kept[columns.caption], columns, label)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..layouts import composed, is_of_system, label_of
-from ..quoting import listing, plural
+from ..quoting import listing, plural, shown
 from .images import is_image_name
 from .walking import Tree
 
@@ -111,7 +111,7 @@ _KINDS: Final = tuple(
             NOT_READ,
         ),
         ("mp4|mov|webm|mkv|avi|m4v|mpe?g|wmv|flv|3gp|mts", VIDEOS),
-        ("zip|7z|rar|gz|tgz|bz2|tbz2|xz|txz|zst|tzst|z01|001", ARCHIVES),
+        ("zip|7z|rar|gz|tgz|bz2|tbz2|xz|txz|zst|tzst|z\\d\\d|\\d{3}", ARCHIVES),
         ("parquet|arrow|jsonl|ndjson|csv|tsv|json|tar", OTHER_TABLES),
         ("txt|caption", LOST_CAPTIONS),
     )
@@ -208,7 +208,8 @@ class Account:
         words = plural(len(files), reason.one, reason.many)
         if reason.by_type:
             counts = Counter(map(_suffix, files))
-            words += f" ({', '.join(f'{count:,} {suffix}' for suffix, count in sorted(counts.items()))})"
+            types = [f"{count:,} {shown(suffix)}" for suffix, count in sorted(counts.items())]
+            words += f" ({listing(types, str, most=6)})"
         if beside:
             words += f", with {plural(len(beside), 'file')} beside"
         return f"{words}: {listing(files)}"

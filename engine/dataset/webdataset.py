@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -24,27 +24,26 @@ MAX_TEXT_BYTES: Final = 1 << 20
 _TEXTS: Final = ("txt", "caption", "text", "json")
 
 
-def read_tar(path: Path, columns: Columns, label: str) -> Rows:
+def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = False) -> Rows:
     """A WebDataset tar: members `key.ext` of one key are a sample; a column is an extension, or a key of its `.json`.
 
     The key ends at the first dot of a name. Where only the last dot leaves each image a text, as in `2024.01 cat.jpg`
-    and `2024.01 cat.txt`, it ends there, and texts are read as they are beside images. Where the task leaves the
-    columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
+    and `2024.01 cat.txt`, it ends there, and texts are read as they are beside images (`joins_lines`: as one caption).
+    Where the task leaves the columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
     """
     samples: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
     with _Headers(path) as file:
         members = list(_members(file, path, label))
-        by_first = [_split_key(name) for name, _, _ in members]
-        by_last = [_split_last(name) for name, _, _ in members]
-        in_lines = not _has_texts(by_first) and by_first != by_last and _has_texts(by_last)
-        for member, (key, extension) in zip(members, by_last if in_lines else by_first, strict=True):
-            if not extension:
-                continue
+        in_lines = not _has_texts(members, _split_key) and _has_texts(members, _split_last)
+        for member in members:
+            key, extension = (_split_last if in_lines else _split_key)(member[0])
             fields = samples.setdefault(key, {})
             if extension in fields:
                 raise DatasetError(f"{label} holds {short(member[0])} twice")
             _add_field(file, member, extension, fields, kinds, in_lines=in_lines)
+            if in_lines and joins_lines and isinstance(fields[extension], list):
+                fields[extension] = " ".join(fields[extension])
     columns = _tar_columns(columns, kinds)
     image, _ = columns.pick(kinds, label)
     columns = replace(columns, mask=columns.pick_mask(kinds, label))
@@ -82,10 +81,15 @@ def _split_last(name: str) -> tuple[str, str]:
     return stem, extension.lower()
 
 
-def _has_texts(keys: Sequence[tuple[str, str]]) -> bool:
-    """Whether there are images, and a text for each."""
-    texts = {key for key, extension in keys if extension in _TEXTS}
-    images = {key for key, extension in keys if is_image_name(f".{extension}")}
+def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]]) -> bool:
+    """Whether there are images, and a text for each, where names are split that way."""
+    images, texts = set[str](), set[str]()
+    for name, _, _ in members:
+        key, extension = split(name)
+        if is_image_name(f".{extension}"):
+            images.add(key)
+        elif extension in _TEXTS:
+            texts.add(key)
     return bool(images) and images <= texts
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ..addresses import shown_url
 from ..errors import DatasetError
+from ..layouts import is_part_of_archive
 from ..limits import Limits
 from ..storage import make_folder, sync_folder, write_file, writing_to
 from .archive import JOIN_PARTS, extract, notes_of
@@ -30,7 +31,6 @@ from .locking import locked
 __all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file"]
 
 _BUILDING: Final = ".building"
-_PART_NAME: Final = re.compile(r"\.(\d{3}|[zr]\d\d|part\d+\.(rar|zip))\Z", re.IGNORECASE)
 _DEFAULT_LIMITS: Final = Limits()
 _DEFAULT_POLICY: Final = Policy()
 
@@ -103,7 +103,7 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
     _sweep(root, key)
     with download.part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    content, part_name = root / "content" / digest, _PART_NAME.search(urlsplit(label).path)
+    content = root / "content" / digest
     if not content.is_dir():
         building = root / "content" / f".{key}{_BUILDING}"
         report(f"unpacking {label}")
@@ -115,7 +115,7 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
         except DatasetError as error:
             # The same bytes would be refused again; the server may have better ones next time.
             download.discard()
-            if part_name and JOIN_PARTS not in str(error):
+            if is_part_of_archive(urlsplit(label).path) and JOIN_PARTS not in str(error):
                 error = DatasetError(f"{error}; by its name it is a part of a split archive: {JOIN_PARTS}")
             raise DatasetError(f"{label} is not usable: {error}") from error
         finally:

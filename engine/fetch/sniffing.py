@@ -10,6 +10,7 @@ from typing import Final
 _HEAD_BYTES: Final = 64 << 10
 _TAR_BLOCK: Final = 512
 _BOM: Final = codecs.BOM_UTF8
+_BOMS_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Kind(Enum):
@@ -108,9 +109,10 @@ def _is_boxed_image(head: bytes) -> bool:
 
 
 def _text_kind(head: bytes) -> Kind:
+    encoding = "utf-16" if head.startswith(_BOMS_16) else "utf-8"
     try:
         # Incremental: the head may end inside a character.
-        text = codecs.getincrementaldecoder("utf-8")().decode(head.removeprefix(_BOM)).lstrip()
+        text = codecs.getincrementaldecoder(encoding)().decode(head.removeprefix(_BOM)).lstrip()
     except UnicodeDecodeError:
         return Kind.UNKNOWN
     by_first = {"<": Kind.WEB_PAGE, "{": Kind.JSON_LINES, "[": Kind.JSON}.get(text[:1])
@@ -121,4 +123,4 @@ def _text_kind(head: bytes) -> Kind:
         return Kind.UNKNOWN
     if "\t" in header:
         return Kind.TSV
-    return Kind.CSV if "," in header else Kind.UNKNOWN
+    return Kind.CSV if any(delimiter in header for delimiter in ",;|") else Kind.UNKNOWN

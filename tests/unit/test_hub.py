@@ -56,6 +56,17 @@ def test_a_bare_refusal_is_what_was_asked_fors(status, refused, waited):
     assert str(status) in str(caught.value) or "nothing on the Hub that may be read" in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [404, 503])
+def test_who_looks_something_up_learns_what_it_was(monkeypatch, status):
+    def get(self, url, **_):
+        return httpx2.Response(status, request=httpx2.Request("GET", url))
+
+    monkeypatch.setattr(httpx2.Client, "send", lambda self, request, **_: get(self, str(request.url)))
+    with pytest.raises((DatasetError, TemporaryError)) as caught:
+        hub.resolve_commit("me/cats", "dataset", "main")
+    assert caught.value.hub_id == "me/cats"
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 501, 502, 503, 504, 520])
 def test_trouble_is_temporary_after_four_attempts(status, waited):
     asked = []
@@ -82,3 +93,33 @@ def test_an_answer_that_is_not_the_hubs(monkeypatch, body, kind, refused):
     monkeypatch.setattr(httpx2.Client, "request", lambda self, method, url, **_: get(self, url))
     with pytest.raises(refused, match="HF_ENDPOINT"):
         hub.resolve_commit("a/b", kind, "main")
+
+
+class TestSnapshots:
+    """Folders of the Hub's cache."""
+
+    def cached(self, root, *commits, **refs):
+        folder = root / "models--me--model"
+        for commit in commits:
+            (folder / "snapshots" / commit).mkdir(parents=True)
+        for name, commit in refs.items():
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / name).write_text(commit)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("revision", "commit"), [("main", "aaa"), ("v1", "bbb"), ("bbb", "bbb")], ids=["main", "another", "a commit"]
+    )
+    def test_the_one_that_the_revision_names(self, tmp_path, revision, commit):
+        folder = self.cached(tmp_path, "aaa", "bbb", main="aaa", v1="bbb")
+        assert hub.snapshot_of(folder, revision, ModelError) == folder / "snapshots" / commit
+
+    @pytest.mark.parametrize("revision", ["v2", "../../x", "a\0b", ""])
+    def test_one_that_is_not_there(self, tmp_path, revision):
+        with pytest.raises(ModelError, match="2 snapshots"):
+            hub.snapshot_of(self.cached(tmp_path, "aaa", "bbb", main="aaa"), revision, ModelError)
+
+    def test_other_folders_stay(self, tmp_path):
+        (tmp_path / "models--mine").mkdir()
+        for folder in (tmp_path, tmp_path / "models--mine", tmp_path / "gone"):
+            assert hub.snapshot_of(folder, "main", ModelError) == folder

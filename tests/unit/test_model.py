@@ -132,10 +132,18 @@ class TestFolder:
         path.symlink_to(tmp_path / "blob")
         assert locate(folder).identity == expected
 
+    def test_the_hub_caches_folder_of_it(self, tmp_path):
+        expected = locate(write_model(tmp_path / "model")).identity
+        write_model(tmp_path / "models--me--model/snapshots/abc")
+        (tmp_path / "models--me--model/refs").mkdir()
+        (tmp_path / "models--me--model/refs/main").write_text("abc")
+        found = locate(tmp_path / "models--me--model")
+        assert (found.identity, found.folder.name) == (expected, "abc")
+
     @pytest.mark.parametrize(
         "make, message",
         [
-            (lambda path: None, "is neither a folder nor a file; is it mounted"),
+            (lambda path: None, "is neither a folder nor a file .is it mounted"),
             (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
             (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
@@ -224,8 +232,9 @@ class TestFile:
     @pytest.mark.parametrize(
         "name, message",
         [
-            ("/nowhere/model.safetensors", "model.safetensors is not there; check its path"),
+            ("/nowhere/model.safetensors", r"model.safetensors is not there \(nor /nowhere: is it mounted"),
             ("/nowhere/model.ckpt", "model.ckpt is not there"),
+            ("https://huggingface.co/me/model", "write the Hub ID alone, me/model"),
             ("https://example.org/model.ckpt?type=Model", r"https://example.org/model.ckpt\?… is a pickle.*convert it"),
         ],
     )

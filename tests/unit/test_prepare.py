@@ -1,12 +1,13 @@
 """From settings to a job: what is refused, and what is pinned."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from engine import prepare
-from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError
+from engine.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError, TemporaryError
 from engine.task import parse_task
 from tests.unit.jobs import COMMIT, job_of, parent_of, text
 
@@ -75,9 +76,39 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
 
     for name in ("checkpoint.load", "model.locate", "open_dataset"):
         monkeypatch.setattr(f"engine.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
-    settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None)
+    settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
         prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, report=print)
+
+
+@pytest.mark.parametrize("key", ["model.name", "dataset.name", "validation.dataset.name"])
+def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
+    """Where there is no network, it is the only thing to go by."""
+
+    def ask(name, *_, **__):
+        error = TemporaryError(f"{name}: the Hub could not be reached in 4 attempts; try later")
+        error.hub_id = name
+        raise error
+
+    for name, function in (
+        ("model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
+        ("open_dataset", lambda task, **_: ask(task.dataset.name) if key == "dataset.name" else None),
+        ("hold_out", lambda task, *_, **__: ask(task.validation.dataset.name)),
+    ):
+        monkeypatch.setattr(f"engine.prepare.{name}", function)
+    (tmp_path / "my-images").mkdir()
+    task = {"model": {"name": "m"}, "dataset": {"name": "d"}, "validation": {}, "train_args": {}}
+    place, last = task, key.split(".")[-1]
+    for part in key.split(".")[:-1]:
+        place = place.setdefault(part, {})
+    place[last] = "my-imagse"
+    settings = SimpleNamespace(checkpoint=None, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
+    with pytest.raises(TemporaryError) as caught:
+        prepare.prepare(settings, parse_task(json.dumps(task).encode(), source="t"), weights=False, report=print)
+    assert str(caught.value) == (
+        f"there is no folder {tmp_path}/my-imagse (did you mean my-images?), and on the Hub: my-imagse: the Hub could "
+        "not be reached in 4 attempts; try later"
+    )
 
 
 class TestHeldOut:

@@ -1,11 +1,16 @@
 """A clone of a Hub dataset with configurations in its README.md: what `datasets.load_dataset` of it would train on."""
 
 import json
+import re
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from engine.dataset.configurations import glob_matches
 from engine.errors import DatasetError
 from tests.unit.dataset.test_dataset import PICTURES, embedded_table, opened, picture
 
@@ -221,3 +226,34 @@ def test_the_only_snapshot(tmp_path):
 def test_snapshots_of_which_none_is_named(tmp_path, main):
     with pytest.raises(DatasetError, match=r"2 snapshots.*name the snapshot's folder \(aaa, bbb\)"):
         opened(tmp_path, name=snapshots(tmp_path, "aaa", "bbb", main=main))
+
+
+# ---------------------------------------------------------------------------------------------------------- patterns
+
+PARTS = st.one_of(st.just("**"), st.text("ab*?[]!-.", min_size=1, max_size=4).filter(lambda part: "**" not in part))
+NAMES = st.lists(st.text("ab-.", min_size=1, max_size=3), min_size=1, max_size=4)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=4), NAMES)
+@settings(max_examples=500, deadline=None)
+def test_patterns_match_as_fsspecs_do(parts, names):
+    from fsspec.utils import glob_translate
+
+    expected = re.match(glob_translate("/".join(parts)), "/".join(names))
+    assert glob_matches(parts, names) == (expected is not None)
+
+
+def test_a_pattern_that_would_never_end(tmp_path):
+    deep = "/".join(["a" * 60] * 12)
+    parts = ["**", "*a*a*a*a*a*b"] * 20
+    start = time.monotonic()
+    assert not glob_matches(parts, deep.split("/"))
+    assert time.monotonic() - start < 1
+
+
+def test_yaml_that_would_fill_memory(tmp_path):
+    tables(tmp_path / "clone")
+    laughs = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(30))
+    (tmp_path / "clone/README.md").write_text(f"---\n{laughs}configs: *a30\n---\n")
+    with pytest.raises(DatasetError, match="aliases"):
+        opened(tmp_path, name=tmp_path / "clone")

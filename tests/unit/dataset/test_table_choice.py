@@ -133,6 +133,25 @@ def test_beside_a_table_of_ours_another_of_its_kind_is_passed_over(tmp_path):
     assert len(opened(tmp_path, name=tmp_path / "data")) == 3
 
 
+def test_a_stray_says_nothing_about_splits(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.png").write_bytes(PICTURES[0])
+    put(tmp_path / "data/captions.json", '[{"image": "a.png", "text": "a cat"}]')
+    put(tmp_path / "data/eval_results.json", '{"loss": 0.1}')
+    put(tmp_path / "data/train_log.json", '{"loss": 0.1}')
+    lines = []
+    assert rows(opened(tmp_path, name=tmp_path / "data", report=lines.append)) == [(PICTURES[0], ("a cat",))]
+    assert all(any(name in line for line in lines) for name in ("eval_results.json", "train_log.json"))
+
+
+def test_another_split_never_stands_in_for_the_training_one(tmp_path):
+    (tmp_path / "data").mkdir()
+    put(tmp_path / "data/train.jsonl", '{"image": "a.png", "caption": "a cat"}')
+    put(tmp_path / "data/test.jsonl", '{"image": "a.png", "text": "a cat"}')
+    with pytest.raises(DatasetError, match=r"train\.jsonl has no column 'text'"):
+        opened(tmp_path, name=tmp_path / "data")
+
+
 def test_a_damaged_table_is_no_stray(tmp_path):
     (tmp_path / "data").mkdir()
     pq.write_table(embedded_table(), tmp_path / "data/rows-0.parquet")

@@ -203,12 +203,29 @@ def test_single_tables(tmp_path, packing, name, data):
         (b"version https://git-lfs.github.com/spec/v1\n", Kind.POINTER),
         (b"no table, this\x00", Kind.UNKNOWN),
         (b"plain words", Kind.UNKNOWN),
+        ("plain words".encode("utf-16"), Kind.UNKNOWN),
         (b"\xff\xfea\x00", Kind.UNKNOWN),
     ],
 )
 def test_what_is_no_dataset_says_what_it_is(tmp_path, data, kind):
     assert refusal(tmp_path, data).startswith(f"it is {kind.value}")
     assert sniff(tmp_path / "archive") is kind
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    {
+        "a;b\n1;2\n": "data.csv",
+        "sep=;\na;b\n": "data.csv",
+        "a|b\n1|2\n": "data.csv",
+        "a\tb\n1\t2\n": "data.tsv",
+        '{"a": 1}\n': "data.jsonl",
+        '[{"a": 1}]\n': "data.json",
+    }.items(),
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_spreadsheets_are_known_by_their_content(tmp_path, text, name, encoding):
+    assert pages(tmp_path, text.encode(encoding)) == {name: text.encode(encoding)}
 
 
 UNSAFE_NAMES = {
