@@ -118,10 +118,13 @@ _KINDS: Final = tuple(
 )
 _TEXTS: Final = (".txt", ".caption", ".json")
 _USUAL: Final = re.compile(
-    r"(?:readme|licen[cs]e|copying|notice|changelog|citation|authors|attribution)(?:[._-].*)?"
-    r"|thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|(?:dataset_infos?|dataset_dict|state)\.json",
+    r"(?:readme|licen[cs]e)(?:[._-].*)?|(?:copying|notice|changelog|citation|authors)(?:\.\w+)?"
+    r"|(?:eh)?thumbs\.db|desktop\.ini|icon\r|(?:dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
 )
+ABOUT_NO_IMAGES: Final = (NOT_READ, VIDEOS, ARCHIVES, OF_SYSTEMS, LOST_MASKS, DEAD_LINKS, LINKED_TWICE, NOT_FOLLOWED)
+"""What a folder without images may hold instead."""
+_TOLD_KINDS: Final = (NOT_READ, VIDEOS, ARCHIVES)
 
 
 class Account:
@@ -230,11 +233,12 @@ class Account:
         name = file.rpartition("/")[2]
         if is_of_system(file):
             return OF_SYSTEMS if is_image_name(file) and not name.startswith("._") else USUAL
-        if _USUAL.fullmatch(name):
-            return USUAL
         if is_image_name(file):
             return LOST_MASKS if label_of(file) else UNNAMED
-        if found := next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None):
+        found = next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None)
+        if found not in _TOLD_KINDS and _USUAL.fullmatch(name):
+            return USUAL
+        if found:
             return found
         return OTHERS if os.path.exists(f"{self.root}/{file}") else DEAD_LINKS  # noqa: PTH110  # a link behind a link
 

@@ -165,6 +165,28 @@ def test_nothing_but_such_pictures(tmp_path):
         opened(tmp_path / "data", tmp_path)
 
 
+def test_nothing_but_a_link_that_leads_nowhere_and_hidden_images(tmp_path):
+    folder = write(tmp_path / "data", images(".hidden/a.png"))
+    (folder / "10_dog").symlink_to(tmp_path / "not there")
+    with pytest.raises(
+        DatasetError, match=r"1 image is left out, hidden .*: \.hidden/a\.png; 1 link leads nowhere: 10_dog"
+    ):
+        opened(folder, tmp_path)
+
+
+def test_what_is_called_like_a_readme_is_named_where_it_may_be_data(tmp_path):
+    files = images("a.png", "readme.png", "license_plate.jpg") | {"notice_board.txt": "a caption", "readme.heic": b"x"}
+    usual = dict.fromkeys(["README.md", "LICENSE-MIT", "readme_en.txt", "NOTICE.txt", "CITATION.cff"], b"x")
+    said = []
+    listed = {"metadata.jsonl": '{"file_name": "a.png", "text": "one"}'}
+    opened(write(tmp_path / "data", files | usual | listed), tmp_path, said=said)
+    assert said == [
+        "dataset: 2 images are not used, named by no metadata row: license_plate.jpg, readme.png",
+        "dataset: 1 picture is of a kind that is not read, save it as JPEG or PNG (1 .heic): readme.heic",
+        "dataset: 1 text file is beside no image of that name: notice_board.txt",
+    ]
+
+
 def test_what_is_lost_archived_or_another_programs_is_named(tmp_path):
     files = images("a.png", "b-masklabel.png") | {
         "a.txt": "one",
