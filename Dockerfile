@@ -1,7 +1,8 @@
 # One training job as an image: docs/container.md says how to build and run it, and why it is as it is.
 #
 # torch's wheels bring CUDA 13 themselves, so the base image only says which driver is needed. Any Debian or Ubuntu does.
-ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+# The digest is that of the tag's index of platforms; docs/container.md says how to look up a newer one.
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
 
 # Wheels that no index offers may come from a folder: docker build --build-context wheels=FOLDER
 FROM scratch AS wheels
@@ -33,7 +34,7 @@ RUN --mount=type=secret,id=ca_bundle,target=/run/ca.pem \
 ARG REQUIREMENTS=requirements-cuda.txt
 # Where torch's CPU build is, unless the folder of wheels has it. Not asked for CUDA's, which is on PyPI.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-COPY requirements.txt requirements-cpu.txt requirements-cuda.txt /locks/
+COPY requirements-common.txt requirements-cpu.txt requirements-cuda.txt /locks/
 # Of CUDA's files those go that no library here is linked to or opens by name, but for a profiler's; and Triton, which torch
 # does without: it would need a C compiler here, to which torch's outer products would then lead.
 # Bytecode is bound to the sources' hashes instead of their times, so that it stays valid, and equal, in any image; without
@@ -49,7 +50,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     esac; \
     if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-compile --no-deps \
-      "$@" -r "/locks/${REQUIREMENTS}"; \
+      --require-hashes "$@" -r "/locks/${REQUIREMENTS}"; \
     /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python check; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
     find "${site}" -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \
@@ -75,7 +76,12 @@ RUN python3 -S -m compileall -q --invalidation-mode unchecked-hash /app/entrypoi
 
 FROM base AS runtime
 # Any user may write here, whoever `--user` names; what is mounted over them brings its own owner and mode.
-RUN mkdir -m 1777 /out /cache; mkdir /task
+# The only set-user-ID program is the copy of Python by which the image's user becomes the owner of /out: engine/container.py.
+RUN mkdir -m 1777 /out /cache; mkdir /task; \
+    find / -xdev -type f -perm /6000 -exec chmod a-s {} +; \
+    python=$(readlink -f "$(command -v python3)"); rise=${python%/*}/sd-lora-task-rise; \
+    install -o 0 -g 10001 -m 4750 "${python}" "${rise}"; \
+    mkdir -p /usr/local/libexec; ln -s "${rise}" /usr/local/libexec/sd-lora-task-rise
 COPY --from=deps /opt/venv /opt/venv
 COPY --from=code /app /app
 # SAFEPATH: nothing that lies in the task's folder can be imported. USER: PyTorch asks for a name that any UID has.
@@ -86,15 +92,21 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     USER=job \
+    SD_LORA_TASK_IN_IMAGE=1 \
     HF_HOME=/cache/huggingface \
     CUBLAS_WORKSPACE_CONFIG=:4096:8 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /task
 STOPSIGNAL SIGTERM
-# -g: the job's worker processes get the signal too.
-ENTRYPOINT ["tini", "-g", "--", "python", "-m", "engine.container"]
+# Not root, which Kubernetes' runAsNonRoot would refuse; a number, as a name proves nothing to it.
+USER 10001:10001
+# It becomes the owner of /out, then starts tini, which passes signals on to all of the job's processes. Until Python can
+# handle them they are blocked: the kernel drops those that process 1 neither handles nor blocks.
+ENTRYPOINT ["env", "--block-signal=TERM,INT", "python", "-m", "engine.container"]
 ARG BASE_IMAGE
+ARG BASE_DIGEST=
+ARG SOURCE=
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 # What the job says that it is: in its log and in result.json.
@@ -104,4 +116,6 @@ LABEL org.opencontainers.image.title="sd-lora-task" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="${BASE_IMAGE}"
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"

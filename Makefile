@@ -9,13 +9,14 @@ help:  ## this list
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	@echo "installing the job and its development tools into .venv: 2 GB, some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 setup: .venv/installed  ## install everything into .venv
 
-demo: setup  ## train a small LoRA on the CPU, as a chain of two tasks
+demo: setup  ## train a small LoRA on the CPU, as a chain of two tasks: 5 to 20 minutes
 	$(BIN)/python examples/chain.py --task examples/demo/task.json --output out/demo -- --device cpu --cache-dir out/cache
 
 test: setup  ## the tests
@@ -33,7 +34,7 @@ image:  ## the image for a GPU, sd-lora-task
 image-cpu:  ## the image for a CPU, sd-lora-task:cpu
 	tools/image.sh cpu
 
-lock:  ## requirements-cuda.txt anew, from requirements.txt
+lock:  ## requirements-common.txt and -cuda.txt anew, from requirements.txt
 	tools/lock.sh
 
 check: setup  ## linters and types
@@ -46,5 +47,5 @@ fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what make made
-	rm -rf .venv out build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove what make made, but for out/, which may hold trainings
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

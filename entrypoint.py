@@ -21,6 +21,7 @@ from typing import NoReturn
 from engine.environment import Place, read_place
 from engine.errors import Interrupted, JobError, PeerError, TaskError
 from engine.host import expected_device
+from engine.mounts import require_mount
 from engine.outcome import Outcome, describe, exit_code, exit_kind, recording_failure, write_termination_message
 from engine.output import PROGRESS_LOG, OutputFolder
 from engine.processes.distributed import Processes, connected
@@ -47,6 +48,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
             keep_silent()
         if flags.plan:
             print_plan(read_settings(flags, environment))
+            if place.is_first:
+                require_mount(output_dir(flags, environment), environment)
             return 0
         follow_launcher(environment)
         launch = _run(flags, environment, place, stop)
@@ -65,7 +68,7 @@ def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place
         introduce(outcome.introduction)
     with (
         connected(place, stop) as processes,
-        _output(output_dir(flags, environment), outcome, place) as output,
+        _output(output_dir(flags, environment), outcome, place, environment) as output,
         processes.knowing_why(),
         ProgressLog(output.root / PROGRESS_LOG, step=lambda: outcome.global_step) as log,
     ):
@@ -73,11 +76,12 @@ def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place
 
 
 @contextlib.contextmanager
-def _output(folder: Path, outcome: Outcome, place: Place) -> Iterator[OutputFolder]:
+def _output(folder: Path, outcome: Outcome, place: Place, environment: Mapping[str, str]) -> Iterator[OutputFolder]:
     """The output folder: locked and told of failures in the job's first process, not touched in the others."""
     if not place.is_first:
         yield OutputFolder(folder)
         return
+    require_mount(folder, environment)
     with OutputFolder.lock(folder) as output, recording_failure(output, outcome):
         yield output
 

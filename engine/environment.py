@@ -9,7 +9,11 @@ from typing import Final
 from .errors import TaskError
 
 LAUNCHED: Final = "SD_LORA_TASK_LAUNCHED"
-"""Set by `launch.py` for the processes it starts: the folder where each leaves its exit code."""
+"""Set by `launch.py` for the processes it starts: they share the task's own accumulation out."""
+EXIT_CODES: Final = "SD_LORA_TASK_EXIT_CODES"
+"""Set by a launcher of ours for the processes it starts: the folder where each leaves its exit code."""
+IN_IMAGE: Final = "SD_LORA_TASK_IN_IMAGE"
+"""Set in the image, where what is not mounted is lost."""
 
 
 def int_variable(env: Mapping[str, str], name: str, *, default: int, least: int) -> int:
@@ -22,6 +26,18 @@ def int_variable(env: Mapping[str, str], name: str, *, default: int, least: int)
     if not (text.isascii() and text.isdigit()) or len(text) > 4000 or int(text) < least:
         raise TaskError(f"{name} is {text!r}: expected a whole number of at least {least}")
     return int(text)
+
+
+def flag_variable(env: Mapping[str, str], name: str) -> bool:
+    """Return whether an environment variable is 1; not when it is 0, empty or absent.
+
+    Raises:
+        TaskError: something else is in it.
+    """
+    text = env.get(name) or "0"
+    if text not in ("0", "1"):
+        raise TaskError(f"{name} is {text!r}: expected 1, 0 or nothing")
+    return text == "1"
 
 
 @dataclass(frozen=True, slots=True)

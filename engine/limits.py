@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .environment import int_variable
-from .errors import DatasetError, TaskError
+from .environment import flag_variable, int_variable
+from .errors import DatasetError
 
 DEFAULT_MAX_BYTES: Final = 50 << 30
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -40,12 +40,9 @@ class Limits:
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> Limits:
         """`MAX_DATASET_BYTES` and `ALLOW_PRIVATE_URLS`; empty is not set. Raises TaskError naming the variable."""
-        allow = env.get("ALLOW_PRIVATE_URLS") or "0"
-        if allow not in ("0", "1"):
-            raise TaskError(f"ALLOW_PRIVATE_URLS is {allow!r}: expected 1, 0 or nothing")
         return cls(
             max_dataset_bytes=int_variable(env, "MAX_DATASET_BYTES", default=DEFAULT_MAX_BYTES, least=1),
-            allow_private_urls=allow == "1",
+            allow_private_urls=flag_variable(env, "ALLOW_PRIVATE_URLS"),
         )
 
     def too_large(self, what: str) -> DatasetError:

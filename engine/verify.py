@@ -23,6 +23,7 @@ from . import checkpoint, differences, origins, storage
 from . import history as history_file
 from .checkpoint import MANIFEST, Checkpoint, WarmStart
 from .errors import CheckpointError, Interrupted, JobError, TaskError
+from .mounts import ALLOW_EPHEMERAL_OUT
 from .outcome import describe, exit_code
 from .prepare import parent_folder, read_task
 from .quoting import listing, plural
@@ -110,7 +111,8 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     Stop().install()
     try:
         flags = _parser().parse_args(argv)
-        lines, code = verify(flags, environment)
+        # The re-run goes to a temporary folder: in the image that is no mount, and is not to be.
+        lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
     except (JobError, Interrupted) as error:
         print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
         return exit_code(error)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from ..environment import LAUNCHED, Place
+from ..environment import EXIT_CODES, LAUNCHED, Place
 from ..errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
 from ..outcome import Outcome, recording_failure
 from ..output import OutputFolder
@@ -56,9 +56,10 @@ class Launch:
         from ..progress import say
 
         say(f"starting {self.processes} processes, which share the accumulation out")
-        with _scratch() as folder:
+        with scratch() as folder:
             signum = _start(self.processes, _arguments(argv), self._environment(folder), folder)
-            codes = [_read_code(Path(folder, str(rank))) for rank in range(self.processes)]
+            found = left_codes(folder)
+            codes = [found.get(rank) for rank in range(self.processes)]
         # The first process hears of every other's end, and says and writes down why, if it lives to do so.
         if codes[0] is None:
             stop.install()
@@ -66,7 +67,7 @@ class Launch:
         return codes[0]
 
     def _environment(self, folder: str) -> dict[str, str]:
-        found = {LAUNCHED: folder}
+        found = {LAUNCHED: "1", EXIT_CODES: folder}
         if self.settings.task_source == "standard input":  # it has been read
             found["TASK_JSON"] = os.fsdecode(self.settings.task_bytes)
         return found
@@ -80,7 +81,12 @@ class Launch:
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[str]:
+def scratch() -> Iterator[str]:
+    """Make a temporary folder, and remove it with all that is in it.
+
+    Raises:
+        OutputError: there is no place for one.
+    """
     try:
         folder = tempfile.mkdtemp(prefix="sd-lora-task-")
     except OSError:
@@ -178,18 +184,17 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
 
 def follow_launcher(environment: Mapping[str, str]) -> None:
     """In a process that a launcher of ours started: die with it, however that ends."""
-    if LAUNCHED in environment:
+    if EXIT_CODES in environment:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave_code(environment: Mapping[str, str], code: int) -> None:
     """In a process that a launcher of ours started: leave the exit code, which torch's launcher does not hand on."""
-    if LAUNCHED in environment and environment.get("RANK"):
-        Path(environment[LAUNCHED], environment["RANK"]).write_text(str(code))
+    if EXIT_CODES in environment and environment.get("RANK"):
+        Path(environment[EXIT_CODES], environment["RANK"]).write_text(str(code))
 
 
-def _read_code(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
+def left_codes(folder: str) -> dict[int, int]:
+    """Return the exit code that each process of this machine left, by rank; one that was killed left none."""
+    ranks = {int(path.name): path.read_text() for path in Path(folder).iterdir() if path.name.isdecimal()}
+    return {rank: int(text) for rank, text in sorted(ranks.items()) if text.isdecimal()}

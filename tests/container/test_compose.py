@@ -47,6 +47,16 @@ def compose(tmp_path):
     run("down", "--volumes", "--timeout", "0")
 
 
+def test_up_starts_nothing(compose):
+    """Two jobs at once would share the GPUs and write into one folder."""
+    assert compose("config", "--services").stdout.split() == []
+    done = compose("up")
+    assert done.returncode != 0 and "no service selected" in done.stderr
+    known = json.loads(compose("--profile", "*", "config", "--format", "json").stdout)["services"]
+    assert set(known) == {"chain", "demo", "train"}
+    assert {service["restart"] for service in known.values()} == {"no"}
+
+
 def test_a_chain_that_is_stopped_and_goes_on(compose, tmp_path, made_by_docker):
     task = tmp_path / "task"
     task.mkdir()

@@ -1,5 +1,7 @@
 """Containers that are stopped or killed in mid-training: the same command goes on, and ends with the same bytes."""
 
+import time
+
 import pytest
 
 from tests.container.harness import CALLER, docker, owners, running, succeed, wait_for_step
@@ -13,6 +15,17 @@ for process in /proc/[0-9]*; do  # or the job would be done before the memory is
 done
 dd if=/dev/zero of=/dev/shm/filler bs=1M count=3072
 """
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_docker_stop_right_after_the_start(out, task_folder, seconds):
+    """Before anything that could handle the signal has started: it is kept, not dropped as process 1's signals are."""
+    with running(out, task=task_folder) as (name, process):
+        while not docker("ps", "-q", "--filter", f"name={name}").stdout:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        docker("stop", "-t", "120", name)
+        assert process.wait(timeout=60) == 143
 
 
 def test_docker_stop_saves_the_progress(out, task_folder, made_by_docker):

@@ -47,12 +47,96 @@ def test_the_second_start_finds_everything_done(made_by_docker, task_folder):
     assert "nothing to do" in again.stderr
 
 
-def test_root_without_capabilities_says_what_to_do(out, task_folder):
-    finished = run(out, "--plan", task=task_folder, options=["--cap-drop", "ALL"])
+@pytest.mark.parametrize("more", [["--cap-drop", "ALL"], ["--security-opt", "no-new-privileges"], ["--init"]])
+def test_who_cannot_become_the_owner_says_what_to_do(out, task_folder, more):
+    finished = run(out, "--plan", task=task_folder, options=more)
     assert f"start with --user {CALLER[0]}:{CALLER[1]}" in finished.stderr
     assert finished.code == 7  # a plan writes nothing, but says what the job would
     out.chmod(0o700)
-    assert run(out, task=task_folder, options=["--cap-drop", "ALL"]).code == 7
+    assert run(out, task=task_folder, options=more).code == 7
+
+
+def test_root_without_capabilities_is_refused(out, task_folder):
+    finished = run(out, task=task_folder, options=["--user", "0", "--cap-drop", "ALL"])
+    assert finished.code == 7 and f"start it with --user {CALLER[0]}:{CALLER[1]}" in finished.stderr
+    assert list(out.iterdir()) == []
+
+
+WHO = ("python", "-c", "import os; open('/out/mine', 'w').close(); print(*os.getresuid(), *os.getresgid())")
+
+
+class TestRoot:
+    """`docker run` without a word about users, where nobody but root owns anything; and where root is asked for."""
+
+    def who(self, out, **options):
+        finished = run(out, *WHO, **options)
+        assert finished.code == 0, finished.stderr
+        return {int(number) for number in finished.stderr.split()}
+
+    @pytest.mark.parametrize("more", [[], ["--user", "0"]])
+    def test_the_job_is_not_root_by_accident(self, out, task_folder, tmp_path, more):
+        task = tmp_path / "roots"
+        task.mkdir()
+        give(out, (0, 0))
+        assert self.who(out, task=task, options=more) == {10001}
+        assert owners(out) == {(10001, 10001)}
+        assert self.who(out, task=task, options=more) == {10001}, "the second time it is theirs"
+
+    def test_root_where_it_is_asked_for(self, out, task_folder):
+        assert self.who(out, task=task_folder, options=["-e", "RUN_AS_ROOT=1"]) == {0}
+        refused = run(out, *WHO, options=["-e", "RUN_AS_ROOT=1", "--user", "4242"])
+        assert refused.code == 2 and "--user 0" in refused.stderr
+
+    def test_nothing_leads_back_to_root(self, out):
+        """A stranger's task that is run as the image's own user, who alone may start the program that became it."""
+        give(out, (0, 0))
+        script = "/usr/local/libexec/sd-lora-task-rise -c 'import os; print(os.geteuid()); os.setuid(0)'"
+        finished = run(out, "sh", "-c", script)
+        assert finished.stderr.startswith("10001\n") and "Operation not permitted" in finished.stderr
+        script = "find / -xdev -type f -perm /6000 2>/dev/null"
+        assert run(out, "sh", "-c", script).stderr.split() == ["/usr/bin/sd-lora-task-rise"]
+
+
+def test_what_a_cluster_asks_of_an_image_that_must_not_be_root():
+    """The kubelet's runAsNonRoot takes a number that is not 0, and nothing else."""
+    user = docker("image", "inspect", "--format", "{{.Config.User}}", IMAGE).stdout.strip()
+    assert user.split(":")[0].isdecimal() and int(user.split(":")[0]) != 0
+
+
+class TestNotMounted:
+    def run(self, task, *args, options=()):
+        line = ["run", "--rm", "--network=none", "-e", "DEVICE=cpu", "-v", f"{task}:/task", *options, IMAGE, *args]
+        return docker(*line, check=False)
+
+    @pytest.mark.parametrize("args", [[], ["--plan"], ["--output-dir", "/results"]])
+    def test_a_result_that_would_be_lost_is_refused(self, task_folder, args):
+        done = self.run(task_folder, *args)
+        assert done.returncode == 7 and "ALLOW_EPHEMERAL_OUT=1" in done.stderr
+
+    def test_who_asks_for_it_may_lose_it(self, task_folder, tmp_path):
+        done = self.run(task_folder, "--plan", options=["-e", "ALLOW_EPHEMERAL_OUT=1"])
+        assert done.returncode == 0, done.stderr
+
+    def test_another_mount_is_fine(self, task_folder, tmp_path):
+        (tmp_path / "results").mkdir()
+        give(tmp_path / "results", CALLER)
+        mount = ["-v", f"{tmp_path}/results:/results", "-e", "OUTPUT_DIR=/results/cat"]
+        assert self.run(task_folder, "--plan", options=mount).returncode == 0
+
+
+def test_a_result_is_verified_in_the_image(made_by_docker, task_folder):
+    """The re-run's output folder is a temporary one, and is to be lost."""
+    line = ["python", "-m", "engine.verify", "/out", "--task", "/task/task.json", "--steps", "1", "--device", "cpu"]
+    finished = succeed(made_by_docker.out, *line, task=task_folder)
+    assert "identical" in finished.stderr
+
+
+def test_the_launcher_for_several_machines_ends_with_the_jobs_code(out):
+    line = ["python", "-m", "engine.processes.torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=0"]
+    line += ["--local-addr=127.0.0.1"]  # without a network the container does not know its own name
+    finished = run(out, *line, "/app/entrypoint.py", options=["-e", "TASK_JSON={}"])
+    assert finished.code == 2 and finished.stderr.count("error: ") == 1
+    assert finished.result["kind"] == "task"
 
 
 def test_the_three_capabilities_that_becoming_the_owner_takes(out, task_folder):
@@ -67,7 +151,8 @@ def test_the_three_capabilities_that_becoming_the_owner_takes(out, task_folder):
 def test_an_output_folder_that_root_may_not_look_into(out, task_folder):
     """As on a server that keeps root out; without DAC_OVERRIDE root is nobody special."""
     give(out, (0, 0)).chmod(0)
-    finished = run(out, task=task_folder, options=["--cap-drop", "ALL"])
+    caps = [flag for name in ("SETUID", "SETGID") for flag in ("--cap-add", name)]
+    finished = run(out, task=task_folder, options=["--user", "0", "--cap-drop", "ALL", *caps])
     assert finished.code == 7 and "Traceback" not in finished.stderr
     assert "permission denied" in finished.stderr
 
@@ -109,6 +194,10 @@ def test_the_image_says_what_it_is():
     labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", IMAGE).stdout)
     for key in ("title", "description", "licenses", "version", "revision", "base.name"):
         assert labels[f"org.opencontainers.image.{key}"]
+    # What is not known (a base that was never on a registry, a clone without an address) is empty.
+    assert {"org.opencontainers.image.source", "org.opencontainers.image.base.digest"} <= set(labels)
+    name, _, digest = labels["org.opencontainers.image.base.name"].partition("@")
+    assert name and labels["org.opencontainers.image.base.digest"] == digest
     assert labels["org.opencontainers.image.version"] == __version__
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import kubernetes_validate
 
 VERSION = "1.37"
-NO_RETRY = [2, 3, 4, 5, 6, 7, 8]
-"""The exit codes of docs/contract.md after which the same command would fail again."""
+NO_RETRY = [2, 3, 4, 5, 6, 7, 8, 70, 137]
+"""The exit codes after which the same command would fail again: docs/contract.md's, and the out-of-memory killer's."""
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _QUANTITY = re.compile(r"(\d+(\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _SUFFIXES = {None: 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -60,8 +60,19 @@ def _document_problems(document: Manifest, documents: list[Manifest]) -> Iterato
         yield from _job_problems(spec)
         yield from pod_problems(spec["template"]["spec"], documents)
         yield from _network_problems(document, documents)
+        yield from _label_problems(document)
+    if document["kind"] == "ConfigMap" and document.get("immutable") is not True:
+        yield "the task is not immutable: a job's next pod might find another one"
     if document["kind"] == "PersistentVolumeClaim":
         yield from _quantities(document["spec"]["resources"])
+
+
+def _label_problems(job: Manifest) -> Iterator[str]:
+    """Jobs and pods are found by label, by the network policy too."""
+    labels = {"app.kubernetes.io/name": "sd-lora-task", "app.kubernetes.io/instance": job["metadata"]["name"]}
+    for metadata in (job["metadata"], job["spec"]["template"].get("metadata", {})):
+        if metadata.get("labels") != labels:
+            yield f"the labels of the Job and its pods must be {labels}"
 
 
 def _job_problems(spec: Manifest) -> Iterator[str]:
@@ -76,6 +87,8 @@ def _job_problems(spec: Manifest) -> Iterator[str]:
         if spec.get("podReplacementPolicy") != "Failed":
             yield "podReplacementPolicy must be Failed"
         yield from _rule_problems(policy["rules"], {container["name"] for container in pod["containers"]})
+    for container in pod["containers"]:
+        yield from _probe_problems(container)
     if "backoffLimitPerIndex" in spec and not indexed:
         yield "backoffLimitPerIndex needs completionMode Indexed"
     if indexed and not spec.get("completions"):
@@ -127,6 +140,15 @@ def pod_problems(pod: Manifest, documents: list[Manifest]) -> Iterator[str]:
     yield from _restricted_pod_problems(pod.get("securityContext", {}))
 
 
+def _probe_problems(container: Manifest) -> Iterator[str]:
+    """A job that is stuck is stopped; one that starts slowly is not."""
+    startup, liveness = container.get("startupProbe"), container.get("livenessProbe")
+    if not startup or not liveness or startup["exec"] != liveness["exec"]:
+        yield "it needs a startup and a liveness probe of one command"
+    elif startup["failureThreshold"] * startup["periodSeconds"] < 600:
+        yield "the startup probe allows less than ten minutes for imports from a slow disk"
+
+
 def _source_problems(volume: Manifest, documents: list[Manifest]) -> Iterator[str]:
     """A claim or configuration of this project's must be in some manifest."""
     sources = set(volume) - {"name"}
@@ -154,7 +176,11 @@ def _container_problems(container: Manifest, volumes: set[str]) -> Iterator[str]
     for variable in container.get("env", []):
         if ("value" in variable) and ("valueFrom" in variable):
             yield f"{variable['name']} has both value and valueFrom"
+    variables = {variable["name"] for variable in container.get("env", [])}
+    yield from (f"{name} is not passed on" for name in ("HF_TOKEN", "OUTPUT_DIR") if name not in variables)
     yield from _quantities(container["resources"])
+    if "ephemeral-storage" not in container["resources"].get("requests", {}):
+        yield "the room that /tmp takes on the node is not requested: ephemeral-storage"
     yield from _container_security_problems(container.get("securityContext", {}))
     if not re.fullmatch(r"[^:]+:[\w.-]+", container["image"]) or container["image"].endswith(":latest"):
         yield "the image is not named by its version, which is part of the bits"
@@ -221,6 +247,8 @@ def _network_problems(job: Manifest, documents: list[Manifest]) -> Iterator[str]
         yield f"the service has no port {port}"
     elif not service.get("publishNotReadyAddresses"):
         yield "pods must find each other before they are ready"
+    if "engine.processes.torchrun" not in arguments or "--max-restarts=0" not in arguments:
+        yield "without engine.processes.torchrun and --max-restarts=0 a wrong task is started again and again"
     if f"--nnodes={job['spec'].get('completions')}" not in arguments:
         yield "torch's launcher expects another number of nodes"
     gpus = {str(c["resources"]["limits"].get("nvidia.com/gpu")) for c in pod["containers"]}

@@ -66,9 +66,11 @@ def test_a_task_from_standard_input_is_handed_on():
 
 
 def test_a_process_leaves_its_code_where_its_launcher_looks(tmp_path):
-    launch.leave_code({launch.LAUNCHED: str(tmp_path), "RANK": "1"}, 75)
-    assert launch._read_code(tmp_path / "1") == 75
-    assert launch._read_code(tmp_path / "0") is None
+    for rank, code in (("10", 75), ("9", 2)):
+        launch.leave_code({launch.EXIT_CODES: str(tmp_path), "RANK": rank}, code)
+    (tmp_path / "8").touch()  # killed while it wrote
+    (tmp_path / "torchelastic_x").mkdir()  # the launcher's own log
+    assert list(launch.left_codes(tmp_path).items()) == [(9, 2), (10, 75)]
 
 
 @pytest.mark.parametrize(
