@@ -219,9 +219,11 @@ class TestTraining:
 
 
 def test_the_documented_probe_tells_a_job_that_is_alive(tmp_path):
-    """Word for word what the documents give, with the folder's place alone changed."""
-    document = (Path(__file__).parents[2] / "docs" / "container.md").read_text()
-    (probe,) = re.findall(r"`(\[sh, -c, '.*?'\])`", document)
+    """Word for word as the document gives it, and the manifests."""
+    root = Path(__file__).parents[2]
+    (probe,) = re.findall(r"`(\[sh, -c, '.*?'\])`", (root / "docs" / "container.md").read_text())
+    manifests = [text for path in (root / "deploy").glob("*.yaml") if "livenessProbe" in (text := path.read_text())]
+    assert manifests and all(text.count(f"command: {probe}") == text.count("Probe:") for text in manifests)
     command = yaml.safe_load(probe)
     file = tmp_path / "progress.jsonl"
 
