@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ class Outcome:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Name of each image of the task that was found unreadable, and why it is."""
-        return list((dict(self.before.skipped) | dict(self.newly_skipped())).items())
+        # What both have is the same image; two images of one name may be in one process, as one is held out.
+        return list((Counter(self.before.skipped) | Counter(self.newly_skipped())).elements())
 
     def so_far(self) -> Before:
         """The same for a process that goes on where this one is."""

@@ -147,6 +147,11 @@ class TestSeveralProcessesOfATask:
         assert second.done()["skipped_images"] == 3
         assert second.done()["seconds"] == {"load": 1.0, "train": 5.0}, "its own"
 
+    def test_two_images_of_one_name_are_two(self):
+        both = [("a.png", "broken"), ("a.png", "broken")]
+        assert Outcome(newly_skipped=lambda: both).skipped == both
+        assert Outcome(before=Before(skipped=both), newly_skipped=lambda: both[:1]).skipped == both
+
     def test_the_peak_is_the_highest(self):
         assert Outcome(before=Before(peak_memory_bytes=1 << 60)).so_far().peak_memory_bytes == 1 << 60
 
