@@ -103,10 +103,11 @@ def snapshot_of(path: Path, revision: str, refused: type[JobError]) -> Path:
     if not path.name.startswith(("datasets--", "models--")) or not kept.is_dir():
         return path
     commits = sorted(folder.name for folder in kept.iterdir() if folder.is_dir())
+    commit = revision
     with contextlib.suppress(OSError, ValueError):  # ValueError: no text, or a NUL in the revision
-        revision = (path / "refs" / revision).read_text().strip()
-    if revision in commits:
-        return kept / revision
+        commit = (path / "refs" / revision).read_text().strip()
+    if commit in commits:
+        return kept / commit
     if revision == "main" and len(commits) == 1:
         return kept / commits[0]
     raise refused(

@@ -113,6 +113,8 @@ class Listing:
 
     def check_captions(self) -> None:
         """Raise DatasetError where a folder's name in an unknown encoding would become an image's caption."""
+        if any(path.rpartition("/")[2].startswith("metadata.") for path in self.paths):
+            return
         captioned = {path.rpartition(".")[0] for path in self.paths if path.lower().endswith((".txt", ".caption"))}
         for path in self._untold:
             folders, stem = path.split("/")[:-1], path.rpartition(".")[0]

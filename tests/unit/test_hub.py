@@ -119,6 +119,12 @@ class TestSnapshots:
         with pytest.raises(ModelError, match="2 snapshots"):
             hub.snapshot_of(self.cached(tmp_path, "aaa", "bbb", main="aaa"), revision, ModelError)
 
+    def test_a_file_elsewhere_is_not_shown(self, tmp_path):
+        (tmp_path / "secret").write_text("hf_token")
+        with pytest.raises(ModelError) as caught:
+            hub.snapshot_of(self.cached(tmp_path, "aaa", "bbb", main="aaa"), "../../secret", ModelError)
+        assert "hf_token" not in str(caught.value)
+
     def test_other_folders_stay(self, tmp_path):
         (tmp_path / "models--mine").mkdir()
         for folder in (tmp_path, tmp_path / "models--mine", tmp_path / "gone"):

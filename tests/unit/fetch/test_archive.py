@@ -289,6 +289,11 @@ def test_a_name_in_an_untold_encoding_never_becomes_a_caption(tmp_path):
     assert "encoding that the archive does not tell" in refusal(tmp_path, data)
 
 
+def test_where_metadata_has_the_captions_no_name_becomes_one(tmp_path):
+    data = zip_of({"10_abcd/0.png": b"1", "metadata.csv": b"file_name,text"}).replace(b"abcd", GBK)
+    assert len(pages(tmp_path, data)) == 2
+
+
 def test_names_in_an_untold_encoding_are_said(tmp_path):
     data = zip_of({"10_abcd/0.png": b"1", "10_abcd/0.txt": b"a cat"}).replace(b"abcd", GBK)
     assert len(pages(tmp_path, data)) == 2
