@@ -30,7 +30,10 @@ _RECORDED_IF_SET: Final = (
 )
 _DEFAULTS: Final = asdict(TrainArgs())
 # Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
-_DATASET_IDENTITY: Final = ("name", "url", "config_name", "image_column", "caption_column", "max_caption_tokens")
+_DATASET_IDENTITY: Final = (
+    *("name", "url", "config_name", "image_column", "caption_column", "caption_lines"),
+    "max_caption_tokens",
+)
 # What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
 _NOT_MEASURED: Final = (*_DATASET_IDENTITY, *TRAINING_ALONE)
 # What messages call a key of the world whose name a task does not have.

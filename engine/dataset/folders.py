@@ -39,8 +39,7 @@ from .splits import choose_split, files_of_split, refuse_split, split_of_folder
 from .table_choice import account_for, read_tables
 from .tables import MAX_PARSING_BYTES, TABLE_SUFFIXES, Source, read_arrow, read_table, reading, require_file
 from .unused import (
-    ARCHIVES,
-    NOT_READ,
+    ABOUT_NO_IMAGES,
     OTHER_CONFIGURATIONS,
     OTHER_SPLIT_TABLES,
     OTHER_SPLITS,
@@ -92,11 +91,8 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
         return tables
     if not images_among(account.files):
         account.close()
-        found = (
-            account.told(NOT_READ)
-            or account.told(ARCHIVES)
-            or f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
-        )
+        nothing = f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
+        found = "; ".join(filter(None, map(account.told, ABOUT_NO_IMAGES))) or nothing
         raise DatasetError(f"{path.name} holds nothing to train on: {found}")
     parts, notes = read_sidecars(account, listed, source)
     for note in notes:

@@ -21,8 +21,10 @@ _OBJECT_OF_OBJECTS: Final = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 def files_beside(files: Sequence[str]) -> dict[str, str]:
     """The JSON files that are named after an image beside them: the composed path without its suffix -> the file."""
-    owners = {composed(file.rpartition(".")[0]) for file in files if is_image_name(file) and label_of(file) is None}
     found = {composed(file.rpartition(".")[0]): file for file in files if file.lower().endswith(".json")}
+    if not found:
+        return {}
+    owners = {composed(file.rpartition(".")[0]) for file in files if is_image_name(file) and label_of(file) is None}
     return {owner: file for owner, file in found.items() if owner in owners}
 
 

@@ -118,10 +118,13 @@ _KINDS: Final = tuple(
 )
 _TEXTS: Final = (".txt", ".caption", ".json")
 _USUAL: Final = re.compile(
-    r"(?:readme|licen[cs]e|copying|notice|changelog|citation|authors|attribution)(?:[._-].*)?"
-    r"|thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|(?:dataset_infos?|dataset_dict|state)\.json",
+    r"(?:readme|licen[cs]e)(?:[._-].*)?|(?:copying|notice|changelog|citation|authors)(?:\.\w+)?"
+    r"|(?:eh)?thumbs\.db|desktop\.ini|icon\r|(?:dataset_infos?|dataset_dict|state)\.json",
     re.IGNORECASE,
 )
+ABOUT_NO_IMAGES: Final = (NOT_READ, VIDEOS, ARCHIVES, OF_SYSTEMS, LOST_MASKS, DEAD_LINKS, LINKED_TWICE, NOT_FOLLOWED)
+"""What a folder without images may hold instead."""
+_TOLD_KINDS: Final = (NOT_READ, VIDEOS, ARCHIVES)
 
 
 class Account:
@@ -133,6 +136,7 @@ class Account:
         """Those that may be used: sorted paths relative to `root`."""
         self._open = dict.fromkeys([*tree.files, *tree.hidden, *tree.linked_twice, *tree.not_followed])
         self._used: set[str] = set()
+        self._has_links = bool(tree.linked_twice or tree.not_followed)
         self._left: dict[Reason, list[str]] = {}
         self._beside: dict[Reason, list[str]] = {}
         self.leave(LINKED_TWICE, tree.linked_twice)
@@ -154,10 +158,21 @@ class Account:
 
     def use(self, files: Iterable[str]) -> None:
         """Note what is trained on, or read for it: images, captions, masks, tables."""
-        for file in files:
+        for name in files:
+            file = name if self._is_known(name) else self._behind_links(name)
             if file in self._open:
                 del self._open[file]
                 self._used.add(file)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._open or name in self._used
+
+    def _behind_links(self, name: str) -> str:
+        """The file that a row names by way of a link that was not entered."""
+        if not self._has_links or "\0" in name:
+            return name
+        root = os.path.realpath(self.root)
+        return os.path.relpath(os.path.realpath(self.root / name), root)
 
     def leave(self, reason: Reason, files: Iterable[str]) -> None:
         """Note what is not, as far as nothing else is noted of it."""
@@ -218,11 +233,12 @@ class Account:
         name = file.rpartition("/")[2]
         if is_of_system(file):
             return OF_SYSTEMS if is_image_name(file) and not name.startswith("._") else USUAL
-        if _USUAL.fullmatch(name):
-            return USUAL
         if is_image_name(file):
             return LOST_MASKS if label_of(file) else UNNAMED
-        if found := next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None):
+        found = next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None)
+        if found not in _TOLD_KINDS and _USUAL.fullmatch(name):
+            return USUAL
+        if found:
             return found
         return OTHERS if os.path.exists(f"{self.root}/{file}") else DEAD_LINKS  # noqa: PTH110  # a link behind a link
 

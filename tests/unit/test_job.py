@@ -93,6 +93,16 @@ def test_a_new_key_at_its_default_is_no_other_task(key):
     assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest
 
 
+def test_lines_of_captions_are_told_by_the_fingerprint_alone():
+    default, named, joined = (
+        job_of(text(dataset={"name": "d"} | extra))
+        for extra in ({}, {"caption_lines": "captions"}, {"caption_lines": "joined"})
+    )
+    assert named.task_digest == default.task_digest != joined.task_digest
+    assert named.settings == joined.settings == default.settings and joined.world == default.world
+    assert "caption_lines" not in repr(default.settings)
+
+
 class TestHeldOut:
     FRACTION = text(validation={"dataset": {"fraction": 0.5}})
     FOLDER = text(validation={"dataset": {"name": "/held"}})

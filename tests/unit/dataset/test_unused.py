@@ -1,10 +1,13 @@
 """What lies in a dataset's folder and is not trained on: each file has one reason, each reason one line."""
 
+import io
 import json
 import os
 import random
 from pathlib import PurePosixPath
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine.dataset.columns import Columns
@@ -24,7 +27,20 @@ NAMES = (
     *("noending", ".DS_Store", "._a.png", ".hidden.png", "Thumbs.db", "b.cr2", "b.txt"),
 )
 TEXTS = {".json": '{"a": 1}', ".csv": "a,b\n1,2\n", ".txt": "a caption", ".caption": "another"}
-FOLDERS = ("", "sub", "10_sks dog", "0_no", "test", "validation", "@eaDir", ".git", "__MACOSX", "img", "reg", "x.png")
+FOLDERS = (
+    "",
+    "sub",
+    "10_sks dog",
+    "0_no",
+    "test",
+    "validation",
+    "@eaDir",
+    ".git",
+    "__MACOSX",
+    "img",
+    "reg",
+    "x.folder",
+)
 
 
 def source(tmp_path, **columns):
@@ -45,40 +61,89 @@ def read_with_account(folder, source, monkeypatch):
     return parts, kept[0], lines
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_every_file_is_used_or_left_out_for_one_reason(seed, tmp_path, monkeypatch):
-    drawn = random.Random(seed)
+def arrow_stream():
+    table, sink = pa.table({"image": [picture(0)], "text": ["one"]}), io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def parquet():
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [picture(0)], "text": ["one"]}), sink)
+    return sink.getvalue()
+
+
+SAVED = {
+    "state.json": '{"_data_files": [{"filename": "d.arrow"}]}',
+    "dataset_info.json": "{}",
+    "d.arrow": arrow_stream(),
+}
+FORMS = {
+    "captions": {},
+    "metadata": {"metadata.jsonl": '{"file_name": "10_x/first.png", "text": "said"}'},
+    "metadata of two splits": {
+        "train/metadata.jsonl": '{"file_name": "../10_x/first.png", "text": "said"}',
+        "test/metadata.jsonl": '{"file_name": "a.png", "text": "said"}',
+    },
+    "table": {"sub/rows.parquet": parquet(), "test/rows.parquet": parquet()},
+    "saved": SAVED,
+    "saved splits": {"dataset_dict.json": '{"splits": ["train", "test"]}'}
+    | {f"{split}/{name}": data for split in ("train", "test") for name, data in SAVED.items()},
+}
+
+
+def draw_files(drawn):
+    """Files of all kinds, at all depths, of which none has the name of a folder."""
     files = {"10_x/first.png": picture(0), "10_x/first.txt": "first"}
     for index in range(drawn.randrange(40)):
-        name = drawn.choice(NAMES)
-        folder = [] if name == "notes.csv" else drawn.choices(FOLDERS, k=drawn.randrange(3))
-        name = "/".join([*filter(None, folder), name])
+        name = "/".join([*filter(None, drawn.choices(FOLDERS, k=drawn.randrange(3))), drawn.choice(NAMES)])
         files[name] = TEXTS.get(PurePosixPath(name).suffix, picture(index))
-    if drawn.random() < 0.5:
-        listed = [name for name in files if drawn.random() < 0.5]
-        lines = [json.dumps({"file_name": name, "text": "said"}) for name in listed or ["10_x/first.png"]]
-        files["metadata.jsonl"] = "\n".join(lines)
-    folder = tmp_path / "data"
-    for name in [name for name in files if any(other.startswith(f"{name}/") for other in files)]:
-        del files[name]  # a name cannot be both
+    return files
+
+
+def draw_links(drawn, folder, elsewhere):
+    """Links to files and folders inside, outside, above and nowhere."""
+    write(elsewhere, draw_files(drawn))
+    places = [*folder.rglob("*"), *elsewhere.rglob("*"), folder, elsewhere, folder.parent, folder / "nowhere"]
+    for index in range(drawn.randrange(5)):
+        name = drawn.choice(["link", "link.png", "link.txt", ".link", "10_link", "lost.heic"])
+        place = drawn.choice([path for path in places if path.is_dir() and path.is_relative_to(folder)])
+        (place / f"{index}{name}").symlink_to(drawn.choice(places))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", range(12))
+def test_every_file_is_used_or_left_out_for_one_reason(seed, form, tmp_path, monkeypatch):
+    drawn, folder = random.Random(f"{seed} {form}"), tmp_path / "data"
+    files = draw_files(drawn) | FORMS[form]
+    if form == "metadata":  # rows may name files of any kind
+        listed = [json.dumps({"file_name": name, "text": "said"}) for name in files if drawn.random() < 0.5]
+        files["metadata.jsonl"] += "\n".join(["", *listed])
     write(folder, files)
+    has_links = seed % 2 == 1
+    if has_links:
+        draw_links(drawn, folder, tmp_path / "elsewhere")
     parts, account, said = read_with_account(folder, source(tmp_path), monkeypatch)
     left = [file for files in account.left.values() for file in files]
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
     assert len(left) == len(set(left)) and account.used.isdisjoint(left)
-    assert account.used | set(left) == there
-    trained = {name for part in parts for name in paths_of(part.images)}
+    accounted = account.used | set(left)
+    assert there <= accounted if has_links else there == accounted
+    trained = {name for part in parts for name in paths_of(part.images, folder)}
     assert trained <= account.used
-    others = account.used - trained
-    assert all(name.endswith((".txt", ".caption", ".json", ".jsonl")) or "-masklabel" in name for name in others)
+    others = account.used - trained - set(FORMS[form])
+    assert all(name.endswith((".txt", ".caption", ".json")) for name in others)
     loud = [reason for reason in account.left if not reason.is_quiet]
     assert all(any(reason.one in line or reason.many in line for line in said) for reason in loud)
+    assert [part.images.read(0) for part in parts]  # in every form there is something to train on
 
 
-def paths_of(found):
+def paths_of(found, root):
     if isinstance(found, Files):
         return found.paths
-    return list(found.files()) if isinstance(found, Cells) else []
+    names = found.files() if isinstance(found, Cells) else []
+    return [os.path.relpath(found.folder / name, root) for name in names]
 
 
 def test_pictures_that_are_not_read_are_counted_by_type(tmp_path):
@@ -98,6 +163,28 @@ def test_nothing_but_such_pictures(tmp_path):
     write(tmp_path / "data", {"1.heic": b"x", "2.HEIC": b"x", "1.txt": "one"})
     with pytest.raises(DatasetError, match=r"nothing to train on: 2 pictures are of kinds .* JPEG or PNG \(2 .heic\)"):
         opened(tmp_path / "data", tmp_path)
+
+
+def test_nothing_but_a_link_that_leads_nowhere_and_hidden_images(tmp_path):
+    folder = write(tmp_path / "data", images(".hidden/a.png"))
+    (folder / "10_dog").symlink_to(tmp_path / "not there")
+    with pytest.raises(
+        DatasetError, match=r"1 image is left out, hidden .*: \.hidden/a\.png; 1 link leads nowhere: 10_dog"
+    ):
+        opened(folder, tmp_path)
+
+
+def test_what_is_called_like_a_readme_is_named_where_it_may_be_data(tmp_path):
+    files = images("a.png", "readme.png", "license_plate.jpg") | {"notice_board.txt": "a caption", "readme.heic": b"x"}
+    usual = dict.fromkeys(["README.md", "LICENSE-MIT", "readme_en.txt", "NOTICE.txt", "CITATION.cff"], b"x")
+    said = []
+    listed = {"metadata.jsonl": '{"file_name": "a.png", "text": "one"}'}
+    opened(write(tmp_path / "data", files | usual | listed), tmp_path, said=said)
+    assert said == [
+        "dataset: 2 images are not used, named by no metadata row: license_plate.jpg, readme.png",
+        "dataset: 1 picture is of a kind that is not read, save it as JPEG or PNG (1 .heic): readme.heic",
+        "dataset: 1 text file is beside no image of that name: notice_board.txt",
+    ]
 
 
 def test_what_is_lost_archived_or_another_programs_is_named(tmp_path):
@@ -160,6 +247,17 @@ class TestLinks:
         assert [name for name, _ in rows(opened(folder, tmp_path, said=said))] == ["a.png", "sub/b.png", "x/c.png"]
         assert said == [
             "dataset: 4 links lead to folders that are read already: again, sub/up, y and 1 more",
+        ]
+
+    def test_rows_may_name_files_by_way_of_any_link(self, tmp_path):
+        folder = write(tmp_path / "data", images("sub/a.png", "sub/b.png"))
+        (folder / "again").symlink_to("sub")
+        write(folder, {"metadata.jsonl": '{"file_name": "again/a.png", "text": "one"}'})
+        said = []
+        assert opened(folder, tmp_path, said=said).image_bytes(0) == picture(0)
+        assert said == [
+            "dataset: 1 link leads to a folder that is read already: again",
+            "dataset: 1 image is not used, named by no metadata row: sub/b.png",
         ]
 
     def test_above_the_folder(self, tmp_path):
