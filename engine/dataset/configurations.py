@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from ..errors import DatasetError
-from ..quoting import listing, short
+from ..quoting import listing, short, shown
 from .images import is_image_name
 from .splits import TRAIN
 
@@ -174,7 +174,7 @@ def _parsed(text: str, label: str) -> dict[str, Any]:
             raise ValueError("it has aliases (*), which may stand for more than memory holds")
         found = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shown(" ".join(str(error).split()))
         raise DatasetError(f"{label} declares configurations, but its YAML cannot be read: {reason}") from None
     return found if isinstance(found, dict) else {}
 
