@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from .quoting import duration_text
 NOTE: Final = "note: "
 """How a line begins that somebody should heed: `result.json` has these lines as its warnings."""
 _MAX_NOTES: Final = 100
+_INTRODUCTION_SECONDS: Final = 2.0
 _PLAIN_SECONDS: Final = 10.0
 _BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 
@@ -35,7 +37,10 @@ class _Voice:
     is_silent: bool = False
     is_json: bool = False
     introduction: Introduction | None = None
-    """Of the log, while nothing was said."""
+    """Of the log, while it has not begun."""
+    waiting: list[str] = field(default_factory=list)
+    """Lines that the log goes on with then."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,13 +70,24 @@ def choose_format(environment: Mapping[str, str]) -> None:
 
 
 def introduce(introduction: Introduction) -> None:
-    """Have the log begin with this line, which is made when the first other line is said: the more is known by then."""
+    """Have the log begin with this line, made when `begin_log` is called: the more is known by then.
+
+    Lines that are said before wait for it for two seconds, and longer for nothing: a download may take hours.
+    """
     _voice.introduction = introduction
 
 
-def is_introduced() -> bool:
-    """Whether the log has begun."""
-    return _voice.introduction is None
+def begin_log() -> bool:
+    """Write the log's introduction and what waits for it; False where the log has begun already."""
+    with _voice.lock:
+        if _voice.introduction is None:
+            return False
+        (first, known), _voice.introduction = _voice.introduction(), None
+        _write(_line(first, "info", known))
+        for line in _voice.waiting:
+            _write(line)
+        _voice.waiting.clear()
+        return True
 
 
 def notes() -> list[str]:
@@ -89,28 +105,30 @@ def say(message: str, *, level: Level = "info", **facts: Any) -> None:
     """
     if _voice.is_silent:
         return
-    _begin()
     if message.startswith(NOTE):
         _voice.notes.append(message.removeprefix(NOTE))
         level = "warning"
-    _write(_line(message, level, facts))
+    line = _line(message, level, facts)
+    with _voice.lock:
+        if _voice.introduction is None:
+            _write(line)
+            return
+        _voice.waiting.append(line)
+        if len(_voice.waiting) == 1:
+            timer = threading.Timer(_INTRODUCTION_SECONDS, begin_log)
+            timer.daemon = True
+            timer.start()
 
 
 def say_error(message: str, *, code: int, kind: str) -> None:
     """Say why the job ends: in a silent process too, where nobody else is left to say it."""
-    _begin()
+    begin_log()
     _write(_line(f"error: {message}", "error", {"code": code, "kind": kind}))
 
 
 def say_traceback() -> None:
     """Print where the exception that is being handled came from, in whichever process."""
     _write(_line(traceback.format_exc().rstrip("\n"), "error", {}))
-
-
-def _begin() -> None:
-    if _voice.introduction is not None:
-        (first, known), _voice.introduction = _voice.introduction(), None
-        _write(_line(first, "info", known))
 
 
 def _line(message: str, level: Level, facts: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from .pictures import draw_pictures
 from .plan import VisitStream
 from .prepare import prepare, recorded
 from .processes.distributed import Processes
-from .progress import Meter, is_introduced, say
+from .progress import Meter, begin_log, say
 from .progress_log import ProgressLog
 from .publish import publish
 from .recompute import recompute_activations
@@ -80,7 +80,7 @@ def run(
             lambda: prepare(settings, task, weights=True, report=say, digests=digests, before=before)
         )
         outcome.task_digest = job.task_digest
-    if is_introduced():  # something had to be said before this was known
+    if not begin_log():  # something had to be said before this was known
         say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
     session = Session(
         settings=settings,

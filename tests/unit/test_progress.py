@@ -3,13 +3,14 @@
 import io
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from engine import progress
 from engine.errors import TaskError
-from engine.progress import Meter, choose_format, introduce, is_introduced, keep_silent, notes, say, say_error
+from engine.progress import Meter, begin_log, choose_format, introduce, keep_silent, notes, say, say_error
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -34,11 +35,22 @@ class TestLines:
     def test_the_log_begins_with_what_is_known_by_then(self, capsys):
         known = {"task": None}
         introduce(lambda: (f"the program, task {known['task']}", known))
-        assert not is_introduced() and said(capsys) == []
-        known["task"] = 5
         say("a line")
+        assert said(capsys) == []
+        known["task"] = 5
+        assert begin_log() and not begin_log()
         say("another")
-        assert is_introduced() and said(capsys) == ["the program, task 5", "a line", "another"]
+        assert said(capsys) == ["the program, task 5", "a line", "another"]
+
+    def test_a_line_waits_for_its_beginning_a_moment_alone(self, capsys, monkeypatch):
+        monkeypatch.setattr(progress, "_INTRODUCTION_SECONDS", 0.05)
+        introduce(lambda: ("the program", {}))
+        say("downloading for hours")
+        deadline = time.monotonic() + 20
+        while not (found := said(capsys)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert found == ["the program", "downloading for hours"] and not begin_log()
 
     def test_an_error_may_be_the_first_line_and_silence_does_not_swallow_it(self, capsys):
         introduce(lambda: ("the program", {}))
