@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .dataset.caption_files import images_among, without_caption
+from .dataset.caption_files import without_caption
 from .dataset.configurations import METADATA_NAMES
-from .dataset.images import Files
+from .dataset.images import Files, images_among
 from .dataset.reach import Reach
 from .dataset.walking import walk
 from .errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line

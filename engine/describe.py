@@ -39,8 +39,7 @@ def describe(job: Job) -> list[str]:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines += _describe_interim(job)
     lines.append(f"continues      {_describe_parent(job)}")
-    found, first = warnings(job), lengths.notes(job)
-    return [f"note: {note}" for note in first] + lines + [f"note: {note}" for note in found[len(first) :]]
+    return [f"note: {note}" for note in lengths.notes(job)] + lines + [f"note: {note}" for note in warnings(job)]
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
@@ -80,7 +79,7 @@ def _size(dataset: ImageDataset) -> str:
 def warnings(job: Job) -> list[str]:
     """What is allowed but likely a mistake."""
     schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
-    found = lengths.notes(job)
+    found = []
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
         found.append(
             f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {plural(schedule.max_steps, 'step')}: "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from . import rng
 from .errors import CheckpointError
+from .jsontext import dump_lines, parse_lines
 from .plan import MAX_VISITS, Schedule, Timesteps
 
 STRATA: Final = 4
@@ -101,8 +101,8 @@ def summary(rows: Iterable[Row], curve: str | None) -> tuple[float | None, int |
 
 
 def dump(rows: Iterable[Row]) -> bytes:
-    """A JSON object on a line for each row. Floats are written so that they read back to the same bits."""
-    return b"".join(json.dumps(asdict(row), allow_nan=False).encode() + b"\n" for row in rows)
+    """Write a JSON object on a line for each row."""
+    return dump_lines(map(asdict, rows))
 
 
 def parse(data: bytes) -> list[Row]:
@@ -112,13 +112,9 @@ def parse(data: bytes) -> list[Row]:
         CheckpointError: the bytes are no such rows.
     """
     try:
-        lines = data.splitlines()
-        if len(lines) > _MAX_ROWS:
-            raise ValueError(f"{len(lines)} rows")
-        values = [json.loads(line) for line in lines]
-        if b"".join(json.dumps(value).encode() + b"\n" for value in values) != data:
-            raise ValueError("a line is not written as this program writes it")
-        return [_row(value) for value in values]
+        if (num_lines := data.count(b"\n")) > _MAX_ROWS:
+            raise ValueError(f"{num_lines} rows")
+        return [_row(value) for value in parse_lines(data)]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"the checkpoint's held-out losses are malformed ({error}); take another checkpoint"

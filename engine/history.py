@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .errors import CheckpointError
+from .jsontext import dump_lines, parse_lines
 
 DIGEST_STEPS: Final = 50
 """A digest of the weights is recorded at each multiple, counted through the whole chain: wherever a chain is cut, and
@@ -32,8 +32,8 @@ class StepReport:
 
 
 def dump(history: Iterable[StepReport]) -> bytes:
-    """A JSON line for each step. Floats are written so that they read back to the same bits."""
-    return b"".join(json.dumps(_columns(row), allow_nan=False).encode() + b"\n" for row in history)
+    """Write a JSON line for each step."""
+    return dump_lines(map(_columns, history))
 
 
 def _columns(row: StepReport) -> list[Any]:
@@ -48,10 +48,7 @@ def parse(data: bytes) -> list[StepReport]:
         CheckpointError: the bytes are no such history.
     """
     try:
-        values = [json.loads(line) for line in data.splitlines()]
-        if b"".join(json.dumps(value).encode() + b"\n" for value in values) != data:
-            raise ValueError("a line is not written as this program writes it")
-        return [_row(*value) for value in values]
+        return [_row(*value) for value in parse_lines(data)]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint's history is malformed ({error}); take another checkpoint") from None
 

@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -271,3 +271,20 @@ def _not_a_value(found: str, path: Sequence[object]) -> str:
     if found.startswith("'"):
         return f"found {found}, strings take double quotes"
     return f"expected {'a value' if path else 'an object { … }'}, found {found}"
+
+
+def dump_lines(values: Iterable[Any]) -> bytes:
+    """Write a line of JSON for each value, floats so that they read back to the same bits."""
+    return b"".join(json.dumps(value, allow_nan=False).encode() + b"\n" for value in values)
+
+
+def parse_lines(data: bytes) -> list[Any]:
+    """Return what `dump_lines` was given.
+
+    Raises:
+        ValueError: no JSON, or other bytes than `dump_lines` writes for the same values.
+    """
+    values = [json.loads(line) for line in data.splitlines()]
+    if dump_lines(values) != data:
+        raise ValueError("a line is not written as this program writes it")
+    return values

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 # Three digits: `2024_summer` is a year, not two thousand visits.
@@ -39,6 +40,17 @@ def is_part_of_archive(name: str) -> bool:
 def composed(name: str) -> str:
     """A name as it is compared: macOS decomposes the accents of names that it packs, whoever types them composes."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def stem_of(path: str) -> str:
+    """A path without its suffix, composed: what an image and the files about it have in common."""
+    return composed(path.rpartition(".")[0])
+
+
+def same_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many of the last parts of two paths are the same."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def repeated_folder(name: str) -> tuple[int, str] | None:

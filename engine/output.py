@@ -138,11 +138,11 @@ class OutputFolder:
         self.refused = True
         for folder in (self.checkpoint, self.validation, self._job):
             _require_folder(folder)
-        self.refused = False
         # Without progress there is nothing to lose: the job failed before it trained a step.
         unfinished = record if self._progress.exists() and not completed else None
         if not overwrite:
             self._refuse_foreign(job, unfinished, published, in_place=in_place)
+        self.refused = False
         if unfinished is None or not job.is_same(unfinished):
             return Claim.FRESH
         return Claim.ANEW if unfinished.world is None and job.world is not None else Claim.CONTINUES
@@ -191,16 +191,13 @@ class OutputFolder:
     def _refuse_foreign(
         self, job: JobRecord, unfinished: JobRecord | None, published: JobRecord | None, *, in_place: bool
     ) -> None:
-        self.refused = True
-        if unfinished is not None and not job.is_same(unfinished):
-            raise OutputError(self._of_another(job, unfinished))
-        if unfinished is not None or in_place:
-            self.refused = False
-            return
-        for folder in (self.checkpoint, self.validation):
-            if folder.exists():
-                raise OutputError(self._in_the_way(job, folder, published))
-        self.refused = False
+        if unfinished is not None:
+            if not job.is_same(unfinished):
+                raise OutputError(self._of_another(job, unfinished))
+        elif not in_place:
+            for folder in (self.checkpoint, self.validation):
+                if folder.exists():
+                    raise OutputError(self._in_the_way(job, folder, published))
 
     def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
         if not job.is_of_task(unfinished):

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
 import struct
 import time
 import uuid
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from .quoting import plural
+from .storage import remove
 
 _MARKS: Final = "in_use"
 _LOCKS: Final = "locks"
@@ -155,18 +155,11 @@ def _remove(entry: _Entry, cache_dir: Path) -> bool:
         # At once under another name: what is there under its own is whole.
         doomed = entry.path.with_name(f".{uuid.uuid4().hex}{_DOOMED}")
         entry.path.rename(doomed)
-        _discard(doomed)
+        remove(doomed)
         (marks / entry.name).unlink(missing_ok=True)
     finally:
         os.close(descriptor)
     return True
-
-
-def _discard(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _lock(descriptor: int, name: str, kind: int, command: int) -> None:
@@ -239,7 +232,7 @@ def _large_entry(cache_dir: Path, path: Path, kind: str, writer: Path | None = N
         mark = cache_dir / _MARKS / name
         used_ns = max(at.lstat().st_mtime_ns for at in (path, mark) if at.exists() or at is path)
         is_folder = path.is_dir() and not path.is_symlink()
-        num_bytes = sum(size for _, size, _ in files_below(path)) if is_folder else path.lstat().st_size
+        num_bytes = sum(size for _, size, _ in _files_below(path)) if is_folder else path.lstat().st_size
         yield _Entry(path, kind, num_bytes, used_ns, name, writer)
 
 
@@ -247,16 +240,16 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
     """What is in a folder, but for what a process that was killed left half removed, which goes now."""
     for doomed in folder.glob(f".{'[0-9a-f]' * 32}{_DOOMED}"):
         with contextlib.suppress(OSError):
-            _discard(doomed)
+            remove(doomed)
     return sorted(folder.glob(pattern))
 
 
 def cached_files(folder: Path) -> Iterator[tuple[int, int, str]]:
-    """`files_below`, of those that are named as encodings and notes are: whatever a link leads to is left alone."""
-    return (found for found in files_below(folder) if _CACHED.fullmatch(found[2].rpartition("/")[2]))
+    """The files below a folder that are named as encodings and notes are: whatever a link leads to is left alone."""
+    return (found for found in _files_below(folder) if _CACHED.fullmatch(found[2].rpartition("/")[2]))
 
 
-def files_below(folder: str | Path) -> Iterator[tuple[int, int, str]]:
+def _files_below(folder: str | Path) -> Iterator[tuple[int, int, str]]:
     """Time of last use in nanoseconds, size and path of all files that stay while they are listed."""
     folders = [str(folder)]
     while folders:

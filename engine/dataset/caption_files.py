@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from ..errors import DatasetError
-from ..layouts import composed, label_of, repeated_folder
+from ..layouts import composed, repeated_folder, stem_of
 from ..quoting import listing, plural, shown
 from ..transforms import UnreadableImage
-from .images import is_image_name
+from .images import images_among
 from .json_captions import PathCaptions, files_beside, read_beside
 from .reach import Reach, read_below
 from .rows import NO_CAPTION
@@ -38,11 +38,6 @@ class Caption:
     """Whether blank lines are between the lines of a text file."""
 
 
-def images_among(files: Iterable[str]) -> list[str]:
-    """The images among relative paths; OneTrainer's labels are none."""
-    return [file for file in files if is_image_name(file) and label_of(file) is None]
-
-
 def has_sidecars(files: Sequence[str]) -> bool:
     """Whether any image among these relative paths has a caption beside it, or JSON, which may hold one."""
     texts = _texts(files)
@@ -56,7 +51,7 @@ def without_caption(root: Path, files: Sequence[str]) -> list[str]:
         file
         for file in images_among(files)
         if not _sidecar(file, texts)
-        and ((name := beside.get(_stem(file))) is None or read_beside(root, name, "text", source) is None)
+        and ((name := beside.get(stem_of(file))) is None or read_beside(root, name, "text", source) is None)
     ]
 
 
@@ -92,7 +87,7 @@ def find_captions(
         return Caption([" ".join(lines)] if source.joins_lines else lines, rule, file, is_in_paragraphs)
 
     def in_json(image: str) -> Caption | None:
-        file = beside.get(_stem(image))
+        file = beside.get(stem_of(image))
         own = None if file is None else read_beside(root, file, source.columns.caption, source.reach)
         if own is not None:
             return Caption(own, JSON_RULE, file)
@@ -116,10 +111,6 @@ def _in_name(image: str) -> Caption | None:
     return None if name is None else Caption([name], FOLDER_NAME)
 
 
-def _stem(file: str) -> str:
-    return composed(file.rpartition(".")[0])
-
-
 def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
     """What a caption file belongs to (its path without suffix) -> suffix in lower case -> its path."""
     texts: dict[str, dict[str, str]] = {}
@@ -132,7 +123,7 @@ def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
     for suffix in CAPTION_SUFFIXES:
-        for owner in (_stem(image), composed(image)):
+        for owner in (stem_of(image), composed(image)):
             if file := texts.get(owner, {}).get(suffix):
                 return file
     return None

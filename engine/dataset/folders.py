@@ -20,7 +20,6 @@ from ..layouts import is_part_of_archive, project_folders
 from ..limits import bounded_memory
 from ..paths import as_spelled
 from ..quoting import listing, short, shown
-from .caption_files import images_among
 from .configurations import (
     IMAGES,
     METADATA_NAMES,
@@ -30,7 +29,7 @@ from .configurations import (
     is_of_kind,
     kind_of_files,
 )
-from .images import Cells, Files, is_image_name
+from .images import Cells, Files, images_among, is_image_name
 from .json_captions import PathCaptions, files_beside, read_by_path
 from .missing import report_missing
 from .results import result_files

@@ -6,7 +6,7 @@ import hashlib
 import os
 import zipfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import DatasetError
+from ..layouts import label_of
 from ..notes import Identity
 from ..paths import as_spelled
 from ..quoting import shown
@@ -30,6 +31,11 @@ MAX_IMAGE_FILE_BYTES: Final = 1 << 30
 def is_image_name(name: str) -> bool:
     """Whether a file's name ends as an image's does."""
     return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+
+
+def images_among(files: Iterable[str]) -> list[str]:
+    """Return the images among relative paths; OneTrainer's labels are none."""
+    return [file for file in files if is_image_name(file) and label_of(file) is None]
 
 
 class Images(Protocol):

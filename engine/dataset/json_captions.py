@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from ..layouts import composed, label_of
+from ..layouts import composed, same_end, stem_of
 from ..transforms import UnreadableImage
-from .images import is_image_name
+from .images import images_among, is_image_name
 from .reach import Reach, read_below
 
 MAX_FILE_BYTES: Final = 1 << 20
@@ -21,10 +21,10 @@ _OBJECT_OF_OBJECTS: Final = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 def files_beside(files: Sequence[str]) -> dict[str, str]:
     """The JSON files that are named after an image beside them: the composed path without its suffix -> the file."""
-    found = {composed(file.rpartition(".")[0]): file for file in files if file.lower().endswith(".json")}
+    found = {stem_of(file): file for file in files if file.lower().endswith(".json")}
     if not found:
         return {}
-    owners = {composed(file.rpartition(".")[0]) for file in files if is_image_name(file) and label_of(file) is None}
+    owners = set(map(stem_of, images_among(files)))
     return {owner: file for owner, file in found.items() if owner in owners}
 
 
@@ -54,8 +54,8 @@ class PathCaptions:
         """The caption of the path that ends most like the image's; None where there is none, or several."""
         parts = _parts(image)
         found = self._by_name.get(parts[-1], [])
-        most = max((_same_end(path, parts) for path, _ in found), default=0)
-        best = {caption for path, caption in found if _same_end(path, parts) == most}
+        most = max((same_end(path, parts) for path, _ in found), default=0)
+        best = {caption for path, caption in found if same_end(path, parts) == most}
         return best.pop() if len(best) == 1 else None
 
 
@@ -96,13 +96,3 @@ def _parts(path: str) -> tuple[str, ...]:
     """A path's folders and its name without an image's suffix, composed; at least one."""
     stem = path.rpartition(".")[0] if is_image_name(path) else path
     return PurePosixPath(composed(stem)).parts
-
-
-def _same_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of the last parts are the same."""
-    count = 0
-    for left, right in zip(reversed(one), reversed(other), strict=False):
-        if left != right:
-            break
-        count += 1
-    return count

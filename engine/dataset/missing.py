@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from ..errors import DatasetError
+from ..layouts import same_end
 from ..quoting import listing, plural, shown
 from .unused import Account, is_archive
 
@@ -74,15 +75,9 @@ def _meant(written: str, folder: str, by_name: Mapping[str, Sequence[str]]) -> s
     """The one file that shares most of a path's end with what is written, as a path from `folder` on."""
     wanted = written.replace("\\", "/").casefold().split("/")
     found = by_name.get(wanted[-1], [])
-    alike = {file: _same_end(file.casefold().split("/"), wanted) for file in found}
+    alike = {file: same_end(file.casefold().split("/"), wanted) for file in found}
     best = [file for file, count in alike.items() if count == max(alike.values())]
     return posixpath.relpath(best[0], folder or ".") if len(best) == 1 else None
-
-
-def _same_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of the last parts are the same."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return next((count for count, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
 
 
 def _plain(name: str) -> str:

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..errors import DatasetError
-from ..layouts import composed, label_of
+from ..layouts import composed, label_of, stem_of
 from ..quoting import listing, plural, shown
 from ..task import Dataset
-from .caption_files import JSON_RULE, Caption, find_captions, images_among, repeats
+from .caption_files import JSON_RULE, Caption, find_captions, repeats
 from .columns import Columns
-from .images import Files, is_image_name
+from .images import Files, images_among, is_image_name
 from .json_captions import PathCaptions
 from .rows import NO_CAPTION, Rows, Rules, caption_array
 from .splits import TRAIN, by_split, choose_named_split, split_of_image
@@ -75,7 +75,7 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
         return None
     labels = ((file, label_of(file)) for file in reversed(account.files) if is_image_name(file))
     found = {composed(label[0]): file for file, label in labels if label and label[1] == "mask"}
-    masks = [found.get(composed(image.rpartition(".")[0]), "") for image in images]
+    masks = [found.get(stem_of(image), "") for image in images]
     if not any(masks):
         raise DatasetError(
             f"dataset.mask_column asks for masks, and {account.root.name} has no table that names any: put "

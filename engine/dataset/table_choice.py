@@ -9,8 +9,9 @@ from typing import Final
 from ..errors import DatasetError
 from ..layouts import repeated_folder
 from ..quoting import listing, shown
-from .caption_files import has_sidecars, images_among
+from .caption_files import has_sidecars
 from .columns import NoSuchColumnError
+from .images import images_among
 from .rows import Rows
 from .splits import files_of_split, split_of_table
 from .tables import TABLE_SUFFIXES, Source, read_table

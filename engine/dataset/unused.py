@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ..layouts import composed, is_of_system, label_of
+from ..layouts import composed, is_of_system, label_of, stem_of
 from ..quoting import listing, plural, shown
 from .images import is_image_name
 from .walking import Tree
@@ -224,7 +224,7 @@ class Account:
     def _close_beside(self, file: str, owners: Mapping[str, Reason], images: set[str]) -> None:
         """What belongs to an image shares its fate."""
         label = label_of(file)
-        owner = composed(label[0] if label else file.rpartition(".")[0])
+        owner = composed(label[0]) if label else stem_of(file)
         if owner in images:
             self.leave({"mask": MASKS, "cond": CONDITIONS}[label[1]] if label else OTHER_CAPTIONS, [file])
         elif owner in owners and not is_of_system(file):
@@ -264,4 +264,4 @@ def _is_beside(file: str) -> bool:
 
 def _owners(file: str) -> tuple[str, str]:
     """By which names a caption may belong to an image: `cat`, or `cat.png`."""
-    return composed(file.rpartition(".")[0]), composed(file)
+    return stem_of(file), composed(file)

@@ -6,7 +6,7 @@ import pytest
 
 from engine import lengths
 from engine.checkpoint import Checkpoint
-from engine.describe import describe, warnings
+from engine.describe import describe
 from tests.unit.jobs import job_of, text
 
 
@@ -61,7 +61,6 @@ def test_it_comes_first_and_once():
     job = job_of(text(train_args={"num_train_steps": 1000}))
     (note,) = lengths.notes(job)
     assert describe(job)[0] == f"note: {note}" and sum(note in line for line in describe(job)) == 1
-    assert warnings(job)[0] == note
 
 
 def test_who_goes_on_from_a_checkpoint_knows():

@@ -207,9 +207,9 @@ class TestHold:
         script = (
             "import os, sys, signal; from pathlib import Path; from engine import retention\n"
             f"cache, path = Path({str(tmp_path)!r}), Path({str(path)!r})\n"
-            "real = retention._discard\n"
+            "real = retention.remove\n"
             "def slow(doomed): print(flush=True); sys.stdin.readline(); real(doomed)\n"
-            "retention._discard = slow\n"
+            "retention.remove = slow\n"
             "retention.prune(cache, 0)"
         )
         with subprocess.Popen(
