@@ -147,7 +147,7 @@ def print_plan(settings: Settings) -> None:
     )
     print("\n".join(lines), flush=True)
     check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
-    check_memory(job, settings, available, share)
+    check_memory(job, settings.device, available=available, num_processes=share)
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from .errors import CheckpointError
 from .lora.folder import LORA_FILE as LORA_FILE  # noqa: PLC0414  # who imports this module needs it
 from .lora.folder import PEFT_CONFIG, PEFT_FILE, find_lora
-from .storage import Contents, Stored
+from .storage import Contents, Stored, read_plain
 from .task import canonical_json
 
 FORMAT: Final = 1
@@ -262,9 +262,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     problem = f"{path} is not a checkpoint's manifest; take another checkpoint"
     try:
-        if not _is_plain_file(path) or path.stat().st_size > _MAX_MANIFEST_BYTES:
+        data = read_plain(path, _MAX_MANIFEST_BYTES)
+        if data is None:
             raise CheckpointError(problem)
-        data = path.read_bytes()
         manifest = json.loads(data)
         files = manifest["files"]
         digest_agrees = manifest["digest"] == _digest(manifest)

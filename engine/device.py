@@ -10,7 +10,6 @@ import torch
 
 from . import determinism, memory
 from .checkpoint import Checkpoint
-from .environment import Place
 from .errors import DeviceError, DeviceMemoryError
 from .job import Job
 from .settings import Settings
@@ -59,23 +58,6 @@ def available_bytes(device: torch.device, world_size: int) -> int | None:
         return int(free)
     found = memory.available_bytes()
     return None if found is None else found // world_size
-
-
-def require_room(job: Job, device: torch.device, place: Place, available: int | None) -> None:
-    """Raise DeviceMemoryError where the job is predicted to take far more memory than it could have."""
-    most = available
-    if device.type == "cpu":
-        most = memory.most_bytes()
-        if most is not None and place.shares_task:  # else nobody knows how many are on this machine
-            most //= place.world_size
-    memory.require_room(
-        job.base,
-        job.task,
-        device=device.type,
-        available=available,
-        most=most,
-        continues=isinstance(job.parent, Checkpoint),
-    )
 
 
 @contextmanager

@@ -57,6 +57,11 @@ class Place:
         return self.rank == 0
 
     @property
+    def num_here(self) -> int:
+        """The number of the job's processes that are on this machine for certain: torchrun may spread them."""
+        return self.world_size if self.shares_task else 1
+
+    @property
     def multiplier(self) -> int:
         """What the task's `gradient_accumulation_steps` is multiplied by."""
         return 1 if self.shares_task else self.world_size

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from . import folder_lock, storage
 from .errors import OutputError
-from .record import JobRecord, part
+from .record import JobRecord, object_at
 
 CHECKPOINT = "checkpoint"
 VALIDATION = "validation"
@@ -179,9 +179,9 @@ class OutputFolder:
             `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
         """
         if self.is_asked_by(request):
-            return part(_read_json(self._record))
-        manifest = part(_read_json(self.checkpoint / MANIFEST)) if result else {}
-        return {**manifest, "revision": part(self._state(), "settings").get("revision")} if manifest else None
+            return object_at(_read_json(self._record))
+        manifest = object_at(_read_json(self.checkpoint / MANIFEST)) if result else {}
+        return {**manifest, "revision": object_at(self._state(), "settings").get("revision")} if manifest else None
 
     def tells_of(self, digest: str) -> bool:
         """Whether `result.json` tells that the checkpoint `digest` is done."""
@@ -214,7 +214,7 @@ class OutputFolder:
         changed = job.changed_since(published)
         if job.is_of_task(published) and changed:
             return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
-        step = part(_read_json(self.checkpoint / MANIFEST)).get("global_step")
+        step = object_at(_read_json(self.checkpoint / MANIFEST)).get("global_step")
         known = job.world is not None and published.world is not None
         goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
         if goes_on and type(step) is int and step < job.max_steps:

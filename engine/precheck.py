@@ -88,27 +88,23 @@ def check_device(settings: Settings) -> list[str]:
     ]
 
 
-def check_memory(job: Job, settings: Settings, available: int | None, num_processes: int) -> None:
-    """Refuse a job that is predicted to take far more memory than this machine has; of a GPU nothing is known here.
+def check_memory(job: Job, device: str, *, available: int | None, num_processes: int) -> None:
+    """Refuse a job that is predicted to take far more memory than it could have.
 
     Args:
         job: what would run.
-        settings: where.
-        available: bytes that each process may take; None is unknown.
-        num_processes: that share this machine.
+        device: cuda or cpu.
+        available: bytes that each process may take; None is unknown, as of a GPU before torch is imported.
+        num_processes: the number of processes that are known to share this machine's memory.
 
     Raises:
         DeviceMemoryError: says what would fit.
     """
-    most = memory.most_bytes() if settings.device == "cpu" else None
-    memory.require_room(
-        job.base,
-        job.task,
-        device=settings.device,
-        available=available,
-        most=None if most is None else most // num_processes,
-        continues=isinstance(job.parent, Checkpoint),
-    )
+    most = available
+    if device == "cpu" and (most := memory.most_bytes()) is not None:
+        most //= num_processes
+    continues = isinstance(job.parent, Checkpoint)
+    memory.require_enough(job.base, job.task, device=device, available=available, most=most, continues=continues)
 
 
 def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelE
 from .job import Job, request_digest, require_same_world
 from .output import OutputFolder
 from .paths import looking_up, resolve_paths
-from .record import part
+from .record import object_at
 from .settings import Settings, is_read_only
 from .task import Task, parse_task
 
@@ -172,18 +172,18 @@ def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
     """The commit that the branch was resolved to before, unless this task asks for another revision."""
     if before is None or before.get("revision") != task.model.revision:
         return None
-    found = part(before, "base_model")
+    found = object_at(before, "base_model")
     commit = _commit(found.get("revision"))
     return commit if found.get("identity") == f"{task.model.name}@{commit}" else None
 
 
 def _pinned_dataset(before: Mapping[str, Any] | None, task: Task) -> str | None:
-    found = part(before, "dataset")
+    found = object_at(before, "dataset")
     return _commit(found.get("revision")) if found.get("name") == task.dataset.name else None
 
 
 def _pinned_held_out(before: Mapping[str, Any] | None, task: Task) -> str | None:
-    found, wanted = part(before, "heldout"), task.validation.dataset
+    found, wanted = object_at(before, "heldout"), task.validation.dataset
     if wanted is None or wanted.name is None or found.get("name") != wanted.name:
         return None
     return _commit(found.get("revision"))

@@ -31,8 +31,8 @@ Introduction = Callable[[], tuple[str, Mapping[str, Any]]]
 
 
 @dataclass(slots=True)
-class _Voice:
-    """How this process speaks."""
+class _Log:
+    """What this process logs, and how."""
 
     is_silent: bool = False
     is_json: bool = False
@@ -44,7 +44,7 @@ class _Voice:
     notes: list[str] = field(default_factory=list)
 
 
-_voice = _Voice()
+_log = _Log()
 
 
 def timestamp() -> str:
@@ -54,7 +54,7 @@ def timestamp() -> str:
 
 def keep_silent() -> None:
     """Another process of the job speaks for this one."""
-    _voice.is_silent = True
+    _log.is_silent = True
 
 
 def choose_format(environment: Mapping[str, str]) -> None:
@@ -66,7 +66,7 @@ def choose_format(environment: Mapping[str, str]) -> None:
     found = environment.get("LOG_FORMAT") or "text"
     if found not in ("text", "json"):
         raise TaskError(f"LOG_FORMAT is {found!r}: expected text or json")
-    _voice.is_json = found == "json"
+    _log.is_json = found == "json"
 
 
 def introduce(introduction: Introduction) -> None:
@@ -74,25 +74,25 @@ def introduce(introduction: Introduction) -> None:
 
     Lines that are said before wait for it for two seconds, and longer for nothing: a download may take hours.
     """
-    _voice.introduction = introduction
+    _log.introduction = introduction
 
 
 def begin_log() -> bool:
     """Write the log's introduction and what waits for it; False where the log has begun already."""
-    with _voice.lock:
-        if _voice.introduction is None:
+    with _log.lock:
+        if _log.introduction is None:
             return False
-        (first, known), _voice.introduction = _voice.introduction(), None
+        (first, known), _log.introduction = _log.introduction(), None
         _write(_line(first, "info", known))
-        for line in _voice.waiting:
+        for line in _log.waiting:
             _write(line)
-        _voice.waiting.clear()
+        _log.waiting.clear()
         return True
 
 
 def notes() -> list[str]:
     """The notes that were said, each once; of very many the first."""
-    return list(dict.fromkeys(_voice.notes))[:_MAX_NOTES]
+    return list(dict.fromkeys(_log.notes))[:_MAX_NOTES]
 
 
 def say(message: str, *, level: Level = "info", **facts: Any) -> None:
@@ -103,18 +103,18 @@ def say(message: str, *, level: Level = "info", **facts: Any) -> None:
         level: of a JSON log.
         facts: what else a JSON log has of it.
     """
-    if _voice.is_silent:
+    if _log.is_silent:
         return
     if message.startswith(NOTE):
-        _voice.notes.append(message.removeprefix(NOTE))
+        _log.notes.append(message.removeprefix(NOTE))
         level = "warning"
     line = _line(message, level, facts)
-    with _voice.lock:
-        if _voice.introduction is None:
+    with _log.lock:
+        if _log.introduction is None:
             _write(line)
             return
-        _voice.waiting.append(line)
-        if len(_voice.waiting) == 1:
+        _log.waiting.append(line)
+        if len(_log.waiting) == 1:
             timer = threading.Timer(_INTRODUCTION_SECONDS, begin_log)
             timer.daemon = True
             timer.start()
@@ -132,7 +132,7 @@ def say_traceback() -> None:
 
 
 def _line(message: str, level: Level, facts: Mapping[str, Any]) -> str:
-    if not _voice.is_json:
+    if not _log.is_json:
         return message
     return json.dumps({"time": timestamp(), "level": level, "message": message, **facts}, allow_nan=False)
 
@@ -184,7 +184,7 @@ class Meter:
             return
         self._began = time.monotonic()
         self._next_line = self._began + _PLAIN_SECONDS
-        if self._total > self._start and sys.stderr.isatty() and not _voice.is_silent and not _voice.is_json:
+        if self._total > self._start and sys.stderr.isatty() and not _log.is_silent and not _log.is_json:
             self._bar = _Bar(
                 desc=self._what,
                 unit=self._unit,

@@ -28,7 +28,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
     """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
     job, output, outcome = session.job, session.output, session.outcome
     with outcome.clock.phase("publish"):
-        origin = world.of_result(training.origins, training.trainer.step)
+        origin = world.origin_of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
         finished = job.schedule.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)

@@ -44,16 +44,16 @@ class JobRecord:
     @classmethod
     def of_record(cls, value: Any) -> JobRecord | None:
         """What the `record.json` of an unfinished job says; one of an earlier version does not know the world."""
-        return _read(value, part(value).get("world"), part(value).get("curve"), part(value).get("rows"))
+        return _read(value, object_at(value).get("world"), object_at(value).get("curve"), object_at(value).get("rows"))
 
     @classmethod
     def of_result(cls, manifest: Any, state: Any) -> JobRecord | None:
         """What the two JSON files of a published checkpoint say, which nobody has verified."""
-        curve = part(state, "settings", "validation").get("dataset")
-        return _read(manifest, part(state).get("world"), curve, part(manifest, "dataset").get("rows"))
+        curve = object_at(state, "settings", "validation").get("dataset")
+        return _read(manifest, object_at(state).get("world"), curve, object_at(manifest, "dataset").get("rows"))
 
 
-def part(value: Any, *keys: str) -> dict[str, Any]:
+def object_at(value: Any, *keys: str) -> dict[str, Any]:
     """The object at these keys of a JSON value; empty where there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None

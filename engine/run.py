@@ -13,7 +13,7 @@ from .buckets import BucketOrder
 from .cache import EncodingCache
 from .checkpoint import Checkpoint
 from .describe import describe
-from .device import available_bytes, device_troubles, open_device, require_room
+from .device import available_bytes, device_troubles, open_device
 from .digests import FileDigests
 from .errors import (
     CheckpointError,
@@ -36,6 +36,7 @@ from .outcome import Outcome
 from .output import Claim, OutputFolder
 from .pictures import draw_pictures
 from .plan import VisitStream
+from .precheck import check_memory
 from .prepare import prepare, recorded
 from .processes.distributed import Processes
 from .progress import Meter, begin_log, say
@@ -100,7 +101,7 @@ def run(
     available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
-    require_room(job, device, settings.place, available)
+    check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
     with device_troubles(job, device, available):
         with outcome.clock.phase("load"):
             training = start_training(session, _load_family(session))

@@ -60,7 +60,7 @@ class Training:
     kept: Kept
     held_out_losses: list[held_out_curve.Row] = field(default_factory=list)
     origins: list[dict[str, Any]] = field(default_factory=list)
-    """Where this task's steps were trained: `world.going_on`."""
+    """Where this task's steps were trained: `world.extended_origins`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def start_training(session: Session, family: Family) -> Training:
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
-    origins = world.going_on(saved.origins, trainer.step, world.origin(session.device))
+    origins = world.extended_origins(saved.origins, trainer.step, world.origin(session.device))
     if len(origins) > max(1, len(saved.origins)):
         say(
             "note: the steps before were trained on another device or with other versions, so the result's bits are "

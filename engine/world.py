@@ -32,7 +32,7 @@ def origin(device: torch.device) -> dict[str, Any]:
     return {"versions": versions(), "device": describe_device(device)}
 
 
-def going_on(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:
+def extended_origins(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Where a task's steps are trained when it goes on at `step` in the place `here`.
 
     Args:
@@ -49,7 +49,7 @@ def going_on(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str,
     return found
 
 
-def of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+def origin_of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
     """What a result at `step` says of where it was made: the last place, and all with their steps if they are several.
 
     The last one made the images, even where it trained no step.

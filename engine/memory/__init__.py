@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model import BaseModel
 from ..task import Task
-from .advice import FAR, advise, fitting, require_room
+from .advice import FAR, advise, fitting, require_enough
 from .machine import PROGRAM_BYTES, available_bytes, most_bytes
 from .prediction import SPARE, Prediction, gib, predict, wants_recompute
 
@@ -20,7 +20,7 @@ __all__ = [
     "gib",
     "most_bytes",
     "predict",
-    "require_room",
+    "require_enough",
     "wants_recompute",
 ]
 

@@ -21,7 +21,7 @@ Change = tuple[str, Task]
 """What it is, in the task's words, and the task with it."""
 
 
-def require_room(
+def require_enough(
     base: BaseModel, task: Task, *, device: str, available: int | None, most: int | None, continues: bool
 ) -> None:
     """Refuse a task that is predicted to take `FAR` times as much as could be had, before anything is loaded.

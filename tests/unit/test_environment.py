@@ -16,8 +16,9 @@ def test_alone():
 def test_torchrun_multiplies_the_accumulation_and_our_own_launcher_shares_it_out():
     started = read_place(MEETING)
     assert (started.rank, started.world_size, started.local_rank, started.is_first) == (3, 8, 1, False)
-    assert started.multiplier == 8
-    assert read_place({**MEETING, LAUNCHED: "/tmp/x"}).multiplier == 1
+    shared = read_place({**MEETING, LAUNCHED: "/tmp/x"})
+    assert (started.multiplier, shared.multiplier) == (8, 1)
+    assert (started.num_here, shared.num_here, Place().num_here) == (1, 8, 1)
 
 
 def test_without_a_local_rank_it_is_the_rank():

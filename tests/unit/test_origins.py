@@ -11,7 +11,7 @@ HERE, ELSEWHERE = ({"device": {"instructions": name}, "versions": {"torch": "2"}
 
 
 def ranges(*places):
-    """As `world.of_result` writes them: (first step, last step, where)."""
+    """As `world.origin_of_result` writes them: (first step, last step, where)."""
     *_, (_, end, last) = places
     found = [{"from_step": start, "to_step": stop, **where} for start, stop, where in places]
     manifest = {**last, **({"origins": found} if len(places) > 1 else {})}

@@ -193,20 +193,17 @@ class TestWarmStart:
 
 
 class TestMemory:
-    def check(self, monkeypatch, *, device="cpu", processes=1):
+    @pytest.mark.parametrize(
+        "device, available, processes, most",
+        [("cpu", 5, 1, 10), ("cpu", 5, 2, 5), ("cuda", 7, 2, 7), ("cuda", None, 1, None)],
+    )
+    def test_processes_share_the_machine_and_each_has_a_gpu(self, device, available, processes, most, monkeypatch):
         given = []
         monkeypatch.setattr(precheck.memory, "most_bytes", lambda: 10)
-        monkeypatch.setattr(precheck.memory, "require_room", lambda base, task, **how: given.append(how))
-        settings = SimpleNamespace(device=device)
+        monkeypatch.setattr(precheck.memory, "require_enough", lambda base, task, **how: given.append(how["most"]))
         job = SimpleNamespace(base=None, task=None, parent=None)
-        precheck.check_memory(job, settings, 5, processes)
-        return given[0]
-
-    def test_processes_share_the_machine(self, monkeypatch):
-        assert self.check(monkeypatch)["most"] == 10 and self.check(monkeypatch, processes=2)["most"] == 5
-
-    def test_nothing_is_known_of_a_gpu(self, monkeypatch):
-        assert self.check(monkeypatch, device="cuda")["most"] is None
+        precheck.check_memory(job, device, available=available, num_processes=processes)
+        assert given == [most]
 
 
 class TestOutput:

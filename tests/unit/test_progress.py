@@ -16,8 +16,8 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
 @pytest.fixture(autouse=True)
-def _a_voice_of_its_own(monkeypatch):
-    monkeypatch.setattr(progress, "_voice", progress._Voice())
+def _a_log_of_its_own(monkeypatch):
+    monkeypatch.setattr(progress, "_log", progress._Log())
 
 
 @pytest.fixture

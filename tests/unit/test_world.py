@@ -59,14 +59,14 @@ A, B = ({"versions": {"torch": "2"}, "device": {"instructions": name}} for name 
 
 class TestGoingOn:
     def test_one_place_leaves_no_trace_however_often_it_was_interrupted(self):
-        places = world.going_on([], 0, A)
+        places = world.extended_origins([], 0, A)
         for step in (3, 3, 7):
-            places = world.going_on(json.loads(json.dumps(places)), step, A)
-        assert world.of_result(places, 9) == A
+            places = world.extended_origins(json.loads(json.dumps(places)), step, A)
+        assert world.origin_of_result(places, 9) == A
 
     def test_each_change_begins_a_range(self):
-        places = world.going_on(world.going_on(world.going_on([], 2, A), 5, B), 8, A)
-        assert world.of_result(places, 9) == A | {
+        places = world.extended_origins(world.extended_origins(world.extended_origins([], 2, A), 5, B), 8, A)
+        assert world.origin_of_result(places, 9) == A | {
             "origins": [
                 {"from_step": 2, "to_step": 5, **A},
                 {"from_step": 5, "to_step": 8, **B},
@@ -76,8 +76,8 @@ class TestGoingOn:
 
     @pytest.mark.parametrize("other", [A | {"versions": {"torch": "3"}}, A | {"device": {}}])
     def test_another_version_is_another_place_too(self, other):
-        assert len(world.going_on(world.going_on([], 0, A), 4, other)) == 2
+        assert len(world.extended_origins(world.extended_origins([], 0, A), 4, other)) == 2
 
     def test_who_only_drew_the_images_is_told(self):
-        found = world.of_result(world.going_on(world.going_on([], 0, A), 9, B), 9)
+        found = world.origin_of_result(world.extended_origins(world.extended_origins([], 0, A), 9, B), 9)
         assert found["device"] == B["device"] and found["origins"][-1] == {"from_step": 9, "to_step": 9, **B}

@@ -10,9 +10,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from engine import device, families, memory
+from engine import families, memory
 from engine.device import memory_advice
-from engine.environment import Place
 from engine.errors import DeviceMemoryError
 from engine.lora.targets import is_target
 from engine.memory import encoder_footprint, footprint
@@ -290,7 +289,7 @@ class TestRefusal:
     def test_what_is_far_too_large_is_refused_and_the_advice_fits(self, precision, lora, args):
         base, task, available = base_of("sd1"), task_of(precision, lora, **args), 20 * GIB
         with pytest.raises(DeviceMemoryError, match=r"20\.0 GiB.*what should fit"):
-            memory.require_room(base, task, device="cpu", available=available, most=available, continues=False)
+            memory.require_enough(base, task, device="cpu", available=available, most=available, continues=False)
         found = memory.fitting(base, task, device="cpu", available=available)
         assert found
         for advice in found:
@@ -300,12 +299,12 @@ class TestRefusal:
         base, task = base_of("sd1"), task_of("no", gradient_checkpointing=True)
         peak = prediction(base, task, 20 * GIB).peak
         for most in (None, peak * 2, peak, int(peak / 1.49)):
-            memory.require_room(base, task, device="cpu", available=most, most=most, continues=False)
+            memory.require_enough(base, task, device="cpu", available=most, most=most, continues=False)
         with pytest.raises(DeviceMemoryError):
-            memory.require_room(base, task, device="cpu", available=1, most=int(peak / 1.51), continues=False)
+            memory.require_enough(base, task, device="cpu", available=1, most=int(peak / 1.51), continues=False)
 
     def test_what_cannot_be_predicted_is_not(self):
-        memory.require_room(base_of("sd1", unet={}), task_of(), device="cpu", available=1, most=1, continues=False)
+        memory.require_enough(base_of("sd1", unet={}), task_of(), device="cpu", available=1, most=1, continues=False)
 
     def test_what_the_files_do_not_hold_is_left_to_be_found_by_loading(self, tmp_path):
         """A configuration that claims a terabyte is no reason to blame the machine."""
@@ -313,20 +312,9 @@ class TestRefusal:
         base.single_file, base.folder = None, tmp_path
         (tmp_path / "unet").mkdir()
         with pytest.raises(DeviceMemoryError):  # not downloaded yet
-            memory.require_room(base, task_of(), **claims)
+            memory.require_enough(base, task_of(), **claims)
         (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 1000)
-        memory.require_room(base, task_of(), **claims)
-
-    @pytest.mark.parametrize(
-        "place, most", [(Place(), 8), (Place(0, 2), 8), (Place(0, 2, shares_task=True), 4)], ids=["one", "many", "own"]
-    )
-    def test_the_jobs_own_processes_share_the_machine(self, place, most, monkeypatch):
-        """Of a launcher's nobody knows how many are on this machine: what could fit is not refused."""
-        given = []
-        monkeypatch.setattr(device.memory, "most_bytes", lambda: 8)
-        monkeypatch.setattr(device.memory, "require_room", lambda base, task, **how: given.append(how["most"]))
-        device.require_room(SimpleNamespace(base=None, task=None, parent=None), torch.device("cpu"), place, 1)
-        assert given == [most]
+        memory.require_enough(base, task_of(), **claims)
 
     def test_the_micro_batches_of_a_step_are_counted(self):
         few, many = (peak("sd1", recompute=True, gradient_accumulation_steps=n).train for n in (1, 10**9 + 1))
