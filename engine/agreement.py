@@ -1,4 +1,4 @@
-"""What a training depends on, compared wherever it goes on, and told with both values where it differs. No torch."""
+"""Compare what two trainings depend on, and describe each difference with both values. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAID: Final = {
     "micro_batches": "K, the number of processes times gradient_accumulation_steps,",
 }
 _HEX: Final = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b")
-"""A commit or a SHA-256, of which nobody reads more than the beginning."""
+"""A commit or a SHA-256; messages show the first 12 digits."""
 
 
 def differing(
@@ -25,7 +25,7 @@ def differing(
     here: str,
     rows: tuple[int | None, int | None] = (None, None),
 ) -> list[str]:
-    """A line with both values for each key that two trainings do not agree on; a key at its default is absent.
+    """Return a line with both values for each key that differs; a key at its default is absent.
 
     Args:
         found: what a checkpoint, a result or a saved progress was made of.

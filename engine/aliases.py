@@ -105,7 +105,7 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "resume_from_checkpoint": ("checkpoint",),
     "network_weights": ("checkpoint",),
 }
-"""Another trainer's key -> the task's dotted ones that do the same."""
+"""Another trainer's key -> the task's dotted keys that do the same."""
 
 NOT_KEYS: Final[Mapping[str, str]] = {
     "caption_extension": (
@@ -128,4 +128,4 @@ NOT_KEYS: Final[Mapping[str, str]] = {
     "class_prompt": "prior preservation is not offered, leave it out",
     "with_prior_preservation": "prior preservation is not offered, leave it out",
 }
-"""Another trainer's key that a task has none for -> what to do."""
+"""Another trainer's key that has no equivalent in a task -> what to do instead."""

@@ -77,10 +77,10 @@ class WarmStart:
     """A folder that holds nothing but a LoRA, from any trainer: weights to begin with, no training state."""
 
     digest: str
-    """Of all that it consists of."""
+    """SHA-256 of the LoRA file, followed by `config`."""
     lora: bytes
     name: str = LORA_FILE
-    """The file's."""
+    """The LoRA file's name."""
     config: bytes | None = None
     """PEFT's `adapter_config.json` beside its `adapter_model.safetensors`."""
 
@@ -139,7 +139,7 @@ def build_files(
 
 
 def spelled(name: str, value: Any) -> bytes:
-    """The one way to write the value of `manifest.json` or `state.json`.
+    """Return the only bytes that `manifest.json` or `state.json` may have for a value.
 
     Raises:
         ValueError: it holds what JSON has no word for.
@@ -225,7 +225,7 @@ def load(folder: Path) -> Checkpoint | WarmStart:
 
 
 def _misspelling(name: str, value: Any, data: bytes, *objects: Mapping[str, Any]) -> str | None:
-    """How the bytes of a JSON file differ from those that this program writes for its value; None where they do not.
+    """Return how the bytes of a JSON file differ from those that this program writes for its value, or None.
 
     A digest is over values, so other bytes of the same value, or a null where an absent key says the same, would be
     two results under one digest. `objects` are the parts of the value in which only a parent may be null.

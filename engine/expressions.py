@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from typing import Final, NoReturn
 
 SECONDS: Final = 1.0
-"""Of processor time, for compiling an expression, and again for matching it against all the names there are."""
+"""Processor time for compiling an expression, and again for matching it against all names."""
 
 
 class TakesTooLongError(Exception):
-    """The expression was given up."""
+    """Compiling or matching an expression took longer than allowed."""
 
 
 @contextmanager

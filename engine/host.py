@@ -18,7 +18,7 @@ _COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def name() -> str:
-    """This machine's: a container's is the name of its pod."""
+    """Return this machine's name; in Kubernetes that is the pod's."""
     return platform.node()
 
 

@@ -29,7 +29,7 @@ VARIABLES: Final = (
     "TORCH_LINALG_PREFER_CUSOLVER", "TORCH_LINEAR_FLATTEN_3D",
     "TORCH_MKLDNN_MATMUL_MIN_DIM", "TORCH_MKLDNN_MATMUL_MIN_SIZE",
 )  # fmt: skip
-"""That the libraries read to choose kernels or precision; those that only set numbers of threads are overruled here.
+"""Variables that choose kernels or precision; numbers of threads are not among them, as the job sets these itself.
 Found as strings in the libraries of torch 2.13 and NumPy (oneDNN reads each of its own by two prefixes)."""
 _TUNABLES: Final = "GLIBC_TUNABLES"
 """The C library's: `glibc.cpu.…` chooses among several sines and exponentials, others are about memory alone."""

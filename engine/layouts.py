@@ -66,7 +66,7 @@ def label_of(path: str) -> tuple[str, str] | None:
 
 
 def project_folders(images: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Of a kohya project the folders of regularisation images, and those of results: what is not trained as it is.
+    """Return the folders of a kohya project that hold regularisation images, and those that hold results.
 
     Its training images lie in `img/10_sks dog`, or in `10_sks dog` beside a `reg` that is laid out likewise.
     """

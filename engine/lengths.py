@@ -1,4 +1,4 @@
-"""What a task's lengths leave untrained, where a person is likely to have meant more. No torch."""
+"""Notes on a training, or a task of it, that is probably shorter than was meant. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DEFAULTS = TrainArgs()
 
 
 def notes(job: Job) -> list[str]:
-    """A line where the training ends sooner than the task says, or where a default decides how long this task takes.
+    """Return a note where the training ends sooner than the task says, or a default decides its length.
 
     Of a training's first task alone: whoever goes on from a checkpoint knows.
     """
@@ -21,7 +21,7 @@ def notes(job: Job) -> list[str]:
 
 
 def _beyond_the_maximum(job: Job) -> list[str]:
-    """Where `num_train_…` asks for more than `max_train_…` allows."""
+    """Return a note where `num_train_…` asks for more than `max_train_…` allows."""
     args, most = job.task.train_args, job.schedule.max_steps
     wanted = args.num_train_steps or args.num_train_epochs * job.schedule.steps_per_epoch
     is_said = args.num_train_steps is not None or args.num_train_epochs != _DEFAULTS.num_train_epochs
@@ -38,7 +38,7 @@ def _beyond_the_maximum(job: Job) -> list[str]:
 
 
 def _one_epoch_of_many(job: Job) -> list[str]:
-    """Where `max_train_…` is given alone: each task of the chain then trains one epoch."""
+    """Return a note where `max_train_…` is given alone: each task of the chain then trains one epoch."""
     args, schedule = job.task.train_args, job.schedule
     is_default = args.num_train_steps is None and args.num_train_epochs == _DEFAULTS.num_train_epochs
     if not is_default or schedule.finishes:
@@ -53,7 +53,7 @@ def _one_epoch_of_many(job: Job) -> list[str]:
 
 
 def _one_step(job: Job) -> list[str]:
-    """Where the whole training is a single step since nobody said how long it is to be."""
+    """Return a note where the whole training is a single step because no length is given."""
     args, schedule = job.task.train_args, job.schedule
     if schedule.max_steps > 1 or args.max_train_steps is not None or args.num_train_steps is not None:
         return []
@@ -65,7 +65,7 @@ def _one_step(job: Job) -> list[str]:
 
 
 def _maximum(args: TrainArgs) -> str:
-    """What decides the length of the whole training."""
+    """Return the key that decides the length of the whole training, with its value."""
     if args.max_train_steps is not None:
         return f"max_train_steps {args.max_train_steps:,}"
     default = ", the default" if args.max_train_epochs == _DEFAULTS.max_train_epochs else ""

@@ -1,4 +1,4 @@
-"""An optimizer step of more visits than memory is to hold: what it is trained on comes a window at a time. No torch."""
+"""An optimizer step of more visits than are kept in memory: its examples are made a window at a time. No torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LongStep(Sequence[T], Generic[T]):
         self._window = window
         self._check_stop = check_stop
         self._places = range(0)
-        """Of the examples in memory."""
+        """The places of the examples in memory."""
         self._examples: list[T] = []
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Where a result and its re-run were made, and whether a difference between them means that one of the two is wrong."""
+"""Compare where a result and its re-run were made: does a difference mean that one of the two is wrong?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def same_until(told: Sequence[StepReport], rerun: Sequence[StepReport], end: int
 def describe(
     result: Checkpoint, rerun: Checkpoint, *, start: int, same_until: int | None = None, is_other: bool = False
 ) -> list[str]:
-    """What is known about where both were made, and what follows.
+    """Describe where both were made, and what follows from that.
 
     Args:
         result: the result.

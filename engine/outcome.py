@@ -59,7 +59,7 @@ class Before:
     peak_memory_bytes: int = 0
 
     def described(self) -> dict[str, Any]:
-        """As JSON, for the saved progress."""
+        """Return it as JSON, for the saved progress."""
         seconds = [[name, round(value, 3)] for name, value in self.seconds.items()]  # in their order
         return {"seconds": seconds, "skipped": self.skipped, "peak_memory_bytes": self.peak_memory_bytes}
 
@@ -95,9 +95,9 @@ class Outcome:
     may_overwrite: bool = False
     """A failure may be recorded in the output folder although there is a result in it."""
     device: dict[str, Any] | None = None
-    """As the manifest describes it; before it is opened, what is known of it."""
+    """The device as the manifest describes it; before it is opened, what is known of it."""
     task_digest: str | None = None
-    """Once it is known, which takes the dataset."""
+    """The task's digest; None until the dataset has been read."""
 
     @property
     def skipped(self) -> list[tuple[str, str]]:

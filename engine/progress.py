@@ -37,7 +37,7 @@ class _Log:
     is_silent: bool = False
     is_json: bool = False
     introduction: Introduction | None = None
-    """Of the log, while it has not begun."""
+    """Makes the first line of the log; None once it is written."""
     waiting: list[str] = field(default_factory=list)
     """Lines that the log goes on with then."""
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -153,7 +153,7 @@ class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
 
 
 def speed_text(rate: float, unit: str) -> str:
-    """So many a second or, where they take longer, so many seconds each: `4.2 steps/s`, `3.4 s/step`."""
+    """Return a speed for a person: `4.2 steps/s`, or `3.4 s/step` where one takes longer than a second."""
     if rate <= 0:
         return f"? {unit}/s"
     return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"

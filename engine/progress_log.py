@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .plan import Schedule
 
 LINE_SECONDS: Final = 2.0
-"""There is a line at least so often while the job trains."""
+"""The longest time between two lines while the job trains."""
 ALIVE_SECONDS: Final = 20.0
-"""And about so often at any other time. A minute is promised: who imports keeps other threads waiting."""
+"""The same at any other time. A minute is promised, but importing keeps other threads waiting."""
 _MEASURED: Final = ("loss", "learning_rate", "grad_norm", "images_per_second", "eta_seconds")
 
 
@@ -48,7 +48,7 @@ class ProgressLog:
         self._steps = 0
         self._last_line = 0.0
         self._descriptors: list[int] = []
-        """Of the file: the last one is written to. The thread may hold on to an earlier one for a moment."""
+        """Descriptors of the file; the last one is written to, and the thread may still use an earlier one."""
         self._lines: list[bytes] | None = []
         """All lines so far, while the folder is not claimed."""
         self._is_handed_on = False

@@ -1,4 +1,4 @@
-"""Which job something belongs to: compared before a job takes an output folder. No torch."""
+"""The identity of a job, compared before it takes an output folder. No torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class JobRecord:
     world: Mapping[str, Any] | None = None
     """What its bytes depend on besides; None where that is not known."""
     curve: str | None = None
-    """Which held-out losses it has."""
+    """Identity of its held-out losses (`Job.curve`)."""
     rows: int | None = None
-    """Of its dataset, for messages."""
+    """Number of its dataset's rows, for messages."""
     max_steps: int = 0
-    """Where the whole training ends; 0 where that is not known."""
+    """The step at which the whole training ends; 0 where that is not known."""
 
     def is_of_task(self, other: JobRecord | None) -> bool:
         """Whether both are of one task and one checkpoint to continue."""

@@ -1,4 +1,4 @@
-"""What of the cache is in use, and what is removed when it holds more than it may.
+"""Mark entries of the cache as in use, and remove others when it holds more than it may.
 
 An entry is what is removed whole: a downloaded dataset, a model, a table, a note, an encoding. A process that uses a
 large one has a shared lock on a byte of the file `in_use/locks` that stands for it, until the process ends, however it
@@ -29,7 +29,7 @@ from .storage import remove
 _MARKS: Final = "in_use"
 _LOCKS: Final = "locks"
 _OFFSET_DIGITS: Final = 15
-"""Of an entry's name, as the place of its byte: a file's length has 63 bits."""
+"""Leading digits of an entry's name that give the offset of its byte: file offsets have 63 bits."""
 _DOOMED: Final = ".removed"
 _ABANDONED_NS: Final = 24 * 3600 * 10**9
 """Age of a half-written table that no living process writes any more."""
@@ -83,14 +83,14 @@ class _Entry:
 
 @dataclass(slots=True)
 class Pruned:
-    """What `prune` did."""
+    """The result of `prune`."""
 
     removed: Counter[str] = field(default_factory=Counter)
-    """Kind -> how many."""
+    """Number of removed entries by kind."""
     num_bytes_removed: int = 0
     num_bytes_left: int = 0
     num_in_use: int = 0
-    """That had to stay, although the cache holds more than it may."""
+    """Number of entries that had to stay, although the cache holds more than it may."""
     failures: list[str] = field(default_factory=list)
 
     @property

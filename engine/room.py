@@ -1,4 +1,4 @@
-"""What a job writes into its output folder, predicted before it trains, and whether there is room for it. No torch."""
+"""Predict the disk space that a job takes in its output folder, and check that it is free. No torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .job import Job
 from .memory import gib
 
 _VALUE_BYTES: Final = 4
-"""Of each trained value in a LoRA file and in the state: float32."""
+"""Bytes of each trained value in a LoRA file and in the state: float32."""
 _PIXEL_BYTES: Final = 2
-"""Of a picture as PNG; up to 3."""
+"""Bytes of each pixel of a picture as PNG; at most 3."""
 _STEP_BYTES: Final = 90
-"""A line of the history."""
+"""Bytes of a line of the history."""
 _OTHER_BYTES: Final = 1 << 20
-"""Manifest, card and logs."""
+"""Bytes of the manifest and the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class Training:
     kept: Kept
     held_out_losses: list[held_out_curve.Row] = field(default_factory=list)
     origins: list[dict[str, Any]] = field(default_factory=list)
-    """Where this task's steps were trained: `world.extended_origins`."""
+    """The devices and versions that trained this task's steps (`world.extended_origins`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ class Settings:
     encoded_cache_bytes: int
     """Of images and captions encoded by any job, kept on disk."""
     max_cache_bytes: int | None
-    """Of everything in the cache together; None leaves it all there."""
+    """Bytes that the whole cache may hold; None is no bound."""
     limits: Limits
     place: Place
     """This process's among the job's."""

@@ -1,4 +1,4 @@
-"""What every program here does to its own process before it imports anything else.
+"""Prepare a process before it imports anything else.
 
 Until `secure_path` has run, every import may find a stranger's module: here only what Python has imported already.
 """

@@ -28,12 +28,12 @@ def versions() -> dict[str, str]:
 
 
 def origin(device: torch.device) -> dict[str, Any]:
-    """Where this process works: what the manifest tells of it."""
+    """Return the device and versions of this process, as the manifest has them."""
     return {"versions": versions(), "device": describe_device(device)}
 
 
 def extended_origins(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where a task's steps are trained when it goes on at `step` in the place `here`.
+    """Return where a task's steps are trained when it goes on at `step` in the place `here`.
 
     Args:
         origins: where it was trained so far, each with its `from_step`, the step that was reached there before it.
@@ -50,7 +50,7 @@ def extended_origins(origins: Sequence[Mapping[str, Any]], step: int, here: Mapp
 
 
 def origin_of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
-    """What a result at `step` says of where it was made: the last place, and all with their steps if they are several.
+    """Return what a result at `step` says of where it was made: the last place, and all with their steps if several.
 
     The last one made the images, even where it trained no step.
     """

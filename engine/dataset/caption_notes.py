@@ -1,4 +1,4 @@
-"""What a person may not expect of captions: several for an image, and the marks of other programs."""
+"""Notes about captions: several for one image, and syntax of other programs, which is trained as text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """A way to write prompts that other programs act on, and this one trains as it is written."""
+    """Prompt syntax of other programs, which is trained as text here."""
 
     pattern: str
-    """RE2."""
+    """A regular expression of RE2, which Arrow uses."""
     words: str
 
 

@@ -21,9 +21,9 @@ from .splits import TRAIN
 
 README: Final = "README.md"
 STANDALONE: Final = ".huggingface.yaml"
-"""Wins over the README's."""
+"""Takes precedence over the README."""
 DESCRIPTIONS: Final = frozenset({README, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
-"""Files that patterns never mean."""
+"""Files that no pattern matches."""
 MAX_README_BYTES: Final = 1 << 20
 MAX_PATTERNS: Final = 1000
 METADATA_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -129,7 +129,7 @@ def is_of_kind(file: str, kind: str) -> bool:
 
 
 def _declared(root: Path) -> dict[str, dict[str, Any]]:
-    """Name -> what stands under `configs:`."""
+    """Return the entries under `configs:` by their names."""
     label, card = _card(root)
     configs = card.get("configs")
     if not configs:

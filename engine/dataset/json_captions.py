@@ -14,7 +14,7 @@ from .images import images_among, is_image_name
 from .reach import Reach, read_below
 
 MAX_FILE_BYTES: Final = 1 << 20
-"""Of a file beside an image: downloaders write what a page had to say of it."""
+"""Size limit of a JSON file beside an image: downloaders put the metadata of a whole page there."""
 MAX_METADATA_BYTES: Final = 256 << 20
 _OBJECT_OF_OBJECTS: Final = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
@@ -42,7 +42,7 @@ def read_beside(root: Path, file: str, column: str, reach: Reach) -> list[str] |
 
 
 class PathCaptions:
-    """kohya's metadata: an object with a path, of whatever machine, for each image, and its caption or tags."""
+    """kohya's metadata: an object that maps the path of each image, on any machine, to its caption and tags."""
 
     def __init__(self, captions: Mapping[str, str]) -> None:
         self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
@@ -86,13 +86,13 @@ def _captions_by_path(root: Path, file: str, reach: Reach) -> dict[str, str]:
 
 
 def _caption(value: Mapping[str, Any]) -> str | None:
-    """As sd-scripts joins them (`FineTuningDataset`, library/train_util.py)."""
+    """Return caption and tags joined as sd-scripts does (`FineTuningDataset`, library/train_util.py)."""
     given = [value.get("caption"), value.get("tags")]
     texts = [text for text in given if isinstance(text, str) and text]
     return ", ".join(texts) if texts else None
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """A path's folders and its name without an image's suffix, composed; at least one."""
+    """Return a path's folders and its name without an image's suffix, composed; at least one part."""
     stem = path.rpartition(".")[0] if is_image_name(path) else path
     return PurePosixPath(composed(stem)).parts

@@ -1,4 +1,4 @@
-"""Rows of metadata that name files which are not there: how many, and what to write in place of it."""
+"""Rows of metadata that name files which do not exist: how many, and what to write instead."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def report_missing(account: Account, folders: Sequence[str], named: Iterable[str
 
 
 def _advice(missing: Sequence[str], folders: Sequence[str], account: Account) -> str:
-    """What to write for a name that is not there, by a file that may be meant; or which archive may hold it."""
+    """Return advice on names that do not exist: a file that may be meant, or an archive that may hold it."""
     by_name: dict[str, list[str]] = {}
     for file in account.files:
         by_name.setdefault(posixpath.basename(file).casefold(), []).append(file)
@@ -81,5 +81,5 @@ def _meant(written: str, folder: str, by_name: Mapping[str, Sequence[str]]) -> s
 
 
 def _plain(name: str) -> str:
-    """A path for a message, its backslashes as they are written."""
+    """Return a path for a message, with single backslashes."""
     return shown(name).replace("\\\\", "\\")

@@ -1,4 +1,4 @@
-"""What this program's own jobs have written into a dataset's folder, or below it: no part of the dataset.
+"""The files that this program's own jobs have written into a dataset's folder: no part of the dataset.
 
 The output folder may be the dataset's own, or lie in it, as the folders of a chain's earlier tasks do. It is told by
 what is in its files, not by their names alone: a dataset may well have a folder `validation`.
@@ -76,4 +76,4 @@ _MARKS: Final[Mapping[str, Callable[[Path], bool]]] = {
 }
 """Files of an output folder, and whether one of that name is a job's; if so, all of `checkpoint/` and the like is."""
 _BESIDE: Final = ("report.html", ".lock")
-"""What else is a job's where one of these is."""
+"""Further files of a job, beside one of `_MARKS`."""

@@ -1,4 +1,4 @@
-"""A folder's tables -> the rows of those that are the dataset's; what else looks like a table is passed over."""
+"""Choose which tables of a folder are the dataset's, and read their rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder and is not trained on: each file under one reason, each reason on one line."""
+"""The files in a dataset's folder that are not trained on: one reason for each, one line for each reason."""
 
 from __future__ import annotations
 
@@ -127,12 +127,12 @@ _USUAL: Final = re.compile(
     re.IGNORECASE,
 )
 ABOUT_NO_IMAGES: Final = (NOT_READ, VIDEOS, ARCHIVES, OF_SYSTEMS, LOST_MASKS, DEAD_LINKS, LINKED_TWICE, NOT_FOLLOWED)
-"""What a folder without images may hold instead."""
+"""The reasons to name when a folder has no images."""
 _TOLD_KINDS: Final = (NOT_READ, VIDEOS, ARCHIVES)
 
 
 class Account:
-    """Which files of a dataset's folder are used, and why the others are not. What is said first of a file stands."""
+    """Which files of a dataset's folder are used, and why the others are not; the first entry of a file stands."""
 
     def __init__(self, tree: Tree) -> None:
         self.root = tree.root
@@ -148,7 +148,7 @@ class Account:
 
     @property
     def open(self) -> list[str]:
-        """Those of which nothing is noted."""
+        """The files without an entry."""
         return list(self._open)
 
     @property
@@ -161,7 +161,7 @@ class Account:
         return {reason: [*files, *self._beside.get(reason, ())] for reason, files in self._left.items()}
 
     def use(self, files: Iterable[str]) -> None:
-        """Note what is trained on, or read for it: images, captions, masks, tables."""
+        """Enter files that are trained on, or read for it: images, captions, masks, tables."""
         for name in files:
             file = name if self._is_known(name) else self._behind_links(name)
             if file in self._open:
@@ -179,7 +179,7 @@ class Account:
         return os.path.relpath(os.path.realpath(self.root / name), root)
 
     def leave(self, reason: Reason, files: Iterable[str]) -> None:
-        """Note what is not, as far as nothing else is noted of it."""
+        """Enter files that are not trained on, unless they have an entry."""
         found = [file for file in files if file in self._open]
         for file in found:
             del self._open[file]
@@ -193,7 +193,7 @@ class Account:
         self.files = [file for file in self.files if file not in dropped]
 
     def close(self) -> None:
-        """Find a reason for each file of which nothing is noted, by its name and what lies beside it."""
+        """Find a reason for each file without an entry, by its name and the files beside it."""
         files = sorted(self._open)
         for file in files:
             if not _is_beside(file):
@@ -204,11 +204,11 @@ class Account:
             self._close_beside(file, owners, images)
 
     def lines(self) -> list[str]:
-        """A line for each reason, for a person."""
+        """Return a line for each reason, for a person."""
         return [f"dataset: {self.told(reason)}" for reason in self._left if not reason.is_quiet]
 
     def told(self, reason: Reason) -> str:
-        """How many files there are for this reason, and some of their names; nothing where there are none."""
+        """Return how many files have this reason, and some of their names; nothing where none has."""
         files, beside = self._left.get(reason, []), self._beside.get(reason, [])
         if not files:
             return ""
@@ -222,7 +222,7 @@ class Account:
         return f"{words}: {listing(files)}"
 
     def _close_beside(self, file: str, owners: Mapping[str, Reason], images: set[str]) -> None:
-        """What belongs to an image shares its fate."""
+        """Give a caption or a mask the reason of its image, or the reason for having none."""
         label = label_of(file)
         owner = composed(label[0]) if label else stem_of(file)
         if owner in images:
@@ -263,5 +263,5 @@ def _is_beside(file: str) -> bool:
 
 
 def _owners(file: str) -> tuple[str, str]:
-    """By which names a caption may belong to an image: `cat`, or `cat.png`."""
+    """Return the names by which a caption may belong to an image: `cat` and `cat.png`."""
     return stem_of(file), composed(file)

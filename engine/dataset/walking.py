@@ -18,7 +18,7 @@ class Tree:
     root: Path
     files: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
-    """Hidden ones, and those in the folders of systems."""
+    """Hidden files, and those in folders that systems leave (`is_system_folder`)."""
     linked_twice: list[str] = field(default_factory=list)
     """Links to folders whose files are found already under another name."""
     not_followed: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ def _enter(top: str, tree: Tree, entered: set[tuple[int, int]]) -> list[str]:
 
 
 def _below(folder: str, name: str) -> Iterator[str]:
-    """The files of a system's folder. What cannot be listed there is nobody's dataset: nothing is said of it."""
+    """Yield the files of a system's folder. Errors are ignored: nothing in it could be trained on."""
     for inside, _, files in os.walk(folder):
         yield from (name + inside[len(folder) :] + f"/{file}" for file in files)
 

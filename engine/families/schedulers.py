@@ -46,11 +46,11 @@ class Substitute:
 
     name: str
     package: str
-    """What the scheduler itself needs."""
+    """The package that the replaced scheduler needs."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the substitute, whatever the configuration says."""
+    """Settings of the substitute, whatever the configuration says."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Of the scheduler itself, where they may differ: the betas, which training depends on."""
+    """Defaults of the replaced scheduler that may differ: the betas, which training depends on."""
 
 
 SUBSTITUTES: Final[Mapping[str, Substitute]] = {
@@ -70,7 +70,7 @@ SUBSTITUTES: Final[Mapping[str, Substitute]] = {
 }
 
 _WITHOUT_BETAS: Final = ("EDM", "FlowMatch", "CosineDPMSolver")
-"""How the names begin of schedulers for other kinds of diffusion."""
+"""Beginnings of the names of schedulers for other kinds of diffusion."""
 
 
 def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:

@@ -70,13 +70,13 @@ _OTHER_KINDS: Final = tuple(
 """What people take for a LoRA in Diffusers' format, by the names of its tensors; the surest sign first."""
 
 _WRAPPED: Final = re.compile(r"^(?:(?P<component>\w+)\.)?base_model\.model\.")
-"""How PEFT's own files begin a name: it wraps a model twice."""
+"""The beginning of a name in PEFT's own files: it wraps a model twice."""
 _ADAPTER: Final = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
 """The adapter's name, which PEFT puts into the names of a model's own state: `lora_A.default.weight`."""
 
 
 def places(keys: Collection[str], components: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Where a LoRA file's tensors belong: each key's module, by its full name, and its part in it (`parse_key`).
+    """Return where a LoRA file's tensors belong: each key's module, by its full name, and its part (`parse_key`).
 
     Args:
         keys: the file's, in Diffusers' spellings or PEFT's.

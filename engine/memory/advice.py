@@ -15,10 +15,10 @@ FAR: Final = 1.5
 """How many times what could be had a task is predicted to take to be refused unseen. A prediction is right to within
 15% for the published models, and what is free may change: what could fit is tried."""
 _MANY_MICRO_BATCHES: Final = 1_000_000
-"""From so many on fewer are proposed: what is kept of each adds up."""
+"""The number of micro-batches above which fewer are proposed: each takes some bytes."""
 
 Change = tuple[str, Task]
-"""What it is, in the task's words, and the task with it."""
+"""A change in the task's words, and the task with it."""
 
 
 def require_enough(
@@ -117,7 +117,7 @@ def _checkpointing(task: Task) -> Iterator[Change]:
 
 
 def _smaller_batches(task: Task) -> Iterator[Change]:
-    """As many images a step."""
+    """Smaller batches with as many images a step."""
     size, steps = task.train_args.batch_size, task.train_args.gradient_accumulation_steps
     for parts in sorted({2, 4, 8, 16, 32, 64, size} - {1}):
         if size % parts == 0:

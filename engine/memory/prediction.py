@@ -19,14 +19,14 @@ SPARE: Final = 0.9
 """The share of the available memory that tensors may be predicted to take."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _OPTIMIZER_BYTES: Final = 4 * 6
-"""For each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits these
-are half as wide until the activations are gone, which makes up for the working copy."""
+"""Bytes of each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits
+these are half as wide until the activations are gone, which makes up for the working copy."""
 _LASTING_BYTES: Final = 4 * 3
-"""Of them, what stays after training."""
+"""The part of them that stays after training."""
 _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
-"""And of each one's working copy."""
+"""Bytes of each trained value's working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
-"""Of each micro-batch of a step: its loss, and what the processes tell each other."""
+"""Bytes of each micro-batch of a step: its loss, and what the processes tell each other."""
 _NO_MODEL: Final = 1 << 60
 """Bytes that no model takes."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
@@ -37,18 +37,18 @@ class Prediction:
     """Bytes of device memory at the peak of each phase."""
 
     trained: int
-    """Values, not bytes: of the adapter."""
+    """Number of trained values of the adapter."""
     encode: int
     train: int
     validation: int
     recompute: bool
-    """With gradient checkpointing."""
+    """Whether with gradient checkpointing."""
     parameters: int
-    """Of the base model, all parts together."""
+    """Number of parameters of the base model, all components together."""
 
     @property
     def peak(self) -> int:
-        """Of the whole job."""
+        """The peak of the whole job."""
         return max(self.encode, self.train, self.validation)
 
 

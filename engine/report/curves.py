@@ -19,7 +19,7 @@ _MAX_LINES: Final = 100
 _LABEL_ROOM: Final = 0.16
 """Of a chart's height, below a marked point: 31 pixels where the chart is at its smallest."""
 _SMALLEST_MOVE: Final = 1e-5
-"""Of a curve's height: what is less is rounding, a hundred times that of a float32."""
+"""The smallest range to draw, as a share of the values: a hundred times the rounding of a float32."""
 LARGEST: Final = 1e15
 """A curve has no use for what is larger, and arithmetic with it no trouble."""
 
