@@ -127,6 +127,7 @@ def print_plan(settings: Settings) -> None:
     from engine import memory, room
     from engine.audit import audit
     from engine.describe import describe as describe_job
+    from engine.output_contents import OutputContents
     from engine.precheck import check_adapter, check_device, check_memory, check_output
     from engine.prepare import prepare, read_task, recorded
     from engine.processes.launch import num_processes
@@ -146,7 +147,7 @@ def print_plan(settings: Settings) -> None:
         describe_job(job) + predicted + room.describe(job) + check_device(settings) + check_adapter(job) + audit(job)
     )
     print("\n".join(lines), flush=True)
-    check_output(job, OutputFolder(settings.output_dir), overwrite=settings.overwrite)
+    check_output(job, OutputContents(settings.output_dir), overwrite=settings.overwrite)
     check_memory(job, settings.device, available=available, num_processes=share)
 
 

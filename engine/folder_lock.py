@@ -48,6 +48,8 @@ def held(root: Path, *, stays: Callable[[], bool]) -> Iterator[None]:
         if is_new and not stays():
             with contextlib.suppress(OSError):  # the folder itself may be gone
                 path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
+        with contextlib.suppress(OSError):  # closing lets go as well, but in user space (FUSE) only some time later
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

@@ -19,7 +19,7 @@ from .lora.names import places, require_fit, tensor_names
 from .lora.strength import header_metadata, strengths
 from .lora.targets import NO_QUANTISED_START, TEXT_TARGETS, full_name, match_targets, require_decomposable
 from .model_files import is_weight
-from .output import Claim, OutputFolder
+from .output_contents import Claim, OutputContents
 from .quoting import plural
 from .settings import Settings
 
@@ -58,7 +58,7 @@ def check_adapter(job: Job) -> list[str]:
     return lines
 
 
-def check_output(job: Job, output: OutputFolder, *, overwrite: bool) -> None:
+def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
     """Refuse an output folder that the job would refuse. Changes nothing.
 
     Raises:

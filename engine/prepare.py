@@ -16,7 +16,7 @@ from .dataset.held_out import HeldOut, hold_out
 from .digests import FileDigests
 from .errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from .job import Job, request_digest, require_same_world
-from .output import OutputFolder
+from .output_contents import OutputContents
 from .paths import looking_up, resolve_paths
 from .record import object_at
 from .settings import Settings, is_read_only
@@ -111,7 +111,7 @@ def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
     """What an earlier start of this job, unfinished or finished, resolved the task's names to; None without one."""
     parent = parent_folder(settings, task)
     may_be_done = parent is None and not settings.overwrite
-    return OutputFolder(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
+    return OutputContents(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
 
 
 def _open_datasets(

@@ -33,7 +33,8 @@ from .history import StepReport
 from .interim import InterimResults
 from .latents import VisitEncoder
 from .outcome import Outcome
-from .output import Claim, OutputFolder
+from .output import OutputFolder
+from .output_contents import Claim
 from .pictures import draw_pictures
 from .plan import VisitStream
 from .precheck import check_memory

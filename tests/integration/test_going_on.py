@@ -5,26 +5,15 @@ from __future__ import annotations
 import io
 import json
 import signal
-import subprocess
-import sys
 import tarfile
 
 import pytest
 import torch
 
 from engine.task import canonical_json
-from tests.integration.harness import (
-    ENTRYPOINT,
-    PATIENCE,
-    changed,
-    clean_environment,
-    run_job,
-    serving,
-    snapshot,
-    start_job,
-    succeed,
-)
+from tests.integration.harness import changed, run_job, serving, snapshot, start_job, succeed
 from tests.integration.test_processes import torchrun
+from tests.integration.test_verified_results import run_verifier
 
 LONG = {"train_args.num_train_steps": 60, "train_args.max_train_steps": 60}
 SLOWER = {"ATEN_CPU_CAPABILITY": "default"}
@@ -93,15 +82,7 @@ def test_another_device_is_told_for_its_steps_and_nobody_is_accused(task, tmp_pa
     lineage = json.loads((out / "checkpoint" / "state.json").read_bytes())["lineage"]
     assert lineage[-1]["origins"] == went_on.manifest["origins"]
     (tmp_path / "task.json").write_bytes(canonical_json(own))
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.verify", str(out), "--task", str(tmp_path / "task.json")],
-        check=False,
-        cwd=ENTRYPOINT.parent,
-        env=clean_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_verifier(out, tmp_path / "task.json", tmp_path)
     assert "one of the two is wrong" not in done.stdout
     assert f"another world: steps 1 to {first['to_step']}: device.instructions is 'DEFAULT'" in done.stdout
     assert "look at" not in done.stderr

@@ -17,6 +17,19 @@ from engine.task import canonical_json
 from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
 
+def run_verifier(result, task_file, scratch, *flags):
+    """Verify a result in a process of its own, with the home and temporary files in `scratch`."""
+    return subprocess.run(
+        [sys.executable, "-m", "engine.verify", str(result), "--task", str(task_file), *map(str, flags)],
+        check=False,
+        cwd=ENTRYPOINT.parent,
+        env=clean_environment(scratch),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
 @pytest.fixture(scope="module")
 def verify(task, tmp_path_factory):
     """Run the verifier: its exit code, what it prints, and its last line of stderr."""
@@ -25,16 +38,7 @@ def verify(task, tmp_path_factory):
     def run(result, task=task, *flags):
         path = scratch / "task.json"
         path.write_text(json.dumps(task))
-        command = [sys.executable, "-m", "engine.verify", str(result), "--task", str(path), *map(str, flags)]
-        done = subprocess.run(
-            command,
-            check=False,
-            cwd=ENTRYPOINT.parent,
-            env=clean_environment(scratch),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = run_verifier(result, path, scratch, *flags)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stdout, (done.stderr.splitlines() or [""])[-1]
 
@@ -87,15 +91,7 @@ def test_no_code_beside_the_task_is_run(whole, task, dataset, tmp_path):
     (strangers / "task.json").write_text(json.dumps(own))
     for name in ("multiprocessing", "argparse", "json", "numpy", "torch", "sitecustomize", "engine"):
         (strangers / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.verify", whole.out, "--task", strangers / "task.json", "--steps", "1"],
-        check=False,
-        cwd=ENTRYPOINT.parent,
-        env=clean_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_verifier(whole.out, strangers / "task.json", tmp_path, "--steps", 1)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
 
