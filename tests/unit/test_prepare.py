@@ -144,7 +144,7 @@ class TestABranchThatMoves:
             raise ModelError("as far as it goes")
 
         monkeypatch.setattr("engine.prepare.model.locate", locate)
-        settings = self.settings(tmp_path, cache_dir=tmp_path, limits=None)
+        settings = self.settings(tmp_path, cache_dir=tmp_path, task_folder=tmp_path, limits=None)
         task = parse_task(text().encode(), source="task")
         for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):
             with pytest.raises(ModelError):
