@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..quoting import plural, short
+from ..quoting import listing, plural, short
 from .columns import is_list
 from .rows import Rows
 
@@ -46,11 +46,10 @@ def caption_notes(parts: Sequence[Rows]) -> list[str]:
         part, rows = several[0]
         captions = part.captions[rows[0]].as_py()
         most = max(pc.max(pc.list_value_length(part.captions)).as_py() for part, _ in several)
-        more = f" and {len(captions) - _MAX_SHOWN:,} more" if len(captions) > _MAX_SHOWN else ""
         has = plural(sum(len(rows) for _, rows in several), "image has", "images have")
         lines.append(
             f"dataset: {has} several captions (up to {most:,}), of which each visit draws one; "
-            f"{part.images.name(rows[0])}: {', '.join(map(short, captions[:_MAX_SHOWN]))}{more}"
+            f"{part.images.name(rows[0])}: {listing(captions, short)}"
         )
     for mark in _MARKS:
         found = [(part, _matching(part, mark.pattern)) for part in parts]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from ..model import BaseModel
 from ..task import Task
-from .advice import FAR, advise, fitting, require_enough
+from .advice import advise, fitting, require_enough
 from .machine import PROGRAM_BYTES, available_bytes, most_bytes
 from .prediction import SPARE, Prediction, gib, predict, wants_recompute
 
 __all__ = [
-    "FAR",
     "PROGRAM_BYTES",
     "SPARE",
-    "Prediction",
     "advise",
     "available_bytes",
     "describe",

@@ -11,7 +11,7 @@ from ..model import BaseModel
 from ..task import Task
 from .prediction import SPARE, Prediction, gib, predict, wants_recompute
 
-FAR: Final = 1.5
+_FAR: Final = 1.5
 """How many times what could be had a task is predicted to take to be refused unseen. A prediction is right to within
 15% for the published models, and what is free may change: what could fit is tried."""
 _MANY_MICRO_BATCHES: Final = 1_000_000
@@ -24,7 +24,7 @@ Change = tuple[str, Task]
 def require_enough(
     base: BaseModel, task: Task, *, device: str, available: int | None, most: int | None, continues: bool
 ) -> None:
-    """Refuse a task that is predicted to take `FAR` times as much as could be had, before anything is loaded.
+    """Refuse a task that is predicted to take `_FAR` times as much as could be had, before anything is loaded.
 
     Args:
         base: the base model.
@@ -38,7 +38,7 @@ def require_enough(
         DeviceMemoryError: says what would fit.
     """
     found = _prediction(base, task, device=device, available=available)
-    if found is None or most is None or found.peak <= FAR * most or _claims_too_much(base, found):
+    if found is None or most is None or found.peak <= _FAR * most or _claims_too_much(base, found):
         return
     what = "GPU" if device == "cuda" else "machine"
     advice = advise(base, task, device=device, available=available or 0, continues=continues)

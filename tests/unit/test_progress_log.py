@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine import progress_log, storage
+from engine import progress_log
 from engine.errors import OutputError
 from engine.history import StepReport
 from engine.outcome import Clock
@@ -140,7 +140,6 @@ class TestTheFolder:
         with ProgressLog(path, step=int) as log:
             begun(log)
         assert path.stat().st_uid == 12345
-        assert storage.FILE_MODE == 0o644
 
     def test_a_full_disk_is_an_output_error_but_not_at_the_very_end(self, path, monkeypatch):
         def full(descriptor, data):
