@@ -138,7 +138,7 @@ class VisitEncoder:
     def _long_step(self, start: int) -> LongStep[Example]:
         size, world_size = self._schedule.batch_size, self._processes.world_size
         return LongStep(
-            self._encode,
+            make=self._encode,
             start=start,
             size=size,
             round_visits=size * world_size,

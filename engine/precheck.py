@@ -1,4 +1,4 @@
-"""What `--plan` checks beyond what a job finds before it loads a model: by the headers of files, without torch."""
+"""What can be refused before a model is loaded, by the headers of files: for `--plan` and the job. No torch."""
 
 from __future__ import annotations
 
