@@ -149,7 +149,7 @@ def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
-    owners = (image.rpartition(".")[0], image)
+    owners: tuple[str, ...] = (image.rpartition(".")[0], image)
     if not image.isascii():  # one spelled otherwise is meant where none is spelled the same
         owners = tuple(dict.fromkeys([*owners, *map(composed, owners)]))
     for suffix in CAPTION_SUFFIXES:
