@@ -65,21 +65,33 @@ def label_of(path: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
-def project_folders(images: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the folders of a kohya project that hold regularisation images, and those that hold results.
+def project_folders(files: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the folders of kohya projects that hold regularisation images, and those that hold results.
 
-    Its training images lie in `img/10_sks dog`, or in `10_sks dog` beside a `reg` that is laid out likewise.
+    A project is any folder: its training images lie in `img/10_sks dog`, or in `10_sks dog` beside a `reg` that is laid
+    out likewise. The folders are given as prefixes of paths.
     """
-    repeated, tops = set(), set()
-    for path in images:
-        top, *folders = path.split("/")[:-1] or [""]
-        tops.add(top)
-        if any(map(repeated_folder, [top, *folders])):
-            repeated.add(top)
-    trained = {top for top in repeated if top.lower() not in _REGULARISATION | _PROJECT_RESULTS}
-    regular = {top for top in repeated if trained and top.lower() in _REGULARISATION}
-    is_project = any(top.lower() in _PROJECT_IMAGES for top in trained)
-    return frozenset(regular), frozenset(top for top in tops if is_project and top.lower() in _PROJECT_RESULTS)
+    inside: dict[str, set[str]] = {}
+    repeated: set[str] = set()
+    for folder in {path.rpartition("/")[0] for path in files}:
+        parts = folder.split("/")
+        last = max((index for index, part in enumerate(parts) if repeated_folder(part)), default=-1)
+        for index, part in enumerate(parts):
+            inside.setdefault("".join(f"{parent}/" for parent in parts[:index]), set()).add(part)
+            if index <= last:
+                repeated.add("".join(f"{parent}/" for parent in parts[: index + 1]))
+    regular: list[str] = []
+    results: list[str] = []
+    for project, tops in inside.items():
+        trained = {top for top in tops if f"{project}{top}/" in repeated} - {
+            top for top in tops if top.lower() in _REGULARISATION | _PROJECT_RESULTS
+        }
+        if trained:
+            prefixes = {f"{project}{top}/": top.lower() for top in tops}
+            regular += [prefix for prefix, top in prefixes.items() if top in _REGULARISATION and prefix in repeated]
+            if any(top.lower() in _PROJECT_IMAGES for top in trained):
+                results += [prefix for prefix, top in prefixes.items() if top in _PROJECT_RESULTS]
+    return tuple(regular), tuple(results)
 
 
 def is_system_folder(name: str) -> bool:

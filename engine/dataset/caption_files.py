@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from ..errors import DatasetError
@@ -55,6 +56,12 @@ def without_caption(root: Path, files: Sequence[str]) -> list[str]:
     ]
 
 
+def json_beside(images: Iterable[str], files: Sequence[str]) -> list[str]:
+    """The JSON files beside these images."""
+    beside = files_beside(files)
+    return [beside[stem] for image in images if (stem := stem_of(image)) in beside] if beside else []
+
+
 def is_text_beside(rule: str) -> bool:
     """Whether captions found by this rule are in text files beside the images."""
     return rule in _TEXT_RULES.values()
@@ -62,10 +69,12 @@ def is_text_beside(rule: str) -> bool:
 
 def repeats(file: str) -> tuple[int, str | None]:
     """How often an image is visited and what it shows, as the nearest folder of kohya's `N_name` says; else 1, None."""
-    for part in reversed(PurePosixPath(file).parts[:-1]):
-        if found := repeated_folder(part):
-            return found
-    return 1, None
+    return _repeats_of_folder(file.rpartition("/")[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _repeats_of_folder(folder: str) -> tuple[int, str | None]:
+    return next(filter(None, map(repeated_folder, reversed(folder.split("/")))), (1, None))
 
 
 def find_captions(
@@ -78,7 +87,7 @@ def find_captions(
         file = _sidecar(image, texts)
         if file is None:
             return None
-        rule = _TEXT_RULES[Path(file).suffix.lower()]
+        rule = _TEXT_RULES[f".{file.rpartition('.')[2].lower()}"]
         try:
             lines, is_in_paragraphs = _read(root, file, source.reach)
         except UnreadableImage as error:
@@ -112,18 +121,30 @@ def _in_name(image: str) -> Caption | None:
 
 
 def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What a caption file belongs to (its path without suffix) -> suffix in lower case -> its path."""
+    """What a caption file belongs to (its path without suffix) -> suffix in lower case -> its path.
+
+    Names with accents are keyed as they are spelled and composed; of several, the one spelled as the key goes first.
+    """
     texts: dict[str, dict[str, str]] = {}
+    other_spellings: list[tuple[str, str, str]] = []
     for file in files:
         stem, dot, suffix = file.rpartition(".")
-        if dot and f".{suffix.lower()}" in CAPTION_SUFFIXES:
-            texts.setdefault(composed(stem), {}).setdefault(f".{suffix.lower()}", file)
+        suffix = f".{suffix.lower()}"
+        if dot and suffix in CAPTION_SUFFIXES:
+            texts.setdefault(stem, {}).setdefault(suffix, file)
+            if composed(stem) != stem:
+                other_spellings.append((composed(stem), suffix, file))
+    for stem, suffix, file in other_spellings:
+        texts.setdefault(stem, {}).setdefault(suffix, file)
     return texts
 
 
 def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
+    owners: tuple[str, ...] = (image.rpartition(".")[0], image)
+    if not image.isascii():  # one spelled otherwise is meant where none is spelled the same
+        owners = tuple(dict.fromkeys([*owners, *map(composed, owners)]))
     for suffix in CAPTION_SUFFIXES:
-        for owner in (stem_of(image), composed(image)):
+        for owner in owners:
             if file := texts.get(owner, {}).get(suffix):
                 return file
     return None

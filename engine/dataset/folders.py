@@ -91,6 +91,10 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
     listed = _kohyas_metadata(account, source)
     others = {*listed, *files_beside(account.files).values()}
     if tables := read_tables([file for file in account.files if file not in others], account, source, report):
+        named = {file for part in tables for file in _files_of(part, path)}
+        folders = {_inside(part.images.folder, path) for part in tables if isinstance(part.images, Cells)}
+        account.use(named)
+        report_missing(account, sorted(folders), named, report, column=source.columns.image)
         return tables
     if not images_among(account.files):
         account.close()
@@ -159,11 +163,16 @@ def _files_of(part: Rows, root: Path) -> Iterator[str]:
                 yield as_spelled(posixpath.normpath(posixpath.join(folder, name))).removeprefix(top)
 
 
+def _inside(folder: Path, root: Path) -> str:
+    inside = os.path.relpath(folder, root)
+    return "" if inside == "." else inside
+
+
 def _leave_projects(account: Account) -> None:
-    """Leave out the folders of a kohya project that are beside its training images."""
+    """Leave out the folders of kohya projects that are beside their training images."""
     regularisation, results = project_folders(account.files)
-    account.drop(REGULARISATION, [file for file in account.files if file.partition("/")[0] in regularisation])
-    account.drop(PROJECT_RESULTS, [file for file in account.files if file.partition("/")[0] in results])
+    account.drop(REGULARISATION, [file for file in account.files if file.startswith(regularisation)])
+    account.drop(PROJECT_RESULTS, [file for file in account.files if file.startswith(results)])
 
 
 def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions]:

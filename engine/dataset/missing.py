@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -14,24 +15,32 @@ from .unused import Account, is_archive
 
 Report = Callable[[str], None]
 
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _ALIKE: Final = 3
 """How many names a message shows."""
 
 
-def report_missing(account: Account, folders: Sequence[str], named: Iterable[str], report: Report) -> None:
+def report_missing(
+    account: Account, folders: Sequence[str], named: Iterable[str], report: Report, *, column: str = "file_name"
+) -> None:
     """Say how many rows name no file, and why that may be.
 
     Args:
         account: of the dataset's folder.
-        folders: of the metadata files, relative to it.
+        folders: of the metadata files or tables, relative to it.
         named: what the rows name, relative to it.
         report: takes lines for a person.
+        column: what the rows call it.
 
     Raises:
         DatasetError: none of the files is there, and it is plain what has to be written.
     """
     everything = list(named)
-    inside = [name for name in everything if "\0" not in name and not name.startswith(("/", ".."))]
+    inside = [
+        name
+        for name in everything
+        if "\0" not in name and not name.startswith(("/", "..")) and not _ADDRESS.match(name)
+    ]
     there = set(account.files)
     missing = sorted(
         name
@@ -40,18 +49,20 @@ def report_missing(account: Account, folders: Sequence[str], named: Iterable[str
     )
     if not missing:
         return
-    advice = _advice(missing, folders, account)
+    advice = _advice(missing, folders, account, column)
     if advice and len(missing) == len(everything):
-        raise DatasetError(
-            f"{account.root.name}: none of the {plural(len(missing), 'file')} that the metadata names is there, such "
-            f"as {_plain(missing[0])}; {advice}"
+        none = (
+            f"none of the {len(missing):,} files that the metadata names is there, such as"
+            if len(missing) > 1
+            else "the only file that the metadata names is not there:"
         )
+        raise DatasetError(f"{account.root.name}: {none} {_plain(missing[0])}; {advice}")
     count = plural(len(missing), "image is", "images are")
     tail = f"; {advice}" if advice else ""
     report(f"dataset: {count} named by metadata rows but not there: {listing(missing, _plain, _ALIKE)}{tail}")
 
 
-def _advice(missing: Sequence[str], folders: Sequence[str], account: Account) -> str:
+def _advice(missing: Sequence[str], folders: Sequence[str], account: Account, column: str) -> str:
     """Return advice on names that do not exist: a file that may be meant, or an archive that may hold it."""
     by_name: dict[str, list[str]] = {}
     for file in account.files:
@@ -61,13 +72,13 @@ def _advice(missing: Sequence[str], folders: Sequence[str], account: Account) ->
         written = name.removeprefix(f"{folder}/") if folder else name
         if meant := _meant(written, folder, by_name):
             return (
-                f"file_name is a path from {folder or account.root.name}/ on, with / between folders: "
+                f"{shown(column)} is a path from {folder or account.root.name}/ on, with / between folders: "
                 f"write {_plain(meant)}, not {_plain(written)}"
             )
     archives = [file for file in account.files if is_archive(file)]
     if archives:
         has = "is not unpacked: unpack it" if len(archives) == 1 else "are not unpacked: unpack them"
-        return f"{listing(archives)} {has} there, so that the files lie where file_name says"
+        return f"{listing(archives)} {has} there, so that the files lie where {shown(column)} says"
     return ""
 
 

@@ -16,14 +16,14 @@ from ..errors import DatasetError
 from ..layouts import composed, label_of, stem_of
 from ..quoting import listing, plural, shown
 from ..task import Dataset
-from .caption_files import JSON_RULE, Caption, find_captions, repeats
+from .caption_files import JSON_RULE, Caption, find_captions, json_beside, repeats
 from .columns import Columns
 from .images import Files, images_among, is_image_name
 from .json_captions import PathCaptions
 from .rows import NO_CAPTION, Rows, Rules, caption_array
 from .splits import TRAIN, by_split, choose_named_split, split_of_image
 from .tables import Source
-from .unused import OTHER_SPLITS, ZERO_TIMES, Account
+from .unused import NO_CAPTION_IN_JSON, OTHER_SPLITS, ZERO_TIMES, Account
 
 _PLAIN: Final = Dataset()
 
@@ -48,9 +48,14 @@ def read_sidecars(
     images = [file for file in images if repeats(file)[0] > 0]
     masks = _masks(account, images, source.columns)
     captions = find_captions(root, images, account.files, listed, source)
+    uncaptioned = [image for image, one in zip(images, captions, strict=True) if one.file is None]
+    account.leave(NO_CAPTION_IN_JSON, json_beside(uncaptioned, account.files))
     if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
+        if not images and (told := account.told(ZERO_TIMES)):
+            raise DatasetError(f"{root.name} holds nothing to train on: {told}")
         elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
-        raise DatasetError(no_captions(root.name, len(images)) + elsewhere)
+        in_json = f"; {told}" if (told := account.told(NO_CAPTION_IN_JSON)) else ""
+        raise DatasetError(no_captions(root.name, len(images)) + elsewhere + in_json)
     account.use(one.file for one in captions if one.file is not None)
     parts = []
     for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):

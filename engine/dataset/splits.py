@@ -39,7 +39,7 @@ def split_of_folder(file: str) -> str | None:
 
 def split_of_image(file: str) -> str | None:
     """By the whole name of a folder that it is in: `5_test` and `test shots` are what somebody calls their images."""
-    return next((_WORDS[part] for part in PurePosixPath(file).parts[:-1] if part in _WORDS), None)
+    return next((_WORDS[part] for part in file.split("/")[:-1] if part in _WORDS), None)
 
 
 def _named(name: str) -> str | None:

@@ -66,6 +66,10 @@ OTHER_CAPTIONS: Final = Reason(
     "file beside an image is not read, its caption is elsewhere",
     "files beside images are not read, their captions are elsewhere",
 )
+NO_CAPTION_IN_JSON: Final = Reason(
+    "JSON file beside an image holds no caption (text in UTF-8 under dataset.caption_column or 'caption')",
+    "JSON files beside images hold no captions (text in UTF-8 under dataset.caption_column or 'caption')",
+)
 OTHER_TABLES: Final = Reason(
     "data file is not used, it is not this dataset's table",
     "data files are not used, they are not this dataset's table",

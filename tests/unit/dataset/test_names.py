@@ -114,6 +114,29 @@ def test_what_is_meant_is_told(case, tmp_path):
     assert str(caught.value).endswith(advice)
 
 
+@pytest.mark.parametrize("name", ["captions.json", "t/captions.jsonl", "data.csv"])
+def test_a_table_of_another_name_gets_the_same_advice(name, tmp_path):
+    put(tmp_path / "data", "images/0.png")
+    table = tmp_path / "data" / name
+    table.parent.mkdir(exist_ok=True)
+    table.write_text("path,text\n0.png,one\n" if name.endswith("csv") else json.dumps({"path": "0.png", "text": "one"}))
+    with pytest.raises(DatasetError) as caught:
+        opened(tmp_path, name=tmp_path / "data", image_column="path")
+    assert "the only file that the metadata names is not there: " in str(caught.value)
+    where = "../images/0.png" if "/" in name else "images/0.png"
+    assert "path is a path from " in str(caught.value)
+    assert str(caught.value).endswith(f"write {where}, not 0.png")
+
+
+def test_an_address_is_no_missing_file(tmp_path):
+    put(tmp_path / "data", "0.png")
+    metadata(tmp_path / "data", "0.png", "https://example.org/1.png")
+    lines = []
+    with pytest.raises(DatasetError, match="images are never fetched"):
+        opened(tmp_path, name=tmp_path / "data", report=lines.append)
+    assert not any("not there" in line for line in lines)
+
+
 def test_some_that_are_missing_are_noted(tmp_path):
     put(tmp_path / "data", "images/0.png")
     put(tmp_path / "data", "images/1.png")

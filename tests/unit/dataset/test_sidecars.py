@@ -181,6 +181,31 @@ class TestKohyasMetadata:
         assert rows(opened(folder, tmp_path)) == [("0.png", ("",)), ("b/0.png", ("two",))]
 
 
+def test_captions_go_by_the_same_spelling_first(folder, tmp_path):
+    names = ("cafe\u0301", "caf\u00e9")
+    texts = {f"{name}.txt": str(index) for index, name in enumerate(names)}
+    write(folder, images(*(f"{name}.png" for name in names)) | texts)
+    assert set(rows(opened(folder, tmp_path))) == {("cafe\u0301.png", ("0",)), ("caf\u00e9.png", ("1",))}
+
+
+@pytest.mark.parametrize("text", ['{"caption": "\u00e9"}'.encode("latin-1"), b'{"caption": 5}', b'{"tags": {}}', b"["])
+def test_json_that_holds_no_caption_is_not_told_as_superseded(text, folder, tmp_path):
+    write(folder, images("0.png", "1.png") | {"0.json": text, "1.txt": "one"})
+    said = []
+    opened(folder, tmp_path, said=said)
+    assert said[1].startswith("dataset: 1 JSON file beside an image holds no caption")
+    assert said[1].endswith(": 0.json")
+    (folder / "1.txt").unlink()
+    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image holds no caption"):
+        opened(folder, tmp_path)
+
+
+def test_a_folder_of_images_to_be_visited_no_time_says_so(folder, tmp_path):
+    write(folder, images("0_no/0.png"))
+    with pytest.raises(DatasetError, match="nothing to train on: 1 image is not used, a folder says 0 times: 0_no/0"):
+        opened(folder, tmp_path)
+
+
 def test_of_a_kohya_project_only_the_images_are_trained_on(folder, tmp_path):
     files = images("img/10_sks dog/0.png", "reg/1_dog/0.png", "model/sample/last_10.png", "log/x.png")
     files |= {"img/10_sks dog/0.txt": "a dog", "reg/1_dog/0.txt": "dog", "model/last.json": "{}", "log/x.txt": "loss"}
@@ -202,6 +227,9 @@ def test_of_a_kohya_project_only_the_images_are_trained_on(folder, tmp_path):
         (["10_sks dog/0.png", "reg/0.png", "sample/1.png"], ["10_sks dog/0.png", "reg/0.png", "sample/1.png"]),
         (["reg/1_dog/0.png"], ["reg/1_dog/0.png"]),
         (["img/0.png", "model/0.png"], ["img/0.png", "model/0.png"]),
+        (["a/img/10_sks dog/0.png", "a/reg/1_dog/0.png", "a/log/1.png"], ["a/img/10_sks dog/0.png"]),
+        (["a/img/2_x/0.png", "b/img/2_y/0.png", "b/reg/1_z/0.png"], ["a/img/2_x/0.png", "b/img/2_y/0.png"]),
+        (["a/10_sks dog/0.png", "b/reg/1_dog/0.png"], ["a/10_sks dog/0.png", "b/reg/1_dog/0.png"]),
     ],
 )
 def test_a_folder_called_reg_is_not_always_kohyas(names, trained, folder, tmp_path):
