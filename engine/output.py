@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from . import folder_lock, storage
 from .errors import OutputError
+from .quoting import plural
 from .record import JobRecord, part
 
 CHECKPOINT = "checkpoint"
@@ -29,6 +30,7 @@ RESULT = "result.json"
 PROGRESS_LOG = "progress.jsonl"
 REPORT = "report.html"
 _MAX_JSON_BYTES: Final = 64 << 20
+_MAX_NAMED: Final = 3
 _REPLACING = "choose another output folder, or pass --overwrite to replace it"
 
 
@@ -204,7 +206,7 @@ class OutputFolder:
 
     def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
         if not job.is_of_task(unfinished):
-            return f"{self.root} holds the unfinished progress of another task; {_REPLACING}"
+            return f"{self.root} holds the unfinished progress of another task{_named(job, unfinished)}; {_REPLACING}"
         return (
             f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
             f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
@@ -225,7 +227,7 @@ class OutputFolder:
                 f"{folder} is another job's result; to continue it from step {step}, add --checkpoint "
                 f"{self.checkpoint}; else {_REPLACING}"
             )
-        return f"{folder} is another job's result; {_REPLACING}"
+        return f"{folder} is another job's result{_named(job, published)}; {_REPLACING}"
 
     def _read_record(self) -> JobRecord | None:
         return JobRecord.of_record(_read_json(self._record))
@@ -303,6 +305,13 @@ class OutputFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         self.write(RESULT, _json_bytes(result))
+
+
+def _named(job: JobRecord, other: JobRecord) -> str:
+    """The first of what makes them two trainings, for whoever takes them for one; empty where nothing is known."""
+    changed = job.changed_since(replace(other, curve=job.curve))  # measuring more or less changes no training
+    more = f", and {plural(len(changed) - _MAX_NAMED, 'other difference')}" if len(changed) > _MAX_NAMED else ""
+    return f": {'; '.join(changed[:_MAX_NAMED])}{more}" if changed else ""
 
 
 def _require_folder(path: Path) -> None:
