@@ -22,7 +22,7 @@ from engine.environment import Place, read_place
 from engine.errors import Interrupted, JobError, PeerError, TaskError
 from engine.host import expected_device
 from engine.mounts import require_mount
-from engine.outcome import Outcome, describe, exit_code, exit_kind, recording_failure, write_termination_message
+from engine.outcome import Outcome, describe, exit_code, exit_kind, recording_failure
 from engine.output import PROGRESS_LOG, OutputFolder
 from engine.processes.distributed import Processes, connected
 from engine.processes.launch import Launch, follow_launcher, launch_of, leave_code
@@ -30,6 +30,7 @@ from engine.progress import choose_format, introduce, keep_silent, say, say_erro
 from engine.progress_log import ProgressLog
 from engine.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
 from engine.signals import Stop
+from engine.termination import write_termination_message
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:

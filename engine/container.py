@@ -22,8 +22,8 @@ from typing import Final, NamedTuple
 
 from .environment import flag_variable
 from .errors import JobError, OutputError, TaskError
-from .outcome import write_termination_message
 from .settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
+from .termination import write_termination_message
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 ENTRYPOINT: Final = ROOT / "entrypoint.py"

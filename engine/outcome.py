@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import sys
 import time
@@ -11,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from . import __version__, host
@@ -19,8 +17,6 @@ from .errors import BUG_CODE, Interrupted, JobError
 from .output import OutputFolder
 from .progress import notes, timestamp
 
-TERMINATION_LOG: Final = Path("/dev/termination-log")
-"""Where Kubernetes reads a container's last message, 4096 bytes at most."""
 _MAX_MESSAGE: Final = 16_000
 """Characters; a hundred problems of a task have room."""
 _STARTED: Final = timestamp()
@@ -196,11 +192,3 @@ def peak_memory_bytes() -> int:
 def peak_rss_bytes() -> int:
     """The peak of this process's main memory so far (resident set size)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def write_termination_message(message: str, path: Path = TERMINATION_LOG) -> None:
-    """Leave the last message where Kubernetes looks for it, if there is such a place."""
-    with contextlib.suppress(OSError):
-        if not os.access(path, os.W_OK):
-            return
-        path.write_bytes(message.encode(errors="replace")[:4096])

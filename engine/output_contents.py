@@ -11,11 +11,13 @@ from typing import Any, Final
 
 from . import storage
 from .errors import OutputError
+from .quoting import plural
 from .record import JobRecord, object_at
 
 MANIFEST: Final = "manifest.json"
 RESULT: Final = "result.json"
 _MAX_JSON_BYTES: Final = 64 << 20
+_MAX_NAMED: Final = 3
 _REPLACING: Final = "choose another output folder, or pass --overwrite to replace it"
 
 
@@ -113,7 +115,7 @@ class OutputContents:
 
     def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
         if not job.is_of_task(unfinished):
-            return f"{self.root} holds the unfinished progress of another task; {_REPLACING}"
+            return f"{self.root} holds the unfinished progress of another task{_named(job, unfinished)}; {_REPLACING}"
         return (
             f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
             f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
@@ -134,7 +136,7 @@ class OutputContents:
                 f"{folder} is another job's result; to continue it from step {step}, add --checkpoint "
                 f"{self.checkpoint}; else {_REPLACING}"
             )
-        return f"{folder} is another job's result; {_REPLACING}"
+        return f"{folder} is another job's result{_named(job, published)}; {_REPLACING}"
 
     def _read_record(self) -> JobRecord | None:
         return JobRecord.of_record(_read_json(self._record))
@@ -144,6 +146,13 @@ class OutputContents:
 
     def _state(self) -> Any:
         return _read_json(self.checkpoint / "state.json")
+
+
+def _named(job: JobRecord, other: JobRecord) -> str:
+    """Return the first differences that make two trainings of them; empty where nothing is known."""
+    changed = job.changed_since(replace(other, curve=job.curve))  # measuring more or less changes no training
+    more = f", and {plural(len(changed) - _MAX_NAMED, 'other difference')}" if len(changed) > _MAX_NAMED else ""
+    return f": {'; '.join(changed[:_MAX_NAMED])}{more}" if changed else ""
 
 
 def require_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -159,6 +160,16 @@ def speed_text(rate: float, unit: str) -> str:
     return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
 
 
+def _shows_bars() -> bool:
+    """Whether stderr is a terminal, and one that knows its width: a pod's with `tty: true` has no column for a bar."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:  # it is gone
+        return False
+
+
 class Meter:
     """Progress of one countable piece of work: a bar on a terminal, a plain line now and then elsewhere."""
 
@@ -184,7 +195,7 @@ class Meter:
             return
         self._began = time.monotonic()
         self._next_line = self._began + _PLAIN_SECONDS
-        if self._total > self._start and sys.stderr.isatty() and not _log.is_silent and not _log.is_json:
+        if self._total > self._start and _shows_bars() and not _log.is_silent and not _log.is_json:
             self._bar = _Bar(
                 desc=self._what,
                 unit=self._unit,

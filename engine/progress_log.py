@@ -154,7 +154,7 @@ class ProgressLog:
                 line = line[os.write(self._descriptors[-1], line) :]
 
     def _repeat(self) -> None:
-        while not self._stopped.wait(LINE_SECONDS / 4):
+        while not self._stopped.wait(LINE_SECONDS / 8):
             due = ALIVE_SECONDS if self._schedule is None else LINE_SECONDS * 3 / 4
             if time.monotonic() - self._last_line >= due:
                 try:

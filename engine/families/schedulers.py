@@ -85,7 +85,7 @@ def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
     substitute = SUBSTITUTES.get(name) if isinstance(name, str) else None
     if substitute is not None:
         lines.append(
-            f"the base model's {name} needs {substitute.package}, which is not part of this program: "
+            f"note: the base model's {name} needs {substitute.package}, which is not part of this program: "
             f"validation images are drawn with {substitute.name}; training is the same"
         )
         found = {**substitute.defaults, **found, **substitute.options}
@@ -94,8 +94,8 @@ def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
         raise ModelError(_refusal(name))
     if found.get("use_beta_sigmas"):
         lines.append(
-            "the base model's scheduler has use_beta_sigmas, which needs scipy, which is not part of this program: "
-            "validation images are drawn without; training is the same"
+            "note: the base model's scheduler has use_beta_sigmas, which needs scipy, which is not part of this "
+            "program: validation images are drawn without; training is the same"
         )
         found["use_beta_sigmas"] = False
     return name, found, lines

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from ..environment import EXIT_CODES
 from ..errors import Interrupted, JobError, TemporaryError, first_line
-from ..outcome import write_termination_message
+from ..termination import write_termination_message
 from .launch import SHUTDOWN_SECONDS, left_codes, scratch
 
 

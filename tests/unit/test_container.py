@@ -63,6 +63,13 @@ def test_flags_are_the_jobs_and_anything_else_is_a_command(argv, command):
     assert command_line(argv) == command
 
 
+def test_it_starts_without_third_party_packages():
+    """`RISE` is the distribution's Python, which sees no virtual environment."""
+    code = f"import sys; sys.path.insert(0, {str(ENTRYPOINT.parent)!r}); from engine.container import start"
+    started = subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False, capture_output=True, text=True)
+    assert (started.returncode, started.stderr) == (0, "")
+
+
 def test_the_nearest_folder_that_is_there(tmp_path):
     assert existing(tmp_path / "a" / "b") == tmp_path
     (tmp_path / "file").touch()

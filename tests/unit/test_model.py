@@ -10,6 +10,7 @@ import pytest
 from engine import families, model, model_files
 from engine.errors import ModelError
 from engine.limits import Limits
+from engine.progress import NOTE
 from engine.task import Model
 from tests import single_files
 from tests.servers import serving
@@ -188,6 +189,7 @@ class TestFolder:
         said = []
         locate(write_model(tmp_path, scheduler={"_class_name": "DPMSolverSDEScheduler"}), report=said.append)
         (line,) = said
+        assert line.startswith(NOTE)  # so that it is among the warnings of result.json
         assert "DPMSolverSDEScheduler needs torchsde" in line and "with DPMSolverMultistepScheduler" in line
 
     @pytest.mark.parametrize("found", ["sample", None, 3, ["epsilon"]])

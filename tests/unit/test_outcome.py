@@ -14,9 +14,9 @@ from engine.outcome import (
     exit_code,
     exit_kind,
     recording_failure,
-    write_termination_message,
 )
 from engine.output import JobRecord, OutputFolder
+from engine.termination import write_termination_message
 from tests.unit.test_output import put_result, put_unfinished, snapshot
 
 JOB, OTHER = JobRecord("task", None), JobRecord("other", None)

@@ -344,8 +344,20 @@ class TestGoingOn:
     )
     def test_not_where_it_could_not_be_continued(self, tmp_path, theirs, step):
         put_published(tmp_path, theirs, step=step)
-        with pytest.raises(OutputError, match="another job's result; choose another"):
+        with pytest.raises(OutputError, match=r"another job's result.*; choose another"):
             claim(tmp_path, MINE)
+
+    @pytest.mark.parametrize("put", [put_published, put_interrupted])
+    def test_images_that_were_added_or_removed_are_told(self, tmp_path, put):
+        """The folder's content is part of the task's digest, but whoever runs the same command has changed no task."""
+        put(tmp_path, MINE)
+        with pytest.raises(OutputError, match=r"have changed since \(13 rows then, 14 now\); choose another"):
+            claim(tmp_path, replace(CHANGES["the dataset"][0], task_digest="with another fingerprint"))
+
+    def test_of_two_trainings_that_have_nothing_in_common_little_is_told(self, tmp_path):
+        put_published(tmp_path, replace(MINE, world={f"key{n}": n for n in range(30)}))
+        with pytest.raises(OutputError, match=r"another job's result: .*, and \d+ other differences; choose another"):
+            claim(tmp_path, replace(MINE, task_digest="other"))
 
 
 class TestProgress:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import time
 from types import SimpleNamespace
@@ -142,9 +143,23 @@ class Terminal(io.StringIO):
     def isatty(self):
         return True
 
+    def fileno(self):
+        return 2
+
 
 @pytest.fixture
-def terminal(monkeypatch):
+def columns(monkeypatch):
+    """Have the terminal so many columns."""
+
+    def have(columns):
+        monkeypatch.setattr(progress.os, "get_terminal_size", lambda _: os.terminal_size((columns, 0)))
+
+    have(100)
+    return have
+
+
+@pytest.fixture
+def terminal(monkeypatch, columns):
     terminal = Terminal()
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=terminal))  # pytest puts its own in sys again
     return terminal
@@ -164,6 +179,12 @@ class TestBar:
         meter.begin()
         assert "training:   0%" in terminal.getvalue() and "0/7" in terminal.getvalue()
         meter.close()
+
+    def test_lines_where_the_terminal_has_no_width(self, terminal, columns):
+        """Nobody has told it: tqdm would draw nothing at all."""
+        columns(0)
+        Meter("training", "steps", 7).update(7, "loss 0.5")
+        assert re.fullmatch(r"training: 7/7 steps, loss 0\.5, .*\n", terminal.getvalue())
 
     def test_no_bar_in_a_json_log(self, terminal):
         choose_format({"LOG_FORMAT": "json"})
