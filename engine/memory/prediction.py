@@ -28,7 +28,7 @@ _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
 _MICRO_BATCH_BYTES: Final = 4 * 3
 """Bytes of each micro-batch of a step: its loss, and what the processes tell each other."""
 _NO_MODEL: Final = 1 << 60
-"""Bytes that no model takes."""
+"""Values that no model has; a task may well ask for more than any machine holds."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -61,7 +61,7 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Pre
         found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
     except _MALFORMED:  # loading the model says what is wrong with it
         return None
-    return found if 0 < found.peak < _NO_MODEL else None
+    return found if found.peak > 0 and found.parameters < _NO_MODEL else None
 
 
 def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:

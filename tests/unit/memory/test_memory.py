@@ -278,6 +278,8 @@ EXTREMES = [
     ("no", Lora(), {"batch_size": 10**7}),
     ("no", Lora(), {"batch_size": 7, "gradient_checkpointing": False, "resolution": 1024}),
     ("bf16", Lora(), {"gradient_accumulation_steps": 10**10}),
+    ("bf16", Lora(), {"gradient_accumulation_steps": 10**18}),
+    ("bf16", Lora(rank=10**15), {}),
     ("no", Lora(rank=10**4), {"batch_size": 10**4, "resolution": 4096, "train_text_encoder": True}),
 ]
 
