@@ -38,7 +38,11 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
     "sd, LoftQ, convolutions": {"lora": {"init_lora_weights": "loftq", "target_modules": ALL_LAYERS}},
     "sd, dropout, alpha, convolutions": {"lora": {"dropout": 0.2, "alpha": 3, "target_modules": ALL_LAYERS}},
     "sd, text encoder": {"train_args": {"train_text_encoder": True, "text_encoder_learning_rate": 3e-4}},
-    "sd, buckets, long captions": {"transforms": {"buckets": True}, "dataset": {"max_caption_tokens": 150}},
+    "sd, buckets, long captions": {
+        "transforms": {"buckets": True},
+        "train_args": {"resolution": 128},
+        "dataset": {"max_caption_tokens": 150},
+    },
     "sd, masks, Huber": {"dataset": {"mask_column": "mask"}, "train_args": {"loss_type": "huber"}},
     "sd, held-out loss, results in between": {
         "validation": {"dataset": {"fraction": 0.25}, "every_n_steps": 1},
@@ -47,7 +51,10 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
     "sd, two processes": {"train_args": {"gradient_accumulation_steps": 2}},
     "xl": {},
     "xl, bf16, LoftQ": {**BF16, "lora": {"init_lora_weights": "loftq", "target_modules": ALL_LAYERS}},
-    "xl, text encoders, buckets": {"train_args": {"train_text_encoder": True}, "transforms": {"buckets": True}},
+    "xl, text encoders, buckets": {
+        "train_args": {"train_text_encoder": True, "resolution": 128},
+        "transforms": {"buckets": True},
+    },
 }
 
 
@@ -99,9 +106,21 @@ def _compare(title: str, inputs: Mapping[str, Path], old: Path, new: Path, folde
     for one, other in pairs:
         before, after = _files(runs[one]), _files(runs[other])
         count += len(before)
-        names = sorted(before.keys() | after.keys())
-        differences += [f"{name} ({other})" for name in names if before.get(name) != after.get(name)]
+        found = _differences(before, after)
+        differences += [f"{name} ({other})" for name in found]
     return count, differences
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the names of files that differ; of JSON files those of the keys."""
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        one, other = before.get(name), after.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{name}: {key}" for key in _differences(one, other)]
+        elif one != other:
+            found.append(name)
+    return found
 
 
 def _task(changes: Mapping[str, Any], model: Path, dataset: Path) -> dict[str, Any]:
@@ -144,8 +163,8 @@ def _train(checkout: Path, task: Mapping[str, Any], out: Path, processes: int) -
     return out
 
 
-def _files(out: Path) -> dict[str, bytes | str]:
-    """The two folders' files; of JSON only what does not name the program."""
+def _files(out: Path) -> dict[str, Any]:
+    """The two folders' files; of JSON the values that do not name the program."""
     return {
         f"{folder}/{path.relative_to(out / folder)}": _content(path)
         for folder in ("checkpoint", "validation")
@@ -157,9 +176,9 @@ def _walk(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _content(path: Path) -> bytes | str:
+def _content(path: Path) -> Any:
     data = path.read_bytes()
-    return json.dumps(_neutral(json.loads(data))) if path.suffix == ".json" else data
+    return _neutral(json.loads(data)) if path.suffix == ".json" else data
 
 
 def _neutral(value: Any) -> Any:
