@@ -46,7 +46,7 @@ class OutputFolder(OutputContents):
             OutputError: it cannot be created, or nothing can be written to it.
         """
         with storage.writing_to(root):
-            if not root.exists():
+            if not root.is_dir():
                 root.mkdir(parents=True)
                 root.chmod(storage.FOLDER_MODE)  # whatever the umask: its files are for everyone
         if not os.access(root, os.W_OK | os.X_OK):

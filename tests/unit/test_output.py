@@ -598,7 +598,7 @@ class TestLock:
     @pytest.mark.parametrize("below", [".", "folder"])
     def test_a_file_in_its_way_is_an_output_error(self, tmp_path, below):
         (tmp_path / "file").write_text("")
-        with pytest.raises(OutputError, match="cannot write to"):
+        with pytest.raises(OutputError, match="file is a file, not a folder; remove it, or choose another folder"):
             claim(tmp_path / "file" / below)
 
     def test_a_folder_that_cannot_be_written_is_found_at_once(self, tmp_path, monkeypatch):
