@@ -5,15 +5,21 @@
 set -euo pipefail
 template=$(dirname "$0")/job.yaml
 [ $# -gt 0 ] || { sed -n 2,4p "$0" >&2; exit 2; }
+# All of them are looked at first: kubectl would apply what was printed before a failure.
 for task; do
   name=lora-$(basename "$task" .json)
   if [[ ! $name =~ ^[a-z0-9-]{1,50}[a-z0-9]$ ]]; then
     echo "$task: call it by small letters, digits and hyphens, 45 at most: the Job is named after it" >&2
     exit 2
   fi
-  # Everything of job.yaml but its task, which this file is instead: indented, it is the text of a YAML block.
+  [ -f "$task" ] && [ -r "$task" ] || { echo "$task: no such file, or none that can be read" >&2; exit 2; }
+done
+for task; do
+  name=lora-$(basename "$task" .json)
+  # Everything of job.yaml but its task, which this file is instead: indented, it is the text of a YAML block. The 2 says how
+  # far, for a file that begins with blanks.
   echo "---"
-  sed -n '/^apiVersion/,/task.json: |/p;/task.json: |/q' "$template" | sed "s/lora-cat/$name/g"
+  sed -n '/^apiVersion/,/task.json: |/p;/task.json: |/q' "$template" | sed "s/lora-cat/$name/g; s/task.json: |\$/&2/"
   sed 's/^/    /' "$task"
   echo
   sed -n '/^---/,$p' "$template" | sed "s/lora-cat/$name/g"

@@ -224,6 +224,16 @@ class TestMany:
         done = self.run(tmp_path / name)
         assert done.returncode == 2 and "small letters" in done.stderr
 
+    def test_nothing_is_printed_where_one_is_missing(self, tmp_path):
+        """`kubectl apply` takes what it has read: a task without its text, which cannot be changed then."""
+        done = self.run(DEPLOY.parent / "examples/tasks/object.json", tmp_path / "cat.json")
+        assert (done.returncode, done.stdout) == (2, "") and "cat.json: no such file" in done.stderr
+
+    def test_a_task_that_begins_with_blanks(self, tmp_path):
+        (tmp_path / "cat.json").write_text('\n   {"model":\n {}}\n')
+        config = next(yaml.safe_load_all(self.run(tmp_path / "cat.json").stdout))
+        assert config["data"]["task.json"].strip() == '{"model":\n {}}'
+
     def test_without_a_task_it_says_how(self):
         done = self.run()
         assert done.returncode == 2 and "kubectl apply" in done.stderr
