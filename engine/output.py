@@ -204,7 +204,8 @@ class OutputFolder:
 
     def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
         if not job.is_of_task(unfinished):
-            return f"{self.root} holds the unfinished progress of another task; {_REPLACING}"
+            changed = "".join(f"; {line}" for line in job.changed_since(unfinished))
+            return f"{self.root} holds the unfinished progress of another task{changed}; {_REPLACING}"
         return (
             f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
             f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
