@@ -289,6 +289,14 @@ class TestWhichTraining:
         assert snapshot(tmp_path) == before
         assert claim(tmp_path, job, overwrite=True) is Claim.FRESH
 
+    @pytest.mark.parametrize("change", ["K", "the dataset"])
+    def test_what_another_task_would_train_otherwise_is_told(self, tmp_path, change):
+        """A local dataset is in the task's digest by its content."""
+        put_interrupted(tmp_path, MINE)
+        job, said = CHANGES[change]
+        with pytest.raises(OutputError, match=f"progress of another task; {said}; choose another output folder"):
+            claim(tmp_path, replace(job, task_digest="e" * 64))
+
     @pytest.mark.parametrize("put, found", [(put_interrupted, Claim.CONTINUES), (put_published, Claim.FINISHED)])
     def test_the_same_world_goes_on_or_is_done(self, tmp_path, put, found):
         put(tmp_path, MINE)
