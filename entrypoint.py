@@ -42,9 +42,9 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale: a name in it must not end the job
     place = Place()
     try:
+        choose_format(environment)  # first: what is wrong with the others is said in it
         flags = _read_flags(argv, environment)
         place = read_place(environment)
-        choose_format(environment)
         if not place.is_first:
             keep_silent()
         if flags.plan:

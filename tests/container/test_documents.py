@@ -215,7 +215,7 @@ def test_ahead_of_time(shell):
     assert "5 images" in shell(fill)
     shell(train)
     assert is_done(shell.folder / "out")
-    prune = fence("engine.prefetch", "--prune")
+    prune = f"id() {{ echo {CALLER[0]}; }}\n" + fence("engine.prefetch", "--prune")  # the folders are that person's
     assert "removed nothing" in shell(prune)
     assert "1 Hub model" in shell(prune.replace("200000000000", "0"))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import changed, progress, read_json, run_job, snapshot, start_job, succeed
+from tests.integration.harness import ENTRYPOINT, changed, progress, read_json, run_job, snapshot, start_job, succeed
 from tests.tiny import build_dataset
 
 
@@ -67,6 +70,14 @@ def test_a_refused_folder_keeps_its_result_in_place_too(short_task, tmp_path):
     refused = run_job(short_task, done.out, "--checkpoint", done.out / "checkpoint")
     assert refused.code == 7 and "unfinished progress of another task" in refused.error
     assert snapshot(done.out) == before
+
+
+def test_a_wrong_flag_is_told_in_the_format_of_the_log(tmp_path):
+    command = [sys.executable, ENTRYPOINT, "--output-dir", tmp_path, "--no-such-flag"]
+    environment = os.environ | {"LOG_FORMAT": "json"}
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    (line,) = [json.loads(line) for line in refused.stderr.splitlines()]
+    assert (line["level"], line["code"], line["kind"]) == ("error", 2, "task") and refused.returncode == 2
 
 
 def test_a_wrong_flag_is_recorded_like_any_failure(tmp_path):
