@@ -75,6 +75,18 @@ def is_raised(task: Path, result: Path) -> bool:
         return False  # the job itself says what is wrong with the task or the result
 
 
+def progress_text(task: Path, result: Path) -> str:
+    """Tell how far it is and, where the task says at which step it ends, how long the rest takes at this rate."""
+    args = json.loads(task.read_bytes())["train_args"]
+    done = json.loads((result / "result.json").read_bytes())
+    step, trained = done["global_step"], done["steps_trained"]
+    end = args.get("max_train_steps") if "max_train_epochs" not in args else None
+    if not end or not trained:
+        return f"{result} is done: step {step:,}"
+    left = sum(done["seconds"].values()) / trained * (end - step)
+    return f"{result} is done: step {step:,} of {end:,}, about {max(round(left / 60), 1):,} min left"
+
+
 def main() -> int:
     """Run the chain; 0, or the exit code of the task that failed."""
     parser = argparse.ArgumentParser(
@@ -97,8 +109,9 @@ def main() -> int:
         checkpoint = result / "checkpoint"
         if (checkpoint / "FINISH").exists():
             break
+        print(progress_text(Path(args.task), result), flush=True)
         number += 1
-    print(f"the training is finished: the LoRA is in {checkpoint}")
+    print(f"the training is finished: look at {result / 'report.html'}; the LoRA is in {checkpoint}")
     return 0
 
 

@@ -1,5 +1,6 @@
-"""`make image`, `image-cpu` and `clean`, with a stand-in for Docker: what they ask of it, and what they say."""
+"""`make`, with stand-ins for Docker and Python: what it asks of them, and what it says."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,12 @@ DOCKER = """#!/bin/sh
 # The first command's arguments, one a line; the others are not looked at.
 [ -f "$ASKED" ] || printf '%s\\n' "$@" >"$ASKED"
 exit "$CODE"
+"""
+PYTHON = """#!/bin/sh
+# Says what it is asked for; a virtual environment made by it has itself as its Python.
+echo "python $*"
+[ "$*" = "-m venv .venv" ] && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+exit 0
 """
 
 
@@ -76,3 +83,53 @@ def test_cleaning_leaves_the_trainings(make, checkout):
     assert done.returncode == 0, done.stderr
     assert (checkout / "out/checkpoint").is_dir()
     assert not (checkout / ".venv").exists() and not (checkout / "build").exists()
+
+
+@pytest.fixture
+def asked_of_python(make, checkout, tmp_path):
+    """Make a target with the stand-in for Python: the lines of the output, what it is asked for among them."""
+    (tmp_path / "bin/python3").write_text(PYTHON)
+    (tmp_path / "bin/python3").chmod(0o755)
+    for path in [*ROOT.glob("requirements*.txt"), ROOT / "examples/demo/draw.py"]:
+        (checkout / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, checkout / path.relative_to(ROOT))
+
+    def run(target):
+        done, _ = make(target)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def calls(lines):
+    return [line for line in lines if line.startswith("python ") and not line.startswith("python -c")]
+
+
+def test_the_demo_installs_what_it_needs_and_says_how_long_it_takes(asked_of_python):
+    told = asked_of_python("demo")
+    venv, torch, others, chain = calls(told)
+    assert venv == "python -m venv .venv"
+    (pin,) = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch==")]
+    assert torch.endswith(f"--extra-index-url https://download.pytorch.org/whl/cpu {pin}") and "--no-deps" in torch
+    assert others.endswith(" -r requirements.txt") and "--quiet" not in torch + others
+    assert chain.startswith("python examples/chain.py --task examples/demo/task.json --output out/demo ")
+    # Before: how long it takes; after: what to look at and how to draw.
+    assert any("GB" in line and "minutes" in line for line in told[: told.index(venv)])
+    assert any("minutes" in line for line in told[told.index(others) : told.index(chain)])
+    after = "\n".join(told[told.index(chain) + 1 :])
+    assert "out/demo/001/report.html" in after and (ROOT / "examples/demo/draw.py").read_text().strip() in after
+    assert calls(asked_of_python("demo")) == [chain], "installed once"
+
+
+def test_the_tests_install_the_rest_into_the_same_place(asked_of_python):
+    asked_of_python("demo")
+    rest, tests = calls(asked_of_python("test"))
+    assert rest.endswith(" -r requirements-dev.txt") and "-m pytest" in tests
+    assert calls(asked_of_python("test")) == [tests]
+
+
+def test_the_demo_says_how_many_steps_its_tasks_have(asked_of_python):
+    args = json.loads((ROOT / "examples/demo/task.json").read_text())["train_args"]
+    assert args["max_train_steps"] == 2 * args["num_train_steps"]
+    assert any(f"two tasks of {args['num_train_steps']} steps" in line for line in asked_of_python("demo"))

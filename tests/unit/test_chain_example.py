@@ -20,8 +20,10 @@ if (own / "manifest.json").exists():
     told = json.loads((own / "state.json").read_bytes())["settings"]["train_args"]
     sys.exit(0 if told == args else 7)
 step = int(pathlib.Path(parent, "global_step.txt").read_text()) if parent else 0
-step = min(step + 4, args["max_train_steps"])
+before, step = step, min(step + 4, args["max_train_steps"])
 own.mkdir(parents=True)
+ended = {"global_step": step, "steps_trained": step - before, "seconds": {"start": 20, "train": 100}}
+(out / "result.json").write_text(json.dumps(ended))
 (own / "global_step.txt").write_text(str(step))
 (own / "state.json").write_text(json.dumps({"settings": {"train_args": args}}))
 if step == args["max_train_steps"]:
@@ -42,7 +44,7 @@ def run(tmp_path, monkeypatch):
 
     def run(steps, **others):
         task, runs = tmp_path / "task.json", tmp_path / "out" / "runs"
-        task.write_text(json.dumps({"train_args": {"max_train_steps": steps, "max_train_epochs": 1, **others}}))
+        task.write_text(json.dumps({"train_args": {"max_train_steps": steps, **others}}))
         (tmp_path / "out").mkdir(exist_ok=True)
         runs.write_text("")
         monkeypatch.setattr(sys, "argv", ["chain.py", "--task", str(task), "--output", str(tmp_path / "out")])
@@ -53,6 +55,24 @@ def run(tmp_path, monkeypatch):
 
 def test_from_the_first_task_to_the_end(run):
     assert run(10) == (0, [("000", "None"), ("001", "000"), ("002", "001")])
+
+
+def test_it_tells_how_long_the_rest_takes(run, capsys, tmp_path):
+    """At 30 s a step."""
+    run(10)
+    told = capsys.readouterr().out.splitlines()
+    out = tmp_path / "out"
+    assert told[:2] == [
+        f"{out}/000 is done: step 4 of 10, about 3 min left",
+        f"{out}/001 is done: step 8 of 10, about 1 min left",
+    ]
+    assert told[2].startswith("the training is finished") and told[2].endswith(f"{out}/002/checkpoint")
+    assert f"{out}/002/report.html" in told[2]
+
+
+def test_of_epochs_it_cannot_know_how_many_steps_they_are(run, capsys, tmp_path):
+    run(10, max_train_epochs=1)
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/out/000 is done: step 4\n")
 
 
 def test_a_finished_chain_is_looked_at_once(run):
@@ -68,8 +88,8 @@ def test_a_finished_chain_is_made_longer(run, tmp_path):
 
 
 def test_so_is_one_that_ended_after_one_task_or_by_epochs(run):
-    run(3)
-    assert run(5) == (0, [("001", "000")])
+    run(3, max_train_epochs=1)
+    assert run(5, max_train_epochs=1) == (0, [("001", "000")])
     assert run(5, max_train_epochs=2)[1][0] == ("002", "001")
 
 
