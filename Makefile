@@ -10,16 +10,16 @@ PARALLEL := -n logical --dist loadfile
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# torch's CPU build, where its index or pip's own folder of wheels has one for this machine; else what pip's index offers. It is
-# installed by itself, as no other package should be asked of that index; all else is pinned with its hashes.
+# torch's CPU build, where its index or pip's own folder of wheels has one for this machine; else what pip's index offers, whose CUDA
+# libraries then come with requirements.txt. It is installed by itself, as no other package should be asked of that index.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.venv/job: requirements.txt requirements-common.txt
+.venv/job: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@echo "installing the job into .venv: 0.3 GB to download, 1.5 GB on disk, 1 to 5 minutes"
 	$(PYTHON) -m venv .venv
 	$(PIP) --no-deps --extra-index-url $(TORCH_CPU_INDEX) "$$(grep ^torch== requirements.txt)"
-	$(PIP) -r requirements-common.txt
+	$(PIP) -r requirements.txt
 	@touch $@
 
 .venv/installed: .venv/job requirements-compare.txt requirements-dev.txt
@@ -29,8 +29,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 setup: .venv/installed  ## install everything into .venv
 
-demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 2 to 10 minutes
-	@echo "training a LoRA on 192 drawings of emoji, in two tasks of 60 steps: 2 minutes of one idle core, up to 10 of a busy one"
+demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 5 to 20 minutes
+	@echo "training a LoRA on 192 drawings of emoji, in two tasks of 150 steps: 4 minutes on an idle core, up to 15 on a busy one"
 	$(BIN)/python examples/chain.py --task examples/demo/task.json --output out/demo -- --device cpu --cache-dir out/cache
 	@printf '\n%s\n\n' "Look at out/demo/001/report.html. To draw with the LoRA: $(BIN)/python examples/demo/draw.py, which is"
 	@cat examples/demo/draw.py

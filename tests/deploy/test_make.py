@@ -112,7 +112,7 @@ def test_the_demo_installs_what_it_needs_and_says_how_long_it_takes(asked_of_pyt
     assert venv == "python -m venv .venv"
     (pin,) = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch==")]
     assert torch.endswith(f"--extra-index-url https://download.pytorch.org/whl/cpu {pin}") and "--no-deps" in torch
-    assert others.endswith(" -r requirements-common.txt") and "--quiet" not in torch + others
+    assert others.endswith(" -r requirements.txt") and "--quiet" not in torch + others
     assert chain.startswith("python examples/chain.py --task examples/demo/task.json --output out/demo ")
     # Before: how long it takes; after: what to look at and how to draw.
     assert any("GB" in line and "minutes" in line for line in told[: told.index(venv)])

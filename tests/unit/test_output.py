@@ -294,7 +294,7 @@ class TestWhichTraining:
         """A local dataset is in the task's digest by its content."""
         put_interrupted(tmp_path, MINE)
         job, said = CHANGES[change]
-        with pytest.raises(OutputError, match=f"progress of another task; {said}; choose another output folder"):
+        with pytest.raises(OutputError, match=f"progress of another task: {said}; choose another output folder"):
             claim(tmp_path, replace(job, task_digest="e" * 64))
 
     @pytest.mark.parametrize("put, found", [(put_interrupted, Claim.CONTINUES), (put_published, Claim.FINISHED)])
