@@ -568,7 +568,7 @@ def export(work: Path, folder: Path, base: Path | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # after it was read: `base` may be the same folder
     pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
     # Read back, so that the sheet shows what was shipped.
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     captions = [row["caption"] for row in read_subjects(work)]
     chosen = [captions[round(n * (len(captions) - 1) / 63)] for n in range(64)]

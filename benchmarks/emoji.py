@@ -52,7 +52,7 @@ def dataset_captions(folder: Path) -> list[str]:
 
 
 def load_pipeline(base: Path) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -180,6 +180,8 @@ def load(folder: Path) -> Checkpoint | WarmStart:
     """
     try:
         names = {path.name for path in folder.iterdir()}
+    except NotADirectoryError:
+        raise CheckpointError(f"the checkpoint {folder} is a file: name the folder that it lies in") from None
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint {folder} is not a folder that can be read ({error.strerror}); check its path and its mount"

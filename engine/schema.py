@@ -201,11 +201,11 @@ def _hint(error: Any) -> str:
 
 
 def _as_object(name: str, text: str, definition: Definition) -> str:
-    """How to write the object of which somebody gave the one thing that matters: `{"lr_scheduler": "cosine"}`."""
+    """How to write the object of which somebody gave the one thing that matters, with its key."""
     parts = definition.get("properties", {})
     for key, part in parts.items():
         takes_text = "string" in part.get("type", ()) and "enum" not in part
         if text in part.get("enum", ()) or takes_text:
-            return f", write {{{as_json(key)}: {as_json(text)}}}"
+            return f", write {as_json(name)}: {{{as_json(key)}: {as_json(text)}}}"
     choices = parts.get(name, {}).get("enum")
-    return f" such as {{{as_json(name)}: {as_json(choices[0])}}}" if choices else ""
+    return f" such as {as_json(name)}: {{{as_json(name)}: {as_json(choices[0])}}}" if choices else ""

@@ -56,7 +56,7 @@ def learned(task, tmp_path_factory):
 
 
 def load_pipeline(lora=None):
-    pipe = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(BASE, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:
         pipe.load_lora_weights(str(lora))

@@ -507,14 +507,16 @@ class TestWarmStart:
         with pytest.raises(CheckpointError, match=f"has {name} but no manifest.json: it is incomplete"):
             checkpoint.load(tmp_path)
 
-    @pytest.mark.parametrize("make", ["nothing", "empty", "file"])
-    def test_nothing_to_load(self, tmp_path, make):
+    @pytest.mark.parametrize(
+        ("make", "said"), [("nothing", "not a folder"), ("empty", "holds no checkpoint"), ("file", "is a file: name")]
+    )
+    def test_nothing_to_load(self, tmp_path, make, said):
         folder = tmp_path / "checkpoint"
         if make == "empty":
             folder.mkdir()
         elif make == "file":
             folder.write_text("")
-        with pytest.raises(CheckpointError, match="holds no checkpoint" if make == "empty" else "not a folder"):
+        with pytest.raises(CheckpointError, match=said):
             checkpoint.load(folder)
 
     def test_an_output_folder_is_answered_with_its_checkpoint(self, tmp_path):

@@ -422,12 +422,12 @@ def test_aliases_are_of_keys_that_there_are_and_of_no_others():
 @pytest.mark.parametrize(
     ("path", "text", "advice"),
     [
-        ("train_args.lr_scheduler", "cosine", ', write {"lr_scheduler": "cosine"}'),
-        ("train_args.lr_scheduler", "cosin", ' such as {"lr_scheduler": "linear"}'),
-        ("train_args.timestep_bias", "later", ', write {"strategy": "later"}'),
-        ("model", "a/b", ', write {"name": "a/b"}'),
-        ("dataset", "images", ', write {"name": "images"}'),
-        ("validation", "a cat", ', write {"prompt": "a cat"}'),
+        ("train_args.lr_scheduler", "cosine", ', write "lr_scheduler": {"lr_scheduler": "cosine"}'),
+        ("train_args.lr_scheduler", "cosin", ' such as "lr_scheduler": {"lr_scheduler": "linear"}'),
+        ("train_args.timestep_bias", "later", ', write "timestep_bias": {"strategy": "later"}'),
+        ("model", "a/b", ', write "model": {"name": "a/b"}'),
+        ("dataset", "images", ', write "dataset": {"name": "images"}'),
+        ("validation", "a cat", ', write "validation": {"prompt": "a cat"}'),
         ("transforms", "flip", ""),
     ],
 )
@@ -435,7 +435,8 @@ def test_a_text_for_an_object_is_answered_with_the_object(path, text, advice):
     (problem,) = problems(task_with(path, text))
     assert problem.startswith(f'{path}: got "{text}", expected an object') and problem.endswith(advice)
     if ", write " in advice:
-        read(task_with(path, json.loads(advice.removeprefix(", write "))))
+        (value,) = json.loads(f"{{{advice.removeprefix(', write ')}}}").values()
+        read(task_with(path, value))
 
 
 def test_the_schema_may_be_named_and_changes_nothing():
