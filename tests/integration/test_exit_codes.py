@@ -337,18 +337,10 @@ def test_another_model_and_another_dataset(task, parent, dataset, tmp_path):
     metadata.write_text(metadata.read_text().replace("a red square", "a red squere"))
     resume = ("--plan", "--checkpoint", parent.out / "checkpoint")
     finished = run_job(changed(task, {"model.name": str(model)}), tmp_path / "out", *resume)
-    before, after = _two_values(finished.error, "base_model")
-    assert_refused(finished, 5)
-    assert before != after
+    assert_refused(finished, 5, "the files of the base model have changed since ('sha256:")
     for folder in (images, captions):
         finished = run_job(changed(task, {"dataset.name": str(folder)}), tmp_path / "out", *resume)
         assert_refused(finished, 5, "images or captions have changed since (8 rows then, 8 now)")
-
-
-def _two_values(message, key):
-    """`key is 'a' in the checkpoint, 'b' in this task`."""
-    start = message.index(f"{key} is ")
-    return message[start:].split("'")[1], message[start:].split("'")[3]
 
 
 def test_what_may_change_is_said(task, parent, tmp_path):
