@@ -10,7 +10,7 @@ PARALLEL := -n logical --dist loadfile
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# torch's CPU build, where its index or pip's own folder of wheels has one for this machine; else what pip's index offers, whose CUDA
+# torch's CPU build, where pip's own sources or PyTorch's index have one for this machine; else what pip's index offers, whose CUDA
 # libraries then come with requirements.txt. It is installed by itself, as no other package should be asked of that index.
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -18,7 +18,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@echo "installing the job into .venv: 0.3 GB to download, 1.5 GB on disk, 1 to 5 minutes"
 	$(PYTHON) -m venv .venv
-	$(PIP) --no-deps --extra-index-url $(TORCH_CPU_INDEX) "$$(grep ^torch== requirements.txt)"
+	@torch="$$(grep ^torch== requirements.txt)"; set -x; $(PIP) --no-deps "$$torch+cpu" 2>/dev/null \
+		|| $(PIP) --no-deps --extra-index-url $(TORCH_CPU_INDEX) "$$torch"
 	$(PIP) -r requirements.txt
 	@touch $@
 

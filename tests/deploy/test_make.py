@@ -111,7 +111,7 @@ def test_the_demo_installs_what_it_needs_and_says_how_long_it_takes(asked_of_pyt
     venv, torch, others, chain = calls(told)
     assert venv == "python -m venv .venv"
     (pin,) = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch==")]
-    assert torch.endswith(f"--extra-index-url https://download.pytorch.org/whl/cpu {pin}") and "--no-deps" in torch
+    assert torch.endswith(f" --no-deps {pin}+cpu")
     assert others.endswith(" -r requirements.txt") and "--quiet" not in torch + others
     assert chain.startswith("python examples/chain.py --task examples/demo/task.json --output out/demo ")
     # Before: how long it takes; after: what to look at and how to draw.
@@ -120,6 +120,13 @@ def test_the_demo_installs_what_it_needs_and_says_how_long_it_takes(asked_of_pyt
     after = "\n".join(told[told.index(chain) + 1 :])
     assert "out/demo/001/report.html" in after and (ROOT / "examples/demo/draw.py").read_text().strip() in after
     assert calls(asked_of_python("demo")) == [chain], "installed once"
+
+
+def test_where_pips_own_sources_have_no_cpu_build_it_is_taken_from_pytorchs(asked_of_python, tmp_path):
+    stand_in = tmp_path / "bin/python3"
+    stand_in.write_text(PYTHON.replace("exit 0", 'case "$*" in *+cpu) exit 1;; esac'))
+    _, _, torch, *_ = calls(asked_of_python("demo"))
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu torch==" in torch and not torch.endswith("+cpu")
 
 
 def test_the_tests_install_the_rest_into_the_same_place(asked_of_python):
