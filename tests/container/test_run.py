@@ -154,7 +154,7 @@ def test_an_output_folder_that_root_may_not_look_into(out, task_folder):
     caps = [flag for name in ("SETUID", "SETGID") for flag in ("--cap-add", name)]
     finished = run(out, task=task_folder, options=["--user", "0", "--cap-drop", "ALL", *caps])
     assert finished.code == 7 and "Traceback" not in finished.stderr
-    assert "chown 10001:10001" in finished.stderr and "make it writable for the user that runs the job" in finished.stderr
+    assert "chown 10001:10001" in finished.stderr and "make it writable for the user that runs" in finished.stderr
 
 
 def test_two_processes_give_the_bytes_of_one(out, task_folder, tmp_path):
