@@ -72,6 +72,8 @@ def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
         place = next(path for path in (root, *root.parents) if path.exists())
         if not os.access(place, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {root}: make {place} writable for the user that runs the job")
+        if place.resolve().is_relative_to("/proc") or place.resolve().is_relative_to("/sys"):  # open to root, it seems
+            raise OutputError(f"cannot write to {root}: {place} is the kernel's; choose another folder")
         if job.in_place and is_over:  # the job would find nothing to do
             return
         if output.look(job.record, in_place=job.in_place, overwrite=overwrite) is not Claim.FINISHED:

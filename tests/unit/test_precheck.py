@@ -4,6 +4,7 @@ import json
 import os
 import re
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -261,3 +262,8 @@ class TestOutput:
         with pytest.raises(OutputError, match=f": make {tmp_path} writable for the user that runs the job"):
             self.check(tmp_path / below)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("folder", ["/proc/no-such-folder", "/sys/no/such"])
+    def test_the_kernels_folders_seem_open_to_root(self, folder):
+        with pytest.raises(OutputError, match="cannot write to"):
+            self.check(Path(folder))
