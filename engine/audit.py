@@ -38,6 +38,8 @@ class ImageAudit:
     num_enlarged: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason."""
+    animated: list[str] = field(default_factory=list)
+    """Names of readable ones of which only the first of several frames or pages is shown."""
     num_masked: int = 0
     """How many of the readable ones have a mask."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
@@ -128,6 +130,8 @@ def look_at_images(
             found.unreadable.append((dataset.name(index), str(error)))
             continue
         found.sizes.append(size)
+        if transforms.has_more_frames(data):
+            found.animated.append(dataset.name(index))
         found.num_masked += mask is not None or (alpha and transforms.has_alpha(data))
         found.num_enlarged += shown[0] > size[0] or shown[1] > size[1]
         other = first.setdefault(hashlib.sha256(data).digest(), index)
@@ -204,6 +208,8 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
     pairs = [f"{name} = {other}" for name, other in found.duplicates]
     lines.append(f"duplicates     {_counted(pairs)}{sampled}")
     lines.append(f"unreadable     {_counted(_broken(found))}{sampled}")
+    if found.animated:
+        lines.append(f"first frame    alone is trained on, of {_counted(found.animated)}{sampled}")
     return lines
 
 

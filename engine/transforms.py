@@ -20,6 +20,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError,
 # What cameras, the web and image editors write, decoded inside this process. Left out on purpose: formats that start
 # other programs (EPS), that are documents (PDF) or that training sets do not contain, each a parser less to trust.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+_ONE_FRAME = ("JPEG", "MPO", "BMP")
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered here: asking Pillow for them imports all 40
 
 # How their files are named; content decides what they are.
@@ -182,6 +183,21 @@ def has_alpha(data: bytes) -> bool:
     """Whether an image has an alpha channel, or anything else that makes parts of it transparent."""
     with _refusing(), _open(data) as image:
         return image.has_transparency_data
+
+
+def has_more_frames(data: bytes) -> bool:
+    """Whether an image goes on after the frame that is shown: an animation, or a TIFF of several pages.
+
+    Cameras' JPEGs do not count: what follows in them is a preview of the same picture.
+    """
+    try:
+        with _refusing(), _open(data) as image:
+            if image.format in _ONE_FRAME:
+                return False
+            image.seek(1)
+    except UnreadableImage:  # there is none, or none that could be read
+        return False
+    return True
 
 
 def _decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:

@@ -1,9 +1,11 @@
 """The lines about a dataset that --plan prints."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from engine import audit
 from engine.dataset import open_dataset
@@ -155,3 +157,15 @@ def test_images_of_which_none_is_readable_are_refused(model, tmp_path):
         audit.audit(job)
     job.held_out.images = job_of(model, tmp_path / "some", broken | {"z.png": png(3), "z.txt": "z"}).dataset
     assert any(line.startswith("not measured   2: ") for line in audit.audit(job))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_images_of_several_frames_are_named(model, tmp_path, kind):
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue")]
+    files = {}
+    for name, more in {"many": frames[1:], "one": []}.items():
+        stream = io.BytesIO()
+        frames[0].save(stream, kind, save_all=True, append_images=more)
+        files |= {f"{name}.{kind.lower()}": stream.getvalue(), f"{name}.txt": "a caption"}
+    told = [line for line in audit.audit(job_of(model, tmp_path, files)) if line.startswith("first frame ")]
+    assert told == [f"first frame    alone is trained on, of 1: many.{kind.lower()}"]
