@@ -17,8 +17,8 @@ _FAR: Final = 1.5
 _MANY_MICRO_BATCHES: Final = 1_000_000
 """The number of micro-batches above which fewer are proposed: each takes some bytes."""
 
-Change = tuple[str, Task]
-"""A change in the task's words, and the task with it."""
+Change = tuple[dict[str, str], Task]
+"""The task's keys that change, with their new values as they are written, and the task with them."""
 
 
 def require_enough(
@@ -84,7 +84,7 @@ def fitting(base: BaseModel, task: Task, *, device: str, available: int) -> list
         return then if is_less else None
 
     def first(changes: Iterator[Change]) -> str:
-        return next((f"{words} ({gib(found.peak)})" for words, task in changes if (found := fits(task))), "")
+        return next((f"{_said(new)} ({gib(found.peak)})" for new, task in changes if (found := fits(task))), "")
 
     alone = [text for kind in _KINDS if (text := first(kind(task)))]
     together = [] if alone else [first(_together(task))]
@@ -98,13 +98,17 @@ def _prediction(base: BaseModel, task: Task, *, device: str, available: int | No
 
 def _together(task: Task) -> Iterator[Change]:
     """One kind of change after the other, each as far as it goes before the next one begins."""
-    said: list[str] = []
+    before: dict[str, str] = {}
     for kind in _KINDS:
         options = list(kind(task))
-        yield from ((" and ".join([*said, words]), changed) for words, changed in options)
+        yield from ((before | new, changed) for new, changed in options)
         if options:
-            words, task = options[-1]
-            said.append(words)
+            new, task = options[-1]
+            before |= new
+
+
+def _said(new: dict[str, str]) -> str:
+    return " and ".join(f"{key} {value}" for key, value in new.items())
 
 
 def _with_args(task: Task, **changes: Any) -> Task:
@@ -113,7 +117,7 @@ def _with_args(task: Task, **changes: Any) -> Task:
 
 def _checkpointing(task: Task) -> Iterator[Change]:
     if task.train_args.gradient_checkpointing is False:
-        yield "gradient_checkpointing true", _with_args(task, gradient_checkpointing=True)
+        yield {"gradient_checkpointing": "true"}, _with_args(task, gradient_checkpointing=True)
 
 
 def _smaller_batches(task: Task) -> Iterator[Change]:
@@ -121,31 +125,31 @@ def _smaller_batches(task: Task) -> Iterator[Change]:
     size, steps = task.train_args.batch_size, task.train_args.gradient_accumulation_steps
     for parts in sorted({2, 4, 8, 16, 32, 64, size} - {1}):
         if size % parts == 0:
-            words = f"batch_size {size // parts} with gradient_accumulation_steps {steps * parts}"
-            yield words, _with_args(task, batch_size=size // parts, gradient_accumulation_steps=steps * parts)
+            new = {"batch_size": f"{size // parts}", "gradient_accumulation_steps": f"{steps * parts}"}
+            yield new, _with_args(task, batch_size=size // parts, gradient_accumulation_steps=steps * parts)
 
 
 def _half_precision(task: Task) -> Iterator[Change]:
     if task.mixed_precision == "no":
-        yield 'mixed_precision "bf16"', replace(task, mixed_precision="bf16")
+        yield {"mixed_precision": '"bf16"'}, replace(task, mixed_precision="bf16")
 
 
 def _lower_ranks(task: Task) -> Iterator[Change]:
     for rank in (1024, 512, 256, 128, 64, 32, 16, 8, 4):
         if rank < task.lora.rank:
-            yield f"lora.rank {rank}", replace(task, lora=replace(task.lora, rank=rank))
+            yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
 
 
 def _lower_resolutions(task: Task) -> Iterator[Change]:
     for side in (1024, 768, 512, 384, 256):
         if side < task.train_args.resolution:
-            yield f"resolution {side}", _with_args(task, resolution=side)
+            yield {"resolution": f"{side}"}, _with_args(task, resolution=side)
 
 
 def _fewer_micro_batches(task: Task) -> Iterator[Change]:
     if task.train_args.gradient_accumulation_steps > _MANY_MICRO_BATCHES:
-        words = f"gradient_accumulation_steps {_MANY_MICRO_BATCHES}"
-        yield words, _with_args(task, gradient_accumulation_steps=_MANY_MICRO_BATCHES)
+        new = {"gradient_accumulation_steps": f"{_MANY_MICRO_BATCHES}"}
+        yield new, _with_args(task, gradient_accumulation_steps=_MANY_MICRO_BATCHES)
 
 
 _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (

@@ -279,6 +279,7 @@ EXTREMES = [
     ("no", Lora(), {"batch_size": 7, "gradient_checkpointing": False, "resolution": 1024}),
     ("bf16", Lora(), {"gradient_accumulation_steps": 10**10}),
     ("bf16", Lora(), {"gradient_accumulation_steps": 10**18}),
+    ("bf16", Lora(), {"batch_size": 10**15}),
     ("bf16", Lora(rank=10**15), {}),
     ("no", Lora(rank=10**4), {"batch_size": 10**4, "resolution": 4096, "train_text_encoder": True}),
 ]
@@ -296,6 +297,7 @@ class TestRefusal:
         assert found
         for advice in found:
             assert prediction(base, changed(task, advice), available).peak <= memory.SPARE * available
+            assert advice.count("gradient_accumulation_steps") <= 1, "of each key the value to write"
 
     def test_what_might_fit_is_not(self):
         base, task = base_of("sd1"), task_of("no", gradient_checkpointing=True)
