@@ -76,7 +76,7 @@ RUN python3 -S -m compileall -q --invalidation-mode unchecked-hash /app/entrypoi
 
 FROM base AS runtime
 # Any user may write here, whoever `--user` names; what is mounted over them brings its own owner and mode.
-# The only set-user-ID program is the copy of Python by which the image's user becomes the owner of /out: engine/container.py.
+# The only set-user-ID program is the copy of Python by which the image's user becomes the owner of /out: engine/commands/container.py.
 RUN mkdir -m 1777 /out /cache; mkdir /task; \
     find / -xdev -type f -perm /6000 -exec chmod a-s {} +; \
     python=$(readlink -f "$(command -v python3)"); rise=${python%/*}/sd-lora-task-rise; \
@@ -103,7 +103,7 @@ STOPSIGNAL SIGTERM
 USER 10001:10001
 # It becomes the owner of /out, then starts tini, which passes signals on to all of the job's processes. Until Python can
 # handle them they are blocked: the kernel drops those that process 1 neither handles nor blocks.
-ENTRYPOINT ["env", "--block-signal=TERM,INT", "python", "-m", "engine.container"]
+ENTRYPOINT ["env", "--block-signal=TERM,INT", "python", "-m", "engine.commands.container"]
 ARG BASE_IMAGE
 ARG BASE_DIGEST=
 ARG SOURCE=

@@ -5,7 +5,7 @@ import sys
 
 if __name__ == "__main__":  # before anything else is imported; PYTHONSAFEPATH leaves this folder off the path
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-    from engine.startup import prepare_process
+    from engine.core.process.startup import prepare_process
 
     prepare_process()
 
@@ -18,19 +18,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.environment import Place, read_place
-from engine.errors import Interrupted, JobError, PeerError, TaskError
-from engine.host import expected_device
-from engine.mounts import require_mount
-from engine.outcome import Outcome, describe, exit_code, exit_kind, recording_failure
-from engine.output import PROGRESS_LOG, OutputFolder
-from engine.processes.distributed import Processes, connected
-from engine.processes.launch import Launch, follow_launcher, launch_of, leave_code
-from engine.progress import choose_format, introduce, keep_silent, say, say_error, say_traceback
-from engine.progress_log import ProgressLog
-from engine.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
-from engine.signals import Stop
-from engine.termination import write_termination_message
+from engine.core.errors import Interrupted, JobError, PeerError, TaskError
+from engine.core.process.environment import Place, read_place
+from engine.core.process.signals import Stop
+from engine.core.process.termination import write_termination_message
+from engine.core.progress import choose_format, introduce, keep_silent, say, say_error, say_traceback
+from engine.results.host import expected_device
+from engine.results.outcome import Outcome, describe, exit_code, exit_kind, recording_failure
+from engine.results.output.mounts import require_mount
+from engine.results.output.output import PROGRESS_LOG, OutputFolder
+from engine.results.trackers.progress_log import ProgressLog
+from engine.task.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
+from engine.training.distributed.distributed import Processes, connected
+from engine.training.distributed.launch import Launch, follow_launcher, launch_of, leave_code
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -91,11 +91,11 @@ def train(
     settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes, log: ProgressLog
 ) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
-    from engine.digests import FileDigests
-    from engine.imports import import_transformers, importing
-    from engine.job import request_digest
-    from engine.model import hash_ahead
-    from engine.prepare import is_in_place, parent_folder, read_task
+    from engine.commands.imports import import_transformers, importing
+    from engine.core.files.digests import FileDigests
+    from engine.job.job import request_digest
+    from engine.job.prepare import is_in_place, parent_folder, read_task
+    from engine.models.model import hash_ahead
 
     outcome.device = expected_device(settings.device)
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
@@ -116,8 +116,8 @@ def train(
         if processes.is_first:  # the others find its notes
             hash_ahead(task.model, digests)
         import_transformers()
-        import engine.families.latent_diffusion  # noqa: F401 - no family does without: here it is imported like the rest
-        from engine.run import run
+        import engine.models.parts.latent_diffusion  # noqa: F401 - no family does without: here it is imported like the rest
+        from engine.job.run import run
 
     run(settings, task, output, stop, outcome, processes=processes, digests=digests, log=log)
     return None
@@ -125,13 +125,14 @@ def train(
 
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
-    from engine import memory, room
-    from engine.audit import audit
-    from engine.describe import describe as describe_job
-    from engine.output_contents import OutputContents
-    from engine.precheck import check_adapter, check_device, check_memory, check_output
-    from engine.prepare import prepare, read_task, recorded
-    from engine.processes.launch import num_processes
+    from engine.job import memory
+    from engine.job.advice import room
+    from engine.job.advice.audit import audit
+    from engine.job.advice.describe import describe as describe_job
+    from engine.job.precheck import check_adapter, check_device, check_memory, check_output
+    from engine.job.prepare import prepare, read_task, recorded
+    from engine.results.output.output_contents import OutputContents
+    from engine.training.distributed.launch import num_processes
 
     task = read_task(settings)
     job = prepare(settings, task, weights=False, report=say, before=recorded(settings, task))

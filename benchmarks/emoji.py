@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
-from engine.rng import torch_generator
+from engine.core.rng import torch_generator
 
 STYLES = ("flat", "high-contrast")
 NUM_STEPS = 30

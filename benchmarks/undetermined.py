@@ -1,7 +1,7 @@
 """The program without torch's deterministic mode, for determinism.py: free to take whichever kernels are fastest.
 
-Of `engine.determinism.switch_on` only the number of threads is left, and that TF32 is off, which is another precision.
-The product has no such switch.
+Of `switch_on` in engine/training/determinism.py only the number of threads is left, and that TF32 is off, which is
+another precision. The product has no such switch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def switch_on(threads: int) -> None:
-    """In place of `engine.determinism.switch_on`."""
+    """In place of `engine.training.determinism.switch_on`."""
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -25,7 +25,7 @@ def switch_on(threads: int) -> None:
 
 if __name__ == "__main__":
     import entrypoint
-    from engine import determinism
+    from engine.training import determinism
 
     determinism.switch_on = switch_on
     sys.exit(entrypoint.main(sys.argv[1:], os.environ))

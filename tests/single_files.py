@@ -20,8 +20,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from engine.families.single_file.layouts import LAYOUTS
-from engine.families.single_file.vocabulary import MERGES
+from engine.models.single_file.layouts import LAYOUTS
+from engine.models.single_file.vocabulary import MERGES
 from tests import tiny
 
 CLASSES = {

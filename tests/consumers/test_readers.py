@@ -18,10 +18,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
-from engine import families
-from engine.families import single_file
-from engine.families.base import LoadArgs
-from engine.lora import webui_metadata
+from engine.models import registry, single_file
+from engine.models.base import LoadArgs
+from engine.training.methods.lora import webui_metadata
 from tests import single_files
 
 HERE = Path(__file__).parent
@@ -58,12 +57,12 @@ class Model:
                 for name, config in self.configs.items()
                 if name in single_files.CLASSES
             }
-        entry = families.FAMILIES[single_files.PIPELINES[layout]]
-        module = __import__(f"engine.families.{entry.module}", fromlist=["load"])
+        entry = registry.FAMILIES[single_files.PIPELINES[layout]]
+        module = __import__(f"engine.models.registry.{entry.module}", fromlist=["load"])
         monkeypatch.setattr(module, "load_module", lambda cls, args, component: self.modules[component])
         monkeypatch.setattr(module, "load_tokenizer", lambda cls, args, component: None)
         file = single_file.SingleFile(path=Path(), name="m", layout=None, configs={**self.configs, "": {}})
-        self.family = families.load(
+        self.family = registry.load(
             entry,
             LoadArgs(
                 folder=Path(),
@@ -92,7 +91,7 @@ class Model:
         return {key: layer for name in self.encoders() for key, layer in self.layers(name, TEXT).items()}
 
 
-@pytest.fixture(params=[layout for layout in NUM_LAYERS if single_files.PIPELINES[layout] in families.FAMILIES])
+@pytest.fixture(params=[layout for layout in NUM_LAYERS if single_files.PIPELINES[layout] in registry.FAMILIES])
 def model(request, monkeypatch):
     return Model(request.param, monkeypatch)
 
@@ -157,7 +156,7 @@ def run_reader(program, *arguments):
 def write_file(model, layers, folder):
     """As the program writes it, metadata and all."""
     tensors = webui_file(model, layers)
-    entry = families.FAMILIES[single_files.PIPELINES[model.layout]]
+    entry = registry.FAMILIES[single_files.PIPELINES[model.layout]]
     metadata = webui_metadata.describe(
         tensors,
         entry.webui_base(model.configs.__getitem__, "epsilon"),

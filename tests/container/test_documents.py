@@ -28,7 +28,7 @@ VENV_PYTHON = ".venv/bin/python"
 NOT_RUN = {
     "make demo": "CI's own step",
     "make test": "CI's own step",
-    ".venv/bin/python -m engine.caption": "needs a captioner from the Hub",
+    ".venv/bin/python -m engine.commands.caption": "needs a captioner from the Hub",
     "docker buildx build": "the base image is on a registry, and it takes minutes: tried by hand",
     "docker buildx imagetools": "the image would have to be on a registry",
     "cosign": "the image would have to be on a registry",
@@ -174,9 +174,9 @@ def test_every_fence_is_known():
         fence("entrypoint.py --task task/task.json --output-dir out\n", "make demo"),
         fence("until [ -e out/checkpoint/FINISH ]"),
         fence("examples/chain.py --task examples/demo/task.json"),
-        fence("engine.verify out", "engine.compare"),
-        fence("engine.prefetch", "--network=none"),
-        fence("engine.prefetch", "--prune"),
+        fence("engine.commands.verify out", "engine.commands.compare"),
+        fence("engine.commands.prefetch", "--network=none"),
+        fence("engine.commands.prefetch", "--prune"),
     ]
     left = [text for name in DOCUMENTS for text in fences(name) if text not in tried]
     lines = [line for text in left for line in text.splitlines() if not line.startswith("export ")]
@@ -211,11 +211,13 @@ def test_a_task_of_ones_own(shell):
 
 def test_ahead_of_time(shell):
     prepared(shell)
-    fill, train = fence("engine.prefetch", "--network=none").splitlines()
+    fill, train = fence("engine.commands.prefetch", "--network=none").splitlines()
     assert "5 images" in shell(fill)
     shell(train)
     assert is_done(shell.folder / "out")
-    prune = f"id() {{ echo {CALLER[0]}; }}\n" + fence("engine.prefetch", "--prune")  # the folders are that person's
+    prune = f"id() {{ echo {CALLER[0]}; }}\n" + fence(
+        "engine.commands.prefetch", "--prune"
+    )  # the folders are that person's
     assert "removed nothing" in shell(prune)
     assert "1 Hub model" in shell(prune.replace("200000000000", "0"))
 
@@ -225,7 +227,7 @@ def test_without_docker(shell):
     shell(runnable(fence("make demo", "entrypoint.py")))
     assert is_done(shell.folder / "out")
     shell("cp -r out out-of-one-gpu && cp -r out out-of-another")
-    said = shell(fence("engine.verify out", "engine.compare").replace("--steps 20", "--steps 1"))
+    said = shell(fence("engine.commands.verify out", "engine.commands.compare").replace("--steps 20", "--steps 1"))
     assert said.count("identical") >= 2
     shell(fence("until [ -e out/checkpoint/FINISH ]"))
     assert (shell.folder / "out/checkpoint/FINISH").exists()

@@ -247,8 +247,8 @@ def _network_problems(job: Manifest, documents: list[Manifest]) -> Iterator[str]
         yield f"the service has no port {port}"
     elif not service.get("publishNotReadyAddresses"):
         yield "pods must find each other before they are ready"
-    if "engine.processes.torchrun" not in arguments or "--max-restarts=0" not in arguments:
-        yield "without engine.processes.torchrun and --max-restarts=0 a wrong task is started again and again"
+    if "engine.training.distributed.torchrun" not in arguments or "--max-restarts=0" not in arguments:
+        yield "without our torchrun and --max-restarts=0 a wrong task is started again and again"
     if f"--nnodes={job['spec'].get('completions')}" not in arguments:
         yield "torch's launcher expects another number of nodes"
     gpus = {str(c["resources"]["limits"].get("nvidia.com/gpu")) for c in pod["containers"]}

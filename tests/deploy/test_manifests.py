@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine import errors
-from engine.outcome import Outcome
-from engine.task import parse_task
+from engine.core import errors
+from engine.results.outcome import Outcome
+from engine.task.task import parse_task
 from tests.deploy.kubernetes import NO_RETRY, pod_problems, problems, schema_problems
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -272,7 +272,7 @@ def trainjob_problems(document):
     whole = pod | {"containers": [container], "automountServiceAccountToken": False}
     yield from schema_problems({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": whole})
     yield from pod_problems(whole, everything())
-    if trainer["args"][2] != "engine.processes.torchrun" or "--max-restarts=0" not in trainer["args"]:
+    if trainer["args"][2] != "engine.training.distributed.torchrun" or "--max-restarts=0" not in trainer["args"]:
         yield "a wrong task is started again and again"
     if trainer["numProcPerNode"] != trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"]:
         yield "another number of processes than there are GPUs"

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from hypothesis.strategies import SearchStrategy
 
-from engine import checkpoint, held_out_curve, history
-from engine.checkpoint import Checkpoint
-from engine.dataset import open_dataset
-from engine.errors import CheckpointError, DatasetError, TaskError
-from engine.fetch.archive import extract
-from engine.limits import Limits
-from engine.lora.files import read_diffusers_file
-from engine.state import TrainState, parse_state
-from engine.task import Dataset, Model, Task, parse_task
-from engine.transforms import UnreadableImage, geometry, image_size, render
+from engine.core.errors import CheckpointError, DatasetError, TaskError
+from engine.core.limits import Limits
+from engine.data.dataset import open_dataset
+from engine.data.fetch.archive import extract
+from engine.data.media.transforms import UnreadableImage, geometry, image_size, render
+from engine.results import checkpoint, held_out_curve, history
+from engine.results.checkpoint import Checkpoint
+from engine.results.state import TrainState, parse_state
+from engine.task.task import Dataset, Model, Task, parse_task
+from engine.training.methods.lora.files import read_diffusers_file
 from tests.fuzz import inputs
 
 LIMITS = Limits(max_dataset_bytes=8 << 20, ratio_free_bytes=1 << 20, max_files=200)

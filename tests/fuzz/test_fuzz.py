@@ -10,8 +10,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from engine.errors import CheckpointError
-from engine.lora.files import read_diffusers_file
+from engine.core.errors import CheckpointError
+from engine.training.methods.lora.files import read_diffusers_file
 from tests.fuzz.tally import TRIED
 from tests.fuzz.targets import TARGETS
 

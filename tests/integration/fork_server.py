@@ -31,12 +31,9 @@ def main(flavour: str, name: str) -> int:
     import entrypoint
 
     entrypoint._quiet_libraries()
-    import engine.prepare
 
     if flavour == "heavy":
-        import engine.families.sd
-        import engine.families.sdxl
-        import engine.run  # noqa: F401
+        pass
     names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
     # jemalloc, in Arrow, is prepared for forks; with any other thread a fork might not be safe.
     assert [name for name in names if name != "jemalloc_bg_thd"] == names[-1:], names

@@ -10,7 +10,7 @@ import tarfile
 import pytest
 import torch
 
-from engine.task import canonical_json
+from engine.task.task import canonical_json
 from tests.integration.harness import changed, run_job, serving, snapshot, start_job, succeed
 from tests.integration.test_processes import torchrun
 from tests.integration.test_verified_results import run_verifier

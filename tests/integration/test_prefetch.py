@@ -22,7 +22,7 @@ HUB_ID = "someone/tiny-model"
 def prefetch(*flags, env, stdin=None):
     """Run the real program."""
     return subprocess.run(
-        [sys.executable, "-m", "engine.prefetch", *map(str, flags)],
+        [sys.executable, "-m", "engine.commands.prefetch", *map(str, flags)],
         cwd=ENTRYPOINT.parent,
         env={"PATH": os.environ["PATH"], "ALLOW_PRIVATE_URLS": "1", **{key: str(value) for key, value in env.items()}},
         input=stdin,

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from engine.report import Picture, render
+from engine.results.report import Picture, render
 from tests.integration.harness import serving
 from tests.unit.report.test_report import GPU, curve, png, sample, task_entry
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from engine.families import FAMILIES
+from engine.models.registry import FAMILIES
 from tests import single_files
 from tests.integration.harness import assert_same, changed, run_job, succeed, together
 from tests.servers import serving

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from engine.checkpoint import spelled
-from engine.task import canonical_json
+from engine.results.checkpoint import spelled
+from engine.task.task import canonical_json
 from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
 
 def run_verifier(result, task_file, scratch, *flags):
     """Verify a result in a process of its own, with the home and temporary files in `scratch`."""
     return subprocess.run(
-        [sys.executable, "-m", "engine.verify", str(result), "--task", str(task_file), *map(str, flags)],
+        [sys.executable, "-m", "engine.commands.verify", str(result), "--task", str(task_file), *map(str, flags)],
         check=False,
         cwd=ENTRYPOINT.parent,
         env=clean_environment(scratch),

@@ -74,9 +74,9 @@ class Witness:
         self._wrap_sync()
         if self._orders.clock:
             self._wrap_clock()
-        import engine.storage
+        import engine.core.files.storage
 
-        real_exchange = engine.storage._exchange
+        real_exchange = engine.core.files.storage._exchange
 
         def exchange(one: Any, other: Any) -> bool:
             if self._orders.no_exchange:
@@ -84,11 +84,11 @@ class Witness:
             self._change("exchange", [os.fspath(one), os.fspath(other)])
             return real_exchange(one, other)
 
-        engine.storage._exchange = exchange
+        engine.core.files.storage._exchange = exchange
         if self._orders.save_always:
-            import engine.session
+            import engine.job.session
 
-            engine.session._MAX_SAVING_SHARE = float("inf")
+            engine.job.session._MAX_SAVING_SHARE = float("inf")
         sys.addaudithook(self._hook)
 
     def _wrap_sync(self) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.lora.adapter import Adapter
-from engine.lora.dropout import Dropping
-from engine.transforms import UnreadableImage
+from engine.data.media.transforms import UnreadableImage
+from engine.training.methods.lora.adapter import Adapter
+from engine.training.methods.lora.dropout import Dropping
 
 CPU = torch.device("cpu")
 

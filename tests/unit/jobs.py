@@ -3,10 +3,10 @@
 import json
 from types import SimpleNamespace
 
-from engine import plan
-from engine.dataset.held_out import HeldOut
-from engine.job import Job
-from engine.task import parse_task
+from engine.data.dataset.held_out import HeldOut
+from engine.job.job import Job
+from engine.task import plan
+from engine.task.task import parse_task
 
 COMMIT = "a" * 40
 

@@ -1,0 +1,205 @@
+"""How alike two results are, made on different devices perhaps: `python -m engine.commands.compare A B`.
+
+Prints how far apart the two LoRAs' effects on the weights are, and the validation images' perceptual hashes.
+Exit codes: 0 compared, 2 a flag, 5 a result that cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_tensors
+
+from engine.core.errors import CheckpointError, JobError
+from engine.core.files import storage
+from engine.core.quoting import plural
+from engine.data.media import transforms
+from engine.results.checkpoint import LORA_FILE
+from engine.results.outcome import describe, exit_code
+
+Matrix = npt.NDArray[np.float64]
+Factors = tuple[Matrix, Matrix]
+"""A (r, in) and B (out, r): the module's weight changes by B·A."""
+
+_MAX_LORA_BYTES: Final = 4 << 30
+_MAX_IMAGE_BYTES: Final = 64 << 20
+_HASH_BITS: Final = 64
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare two results, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.commands.compare", description="Say how alike two results are.", allow_abbrev=False
+    )
+    parser.add_argument("results", type=Path, nargs=2, metavar="RESULT", help="an output folder, or its checkpoint/")
+    try:
+        lines = compare(*parser.parse_args(argv).results)
+    except JobError as error:
+        print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
+        return exit_code(error)
+    print("\n".join(lines))  # noqa: T201
+    return 0
+
+
+def compare(one: Path, other: Path) -> list[str]:
+    """What there is to say about two results, in lines for a person.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    pairs = [read_lora(folder) for folder in (one, other)]
+    distances, norms = module_distances(*pairs), module_norms(*pairs)
+    total = _ratio(_length(distances.values()), _length(norms.values()))
+    relative = {module: _ratio(distances[module], norms[module]) for module in distances}
+    worst = max(relative, key=lambda module: relative[module])
+    lines = [
+        f"weights  relative distance {total:.3e} over {plural(len(distances), 'module')}"
+        " (0: equal; about 1.4: unrelated)",
+        f"         largest {relative[worst]:.3e}, in {worst!r}",
+    ]
+    return lines + _compare_images(one / "validation", other / "validation")
+
+
+# --- weights ---
+
+
+def read_lora(folder: Path) -> dict[str, Factors]:
+    """A result's LoRA by module, its prefix (`unet.`) included.
+
+    Raises:
+        CheckpointError: there is none, or it is malformed.
+    """
+    path = folder / LORA_FILE
+    if not path.exists():
+        path = folder / "checkpoint" / LORA_FILE
+    data = _read_or_refuse(path, _MAX_LORA_BYTES)
+    try:
+        tensors = parse_tensors(data)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file of a LoRA ({error})") from None
+    modules = {name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)}
+    if not modules or tensors.keys() != {f"{module}{part}" for module in modules for part in (_DOWN, _UP)}:
+        raise CheckpointError(f"{path} does not hold pairs of lora_A and lora_B")
+    return {module: _factors(path, module, tensors) for module in sorted(modules)}
+
+
+def _factors(path: Path, module: str, tensors: Mapping[str, npt.NDArray[Any]]) -> Factors:
+    down, up = tensors[f"{module}{_DOWN}"], tensors[f"{module}{_UP}"]
+    is_sound = down.ndim >= 2 and up.ndim >= 2 and down.size and up.size and up.shape[1] == down.shape[0]
+    if not is_sound or not (np.isfinite(down).all() and np.isfinite(up).all()):
+        raise CheckpointError(
+            f"{path}: {module!r} has shapes {down.shape} and {up.shape}, or values that are not finite"
+        )
+    rank = down.shape[0]  # a convolution's up matrix is (out, r, 1, 1)
+    return down.reshape(rank, -1).astype(np.float64), up.reshape(-1, rank).astype(np.float64)
+
+
+def module_distances(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
+    """‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; one that only one of them adapts is 0 in the other.
+
+    Raises:
+        CheckpointError: they are LoRAs of different models.
+    """
+    found = {}
+    for module in sorted(one.keys() | other.keys()):
+        if module not in one or module not in other:
+            found[module] = norm(*(one.get(module) or other[module]))
+            continue
+        (down, up), (other_down, other_up) = one[module], other[module]
+        if down.shape[1] != other_down.shape[1] or len(up) != len(other_up):
+            raise CheckpointError(f"{module!r} has another size in the other result: they are of different base models")
+        is_equal = np.array_equal(down, other_down) and np.array_equal(up, other_up)  # then no rounding either
+        difference = np.concatenate([down, other_down]), np.concatenate([up, -other_up], axis=1)
+        found[module] = 0.0 if is_equal else norm(*difference)
+    return found
+
+
+def module_norms(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
+    """The larger of ‖B₁·A₁‖ and ‖B₂·A₂‖ of each module."""
+    return {
+        module: max(norm(*pairs[module]) for pairs in (one, other) if module in pairs)
+        for module in one.keys() | other.keys()
+    }
+
+
+def norm(down: Matrix, up: Matrix) -> float:
+    """‖B·A‖ (Frobenius), without forming B·A.
+
+    With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors change no norm. The shorter way through the
+    Gram matrices BᵀB and AAᵀ would lose half of the digits where two LoRAs are nearly equal.
+    """
+    (_, left), (_, right) = np.linalg.qr(up), np.linalg.qr(down.T)
+    return float(np.linalg.norm(left @ right.T))
+
+
+def _length(values: Any) -> float:
+    return math.sqrt(sum(value * value for value in values))
+
+
+def _ratio(distance: float, size: float) -> float:
+    return distance / size if size else 0.0
+
+
+# --- images ---
+
+
+def _compare_images(one: Path, other: Path) -> list[str]:
+    names = sorted({path.name for path in one.glob("*.png")} & {path.name for path in other.glob("*.png")})
+    if not names:
+        return ["images   none in both"]
+    try:
+        import imagehash  # noqa: F401
+        import scipy.fftpack  # noqa: F401
+    except ImportError:
+        return ["images   not compared: pip install -r requirements-compare.txt (ImageHash and scipy)"]
+    lines = []
+    for name in names:
+        distance = hamming(*(_read_or_refuse(folder / name, _MAX_IMAGE_BYTES) for folder in (one, other)))
+        lines.append(f"images   {name}: {distance} of {_HASH_BITS} bits of the perceptual hash differ")
+    return lines
+
+
+def hamming(one: bytes, other: bytes) -> int:
+    """How many of the 64 bits of two images' pHash differ (Zauner 2010; the library's, a DCT of 32 x 32 pixels).
+
+    Raises:
+        CheckpointError: one is not a readable image.
+    """
+    import imagehash
+    from PIL import Image
+
+    hashes = [imagehash.phash(Image.fromarray(_pixels(data)), hash_size=8) for data in (one, other)]
+    return int(hashes[0] - hashes[1])
+
+
+def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
+    """The image's middle square, decoded within the job's own bounds."""
+    try:
+        size = transforms.image_size(data)
+        view = transforms.geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
+        return transforms.render(data, view)
+    except transforms.UnreadableImage as error:
+        raise CheckpointError(f"a validation image cannot be read: {error}") from None
+
+
+def _read_or_refuse(path: Path, limit: int) -> bytes:
+    try:
+        data = storage.read_plain(path, limit)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); name an output folder") from None
+    if data is None:
+        raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

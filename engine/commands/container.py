@@ -1,0 +1,275 @@
+"""What the image starts: choose the user, then run the job, or the command that is given.
+
+    python -m engine.commands.container [flags of entrypoint.py | command and its arguments]
+
+Results belong to whoever owns the output folder, so the job runs as its owner, and never as root unless RUN_AS_ROOT=1
+asks for it. docs/container.md says who it is in each case, and why the image starts as `IMAGE_USER`, which first gets
+root's rights through `RISE` and then gives them up for good. No torch, no third-party package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from engine.core.errors import JobError, OutputError, TaskError
+from engine.core.process.environment import flag_variable
+from engine.core.process.termination import write_termination_message
+from engine.task.settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+ENTRYPOINT: Final = ROOT / "entrypoint.py"
+INIT: Final = ("tini", "-g", "--")
+"""Process 1 of a container: signals reach the workers too (`-g`), and no zombie stays."""
+RISE: Final = Path("/usr/local/libexec/sd-lora-task-rise")
+"""A copy of Python that belongs to root, has the set-user-ID bit, and may be run by `IMAGE_USER`'s group alone."""
+SHARED_MEMORY: Final = "/dev/shm"
+NOT_FOUND: Final = 127
+
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+class Owner(NamedTuple):
+    """A user and a group, by number: they need no names."""
+
+    uid: int
+    gid: int
+
+
+IMAGE_USER: Final = Owner(10001, 10001)
+"""The image's own user (`USER` in the Dockerfile): not root, so that Kubernetes' `runAsNonRoot` accepts it."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replace this process by the job. Return only with an exit code for what kept it from that.
+
+    It is 127, a shell's, for a command that is not there, and a JobError's own where nobody fit to run it was found.
+    """
+    if may_rise():
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.commands.container import start"
+        os.execv(RISE, [str(RISE), "-I", "-S", "-c", f"{code}; sys.exit(start(sys.argv[1:]))", *argv])
+    return start(argv)
+
+
+def start(argv: Sequence[str]) -> int:
+    """Become the user that the job runs as, and replace this process by it. Return as `main` does."""
+    _end_on_signals()
+    try:
+        output = existing(output_dir(_flags(argv), os.environ))
+        choose_user(output, wants_root=flag_variable(os.environ, "RUN_AS_ROOT"))
+    except JobError as error:
+        say(f"error: {error}")
+        write_termination_message(str(error))
+        return error.code
+    # Nothing that the job starts can gain rights by a set-user-ID program, RISE included.
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    os.environ.update(writable_places(os.environ))
+    command = command_line(argv)
+    program = shutil.which(command[0])
+    if program is not None:
+        init = shutil.which(INIT[0]) if os.getpid() == 1 else None
+        os.execv(init or program, [*(INIT if init else ()), program, *command[1:]])
+    say(f"{command[0]}: no such command in this image; a flag of the job starts with -")
+    return NOT_FOUND
+
+
+def command_line(argv: Sequence[str]) -> list[str]:
+    """Return the command: flags alone are the job's; anything else is a command of its own."""
+    if argv and not argv[0].startswith("-"):
+        return list(argv)
+    return ["python", str(ENTRYPOINT), *argv]
+
+
+def may_rise() -> bool:
+    """Return whether to use `RISE`: as the image's own user, where set-user-ID programs work.
+
+    Only as process 1: another program there (`docker run --init`) could send no signal to a process of another user.
+    """
+    if os.getpid() != 1 or os.geteuid() != IMAGE_USER.uid or not os.access(RISE, os.X_OK):
+        return False
+    status = Path("/proc/self/status").read_text()
+    return re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE) is None
+
+
+def choose_user(output: Path, *, wants_root: bool) -> None:
+    """Become the user that the job runs as, for good.
+
+    Raises:
+        OutputError: it would have to be root, cannot become whom it should, or cannot tell who that is.
+        TaskError: RUN_AS_ROOT=1, but the container was not started as root.
+    """
+    if os.geteuid() == 0:
+        _leave_root(output, wants_root=wants_root)
+    if wants_root and os.geteuid() != 0:
+        raise TaskError(
+            f"RUN_AS_ROOT=1, but the container runs as user {os.geteuid()}, who cannot become root here; "
+            "start it with --user 0, or unset RUN_AS_ROOT"
+        )
+    _say_if_closed(output)
+
+
+def _leave_root(output: Path, *, wants_root: bool) -> None:
+    try:
+        owner = Owner(0, 0) if wants_root else find_owner(output, DEFAULT_TASK.parent, DEFAULT_CACHE)
+    except OSError as error:  # a mount whose server is gone, or keeps root out
+        raise OutputError(
+            f"the owner of {output} cannot be found ({error.strerror}); mount it anew, or start with --user"
+        ) from None
+    if owner.uid == os.getuid() == 0:
+        return
+    try:
+        become(owner)
+    except PermissionError:  # root without capabilities
+        _stay(owner)
+
+
+def _stay(owner: Owner) -> None:
+    """Remain the user that the container was started as, unless that is root."""
+    uid, gid = os.getuid(), os.getgid()
+    if uid == 0:
+        raise OutputError(
+            f"the container was started as root, without the capabilities to become user {owner.uid}, who is to run "
+            f"the job; start it with --user {owner.uid}:{owner.gid}, or set RUN_AS_ROOT=1 to run the task as root"
+        )
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _say_if_closed(output: Path) -> None:
+    """Say how to start the container where this user may not write to the output folder; the job itself refuses."""
+    if os.access(output, os.W_OK | os.X_OK):
+        return
+    try:
+        owner = _owner(output)
+    except OSError:
+        return  # the job says what is wrong with it
+    if owner.uid == os.geteuid():
+        return  # mounted read-only, say: no other user could write there
+    if owner.uid == 0:
+        advice = f"give it to them: chown {os.geteuid()}:{os.getegid()}"
+    else:
+        advice = f"start with --user {owner.uid}:{owner.gid}"
+    who = f"{output} belongs to user {owner.uid}, but the job runs as user {os.geteuid()} and may not write there"
+    say(f"{who}; {advice}")
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that name the output folder; none where they are wrong, which the job itself will say."""
+    try:
+        return salvage_output_dir(argv)
+    except TaskError:
+        return argparse.Namespace(output_dir=None)
+
+
+def existing(folder: Path) -> Path:
+    """Return `folder`, or the nearest one above it that is there and is reached through no link.
+
+    Whoever owns the output folder could put a link to root's there, and have the job run as root.
+    """
+    candidates = (folder.absolute(), *folder.absolute().parents)
+    return next(path for path in candidates if _is_folder(path) and path.resolve() == path)
+
+
+def _is_folder(path: Path) -> bool:
+    """False also for one that may not be looked at, where `Path.is_dir` raises."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def find_owner(output: Path, *others: Path) -> Owner:
+    """Return whose the results are: the output folder's owner, or, where that is root, somebody who is not.
+
+    A folder that does not exist is made by Docker, as root and empty. Then the results are for whoever owns the task's
+    folder (the first of `others`), else for `IMAGE_USER`, and the empty folders become theirs. What root has filled
+    stays root's, and is `IMAGE_USER`'s to try. Where root is an ordinary user outside (rootless Docker and Podman),
+    its folder is a person's like any other.
+    """
+    owner = _owner(output)
+    task, *caches = others
+    if owner.uid == 0 and not root_is_a_person():
+        of_task = _owner(task) if _is_folder(task) else IMAGE_USER
+        heir = IMAGE_USER if of_task.uid == 0 else of_task
+        owner = heir if _gives(output, heir) else IMAGE_USER
+    if owner.uid != 0:
+        for folder in caches:
+            _gives(folder, owner)
+    return owner
+
+
+def root_is_a_person(uid_map: Path = Path("/proc/self/uid_map")) -> bool:
+    """Return whether this container's root is another user outside, as with rootless Docker and Podman."""
+    inside, outside, _ = map(int, uid_map.read_text().split()[:3])
+    return inside == 0 and outside != 0
+
+
+def become(owner: Owner) -> None:
+    """Become somebody for good, with the groups that `--group-add` names.
+
+    Raises:
+        PermissionError: without the capabilities to do so (`--cap-drop ALL`).
+    """
+    os.setgroups([group for group in os.getgroups() if group not in (0, IMAGE_USER.gid)])
+    os.setresgid(owner.gid, owner.gid, owner.gid)
+    os.setresuid(owner.uid, owner.uid, owner.uid)
+
+
+def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return where libraries write beside the results, so that it can be written: also with a read-only root."""
+    home = environment.get("HOME", "/")
+    if is_writable(home):
+        return {}
+    return {"HOME": SHARED_MEMORY, "TMPDIR": SHARED_MEMORY} if is_writable(SHARED_MEMORY) else {}
+
+
+def is_writable(folder: str) -> bool:
+    """Return whether files can be made in a folder; False for one that is not there, or read-only."""
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112
+
+
+def say(line: str) -> None:
+    """Print a line for a person."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _end_on_signals() -> None:
+    """End on the signals that the kernel keeps from a process 1 that does not ask for them.
+
+    The image starts with them blocked, so that one that came while Python was starting is waiting here.
+    """
+    stops = (signal.SIGTERM, signal.SIGINT)
+    for signum in stops:
+        signal.signal(signum, lambda number, _: os._exit(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+
+
+def _owner(folder: Path) -> Owner:
+    status = folder.stat()
+    return Owner(status.st_uid, status.st_gid)
+
+
+def _is_empty(folder: Path) -> bool:
+    return next(folder.iterdir(), None) is None
+
+
+def _gives(folder: Path, owner: Owner) -> bool:
+    """Give an empty folder of root's to somebody else, if there is one and it may be done."""
+    if owner.uid == 0 or not _is_folder(folder):
+        return False
+    try:
+        if _owner(folder).uid != 0 or not _is_empty(folder):
+            return False
+        os.chown(folder, *owner, follow_symlinks=False)
+    except OSError:  # without the capability, read-only, or closed to root too: it stays as it is
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""The lock on a folder that one job at a time may write to, on whichever machine.
+
+A lock of the folder itself would hold on one machine alone: where a folder comes by NFS, the server hears of the locks
+of plain files that are open for writing, and of no others. So it is that of an empty file in the folder, which the
+system lets go of when its holder dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from engine.core.errors import OutputError, TemporaryError
+from engine.core.files import storage
+
+LOCK: Final = ".lock"
+_ATTEMPTS: Final = 100
+"""Each but the last fails because another job takes or lets go of the lock just then."""
+_CHANGING_HANDS: Final = {errno.EEXIST, errno.ENOENT, errno.ESTALE}
+
+
+@contextlib.contextmanager
+def held(root: Path, *, stays: Callable[[], bool]) -> Iterator[None]:
+    """Hold the lock on `root` while the block runs.
+
+    Args:
+        root: the folder.
+        stays: whether the file stays, asked at the end. It should where anything was written: another machine might not
+            see at once that it is gone.
+
+    Raises:
+        TemporaryError: another job holds it.
+        OutputError: it cannot be written.
+    """
+    path = root / LOCK
+    with storage.writing_to(root):
+        is_new = not os.path.lexists(path)
+        descriptor = _lock(path, root)
+    try:
+        yield
+    finally:
+        if is_new and not stays():
+            with contextlib.suppress(OSError):  # the folder itself may be gone
+                path.unlink()  # before it is let go: whoever has opened it meanwhile sees that it is no longer there
+        with contextlib.suppress(OSError):  # closing lets go as well, but in user space (FUSE) only some time later
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _lock(path: Path, root: Path) -> int:
+    """A descriptor that holds the lock. Raises TemporaryError when another job does."""
+    for _ in range(_ATTEMPTS):
+        _require_file(path)
+        try:
+            descriptor = _try_to_lock(path, root)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno not in _CHANGING_HANDS:
+                raise
+            continue
+        if descriptor is not None:
+            return descriptor
+    raise TemporaryError(f"another job is running on {root}; wait for it or choose another folder")
+
+
+def _try_to_lock(path: Path, root: Path) -> int | None:
+    """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
+    descriptor = storage.open_lock(path, owner=root)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(path, descriptor):
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one of that name. Opening it asks an NFS server; `stat` might not."""
+    other = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.path.samestat(os.fstat(other), os.fstat(descriptor))
+    finally:
+        os.close(other)
+
+
+def _require_file(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OutputError(f"{path} is not a plain file, as the job's own is: remove it, or choose another folder")

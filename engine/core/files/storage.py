@@ -1,0 +1,272 @@
+"""Files that are there whole or not at all: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from engine.core.errors import OutputError
+
+FILE_MODE: Final = 0o644
+FOLDER_MODE: Final = 0o755
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusals inside the block into one `OutputError` with advice."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space and run the same command again",
+            errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+            errno.EROFS: "it is read-only: mount it writable",
+            errno.EACCES: "permission denied: make it writable for the user that runs the job",
+            errno.EPERM: "permission denied: make it writable for the user that runs the job",
+            errno.ENOLCK: "its file system has no locks: mount it with them, or choose another folder",
+        }.get(error.errno or 0)
+        raise OutputError(f"cannot write to {folder}: {advice or _in_the_way(folder, error)}") from error
+
+
+def _in_the_way(folder: Path, error: OSError) -> str:
+    """What lies where something else is expected, in words; else what the system says."""
+    reason = error.strerror or str(error)
+    found, name = obstacle(folder), error.filename2 or error.filename
+    if found is None and isinstance(name, str):
+        path = Path(name)
+        found = {
+            errno.EISDIR: f"{path} is a folder, not a file",
+            errno.ELOOP: f"{path} is a link, not a file",
+            errno.EEXIST: obstacle(path),
+            errno.ENOTDIR: obstacle(path.parent),
+            errno.ENOENT: obstacle(path.parent),
+        }.get(error.errno or 0)
+    return f"{found}; remove it, or choose another folder" if found else reason
+
+
+def obstacle(path: Path) -> str | None:
+    """What keeps `path` from being a folder: a link that leads nowhere, or a file, there or above; None is nothing."""
+    for place in (*reversed(path.absolute().parents), path.absolute()):
+        if os.path.isdir(place):  # noqa: PTH112 - False also where `Path.is_dir` raises
+            continue
+        if place.is_symlink():
+            where = place.readlink()
+            return f"{place} is a link to {where}, which is {'a file' if place.exists() else 'not there'}"
+        return f"{place} is a file, not a folder" if place.exists() else None
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names inside `folder` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_plain(path: Path, limit: int) -> bytes | None:
+    """A stranger's file of at most `limit` bytes; None for a link, a pipe or a larger one. Raises OSError."""
+    status = path.lstat()
+    return path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= limit else None
+
+
+def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
+    """Write `path` atomically, readable by everyone, owned like `owner`. One writer at a time."""
+    beside = path.with_name(f".{path.name}.tmp")
+    remove(beside)
+    try:
+        write_new(beside, data, owner=owner)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_cached(path: Path, data: bytes) -> bool:
+    """Write a file of a cache, atomically, if the disk can, and say whether it could; any number of jobs may at once.
+
+    Not synced, so `data` is sealed: what a power failure has damaged is a miss.
+    """
+    beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):  # mostly it is not there any more
+            beside.unlink()
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a file is to hold, where it lies: many are never in memory at once, and each is checked when it is used."""
+
+    path: Path
+    sha256: str
+
+    def is_whole(self) -> bool:
+        """Whether it is there, unchanged."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        except OSError:
+            return False
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a piece at a time. Raises OutputError, at the end at the latest, when it is not whole."""
+        digest = hashlib.sha256()
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
+        if digest.hexdigest() != self.sha256:
+            raise OutputError(f"{self.path}, a part of the result, is gone or damaged; run the same command again")
+
+
+Contents = bytes | Stored
+
+
+def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
+    """Write and sync a file that is not there yet. Raises OutputError for a stored one that is not whole."""
+    # Whoever may write to the folder may have put a link there: it is not followed.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE), "wb") as file:
+        os.fchmod(file.fileno(), FILE_MODE)
+        for chunk in data.chunks() if isinstance(data, Stored) else (data,):
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        _give(file.fileno(), owner)
+
+
+def open_log(path: Path, *, owner: Path | None = None) -> int:
+    """A descriptor to append to a file with, a new one in place of a link, a pipe or another file's second name."""
+    if os.path.lexists(path) and not _is_own_file(path.lstat()):
+        path.unlink()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
+    try:
+        if not _is_own_file(os.fstat(descriptor)):  # it was put there just now
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        os.fchmod(descriptor, FILE_MODE)
+        _give(descriptor, owner)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_lock(path: Path, *, owner: Path | None = None) -> int:
+    """A descriptor, open for writing, of a file that is made where it is not there.
+
+    Whoever may write to the folder may open the file too, whoever made it.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    os.fchmod(descriptor, path.parent.stat().st_mode & 0o666 | FILE_MODE)
+    _give(descriptor, owner)
+    return descriptor
+
+
+def _is_own_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+def make_folder(path: Path, *, owner: Path | None = None) -> None:
+    """Make an empty folder, in place of whatever is there."""
+    remove(path)
+    path.mkdir(parents=True)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, FOLDER_MODE)
+        _give(descriptor, owner)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link and not what it leads to, if there is one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def _give(descriptor: int, owner: Path | None) -> None:
+    """Give an open file to the owner of `owner`: a root container's results belong to whoever mounted the folder."""
+    if owner is not None and os.geteuid() == 0:
+        status = owner.stat()
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+
+
+def publish_folder(built: Path, target: Path, replaced: Path) -> None:
+    """Put the finished folder `built` in place of `target`; what was there before ends up at `replaced`.
+
+    Where the file system can swap two names at once, there is no moment without `target`. Elsewhere there is one, and
+    `recover_folder` ends it after a crash.
+    """
+    sync_folder(built)
+    if not target.exists():
+        built.rename(target)
+        sync_folder(target.parent)
+        return
+    remove(replaced)
+    if _exchange(built, target):
+        built.rename(replaced)
+    else:
+        target.rename(replaced)
+        try:
+            built.rename(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                recover_folder(target, replaced)
+            raise
+    sync_folder(target.parent)
+
+
+def recover_folder(target: Path, replaced: Path) -> None:
+    """Bring back what `publish_folder` had moved aside when it was killed between its two renames."""
+    if replaced.is_dir() and not target.exists():
+        replaced.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically (Linux renameat2). False where the kernel or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    result: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return result == 0
+
+
+def seal(payload: bytes) -> bytes:
+    """`payload` behind its SHA-256, for files that this program alone reads back."""
+    return hashlib.sha256(payload).digest() + payload
+
+
+def unseal(data: bytes) -> bytes | None:
+    """The payload of a sealed file, or None where a bit of it is wrong."""
+    digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    return payload if hashlib.sha256(payload).digest() == digest else None

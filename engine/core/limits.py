@@ -1,0 +1,103 @@
+"""How much a dataset from a stranger may cost: bytes, files, compression ratio, and where it may come from."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from engine.core.errors import DatasetError
+from engine.core.process.environment import flag_variable, int_variable
+
+DEFAULT_MAX_BYTES: Final = 50 << 30
+MAX_HEADER_BYTES: Final = 1 << 20
+"""Of one member of a tar."""
+_MAX_DIGITS: Final = 100
+_TAR_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one dataset.
+
+    The ratio: images hardly compress and captions about tenfold, while bombs reach 1000 (deflate) to a million (bzip2,
+    xz). So 200 times the packed size, beyond the first 64 MiB that even a tiny archive of flat test images may need.
+    The number of files bounds memory (about 1 KB each while they are listed) and inodes.
+    """
+
+    max_dataset_bytes: int = DEFAULT_MAX_BYTES
+    """Bytes, of the download and again of what it unpacks to."""
+    allow_private_urls: bool = False
+    max_ratio: int = 200
+    ratio_free_bytes: int = 64 << 20
+    max_files: int = 1_000_000
+    """Members of an archive, and the files and folders they make."""
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> Limits:
+        """`MAX_DATASET_BYTES` and `ALLOW_PRIVATE_URLS`; empty is not set. Raises TaskError naming the variable."""
+        return cls(
+            max_dataset_bytes=int_variable(env, "MAX_DATASET_BYTES", default=DEFAULT_MAX_BYTES, least=1),
+            allow_private_urls=flag_variable(env, "ALLOW_PRIVATE_URLS"),
+        )
+
+    def too_large(self, what: str) -> DatasetError:
+        """The refusal of more than `max_dataset_bytes`."""
+        return DatasetError(
+            f"{what} is larger than {self.max_dataset_bytes:,} bytes; use a smaller one or raise MAX_DATASET_BYTES"
+        )
+
+
+def refuse_endless_number(header: bytes) -> None:
+    """Refuse what tarfile would look at for hours, in a time that grows with the square of the digits in a row.
+
+    That is CVE-2024-6232, mended in Python 3.11.10 and 3.12.6. Raises DatasetError.
+    """
+    if len(header) > _TAR_BLOCK and max(map(len, re.findall(rb"[0-9]+", header)), default=0) > _MAX_DIGITS:
+        raise DatasetError("it has a member whose headers hold an endless number; pack it again")
+
+
+class Budget:
+    """What an archive of `packed_bytes` may still unpack to. Counts bytes as they come, never what a header claims."""
+
+    def __init__(self, limits: Limits, packed_bytes: int) -> None:
+        self._limits = limits
+        self._ratio_bound = limits.ratio_free_bytes + limits.max_ratio * packed_bytes
+        self._spent = 0
+
+    def spend(self, num_bytes: int) -> None:
+        """Account for unpacked bytes. Raises DatasetError when they are too many."""
+        self._spent += num_bytes
+        if self._spent > self._limits.max_dataset_bytes:
+            raise self._limits.too_large("unpacked, it")
+        if self._spent > self._ratio_bound:
+            raise DatasetError(
+                f"it unpacks to more than {self._limits.max_ratio} times its size (a decompression bomb); "
+                "pack the images as they are"
+            )
+
+
+@contextlib.contextmanager
+def bounded_memory(num_bytes: int) -> Iterator[None]:
+    """Let allocations inside the block fail, as a MemoryError, beyond `num_bytes` more than there are now.
+
+    What a decoder allocates follows from claims in a stranger's file, and a system without memory to spare kills the
+    job, or another one, instead of refusing. Where /proc does not say how much is in use, there is no bound.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        bound = (int(found[1]) << 10) + num_bytes
+        others = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([bound, *others]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

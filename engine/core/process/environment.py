@@ -1,0 +1,92 @@
+"""Reading environment variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from engine.core.errors import TaskError
+
+LAUNCHED: Final = "SD_LORA_TASK_LAUNCHED"
+"""Set by `launch.py` for the processes it starts: they share the task's own accumulation out."""
+EXIT_CODES: Final = "SD_LORA_TASK_EXIT_CODES"
+"""Set by a launcher of ours for the processes it starts: the folder where each leaves its exit code."""
+IN_IMAGE: Final = "SD_LORA_TASK_IN_IMAGE"
+"""Set in the image, where what is not mounted is lost."""
+
+
+def int_variable(env: Mapping[str, str], name: str, *, default: int, least: int) -> int:
+    """An environment variable that holds a whole number, `default` when absent or empty.
+
+    Raises:
+        TaskError: something else is in it, or a smaller number than `least`.
+    """
+    text = env.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()) or len(text) > 4000 or int(text) < least:
+        raise TaskError(f"{name} is {text!r}: expected a whole number of at least {least}")
+    return int(text)
+
+
+def flag_variable(env: Mapping[str, str], name: str) -> bool:
+    """Return whether an environment variable is 1; not when it is 0, empty or absent.
+
+    Raises:
+        TaskError: something else is in it.
+    """
+    text = env.get(name) or "0"
+    if text not in ("0", "1"):
+        raise TaskError(f"{name} is {text!r}: expected 1, 0 or nothing")
+    return text == "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which of a job's processes this one is, as torchrun and its like tell it."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Its number on this machine, which names its GPU."""
+    shares_task: bool = False
+    """Started by `launch.py`: the processes share the task's own accumulation out instead of multiplying it."""
+
+    @property
+    def is_first(self) -> bool:
+        """The process that writes, prints and publishes."""
+        return self.rank == 0
+
+    @property
+    def num_here(self) -> int:
+        """The number of the job's processes that are on this machine for certain: torchrun may spread them."""
+        return self.world_size if self.shares_task else 1
+
+    @property
+    def multiplier(self) -> int:
+        """What the task's `gradient_accumulation_steps` is multiplied by."""
+        return 1 if self.shares_task else self.world_size
+
+
+def read_place(environment: Mapping[str, str]) -> Place:
+    """This process's place among a job's, from RANK, WORLD_SIZE, LOCAL_RANK.
+
+    Raises:
+        TaskError: they contradict each other, or do not say where the processes meet.
+    """
+    env = {name: value for name, value in environment.items() if value}
+    world_size = int_variable(env, "WORLD_SIZE", default=1, least=1)
+    if world_size == 1:
+        return Place()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
+    if missing:
+        raise TaskError(
+            f"WORLD_SIZE is {world_size}, but {' and '.join(missing)} is not set; start the processes with torchrun, "
+            "or unset WORLD_SIZE"
+        )
+    rank = int_variable(env, "RANK", default=0, least=0)
+    if rank >= world_size:
+        raise TaskError(f"RANK is {rank}: expected less than WORLD_SIZE, {world_size}")
+    if not 0 < int_variable(env, "MASTER_PORT", default=1, least=0) < 65536:
+        raise TaskError(f"MASTER_PORT is {env['MASTER_PORT']}: expected a port between 1 and 65535")
+    local_rank = int_variable(env, "LOCAL_RANK", default=rank, least=0)
+    return Place(rank, world_size, local_rank, shares_task=LAUNCHED in env)

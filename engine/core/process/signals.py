@@ -1,0 +1,91 @@
+"""SIGTERM and SIGINT: stop at the next point where nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from engine.core.errors import Interrupted
+
+
+class Stop:
+    """The job's two signals. Outside `deferred` they raise `Interrupted` at once; inside, `check` does.
+
+    A second signal ends the deferral: whoever repeats it does not want to wait for a step to end. Once `Interrupted` is
+    raised, more of them change nothing: the job is ending already.
+    """
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+        self._peer_error: BaseException | None = None
+        self._is_deferring = False
+        self._is_over = False
+
+    def install(self) -> None:
+        """Handle SIGTERM and SIGINT from now on. Before torch is imported: as PID 1, a process has no default."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGUSR1, self._handle_peer)
+
+    @property
+    def signum(self) -> int:
+        """The signal that has come, or 0."""
+        return self._signum or 0
+
+    def peer_ended(self, error: BaseException) -> None:
+        """End this process with `error`, as a signal would: another process of the job has ended. From any thread."""
+        self._peer_error = error
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def _handle_peer(self, signum: int, frame: FrameType | None) -> None:
+        error = self._peer_error
+        if error is not None and not self._is_over and not self._is_deferring:
+            self._is_over = True
+            raise error
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        is_first = self._signum is None
+        self._signum = signum
+        if not self._is_over and not (is_first and self._is_deferring):
+            raise self._interrupted(signum)
+
+    def ignore(self) -> None:
+        """The job is as good as done: no signal stops it any more."""
+        self._is_over = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a signal wait for the next `check`, or for the end of the block."""
+        self._is_deferring = True
+        try:
+            yield
+        finally:
+            self._is_deferring = False
+        if not self._is_over and (self._signum is not None or self._peer_error is not None):
+            raise self._interrupted(self.signum)
+
+    def check(self, save: Callable[[], None], *, signum: int | None = None) -> None:
+        """End the job if a signal has come, after `save` has kept its progress.
+
+        Args:
+            save: keeps the progress.
+            signum: what all processes of the job agreed on, 0 to go on; None where this one decides for itself.
+
+        Raises:
+            Interrupted: a signal has come.
+            PeerError: another process of the job has ended.
+        """
+        signum = self.signum if signum is None else signum
+        if signum or self._peer_error is not None:
+            save()
+            raise self._interrupted(signum)
+
+    def _interrupted(self, signum: int) -> BaseException:
+        self._is_over = True
+        if self._peer_error is not None:  # why other processes end, this one does too
+            return self._peer_error
+        name = signal.Signals(signum).name
+        return Interrupted(signum, f"stopped by {name}; the same command goes on where it stopped")

@@ -1,0 +1,153 @@
+"""A folder of images as artists have it: a caption beside each image, folders that say how often and of what.
+
+Beside `cat.png` its caption is `cat.txt` or `cat.caption` (also `cat.png.txt`), in UTF-8; several lines are several
+captions. An image without has the one in `cat.json`, or in kohya's metadata. A folder `10_sks dog` is visited ten times
+an epoch, and its images without a caption of their own have `sks dog`: kohya's layout. OneTrainer's `cat-masklabel.png`
+is a mask.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from engine.core.errors import DatasetError
+from engine.core.files.layouts import composed, label_of, stem_of
+from engine.core.quoting import listing, plural, shown
+from engine.data.dataset.captions.caption_files import JSON_RULE, Caption, find_captions, json_beside, repeats
+from engine.data.dataset.captions.json_captions import PathCaptions
+from engine.data.dataset.columns import Columns
+from engine.data.dataset.folder.splits import TRAIN, by_split, choose_named_split, split_of_image
+from engine.data.dataset.folder.unused import NO_CAPTION_IN_JSON, OTHER_SPLITS, ZERO_TIMES, Account
+from engine.data.dataset.images import Files, images_among, is_image_name
+from engine.data.dataset.rows import NO_CAPTION, Rows, Rules, caption_array
+from engine.data.dataset.tables.tables import Source
+from engine.task.task import Dataset
+
+_PLAIN: Final = Dataset()
+
+
+def read_sidecars(
+    account: Account, listed: Mapping[str, PathCaptions], source: Source, *, declared: Sequence[str] | None = None
+) -> tuple[tuple[Rows, ...], list[str]]:
+    """Rows of the images of a folder, in the order of their paths, and lines for a person.
+
+    `listed` is kohya's metadata, by file; `declared` are the images of the wanted split in their order, where something
+    says which they are. Raises DatasetError: no image has a caption and the task gives none, captions
+    that are no UTF-8 text, or no masks where the task asks for them.
+    """
+    root = account.root
+    if declared is None:
+        everything = images_among(account.files)
+        images = _images_of_split(everything, root.name, source.split)
+        account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
+    else:
+        images = images_among(declared)
+    account.leave(ZERO_TIMES, [file for file in images if repeats(file)[0] == 0])
+    images = [file for file in images if repeats(file)[0] > 0]
+    masks = _masks(account, images, source.columns)
+    captions = find_captions(root, images, account.files, listed, source)
+    uncaptioned = [image for image, one in zip(images, captions, strict=True) if one.file is None]
+    account.leave(NO_CAPTION_IN_JSON, json_beside(uncaptioned, account.files))
+    if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
+        if not images and (told := account.told(ZERO_TIMES)):
+            raise DatasetError(f"{root.name} holds nothing to train on: {told}")
+        elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
+        in_json = f"; {told}" if (told := account.told(NO_CAPTION_IN_JSON)) else ""
+        raise DatasetError(no_captions(root.name, len(images)) + elsewhere + in_json)
+    account.use(one.file for one in captions if one.file is not None)
+    parts = []
+    for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):
+        own = list(run)
+        parts.append(
+            Rows(
+                images=Files(root, [images[index] for index in own], source.reach),
+                captions=caption_array([captions[index].texts for index in own], "caption", root.name),
+                label=root.name,
+                repeats=times,
+                masks=None if masks is None else Files(root, [masks[index] for index in own], source.reach),
+                rules=_rules([captions[index].rule for index in own]),
+            )
+        )
+    notes = _columns_in_vain(root.name, source.columns, captions) + _of_fallback(images, captions, source)
+    return tuple(parts), notes + _of_paragraphs(captions, source)
+
+
+def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[str] | None:
+    """Each image's mask, an empty string for none; None where the task asks for none. Raises DatasetError."""
+    if columns.mask is None:
+        return None
+    labels = ((file, label_of(file)) for file in reversed(account.files) if is_image_name(file))
+    found = {composed(label[0]): file for file, label in labels if label and label[1] == "mask"}
+    masks = [found.get(stem_of(image), "") for image in images]
+    if not any(masks):
+        raise DatasetError(
+            f"dataset.mask_column asks for masks, and {account.root.name} has no table that names any: put "
+            "cat-masklabel.png beside cat.jpg, name the masks in a metadata.jsonl, or use dataset.alpha_mask"
+        )
+    return masks
+
+
+def _columns_in_vain(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
+    """Columns are a table's, and the captions' one that of JSON, too."""
+    named = {"image_column": columns.image}
+    if not any(one.rule == JSON_RULE for one in captions):
+        named["caption_column"] = columns.caption
+    return [
+        f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
+        for key, name in named.items()
+        if name != getattr(_PLAIN, key)
+    ]
+
+
+def _rules(found: Sequence[str]) -> Rules:
+    rows: dict[str, list[int]] = {}
+    for row, rule in enumerate(found):
+        rows.setdefault(rule, []).append(row)
+    return tuple(rows.items())
+
+
+def no_captions(label: str, num_images: int) -> str:
+    """What to do about images without any caption."""
+    return (
+        f"{label} holds {plural(num_images, 'image')} but no captions: put a text file of the same name beside each "
+        '(cat.png, cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
+        "or set dataset.default_caption or dataset.trigger_word"
+    )
+
+
+def _images_of_split(images: list[str], label: str, wanted: str | None) -> list[str]:
+    """Those of the wanted split; of none, those of the training split, else all.
+
+    Raises DatasetError: there is no such split.
+    """
+    splits = by_split(images, split_of_image, rest_is_train=True)
+    if wanted is not None:
+        return splits[choose_named_split(splits, label, wanted)]
+    return splits.get(TRAIN, images)
+
+
+def _of_fallback(images: Sequence[str], captions: Sequence[Caption], source: Source) -> list[str]:
+    """How many images have no caption, and which."""
+    without = [image for image, one in zip(images, captions, strict=True) if one.rule == NO_CAPTION]
+    if not without:
+        return []
+    fallback = source.columns.fallback
+    given = "an empty caption" if fallback is None else f"dataset.default_caption {shown(fallback)!r}"
+    if fallback == "":
+        given = "an empty caption or the trigger word alone"
+    has = "has no caption and gets" if len(without) == 1 else "have no caption and get"
+    return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
+
+
+def _of_paragraphs(captions: Sequence[Caption], source: Source) -> list[str]:
+    """Which texts look as if they were one caption."""
+    files = [one.file for one in captions if one.file is not None and one.is_in_paragraphs]
+    if source.joins_lines or not files:
+        return []
+    have = plural(len(files), "text file has blank lines", "text files have blank lines")
+    return [
+        f"dataset: {have} as between paragraphs, and each line is a caption of its own; "
+        f'dataset.caption_lines "joined" makes a file one caption: {listing(files)}'
+    ]

@@ -1,0 +1,139 @@
+"""A table's columns: what each of them holds, and which of them the task asks for.
+
+What is wrong with a table is a `DatasetError` that names table, column and what there is instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Final
+
+import pyarrow as pa
+
+from engine.core.errors import DatasetError
+from engine.core.quoting import shown
+from engine.data.dataset.images import is_image_name
+
+_MAX_LISTED: Final = 6
+_SEVERAL: Final = "several columns of one name"
+
+
+class NoSuchColumnError(DatasetError):
+    """A table without the columns asked for: it may be none of the dataset's at all."""
+
+    def __init__(self, message: str, kinds: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.names_images = "images" in kinds.values() or any(map(is_image_name, kinds))
+        """Whether any column holds images or is called like one: then the table is hardly another thing's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns that the task asks for."""
+
+    image: str
+    caption: str
+    fallback: str | None = None
+    """The caption of a row that has none; None where that is a mistake."""
+    mask: str | None = None
+    """The column of masks, if any."""
+
+    def pick_mask(self, kinds: Mapping[str, str], label: str) -> str | None:
+        """The mask column's name in a table, or None where none is asked for. Raises DatasetError."""
+        if self.mask is None:
+            return None
+        for name in (self.mask, f"{self.mask}_file_name"):
+            if kinds.get(name) in ("images", "text", "null"):
+                return name
+        raise NoSuchColumnError(
+            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listed(kinds)}",
+            kinds,
+        )
+
+    @property
+    def image_spellings(self) -> tuple[str, ...]:
+        """Under which names the image column may stand: an imagefolder's metadata calls `image` `file_name`."""
+        return (self.image, f"{self.image}_file_name", *(["file_name"] if self.image == "image" else []))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name under which one of the columns may stand."""
+        masks = (self.mask, f"{self.mask}_file_name") if self.mask else ()
+        return (*self.image_spellings, self.caption, *masks)
+
+    def pick(self, kinds: Mapping[str, str], label: str) -> tuple[str, str]:
+        """The image column's and the caption column's name in a table.
+
+        `kinds` describes every column: "images", "text", or the type it has instead. Raises DatasetError that lists
+        some when one of the two is missing or holds something else.
+        """
+        found = [name for name in self.image_spellings if name in kinds]
+        for name, key, there in (
+            (self.image, "image_column", found),
+            (self.caption, "caption_column", self.caption in kinds),
+        ):
+            if not there and (key == "image_column" or self.fallback is None):
+                raise NoSuchColumnError(
+                    f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}", kinds
+                )
+        if kinds.get(self.caption) == _SEVERAL:
+            raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
+        if kinds[found[0]] not in ("images", "text"):
+            raise DatasetError(
+                f"column {found[0]!r} of {label} (dataset.image_column) holds {kinds[found[0]]}, not images; "
+                f"its columns: {listed(kinds)}"
+            )
+        return found[0], self.caption
+
+
+def listed(kinds: Mapping[str, str]) -> str:
+    """A table's columns for a message: a few of them, each with what it holds, and quoted where a blank would hide."""
+    few = [
+        f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({kinds[name]})"
+        for name in islice(kinds, _MAX_LISTED)
+    ]
+    more = f" and {len(kinds) - _MAX_LISTED:,} more" if len(kinds) > _MAX_LISTED else ""
+    return ", ".join(few) + more or "none"
+
+
+def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
+    """What each column of an Arrow schema holds: "images", "text", or its type."""
+    kinds = {field.name: arrow_kind(field.type) for field in schema}
+    counts = Counter(schema.names)
+    return {name: kind if counts[name] == 1 else _SEVERAL for name, kind in kinds.items()}
+
+
+def arrow_kind(type_: pa.DataType) -> str:
+    if is_binary(type_) or (pa.types.is_struct(type_) and {"bytes", "path"} & {field.name for field in type_}):
+        return "images"
+    if is_string(type_) or (is_list(type_) and is_string(type_.value_type)):
+        return "text"
+    return shown(str(type_))
+
+
+def is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def is_string(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        return is_string(type_.value_type)
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def is_list(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
+
+
+def kind_of(value: Any) -> str:
+    """What a column of JSON or CSV holds, going by one of its values."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return "images" if is_image_name(value) else "text"
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "text"
+    return {bool: "booleans", int: "numbers", float: "numbers", dict: "objects", list: "lists"}[type(value)]

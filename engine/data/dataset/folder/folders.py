@@ -1,0 +1,287 @@
+"""A local folder or file -> the tables in it: what 🤗 datasets would load from there, without its copies and caches.
+
+Which files belong to the training split follows its rules too (`splits.py`), but for metadata files: 🤗 datasets leaves
+out one beside folders that name splits, here it is the training split's where none of them is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.core.errors import DatasetError
+from engine.core.files.layouts import is_part_of_archive, project_folders
+from engine.core.limits import bounded_memory
+from engine.core.quoting import listing, short, shown
+from engine.data.dataset.captions.json_captions import PathCaptions, files_beside, read_by_path
+from engine.data.dataset.captions.sidecars import read_sidecars
+from engine.data.dataset.folder.configurations import (
+    IMAGES,
+    METADATA_NAMES,
+    README,
+    Configuration,
+    choose_configuration,
+    is_of_kind,
+    kind_of_files,
+)
+from engine.data.dataset.folder.missing import report_missing
+from engine.data.dataset.folder.results import result_files
+from engine.data.dataset.folder.splits import choose_split, files_of_split, refuse_split, split_of_folder
+from engine.data.dataset.folder.table_choice import account_for, read_tables
+from engine.data.dataset.folder.unused import (
+    ABOUT_NO_IMAGES,
+    OTHER_CONFIGURATIONS,
+    OTHER_SPLIT_TABLES,
+    OTHER_SPLITS,
+    PROJECT_RESULTS,
+    REGULARISATION,
+    RESULTS,
+    Account,
+)
+from engine.data.dataset.folder.walking import walk
+from engine.data.dataset.images import Cells, Files, images_among, is_image_name
+from engine.data.dataset.rows import Rows, rows_from_arrow
+from engine.data.dataset.tables.tables import (
+    MAX_PARSING_BYTES,
+    TABLE_SUFFIXES,
+    Source,
+    read_arrow,
+    read_table,
+    reading,
+    require_file,
+)
+from engine.data.fetch.hub import snapshot_of
+from engine.task.paths import as_spelled
+
+Report = Callable[[str], None]
+
+
+def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
+    """The rows of a dataset on this machine, in an order that does not depend on how the folder lists.
+
+    `report` takes a line for each reason for which files there are not trained on. Raises DatasetError when nothing
+    there can be loaded.
+    """
+    if path.is_file():
+        return _read_file(path, source)
+    path = snapshot_of(path, "main", DatasetError)
+    configuration = choose_configuration(path, source.config_name)
+    if configuration is not None and configuration.folder:
+        path = path / configuration.folder
+    tree = walk(path, follow_links=source.reach.roots is None)
+    account = Account(tree)
+    account.drop(RESULTS, result_files(path, [*tree.files, *tree.hidden]))
+    parts = _read_declared(configuration, account, source, report) or _read_folder(account, source, report)
+    account.use(file for part in parts for file in _files_of(part, path))
+    account.close()
+    if source.split is None:  # of a folder with several splits the training says it
+        for line in account.lines():
+            report(line)
+    return parts
+
+
+def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    path, files = account.root, account.files
+    if (path / "dataset_dict.json").is_file():
+        return _read_saved_splits(account, source, report)
+    if (path / "state.json").is_file():
+        return _read_saved("", account, source)
+    metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
+    if metadata:
+        chosen = files_of_split(metadata, split_of_folder, path.name, source.split, rest_is_train=True)
+        return _read_imagefolder(metadata, chosen, account, source, report)
+    _leave_projects(account)
+    listed = _kohyas_metadata(account, source)
+    others = {*listed, *files_beside(account.files).values()}
+    if tables := read_tables([file for file in account.files if file not in others], account, source, report):
+        named = {file for part in tables for file in _files_of(part, path)}
+        folders = {_inside(part.images.folder, path) for part in tables if isinstance(part.images, Cells)}
+        account.use(named)
+        report_missing(account, sorted(folders), named, report, column=source.columns.image)
+        return tables
+    if not images_among(account.files):
+        account.close()
+        nothing = f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
+        found = "; ".join(filter(None, map(account.told, ABOUT_NO_IMAGES))) or nothing
+        raise DatasetError(f"{path.name} holds nothing to train on: {found}")
+    parts, notes = read_sidecars(account, listed, source)
+    for note in notes:
+        report(note)
+    return parts
+
+
+def _read_declared(
+    configuration: Configuration | None, account: Account, source: Source, report: Report
+) -> tuple[Rows, ...]:
+    """The rows of a configuration that names its files; nothing where none does."""
+    if configuration is None or configuration.patterns is None:
+        return ()
+    splits = configuration.files(account.files)
+    if not source.config_name and not any(splits.values()):
+        report(f"dataset: {README} declares files that are not there; the folder is read as it is")
+        return ()
+    split = choose_split(splits, f"configuration {configuration.name!r} of {account.root.name}", source.split)
+    files = splits[split]
+    kind = kind_of_files(files)
+    if kind is None:
+        raise DatasetError(
+            f"{README}: the data_files of configuration {configuration.name!r}, split {split!r}, match no images and "
+            "no tables here"
+        )
+    if kind == IMAGES:
+        parts = _read_declared_images(files, account, source, report)
+    else:
+        tables = [file for file in files if is_of_kind(file, kind)]
+        parts = tuple(read_table(account.root / file, source, shown(file)) for file in tables)
+        account.use(tables)
+    account.use(file for part in parts for file in _files_of(part, account.root))
+    account.leave(OTHER_CONFIGURATIONS, (file for file in account.open if _is_data(file)))
+    return parts
+
+
+def _read_declared_images(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
+    if metadata:
+        return _read_imagefolder(metadata, metadata, account, source, report)
+    listed = _kohyas_metadata(account, source)
+    parts, notes = read_sidecars(account, listed, source, declared=list(dict.fromkeys(files)))
+    for note in notes:
+        report(note)
+    return parts
+
+
+def _is_data(file: str) -> bool:
+    return is_image_name(file) or (file.lower().endswith(TABLE_SUFFIXES) and not file.lower().endswith(".json"))
+
+
+def _files_of(part: Rows, root: Path) -> Iterator[str]:
+    """The files that rows name, as paths relative to `root` where they are below it."""
+    top = f"{os.path.abspath(root)}/"  # noqa: PTH100  # links stay as they are written
+    for images in (part.images, part.masks):
+        if isinstance(images, Files):
+            yield from images.paths
+        elif isinstance(images, Cells):
+            folder = os.path.abspath(images.folder)  # noqa: PTH100
+            for name in images.files():
+                yield as_spelled(posixpath.normpath(posixpath.join(folder, name))).removeprefix(top)
+
+
+def _inside(folder: Path, root: Path) -> str:
+    inside = os.path.relpath(folder, root)
+    return "" if inside == "." else inside
+
+
+def _leave_projects(account: Account) -> None:
+    """Leave out the folders of kohya projects that are beside their training images."""
+    regularisation, results = project_folders(account.files)
+    account.drop(REGULARISATION, [file for file in account.files if file.startswith(regularisation)])
+    account.drop(PROJECT_RESULTS, [file for file in account.files if file.startswith(results)])
+
+
+def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions]:
+    if not images_among(account.files):
+        return {}
+    beside = set(files_beside(account.files).values())
+    return read_by_path(account.root, (file for file in account.files if file not in beside), source.reach)
+
+
+def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
+    if is_part_of_archive(path.name):
+        raise DatasetError(f"{path} is a part of a split archive: join its parts, unpack them and name the folder")
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise DatasetError(
+            f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
+            "(unpack an archive and name the folder, or give it as dataset.url)"
+        )
+    if source.config_name not in (None, "", "default"):
+        raise DatasetError(f"dataset.config_name is {source.config_name!r}, but {path.name} is one file")
+    refuse_split(path.name, source.split)
+    return (read_table(path, source, shown(path.name)),)
+
+
+# --- Images with a metadata file ------------------------------------------------------------------------------------
+
+
+def _read_imagefolder(
+    metadata: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report
+) -> tuple[Rows, ...]:
+    """Rows in the order of the chosen metadata, whose image paths are relative to the metadata file's own folder."""
+    root, files = account.root, account.files
+    folders = [posixpath.dirname(file) for file in chosen]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise DatasetError(f"{folder or root.name} holds more than one of {', '.join(METADATA_NAMES)}: keep one")
+    parts = tuple(read_table(root / file, source, shown(file)) for file in chosen)
+    account_for(metadata, chosen, account, source, report)
+    named = {file for part in parts for file in _files_of(part, root)}
+    account.use(named)
+    others = tuple(f"{posixpath.dirname(file)}/" for file in metadata if file not in chosen)
+    account.leave(OTHER_SPLITS, [file for file in files if file.startswith(others) and is_image_name(file)])
+    report_missing(account, folders, named, report)
+    return parts
+
+
+# --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------
+
+
+def _read_saved_splits(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    path = account.root
+    splits = _read_json(path / "dataset_dict.json").get("splits")
+    if not isinstance(splits, list) or not all(isinstance(name, str) and _is_plain(name) for name in splits):
+        raise DatasetError(f"{path.name}/dataset_dict.json: expected a list of split names, got {short(splits)}")
+    split = choose_split(splits, path.name, source.split)
+    if len(splits) > 1:
+        report(f"dataset: split {split!r} of {listing(splits, most=8)}")
+    parts = _read_saved(split, account, replace(source, split=None))
+    others = set(splits) - {split}
+    account.leave(OTHER_SPLIT_TABLES, [file for file in account.open if file.partition("/")[0] in others])
+    return parts
+
+
+def _read_saved(inside: str, account: Account, source: Source) -> tuple[Rows, ...]:
+    """The Arrow files that state.json in the folder `inside` lists, in its order."""
+    path = account.root / inside
+    label = f"{account.root.name}/{inside}".rstrip("/")
+    refuse_split(path.name, source.split)
+    listed = _read_json(path / "state.json").get("_data_files")
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in _as_list(listed)]
+    plain = [name for name in names if isinstance(name, str) and _is_plain(name)]
+    if not plain or len(plain) < len(names):
+        raise DatasetError(f"{label}/state.json: expected the names of Arrow files, got {short(listed)}")
+    account.use(posixpath.join(inside, name) for name in (*plain, "state.json"))
+    parts = []
+    for name in plain:
+        source.reach.check_resolved(path / name, name, f"{label}/state.json")
+        require_file(path / name, f"{label}/{name}")
+        with reading(f"{label}/{name}"), bounded_memory(MAX_PARSING_BYTES):
+            table = read_arrow(path / name)
+        parts.append(
+            rows_from_arrow(
+                table,
+                source.columns,
+                folder=path,
+                reach=source.reach,
+                label=f"{label}/{name}",
+                files=(path / name,),
+            )
+        )
+    return tuple(parts)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with reading(path.name):
+        value = json.loads(path.read_bytes())
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,99 @@
+"""Which files belong to the training split, and to the others: by the words in the names of folders, else of files.
+
+The words, and what a name is made of, are 🤗 datasets'.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import Final
+
+from engine.core.errors import DatasetError
+from engine.core.quoting import listing
+
+TRAIN: Final = "train"
+_WORDS: Final = {
+    **dict.fromkeys((TRAIN, "training"), TRAIN),
+    **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_SHARD: Final = re.compile(r"(?:.*/)?data/([^/]+)-\d{5}-of-\d{5}[^/]*")
+
+SplitOf = Callable[[str], str | None]
+"""A relative path -> the split that it names, or None."""
+
+
+def split_of_table(file: str) -> str | None:
+    """By the shard's name, a word in a folder's name, or one in the file's."""
+    if shard := _SHARD.fullmatch(file):
+        return _WORDS.get(shard[1], shard[1])
+    return split_of_folder(file) or _named(PurePosixPath(file).stem)
+
+
+def split_of_folder(file: str) -> str | None:
+    """By a word in the name of a folder that it is in."""
+    return next(filter(None, map(_named, PurePosixPath(file).parent.parts)), None)
+
+
+def split_of_image(file: str) -> str | None:
+    """By the whole name of a folder that it is in: `5_test` and `test shots` are what somebody calls their images."""
+    return next((_WORDS[part] for part in file.split("/")[:-1] if part in _WORDS), None)
+
+
+def _named(name: str) -> str | None:
+    return next((_WORDS[word] for word in re.split(r"[-._ 0-9]+", name) if word in _WORDS), None)
+
+
+def by_split(files: Iterable[str], split_of: SplitOf, *, rest_is_train: bool) -> dict[str, list[str]]:
+    """Split -> its files, in their order.
+
+    Files that name no split are the training split's where no file names that one (`rest_is_train`), or only where no
+    file names any; else they are left out.
+    """
+    splits: dict[str, list[str]] = {}
+    rest: list[str] = []
+    for file in files:
+        split = split_of(file)
+        (rest if split is None else splits.setdefault(split, [])).append(file)
+    if rest and (rest_is_train or not splits):
+        splits.setdefault(TRAIN, rest)
+    return splits
+
+
+def choose_split(names: Iterable[str], label: str, wanted: str | None = None) -> str:
+    """The wanted split; of none `train`, or the only one there is. Raises DatasetError that lists them otherwise."""
+    splits = list(names)
+    listed = listing(sorted(splits), most=8) or "none"
+    if wanted is not None:
+        if wanted not in splits:
+            raise DatasetError(f"{label} has no split {wanted!r} (validation.dataset.split); its splits: {listed}")
+        return wanted
+    if TRAIN in splits:
+        return TRAIN
+    if len(splits) == 1:
+        return splits[0]
+    raise DatasetError(f"{label} has no split 'train', and not just one: {listed}")
+
+
+def choose_named_split(names: Iterable[str], label: str, wanted: str | None) -> str:
+    """The same where splits are named by words, of which any kin of the wanted one does."""
+    return choose_split(names, label, None if wanted is None else _WORDS.get(wanted, wanted))
+
+
+def refuse_split(label: str, wanted: str | None) -> None:
+    """What is one split is the training one. Raises DatasetError where another is asked for."""
+    if wanted is not None:
+        choose_named_split((TRAIN,), label, wanted)
+
+
+def files_of_split(
+    files: Sequence[str], split_of: SplitOf, label: str, wanted: str | None, *, rest_is_train: bool
+) -> Sequence[str]:
+    """The files of the wanted split; of none, those of the training split, or of the only one there is.
+
+    Raises DatasetError that lists the splits where there is no such one.
+    """
+    splits = by_split(files, split_of, rest_is_train=rest_is_train)
+    return splits[choose_named_split(splits, label, wanted)]

@@ -1,0 +1,103 @@
+"""Choose which tables of a folder are the dataset's, and read their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Final
+
+from engine.core.errors import DatasetError
+from engine.core.files.layouts import repeated_folder
+from engine.core.quoting import listing, shown
+from engine.data.dataset.captions.caption_files import has_sidecars
+from engine.data.dataset.columns import NoSuchColumnError
+from engine.data.dataset.folder.splits import files_of_split, split_of_table
+from engine.data.dataset.folder.unused import OTHER_SPLIT_TABLES, UNREADABLE_TABLES, WITHOUT_COLUMNS, Account
+from engine.data.dataset.images import images_among
+from engine.data.dataset.rows import Rows
+from engine.data.dataset.tables.tables import TABLE_SUFFIXES, Source, read_table
+
+Report = Callable[[str], None]
+
+# JSON files that describe a dataset and hold none of its rows.
+_DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
+
+
+def read_tables(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+    """The rows of the first kind of table among `files` that has the columns; nothing where no table is needed.
+
+    Beside images with captions a preset, a log or a task is nobody's mistake: it is noted and passed over. Raises
+    DatasetError for a table that should have been the dataset's.
+    """
+    captioned = _has_captions(account.files)
+    problems: list[DatasetError] = []
+    for suffix in TABLE_SUFFIXES:
+        tables = [
+            file for file in files if file.lower().endswith(suffix) and PurePosixPath(file).name not in _DESCRIPTIONS
+        ]
+        if not tables:
+            continue
+        try:
+            parts, chosen = _read_kind(tables, account, source, captioned)
+        except DatasetError as error:
+            if not (captioned or isinstance(error, NoSuchColumnError)):
+                raise
+            problems.append(error)
+            continue
+        account_for(tables, chosen, account, source, report)
+        return parts
+    if not problems:
+        return ()
+    about_images = [problem for problem in problems if isinstance(problem, NoSuchColumnError) and problem.names_images]
+    if captioned or (_has_fallback(account, source) and not about_images):
+        for problem in about_images[:1]:
+            report(f"dataset: the images have captions without a table; {problem}")
+        return ()
+    raise problems[0]
+
+
+def account_for(tables: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report) -> None:
+    """Note which tables are trained on, and say so where others are of other splits."""
+    account.use(chosen)
+    not_noted = set(account.open)
+    others = [file for file in tables if file in not_noted]
+    if source.split is None and others:
+        account.leave(OTHER_SPLIT_TABLES, others)
+        report(f"dataset: the training split is {listing(chosen)}")
+
+
+def _read_kind(
+    tables: Sequence[str], account: Account, source: Source, captioned: bool
+) -> tuple[tuple[Rows, ...], list[str]]:
+    """The rows of tables of one suffix, and which of them they are; those without the columns are left out.
+
+    Raises DatasetError: none has the columns, or one cannot be read.
+    """
+    problems: list[DatasetError] = []
+    while tables:
+        chosen = files_of_split(tables, split_of_table, account.root.name, source.split, rest_is_train=False)
+        parts: dict[str, Rows] = {}
+        for file in chosen:
+            try:
+                parts[file] = read_table(account.root / file, source, shown(file))
+            except DatasetError as error:
+                if not (captioned or isinstance(error, NoSuchColumnError)):
+                    raise
+                problems.append(error)
+                reason = WITHOUT_COLUMNS if isinstance(error, NoSuchColumnError) else UNREADABLE_TABLES
+                account.leave(reason, [file])
+        if parts:
+            return tuple(parts.values()), list(parts)
+        # What is no table of the dataset does not make those that name no split another one.
+        tables = [file for file in tables if file not in chosen and split_of_table(file) is None]
+    raise problems[0]
+
+
+def _has_captions(files: Sequence[str]) -> bool:
+    """Whether any image has a caption without a table: its own, or the name of its folder."""
+    images = images_among(files)
+    return has_sidecars(files) or any(any(map(repeated_folder, image.split("/")[:-1])) for image in images)
+
+
+def _has_fallback(account: Account, source: Source) -> bool:
+    return source.columns.fallback is not None and bool(images_among(account.files))

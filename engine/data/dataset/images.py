@@ -1,0 +1,307 @@
+"""Where each row's encoded image is: in a column, in files of its own, in a tar."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.core.errors import DatasetError
+from engine.core.files.layouts import label_of
+from engine.core.files.notes import Identity
+from engine.core.quoting import shown
+from engine.data.dataset.reach import Reach, read_below, read_regular, unreadable
+from engine.data.media.transforms import IMAGE_SUFFIXES, UnreadableImage
+from engine.task.paths import as_spelled
+
+MAX_IMAGE_FILE_BYTES: Final = 1 << 30
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+
+
+def images_among(files: Iterable[str]) -> list[str]:
+    """Return the images among relative paths; OneTrainer's labels are none."""
+    return [file for file in files if is_image_name(file) and label_of(file) is None]
+
+
+class Images(Protocol):
+    """The encoded images of some rows."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | memoryview:
+        """The encoded bytes. Raises UnreadableImage when there are none, DatasetError when the row must not be read."""
+        ...
+
+    def has(self, index: int) -> bool:
+        """Whether the row names or holds one at all."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a message calls the image: the file's name where the row has one."""
+        ...
+
+    def identify(self, identity: Identity) -> None:
+        """Add what stands for all that `read` gives."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The files that a column in memory is mapped from, whole, in order."""
+
+    files: tuple[Path, ...]
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """An Arrow column of encoded bytes, of paths, or of both ({bytes, path}, as 🤗 datasets stores images)."""
+
+    payloads: pa.ChunkedArray | None
+    paths: pa.ChunkedArray | None
+    length: int
+    folder: Path
+    reach: Reach
+    label: str
+    origin: Origin | None = None
+    """Of `payloads`; None where nothing is known."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def has(self, index: int) -> bool:
+        return self._path(index) is not None or (self.payloads is not None and self.payloads[index].is_valid)
+
+    def read(self, index: int) -> bytes | memoryview:
+        if self.payloads is not None:
+            payload = self.payloads[index]
+            if payload.is_valid:
+                return memoryview(payload.as_buffer())
+        value = self._path(index)
+        if value is None:
+            raise UnreadableImage("the row has no image")
+        where = f"row {index} of {self.label}"
+        if self.reach.zipped and value.startswith("zip://"):
+            return self._read_zipped(value, where)
+        self.reach.check(value, where)
+        path = self._file_of(value)
+        try:
+            self.reach.check_resolved(path, value, where)
+            return read_regular(path, MAX_IMAGE_FILE_BYTES)
+        except ValueError as error:  # a NUL in the name
+            raise UnreadableImage(str(error)) from error
+        except OSError as error:
+            raise unreadable(error, where) from error
+
+    def name(self, index: int) -> str:
+        value = self._path(index)
+        return shown(value) if value else f"row {index} of {self.label}"
+
+    def files(self) -> Iterator[str]:
+        """The paths that are read, as the rows write them: of rows that hold no bytes."""
+        for row, value in enumerate([] if self.paths is None else self.paths.to_pylist()):
+            if value and (self.payloads is None or not self.payloads[row].is_valid):
+                yield value
+
+    def identify(self, identity: Identity) -> None:
+        identity.add(repr((str(self.folder), self.reach)).encode())
+        if self.payloads is not None:
+            if self.origin is None:
+                identity.give_up()
+                return
+            identity.add(self.origin.column.encode("utf-8", "surrogatepass"))
+            identity.add_files(self.origin.files)
+        if self.paths is not None:
+            identity.add_column(self.paths)
+            rows = range(self.length)
+            if self.payloads is not None:
+                rows = pc.indices_nonzero(self.payloads.is_null()).to_pylist()
+            # Row by row: Arrow cannot filter string views.
+            identity.add_files(self._file_of(value) for row in rows if (value := self._path(row)) is not None)
+
+    def _file_of(self, value: str) -> str:
+        """The file that has to be read for a path."""
+        if self.reach.zipped and value.startswith("zip://"):
+            return value.partition("::")[2]
+        return as_spelled(f"{self.folder}/{value}" if value[:1] != "/" else value)
+
+    def _path(self, index: int) -> str | None:
+        value: str | None = None if self.paths is None else self.paths[index].as_py()
+        return value
+
+    def _read_zipped(self, value: str, where: str) -> bytes:
+        member, _, archive = value.removeprefix("zip://").partition("::")
+        self.reach.check(archive, where)
+        self.reach.check_resolved(archive, archive, where)
+        try:
+            opened = _open_zip(archive)
+            if opened.getinfo(member).file_size > MAX_IMAGE_FILE_BYTES:
+                raise UnreadableImage("it is larger than an image")
+            return opened.read(member)
+        except OSError as error:
+            raise unreadable(error, where) from error
+        except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise UnreadableImage(f"it cannot be taken out of its archive ({error})") from error
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Image files below a folder, by their relative paths; an empty path is none."""
+
+    folder: Path
+    paths: Sequence[str]
+    reach: Reach
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def has(self, index: int) -> bool:
+        return bool(self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
+
+    def name(self, index: int) -> str:
+        return shown(self.paths[index])
+
+    def identify(self, identity: Identity) -> None:
+        identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
+        identity.add_files(f"{self.folder}/{path}" for path in self.paths if path)
+
+
+@dataclass(frozen=True, slots=True)
+class TarMembers:
+    """Images inside an uncompressed tar, read where they lie: nothing is unpacked."""
+
+    path: Path
+    offsets: array[int]
+    sizes: array[int]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def has(self, index: int) -> bool:
+        return self.sizes[index] > 0
+
+    def read(self, index: int) -> bytes:
+        if self.sizes[index] > MAX_IMAGE_FILE_BYTES:
+            raise UnreadableImage(f"its {self.sizes[index]:,} bytes are more than an image has")
+        try:
+            with self.path.open("rb") as file:
+                return os.pread(file.fileno(), self.sizes[index], self.offsets[index])
+        except OSError as error:
+            raise unreadable(error, shown(self.names[index])) from error
+
+    def name(self, index: int) -> str:
+        return shown(f"{self.path.name}/{self.names[index]}")
+
+    def identify(self, identity: Identity) -> None:
+        identity.add_files([self.path])
+        identity.add(self.offsets.tobytes(), self.sizes.tobytes())
+
+
+_DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_NOT_READ: Final = bytes(_DIGEST_BYTES)
+_UNREADABLE: Final = b"\xff" * _DIGEST_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Images that stay what they were when they were first read: every later read is compared with that by digest.
+
+    So what is trained on and encoded is what the fingerprint was taken of, or the job ends.
+    """
+
+    images: Images
+    digests: bytearray
+    """SHA-256 of each image, zeros until it is read."""
+
+    @classmethod
+    def of(cls, images: Images) -> Pinned:
+        return cls(images, bytearray(_DIGEST_BYTES * len(images)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def has(self, index: int) -> bool:
+        return self.images.has(index)
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes. Raises DatasetError when they have changed."""
+        try:
+            data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
+        except UnreadableImage:
+            self._require(index, _UNREADABLE)
+            raise
+        self._require(index, hashlib.sha256(data).digest())
+        return data
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the encoded bytes, which are read. Raises as `read`."""
+        self.read(index)
+        return bytes(self.digests[_place(index)])
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def identify(self, identity: Identity) -> None:
+        self.images.identify(identity)
+
+    def _require(self, index: int, found: bytes) -> None:
+        place = _place(index)
+        if self.digests[place] == _NOT_READ:
+            self.digests[place] = found
+        elif self.digests[place] != found:
+            raise DatasetError(
+                f"{self.name(index)} has changed since the job began, which trains on what was there then; "
+                "leave the dataset alone until a job has ended, and start it again"
+            )
+
+
+def _place(index: int) -> slice:
+    return slice(index * _DIGEST_BYTES, (index + 1) * _DIGEST_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Some of other images, by their indices."""
+
+    images: Images
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def has(self, index: int) -> bool:
+        return self.images.has(int(self.rows[index]))
+
+    def read(self, index: int) -> bytes | memoryview:
+        return self.images.read(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.rows[index]))
+
+    def identify(self, identity: Identity) -> None:
+        identity.add(self.rows.tobytes())
+        self.images.identify(identity)

@@ -1,0 +1,219 @@
+"""One table's rows: their images, and captions that are there for every row.
+
+What is wrong with a table is a `DatasetError` that names table, column, row (counting from 0) and value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.core.errors import DatasetError
+from engine.core.quoting import plural, short
+from engine.data.dataset.columns import Columns, arrow_kind, arrow_kinds, is_binary, is_list, is_string
+from engine.data.dataset.images import Cells, Images, Origin, Picked
+from engine.data.dataset.reach import Reach
+
+_ROWS_PER_CHUNK: Final = 65_536
+NO_CAPTION: Final = "none of their own"
+Rules = tuple[tuple[str, Sequence[int]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table's images and their captions (strings, or lists of strings), row by row."""
+
+    images: Images
+    captions: pa.ChunkedArray
+    label: str
+    repeats: int = 1
+    """How often an epoch visits each row."""
+    masks: Images | None = None
+    """Of the same rows; None where the task asks for none."""
+    rules: Rules = ()
+    """Where captions come from, with the numbers of the rows; nothing means the table."""
+
+    def picked(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows."""
+        numbers = np.array(rows, dtype=np.int64)
+        taken = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])  # not by way of pandas
+        masks = None if self.masks is None else Picked(self.masks, numbers)
+        kept = [(name, np.flatnonzero(np.isin(numbers, own)).tolist()) for name, own in self.rules]
+        rules = tuple((name, own) for name, own in kept if own)
+        try:
+            captions = self.captions.take(taken)
+        except pa.ArrowNotImplementedError:  # of string views
+            captions = caption_array([self.captions[row].as_py() for row in rows], "captions", self.label)
+        return replace(self, images=Picked(self.images, numbers), captions=captions, masks=masks, rules=rules)
+
+
+def rows_from_arrow(
+    table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str, files: tuple[Path, ...] = ()
+) -> Rows:
+    """Rows over a table in memory, or memory-mapped from `files`; nothing is copied. Raises DatasetError."""
+    kinds = arrow_kinds(table.schema)
+    image, caption = columns.pick(kinds, label)
+    mask = columns.pick_mask(kinds, label)
+    for name in (image, *([caption] if caption in table.column_names else []), *([mask] if mask else [])):
+        try:
+            # An Arrow file is memory as it is: offsets that point elsewhere would crash the process later.
+            table.column(name).validate(full=True)
+        except pa.ArrowException as error:
+            raise DatasetError(f"column {name!r} of {label} is damaged: {short(str(error))}") from error
+
+    def cells(name: str) -> Cells:
+        payloads, paths = _split_cells(table.column(name))
+        return Cells(payloads, paths, len(table), folder, reach, label, Origin(files, name) if files else None)
+
+    if caption in table.column_names:
+        captions, rules = _arrow_captions(table.column(caption), columns, label)
+    else:
+        captions, rules = captions_from_values([None] * len(table), columns, label)
+    return Rows(cells(image), captions, label, masks=cells(mask) if mask else None, rules=rules)
+
+
+def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+    """The parts of an image column that hold bytes and that hold paths."""
+    if is_binary(cells.type):
+        return cells, None
+    if is_string(cells.type):
+        return None, cells
+    parts = {field.name: field.type for field in cells.type}
+    has_bytes = "bytes" in parts and is_binary(parts["bytes"])
+    has_path = "path" in parts and is_string(parts["path"])
+    return (
+        pc.struct_field(cells, "bytes") if has_bytes else None,
+        pc.struct_field(cells, "path") if has_path else None,
+    )
+
+
+def _arrow_captions(column: pa.ChunkedArray, columns: Columns, label: str) -> tuple[pa.ChunkedArray, Rules]:
+    if columns.fallback is not None and _lacks_captions(column):
+        return captions_from_values(column.to_pylist(), columns, label)
+    return _checked_captions(column, columns.caption, label), ()
+
+
+def _lacks_captions(column: pa.ChunkedArray) -> bool:
+    empty = is_list(column.type) and pc.any(pc.equal(pc.list_value_length(column), 0)).as_py()
+    return bool(column.null_count or empty)
+
+
+def _checked_captions(column: pa.ChunkedArray, name: str, label: str) -> pa.ChunkedArray:
+    """An Arrow column as captions. Raises DatasetError naming the first row that has none."""
+    if pa.types.is_null(column.type):
+        refuse_missing_captions(range(len(column)), name, label)
+        return column
+    if arrow_kind(column.type) != "text":
+        raise DatasetError(
+            f"column {name!r} of {label} (dataset.caption_column) holds {arrow_kind(column.type)}; "
+            "expected strings or lists of strings"
+        )
+    refuse_missing_captions(_where(pc.is_null(column)), name, label)
+    if is_list(column.type):
+        refuse_missing_captions(_where(pc.equal(pc.list_value_length(column), 0)), name, label)
+        refuse_missing_captions(_where_inside(column), name, label)
+    return column
+
+
+def _where(mask: pa.ChunkedArray) -> list[int]:
+    if not pc.any(mask).as_py():
+        return []
+    indices: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return indices
+
+
+def _where_inside(column: pa.ChunkedArray) -> list[int]:
+    """Rows whose list holds a null."""
+    nulls = pc.is_null(pc.list_flatten(column))
+    if not pc.any(nulls).as_py():
+        return []
+    parents: list[int] = pc.unique(pc.filter(pc.list_parent_indices(column), nulls)).to_pylist()
+    return parents
+
+
+def refuse_missing_captions(rows: Sequence[int], name: str, label: str) -> None:
+    """A missing caption is a mistake more often than a wish: the wish is spelled "". Raises DatasetError."""
+    if len(rows):
+        raise DatasetError(
+            f"{label}: no caption in column {name!r} of {plural(len(rows), 'row')} (the first is row {rows[0]}); "
+            'write one, or "" to train without'
+        )
+
+
+def captions_from_values(values: Sequence[Any], columns: Columns, label: str) -> tuple[pa.ChunkedArray, Rules]:
+    """Captions out of JSON or CSV: strings, lists of strings, or both mixed; and where they come from.
+
+    Raises DatasetError naming the row.
+    """
+    name = columns.caption
+    missing = [i for i, value in enumerate(values) if value is None or value == []]
+    if columns.fallback is None:
+        refuse_missing_captions(missing, name, label)
+    elif missing:
+        values = [columns.fallback if value is None or value == [] else value for value in values]
+    without = set(missing)
+    given = [i for i in range(len(values)) if i not in without] if missing else []
+    rules = tuple((rule, rows) for rule, rows in ((label, given), (NO_CAPTION, missing)) if rows) if missing else ()
+    return caption_array(values, name, label), rules
+
+
+def caption_array(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
+    """Strings, lists of strings, or both mixed, as Arrow. Raises DatasetError naming the row."""
+    for index, value in enumerate(values):
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in items):
+            raise DatasetError(
+                f"column {name!r}, row {index} of {label} holds {short(value)}; expected a string or a list of strings"
+            )
+    if any(isinstance(value, list) for value in values):
+        return _lists([value if isinstance(value, list) else [value] for value in values], name, label)
+    return _strings(values, name, label)
+
+
+def paths_from_values(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
+    """Image paths out of JSON or CSV. Raises DatasetError naming the row."""
+    for index, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            raise DatasetError(f"column {name!r}, row {index} of {label} holds {short(value)}; expected a path")
+    return _strings(values, name, label)
+
+
+def _strings(values: Sequence[str | None], name: str, label: str) -> pa.ChunkedArray:
+    """Python strings as Arrow, by its builder: `pa.array` would import pandas, a quarter of a second."""
+    chunks = []
+    for start in range(0, len(values), _ROWS_PER_CHUNK):
+        builder = pa.lib.StringBuilder()
+        try:
+            builder.append_values(values[start : start + _ROWS_PER_CHUNK])
+        except UnicodeEncodeError as error:  # JSON can spell half a character ("\ud800"), which no tokenizer takes
+            raise DatasetError(
+                f"column {name!r} of {label} holds text that is no Unicode: {short(error.object)}"
+            ) from None
+        chunks.append(builder.finish())
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _lists(values: Sequence[list[str]], name: str, label: str) -> pa.ChunkedArray:
+    """Lists of strings as Arrow, without pandas too."""
+    items = _strings([item for value in values for item in value], name, label).combine_chunks()
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+    offsets = pa.Array.from_buffers(pa.int64(), len(ends), [None, pa.py_buffer(ends)])
+    return pa.chunked_array([pa.LargeListArray.from_arrays(offsets, items)])
+
+
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """One JSON object. Raises DatasetError."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where} is not JSON ({error}); expected one object per line") from error
+    if not isinstance(record, dict):
+        raise DatasetError(f"{where} is {short(record)}; expected an object")
+    return record

@@ -1,0 +1,68 @@
+"""The sizes of all images of a dataset, from their headers, remembered in the cache folder. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import PIL
+
+from engine.core.files import storage
+from engine.core.progress import Meter
+from engine.data.dataset import ImageDataset
+from engine.data.media import transforms
+from engine.task.task import canonical_json
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+_UNREADABLE: Final[Size] = (0, 0)
+_FORMAT: Final = "sd-lora-task image sizes v1"
+
+
+def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
+    """The upright size of each of `dataset.image_indices()`; (0, 0) where it is unreadable.
+
+    By the dataset's content, so that a note of them in `cache_dir` says what the headers would.
+    """
+    identity = canonical_json([_FORMAT, PIL.__version__, dataset.fingerprint, dataset.selection])
+    note = cache_dir / "sizes" / hashlib.sha256(identity).hexdigest()
+    found = _noted(note, identity, dataset.num_images)
+    if found is None:
+        found = []
+        meter = Meter("reading sizes", "images", dataset.num_images)
+        try:
+            for done, index in enumerate(dataset.image_indices(), start=1):
+                found.append(_size(dataset, index))
+                meter.update(done)
+        finally:
+            meter.close()
+        _note(note, identity, found)
+    return found
+
+
+def _size(dataset: ImageDataset, index: int) -> Size:
+    try:
+        return transforms.image_size(dataset.image_bytes(index))
+    except transforms.UnreadableImage:  # as it was for the fingerprint, or the dataset raises
+        return _UNREADABLE
+
+
+def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
+    """What an earlier job has noted of the same images; None where there is nothing, or not whole."""
+    payload = None
+    with contextlib.suppress(OSError):
+        payload = storage.unseal(note.read_bytes())
+    if payload is None or not payload.startswith(identity) or len(payload) != len(identity) + 8 * count:
+        return None
+    sides = np.frombuffer(payload, dtype="<i4", offset=len(identity)).reshape(count, 2)
+    return [(width, height) for width, height in sides.tolist()]
+
+
+def _note(note: Path, identity: bytes, sizes: Sequence[Size]) -> None:
+    # Where it cannot, the next job takes its time, nothing else.
+    storage.write_cached(note, storage.seal(identity + np.array(sizes, dtype="<i4").tobytes()))

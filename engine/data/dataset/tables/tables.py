@@ -1,0 +1,214 @@
+"""Table files -> rows: JSON lines, JSON, CSV, Parquet, Arrow and WebDataset tars, each read without trusting it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from engine.core.errors import DatasetError
+from engine.core.files.notes import Identity, remembered
+from engine.core.files.retention import hold
+from engine.core.files.storage import FILE_MODE, writing_to
+from engine.core.limits import Budget, Limits, bounded_memory
+from engine.data.dataset.columns import Columns, NoSuchColumnError, arrow_kinds, kind_of
+from engine.data.dataset.images import Cells
+from engine.data.dataset.reach import Reach
+from engine.data.dataset.rows import Rows, captions_from_values, paths_from_values, rows_from_arrow
+from engine.data.dataset.tables.records import csv_records, json_records
+from engine.data.dataset.tables.webdataset import read_tar
+
+# In the order in which a folder's tables are looked for.
+TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
+MAX_PARSING_BYTES: Final = 2 << 30
+"""Of memory while a table is parsed. Parquet and compressed Arrow can claim anything in a few kilobytes."""
+_BATCH_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How tables are read: the columns asked for, what their rows may name, and where copies may be kept."""
+
+    columns: Columns
+    reach: Reach
+    cache_dir: Path
+    max_bytes: int
+    """Of one Parquet file, unpacked."""
+    split: str | None = None
+    """Which split is read; None is the training one."""
+    config_name: str | None = None
+    """Which configuration is read; None is the default one, or all that is there."""
+    joins_lines: bool = False
+    """Whether the lines of a text file beside an image are one caption."""
+
+
+def read_table(path: Path, source: Source, label: str) -> Rows:
+    """Rows of a table file, by its suffix. `label` is what messages call it. Raises DatasetError."""
+    suffix = path.suffix.lower()
+    source.reach.check_resolved(path, label, "the dataset")
+    require_file(path, label)
+    with reading(label), bounded_memory(MAX_PARSING_BYTES):
+        if suffix == ".parquet":
+            return _read_parquet(path, source, label)
+        if suffix == ".arrow":
+            return _from_arrow(read_arrow(path), path, source, label, mapped=path)
+        if suffix == ".tar":
+            return read_tar(path, source.columns, label, joins_lines=source.joins_lines)
+        if suffix in (".csv", ".tsv"):
+            return _from_records(csv_records(path, source.columns.names, label), path, source, label)
+        return _from_records(json_records(path, label), path, source, label)
+
+
+def require_file(path: Path, label: str) -> None:
+    """Refuse a pipe, which may never end, and a link that leads nowhere. Raises DatasetError."""
+    if not path.is_file():
+        raise DatasetError(f"{label} is not a file")
+
+
+@contextmanager
+def reading(label: str) -> Iterator[None]:
+    """Whatever a parser makes of a broken file becomes a DatasetError that names it."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DatasetError(
+            f"{label} takes more than {MAX_PARSING_BYTES >> 30} GiB of memory to read; split it into smaller files"
+        ) from error
+    except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeError, RecursionError, ValueError, OSError) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n", 1)[0]
+        reason = "".join(char if char.isprintable() else "?" for char in reason[:200])  # it may quote the file
+        raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason}") from error
+
+
+def _from_arrow(table: pa.Table, path: Path, source: Source, label: str, *, mapped: Path | None) -> Rows:
+    files = (mapped,) if mapped else ()
+    return rows_from_arrow(table, source.columns, folder=path.parent, reach=source.reach, label=label, files=files)
+
+
+# --- JSON and CSV -----------------------------------------------------------------------------------------------------
+
+
+def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Source, label: str) -> Rows:
+    """Rows from dictionaries; a key may be missing here and there. Only the columns that may be meant are kept."""
+    columns = source.columns
+    kinds: dict[str, str] = {}
+    kept: dict[str, list[Any]] = {name: [] for name in columns.names}
+    for record in records:
+        for name, value in record.items():
+            if kinds.get(name, "null") == "null":
+                kinds[name] = kind_of(value)
+        for name, values in kept.items():
+            values.append(record.get(name))
+    if not kinds:
+        raise NoSuchColumnError(f"{label} has no rows", kinds)
+    image, _ = columns.pick(kinds, label)
+    mask = columns.pick_mask(kinds, label)
+    captions, rules = captions_from_values(kept[columns.caption], columns, label)
+
+    def cells(name: str) -> Cells:
+        paths = paths_from_values(kept[name], name, label)
+        return Cells(None, paths, len(paths), path.parent, source.reach, label)
+
+    return Rows(cells(image), captions, label, masks=cells(mask) if mask else None, rules=rules)
+
+
+# --- Arrow and Parquet ----------------------------------------------------------------------------------------------
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """An Arrow IPC file, stream (as 🤗 datasets writes it) or random access, memory-mapped."""
+    source = pa.memory_map(str(path))
+    if source.read(6) == b"ARROW1":
+        return pa.ipc.open_file(source).read_all()
+    source.seek(0)
+    return pa.ipc.open_stream(source).read_all()
+
+
+def _read_parquet(path: Path, source: Source, label: str) -> Rows:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, memory_map=True)
+    kinds = arrow_kinds(file.schema_arrow)
+    mask = source.columns.pick_mask(kinds, label)
+    names = [name for name in (*source.columns.pick(kinds, label), mask) if name in kinds]
+    embedded = "images" in [kinds[name] for name in names]
+    if not embedded:
+        return _from_arrow(file.read(columns=names), path, source, label, mapped=None)
+    copy = _copy_to_map(file, path, names, source, label)
+    return _from_arrow(read_arrow(copy), path, source, label, mapped=copy)
+
+
+def _copy_to_map(file: Any, path: Path, names: list[str], source: Source, label: str) -> Path:
+    """Parquet gives no random access: the columns that are asked for, once, as an Arrow file to map.
+
+    The copy is named by content, never by path or time: another dataset at the same path is another file.
+    """
+    identity = Identity("sha256", source.cache_dir)
+    identity.add_files([path])
+    digest = remembered(identity, source.cache_dir, lambda: _sha256(path))
+    folder = source.cache_dir / "tables"
+    copy = folder / f"{hashlib.sha256(json.dumps(['v1', digest, *names]).encode()).hexdigest()}.arrow"
+    hold(source.cache_dir, copy)
+    if not copy.exists():
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_stream(_bounded(_batches(file, names, label), source, path.stat().st_size, label), copy)
+    return copy
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
+    """These columns in pieces of about 64 MB, going by the file's own account of its size."""
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+    mean = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    with reading(label):
+        for batch in file.iter_batches(max(1, min(1024, _BATCH_BYTES // max(mean, 1))), columns=names):
+            yield batch.select(names)
+
+
+def _bounded(batches: Iterator[Any], source: Source, packed_bytes: int, label: str) -> Iterator[Any]:
+    """A small Parquet file can claim the same image a billion times; a downloaded one is bounded like an archive."""
+    total = 0
+    budget = Budget(Limits(max_dataset_bytes=source.max_bytes), packed_bytes)
+    for batch in batches:
+        total += batch.nbytes
+        if total > source.max_bytes:
+            raise DatasetError(f"{label} unpacks to more than {source.max_bytes:,} bytes (MAX_DATASET_BYTES)")
+        if not source.reach.absolute:
+            budget.spend(batch.nbytes)
+        yield batch
+
+
+def _write_stream(batches: Iterator[Any], target: Path) -> None:
+    """Atomically, under a name of its own until then: two jobs may share a cache."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            first = next(batches, None)
+            if first is None:
+                raise DatasetError("the dataset has no rows")
+            with pa.ipc.new_stream(out, first.schema) as writer:
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.chmod(FILE_MODE)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""WebDataset tars -> rows, read where they lie: nothing is unpacked."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from engine.core.errors import DatasetError
+from engine.core.files.layouts import composed
+from engine.core.limits import MAX_HEADER_BYTES, refuse_endless_number
+from engine.core.quoting import short
+from engine.data.dataset.columns import Columns, kind_of
+from engine.data.dataset.images import TarMembers, is_image_name
+from engine.data.dataset.rows import Rows, captions_from_values, parse_object
+
+MAX_TEXT_BYTES: Final = 1 << 20
+_TEXTS: Final = ("txt", "caption", "text", "json")
+
+
+def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = False) -> Rows:
+    """A WebDataset tar: members `key.ext` of one key are a sample; a column is an extension, or a key of its `.json`.
+
+    The key ends at the first dot of a name. Where only the last dot leaves each image a text, as in `2024.01 cat.jpg`
+    and `2024.01 cat.txt`, it ends there, and texts are read as they are beside images (`joins_lines`: as one caption).
+    Where the task leaves the columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
+    """
+    samples: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, str] = {}
+    with _Headers(path) as file:
+        members = list(_members(file, path, label))
+        in_lines = not _has_texts(members, _split_key) and _has_texts(members, _split_last)
+        for member in members:
+            key, extension = (_split_last if in_lines else _split_key)(member[0])
+            fields = samples.setdefault(key, {})
+            if extension in fields:
+                raise DatasetError(f"{label} holds {short(member[0])} twice")
+            _add_field(file, member, extension, fields, kinds, in_lines=in_lines)
+            if in_lines and joins_lines and isinstance(fields[extension], list):
+                fields[extension] = " ".join(fields[extension])
+    columns = _tar_columns(columns, kinds)
+    image, _ = columns.pick(kinds, label)
+    columns = replace(columns, mask=columns.pick_mask(kinds, label))
+    return _tar_rows(path, samples, image, columns, label)
+
+
+Member = tuple[str, int, int]
+"""A name, where the content begins, and its size."""
+
+
+def _members(file: _Headers, path: Path, label: str) -> Iterator[Member]:
+    """The regular files of a tar. Raises DatasetError: it is truncated."""
+    end = path.stat().st_size
+    # Plain tar only ("r:"): a compressed one has no random access, and unpacking is the business of fetch.
+    with tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
+            if not member.isreg() or member.sparse is not None or not _split_key(member.name)[1]:
+                continue
+            if member.offset_data + member.size > end:
+                raise DatasetError(f"{label} ends in the middle of {short(member.name)}: it is truncated")
+            yield member.name, member.offset_data, member.size
+
+
+def _split_key(name: str) -> tuple[str, str]:
+    """`a/b.c.txt` -> (`a/b`, `c.txt`), as WebDataset splits names; hidden files have no extension."""
+    folder, _, base = composed(name).rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}/{stem}", extension.lower() if stem else ""
+
+
+def _split_last(name: str) -> tuple[str, str]:
+    """`a/b.c.txt` -> (`a/b.c`, `txt`)."""
+    stem, _, extension = composed(name).rpartition(".")
+    return stem, extension.lower()
+
+
+def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]]) -> bool:
+    """Whether there are images, and a text for each, where names are split that way."""
+    images, texts = set[str](), set[str]()
+    for name, _, _ in members:
+        key, extension = split(name)
+        if is_image_name(f".{extension}"):
+            images.add(key)
+        elif extension in _TEXTS:
+            texts.add(key)
+    return bool(images) and images <= texts
+
+
+class _Headers(io.FileIO):
+    """A tar as tarfile reads it: one that lies about the size of a header would be read into memory whole."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise DatasetError(f"it has a member with more than {MAX_HEADER_BYTES:,} bytes of headers; pack it again")
+        header = super().read(size) or b""
+        refuse_endless_number(header)
+        return header
+
+
+def _add_field(
+    file: io.FileIO, member: Member, extension: str, fields: dict[str, Any], kinds: dict[str, str], *, in_lines: bool
+) -> None:
+    """Note where an image lies; read a text, or its lines. Anything else is only noted as being there."""
+    name, offset, size = member
+    if is_image_name(f".{extension}"):
+        fields[extension] = (offset, size, name)
+        kinds[extension] = "images"
+        return
+    fields[extension] = None
+    if extension not in _TEXTS or size > MAX_TEXT_BYTES:
+        kinds.setdefault(extension, "other data")
+        return
+    data = os.pread(file.fileno(), size, offset)
+    if extension == "json":
+        fields["json"] = values = parse_object(data, short(name))
+        kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+            fields[extension] = _lines(text) if in_lines else text.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{short(name)} is not UTF-8 text: byte {data[error.start]:#04x}") from None
+        kinds[extension] = "text"
+
+
+def _lines(text: str) -> list[str]:
+    """Several lines are several captions, as in a text file beside an image."""
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    return [line for line in lines if line] or [""]
+
+
+def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:
+    image, caption = wanted.image, wanted.caption
+    if image == "image" and image not in kinds:
+        image = next((name for name, kind in kinds.items() if kind == "images" and name != wanted.mask), image)
+    if caption == "text" and caption not in kinds:
+        caption = next((name for name in ("txt", "caption") if name in kinds), caption)
+    return replace(wanted, image=image, caption=caption)
+
+
+def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, columns: Columns, label: str) -> Rows:
+    images, masks, captions, mask = _Places(path), _Places(path), [], columns.mask
+    for key, fields in samples.items():
+        place = fields.get(image)
+        if not isinstance(place, tuple):
+            place = next((fields[name] for name in fields if isinstance(fields[name], tuple) and name != mask), None)
+        if place is None:
+            raise DatasetError(f"sample {short(key)} of {label} has no image")
+        images.add(place)
+        if mask:
+            masks.add(fields[mask] if isinstance(fields.get(mask), tuple) else (0, 0, ""))
+        found = fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption))
+        if found is None and columns.caption == "txt":
+            found = fields.get("caption")
+        captions.append(found)
+    array_of_captions, rules = captions_from_values(captions, columns, label)
+    return Rows(images.members(), array_of_captions, label, masks=masks.members() if mask else None, rules=rules)
+
+
+class _Places:
+    """Where members of a tar lie."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offsets, self._sizes = array("q"), array("q")
+        self._names: list[str] = []
+
+    def add(self, place: tuple[int, int, str]) -> None:
+        self._offsets.append(place[0])
+        self._sizes.append(place[1])
+        self._names.append(place[2])
+
+    def members(self) -> TarMembers:
+        return TarMembers(self._path, self._offsets, self._sizes, self._names)

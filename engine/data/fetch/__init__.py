@@ -1,0 +1,166 @@
+"""A dataset's URL -> a folder of its content in the cache, downloaded and unpacked once.
+
+`datasets/url/<SHA-256 of the URL>.json` names the content, `datasets/content/<SHA-256 of the file>/` holds it. Both are
+there whole or not at all. A URL that has been fetched is not asked again: remove its `.json` to fetch it anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from engine.core.addresses import shown_url
+from engine.core.errors import DatasetError
+from engine.core.files.layouts import is_part_of_archive
+from engine.core.files.locking import locked
+from engine.core.files.retention import hold
+from engine.core.files.storage import make_folder, sync_folder, write_file, writing_to
+from engine.core.limits import Limits
+from engine.data.fetch.archive import JOIN_PARTS, extract, notes_of
+from engine.data.fetch.download import Download, Policy
+from engine.data.fetch.files import fetch_file
+
+__all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file"]
+
+_BUILDING: Final = ".building"
+_DEFAULT_LIMITS: Final = Limits()
+_DEFAULT_POLICY: Final = Policy()
+
+Report = Callable[[str], None]
+
+
+def fetch_dataset(
+    url: str,
+    cache_dir: Path,
+    *,
+    report: Report,
+    limits: Limits = _DEFAULT_LIMITS,
+    policy: Policy = _DEFAULT_POLICY,
+) -> Path:
+    """Download `url` and unpack it, unless that has been done. Returns the content's folder, which is only to be read.
+
+    `report` gets lines for a person. Processes that want the same URL at once wait for the first; no two do the work.
+    Through an HTTP proxy, the proxy resolves host names: private addresses are then refused only where the URL spells
+    them out or local DNS knows them.
+
+    Raises:
+        DatasetError: refused by the server, at a private address, too large, or no safe archive or table.
+        TemporaryError: the server or the network fails after all attempts.
+        OutputError: the cache cannot be written, or has too little space.
+        TaskError: the environment's proxy is not usable.
+    """
+    root = cache_dir / "datasets"
+    key = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+    pointer = root / "url" / f"{key}.json"
+    part = pointer.with_suffix(".part")
+    with writing_to(cache_dir):
+        found = _published(root, pointer)
+        if found is not None and not part.exists():
+            _report_notes(pointer, shown_url(url), report)
+            return found
+        for folder in (root / "url", root / "content"):
+            folder.mkdir(parents=True, exist_ok=True)
+        with locked(pointer.with_suffix(".lock"), "dataset", report):
+            found = _published(root, pointer)
+            download = Download(url, part, limits=limits, policy=policy, report=report)
+            if found is not None:
+                download.discard()  # a process died between making the content known and this
+            else:
+                download.run()
+                found = _publish(root, key, download, label=shown_url(url), limits=limits, report=report)
+            _report_notes(pointer, shown_url(url), report)
+            return found
+
+
+def _published(root: Path, pointer: Path) -> Path | None:
+    """The content's folder, when the URL has been fetched and the content is still there."""
+    try:
+        digest = json.loads(pointer.read_bytes())["content"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+        return None
+    folder = root / "content" / digest
+    hold(root.parent, folder)
+    return folder if folder.is_dir() else None
+
+
+def _report_notes(pointer: Path, label: str, report: Report) -> None:
+    """Say again what was found when it was unpacked: each task of a chain has its own log."""
+    for note in json.loads(pointer.read_bytes()).get("notes", []):
+        report(f"{label}: {note}")
+
+
+def _publish(root: Path, key: str, download: Download, *, label: str, limits: Limits, report: Report) -> Path:
+    """Unpack the downloaded file and make it known. Needs the URL's lock."""
+    _sweep(root, key)
+    with download.part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    content = root / "content" / digest
+    hold(root.parent, content)
+    if not content.is_dir():
+        building = root / "content" / f".{key}{_BUILDING}"
+        report(f"unpacking {label}")
+        try:
+            make_folder(building)
+            extract(download.part, building, limits)
+            _sync_file_system(building)
+            _rename_unless_there(building, content)
+        except DatasetError as error:
+            # The same bytes would be refused again; the server may have better ones next time.
+            download.discard()
+            if is_part_of_archive(urlsplit(label).path) and JOIN_PARTS not in str(error):
+                error = DatasetError(f"{error}; by its name it is a part of a split archive: {JOIN_PARTS}")
+            raise DatasetError(f"{label} is not usable: {error}") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    notes = notes_of(download.part, limits) if download.part.exists() else []
+    write_file(root / "url" / f"{key}.json", json.dumps({"content": digest, "notes": notes}).encode())
+    download.discard()
+    return content
+
+
+def _rename_unless_there(building: Path, content: Path) -> None:
+    """Publish; another URL with the same bytes may have been faster, and its content is as good."""
+    try:
+        building.rename(content)
+    except OSError:
+        if not content.is_dir():
+            raise
+    sync_folder(content.parent)
+
+
+def _sweep(root: Path, own_key: str) -> None:
+    """Remove what dead processes were building: a living one holds the lock of its URL."""
+    for building in (root / "content").glob(f".*{_BUILDING}"):
+        key = building.name.removeprefix(".").removesuffix(_BUILDING)
+        lock = root / "url" / f"{key}.lock"
+        if key == own_key or not lock.is_file():
+            shutil.rmtree(building, ignore_errors=True)
+            continue
+        with lock.open("rb+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Make everything below `folder` survive a power failure; file by file, a million files would take an hour."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        if syncfs is None or syncfs(descriptor) != 0:
+            os.sync()
+    finally:
+        os.close(descriptor)

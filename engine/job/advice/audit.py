@@ -1,0 +1,234 @@
+"""What a dataset is like, before anything is trained on it: the lines that `--plan` prints. No torch.
+
+Each look is bounded in time, so that a plan of a million images takes seconds; what was not looked at is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from engine.core import rng
+from engine.core.errors import DatasetError
+from engine.core.quoting import listing, plural
+from engine.data import wording
+from engine.data.dataset import NO_CAPTION, ImageDataset, none_readable
+from engine.data.media import transforms
+from engine.data.media.transforms import UnreadableImage
+from engine.job.job import Job
+from engine.models.parts.tokens import TokenCounter
+
+SECONDS: Final = 10.0
+"""For the images, and again for the captions."""
+
+Clock = Callable[[], float]
+Target = Callable[[tuple[int, int]], tuple[int, int]]
+"""(width, height) of an image -> that of what is shown of it, in pixels."""
+
+
+@dataclass(slots=True)
+class ImageAudit:
+    """What decoding images has shown."""
+
+    num_seen: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(width, height) of each readable one."""
+    num_enlarged: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason."""
+    animated: list[str] = field(default_factory=list)
+    """Names of readable ones of which only the first of several frames or pages is shown."""
+    num_masked: int = 0
+    """How many of the readable ones have a mask."""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """An image's name, and that of an earlier one with the same bytes."""
+
+
+@dataclass(slots=True)
+class CaptionAudit:
+    """What counting tokens has shown; an image may have several captions."""
+
+    num_seen: int = 0
+    num_captions: int = 0
+    num_empty: int = 0
+    longest: int = 0
+    longest_name: str = ""
+    num_cut: int = 0
+
+
+def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) -> list[str]:
+    """Lines for a person about the job's dataset.
+
+    Raises:
+        ModelError: the base model's tokenizer is malformed.
+        DatasetError: a row names what it must not, or no image is readable.
+    """
+    dataset, resolution = job.dataset, job.task.train_args.resolution
+    target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
+    rules = dataset.caption_rules
+    lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
+    if counter := _counter(job):
+        found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
+        lines += _caption_lines(found, counter.limit, dataset.num_images)
+    is_masked, alpha = job.task.dataset.mask_column is not None, job.task.dataset.alpha_mask
+    seen = look_at_images(dataset, target, seconds, clock, masks=is_masked, alpha=alpha)
+    _require_readable(seen, dataset, "the dataset")
+    lines += _image_lines(seen, dataset.num_images)
+    if is_masked or alpha:
+        lines.append(_mask_line(seen, dataset.num_images))
+    if job.held_out:
+        measured = look_at_images(job.held_out.images, lambda size: (resolution, resolution), seconds, clock)
+        _require_readable(measured, job.held_out.images, "validation.dataset")
+        if measured.unreadable:
+            lines.append(f"not measured   {_counted(_broken(measured))}")
+        num_seen, names = look_for_held_out(dataset, job.held_out.images, seconds, clock)
+        lines.append(f"held out, too  {_counted(names)}{_sampled(num_seen, dataset.num_images)}")
+    return lines
+
+
+def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> None:
+    """Refuse what the job would refuse: images of which none can be shown."""
+    if len(found.unreadable) == dataset.num_images:
+        name, reason = found.unreadable[0]
+        raise DatasetError(none_readable(what, dataset.num_images, name, reason))
+
+
+def _counter(job: Job) -> TokenCounter | None:
+    """Of the base model's tokens, where its tokenizer is at hand."""
+    base, chunks = job.base, job.task.dataset.caption_chunks
+    if base.single_file is not None:  # a tokenizer that lies beside it is another model's
+        return TokenCounter.of_single_file(base.single_file, chunks)
+    folder = base.folder / "tokenizer"
+    return TokenCounter.of_folder(folder, chunks) if folder.is_dir() else None
+
+
+def _from(rule: str) -> str:
+    return "have none" if rule == NO_CAPTION else f"from {rule}"
+
+
+def look_at_images(
+    dataset: ImageDataset, target: Target, seconds: float, clock: Clock, *, masks: bool = False, alpha: bool = False
+) -> ImageAudit:
+    """Decode the images, in a fixed order without pattern, until all are seen or the time is up.
+
+    `masks`, `alpha`: also the masks of `dataset.mask_column` and of the alpha channel, where the task asks for them.
+    """
+    found, first = ImageAudit(), dict[bytes, int]()
+    for index in _spread(dataset, seconds, clock):
+        found.num_seen += 1
+        try:
+            data = dataset.image_bytes(index)
+            size = transforms.check(data)
+            shown = target(size)
+            transforms.covering(size, shown)
+            mask = dataset.mask_bytes(index) if masks else None
+            if mask is not None:
+                transforms.check_mask(mask, size)
+        except UnreadableImage as error:
+            found.unreadable.append((dataset.name(index), str(error)))
+            continue
+        found.sizes.append(size)
+        if transforms.has_more_frames(data):
+            found.animated.append(dataset.name(index))
+        found.num_masked += mask is not None or (alpha and transforms.has_alpha(data))
+        found.num_enlarged += shown[0] > size[0] or shown[1] > size[1]
+        other = first.setdefault(hashlib.sha256(data).digest(), index)
+        if other != index:
+            found.duplicates.append((dataset.name(max(index, other)), dataset.name(min(index, other))))
+    return found
+
+
+def look_for_held_out(
+    dataset: ImageDataset, held_out: ImageDataset, seconds: float, clock: Clock
+) -> tuple[int, list[str]]:
+    """How many images were looked at, and those of them whose bytes are measured as well: their loss says little."""
+    measured = {digest for index in held_out.image_indices() if (digest := _digest(held_out, index)) is not None}
+    num_seen, names = 0, []
+    for index in _spread(dataset, seconds, clock):
+        num_seen += 1
+        if _digest(dataset, index) in measured:
+            names.append(dataset.name(index))
+    return num_seen, names
+
+
+def _digest(dataset: ImageDataset, index: int) -> bytes | None:
+    try:
+        return hashlib.sha256(dataset.image_bytes(index)).digest()
+    except UnreadableImage:
+        return None
+
+
+def look_at_captions(
+    dataset: ImageDataset, counter: TokenCounter, trigger_word: str | None, *, seconds: float, clock: Clock
+) -> CaptionAudit:
+    """Count the tokens of captions as they are trained, until all are seen or the time is up."""
+    found = CaptionAudit()
+    for index in _spread(dataset, seconds, clock):
+        found.num_seen += 1
+        for caption in dataset.captions(index):
+            worded = wording.with_trigger(caption, trigger_word)
+            length = counter.count(worded)
+            found.num_captions += 1
+            found.num_empty += not worded
+            found.num_cut += length > counter.limit
+            if length > found.longest:
+                found.longest, found.longest_name = length, dataset.name(index)
+    return found
+
+
+def _spread(dataset: ImageDataset, seconds: float, clock: Clock) -> Iterator[int]:
+    """Images in an order that leaves a fair sample when the time is up; one at least."""
+    rows = array("q", dataset.image_indices())
+    end = clock() + seconds
+    for place in rng.permutation(0, "audit", 0, len(rows)):
+        yield rows[place]
+        if clock() >= end:
+            return
+
+
+def _caption_lines(found: CaptionAudit, limit: int, num_images: int) -> list[str]:
+    of_all = f"of {found.num_captions:,}"
+    cut = plural(found.num_cut, f"{of_all} is", f"{of_all} are") if found.num_cut else "none is"
+    empty = f", {plural(found.num_empty, 'is', 'are')} empty" if found.num_empty else ""
+    where = f" ({found.longest_name})" if found.num_cut else ""
+    sampled = _sampled(found.num_seen, num_images)
+    return [f"tokens         longest caption {found.longest}{where}, {cut} cut at {limit}{empty}{sampled}"]
+
+
+def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
+    sampled = _sampled(found.num_seen, num_images)
+    lines = []
+    if found.sizes:
+        ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
+        (narrow, low), (wide, high) = ordered[0], ordered[-1]
+        enlarged = f", {plural(found.num_enlarged, 'is', 'are')} enlarged" if found.num_enlarged else ""
+        lines.append(f"sizes          {narrow} x {low} to {wide} x {high}{enlarged}{sampled}")
+    pairs = [f"{name} = {other}" for name, other in found.duplicates]
+    lines.append(f"duplicates     {_counted(pairs)}{sampled}")
+    lines.append(f"unreadable     {_counted(_broken(found))}{sampled}")
+    if found.animated:
+        lines.append(f"first frame    alone is trained on, of {_counted(found.animated)}{sampled}")
+    return lines
+
+
+def _mask_line(found: ImageAudit, num_images: int) -> str:
+    some = "none has one, all of each image counts"
+    if found.num_masked:
+        some = f"{found.num_masked:,} of {plural(len(found.sizes), 'image')}"
+    return f"masks          {some}{_sampled(found.num_seen, num_images)}"
+
+
+def _broken(found: ImageAudit) -> list[str]:
+    return [f"{name} ({reason})" for name, reason in found.unreadable]
+
+
+def _counted(items: list[str]) -> str:
+    return f"{len(items):,}: {listing(items, str)}" if items else "none"
+
+
+def _sampled(num_seen: int, num_images: int) -> str:
+    return "" if num_seen == num_images else f", in a sample of {num_seen:,} of {num_images:,} images"

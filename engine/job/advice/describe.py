@@ -1,0 +1,130 @@
+"""A job in lines for a person: what would run, and what in it is likely a mistake. No torch."""
+
+from __future__ import annotations
+
+from engine.core.addresses import public
+from engine.core.quoting import plural, short, shown
+from engine.data.dataset import ImageDataset
+from engine.data.dataset.held_out import HeldOut
+from engine.job.advice import lengths
+from engine.job.advice.without_effect import without_effect
+from engine.job.job import Job
+from engine.results import held_out_curve
+from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.results.output import kept
+from engine.task import plan
+from engine.training.methods.lora.folder import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+
+
+def describe(job: Job) -> list[str]:
+    """What would run, in lines for a person; first of all, where it is likely to end sooner than was meant."""
+    schedule, args = job.schedule, job.task.train_args
+    rate = plan.base_learning_rate(args, schedule.micro_batches)
+    effective = schedule.visits_per_step
+    lines = [
+        f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
+        f"batch          {schedule.batch_size} x {plural(schedule.micro_batches, 'micro-batch', 'micro-batches')}"
+        f" = {plural(effective, 'image')} a step",
+        f"epoch          {plural(schedule.steps_per_epoch, 'step')}",
+        f"this task      steps {schedule.start_step:,} to {schedule.stop_step:,} of {schedule.max_steps:,}"
+        f" ({plural(schedule.num_steps, 'step')}, {plural(schedule.num_steps * effective, 'image')}"
+        f", {schedule.num_steps * effective / len(job.dataset):.2f} epochs)",
+        f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
+        + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
+    ]
+    if args.train_text_encoder:
+        own = plan.base_text_encoder_rate(args, schedule.micro_batches)
+        lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
+    if job.buckets:
+        lines += job.buckets.lines()
+    if job.held_out:
+        lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
+    lines += _describe_interim(job)
+    lines.append(f"continues      {_describe_parent(job)}")
+    return [f"note: {note}" for note in lengths.notes(job)] + lines + [f"note: {note}" for note in warnings(job)]
+
+
+def _describe_held_out(job: Job, held_out: HeldOut) -> str:
+    interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
+    rows = held_out_curve.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
+    times = held_out_curve.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
+    some = f"{measured:,} of " if measured < held_out.num_images else ""
+    taken = " taken out of the dataset" if held_out.num_taken else ""
+    between = f", every {plural(interval, 'step')}" if interval else ""
+    return (
+        f"of {some}{plural(held_out.num_images, 'image')}{taken}, before and after this task{between}: "
+        f"{plural(times, 'time')} {measured * held_out_curve.STRATA} forward passes"
+    )
+
+
+def _describe_interim(job: Job) -> list[str]:
+    lines = []
+    if images := kept.image_steps(job.task, job.schedule):
+        lines.append(f"images also    {_listed(images)}")
+    if loras := kept.lora_steps(job.task, job.schedule):
+        limit = job.task.checkpoint_limit
+        stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
+        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")
+    return lines
+
+
+def _listed(steps: range) -> str:
+    shown = [str(step) for step in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-1:]])]
+    return f"after step {', '.join(shown)}"
+
+
+def _size(dataset: ImageDataset) -> str:
+    repeated = f", {len(dataset):,} visits an epoch" if len(dataset) != dataset.num_images else ""
+    return f"{plural(dataset.num_images, 'image')}{repeated}"
+
+
+def warnings(job: Job) -> list[str]:
+    """What is allowed but likely a mistake."""
+    schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
+    found = []
+    if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
+        found.append(
+            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {plural(schedule.max_steps, 'step')}: "
+            "the learning rate never reaches its full value"
+        )
+    found += without_effect(job)
+    found += _beyond_the_end(job)
+    if job.buckets:
+        found += job.buckets.warnings(schedule.batch_size)
+    if isinstance(job.parent, WarmStart) and job.parent.name == PEFT_FILE and job.parent.config is None:
+        found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is taken for 1")
+    if schedule.num_steps == 0:
+        found.append("the checkpoint has reached the end of the training: nothing is left to train")
+    for key, (before, now) in job.changed_settings().items():
+        found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {schedule.start_step}")
+        if key == "validation.dataset" and before and now:
+            found.append("other images, captions or timesteps are measured than before: a new curve begins")
+    return found
+
+
+def _beyond_the_end(job: Job) -> list[str]:
+    """Intervals of which no multiple lies inside the whole training: nothing is made in between."""
+    most = job.schedule.max_steps
+    intervals = {
+        "validation is due": plan.validation_interval(job.task.validation, job.schedule),
+        "a LoRA is kept": job.task.checkpoint_every_n_steps,
+    }
+    return [
+        f"{what} every {plural(interval, 'step')}, the whole training has {most:,}: there is none in between"
+        for what, interval in intervals.items()
+        if interval is not None and interval >= most
+    ]
+
+
+def _describe_parent(job: Job) -> str:
+    if job.parent is None:
+        return "nothing: a fresh adapter"
+    if isinstance(job.parent, WarmStart):
+        name = "" if job.parent.name == LORA_FILE else f"{shown(job.parent.name)}, "
+        return f"a LoRA without training state ({name}{job.parent.digest[:12]}): step 0, fresh optimizer"
+    return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
+
+
+def _said(value: object) -> str:
+    return "its default" if value is None else short(value)

@@ -1,0 +1,72 @@
+"""Notes on a training, or a task of it, that is probably shorter than was meant. No torch."""
+
+from __future__ import annotations
+
+from engine.core.quoting import plural
+from engine.job.job import Job
+from engine.results.checkpoint import Checkpoint
+from engine.task.task import TrainArgs
+
+_DEFAULTS = TrainArgs()
+
+
+def notes(job: Job) -> list[str]:
+    """Return a note where the training ends sooner than the task says, or a default decides its length.
+
+    Of a training's first task alone: whoever goes on from a checkpoint knows.
+    """
+    if isinstance(job.parent, Checkpoint):
+        return []
+    return _beyond_the_maximum(job) or _one_epoch_of_many(job) or _one_step(job)
+
+
+def _beyond_the_maximum(job: Job) -> list[str]:
+    """Return a note where `num_train_…` asks for more than `max_train_…` allows."""
+    args, most = job.task.train_args, job.schedule.max_steps
+    wanted = args.num_train_steps or args.num_train_epochs * job.schedule.steps_per_epoch
+    is_said = args.num_train_steps is not None or args.num_train_epochs != _DEFAULTS.num_train_epochs
+    if not is_said or wanted <= most:
+        return []
+    key = "steps" if args.num_train_steps is not None else "epochs"
+    number = args.num_train_steps or args.num_train_epochs
+    # max_train_steps wins over max_train_epochs
+    maximum = f"max_train_{key} to {number}" if args.max_train_steps is None else f"max_train_steps to {wanted}"
+    return [
+        f"num_train_{key} is {number:,}, but the whole training ends after {plural(most, 'step')} by {_maximum(args)}: "
+        f"to train all of them, set train_args.{maximum}"
+    ]
+
+
+def _one_epoch_of_many(job: Job) -> list[str]:
+    """Return a note where `max_train_…` is given alone: each task of the chain then trains one epoch."""
+    args, schedule = job.task.train_args, job.schedule
+    is_default = args.num_train_steps is None and args.num_train_epochs == _DEFAULTS.num_train_epochs
+    if not is_default or schedule.finishes:
+        return []
+    key = "steps" if args.max_train_steps is not None else "epochs"
+    number = args.max_train_steps or args.max_train_epochs
+    return [
+        f"this task trains {schedule.num_steps:,} of {plural(schedule.max_steps, 'step')}, one epoch by "
+        f"num_train_epochs {args.num_train_epochs}: to train all of them in one task, set "
+        f"train_args.num_train_{key} to {number}; otherwise the next task goes on from its checkpoint"
+    ]
+
+
+def _one_step(job: Job) -> list[str]:
+    """Return a note where the whole training is a single step because no length is given."""
+    args, schedule = job.task.train_args, job.schedule
+    if schedule.max_steps > 1 or args.max_train_steps is not None or args.num_train_steps is not None:
+        return []
+    return [
+        f"the whole training is 1 step: an epoch has {plural(schedule.num_rows, 'visit')}, a step takes "
+        f"{plural(schedule.visits_per_step, 'image')}, and the end is {_maximum(args)}; set "
+        "train_args.max_train_steps and num_train_steps, such as 1000"
+    ]
+
+
+def _maximum(args: TrainArgs) -> str:
+    """Return the key that decides the length of the whole training, with its value."""
+    if args.max_train_steps is not None:
+        return f"max_train_steps {args.max_train_steps:,}"
+    default = ", the default" if args.max_train_epochs == _DEFAULTS.max_train_epochs else ""
+    return f"max_train_epochs {args.max_train_epochs:,}{default}"

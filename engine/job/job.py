@@ -1,0 +1,242 @@
+"""One task with everything it needs, and what it is by: its digests, its world, its settings. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.errors import CheckpointError
+from engine.data.dataset import ImageDataset
+from engine.data.dataset.held_out import TRAINING_ALONE, HeldOut
+from engine.models.model import BaseModel
+from engine.results import held_out_curve
+from engine.results.agreement import differing
+from engine.results.checkpoint import LORA_FILE, Checkpoint, WarmStart
+from engine.results.output.record import JobRecord
+from engine.task import plan
+from engine.task.task import (
+    DEFAULT_TARGETS,
+    PredictionType,
+    Task,
+    TrainArgs,
+    Validation,
+    canonical,
+    canonical_json,
+    differences,
+)
+from engine.training.buckets import Buckets
+
+# What a checkpoint's settings say only where it is not the default, as checkpoints older than these keys do.
+_RECORDED_IF_SET: Final = (
+    "min_timestep",
+    "max_timestep",
+    "timestep_bias",
+    "text_encoder_learning_rate",
+    "loss_type",
+    "huber_schedule",
+    "huber_c",
+)
+_DEFAULTS: Final = asdict(TrainArgs())
+# Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
+_DATASET_IDENTITY: Final = (
+    *("name", "url", "config_name", "image_column", "caption_column", "caption_lines"),
+    "max_caption_tokens",
+)
+# What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
+_NOT_MEASURED: Final = (*_DATASET_IDENTITY, *TRAINING_ALONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One task with everything it needs, found and checked."""
+
+    task: Task
+    base: BaseModel
+    dataset: ImageDataset
+    parent: Checkpoint | WarmStart | None
+    parent_folder: Path | None = None
+    in_place: bool
+    """The parent is the output folder's own checkpoint, which this job's result replaces."""
+    schedule: plan.Schedule
+    prediction_type: PredictionType
+    buckets: Buckets | None = None
+    held_out: HeldOut | None = None
+    """What is not trained on but measured."""
+
+    @property
+    def timesteps(self) -> plan.Timesteps:
+        """Which timesteps are drawn. Raises TaskError when the task leaves none."""
+        return plan.timesteps(self.task.train_args, self.base.num_train_timesteps)
+
+    @property
+    def task_digest(self) -> str:
+        """What the task asks for, over its canonical form; local folders count by their content."""
+        value = canonical(self.task)
+        if self.base.revision is None:
+            value["model"]["name"] = self.base.identity
+        if self.task.dataset.name and self.dataset.revision is None:
+            value["dataset"]["name"] = self.dataset.fingerprint
+        measured = self.task.validation.dataset
+        is_local = measured and (measured.name or (measured.split and self.task.dataset.name))
+        if self.held_out and self.held_out.revision is None and is_local:
+            value["validation"]["dataset"]["name"] = self.held_out.fingerprint
+        return hashlib.sha256(canonical_json(value)).hexdigest()
+
+    @property
+    def record(self) -> JobRecord:
+        """Which job this is."""
+        return JobRecord(
+            self.task_digest,
+            self.parent.digest if self.parent else None,
+            world=self.world,
+            curve=self.curve,
+            rows=len(self.dataset),
+            max_steps=self.schedule.max_steps,
+        )
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What names were resolved to, as the manifest has it."""
+        return {
+            "dataset": {
+                "name": self.task.dataset.name if self.dataset.revision else None,
+                "fingerprint": self.dataset.fingerprint,
+                "revision": self.dataset.revision,
+                "rows": len(self.dataset),
+            },
+            "base_model": {"identity": self.base.identity, "revision": self.base.revision},
+            **({"heldout": self._resolved_held_out(self.held_out)} if self.held_out else {}),
+        }
+
+    def _resolved_held_out(self, held_out: HeldOut) -> dict[str, Any]:
+        wanted = self.task.validation.dataset
+        return {
+            "name": wanted.name if wanted and held_out.revision else None,
+            "fingerprint": held_out.fingerprint,
+            "revision": held_out.revision,
+        }
+
+    @property
+    def curve(self) -> str | None:
+        """What held-out losses must have in common to be compared, besides the world; None without any."""
+        if self.held_out is None:
+            return None
+        dataset = {key: value for key, value in differences(self.task.dataset).items() if key not in _NOT_MEASURED}
+        drawn = [held_out_curve.STRATA, self.timesteps.begin, self.timesteps.end]
+        named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": dataset}
+        return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
+
+    @property
+    def request(self) -> str:
+        """What was asked for, before anything was found."""
+        return request_digest(self.task, self.parent_folder)
+
+    @property
+    def world(self) -> dict[str, Any]:
+        """What all tasks of a chain must agree on."""
+        task = self.task
+        alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
+        # Only where set: a checkpoint older than these options continues with a task that leaves them out.
+        options = {
+            "alpha": float(alpha) if alpha != task.lora.rank else None,
+            "use_rslora": task.lora.use_rslora,
+            "train_text_encoder": task.train_args.train_text_encoder,
+            "zero_terminal_snr": task.train_args.zero_terminal_snr,
+            "buckets": task.transforms.buckets,
+            "heldout_images": self.held_out.num_taken if self.held_out else 0,
+            "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
+        }
+        targets = task.lora.target_modules
+        return {
+            "base_model": self.base.identity,
+            "variants": dict(self.base.variants),
+            "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
+            "rank": task.lora.rank,
+            "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+            **{key: value for key, value in options.items() if value},
+            "resolution": task.train_args.resolution,
+            "mixed_precision": task.mixed_precision,
+            "prediction_type": self.prediction_type,
+            "batch_size": task.train_args.batch_size,
+            "micro_batches": self.schedule.micro_batches,
+            "seed": task.seed,
+            "dataset": self.dataset.fingerprint,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What may change from task to task of a chain, and is recorded in its lineage."""
+        train_args = asdict(self.task.train_args)
+        for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
+            del train_args[own]
+        for agreed in ("train_text_encoder", "zero_terminal_snr"):  # the world has them
+            del train_args[agreed]
+        del train_args["gradient_checkpointing"]  # how much memory there is changes no bit
+        for key in _RECORDED_IF_SET:
+            if train_args[key] == _DEFAULTS[key]:
+                del train_args[key]
+        transforms = asdict(self.task.transforms)
+        del transforms["buckets"]  # the world has it
+        said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
+        return {
+            "train_args": train_args,
+            **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
+            "transforms": transforms,
+            "validation": _validation_settings(self.task.validation, self.curve),
+            "caption_column": self.task.dataset.caption_column,
+            "revision": self.task.model.revision,
+            **({"dataset": said} if said else {}),
+            **{key: value for key, value in differences(self.task).items() if key.startswith("checkpoint_")},
+        }
+
+    def changed_settings(self) -> dict[str, list[Any]]:
+        """The settings that differ from the parent's: dotted key -> [before, now]."""
+        if not isinstance(self.parent, Checkpoint):
+            return {}
+        before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
+        keys = [*now, *(key for key in before if key not in now)]
+        return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
+
+
+def _validation_settings(validation: Validation, curve: str | None) -> dict[str, Any]:
+    """Keys younger than the first checkpoints only where they are set; what is held out by its content."""
+    said = {"prompt": validation.prompt, "num_images": validation.num_images} | differences(validation)
+    return said if curve is None else said | {"dataset": curve}
+
+
+def request_digest(task: Task, parent: Path | None) -> str:
+    """A digest of a task and its checkpoint's place: the same command, the same request."""
+    value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def require_same_world(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, rows: tuple[int | None, int | None] = (None, None)
+) -> None:
+    """Refuse to continue a training in a world that would change what its earlier steps meant.
+
+    Args:
+        found: the checkpoint's world.
+        expected: this task's.
+        rows: of the dataset, then and now; None where that is not known.
+
+    Raises:
+        CheckpointError: naming each setting that differs, with both values.
+    """
+    lines = differing(found, expected, there="in the checkpoint", here="in this task", rows=rows)
+    if lines:
+        advice = "use the same settings, or start without a checkpoint"
+        if found.get("dataset") != expected.get("dataset"):
+            advice += f", or begin with its LoRA alone: a folder that holds only its {LORA_FILE}"
+        raise CheckpointError(f"the checkpoint cannot be continued by this task: {'; '.join(lines)}; {advice}")

@@ -1,0 +1,52 @@
+"""How much memory a job takes, predicted before it runs; how much there is; what would fit. No torch."""
+
+from __future__ import annotations
+
+from engine.job.memory.advice import advise, fitting, require_enough
+from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
+from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
+from engine.models.model import BaseModel
+from engine.task.task import Task
+
+__all__ = [
+    "PROGRAM_BYTES",
+    "SPARE",
+    "advise",
+    "available_bytes",
+    "describe",
+    "fitting",
+    "gib",
+    "most_bytes",
+    "predict",
+    "require_enough",
+    "wants_recompute",
+]
+
+
+def describe(base: BaseModel, task: Task, *, device: str, available: int | None) -> list[str]:
+    """What is predicted, in lines for a person."""
+    both = [predict(base, task, recompute=recompute, device=device) for recompute in (False, True)]
+    plain, saving = both
+    if plain is None or saving is None:
+        return ["memory         not predicted: the model's configurations do not say how large it is"]
+    asked = task.train_args.gradient_checkpointing
+    is_open = asked == "auto" and available is None
+    chosen = saving if wants_recompute(base, task, device=device, available=available) else plain
+    kind = "of the GPU, besides about 0.5 GiB for CUDA" if device == "cuda" else "of the machine, besides the program"
+    if is_open:
+        limit = gib(int(plain.train / SPARE))
+        lines = [f"memory         {_phases(plain)} {kind}; below {limit} free, training with gradient checkpointing"]
+        return [*lines, f"               with gradient checkpointing: {gib(saving.train)} training"]
+    why = "" if asked != "auto" else f" (auto: {gib(available or 0)} available)"
+    with_it = "with" if chosen.recompute else "without"
+    lines = [f"memory         {_phases(chosen)} {kind}; {with_it} gradient checkpointing{why}"]
+    if available is not None and chosen.peak > available:
+        fits = "; ".join(fitting(base, task, device=device, available=available))
+        lines.append(
+            f"note: that is more than the {gib(available)} available" + (f"; what would fit: {fits}" if fits else "")
+        )
+    return lines
+
+
+def _phases(found: Prediction) -> str:
+    return f"{gib(found.encode)} encoding, {gib(found.train)} training, {gib(found.validation)} validation"

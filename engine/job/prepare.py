@@ -1,0 +1,207 @@
+"""From settings to a job that is ready to run: everything is found and checked, nothing is trained. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
+from engine.core.files.digests import FileDigests
+from engine.data.dataset import ImageDataset, open_dataset
+from engine.data.dataset.held_out import HeldOut, hold_out
+from engine.job.job import Job, request_digest, require_same_world
+from engine.models import model
+from engine.results import checkpoint
+from engine.results.checkpoint import Checkpoint
+from engine.results.output.output_contents import OutputContents
+from engine.results.output.record import object_at
+from engine.task import plan
+from engine.task.paths import looking_up, resolve_paths
+from engine.task.settings import Settings, is_read_only
+from engine.task.task import Task, parse_task
+from engine.training.buckets import bucket_sizes, buckets_of
+
+Report = Callable[[str], None]
+
+
+def read_task(settings: Settings) -> Task:
+    """Parse the task, and check what it asks of the device.
+
+    Raises:
+        TaskError: it is invalid, or its resolution has no buckets.
+        DeviceError: its precision does not exist on the device.
+    """
+    task = parse_task(settings.task_bytes, source=settings.task_source)
+    if settings.device == "cpu" and task.mixed_precision == "fp16":
+        raise DeviceError('mixed_precision "fp16" needs a CUDA device; on a CPU use "bf16" or "no"')
+    if task.transforms.buckets:
+        bucket_sizes(task.train_args.resolution)
+    return resolve_paths(task, settings.task_folder)
+
+
+def prepare(
+    settings: Settings,
+    task: Task,
+    *,
+    weights: bool,
+    report: Report,
+    digests: FileDigests | None = None,
+    before: Mapping[str, Any] | None = None,
+) -> Job:
+    """Find the checkpoint, the base model and the dataset, and check that they go together.
+
+    Args:
+        settings: of the job.
+        task: as `read_task` gave it.
+        weights: False leaves the base model's weights out of a download.
+        report: takes lines for a person.
+        digests: of local weights that were begun early.
+        before: what an earlier start of this job found (`recorded`), so that a branch that has moved since changes
+            nothing.
+
+    Raises:
+        JobError: of the kind of whatever is missing or does not fit.
+    """
+    folder = parent_folder(settings, task)
+    with _permitted(CheckpointError, "the checkpoint"):
+        parent = checkpoint.load(folder) if folder else None
+    chain = parent if isinstance(parent, Checkpoint) else None
+    if is_read_only(settings.cache_dir):
+        report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
+    with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
+        base = model.locate(
+            task.model,
+            pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
+            weights=weights,
+            report=report,
+            cache_dir=settings.cache_dir,
+            limits=settings.limits,
+            digests=digests,
+        )
+    with _permitted(DatasetError, "the dataset"):
+        dataset, held_out = _open_datasets(settings, task, [before, _resolved(chain)], report)
+    schedule = plan.schedule(
+        task.train_args,
+        num_rows=len(dataset),
+        processes=settings.place.multiplier,
+        start_step=chain.global_step if chain else 0,
+    )
+    job = Job(
+        task=task,
+        base=base,
+        dataset=dataset,
+        parent=parent,
+        parent_folder=folder,
+        in_place=is_in_place(folder, settings.output_dir),
+        schedule=schedule,
+        prediction_type=task.train_args.prediction_type or base.prediction_type,
+        buckets=buckets_of(task, dataset, settings.cache_dir),
+        held_out=held_out,
+    )
+    _check_noise(job)
+    _check_validation(job)
+    if chain:
+        rows = chain.manifest["dataset"].get("rows")
+        require_same_world(chain.world, job.world, rows=(rows if type(rows) is int else None, len(dataset)))
+    return job
+
+
+def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
+    """What an earlier start of this job, unfinished or finished, resolved the task's names to; None without one."""
+    parent = parent_folder(settings, task)
+    may_be_done = parent is None and not settings.overwrite
+    return OutputContents(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
+
+
+def _open_datasets(
+    settings: Settings, task: Task, before: Sequence[Mapping[str, Any] | None], report: Report
+) -> tuple[ImageDataset, HeldOut | None]:
+    """What is trained on, and what is held out to be measured."""
+    places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": report, "limits": settings.limits}
+    with _looking_up(task.dataset.name, settings, "dataset.name"):
+        dataset = open_dataset(task, revision=_first(_pinned_dataset(one, task) for one in before), **places)
+    if task.validation.dataset is None:
+        return dataset, None
+    with _looking_up(task.validation.dataset.name, settings, "validation.dataset.name"):
+        return hold_out(task, dataset, revision=_first(_pinned_held_out(one, task) for one in before), **places)
+
+
+def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
+    """Look the name under `key` up on the Hub, where it is neither a path nor a model's address."""
+    what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
+    if not name or Path(name).is_absolute() or (what == "model" and model.is_url(name)):
+        return nullcontext()
+    return looking_up(name, settings.task_folder, what, key)
+
+
+def _first(values: Iterable[str | None]) -> str | None:
+    return next((value for value in values if value is not None), None)
+
+
+@contextmanager
+def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
+    """Say that something cannot be read by this user, where the code that looks for it does not."""
+    try:
+        yield
+    except PermissionError as error:
+        raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user who can") from None
+
+
+def _check_noise(job: Job) -> None:
+    _ = job.timesteps
+    if job.task.train_args.zero_terminal_snr and job.prediction_type != "v_prediction":
+        raise TaskError(
+            "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
+            "predicting the noise teaches nothing"
+        )
+
+
+def _check_validation(job: Job) -> None:
+    steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
+    if steps >= most:  # schedulers that begin one timestep later would run out of them
+        raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
+
+
+def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:
+    """What the chain's tasks resolved names to, in the shape of `recorded`."""
+    return {**chain.manifest, "revision": chain.settings.get("revision")} if chain else None
+
+
+def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
+    """The commit that the branch was resolved to before, unless this task asks for another revision."""
+    if before is None or before.get("revision") != task.model.revision:
+        return None
+    found = object_at(before, "base_model")
+    commit = _commit(found.get("revision"))
+    return commit if found.get("identity") == f"{task.model.name}@{commit}" else None
+
+
+def _pinned_dataset(before: Mapping[str, Any] | None, task: Task) -> str | None:
+    found = object_at(before, "dataset")
+    return _commit(found.get("revision")) if found.get("name") == task.dataset.name else None
+
+
+def _pinned_held_out(before: Mapping[str, Any] | None, task: Task) -> str | None:
+    found, wanted = object_at(before, "heldout"), task.validation.dataset
+    if wanted is None or wanted.name is None or found.get("name") != wanted.name:
+        return None
+    return _commit(found.get("revision"))
+
+
+def _commit(value: Any) -> str | None:
+    """The manifest is a stranger's: only a full commit may stand in for a branch."""
+    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}", value) else None
+
+
+def parent_folder(settings: Settings, task: Task) -> Path | None:
+    """The checkpoint to continue: the flag's or variable's, else the task's."""
+    return settings.checkpoint or (Path(task.checkpoint) if task.checkpoint else None)
+
+
+def is_in_place(folder: Path | None, output_dir: Path) -> bool:
+    """Whether the checkpoint to continue is the output folder's own, which the result then replaces."""
+    own = output_dir / "checkpoint"
+    return folder is not None and folder.exists() and own.exists() and folder.samefile(own)

@@ -1,0 +1,177 @@
+"""From a trained adapter to the two folders: files built, everything put in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as serialise_tensors
+
+from engine.core.addresses import public
+from engine.core.files.storage import Contents
+from engine.core.progress import say
+from engine.core.quoting import plural
+from engine.evaluation import validation
+from engine.evaluation.pictures import Pictures, smaller
+from engine.job.job import Job
+from engine.job.session import Session, Training
+from engine.results import checkpoint, held_out_curve, report, world
+from engine.results import history as history_file
+from engine.results.checkpoint import Checkpoint
+from engine.results.output import kept
+from engine.results.output.output import REPORT
+from engine.results.state import dump_state
+from engine.task.task import canonical
+from engine.training.methods.lora import webui_metadata
+from engine.training.methods.lora.files import diffusers_state, webui_state
+
+
+def publish(session: Session, training: Training, pictures: Pictures) -> None:
+    """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
+    job, output, outcome = session.job, session.output, session.outcome
+    with outcome.clock.phase("publish"):
+        origin = world.origin_of_result(training.origins, training.trainer.step)
+        lineage = _lineage(job, training.trainer.step, origin)
+        finished = job.schedule.finishes
+        files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
+        listing = {validation.PROMPTS_FILE: validation.listing(pictures.images)}
+        images = pictures.drawn | pictures.between
+        output.publish(output.validation, images | listing, last=validation.PROMPTS_FILE)
+        page = _report(session, training, pictures, lineage, digest)
+        output.write(REPORT, report.render(page).encode())
+    # From here on the job is as good as done: a signal no longer undoes that.
+    session.stop.ignore()
+    with outcome.clock.phase("publish"):
+        output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
+    outcome.finished, outcome.checkpoint_digest = finished, digest
+    ending = "the whole training is finished" if finished else "the next task continues from it"
+    outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
+    output.write_result(outcome.done())
+    output.complete()
+    say(f"done: {outcome.message}")
+    say(f"look at {output.root / REPORT}")
+
+
+def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chain's tasks so far, this one last."""
+    chain = job.parent if isinstance(job.parent, Checkpoint) else None
+    own = {
+        "parent": job.record.parent,
+        "task_digest": job.task_digest,
+        "from_step": job.schedule.start_step,
+        "to_step": step,
+        "changed": job.changed_settings(),
+        **origin,
+    }
+    return [*(chain.lineage if chain else []), own]
+
+
+def _checkpoint_files(
+    job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
+) -> tuple[dict[str, Contents], str]:
+    """The files of `checkpoint/` and its digest."""
+    state = training.trainer.state()
+    tensors, scalars = dump_state(state)
+    diffusers, webui = lora_files_of(job, training)
+    return checkpoint.build_files(
+        global_step=state.global_step,
+        state_tensors=tensors,
+        state_scalars=scalars,
+        lora=diffusers,
+        webui=webui,
+        world=job.world,
+        settings=job.settings,
+        lineage=lineage,
+        history=history_file.dump(training.history),
+        baseline=pictures.baseline,
+        pictures=pictures.without,
+        steps=_steps(job, training),
+        finished=job.schedule.finishes,
+        held_out_losses=held_out_curve.dump(training.held_out_losses),
+        manifest={
+            "task_digest": job.task_digest,
+            "parent": job.record.parent,
+            **job.resolved,
+            **origin,
+        },
+    )
+
+
+def _steps(job: Job, training: Training) -> dict[str, Contents]:
+    """The chain's LoRAs of earlier steps, as many as the task allows."""
+    if job.task.checkpoint_every_n_steps is None:
+        return {}
+    chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
+    files = chain | training.kept.files(kept.LORAS)
+    stay = kept.latest(files, job.task.checkpoint_limit)
+    return {name: file for name, file in files.items() if name in stay}
+
+
+def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
+    """The adapter as it is, in Diffusers' format and in the web interfaces'."""
+    diffusers = serialise_tensors(diffusers_state(training.adapter))
+    return diffusers, _webui_file(job, training, training.trainer.step)
+
+
+def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
+    tensors = webui_state(training.adapter, training.family.webui_name)
+    metadata = webui_metadata.describe(
+        tensors,
+        job.base.family.webui_base(job.base.config, job.prediction_type),
+        identity=job.base.identity,
+        prediction_type=job.prediction_type,
+        resolution=job.task.train_args.resolution,
+        global_step=global_step,
+    )
+    return webui_metadata.serialise(tensors, metadata)
+
+
+def _report(
+    session: Session, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
+) -> report.Report:
+    job, outcome, whole = session.job, session.outcome, session.outcome.so_far()
+    source = job.task.dataset.name or str(job.task.dataset.url)
+    shown = [
+        report.Picture(
+            prompt=image.prompt,
+            seed=image.seed,
+            png=pictures.drawn[image.file],
+            without_png=pictures.without[baseline["file"]],
+            between=[
+                (step, smaller(pictures.between[name], report.STRIP_PIXELS)) for step, name in _shown(job, image.file)
+            ],
+        )
+        for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
+    ]
+    return report.Report(
+        title=f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}",
+        task=canonical(job.task),
+        history=training.history,
+        pictures=shown,
+        start_step=job.schedule.start_step,
+        global_step=outcome.global_step,
+        max_steps=job.schedule.max_steps,
+        visits_per_step=job.schedule.visits_per_step,
+        finished=job.schedule.finishes,
+        seconds=whole.seconds,
+        peak_memory_bytes=whole.peak_memory_bytes,
+        skipped=whole.skipped,
+        lineage=lineage,
+        checkpoint_digest=digest,
+        device=lineage[-1]["device"],
+        versions=lineage[-1]["versions"],
+        held_out_losses=training.held_out_losses,
+    )
+
+
+def _shown(job: Job, file: str) -> list[tuple[int, str]]:
+    """The steps in between whose images the report has room for, with the name of one of theirs."""
+    steps = kept.image_steps(job.task, job.schedule)
+    count = min(len(steps), report.STRIP_LENGTH)
+    chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
+    return [(step, kept.image_name(step, file).removeprefix(kept.IMAGES)) for step in chosen]
+
+
+def _last_name(source: str) -> str:
+    """A folder's name without its path; a Hub ID or a URL as it is."""
+    return Path(source).name if Path(source).is_absolute() else source

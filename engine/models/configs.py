@@ -1,0 +1,37 @@
+"""A base model's JSON files, from a stranger's folder. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.errors import ModelError
+
+_MAX_JSON_BYTES: Final = 64 << 20
+
+
+def refuse_large(path: Path) -> None:
+    """Raise ModelError for a file that no configuration would fill, OSError where it is not there."""
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ModelError(f"the base model's {path} is too large for a configuration; download it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ModelError: missing, too large or malformed.
+    """
+    try:
+        refuse_large(path)
+        value = json.loads(path.read_bytes())
+    except OSError:
+        raise ModelError(
+            f"the base model has no {path.parent.name}/{path.name}; a Diffusers folder is expected"
+        ) from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"the base model's {path} is not JSON; download it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"the base model's {path} is not a JSON object; download it again")
+    return value

@@ -1,0 +1,186 @@
+"""Loading the parts of a Diffusers folder or single file, strictly: what is missing is an error, not a random init."""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from engine.core.errors import ModelError, first_line
+from engine.models import schedulers
+from engine.models.base import LoadArgs
+from engine.models.checks import MAX_TIMESTEPS
+from engine.models.configs import read_json
+from engine.models.single_file import weights as single_file_weights
+
+_ALIGNMENT: Final = 64
+"""Bytes, of torch's own allocations."""
+
+for logging in (transformers_logging, diffusers_logging):
+    logging.disable_progress_bar()  # of shards, among a job's own lines
+
+
+def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
+    """One of a component's JSON files.
+
+    Raises:
+        ModelError: missing or malformed.
+    """
+    if args.single_file is not None:
+        return dict(args.single_file.configs[component])
+    return read_json(args.folder / component / name)
+
+
+def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
+    """A component with weights, frozen, in `args.dtype`, on the CPU, in memory of its own.
+
+    Args:
+        cls: the component's class in Diffusers or transformers.
+        args: the base model.
+        component: its sub-folder.
+
+    Raises:
+        ModelError: weights missing, malformed, or of another shape than its configuration says.
+    """
+    read_config(args, component)  # Diffusers takes an empty list for a path
+    try:
+        if args.single_file is not None:
+            module, info = single_file_weights.load(cls, args.single_file, component, args.dtype), {}
+        else:
+            module, info = cls.from_pretrained(
+                args.folder / component,
+                variant=args.variants[component],
+                # Always said: transformers otherwise takes the dtype that config.json names, often float16.
+                dtype=args.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries' readers of configurations and weights raise almost anything
+        raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info.get(problem):
+            found = sorted(map(str, info[problem]))
+            raise ModelError(
+                f"the base model's {component} has {len(found)} {problem.replace('_', ' ')}, e.g. {found[0]}"
+            )
+    module.requires_grad_(False)
+    module.eval()
+    if args.device.type == "cpu" and args.single_file is None:
+        _own_memory(module)
+    return module
+
+
+def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
+    """A tokenizer.
+
+    Raises:
+        ModelError: files missing or malformed.
+    """
+    if args.single_file is not None:
+        return single_file_weights.build_tokenizer(cls, args.single_file, component)
+    names = {path.name for path in (args.folder / component).iterdir()}
+    if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
+        raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")
+    try:
+        tokenizer = cls.from_pretrained(args.folder / component, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exceptions for malformed files
+        raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
+    _require_known_tokens(tokenizer, args, component)
+    return tokenizer
+
+
+def _require_known_tokens(tokenizer: Any, args: LoadArgs, component: str) -> None:
+    """Raise ModelError for a tokenizer whose rows its text encoder has no place for, or no embeddings of."""
+    config = read_config(args, component.replace("tokenizer", "text_encoder"))
+    length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
+    token, words = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 49408)
+    if not 3 <= length <= positions:  # start, end, and something in between
+        raise ModelError(
+            f"the base model's {component} makes rows of {length:g} tokens, its text encoder takes {positions}: "
+            "these parts do not belong together"
+        )
+    if token >= words:
+        raise ModelError(
+            f"the base model's {component} knows {token + 1} tokens, its text encoder {words}: "
+            "these parts do not belong together"
+        )
+
+
+def load_scheduler(args: LoadArgs) -> Any:
+    """The scheduler that the base model names, predicting what the training predicts.
+
+    Raises:
+        ModelError: no scheduler of Diffusers', or a malformed configuration.
+    """
+    name, config, _ = schedulers.drawing(read_config(args, "scheduler", schedulers.FILE))
+    cls = _scheduler_class(name, config)
+    config |= {"prediction_type": args.prediction_type}
+    if args.zero_terminal_snr:
+        # Sampling starts at the very last timestep, and not every scheduler can start from noise alone (Lin et al.
+        # 2023, arXiv:2305.08891, sections 3.1 and 3.3).
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
+            cls = diffusers.DDIMScheduler
+            # Its own default would clip latents, which schedulers without that option never do.
+            config = {"clip_sample": False, **config}
+    try:
+        scheduler = cls.from_config(config)
+    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
+        raise ModelError(f"the base model's scheduler does not load: {first_line(error)}") from error
+    betas = getattr(scheduler, "betas", torch.zeros(1))
+    if not bool(((betas >= 0) & (betas <= 1)).all()):  # nor NaN
+        raise ModelError("the base model's scheduler does not load: it has betas outside [0, 1]; download it again")
+    return scheduler
+
+
+def _scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
+    """Diffusers' class of that name. Raises ModelError where its noise schedule is no such thing."""
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
+        raise ModelError(
+            f"the base model's scheduler does not load: num_train_timesteps is {str(steps)[:40]!r}; download it again"
+        )
+    return getattr(diffusers, name)
+
+
+def move_frozen(module: torch.nn.Module, device: torch.device) -> None:
+    """Move a module, unless some of it is trained: that stays where the optimizer has it."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        module.to(device)
+
+
+def _own_memory(module: torch.nn.Module) -> None:
+    """Copy every tensor out of its file's memory map: its alignment there can change the bits of a kernel's result.
+
+    What was converted to another dtype on the way has memory of its own already, as torch aligns it.
+    """
+    is_mapped = _file_maps()
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.data_ptr() % _ALIGNMENT or is_mapped(tensor.data_ptr()):
+            tensor.data = tensor.data.clone()
+
+
+def _file_maps() -> Callable[[int], bool]:
+    """Tells whether an address is in a file's memory map (proc(5), maps); where these are hidden, all may be."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return lambda address: True
+    files = [line.split(" ", 1)[0].split("-") for line in lines if line.split(None, 5)[4] != "0"]  # by their inodes
+    starts, ends = ([int(place[side], 16) for place in files] for side in (0, 1))
+
+    def is_mapped(address: int) -> bool:
+        number = bisect_right(starts, address) - 1  # they are sorted, and do not overlap
+        return number >= 0 and address < ends[number]
+
+    return is_mapped

@@ -1,0 +1,90 @@
+"""How many tokens a caption has, without transformers and torch: what `--plan` needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from engine.core.errors import ModelError, first_line
+from engine.models.configs import read_json
+from engine.models.single_file import SingleFile
+from engine.models.single_file.vocabulary import read_vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_NUM_SPECIAL: Final = 2
+"""Start and end of text."""
+_DEFAULT_ROW: Final = 77
+
+
+class TokenCounter:
+    """A base model's CLIP tokenizer (Radford et al. 2021, arXiv:2103.00020, section 2.4), counting only."""
+
+    def __init__(self, tokenizer: Tokenizer, row: object, chunks: int) -> None:
+        self._tokenizer = tokenizer
+        length = row if isinstance(row, int) and 2 < row < 10_000 else _DEFAULT_ROW
+        self.limit = (length - _NUM_SPECIAL) * chunks
+        """Tokens that a caption may have, start and end aside, as `dataset.max_caption_tokens` counts them."""
+
+    @classmethod
+    def of_folder(cls, folder: Path, chunks: int = 1) -> TokenCounter:
+        """That of a model's tokenizer/; a caption may fill `chunks` rows. Raises ModelError."""
+        path = folder / "tokenizer_config.json"
+        config = read_json(path) if path.is_file() else {}
+        return cls(_load(folder), config.get("model_max_length"), chunks)
+
+    @classmethod
+    def of_single_file(cls, file: SingleFile, chunks: int = 1) -> TokenCounter:
+        """That which every single file leaves out; a caption may fill `chunks` rows."""
+        config = file.configs["tokenizer"]
+        tokenizer = _clip(*read_vocabulary())
+        tokenizer.add_special_tokens([config["pad_token"]])  # which is no part of a word anymore, even if it is "!"
+        return cls(tokenizer, config["model_max_length"], chunks)
+
+    def count(self, caption: str) -> int:
+        """Tokens of a caption, start and end aside."""
+        return len(self._tokenizer.encode(caption, add_special_tokens=False).ids)
+
+
+def _load(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
+        from tokenizers.models import BPE
+
+        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        return _clip(vocabulary, merges)
+    except Exception as error:  # tokenizers raises bare Exceptions for malformed files
+        raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
+
+
+def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Byte pair encoding of lower-cased text, with CLIP's way of splitting it into words."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    tokenizer = Tokenizer(
+        BPE(
+            vocabulary,
+            merges,
+            unk_token="<|endoftext|>",
+            end_of_word_suffix="</w>",
+            continuing_subword_prefix="",
+            fuse_unk=False,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(words), behavior="removed", invert=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    return tokenizer

@@ -1,0 +1,223 @@
+"""Which model a single file holds, by its tensors' names and shapes; what is none of ours is named and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.errors import ModelError
+from engine.models.single_file import sizes
+from engine.models.single_file.header import Header
+
+UNET: Final = "model.diffusion_model."
+VAE: Final = "first_stage_model."
+INDEX: Final = ""
+"""The component whose configuration is the pipeline's own, Diffusers' model_index.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where a component's weights are in the file, and in whose names."""
+
+    kind: str
+    """`unet`, `vae`: the original Stable Diffusion's names; `clip`: transformers'; `open_clip`: OpenCLIP's."""
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """One way to put a whole model into one file."""
+
+    title: str
+    pipeline: str
+    """Diffusers' pipeline class: the key of the family's row."""
+    marks: tuple[str, ...]
+    """Prefixes that only this layout has, all of them."""
+    parts: Mapping[str, Part]
+    """Component with weights -> its place in the file."""
+    configs_file: str
+    assumed_prediction: str
+    """What the best-known models of this layout predict: the weights do not say."""
+
+    def skeleton(self) -> dict[str, dict[str, Any]]:
+        """Component -> the configuration of the best-known model of this layout."""
+        value: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / self.configs_file).read_bytes())
+        return value
+
+
+_COMMON: Final = {"vae": Part("vae", VAE), "unet": Part("unet", UNET)}
+
+LAYOUTS: Final = (
+    Layout(
+        title="Stable Diffusion XL",
+        pipeline="StableDiffusionXLPipeline",
+        marks=("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+        parts={
+            "text_encoder": Part("clip", "conditioner.embedders.0.transformer."),
+            "text_encoder_2": Part("open_clip", "conditioner.embedders.1.model."),
+            **_COMMON,
+        },
+        configs_file="xl.json",
+        assumed_prediction="epsilon",
+    ),
+    Layout(
+        title="Stable Diffusion 2.x",
+        pipeline="StableDiffusionPipeline",
+        marks=("cond_stage_model.model.",),
+        parts={"text_encoder": Part("open_clip", "cond_stage_model.model."), **_COMMON},
+        configs_file="sd2.json",
+        assumed_prediction="v_prediction",
+    ),
+    Layout(
+        title="Stable Diffusion 1.x",
+        pipeline="StableDiffusionPipeline",
+        marks=("cond_stage_model.transformer.",),
+        parts={"text_encoder": Part("clip", "cond_stage_model.transformer."), **_COMMON},
+        configs_file="sd1.json",
+        assumed_prediction="epsilon",
+    ),
+)
+
+_FOLDER: Final = "give the whole folder in Diffusers' layout"
+_OTHERS: Final = tuple(
+    (re.compile(pattern), what)
+    for pattern, what in (
+        (
+            r"\.lora_(down|up|mid|A|B)\.|\.lora\.(down|up)\.|_lora\.(down|up)\.|\.(hada_w\d|lokr_w\d|dora_scale|oft_)",
+            "a LoRA, not a base model; name the model that it was trained on",
+        ),
+        (r"^(emb_params|string_to_param.*|clip_[gl])$", "a textual-inversion embedding, not a base model"),
+        (r"^control_model\.|^controlnet_|^input_hint_block\.|^control_", "a ControlNet, not a base model"),
+        (r"motion_modules\.", "an AnimateDiff motion module, not a base model"),
+        (r"time_stack\.", "a video model (Stable Video Diffusion)"),
+        (r"joint_blocks\.\d", "a Stable Diffusion 3"),
+        (r"stream_modulation", "a Flux 2"),
+        (r"double_blocks\.\d", "a Flux, Chroma or HunyuanVideo model"),
+        (r"double_layers\.\d", "an AuraFlow"),
+        (r"cap_embedder\.", "a Lumina or Z-Image model"),
+        (r"^clip_txt_mapper\.|\.channelwise\.", "a Stable Cascade"),
+        (r"^edm_", "a model of the EDM kind (Playground 2.5, CosXL), whose noise is scaled in another way"),
+        (r"^conditioner\.embedders\.0\.model\.", "a Stable Diffusion XL refiner, which only finishes images"),
+        (r"^depth_model\.", "a depth-to-image model"),
+        (r"^noise_augmentor\.|^embedder\.model\.", "an image-variation model (unCLIP)"),
+        (r"^(down_blocks|mid_block|up_blocks)\.", f"a UNet alone, in Diffusers' layout; {_FOLDER}"),
+        (r"^(encoder|decoder)\.(down|up|mid|conv_in)", f"an autoencoder (VAE) alone; {_FOLDER}"),
+        (r"^(text_model\.|transformer\.resblocks\.)", f"a text encoder alone; {_FOLDER}"),
+    )
+)
+"""Tried in this order on all names: what a file can be other than a text-to-image Stable Diffusion."""
+
+_CHANNELS: Final = {
+    9: "an inpainting model",
+    8: "an image-editing model (InstructPix2Pix)",
+    7: "an upscaling model",
+    5: "a depth-to-image model",
+}
+_FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
+_SIZES: Final[Mapping[str, Callable[[sizes.Shapes, Mapping[str, Any]], sizes.Config]]] = {
+    "unet": sizes.unet,
+    "vae": sizes.vae,
+    "clip": sizes.clip,
+    "open_clip": sizes.open_clip,
+}
+
+
+def detect(header: Header, name: str) -> Layout:
+    """The layout of a file.
+
+    Args:
+        header: of the file.
+        name: what messages call it.
+
+    Raises:
+        ModelError: no whole text-to-image Stable Diffusion; says what it seems to be.
+    """
+    names = header.tensors
+    complete = [layout for layout in LAYOUTS if all(_has(names, mark) for mark in layout.marks)]
+    for pattern, what in _OTHERS:
+        if any(pattern.search(key) for key in names):
+            raise ModelError(
+                f"the base model {name} is {what}" + ("" if ";" in what else "; this program does not train it")
+            )
+    if not _has(names, f"{UNET}input_blocks."):
+        first = ", ".join(sorted(names)[:2])
+        raise ModelError(
+            f"the base model {name} is no Stable Diffusion that this program knows (its tensors: {first[:120]}, …)"
+        )
+    shape = names[f"{UNET}input_blocks.0.0.weight"].shape if f"{UNET}input_blocks.0.0.weight" in names else ()
+    if len(shape) == 4 and shape[1] in _CHANNELS:
+        raise ModelError(
+            f"the base model {name} is {_CHANNELS[shape[1]]} (its UNet takes {shape[1]} channels); "
+            "only text-to-image models can be trained"
+        )
+    missing = [what for what, there in (("text encoder", complete), ("VAE", _has(names, VAE))) if not there]
+    if missing:
+        raise ModelError(f"the base model {name} holds no {' and no '.join(missing)}; take the whole checkpoint")
+    return complete[0]
+
+
+def configurations(header: Header, layout: Layout) -> dict[str, dict[str, Any]]:
+    """Component -> its configuration in Diffusers' or transformers' form, sizes as in the file.
+
+    Raises:
+        ModelError: incomplete, irregular or quantised.
+    """
+    configs = layout.skeleton()
+    for component, part in layout.parts.items():
+        inside = {
+            original_name(key, part): tensor for key, tensor in header.tensors.items() if key.startswith(part.prefix)
+        }
+        if foreign := sorted({tensor.dtype for key, tensor in inside.items() if not is_buffer(key)} - _FLOATS):
+            raise ModelError(
+                f"the base model's {component} is stored as {', '.join(foreign)}, a quantised form; "
+                "take the fp16 or the full-precision file"
+            )
+        shapes = {key: tensor.shape for key, tensor in inside.items()}
+        configs[component] = _SIZES[part.kind](shapes, configs[component])
+    configs["scheduler"] = _scheduler(header, configs["scheduler"], layout)
+    configs[INDEX] = {"_class_name": layout.pipeline}
+    return configs
+
+
+def said_prediction(header: Header) -> str | None:
+    """What the file says that the model predicts, None where it does not say.
+
+    A tensor named `v_pred` is a convention of velocity-predicting models, `modelspec.prediction_type` one of
+    Stability AI's model metadata specification.
+    """
+    if "v_pred" in header.tensors:
+        return "v_prediction"
+    said = header.metadata.get("modelspec.prediction_type", "")
+    return {"epsilon": "epsilon", "v": "v_prediction"}.get(said)
+
+
+def original_name(key: str, part: Part) -> str:
+    """A tensor's name inside its part. Some old files leave the level `text_model` out of CLIP's names."""
+    name = key.removeprefix(part.prefix)
+    if part.kind == "clip" and re.match(r"(embeddings|encoder|final_layer_norm)\.", name):
+        return f"text_model.{name}"
+    return name
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a text encoder's tensor is no weight of it: the numbers 0 … 76, or the scale of CLIP's logits."""
+    return name.endswith("position_ids") or name == "logit_scale"
+
+
+def _scheduler(header: Header, skeleton: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    config = {**skeleton, "prediction_type": said_prediction(header) or layout.assumed_prediction}
+    if "ztsnr" in header.tensors:
+        # Trained on a schedule that ends in pure noise (Lin et al. 2023, arXiv:2305.08891, section 3.1).
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if config["_class_name"] == "PNDMScheduler":  # which cannot
+            del config["skip_prk_steps"]
+            config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
+    return config
+
+
+def _has(names: Mapping[str, Any], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)

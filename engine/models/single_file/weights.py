@@ -1,0 +1,115 @@
+"""A single file's parts as loaded modules: Diffusers' converters between the names, and nothing left to chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.loaders import single_file_utils as converters
+from safetensors import safe_open
+
+from engine.models.single_file import SingleFile
+from engine.models.single_file.layouts import Part, is_buffer, original_name
+from engine.models.single_file.vocabulary import read_vocabulary
+
+Tensors = dict[str, torch.Tensor]
+
+_IGNORED: Final = ("loss.", "model_ema.")
+"""What the training of an autoencoder may have left in the file."""
+
+
+def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
+    """A component with its weights, on the CPU, in memory of its own.
+
+    Args:
+        cls: the component's class in Diffusers or transformers.
+        file: the base model.
+        component: its name in Diffusers' layout.
+        dtype: of its weights.
+
+    Raises:
+        Exception: whatever the libraries' converters and constructors raise, and RuntimeError with the names of weights
+            that are missing, left over, or of another shape than the configuration says.
+    """
+    part, config = file.part(component), dict(file.configs[component])
+    with init_empty_weights(include_buffers=False):
+        if part.kind in ("clip", "open_clip"):
+            module = cls._from_config(cls.config_class(**config))
+        else:
+            module = cls.from_config(config)
+    original = _read(file.path, part, dtype)
+    if part.kind == "open_clip":
+        original = {name: tensor for name, tensor in original.items() if not _is_behind(name, module)}
+    tensors = _CONVERT[part.kind](original, module)
+    if left := _num_elements(original) - _num_elements(tensors):
+        raise RuntimeError(f"{left:,} of its {_num_elements(original):,} weights have no place in a {cls.__name__}")
+    # Some text encoders' files carry a projection that this class does without.
+    if "text_projection.weight" not in module.state_dict():
+        tensors.pop("text_projection.weight", None)
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module
+
+
+def build_tokenizer(cls: Any, file: SingleFile, component: str) -> Any:
+    """CLIP's tokenizer: every layout's text encoders share one vocabulary, and differ in what fills a caption up."""
+    vocabulary, merges = read_vocabulary()
+    return cls(vocab=vocabulary, merges=merges, **file.configs[component])
+
+
+def _read(path: Path, part: Part, dtype: torch.dtype) -> Tensors:
+    """A part's weights by their original names; copied, for a memory map's alignment can change a kernel's bits."""
+    with safe_open(path, framework="pt", device="cpu") as file:
+        names = {key: original_name(key, part) for key in sorted(file.keys()) if key.startswith(part.prefix)}
+        return {
+            name: file.get_tensor(key).to(dtype, copy=True)
+            for key, name in names.items()
+            if not (is_buffer(name) or name.startswith(_IGNORED))
+        }
+
+
+def _convert_unet(tensors: Tensors, module: Any) -> Tensors:
+    original = {f"{converters.LDM_UNET_KEY}{name}": tensor for name, tensor in tensors.items()}
+    return dict(converters.convert_ldm_unet_checkpoint(original, dict(module.config)))
+
+
+def _convert_vae(tensors: Tensors, module: Any) -> Tensors:
+    original = {f"{converters.LDM_VAE_KEYS[0]}{name}": tensor for name, tensor in tensors.items()}
+    return dict(converters.convert_ldm_vae_checkpoint(original, dict(module.config)))
+
+
+def _convert_clip(tensors: Tensors, module: Any) -> Tensors:
+    return _without_wrapper(tensors, module)
+
+
+def _convert_open_clip(tensors: Tensors, module: Any) -> Tensors:
+    prefix = "open_clip."
+    original = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    return _without_wrapper(converters.convert_open_clip_checkpoint(module, original, prefix=prefix), module)
+
+
+def _is_behind(name: str, module: Any) -> bool:
+    """Whether a weight belongs to a layer after the last one that the model uses."""
+    block = name.removeprefix("transformer.resblocks.")
+    return block != name and int(block.partition(".")[0]) >= module.config.num_hidden_layers
+
+
+def _num_elements(tensors: Tensors) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _without_wrapper(tensors: Tensors, module: Any) -> Tensors:
+    """transformers 5 flattened `CLIPTextModel`, and not the one with a projection."""
+    if hasattr(module, "text_model"):
+        return tensors
+    return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+
+
+_CONVERT: Final[dict[str, Callable[[Tensors, Any], Tensors]]] = {
+    "unet": _convert_unet,
+    "vae": _convert_vae,
+    "clip": _convert_clip,
+    "open_clip": _convert_open_clip,
+}

@@ -1,0 +1,367 @@
+"""A checkpoint is one value: written whole, hashed, and believed only after its hashes agree.
+
+It is input from a stranger: safetensors and JSON, no pickle, nothing parsed before it is verified. `manifest.json`
+lists every file with its SHA-256; its own `digest` is over everything else in it, so one digest names all the bytes.
+This module deals in bytes and needs no torch; `state.py` turns the training state into bytes and back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.errors import CheckpointError
+from engine.core.files.storage import Contents, Stored, read_plain
+from engine.task.task import canonical_json
+from engine.training.methods.lora.folder import LORA_FILE as LORA_FILE  # noqa: PLC0414  # who imports this module needs it
+from engine.training.methods.lora.folder import PEFT_CONFIG, PEFT_FILE, find_lora
+
+FORMAT: Final = 1
+WEBUI_FILE: Final = "lora_webui.safetensors"
+STATE_TENSORS: Final = "state.safetensors"
+STATE_JSON: Final = "state.json"
+HISTORY: Final = "history.jsonl"
+HELD_OUT: Final = "heldout.jsonl"
+GLOBAL_STEP: Final = "global_step.txt"
+FINISH: Final = "FINISH"
+MANIFEST: Final = "manifest.json"
+
+STEPS: Final = "steps"
+"""The folder of the LoRAs of earlier steps."""
+_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})(_webui)?\.safetensors")
+
+_REQUIRED: Final = {LORA_FILE, WEBUI_FILE, STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
+_MAX_MANIFEST_BYTES: Final = 1 << 20
+_MAX_FILE_BYTES: Final = 32 << 30
+"""Rank 1024 on all linear layers of a UNet of 2.6 G parameters, with both moments, is about 20 GB."""
+_MAX_BYTES: Final = {STATE_JSON: 32 << 20, HISTORY: 1 << 30, HELD_OUT: 1 << 30, GLOBAL_STEP: 1 << 10, FINISH: 1 << 10}
+"""Of files that are parsed: their values take twenty times as much memory. A task in `state.json` takes 1 KB, a step
+in `history.jsonl` 100 bytes."""
+_NOT_AS_WRITTEN: Final = "is not written as this program writes it"
+_MAX_DEPTH: Final = 64
+"""Of values in `state.json`, which are written again deeper in this program than they are read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint. `world` holds what every task of a chain must agree on, `lineage` one entry per task."""
+
+    digest: str
+    manifest: dict[str, Any]
+    global_step: int
+    state_tensors: bytes
+    state_scalars: dict[str, Any]
+    world: dict[str, Any]
+    settings: dict[str, Any]
+    lineage: list[dict[str, Any]]
+    history: bytes
+    baseline: list[dict[str, Any]]
+    """What the chain's pictures without the LoRA show: file, prompt, seed."""
+    pictures: dict[str, bytes]
+    """Those pictures, by file."""
+    finished: bool
+    held_out_losses: bytes = b""
+    """The chain's held-out losses; none where none were measured."""
+    steps: dict[str, Stored] = field(default_factory=dict)
+    """LoRAs of earlier steps of the chain, by file (`step_files`). They stay on disk: there may be 200 large ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """A folder that holds nothing but a LoRA, from any trainer: weights to begin with, no training state."""
+
+    digest: str
+    """SHA-256 of the LoRA file, followed by `config`."""
+    lora: bytes
+    name: str = LORA_FILE
+    """The LoRA file's name."""
+    config: bytes | None = None
+    """PEFT's `adapter_config.json` beside its `adapter_model.safetensors`."""
+
+
+def build_files(
+    *,
+    global_step: int,
+    state_tensors: bytes,
+    state_scalars: Mapping[str, Any],
+    lora: bytes,
+    webui: bytes,
+    world: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    lineage: list[dict[str, Any]],
+    history: bytes,
+    baseline: list[dict[str, Any]],
+    pictures: Mapping[str, bytes],
+    finished: bool,
+    manifest: Mapping[str, Any],
+    held_out_losses: bytes = b"",
+    steps: Mapping[str, Contents] | None = None,
+) -> tuple[dict[str, Contents], str]:
+    """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
+
+    The same arguments give the same bytes: no clock, no host, no path.
+    """
+    state_json = {
+        "format": FORMAT,
+        "state": dict(state_scalars),
+        "world": dict(world),
+        "settings": dict(settings),
+        "lineage": lineage,
+        "baseline": baseline,
+    }
+    files: dict[str, Contents] = {
+        LORA_FILE: lora,
+        WEBUI_FILE: webui,
+        STATE_TENSORS: state_tensors,
+        STATE_JSON: canonical_json(state_json),
+        HISTORY: history,
+        GLOBAL_STEP: _step_text(global_step),
+    }
+    files |= {**pictures, **(steps or {})}
+    if held_out_losses:
+        files[HELD_OUT] = held_out_losses
+    if finished:
+        files[FINISH] = b""
+    body = {
+        **manifest,
+        "files": {name: _sha256(data) for name, data in sorted(files.items())},
+        "global_step": global_step,
+    }
+    digest = _digest(body)
+    files[MANIFEST] = spelled(MANIFEST, {**body, "digest": digest})
+    return files, digest
+
+
+def spelled(name: str, value: Any) -> bytes:
+    """Return the only bytes that `manifest.json` or `state.json` may have for a value.
+
+    Raises:
+        ValueError: it holds what JSON has no word for.
+    """
+    if name == MANIFEST:
+        return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    return canonical_json(value)
+
+
+def _step_text(step: int) -> bytes:
+    return f"{step}\n".encode()
+
+
+def _sha256(data: Contents) -> str:
+    return data.sha256 if isinstance(data, Stored) else hashlib.sha256(data).hexdigest()
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
+
+
+def step_files(step: int) -> tuple[str, str]:
+    """The names of a step's LoRA in Diffusers' format and in the web interfaces'."""
+    return f"{STEPS}/{step:06}.safetensors", f"{STEPS}/{step:06}_webui.safetensors"
+
+
+def step_of(name: str) -> int | None:
+    """The step that such a name is of; None where it is no such name."""
+    found = _STEP_FILE.fullmatch(name)
+    return int(found[1]) if found and name in step_files(int(found[1])) else None
+
+
+def load(folder: Path) -> Checkpoint | WarmStart:
+    """Read and verify a checkpoint, or a folder that holds a LoRA alone.
+
+    Raises:
+        CheckpointError: missing, incomplete, corrupt or malformed.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except NotADirectoryError:
+        raise CheckpointError(f"the checkpoint {folder} is a file: name the folder that it lies in") from None
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint {folder} is not a folder that can be read ({error.strerror}); check its path and its mount"
+        ) from None
+    if MANIFEST not in names:
+        return _load_warm_start(folder, names)
+    manifest = _read_manifest(folder)
+    files, steps = _read_files(folder, manifest["files"])
+    try:
+        state_json = json.loads(files[STATE_JSON])
+        if _is_deeper(state_json, _MAX_DEPTH):
+            raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+        world, lineage = dict(state_json["world"]), _objects(state_json["lineage"])
+        problem = _misspelling(STATE_JSON, state_json, files[STATE_JSON], state_json, world, *lineage)
+        if problem:
+            raise CheckpointError(f"{folder / STATE_JSON} {_NOT_AS_WRITTEN} ({problem}); take another checkpoint")
+        if state_json["format"] != FORMAT:
+            raise CheckpointError(f"{folder} is in format {state_json['format']!r}, this version reads format {FORMAT}")
+        scalars = dict(state_json["state"])
+        step = scalars["global_step"]
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step {step!r}")
+        if not step == manifest["global_step"] or files[GLOBAL_STEP] != _step_text(step):
+            raise CheckpointError(f"{folder} contradicts itself about its global step; take another checkpoint")
+        return Checkpoint(
+            digest=manifest["digest"],
+            manifest=manifest,
+            global_step=step,
+            state_tensors=files[STATE_TENSORS],
+            state_scalars=scalars,
+            world=world,
+            settings=dict(state_json["settings"]),
+            lineage=lineage,
+            history=files[HISTORY],
+            baseline=_objects(state_json["baseline"]),
+            pictures={name: data for name, data in files.items() if name.endswith(".png")},
+            finished=FINISH in files,
+            held_out_losses=files.get(HELD_OUT, b""),
+            steps=_earlier(steps, step),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None
+
+
+def _misspelling(name: str, value: Any, data: bytes, *objects: Mapping[str, Any]) -> str | None:
+    """Return how the bytes of a JSON file differ from those that this program writes for its value, or None.
+
+    A digest is over values, so other bytes of the same value, or a null where an absent key says the same, would be
+    two results under one digest. `objects` are the parts of the value in which only a parent may be null.
+    """
+    nulls = [key for part in objects for key in part if part[key] is None and key != "parent"]
+    if nulls:
+        return f"{nulls[0][:40]!r} is null"
+    return None if spelled(name, value) == data else "other white space, another order, or a repeated key"
+
+
+def _earlier(steps: dict[str, Stored], global_step: int) -> dict[str, Stored]:
+    for name in steps:
+        if not 0 < (step_of(name) or 0) < global_step:
+            raise CheckpointError(f"the checkpoint holds {name} at its step {global_step}; take another checkpoint")
+    return steps
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value is nested in more than so many levels."""
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(
+        _is_deeper(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
+    )
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise TypeError(f"expected a list of objects, got {str(value)[:40]}")
+    return value
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    problem = f"{path} is not a checkpoint's manifest; take another checkpoint"
+    try:
+        data = read_plain(path, _MAX_MANIFEST_BYTES)
+        if data is None:
+            raise CheckpointError(problem)
+        manifest = json.loads(data)
+        files = manifest["files"]
+        digest_agrees = manifest["digest"] == _digest(manifest)
+        misspelling = _misspelling(MANIFEST, manifest, data, manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(problem) from None
+    if not isinstance(files, dict) or not set(files) >= _REQUIRED:
+        raise CheckpointError(problem)
+    if not digest_agrees:
+        raise CheckpointError(f"{path} is corrupt: its digest does not agree with its contents; copy it again")
+    if misspelling:
+        raise CheckpointError(f"{path} {_NOT_AS_WRITTEN} ({misspelling}); take another checkpoint")
+    if not isinstance(manifest.get("base_model"), dict) or not isinstance(manifest.get("dataset"), dict):
+        raise CheckpointError(problem)
+    return dict(manifest)
+
+
+def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Stored]]:
+    """The listed files' bytes, and the LoRAs of steps, all verified. Files beside them are never opened."""
+    files: dict[str, bytes] = {}
+    steps: dict[str, Stored] = {}
+    for name, expected in hashes.items():
+        path = folder / name
+        try:
+            if not _is_own(folder, name) or not _is_plain_file(path):
+                raise CheckpointError(
+                    f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
+                )
+            _require_size(path, _MAX_BYTES.get(name, _MAX_FILE_BYTES))
+            if step_of(name) is None:
+                files[name] = _read_file(path)
+                found = _sha256(files[name])
+            else:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                steps[name] = Stored(path, found)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} is incomplete: {name[:100]!r} cannot be read ({error})") from None
+        if found != expected:
+            raise CheckpointError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy the checkpoint again")
+    return files, steps
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """Whether a name is that of a file in the folder itself, or of a step's LoRA. Raises OSError."""
+    if step_of(name) is not None:
+        return stat.S_ISDIR((folder / STEPS).lstat().st_mode)  # a link may lead anywhere
+    return Path(name).name == name
+
+
+def _require_size(path: Path, most: int = _MAX_FILE_BYTES) -> None:
+    size = path.stat().st_size
+    if size > most:
+        raise CheckpointError(f"{path} has {size:,} bytes, more than any checkpoint; take another one")
+
+
+def _read_file(path: Path) -> bytes:
+    """A file's bytes. Raises CheckpointError when this machine has no room for them."""
+    try:
+        return path.read_bytes()
+    except MemoryError:
+        size = path.stat().st_size
+        raise CheckpointError(f"{path} has {size:,} bytes, more than this machine has memory for") from None
+
+
+def _is_plain_file(path: Path) -> bool:
+    """Neither a link, which may lead anywhere, nor a pipe, which may never end. Raises OSError when it is not there."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
+    leftovers = sorted(names & {STATE_TENSORS, STATE_JSON, GLOBAL_STEP, FINISH})
+    if leftovers:
+        raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
+    inner = folder / "checkpoint"
+    if (inner / MANIFEST).is_file() or (inner / LORA_FILE).is_file():  # an output folder
+        raise CheckpointError(
+            f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE}); "
+            f"the one in it is named by --checkpoint {inner}"
+        )
+    name = find_lora(folder, names)
+    config = PEFT_CONFIG if name == PEFT_FILE and PEFT_CONFIG in names else None
+    try:
+        data = _read_plain_file(folder / name)
+        peft_config = None if config is None else _read_plain_file(folder / config)
+    except OSError as error:
+        raise CheckpointError(f"{folder / name} cannot be read ({error.strerror})") from None
+    digest = hashlib.sha256(data)
+    digest.update(peft_config or b"")
+    return WarmStart(digest=digest.hexdigest(), lora=data, name=name, config=peft_config)
+
+
+def _read_plain_file(path: Path) -> bytes:
+    """A file's bytes. Raises CheckpointError for a link or something endless, OSError where it cannot be read."""
+    if not _is_plain_file(path):
+        raise CheckpointError(f"{path} is not a plain file; copy the file itself there")
+    _require_size(path)
+    return _read_file(path)

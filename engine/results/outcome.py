@@ -1,0 +1,195 @@
+"""How a job ended, for `result.json` and the machine around it."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from engine import __version__
+from engine.core.errors import BUG_CODE, Interrupted, JobError
+from engine.core.progress import notes, timestamp
+from engine.results import host
+from engine.results.output.output import OutputFolder
+
+_MAX_MESSAGE: Final = 16_000
+"""Characters; a hundred problems of a task have room."""
+_STARTED: Final = timestamp()
+"""When this process began."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent by phase. A phase may be entered any number of times; phases do not nest."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    watchers: list[Callable[[str], None]] = field(default_factory=list)
+    """Called with the name of each phase that begins; not when the last one is entered again."""
+    _last: str | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the block as part of phase `name`."""
+        if name != self._last:
+            self._last = name
+            for watch in self.watchers:
+                watch(name)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the task's earlier processes have done up to the progress that this one goes on from."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    skipped: Sequence[tuple[str, str]] = ()
+    peak_memory_bytes: int = 0
+
+    def described(self) -> dict[str, Any]:
+        """Return it as JSON, for the saved progress."""
+        seconds = [[name, round(value, 3)] for name, value in self.seconds.items()]  # in their order
+        return {"seconds": seconds, "skipped": self.skipped, "peak_memory_bytes": self.peak_memory_bytes}
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> Before:
+        """The inverse of `described`."""
+        skipped = [(name, reason) for name, reason in value["skipped"]]
+        return cls(dict(value["seconds"]), skipped, value["peak_memory_bytes"])
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in (*one, *other)}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the job has done so far."""
+
+    message: str = ""
+    global_step: int = 0
+    resumed_from_step: int = 0
+    steps_trained: int = 0
+    finished: bool = False
+    newly_skipped: Callable[[], list[tuple[str, str]]] = list
+    """Gives the name of each image that this process has found unreadable, and why it is."""
+    before: Before = field(default_factory=Before)
+    checkpoint_digest: str | None = None
+    held_out_loss: float | None = None
+    """The latest measured."""
+    best_step: int | None = None
+    """Where it was lowest, of those that can be compared with the latest."""
+    clock: Clock = field(default_factory=Clock)
+    may_overwrite: bool = False
+    """A failure may be recorded in the output folder although there is a result in it."""
+    device: dict[str, Any] | None = None
+    """The device as the manifest describes it; before it is opened, what is known of it."""
+    task_digest: str | None = None
+    """The task's digest; None until the dataset has been read."""
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Name of each image of the task that was found unreadable, and why it is."""
+        # What both have is the same image; two images of one name may be in one process, as one is held out.
+        return list((Counter(self.before.skipped) | Counter(self.newly_skipped())).elements())
+
+    def so_far(self) -> Before:
+        """The same for a process that goes on where this one is."""
+        return Before(
+            seconds=_added(self.before.seconds, self.clock.seconds),
+            skipped=self.skipped,
+            peak_memory_bytes=max(self.before.peak_memory_bytes, peak_memory_bytes()),
+        )
+
+    def introduction(self) -> tuple[str, Mapping[str, Any]]:
+        """The log's first line, with what is known now."""
+        return host.introduction(host.revision(), self.device, self.task_digest)
+
+    def result(self, status: str, code: int, kind: str) -> dict[str, Any]:
+        """The contents of `result.json`."""
+        return {
+            "status": status,
+            "code": code,
+            "kind": kind,
+            "message": self.message,
+            "global_step": self.global_step,
+            "steps_trained": self.steps_trained,
+            "resumed_from_step": self.resumed_from_step,
+            "finished": self.finished,
+            "seconds": {name: round(seconds, 3) for name, seconds in self.clock.seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "skipped_images": len(self.skipped),
+            "checkpoint_digest": self.checkpoint_digest,
+            "heldout_loss": self.held_out_loss,
+            "best_step": self.best_step,
+            "started": _STARTED,
+            "ended": timestamp(),
+            "version": __version__,
+            "revision": host.revision(),
+            "device": self.device,
+            "host": host.name(),
+            "task_digest": self.task_digest,
+            "warnings": notes(),
+        }
+
+    def done(self) -> dict[str, Any]:
+        """The contents of `result.json` after a success."""
+        return self.result("done", 0, "done")
+
+
+@contextmanager
+def recording_failure(output: OutputFolder, outcome: Outcome) -> Iterator[None]:
+    """Write `result.json` when the block fails, unless the folder holds something of another job's."""
+    try:
+        yield
+    except BaseException as error:
+        outcome.message = describe(error)
+        may_record = output.claimed or output.is_untouched or outcome.may_overwrite
+        if may_record and not output.refused:
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            with contextlib.suppress(JobError):  # the folder itself may be what failed; the first error counts
+                output.write_result(outcome.result(status, exit_code(error), exit_kind(error)))
+        raise
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that says what happened."""
+    return error.code if isinstance(error, JobError | Interrupted) else BUG_CODE
+
+
+def exit_kind(error: BaseException) -> str:
+    """The code in a word."""
+    return error.kind if isinstance(error, JobError | Interrupted) else "bug"
+
+
+def describe(error: BaseException) -> str:
+    """One line for a person, whatever a stranger's names in it hold."""
+    text = "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE * 3 // 4]} … {text[-_MAX_MESSAGE // 8 :]}"
+    if isinstance(error, JobError | Interrupted):
+        return text
+    return f"a bug in this program: {type(error).__name__}: {text}; please report it with the traceback above"
+
+
+def peak_memory_bytes() -> int:
+    """The device's peak of allocated memory so far: of a GPU what torch took, of a CPU all that the process took."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return peak_rss_bytes()
+
+
+def peak_rss_bytes() -> int:
+    """The peak of this process's main memory so far (resident set size)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,156 @@
+"""A task's names as paths, where they are paths; and what to say of one that leads nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal
+
+from engine.core.errors import DatasetError, JobError, ModelError
+from engine.core.files.layouts import composed
+from engine.core.quoting import short, shown
+from engine.task.task import Task
+
+_HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_FILES: Final = {
+    "model": (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf"),
+    "dataset": (
+        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"),
+        *(".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt"),
+    ),
+}
+"""What a file's name ends in, and a Hub ID's does not."""
+_HUB_PAGE: Final = re.compile(
+    r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:datasets/)?([^/?#]+/[^/?#]+)/?"
+)
+
+
+def resolve_paths(task: Task, folder: Path) -> Task:
+    """Make the task's paths absolute; relative ones start from `folder`.
+
+    `model.name`, `dataset.name` and `validation.dataset.name` are paths if they are written as one (`./x`, `../x`,
+    `/x`, `~/x`), whether there is such a file or not, or if there is one; anything else is a Hub ID and stays.
+    `checkpoint` is always a path.
+    """
+    name, checkpoint, held_out = task.dataset.name, task.checkpoint, task.validation.dataset
+    if held_out is not None and held_out.name is not None:
+        held_out = replace(held_out, name=_local_or_hub(held_out.name, folder))
+    return replace(
+        task,
+        model=replace(task.model, name=_local_or_hub(task.model.name, folder)),
+        dataset=replace(task.dataset, name=None if name is None else _local_or_hub(name, folder)),
+        validation=replace(task.validation, dataset=held_out),
+        checkpoint=None if checkpoint is None else str(_absolute(checkpoint, folder)),
+    )
+
+
+@contextmanager
+def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: str) -> Iterator[None]:
+    """Look a name up that `resolve_paths` left as it is: not a path from `folder`, so a Hub ID. `key` is the task's.
+
+    Raises ModelError or DatasetError at once for a name that no Hub ID can be. Where the Hub does not have it, or is
+    out of reach, the error says first that there is nothing of that name here.
+    """
+    refused = ModelError if what == "model" else DatasetError
+    path = folder.absolute() / name
+    if advice := _no_hub_id(name, what):
+        raise refused(f"{key} is {short(name)}: {advice}")
+    if name.lower().endswith(_FILES[what]):
+        raise refused(f"{key} is {short(name)}: there is no file {shown(str(path))}{nearest(path)}")
+    if not _HUB_ID.fullmatch(name):
+        raise refused(f"{key} is {short(name)}: there is no folder {shown(str(path))}{nearest(path)}")
+    try:
+        yield
+    except JobError as error:
+        if error.hub_id != name:
+            raise
+        raise type(error)(f"there is no folder {shown(str(path))}{nearest(path)}, and on the Hub: {error}") from error
+
+
+def nearest(path: Path) -> str:
+    """What may have been meant by a path that is not there, to be put behind a message; or nothing."""
+    path = path.absolute()
+    parent = next((parent for parent in path.parents if parent.is_dir()), path)
+    wanted = path.relative_to(parent).parts[0] if parent != path else path.name
+    with contextlib.suppress(OSError):
+        there = {name.casefold(): name for name in sorted(os.listdir(parent)) if not name.startswith(".")}  # noqa: PTH208
+        close = difflib.get_close_matches(wanted.casefold(), there, n=1, cutoff=0.7)
+        if close:
+            return f" (did you mean {shown(there[close[0]])}?)"
+    if parent / wanted == path:
+        return " (is it mounted?)"
+    return f" (nor {shown(str(parent / wanted))}: is it mounted?)"
+
+
+def hub_page(name: str) -> str | None:
+    """The Hub ID of the repository whose page an address is; None where it is none."""
+    match = _HUB_PAGE.fullmatch(name)
+    return shown(match[1]) if match else None
+
+
+def as_spelled(path: str) -> str:
+    """The path as the file system has it: names that differ only in how accents are composed are the same."""
+    if path.isascii() or "\0" in path or os.path.lexists(path):
+        return path
+    folder, slash, name = path.rpartition("/")
+    folder = as_spelled(folder) if folder else folder
+    try:
+        names = _composed_names(folder + slash, os.stat(folder + slash).st_mtime_ns)  # noqa: PTH116
+    except OSError:
+        return path
+    return f"{folder}{slash}{names.get(composed(name), name)}"
+
+
+@lru_cache(maxsize=64)
+def _composed_names(folder: str, changed: int) -> dict[str, str]:
+    """The names in a folder that was last `changed` then, by their composed form."""
+    return {composed(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
+
+
+def _no_hub_id(name: str, what: str) -> str | None:
+    """Why a name is neither a path here nor a Hub ID, and what to write; None where it may be one."""
+    if page := hub_page(name):
+        return f"write the Hub ID alone, {page}"
+    if re.match(r"https?://", name, re.IGNORECASE):
+        return "it is an address: put it into dataset.url"
+    if re.match(r"file://", name, re.IGNORECASE):
+        return "write the path alone, without file://"
+    if "://" in name:
+        return (
+            f"it is an address of another kind; expected a path or a Hub ID{' or http(s)' if what == 'model' else ''}"
+        )
+    if re.match(r"[A-Za-z]:", name) or "\\" in name:
+        return (
+            "it is a Windows path; write it with / and from the task's folder on, and in a container as it is mounted "
+            "there, such as /task/images"
+        )
+    return None
+
+
+def _local_or_hub(name: str, folder: Path) -> str:
+    path = _absolute(name, folder)
+    explicit = name in (".", "..") or name.startswith(("/", "./", "../", "~"))
+    return str(path) if explicit or _exists(path) else name
+
+
+def _absolute(name: str, folder: Path) -> Path:
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # no such user, no home: then ~ is a name like any other
+        path = path.expanduser()
+    return Path(as_spelled(str(folder.absolute() / path)))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # there is something; who loads it says what is wrong
+        return True
+    except OSError:  # no path at all, as a name that is too long
+        return False

@@ -1,0 +1,211 @@
+"""A JSON Schema applied to a value: every problem at once, each as one line for a person.
+
+fastjsonschema decides what is wrong; this only words it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from engine.core.expressions import compiled
+from engine.core.jsontext import MAX_PROBLEMS, Problem, Real, child
+from engine.core.quoting import as_json
+from engine.task.aliases import ALIASES, NOT_KEYS
+
+Definition = dict[str, Any]
+
+SCHEMA_KEY: Final = "$schema"
+"""Names the schema that editors check a document by. It says nothing else."""
+
+_TYPES = {
+    "string": "a string",
+    "integer": "an integer",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "null": "null",
+}
+_BOUNDS = {
+    "minimum": "of at least {}",
+    "maximum": "at most {}",
+    "exclusiveMinimum": "greater than {}",
+    "exclusiveMaximum": "below {}",
+    "multipleOf": "divisible by {}",
+}
+
+
+def is_http_url(text: str) -> bool:
+    """Whether `text` is an http or https address with a host; an empty one stands for none."""
+    if any(c < " " or c == "\x7f" for c in text):  # urlsplit drops some of these silently
+        return False
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises when it is not a number below 65536
+    except ValueError:
+        return False
+    # Before or behind a backslash: which is the host depends on who reads it.
+    return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname) and "\\" not in parts.netloc)
+
+
+def is_regular_expression(text: str) -> bool:
+    """Whether Python's `re` compiles `text`, and soon."""
+    return not isinstance(compiled(text), str)
+
+
+_FORMATS: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "http-url": ("an http or https address", is_http_url),
+    "regular-expression": ("a regular expression", is_regular_expression),
+}
+
+
+class Schema:
+    """A schema file, compiled."""
+
+    def __init__(self, path: Path) -> None:
+        import fastjsonschema
+
+        self.definition: Definition = json.loads(path.read_bytes())
+        self._errors = fastjsonschema.JsonSchemaValuesException
+        # use_default would write defaults into the value, and only those whose parent is there; fast_fail would stop
+        # at the first problem
+        self._validate: Callable[[object], object] = fastjsonschema.compile(
+            self.definition,
+            formats={name: check for name, (_, check) in _FORMATS.items()},
+            use_default=False,
+            fast_fail=False,
+        )
+
+    def problems(self, value: object) -> list[Problem]:
+        """What is wrong with a value that `jsontext.parse` read, one problem for each path; not endlessly many."""
+        try:
+            self._validate(value)
+        except self._errors as error:
+            found: dict[str, Problem] = {}
+            listed: set[str] = set()
+            for problem in itertools.chain.from_iterable(self._worded(each, listed) for each in error.errors):
+                found.setdefault(problem.path, problem)
+                if len(found) > MAX_PROBLEMS:
+                    break
+            return list(found.values())
+        return []
+
+    def _worded(self, error: Any, listed: set[str]) -> Iterator[Problem]:
+        """One error's problems; `listed` has the objects whose known keys were listed already."""
+        # the name is built from keys of the schema and list indexes only, never from the value
+        path = error.name.removeprefix("data").removeprefix(".")
+        value, definition = error.value, error.definition
+        if error.rule == "required":
+            for key in definition["required"]:
+                if key not in value:
+                    yield Problem(child(path, key), f"missing, expected {expected(definition['properties'][key])}")
+        elif error.rule == "additionalProperties":
+            for key in value:
+                if key not in definition["properties"]:
+                    advice = self._advice(path, key, definition["properties"], listed)
+                    yield Problem(child(path, key), f"got {as_json(value[key])} for an unknown key, {advice}")
+        elif not (isinstance(value, float) and not math.isfinite(value)):  # the reader has said so
+            yield Problem(path, f"got {as_json(value)}, expected {expected(definition)}{_hint(error)}")
+
+    def _advice(self, path: str, key: str, siblings: Collection[str], listed: set[str]) -> str:
+        """The key that was meant: one of the same object nearly so called, one so called in another object or by
+        another trainer; else all that there are, once for each object."""
+        wanted = key[:100].lower().replace("-", "_")
+        everywhere = [".".join(keys) for keys, _ in properties(self.definition)]
+        elsewhere = [dotted for dotted in everywhere if f".{dotted}".endswith(f".{wanted}")]
+        near = [child(path, name) for name in difflib.get_close_matches(wanted, siblings, n=1, cutoff=0.7)]
+        if wanted in NOT_KEYS:
+            return NOT_KEYS[wanted]
+        foreign = list(ALIASES.get(wanted, ()))
+        far = difflib.get_close_matches(wanted, everywhere, n=1, cutoff=0.7)
+        meant = near if wanted in siblings else elsewhere or foreign or near or far
+        if meant:
+            return f"did you mean {_either(meant)}?"
+        if path in listed:
+            return "which is none of those listed here before"
+        listed.add(path)
+        return f"the known ones here are {', '.join(name for name in siblings if name != SCHEMA_KEY)}"
+
+
+def properties(definition: Definition, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Definition]]:
+    """Every key of a schema with its definition, at any depth; an object comes before what it holds.
+
+    But for what says which schema it is.
+    """
+    for key, part in definition.get("properties", {}).items():
+        if key == SCHEMA_KEY:
+            continue
+        yield (*keys, key), part
+        yield from properties(part, (*keys, key))
+
+
+def expected(definition: Definition) -> str:
+    """What a definition asks for, in words: `an integer of at least 64 and divisible by 8`."""
+    if "$comment" in definition:
+        return str(definition["$comment"])
+    if "enum" in definition:
+        return _either([as_json(value) for value in definition["enum"]])
+    types = definition["type"]
+    return _either([_noun(kind, definition) for kind in ([types] if isinstance(types, str) else types)])
+
+
+def _noun(kind: str, definition: Definition) -> str:
+    if kind in ("integer", "number"):
+        bounds = [phrase.format(definition[key]) for key, phrase in _BOUNDS.items() if key in definition]
+        return " ".join([_TYPES[kind], " and ".join(bounds)]).rstrip()
+    if kind == "string":
+        return _string_noun(definition)
+    if kind == "array":
+        longest = f" of at most {definition['maxItems']}" if "maxItems" in definition else ""
+        return ("a non-empty list" if "minItems" in definition else "a list") + longest
+    if kind == "object":
+        required = ", ".join(definition.get("required", ()))
+        required = required or _either([branch["required"][0] for branch in definition.get("anyOf", ())])
+        if "oneOf" in definition:  # of which one may be null
+            keys = [branch["required"][0] for branch in definition["oneOf"] if "required" in branch]
+            required = f"exactly one of {_either(keys)}"
+        return f"an object with {required}" if required else "an object"
+    return _TYPES[kind]
+
+
+def _string_noun(definition: Definition) -> str:
+    if "format" in definition:
+        return _FORMATS[definition["format"]][0]
+    return "a non-empty string" if "minLength" in definition else "a string"
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def _hint(error: Any) -> str:
+    """What `expected` does not say: the rarely broken pattern, and why `1.0` is no integer."""
+    if error.rule == "format" and error.definition["format"] == "regular-expression":
+        return f": it {compiled(error.value)}"
+    if error.rule == "type" and isinstance(error.value, str) and "object" in error.definition["type"]:
+        return _as_object(error.name.rpartition(".")[2], error.value, error.definition)
+    if error.rule == "pattern":
+        return f" matching {error.definition['pattern']}"
+    if error.rule == "maxLength":
+        return f", of at most {error.definition['maxLength']:,} characters"
+    if isinstance(error.value, Real) and "integer" in error.definition.get("type", ()) and error.value % 1 == 0:
+        return f" (write {as_json(int(error.value))})"
+    return ""
+
+
+def _as_object(name: str, text: str, definition: Definition) -> str:
+    """How to write the object of which somebody gave the one thing that matters, with its key."""
+    parts = definition.get("properties", {})
+    for key, part in parts.items():
+        takes_text = "string" in part.get("type", ()) and "enum" not in part
+        if text in part.get("enum", ()) or takes_text:
+            return f", write {as_json(name)}: {{{as_json(key)}: {as_json(text)}}}"
+    choices = parts.get(name, {}).get("enum")
+    return f" such as {as_json(name)}: {{{as_json(name)}: {as_json(choices[0])}}}" if choices else ""

@@ -1,0 +1,194 @@
+"""Flags and environment: where a job's things come from. A flag wins over a variable; an empty variable is not set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, NoReturn, cast, get_args
+
+from engine import __version__
+from engine.core.errors import TaskError
+from engine.core.files import storage
+from engine.core.limits import Limits
+from engine.core.process.environment import Place, int_variable, read_place
+
+DEFAULT_TASK: Final = Path("/task/task.json")
+DEFAULT_OUTPUT: Final = Path("/out")
+DEFAULT_CACHE: Final = Path("/cache")
+CACHED: Final = ("datasets", "models", "encoded")
+"""What jobs keep in a cache folder. One that cannot be written, but holds something of this, is still read."""
+
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that is not in the task itself."""
+
+    task_bytes: bytes
+    task_source: str
+    """What messages call the task: a path, `TASK_JSON` or `standard input`."""
+    task_folder: Path
+    """The folder that relative paths inside the task start from."""
+    output_dir: Path
+    checkpoint: Path | None
+    cache_dir: Path
+    device: Device
+    overwrite: bool
+    plan: bool
+    cpu_threads: int
+    save_seconds: float
+    """Seconds between two saves of the exact progress."""
+    encoded_cache_bytes: int
+    """Of images and captions encoded by any job, kept on disk."""
+    max_cache_bytes: int | None
+    """Bytes that the whole cache may hold; None is no bound."""
+    limits: Limits
+    place: Place
+    """This process's among the job's."""
+    processes: int | None
+    """How many processes to start; None leaves that to the number of GPUs."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise TaskError(f"{message} (see --help)")
+
+
+_DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit."
+
+
+def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser of the flags that the job has, which raises TaskError; another program may add its own."""
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog="In brackets: the variable that says the same, and the default. README.md has the exit codes.",
+        allow_abbrev=False,  # a later flag may begin the same
+    )
+    parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")
+    parser.add_argument("--output-dir", metavar="DIR", help=f"where results go [OUTPUT_DIR, {DEFAULT_OUTPUT}]")
+    parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint/ to continue [CHECKPOINT_DIR]")
+    parser.add_argument("--cache-dir", metavar="DIR", help="downloads and encoded images [CACHE_DIR]")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="where to train [DEVICE, cuda]")
+    parser.add_argument("--overwrite", action="store_true", help="replace another job's result in the output folder")
+    parser.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
+    parser.add_argument("--version", action="version", version=f"sd-lora-task {__version__}")
+    return parser
+
+
+def read_flags(
+    argv: Sequence[str], *, prog: str = "entrypoint.py", description: str = _DESCRIPTION
+) -> argparse.Namespace:
+    """Parse the command line of the job, or of another program that takes the same flags.
+
+    Raises:
+        TaskError: an unknown flag or an invalid value.
+    """
+    return flag_parser(prog, description).parse_args(argv)
+
+
+def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:
+    """The output folder from a command line that is wrong elsewhere, so that its refusal can be recorded there."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--output-dir")
+    return parser.parse_known_args(argv)[0]
+
+
+def output_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:
+    """Where results go: known before anything else, so that every later failure can be recorded there."""
+    return Path(flags.output_dir or environment.get("OUTPUT_DIR") or DEFAULT_OUTPUT).absolute()
+
+
+def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
+    """Everything else that flags and environment say, and the task's bytes from wherever it is.
+
+    Raises:
+        TaskError: an invalid value, or a task that cannot be read.
+    """
+    if sys.flags.optimize > 1:
+        raise TaskError(
+            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which the libraries here read: "
+            "unset PYTHONOPTIMIZE; 1 is fine"
+        )
+    env = {name: value for name, value in environment.items() if value}
+    place = read_place(env)
+    if place.world_size > 1 and flags.task == "-":
+        raise TaskError("several processes cannot share standard input; give the task by TASK_JSON or as a file")
+    device = flags.device or env.get("DEVICE", "cuda")
+    if device not in get_args(Device):
+        raise TaskError(f"DEVICE is {device!r}: expected cuda or cpu")
+    task_bytes, task_source, task_folder = _read_task(flags.task, env)
+    checkpoint = flags.checkpoint or env.get("CHECKPOINT_DIR")
+    return Settings(
+        task_bytes=task_bytes,
+        task_source=task_source,
+        task_folder=task_folder,
+        output_dir=output_dir(flags, environment),
+        checkpoint=Path(checkpoint).absolute() if checkpoint else None,
+        cache_dir=cache_dir(flags, env),
+        device=cast(Device, device),
+        overwrite=flags.overwrite,
+        plan=flags.plan,
+        cpu_threads=int_variable(env, "CPU_THREADS", default=1, least=1),
+        save_seconds=int_variable(env, "SAVE_SECONDS", default=30, least=0),
+        encoded_cache_bytes=int_variable(env, "MAX_ENCODED_BYTES", default=20 << 30, least=0),
+        max_cache_bytes=max_cache_bytes(env),
+        limits=Limits.from_environment(env),
+        place=place,
+        processes=int_variable(env, "PROCESSES", default=1, least=1) if "PROCESSES" in env else None,
+    )
+
+
+def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Path]:
+    """The task's bytes, what to call them, and the folder for relative paths."""
+    if flag == "-":
+        return sys.stdin.buffer.read(), "standard input", Path.cwd()
+    if flag is None and "TASK_JSON" in env:
+        return os.fsencode(env["TASK_JSON"]), "TASK_JSON", Path.cwd()
+    path = Path(flag or env.get("TASK_FILE") or DEFAULT_TASK).absolute()
+    try:
+        return path.read_bytes(), str(path), path.parent
+    except OSError as error:
+        raise TaskError(f"the task file {path} cannot be read: {_why_unreadable(path, error)}") from None
+
+
+def _why_unreadable(path: Path, error: OSError) -> str:
+    """What is wrong with a task file, and what to do."""
+    advice = "name the task file by --task or TASK_FILE, or give its text as TASK_JSON"
+    if isinstance(error, IsADirectoryError):
+        mounted = "; Docker makes one where the file to be mounted is not there" if path == DEFAULT_TASK else ""
+        return f"it is a folder{mounted}: {advice}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{storage.obstacle(path) or 'there is no such file'}; {advice}"
+    return f"{error.strerror}; {advice}"
+
+
+def is_read_only(folder: Path) -> bool:
+    """Whether a folder can be read, but nothing can be made in it, by root neither."""
+    return os.access(folder, os.R_OK | os.X_OK) and not os.access(folder, os.W_OK)
+
+
+def max_cache_bytes(environment: Mapping[str, str]) -> int | None:
+    """What the cache may hold, where the operator bounds it. Raises TaskError for what is no number."""
+    name = "MAX_CACHE_BYTES"
+    return int_variable(environment, name, default=0, least=0) if environment.get(name) else None
+
+
+def cache_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:
+    """The cache folder, which need not be there. Raises TaskError where something else is in its place."""
+    env = {name: value for name, value in environment.items() if value}
+    if chosen := flags.cache_dir or env.get("CACHE_DIR"):
+        folder = Path(chosen).absolute()
+        if found := storage.obstacle(folder):
+            raise TaskError(f"the cache folder cannot be used: {found}; remove it, or name another by CACHE_DIR")
+        return folder
+    if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):
+        return DEFAULT_CACHE
+    if is_read_only(DEFAULT_CACHE) and any(os.access(DEFAULT_CACHE / name, os.R_OK | os.X_OK) for name in CACHED):
+        return DEFAULT_CACHE
+    return Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/tmp"), ".cache")) / "sd-lora-task"

@@ -1,0 +1,272 @@
+"""Aspect-ratio buckets: images of any shape, in micro-batches of one size each, with little cropped away. No torch.
+
+The sizes have about the pixels of the square and sides that are multiples of 64 (Podell et al. 2023, arXiv:2307.01952,
+section 2.3 and appendix I). Which bucket a micro-batch is taken from is a pure function of its number, as everything in
+the plan is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.core import rng
+from engine.core.errors import TaskError
+from engine.core.quoting import plural
+from engine.data.dataset import ImageDataset
+from engine.data.dataset.sizes import Size, read_sizes
+from engine.data.media import transforms
+from engine.task.plan import Epochs, Slot, Visit
+from engine.task.task import Task
+
+STEP: Final = 64
+"""What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""
+_MAX_RATIO: Final = 4
+"""Of a bucket's longer side to its shorter one, as in the paper's appendix I."""
+
+
+def bucket_sizes(resolution: int) -> tuple[Size, ...]:
+    """The sizes of the buckets, from the narrowest to the widest.
+
+    For each width the largest height with which the area is at most `resolution` squared, and the same on its side;
+    from 1 : 4 to 4 : 1.
+
+    Raises:
+        TaskError: the resolution is no multiple of 64, leaves no choice, or is more than images are resized to.
+    """
+    if resolution**2 > transforms.MAX_RESIZED_PIXELS:
+        raise TaskError(
+            f"train_args.resolution is {resolution}: images are resized to at most "
+            f"{transforms.MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
+        )
+    if resolution % STEP or resolution < 2 * STEP:
+        below = max(2 * STEP, resolution // STEP * STEP)
+        near = f"{below} or {below + STEP}" if resolution > below else f"{below}"
+        raise TaskError(
+            f"train_args.resolution is {resolution}: with transforms.buckets it must be a multiple of {STEP} and at "
+            f"least {2 * STEP}, since all sides are multiples of {STEP}; try {near}"
+        )
+    found: set[Size] = set()
+    for width in range(STEP, 2 * resolution + 1, STEP):
+        height = resolution * resolution // width // STEP * STEP
+        if max(width, height) <= _MAX_RATIO * min(width, height):
+            found |= {(width, height), (height, width)}
+    return tuple(sorted(found, key=lambda size: size[0] / size[1]))
+
+
+def nearest(size: Size, sizes: Sequence[Size]) -> int:
+    """The place in `sizes` of the one that crops the least off an image of `size`; of two alike the narrower one.
+
+    `sizes` go from the narrowest to the widest. What remains of an image of the ratio a in a bucket of the ratio b is
+    min(a / b, b / a), so the border between two buckets is at the geometric mean of their ratios. In whole numbers: an
+    image on a border must not change sides with the machine.
+    """
+    width, height = size
+
+    def is_wider(index: int) -> bool:
+        """Whether the image is wider than the border between this bucket and the next one."""
+        (w1, h1), (w2, h2) = sizes[index], sizes[index + 1]
+        return width * width * h1 * h2 > height * height * w1 * w2
+
+    return bisect_left(range(len(sizes) - 1), True, key=lambda index: not is_wider(index))
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One size and what is shown at it."""
+
+    size: Size
+    rows: npt.NDArray[np.int64]
+    """Of the dataset, in its order, repeats included."""
+    num_images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Where each row of a dataset belongs; buckets without an image are left out."""
+
+    sizes: tuple[Size, ...]
+    """All that there could be."""
+    members: tuple[Bucket, ...]
+    kept: float
+    """The share of an image that is shown, 0 to 1, on average."""
+    kept_by_squares: float
+    """The same without buckets."""
+
+    def target(self, size: Size) -> Size:
+        """The size at which an image of `size` is shown."""
+        return self.sizes[nearest(size, self.sizes)]
+
+    def lines(self) -> list[str]:
+        """What they are, for a person."""
+        counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
+        return [
+            f"buckets        {counts} images",
+            f"cropped        {1 - self.kept:.1%} of an image on average, {1 - self.kept_by_squares:.1%} by squares",
+        ]
+
+    def warnings(self, batch_size: int) -> list[str]:
+        """What is allowed but likely a mistake."""
+        small = sum(len(one.rows) < batch_size for one in self.members)
+        if not small:
+            return []
+        return [
+            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer images than "
+            f"batch_size {batch_size}: such a micro-batch shows an image more than once, and comes around less than "
+            "once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
+        ]
+
+
+def buckets_of(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
+    """The buckets of a task's dataset; None where the task wants squares. Reads the images' headers at first."""
+    if not task.transforms.buckets:
+        return None
+    return sort_into_buckets(dataset, read_sizes(dataset, cache_dir), task.train_args.resolution)
+
+
+def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
+    """Put every row into the bucket that crops the least off its image.
+
+    An image whose header says that it cannot be shown goes into the fullest bucket, where another one best takes its
+    place.
+
+    Args:
+        dataset: its rows.
+        image_sizes: of each of `dataset.image_indices()`; (0, 0) where it is unreadable.
+        resolution: of the square with the area of the buckets.
+
+    Raises:
+        TaskError: the resolution has no buckets.
+    """
+    sizes = bucket_sizes(resolution)
+    places = [_place(size, sizes) for size in image_sizes]
+    readable = [place for place in places if place is not None]
+    square = sizes.index((resolution, resolution))
+    counts = np.bincount(readable or [square], minlength=len(sizes))
+    fullest = int(counts.argmax())
+    by_image = dict(zip(dataset.image_indices(), (fullest if p is None else p for p in places), strict=True))
+    by_row = np.array([by_image[dataset.image_index(row)] for row in range(len(dataset))])
+    images = np.bincount(list(by_image.values()), minlength=len(sizes))
+    members = tuple(
+        Bucket(size, np.flatnonzero(by_row == place), int(images[place]))
+        for place, size in enumerate(sizes)
+        if images[place]
+    )
+    shown = [(size, sizes[p]) for size, p in zip(image_sizes, places, strict=True) if p is not None]
+    return Buckets(
+        sizes=sizes,
+        members=members,
+        kept=_mean([_kept(size, target) for size, target in shown]),
+        kept_by_squares=_mean([_kept(size, (1, 1)) for size, _ in shown]),
+    )
+
+
+def _place(size: Size, sizes: Sequence[Size]) -> int | None:
+    """The bucket of an image; None where it cannot be shown at all."""
+    place = nearest(size, sizes)
+    try:
+        transforms.covering(size, sizes[place])
+    except transforms.UnreadableImage:
+        return None
+    return place
+
+
+def _kept(size: Size, target: Size) -> float:
+    one, other = size[0] * target[1], size[1] * target[0]
+    return min(one, other) / max(one, other)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 1.0
+
+
+class BucketOrder:
+    """The order of a dataset's rows in micro-batches of one bucket each. Random access.
+
+    Each bucket has an endless stream of its rows, pass after pass in a fresh permutation, and its i-th micro-batch of B
+    takes the visits [iB, (i + 1)B) of it. With n rows it has had n e / B micro-batches before epoch e, rounded: so
+    it is never more than B / 2 visits ahead or behind. Those of one epoch come in a permutation of their own.
+    """
+
+    def __init__(self, *, seed: int, members: Sequence[Bucket], batch_size: int) -> None:
+        self._seed = seed
+        self._members = members
+        self._batch_size = batch_size
+        self._num_rows = sum(len(one.rows) for one in members)
+        self._passes: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+        self._epoch: _Epoch | None = None
+        self._all = Epochs(seed, self._num_rows)
+
+    def slots(self, start: int, count: int) -> Iterator[Slot]:
+        """Those of the visits number `start … start + count - 1`."""
+        for number in range(start, start + count):
+            micro_batch, offset = divmod(number, self._batch_size)
+            bucket, index = self._micro_batch(micro_batch)
+            one = self._members[bucket]
+            turn, position = divmod(index * self._batch_size + offset, len(one.rows))
+            yield Slot(turn, position, int(one.rows[self._pass(bucket, turn)[position]]), one.size)
+
+    def candidates(self, visit: Visit) -> Iterator[int]:
+        """The visit's own row, those after it in its bucket's pass, and at last all rows, whatever their shape."""
+        yield visit.sample
+        bucket = next(index for index, one in enumerate(self._members) if one.size == visit.bucket)
+        rows, order = self._members[bucket].rows, self._pass(bucket, visit.epoch)
+        for offset in range(1, len(order)):
+            yield int(rows[order[(visit.position + offset) % len(order)]])
+        yield from self._all.candidates(visit)
+
+    def _micro_batch(self, number: int) -> tuple[int, int]:
+        """Which bucket the micro-batch `number` is of, and its number among those of that bucket."""
+        if self._epoch is None or not 0 <= number - self._epoch.start < len(self._epoch.order):
+            self._epoch = self._find_epoch(number)
+        place = int(self._epoch.order[number - self._epoch.start])
+        bucket = bisect_right(self._epoch.ends, place)
+        return bucket, self._epoch.before[bucket] + place - (self._epoch.ends[bucket - 1] if bucket else 0)
+
+    def _find_epoch(self, number: int) -> _Epoch:
+        # Before epoch e there were N e / B micro-batches, to within one for each bucket.
+        first = max(0, number - len(self._members)) * self._batch_size // self._num_rows
+        last = (number + len(self._members) + 1) * self._batch_size // self._num_rows + 1
+        epochs = range(first, last + 1)
+        epoch = epochs[bisect_right(epochs, number, key=lambda epoch: sum(self._before(epoch))) - 1]
+        before, after = self._before(epoch), self._before(epoch + 1)
+        ends = list(accumulate(then - now for now, then in zip(before, after, strict=True)))
+        return _Epoch(sum(before), before, ends, rng.permutation(self._seed, "bucket order", epoch, ends[-1]))
+
+    def _before(self, epoch: int) -> list[int]:
+        """How many micro-batches each bucket has had before `epoch`."""
+        size = self._batch_size
+        return [(len(one.rows) * epoch + size // 2) // size for one in self._members]
+
+    def _pass(self, bucket: int, turn: int) -> npt.NDArray[np.int64]:
+        """The order of a bucket's rows in one pass over them."""
+        if (bucket, turn) not in self._passes:
+            # An epoch may straddle two passes of a bucket; memory holds no more.
+            own = sorted(known for known in self._passes if known[0] == bucket)
+            for old in own[:-1]:
+                del self._passes[old]
+            # By its size: what a bucket's neighbours are does not matter to it.
+            stream = "bucket {} x {}".format(*self._members[bucket].size)
+            self._passes[bucket, turn] = rng.permutation(self._seed, stream, turn, len(self._members[bucket].rows))
+        return self._passes[bucket, turn]
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """The micro-batches of one epoch."""
+
+    start: int
+    """The first one's number."""
+    before: list[int]
+    """How many each bucket has had before."""
+    ends: list[int]
+    """Of each bucket's share, in a row."""
+    order: npt.NDArray[np.int64]
+    """In which they come: places in that row."""

@@ -1,0 +1,272 @@
+"""Several processes that train as one: what they exchange, what only the first does, and how the end of one ends all.
+
+A `Processes` is a job's only process, a `Group` one of several; the loop cannot tell them apart. Gradients travel
+through the device's backend (NCCL, or gloo on a CPU), everything else through gloo as JSON: no pickle here either.
+All exchanges are collective: every process must come to the same ones in the same order.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from engine.core.errors import Interrupted, JobError, PeerInterrupted, TemporaryError
+from engine.core.process.environment import Place
+from engine.core.process.signals import Stop
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+    from engine.training.distributed.peers import PeerWatch
+
+T = TypeVar("T")
+
+MEETING_TIME: Final = datetime.timedelta(minutes=10)
+"""For all processes to start: importing from a slow network disk takes minutes."""
+GATHER_TIME: Final = datetime.timedelta(minutes=30)
+"""For the slowest process to bring a gradient. One that died is noticed at once, by the watch."""
+WAITING_TIME: Final = datetime.timedelta(days=30)
+"""For what may take as long as it takes, as a download does."""
+
+
+class Processes:
+    """A job's only process: whatever is exchanged is its own."""
+
+    def __init__(self, place: Place | None = None) -> None:
+        self.place = place or Place()
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.place.world_size
+
+    @property
+    def is_first(self) -> bool:
+        """The process that writes, prints and publishes."""
+        return self.place.is_first
+
+    def owner(self, micro_batch: int) -> int:
+        """The rank of the process that computes micro-batch k of a step: k = round x W + rank."""
+        return micro_batch % self.world_size
+
+    def open_device(self, device: torch.device) -> None:
+        """Gradients are on `device` from now on."""
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        """One round of micro-batches: each process's `own`, shape (n,), as the rows of (W, n), in the order of ranks.
+
+        The result is overwritten by the next call.
+        """
+        return own.unsqueeze(0)
+
+    def exchange(self, own: Any) -> list[Any]:
+        """Each process's JSON-able value, in the order of ranks."""
+        return [own]
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        """What `action` gives in the first process, a JSON-able value; the others wait for it."""
+        return action()
+
+    def bytes_from_first(self, action: Callable[[], bytes | None]) -> bytes | None:
+        """The same for bytes, or None."""
+        return action()
+
+    def one_first(self, action: Callable[[], T]) -> T:
+        """Let the first process do `action` alone, then the others: they find in the cache what it downloaded."""
+        return action()
+
+    def decided(self, own: int, carried: int) -> int:
+        """The signal to stop for: this process's own or, where there are several, the one carried by the gradients."""
+        return own
+
+    def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
+        """Check that all processes have the same JSON-able value, else end with an `error` that names `what`."""
+
+    def follow_first(self) -> None:
+        """From now on signals are the first process's business; the others end as it does."""
+
+    @contextmanager
+    def knowing_why(self) -> Iterator[None]:
+        """Where the block ends because another process of the job did, let it end for that process's reason."""
+        yield
+
+
+class Group(Processes):
+    """One of several processes. Use `connected`, which makes and closes it."""
+
+    def __init__(self, place: Place, stop: Stop, watch: PeerWatch, control: dist.ProcessGroup) -> None:
+        super().__init__(place)
+        self._stop = stop
+        self._watch = watch
+        self._control = control
+        self._gradients: Any = None
+        self._rows: torch.Tensor | None = None
+
+    def open_device(self, device: torch.device) -> None:
+        import torch.distributed as dist
+
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        with self._talking():
+            self._gradients = dist.new_group(backend=backend, timeout=GATHER_TIME)
+
+    def gather(self, own: torch.Tensor) -> torch.Tensor:
+        import torch
+        import torch.distributed as dist
+
+        # An all-gather, since every process needs every row: it adds them up itself, in the order of the ranks, and
+        # has the bits of one process that did all the work. An all-reduce would add in an order of its own.
+        if self._rows is None:
+            self._rows = torch.empty(self.world_size * own.numel(), dtype=own.dtype, device=own.device)
+        with self._talking():
+            dist.all_gather_single(self._rows, own, group=self._gradients)
+        return self._rows.view(self.world_size, -1)
+
+    def exchange(self, own: Any) -> list[Any]:
+        import torch
+        import torch.distributed as dist
+
+        data = _to_tensor(json.dumps(own).encode())
+        with self._talking():
+            sizes = torch.empty(self.world_size, dtype=torch.int64)
+            dist.all_gather_single(sizes, torch.tensor([data.numel()]), group=self._control)
+            longest = int(sizes.max())
+            rows = torch.empty(self.world_size * longest, dtype=torch.uint8)
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: data.numel()] = data
+            dist.all_gather_single(rows, padded, group=self._control)
+        pieces = zip(rows.view(self.world_size, longest), sizes.tolist(), strict=True)
+        return [json.loads(row[:size].numpy().tobytes()) for row, size in pieces]
+
+    def from_first(self, action: Callable[[], T]) -> T:
+        found = self.bytes_from_first(lambda: json.dumps(action()).encode())
+        value: T = json.loads(found or b"null")
+        return value
+
+    def bytes_from_first(self, action: Callable[[], bytes | None]) -> bytes | None:
+        import torch
+        import torch.distributed as dist
+
+        data = action() if self.is_first else None
+        size = torch.tensor([-1 if data is None else len(data)])
+        with self._talking():
+            dist.broadcast(size, src=0, group=self._control)
+            if int(size) < 0:
+                return None
+            payload = torch.empty(int(size), dtype=torch.uint8) if data is None else _to_tensor(data)
+            dist.broadcast(payload, src=0, group=self._control)
+        return payload.numpy().tobytes()
+
+    def one_first(self, action: Callable[[], T]) -> T:
+        if self.is_first:
+            result = action()
+            self.exchange("done")
+        else:
+            self.exchange("ready")
+            result = action()
+        return result
+
+    def decided(self, own: int, carried: int) -> int:
+        return carried
+
+    def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
+        values = self.exchange(own)
+        for rank, value in enumerate(values):
+            if value != values[0]:
+                raise error(
+                    f"{what} is {value!r} in process {rank} of the job, {values[0]!r} in process 0: "
+                    "it must be the same in all"
+                )
+
+    def follow_first(self) -> None:
+        if not self.is_first:
+            self._stop.ignore()
+
+    @contextmanager
+    def knowing_why(self) -> Iterator[None]:
+        try:
+            yield
+        except PeerInterrupted:
+            raise
+        except Interrupted as error:
+            # torchrun sends SIGTERM as soon as one process has ended: the reason may be on its way to here.
+            found = self._watch.news(seconds=1.0)
+            if found is None or found.is_interruption:
+                raise
+            raise found.error() from error
+        finally:
+            self._stop.ignore()
+            self._watch.is_ending.set()
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Turn the backend's complaint that somebody is gone into that process's own reason."""
+        try:
+            yield
+        except RuntimeError as error:
+            found = self._watch.news(seconds=5.0)
+            if found is None:
+                reason = str(error).splitlines()[0]
+                raise TemporaryError(f"the processes of the job lost touch with each other ({reason})") from error
+            raise found.error() from error
+
+
+def _to_tensor(data: bytes) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+@contextmanager
+def connected(place: Place, stop: Stop) -> Iterator[Processes]:
+    """Meet the other processes of the job, and tell them how this one ended.
+
+    Raises:
+        TemporaryError: they did not come.
+    """
+    if place.world_size == 1:
+        yield Processes(place)
+        return
+    from engine.training.distributed.peers import Ending, ending_of
+
+    group, watch = _meet(place, stop)
+    ending = Ending(place.rank)
+    try:
+        yield group
+    except BaseException as error:
+        ending = ending_of(error, place.rank)
+        raise
+    finally:
+        watch.close(ending)
+
+
+def _meet(place: Place, stop: Stop) -> tuple[Group, PeerWatch]:
+    # Nothing is there to save yet, and waiting in C++ no Python handler would run.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
+    import torch.distributed as dist
+
+    from engine.training.distributed.peers import PeerWatch
+
+    if os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1", "::1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container without a network has nothing else
+    try:
+        dist.init_process_group("gloo", rank=place.rank, world_size=place.world_size, timeout=MEETING_TIME)
+        control = dist.new_group(backend="gloo", timeout=WAITING_TIME)
+        watch = PeerWatch(place, stop.peer_ended)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise TemporaryError(
+            f"the {place.world_size} processes of the job did not meet at {where} ({reason})"
+        ) from error
+    stop.install()
+    return Group(place, stop, watch, control), watch

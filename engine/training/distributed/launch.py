@@ -1,0 +1,200 @@
+"""Starting one process for each GPU of this machine, through torch's own launcher, and ending as they end.
+
+The processes share the task's own `gradient_accumulation_steps` out, so the result has the bits of one GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from engine.core.errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
+from engine.core.process.environment import EXIT_CODES, LAUNCHED, Place
+from engine.core.process.signals import Stop
+from engine.results.outcome import Outcome, recording_failure
+from engine.results.output.output import OutputFolder
+from engine.task.settings import Settings
+from engine.task.task import Task
+
+ENTRYPOINT: Final = Path(__file__).resolve().parents[3] / "entrypoint.py"
+SHUTDOWN_SECONDS: Final = 110
+"""For the processes to save their progress after SIGTERM. Whoever stops the container allows it two minutes."""
+
+_PR_SET_PDEATHSIG: Final = 1
+_LARGEST_VARIABLE: Final = 100_000
+"""Bytes that surely fit into an environment variable: Linux takes 128 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A job of several processes that is to be started; call it to do so."""
+
+    settings: Settings
+    request: str
+    """`job.request_digest` of the job."""
+    processes: int
+
+    def __call__(self, argv: Sequence[str], stop: Stop) -> int:
+        """Start the processes, wait for them, and return the job's exit code.
+
+        Raises:
+            OutputError: no temporary folder can be written to.
+            TemporaryError: the first process was killed.
+            PeerError: another process ended, and the first one was found hanging.
+            Interrupted: by a signal, and the first process did not live to say so itself.
+        """
+        from engine.core.progress import say
+
+        say(f"starting {self.processes} processes, which share the accumulation out")
+        with scratch() as folder:
+            signum = _start(self.processes, _arguments(argv), self._environment(folder), folder)
+            found = left_codes(folder)
+            codes = [found.get(rank) for rank in range(self.processes)]
+        # The first process hears of every other's end, and says and writes down why, if it lives to do so.
+        if codes[0] is None:
+            stop.install()
+            self._end(_reason(signum, codes))
+        return codes[0]
+
+    def _environment(self, folder: str) -> dict[str, str]:
+        found = {LAUNCHED: "1", EXIT_CODES: folder}
+        if self.settings.task_source == "standard input":  # it has been read
+            found["TASK_JSON"] = os.fsdecode(self.settings.task_bytes)
+        return found
+
+    def _end(self, error: JobError | Interrupted) -> NoReturn:
+        """Write down what the first process would have, and end with it."""
+        outcome = Outcome()
+        with OutputFolder.lock(self.settings.output_dir) as output, recording_failure(output, outcome):
+            outcome.may_overwrite = self.settings.overwrite or output.is_asked_by(self.request)
+            raise error
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[str]:
+    """Make a temporary folder, and remove it with all that is in it.
+
+    Raises:
+        OutputError: there is no place for one.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="sd-lora-task-")
+    except OSError:
+        raise OutputError("no temporary folder is writable: mount one at /tmp, or set PROCESSES=1") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:
+    """Why a job ended whose first process could not say so: a signal, another process's reason, or a kill."""
+    if signum:
+        name = signal.Signals(signum).name
+        return Interrupted(signum, f"stopped by {name}; the same command goes on where it last saved")
+    for rank, code in enumerate(codes):
+        if code and code != TemporaryError.code:
+            kinds = {kind.code: kind.kind for kind in JobError.__subclasses__() if hasattr(kind, "code")}
+            message = f"process {rank} of the job ended with code {code}, see above"
+            return PeerError(code, kinds.get(code, "bug"), message, origin=rank)
+    return TemporaryError("the first process of the job was killed; run the same command again")
+
+
+def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
+    """How to start several processes for this task, or None where this one does: it is one of them, or all there is.
+
+    There are as many as `PROCESSES` says, else as there are GPUs, but a number that divides the accumulation.
+    """
+    if settings.place != Place() or "WORLD_SIZE" in os.environ:
+        return None
+    if settings.task_source == "standard input" and len(settings.task_bytes) > _LARGEST_VARIABLE:
+        return None  # it could not be handed on; the bits are the same
+    gpus = None
+    if settings.device == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    processes = num_processes(settings, task, gpus=gpus)
+    return Launch(settings, request, processes) if processes > 1 else None
+
+
+def num_processes(settings: Settings, task: Task, *, gpus: int | None) -> int:
+    """How many processes train this task where nobody else starts them; `gpus` is None on a CPU."""
+    available = settings.processes or 1 if gpus is None else min(settings.processes or gpus, gpus)
+    return largest_divisor(task.train_args.gradient_accumulation_steps, available)
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`; 1 where that is less than 1."""
+    return next((divisor for divisor in range(min(number, limit), 1, -1) if number % divisor == 0), 1)
+
+
+def _arguments(argv: Sequence[str]) -> list[str]:
+    """The flags for the processes: a task from standard input reaches them as TASK_JSON."""
+    flags = list(argv)
+    for index, flag in enumerate(flags):
+        if flag == "--task=-":
+            return flags[:index] + flags[index + 1 :]
+        if flag == "--task" and flags[index + 1 : index + 2] == ["-"]:
+            return flags[:index] + flags[index + 2 :]
+    return flags
+
+
+def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> int:
+    """Run the processes to their end; the signal that this process was sent meanwhile, or 0."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # It would tell, in tables, what the first process tells in a line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.update(environment)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="job",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    try:
+        elastic_launch(config, sys.executable)(str(ENTRYPOINT), *arguments)
+    except ChildFailedError:
+        return 0
+    except SignalException as error:
+        return int(error.sigval)
+    return 0
+
+
+def follow_launcher(environment: Mapping[str, str]) -> None:
+    """In a process that a launcher of ours started: die with it, however that ends."""
+    if EXIT_CODES in environment:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def leave_code(environment: Mapping[str, str], code: int) -> None:
+    """In a process that a launcher of ours started: leave the exit code, which torch's launcher does not hand on."""
+    if EXIT_CODES in environment and environment.get("RANK"):
+        Path(environment[EXIT_CODES], environment["RANK"]).write_text(str(code))
+
+
+def left_codes(folder: str) -> dict[int, int]:
+    """Return the exit code that each process of this machine left, by rank; one that was killed left none."""
+    ranks = {int(path.name): path.read_text() for path in Path(folder).iterdir() if path.name.isdecimal()}
+    return {rank: int(text) for rank, text in sorted(ranks.items()) if text.isdecimal()}

@@ -1,0 +1,76 @@
+"""torchrun that ends with the job's own exit code, for jobs on several machines.
+
+    python -m engine.training.distributed.torchrun [torchrun's flags] --max-restarts=0
+        /app/entrypoint.py [the job's flags]
+
+torch's own launcher exits with 1 whatever its processes' codes were, so Kubernetes could not tell a wrong task from a
+lost connection. All processes of a job end with the same code, and here each leaves it in a file for its launcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from engine.core.errors import Interrupted, JobError, TemporaryError, first_line
+from engine.core.process.environment import EXIT_CODES
+from engine.core.process.termination import write_termination_message
+from engine.training.distributed.launch import SHUTDOWN_SECONDS, left_codes, scratch
+
+
+def main(argv: Sequence[str]) -> int:
+    """Start this machine's processes with torchrun's flags `argv`, wait for them, and return the job's exit code."""
+    try:
+        with scratch() as folder:
+            os.environ[EXIT_CODES] = folder
+            os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+            reason = _run(argv)
+            codes = left_codes(folder)
+    except JobError as error:
+        reason, codes = error, {}
+    if reason is None:
+        return 0
+    code = next((code for code in codes.values() if code), reason.code)
+    if message := _message(reason, codes, code):
+        print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        write_termination_message(message)
+    return code
+
+
+def _run(argv: Sequence[str]) -> JobError | Interrupted | None:
+    """Run the processes to their end. Return what torch's launcher knows of it, None where all ended well."""
+    import torch.distributed as dist
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+    # It would tell, in tables, what the job's first process tells in a line.
+    for name in ("torch.distributed.elastic", "torch.distributed.run"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        run.run(run.parse_args(argv))  # type: ignore[no-untyped-call]
+    except ChildFailedError:
+        return TemporaryError("the processes of the job on this machine were killed; run the same command again")
+    except SignalException as error:
+        name = signal.Signals(error.sigval).name
+        return Interrupted(error.sigval, f"stopped by {name}; the same command goes on where it last saved")
+    except (RendezvousError, dist.DistError) as error:
+        return TemporaryError(f"the machines of the job did not meet ({first_line(error)}); run the same command again")
+    return None
+
+
+def _message(reason: JobError | Interrupted, codes: Mapping[int, int], code: int) -> str | None:
+    """Return what this launcher has to say; None where the job's first process, on this machine, has said it."""
+    if codes.get(0):
+        return None
+    if not codes:
+        return str(reason)
+    return f"the job ended with code {code}; the log of its first process says why"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

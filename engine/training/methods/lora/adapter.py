@@ -1,0 +1,215 @@
+"""The LoRA adapter (Hu et al. 2021, arXiv:2106.09685): attached by PEFT, started from addressed randomness, exported.
+
+Everything is keyed as in Diffusers' LoRA files: `<component>.<module>.lora_A.weight` and `lora_B.weight`, where
+`<component>` is `unet`, `text_encoder` or `text_encoder_2`, and `<module>` the adapted layer's name in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from engine.core import rng
+from engine.core.errors import CheckpointError
+from engine.models.base import DENOISER
+from engine.task.task import Lora
+from engine.training.methods.lora import loftq
+from engine.training.methods.lora.dropout import AddressedDropout, Dropping
+from engine.training.methods.lora.linear import LoraLinear
+from engine.training.methods.lora.names import UP, require_fit, tensor_names
+from engine.training.methods.lora.targets import (
+    NO_QUANTISED_START,
+    TEXT_TARGETS,
+    find_targets,
+    full_name,
+    require_decomposable,
+)
+
+Tensors = dict[str, torch.Tensor]
+
+_ADAPTER: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An attached adapter."""
+
+    parameters: dict[str, torch.nn.Parameter]
+    """All that is trained, float32, sorted by name."""
+    initial: Tensors
+    """LoftQ's start values by the same names (float32, CPU), which the export subtracts; empty for other inits."""
+    strength: float = 1.0
+    """What every product B·A is multiplied by; see `strength_of`."""
+    dropping: Dropping = field(default_factory=Dropping)
+    """The switch of the adapter's dropout, off but while a micro-batch is under way."""
+    fused: Mapping[str, LoraLinear] = field(default_factory=dict)
+    """The layers that compute their LoRA in one operation in every micro-batch, by their full names."""
+
+    def state(self) -> Tensors:
+        """A copy of the trained tensors: float32, on the CPU."""
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite the adapter with `tensors`: another `state`, or a LoRA file read by `from_diffusers_file`.
+
+        Raises:
+            CheckpointError: not exactly the same names and shapes; names the first that differs.
+        """
+        require_fit(tensors, self.parameters)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
+
+    def warm_start(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Start from another training's LoRA, which acts on the unchanged base at strength 1.
+
+        Raises:
+            CheckpointError: it does not fit, or this adapter's base is not the unchanged one.
+        """
+        if self.initial:
+            raise CheckpointError(NO_QUANTISED_START)
+        self.restore(_with_up_divided(tensors, self.strength))
+
+
+def strength_of(lora: Lora) -> float:
+    """alpha / rank (Hu et al. 2021, section 4.1), or alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    return alpha / (math.sqrt(lora.rank) if lora.use_rslora else lora.rank)
+
+
+def attach(
+    components: Mapping[str, torch.nn.Module],
+    lora: Lora,
+    seed: int,
+    *,
+    initial: Mapping[str, torch.Tensor] | None = None,
+) -> Adapter:
+    """Freeze the components and inject a trainable adapter, whose start values depend on nothing but seed and names.
+
+    With `init_lora_weights: "loftq"` the denoiser's target linear layers' weights are replaced by their quantised
+    values.
+
+    Args:
+        components: the denoiser and the text encoders that are trained, by their names in Diffusers' LoRA files; in
+            memory, on their device, without an adapter; changed in place.
+        lora: rank, targets and kind of initialisation.
+        seed: the task's.
+        initial: `Adapter.initial` of the training that is continued: LoftQ then quantises the base again, but need not
+            decompose it. None starts a training.
+
+    Raises:
+        TaskError: the targets match nothing, or something that cannot be adapted.
+        CheckpointError: `initial` does not fit.
+    """
+    targets = {
+        component: find_targets(root, lora.target_modules if component == DENOISER else TEXT_TARGETS)
+        for component, root in components.items()
+    }
+    # LoftQ is about matrices: convolutions among the targets keep their weights and get the ordinary start. So do the
+    # text encoders.
+    quantised = _linears(targets[DENOISER]) if lora.init_lora_weights == "loftq" else {}
+    require_decomposable({name: tuple(layer.weight.shape) for name, layer in quantised.items()}, lora.rank)
+    layers: dict[str, Any] = {}
+    for component, root in components.items():
+        root.requires_grad_(False)
+        _inject(root, targets[component], lora)
+        layers |= {full_name(component, module): root.get_submodule(module) for module in targets[component]}
+    dropping = _replace_dropout(layers, lora.dropout, seed)
+    parameters = _parameters(layers)
+    strength = strength_of(lora)
+    if initial is None:
+        starts = _with_up_divided(tensors_by_name(loftq.replace_weights(quantised, lora.rank)), strength)
+    else:
+        require_fit(initial, {name: parameters[name] for module in quantised for name in tensor_names(module)})
+        starts = {name: tensor.detach().to("cpu", torch.float32, copy=True) for name, tensor in initial.items()}
+        loftq.requantise_weights(quantised)
+    for name, parameter in parameters.items():
+        value = starts[name] if name in starts else _draw(name, tuple(parameter.shape), lora, seed)
+        parameter.data = value.to(parameter.device, torch.float32, copy=True)
+        parameter.requires_grad_(True)
+    # Where inputs are dropped, PEFT's own path computes with the parameters themselves.
+    fused = {} if lora.dropout else {name: layer for name, layer in layers.items() if isinstance(layer, LoraLinear)}
+    return Adapter(parameters, starts, strength, dropping, fused)
+
+
+@contextmanager
+def disabled(components: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """The components as they are without the adapter; with LoftQ, the denoiser's quantised self."""
+    layers = [module for root in components for module in root.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Tensors:
+    """Each module's (down, up) under their names."""
+    return {
+        name: tensor for module, pair in pairs.items() for name, tensor in zip(tensor_names(module), pair, strict=True)
+    }
+
+
+def _with_up_divided(tensors: Mapping[str, torch.Tensor], strength: float) -> Tensors:
+    """An adapter for strength 1 as one for `strength`: the same change of the weights."""
+    return {name: tensor / strength if name.endswith(UP) else tensor for name, tensor in tensors.items()}
+
+
+def _linears(layers: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Linear]:
+    """The linear ones of the denoiser's layers, by their full names."""
+    return {full_name(DENOISER, name): layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
+
+
+def _replace_dropout(layers: Mapping[str, Any], probability: float, seed: int) -> Dropping:
+    """Put our own dropout in the place of PEFT's, where there is any to be."""
+    dropping = Dropping()
+    for name, layer in layers.items() if probability else ():
+        layer.lora_dropout[_ADAPTER] = AddressedDropout(probability, seed=seed, layer=name, dropping=dropping)
+    return dropping
+
+
+def _parameters(layers: Mapping[str, Any]) -> dict[str, torch.nn.Parameter]:
+    found: dict[str, torch.nn.Parameter] = {}
+    for module, layer in layers.items():
+        down, up = tensor_names(module)
+        found |= {down: layer.lora_A[_ADAPTER].weight, up: layer.lora_B[_ADAPTER].weight}
+    return dict(sorted(found.items()))
+
+
+def _inject(root: torch.nn.Module, layers: Iterable[str], lora: Lora) -> None:
+    config = LoraConfig(
+        r=lora.rank,
+        # PEFT's default is 8 whatever the rank; equal to the rank, it makes the adapter's scale 1.
+        lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
+        use_rslora=lora.use_rslora,
+        # Exact names as an expression: PEFT would match a list of names by their ends too.
+        target_modules="|".join(map(re.escape, layers)),
+        init_lora_weights=True,
+    )
+    config._register_custom_module({torch.nn.Linear: LoraLinear})
+    # PEFT draws start values, which are all overwritten, from torch's global generator.
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, root, adapter_name=_ADAPTER)
+
+
+def _draw(name: str, shape: tuple[int, ...], lora: Lora, seed: int) -> torch.Tensor:
+    """The start values that PEFT's initialisation of that name has, from the parameter's own stream."""
+    is_up = name.endswith(UP)
+    if is_up and lora.init_lora_weights is not False:
+        return torch.zeros(shape)
+    stream = f"lora init/{name}"
+    if lora.init_lora_weights == "gaussian":
+        return torch.from_numpy(rng.normal(seed, stream, 0, shape)) / lora.rank
+    # He et al. 2015 (arXiv:1502.01852) with a = √5, torch's own choice for linear and convolution layers.
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return (torch.from_numpy(rng.uniform(seed, stream, 0, shape)) * 2 - 1) * bound

@@ -1,0 +1,94 @@
+"""A frozen linear layer with its LoRA as one operation: y = W·x + b + s·B·(A·x), with gradients for x, A and B alone.
+
+PEFT's own layer does the same in generic pieces: a cast of x to float32 and back, a product, a scaling and a sum, each
+with a node and a saved tensor of its own. Here the LoRA is added into W's product, and all that is kept for the
+backward pass is x itself, which the projections of one attention share, and the narrow A·x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners import lora as peft_lora
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from engine.training.methods.lora.dropout import AddressedDropout
+
+
+class _LoraProduct(torch.autograd.Function):
+    """Everything in the frozen weight's dtype: x, A and B are cast to it where they differ, their gradients back."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd calls it by position
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """x (…, in), weight (out, in), bias (out,), down (rank, in), up (out, rank) -> (…, out) in weight's dtype."""
+        dtype = weight.dtype
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        ctx.adapter_dtype = down.dtype
+        down, up = down.to(dtype), up.to(dtype)
+        hidden = rows @ down.t()
+        result = functional.linear(rows, weight, bias).addmm_(hidden, up.t(), alpha=scale)
+        # x as it came, not cast: the projections that share it then share its memory.
+        ctx.save_for_backward(x, weight, down, up, hidden)
+        ctx.scale = scale
+        return result.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, down, up, hidden = ctx.saved_tensors
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        inner = gradient @ up
+        of_up = gradient.t() @ hidden
+        if ctx.scale != 1.0:
+            inner.mul_(ctx.scale)
+            of_up.mul_(ctx.scale)
+        of_down = inner.t() @ x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (gradient @ weight).addmm_(inner, down).view(x.shape).to(x.dtype)
+        return of_x, None, None, of_down.to(ctx.adapter_dtype), of_up.to(ctx.adapter_dtype), None
+
+
+@dataclass(slots=True)
+class Taken:
+    """Whether the layers of one adapter compute with copies of their A and B: while these are up to date."""
+
+    now: bool = False
+
+
+class LoraLinear(peft_lora.Linear):  # type: ignore[misc]
+    """PEFT's linear layer with one active adapter, in one operation; switched off, or dropping inputs, PEFT's own."""
+
+    copies: tuple[Taken, torch.Tensor, torch.Tensor] | None = None
+    """A and B in the dtype that it computes in, and when to take them; see `working.WorkingCopy`."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """x: (…, in), any floating dtype -> (…, out), in autocast's dtype or, outside of it, the base weight's."""
+        (adapter,) = self.active_adapters
+        dropout = self.lora_dropout[adapter]
+        if self.disable_adapters or (isinstance(dropout, AddressedDropout) and dropout.is_dropping):
+            result: torch.Tensor = super().forward(x, *args, **kwargs)
+            return result
+        base, device = self.get_base_layer(), x.device.type
+        weight, bias = base.weight, base.bias
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
+        if self.copies is not None and self.copies[0].now:
+            _, down, up = self.copies
+            assert down.dtype == weight.dtype, "a copy in another dtype would change the bits"
+        else:
+            down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        product: torch.Tensor = _LoraProduct.apply(x, weight, bias, down, up, self.scaling[adapter])  # type: ignore[no-untyped-call]
+        return product

@@ -1,0 +1,148 @@
+"""Which layers get an adapter, and what they are called in LoRA files. No torch until there are modules."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from engine.core import expressions
+from engine.core.errors import TaskError
+from engine.core.quoting import as_json
+from engine.models.registry import DENOISER
+from engine.task.task import DEFAULT_TARGETS
+
+if TYPE_CHECKING:
+    import torch
+
+TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The four projections of each attention, as CLIP calls them."""
+
+NO_QUANTISED_START: Final = (
+    "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
+    "start without the file, or with init_lora_weights true"
+)
+
+_MAX_LISTED: Final = 40
+
+logger = logging.getLogger(__name__)
+
+
+def full_name(component: str, module: str) -> str:
+    """What Diffusers' LoRA files call a module of a component."""
+    # transformers 5 dropped `text_model.` from the names in one of its two CLIP classes; the files have it, and
+    # readers with either version take it.
+    if component != DENOISER and module.startswith("encoder.layers."):
+        module = f"text_model.{module}"
+    return f"{component}.{module}"
+
+
+def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> None:
+    """Raise TaskError for a linear layer that LoftQ cannot take so high a rank from; name -> its weight's shape."""
+    for name, shape in layers.items():
+        if rank > min(shape):
+            raise TaskError(
+                f"lora.rank: {rank} is more than the rank of {name} ({' x '.join(map(str, shape))}), "
+                "which lora.init_lora_weights 'loftq' decomposes"
+            )
+
+
+def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | None) -> dict[str, torch.nn.Module]:
+    """The layers that `lora.target_modules` means, by name, sorted.
+
+    Raises:
+        TaskError: as `match_targets`.
+    """
+    from torch.nn import Conv2d, Linear
+
+    modules = {name: module for name, module in denoiser.named_modules() if name}
+    kinds = {
+        name: None if isinstance(module, Linear | Conv2d) else f"of type {type(module).__name__}"
+        for name, module in modules.items()
+    }
+    return {name: modules[name] for name in match_targets(kinds, targets)}
+
+
+def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | str | None) -> list[str]:
+    """The names of the layers that `lora.target_modules` means, sorted.
+
+    As in PEFT: a list holds whole names or ends of names at a dot, a string is a regular expression for the whole name.
+
+    Args:
+        kinds: each module's name, with None for what can be adapted, else with what it is.
+        targets: the task's.
+
+    Raises:
+        TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
+    """
+    if isinstance(targets, str):
+        matched = [*filter(_matcher(targets), kinds)]
+    else:
+        matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
+    if not matched:
+        raise TaskError(f"lora.target_modules: {as_json(targets)} matches no layer; there are {_layer_names(kinds)}")
+    for name in matched:
+        if kinds[name] is not None:
+            inside = _layer_names({other: kinds[other] for other in kinds if other.startswith(f"{name}.")})
+            raise TaskError(
+                f"lora.target_modules: {name} is {kinds[name]}, only Linear and Conv2d layers "
+                f"can be adapted" + (f"; name those in it: {inside}" if inside else "")
+            )
+    return sorted(matched)
+
+
+def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
+    """Whether a layer's name is meant by `lora.target_modules`: see `match_targets`, whose errors it raises."""
+    if isinstance(targets, str):
+        return _matcher(targets)
+    return lambda name: not _ends_of(name).isdisjoint(targets)
+
+
+def _matcher(expression: str) -> Callable[[str], bool]:
+    """Whether a regular expression matches a whole name."""
+    pattern = expressions.compiled(expression)
+    if isinstance(pattern, str):
+        raise TaskError(f"lora.target_modules: {as_json(expression)} {pattern}")
+    matches = expressions.Matcher(pattern)
+
+    def is_matched(name: str) -> bool:
+        try:
+            return matches(name)
+        except expressions.TakesTooLongError:
+            raise TaskError(
+                f"lora.target_modules: {as_json(expression)} takes more than {expressions.SECONDS:g} s to match "
+                "against the layers' names; repeat nothing that repeats itself, or list the names"
+            ) from None
+
+    return is_matched
+
+
+def _ends_of(name: str) -> set[str]:
+    """A dotted name's ends, itself among them."""
+    parts = name.split(".")
+    return {".".join(parts[start:]) for start in range(len(parts))}
+
+
+def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
+    found: dict[str, list[str]] = {end: [] for end in ends}
+    for name in names:
+        for end in _ends_of(name) & found.keys():
+            found[end].append(name)
+    matched = {name for matches in found.values() for name in matches}
+    without = [end for end, matches in found.items() if not matches]
+    for end in without[:_MAX_LISTED] if matched else ():
+        # Lists are shared between models, so this is no error: CLIP's q_proj means nothing to a UNet.
+        logger.warning("lora.target_modules: %r matches no layer of this model", end)
+    return sorted(matched)
+
+
+def _layer_names(kinds: Mapping[str, str | None]) -> str:
+    """The distinct ends of the adaptable layers' names, from the last part that is not a number: `to_q`, `to_out.0`."""
+    ends = set()
+    for name, kind in kinds.items():
+        if kind is None and (end := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)):
+            ends.add(end.group())
+    listed = sorted(ends)
+    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+    return ", ".join(listed[:_MAX_LISTED]) + more

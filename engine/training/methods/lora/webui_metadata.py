@@ -1,0 +1,81 @@
+"""What `lora_webui.safetensors` says about itself, in the words that the web interfaces and model managers read.
+
+Two vocabularies: kohya's (`ss_…`; AUTOMATIC1111 sorts LoRAs by `ss_base_model_version` and `ss_v2`, and takes any file
+with metadata and neither of them for an SD 1.x one) and Stability AI's metadata specification (`modelspec.…`, 1.0.0).
+Nothing in it depends on names, clocks or how the training was cut into tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import save as serialise_tensors
+
+from engine.models.webui_base import WebuiBase
+from engine.task.task import PredictionType
+
+DOWN_ENDING = ".lora_down.weight"
+ALPHA_ENDING = ".alpha"
+
+
+def describe(
+    tensors: Mapping[str, torch.Tensor],
+    base: WebuiBase,
+    *,
+    identity: str,
+    prediction_type: PredictionType,
+    resolution: int,
+    global_step: int,
+) -> dict[str, str]:
+    """The metadata of a LoRA in kohya's format.
+
+    Args:
+        tensors: the file's.
+        base: the base model's kind.
+        identity: the base model's: `<Hub ID>@<commit>`, or `sha256:` and the digest of a folder or a file.
+        prediction_type: of the training.
+        resolution: of the training, in pixels.
+        global_step: the steps trained.
+    """
+    name, _, _ = identity.partition("@")
+    ranks = {tensor.shape[0] for key, tensor in tensors.items() if key.endswith(DOWN_ENDING)}
+    alphas = {float(tensor) for key, tensor in tensors.items() if key.endswith(ALPHA_ENDING)}
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{base.architecture}/lora",
+        "modelspec.implementation": base.implementation,
+        "modelspec.title": f"LoRA, {global_step} steps",
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[prediction_type],
+        "ss_base_model_version": base.version,
+        "ss_v2": str(base.version.startswith("sd_v2")),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": _only(ranks),
+        "ss_network_alpha": _only(alphas),
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_sd_model_name": name if not identity.startswith("sha256:") else identity.removeprefix("sha256:")[:12],
+        "ss_steps": str(global_step),
+    }
+
+
+def serialise(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with metadata in sorted order; the library writes several keys in a random one.
+
+    Adds `sshs_model_hash`, by which web interfaces know a file's weights: the SHA-256 of all bytes behind the header.
+    """
+    data: bytes = serialise_tensors(dict(tensors))
+    start = 8 + int.from_bytes(data[:8], "little")
+    body = data[start:]
+    everything = {**metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}
+    header = {"__metadata__": dict(sorted(everything.items())), **json.loads(data[8:start])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes, as the library has them
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def _only(values: set[int] | set[float]) -> str:
+    """The one value, or what kohya's tools write where layers differ."""
+    return f"{next(iter(values)):g}" if len(values) == 1 else "Dynamic"

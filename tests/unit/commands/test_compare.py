@@ -1,0 +1,135 @@
+"""How far apart two LoRAs and two pictures are."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from safetensors.numpy import save
+
+from engine.commands.compare import compare, hamming, main, module_distances, norm, read_lora
+from engine.core.errors import CheckpointError
+
+draws = np.random.default_rng(0)
+
+
+def lora(rank=3, *, scale=1.0, modules=("unet.a", "unet.b"), seed=0):
+    own = np.random.default_rng(seed)
+    found = {}
+    for module in modules:
+        found[f"{module}.lora_A.weight"] = own.standard_normal((rank, 8)).astype(np.float32)
+        found[f"{module}.lora_B.weight"] = scale * own.standard_normal((5, rank)).astype(np.float32)
+    return found
+
+
+def write(folder, tensors):
+    folder.mkdir(parents=True)
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(save(tensors))
+    return folder
+
+
+class TestWeights:
+    def test_the_norm_is_that_of_the_product(self):
+        down, up = draws.standard_normal((4, 30)), draws.standard_normal((20, 4))
+        assert norm(down, up) == pytest.approx(np.linalg.norm(up @ down), rel=1e-13)
+
+    def test_the_distance_is_that_of_the_products_whatever_the_ranks(self, tmp_path):
+        one = read_lora(write(tmp_path / "one", lora(3)))
+        other = read_lora(write(tmp_path / "other", lora(6, seed=1)))
+        for module, distance in module_distances(one, other).items():
+            dense = [up @ down for down, up in (one[module], other[module])]
+            assert distance == pytest.approx(np.linalg.norm(dense[0] - dense[1]), rel=1e-13)
+
+    def test_other_factors_of_the_same_product_are_equal(self, tmp_path):
+        tensors = lora()
+        turned = {name: value * (2.0 if "lora_A" in name else 0.5) for name, value in tensors.items()}
+        distances = module_distances(
+            read_lora(write(tmp_path / "one", tensors)), read_lora(write(tmp_path / "other", turned))
+        )
+        assert max(distances.values()) < 1e-14
+
+    def test_a_small_difference_keeps_its_digits(self, tmp_path):
+        one = lora(scale=1.0)
+        other = {name: value.copy() for name, value in one.items()}
+        other["unet.a.lora_B.weight"][0, 0] += 1e-6
+        delta = float(other["unet.a.lora_B.weight"][0, 0]) - float(one["unet.a.lora_B.weight"][0, 0])
+        found = module_distances(read_lora(write(tmp_path / "one", one)), read_lora(write(tmp_path / "other", other)))
+        expected = abs(delta) * np.linalg.norm(one["unet.a.lora_A.weight"][0].astype(np.float64))
+        assert found["unet.a"] == pytest.approx(expected, rel=1e-6)
+        assert found["unet.b"] == 0.0
+
+    def test_convolutions_and_modules_of_one_alone(self, tmp_path):
+        convolution = {
+            "unet.c.lora_A.weight": draws.standard_normal((2, 4, 3, 3)).astype(np.float32),
+            "unet.c.lora_B.weight": draws.standard_normal((6, 2, 1, 1)).astype(np.float32),
+        }
+        one, other = write(tmp_path / "one", lora() | convolution), write(tmp_path / "other", lora())
+        found = module_distances(read_lora(one), read_lora(other))
+        up, down = convolution["unet.c.lora_B.weight"].reshape(6, 2), convolution["unet.c.lora_A.weight"].reshape(2, 36)
+        assert found["unet.c"] == pytest.approx(np.linalg.norm(up.astype(np.float64) @ down), rel=1e-6)
+        assert "largest 1.000e+00, in 'unet.c'" in "\n".join(compare(one, other))
+
+    def test_untrained_ones_are_equal(self, tmp_path):
+        one, other = write(tmp_path / "one", lora(scale=0.0)), write(tmp_path / "other", lora(scale=0.0, seed=1))
+        assert "relative distance 0.000e+00" in compare(one, other)[0]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"unet.a.lora_A.weight": np.zeros((2, 3), np.float32)},
+        {"unet.a.lora_A.weight": np.zeros((2, 3), np.float32), "unet.a.lora_B.weight": np.zeros((3, 4), np.float32)},
+        {"unet.a.lora_A.weight": np.zeros((0, 3), np.float32), "unet.a.lora_B.weight": np.zeros((3, 0), np.float32)},
+        lora() | {"unet.a.lora_A.weight": np.full((3, 8), np.nan, np.float32)},
+    ],
+    ids=["empty", "half", "shapes", "no rank", "nan"],
+)
+def test_a_strangers_file_is_refused(tensors, tmp_path, capsys):
+    assert main([str(write(tmp_path / "one", tensors)), str(write(tmp_path / "two", lora()))]) == 5
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_what_is_no_file_is_refused(tmp_path, capsys):
+    good = write(tmp_path / "good", lora())
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "pytorch_lora_weights.safetensors").symlink_to(good / "pytorch_lora_weights.safetensors")
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "pytorch_lora_weights.safetensors").write_bytes(b"\xff" * 100)
+    other = write(tmp_path / "other model", {name: value[..., :4] for name, value in lora(4).items()})
+    for folder in (tmp_path / "nowhere", tmp_path / "link", tmp_path / "noise", other):
+        assert main([str(folder), str(good)]) == 5
+    assert capsys.readouterr().err.count("error: ") == 4
+
+
+class TestImages:
+    @pytest.fixture
+    def picture(self):
+        pytest.importorskip("imagehash", reason="requirements-compare.txt")
+        pixels = np.random.default_rng(3).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        return Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC)
+
+    @staticmethod
+    def png(picture):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def test_like_pictures_are_near_and_others_far(self, picture):
+        near = picture.filter(ImageFilter.GaussianBlur(0.5))
+        far = picture.transpose(Image.Transpose.ROTATE_90)
+        assert hamming(self.png(picture), self.png(picture)) == 0
+        assert hamming(self.png(picture), self.png(near)) <= 6
+        assert 16 <= hamming(self.png(picture), self.png(far)) <= 48
+
+    @pytest.mark.parametrize("data", [b"", b"no image"])
+    def test_what_is_no_picture(self, picture, data):
+        with pytest.raises(CheckpointError, match="a validation image cannot be read"):
+            hamming(data, self.png(picture))
+
+    def test_a_result_with_pictures(self, picture, tmp_path):
+        folders = [write(tmp_path / name, lora()) for name in ("one", "two")]
+        for folder in folders:
+            (folder / "validation").mkdir()
+            (folder / "validation" / "0.png").write_bytes(self.png(picture))
+        assert "images   0.png: 0 of 64 bits of the perceptual hash differ" in compare(*folders)

@@ -1,0 +1,559 @@
+"""Folders as artists have them: captions beside images, kohya's folders, images without a caption."""
+
+import json
+import os
+import time
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.core.errors import DatasetError
+from engine.core.files import notes
+from engine.core.limits import Limits
+from engine.data.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset
+from engine.data.dataset.captions import caption_files
+from engine.data.fetch.archive import extract
+from engine.task.task import Dataset, Model, Task
+from tests.unit.dataset.test_dataset import PICTURES, TICK, picture, write_tar
+
+
+def write(folder, files):
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
+def images(*names):
+    return {name: picture(index) for index, name in enumerate(names)}
+
+
+def opened(folder, tmp_path, *, said=None, **dataset):
+    task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset))
+    lines = [] if said is None else said
+    return open_dataset(task, cache_dir=tmp_path / "cache", revision=None, report=lines.append)
+
+
+def rows(dataset):
+    return [(dataset.name(i), dataset.captions(i)) for i in range(len(dataset))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "data"
+
+
+def test_captions_beside_images(folder, tmp_path):
+    files = images("a.png", "b.JPG", "c.d.png", "sub/e.png", "f.png", "g.png", "h.png")
+    texts = {
+        "a.txt": "a red square\n",
+        "b.caption": "\ufeffein grünes Quadrat",
+        "c.d.txt": "dots in the name",
+        "sub/e.TXT": "  spaces \r\n\r\nanother caption\rand one more  \n",
+        "f.png.txt": "named after the whole file",
+        "g.txt": "text wins",
+        "g.caption": "over caption",
+        "h.txt": "",
+        "README.txt": "about this folder",
+    }
+    dataset = opened(write(folder, files | texts), tmp_path)
+    assert rows(dataset) == [
+        ("a.png", ("a red square",)),
+        ("b.JPG", ("ein grünes Quadrat",)),
+        ("c.d.png", ("dots in the name",)),
+        ("f.png", ("named after the whole file",)),
+        ("g.png", ("text wins",)),
+        ("h.png", ("",)),
+        ("sub/e.png", ("spaces", "another caption", "and one more")),
+    ]
+    assert [dataset.image_bytes(i) for i in range(2)] == [files["a.png"], files["b.JPG"]]
+    assert dataset.caption_rules == {"a .txt file beside the image": 6, "a .caption file beside the image": 1}
+
+
+def test_the_same_rows_as_a_table_have_the_same_fingerprint(folder, tmp_path):
+    write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": "two\nthree"})
+    table = write(tmp_path / "table", images("a.png", "b.png"))
+    lines = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": ["two", "three"]}]
+    (table / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = opened(folder, tmp_path)
+    assert before.fingerprint == opened(table, tmp_path).fingerprint
+    (folder / "a.txt").write_text("another")
+    assert opened(folder, tmp_path).fingerprint != before.fingerprint
+
+
+def test_metadata_and_tables_come_first(folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": "beside"})
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "from the table"}\n')
+    assert rows(opened(folder, tmp_path)) == [("a.png", ("from the table",))]
+    (folder / "metadata.jsonl").rename(folder / "rows.jsonl")
+    assert rows(opened(folder, tmp_path)) == [("a.png", ("from the table",))]
+
+
+def test_a_table_about_something_else_is_passed_over(folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": "beside", "rows.json": '{"url": "x", "caption": "y"}'})
+    said = []
+    assert rows(opened(folder, tmp_path, said=said)) == [("a.png", ("beside",))]
+    assert any("rows.json" in line for line in said)
+    (folder / "a.txt").unlink()
+    with pytest.raises(DatasetError, match="no column 'image'"):
+        opened(folder, tmp_path)
+
+
+class TestJsonBesideImages:
+    def test_captions(self, folder, tmp_path):
+        files = images("a.png", "b.png", "c.png", "d.png") | {
+            "a.json": '{"caption": "a thing", "width": 64}',
+            "b.JSON": '\n{"text": ["one", "two"],\n"caption": "three"}\n',
+            "c.json": '{"caption": "overruled"}',
+            "c.txt": "beside",
+            "d.json": '{"prompt": "a column of the task"}',
+        }
+        said = []
+        dataset = opened(write(folder, files), tmp_path, said=said, caption_column="prompt")
+        assert rows(dataset) == [
+            ("a.png", ("a thing",)),
+            ("b.png", ("three",)),
+            ("c.png", ("beside",)),
+            ("d.png", ("a column of the task",)),
+        ]
+        assert dataset.caption_rules == {"a .json file beside the image": 3, "a .txt file beside the image": 1}
+        assert "dataset: 1 file beside an image is not read, its caption is elsewhere: c.json" in said
+        (folder / "d.json").unlink()
+        (folder / "d.txt").write_text("d")
+        assert rows(opened(folder, tmp_path))[1] == ("b.png", ("one", "two"))
+
+    @pytest.mark.parametrize(
+        "text",
+        ['{"id": 0, "tags": ["a"], "image": "https://x.org/0.png"}', "[1]", "no JSON", '{"caption": 3}', "[" * 100_000],
+    )
+    def test_what_is_plainly_none_is_named(self, text, folder, tmp_path):
+        write(folder, images("a.png", "b.png") | {"a.json": text, "b.txt": "two"})
+        said = []
+        assert rows(opened(folder, tmp_path, said=said)) == [("a.png", ("",)), ("b.png", ("two",))]
+        assert any("a.json" in line for line in said)
+        (folder / "a.txt").write_text("one")
+        assert rows(opened(folder, tmp_path)) == [("a.png", ("one",)), ("b.png", ("two",))]
+        for name in ("a.txt", "b.txt"):
+            (folder / name).unlink()
+        with pytest.raises(DatasetError, match="2 images but no captions"):
+            opened(folder, tmp_path)
+
+
+class TestKohyasMetadata:
+    def test_captions_by_path(self, folder, tmp_path):
+        listed = {
+            "C:\\data\\x\\0.png": {"caption": "a thing", "tags": "x, y"},
+            "/home/me/x/1": {"tags": "only tags", "train_resolution": [64, 64]},
+            "/home/me/y/1.png": {"caption": "another folder's"},
+            "/home/me/x/e\u0301.png": {"caption": "an accent"},
+            "/home/me/x/gone.png": {"caption": "of no image"},
+        }
+        files = images("x/0.png", "x/1.png", "x/2.png", "x/\u00e9.png", "x/3.png") | {"x/2.txt": "beside"}
+        said = []
+        folder = write(folder, files | {"meta_cap.json": json.dumps(listed, indent=1)})
+        dataset = opened(folder, tmp_path, said=said)
+        assert rows(dataset) == [
+            ("x/0.png", ("a thing, x, y",)),
+            ("x/1.png", ("only tags",)),
+            ("x/2.png", ("beside",)),
+            ("x/3.png", ("",)),
+            ("x/\u00e9.png", ("an accent",)),
+        ]
+        assert dataset.caption_rules["meta_cap.json, kohya's"] == 3
+        assert said == ["dataset: 1 of 5 images has no caption and gets an empty caption: x/3.png"]
+
+    def test_of_other_images(self, folder, tmp_path):
+        write(
+            folder, images("a.png") | {"meta.json": json.dumps({f"/x/{i}.png": {"caption": "c"} for i in range(2000)})}
+        )
+        with pytest.raises(
+            DatasetError, match=r"1 image but no captions.*meta.json, kohya's metadata, names none"
+        ) as caught:
+            opened(folder, tmp_path)
+        assert len(str(caught.value)) < 500
+
+    def test_a_name_in_two_folders_is_no_guess(self, folder, tmp_path):
+        listed = {"/a/0.png": {"caption": "one"}, "/b/0.png": {"caption": "two"}}
+        write(folder, images("0.png", "b/0.png") | {"meta.json": json.dumps(listed)})
+        assert rows(opened(folder, tmp_path)) == [("0.png", ("",)), ("b/0.png", ("two",))]
+
+
+def test_captions_go_by_the_same_spelling_first(folder, tmp_path):
+    names = ("cafe\u0301", "caf\u00e9")
+    texts = {f"{name}.txt": str(index) for index, name in enumerate(names)}
+    write(folder, images(*(f"{name}.png" for name in names)) | texts)
+    assert set(rows(opened(folder, tmp_path))) == {("cafe\u0301.png", ("0",)), ("caf\u00e9.png", ("1",))}
+
+
+@pytest.mark.parametrize("text", ['{"caption": "\u00e9"}'.encode("latin-1"), b'{"caption": 5}', b'{"tags": {}}', b"["])
+def test_json_that_holds_no_caption_is_not_told_as_superseded(text, folder, tmp_path):
+    write(folder, images("0.png", "1.png") | {"0.json": text, "1.txt": "one"})
+    said = []
+    opened(folder, tmp_path, said=said)
+    assert said[1].startswith("dataset: 1 JSON file beside an image holds no caption")
+    assert said[1].endswith(": 0.json")
+    (folder / "1.txt").unlink()
+    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image holds no caption"):
+        opened(folder, tmp_path)
+
+
+def test_a_folder_of_images_to_be_visited_no_time_says_so(folder, tmp_path):
+    write(folder, images("0_no/0.png"))
+    with pytest.raises(DatasetError, match="nothing to train on: 1 image is not used, a folder says 0 times: 0_no/0"):
+        opened(folder, tmp_path)
+
+
+def test_of_a_kohya_project_only_the_images_are_trained_on(folder, tmp_path):
+    files = images("img/10_sks dog/0.png", "reg/1_dog/0.png", "model/sample/last_10.png", "log/x.png")
+    files |= {"img/10_sks dog/0.txt": "a dog", "reg/1_dog/0.txt": "dog", "model/last.json": "{}", "log/x.txt": "loss"}
+    said = []
+    dataset = opened(write(folder, files), tmp_path, said=said)
+    assert set(rows(dataset)) == {("img/10_sks dog/0.png", ("a dog",))}
+    assert said == [
+        "dataset: 2 files of regularisation images (reg/ of a kohya project) are not trained on: "
+        "reg/1_dog/0.png, reg/1_dog/0.txt",
+        "dataset: 4 files of a kohya project's results (model/, log/, sample/) are not trained on: "
+        "log/x.png, log/x.txt, model/last.json and 1 more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "trained"),
+    [
+        (["10_sks dog/0.png", "reg/1_dog/0.png"], ["10_sks dog/0.png"]),
+        (["10_sks dog/0.png", "reg/0.png", "sample/1.png"], ["10_sks dog/0.png", "reg/0.png", "sample/1.png"]),
+        (["reg/1_dog/0.png"], ["reg/1_dog/0.png"]),
+        (["img/0.png", "model/0.png"], ["img/0.png", "model/0.png"]),
+        (["a/img/10_sks dog/0.png", "a/reg/1_dog/0.png", "a/log/1.png"], ["a/img/10_sks dog/0.png"]),
+        (["a/img/2_x/0.png", "b/img/2_y/0.png", "b/reg/1_z/0.png"], ["a/img/2_x/0.png", "b/img/2_y/0.png"]),
+        (["a/10_sks dog/0.png", "b/reg/1_dog/0.png"], ["a/10_sks dog/0.png", "b/reg/1_dog/0.png"]),
+    ],
+)
+def test_a_folder_called_reg_is_not_always_kohyas(names, trained, folder, tmp_path):
+    write(folder, images(*names) | {f"{name.removesuffix('png')}txt": "x" for name in names})
+    assert [name for name, _ in sorted(set(rows(opened(folder, tmp_path))))] == trained
+
+
+def test_kohyas_folders_repeat_and_name(folder, tmp_path):
+    files = images("10_sks dog/a.png", "10_sks dog/b.png", "3_style/deep/c.png", "2024_summer/d.png", "0_no/e.png")
+    write(folder, files | {"10_sks dog/a.txt": "own", "2024_summer/d.txt": "a year"})
+    said = []
+    dataset = opened(folder, tmp_path, said=said)
+    assert len(dataset) == 2 * 10 + 3 + 1 and dataset.num_images == 4
+    dogs = [("10_sks dog/a.png", ("own",)), ("10_sks dog/b.png", ("sks dog",))]
+    assert rows(dataset) == dogs * 10 + [("2024_summer/d.png", ("a year",))] + [("3_style/deep/c.png", ("style",))] * 3
+    assert [dataset.image_index(i) for i in (0, 1, 2, 19, 20, 21, 23)] == [0, 1, 0, 1, 20, 21, 21]
+    assert list(dataset.image_indices()) == [0, 1, 20, 21]
+    assert dataset.caption_rules == {"a .txt file beside the image": 2, "the folder's name": 2}
+    assert any("0_no/e.png" in line for line in said)
+
+
+def test_repeats_multiply_and_are_part_of_the_fingerprint(folder, tmp_path):
+    write(folder, images("a.png", "2_x/b.png") | {"a.txt": "one"})
+    plain, thrice = opened(folder, tmp_path), opened(folder, tmp_path, repeats=3)
+    assert (len(plain), len(thrice), thrice.num_images) == (3, 9, 2)
+    (folder / "2_x").rename(folder / "1_x")
+    once = opened(folder, tmp_path)
+    assert len({plain.fingerprint, thrice.fingerprint, once.fingerprint}) == 3
+    (folder / "b.txt").write_text("x")  # the same rows, said in another way
+    (folder / "1_x/b.png").rename(folder / "0.png")
+    (folder / "b.txt").rename(folder / "0.txt")
+    assert opened(folder, tmp_path).fingerprint == once.fingerprint
+
+
+def test_the_dataset_folders_own_name_says_nothing(tmp_path):
+    found = []
+    for name in ("10_sks", "plain"):
+        write(tmp_path / name, images("a.png") | {"a.txt": "one"})
+        found.append(opened(tmp_path / name, tmp_path))
+    assert [len(dataset) for dataset in found] == [1, 1]
+    assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_a_name_cannot_ask_for_endless_repeats(folder, tmp_path, monkeypatch):
+    write(folder, images("999_x/a.png"))
+    assert len(opened(folder, tmp_path, repeats=10_000)) == 9_990_000 < MAX_EPOCH_VISITS
+    monkeypatch.setattr("engine.data.dataset.MAX_EPOCH_VISITS", 1000)
+    with pytest.raises(DatasetError, match="an epoch of the dataset has 1,998 visits"):
+        opened(folder, tmp_path, repeats=2)
+
+
+def test_images_without_a_caption_are_counted(folder, tmp_path):
+    write(folder, images("a.png", "b.png", "c.png") | {"a.txt": "one", "d.txt": "nobody's"})
+    said = []
+    dataset = opened(folder, tmp_path, said=said)
+    assert [captions for _, captions in rows(dataset)] == [("one",), ("",), ("",)]
+    assert said == [
+        "dataset: 2 of 3 images have no caption and get an empty caption: b.png, c.png",
+        "dataset: 1 text file is beside no image of that name: d.txt",
+    ]
+    said.clear()
+    dataset = opened(folder, tmp_path, said=said, default_caption="a picture")
+    assert [captions for _, captions in rows(dataset)] == [("one",), ("a picture",), ("a picture",)]
+    assert "get dataset.default_caption 'a picture'" in said[0]
+
+
+def test_no_captions_at_all_is_an_error_with_advice_unless_one_is_given(folder, tmp_path):
+    write(folder, images("a.png", "b.png"))
+    with pytest.raises(DatasetError, match=r"2 images but no captions.*cat\.txt.*default_caption.*trigger_word"):
+        opened(folder, tmp_path)
+    assert rows(opened(folder, tmp_path, default_caption="")) == [("a.png", ("",)), ("b.png", ("",))]
+    assert rows(opened(folder, tmp_path, trigger_word="sks")) == [("a.png", ("",)), ("b.png", ("",))]
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        ("ein grünes Quadrat".encode("latin-1"), "not UTF-8: byte 0xfc at 6"),
+        ("text".encode("utf-16"), "UTF-16"),
+        ("text".encode("utf-16-be"), "NUL"),
+        (b"x" * (caption_files.MAX_FILE_BYTES + 1), "65,537 bytes"),
+    ],
+)
+def test_what_is_no_utf8_text_is_refused_by_name(folder, tmp_path, data, reason):
+    write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": data})
+    with pytest.raises(DatasetError, match=rf"1 caption file cannot be read; .*UTF-8.*b\.txt.*{reason}"):
+        opened(folder, tmp_path)
+
+
+def test_many_bad_captions_are_one_line(folder, tmp_path):
+    names = [f"{k}.png" for k in range(5)]
+    write(folder, images(*names) | {f"{k}.txt": b"\xe9" for k in range(5)})
+    with pytest.raises(DatasetError, match=r"5 caption files.*0\.txt.*2\.txt.* and 2 more") as caught:
+        opened(folder, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_or_a_huge_file_is_not_waited_for(folder, tmp_path):
+    write(folder, images("a.png"))
+    os.mkfifo(folder / "a.txt")
+    with pytest.raises(DatasetError, match=r"a\.txt \(it is not a file\)"):
+        opened(folder, tmp_path)
+    (folder / "a.txt").unlink()
+    with (folder / "a.txt").open("wb") as file:
+        file.truncate(1 << 40)  # sparse: a terabyte that takes no room
+    with pytest.raises(DatasetError, match="1,099,511,627,776 bytes"):
+        opened(folder, tmp_path)
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").symlink_to("/proc/self/status")  # a file without a size
+    with pytest.raises(DatasetError, match="longer than it says"):
+        opened(folder, tmp_path)
+
+
+def serve(tmp_path, files, monkeypatch, links=()):
+    """A dataset as it is after a download: its rows reach no further than its folder."""
+    content = write(tmp_path / "content", files)
+    for name, target in links:
+        (content / name).symlink_to(target)
+    monkeypatch.setattr("engine.data.fetch.fetch_dataset", lambda *args, **kwargs: content)
+    task = Task(model=Model(name="m"), dataset=Dataset(url="http://example.org/x"))
+    return lambda: open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+
+
+def test_a_downloaded_link_leads_nowhere_outside(tmp_path, monkeypatch):
+    secret = write(tmp_path, {"secret.txt": "the host's"}) / "secret.txt"
+    open_it = serve(tmp_path, images("a.png"), monkeypatch, [("a.txt", secret)])
+    with pytest.raises(DatasetError, match="leads out of the dataset's own folder"):
+        open_it()
+    (tmp_path / "content/a.txt").unlink()
+    (tmp_path / "content/b.txt").write_text("inside")
+    (tmp_path / "content/a.txt").symlink_to("b.txt")
+    assert rows(open_it()) == [("a.png", ("inside",))]
+
+
+def test_a_note_knows_what_was_asked(tmp_path, monkeypatch):
+    """The fingerprint is noted: not the one of other captions or repeats."""
+    content = write(tmp_path / "content", images("a.png", "b.png") | {"a.txt": "one"})
+    monkeypatch.setattr("engine.data.fetch.fetch_dataset", lambda *args, **kwargs: content)
+    monkeypatch.setattr(notes, "SETTLED_NS", 0)
+    monkeypatch.setattr(notes, "_keeps_change_times", lambda device: True)
+    time.sleep(TICK)
+    found = set()
+    for wanted in ({}, {"default_caption": "x"}, {"default_caption": "y"}, {"repeats": 2}, {"trigger_word": "sks"}, {}):
+        task = Task(model=Model(name="m"), dataset=Dataset(url="http://example.org/x", **wanted))
+        dataset = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+        assert dataset.fingerprint == fingerprint(dataset.parts)
+        found.add(dataset.fingerprint)
+    assert len(found) == 4  # no caption and the trigger word alone are the same empty caption
+
+
+@pytest.mark.parametrize("wrapper", ["", "set/"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_archives_unpack_to_such_folders(tmp_path, kind, wrapper):
+    files = images("5_sks/a.png", "5_sks/b.png") | {"5_sks/a.txt": b"one", "5_sks/b.caption": b"two"}
+    files = {wrapper + name: data for name, data in files.items()}
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "x", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        write_tar(tmp_path / "x", list(files.items()))
+    (tmp_path / "out").mkdir()
+    extract(tmp_path / "x", tmp_path / "out", Limits())
+    dataset = opened(tmp_path / "out", tmp_path)
+    assert len(dataset) == 10 and {captions for _, captions in rows(dataset)} == {("one",), ("two",)}
+
+
+def test_folders_of_another_split_are_left_out(folder, tmp_path):
+    names = ["a.png", "test/b.png", "validation/c.png", "5_test/d.png"]
+    write(folder, images(*names) | {name.replace("png", "txt"): name for name in names})
+    said = []
+    assert {name for name, _ in rows(opened(folder, tmp_path, said=said))} == {"a.png", "5_test/d.png"}
+    assert said == [
+        "dataset: 2 images are of other splits and not trained on, with 2 files beside: test/b.png, validation/c.png"
+    ]
+    write(folder, images("train/e.png") | {"train/e.txt": "e"})
+    assert [name for name, _ in rows(opened(folder, tmp_path))] == ["train/e.png"]
+    only = write(tmp_path / "only", images("test/a.png") | {"test/a.txt": "a"})
+    assert [name for name, _ in rows(opened(only, tmp_path))] == ["test/a.png"]
+
+
+def test_a_default_caption_fills_tables_too(tmp_path):
+    folder = write(tmp_path / "jsonl", images("a.png", "b.png", "c.png"))
+    lines = [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "text": None}, {"file_name": "c.png"}]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dataset = opened(folder, tmp_path, default_caption="x")
+    assert [captions for _, captions in rows(dataset)] == [("one",), ("x",), ("x",)]
+    assert dataset.caption_rules == {"metadata.jsonl": 1, "none of their own": 2}
+    with pytest.raises(DatasetError, match="no caption in column 'text' of 2 rows"):
+        opened(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "column, expected",
+    [
+        (None, [("x",)] * 3),
+        (pa.array(["one", None, ""]), [("one",), ("x",), ("",)]),
+        (pa.array([["one", "two"], None, []], pa.list_(pa.string())), [("one", "two"), ("x",), ("x",)]),
+        (pa.array(["one", None, "one"]).dictionary_encode(), [("one",), ("x",), ("one",)]),
+        (pa.nulls(3), [("x",)] * 3),
+    ],
+)
+def test_a_default_caption_fills_parquet(tmp_path, column, expected):
+    columns = {"image": PICTURES} | ({} if column is None else {"text": column})
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    dataset = opened(tmp_path / "t.parquet", tmp_path, default_caption="x")
+    assert [dataset.captions(i) for i in range(3)] == expected
+    with pytest.raises(DatasetError):
+        opened(tmp_path / "t.parquet", tmp_path)
+
+
+def test_a_tars_text_in_another_encoding_is_named(tmp_path):
+    write_tar(tmp_path / "x.tar", [("1.png", PICTURES[0]), ("1.txt", "grün".encode("latin-1"))])
+    with pytest.raises(DatasetError, match=r"'1\.txt' is not UTF-8 text: byte 0xfc"):
+        opened(tmp_path / "x.tar", tmp_path)
+
+
+def test_a_webdatasets_caption_files_are_read(tmp_path):
+    write_tar(tmp_path / "x.tar", [("1.png", PICTURES[0]), ("1.caption", b"one"), ("2.png", PICTURES[1])])
+    assert [captions for _, captions in rows(opened(tmp_path / "x.tar", tmp_path, default_caption="x"))] == [
+        ("one",),
+        ("x",),
+    ]
+    write_tar(tmp_path / "y.tar", [("1.png", b"1"), ("1.caption", b"one"), ("2.png", b"2"), ("2.txt", b"two")])
+    assert [captions for _, captions in rows(opened(tmp_path / "y.tar", tmp_path))] == [("one",), ("two",)]
+
+
+def test_names_that_are_no_unicode(folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": "one"})
+    odd = folder / os.fsdecode(b"\xe9.png")
+    odd.write_bytes(np.random.default_rng(0).bytes(10))
+    odd.with_suffix(".txt").write_text("two")
+    dataset = opened(folder, tmp_path)
+    assert [dataset.captions(i) for i in range(2)] == [("one",), ("two",)]
+    assert dataset.name(1).isprintable() and dataset.image_bytes(1)
+
+
+def test_columns_without_a_table_have_no_effect(folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": "a red square"})
+    said = []
+    opened(folder, tmp_path, said=said, image_column="photo", caption_column="prompt")
+    assert said == [
+        "dataset: image_column 'photo' has no effect: data is read as images, not as a table",
+        "dataset: caption_column 'prompt' has no effect: data is read as images, not as a table",
+    ]
+    said.clear()
+    opened(folder, tmp_path, said=said)
+    assert said == []
+
+
+class TestSeveralLines:
+    TEXT = "A red house.\n\n  The light comes from the left. \r\n\nTrees.\n\n"
+
+    def test_are_several_captions_and_said(self, folder, tmp_path):
+        write(
+            folder, images("a.png", "b.png", "c.png") | {"a.txt": "one\n\n", "b.txt": self.TEXT, "c.txt": "x\ny\nz\nw"}
+        )
+        said = []
+        assert rows(opened(folder, tmp_path, said=said))[1][1] == (
+            "A red house.",
+            "The light comes from the left.",
+            "Trees.",
+        )
+        assert said == [
+            "dataset: 1 text file has blank lines as between paragraphs, and each line is a caption of its own; "
+            'dataset.caption_lines "joined" makes a file one caption: b.txt',
+            "dataset: 2 images have several captions (up to 4), of which each visit draws one; "
+            "b.png: 'A red house.', 'The light comes from the left.', 'Trees.'",
+        ]
+
+    def test_joined(self, folder, tmp_path):
+        write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": self.TEXT})
+        said = []
+        dataset = opened(folder, tmp_path, said=said, caption_lines="joined")
+        assert rows(dataset) == [
+            ("a.png", ("one",)),
+            ("b.png", ("A red house. The light comes from the left. Trees.",)),
+        ]
+        assert said == []
+        (folder / "b.txt").write_text("A red house. The light comes from the left. Trees.")
+        assert opened(folder, tmp_path).fingerprint == dataset.fingerprint
+
+    def test_joined_in_vain(self, folder, tmp_path):
+        write(folder, images("a.png") | {"metadata.jsonl": '{"file_name": "a.png", "text": ["one", "two"]}'})
+        said = []
+        assert rows(opened(folder, tmp_path, said=said, caption_lines="joined")) == [("a.png", ("one", "two"))]
+        assert said == [
+            "dataset: 1 image has several captions (up to 2), of which each visit draws one; a.png: 'one', 'two'",
+            'dataset: caption_lines "joined" has no effect: no text files beside images are read',
+        ]
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("1girl, frieren ||| smile", "kohya's separator"),
+        ("{red|blue} hair", "wildcards"),
+        ("a __colors/warm__ house", "wildcards"),
+        ("(masterpiece:1.2)", "weights"),
+        ("a [cat : .5] here", "weights"),
+        ("a dog <lora:x:1>", "tags such as"),
+    ],
+)
+def test_marks_of_other_programs_are_told(caption, words, folder, tmp_path):
+    write(folder, images("a.png", "b.png") | {"a.txt": "plain", "b.txt": f"plain\n{caption}"})
+    beside, listed, embedded = [], [], []
+    assert rows(opened(folder, tmp_path, said=beside))[1][1] == ("plain", caption)
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "b.png", "text": caption}))
+    opened(folder, tmp_path, said=listed)
+    table = pa.table({"image": [picture(0), picture(1)], "text": pa.array(["plain", caption], pa.string_view())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    opened(tmp_path / "t.parquet", tmp_path, said=embedded)
+    assert next(line for line in beside if words in line).endswith(": b.png")
+    assert next(line for line in listed if words in line).endswith(": b.png")
+    assert next(line for line in embedded if words in line).endswith(": row 1 of t.parquet")
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["tag_one, tag two \\(artist\\)", "a ratio (16:9)", "at 12:30 (see p. 3)", "a | b {c}", "<a lora>", "[]"],
+)
+def test_plain_captions_are_not_marks(caption, folder, tmp_path):
+    write(folder, images("a.png") | {"a.txt": caption})
+    said = []
+    opened(folder, tmp_path, said=said)
+    assert said == []

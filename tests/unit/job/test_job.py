@@ -1,0 +1,193 @@
+"""What identifies a job, and what the tasks of a chain must agree on."""
+
+import json
+
+import pytest
+
+from engine.core.errors import CheckpointError
+from engine.job.job import require_same_world
+from engine.results.checkpoint import Checkpoint, WarmStart
+from tests.unit.jobs import COMMIT, held_out_of, job_of, text
+
+
+class TestDigest:
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            {"dataloader_num_workers": 3},
+            {"version": "3.0.0"},
+            {"checkpoint": "/c"},
+            {"seed": 0},
+            {"lora": {"alpha": None, "dropout": 0, "use_rslora": False}},
+            {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
+            {"transforms": {"buckets": False}},
+            {"train_args": {"gradient_checkpointing": True}},
+        ],
+    )
+    def test_does_not_depend_on_where_and_how_it_runs(self, extra):
+        assert job_of(text(**extra)).task_digest == job_of().task_digest
+
+    @pytest.mark.parametrize("extra", [{"seed": 1}, {"lora": {"rank": 4}}, {"validation": {"num_images": 1}}])
+    def test_depends_on_what_is_asked_for(self, extra):
+        assert job_of(text(**extra)).task_digest != job_of().task_digest
+
+    def test_a_folder_counts_by_content_not_by_name(self):
+        elsewhere = job_of(text(model={"name": "/other"}, dataset={"name": "/data"}))
+        assert elsewhere.task_digest == job_of().task_digest
+        on_hub = [job_of(text(model={"name": name}), base_revision=COMMIT).task_digest for name in ("a/b", "a/c")]
+        assert on_hub[0] != on_hub[1]
+
+    def test_the_record_names_the_parent(self):
+        warm = WarmStart(digest="d", lora=b"")
+        assert job_of(parent=warm).record.parent == "d" and job_of().record.parent is None
+
+
+def test_changes_against_the_parent_are_found():
+    now = job_of(text(train_args={"learning_rate": 0.5}))
+    before = job_of()
+    chain = Checkpoint(
+        **dict.fromkeys(Checkpoint.__dataclass_fields__)
+        | {"settings": before.settings, "digest": "d", "global_step": 1}
+    )
+    changed = job_of(text(train_args={"learning_rate": 0.5}), parent=chain).changed_settings()
+    assert changed == {"train_args.learning_rate": [1e-4, 0.5]}
+    assert now.changed_settings() == {} and now.world == before.world
+
+
+def test_newer_keys_are_recorded_only_where_they_are_set():
+    plain = job_of().settings
+    assert plain["transforms"] == {"center_crop": False, "random_flip": False}
+    assert plain["validation"] == {"prompt": None, "num_images": 4}
+    assert job_of(text(train_args={"gradient_checkpointing": True})).settings == plain
+    assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
+    dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
+    bias = {"strategy": "later", "multiplier": 2}
+    told = job_of(text(dataset=dataset, train_args={"timestep_bias": bias, "min_timestep": 3})).settings
+    assert told["dataset"] == {"trigger_word": "sks", "caption_dropout": 0.1}
+    assert told["train_args"]["min_timestep"] == 3 and told["train_args"]["timestep_bias"]["strategy"] == "later"
+    assert "loss_type" not in told["train_args"]
+
+
+def test_validation_is_recorded_as_before_and_what_is_set_beside():
+    assert job_of().settings["validation"] == {"prompt": None, "num_images": 4}
+    told = job_of(text(validation={"prompts": ["a", "b"], "seed": 0})).settings["validation"]
+    assert told == {"prompt": None, "num_images": 4, "prompts": ["a", "b"], "seed": 0}
+
+
+def test_a_setting_that_is_left_out_later_has_changed_too():
+    before = job_of(text(dataset={"name": "d", "trigger_word": "sks"}))
+    chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"settings": before.settings, "digest": "d"})
+    assert job_of(parent=chain).changed_settings() == {"dataset.trigger_word": ["sks", None]}
+    assert before.task_digest != job_of().task_digest
+
+
+def test_captions_of_one_row_are_the_default_and_their_length_is_no_setting():
+    default = job_of()
+    for tokens in (75, 150):
+        job = job_of(text(dataset={"name": "d", "max_caption_tokens": tokens}))
+        assert job.settings == default.settings and (job.world == default.world) == (tokens == 75)
+
+
+@pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column", "max_caption_tokens"])
+def test_a_new_key_at_its_default_is_no_other_task(key):
+    assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest
+
+
+def test_lines_of_captions_are_told_by_the_fingerprint_alone():
+    default, named, joined = (
+        job_of(text(dataset={"name": "d"} | extra))
+        for extra in ({}, {"caption_lines": "captions"}, {"caption_lines": "joined"})
+    )
+    assert named.task_digest == default.task_digest != joined.task_digest
+    assert named.settings == joined.settings == default.settings and joined.world == default.world
+    assert "caption_lines" not in repr(default.settings)
+
+
+class TestHeldOut:
+    FRACTION = text(validation={"dataset": {"fraction": 0.5}})
+    FOLDER = text(validation={"dataset": {"name": "/held"}})
+
+    def test_a_folder_counts_by_content_not_by_name(self):
+        elsewhere = text(validation={"dataset": {"name": "/elsewhere"}})
+        here = job_of(self.FOLDER, held_out=held_out_of())
+        assert job_of(elsewhere, held_out=held_out_of()).task_digest == here.task_digest
+        assert job_of(self.FOLDER, held_out=held_out_of("d" * 64)).task_digest != here.task_digest
+        split = text(validation={"dataset": {"split": "test"}})
+        digests = {job_of(split, held_out=held_out_of(digest * 64)).task_digest for digest in "cd"}
+        assert len(digests) == 2
+        assert job_of(elsewhere, held_out=held_out_of(revision=COMMIT)).task_digest != here.task_digest
+        assert here.task_digest != job_of().task_digest
+        told = json.dumps(here.settings) + json.dumps(here.world)
+        assert "/held" not in told and here.settings["validation"]["dataset"] == here.curve
+
+    def test_what_is_taken_out_of_the_training_belongs_to_the_world(self):
+        plain = job_of().world
+        assert job_of(self.FOLDER, held_out=held_out_of()).world == plain
+        assert job_of(self.FRACTION, held_out=held_out_of(taken=5)).world == plain | {"heldout_images": 5}
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"train_args": {"max_timestep": 500}},
+            {"train_args": {"min_timestep": 5}},
+            {"dataset": {"name": "d", "trigger_word": "sks"}},
+        ],
+    )
+    def test_what_changes_the_losses_begins_a_new_curve(self, changes):
+        validation = {"validation": {"dataset": {"fraction": 0.5}}}
+        assert job_of(text(**validation, **changes), held_out=held_out_of()).curve != self.curve()
+        assert job_of(self.FRACTION, held_out=held_out_of("d" * 64)).curve != self.curve()
+
+    def test_what_changes_the_training_alone_does_not(self):
+        options = {"caption_dropout": 0.5, "shuffle_tags": True, "keep_tokens": 1, "repeats": 2, "alpha_mask": True}
+        changes = {
+            "dataset": {"name": "elsewhere", "mask_column": "m", **options},
+            "train_args": {"learning_rate": 1, "snr_gamma": 5, "timestep_bias": {"strategy": "later", "multiplier": 2}},
+            "validation": {"dataset": {"fraction": 0.5}, "every_n_steps": 3, "num_images": 1},
+        }
+        assert job_of(text(**changes), held_out=held_out_of()).curve == self.curve()
+
+    def curve(self):
+        return job_of(self.FRACTION, held_out=held_out_of()).curve
+
+
+WORLD = {"base_model": "m@1", "rank": 8, "seed": 0}
+
+
+class TestSameWorld:
+    def test_the_same_is_accepted(self):
+        require_same_world(WORLD, WORLD)
+
+    @pytest.mark.parametrize("theirs, ours", [({"alpha": 4.0}, {}), ({}, {"alpha": 4.0})])
+    def test_what_only_one_of_them_says_differs(self, theirs, ours):
+        default = "at its default"
+        said = f"alpha is {theirs.get('alpha', default)} in the checkpoint, {ours.get('alpha', default)} in this task"
+        with pytest.raises(CheckpointError, match=said):
+            require_same_world(WORLD | theirs, WORLD | ours)
+
+    def test_each_difference_is_named_with_both_values(self):
+        with pytest.raises(CheckpointError) as caught:
+            require_same_world(WORLD, WORLD | {"rank": 16, "seed": 5})
+        for part in ("rank is 8 in the checkpoint, 16 in this task", "seed is 0 in the checkpoint, 5 in this task"):
+            assert part in str(caught.value)
+        assert "base_model" not in str(caught.value) and caught.value.code == 5
+
+    def test_what_is_missing_differs(self):
+        with pytest.raises(CheckpointError, match="rank is at its default in the checkpoint, 8 in this task"):
+            require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)
+
+    def test_another_dataset_is_told_by_what_it_means(self):
+        theirs, ours = {"dataset": "a" * 64}, {"dataset": "b" * 64}
+        for rows, counted in (((13, 14), r" \(13 rows then, 14 now\)"), ((None, 14), r" \(14 rows now\)")):
+            with pytest.raises(CheckpointError, match=f"images or captions have changed since{counted}; .*LoRA alone"):
+                require_same_world(WORLD | theirs, WORLD | ours, rows=rows)
+
+    def test_the_number_of_micro_batches_is_told_by_its_words(self):
+        said = "K, the number of processes times gradient_accumulation_steps, is 2 in the checkpoint, 1 in this task"
+        with pytest.raises(CheckpointError, match=said):
+            require_same_world(WORLD | {"micro_batches": 2}, WORLD | {"micro_batches": 1})
+
+    def test_the_records_world_is_all_that_the_bytes_depend_on(self):
+        record = job_of(text(validation={"dataset": {"fraction": 0.5}}), held_out=held_out_of()).record
+        assert record.world["micro_batches"] == 1 and record.world["dataset"] == "f" * 64 and record.curve
+        assert (record.rows, record.max_steps) == (10, 1)

@@ -1,0 +1,163 @@
+"""From settings to a job: what is refused, and what is pinned."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from engine.core.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError, TemporaryError
+from engine.job import prepare
+from engine.job.job import request_digest
+from engine.results.output.output import OutputFolder
+from engine.task.task import parse_task
+from tests.unit.jobs import COMMIT, before_of, job_of, text
+
+
+def test_only_a_chains_own_commit_is_pinned():
+    task = parse_task(text().encode(), source="test")
+    pinned = prepare._pinned_model
+    assert pinned(None, task) is None
+    assert pinned(before_of({"identity": f"m@{COMMIT}", "revision": COMMIT}), task) == COMMIT
+    assert pinned(before_of({"identity": f"other@{COMMIT}", "revision": COMMIT}), task) is None
+    asked_otherwise = before_of({"identity": f"m@{COMMIT}", "revision": COMMIT}, revision="v2")
+    assert pinned(asked_otherwise, task) is None
+    assert pinned(before_of({"identity": "sha256:x", "revision": None}), task) is None
+
+
+@pytest.mark.parametrize(
+    "base", [{"identity": "m@None"}, {"identity": "m@5", "revision": 5}, {"identity": "m@None", "revision": None}]
+)
+def test_a_strangers_manifest_pins_nothing_but_a_commit(base):
+    assert prepare._pinned_model(before_of(base), parse_task(text().encode(), source="test")) is None
+
+
+def test_in_place_is_the_same_folder_by_whatever_name(tmp_path):
+    own = tmp_path / "out" / "checkpoint"
+    assert prepare.is_in_place(own, tmp_path / "out") is False
+    own.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(own)
+    assert prepare.is_in_place(tmp_path / "link", tmp_path / "out")
+    assert not prepare.is_in_place(tmp_path, tmp_path / "out") and not prepare.is_in_place(None, tmp_path / "out")
+
+
+def test_fp16_on_a_cpu_is_a_device_error(tmp_path):
+    given = SimpleNamespace(
+        task_bytes=text(mixed_precision="fp16").encode(), task_source="x", device="cpu", task_folder=tmp_path
+    )
+    with pytest.raises(DeviceError, match='"fp16" needs a CUDA device') as caught:
+        prepare.read_task(given)
+    assert caught.value.code == 9
+
+
+def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(tmp_path):
+    task = text(transforms={"buckets": True}, train_args={"resolution": 520})
+    given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path)
+    with pytest.raises(TaskError, match=r"resolution is 520: .* try 512 or 576") as caught:
+        prepare.read_task(given)
+    assert caught.value.code == 2
+
+
+def test_more_denoising_steps_than_the_model_has_timesteps():
+    job = job_of(text(validation={"num_inference_steps": 500}))
+    prepare._check_validation(replace(job, base=SimpleNamespace(num_train_timesteps=501)))
+    few = replace(job, base=SimpleNamespace(num_train_timesteps=500))
+    with pytest.raises(TaskError, match="num_inference_steps is 500: expected fewer than the model's 500"):
+        prepare._check_validation(few)
+
+
+@pytest.mark.parametrize(
+    ("looked_for", "error"),
+    [("checkpoint.load", CheckpointError), ("model.locate", ModelError), ("open_dataset", DatasetError)],
+)
+def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
+    """`Path.is_file` and its like raise where a folder on the way is closed."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/home/else/thing")
+
+    for name in ("checkpoint.load", "model.locate", "open_dataset"):
+        monkeypatch.setattr(f"engine.job.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
+    settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
+    with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
+        prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, report=print)
+
+
+@pytest.mark.parametrize("key", ["model.name", "dataset.name", "validation.dataset.name"])
+def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
+    """Where there is no network, it is the only thing to go by."""
+
+    def ask(name, *_, **__):
+        error = TemporaryError(f"{name}: the Hub could not be reached in 4 attempts; try later")
+        error.hub_id = name
+        raise error
+
+    for name, function in (
+        ("model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
+        ("open_dataset", lambda task, **_: ask(task.dataset.name) if key == "dataset.name" else None),
+        ("hold_out", lambda task, *_, **__: ask(task.validation.dataset.name)),
+    ):
+        monkeypatch.setattr(f"engine.job.prepare.{name}", function)
+    (tmp_path / "my-images").mkdir()
+    task = {"model": {"name": "m"}, "dataset": {"name": "d"}, "validation": {}, "train_args": {}}
+    place, last = task, key.split(".")[-1]
+    for part in key.split(".")[:-1]:
+        place = place.setdefault(part, {})
+    place[last] = "my-imagse"
+    settings = SimpleNamespace(checkpoint=None, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
+    with pytest.raises(TemporaryError) as caught:
+        prepare.prepare(settings, parse_task(json.dumps(task).encode(), source="t"), weights=False, report=print)
+    assert str(caught.value) == (
+        f"there is no folder {tmp_path}/my-imagse (did you mean my-images?), and on the Hub: my-imagse: the Hub could "
+        "not be reached in 4 attempts; try later"
+    )
+
+
+class TestHeldOut:
+    def test_a_hub_dataset_is_pinned_through_the_chain(self):
+        found = {"name": "held/out", "revision": COMMIT}
+        parent = {"heldout": found}
+
+        def pinned(name, parent=parent):
+            task = parse_task(text(validation={"dataset": {"name": name}}).encode(), source="t")
+            return prepare._pinned_held_out(parent, task)
+
+        assert (pinned("held/out"), pinned("another"), pinned("held/out", None)) == (COMMIT, None, None)
+        for lie in (None, [], {"name": "held/out", "revision": "main"}, {"name": "held/out"}):
+            assert pinned("held/out", {"heldout": lie}) is None
+        assert pinned("held/out", {}) is None
+
+
+class TestABranchThatMoves:
+    """Only the first start of a job asks where a branch is."""
+
+    FOUND = {"base_model": {"identity": f"m@{COMMIT}", "revision": COMMIT}, "revision": "main"}  # noqa: RUF012
+
+    def settings(self, root, **more):
+        return SimpleNamespace(output_dir=root, checkpoint=None, overwrite=False, **more)
+
+    def test_the_commit_of_the_first_start_is_asked_for(self, monkeypatch, tmp_path):
+        asked = []
+
+        def locate(*_, pinned, **__):
+            asked.append(pinned)
+            raise ModelError("as far as it goes")
+
+        monkeypatch.setattr("engine.job.prepare.model.locate", locate)
+        settings = self.settings(tmp_path, cache_dir=tmp_path, task_folder=tmp_path, limits=None)
+        task = parse_task(text().encode(), source="task")
+        for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):
+            with pytest.raises(ModelError):
+                prepare.prepare(settings, task, weights=False, report=print, before=before)
+        assert asked == [None, COMMIT, None]
+
+    def test_it_is_recorded_in_the_output_folder(self, tmp_path):
+        settings, task = self.settings(tmp_path), parse_task(text().encode(), source="task")
+        assert prepare.recorded(settings, task) is None
+        with OutputFolder.lock(tmp_path) as output:
+            output.claim(
+                job_of().record, in_place=False, overwrite=False, request=request_digest(task, None), found=self.FOUND
+            )
+        found = prepare.recorded(settings, task)
+        assert prepare._pinned_model(found, task) == COMMIT
+        assert prepare.recorded(settings, parse_task(text(seed=5).encode(), source="task")) is None

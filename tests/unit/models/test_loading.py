@@ -1,0 +1,269 @@
+"""Loading the parts of a Diffusers folder: what is missing or does not fit is an error, never a random init."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from engine.core.errors import ModelError
+from engine.models import loading
+from engine.models.base import LoadArgs
+from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
+from engine.models.schedulers import SUBSTITUTES
+from tests import tiny
+
+PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return tiny.build_sd(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+@pytest.fixture(params=list(PARTS))
+def part(request):
+    return request.param
+
+
+def load(folder, part, variant=None):
+    args = LoadArgs(
+        folder=folder,
+        variants=dict.fromkeys(PARTS, variant),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="epsilon",
+    )
+    return load_module(PARTS[part], args, part)
+
+
+def args_for(folder):
+    return LoadArgs(
+        folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"
+    )
+
+
+def weights(folder, part):
+    (path,) = (folder / part).glob("*.safetensors")
+    return path
+
+
+def refused(folder, part, message=None):
+    with pytest.raises(ModelError, match=message) as caught:
+        load(folder, part)
+    assert part in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 4
+
+
+class TestModule:
+    def test_whole(self, folder, part):
+        assert load(folder, part).training is False
+
+    @pytest.mark.parametrize("stored", [torch.float16, torch.float32], ids=str)
+    def test_weights_are_copied_once(self, folder, part, stored, monkeypatch):
+        """Out of the file's map, or into another dtype: not both."""
+        path = weights(folder, part)
+        hidden = path.rename(folder / "blob")  # as in the Hub's cache, where only a link is called like a weight file
+        save_file({name: tensor.to(stored) for name, tensor in load_file(hidden).items()}, hidden, {"format": "pt"})
+        path.symlink_to(hidden)
+        before: dict[str, int] = {}
+        original = loading._own_memory
+
+        def watched(module):
+            before.update((name, tensor.data_ptr()) for name, tensor in module.named_parameters())
+            original(module)
+
+        monkeypatch.setattr(loading, "_own_memory", watched)
+        after = {name: tensor.data_ptr() for name, tensor in load(folder, part).named_parameters()}
+        moved = [name for name in before if before[name] != after[name]]
+        assert moved == (list(before) if stored == torch.float32 else [])
+
+    def test_without_proc_all_weights_are_copied(self, folder, part, monkeypatch):
+        monkeypatch.setattr(loading, "Path", lambda path: folder / "nothing")
+        assert loading._file_maps()(torch.zeros(1).data_ptr())
+
+    def test_a_missing_weight_file(self, folder, part):
+        weights(folder, part).unlink()
+        refused(folder, part, "does not load")
+
+    def test_a_missing_key(self, folder, part):
+        path = weights(folder, part)
+        tensors = load_file(path)
+        removed = sorted(tensors)[len(tensors) // 2]
+        del tensors[removed]
+        save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part, "missing keys, e.g. ")
+
+    def test_a_tensor_of_another_shape(self, folder, part):
+        path = weights(folder, part)
+        tensors = load_file(path)
+        changed = sorted(name for name in tensors if tensors[name].ndim == 2)[0]
+        tensors[changed] = torch.zeros(3, 5)
+        save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part)
+
+    @pytest.mark.parametrize("damage", ["empty", "cut header", "cut tensors", "noise", "pickle"])
+    def test_a_damaged_weight_file(self, folder, part, damage):
+        path = weights(folder, part)
+        data = path.read_bytes()
+        path.write_bytes(
+            {
+                "empty": b"",
+                "cut header": data[:100],
+                "cut tensors": data[:-100],
+                "noise": b"\xff" * 1000,
+                "pickle": b"\x80\x04cos\nsystem\n." * 20,
+            }[damage]
+        )
+        refused(folder, part)
+
+    @pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
+    def test_a_damaged_configuration(self, folder, part, text):
+        path = folder / part / "config.json"
+        path.unlink() if text is None else path.write_text(text)
+        refused(folder, part)
+
+    @pytest.mark.parametrize(
+        "part, change",
+        [
+            ("unet", {"block_out_channels": 3}),
+            ("unet", {"down_block_types": ["NoSuchBlock"]}),
+            ("vae", {"latent_channels": "x"}),
+            ("text_encoder", {"hidden_size": "x"}),
+            ("text_encoder", {"num_attention_heads": 5}),
+        ],
+        ids=str,
+    )
+    def test_a_configuration_that_makes_no_module(self, folder, part, change):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        refused(folder, part)
+
+    def test_a_pickle_beside_is_never_touched(self, folder, part):
+        (folder / part / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+        (folder / part / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+        load(folder, part)
+        weights(folder, part).unlink()
+        refused(folder, part)
+
+
+class TestTokenizer:
+    def test_whole(self, folder):
+        assert load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer").model_max_length == 77
+
+    @pytest.mark.parametrize("damage", ["gone", "empty", "garbled"])
+    def test_damaged(self, folder, damage):
+        for path in (folder / "tokenizer").iterdir():
+            if damage == "gone":
+                path.unlink()
+            else:
+                path.write_text("" if damage == "empty" else "{]")
+        with pytest.raises(ModelError, match=r"tokenizer does not load|tokenizer has neither"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+    @pytest.mark.parametrize("length", [10**30, 78, 2, 0])
+    def test_rows_that_the_text_encoder_has_no_place_for(self, folder, length):
+        path = folder / "tokenizer" / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+        with pytest.raises(ModelError, match=r"tokenizer makes rows of .* takes 77"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+    def test_words_that_the_text_encoder_does_not_know(self, folder):
+        path = folder / "text_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
+        with pytest.raises(ModelError, match=r"tokenizer knows .* its text encoder 10"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+
+class TestScheduler:
+    def edit(self, folder, **changes):
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def test_is_the_models_with_the_trainings_prediction(self, folder):
+        self.edit(folder, _class_name="DDIMScheduler")
+        found = load_scheduler(args_for(folder))
+        assert isinstance(found, DDIMScheduler) and found.config.prediction_type == "v_prediction"
+        assert found.config.beta_end == 0.012
+
+    @pytest.mark.parametrize(
+        "name, expected", [("PNDMScheduler", DDIMScheduler), ("EulerDiscreteScheduler", EulerDiscreteScheduler)]
+    )
+    def test_zero_terminal_snr_takes_a_scheduler_that_starts_from_noise_alone(self, folder, name, expected):
+        self.edit(folder, _class_name=name)
+        found = load_scheduler(dataclasses.replace(args_for(folder), zero_terminal_snr=True))
+        assert type(found) is expected and found.config.timestep_spacing == "trailing"
+        assert not found.config.get("clip_sample")
+        assert found.alphas_cumprod[-1] < 1e-7 and found.config.prediction_type == "v_prediction"
+        found.set_timesteps(30)
+        assert int(found.timesteps[0]) == 999
+
+    @pytest.mark.parametrize("name", ["Nonsense", "UNet2DConditionModel", "logging", None, 3, "__doc__"])
+    def test_a_class_that_is_no_scheduler(self, folder, name):
+        self.edit(folder, _class_name=name)
+        with pytest.raises(ModelError, match="is none of Diffusers'"):
+            load_scheduler(args_for(folder))
+
+    @pytest.mark.parametrize("name", list(SUBSTITUTES))
+    def test_one_that_needs_a_package_is_replaced_and_the_betas_stay(self, folder, name):
+        self.edit(folder, _class_name="DDIMScheduler")
+        expected = load_scheduler(args_for(folder))
+        self.edit(folder, _class_name=name, use_beta_sigmas=True)
+        found = load_scheduler(args_for(folder))
+        assert type(found).__name__ == SUBSTITUTES[name].name and not found.config.use_beta_sigmas
+        assert torch.equal(found.betas, expected.betas)
+
+    @pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
+    def test_a_scheduler_of_another_kind_of_diffusion(self, folder, name):
+        """It has no betas, and would silently be given the usual ones."""
+        self.edit(folder, _class_name=name)
+        with pytest.raises(ModelError, match=f"{name} has no betas"):
+            load_scheduler(args_for(folder))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"num_train_timesteps": "x"},
+            {"num_train_timesteps": 0},
+            {"num_train_timesteps": 10**10},
+            {"beta_schedule": "odd"},
+            {"beta_start": []},
+            {"beta_end": 3.0},
+        ],
+    )
+    def test_malformed_values(self, folder, changes):
+        self.edit(folder, **changes)
+        with pytest.raises(ModelError, match="scheduler does not load"):
+            load_scheduler(args_for(folder))
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[" * 100_000, "[1]", "3", "null"])
+def test_a_configuration_is_a_json_object(folder, text):
+    path = folder / "unet" / "config.json"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json(; a Diffusers folder| is not JSON| is not a JSON object)"):
+        read_config(args_for(folder), "unet")
+
+
+def test_no_librarys_bar_reaches_the_log(folder, capfd):
+    """The text encoder and the UNet in several files, which both libraries count."""
+    for cls, part in ((CLIPTextModel, "text_encoder"), (UNet2DConditionModel, "unet")):
+        whole = cls.from_pretrained(folder / part)
+        for path in (folder / part).glob("*.safetensors"):
+            path.unlink()
+        whole.save_pretrained(folder / part, max_shard_size="20KB")
+        assert len(list((folder / part).glob("*-of-*.safetensors"))) > 1
+    capfd.readouterr()
+    for part in ("text_encoder", "unet"):
+        load(folder, part)
+    assert capfd.readouterr() == ("", "")

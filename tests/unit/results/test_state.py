@@ -1,0 +1,164 @@
+"""The training state: exact in both directions, and nothing else is let in."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as serialise_tensors
+
+from engine.core.errors import CheckpointError
+from engine.results.state import TrainState, dump_state, parse_state
+from engine.training.optim import LossScale, Moments
+
+NAMES = ("a.lora_A.weight", "a.lora_B.weight", "b.c.0.lora_A.weight")
+
+
+def tensors(seed, size=1.0):
+    draw = torch.Generator().manual_seed(seed)
+    return {name: size * torch.randn(2, 3 + i, generator=draw) for i, name in enumerate(NAMES)}
+
+
+def squares(seed, size=1.0):
+    return {name: tensor.abs() for name, tensor in tensors(seed, size).items()}
+
+
+def make(**changes):
+    values = {
+        "global_step": 7,
+        "adapter": tensors(0),
+        "moments": Moments(tensors(1, 1e-30), squares(2, 1e30), 5),
+        "initial": tensors(3),
+        "loss_scale": LossScale(1024.0, 3),
+    }
+    return TrainState(**(values | changes))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(
+        one[name].numpy().tobytes() == other[name].numpy().tobytes() for name in one
+    )
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        make(),
+        make(initial={}, loss_scale=None, global_step=0, moments=Moments(tensors(1), squares(2), 0)),
+        make(loss_scale=LossScale(1.5e-3, 1999), global_step=2**62),
+        make(
+            adapter={NAMES[0]: torch.tensor([[-0.0, 1e-45, 3e38]])},
+            moments=Moments({NAMES[0]: torch.zeros(1, 3)}, {NAMES[0]: torch.zeros(1, 3)}, 1),
+        ),
+    ],
+)
+def test_there_and_back_is_exact(state):
+    data, scalars = dump_state(state)
+    found = parse_state(data, json.loads(json.dumps(scalars)))
+    assert same(found.adapter, state.adapter) and same(found.initial, state.initial)
+    assert same(found.moments.exp_avg, state.moments.exp_avg)
+    assert same(found.moments.exp_avg_sq, state.moments.exp_avg_sq)
+    assert (found.global_step, found.moments.step, found.loss_scale) == (
+        state.global_step,
+        state.moments.step,
+        state.loss_scale,
+    )
+    assert dump_state(found) == (data, scalars)
+
+
+def test_bytes_do_not_depend_on_order():
+    shuffled = make(adapter=dict(reversed(tensors(0).items())))
+    assert dump_state(shuffled) == dump_state(make())
+
+
+def test_parsed_tensors_own_their_memory():
+    data = bytearray(dump_state(make())[0])
+    found = parse_state(bytes(data), dump_state(make())[1])
+    storages = [
+        tensor.untyped_storage()
+        for group in (found.adapter, found.moments.exp_avg, found.moments.exp_avg_sq, found.initial)
+        for tensor in group.values()
+    ]
+    assert len({storage.data_ptr() for storage in storages}) == len(storages) == 12
+    assert all(storage.data_ptr() % 64 == 0 for storage in storages), "aligned as torch's own allocations are"
+    assert sorted({storage.nbytes() for storage in storages}) == [24, 32, 40]
+
+
+def with_tensor(key, value):
+    def change(found, scalars):
+        found[key] = value
+
+    return change
+
+
+def without(key):
+    return lambda found, scalars: found.pop(key)
+
+
+def with_scalars(**changes):
+    return lambda found, scalars: scalars.update(changes)
+
+
+SHAPE = (2, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_tensor("adapter.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.float64)),
+        with_tensor("adapter.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.float16)),
+        with_tensor("exp_avg.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.int32)),
+        with_tensor("adapter.a.lora_A.weight", torch.full(SHAPE, math.nan)),
+        with_tensor("exp_avg.a.lora_A.weight", torch.full(SHAPE, math.inf)),
+        with_tensor("exp_avg_sq.a.lora_A.weight", torch.full(SHAPE, -math.inf)),
+        with_tensor("initial.a.lora_A.weight", torch.full(SHAPE, math.nan)),
+        with_tensor("exp_avg_sq.a.lora_A.weight", torch.full(SHAPE, -1.0)),  # its root would be NaN
+        with_tensor("adapter.a.lora_A.weight", torch.zeros(3, 2)),
+        with_tensor("exp_avg.a.lora_A.weight", torch.zeros(6)),
+        with_tensor("exp_avg.z.lora_A.weight", torch.zeros(SHAPE)),
+        with_tensor("stranger.a.lora_A.weight", torch.zeros(SHAPE)),
+        with_tensor("nodots", torch.zeros(SHAPE)),
+        without("adapter.a.lora_A.weight"),
+        without("exp_avg.a.lora_A.weight"),
+        without("exp_avg_sq.a.lora_A.weight"),
+        *(
+            with_scalars(**{key: value})
+            for key in ("global_step", "optimizer_step")
+            for value in (-1, 1.0, True, "1", None, [])
+        ),
+        with_scalars(optimizer_step=10**400),  # AdamW counts in float32
+        *(
+            with_scalars(loss_scale=value)
+            for value in (
+                1.0,
+                "x",
+                [1],
+                {"scale": 1.0},
+                {"scale": "x", "growth_tracker": 0},
+                {"scale": math.nan, "growth_tracker": 0},
+                {"scale": 0, "growth_tracker": 0},
+                {"scale": -1.0, "growth_tracker": 0},
+                {"scale": 10**400, "growth_tracker": 0},
+                {"scale": 1.0, "growth_tracker": -1},
+                {"scale": 1.0, "growth_tracker": 1.5},
+            )
+        ),
+        lambda found, scalars: scalars.pop("global_step"),
+        lambda found, scalars: scalars.pop("loss_scale"),
+    ],
+)
+def test_anything_else_is_a_checkpoint_error(change):
+    data, scalars = dump_state(make())
+    found = parse_tensors(data)
+    change(found, scalars)
+    with pytest.raises(CheckpointError) as caught:
+        parse_state(serialise_tensors(found), scalars)
+    assert caught.value.code == 5
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 9, 200, -1])
+def test_truncated_bytes_are_a_checkpoint_error(cut):
+    data, scalars = dump_state(make())
+    with pytest.raises(CheckpointError):
+        parse_state(data[:cut], scalars)
