@@ -18,18 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from engine.core.console import choose_format, introduce, keep_silent, say, say_error, say_traceback
 from engine.core.errors import Interrupted, JobError, PeerError, TaskError
 from engine.core.process.environment import Place, read_place
 from engine.core.process.signals import Stop
 from engine.core.process.termination import write_termination_message
-from engine.core.progress import choose_format, introduce, keep_silent, say, say_error, say_traceback
 from engine.results.host import expected_device
 from engine.results.outcome import Outcome, describe, exit_code, exit_kind, recording_failure
+from engine.results.output.folder import PROGRESS_LOG, OutputFolder
 from engine.results.output.mounts import require_mount
-from engine.results.output.output import PROGRESS_LOG, OutputFolder
-from engine.results.trackers.progress_log import ProgressLog
+from engine.results.trackers.jsonl import ProgressLog
 from engine.task.settings import Settings, output_dir, read_flags, read_settings, salvage_output_dir
-from engine.training.distributed.distributed import Processes, connected
+from engine.training.distributed.group import Processes, connected
 from engine.training.distributed.launch import Launch, follow_launcher, launch_of, leave_code
 
 
@@ -92,10 +92,10 @@ def train(
 ) -> Launch | None:
     """Run the task; one that is refused is refused before torch is imported, which takes seconds."""
     from engine.commands.imports import import_transformers, importing
-    from engine.core.files.digests import FileDigests
+    from engine.core.files.file_hashes import FileDigests
     from engine.job.job import request_digest
     from engine.job.prepare import is_in_place, parent_folder, read_task
-    from engine.models.model import hash_ahead
+    from engine.models.base_model import hash_ahead
 
     outcome.device = expected_device(settings.device)
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
@@ -126,12 +126,12 @@ def train(
 def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run."""
     from engine.job import memory
-    from engine.job.advice import room
+    from engine.job.advice import disk_space
     from engine.job.advice.audit import audit
     from engine.job.advice.describe import describe as describe_job
     from engine.job.precheck import check_adapter, check_device, check_memory, check_output
     from engine.job.prepare import prepare, read_task, recorded
-    from engine.results.output.output_contents import OutputContents
+    from engine.results.output.contents import OutputContents
     from engine.training.distributed.launch import num_processes
 
     task = read_task(settings)
@@ -146,7 +146,12 @@ def print_plan(settings: Settings) -> None:
         available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
     lines = (
-        describe_job(job) + predicted + room.describe(job) + check_device(settings) + check_adapter(job) + audit(job)
+        describe_job(job)
+        + predicted
+        + disk_space.describe(job)
+        + check_device(settings)
+        + check_adapter(job)
+        + audit(job)
     )
     print("\n".join(lines), flush=True)
     check_output(job, OutputContents(settings.output_dir), overwrite=settings.overwrite)

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.task.task import Lora
+from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.methods.lora.adapter import Adapter, attach
 from engine.training.methods.lora.dropout import AddressedDropout
-from engine.training.recompute import recompute_activations
 
 UPCAST = ("group_norm", "layer_norm", "interpolate")
 """What autocast computes in float32 on CUDA and not on a CPU, of all that the denoisers call."""

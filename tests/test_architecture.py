@@ -83,11 +83,11 @@ LIGHT = [
     "task.settings",
     "task.task",
     "results.checkpoint",
-    "results.output.output",
+    "results.output.folder",
     "data.dataset.sizes",
     "data.media.rendering",
     "data.media.transforms",
-    "data.wording",
+    "data.caption_choice",
     "training.buckets",
     "training.encoding.long_step",
     "training.methods.lora.folder",
@@ -96,7 +96,7 @@ LIGHT = [
     "training.methods.lora.targets",
     "job.advice.audit",
     "job.advice.lengths",
-    "job.advice.room",
+    "job.advice.disk_space",
     "job.memory",
     "job.memory.encoder_footprint",
     "job.memory.footprint",
@@ -119,8 +119,8 @@ ROOMS = ["core", "task", "results", "data", "models", "training", "evaluation", 
 # To be straightened: the module, and what it imports from a later room.
 BACKWARDS: set[tuple[str, str]] = {
     ("engine.evaluation.held_out_loss", "engine.job.session"),
-    ("engine.evaluation.pictures", "engine.job.job"),
-    ("engine.evaluation.pictures", "engine.job.session"),
+    ("engine.evaluation.validation_images", "engine.job.job"),
+    ("engine.evaluation.validation_images", "engine.job.session"),
     ("engine.results.checkpoint", "engine.training.methods.lora.folder"),
     ("engine.results.state", "engine.training.optim"),
     ("engine.training.device", "engine.job.job"),
@@ -203,7 +203,7 @@ BROAD = {
     "engine.models.loading": 2,  # the libraries' readers of damaged files raise anything
     "engine.data.fetch.hub": 1,  # sorts whatever the Hub's library raises, and raises it again
     "engine.commands.prefetch": 1,  # a program of its own: a bug ends it with 70, as it does the job
-    "engine.models.parts.tokens": 1,  # tokenizers raises bare Exceptions
+    "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
     "engine.data.media.transforms": 2,  # Pillow on damaged bytes raises anything
 }
 
@@ -232,7 +232,10 @@ def test_broad_excepts_are_on_the_list():
         ),
         ("import engine.task.plan", HEAVY | {"PIL", "pyarrow", "huggingface_hub"}),
         ("import engine.job.prepare, engine.job.memory", HEAVY),
-        ("import engine.job.advice.audit, engine.models.parts.tokens; engine.models.parts.tokens._clip", HEAVY),
+        (
+            "import engine.job.advice.audit, engine.models.parts.clip_tokens; engine.models.parts.clip_tokens._clip",
+            HEAVY,
+        ),
         ("import engine.data.media.rendering", HEAVY | {"pyarrow", "huggingface_hub"}),
     ],
 )

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.core.console import Meter, say
 from engine.core.errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
-from engine.core.files.storage import FILE_MODE
-from engine.core.progress import Meter, say
-from engine.core.quoting import plural, shown
+from engine.core.files.atomic_files import FILE_MODE
+from engine.core.messages import plural, shown
 from engine.data.dataset.captions.caption_files import without_caption
-from engine.data.dataset.folder.configurations import METADATA_NAMES
+from engine.data.dataset.folder.hub_configurations import METADATA_NAMES
 from engine.data.dataset.folder.walking import walk
 from engine.data.dataset.images import Files, images_among
 from engine.data.dataset.reach import Reach

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
 from engine.core.errors import CheckpointError, JobError
-from engine.core.files import storage
-from engine.core.quoting import plural
+from engine.core.files import atomic_files
+from engine.core.messages import plural
 from engine.data.media import transforms
 from engine.results.checkpoint import LORA_FILE
 from engine.results.outcome import describe, exit_code
@@ -193,7 +193,7 @@ def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
 
 def _read_or_refuse(path: Path, limit: int) -> bytes:
     try:
-        data = storage.read_plain(path, limit)
+        data = atomic_files.read_plain(path, limit)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); name an output folder") from None
     if data is None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from engine.commands import differences
+from engine.commands import result_diff
 from engine.results.checkpoint import Checkpoint
 from engine.results.history import StepReport
 
@@ -35,7 +35,7 @@ def describe(
     found, as_here = [], start
     is_here = True
     for begin, end, place in _ranges(result, start):
-        lines = list(differences.differing_keys({key: place.get(key) for key in _PLACE}, here))
+        lines = list(result_diff.differing_keys({key: place.get(key) for key in _PLACE}, here))
         is_here = is_here and not lines
         as_here = end if is_here else as_here
         found += [f"another world: {_extent(begin, end, start, result)}{line}" for line in lines]

@@ -18,12 +18,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.core.addresses import public
+from engine.core.console import choose_format, say, say_error, say_traceback
 from engine.core.errors import Interrupted, JobError, OutputError, TaskError
 from engine.core.files.retention import prune
+from engine.core.messages import plural
 from engine.core.process.signals import Stop
-from engine.core.progress import choose_format, say, say_error, say_traceback
-from engine.core.quoting import plural
+from engine.core.redact import public
 from engine.job.job import Job
 from engine.job.prepare import prepare, read_task
 from engine.results.outcome import describe, exit_code, exit_kind

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from engine.commands import differences, origins
+from engine.commands import origins, result_diff
 from engine.core.errors import CheckpointError, Interrupted, JobError, TaskError
-from engine.core.files import storage
+from engine.core.files import atomic_files
+from engine.core.messages import listing, plural
 from engine.core.process.signals import Stop
-from engine.core.quoting import listing, plural
 from engine.data.media.transforms import IMAGE_SUFFIXES
 from engine.job.prepare import parent_folder, read_task
 from engine.results import checkpoint
@@ -80,7 +80,7 @@ class Result:
             if folder is not None:
                 found[name] = None
                 with contextlib.suppress(OSError):  # nothing larger than what it is compared with could be
-                    found[name] = storage.read_plain(folder / base, max(4 * len(expected), 1 << 20))
+                    found[name] = atomic_files.read_plain(folder / base, max(4 * len(expected), 1 << 20))
         return found
 
     def names(self) -> tuple[set[str], set[str]]:
@@ -159,7 +159,7 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         _rerun(flags, settings, out, steps, environment)
         again = Result.read(out)
         rerun = history_file.parse(again.checkpoint.history)
-        step = differences.first_step(told, rerun)
+        step = result_diff.first_step(told, rerun)
         expected = {} if steps else _folders(out, with_validation=result.validation_folder is not None)
         file, others = (None, set[str]()) if steps else _first_file(result, expected)
     if step is None and file is None:
@@ -186,8 +186,8 @@ def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | No
     files, (taken, others) = result.files(expected), result.names()
     listing_all = f"checkpoint/{MANIFEST}"  # so what differs differs in it, too: it comes last
     told = {name: data for name, data in expected.items() if name != listing_all}
-    file = differences.first_file(files, told) or differences.first_more(taken, expected)
-    return file or differences.first_file(files, {listing_all: expected[listing_all]}), others
+    file = result_diff.first_file(files, told) or result_diff.first_more(taken, expected)
+    return file or result_diff.first_file(files, {listing_all: expected[listing_all]}), others
 
 
 def _settings(flags: argparse.Namespace, out: Path, environment: Mapping[str, str]) -> Settings:
@@ -287,10 +287,10 @@ def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     """Where the result itself says that it is of another task."""
-    found = list(differences.differing_keys(result.world, rerun.world))
+    found = list(result_diff.differing_keys(result.world, rerun.world))
     return found + [
         line
-        for line in differences.differing_keys(result.settings, rerun.settings)
+        for line in result_diff.differing_keys(result.settings, rerun.settings)
         if not line.startswith(("validation.num_images", "validation.prompts"))
     ]
 
@@ -298,7 +298,7 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
 def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     """Where the result says that it ends elsewhere than its task."""
     told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
-    return list(differences.differing_keys(told, again))
+    return list(result_diff.differing_keys(told, again))
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ from dataclasses import replace
 import torch
 
 from engine.core import rng
-from engine.core.progress import Meter, say
+from engine.core.console import Meter, say
 from engine.data.dataset.held_out import TRAINING_ALONE
 from engine.job.session import Session, Training
-from engine.models.base import PRECISIONS, Batch, Tensors
-from engine.results import held_out_curve
-from engine.results.held_out_curve import Row
+from engine.models.family import PRECISIONS, Batch, Tensors
+from engine.results import held_out_rows
+from engine.results.held_out_rows import Row
 from engine.task.plan import Schedule, Visit, VisitStream, validation_interval
 from engine.task.task import Task
 from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.latents import Example, VisitEncoder
+from engine.training.encoding.visit_encoder import Example, VisitEncoder
 
 
 class HeldOutLoss:
@@ -64,10 +64,10 @@ class HeldOutLoss:
         job, rows, step = self._session.job, self._training.held_out_losses, self._training.trainer.step
         if self._curve is None:
             return None
-        if not held_out_curve.is_due(step, rows, curve=self._curve, schedule=job.schedule, interval=self._interval):
+        if not held_out_rows.is_due(step, rows, curve=self._curve, schedule=job.schedule, interval=self._interval):
             return None
         with self._session.outcome.clock.phase("evaluate"):
-            row = held_out_curve.row_of(step, self._losses(), self._curve)
+            row = held_out_rows.row_of(step, self._losses(), self._curve)
         rows.append(row)
         self._tell()
         say(f"held-out loss after step {step}: {'not finite' if row.loss is None else format(row.loss, '.5f')}")
@@ -75,7 +75,7 @@ class HeldOutLoss:
 
     def _tell(self) -> None:
         outcome = self._session.outcome
-        outcome.held_out_loss, outcome.best_step = held_out_curve.summary(self._training.held_out_losses, self._curve)
+        outcome.held_out_loss, outcome.best_step = held_out_rows.summary(self._training.held_out_losses, self._curve)
 
     def _losses(self) -> list[list[float]]:
         """Each readable image's losses at its timesteps, in the order of the images."""
@@ -101,8 +101,8 @@ class HeldOutLoss:
         resolution = job.task.train_args.resolution
         shape = family.latent_shape(resolution, resolution)
         conditioning = self._conditioning(example)
-        for k, timestep in enumerate(held_out_curve.timesteps_of(number, self._timesteps, seed)):
-            address = number * held_out_curve.STRATA + k
+        for k, timestep in enumerate(held_out_rows.timesteps_of(number, self._timesteps, seed)):
+            address = number * held_out_rows.STRATA + k
             posterior = torch.from_numpy(rng.normal(seed, "held-out posterior", address, shape))
             noise = torch.from_numpy(rng.normal(seed, "held-out noise", address, shape))
             batch = Batch(

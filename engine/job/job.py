@@ -11,11 +11,11 @@ from typing import Any, Final
 from engine.core.errors import CheckpointError
 from engine.data.dataset import ImageDataset
 from engine.data.dataset.held_out import TRAINING_ALONE, HeldOut
-from engine.models.model import BaseModel
-from engine.results import held_out_curve
+from engine.models.base_model import BaseModel
+from engine.results import held_out_rows
 from engine.results.agreement import differing
 from engine.results.checkpoint import LORA_FILE, Checkpoint, WarmStart
-from engine.results.output.record import JobRecord
+from engine.results.output.job_record import JobRecord
 from engine.task import plan
 from engine.task.task import (
     DEFAULT_TARGETS,
@@ -125,7 +125,7 @@ class Job:
         if self.held_out is None:
             return None
         dataset = {key: value for key, value in differences(self.task.dataset).items() if key not in _NOT_MEASURED}
-        drawn = [held_out_curve.STRATA, self.timesteps.begin, self.timesteps.end]
+        drawn = [held_out_rows.STRATA, self.timesteps.begin, self.timesteps.end]
         named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": dataset}
         return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
 

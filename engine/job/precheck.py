@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.core.errors import CheckpointError, OutputError
-from engine.core.files import storage
+from engine.core.files import atomic_files
+from engine.core.messages import plural
 from engine.core.process.gpus import num_gpus
-from engine.core.quoting import plural
 from engine.job import memory
-from engine.job.advice import room
+from engine.job.advice import disk_space
 from engine.job.job import Job
-from engine.models.model_files import is_weight
+from engine.models.base_model_files import is_weight
 from engine.models.registry import DENOISER
 from engine.models.single_file.header import Tensor, read_header
 from engine.results.checkpoint import Checkpoint, WarmStart
-from engine.results.output.output_contents import Claim, OutputContents
+from engine.results.output.contents import Claim, OutputContents
 from engine.task.settings import Settings
 from engine.training.methods.lora.names import places, require_fit, tensor_names
 from engine.training.methods.lora.strength import header_metadata, strengths
@@ -74,8 +74,8 @@ def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
     """
     root, parent = output.root, job.parent
     is_over = isinstance(parent, Checkpoint) and parent.finished and job.schedule.num_steps == 0
-    with storage.writing_to(root):  # which would not be allowed to, either
-        if found := storage.obstacle(root):
+    with atomic_files.writing_to(root):  # which would not be allowed to, either
+        if found := atomic_files.obstacle(root):
             raise OutputError(f"cannot write to {root}: {found}; remove it, or choose another folder")
         place = next(path for path in (root, *root.parents) if path.exists())
         if not os.access(place, os.W_OK | os.X_OK):
@@ -85,7 +85,7 @@ def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
         if job.in_place and is_over:  # the job would find nothing to do
             return
         if output.look(job.record, in_place=job.in_place, overwrite=overwrite) is not Claim.FINISHED:
-            room.require(job, root)
+            disk_space.require(job, root)
 
 
 def check_device(settings: Settings) -> list[str]:

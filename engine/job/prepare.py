@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
-from engine.core.files.digests import FileDigests
+from engine.core.files.file_hashes import FileDigests
 from engine.data.dataset import ImageDataset, open_dataset
 from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.job.job import Job, request_digest, require_same_world
-from engine.models import model
+from engine.models import base_model
 from engine.results import checkpoint
 from engine.results.checkpoint import Checkpoint
-from engine.results.output.output_contents import OutputContents
-from engine.results.output.record import object_at
+from engine.results.output.contents import OutputContents
+from engine.results.output.job_record import object_at
 from engine.task import plan
 from engine.task.paths import looking_up, resolve_paths
 from engine.task.settings import Settings, is_read_only
@@ -72,7 +72,7 @@ def prepare(
     if is_read_only(settings.cache_dir):
         report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
     with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
-        base = model.locate(
+        base = base_model.locate(
             task.model,
             pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
             weights=weights,
@@ -132,7 +132,7 @@ def _open_datasets(
 def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
     """Look the name under `key` up on the Hub, where it is neither a path nor a model's address."""
     what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
-    if not name or Path(name).is_absolute() or (what == "model" and model.is_url(name)):
+    if not name or Path(name).is_absolute() or (what == "model" and base_model.is_url(name)):
         return nullcontext()
     return looking_up(name, settings.task_folder, what, key)
 

@@ -7,19 +7,19 @@ from typing import Any
 
 from safetensors.torch import save as serialise_tensors
 
-from engine.core.addresses import public
-from engine.core.files.storage import Contents
-from engine.core.progress import say
-from engine.core.quoting import plural
-from engine.evaluation import validation
-from engine.evaluation.pictures import Pictures, smaller
+from engine.core.console import say
+from engine.core.files.atomic_files import Contents
+from engine.core.messages import plural
+from engine.core.redact import public
+from engine.evaluation import sampling
+from engine.evaluation.validation_images import Pictures, smaller
 from engine.job.job import Job
 from engine.job.session import Session, Training
-from engine.results import checkpoint, held_out_curve, report, world
+from engine.results import checkpoint, held_out_rows, provenance, report
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
-from engine.results.output import kept
-from engine.results.output.output import REPORT
+from engine.results.output import step_results
+from engine.results.output.folder import REPORT
 from engine.results.state import dump_state
 from engine.task.task import canonical
 from engine.training.methods.lora import webui_metadata
@@ -30,13 +30,13 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
     """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
     job, output, outcome = session.job, session.output, session.outcome
     with outcome.clock.phase("publish"):
-        origin = world.origin_of_result(training.origins, training.trainer.step)
+        origin = provenance.origin_of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
         finished = job.schedule.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
-        listing = {validation.PROMPTS_FILE: validation.listing(pictures.images)}
+        listing = {sampling.PROMPTS_FILE: sampling.listing(pictures.images)}
         images = pictures.drawn | pictures.between
-        output.publish(output.validation, images | listing, last=validation.PROMPTS_FILE)
+        output.publish(output.validation, images | listing, last=sampling.PROMPTS_FILE)
         page = _report(session, training, pictures, lineage, digest)
         output.write(REPORT, report.render(page).encode())
     # From here on the job is as good as done: a signal no longer undoes that.
@@ -87,7 +87,7 @@ def _checkpoint_files(
         pictures=pictures.without,
         steps=_steps(job, training),
         finished=job.schedule.finishes,
-        held_out_losses=held_out_curve.dump(training.held_out_losses),
+        held_out_losses=held_out_rows.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
             "parent": job.record.parent,
@@ -102,8 +102,8 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
-    files = chain | training.kept.files(kept.LORAS)
-    stay = kept.latest(files, job.task.checkpoint_limit)
+    files = chain | training.kept.files(step_results.LORAS)
+    stay = step_results.latest(files, job.task.checkpoint_limit)
     return {name: file for name, file in files.items() if name in stay}
 
 
@@ -166,10 +166,10 @@ def _report(
 
 def _shown(job: Job, file: str) -> list[tuple[int, str]]:
     """The steps in between whose images the report has room for, with the name of one of theirs."""
-    steps = kept.image_steps(job.task, job.schedule)
+    steps = step_results.image_steps(job.task, job.schedule)
     count = min(len(steps), report.STRIP_LENGTH)
     chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
-    return [(step, kept.image_name(step, file).removeprefix(kept.IMAGES)) for step in chosen]
+    return [(step, step_results.image_name(step, file).removeprefix(step_results.IMAGES)) for step in chosen]
 
 
 def _last_name(source: str) -> str:

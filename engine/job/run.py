@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.core import rng
+from engine.core.console import Meter, begin_log, say
 from engine.core.errors import (
     CheckpointError,
     DatasetError,
@@ -21,39 +22,38 @@ from engine.core.errors import (
     PeerInterrupted,
     TaskError,
 )
-from engine.core.files.digests import FileDigests
+from engine.core.files.file_hashes import FileDigests
 from engine.core.files.retention import prune
 from engine.core.process.signals import Stop
-from engine.core.progress import Meter, begin_log, say
 from engine.evaluation.held_out_loss import HeldOutLoss
-from engine.evaluation.pictures import draw_pictures
+from engine.evaluation.validation_images import draw_pictures
 from engine.job import memory
-from engine.job.advice import room
+from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
-from engine.job.interim import InterimResults
+from engine.job.due_results import InterimResults
 from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded
 from engine.job.publish import publish
 from engine.job.session import ProgressSaver, Session, Training, start_training
 from engine.models import registry
-from engine.models.base import PRECISIONS, Family, LoadArgs
-from engine.results import checkpoint, held_out_curve, world
+from engine.models.family import PRECISIONS, Family, LoadArgs
+from engine.results import checkpoint, held_out_rows, provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.history import StepReport
 from engine.results.outcome import Outcome
-from engine.results.output.output import OutputFolder
-from engine.results.output.output_contents import Claim
-from engine.results.trackers.progress_log import ProgressLog
+from engine.results.output.contents import Claim
+from engine.results.output.folder import OutputFolder
+from engine.results.trackers.jsonl import ProgressLog
 from engine.task.plan import VisitStream
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
 from engine.training.buckets import BucketOrder
 from engine.training.device import available_bytes, device_troubles, open_device
-from engine.training.distributed.distributed import Processes
+from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.latents import VisitEncoder
-from engine.training.recompute import recompute_activations
-from engine.training.train import train
+from engine.training.encoding.visit_encoder import VisitEncoder
+from engine.training.gradient_checkpointing import recompute_activations
+from engine.training.trainer import train
 
 
 def run(
@@ -79,7 +79,7 @@ def run(
     rng.check_known_answers()
     device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
-    outcome.device = world.describe_device(device)
+    outcome.device = provenance.describe_device(device)
     with outcome.clock.phase("download"):
         before = processes.from_first(lambda: recorded(settings, task))
         job = processes.one_first(
@@ -102,7 +102,7 @@ def run(
     _prune_cache(session)
     if processes.from_first(lambda: _is_done_already(session)):
         return
-    processes.from_first(lambda: room.require(job, output.root))
+    processes.from_first(lambda: disk_space.require(job, output.root))
     available = available_bytes(session.device, processes.world_size)
     for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
         say(line)
@@ -134,8 +134,8 @@ def _require_one_job(session: Session) -> None:
         ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
         ("the held-out images", job.curve, DatasetError),
         ("the checkpoint's digest", job.record.parent, CheckpointError),
-        ("the device", world.describe_device(session.device), DeviceError),
-        ("the installation", world.versions(), DeviceError),
+        ("the device", provenance.describe_device(session.device), DeviceError),
+        ("the installation", provenance.versions(), DeviceError),
     ]
     for what, value, error in found if session.processes.world_size > 1 else ():
         session.processes.require_same(what, value, error)
@@ -154,7 +154,7 @@ def _is_done_already(session: Session) -> bool:
     claim = output.claim(
         job.record,
         request=job.request,
-        found={**job.resolved, "revision": job.task.model.revision, **world.origin(session.device)},
+        found={**job.resolved, "revision": job.task.model.revision, **provenance.origin(session.device)},
         in_place=job.in_place,
         overwrite=session.settings.overwrite,
     )
@@ -183,8 +183,8 @@ def _tell_done(session: Session, own: Checkpoint) -> None:
     outcome = session.outcome
     if not session.output.tells_of(own.digest):
         outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest
-        rows = held_out_curve.parse(own.held_out_losses)
-        outcome.held_out_loss, outcome.best_step = held_out_curve.summary(rows, session.job.curve)
+        rows = held_out_rows.parse(own.held_out_losses)
+        outcome.held_out_loss, outcome.best_step = held_out_rows.summary(rows, session.job.curve)
         outcome.message = "the result was published by an earlier run"
         session.output.write_result(outcome.done())
 
@@ -294,7 +294,7 @@ def _encoding_cache(session: Session) -> EncodingCache:
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
         "mixed_precision": job.task.mixed_precision,
-        **world.origin(session.device),
+        **provenance.origin(session.device),
     }
     bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
     return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))

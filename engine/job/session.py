@@ -9,27 +9,27 @@ from typing import Any, Final
 
 import torch
 
+from engine.core.console import say
 from engine.core.errors import DeviceError, NonFiniteError
 from engine.core.process.signals import Stop
-from engine.core.progress import say
 from engine.job.job import Job
-from engine.models.base import DENOISER, Family
-from engine.results import held_out_curve, world
+from engine.models.family import DENOISER, Family
+from engine.results import held_out_rows, provenance
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint, WarmStart
 from engine.results.history import DIGEST_STEPS, StepReport
 from engine.results.outcome import Before, Outcome
-from engine.results.output.kept import Kept, load_progress
-from engine.results.output.output import OutputFolder
-from engine.results.output.record import JobRecord
+from engine.results.output.folder import OutputFolder
+from engine.results.output.job_record import JobRecord
+from engine.results.output.step_results import Kept, load_progress
 from engine.results.state import TrainState, dump_state, parse_state, weights_digest
-from engine.results.trackers.progress_log import ProgressLog
+from engine.results.trackers.jsonl import ProgressLog
 from engine.task.settings import Settings
 from engine.task.task import canonical_json
-from engine.training.distributed.distributed import Processes
+from engine.training.distributed.group import Processes
 from engine.training.methods.lora.adapter import Adapter, attach
 from engine.training.methods.lora.files import diffusers_state, read_diffusers_file
-from engine.training.train import Notice, Trainer
+from engine.training.trainer import Notice, Trainer
 
 _MAX_SAVING_SHARE: Final = 0.05
 """Of the training's time, however slow the disk."""
@@ -58,7 +58,7 @@ class Training:
     trainer: Trainer
     history: list[StepReport]
     kept: Kept
-    held_out_losses: list[held_out_curve.Row] = field(default_factory=list)
+    held_out_losses: list[held_out_rows.Row] = field(default_factory=list)
     origins: list[dict[str, Any]] = field(default_factory=list)
     """The devices and versions that trained this task's steps (`world.extended_origins`)."""
 
@@ -69,7 +69,7 @@ class _Saved:
 
     state: TrainState | None
     history: list[StepReport]
-    held_out_losses: list[held_out_curve.Row]
+    held_out_losses: list[held_out_rows.Row]
     kept: Kept
     """What the task has kept of its steps."""
     origins: list[dict[str, Any]] = field(default_factory=list)
@@ -92,7 +92,7 @@ def start_training(session: Session, family: Family) -> Training:
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
-    origins = world.extended_origins(saved.origins, trainer.step, world.origin(session.device))
+    origins = provenance.extended_origins(saved.origins, trainer.step, provenance.origin(session.device))
     if len(origins) > max(1, len(saved.origins)):
         say(
             "note: the steps before were trained on another device or with other versions, so the result's bits are "
@@ -112,14 +112,14 @@ def _saved_training(session: Session) -> _Saved:
         return _Saved(
             parse_state(tensors, saved["state"]),
             history_file.parse(saved["history"].encode()),
-            held_out_curve.parse(saved.get("heldout", "").encode()),
+            held_out_rows.parse(saved.get("heldout", "").encode()),
             Kept(session.output, saved.get("kept")),
             saved["origins"],
         )
     kept, parent = Kept(session.output), session.job.parent
     if isinstance(parent, Checkpoint):
         state = parse_state(parent.state_tensors, parent.state_scalars)
-        rows = held_out_curve.parse(parent.held_out_losses)
+        rows = held_out_rows.parse(parent.held_out_losses)
         return _Saved(state, history_file.parse(parent.history), rows, kept)
     return _Saved(None, [], [], kept)
 
@@ -163,7 +163,7 @@ class ProgressSaver:
                 "so_far": self._session.outcome.so_far().described(),
             }
             if self._training.held_out_losses:
-                header["heldout"] = held_out_curve.dump(self._training.held_out_losses).decode()
+                header["heldout"] = held_out_rows.dump(self._training.held_out_losses).decode()
             self._session.output.save_progress(canonical_json(header) + b"\n" + tensors)
             self._training.kept.tidy()
         self._saved_at = time.monotonic()

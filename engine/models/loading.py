@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
 from engine.models import schedulers
-from engine.models.base import LoadArgs
 from engine.models.checks import MAX_TIMESTEPS
 from engine.models.configs import read_json
+from engine.models.family import LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
 _ALIGNMENT: Final = 64

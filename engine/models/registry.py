@@ -13,7 +13,7 @@ from engine.models.webui_base import WebuiBase
 from engine.task.task import PredictionType
 
 if TYPE_CHECKING:
-    from engine.models.base import Family, LoadArgs
+    from engine.models.family import Family, LoadArgs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +89,6 @@ def load(entry: Entry, args: LoadArgs) -> Family:
     Raises:
         ModelError: a part is missing, malformed or of the wrong shape.
     """
-    module = importlib.import_module(f"engine.models.families.{entry.module}")
+    module = importlib.import_module(f"engine.models.families.{entry.module}.model")
     family: Family = module.load(args)
     return family

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.core.quoting import short
+from engine.core.messages import short
 
 # What messages call a key whose name a task does not have.
 _SAID: Final = {

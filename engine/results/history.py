@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engine.core.errors import CheckpointError
-from engine.core.jsontext import dump_lines, parse_lines
+from engine.core.json_reader import dump_lines, parse_lines
 
 DIGEST_STEPS: Final = 50
 """A digest of the weights is recorded at each multiple, counted through the whole chain: wherever a chain is cut, and

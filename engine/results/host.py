@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine import __version__
-from engine.results import world
+from engine.results import provenance
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _CARDS: Final = Path("/proc/driver/nvidia/gpus")
@@ -55,7 +55,7 @@ def expected_device(device: str) -> dict[str, Any]:
     models = {model for path in _CARDS.glob("*/information") if (model := _model(path))}
     # Of several kinds nobody knows yet which one it will be.
     named = {"name": models.pop()} if len(models) == 1 else {}
-    return {"type": device, **named, "driver": world.driver_version()}
+    return {"type": device, **named, "driver": provenance.driver_version()}
 
 
 def _model(information: Path) -> str | None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from engine import __version__
+from engine.core.console import notes, timestamp
 from engine.core.errors import BUG_CODE, Interrupted, JobError
-from engine.core.progress import notes, timestamp
 from engine.results import host
-from engine.results.output.output import OutputFolder
+from engine.results.output.folder import OutputFolder
 
 _MAX_MESSAGE: Final = 16_000
 """Characters; a hundred problems of a task have room."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from engine.core.errors import DatasetError, JobError, ModelError
-from engine.core.files.layouts import composed
-from engine.core.quoting import short, shown
+from engine.core.files.folder_names import composed
+from engine.core.messages import short, shown
 from engine.task.task import Task
 
 _HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from engine.core.expressions import compiled
-from engine.core.jsontext import MAX_PROBLEMS, Problem, Real, child
-from engine.core.quoting import as_json
+from engine.core.json_reader import MAX_PROBLEMS, Problem, Real, child
+from engine.core.messages import as_json
+from engine.core.patterns import compiled
 from engine.task.aliases import ALIASES, NOT_KEYS
 
 Definition = dict[str, Any]

@@ -12,7 +12,7 @@ from typing import Final, Literal, NoReturn, cast, get_args
 
 from engine import __version__
 from engine.core.errors import TaskError
-from engine.core.files import storage
+from engine.core.files import atomic_files
 from engine.core.limits import Limits
 from engine.core.process.environment import Place, int_variable, read_place
 
@@ -164,7 +164,7 @@ def _why_unreadable(path: Path, error: OSError) -> str:
         mounted = "; Docker makes one where the file to be mounted is not there" if path == DEFAULT_TASK else ""
         return f"it is a folder{mounted}: {advice}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"{storage.obstacle(path) or 'there is no such file'}; {advice}"
+        return f"{atomic_files.obstacle(path) or 'there is no such file'}; {advice}"
     return f"{error.strerror}; {advice}"
 
 
@@ -184,7 +184,7 @@ def cache_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path
     env = {name: value for name, value in environment.items() if value}
     if chosen := flags.cache_dir or env.get("CACHE_DIR"):
         folder = Path(chosen).absolute()
-        if found := storage.obstacle(folder):
+        if found := atomic_files.obstacle(folder):
             raise TaskError(f"the cache folder cannot be used: {found}; remove it, or name another by CACHE_DIR")
         return folder
     if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 
-from engine.core import jsontext
+from engine.core import json_reader
 from engine.core.errors import TaskError
-from engine.core.quoting import plural
+from engine.core.messages import plural
 from engine.task.schema import SCHEMA_KEY, Schema
 
 SCHEMA: Final = Path(__file__).parents[2] / "schema" / "task.schema.json"
@@ -225,16 +225,16 @@ def parse_task(data: bytes, *, source: str) -> Task:
         TaskError: everything that is wrong with it, each with its JSON path (or its line and column, where the text is
             no JSON), the value and what was expected.
     """
-    value, problems = jsontext.parse(data)
+    value, problems = json_reader.parse(data)
     readable = value is not None or not problems
     if readable:
         problems += task_schema().problems(value)
     if problems:
         count = plural(len(problems), "problem")
-        if len(problems) > jsontext.MAX_PROBLEMS:
-            count = f"more than {jsontext.MAX_PROBLEMS} problems"
-        listed = "; ".join(str(problem) for problem in problems[: jsontext.MAX_PROBLEMS])
-        raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > jsontext.MAX_PROBLEMS else ''}")
+        if len(problems) > json_reader.MAX_PROBLEMS:
+            count = f"more than {json_reader.MAX_PROBLEMS} problems"
+        listed = "; ".join(str(problem) for problem in problems[: json_reader.MAX_PROBLEMS])
+        raise TaskError(f"{source}: {count}: {listed}{'; …' if len(problems) > json_reader.MAX_PROBLEMS else ''}")
     return _build(Task, {key: item for key, item in value.items() if key != SCHEMA_KEY})
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from engine.core import rng
 from engine.core.errors import TaskError
-from engine.core.quoting import plural
+from engine.core.messages import plural
 from engine.data.dataset import ImageDataset
 from engine.data.dataset.sizes import Size, read_sizes
 from engine.data.media import transforms

@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
 from engine.models import registry, single_file
-from engine.models.base import LoadArgs
+from engine.models.family import LoadArgs
 from engine.training.methods.lora import webui_metadata
 from tests import single_files
 

@@ -18,7 +18,7 @@ from engine.core.limits import Limits
 from engine.data.dataset import open_dataset
 from engine.data.fetch.archive import extract
 from engine.data.media.transforms import UnreadableImage, geometry, image_size, render
-from engine.results import checkpoint, held_out_curve, history
+from engine.results import checkpoint, held_out_rows, history
 from engine.results.checkpoint import Checkpoint
 from engine.results.state import TrainState, parse_state
 from engine.task.task import Dataset, Model, Task, parse_task
@@ -73,7 +73,7 @@ def _checkpoint(files: dict[str, bytes]) -> object:
         return read_diffusers_file(found.lora)
     assert type(found.global_step) is int
     state = _state(found.state_tensors, found.state_scalars)
-    return state, history.parse(found.history), held_out_curve.parse(found.held_out_losses)
+    return state, history.parse(found.history), held_out_rows.parse(found.held_out_losses)
 
 
 def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:

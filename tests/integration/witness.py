@@ -74,9 +74,9 @@ class Witness:
         self._wrap_sync()
         if self._orders.clock:
             self._wrap_clock()
-        import engine.core.files.storage
+        import engine.core.files.atomic_files
 
-        real_exchange = engine.core.files.storage._exchange
+        real_exchange = engine.core.files.atomic_files._exchange
 
         def exchange(one: Any, other: Any) -> bool:
             if self._orders.no_exchange:
@@ -84,7 +84,7 @@ class Witness:
             self._change("exchange", [os.fspath(one), os.fspath(other)])
             return real_exchange(one, other)
 
-        engine.core.files.storage._exchange = exchange
+        engine.core.files.atomic_files._exchange = exchange
         if self._orders.save_always:
             import engine.job.session
 

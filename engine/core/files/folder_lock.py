@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import OutputError, TemporaryError
-from engine.core.files import storage
+from engine.core.files import atomic_files
 
 LOCK: Final = ".lock"
 _ATTEMPTS: Final = 100
@@ -39,7 +39,7 @@ def held(root: Path, *, stays: Callable[[], bool]) -> Iterator[None]:
         OutputError: it cannot be written.
     """
     path = root / LOCK
-    with storage.writing_to(root):
+    with atomic_files.writing_to(root):
         is_new = not os.path.lexists(path)
         descriptor = _lock(path, root)
     try:
@@ -72,7 +72,7 @@ def _lock(path: Path, root: Path) -> int:
 
 def _try_to_lock(path: Path, root: Path) -> int | None:
     """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
-    descriptor = storage.open_lock(path, owner=root)
+    descriptor = atomic_files.open_lock(path, owner=root)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_at(path, descriptor):

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from engine.core.files.storage import remove
-from engine.core.quoting import plural
+from engine.core.files.atomic_files import remove
+from engine.core.messages import plural
 
 _MARKS: Final = "in_use"
 _LOCKS: Final = "locks"

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from engine.core.errors import DatasetError
-from engine.core.quoting import shown
+from engine.core.messages import shown
 from engine.data.dataset.images import is_image_name
 
 _MAX_LISTED: Final = 6

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.files.notes import Identity, remembered_bytes
+from engine.core.files.stat_cache import Identity, remembered_bytes
 from engine.data.dataset.images import Images, Pinned
 from engine.data.dataset.rows import Rows
 from engine.data.media.transforms import UnreadableImage

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.errors import DatasetError
+from engine.core.files.atomic_files import write_file
 from engine.core.files.retention import hold, hold_repository
-from engine.core.files.storage import write_file
 from engine.data.dataset.columns import Columns
 from engine.data.dataset.folder.folders import Report
 from engine.data.dataset.folder.splits import choose_split

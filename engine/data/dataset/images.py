@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import label_of
-from engine.core.files.notes import Identity
-from engine.core.quoting import shown
+from engine.core.files.folder_names import label_of
+from engine.core.files.stat_cache import Identity
+from engine.core.messages import shown
 from engine.data.dataset.reach import Reach, read_below, read_regular, unreadable
 from engine.data.media.transforms import IMAGE_SUFFIXES, UnreadableImage
 from engine.task.paths import as_spelled

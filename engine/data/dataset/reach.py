@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from engine.core.errors import DatasetError, TemporaryError
-from engine.core.quoting import short, shown
+from engine.core.messages import short, shown
 from engine.data.media.transforms import UnreadableImage
 
 _FACTS: Final = frozenset(

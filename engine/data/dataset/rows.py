@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.core.errors import DatasetError
-from engine.core.quoting import plural, short
+from engine.core.messages import plural, short
 from engine.data.dataset.columns import Columns, arrow_kind, arrow_kinds, is_binary, is_list, is_string
 from engine.data.dataset.images import Cells, Images, Origin, Picked
 from engine.data.dataset.reach import Reach

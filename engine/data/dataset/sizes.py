@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import PIL
 
-from engine.core.files import storage
-from engine.core.progress import Meter
+from engine.core.console import Meter
+from engine.core.files import atomic_files
 from engine.data.dataset import ImageDataset
 from engine.data.media import transforms
 from engine.task.task import canonical_json
@@ -56,7 +56,7 @@ def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
     """What an earlier job has noted of the same images; None where there is nothing, or not whole."""
     payload = None
     with contextlib.suppress(OSError):
-        payload = storage.unseal(note.read_bytes())
+        payload = atomic_files.unseal(note.read_bytes())
     if payload is None or not payload.startswith(identity) or len(payload) != len(identity) + 8 * count:
         return None
     sides = np.frombuffer(payload, dtype="<i4", offset=len(identity)).reshape(count, 2)
@@ -65,4 +65,4 @@ def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
 
 def _note(note: Path, identity: bytes, sizes: Sequence[Size]) -> None:
     # Where it cannot, the next job takes its time, nothing else.
-    storage.write_cached(note, storage.seal(identity + np.array(sizes, dtype="<i4").tobytes()))
+    atomic_files.write_cached(note, atomic_files.seal(identity + np.array(sizes, dtype="<i4").tobytes()))

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from engine.core.addresses import shown_url
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import is_part_of_archive
-from engine.core.files.locking import locked
+from engine.core.files.atomic_files import make_folder, sync_folder, write_file, writing_to
+from engine.core.files.file_lock import locked
+from engine.core.files.folder_names import is_part_of_archive
 from engine.core.files.retention import hold
-from engine.core.files.storage import make_folder, sync_folder, write_file, writing_to
 from engine.core.limits import Limits
+from engine.core.redact import shown_url
 from engine.data.fetch.archive import JOIN_PARTS, extract, notes_of
 from engine.data.fetch.download import Download, Policy
 from engine.data.fetch.files import fetch_file

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from engine.core.errors import DatasetError
-from engine.core.files.storage import FILE_MODE, FOLDER_MODE
+from engine.core.files.atomic_files import FILE_MODE, FOLDER_MODE
 from engine.core.limits import Budget, Limits
 from engine.data.fetch.members import Listing, clean_name, is_webdataset, refused, too_many
 from engine.data.fetch.sniffing import PACKED, TABLE_NAMES, Kind, sniff

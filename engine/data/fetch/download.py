@@ -14,10 +14,10 @@ from typing import Final
 import requests
 import urllib3.exceptions
 
-from engine.core.addresses import shown_url
 from engine.core.errors import OutputError, TemporaryError
-from engine.core.files.storage import FILE_MODE, write_file, writing_to
+from engine.core.files.atomic_files import FILE_MODE, write_file, writing_to
 from engine.core.limits import Limits
+from engine.core.redact import shown_url
 from engine.data.fetch.http_hops import Hops, Policy, TransientError, Watchdog, innermost
 from engine.data.fetch.responses import check_status, display_name, length_of, range_of, validator_of
 

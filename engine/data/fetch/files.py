@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import DatasetError, ModelError
-from engine.core.files.locking import locked
+from engine.core.files.atomic_files import sync_folder, write_file, writing_to
+from engine.core.files.file_lock import locked
 from engine.core.files.retention import hold
-from engine.core.files.storage import sync_folder, write_file, writing_to
 from engine.core.limits import Limits
 from engine.data.fetch.download import Download, Policy
 

@@ -17,9 +17,9 @@ import requests.utils
 import urllib3.exceptions
 
 from engine import __version__
-from engine.core.addresses import shown_url
 from engine.core.errors import DatasetError, TaskError
 from engine.core.limits import Limits
+from engine.core.redact import shown_url
 from engine.data.fetch.addresses import CheckedAdapter, public_addresses
 
 

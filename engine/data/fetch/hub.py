@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from engine.core.errors import DatasetError, JobError, ModelError, OutputError, TemporaryError
-from engine.core.quoting import listing, plural, short
+from engine.core.messages import listing, plural, short
 
 T = TypeVar("T")
 

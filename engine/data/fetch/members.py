@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import repeated_folder
+from engine.core.files.folder_names import repeated_folder
 from engine.data.media.transforms import IMAGE_SUFFIXES
 
 MAX_NAME_BYTES: Final = 255

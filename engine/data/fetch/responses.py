@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from engine.core.addresses import shown_url
 from engine.core.errors import DatasetError
+from engine.core.redact import shown_url
 from engine.data.fetch.http_hops import TransientError
 
 _RETRIED: Final = frozenset({408, 425, 429})

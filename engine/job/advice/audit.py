@@ -14,13 +14,13 @@ from typing import Final
 
 from engine.core import rng
 from engine.core.errors import DatasetError
-from engine.core.quoting import listing, plural
-from engine.data import wording
+from engine.core.messages import listing, plural
+from engine.data import caption_choice
 from engine.data.dataset import NO_CAPTION, ImageDataset, none_readable
 from engine.data.media import transforms
 from engine.data.media.transforms import UnreadableImage
 from engine.job.job import Job
-from engine.models.parts.tokens import TokenCounter
+from engine.models.parts.clip_tokens import TokenCounter
 
 SECONDS: Final = 10.0
 """For the images, and again for the captions."""
@@ -170,7 +170,7 @@ def look_at_captions(
     for index in _spread(dataset, seconds, clock):
         found.num_seen += 1
         for caption in dataset.captions(index):
-            worded = wording.with_trigger(caption, trigger_word)
+            worded = caption_choice.with_trigger(caption, trigger_word)
             length = counter.count(worded)
             found.num_captions += 1
             found.num_empty += not worded

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from engine.core.addresses import public
-from engine.core.quoting import plural, short, shown
+from engine.core.messages import plural, short, shown
+from engine.core.redact import public
 from engine.data.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
 from engine.job.advice import lengths
-from engine.job.advice.without_effect import without_effect
+from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
-from engine.results import held_out_curve
+from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint, WarmStart
-from engine.results.output import kept
+from engine.results.output import step_results
 from engine.task import plan
 from engine.training.methods.lora.folder import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 
@@ -47,22 +47,22 @@ def describe(job: Job) -> list[str]:
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
-    rows = held_out_curve.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
-    times = held_out_curve.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
+    rows = held_out_rows.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
+    times = held_out_rows.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
     some = f"{measured:,} of " if measured < held_out.num_images else ""
     taken = " taken out of the dataset" if held_out.num_taken else ""
     between = f", every {plural(interval, 'step')}" if interval else ""
     return (
         f"of {some}{plural(held_out.num_images, 'image')}{taken}, before and after this task{between}: "
-        f"{plural(times, 'time')} {measured * held_out_curve.STRATA} forward passes"
+        f"{plural(times, 'time')} {measured * held_out_rows.STRATA} forward passes"
     )
 
 
 def _describe_interim(job: Job) -> list[str]:
     lines = []
-    if images := kept.image_steps(job.task, job.schedule):
+    if images := step_results.image_steps(job.task, job.schedule):
         lines.append(f"images also    {_listed(images)}")
-    if loras := kept.lora_steps(job.task, job.schedule):
+    if loras := step_results.lora_steps(job.task, job.schedule):
         limit = job.task.checkpoint_limit
         stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
         lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.core.quoting import plural
+from engine.core.messages import plural
 from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import TrainArgs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.job.memory.advice import advise, fitting, require_enough
 from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
 from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
-from engine.models.model import BaseModel
+from engine.models.base_model import BaseModel
 from engine.task.task import Task
 
 __all__ = [

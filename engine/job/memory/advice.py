@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from engine.core.errors import DeviceMemoryError
 from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
-from engine.models.model import BaseModel
+from engine.models.base_model import BaseModel
 from engine.task.task import Task
 
 _FAR: Final = 1.5

@@ -11,7 +11,7 @@ from typing import Final
 
 from engine.job.memory import encoder_footprint, footprint
 from engine.job.memory.footprint import Tape
-from engine.models.model import BaseModel
+from engine.models.base_model import BaseModel
 from engine.task.task import DEFAULT_TARGETS, Task
 from engine.training.methods.lora.targets import TEXT_TARGETS, is_target
 

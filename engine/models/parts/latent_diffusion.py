@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 
-from engine.models.base import Batch, LoadArgs, Tensors
-from engine.models.objectives import objectives
+from engine.models.family import Batch, LoadArgs, Tensors
+from engine.models.objectives import diffusion
 
 
 def token_ids(tokenizer: Any, caption: str, chunks: int = 1) -> torch.Tensor:
@@ -89,7 +89,7 @@ class Objective:
         Raises:
             ModelError: a noise schedule that cannot be trained.
         """
-        self.schedule = objectives.NoiseSchedule.from_config(
+        self.schedule = diffusion.NoiseSchedule.from_config(
             scheduler_config, zero_terminal_snr=args.zero_terminal_snr
         ).to(args.device)
         self._prediction_type = args.prediction_type
@@ -103,7 +103,7 @@ class Objective:
         conditioning: Mapping[str, Any],
         *,
         snr_gamma: float | None,
-        huber: objectives.Huber | None,
+        huber: diffusion.Huber | None,
     ) -> torch.Tensor:
         """The loss of one micro-batch: a float32 scalar.
 
@@ -123,4 +123,4 @@ class Objective:
         if snr_gamma is not None:
             weights = self.schedule.min_snr_weights(batch.timesteps, snr_gamma, self._prediction_type)
         errors = self.schedule.errors(batch.timesteps, huber)
-        return objectives.loss(prediction, target, weights, errors=errors, mask=batch.mask)
+        return diffusion.loss(prediction, target, weights, errors=errors, mask=batch.mask)

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from engine.core.addresses import public
-from engine.core.quoting import duration_text, plural
-from engine.results.held_out_curve import Row
+from engine.core.messages import duration_text, plural
+from engine.core.redact import public
+from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
 from engine.results.report.curves import curves, held_out
 from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text, step_text, without_secrets

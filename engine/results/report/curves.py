@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from engine.core.quoting import plural
-from engine.results import held_out_curve
+from engine.core.messages import plural
+from engine.results import held_out_rows
 from engine.results.history import StepReport
 
 _MAX_DOTS: Final = 800
@@ -43,11 +43,11 @@ def curves(history: Sequence[StepReport], starts: list[int]) -> str:
 </div></section>"""
 
 
-def held_out(rows: Sequence[held_out_curve.Row], starts: list[int]) -> str:
+def held_out(rows: Sequence[held_out_rows.Row], starts: list[int]) -> str:
     """The section with the held-out loss, its lowest point marked; nothing where none was measured."""
     if not rows:
         return ""
-    curve = held_out_curve.latest_curve(rows)
+    curve = held_out_rows.latest_curve(rows)
     points = [(row.step, row.loss) for row in curve if row.loss is not None and _is_drawable(row.loss)]
     lowest = min(points, key=lambda point: (point[1], point[0]), default=None)
     remarks = [f"{plural(curve[-1].images, 'image')} held out, the same timesteps and noise each time."]
@@ -64,7 +64,7 @@ def held_out(rows: Sequence[held_out_curve.Row], starts: list[int]) -> str:
     return f"<section><h2>Held-out loss</h2>\n{chart}{noise}</section>"
 
 
-def _by_noise(curve: Sequence[held_out_curve.Row], best: int) -> str:
+def _by_noise(curve: Sequence[held_out_rows.Row], best: int) -> str:
     """How the loss fell from the first row to the best one, at little noise and at much; nothing where it did not."""
     first, lowest = curve[0], next(row for row in curve if row.step == best)
     parts = len(first.strata)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.core.addresses import public
+from engine.core.redact import public
 from engine.results.report.curves import LARGEST
 
 _CONTROLS: Final = re.compile(

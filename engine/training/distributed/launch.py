@@ -22,7 +22,7 @@ from engine.core.errors import Interrupted, JobError, OutputError, PeerError, Te
 from engine.core.process.environment import EXIT_CODES, LAUNCHED, Place
 from engine.core.process.signals import Stop
 from engine.results.outcome import Outcome, recording_failure
-from engine.results.output.output import OutputFolder
+from engine.results.output.folder import OutputFolder
 from engine.task.settings import Settings
 from engine.task.task import Task
 
@@ -53,7 +53,7 @@ class Launch:
             PeerError: another process ended, and the first one was found hanging.
             Interrupted: by a signal, and the first process did not live to say so itself.
         """
-        from engine.core.progress import say
+        from engine.core.console import say
 
         say(f"starting {self.processes} processes, which share the accumulation out")
         with scratch() as folder:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.core import rng
-from engine.models.base import PRECISIONS, Batch, Family, Tensors
-from engine.models.objectives import objectives
+from engine.models.family import PRECISIONS, Batch, Family, Tensors
+from engine.models.objectives import diffusion
 from engine.task.task import Task
-from engine.training.encoding.latents import Example
+from engine.training.encoding.visit_encoder import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class BatchMaker:
         noise = torch.stack([_normal(seed, "noise", number, shape) for number in numbers])
         if args.noise_offset:
             offsets = torch.stack([_normal(seed, "noise offset", number, shape[:1]) for number in numbers])
-            noise = objectives.offset_noise(noise, args.noise_offset, offsets)
+            noise = diffusion.offset_noise(noise, args.noise_offset, offsets)
         mask = None
         if "mask" in examples[0].moments:
             mask = _copied(torch.stack([example.moments["mask"] for example in examples]), self._device)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
-from engine.core.files import storage
+from engine.core.files import atomic_files
 from engine.core.files.retention import cached_files
 from engine.task.task import canonical_json
 
@@ -45,7 +45,7 @@ class EncodingCache:
             return None
         path = self._path(key)
         try:
-            payload = storage.unseal(path.read_bytes())
+            payload = atomic_files.unseal(path.read_bytes())
             tensors = None if payload is None else parse_tensors(payload)
         except (OSError, SafetensorError):
             return None
@@ -59,8 +59,8 @@ class EncodingCache:
         """Keep the tensors under `key`, if the disk can."""
         if not self._is_writable:
             return
-        sealed = storage.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
-        if storage.write_cached(self._path(key), sealed):
+        sealed = atomic_files.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
+        if atomic_files.write_cached(self._path(key), sealed):
             self._stored_bytes += len(sealed)
         else:
             self._is_writable = False  # it would fail again for each of thousands of images

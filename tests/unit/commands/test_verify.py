@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from engine.commands import verify
-from engine.commands.differences import first_more
+from engine.commands.result_diff import first_more
 from engine.commands.verify import Result, _shortened
-from engine.core.quoting import listing
+from engine.core.messages import listing
 from engine.task.settings import read_flags, read_settings
 
 OWN = ["checkpoint/manifest.json", "checkpoint/history.jsonl", "validation/0.png", "validation/prompts.json"]

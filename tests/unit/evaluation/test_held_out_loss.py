@@ -13,11 +13,11 @@ from engine.core.errors import DatasetError, Interrupted
 from engine.core.process.environment import Place
 from engine.data.media import transforms
 from engine.evaluation.held_out_loss import HeldOutLoss
-from engine.results.held_out_curve import STRATA, timesteps_of
+from engine.results.held_out_rows import STRATA, timesteps_of
 from engine.results.outcome import Outcome
 from engine.task.plan import Schedule, Timesteps, VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms, Validation
-from engine.training.distributed.distributed import Processes
+from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
 from tests.unit.fakes import CPU, FakeDataset, LinearFamily, png
 

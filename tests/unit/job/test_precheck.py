@@ -15,9 +15,9 @@ from transformers import CLIPTextModel
 from engine.core.errors import CheckpointError, ModelError, OutputError, TaskError
 from engine.job import precheck
 from engine.models import registry
-from engine.models.base import DENOISER
+from engine.models.family import DENOISER
 from engine.results.checkpoint import WarmStart
-from engine.results.output.output import JobRecord, OutputFolder
+from engine.results.output.folder import JobRecord, OutputFolder
 from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state

@@ -9,7 +9,7 @@ import pytest
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError, TemporaryError
 from engine.job import prepare
 from engine.job.job import request_digest
-from engine.results.output.output import OutputFolder
+from engine.results.output.folder import OutputFolder
 from engine.task.task import parse_task
 from tests.unit.jobs import COMMIT, before_of, job_of, text
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from engine.job import session
-from engine.results.output.output import OutputFolder
-from engine.results.output.record import JobRecord
+from engine.results.output.folder import OutputFolder
+from engine.results.output.job_record import JobRecord
 
 MINE = JobRecord("task", None, world={"micro_batches": 2}, curve=None, rows=8, max_steps=10)
 

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from engine.core.errors import ModelError
 from engine.models import loading
-from engine.models.base import LoadArgs
+from engine.models.family import LoadArgs
 from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
 from engine.models.schedulers import SUBSTITUTES
 from tests import tiny

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.core.errors import CheckpointError
-from engine.core.files.storage import Stored
+from engine.core.files.atomic_files import Stored
 from engine.results import checkpoint
 from engine.results.checkpoint import Checkpoint, WarmStart
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from engine import __version__
-from engine.results import host, world
+from engine.results import host, provenance
 
 COMMIT = "0123456789" * 4
 
@@ -67,7 +67,7 @@ class TestDevice:
     @pytest.fixture
     def cards(self, tmp_path, monkeypatch):
         monkeypatch.setattr(host, "_CARDS", tmp_path)
-        monkeypatch.setattr(world, "driver_version", lambda: "580.65.06")
+        monkeypatch.setattr(provenance, "driver_version", lambda: "580.65.06")
 
         def put(*models):
             for number, model in enumerate(models):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.core import jsontext
+from engine.core import json_reader
 from engine.core.errors import TaskError
 from engine.task import aliases, schema
 from engine.task.task import SCHEMA, HeldOutDataset, Task, canonical, canonical_json, parse_task, task_schema
@@ -649,7 +649,7 @@ def test_the_verdict_is_the_schemas(value):
 @given(json_values)
 def test_the_reader_reads_what_json_writes(value):
     text = json.dumps(value, ensure_ascii=False)
-    read_value, found = jsontext.parse(text.encode())
+    read_value, found = json_reader.parse(text.encode())
     assert bool(found) == (not plain(value))
     if not found:
         assert json.dumps(read_value, ensure_ascii=False) == text
@@ -663,7 +663,7 @@ def test_the_reader_accepts_no_more_than_json(data):
         place = data.draw(st.integers(0, len(text)))
         inserted = data.draw(st.sampled_from(["", *',:"{}[]\\\n\t 01-.eE/#', "NaN", "null", "\xa0", "\ufeff", "'"]))
         text = text[:place] + inserted + text[place + data.draw(st.integers(0, 2)) :]
-    value, found = jsontext.parse(text.encode())
+    value, found = json_reader.parse(text.encode())
     if not found:
         assert json.loads(text) == value
     elif any(re.match(r"line \d+, column \d+: ", problem.message) for problem in found) and "nested" not in str(found):

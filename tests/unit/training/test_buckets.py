@@ -17,7 +17,7 @@ from engine.data.dataset.sizes import read_sizes
 from engine.data.media import transforms
 from engine.task.plan import MAX_VISITS, VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
-from engine.training.encoding import latents
+from engine.training.encoding import visit_encoder
 from tests.unit.fakes import png
 from tests.unit.test_latents import BATCH, STEPS, Setup, frozen
 from tests.unit.test_sizes import dataset_of
@@ -240,9 +240,9 @@ class TestEncoding:
         images = with_broken(broken)
         whole = setup_of(images, tmp_path / "a").run()
         for window in (1, 6):
-            monkeypatch.setattr(latents, "WINDOW_VISITS", window)
+            monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", window)
             assert frozen(setup_of(images, tmp_path / f"w{window}").run()) == frozen(whole)
-        monkeypatch.setattr(latents, "WINDOW_VISITS", 8)
+        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 8)
         helped = setup_of(images, tmp_path / "c", workers=2, start=5)
         assert frozen(helped.run()) == frozen(whole[5:])
 

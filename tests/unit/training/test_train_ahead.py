@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.models.base import PRECISIONS
+from engine.models.family import PRECISIONS
 from engine.results.outcome import Clock
 from engine.results.state import dump_state, parse_state
 from engine.task.task import Lora
 from engine.training import optim
 from engine.training.encoding.batches import BatchMaker
 from engine.training.methods.lora.adapter import attach
-from engine.training.train import Trainer, train
+from engine.training.trainer import Trainer, train
 from tests.unit.fakes import CPU, LinearFamily
 from tests.unit.test_train import Run, examples_of, make_schedule, make_task
 

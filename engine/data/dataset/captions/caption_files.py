@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import composed, repeated_folder, stem_of
-from engine.core.quoting import listing, plural, shown
+from engine.core.files.folder_names import composed, repeated_folder, stem_of
+from engine.core.messages import listing, plural, shown
 from engine.data.dataset.captions.json_captions import PathCaptions, files_beside, read_beside
 from engine.data.dataset.images import images_among
 from engine.data.dataset.reach import Reach, read_below

@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.core.quoting import listing, plural, short
+from engine.core.messages import listing, plural, short
 from engine.data.dataset.columns import is_list
 from engine.data.dataset.rows import Rows
 

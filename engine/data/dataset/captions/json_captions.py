@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from engine.core.files.layouts import composed, same_end, stem_of
+from engine.core.files.folder_names import composed, same_end, stem_of
 from engine.data.dataset.images import images_among, is_image_name
 from engine.data.dataset.reach import Reach, read_below
 from engine.data.media.transforms import UnreadableImage

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import composed, label_of, stem_of
-from engine.core.quoting import listing, plural, shown
+from engine.core.files.folder_names import composed, label_of, stem_of
+from engine.core.messages import listing, plural, shown
 from engine.data.dataset.captions.caption_files import JSON_RULE, Caption, find_captions, json_beside, repeats
 from engine.data.dataset.captions.json_captions import PathCaptions
 from engine.data.dataset.columns import Columns

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import is_part_of_archive, project_folders
+from engine.core.files.folder_names import is_part_of_archive, project_folders
 from engine.core.limits import bounded_memory
-from engine.core.quoting import listing, short, shown
+from engine.core.messages import listing, short, shown
 from engine.data.dataset.captions.json_captions import PathCaptions, files_beside, read_by_path
 from engine.data.dataset.captions.sidecars import read_sidecars
-from engine.data.dataset.folder.configurations import (
+from engine.data.dataset.folder.hub_configurations import (
     IMAGES,
     METADATA_NAMES,
     README,
@@ -30,7 +30,7 @@ from engine.data.dataset.folder.configurations import (
     kind_of_files,
 )
 from engine.data.dataset.folder.missing import report_missing
-from engine.data.dataset.folder.results import result_files
+from engine.data.dataset.folder.own_results import result_files
 from engine.data.dataset.folder.splits import choose_split, files_of_split, refuse_split, split_of_folder
 from engine.data.dataset.folder.table_choice import account_for, read_tables
 from engine.data.dataset.folder.unused import (

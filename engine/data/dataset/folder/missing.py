@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import same_end
-from engine.core.quoting import listing, plural, shown
+from engine.core.files.folder_names import same_end
+from engine.core.messages import listing, plural, shown
 from engine.data.dataset.folder.unused import Account, is_archive
 
 Report = Callable[[str], None]

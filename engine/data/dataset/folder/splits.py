@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.quoting import listing
+from engine.core.messages import listing
 
 TRAIN: Final = "train"
 _WORDS: Final = {

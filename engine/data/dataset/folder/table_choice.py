@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import repeated_folder
-from engine.core.quoting import listing, shown
+from engine.core.files.folder_names import repeated_folder
+from engine.core.messages import listing, shown
 from engine.data.dataset.captions.caption_files import has_sidecars
 from engine.data.dataset.columns import NoSuchColumnError
 from engine.data.dataset.folder.splits import files_of_split, split_of_table

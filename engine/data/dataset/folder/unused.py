@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from engine.core.files.layouts import composed, is_of_system, label_of, stem_of
-from engine.core.quoting import listing, plural, shown
+from engine.core.files.folder_names import composed, is_of_system, label_of, stem_of
+from engine.core.messages import listing, plural, shown
 from engine.data.dataset.folder.walking import Tree
 from engine.data.dataset.images import is_image_name
 

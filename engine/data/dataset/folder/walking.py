@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import is_of_system, is_system_folder
+from engine.core.files.folder_names import is_of_system, is_system_folder
 
 
 @dataclass(slots=True)

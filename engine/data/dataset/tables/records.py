@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from engine.core.errors import DatasetError
-from engine.core.quoting import plural, short
+from engine.core.messages import plural, short
 from engine.data.dataset.rows import parse_object
 
 MAX_LINE_BYTES: Final = 16 << 20

@@ -17,9 +17,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from engine.core.errors import DatasetError
-from engine.core.files.notes import Identity, remembered
+from engine.core.files.atomic_files import FILE_MODE, writing_to
 from engine.core.files.retention import hold
-from engine.core.files.storage import FILE_MODE, writing_to
+from engine.core.files.stat_cache import Identity, remembered
 from engine.core.limits import Budget, Limits, bounded_memory
 from engine.data.dataset.columns import Columns, NoSuchColumnError, arrow_kinds, kind_of
 from engine.data.dataset.images import Cells

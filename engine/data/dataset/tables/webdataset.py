@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from engine.core.errors import DatasetError
-from engine.core.files.layouts import composed
+from engine.core.files.folder_names import composed
 from engine.core.limits import MAX_HEADER_BYTES, refuse_endless_number
-from engine.core.quoting import short
+from engine.core.messages import short
 from engine.data.dataset.columns import Columns, kind_of
 from engine.data.dataset.images import TarMembers, is_image_name
 from engine.data.dataset.rows import Rows, captions_from_values, parse_object

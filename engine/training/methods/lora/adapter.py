@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from engine.core import rng
 from engine.core.errors import CheckpointError
-from engine.models.base import DENOISER
+from engine.models.family import DENOISER
 from engine.task.task import Lora
 from engine.training.methods.lora import loftq
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping

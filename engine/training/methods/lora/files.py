@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 
 from engine.core.errors import CheckpointError
-from engine.models.base import DENOISER
+from engine.models.family import DENOISER
 from engine.training.methods.lora.adapter import Adapter, Tensors, tensors_by_name
 from engine.training.methods.lora.names import DOWN, places, tensor_names
 from engine.training.methods.lora.strength import header_metadata, strengths

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import CheckpointError
-from engine.core.quoting import listing, shown
+from engine.core.messages import listing, shown
 
 LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 PEFT_FILE: Final = "adapter_model.safetensors"

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from engine.core import expressions
+from engine.core import patterns
 from engine.core.errors import TaskError
-from engine.core.quoting import as_json
+from engine.core.messages import as_json
 from engine.models.registry import DENOISER
 from engine.task.task import DEFAULT_TARGETS
 
@@ -101,17 +101,17 @@ def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
 
 def _matcher(expression: str) -> Callable[[str], bool]:
     """Whether a regular expression matches a whole name."""
-    pattern = expressions.compiled(expression)
+    pattern = patterns.compiled(expression)
     if isinstance(pattern, str):
         raise TaskError(f"lora.target_modules: {as_json(expression)} {pattern}")
-    matches = expressions.Matcher(pattern)
+    matches = patterns.Matcher(pattern)
 
     def is_matched(name: str) -> bool:
         try:
             return matches(name)
-        except expressions.TakesTooLongError:
+        except patterns.TakesTooLongError:
             raise TaskError(
-                f"lora.target_modules: {as_json(expression)} takes more than {expressions.SECONDS:g} s to match "
+                f"lora.target_modules: {as_json(expression)} takes more than {patterns.SECONDS:g} s to match "
                 "against the layers' names; repeat nothing that repeats itself, or list the names"
             ) from None
 

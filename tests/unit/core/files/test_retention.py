@@ -162,7 +162,7 @@ class TestPrune:
         assert list((tmp_path / "cache/datasets/content").iterdir()) == []
 
     def test_unfinished_downloads_go_unless_somebody_is_at_them(self, tmp_path):
-        from engine.core.files.locking import locked
+        from engine.core.files.file_lock import locked
 
         urls = tmp_path / "datasets/url"
         urls.mkdir(parents=True)

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from engine.core.errors import DatasetError, ModelError, OutputError, TemporaryError
-from engine.core.files import notes
+from engine.core.files import stat_cache
 from engine.core.limits import Limits
 from engine.data.dataset import fingerprint, open_dataset
 from engine.data.fetch import hub
@@ -584,8 +584,8 @@ def computed(monkeypatch):
     from engine.data.dataset import fingerprints as module
 
     found = []
-    monkeypatch.setattr(notes, "SETTLED_NS", 0)
-    monkeypatch.setattr(notes, "_keeps_change_times", lambda device: True)
+    monkeypatch.setattr(stat_cache, "SETTLED_NS", 0)
+    monkeypatch.setattr(stat_cache, "_keeps_change_times", lambda device: True)
     monkeypatch.setattr(module, "fingerprint", lambda parts: found.append(1) or fingerprint(parts))
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.job.advice.describe import describe, warnings
-from engine.results import held_out_curve
+from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import Dataset
 from engine.training.buckets import Bucket, Buckets
@@ -129,7 +129,7 @@ class TestHeldOut:
 
     def test_the_plan_knows_what_is_measured_already(self):
         job = job_of(text(validation={"dataset": {"split": "test"}, "every_n_steps": 4}), held_out=held_out_of())
-        rows = held_out_curve.dump([held_out_curve.Row(4, 0.5, (0.5,), 3, job.curve)])
+        rows = held_out_rows.dump([held_out_rows.Row(4, 0.5, (0.5,), 3, job.curve)])
         given = {"settings": job.settings, "digest": "d", "global_step": 4, "held_out_losses": rows}
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
         job = replace(job, parent=chain, schedule=replace(job.schedule, start_step=4, stop_step=10, max_steps=20))

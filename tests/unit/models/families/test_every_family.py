@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.data.media.transforms import geometry
 from engine.models import registry
-from engine.models.base import Batch, LoadArgs
+from engine.models.family import Batch, LoadArgs
 from tests import tiny
 
 CPU = torch.device("cpu")

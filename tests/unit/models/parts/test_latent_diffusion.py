@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from engine.models import registry
-from engine.models.base import LoadArgs
+from engine.models.family import LoadArgs
 from engine.models.parts.latent_diffusion import token_ids
 from tests import tiny
 

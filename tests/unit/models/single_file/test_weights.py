@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from engine.core.errors import ModelError
 from engine.models import single_file
-from engine.models.base import LoadArgs
+from engine.models.family import LoadArgs
 from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
 from tests import single_files
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from engine.results.held_out_curve import Row
+from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
 from engine.results.report import Picture, Report, render
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.core.errors import DatasetError
-from engine.core.files import notes
+from engine.core.files import stat_cache
 from engine.core.limits import Limits
 from engine.data.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset
 from engine.data.dataset.captions import caption_files
@@ -369,8 +369,8 @@ def test_a_note_knows_what_was_asked(tmp_path, monkeypatch):
     """The fingerprint is noted: not the one of other captions or repeats."""
     content = write(tmp_path / "content", images("a.png", "b.png") | {"a.txt": "one"})
     monkeypatch.setattr("engine.data.fetch.fetch_dataset", lambda *args, **kwargs: content)
-    monkeypatch.setattr(notes, "SETTLED_NS", 0)
-    monkeypatch.setattr(notes, "_keeps_change_times", lambda device: True)
+    monkeypatch.setattr(stat_cache, "SETTLED_NS", 0)
+    monkeypatch.setattr(stat_cache, "_keeps_change_times", lambda device: True)
     time.sleep(TICK)
     found = set()
     for wanted in ({}, {"default_caption": "x"}, {"default_caption": "y"}, {"repeats": 2}, {"trigger_word": "sks"}, {}):

@@ -3,7 +3,7 @@
 
 import pytest
 
-from engine.core import expressions
+from engine.core import patterns
 from engine.core.errors import TaskError
 from engine.training.methods.lora import targets
 from engine.training.methods.lora.targets import find_targets, full_name
@@ -54,7 +54,7 @@ class TestTargets:
             find_targets(unet, "(to_k")
 
     def test_an_expression_that_would_outlast_the_machine_is_refused(self, monkeypatch):
-        monkeypatch.setattr(expressions, "SECONDS", 0.1)
+        monkeypatch.setattr(patterns, "SECONDS", 0.1)
         with pytest.raises(TaskError, match=r"takes more than 0\.1 s to match"):
             targets.match_targets({"a" * 100: None}, "(a+)+b")
         assert targets.match_targets({"aab": None}, "(a+)+b") == ["aab"]

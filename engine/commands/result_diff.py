@@ -1,0 +1,144 @@
+"""Where two results part: the first step, then the first file and tensor. Pure functions of bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_tensors
+
+from engine.core.messages import plural, short
+from engine.results.checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE, spelled
+from engine.results.history import StepReport
+
+_ORDER: Final = (STATE_TENSORS, LORA_FILE, WEBUI_FILE, HISTORY, STATE_JSON)
+"""What is most telling comes first; then pictures by name, the manifest last."""
+ORIGIN: Final = ("device", "versions", "origins")
+"""Says where a result was made, which is no part of what was computed."""
+_ABSENT: Final = object()
+
+
+def first_step(result: Sequence[StepReport], rerun: Sequence[StepReport]) -> str | None:
+    """The first of the re-run's steps that the result tells otherwise, and how; None where it tells the same."""
+    told = {row.step: row for row in result}
+    for row in rerun:
+        other = told.get(row.step)
+        if other is None:
+            return f"step {row.step} is missing from the result's history"
+        if other != row:
+            return f"step {row.step}: {_columns(other, row)}"
+    return None
+
+
+def _columns(result: StepReport, rerun: StepReport) -> str:
+    names = {
+        "loss": "loss",
+        "grad_norm": "gradient norm",
+        "learning_rate": "learning rate",
+        "weights": "digest of the weights",
+    }
+    pairs = [(name, getattr(result, key), getattr(rerun, key)) for key, name in names.items()]
+    return "; ".join(f"{name} {one!r} in the result, {two!r} in the re-run" for name, one, two in pairs if one != two)
+
+
+def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -> str | None:
+    """The first of the re-run's files that is another in the result, and where in it; None where all are the same.
+
+    Args:
+        result: the result's files by the same names; None for one that is not there.
+        rerun: the files that it should have; `manifest.json` and `state.json` count without `ORIGIN`.
+    """
+    for name in sorted(rerun, key=lambda name: (_rank(name), name)):
+        found, expected = result.get(name), rerun[name]
+        if found is None:
+            return f"{name} is missing from the result"
+        if found != expected:
+            where = _where(name.rpartition("/")[2], found, expected)
+            if where is not None:
+                return f"{name}: {where}"
+    return None
+
+
+def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
+    """The first of the result's file names that the re-run does not have: nobody made it again. None where all are."""
+    more = sorted(set(result) - set(rerun))
+    return f"{short(more[0])} is in the result alone" if more else None
+
+
+def _rank(name: str) -> int:
+    base = name.rpartition("/")[2]
+    if base == MANIFEST:
+        return len(_ORDER) + 1
+    return _ORDER.index(base) if base in _ORDER else len(_ORDER)
+
+
+def _where(name: str, found: bytes, expected: bytes) -> str | None:
+    if name.endswith(".safetensors"):
+        return _tensor(found, expected)
+    if name in (MANIFEST, STATE_JSON):
+        return _key(name, found, expected)
+    return f"{plural(len(found), 'byte')} in the result, {len(expected)} in the re-run, not the same"
+
+
+def _tensor(found: bytes, expected: bytes) -> str:
+    try:
+        ours, theirs = parse_tensors(expected), parse_tensors(found)
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return "it is not the tensors of such a file"
+    for name, tensor in sorted(ours.items()):
+        other = theirs.get(name)
+        if other is None:
+            return f"tensor {name} is missing from the result"
+        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            shapes = f"{other.dtype} {other.shape} in the result, {tensor.dtype} {tensor.shape} in the re-run"
+            return f"tensor {name} is {shapes}"
+        differing = _differing(other, tensor)
+        if differing.size:
+            first = int(differing[0])
+            values = f"{other.reshape(-1)[first]!s} in the result, {tensor.reshape(-1)[first]!s} in the re-run"
+            count = f"{differing.size} of {plural(tensor.size, 'value')}"
+            return f"tensor {name} differs in {count}, first at {first}: {values}"
+    more = sorted(theirs.keys() - ours.keys())
+    return f"tensor {more[0]!r} is in the result alone" if more else "the same tensors, written otherwise"
+
+
+def _differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Indices of the values whose bits differ: NaN equals NaN, and 0 is not -0."""
+    size = one.dtype.itemsize
+    bits = [np.frombuffer(array.tobytes(), np.uint8).reshape(-1, size) for array in (one, other)]
+    return np.flatnonzero((bits[0] != bits[1]).any(axis=1))
+
+
+def _key(name: str, found: bytes, expected: bytes) -> str | None:
+    """The first key that differs, `ORIGIN` aside: at the top of a manifest, in the lineage of a state."""
+    ours, theirs = json.loads(expected), json.loads(found)
+    if spelled(name, theirs) != found:
+        return "the same values, written otherwise"
+    for value in (ours, theirs):
+        if name == MANIFEST:
+            value.pop("digest")  # over the rest, as is checked when it is read
+            value["files"].pop(STATE_JSON)  # which says where it was made, too, and is compared itself
+        for part in (value,) if name == MANIFEST else value["lineage"][-1:]:
+            for key in ORIGIN:
+                part.pop(key, None)
+    return next(differing_keys(theirs, ours), None)
+
+
+def differing_keys(result: Any, rerun: Any, prefix: str = "") -> Iterator[str]:
+    """A line for each dotted key whose value differs, or that only one of them has."""
+    if isinstance(result, dict) and isinstance(rerun, dict):
+        for key in sorted(result.keys() | rerun.keys()):
+            pair = result.get(key, _ABSENT), rerun.get(key, _ABSENT)
+            yield from differing_keys(*pair, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(result, list) and isinstance(rerun, list) and len(result) == len(rerun):
+        for index, (one, other) in enumerate(zip(result, rerun, strict=True)):
+            yield from differing_keys(one, other, f"{prefix}[{index}]")
+    elif result != rerun or type(result) is not type(rerun):
+        yield f"{prefix} is {_said(result)} in the result, {_said(rerun)} in the re-run"
+
+
+def _said(value: Any) -> str:
+    return "not there" if value is _ABSENT else short(value)

@@ -1,0 +1,243 @@
+"""What a person sees of a running job: lines on stderr, and bars on a terminal. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, TypeVar
+
+from tqdm import tqdm
+
+from engine.core.errors import TaskError
+from engine.core.messages import duration_text
+
+NOTE: Final = "note: "
+"""How a line begins that somebody should heed: `result.json` has these lines as its warnings."""
+_MAX_NOTES: Final = 100
+_INTRODUCTION_SECONDS: Final = 2.0
+_PLAIN_SECONDS: Final = 10.0
+_BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
+
+T = TypeVar("T")
+Level = Literal["info", "warning", "error"]
+Introduction = Callable[[], tuple[str, Mapping[str, Any]]]
+"""Gives the log's first line, and the same as facts for JSON."""
+
+
+@dataclass(slots=True)
+class _Log:
+    """What this process logs, and how."""
+
+    is_silent: bool = False
+    is_json: bool = False
+    introduction: Introduction | None = None
+    """Makes the first line of the log; None once it is written."""
+    waiting: list[str] = field(default_factory=list)
+    """Lines that the log goes on with then."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    notes: list[str] = field(default_factory=list)
+
+
+_log = _Log()
+
+
+def timestamp() -> str:
+    """The time of day in UTC, ISO 8601. For logs alone: it must enter neither of the two folders."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def keep_silent() -> None:
+    """Another process of the job speaks for this one."""
+    _log.is_silent = True
+
+
+def choose_format(environment: Mapping[str, str]) -> None:
+    """Write the log as `LOG_FORMAT` says: lines for a person (`text`, the default), or a JSON object a line (`json`).
+
+    Raises:
+        TaskError: it says something else.
+    """
+    found = environment.get("LOG_FORMAT") or "text"
+    if found not in ("text", "json"):
+        raise TaskError(f"LOG_FORMAT is {found!r}: expected text or json")
+    _log.is_json = found == "json"
+
+
+def introduce(introduction: Introduction) -> None:
+    """Have the log begin with this line, made when `begin_log` is called: the more is known by then.
+
+    Lines that are said before wait for it for two seconds, and longer for nothing: a download may take hours.
+    """
+    _log.introduction = introduction
+
+
+def begin_log() -> bool:
+    """Write the log's introduction and what waits for it; False where the log has begun already."""
+    with _log.lock:
+        if _log.introduction is None:
+            return False
+        (first, known), _log.introduction = _log.introduction(), None
+        _write(_line(first, "info", known))
+        for line in _log.waiting:
+            _write(line)
+        _log.waiting.clear()
+        return True
+
+
+def notes() -> list[str]:
+    """The notes that were said, each once; of very many the first."""
+    return list(dict.fromkeys(_log.notes))[:_MAX_NOTES]
+
+
+def say(message: str, *, level: Level = "info", **facts: Any) -> None:
+    """Say one line to a person, on stderr, without disturbing a bar: every line of the job's comes through here.
+
+    Args:
+        message: the line. One that begins with `NOTE` is a warning.
+        level: of a JSON log.
+        facts: what else a JSON log has of it.
+    """
+    if _log.is_silent:
+        return
+    if message.startswith(NOTE):
+        _log.notes.append(message.removeprefix(NOTE))
+        level = "warning"
+    line = _line(message, level, facts)
+    with _log.lock:
+        if _log.introduction is None:
+            _write(line)
+            return
+        _log.waiting.append(line)
+        if len(_log.waiting) == 1:
+            timer = threading.Timer(_INTRODUCTION_SECONDS, begin_log)
+            timer.daemon = True
+            timer.start()
+
+
+def say_error(message: str, *, code: int, kind: str) -> None:
+    """Say why the job ends: in a silent process too, where nobody else is left to say it."""
+    begin_log()
+    _write(_line(f"error: {message}", "error", {"code": code, "kind": kind}))
+
+
+def say_traceback() -> None:
+    """Print where the exception that is being handled came from, in whichever process."""
+    _write(_line(traceback.format_exc().rstrip("\n"), "error", {}))
+
+
+def _line(message: str, level: Level, facts: Mapping[str, Any]) -> str:
+    if not _log.is_json:
+        return message
+    return json.dumps({"time": timestamp(), "level": level, "message": message, **facts}, allow_nan=False)
+
+
+def _write(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """A bar that tells its speed in words."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = super().format_dict
+        rate = found["rate"] or (found["n"] - found["initial"]) / max(found["elapsed"], 1e-9)
+        return found | {"speed": speed_text(rate, found["unit"])}
+
+
+def speed_text(rate: float, unit: str) -> str:
+    """Return a speed for a person: `4.2 steps/s`, or `3.4 s/step` where one takes longer than a second."""
+    if rate <= 0:
+        return f"? {unit}/s"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
+
+
+def _shows_bars() -> bool:
+    """Whether stderr is a terminal, and one that knows its width: a pod's with `tty: true` has no column for a bar."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:  # it is gone
+        return False
+
+
+class Meter:
+    """Progress of one countable piece of work: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, what: str, unit: str, total: int, *, start: int = 0, begins: bool = True) -> None:
+        """
+        Args:
+            what: is done.
+            unit: what it is counted in: a plural.
+            total: how many there are; with none nothing is shown.
+            start: how many are done already.
+            begins: now; else with `begin`.
+        """
+        self._what, self._unit, self._total, self._start = what, unit, total, start
+        self._bar: _Bar | None = None
+        self._began: float | None = None
+        self._next_line = 0.0
+        if begins:
+            self.begin()
+
+    def begin(self) -> None:
+        """Count the time from now on, and show the bar. Again, it does nothing."""
+        if self._began is not None:
+            return
+        self._began = time.monotonic()
+        self._next_line = self._began + _PLAIN_SECONDS
+        if self._total > self._start and _shows_bars() and not _log.is_silent and not _log.is_json:
+            self._bar = _Bar(
+                desc=self._what,
+                unit=self._unit,
+                total=self._total,
+                initial=self._start,
+                file=sys.stderr,
+                bar_format=_BAR,
+                leave=None,  # what is done inside another piece of work goes from the screen with its end
+            )
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, each counted as done when the next one is asked for."""
+        try:
+            for done, item in enumerate(items, start=self._start + 1):
+                yield item
+                self.update(done)
+        finally:
+            self.close()
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the total are done."""
+        self.begin()
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+            if done == self._total:
+                self._bar.close()
+        elif done == self._total or time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _PLAIN_SECONDS
+            counted: dict[str, Any] = {"what": self._what, "done": done, "total": self._total, "unit": self._unit}
+            words = [f"{done}/{self._total} {self._unit}", note, *self._pace(done)]
+            say(f"{self._what}: {', '.join(filter(None, words))}", **counted)
+
+    def _pace(self, done: int) -> list[str]:
+        """How fast it goes, and how long it will take."""
+        elapsed, own = time.monotonic() - (self._began or 0.0), done - self._start
+        if own <= 0 or elapsed <= 0:
+            return []
+        left = elapsed / own * (self._total - done)
+        return [speed_text(own / elapsed, self._unit), *([f"about {duration_text(left)} left"] if left > 0 else [])]
+
+    def close(self) -> None:
+        """Leave the terminal in order, finished or not."""
+        if self._bar is not None:
+            self._bar.close()

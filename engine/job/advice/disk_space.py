@@ -1,0 +1,99 @@
+"""Predict the disk space that a job takes in its output folder, and check that it is free. No torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from engine.core.errors import OutputError
+from engine.job import memory
+from engine.job.job import Job
+from engine.job.memory import gib
+from engine.results.checkpoint import Checkpoint
+from engine.results.output import step_results
+
+_VALUE_BYTES: Final = 4
+"""Bytes of each trained value in a LoRA file and in the state: float32."""
+_PIXEL_BYTES: Final = 2
+"""Bytes of each pixel of a picture as PNG; at most 3."""
+_STEP_BYTES: Final = 90
+"""Bytes of a line of the history."""
+_OTHER_BYTES: Final = 1 << 20
+"""Bytes of the manifest and the logs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Bytes in the output folder at their most, when the result is built beside the saved progress."""
+
+    result: int
+    """Both folders and the report."""
+    progress: int
+    """The saved progress, with what is kept of earlier steps."""
+
+    @property
+    def total(self) -> int:
+        return self.result + self.progress
+
+
+def predict(job: Job) -> Room | None:
+    """What a job writes; None where the base model's configurations do not say how large it is."""
+    prediction = memory.predict(job.base, job.task, recompute=True, device="cpu")
+    if prediction is None:
+        return None
+    task, schedule = job.task, job.schedule
+    lora = prediction.trained * _VALUE_BYTES
+    # Weights and both moments; LoftQ's start values besides. The history is the whole chain's.
+    state = lora * (4 if task.lora.init_lora_weights == "loftq" else 3) + _STEP_BYTES * schedule.stop_step
+    prompts = task.validation.given_prompts
+    drawn = task.validation.num_images if prompts is None else len(prompts)
+    pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
+    between = pictures * len(step_results.image_steps(task, schedule))
+    own = min(len(step_results.lora_steps(task, schedule)), task.checkpoint_limit)
+    earlier = len(job.parent.steps) // 2 if isinstance(job.parent, Checkpoint) else 0
+    of_steps = min(own + earlier, task.checkpoint_limit)
+    report = 3 * pictures  # with and without the LoRA, in base 64
+    return Room(
+        result=2 * lora * (1 + of_steps) + state + 2 * pictures + between + report + _OTHER_BYTES,
+        progress=state + 2 * lora * own + between,
+    )
+
+
+def describe(job: Job) -> list[str]:
+    """What is predicted, in a line for a person."""
+    found = predict(job)
+    if found is None:
+        return []
+    return [f"disk           {gib(found.result)} result, besides {gib(found.progress)} saved progress while it trains"]
+
+
+def require(job: Job, root: Path) -> None:
+    """Refuse a job whose result would not fit beside what lies in the output folder.
+
+    Raises:
+        OutputError: with what it takes and what is free.
+    """
+    needed, free = predict(job), free_bytes(root)
+    if needed is None or free is None:
+        return
+    there = _bytes_below(root / ".job")  # of an interrupted start: written anew in its place
+    if needed.total > free + there:
+        raise OutputError(
+            f"not enough room in {root}: result and saved progress take about {gib(needed.total)}, and "
+            f"{gib(free + there)} are free; free some space, or choose another output folder"
+        )
+
+
+def free_bytes(folder: Path) -> int | None:
+    """What this user can still write to the disk of `folder`, which need not be there yet; None is unknown."""
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    found = os.statvfs(place)
+    blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail
+    return blocks * found.f_frsize if found.f_blocks else None  # some network storage does not tell
+
+
+def _bytes_below(folder: Path) -> int:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files)

@@ -1,0 +1,254 @@
+"""The base model on disk: which files it consists of, where they are, and what identifies them. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+from engine.core.errors import ModelError
+from engine.core.files.file_hashes import FileDigests
+from engine.core.files.retention import hold_repository
+from engine.core.limits import Limits
+from engine.core.redact import shown_url
+from engine.data.fetch import hub
+from engine.models import registry, schedulers, single_file
+from engine.models.base_model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
+from engine.models.checks import MAX_TIMESTEPS
+from engine.models.configs import read_json
+from engine.models.single_file import SingleFile
+from engine.task.paths import hub_page, nearest
+from engine.task.task import Model, PredictionType
+
+_FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
+_PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
+_DEFAULT_LIMITS: Final = Limits()
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseModel:
+    """A base model whose needed files are all on disk."""
+
+    folder: Path
+    family: registry.Entry
+    variants: Mapping[str, str | None]
+    """For each component with weights, the variant that its file names carry."""
+    identity: str
+    """What the bytes are: `<id>@<commit>` from the Hub, a content hash for a folder or a file. Never a path."""
+    revision: str | None
+    """The Hub commit, None for a folder or a file."""
+    single_file: SingleFile | None = None
+    """Where everything is when it is not in `folder`."""
+
+    def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
+        """One of a component's JSON files, as a dict."""
+        if self.single_file is not None:
+            return dict(self.single_file.configs[component])
+        return read_json(self.folder / component / name)
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the model was trained to predict, by its scheduler's configuration.
+
+        Raises:
+            ModelError: something else than noise or velocity.
+        """
+        found = self.config("scheduler", schedulers.FILE).get("prediction_type", "epsilon")
+        if found not in ("epsilon", "v_prediction"):
+            raise ModelError(
+                f"the base model's scheduler predicts {found!r}; epsilon and v_prediction can be trained, "
+                "and train_args.prediction_type can name one of them"
+            )
+        return cast(PredictionType, found)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """The length of the noise schedule.
+
+        Raises:
+            ModelError: no count, or one that no memory would hold.
+        """
+        found = self.config("scheduler", schedulers.FILE).get("num_train_timesteps", 1000)
+        if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
+            raise ModelError(
+                "the base model's scheduler does not load: "
+                f"num_train_timesteps is {str(found)[:40]!r}; download it again"
+            )
+        return found
+
+
+def locate(
+    model: Model,
+    *,
+    pinned: str | None,
+    weights: bool,
+    report: Report,
+    cache_dir: Path,
+    limits: Limits = _DEFAULT_LIMITS,
+    digests: FileDigests | None = None,
+) -> BaseModel:
+    """Find the base model, downloading the files it needs and no others.
+
+    Args:
+        model: the task's model; a local folder or file is an absolute path.
+        pinned: the Hub commit that earlier tasks of the chain resolved `model.revision` to.
+        weights: False leaves the weights out of a download from the Hub (for `--plan`). A single file is always
+            downloaded: its content is its identity.
+        report: called with a line on long work.
+        cache_dir: where a single file is downloaded to.
+        limits: of that download.
+        digests: of files that `hash_ahead` began on; None has begun on none.
+
+    Raises:
+        ModelError: not found, no family of ours, or incomplete.
+        TemporaryError: the Hub or the server cannot be reached.
+        OutputError: the cache cannot be written.
+    """
+    path, digests = Path(model.name), digests or FileDigests(cache_dir)
+    if is_url(model.name):
+        base = _locate_url(model, cache_dir, limits, report, digests)
+    elif not path.is_absolute():
+        hold_repository(cache_dir, model.name, "model")
+        base = _locate_on_hub(model, pinned=pinned, weights=weights, report=report)
+    elif path.is_file() or (path.suffix.lower() in _FILE_SUFFIXES and not path.exists()):
+        base = _locate_file(path, path.name, model, report, digests)
+    else:
+        folder = hub.snapshot_of(path, model.revision, ModelError)
+        base = _locate_folder(folder, model, report, digests)
+    base.family.check(base.config)
+    _check_scheduler(base, report)
+    return base
+
+
+def hash_ahead(model: Model, digests: FileDigests) -> None:
+    """Begin on the weights of a base model on this machine; what is wrong with it, `locate` says."""
+    path = Path(model.name)
+    with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
+        if path.is_absolute() and path.is_dir():
+            path = hub.snapshot_of(path, model.revision, ModelError)
+            family = registry.detect(read_json(path / INDEX))
+            selected, _ = select_files(files_below(path), family, model.variant, str(path))
+            digests.begin(path / name for name in selected if name.endswith(".safetensors"))
+        elif path.is_absolute() and path.is_file():
+            digests.begin([path])
+
+
+def _check_scheduler(base: BaseModel, report: Report) -> None:
+    """Refuse other kinds of diffusion by name, before weights are downloaded; say what draws in another's place."""
+    config = base.config("scheduler", schedulers.FILE)
+    _, _, lines = schedulers.drawing(config)
+    for line in lines:
+        report(line)
+    offset = config.get("steps_offset", 0)
+    if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
+        raise ModelError(
+            f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
+        )
+
+
+def is_url(name: str) -> bool:
+    """Whether a model's name is the address of a file."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Report) -> None:
+    if plain := sorted(component for component, found in variants.items() if found != wanted):
+        report(f"base model: no {wanted} weights of {', '.join(plain)}; their plain weights are used")
+
+
+def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDigests) -> BaseModel:
+    if not folder.is_dir():
+        raise ModelError(f"the base model {folder} is neither a folder nor a file{nearest(folder)}")
+    family = registry.detect(read_json(folder / INDEX))
+    selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
+    _report_fallback(variants, model.variant, report)
+    identity = content_identity(folder, selected, digests)
+    return BaseModel(folder=folder, family=family, variants=variants, identity=identity, revision=None)
+
+
+def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, digests: FileDigests) -> BaseModel:
+    from engine.data.fetch import fetch_file
+
+    address = shown_url(model.name)
+    if page := hub_page(model.name):
+        raise ModelError(f"the base model {address} is a page of the Hub: write the Hub ID alone, {page}")
+    if Path(urlsplit(address).path).suffix.lower() in PICKLE_SUFFIXES:
+        raise ModelError(f"the base model {address} {_PICKLED}")
+    path = fetch_file(
+        model.name,
+        cache_dir,
+        suffix=".safetensors",
+        check=lambda part: single_file.inspect(part, address, lambda line: None),
+        report=report,
+        limits=limits,
+    )
+    base = _locate_file(path, address, model, report, digests)
+    if base.identity != f"sha256:{path.stem}":
+        raise ModelError(f"the downloaded base model {path} is damaged; delete it and run again")
+    return base
+
+
+def _locate_file(path: Path, name: str, model: Model, report: Report, digests: FileDigests) -> BaseModel:
+    if not path.is_file():
+        raise ModelError(f"the base model {path} is not there{nearest(path)}")
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise ModelError(f"the base model {name} {_PICKLED}")
+    file = single_file.inspect(path, name, report)
+    family = registry.detect({"_class_name": file.layout.pipeline})
+    if model.variant or model.revision != "main":
+        report("base model: a single file has neither variants nor revisions; model.variant and .revision are ignored")
+    try:
+        digest = digests.of(path)
+    except OSError as error:
+        raise ModelError(f"the base model {name} cannot be read ({error.strerror})") from None
+    return BaseModel(
+        folder=path.parent,
+        family=family,
+        variants={},
+        identity=f"sha256:{digest}",
+        revision=None,
+        single_file=file,
+    )
+
+
+def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: Report) -> BaseModel:
+    commit = pinned or hub.resolve_commit(model.name, "model", model.revision)
+    report(f"base model {model.name} at commit {commit[:12]}")
+    folder = _download(model.name, commit, [INDEX])
+    family = registry.detect(read_json(folder / INDEX))
+    selected, variants = select_files(_list_files(model.name, commit, folder), family, model.variant, model.name)
+    _report_fallback(variants, model.variant, report)
+    if not weights:
+        selected = [name for name in selected if not name.endswith(".safetensors")]
+    _download(model.name, commit, selected)
+    return BaseModel(
+        folder=folder, family=family, variants=variants, identity=f"{model.name}@{commit}", revision=commit
+    )
+
+
+def _download(name: str, commit: str, files: list[str]) -> Path:
+    """The folder of the Hub's cache that holds these files of a repository at a commit."""
+    import huggingface_hub
+
+    folder = hub.with_retries(
+        lambda: huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=files), f"base model {name!r}"
+    )
+    return Path(folder)
+
+
+def _list_files(name: str, commit: str, folder: Path) -> list[str]:
+    """A repository's files; with HF_HUB_OFFLINE, those of them that are in the cache."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return files_below(folder)
+    files: list[str] = hub.with_retries(
+        lambda: huggingface_hub.HfApi().list_repo_files(name, revision=commit), f"base model {name!r}"
+    )
+    return files

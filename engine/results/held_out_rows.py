@@ -1,0 +1,137 @@
+"""The held-out loss over a training: its rows, when one is due, at which timesteps it is measured. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from engine.core import rng
+from engine.core.errors import CheckpointError
+from engine.core.json_reader import dump_lines, parse_lines
+from engine.task.plan import MAX_VISITS, Schedule, Timesteps
+
+STRATA: Final = 4
+"""Parts of the trained timesteps, of equal size, from each of which every image has one."""
+_MAX_STRATA: Final = 64
+_MAX_ROWS: Final = 100_000
+_CURVE: Final = re.compile("[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement."""
+
+    step: int
+    """The global step after which it was made; 0 is before the first."""
+    loss: float | None
+    """The mean over all images and their timesteps; None where it was not finite."""
+    strata: tuple[float, ...]
+    """The same for each part of the timesteps, from the least noise to the most; empty where `loss` is None."""
+    images: int
+    """How many images could be read."""
+    curve: str
+    """Losses are comparable where this is the same: the same images, captions, timesteps and noise."""
+
+
+def row_of(step: int, losses: Sequence[Sequence[float]], curve: str) -> Row:
+    """The row of these losses, one for each of an image's timesteps. The order of the images changes no bit."""
+    means = [math.fsum(column) / len(losses) for column in zip(*losses, strict=True)]
+    mean = math.fsum(means) / len(means)
+    if not math.isfinite(mean):
+        return Row(step, None, (), len(losses), curve)
+    return Row(step, mean, tuple(means), len(losses), curve)
+
+
+def timesteps_of(image: int, timesteps: Timesteps, seed: int) -> list[int]:
+    """The timesteps at which an image is measured, one of each stratum, however often training draws them.
+
+    Stratified: a mean over them varies less than over as many independent ones (Kingma et al. 2021, arXiv:2107.00630,
+    appendix I.1, do so over a batch).
+    """
+    words = rng.words(seed, "held-out timestep", image * STRATA, STRATA)
+    extent = timesteps.end - timesteps.begin
+    bounds = [timesteps.begin + extent * k // STRATA for k in range(STRATA + 1)]
+    return [
+        bounds[k] + int(rng.below(words[k : k + 1, 0], max(1, bounds[k + 1] - bounds[k]))[0]) for k in range(STRATA)
+    ]
+
+
+def is_due(step: int, rows: Iterable[Row], *, curve: str, schedule: Schedule, interval: int | None) -> bool:
+    """Whether the loss is to be measured after this step, of which there is no row yet.
+
+    Args:
+        step: of the whole training.
+        rows: the chain's so far.
+        curve: of the measurement.
+        schedule: whose ends are measured: before the first step, and where a chain is cut.
+        interval: of steps, through the whole training; None measures at the ends alone.
+    """
+    is_wanted = step in (schedule.start_step, schedule.stop_step) or (interval is not None and step % interval == 0)
+    return is_wanted and not any(row.step == step and row.curve == curve for row in rows)
+
+
+def num_due(rows: Sequence[Row], *, curve: str, schedule: Schedule, interval: int | None) -> int:
+    """How many steps of a task are due. Arguments as in `is_due`."""
+    ends = {schedule.start_step, schedule.stop_step}
+    due = sum(is_due(step, rows, curve=curve, schedule=schedule, interval=interval) for step in ends)
+    if interval is not None:
+        due += max(0, (schedule.stop_step - 1) // interval - schedule.start_step // interval)
+    return due
+
+
+def latest_curve(rows: Sequence[Row]) -> list[Row]:
+    """The rows that can be compared with the last one, in the order of their steps."""
+    return sorted((row for row in rows if row.curve == rows[-1].curve), key=lambda row: row.step)
+
+
+def best(rows: Iterable[Row]) -> Row | None:
+    """The row of the lowest loss, the earliest of equal ones."""
+    finite = [(row.loss, row.step, row) for row in rows if row.loss is not None]
+    return min(finite, key=lambda one: one[:2])[2] if finite else None
+
+
+def summary(rows: Iterable[Row], curve: str | None) -> tuple[float | None, int | None]:
+    """The latest loss of a curve and the step of its lowest one; None where there is none."""
+    own = [row for row in rows if row.curve == curve]
+    lowest = best(own)
+    return max(own, key=lambda row: row.step).loss if own else None, lowest.step if lowest else None
+
+
+def dump(rows: Iterable[Row]) -> bytes:
+    """Write a JSON object on a line for each row."""
+    return dump_lines(map(asdict, rows))
+
+
+def parse(data: bytes) -> list[Row]:
+    """The inverse of `dump`.
+
+    Raises:
+        CheckpointError: the bytes are no such rows.
+    """
+    try:
+        if (num_lines := data.count(b"\n")) > _MAX_ROWS:
+            raise ValueError(f"{num_lines} rows")
+        return [_row(value) for value in parse_lines(data)]
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(
+            f"the checkpoint's held-out losses are malformed ({error}); take another checkpoint"
+        ) from None
+
+
+def _row(value: Any) -> Row:
+    if not isinstance(value, dict) or value.keys() != {"step", "loss", "strata", "images", "curve"}:
+        raise ValueError("a line is no row")
+    step, loss, strata, images, curve = (value[key] for key in ("step", "loss", "strata", "images", "curve"))
+    counts = all(type(count) is int and 0 <= count <= MAX_VISITS for count in (step, images))
+    numbers = isinstance(strata, list) and len(strata) <= _MAX_STRATA
+    numbers = numbers and all(map(_is_number, strata)) and (loss is None or _is_number(loss))
+    if not (counts and numbers and isinstance(curve, str) and _CURVE.fullmatch(curve)):
+        raise ValueError(f"the row of step {repr(step)[:20]} is malformed")
+    return Row(step, None if loss is None else float(loss), tuple(map(float, strata)), images, curve)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

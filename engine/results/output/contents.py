@@ -1,0 +1,171 @@
+"""What lies in an output folder, read without a lock and without changing anything, and whether a job may have it."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from engine.core.errors import OutputError
+from engine.core.files import atomic_files
+from engine.core.messages import plural
+from engine.results.output.job_record import JobRecord, object_at
+
+MANIFEST: Final = "manifest.json"
+RESULT: Final = "result.json"
+_MAX_JSON_BYTES: Final = 64 << 20
+_MAX_NAMED: Final = 3
+_REPLACING: Final = "choose another output folder, or pass --overwrite to replace it"
+
+
+class Claim(enum.Enum):
+    """What a job finds when it takes the output folder."""
+
+    FRESH = "fresh"
+    CONTINUES = "continues"
+    """This very job was interrupted here; its progress, if it had saved any, is exact."""
+    ANEW = "anew"
+    """This very job was interrupted here by a version that did not record all that its bytes depend on."""
+    FINISHED = "finished"
+    """This very job's result is already there."""
+
+
+class OutputContents:
+    """An output folder to look into."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoint = root / "checkpoint"
+        self.validation = root / "validation"
+        self.refused = False
+        """What lies here is another job's: nothing may be touched."""
+        self._job = root / ".job"
+        self._record = self._job / "record.json"
+        self._progress = self._job / "progress"
+
+    @property
+    def is_untouched(self) -> bool:
+        """No result and no unfinished job lie here."""
+        return not any(os.path.lexists(path) for path in (self.checkpoint, self.validation, self._job))
+
+    def look(self, job: JobRecord, *, in_place: bool, overwrite: bool) -> Claim:
+        """What `claim` would find, with the same arguments and errors. Changes nothing, and needs no lock."""
+        record, published = self._read_record(), self._published()
+        completed = record is not None and record.is_same(published)
+        same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
+        if job.is_same(published) or same_again:
+            return Claim.FINISHED
+        self.refused = True
+        for folder in (self.checkpoint, self.validation, self._job):
+            require_folder(folder)
+        # Without progress there is nothing to lose: the job failed before it trained a step.
+        unfinished = record if self._progress.exists() and not completed else None
+        if not overwrite:
+            self._refuse_foreign(job, unfinished, published, in_place=in_place)
+        self.refused = False
+        if unfinished is None or not job.is_same(unfinished):
+            return Claim.FRESH
+        return Claim.ANEW if unfinished.world is None and job.world is not None else Claim.CONTINUES
+
+    def is_asked_by(self, request: str) -> bool:
+        """Whether the unfinished job here came of the same request: then its failures may be recorded here."""
+        found = _read_json(self._record)
+        return isinstance(found, dict) and found.get("request") == request
+
+    def is_free_for(self, request: str, *, in_place: bool) -> bool:
+        """Whether nothing here can be another job's, nor this one's finished result; before `claim` knows for certain.
+
+        Args:
+            request: as in `is_asked_by`.
+            in_place: as in `claim`.
+        """
+        if self.is_untouched or self.is_asked_by(request):
+            return True
+        return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
+
+    def resolved(self, request: str, *, result: bool) -> dict[str, Any] | None:
+        """What names were resolved to by the unfinished job of the same request or, with `result`, for what lies here.
+
+        Returns:
+            `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
+        """
+        if self.is_asked_by(request):
+            return object_at(_read_json(self._record))
+        manifest = object_at(_read_json(self.checkpoint / MANIFEST)) if result else {}
+        return {**manifest, "revision": object_at(self._state(), "settings").get("revision")} if manifest else None
+
+    def tells_of(self, digest: str) -> bool:
+        """Whether `result.json` tells that the checkpoint `digest` is done."""
+        found = _read_json(self.root / RESULT)
+        return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
+
+    def _refuse_foreign(
+        self, job: JobRecord, unfinished: JobRecord | None, published: JobRecord | None, *, in_place: bool
+    ) -> None:
+        if unfinished is not None:
+            if not job.is_same(unfinished):
+                raise OutputError(self._of_another(job, unfinished))
+        elif not in_place:
+            for folder in (self.checkpoint, self.validation):
+                if folder.exists():
+                    raise OutputError(self._in_the_way(job, folder, published))
+
+    def _of_another(self, job: JobRecord, unfinished: JobRecord) -> str:
+        if not job.is_of_task(unfinished):
+            return f"{self.root} holds the unfinished progress of another task{_named(job, unfinished)}; {_REPLACING}"
+        return (
+            f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
+            f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
+            "or pass --overwrite to begin anew"
+        )
+
+    def _in_the_way(self, job: JobRecord, folder: Path, published: JobRecord | None) -> str:
+        if published is None:
+            return f"{folder} is another job's result; {_REPLACING}"
+        changed = job.changed_since(published)
+        if job.is_of_task(published) and changed:
+            return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
+        step = object_at(_read_json(self.checkpoint / MANIFEST)).get("global_step")
+        known = job.world is not None and published.world is not None
+        goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
+        if goes_on and type(step) is int and step < job.max_steps:
+            return (
+                f"{folder} is another job's result; to continue it from step {step}, add --checkpoint "
+                f"{self.checkpoint}; else {_REPLACING}"
+            )
+        return f"{folder} is another job's result{_named(job, published)}; {_REPLACING}"
+
+    def _read_record(self) -> JobRecord | None:
+        return JobRecord.of_record(_read_json(self._record))
+
+    def _published(self) -> JobRecord | None:
+        return JobRecord.of_result(_read_json(self.checkpoint / MANIFEST), self._state())
+
+    def _state(self) -> Any:
+        return _read_json(self.checkpoint / "state.json")
+
+
+def _named(job: JobRecord, other: JobRecord) -> str:
+    """Return the first differences that make two trainings of them; empty where nothing is known."""
+    changed = job.changed_since(replace(other, curve=job.curve))  # measuring more or less changes no training
+    more = f", and {plural(len(changed) - _MAX_NAMED, 'other difference')}" if len(changed) > _MAX_NAMED else ""
+    return f": {'; '.join(changed[:_MAX_NAMED])}{more}" if changed else ""
+
+
+def require_folder(path: Path) -> None:
+    """Refuse what is not a folder of its own where the job has one: nothing is written through a link."""
+    if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
+        return
+    what = f"a link to {path.readlink()}" if path.is_symlink() else "a file"
+    raise OutputError(f"{path} is {what}, where the job has a folder of its own: remove it, or choose another folder")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        data = atomic_files.read_plain(path, _MAX_JSON_BYTES)
+        return None if data is None else json.loads(data)
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,112 @@
+"""Validation images: the same prompts and seeds through a chain, one at a time."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+
+from engine.core import rng
+from engine.evaluation import sampling
+from engine.task.task import Validation
+
+CPU = torch.device("cpu")
+
+
+class FakePipeline:
+    """Draws noise from the generator that it is given, as Diffusers does."""
+
+    def __init__(self):
+        self.calls = []
+
+    def set_progress_bar_config(self, *, disable):
+        assert disable
+
+    def __call__(self, prompt, *, height, width, generator, callback_on_step_end, **options):
+        assert not torch.is_grad_enabled()
+        for step in range(options["num_inference_steps"]):
+            tensors = {"latents": step}
+            assert callback_on_step_end(self, step, 0, tensors) is tensors
+        self.calls.append((prompt, height, width, generator.initial_seed(), options))
+        pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        return SimpleNamespace(images=[Picture.fromarray(pixels.numpy())])
+
+
+@pytest.fixture
+def family():
+    pipeline, devices = FakePipeline(), []
+    return SimpleNamespace(pipeline=lambda: pipeline, drawn=pipeline, move_encoders=devices.append, devices=devices)
+
+
+def draw(images, family):
+    return sampling.draw(images, family, resolution=16, device=CPU, progress=lambda done: None)
+
+
+def test_seeds_depend_on_the_tasks_seed_and_the_place_alone():
+    five, three = sampling.plan_images(["a"] * 5, 10**40), sampling.plan_images(["b"] * 3, 10**40)
+    seeds = [image.seed for image in five]
+    assert seeds[:3] == [image.seed for image in three]
+    assert len(set(seeds)) == 5 and all(0 <= seed < 2**32 for seed in seeds)
+    assert seeds != [image.seed for image in sampling.plan_images(["a"] * 5, 1)]
+    assert [image.file for image in five] == [f"{k}.png" for k in range(5)]
+
+
+def test_one_at_a_time_with_the_documented_settings(family):
+    images = sampling.plan_images(["a cat", "a dog"], 0)
+    done = []
+    files = sampling.draw(images, family, resolution=16, device=CPU, progress=done.append)
+    options = {"num_inference_steps": 30, "guidance_scale": 7.5, "negative_prompt": None}
+    assert family.drawn.calls == [(image.prompt, 16, 16, image.seed, options) for image in images]
+    assert list(files) == ["0.png", "1.png"] and done == [1, 2] and family.devices == [CPU]
+
+
+def test_an_image_does_not_depend_on_the_others(family):
+    images = sampling.plan_images(["a", "b", "c"], 0)
+    files = draw(images, family)
+    assert draw(images[2:], family) == {"2.png": files["2.png"]}
+    assert len(set(files.values())) == 3
+    generator = rng.torch_generator(images[1].seed)
+    expected = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+    assert np.array_equal(np.asarray(Picture.open(io.BytesIO(files["1.png"]))), expected)
+
+
+def test_the_listing_names_file_prompt_and_seed():
+    images = sampling.plan_images(["ein Kätzchen 🐈", ""], 0)
+    text = sampling.listing(images)
+    assert json.loads(text) == [{"file": i.file, "prompt": i.prompt, "seed": i.seed} for i in images]
+    assert "Kätzchen".encode() in text and text.endswith(b"\n")
+
+
+def test_what_is_set_is_drawn_and_told(family):
+    wanted = Validation(negative_prompt="rain", guidance_scale=3.0, num_inference_steps=2, seed=2**32 - 1)
+    images = sampling.plan_images(["a", "b"], 0, wanted)
+    assert [image.seed for image in images] == [2**32 - 1, 2**32]
+    draw(images, family)
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "rain"}
+    assert family.drawn.calls == [(image.prompt, 16, 16, image.seed, options) for image in images]
+    assert json.loads(sampling.listing(images))[1] == {"file": "1.png", "prompt": "b", "seed": 2**32} | options
+    negative = sampling.plan_images(["a"], 0, Validation(negative_prompt=""))[0]
+    assert set(negative.described()) == {"file", "prompt", "seed", "negative_prompt"}
+
+
+def test_a_stop_ends_the_drawing_within_a_step(family):
+    steps = []
+
+    def check():
+        steps.append(1)
+        if len(steps) == 40:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sampling.draw(
+            sampling.plan_images(["a"] * 3, 0),
+            family,
+            resolution=16,
+            device=CPU,
+            progress=lambda done: None,
+            check_stop=check,
+        )
+    assert len(family.drawn.calls) == 1 and len(steps) == 40

@@ -1,0 +1,75 @@
+"""Which validation images a job draws."""
+
+import io
+from types import SimpleNamespace
+
+from PIL import Image
+
+from engine.evaluation import validation_images
+from engine.evaluation.validation_images import draw_prompts
+from engine.task.task import Validation
+from tests.unit.fakes import FakeDataset
+
+
+class Rows:
+    """Captions by row."""
+
+    def __len__(self):
+        return 3
+
+    def captions(self, index):
+        return (f"caption {index}",)
+
+
+def planned(**validation):
+    dataset = SimpleNamespace(trigger_word=None)
+    task = SimpleNamespace(validation=Validation(**validation), seed=3, dataset=dataset)
+    return validation_images.planned_images(SimpleNamespace(task=task, dataset=Rows()))
+
+
+def test_given_prompts_and_drawn_captions():
+    assert [image.prompt for image in planned(prompts=("a", "b"), num_images=3)] == ["a", "b", "a"]
+    assert [image.prompt for image in planned(prompt="", num_images=2)] == ["", ""]
+    captions = planned(num_images=3)
+    assert sorted(image.prompt for image in captions) == ["caption 0", "caption 1", "caption 2"]
+    assert [image.seed for image in captions] == [image.seed for image in planned(prompt="x", num_images=3)]
+
+
+class TestPrompts:
+    def test_are_the_datasets_captions_without_repetition(self):
+        dataset = FakeDataset([b""] * 5, [(f"a{k}", f"b{k}") for k in range(5)])
+        prompts = draw_prompts(dataset, 0, 5)
+        assert sorted(prompt[1] for prompt in prompts) == list("01234")
+        assert {prompt[0] for prompt in prompts} <= {"a", "b"}
+
+    def test_go_round_when_there_are_too_few(self):
+        prompts = draw_prompts(FakeDataset([b""] * 2), 0, 5)
+        assert len(prompts) == 5 and prompts[:2] == prompts[2:4] and prompts[4] == prompts[0]
+
+    def test_are_empty_only_where_there_is_no_other(self):
+        texts = [("", "", "", f"a{k}") for k in range(20)] + [("",)]
+        prompts = draw_prompts(FakeDataset([b""] * 21, texts), 0, 21)
+        assert sorted(prompts) == sorted([f"a{k}" for k in range(20)] + [""])
+
+    def test_depend_on_the_seed_alone_and_fewer_are_a_beginning(self):
+        dataset = FakeDataset([b""] * 40, [(f"a{k}", f"b{k}") for k in range(40)])
+        assert draw_prompts(dataset, 1, 3) == draw_prompts(dataset, 1, 8)[:3]
+        assert draw_prompts(dataset, 1, 8) != draw_prompts(dataset, 2, 8)
+        assert dataset.reads == [], "no image is read for a prompt"
+
+    def test_prompts_have_the_trigger_word(self):
+        prompts = draw_prompts(FakeDataset([b""] * 3), 0, 3, "sks")
+        assert sorted(prompts) == [f"sks, caption {k}" for k in range(3)]
+
+
+def png(*size):
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 50).convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_smaller_pictures_keep_their_shape():
+    with Image.open(io.BytesIO(validation_images.smaller(png(200, 100), 50))) as small:
+        assert small.size == (50, 25) and small.format == "PNG"
+    small = png(40, 50)
+    assert validation_images.smaller(small, 50) is small

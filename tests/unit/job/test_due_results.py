@@ -1,0 +1,114 @@
+"""What is made in between, by whom and when; the real thing is in tests/integration/test_in_between.py."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.job import due_results
+from engine.job.due_results import InterimResults
+from engine.results.output.step_results import Kept
+from engine.task.task import Dataset, Model, Task, Validation
+
+
+class Output:
+    """Kept files in memory."""
+
+    def __init__(self):
+        self.files = {}
+
+    def keep(self, digest, data):
+        self.files[digest] = data
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Everything that happens, in order."""
+    events = []
+    monkeypatch.setattr(due_results.publish, "lora_files_of", lambda job, training: (b"lora", b"webui"))
+
+    def draw(session, family, what, images, check_stop):
+        events.append((what, [image.prompt for image in images]))
+        check_stop()
+        return {image.file: image.file.encode() for image in images}
+
+    monkeypatch.setattr(due_results, "draw", draw)
+    return events
+
+
+def results(made, *, start=0, stop=20, hashes=None, from_first=lambda action: action(), **task):
+    task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
+    job = SimpleNamespace(task=task, schedule=SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4))
+    session = SimpleNamespace(
+        job=job,
+        processes=SimpleNamespace(from_first=from_first),
+        outcome=SimpleNamespace(clock=SimpleNamespace(phase=lambda name: nullcontext())),
+        stop=SimpleNamespace(check=lambda save: made.append("looked for a signal")),
+    )
+    family = SimpleNamespace(move_encoders=lambda device: made.append(("encoders to", device)))
+    trainer = SimpleNamespace(step=start)
+    training = SimpleNamespace(trainer=trainer, family=family, kept=Kept(Output(), hashes))
+    saver = SimpleNamespace(save=lambda: made.append("saved"), require_sound=lambda: made.append("sound"))
+    return InterimResults(session, training, saver, lambda event: made.append(f"told {event}")), training
+
+
+PROMPTS = Validation(prompts=("a", "b"), num_images=2, every_n_steps=6)
+IMAGES = ["sound", ("validation at step 6", ["a", "b"]), "looked for a signal", ("encoders to", torch.device("cpu"))]
+
+
+def test_a_lora_then_the_images_then_the_progress(made):
+    own, training = results(made, validation=PROMPTS, checkpoint_every_n_steps=3)
+    for step in range(7):
+        training.trainer.step = step
+        own.make()
+    assert made == ["sound", "told lora", "sound", "told lora", *IMAGES, "saved", "told images"]
+    assert set(training.kept.hashes) == {
+        *(f"checkpoint/steps/00000{step}{suffix}.safetensors" for step in (3, 6) for suffix in ("", "_webui")),
+        *(f"validation/step-000006/{k}.png" for k in (0, 1)),
+    }
+
+
+def test_what_is_kept_is_not_made_again(made):
+    own, training = results(made, validation=PROMPTS, checkpoint_every_n_steps=3)
+    training.trainer.step = 6
+    own.make()
+    names = dict(training.kept.hashes)
+    made.clear()
+    own.make()
+    assert made == [] and training.kept.hashes == names
+    missing = {name: digest for name, digest in names.items() if name.startswith("checkpoint/")}
+    own, training = results(made, validation=PROMPTS, checkpoint_every_n_steps=3, hashes=missing)
+    training.trainer.step = 6
+    own.make()
+    assert made == [*IMAGES, "saved", "told images"]
+
+
+def test_nothing_is_due_by_default(made):
+    own, training = results(made)
+    for step in range(20):
+        training.trainer.step = step
+        own.make()
+    assert made == [] and training.kept.hashes == {}
+
+
+def test_the_lora_that_a_chain_goes_on_from_is_kept_before_the_first_step(made):
+    own, training = results(made, start=6, validation=PROMPTS, checkpoint_every_n_steps=3)
+    own.make()
+    assert made == ["sound", "told lora"] and len(training.kept.hashes) == 2
+
+
+def test_the_limit_is_of_steps(made):
+    own, training = results(made, checkpoint_every_n_steps=1, checkpoint_limit=2)
+    for step in range(1, 10):
+        training.trainer.step = step
+        own.make()
+    assert {name[17:23] for name in training.kept.hashes} == {"000008", "000009"}
+
+
+def test_other_processes_wait_for_the_first_one(made):
+    hashes = {"validation/step-000006/0.png": "digest"}
+    own, training = results(made, validation=PROMPTS, from_first=lambda action: hashes)
+    training.trainer.step = 6
+    own.make()
+    assert made == ["sound", "saved", "told images"] and training.kept.hashes == hashes

@@ -1,0 +1,219 @@
+"""Processes that share a step out have the bits of one; here they are threads that meet at a barrier."""
+
+import threading
+
+import pytest
+
+from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
+from engine.core.process.environment import Place
+from engine.results.state import dump_state, parse_state, weights_digest
+from engine.task.plan import Schedule
+from engine.training.distributed.group import Group, Processes
+from engine.training.distributed.peers import Ending, ending_of
+from engine.training.encoding import visit_encoder
+from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.visit_encoder import VisitEncoder
+from engine.training.trainer import Notice
+from tests.unit.fakes import CPU
+from tests.unit.test_latents import BATCH, STEPS, Setup, frozen, good, with_unreadable
+from tests.unit.test_train import Run, examples_of, make_task
+
+
+class Threads(Processes):
+    """One of several threads, as `Group` is one of several processes."""
+
+    def __init__(self, place, meeting, table):
+        super().__init__(place)
+        self.meeting, self.table = meeting, table
+
+    def exchange(self, own):
+        self.table[self.rank] = own
+        self.meeting.wait(60)
+        found = list(self.table)
+        self.meeting.wait(60)
+        return found
+
+    def gather(self, own):
+        import torch
+
+        return torch.stack(self.exchange(own))
+
+    decided = Group.decided
+    require_same = Group.require_same
+    one_first = Group.one_first
+
+
+def in_threads(world_size, action):
+    """What `action(processes)` gives in each of the threads."""
+    meeting, table, results = threading.Barrier(world_size), [None] * world_size, [None] * world_size
+
+    def run(rank):
+        try:
+            results[rank] = action(Threads(Place(rank, world_size, rank), meeting, table))
+        except BaseException as error:
+            results[rank] = error
+            meeting.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    errors = [result for result in results if isinstance(result, BaseException)]
+    own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]  # not a consequence
+    for error in own or errors:
+        raise error
+    return results
+
+
+def own_examples(run, processes):
+    size = run.schedule.batch_size
+    found = examples_of(run.schedule, run.trainer.step)
+    return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
+
+
+def train_in(world_size, task, *, start=0, stop=8, state=None, notices=None):
+    def one(processes):
+        run = Run(task, start=start, stop=stop, restore=parse_state(*state) if state else None)
+        run.trainer._processes = processes
+        if notices:
+            run.trainer.notice = lambda: notices[processes.rank]
+        while run.trainer.step < stop:
+            run.reports.append(run.trainer.train_step(own_examples(run, processes)))
+        return run
+
+    return in_threads(world_size, one)
+
+
+class TestGradients:
+    @pytest.mark.parametrize("precision", ["no", "fp16"])
+    @pytest.mark.parametrize("world_size", [2, 3, 6])
+    def test_the_bits_of_one(self, world_size, precision):
+        task = make_task(precision, gradient_accumulation_steps=6)
+        expected = Run(task).train()
+        for run in train_in(world_size, task):
+            assert run.bytes() == expected.bytes()
+            assert run.reports == expected.reports
+
+    def test_a_chain_may_change_their_number(self):
+        task, state = make_task(gradient_accumulation_steps=6), None
+        for world_size, start, stop in ((6, 0, 3), (1, 3, 4), (2, 4, 8)):
+            state = train_in(world_size, task, start=start, stop=stop, state=state)[0].bytes()
+        assert state == Run(task).train().bytes()
+
+    def test_the_order_of_the_ranks_is_part_of_the_bits(self):
+        """Else the test above would prove nothing: floating-point sums depend on their order."""
+        task = make_task(gradient_accumulation_steps=6)
+
+        class Backwards(Threads):
+            def gather(self, own):
+                return super().gather(own).flip(0)
+
+        def one(processes):
+            run = Run(task)
+            run.trainer._processes = Backwards(processes.place, processes.meeting, processes.table)
+            while run.trainer.step < 8:
+                run.trainer.train_step(own_examples(run, processes))
+            return run.bytes()
+
+        assert in_threads(6, one)[0] != Run(task).train().bytes()
+
+    def test_a_notice_of_one_reaches_all_after_the_same_step(self):
+        task = make_task(gradient_accumulation_steps=6)
+        runs = train_in(3, task, stop=1, notices=[Notice(save=True), Notice(), Notice(signum=15)])
+        assert [run.trainer.noticed for run in runs] == [Notice(15, True)] * 3
+
+
+@pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
+@pytest.mark.parametrize("center_crop, window", [(False, 1024), (True, 1024), (False, 2 * BATCH)])
+def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(
+    images, center_crop, window, tmp_path, monkeypatch
+):
+    micro_batches = 4
+    monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", window)  # of half a step at the least
+
+    def encoder_of(setup, processes, cache):
+        return VisitEncoder(
+            task=setup.task,
+            dataset=setup.dataset,
+            stream=setup.stream,
+            schedule=Schedule(
+                num_rows=len(images),
+                batch_size=BATCH,
+                micro_batches=micro_batches,
+                start_step=0,
+                stop_step=STEPS,
+                max_steps=STEPS,
+            ),
+            family=setup.family,
+            cache=EncodingCache(tmp_path / cache, {}, max_bytes=1 << 24),
+            device=CPU,
+            check_stop=lambda: None,
+            report=setup.said.append,
+            processes=processes,
+        )
+
+    def one(processes, cache="shared"):
+        setup = Setup(images, tmp_path / "unused", center_crop=center_crop)
+        encoder = encoder_of(setup, processes, cache)
+        return [list(encoder.examples(step)) for step in range(STEPS)], encoder.skipped, setup
+
+    whole, skipped, alone = one(None, "alone")
+    found = in_threads(2, one)
+    for step, examples in enumerate(whole):
+        for k in range(micro_batches):
+            steps, _, _ = found[k % 2]
+            round_ = k // 2
+            own = steps[step][round_ * BATCH : (round_ + 1) * BATCH]
+            assert frozen([own]) == frozen([examples[k * BATCH : (k + 1) * BATCH]])
+    assert [sorted(one[1]) for one in found] == [sorted(skipped)] * 2
+    if center_crop:  # every image is encoded by one of them, and found on the disk by the other
+        encoded = [image for _, _, setup in found for image in setup.family.encoded_images]
+        assert sorted(encoded) == sorted(alone.family.encoded_images)
+
+
+def test_processes_that_disagree_end():
+    """A machine whose memory or arithmetic is wrong."""
+    in_threads(3, lambda processes: processes.require_same("the digest", "a", DeviceError))
+    with pytest.raises(DeviceError, match="the digest is 'b' in process 2 of the job, 'a' in process 0"):
+        in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
+
+
+def test_the_first_goes_first():
+    order = []
+    in_threads(3, lambda processes: processes.one_first(lambda: order.append(processes.rank)))
+    assert order[0] == 0 and sorted(order) == [0, 1, 2]
+
+
+def test_one_process_alone_agrees_with_itself():
+    alone = Processes()
+    alone.require_same("anything", 1, DeviceError)
+    assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.from_first(lambda: 3) == 3
+    assert alone.one_first(lambda: "x") == "x" and alone.bytes_from_first(lambda: None) is None
+    assert alone.decided(15, 0) == 15
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (TaskError("bad"), PeerError(2, "task", "bad", origin=1)),
+        (Interrupted(15, "stopped"), PeerInterrupted(15, "stopped")),
+        (KeyError("x"), PeerError(70, "bug", "a bug in this program: KeyError: 'x'", origin=1)),
+        (PeerError(3, "dataset", "gone", origin=2), PeerError(3, "dataset", "gone", origin=2)),
+        (DeviceError("hot"), PeerError(9, "device", "hot", origin=1)),
+    ],
+)
+def test_what_the_others_end_with(error, expected):
+    found = ending_of(error, 1).error()
+    assert (type(found), str(found), found.code) == (type(expected), str(expected), expected.code)
+    assert getattr(found, "origin", None) == getattr(expected, "origin", None)
+    assert not Ending(0, 75, "temporary", "x").is_interruption
+
+
+def test_the_digest_is_over_names_and_bits():
+    state = Run().trainer.state().adapter
+    digest = weights_digest(state)
+    assert digest == weights_digest(dict(reversed(state.items())))
+    (name, tensor), *_ = state.items()
+    assert digest != weights_digest({**state, name: -tensor}) and digest != weights_digest({f"{name}x": tensor})
+    assert dump_state(Run().trainer.state()) == dump_state(Run().trainer.state())
