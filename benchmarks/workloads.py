@@ -24,8 +24,8 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.real_shapes import XL_BASE_UNET
-from tests.tiny import build_sd, build_tokenizer
+from tests.support.real_shapes import XL_BASE_UNET
+from tests.support.tiny import build_sd, build_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

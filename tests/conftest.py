@@ -12,7 +12,7 @@ import pytest
 # Before torch is imported: on models as small as the tests' a second thread costs more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest.register_assert_rewrite("tests.integration.harness", "tests.container.harness")
+pytest.register_assert_rewrite("tests.support.harness", "tests.support.containers")
 
 UNIT = Path(__file__).parent / "unit"
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tests.tiny import build_dataset, build_sd, build_sdxl
+from tests.support.tiny import build_dataset, build_sd, build_sdxl
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 STEPS: Final = 4

@@ -21,7 +21,7 @@ from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_
 from engine.models import registry, single_file
 from engine.models.family import LoadArgs
 from engine.training.methods.lora import webui_metadata
-from tests import single_files
+from tests.support import single_files
 
 HERE = Path(__file__).parent
 RANK = 1

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.container.harness import CALLER, ROOT, give, missing_engine, succeed
+from tests.support.containers import CALLER, ROOT, give, missing_engine, succeed
 
 DEMO = json.loads((ROOT / "examples/demo/task.json").read_text())
 # The demo's, but short, and as the image has its files.

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tests.container.conftest import TASK
-from tests.container.harness import (
+from tests.support.containers import (
     CALLER,
     IMAGE,
     PATIENCE,

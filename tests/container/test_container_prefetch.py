@@ -7,9 +7,9 @@ import zipfile
 import pytest
 
 from tests.container.conftest import TASK
-from tests.container.harness import CALLER, ROOT, give, owners, run, succeed
-from tests.fake_hub import COMMIT, serving_hub
-from tests.integration.harness import serving
+from tests.support.containers import CALLER, ROOT, give, owners, run, succeed
+from tests.support.fake_hub import COMMIT, serving_hub
+from tests.support.harness import serving
 
 pytestmark = pytest.mark.container
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.harness import CALLER, IMAGE, PATIENCE, ROOT, engine_knows_gpus, give, owners
-from tests.fake_hub import serving_hub
+from tests.support.containers import CALLER, IMAGE, PATIENCE, ROOT, engine_knows_gpus, give, owners
+from tests.support.fake_hub import serving_hub
 
 pytestmark = pytest.mark.container
 

@@ -6,7 +6,7 @@ import pytest
 
 from engine import __version__
 from tests.container.conftest import TASK
-from tests.container.harness import CALLER, IMAGE, STRANGER, docker, give, owners, run, succeed
+from tests.support.containers import CALLER, IMAGE, STRANGER, docker, give, owners, run, succeed
 
 pytestmark = pytest.mark.container
 

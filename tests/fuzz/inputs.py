@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from engine.results.checkpoint import build_files, spelled
 from engine.task.task import canonical_json
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 SCALARS = (
     st.none()

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.integration.harness import assert_same, changed, read_json, run_chain, start_job, succeed
+from tests.support.harness import assert_same, changed, read_json, run_chain, start_job, succeed
 
 pytestmark = pytest.mark.gpu
 

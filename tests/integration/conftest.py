@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.harness import succeed, using_scratch
-from tests.tiny import build_dataset, build_sd, build_sdxl
+from tests.support.harness import succeed, using_scratch
+from tests.support.tiny import build_dataset, build_sd, build_sdxl
 
 
 @pytest.fixture(scope="session", autouse=True)

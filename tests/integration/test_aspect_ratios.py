@@ -8,8 +8,8 @@ import diffusers
 import pytest
 import torch
 
-from tests.integration.harness import assert_same, changed, perturbed, run_chain, run_job, start_job, succeed
-from tests.tiny import build_dataset
+from tests.support.harness import assert_same, changed, perturbed, run_chain, run_job, start_job, succeed
+from tests.support.tiny import build_dataset
 
 SHAPES = ((160, 100), (100, 160), (128, 128), (300, 90), (260, 64), (64, 64))
 STEPS = 6

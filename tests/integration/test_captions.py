@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from tests.integration.harness import assert_same, changed, perturbed, run_chain, run_job, succeed, together
-from tests.tiny import build_dataset
+from tests.support.harness import assert_same, changed, perturbed, run_chain, run_job, succeed, together
+from tests.support.tiny import build_dataset
 
 LIMIT = "dataset.max_caption_tokens"
 KINDS = {"sd": {"dataset.caption_dropout": 0.4}}

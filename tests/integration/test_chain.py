@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from tests.integration.harness import (
+from tests.support.harness import (
     assert_same,
     changed,
     folder_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.harness import assert_same, changed, succeed, together
+from tests.support.harness import assert_same, changed, succeed, together
 
 ADAPTER = {
     "mixed_precision": "bf16",

@@ -9,8 +9,8 @@ import zipfile
 import pytest
 from PIL import Image
 
-from tests.integration.harness import assert_same, changed, perturbed, run_chain, run_job, serving, succeed, together
-from tests.tiny import build_dataset
+from tests.support.harness import assert_same, changed, perturbed, run_chain, run_job, serving, succeed, together
+from tests.support.tiny import build_dataset
 
 OPTIONS = {
     "dataset.trigger_word": "sks",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import (
+from tests.support.harness import (
     ENTRYPOINT,
     PATIENCE,
     assert_same,
@@ -26,7 +26,7 @@ from tests.integration.harness import (
     succeed,
     together,
 )
-from tests.tiny import build_dataset, build_sd
+from tests.support.tiny import build_dataset, build_sd
 
 KINDS = {2: "task", 3: "dataset", 4: "model", 5: "checkpoint", 7: "output", 8: "non-finite", 9: "device"}
 

@@ -10,8 +10,6 @@ import stat
 
 import pytest
 
-from tests.integration.forks import Forked, fork_server
-from tests.integration.harness import changed, succeed
 from tests.integration.hostile import (
     archives,
     arrows,
@@ -26,7 +24,9 @@ from tests.integration.hostile import (
     tasks,
 )
 from tests.integration.hostile.case import Case, Place, Server
-from tests.tiny import SMALL_PNG
+from tests.support.forks import Forked, fork_server
+from tests.support.harness import changed, succeed
+from tests.support.tiny import SMALL_PNG
 
 TABLES = {
     "task": tasks.CASES,

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-from tests.integration.harness import assert_same, changed, read_json, run_chain, succeed, together
+from tests.support.harness import assert_same, changed, read_json, run_chain, succeed, together
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "assets/base-emoji"

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from tests.integration.harness import ENTRYPOINT, PATIENCE
+from tests.support.harness import ENTRYPOINT, PATIENCE
 
 
 def free_port():

@@ -12,9 +12,9 @@ import tarfile
 
 import pytest
 
-from tests import single_files
-from tests.fake_hub import COMMIT, serving_hub
-from tests.integration.harness import ENTRYPOINT, assert_same, changed, run_job, serving, succeed
+from tests.support import single_files
+from tests.support.fake_hub import COMMIT, serving_hub
+from tests.support.harness import ENTRYPOINT, assert_same, changed, run_job, serving, succeed
 
 HUB_ID = "someone/tiny-model"
 

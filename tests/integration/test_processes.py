@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import (
+from tests.support.harness import (
     PATIENCE,
     assert_same,
     changed,

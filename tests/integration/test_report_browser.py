@@ -13,8 +13,8 @@ import time
 import pytest
 
 from engine.results.report import Picture, render
-from tests.integration.harness import serving
-from tests.unit.report.test_report import GPU, curve, png, sample, task_entry
+from tests.support.harness import serving
+from tests.unit.results.report.test_report import GPU, curve, png, sample, task_entry
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

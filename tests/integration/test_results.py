@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file
 
-from tests.integration.harness import (
+from tests.support.harness import (
     assert_same,
     changed,
     folder_bytes,

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load
 
 from engine.models.registry import FAMILIES
-from tests import single_files
-from tests.integration.harness import assert_same, changed, run_job, succeed, together
-from tests.servers import serving
+from tests.support import single_files
+from tests.support.harness import assert_same, changed, run_job, succeed, together
+from tests.support.servers import serving
 
 LAYOUTS = [layout for layout, pipeline in single_files.PIPELINES.items() if pipeline in FAMILIES]
 

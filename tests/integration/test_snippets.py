@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, succeed
+from tests.support.harness import ENTRYPOINT, PATIENCE, changed, succeed
 
 ROOT = ENTRYPOINT.parent
 DEMO = re.compile(r"`(base, lora, prompt = [^`]+)`")

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from engine.results.checkpoint import spelled
 from engine.task.task import canonical_json
-from tests.integration.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
+from tests.support.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
 
 def run_verifier(result, task_file, scratch, *flags):

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 
 from tests.integration.hostile.case import MIB, Case, Cases, Place
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 ROW = json.dumps({"file_name": "1.png", "text": "a"}).encode() + b"\n"
 FILES = {"metadata.jsonl": ROW, "1.png": SMALL_PNG}

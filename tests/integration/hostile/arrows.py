@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tests.integration.hostile.case import MIB, Cases
 from tests.integration.hostile.models import PICKLE
 from tests.integration.hostile.tables import CELL, GOOD_PARQUET, arrow, local, parquet
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 METADATA = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": PICKLE}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.integration.hostile.case import Case, Cases, Place
 from tests.integration.hostile.tables import lines, local
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 
 def caption(text: Any, code: int = 0, *words: str, **options: Any) -> Case:

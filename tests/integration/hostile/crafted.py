@@ -16,7 +16,7 @@ import zlib
 
 from tests.integration.hostile.archives import FILES, UP, ZEROS, archive, header_of, tar_of, zip_entry, zip_of
 from tests.integration.hostile.case import MIB, Cases
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 END = bytes(1024)
 USUAL = tar_of()[: -10240 % 512 or None]

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.integration.hostile.archives import zip_of
 from tests.integration.hostile.case import MIB, Case, Cases, Place
 from tests.integration.hostile.tables import lines
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 BOUND = 1200 * MIB
 """178,956,970 pixels are decoded at most: 0.7 GB with an alpha channel."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tests.integration.hostile.archives import FILES, ROW, tar_of, zip_of
 from tests.integration.hostile.case import MIB, Case, Cases, Place
-from tests.tiny import SMALL_PNG
+from tests.support.tiny import SMALL_PNG
 
 OPEN = {"ALLOW_PRIVATE_URLS": "1"}
 CELL = {"bytes": SMALL_PNG, "path": None}

@@ -11,8 +11,8 @@ from engine.commands import caption
 from engine.core.errors import DatasetError, ModelError
 from engine.data.dataset import open_dataset
 from engine.task.task import Dataset, Model, Task
-from tests.unit.dataset.test_sidecars import write
-from tests.unit.fakes import png
+from tests.support.fakes import png
+from tests.unit.data.dataset.captions.test_sidecars import write
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{k}" for k in range(40))]
 

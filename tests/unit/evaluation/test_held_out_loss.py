@@ -19,7 +19,7 @@ from engine.task.plan import Schedule, Timesteps, VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms, Validation
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
-from tests.unit.fakes import CPU, FakeDataset, LinearFamily, png
+from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
 
 RESOLUTION = 8
 SEED = 5

@@ -8,7 +8,7 @@ from PIL import Image
 from engine.evaluation import validation_images
 from engine.evaluation.validation_images import draw_prompts
 from engine.task.task import Validation
-from tests.unit.fakes import FakeDataset
+from tests.support.fakes import FakeDataset
 
 
 class Rows:

@@ -1,4 +1,4 @@
-"""What is made in between, by whom and when; the real thing is in tests/integration/test_in_between.py."""
+"""What is made in between, by whom and when; the real thing is in tests/integration/test_step_results.py."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace

@@ -7,7 +7,7 @@ import pytest
 from engine.core.errors import CheckpointError
 from engine.job.job import require_same_world
 from engine.results.checkpoint import Checkpoint, WarmStart
-from tests.unit.jobs import COMMIT, held_out_of, job_of, text
+from tests.support.jobs import COMMIT, held_out_of, job_of, text
 
 
 class TestDigest:

@@ -22,7 +22,7 @@ from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state
 from engine.training.methods.lora.targets import find_targets
-from tests import tiny
+from tests.support import tiny
 
 TARGETS = [
     None,

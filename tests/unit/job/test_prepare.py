@@ -11,7 +11,7 @@ from engine.job import prepare
 from engine.job.job import request_digest
 from engine.results.output.folder import OutputFolder
 from engine.task.task import parse_task
-from tests.unit.jobs import COMMIT, before_of, job_of, text
+from tests.support.jobs import COMMIT, before_of, job_of, text
 
 
 def test_only_a_chains_own_commit_is_pinned():

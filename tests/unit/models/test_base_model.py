@@ -12,8 +12,8 @@ from engine.core.errors import ModelError
 from engine.core.limits import Limits
 from engine.models import base_model, base_model_files, registry
 from engine.task.task import Model
-from tests import single_files
-from tests.servers import serving
+from tests.support import single_files
+from tests.support.servers import serving
 
 SD = registry.FAMILIES["StableDiffusionPipeline"]
 COMMIT, LATER = "a" * 40, "b" * 40

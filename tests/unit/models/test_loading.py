@@ -15,7 +15,7 @@ from engine.models import loading
 from engine.models.family import LoadArgs
 from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
 from engine.models.schedulers import SUBSTITUTES
-from tests import tiny
+from tests.support import tiny
 
 PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.core.errors import DatasetError, ModelError, TemporaryError
 from engine.task.paths import looking_up, nearest, resolve_paths
-from tests.unit.test_task import MINIMAL, read
+from tests.unit.task.test_task import MINIMAL, read
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from engine.data.media import transforms
 from engine.task.plan import MAX_VISITS, VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
 from engine.training.encoding import visit_encoder
-from tests.unit.fakes import png
-from tests.unit.test_latents import BATCH, STEPS, Setup, frozen
-from tests.unit.test_sizes import dataset_of
+from tests.support.fakes import png
+from tests.unit.data.dataset.test_sizes import dataset_of
+from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen
 
 RESOLUTIONS = st.integers(2, 40).map(lambda count: 64 * count)
 

@@ -15,7 +15,7 @@ from engine.training.encoding.visit_encoder import Example
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.methods.lora.adapter import attach
 from engine.training.trainer import Trainer
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}

@@ -13,8 +13,8 @@ from engine.training import optim
 from engine.training.encoding.batches import BatchMaker
 from engine.training.methods.lora.adapter import attach
 from engine.training.trainer import Trainer, train
-from tests.unit.fakes import CPU, LinearFamily
-from tests.unit.test_train import Run, examples_of, make_schedule, make_task
+from tests.support.fakes import CPU, LinearFamily
+from tests.unit.training.test_trainer import Run, examples_of, make_schedule, make_task
 
 
 class TestAhead:

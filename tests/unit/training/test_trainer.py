@@ -15,7 +15,7 @@ from engine.task.task import Dataset, LrScheduler, Model, Task, TrainArgs
 from engine.training import optim
 from engine.training.encoding.visit_encoder import Example
 from engine.training.trainer import Trainer, train
-from tests.unit.fakes import CPU, LinearFamily, PlainAdapter
+from tests.support.fakes import CPU, LinearFamily, PlainAdapter
 
 ROWS = 5
 

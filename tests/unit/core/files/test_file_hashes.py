@@ -15,7 +15,7 @@ from engine.core.files import stat_cache
 from engine.core.files.file_hashes import FileDigests
 from engine.models import base_model
 from engine.task.task import Model
-from tests.tiny import build_sd
+from tests.support.tiny import build_sd
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from engine.core.limits import Limits
 from engine.data.dataset import open_dataset
 from engine.data.fetch import fetch_dataset, fetch_file
 from engine.task.task import Dataset, Model, Task
-from tests.unit.fakes import png
+from tests.support.fakes import png
 
 ROOT = Path(__file__).parents[4]
 LARGE = {

@@ -11,7 +11,7 @@ from engine.core.limits import Limits
 from engine.data.dataset import open_dataset
 from engine.data.dataset.held_out import hold_out
 from engine.task.task import Dataset, HeldOutDataset, Model, Task, Validation
-from tests.unit.dataset.test_dataset import COMMIT, embedded_table, fake_hub, picture, write_jsonl
+from tests.unit.data.dataset.test_dataset import COMMIT, embedded_table, fake_hub, picture, write_jsonl
 
 __all__ = ["fake_hub"]
 

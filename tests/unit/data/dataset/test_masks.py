@@ -10,8 +10,8 @@ from PIL import Image
 
 from engine.core.errors import DatasetError
 from engine.data.media.transforms import UnreadableImage
-from tests.unit.dataset.test_dataset import PICTURES, write_tar
-from tests.unit.dataset.test_sidecars import images, opened, write
+from tests.unit.data.dataset.captions.test_sidecars import images, opened, write
+from tests.unit.data.dataset.test_dataset import PICTURES, write_tar
 
 
 def mask(value, size=(8, 8)):

@@ -11,8 +11,8 @@ from engine.data.dataset import open_dataset
 from engine.data.dataset.sizes import read_sizes
 from engine.data.media import transforms
 from engine.task.task import Dataset, Model, Task
-from tests.unit.dataset.test_sidecars import write
-from tests.unit.fakes import png
+from tests.support.fakes import png
+from tests.unit.data.dataset.captions.test_sidecars import write
 
 
 def turned():

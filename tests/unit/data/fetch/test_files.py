@@ -9,7 +9,7 @@ import pytest
 
 from engine.core.errors import ModelError, OutputError
 from engine.data.fetch import Limits, fetch_file, files
-from tests.servers import serving
+from tests.support.servers import serving
 
 CONTENT = b"weights " * 40_000
 

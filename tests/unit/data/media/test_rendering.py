@@ -15,7 +15,7 @@ import pytest
 from engine.core.errors import TemporaryError
 from engine.data.media import transforms
 from engine.data.media.rendering import render_all
-from tests.unit.fakes import png
+from tests.support.fakes import png
 
 ROOT = Path(__file__).parents[4]
 

@@ -11,9 +11,9 @@ from engine.core.errors import DatasetError
 from engine.data.dataset import open_dataset
 from engine.job.advice import audit
 from engine.task.task import Dataset, Model, Task, TrainArgs
-from tests import tiny
-from tests.unit.dataset.test_sidecars import write
-from tests.unit.fakes import png
+from tests.support import tiny
+from tests.support.fakes import png
+from tests.unit.data.dataset.captions.test_sidecars import write
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import Dataset
 from engine.training.buckets import Bucket, Buckets
-from tests.unit.jobs import held_out_of, job_of, text
+from tests.support.jobs import held_out_of, job_of, text
 
 
 class TestAdapterOptions:

@@ -13,8 +13,8 @@ from engine.job.memory import gib
 from engine.results.checkpoint import Checkpoint
 from engine.task import plan
 from engine.task.task import parse_task
-from tests.unit.jobs import Rows
-from tests.unit.memory.test_memory import base_of
+from tests.support.jobs import Rows
+from tests.unit.job.memory.test_memory import base_of
 
 MIB = 1 << 20
 

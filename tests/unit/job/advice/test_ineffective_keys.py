@@ -8,7 +8,7 @@ import pytest
 from engine.job.advice.describe import describe
 from engine.job.advice.ineffective_keys import without_effect
 from engine.results.checkpoint import WarmStart
-from tests.unit.jobs import held_out_of, job_of, text
+from tests.support.jobs import held_out_of, job_of, text
 
 BOTH_DATASETS = {"name": "d", "url": "https://example.org/d"}
 LONE_LIMIT = "checkpoint_limit has no effect without checkpoint_every_n_steps"

@@ -7,7 +7,7 @@ import pytest
 from engine.job.advice import lengths
 from engine.job.advice.describe import describe
 from engine.results.checkpoint import Checkpoint
-from tests.unit.jobs import job_of, text
+from tests.support.jobs import job_of, text
 
 
 def notes(**args):

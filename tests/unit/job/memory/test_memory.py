@@ -17,7 +17,7 @@ from engine.models import registry
 from engine.task.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
 from engine.training.device import memory_advice
 from engine.training.methods.lora.targets import is_target
-from tests.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
+from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
 GIB = 2**30
 SKELETONS = Path(memory.__file__).parents[2] / "models" / "single_file"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from engine.data.media.transforms import geometry
 from engine.models import registry
 from engine.models.family import Batch, LoadArgs
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 BUILDERS = {"StableDiffusionPipeline": tiny.build_sd, "StableDiffusionXLPipeline": tiny.build_sdxl}

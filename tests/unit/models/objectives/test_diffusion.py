@@ -9,7 +9,7 @@ from diffusers.training_utils import compute_snr
 
 from engine.core.errors import ModelError
 from engine.models.objectives.diffusion import Huber, NoiseSchedule, loss, offset_noise
-from tests.tolerance import assert_equal_but_for_rounding
+from tests.support.tolerance import assert_equal_but_for_rounding
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 CONFIGS = {

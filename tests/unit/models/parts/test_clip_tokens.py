@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from engine.core.errors import ModelError
 from engine.models.parts.clip_tokens import TokenCounter
 from engine.models.single_file.weights import build_tokenizer
-from tests import tiny
+from tests.support import tiny
 
 CAPTIONS = [
     "",

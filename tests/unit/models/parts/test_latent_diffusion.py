@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from engine.models import registry
 from engine.models.family import LoadArgs
 from engine.models.parts.latent_diffusion import token_ids
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 BUILDERS = {StableDiffusionPipeline: tiny.build_sd, StableDiffusionXLPipeline: tiny.build_sdxl}

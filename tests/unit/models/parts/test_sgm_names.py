@@ -7,7 +7,7 @@ from diffusers.utils import convert_unet_state_dict_to_peft
 
 from engine.models.parts.sgm_names import SgmNames
 from engine.training.methods.lora.adapter import find_targets
-from tests.real_shapes import XL_BASE_UNET, xl_base_unet
+from tests.support.real_shapes import XL_BASE_UNET, xl_base_unet
 
 
 def names_of(unet):

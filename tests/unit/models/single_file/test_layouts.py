@@ -10,7 +10,7 @@ from engine.core.errors import ModelError
 from engine.models import single_file
 from engine.models.single_file.header import Header, Tensor
 from engine.models.single_file.layouts import LAYOUTS, detect, original_name, said_prediction
-from tests import single_files
+from tests.support import single_files
 
 CONV = "model.diffusion_model.input_blocks.0.0.weight"
 SD1 = {

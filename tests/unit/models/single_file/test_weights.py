@@ -10,7 +10,7 @@ from engine.core.errors import ModelError
 from engine.models import single_file
 from engine.models.family import LoadArgs
 from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
-from tests import single_files
+from tests.support import single_files
 
 LAYOUTS = ("sd1", "sd2", "xl")
 

@@ -17,7 +17,7 @@ import pytest
 from engine.core.errors import OutputError, TemporaryError
 from engine.core.files import atomic_files
 from engine.results.output.folder import Claim, JobRecord, OutputFolder
-from tests.unit.test_storage import Crash, contents, crash_at
+from tests.unit.core.files.test_atomic_files import Crash, contents, crash_at
 
 JOB = JobRecord("task", "parent")
 OTHER = JobRecord("other task", "parent")

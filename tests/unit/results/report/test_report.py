@@ -172,7 +172,9 @@ def test_nothing_is_loaded_and_nothing_runs(changes):
 
 
 def test_the_same_report_gives_the_same_page():
-    script = "import sys, tests.unit.report.test_report as t; sys.stdout.buffer.write(t.render(t.sample()).encode())"
+    script = (
+        "import sys, tests.unit.results.report.test_report as t; sys.stdout.buffer.write(t.render(t.sample()).encode())"
+    )
     pages = {
         subprocess.run(
             [sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True

@@ -14,9 +14,9 @@ from engine.training.encoding import visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.visit_encoder import VisitEncoder
 from engine.training.trainer import Notice
-from tests.unit.fakes import CPU
-from tests.unit.test_latents import BATCH, STEPS, Setup, frozen, good, with_unreadable
-from tests.unit.test_train import Run, examples_of, make_task
+from tests.support.fakes import CPU
+from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen, good, with_unreadable
+from tests.unit.training.test_trainer import Run, examples_of, make_task
 
 
 class Threads(Processes):

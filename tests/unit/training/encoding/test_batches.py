@@ -5,8 +5,8 @@ import dataclasses
 import torch
 
 from engine.training.encoding.batches import BatchMaker
-from tests.unit.fakes import CPU, LinearFamily
-from tests.unit.test_train import examples_of, make_schedule, make_task
+from tests.support.fakes import CPU, LinearFamily
+from tests.unit.training.test_trainer import examples_of, make_schedule, make_task
 
 
 def tensors(batch):

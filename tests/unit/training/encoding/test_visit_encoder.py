@@ -19,7 +19,7 @@ from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.encoding import visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.visit_encoder import VisitEncoder
-from tests.unit.fakes import CPU, FakeDataset, LinearFamily, png
+from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
 
 SIZES = ((8, 8), (16, 8), (8, 12))
 RESOLUTION = 8

@@ -17,7 +17,7 @@ from engine.data.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset
 from engine.data.dataset.captions import caption_files
 from engine.data.fetch.archive import extract
 from engine.task.task import Dataset, Model, Task
-from tests.unit.dataset.test_dataset import PICTURES, TICK, picture, write_tar
+from tests.unit.data.dataset.test_dataset import PICTURES, TICK, picture, write_tar
 
 
 def write(folder, files):

@@ -18,8 +18,8 @@ from engine.data.dataset.folder.walking import walk
 from engine.data.dataset.images import Cells, Files
 from engine.data.dataset.reach import Reach
 from engine.data.dataset.tables.tables import Source
-from tests.unit.dataset.test_dataset import picture
-from tests.unit.dataset.test_sidecars import images, opened, rows, write
+from tests.unit.data.dataset.captions.test_sidecars import images, opened, rows, write
+from tests.unit.data.dataset.test_dataset import picture
 
 NAMES = (
     *("a.png", "b.JPG", "c.jfif", "a.txt", "b.caption", "c.jfif.txt", "d.heic", "d.txt", "lost.txt", "a-masklabel.png"),

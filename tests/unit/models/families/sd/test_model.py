@@ -12,7 +12,7 @@ from engine.data.media.transforms import geometry
 from engine.models.families.sd import model
 from engine.models.family import Batch, LoadArgs
 from engine.models.objectives import diffusion
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 VARIANTS = {"text_encoder": None, "vae": None, "unet": None}

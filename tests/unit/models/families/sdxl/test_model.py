@@ -20,7 +20,7 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state, webui_state
 from engine.training.methods.lora.targets import full_name
-from tests import tiny
+from tests.support import tiny
 
 CPU = torch.device("cpu")
 VARIANTS = dict.fromkeys(("text_encoder", "text_encoder_2", "vae", "unet"))

@@ -17,8 +17,8 @@ from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora import loftq
 from engine.training.methods.lora.files import diffusers_state
 from engine.training.methods.lora.targets import find_targets
-from tests import tiny
-from tests.tolerance import assert_equal_but_for_rounding, depth
+from tests.support import tiny
+from tests.support.tolerance import assert_equal_but_for_rounding, depth
 
 RANK = 4
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")

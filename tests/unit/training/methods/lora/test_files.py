@@ -20,8 +20,8 @@ from engine.results import checkpoint
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora.files import diffusers_state, from_diffusers_file, read_diffusers_file, webui_state
-from tests.tolerance import assert_equal_but_for_rounding, depth
-from tests.unit.lora.test_adapter import (  # noqa: F401  # fixtures among them
+from tests.support.tolerance import assert_equal_but_for_rounding, depth
+from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them
     ATTENTION,
     CONVOLUTIONS,
     RANK,

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping
 from engine.training.methods.lora.linear import LoraLinear, _LoraProduct
-from tests.tolerance import assert_equal_but_for_rounding
+from tests.support.tolerance import assert_equal_but_for_rounding
 
 IN, OUT, RANK = 12, 20, 3
 SUMMED = 2 * 7 * OUT

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.training.methods.lora import loftq
-from tests.tolerance import assert_equal_but_for_rounding
+from tests.support.tolerance import assert_equal_but_for_rounding
 
 
 def weight(*shape, seed=0, dtype=torch.float32):

@@ -7,7 +7,7 @@ from engine.core import patterns
 from engine.core.errors import TaskError
 from engine.training.methods.lora import targets
 from engine.training.methods.lora.targets import find_targets, full_name
-from tests.unit.lora.test_adapter import ATTENTION, pipeline, unet  # noqa: F401  # fixtures among them
+from tests.unit.training.methods.lora.test_adapter import ATTENTION, pipeline, unet  # noqa: F401  # fixtures among them
 
 
 class TestTargets:

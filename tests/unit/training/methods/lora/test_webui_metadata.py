@@ -111,7 +111,7 @@ def test_the_keys_are_sorted_and_the_tensors_aligned():
 
 def test_the_same_bytes_in_every_process():
     script = (
-        "import hashlib, torch; from tests.unit.lora import test_webui_metadata as t\n"
+        "import hashlib, torch; from tests.unit.training.methods.lora import test_webui_metadata as t\n"
         "print(hashlib.sha256(t.serialise(t.lora(), t.described(t.lora()))).hexdigest())"
     )
     digests = {hashlib.sha256(serialise(lora(), described(lora()))).hexdigest()}

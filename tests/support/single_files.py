@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.models.single_file.layouts import LAYOUTS
 from engine.models.single_file.vocabulary import MERGES
-from tests import tiny
+from tests.support import tiny
 
 CLASSES = {
     "unet": UNet2DConditionModel,

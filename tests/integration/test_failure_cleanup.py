@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import ENTRYPOINT, changed, progress, read_json, run_job, snapshot, start_job, succeed
-from tests.tiny import build_dataset
+from tests.support.harness import ENTRYPOINT, changed, progress, read_json, run_job, snapshot, start_job, succeed
+from tests.support.tiny import build_dataset
 
 
 def test_a_failed_job_does_not_block_its_correction(short_task, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from engine.task.task import canonical_json
-from tests.integration.harness import changed, run_job, serving, snapshot, start_job, succeed
 from tests.integration.test_processes import torchrun
 from tests.integration.test_verified_results import run_verifier
+from tests.support.harness import changed, run_job, serving, snapshot, start_job, succeed
 
 LONG = {"train_args.num_train_steps": 60, "train_args.max_train_steps": 60}
 SLOWER = {"ATEN_CPU_CAPABILITY": "default"}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import assert_same, changed, run_job, succeed
-from tests.tiny import build_dataset
+from tests.support.harness import assert_same, changed, run_job, succeed
+from tests.support.tiny import build_dataset
 
 SITE = '''
 """Lists folders backwards, and lets the wall clock jump by a day at each look, forwards and backwards in turn."""

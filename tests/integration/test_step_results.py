@@ -12,8 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from tests.integration.forks import fork_server
-from tests.integration.harness import (
+from tests.support.forks import fork_server
+from tests.support.harness import (
     STOPPED,
     assert_same,
     changed,

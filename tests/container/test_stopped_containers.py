@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.container.harness import CALLER, docker, owners, running, succeed, wait_for_step
+from tests.support.containers import CALLER, docker, owners, running, succeed, wait_for_step
 
 pytestmark = pytest.mark.container
 

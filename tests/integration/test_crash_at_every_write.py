@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.forks import Forked, ForkServer, fork_server
-from tests.integration.harness import assert_same, assert_whole, changed, read_json, succeed
+from tests.support.forks import Forked, ForkServer, fork_server
+from tests.support.harness import assert_same, assert_whole, changed, read_json, succeed
 
 PUBLISHED = {".lock", "checkpoint", "validation", "report.html", "result.json", "progress.jsonl"}
 SAVES = {"SAVE_SECONDS": "0"}

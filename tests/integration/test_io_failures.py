@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.forks import fork_server
-from tests.integration.harness import assert_same, changed, folder_bytes, start_job, succeed
 from tests.integration.hostile.archives import FILES, tar_of, zip_of
 from tests.integration.hostile.case import Server
+from tests.support.forks import fork_server
+from tests.support.harness import assert_same, changed, folder_bytes, start_job, succeed
 
 OPEN = {"ALLOW_PRIVATE_URLS": "1"}
 NOBODY = 65534

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.integration.harness import (
+from tests.support.harness import (
     POLL,
     STOPPED,
     assert_same,

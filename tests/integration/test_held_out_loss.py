@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from tests.integration.harness import (
+from tests.support.harness import (
     WEIGHTS,
     assert_same,
     assert_whole,
@@ -24,7 +24,7 @@ from tests.integration.harness import (
     succeed,
     together,
 )
-from tests.tiny import build_dataset
+from tests.support.tiny import build_dataset
 
 ROWS = "heldout.jsonl"
 FRACTION = {"validation.dataset": {"fraction": 0.4}, "validation.every_n_steps": 3}

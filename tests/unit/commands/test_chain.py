@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-CHAIN = Path(__file__).parents[2] / "examples" / "chain.py"
+CHAIN = Path(__file__).parents[3] / "examples" / "chain.py"
 JOB = """
 import json, pathlib, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))

@@ -78,7 +78,7 @@ def _die_with_parent() -> None:
 
 
 def _run(program: str, request: dict[str, Any]) -> NoReturn:
-    from tests.integration.witness import Orders, Witness
+    from tests.support.witness import Orders, Witness
 
     _redirect(request)
     os.chdir(request["cwd"])

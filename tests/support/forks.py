@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.integration.harness import ENTRYPOINT, Finished, clean_environment
-from tests.integration.witness import Orders
+from tests.support.harness import ENTRYPOINT, Finished, clean_environment
+from tests.support.witness import Orders
 
 MEMORY_BYTES = 6 << 30
 """Of private memory: a run that wants more is ended before it ends the machine."""
@@ -74,7 +74,7 @@ class ForkServer:
         # Short: the address of a socket has at most 107 bytes. Abstract: it leaves no file.
         self._address = f"\0sd-lora-task-forks-{os.getpid()}-{id(self):x}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.fork_server", "heavy" if heavy else "light", self._address[1:]],
+            [sys.executable, "-m", "tests.support.fork_server", "heavy" if heavy else "light", self._address[1:]],
             # NumPy's own thread pool would be lost in a fork.
             env=self._base | {"PYTHONPATH": str(ENTRYPOINT.parent), "OPENBLAS_NUM_THREADS": "1"},
             cwd=scratch,

@@ -23,7 +23,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.integration.forks import ForkedProcess, ForkServer
+    from tests.support.forks import ForkedProcess, ForkServer
 
 ENTRYPOINT = Path(__file__).resolve().parents[2] / "entrypoint.py"
 PATIENCE = 180.0
@@ -256,7 +256,7 @@ def using_scratch(folder: Path) -> Iterator[None]:
 
 
 def _fork_server() -> ForkServer:
-    from tests.integration.forks import ForkServer
+    from tests.support.forks import ForkServer
 
     with _SERVER_LOCK:
         if not _SERVERS:

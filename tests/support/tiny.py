@@ -1,7 +1,7 @@
 """Small real inputs for tests: Stable Diffusion pipelines in Diffusers' layout and an image folder, in under a second.
 
 Every part is the real class with random weights, so whatever loads, trains or reads the real thing does it here too.
-Run as a program it writes one of each: `python -m tests.tiny FOLDER`.
+Run as a program it writes one of each: `python -m tests.support.tiny FOLDER`.
 """
 
 from __future__ import annotations
