@@ -148,6 +148,8 @@ class Job:
             "buckets": task.transforms.buckets,
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
+            **{key: value for key, value in differences(task).items() if key == "training_type"},
+            **{key: value for key, value in differences(task.train_args).items() if key == "optimizer"},
         }
         targets = task.lora.target_modules
         return {
@@ -172,7 +174,7 @@ class Job:
         train_args = asdict(self.task.train_args)
         for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
             del train_args[own]
-        for agreed in ("train_text_encoder", "zero_terminal_snr"):  # the world has them
+        for agreed in ("train_text_encoder", "zero_terminal_snr", "optimizer"):  # the world has them
             del train_args[agreed]
         del train_args["gradient_checkpointing"]  # how much memory there is changes no bit
         for key in _RECORDED_IF_SET:

@@ -116,7 +116,6 @@ NOT_KEYS: Final[Mapping[str, str]] = {
     "logging_dir": "no key is needed: progress.jsonl and report.html are in the output folder",
     "device": "the device is no part of a task: --device or DEVICE names it",
     "cache_dir": "the cache is no part of a task: --cache-dir or CACHE_DIR names it",
-    "optimizer": "AdamW always trains, train_args.adam_args has its settings",
     "optimizer_type": "AdamW always trains, train_args.adam_args has its settings",
     "use_8bit_adam": "AdamW always trains in float32, leave it out",
     "network_module": "a LoRA is always trained, leave it out",

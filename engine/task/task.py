@@ -25,6 +25,8 @@ Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "co
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
+TrainingType = Literal["lora"]
+OptimizerName = Literal["adamw"]
 Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
 
@@ -156,6 +158,7 @@ class TrainArgs:
     huber_schedule: HuberSchedule = "snr"
     huber_c: float = 0.1
     gradient_checkpointing: bool | Literal["auto"] = "auto"
+    optimizer: OptimizerName = "adamw"
     lr_scheduler: LrScheduler = field(default_factory=LrScheduler)
     adam_args: AdamArgs = field(default_factory=AdamArgs)
 
@@ -182,6 +185,7 @@ class Task:
     model: Model
     dataset: Dataset
     validation: Validation = field(default_factory=Validation)
+    training_type: TrainingType = "lora"
     train_args: TrainArgs = field(default_factory=TrainArgs)
     lora: Lora = field(default_factory=Lora)
     transforms: Transforms = field(default_factory=Transforms)
