@@ -15,7 +15,8 @@ import torch
 from engine.core import rng
 from engine.core.console import Meter, say
 from engine.data.dataset.held_out import TRAINING_ALONE
-from engine.job.session import Session, Training
+from engine.job.context import RunContext
+from engine.job.start import Training
 from engine.models.family import PRECISIONS, Batch, Tensors
 from engine.results import held_out_rows
 from engine.results.held_out_rows import Row
@@ -29,7 +30,7 @@ class HeldOutLoss:
     """Measures the held-out loss of a training, where it is due; does nothing where the task holds nothing out."""
 
     def __init__(
-        self, session: Session, training: Training, cache: EncodingCache, check_stop: Callable[[], None]
+        self, session: RunContext, training: Training, cache: EncodingCache, check_stop: Callable[[], None]
     ) -> None:
         """
         Args:

@@ -1,4 +1,4 @@
-"""One task with everything it needs, and what it is by: its digests, its world, its settings. No torch."""
+"""One task with everything it needs, its digests, and what a checkpoint records of it. No torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _RECORDED_IF_SET: Final = (
     "huber_c",
 )
 _DEFAULTS: Final = asdict(TrainArgs())
-# Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
+# Where the dataset is, which its fingerprint stands for; what is recorded under another name; and an invariant.
 _DATASET_IDENTITY: Final = (
     *("name", "url", "config_name", "image_column", "caption_column", "caption_lines"),
     "max_caption_tokens",
@@ -91,7 +91,7 @@ class Job:
         return JobRecord(
             self.task_digest,
             self.parent.digest if self.parent else None,
-            world=self.world,
+            invariants=self.invariants,
             curve=self.curve,
             rows=len(self.dataset),
             max_steps=self.schedule.max_steps,
@@ -121,7 +121,7 @@ class Job:
 
     @property
     def curve(self) -> str | None:
-        """What held-out losses must have in common to be compared, besides the world; None without any."""
+        """What held-out losses must have in common to be compared, besides the invariants; None without any."""
         if self.held_out is None:
             return None
         dataset = {key: value for key, value in differences(self.task.dataset).items() if key not in _NOT_MEASURED}
@@ -135,7 +135,7 @@ class Job:
         return request_digest(self.task, self.parent_folder)
 
     @property
-    def world(self) -> dict[str, Any]:
+    def invariants(self) -> dict[str, Any]:
         """What all tasks of a chain must agree on."""
         task = self.task
         alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
@@ -169,19 +169,19 @@ class Job:
         }
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def recorded_settings(self) -> dict[str, Any]:
         """What may change from task to task of a chain, and is recorded in its lineage."""
         train_args = asdict(self.task.train_args)
         for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
             del train_args[own]
-        for agreed in ("train_text_encoder", "zero_terminal_snr", "optimizer"):  # the world has them
+        for agreed in ("train_text_encoder", "zero_terminal_snr", "optimizer"):  # among the invariants
             del train_args[agreed]
         del train_args["gradient_checkpointing"]  # how much memory there is changes no bit
         for key in _RECORDED_IF_SET:
             if train_args[key] == _DEFAULTS[key]:
                 del train_args[key]
         transforms = asdict(self.task.transforms)
-        del transforms["buckets"]  # the world has it
+        del transforms["buckets"]  # among the invariants
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
@@ -198,7 +198,7 @@ class Job:
         """The settings that differ from the parent's: dotted key -> [before, now]."""
         if not isinstance(self.parent, Checkpoint):
             return {}
-        before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
+        before, now = dict(_flat(self.parent.settings)), dict(_flat(self.recorded_settings))
         keys = [*now, *(key for key in before if key not in now)]
         return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
 
@@ -223,14 +223,14 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", inner
 
 
-def require_same_world(
+def require_same_invariants(
     found: Mapping[str, Any], expected: Mapping[str, Any], *, rows: tuple[int | None, int | None] = (None, None)
 ) -> None:
-    """Refuse to continue a training in a world that would change what its earlier steps meant.
+    """Check that a task agrees with the checkpoint that it continues.
 
     Args:
-        found: the checkpoint's world.
-        expected: this task's.
+        found: the checkpoint's invariants.
+        expected: this task's (`Job.invariants`).
         rows: of the dataset, then and now; None where that is not known.
 
     Raises:

@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from engine.core.files.file_hashes import FileDigests
 from engine.data.dataset import ImageDataset, open_dataset
 from engine.data.dataset.held_out import HeldOut, hold_out
-from engine.job.job import Job, request_digest, require_same_world
+from engine.job.job import Job, request_digest, require_same_invariants
 from engine.models import base_model
-from engine.results import checkpoint
+from engine.results import checkpoint, provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
@@ -23,8 +23,13 @@ from engine.task.paths import looking_up, resolve_paths
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, buckets_of
+from engine.training.distributed.group import Processes
 
-Report = Callable[[str], None]
+if TYPE_CHECKING:
+    import torch
+
+Say = Callable[[str], None]
+"""Takes a line for a person."""
 
 
 def read_task(settings: Settings) -> Task:
@@ -47,7 +52,7 @@ def prepare(
     task: Task,
     *,
     weights: bool,
-    report: Report,
+    say: Say,
     digests: FileDigests | None = None,
     before: Mapping[str, Any] | None = None,
 ) -> Job:
@@ -57,7 +62,7 @@ def prepare(
         settings: of the job.
         task: as `read_task` gave it.
         weights: False leaves the base model's weights out of a download.
-        report: takes lines for a person.
+        say: takes lines for a person.
         digests: of local weights that were begun early.
         before: what an earlier start of this job found (`recorded`), so that a branch that has moved since changes
             nothing.
@@ -70,19 +75,19 @@ def prepare(
         parent = checkpoint.load(folder) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
-        report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
+        say(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
     with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
         base = base_model.locate(
             task.model,
             pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
             weights=weights,
-            report=report,
+            report=say,
             cache_dir=settings.cache_dir,
             limits=settings.limits,
             digests=digests,
         )
     with _permitted(DatasetError, "the dataset"):
-        dataset, held_out = _open_datasets(settings, task, [before, _resolved(chain)], report)
+        dataset, held_out = _open_datasets(settings, task, [before, _resolved(chain)], say)
     schedule = plan.schedule(
         task.train_args,
         num_rows=len(dataset),
@@ -105,7 +110,7 @@ def prepare(
     _check_validation(job)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
-        require_same_world(chain.world, job.world, rows=(rows if type(rows) is int else None, len(dataset)))
+        require_same_invariants(chain.world, job.invariants, rows=(rows if type(rows) is int else None, len(dataset)))
     return job
 
 
@@ -116,11 +121,30 @@ def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
     return OutputContents(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
 
 
+def require_same_job(job: Job, device: torch.device, processes: Processes) -> None:
+    """Check that all processes prepared the same job on equal devices: else their gradients are not of one training.
+
+    Raises:
+        JobError: of the kind of what differs.
+    """
+    found: list[tuple[str, Any, type[JobError]]] = [
+        ("the task's digest", job.task_digest, TaskError),
+        ("the base model", job.base.identity, ModelError),
+        ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
+        ("the held-out images", job.curve, DatasetError),
+        ("the checkpoint's digest", job.record.parent, CheckpointError),
+        ("the device", provenance.describe_device(device), DeviceError),
+        ("the installation", provenance.versions(), DeviceError),
+    ]
+    for what, value, error in found if processes.world_size > 1 else ():
+        processes.require_same(what, value, error)
+
+
 def _open_datasets(
-    settings: Settings, task: Task, before: Sequence[Mapping[str, Any] | None], report: Report
+    settings: Settings, task: Task, before: Sequence[Mapping[str, Any] | None], say: Say
 ) -> tuple[ImageDataset, HeldOut | None]:
     """What is trained on, and what is held out to be measured."""
-    places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": report, "limits": settings.limits}
+    places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": say, "limits": settings.limits}
     with _looking_up(task.dataset.name, settings, "dataset.name"):
         dataset = open_dataset(task, revision=_first(_pinned_dataset(one, task) for one in before), **places)
     if task.validation.dataset is None:

@@ -17,7 +17,7 @@ from engine.core.errors import ModelError, first_line
 from engine.models import schedulers
 from engine.models.checks import MAX_TIMESTEPS
 from engine.models.configs import read_json
-from engine.models.family import LoadArgs
+from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
 _ALIGNMENT: Final = 64
@@ -184,3 +184,16 @@ def _file_maps() -> Callable[[int], bool]:
         return number >= 0 and address < ends[number]
 
     return is_mapped
+
+
+def require_finite_weights(family: Family) -> None:
+    """Check the base model after a loss that is not finite.
+
+    Raises:
+        ModelError: one of its weights is not finite.
+    """
+    for name, part in family.pipeline().components.items():
+        weights = part.named_parameters() if isinstance(part, torch.nn.Module) else ()
+        for key, tensor in weights:
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")

@@ -31,25 +31,27 @@ class TrainState:
     """fp16 only."""
 
 
-def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
-    """The state as safetensors bytes and the JSON-able rest."""
+def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
+    """Return the state's tensors, by the names that they have in its file, and the JSON-able rest."""
     groups = {
         "adapter": state.adapter,
         "exp_avg": state.moments.exp_avg,
         "exp_avg_sq": state.moments.exp_avg_sq,
         "initial": state.initial,
     }
-    tensors = {
-        f"{group}.{name}": tensor.detach().cpu().contiguous()
-        for group, named in groups.items()
-        for name, tensor in named.items()
-    }
+    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     scalars = {
         "global_step": state.global_step,
         "optimizer_step": state.moments.step,
         "loss_scale": asdict(state.loss_scale) if state.loss_scale else None,
     }
-    return serialise_tensors(tensors), scalars
+    return tensors, scalars
+
+
+def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
+    """The state as safetensors bytes and the JSON-able rest."""
+    tensors, scalars = flatten_state(state)
+    return serialise_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), scalars
 
 
 def weights_digest(adapter: Tensors) -> str:

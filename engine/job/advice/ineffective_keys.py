@@ -12,7 +12,7 @@ def without_effect(job: Job) -> list[str]:
     """A line for each. A key at its default is no news: nobody may have written it."""
     task = job.task
     found = _of_data(job) + _of_training(job) + _of_validation(task)
-    if "checkpoint_limit" in job.settings and task.checkpoint_every_n_steps is None:
+    if "checkpoint_limit" in job.recorded_settings and task.checkpoint_every_n_steps is None:
         found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
     return found
 

@@ -68,9 +68,9 @@ class OutputContents:
         self.refused = False
         if unfinished is None or not job.is_same(unfinished):
             return Claim.FRESH
-        return Claim.ANEW if unfinished.world is None and job.world is not None else Claim.CONTINUES
+        return Claim.ANEW if unfinished.invariants is None and job.invariants is not None else Claim.CONTINUES
 
-    def is_asked_by(self, request: str) -> bool:
+    def is_same_request(self, request: str) -> bool:
         """Whether the unfinished job here came of the same request: then its failures may be recorded here."""
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
@@ -79,10 +79,10 @@ class OutputContents:
         """Whether nothing here can be another job's, nor this one's finished result; before `claim` knows for certain.
 
         Args:
-            request: as in `is_asked_by`.
+            request: as in `is_same_request`.
             in_place: as in `claim`.
         """
-        if self.is_untouched or self.is_asked_by(request):
+        if self.is_untouched or self.is_same_request(request):
             return True
         return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
 
@@ -92,13 +92,13 @@ class OutputContents:
         Returns:
             `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
         """
-        if self.is_asked_by(request):
+        if self.is_same_request(request):
             return object_at(_read_json(self._record))
         manifest = object_at(_read_json(self.checkpoint / MANIFEST)) if result else {}
         return {**manifest, "revision": object_at(self._state(), "settings").get("revision")} if manifest else None
 
-    def tells_of(self, digest: str) -> bool:
-        """Whether `result.json` tells that the checkpoint `digest` is done."""
+    def is_recorded_as_done(self, digest: str) -> bool:
+        """Whether `result.json` says that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)
         return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
 
@@ -129,7 +129,7 @@ class OutputContents:
         if job.is_of_task(published) and changed:
             return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
         step = object_at(_read_json(self.checkpoint / MANIFEST)).get("global_step")
-        known = job.world is not None and published.world is not None
+        known = job.invariants is not None and published.invariants is not None
         goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
         if goes_on and type(step) is int and step < job.max_steps:
             return (

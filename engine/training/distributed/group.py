@@ -72,31 +72,42 @@ class Processes:
         """Each process's JSON-able value, in the order of ranks."""
         return [own]
 
-    def from_first(self, action: Callable[[], T]) -> T:
-        """What `action` gives in the first process, a JSON-able value; the others wait for it."""
+    def broadcast(self, action: Callable[[], T]) -> T:
+        """Call `action` in the first process alone, and return its JSON-able value in all; the others wait for it."""
         return action()
 
-    def bytes_from_first(self, action: Callable[[], bytes | None]) -> bytes | None:
-        """The same for bytes, or None."""
+    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
+        """Do the same as `broadcast` for bytes, or None."""
         return action()
 
-    def one_first(self, action: Callable[[], T]) -> T:
-        """Let the first process do `action` alone, then the others: they find in the cache what it downloaded."""
+    def first_then_others(self, action: Callable[[], T]) -> T:
+        """Call `action` in the first process, then in the others: they find in the cache what it downloaded."""
         return action()
 
-    def decided(self, own: int, carried: int) -> int:
-        """The signal to stop for: this process's own or, where there are several, the one carried by the gradients."""
-        return own
+    def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
+        """Agree on what to do after a step: return the largest signal that a process was sent, and whether one saves.
+
+        Every process of the job calls it after every step, so that all of them act after the same one.
+
+        Args:
+            signum: the signal that this process was sent, or 0.
+            save: this process finds that the progress is to be saved.
+        """
+        return signum, save
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         """Check that all processes have the same JSON-able value, else end with an `error` that names `what`."""
 
-    def follow_first(self) -> None:
-        """From now on signals are the first process's business; the others end as it does."""
+    def ignore_signals_unless_first(self) -> None:
+        """Leave signals to the first process from now on: the others end as it does."""
 
     @contextmanager
-    def knowing_why(self) -> Iterator[None]:
-        """Where the block ends because another process of the job did, let it end for that process's reason."""
+    def translating_peer_errors(self) -> Iterator[None]:
+        """Raise another process's reason where a signal ends the block only because that process has ended.
+
+        Raises:
+            PeerError: another process of the job ended.
+        """
         yield
 
 
@@ -146,12 +157,12 @@ class Group(Processes):
         pieces = zip(rows.view(self.world_size, longest), sizes.tolist(), strict=True)
         return [json.loads(row[:size].numpy().tobytes()) for row, size in pieces]
 
-    def from_first(self, action: Callable[[], T]) -> T:
-        found = self.bytes_from_first(lambda: json.dumps(action()).encode())
+    def broadcast(self, action: Callable[[], T]) -> T:
+        found = self.broadcast_bytes(lambda: json.dumps(action()).encode())
         value: T = json.loads(found or b"null")
         return value
 
-    def bytes_from_first(self, action: Callable[[], bytes | None]) -> bytes | None:
+    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
         import torch
         import torch.distributed as dist
 
@@ -163,9 +174,9 @@ class Group(Processes):
                 return None
             payload = torch.empty(int(size), dtype=torch.uint8) if data is None else _to_tensor(data)
             dist.broadcast(payload, src=0, group=self._control)
-        return payload.numpy().tobytes()
+        return payload.numpy().tobytes() if data is None else data
 
-    def one_first(self, action: Callable[[], T]) -> T:
+    def first_then_others(self, action: Callable[[], T]) -> T:
         if self.is_first:
             result = action()
             self.exchange("done")
@@ -174,8 +185,14 @@ class Group(Processes):
             result = action()
         return result
 
-    def decided(self, own: int, carried: int) -> int:
-        return carried
+    def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor([signum, int(save)])
+        with self._talking():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control)
+        return int(found[0]), bool(found[1])
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         values = self.exchange(own)
@@ -186,12 +203,12 @@ class Group(Processes):
                     "it must be the same in all"
                 )
 
-    def follow_first(self) -> None:
+    def ignore_signals_unless_first(self) -> None:
         if not self.is_first:
             self._stop.ignore()
 
     @contextmanager
-    def knowing_why(self) -> Iterator[None]:
+    def translating_peer_errors(self) -> Iterator[None]:
         try:
             yield
         except PeerInterrupted:

@@ -76,7 +76,7 @@ class Launch:
         """Write down what the first process would have, and end with it."""
         outcome = Outcome()
         with OutputFolder.lock(self.settings.output_dir) as output, recording_failure(output, outcome):
-            outcome.may_overwrite = self.settings.overwrite or output.is_asked_by(self.request)
+            outcome.may_overwrite = self.settings.overwrite or output.is_same_request(self.request)
             raise error
 
 

@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
+from engine.job.device_errors import memory_advice
 from engine.job.memory import encoder_footprint, footprint
 from engine.models import registry
 from engine.task.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
-from engine.training.device import memory_advice
 from engine.training.methods.lora.targets import is_target
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 

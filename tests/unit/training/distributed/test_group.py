@@ -13,7 +13,6 @@ from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.visit_encoder import VisitEncoder
-from engine.training.trainer import Notice
 from tests.support.fakes import CPU
 from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen, good, with_unreadable
 from tests.unit.training.test_trainer import Run, examples_of, make_task
@@ -38,9 +37,12 @@ class Threads(Processes):
 
         return torch.stack(self.exchange(own))
 
-    decided = Group.decided
+    def agree(self, *, signum, save):
+        signums, saves = zip(*self.exchange([signum, save]), strict=True)
+        return max(signums), any(saves)
+
     require_same = Group.require_same
-    one_first = Group.one_first
+    first_then_others = Group.first_then_others
 
 
 def in_threads(world_size, action):
@@ -72,12 +74,10 @@ def own_examples(run, processes):
     return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
 
 
-def train_in(world_size, task, *, start=0, stop=8, state=None, notices=None):
+def train_in(world_size, task, *, start=0, stop=8, state=None):
     def one(processes):
         run = Run(task, start=start, stop=stop, restore=parse_state(*state) if state else None)
         run.trainer._processes = processes
-        if notices:
-            run.trainer.notice = lambda: notices[processes.rank]
         while run.trainer.step < stop:
             run.reports.append(run.trainer.train_step(own_examples(run, processes)))
         return run
@@ -117,11 +117,6 @@ class TestGradients:
             return run.bytes()
 
         assert in_threads(6, one)[0] != Run(task).train().bytes()
-
-    def test_a_notice_of_one_reaches_all_after_the_same_step(self):
-        task = make_task(gradient_accumulation_steps=6)
-        runs = train_in(3, task, stop=1, notices=[Notice(save=True), Notice(), Notice(signum=15)])
-        assert [run.trainer.noticed for run in runs] == [Notice(15, True)] * 3
 
 
 @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
@@ -181,16 +176,16 @@ def test_processes_that_disagree_end():
 
 def test_the_first_goes_first():
     order = []
-    in_threads(3, lambda processes: processes.one_first(lambda: order.append(processes.rank)))
+    in_threads(3, lambda processes: processes.first_then_others(lambda: order.append(processes.rank)))
     assert order[0] == 0 and sorted(order) == [0, 1, 2]
 
 
 def test_one_process_alone_agrees_with_itself():
     alone = Processes()
     alone.require_same("anything", 1, DeviceError)
-    assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.from_first(lambda: 3) == 3
-    assert alone.one_first(lambda: "x") == "x" and alone.bytes_from_first(lambda: None) is None
-    assert alone.decided(15, 0) == 15
+    assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.broadcast(lambda: 3) == 3
+    assert alone.first_then_others(lambda: "x") == "x" and alone.broadcast_bytes(lambda: None) is None
+    assert alone.agree(signum=15, save=False) == (15, False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,43 @@
+"""Trackers for tests: one that remembers what it is told, one that always fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.results.history import StepReport
+from engine.results.trackers.tracker import TrackedTraining
+
+
+class Recorder:
+    """Remembers everything that it is told, in order."""
+
+    def __init__(self, training: TrackedTraining) -> None:
+        self.told: list[Any] = [("open", training.step, training.schedule.stop_step)]
+
+    def step(self, report: StepReport) -> None:
+        self.told.append(report)
+
+    def event(self, name: str, **values: Any) -> None:
+        self.told.append((name, values))
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
+class Failing:
+    """Raises whenever it is told anything."""
+
+    def __init__(self, training: TrackedTraining) -> None:
+        self.num_told = 0
+
+    def step(self, report: StepReport) -> None:
+        self.num_told += 1
+        raise ConnectionError("no route to the tracking server")
+
+    def event(self, name: str, **values: Any) -> None:
+        self.num_told += 1
+        raise ValueError(name)
+
+    def close(self) -> None:
+        self.num_told += 1
+        raise KeyError("close")
