@@ -1,11 +1,14 @@
 """Processes that share a step out have the bits of one; here they are threads that meet at a barrier."""
 
+import datetime
 import threading
 
 import pytest
+import torch.distributed as dist
 
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
 from engine.core.process.environment import Place
+from engine.core.process.signals import Stop
 from engine.results.state import dump_state, parse_state, weights_digest
 from engine.task.plan import Schedule
 from engine.training.distributed.group import Group, Processes
@@ -36,10 +39,6 @@ class Threads(Processes):
         import torch
 
         return torch.stack(self.exchange(own))
-
-    def agree(self, *, signum, save):
-        signums, saves = zip(*self.exchange([signum, save]), strict=True)
-        return max(signums), any(saves)
 
     require_same = Group.require_same
     first_then_others = Group.first_then_others
@@ -172,6 +171,26 @@ def test_processes_that_disagree_end():
     in_threads(3, lambda processes: processes.require_same("the digest", "a", DeviceError))
     with pytest.raises(DeviceError, match="the digest is 'b' in process 2 of the job, 'a' in process 0"):
         in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
+
+
+@pytest.mark.parametrize(
+    "signums, saves, expected", [((0, 15), (True, False), (15, True)), ((0, 0), (False, False), (0, False))]
+)
+def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, expected):
+    """Through gloo, as between processes."""
+    store, agreed = dist.HashStore(), {}
+
+    def run(rank):
+        control = dist.ProcessGroupGloo(store, rank, 2, datetime.timedelta(seconds=60))
+        group = Group(Place(rank, 2, rank), Stop(), None, control)
+        agreed[rank] = group.agree(signum=signums[rank], save=saves[rank])
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert agreed == {0: expected, 1: expected}
 
 
 def test_the_first_goes_first():
