@@ -18,6 +18,7 @@ from typing import Final
 
 from engine.core.errors import OutputError, TemporaryError
 from engine.core.files import atomic_files
+from engine.core.files.file_lock import try_lock
 
 LOCK: Final = ".lock"
 _ATTEMPTS: Final = 100
@@ -74,7 +75,8 @@ def _try_to_lock(path: Path, root: Path) -> int | None:
     """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
     descriptor = atomic_files.open_lock(path, owner=root)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):
+            raise BlockingIOError
         if _is_at(path, descriptor):
             return descriptor
     except BaseException:

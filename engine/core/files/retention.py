@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from engine.core.files.atomic_files import remove
+from engine.core.files.file_lock import try_lock
 from engine.core.messages import plural
 
 _MARKS: Final = "in_use"
@@ -148,8 +149,8 @@ def _remove(entry: _Entry, cache_dir: Path) -> bool:
         try:
             if entry.writer is None:
                 _lock(descriptor, entry.name, fcntl.F_WRLCK, fcntl.F_OFD_SETLK)
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif not try_lock(descriptor):
+                return False
         except OSError:  # held by others, or a file system without locks
             return False
         # At once under another name: what is there under its own is whole.

@@ -7,7 +7,6 @@ there whole or not at all. A URL that has been fetched is not asked again: remov
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from engine.core.errors import DatasetError
 from engine.core.files.atomic_files import make_folder, sync_folder, write_file, writing_to
-from engine.core.files.file_lock import locked
+from engine.core.files.file_lock import locked, try_lock
 from engine.core.files.folder_names import is_part_of_archive
 from engine.core.files.retention import hold
 from engine.core.limits import Limits
@@ -148,11 +147,8 @@ def _sweep(root: Path, own_key: str) -> None:
             shutil.rmtree(building, ignore_errors=True)
             continue
         with lock.open("rb+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(building, ignore_errors=True)
+            if try_lock(file.fileno()):
+                shutil.rmtree(building, ignore_errors=True)
 
 
 def _sync_file_system(folder: Path) -> None:
