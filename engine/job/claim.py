@@ -44,7 +44,7 @@ def _ends_finished_chain(context: RunContext) -> bool:
     if not isinstance(job.parent, Checkpoint):
         return False
     outcome.global_step = outcome.resumed_from_step = job.parent.global_step
-    if not (job.in_place and job.parent.finished and job.schedule.num_steps == 0):
+    if not (job.in_place and job.parent.finished and job.step_range.num_steps == 0):
         return False
     output.settle()
     _record_as_done(context, job.parent)

@@ -32,7 +32,7 @@ from engine.results.output.folder import OutputFolder
 from engine.results.trackers.jsonl import ProgressLog
 from engine.results.trackers.registry import tracked
 from engine.results.trackers.tracker import TrackedTraining
-from engine.task.plan import VisitStream
+from engine.task.plan.visits import VisitStream
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
 from engine.training.buckets import BucketOrder
@@ -112,7 +112,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
     encoder = _visit_encoder(context, training.family, cache, check_stop)
     held_out_loss = HeldOutLoss(context, training, cache, check_stop)
     outcome.newly_skipped = lambda: encoder.skipped + held_out_loss.skipped
-    tracked_training = TrackedTraining(schedule=job.schedule, step=trainer.step, clock=outcome.clock, log=log)
+    tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
     with stop.deferred(), tracked(tracked_training, is_first=context.processes.is_first) as trackers:
         due_results = DueResults(context, training, saver, trackers)
 
@@ -131,7 +131,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
 
         try:
             make_due_results()
-            train(trainer, job.schedule, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
+            train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
             saver.finish()
         except NonFiniteError:
             saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too
@@ -169,7 +169,7 @@ def _visit_encoder(
     job = context.job
     order = None
     if job.buckets:
-        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.schedule.batch_size)
+        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.step_range.batch_size)
     stream = VisitStream(
         seed=job.task.seed,
         num_rows=len(job.dataset),
@@ -183,7 +183,7 @@ def _visit_encoder(
         task=job.task,
         dataset=job.dataset,
         stream=stream,
-        schedule=job.schedule,
+        step_range=job.step_range,
         family=family,
         cache=cache,
         device=context.device,

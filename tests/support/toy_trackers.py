@@ -16,7 +16,7 @@ class Recorder:
     """Remembers everything that it is told, in order."""
 
     def __init__(self, training: TrackedTraining) -> None:
-        self.told: list[Any] = [("open", training.step, training.schedule.stop_step)]
+        self.told: list[Any] = [("open", training.step, training.step_range.stop_step)]
 
     def step(self, report: StepReport) -> None:
         self.told.append(report)

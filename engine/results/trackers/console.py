@@ -14,9 +14,9 @@ class ConsoleTracker:
     """Shows how far the training is, its loss, its learning rate and its speed."""
 
     def __init__(self, training: TrackedTraining) -> None:
-        schedule = training.schedule
-        self._visits_per_step = schedule.visits_per_step
-        self._meter = Meter("training", "steps", schedule.stop_step, start=training.step, begins=False)
+        step_range = training.step_range
+        self._visits_per_step = step_range.visits_per_step
+        self._meter = Meter("training", "steps", step_range.stop_step, start=training.step, begins=False)
         self._speed = Speed()
         training.clock.watchers.append(self._phase)
 

@@ -18,7 +18,7 @@ from engine.results.trackers.speed import Speed
 if TYPE_CHECKING:
     from engine.results.history import StepReport
     from engine.results.trackers.tracker import TrackedTraining
-    from engine.task.plan import Schedule
+    from engine.task.plan.steps import StepRange
 
 LINE_SECONDS: Final = 2.0
 """The longest time between two lines while the job trains."""
@@ -46,7 +46,7 @@ class ProgressLog:
         self._step = step
         self._phase: str | None = None
         self._fields: dict[str, Any] = {"step": 0, **dict.fromkeys(_MEASURED)}
-        self._schedule: Schedule | None = None
+        self._step_range: StepRange | None = None
         self._speed = Speed()
         self._has_step = False
         self._has_failed = False
@@ -96,29 +96,29 @@ class ProgressLog:
         is_first, self._phase = self._phase is None, name
         if self._thread.ident is None:
             return
-        if self._schedule is None:
+        if self._step_range is None:
             self._fields = self._fields | {"step": self._step()}
         elif name == "train":
             self._speed.begin()
         self._write("start" if is_first else "phase")
 
-    def follow(self, schedule: Schedule, step: int) -> Self:
-        """Write more often from now on, until `close`: a training of `schedule` begins at the global step `step`."""
+    def follow(self, step_range: StepRange, step: int) -> Self:
+        """Write more often from now on, until `close`: a training of `step_range` begins at the global step `step`."""
         self._fields = {"step": step, **dict.fromkeys(_MEASURED)}
-        self._schedule = schedule
+        self._step_range = step_range
         return self
 
     def step(self, report: StepReport) -> None:
         """Write a trained step, unless the last line is less than a second old."""
-        assert self._schedule is not None, "`follow` comes before the first step"
+        assert self._step_range is not None, "`follow` comes before the first step"
         rate = self._speed.step()
         self._fields = {
             "step": report.step,
             "loss": report.loss,
             "learning_rate": report.learning_rate,
             "grad_norm": report.grad_norm,
-            "images_per_second": round(rate * self._schedule.visits_per_step, 3),
-            "eta_seconds": round((self._schedule.stop_step - report.step) / rate, 1),
+            "images_per_second": round(rate * self._step_range.visits_per_step, 3),
+            "eta_seconds": round((self._step_range.stop_step - report.step) / rate, 1),
         }
         if not self._has_step or time.monotonic() - self._last_line >= LINE_SECONDS / 2:
             self._has_step = True
@@ -130,7 +130,7 @@ class ProgressLog:
 
     def close(self) -> None:
         """Write as seldom as before `follow`: the training has ended."""
-        self._schedule = None
+        self._step_range = None
 
     def _open(self) -> None:
         with atomic_files.writing_to(self._path.parent):
@@ -160,11 +160,11 @@ class ProgressLog:
 
     def _repeat(self) -> None:
         while not self._stopped.wait(LINE_SECONDS / 8):
-            due = ALIVE_SECONDS if self._schedule is None else LINE_SECONDS * 3 / 4
+            due = ALIVE_SECONDS if self._step_range is None else LINE_SECONDS * 3 / 4
             if time.monotonic() - self._last_line >= due:
                 self._write("alive")
 
 
 def follow_training(training: TrackedTraining) -> ProgressLog:
     """Have the process's log follow the training."""
-    return training.log.follow(training.schedule, training.step)
+    return training.log.follow(training.step_range, training.step)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from engine.results.history import StepReport
     from engine.results.outcome import Clock
     from engine.results.trackers.jsonl import ProgressLog
-    from engine.task.plan import Schedule
+    from engine.task.plan.steps import StepRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedTraining:
     """What a tracker may need when it is opened."""
 
-    schedule: Schedule
+    step_range: StepRange
     """The task's steps."""
     step: int
     """The global step at which the training begins."""

@@ -39,8 +39,8 @@ def made(monkeypatch):
 
 def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
-    schedule = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
-    job = SimpleNamespace(task=task, dataset=None, schedule=schedule)
+    step_range = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
+    job = SimpleNamespace(task=task, dataset=None, step_range=step_range)
     context = SimpleNamespace(
         job=job,
         device="cpu",

@@ -9,16 +9,16 @@ from engine.results.history import StepReport
 from engine.results.outcome import Clock
 from engine.results.trackers.console import ConsoleTracker
 from engine.results.trackers.tracker import TrackedTraining
-from engine.task.plan import Schedule
+from engine.task.plan.steps import StepRange
 
-SCHEDULE = Schedule(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=6, max_steps=20)
+STEP_RANGE = StepRange(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=6, max_steps=20)
 
 
 def test_a_line_has_the_steps_numbers(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(core_console.time, "monotonic", lambda: now[0])
     clock = Clock()
-    training = TrackedTraining(schedule=SCHEDULE, step=4, clock=clock, log=None)
+    training = TrackedTraining(step_range=STEP_RANGE, step=4, clock=clock, log=None)
     with contextlib.closing(ConsoleTracker(training)) as tracker:
         now[0] = 500.0  # the first images were encoded
         with clock.phase("train"):
@@ -31,7 +31,7 @@ def test_a_line_has_the_steps_numbers(capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["evaluation", "images"])
 def test_events_are_said_elsewhere(capsys, name):
-    training = TrackedTraining(schedule=SCHEDULE, step=4, clock=Clock(), log=None)
+    training = TrackedTraining(step_range=STEP_RANGE, step=4, clock=Clock(), log=None)
     with contextlib.closing(ConsoleTracker(training)) as tracker:
         tracker.event(name)
     assert capsys.readouterr().err == ""

@@ -10,10 +10,10 @@ from engine.results.trackers import registry
 from engine.results.trackers.jsonl import ProgressLog
 from engine.results.trackers.registry import TRACKERS, tracked
 from engine.results.trackers.tracker import TrackedTraining
-from engine.task.plan import Schedule
+from engine.task.plan.steps import StepRange
 from tests.support.toy_trackers import Failing, Recorder
 
-SCHEDULE = Schedule(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=14, max_steps=20)
+STEP_RANGE = StepRange(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=14, max_steps=20)
 STEP = StepReport(5, 0.25, 1e-4, None)
 
 
@@ -22,7 +22,7 @@ def training(tmp_path):
     with ProgressLog(tmp_path / "progress.jsonl", step=int) as log:
         log.begin(may_write=True)
         log.claimed(is_fresh=False)
-        yield TrackedTraining(schedule=SCHEDULE, step=4, clock=Clock(), log=log)
+        yield TrackedTraining(step_range=STEP_RANGE, step=4, clock=Clock(), log=log)
 
 
 @pytest.fixture
