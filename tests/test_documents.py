@@ -33,6 +33,7 @@ CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|^\[[^\]]+\]:\s*(\S+)|(?:href|src)=\"([^\"]+)\"", re.M)
 HEADING = re.compile(r"^#{1,6} +(.*?)(?: +#+)?$", re.MULTILINE)
 PATH = re.compile(r"`((?:engine|tests|docs|tools|benchmarks|examples|assets|deploy|schema)/[\w./-]*)`")
+TEST_FILE = re.compile(r"`(test_\w+\.py)`")
 
 
 def documents():
@@ -90,6 +91,12 @@ def test_relative_links_lead_somewhere(document):
 def test_paths_in_backticks_exist(document):
     named = PATH.findall(FENCE.sub("", document.read_text()))
     assert [name for name in named if not (ROOT / name).exists() and name not in AWAITED] == []
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_test_files_in_backticks_exist(document):
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(TEST_FILE.findall(document.read_text())) <= there
 
 
 @pytest.mark.parametrize(
