@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -67,12 +65,12 @@ _FORMATS: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 
 class Schema:
-    """A schema file, compiled."""
+    """A JSON Schema, compiled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, definition: Definition) -> None:
         import fastjsonschema
 
-        self.definition: Definition = json.loads(path.read_bytes())
+        self.definition = definition
         self._errors = fastjsonschema.JsonSchemaValuesException
         # use_default would write defaults into the value, and only those whose parent is there; fast_fail would stop
         # at the first problem
