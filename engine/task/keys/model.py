@@ -14,7 +14,7 @@ class Model:
     name: str = field(
         metadata=about(
             "Name",
-            "The base model (Stable Diffusion 1.x, 2.x or XL): a Hub ID, a local folder in Diffusers' layout, or "
+            "The base model: a Hub ID, a local folder in Diffusers' layout, or "
             "[one `.safetensors` file](#a-base-model-in-one-file): its path or its http(s) URL.",
             chain=Chain.UNRECORDED,
             minLength=1,
