@@ -213,7 +213,7 @@ class TestOutput:
     def full(self, monkeypatch):
         """The folders of which room was asked for."""
         asked = []
-        monkeypatch.setattr(precheck.room, "require", lambda job, root: asked.append(root))
+        monkeypatch.setattr(precheck.disk_space, "require", lambda job, root: asked.append(root))
         return asked
 
     def check(self, root, **options):
