@@ -79,6 +79,7 @@ def _object(cls: type, path: str, *, first: Definition | None = None) -> Definit
 
 
 def _key(part: Field[Any], hint: Any, path: str) -> Definition:
+    """Return the definition of one key, whose dotted name is `path`."""
     about = about_field(part)
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     result = {"title": about.title, "description": _description(about), **_values(kinds), **about.rules}
@@ -103,7 +104,7 @@ def _values(kinds: tuple[Any, ...]) -> Definition:
     values: list[Any] = [None] if types.NoneType in kinds else []
     for kind in kinds:
         values += [True, False] if kind is bool else get_args(kind) if get_origin(kind) is Literal else []
-    if any(type(value) is int for value in literals):  # an enum alone takes 75.0 for 75
+    if all(type(value) is int for value in literals):  # an enum alone takes 75.0 for 75
         return {"type": ["integer", *names] if names else "integer", "enum": values}
     return {"enum": values}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.key import Chain, key
-from tests.support.tasks import read, task_with
+from tests.support.tasks import MINIMAL, read, task_with
 
 
 def test_canonical_leaves_out_defaults_and_where_it_runs():
@@ -65,3 +65,19 @@ def test_an_object_is_recorded_whole_but_identified_by_what_differs():
     toy = Toy(section=replace(Section(), whole=Inner(a=3)))
     assert recorded(toy)["section"]["whole"] == {"a": 3, "b": []}
     assert canonical(toy) == {"section": {"whole": {"a": 3}}}
+
+
+def test_a_task_of_defaults_is_recorded_as_by_the_first_release():
+    """Checkpoints of before continue: no key may be added here."""
+    task = read(MINIMAL)
+    assert agreed(task) == {"batch_size": 16, "resolution": 512, "mixed_precision": "no", "seed": 0}
+    found = recorded(task)
+    assert set(found) == {"train_args", "transforms", "validation"}
+    assert set(found["transforms"]) == {"center_crop", "random_flip"}
+    assert set(found["validation"]) == {"prompt", "num_images"}
+    assert set(found["train_args"]) == {
+        *("learning_rate", "batch_size", "gradient_accumulation_steps", "prediction_type", "max_grad_norm"),
+        *("max_train_epochs", "max_train_steps", "scale_lr", "resolution", "noise_offset", "snr_gamma"),
+        *("lr_scheduler", "adam_args"),
+    }
+    assert found["train_args"]["adam_args"] == {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01, "epsilon": 1e-8}
