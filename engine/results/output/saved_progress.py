@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from engine.core.canonical_json import canonical_json
 from engine.results import held_out_rows, history, safetensors_stream
 from engine.results.history import StepReport
 from engine.results.outcome import Before
 from engine.results.output.folder import OutputFolder
 from engine.results.output.job_record import JobRecord
 from engine.results.state import TrainState, flatten_state, parse_state
-from engine.task.task import canonical_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
