@@ -65,19 +65,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
     """Run the job, as one of its processes; or say how to start several that do, leaving the output folder to them.
 
-    What goes wrong passes these contexts, from the inside outwards:
-
-    - `tracked` (in `engine.job.run`): what a tracker raises becomes a warning.
-    - `Stop.deferred` (likewise): a signal, or the end of another process, waits for the end of the step; then the
-      progress is saved and Interrupted or PeerError raised. Outside of it they are raised at once.
-    - `device_errors` (likewise): exceptions of torch become DeviceMemoryError, with what would fit, or DeviceError.
-    - `ProgressLog`: the last line of `progress.jsonl` is written.
-    - `translating_peer_errors`: Interrupted by the launcher, because another process has ended, becomes the PeerError
-      of that process.
-    - `_output`: whatever ends the job is written to `result.json`, and the lock on the output folder is given up.
-    - `connected`: whatever ends the process is sent to the others, whose PeerError or PeerInterrupted it becomes.
-
-    Then `main` says the message and returns the exit code: 70 for what is neither JobError nor Interrupted.
+    docs/architecture.md says what each of these contexts does with a failure.
     """
     outcome = Outcome()
     if place.is_first:

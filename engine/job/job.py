@@ -39,16 +39,16 @@ class Job:
     prediction_type: PredictionType
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
-    """What is not trained on but measured."""
+    """The images of the held-out loss; None without any."""
 
     @property
     def timesteps(self) -> Timesteps:
-        """Which timesteps are drawn. Raises TaskError when the task leaves none."""
+        """The timesteps that are drawn. Raises TaskError if the task leaves none."""
         return Timesteps.of(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
-        """What the task asks for, over its canonical form; local folders count by their content."""
+        """The digest of the task in its canonical form; local folders count by their content."""
         value = canonical(self.task)
         if self.base.revision is None:
             value["model"]["name"] = self.base.identity
@@ -62,7 +62,7 @@ class Job:
 
     @property
     def record(self) -> JobRecord:
-        """Which job this is."""
+        """The identity of the job."""
         return JobRecord(
             self.task_digest,
             self.parent.digest if self.parent else None,
@@ -96,7 +96,7 @@ class Job:
 
     @property
     def curve(self) -> str | None:
-        """What held-out losses must have in common to be compared, besides the invariants; None without any."""
+        """A digest of what held-out losses must share to be comparable, besides the invariants; None without any."""
         if self.held_out is None:
             return None
         dataset = self.task.dataset.as_measured
@@ -106,12 +106,12 @@ class Job:
 
     @property
     def request(self) -> str:
-        """What was asked for, before anything was found."""
+        """The digest of the request (`request_digest`)."""
         return request_digest(self.task, self.parent_folder)
 
     @property
     def invariants(self) -> dict[str, Any]:
-        """What all tasks of a chain must agree on."""
+        """Return what all tasks of a chain must agree on (the key `world` of `state.json`)."""
         task = self.task
         alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
         # Only where set: a checkpoint older than these options continues with a task that leaves them out.
@@ -148,7 +148,7 @@ class Job:
         }
 
     def changed_settings(self) -> dict[str, list[Any]]:
-        """The settings that differ from the parent's: dotted key -> [before, now]."""
+        """Return the settings that differ from the parent's: dotted key -> [before, now]."""
         if not isinstance(self.parent, Checkpoint):
             return {}
         before, now = dict(_flat(self.parent.settings)), dict(_flat(self.recorded_settings))
@@ -157,7 +157,7 @@ class Job:
 
 
 def request_digest(task: Task, parent: Path | None) -> str:
-    """A digest of a task and its checkpoint's place: the same command, the same request."""
+    """Return a digest of a task and the folder of the checkpoint that it continues, known before anything is read."""
     value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
     return hashlib.sha256(canonical_json(value)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""From settings to a job that is ready to run: everything is found and checked, nothing is trained. No torch."""
+"""Settings and a task become a job: everything is found and checked, nothing is trained. No torch."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def prepare(
 
 
 def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
-    """What an earlier start of this job, unfinished or finished, resolved the task's names to; None without one."""
+    """Return what an earlier run of this job, finished or not, resolved the task's names to; None without one."""
     parent = parent_folder(settings, task)
     may_be_done = parent is None and not settings.overwrite
     return OutputContents(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
@@ -143,7 +143,7 @@ def require_same_job(job: Job, device: torch.device, processes: Processes) -> No
 def _open_datasets(
     settings: Settings, task: Task, before: Sequence[Mapping[str, Any] | None], say: Say
 ) -> tuple[ImageDataset, HeldOut | None]:
-    """What is trained on, and what is held out to be measured."""
+    """Open the images that are trained on, and those of the held-out loss."""
     places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": say, "limits": settings.limits}
     with _looking_up(task.dataset.name, settings, "dataset.name"):
         dataset = open_dataset(task, revision=_first(_pinned_dataset(one, task) for one in before), **places)
@@ -154,7 +154,7 @@ def _open_datasets(
 
 
 def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
-    """Look the name under `key` up on the Hub, where it is neither a path nor a model's address."""
+    """Return a context in which the name under `key` is looked up on the Hub, if it is neither a path nor a URL."""
     what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
     if not name or Path(name).is_absolute() or (what == "model" and base_model.is_url(name)):
         return nullcontext()
@@ -167,7 +167,7 @@ def _first(values: Iterable[str | None]) -> str | None:
 
 @contextmanager
 def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
-    """Say that something cannot be read by this user, where the code that looks for it does not."""
+    """Turn a PermissionError in the block into an error of `kind` that says what cannot be read."""
     try:
         yield
     except PermissionError as error:
@@ -190,12 +190,12 @@ def _check_validation(job: Job) -> None:
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:
-    """What the chain's tasks resolved names to, in the shape of `recorded`."""
+    """Return what the chain's tasks resolved names to, in the shape of `recorded`."""
     return {**chain.manifest, "revision": chain.settings.get("revision")} if chain else None
 
 
 def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
-    """The commit that the branch was resolved to before, unless this task asks for another revision."""
+    """Return the commit that the branch was resolved to before, unless this task asks for another revision."""
     if before is None or before.get("revision") != task.model.revision:
         return None
     found = object_at(before, "base_model")
@@ -216,12 +216,12 @@ def _pinned_held_out(before: Mapping[str, Any] | None, task: Task) -> str | None
 
 
 def _commit(value: Any) -> str | None:
-    """The manifest is a stranger's: only a full commit may stand in for a branch."""
+    """Return the value if it is a full commit: a manifest is untrusted input."""
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}", value) else None
 
 
 def parent_folder(settings: Settings, task: Task) -> Path | None:
-    """The checkpoint to continue: the flag's or variable's, else the task's."""
+    """Return the folder of the checkpoint to continue: the flag's or variable's, else the task's."""
     return settings.checkpoint or (Path(task.checkpoint) if task.checkpoint else None)
 
 

@@ -88,7 +88,7 @@ def _publish(context: RunContext, training: Training, pictures: Pictures) -> Non
 
 
 def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chain's tasks so far, this one last."""
+    """Return the chain's tasks so far, this one last."""
     chain = job.parent if isinstance(job.parent, Checkpoint) else None
     own = {
         "parent": job.record.parent,
@@ -104,7 +104,7 @@ def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]
 def _checkpoint_files(
     job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
 ) -> tuple[dict[str, Contents], str]:
-    """The files of `checkpoint/` and its digest."""
+    """Return the files of `checkpoint/` and its digest."""
     state = training.trainer.state()
     tensors, scalars = dump_state(state)
     diffusers, webui = lora_files_of(job, training)
@@ -133,7 +133,7 @@ def _checkpoint_files(
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
-    """The chain's LoRAs of earlier steps, as many as the task allows."""
+    """Return the chain's LoRAs of earlier steps, as many as the task allows."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
@@ -143,7 +143,7 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
 
 
 def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
-    """The adapter as it is, in Diffusers' format and in the web interfaces'."""
+    """Return the adapter as it is, in Diffusers' format and in the web interfaces'."""
     diffusers = serialise_tensors(diffusers_state(training.adapter))
     return diffusers, _webui_file(job, training, training.trainer.step)
 
@@ -200,7 +200,7 @@ def _report(
 
 
 def _shown(job: Job, file: str) -> list[tuple[int, str]]:
-    """The steps in between whose images the report has room for, with the name of one of theirs."""
+    """Return the earlier steps whose images the report has room for, each with the name of the image `file`."""
     steps = step_results.image_steps(job.task, job.step_range)
     count = min(len(steps), report.STRIP_LENGTH)
     chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
@@ -208,5 +208,5 @@ def _shown(job: Job, file: str) -> list[tuple[int, str]]:
 
 
 def _last_name(source: str) -> str:
-    """A folder's name without its path; a Hub ID or a URL as it is."""
+    """Return a folder's name without its path, or a Hub ID or a URL as it is."""
     return Path(source).name if Path(source).is_absolute() else source

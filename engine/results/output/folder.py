@@ -1,4 +1,4 @@
-"""The output folder: one job at a time, nothing of another job's touched, progress that survives a kill.
+"""The output folder: locked by one job at a time; other jobs' files are left alone; progress survives a kill.
 
 `OUT/.job/` belongs to the job under way: `record.json` says which job that is, `progress` holds its exact state, and
 results are built there before they are renamed into place. It is removed last, so its absence means that no job is
@@ -32,7 +32,7 @@ class OutputFolder(OutputContents):
         self._step_files = self._job / "kept"
         self.claimed = False
         self.is_changed = False
-        """Something was written here."""
+        """Whether anything was written to the folder."""
 
     @classmethod
     @contextlib.contextmanager
@@ -159,7 +159,7 @@ class OutputFolder(OutputContents):
             atomic_files.publish_folder(built, target, self._replaced(target))
 
     def complete(self) -> None:
-        """Forget the job under way: its result is published."""
+        """Remove the record of the job under way: its result is published."""
         with atomic_files.writing_to(self.root):
             # The record goes last: a folder without it that is half removed would look like a foreign job.
             for path in self._job.iterdir():

@@ -23,15 +23,16 @@ LORAS: Final = "checkpoint/"
 
 
 def image_steps(task: Task, step_range: StepRange) -> range:
-    """The steps inside a task after which its validation images are drawn, besides its last."""
+    """Return the steps inside a task after which its validation images are drawn, besides its last."""
     interval = validation_interval(task.validation, step_range)
     return _multiples(interval, step_range.start_step + 1, step_range.stop_step)
 
 
 def lora_steps(task: Task, step_range: StepRange) -> range:
-    """The steps whose LoRA a task keeps beside its last one's.
+    """Return the steps whose LoRA a task keeps beside its last one's.
 
-    That which it begins at is one of them: the task before has it as its result. So a chain keeps what one task would.
+    The step at which the task begins is one of them, since it is the result of the task before. So a chain keeps the
+    same LoRAs as one long task.
     """
     return _multiples(task.checkpoint_every_n_steps, max(step_range.start_step, 1), step_range.stop_step)
 
@@ -80,7 +81,7 @@ class StepResults:
 
 
 def latest(names: Iterable[str], limit: int) -> set[str]:
-    """Those of a checkpoint's files of steps that are of the latest `limit` steps."""
+    """Return those of a checkpoint's step files that are of the latest `limit` steps."""
     found = {name: step for name in names if (step := checkpoint.step_of(name)) is not None}
     steps = sorted(set(found.values()))[-limit:]
     return {name for name, step in found.items() if step in steps}

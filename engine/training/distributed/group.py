@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEETING_TIME: Final = datetime.timedelta(minutes=10)
-"""For all processes to start: importing from a slow network disk takes minutes."""
+"""The time that all processes have to start: importing from a slow network disk takes minutes."""
 GATHER_TIME: Final = datetime.timedelta(minutes=30)
-"""For the slowest process to bring a gradient. One that died is noticed at once, by the watch."""
+"""The time that the slowest process has to send a gradient. `PeerWatch` notices one that died at once."""
 WAITING_TIME: Final = datetime.timedelta(days=30)
-"""For what may take as long as it takes, as a download does."""
+"""The time for exchanges that wait for something of unknown length, such as a download."""
 
 
 class Processes:
-    """A job's only process: whatever is exchanged is its own."""
+    """A job's only process: it exchanges values with itself."""
 
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
@@ -55,21 +55,21 @@ class Processes:
         return self.place.is_first
 
     def owner(self, micro_batch: int) -> int:
-        """The rank of the process that computes micro-batch k of a step: k = round x W + rank."""
+        """Return the rank of the process that computes micro-batch k of a step: k = round x W + rank."""
         return micro_batch % self.world_size
 
     def open_device(self, device: torch.device) -> None:
-        """Gradients are on `device` from now on."""
+        """Exchange gradients on `device` from now on."""
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """One round of micro-batches: each process's `own`, shape (n,), as the rows of (W, n), in the order of ranks.
+        """Return each process's `own`, shape (n,), as rows in the order of ranks, shape (W, n).
 
         The result is overwritten by the next call.
         """
         return own.unsqueeze(0)
 
     def exchange(self, own: Any) -> list[Any]:
-        """Each process's JSON-able value, in the order of ranks."""
+        """Return each process's JSON-able value, in the order of ranks."""
         return [own]
 
     def broadcast(self, action: Callable[[], T]) -> T:
@@ -225,7 +225,7 @@ class Group(Processes):
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """Turn the backend's complaint that somebody is gone into that process's own reason."""
+        """Replace the backend's error about a lost connection by the reason of the process that has ended."""
         try:
             yield
         except RuntimeError as error:
