@@ -23,7 +23,6 @@ AWAITED = {
     "engine/training/methods/method.py",
     "engine/training/optimizers/",
     "engine/models/objectives/diffusion/",
-    "engine/task/keys/",
     "engine/commands/registry.py",
     "engine/commands/train.py",
     "engine/job/device_errors.py",
