@@ -18,7 +18,6 @@ from engine.results.checkpoint import LORA_FILE, Checkpoint, WarmStart
 from engine.results.output.job_record import JobRecord
 from engine.task import plan
 from engine.task.task import (
-    DEFAULT_TARGETS,
     PredictionType,
     Task,
     TrainArgs,
@@ -69,7 +68,7 @@ class Job:
     @property
     def timesteps(self) -> plan.Timesteps:
         """Which timesteps are drawn. Raises TaskError when the task leaves none."""
-        return plan.timesteps(self.task.train_args, self.base.num_train_timesteps)
+        return self.base.objective.timesteps(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
@@ -151,13 +150,14 @@ class Job:
             **{key: value for key, value in differences(task).items() if key == "training_type"},
             **{key: value for key, value in differences(task.train_args).items() if key == "optimizer"},
         }
-        targets = task.lora.target_modules
+        family = self.base.family
+        targets = family.targets_of(family.denoiser, task.lora.target_modules)
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
             "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
             "rank": task.lora.rank,
-            "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+            "target_modules": targets if isinstance(targets, str) else sorted(targets),
             **{key: value for key, value in options.items() if value},
             "resolution": task.train_args.resolution,
             "mixed_precision": task.mixed_precision,
