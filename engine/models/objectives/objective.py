@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from engine.task.plan import Timesteps
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import HuberSchedule, PredictionType, TrainArgs
 
 if TYPE_CHECKING:

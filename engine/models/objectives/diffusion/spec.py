@@ -8,7 +8,7 @@ from typing import Final, cast
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.diffusion import schedulers
 from engine.models.objectives.objective import ObjectiveSpec, SchedulerConfig
-from engine.task import plan
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import PredictionType, TrainArgs
 
 WEBUI_PREDICTION: Final[Mapping[PredictionType, str]] = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -49,6 +49,6 @@ DIFFUSION: Final = ObjectiveSpec(
     check=_check,
     prediction_type=_prediction_type,
     num_train_timesteps=schedulers.num_train_timesteps,
-    timesteps=plan.timesteps,
+    timesteps=Timesteps.of,
     check_task=_check_task,
 )
