@@ -201,7 +201,7 @@ def test_no_family_is_named_outside_the_models_room(path):
 
 FIXED_WORDS = {
     "engine/task/aliases.py": {"unet", "epsilon"},  # keys of other trainers' tasks
-    "engine/task/task.py": {"epsilon"},  # a key of AdamW's, and the value of one that contract and checkpoints have
+    "engine/task/keys/train_args.py": {"epsilon"},  # AdamW's, and the value of a key
     "engine/training/optim.py": {"epsilon"},  # AdamW's
 }
 """Words that the task format fixes, by file."""
