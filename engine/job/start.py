@@ -12,7 +12,7 @@ from engine.core.console import NOTE, say
 from engine.job.context import RunContext
 from engine.job.job import Job
 from engine.models import registry
-from engine.models.family import DENOISER, PRECISIONS, Family, LoadArgs
+from engine.models.family import PRECISIONS, Family, LoadArgs
 from engine.results import held_out_rows, provenance
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint, WarmStart
@@ -82,15 +82,14 @@ def start_training(context: RunContext, family: Family) -> Training:
     job, outcome = context.job, context.outcome
     beginning = _saved(context) or _parents(job)
     initial = beginning.state.initial if beginning.state else None
-    components = {DENOISER: family.denoiser}
-    if job.task.train_args.train_text_encoder:
-        components |= {name: encoder.to(context.device) for name, encoder in family.text_encoders.items()}
-    adapter = attach(components, job.task.lora, job.task.seed, initial=initial)
+    names = family.spec.trained_components(with_text_encoders=job.task.train_args.train_text_encoder)
+    components = {name: family.parts[name].to(context.device) for name in names}
+    adapter = attach(components, job.task.lora, job.task.seed, spec=family.spec, initial=initial)
     trainer = Trainer(job.task, job.step_range, family, adapter, context.device, processes=context.processes)
     if beginning.state:
         trainer.restore(beginning.state)
     elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(read_diffusers_file(job.parent.lora, components, config=job.parent.config))
+        adapter.warm_start(read_diffusers_file(job.parent.lora, family.spec, components, config=job.parent.config))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.step_range.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
