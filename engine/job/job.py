@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.core.errors import CheckpointError
-from engine.data.dataset import ImageDataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import TRAINING_ALONE, HeldOut
+from engine.data.media.medium import Medium
+from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
@@ -65,6 +67,11 @@ class Job:
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
     """What is not trained on but measured."""
+
+    @property
+    def medium(self) -> Medium:
+        """What the dataset's samples are."""
+        return medium_of(self.base)
 
     @property
     def timesteps(self) -> plan.Timesteps:
@@ -213,6 +220,11 @@ def request_digest(task: Task, parent: Path | None) -> str:
     """A digest of a task and its checkpoint's place: the same command, the same request."""
     value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def medium_of(base: BaseModel) -> Medium:
+    """Return what the base model is trained on."""
+    return MEDIA["image"]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,11 +19,9 @@ import numpy.typing as npt
 from engine.core import rng
 from engine.core.errors import TaskError
 from engine.core.messages import plural
-from engine.data.dataset import ImageDataset
-from engine.data.dataset.sizes import Size, read_sizes
-from engine.data.media import transforms
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
 from engine.task.plan import Epochs, Slot, Visit
-from engine.task.task import Task
 
 STEP: Final = 64
 """What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""
@@ -41,10 +38,10 @@ def bucket_sizes(resolution: int) -> tuple[Size, ...]:
     Raises:
         TaskError: the resolution is no multiple of 64, leaves no choice, or is more than images are resized to.
     """
-    if resolution**2 > transforms.MAX_RESIZED_PIXELS:
+    if resolution**2 > MAX_RESIZED_PIXELS:
         raise TaskError(
             f"train_args.resolution is {resolution}: images are resized to at most "
-            f"{transforms.MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
+            f"{MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
         )
     if resolution % STEP or resolution < 2 * STEP:
         below = max(2 * STEP, resolution // STEP * STEP)
@@ -124,13 +121,6 @@ class Buckets:
         ]
 
 
-def buckets_of(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
-    """The buckets of a task's dataset; None where the task wants squares. Reads the images' headers at first."""
-    if not task.transforms.buckets:
-        return None
-    return sort_into_buckets(dataset, read_sizes(dataset, cache_dir), task.train_args.resolution)
-
-
 def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
     """Put every row into the bucket that crops the least off its image.
 
@@ -172,8 +162,8 @@ def _place(size: Size, sizes: Sequence[Size]) -> int | None:
     """The bucket of an image; None where it cannot be shown at all."""
     place = nearest(size, sizes)
     try:
-        transforms.covering(size, sizes[place])
-    except transforms.UnreadableImage:
+        covering(size, sizes[place])
+    except UnreadableImage:
         return None
     return place
 

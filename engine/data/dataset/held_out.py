@@ -11,9 +11,11 @@ from typing import Any, Final
 from engine.core import rng
 from engine.core.errors import DatasetError
 from engine.core.limits import Limits
-from engine.data.dataset import ImageDataset, open_dataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.folder.folders import Report
-from engine.task.task import Dataset, HeldOutDataset, Task, canonical_json
+from engine.data.dataset.open import open_dataset
+from engine.data.media.medium import Medium
+from engine.task.task import Dataset, HeldOutDataset, canonical_json
 
 TRAINING_ALONE: Final[Mapping[str, Any]] = {
     "caption_dropout": 0.0,
@@ -43,33 +45,43 @@ class HeldOut:
 
 
 def hold_out(
-    task: Task, training: ImageDataset, *, cache_dir: Path, revision: str | None, report: Report, limits: Limits
+    wanted: HeldOutDataset,
+    dataset: Dataset,
+    training: ImageDataset,
+    medium: Medium,
+    *,
+    seed: int,
+    cache_dir: Path,
+    revision: str | None,
+    report: Report,
+    limits: Limits,
 ) -> tuple[ImageDataset, HeldOut]:
-    """What is left to train on, and what is held out, as `validation.dataset` says, which is given.
+    """Return what is left to train on, and what is held out, as `validation.dataset` says.
 
     Args:
-        task: its dataset is `training`.
-        training: all of it.
-        cache_dir: as for `open_dataset`, and so are `report` and `limits`.
+        wanted: the task's `validation.dataset`.
+        dataset: the task's `dataset`.
+        training: all of it, opened.
+        medium: as for `open_dataset`, and so are `cache_dir`, `report` and `limits`.
+        seed: the task's: it addresses which images are held out and measured.
         revision: at which a Hub dataset of its own is opened; None resolves its main branch.
 
     Raises:
         DatasetError: of the held-out images' source, or nothing would be left to train on.
         TemporaryError, OutputError: as `open_dataset`.
     """
-    wanted = task.validation.dataset
-    assert wanted is not None, "the task holds nothing out"
     if wanted.fraction is not None:
         if training.num_images < 2:
             raise DatasetError("validation.dataset.fraction: the dataset has one image, none would be left to train on")
         # At least one on either side.
         count = max(1, min(training.num_images - 1, round(wanted.fraction * training.num_images)))
-        order = _order(task, training)
+        order = _order(seed, training)
         held_out = _held_out(training, order[:count], wanted.max_images)
         return training.picked(order[count:]), replace(held_out, num_taken=count)
     try:
         opened = open_dataset(
-            replace(task, dataset=_source(task.dataset, wanted)),
+            _source(dataset, wanted),
+            medium,
             cache_dir=cache_dir,
             revision=revision if wanted.split is None else training.revision,
             report=lambda line: report(f"held out: {line.removeprefix('dataset: ')}"),
@@ -77,13 +89,10 @@ def hold_out(
             split=wanted.split,
         )
     except DatasetError as error:
-        text = str(error)
-        is_own = text.startswith(("dataset.name", "dataset.config_name", "dataset.url"))
-        where = "validation." if is_own else "validation.dataset: "
-        told = DatasetError(f"{where}{text}")
+        told = DatasetError(f"validation.{error}" if error.key else f"validation.dataset: {error}")
         told.hub_id = error.hub_id
         raise told from error
-    return training, _held_out(opened, _order(task, opened), wanted.max_images)
+    return training, _held_out(opened, _order(seed, opened), wanted.max_images)
 
 
 def _source(dataset: Dataset, wanted: HeldOutDataset) -> Dataset:
@@ -93,9 +102,9 @@ def _source(dataset: Dataset, wanted: HeldOutDataset) -> Dataset:
     return replace(dataset, repeats=1, mask_column=None, alpha_mask=False)
 
 
-def _order(task: Task, dataset: ImageDataset) -> list[int]:
+def _order(seed: int, dataset: ImageDataset) -> list[int]:
     """All images in the order in which they are held out and measured: fair to a dataset sorted by whatever."""
-    order: list[int] = rng.permutation(task.seed, "held out", 0, dataset.num_images).tolist()
+    order: list[int] = rng.permutation(seed, "held out", 0, dataset.num_images).tolist()
     return order
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from engine.core.errors import DatasetError, TemporaryError
 from engine.core.messages import short, shown
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
 
 _FACTS: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}

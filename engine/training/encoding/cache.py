@@ -21,10 +21,15 @@ from engine.task.task import canonical_json
 Tensors = dict[str, torch.Tensor]
 
 
+def cache_key(kind: str, *what: object) -> str:
+    """Return the key of what is encoded. It says of what kind it is: a caption may be spelled like an image's key."""
+    return hashlib.sha256(canonical_json([kind, *what])).hexdigest()
+
+
 class EncodingCache:
     """Tensors by key, in small sealed files under one folder that any number of jobs may share.
 
-    A disk that is full, read-only or broken costs a later job its time, not this one its life.
+    Failures to write are ignored: they only cost a later job the time to encode again.
 
     `namespace` holds everything besides the key that the bits depend on: encoder, dtype, device, library versions.
     """

@@ -106,11 +106,11 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
     for record in records:
         for name, value in record.items():
             if kinds.get(name, "null") == "null":
-                kinds[name] = kind_of(value)
+                kinds[name] = kind_of(value, columns.medium)
         for name, values in kept.items():
             values.append(record.get(name))
     if not kinds:
-        raise NoSuchColumnError(f"{label} has no rows", kinds)
+        raise NoSuchColumnError(f"{label} has no rows", kinds, columns.medium)
     image, _ = columns.pick(kinds, label)
     mask = columns.pick_mask(kinds, label)
     captions, rules = captions_from_values(kept[columns.caption], columns, label)

@@ -25,7 +25,7 @@ from engine.models.parts.latent_diffusion import (
 )
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 
 class StableDiffusion:

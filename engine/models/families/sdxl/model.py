@@ -29,7 +29,7 @@ from engine.models.parts.latent_diffusion import (
 from engine.models.parts.sgm_names import SgmNames
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 FIRST, SECOND = "text_encoder", "text_encoder_2"
 

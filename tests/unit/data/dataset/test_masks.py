@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from engine.core.errors import DatasetError
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
+from tests.support.datasets import PICTURES, write_tar
 from tests.unit.data.dataset.captions.test_sidecars import images, opened, write
-from tests.unit.data.dataset.test_dataset import PICTURES, write_tar
 
 
 def mask(value, size=(8, 8)):

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from engine.core.errors import DatasetError
-from engine.data.dataset import open_dataset
+from engine.data.dataset.open import open_dataset
+from engine.data.media.image import IMAGE
 from engine.job.advice import audit
 from engine.task.task import Dataset, Model, Task, TrainArgs
 from tests.support import tiny
@@ -28,9 +29,9 @@ def job_of(model, tmp_path, files, **dataset):
     task = Task(
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
-    opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    opened = open_dataset(task.dataset, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
     base = SimpleNamespace(folder=model, single_file=None)
-    return SimpleNamespace(task=task, dataset=opened, base=base, buckets=None, held_out=None)
+    return SimpleNamespace(task=task, dataset=opened, medium=IMAGE, base=base, buckets=None, held_out=None)
 
 
 FILES = {

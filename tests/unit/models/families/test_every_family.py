@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.data.media.transforms import geometry
+from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import Batch, LoadArgs
 from tests.support import tiny

@@ -1,8 +1,8 @@
 """Visits to encodings: the same whatever the windows, workers and cache, also around unreadable images."""
 
+import hashlib
 import json
 import time
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -12,13 +12,18 @@ import torch
 from engine.core import rng
 from engine.core.errors import DatasetError, Interrupted
 from engine.core.files import stat_cache
-from engine.data.dataset import fingerprints, open_dataset
-from engine.data.media import transforms
+from engine.data.dataset import fingerprints
+from engine.data.dataset.open import open_dataset
+from engine.data.media import image
+from engine.data.media.geometry import UnreadableImage, geometry
+from engine.data.media.image import IMAGE
 from engine.task.plan import Schedule, VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
-from engine.training.encoding import visit_encoder
+from engine.training.distributed.group import Processes
+from engine.training.encoding import step_window
+from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.visit_encoder import VisitEncoder
+from engine.training.encoding.visit_encoder import Example
 from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
 
 SIZES = ((8, 8), (16, 8), (8, 12))
@@ -54,12 +59,15 @@ class Setup:
         masks=None,
         order=None,
         dataset=None,
+        micro_batches=1,
+        text_encoder=False,
+        processes=None,
         **wanted,
     ):
         self.task = Task(
             model=Model(name="m"),
             dataset=Dataset(name="d", **wanted),
-            train_args=TrainArgs(resolution=RESOLUTION, batch_size=BATCH),
+            train_args=TrainArgs(resolution=RESOLUTION, batch_size=BATCH, train_text_encoder=text_encoder),
             transforms=Transforms(random_flip=flip, center_crop=center_crop),
             dataloader_num_workers=workers,
             seed=seed,
@@ -71,15 +79,16 @@ class Setup:
             seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000, order=order
         )
         self.start = start
-        self.said, self.stops = [], 0
-        self.encoder = VisitEncoder(
-            task=self.task,
-            dataset=self.dataset,
+        self.said, self.stops, self.on_stop = [], 0, lambda: None
+        self.encoder = build_visit_encoder(
+            self.task,
+            self.dataset,
+            IMAGE,
             stream=self.stream,
             schedule=Schedule(
                 num_rows=len(images),
                 batch_size=BATCH,
-                micro_batches=1,
+                micro_batches=micro_batches,
                 start_step=start,
                 stop_step=STEPS,
                 max_steps=STEPS,
@@ -87,12 +96,14 @@ class Setup:
             family=self.family,
             cache=EncodingCache(cache_dir, {}, max_bytes=1 << 24),
             device=CPU,
+            processes=processes or Processes(),
             check_stop=self.count_stop,
-            report=self.said.append,
+            say=self.said.append,
         )
 
     def count_stop(self):
         self.stops += 1
+        self.on_stop()
 
     def run(self):
         return [self.encoder.examples(step) for step in range(self.start, STEPS)]
@@ -123,10 +134,10 @@ def reference(setup):
     def readable(sample):
         try:
             data = images[sample] or b""
-            size = transforms.image_size(data)
-            view = transforms.geometry(size, target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
-            transforms.render(data, view)
-        except transforms.UnreadableImage:
+            size = image.image_size(data)
+            view = geometry(size, target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
+            image.render(data, view)
+        except UnreadableImage:
             return False
         return True
 
@@ -135,8 +146,8 @@ def reference(setup):
         order = rng.permutation(setup.task.seed, "permutation", visit.epoch, len(images)).tolist()
         place = order.index(visit.sample)
         sample = next(s for s in order[place:] + order[:place] if s in usable)
-        view = transforms.geometry(
-            transforms.image_size(images[sample]),
+        view = geometry(
+            image.image_size(images[sample]),
             target=(RESOLUTION, RESOLUTION),
             center_crop=setup.task.transforms.center_crop,
             crop_words=visit.crop_words,
@@ -144,8 +155,8 @@ def reference(setup):
         )
         captions = setup.dataset.captions(sample)
         caption = captions[int(rng.below(np.array([visit.caption_word], dtype=np.uint64), len(captions))[0])]
-        moments = family.encode_image(transforms.render(images[sample], view))
-        result.append(visit_encoder.Example(visit, moments, family.encode_caption(caption) | family.place(view)))
+        moments = family.encode_image(image.render(images[sample], view))
+        result.append(Example(visit, moments, family.encode_caption(caption) | family.place(view)))
     return [result[k : k + BATCH] for k in range(0, len(result), BATCH)]
 
 
@@ -154,7 +165,7 @@ class TestEqualToTheDefinition:
     @pytest.mark.parametrize("window", [1, 2, 6, 10, 1024])
     @pytest.mark.parametrize("center_crop", [True, False])
     def test_whatever_the_windows(self, images, tmp_path, monkeypatch, window, center_crop):
-        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", window)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", window)
         setup = Setup(images, tmp_path, center_crop=center_crop)
         assert frozen(setup.run()) == frozen(reference(setup))
 
@@ -164,7 +175,7 @@ class TestEqualToTheDefinition:
         assert frozen(Setup(images, tmp_path / "b", start=start).run()) == frozen(whole[start:])
 
     def test_with_workers(self, images, tmp_path, monkeypatch):
-        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 16)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 16)
         alone, helped = Setup(images, tmp_path / "a"), Setup(images, tmp_path / "b", workers=2)
         assert frozen(helped.run()) == frozen(alone.run())
         assert set(helped.said) == set(alone.said)
@@ -209,7 +220,7 @@ def test_each_image_and_caption_is_encoded_once(tmp_path):
 
 
 def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 3 * BATCH)
+    monkeypatch.setattr(step_window, "WINDOW_VISITS", 3 * BATCH)
     expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b")
     found = []
     for step in range(STEPS + 1):
@@ -225,21 +236,20 @@ class TestLongSteps:
     MICRO_BATCHES = 6
 
     def examples(self, folder, images=None):
-        setup = Setup(images or good(), folder)
-        setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=self.MICRO_BATCHES)
+        setup = Setup(images or good(), folder, micro_batches=self.MICRO_BATCHES)
         return setup, [setup.encoder.examples(step) for step in range(2)]
 
     @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
     @pytest.mark.parametrize("window", [1, 2 * BATCH, 5 * BATCH])
     def test_the_examples_are_the_same(self, window, images, tmp_path, monkeypatch):
         _, expected = self.examples(tmp_path / "a", images)
-        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", window)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", window)
         _, found = self.examples(tmp_path / "b", images)
         assert [len(step) for step in found] == [self.MICRO_BATCHES * BATCH] * 2
         assert frozen(found) == frozen(expected)
 
     def test_no_more_than_a_window_is_planned_at_once(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 2 * BATCH)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 2 * BATCH)
         setup, (step, _) = self.examples(tmp_path)
         counts, visits = [], setup.stream.visits
         setup.stream.visits = lambda start, count: counts.append(count) or visits(start, count)
@@ -248,15 +258,14 @@ class TestLongSteps:
         assert counts == [2 * BATCH] * 2
 
     def test_a_signal_need_not_wait_for_the_end_of_the_step(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 2 * BATCH)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 2 * BATCH)
         setup, (step, _) = self.examples(tmp_path)
         assert step[:BATCH]
         before = setup.stops
         assert step[BATCH : 2 * BATCH] and setup.stops == before + 1, "of the same window, which encodes nothing"
 
     def test_a_step_of_billions_costs_what_is_looked_at(self, tmp_path):
-        setup = Setup(good(), tmp_path)
-        setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=10**12)
+        setup = Setup(good(), tmp_path, micro_batches=10**12)
         step = setup.encoder.examples(0)
         assert len(step) == 10**12 * BATCH and len(step[:BATCH]) == BATCH
 
@@ -289,9 +298,8 @@ def test_captions_are_drawn_by_the_visit_from_the_samples_own(tmp_path):
 
 def test_captions_are_tokenised_only_where_the_text_encoders_are_trained(tmp_path):
     texts = [(f"one {k}", f"other {k}") for k in range(7)]
-    frozen_text, trained = (Setup(good(), tmp_path / name, texts=texts) for name in ("frozen", "trained"))
-    args = replace(trained.task.train_args, train_text_encoder=True)
-    trained.encoder._task = replace(trained.task, train_args=args)
+    frozen_text = Setup(good(), tmp_path / "frozen", texts=texts)
+    trained = Setup(good(), tmp_path / "trained", texts=texts, text_encoder=True)
     for ahead, later in zip(chain(*frozen_text.run()), chain(*trained.run()), strict=True):
         assert later.visit == ahead.visit and ahead.tokens == {}
         assert later.conditioning.keys() == {"corner"} == ahead.conditioning.keys() - {"states"}
@@ -302,7 +310,7 @@ def test_captions_are_tokenised_only_where_the_text_encoders_are_trained(tmp_pat
 
 
 def test_the_encoders_leave_the_device_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 8)
+    monkeypatch.setattr(step_window, "WINDOW_VISITS", 8)
     setup = Setup(good(), tmp_path)
     setup.run()
     assert setup.family.devices == [CPU, torch.device("cpu")] * 3
@@ -321,7 +329,7 @@ def test_a_signal_is_looked_for_between_encodings(tmp_path):
     def stop():
         raise Interrupted(15, "stopped")
 
-    setup.encoder._check_stop = stop
+    setup.on_stop = stop
     with pytest.raises(Interrupted):
         setup.run()
     assert len(setup.family.encoded_images) == 1
@@ -337,8 +345,8 @@ class TestMasks:
         setup = Setup(images, tmp_path, center_crop=center_crop, masks=masks, mask_column="mask")
         for example in (example for examples in setup.run() for example in examples):
             visit, found = example.visit, example.moments["mask"]
-            view = transforms.geometry(
-                transforms.image_size(images[visit.sample]),
+            view = geometry(
+                image.image_size(images[visit.sample]),
                 target=(RESOLUTION, RESOLUTION),
                 center_crop=center_crop,
                 crop_words=visit.crop_words,
@@ -348,7 +356,7 @@ class TestMasks:
             if masks[visit.sample] is None:
                 assert (found == 1).all()
             else:
-                pixels = transforms.render_mask(masks[visit.sample], view, (4, 4), alpha=False)
+                pixels = image.render_mask(masks[visit.sample], view, (4, 4), alpha=False)
                 assert np.array_equal(found[0].numpy(), pixels.astype(np.float32) / np.float32(255))
 
     def test_the_cache_knows_masks_apart(self, tmp_path):
@@ -403,8 +411,8 @@ def test_a_caption_spelled_like_an_images_address_is_still_a_caption(tmp_path):
     images = good(3)
     plain = Setup(images, tmp_path / "reference", center_crop=True, flip=False)
     plain.run()
-    digest, size = plain.encoder._fact(0)
-    view = transforms.geometry(size, target=(RESOLUTION, RESOLUTION), center_crop=True, crop_words=(0, 0), flip=False)
+    digest, size = hashlib.sha256(images[0]).hexdigest(), image.image_size(images[0])
+    view = geometry(size, target=(RESOLUTION, RESOLUTION), center_crop=True, crop_words=(0, 0), flip=False)
     address = json.dumps([digest, view.target[0], view.top, view.left, view.flip], separators=(",", ":"))
     Setup(images, tmp_path / "cache", texts=[(address,)] * 3, center_crop=True, flip=False).run()
     honest = Setup(images, tmp_path / "cache", center_crop=True, flip=False)
@@ -425,8 +433,8 @@ class TestAChangeWhileTheJobRuns:
     """What is encoded is what the fingerprint was taken of; else the job ends, and the cache has no bit of it."""
 
     def opened(self, folder, cache):
-        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder)))
-        return open_dataset(task, cache_dir=cache, revision=None, report=lambda line: None)
+        wanted = Dataset(name=str(folder))
+        return open_dataset(wanted, IMAGE, cache_dir=cache, revision=None, report=lambda line: None)
 
     def folder(self, path):
         path.mkdir()
@@ -458,7 +466,7 @@ class TestAChangeWhileTheJobRuns:
         if moment == "before it is planned":
             swap()
         else:
-            setup.encoder._check_stop = lambda: swap() if len(setup.family.encoded_images) == 1 else None
+            setup.on_stop = lambda: swap() if len(setup.family.encoded_images) == 1 else None
         with pytest.raises(DatasetError, match=r"^\d\.png has changed since the job began, .*start it again$"):
             setup.run()
         for path in folder.glob("*.png"):
@@ -475,8 +483,8 @@ class TestAChangeWhileTheJobRuns:
             (folder / f"{k}-mask.png").write_bytes(png(100 + k, SIZES[k % 3]))
         rows = [{"file_name": f"{k}.png", "mask": f"{k}-mask.png", "text": ""} for k in range(7)]
         (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder), mask_column="mask"))
-        dataset = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+        wanted = Dataset(name=str(folder), mask_column="mask")
+        dataset = open_dataset(wanted, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
         assert dataset.mask_bytes(3) == png(103, SIZES[0])
         (folder / "3-mask.png").write_bytes(png(200, SIZES[0]))
         with pytest.raises(DatasetError, match=r"3-mask\.png has changed"):

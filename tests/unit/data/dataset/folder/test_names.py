@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from engine.core.errors import DatasetError
-from tests.unit.data.dataset.test_dataset import PICTURES, opened, write_tar
+from tests.support.datasets import PICTURES, opened, write_tar
 
 NAME = "café été"
 FORMS = [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC"), ("NFD", "NFD")]
