@@ -21,7 +21,9 @@ from engine.models.family import PRECISIONS, Batch, Family, Tensors
 from engine.results import held_out_rows
 from engine.results.held_out_rows import Row
 from engine.results.outcome import Outcome
-from engine.task.plan import Epochs, Schedule, Timesteps
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
+from engine.task.plan.visits import Epochs
 from engine.task.task import Task
 from engine.training.distributed.group import Processes
 from engine.training.encoding.batches import copied, embed_captions, normal, stacked
@@ -197,7 +199,7 @@ class HeldOutCurve:
         rows: list[Row],
         *,
         curve: str | None,
-        schedule: Schedule,
+        step_range: StepRange,
         interval: int | None,
         outcome: Outcome,
     ) -> None:
@@ -206,13 +208,13 @@ class HeldOutCurve:
             loss: what to measure; None where the task holds nothing out.
             rows: the chain's so far, to which this adds.
             curve: what the rows that can be compared have in common.
-            interval: of steps; None measures at the ends of the schedule alone.
+            interval: of steps; None measures at the ends of the task's steps alone.
             outcome: is told the latest loss and the best step.
         """
         self._loss = loss
         self._rows = rows
         self._curve = curve
-        self._schedule = schedule
+        self._step_range = step_range
         self._interval = interval
         self._outcome = outcome
         self._tell()
@@ -233,7 +235,7 @@ class HeldOutCurve:
         if self._loss is None or self._curve is None:
             return None
         if not held_out_rows.is_due(
-            step, self._rows, curve=self._curve, schedule=self._schedule, interval=self._interval
+            step, self._rows, curve=self._curve, step_range=self._step_range, interval=self._interval
         ):
             return None
         with self._outcome.clock.phase("evaluate"):

@@ -13,7 +13,8 @@ from engine.models.family import Family
 from engine.results import provenance
 from engine.results.held_out_rows import Row
 from engine.results.outcome import Outcome
-from engine.task.plan import VisitStream, validation_interval
+from engine.task.plan.steps import validation_interval
+from engine.task.plan.visits import VisitStream
 from engine.task.settings import Settings
 from engine.training.buckets import BucketOrder
 from engine.training.distributed.group import Processes
@@ -46,7 +47,7 @@ def visit_encoder(
     """Return the encoder of the job's visits."""
     order = None
     if job.buckets:
-        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.schedule.batch_size)
+        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.step_range.batch_size)
     stream = VisitStream(
         seed=job.task.seed,
         num_rows=len(job.dataset),
@@ -61,7 +62,7 @@ def visit_encoder(
         job.dataset,
         job.medium,
         stream=stream,
-        schedule=job.schedule,
+        step_range=job.step_range,
         family=family,
         cache=cache,
         device=device,
@@ -96,5 +97,5 @@ def held_out_curve(
             processes=processes,
             check_stop=check_stop,
         )
-    interval = validation_interval(job.task.validation, job.schedule)
-    return HeldOutCurve(loss, rows, curve=job.curve, schedule=job.schedule, interval=interval, outcome=outcome)
+    interval = validation_interval(job.task.validation, job.step_range)
+    return HeldOutCurve(loss, rows, curve=job.curve, step_range=job.step_range, interval=interval, outcome=outcome)

@@ -21,7 +21,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
-from engine.task.plan import Epochs, Slot, Visit
+from engine.task.plan.visits import Epochs, Slot, Visit
 
 STEP: Final = 64
 """What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""

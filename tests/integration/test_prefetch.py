@@ -100,7 +100,7 @@ def test_pruning_needs_a_bound(tmp_path, bound, code, words):
 def test_a_bug_ends_with_its_code():
     script = """
 import sys
-from engine import prefetch
+from engine.commands import prefetch
 def broken(settings):
     raise ZeroDivisionError("by\\nnothing")
 prefetch.read_task = broken

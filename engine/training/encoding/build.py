@@ -9,7 +9,8 @@ import torch
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.medium import Medium
 from engine.models.family import Family
-from engine.task.plan import Schedule, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Task
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
@@ -27,7 +28,7 @@ def build_visit_encoder(
     medium: Medium,
     *,
     stream: VisitStream,
-    schedule: Schedule,
+    step_range: StepRange,
     family: Family,
     cache: EncodingCache,
     device: torch.device,
@@ -76,7 +77,7 @@ def build_visit_encoder(
     )
     return VisitEncoder(
         stream=stream,
-        schedule=schedule,
+        step_range=step_range,
         choice=choice,
         images=images,
         captions=captions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from engine.task.plan import Schedule
+from engine.task.plan.steps import StepRange
 from engine.training.encoding.long_step import LongStep
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ class StepWindow(Generic[T]):
     def __init__(
         self,
         make: Callable[[int, int], list[T]],
-        schedule: Schedule,
+        step_range: StepRange,
         *,
         world_size: int,
         check_stop: Callable[[], None],
@@ -33,7 +33,7 @@ class StepWindow(Generic[T]):
             check_stop: called with each micro-batch of a long step; raises when the job is to stop.
         """
         self._make = make
-        self._schedule = schedule
+        self._step_range = step_range
         self._world_size = world_size
         self._check_stop = check_stop
         self._examples: dict[int, Sequence[T]] = {}
@@ -52,23 +52,23 @@ class StepWindow(Generic[T]):
         return self._examples.pop(step, [])
 
     def _fill(self, start: int) -> None:
-        per_step = self._schedule.visits_per_step
+        per_step = self._step_range.visits_per_step
         if per_step > WINDOW_VISITS:
             self._examples = {start: self._long_step(start * per_step)}
             return
-        steps = range(start, min(start + WINDOW_VISITS // per_step, self._schedule.stop_step))
+        steps = range(start, min(start + WINDOW_VISITS // per_step, self._step_range.stop_step))
         examples = self._make(start * per_step, len(steps) * per_step)
         per_step = len(examples) // len(steps)
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
 
     def _long_step(self, start: int) -> LongStep[T]:
-        size = self._schedule.batch_size
+        size = self._step_range.batch_size
         return LongStep(
             make=self._make,
             start=start,
             size=size,
             round_visits=size * self._world_size,
-            num_rounds=self._schedule.micro_batches // self._world_size,
+            num_rounds=self._step_range.micro_batches // self._world_size,
             window=max(1, WINDOW_VISITS // (size * self._world_size)),
             check_stop=self._check_stop,
         )

@@ -7,7 +7,7 @@ from functools import partial
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import UnreadableImage
-from engine.task.plan import Visit, VisitStream
+from engine.task.plan.visits import Visit, VisitStream
 from engine.task.task import Dataset
 from engine.training.encoding.images import ImageEncoder, View
 from engine.training.encoding.unreadable import UnreadableImages

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.models.family import Family, Tensors
-from engine.task.plan import Schedule, Visit, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import Visit, VisitStream
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.captions import CaptionEncoder
@@ -40,7 +41,7 @@ class VisitEncoder:
         self,
         *,
         stream: VisitStream,
-        schedule: Schedule,
+        step_range: StepRange,
         choice: VisitChoice,
         images: ImageEncoder,
         captions: CaptionEncoder,
@@ -57,7 +58,7 @@ class VisitEncoder:
             check_stop: called between encodings; raises when the job is to stop.
         """
         self._stream = stream
-        self._schedule = schedule
+        self._step_range = step_range
         self._choice = choice
         self._images = images
         self._captions = captions
@@ -66,7 +67,7 @@ class VisitEncoder:
         self._cache = cache
         self._placement = placement
         self._processes = processes
-        self._window = StepWindow(self._encode, schedule, world_size=processes.world_size, check_stop=check_stop)
+        self._window = StepWindow(self._encode, step_range, world_size=processes.world_size, check_stop=check_stop)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -106,7 +107,7 @@ class VisitEncoder:
 
     def _is_own(self, visit: Visit) -> bool:
         """Whether this process trains on a visit."""
-        micro_batch = visit.number % self._schedule.visits_per_step // self._schedule.batch_size
+        micro_batch = visit.number % self._step_range.visits_per_step // self._step_range.batch_size
         return self._processes.owner(micro_batch) == self._processes.rank
 
     def _encode_images(self, visits: Sequence[Visit]) -> list[tuple[View, Tensors]]:

@@ -16,7 +16,9 @@ from engine.data.media.image import IMAGE
 from engine.evaluation.held_out_loss import HeldOutCurve, HeldOutLoss
 from engine.results.held_out_rows import STRATA, timesteps_of
 from engine.results.outcome import Outcome
-from engine.task.plan import Schedule, Timesteps, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
@@ -72,7 +74,7 @@ class Setup:
             loss,
             self.rows,
             curve=CURVE if loss else None,
-            schedule=Schedule(num_rows=5, batch_size=1, micro_batches=1, start_step=0, stop_step=9, max_steps=9),
+            step_range=StepRange(num_rows=5, batch_size=1, micro_batches=1, start_step=0, stop_step=9, max_steps=9),
             interval=interval,
             outcome=self.outcome,
         )

@@ -17,7 +17,8 @@ from engine.data.dataset.sizes import read_sizes
 from engine.data.media import image
 from engine.data.media.geometry import geometry
 from engine.data.media.image import IMAGE
-from engine.task.plan import MAX_VISITS, VisitStream
+from engine.task.plan.steps import MAX_VISITS
+from engine.task.plan.visits import VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
 from engine.training.encoding import step_window
 from tests.support.fakes import png

@@ -63,8 +63,8 @@ def in_threads(world_size, action):
 
 
 def own_examples(run, processes):
-    size = run.schedule.batch_size
-    found = examples_of(run.schedule, run.trainer.step)
+    size = run.step_range.batch_size
+    found = examples_of(run.step_range, run.trainer.step)
     return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
 
 

@@ -17,7 +17,8 @@ from engine.data.dataset.open import open_dataset
 from engine.data.media import image
 from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.image import IMAGE
-from engine.task.plan import Schedule, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.distributed.group import Processes
 from engine.training.encoding import step_window
@@ -85,7 +86,7 @@ class Setup:
             self.dataset,
             IMAGE,
             stream=self.stream,
-            schedule=Schedule(
+            step_range=StepRange(
                 num_rows=len(images),
                 batch_size=BATCH,
                 micro_batches=micro_batches,
