@@ -26,7 +26,7 @@ from engine.task.plan.visits import Epochs, Slot, Visit
 STEP: Final = 64
 """What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""
 _MAX_RATIO: Final = 4
-"""Of a bucket's longer side to its shorter one, as in the paper's appendix I."""
+"""The largest ratio of a bucket's longer side to its shorter one, as in the paper's appendix I."""
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
@@ -81,7 +81,7 @@ class Bucket:
 
     size: Size
     rows: npt.NDArray[np.int64]
-    """Of the dataset, in its order, repeats included."""
+    """The dataset's rows in it, in order, repeats included: int64."""
     num_images: int
 
 
@@ -90,7 +90,7 @@ class Buckets:
     """Where each row of a dataset belongs; buckets without an image are left out."""
 
     sizes: tuple[Size, ...]
-    """All that there could be."""
+    """All possible sizes, also those without an image."""
     members: tuple[Bucket, ...]
     kept: float
     """The share of an image that is shown, 0 to 1, on average."""
@@ -102,7 +102,7 @@ class Buckets:
         return self.sizes[nearest(size, self.sizes)]
 
     def lines(self) -> list[str]:
-        """What they are, for a person."""
+        """Return lines for a person: the number of images of each bucket, and what is cropped."""
         counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
         return [
             f"buckets        {counts} images",
@@ -110,7 +110,7 @@ class Buckets:
         ]
 
     def warnings(self, batch_size: int) -> list[str]:
-        """What is allowed but likely a mistake."""
+        """Return notes on what is allowed but likely a mistake."""
         small = sum(len(one.rows) < batch_size for one in self.members)
         if not small:
             return []
@@ -257,6 +257,6 @@ class _Epoch:
     before: list[int]
     """How many each bucket has had before."""
     ends: list[int]
-    """Of each bucket's share, in a row."""
+    """The places where each bucket's share ends, when the shares are in a row."""
     order: npt.NDArray[np.int64]
-    """In which they come: places in that row."""
+    """The micro-batches in the order in which they come, as places in that row."""

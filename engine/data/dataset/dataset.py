@@ -17,7 +17,7 @@ from engine.data.media.geometry import UnreadableImage
 
 @dataclass(frozen=True, slots=True)
 class ImageDataset:
-    """Rows of images and captions where they lie on disk; reads nothing until asked, holds no image.
+    """Rows of images and captions on disk. Reads an image when it is asked for, and keeps none in memory.
 
     `fingerprint` is 64 hex digits over every row's encoded image and captions, in order: equal content has an equal
     fingerprint in any folder and any table format. `revision` is the Hub commit, None for data from elsewhere.
@@ -31,7 +31,7 @@ class ImageDataset:
     """Names the images that `picked` took, where these are not all."""
 
     def __len__(self) -> int:
-        """How many visits an epoch has: an image that is repeated counts so often."""
+        """Return the number of visits of an epoch: a repeated image counts that often."""
         return self.ends[-1]
 
     @property
@@ -47,18 +47,18 @@ class ImageDataset:
         return dict(rules)
 
     def image_index(self, index: int) -> int:
-        """The first row that shows the same image: one of its repeats stands for all of them."""
+        """Return the first row that shows the same image: it stands for all repeats."""
         number, row = self._locate(index)
         return self._start(number) + row
 
     def image_indices(self) -> Iterator[int]:
-        """The rows without their repeats."""
+        """Yield the rows without their repeats."""
         for number, part in enumerate(self.parts):
             start = self._start(number)
             yield from range(start, start + len(part.images))
 
     def image_bytes(self, index: int) -> bytes:
-        """The image as it was encoded (PNG, JPEG, …). Raises UnreadableImage where there is none."""
+        """Return the image as it was encoded (PNG, JPEG, …). Raises UnreadableImage where there is none."""
         number, row = self._locate(index)
         part = self.parts[number]
         data = bytes(part.images.read(row))
@@ -67,7 +67,7 @@ class ImageDataset:
         return data
 
     def mask_bytes(self, index: int) -> bytes | None:
-        """The mask as it was encoded; None where the dataset has none for this image. Raises UnreadableImage."""
+        """Return the mask as it was encoded; None where the dataset has none for this image. Raises UnreadableImage."""
         number, row = self._locate(index)
         masks = self.parts[number].masks
         if masks is None or not masks.has(row):
@@ -78,20 +78,20 @@ class ImageDataset:
             raise UnreadableImage(f"its mask cannot be read: {error}") from error
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """One caption or more; a caption may be empty."""
+        """Return the image's captions, at least one; a caption may be empty."""
         number, row = self._locate(index)
         part = self.parts[number]
         value = part.captions[row].as_py()
         return (value,) if isinstance(value, str) else tuple(value)
 
     def name(self, index: int) -> str:
-        """What messages call the image: its file name where it has one, else its row."""
+        """Return the image's name for messages: its file name where it has one, else its row."""
         number, row = self._locate(index)
         part = self.parts[number]
         return part.images.name(row)
 
     def picked(self, images: Iterable[int], *, repeated: bool = True) -> ImageDataset:
-        """Some of the images, numbered from 0 without their repeats, in the order of the rows; at least one.
+        """Return a dataset of some of the images, given by their numbers from 0 without repeats; at least one.
 
         `repeated`: each with its repeats, else once. The fingerprint stays that of the whole.
         """
@@ -117,7 +117,7 @@ class ImageDataset:
 
 
 def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
-    """What to do about a dataset, called `what`, of whose images none is readable, such as the one of this name."""
+    """Return the message for a dataset, called `what`, without a readable image; `name` and `reason` are of one."""
     if num_images == 1:
         return f"{what}: its only image, {name}, is not readable ({reason}); save it as PNG or JPEG, or take another"
     return (
@@ -127,10 +127,10 @@ def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
 
 
 def _name_of(images: Iterable[int]) -> str:
-    """64 hex digits that no other images have."""
+    """Return the SHA-256 of the images' indices, as 64 hex digits."""
     return hashlib.sha256(np.fromiter(images, dtype="<i8").tobytes()).hexdigest()
 
 
 def ends_of(parts: Sequence[Rows]) -> tuple[int, ...]:
-    """After how many visits of an epoch each part ends."""
+    """Return after how many visits of an epoch each part ends."""
     return tuple(accumulate(len(part.images) * part.repeats for part in parts))

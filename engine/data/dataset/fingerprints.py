@@ -1,4 +1,4 @@
-"""What a dataset is by its content: one digest over every row's encoded image, mask and captions, in order."""
+"""The fingerprint of a dataset: one digest over every row's encoded image, mask and captions, in order."""
 
 from __future__ import annotations
 

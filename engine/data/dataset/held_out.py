@@ -25,19 +25,19 @@ TRAINING_ALONE: Final[Mapping[str, Any]] = {
     "mask_column": None,
     "alpha_mask": False,
 }
-"""Of `dataset`, what is done to images and captions in training alone, and what it is where they are measured."""
+"""The keys of `dataset` that are switched off for the held-out images, with their neutral values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What is measured."""
+    """The held-out images."""
 
     images: ImageDataset
-    """Each one once."""
+    """Those that are measured, without repeats."""
     num_images: int
     """How many there are, of which `images` are a sample."""
     fingerprint: str
-    """Which images of which content are measured: 64 hex digits."""
+    """SHA-256 over which images of which dataset are measured, as 64 hex digits."""
     revision: str | None
     """The Hub commit, None for data from elsewhere."""
     num_taken: int = 0

@@ -1,4 +1,4 @@
-"""Where each row's encoded image is: in a column, in files of its own, in a tar."""
+"""The encoded images of rows: in a column, in files of their own, or in a tar."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Cells:
     reach: Reach
     label: str
     origin: Origin | None = None
-    """Of `payloads`; None where nothing is known."""
+    """The origin of `payloads`; None where it is not known."""
 
     def __len__(self) -> int:
         return self.length

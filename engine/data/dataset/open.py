@@ -1,4 +1,4 @@
-"""Name, folder or URL -> `ImageDataset`."""
+"""Open the dataset that a task names: a folder or table here, a dataset on the Hub, or an archive at a URL."""
 
 from __future__ import annotations
 

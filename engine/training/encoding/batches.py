@@ -31,7 +31,7 @@ class Prepared:
         return self.examples[0].visit.number
 
     def is_of(self, examples: Sequence[Example]) -> bool:
-        """Whether it was made of these very examples."""
+        """Return whether it was made of exactly these examples."""
         return list(map(id, self.examples)) == list(map(id, examples))
 
 
@@ -90,7 +90,7 @@ class BatchMaker:
         return Prepared(examples, batch, stacked([example.tokens for example in examples], self._device))
 
     def complete(self, prepared: Prepared) -> Batch:
-        """The micro-batch, its captions encoded by text encoders that are trained, as they now are."""
+        """Return the micro-batch, with its captions encoded by the trained text encoders as they now are."""
         if not prepared.tokens:
             return prepared.batch
         embedded = embed_captions(self._family, prepared.tokens, self._dtype, self._device)

@@ -24,7 +24,7 @@ class Reason:
     by_type: bool = False
     """Whether the line says how many there are of each type."""
     is_quiet: bool = False
-    """Whether it is counted and not told: nobody wonders why a README is not trained on."""
+    """Whether no line is printed about such files, as for a README."""
 
 
 NOT_READ: Final = Reason(

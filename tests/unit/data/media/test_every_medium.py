@@ -1,6 +1,5 @@
 """What holds for every medium: the rows of the registry, and one that a test adds."""
 
-
 import numpy as np
 import pytest
 

@@ -45,7 +45,7 @@ def test_metadata_reports_images_that_are_dropped_or_missing(tmp_path):
     dataset = opened(tmp_path, name=folder, report=lines.append)
     assert len(dataset) == 3
     assert any("1 image is not used" in line and "extra.png" in line for line in lines)
-    assert any("1 image is named by metadata rows but not there: a.png" in line for line in lines)
+    assert any("1 image listed in the metadata, file not found: a.png" in line for line in lines)
     with pytest.raises(UnreadableImage, match="No such file"):
         dataset.image_bytes(1)
 
