@@ -110,7 +110,7 @@ def test_what_is_meant_is_told(case, tmp_path):
     metadata(tmp_path / "data", *map(written.format, range(3)), at=at)
     with pytest.raises(DatasetError) as caught:
         opened(tmp_path, name=tmp_path / "data")
-    assert "none of the 3 files that the metadata names is there" in str(caught.value)
+    assert "none of the 3 files listed in the metadata is found" in str(caught.value)
     assert str(caught.value).endswith(advice)
 
 
