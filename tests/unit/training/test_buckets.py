@@ -21,9 +21,9 @@ from engine.task.plan.steps import MAX_VISITS
 from engine.task.plan.visits import VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
 from engine.training.encoding import step_window
+from tests.support.encoding import BATCH, STEPS, Setup, frozen
 from tests.support.fakes import png
 from tests.unit.data.dataset.test_sizes import dataset_of
-from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen
 
 RESOLUTIONS = st.integers(2, 40).map(lambda count: 64 * count)
 

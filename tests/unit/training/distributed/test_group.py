@@ -11,7 +11,7 @@ from engine.training.distributed.group import Group, Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import step_window
 from engine.training.trainer import Notice
-from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen, good, with_unreadable
+from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
 from tests.unit.training.test_trainer import Run, examples_of, make_task
 
 
