@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
 
 from engine.core import rng
+from engine.core.canonical_json import canonical_json
 from engine.core.errors import DatasetError
 from engine.core.limits import Limits
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.folder.folders import Report
 from engine.data.dataset.open import open_dataset
 from engine.data.media.medium import Medium
-from engine.task.task import Dataset, HeldOutDataset, canonical_json
-
-TRAINING_ALONE: Final[Mapping[str, Any]] = {
-    "caption_dropout": 0.0,
-    "shuffle_tags": False,
-    "keep_tokens": 0,
-    "repeats": 1,
-    "mask_column": None,
-    "alpha_mask": False,
-}
-"""The keys of `dataset` that are switched off for the held-out images, with their neutral values."""
+from engine.task.task import Dataset, HeldOutDataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +88,7 @@ def _source(dataset: Dataset, wanted: HeldOutDataset) -> Dataset:
     """The training dataset's columns and captions; another place, or another split in the same place."""
     if wanted.split is None:
         dataset = replace(dataset, name=wanted.name, url=wanted.url, config_name=wanted.config_name)
-    return replace(dataset, repeats=1, mask_column=None, alpha_mask=False)
+    return dataset.as_measured
 
 
 def _order(seed: int, dataset: ImageDataset) -> list[int]:

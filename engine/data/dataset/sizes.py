@@ -10,12 +10,12 @@ from typing import Final
 
 import numpy as np
 
+from engine.core.canonical_json import canonical_json
 from engine.core.console import Meter
 from engine.core.files import atomic_files
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import Size, UnreadableImage
 from engine.data.media.medium import Medium
-from engine.task.task import canonical_json
 
 _UNREADABLE: Final[Size] = (0, 0)
 _FORMAT: Final = "sd-lora-task image sizes v1"
