@@ -87,10 +87,12 @@ LIGHT = [
     "results.output.folder",
     "data.dataset.sizes",
     "data.media.rendering",
-    "data.media.transforms",
+    "data.media.image",
+    "data.media.registry",
     "data.caption_choice",
     "training.buckets",
     "training.encoding.long_step",
+    "training.encoding.step_window",
     "training.methods.lora.folder",
     "training.methods.lora.names",
     "training.methods.lora.strength",
@@ -119,7 +121,6 @@ ROOMS = ["core", "task", "results", "data", "models", "training", "evaluation", 
 
 # To be straightened: the module, and what it imports from a later room.
 BACKWARDS: set[tuple[str, str]] = {
-    ("engine.evaluation.held_out_loss", "engine.job.session"),
     ("engine.evaluation.validation_images", "engine.job.job"),
     ("engine.evaluation.validation_images", "engine.job.session"),
     ("engine.results.checkpoint", "engine.training.methods.lora.folder"),
@@ -230,7 +231,7 @@ BROAD = {
     "engine.data.fetch.hub": 1,  # sorts whatever the Hub's library raises, and raises it again
     "engine.commands.prefetch": 1,  # a program of its own: a bug ends it with 70, as it does the job
     "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
-    "engine.data.media.transforms": 2,  # Pillow on damaged bytes raises anything
+    "engine.data.media.image": 2,  # Pillow on damaged bytes raises anything
 }
 
 

@@ -22,7 +22,8 @@ from engine.data.dataset.folder.hub_configurations import METADATA_NAMES
 from engine.data.dataset.folder.walking import walk
 from engine.data.dataset.images import Files, images_among
 from engine.data.dataset.reach import Reach
-from engine.data.media.transforms import UnreadableImage, decode
+from engine.data.media.geometry import UnreadableImage
+from engine.data.media.image import IMAGE, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,11 +78,11 @@ def find_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
     files = walk(folder).files
-    if not images_among(files):
+    if not images_among(files, IMAGE):
         raise DatasetError(f"{folder} holds no images")
     if metadata := [file for file in files if Path(file).name in METADATA_NAMES]:
         raise DatasetError(f"{shown(metadata[0])} has the captions of {folder}: text files would not be read")
-    return without_caption(folder, files)
+    return without_caption(folder, files, IMAGE)
 
 
 def load(name: str, *, revision: str, device: str | None, prompt: str | None, max_tokens: int) -> Captioner:

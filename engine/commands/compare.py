@@ -21,7 +21,8 @@ from safetensors.numpy import load as parse_tensors
 from engine.core.errors import CheckpointError, JobError
 from engine.core.files import atomic_files
 from engine.core.messages import plural
-from engine.data.media import transforms
+from engine.data.media import image
+from engine.data.media.geometry import UnreadableImage, geometry
 from engine.results.checkpoint import LORA_FILE
 from engine.results.outcome import describe, exit_code
 
@@ -184,10 +185,10 @@ def hamming(one: bytes, other: bytes) -> int:
 def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
     """The image's middle square, decoded within the job's own bounds."""
     try:
-        size = transforms.image_size(data)
-        view = transforms.geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
-        return transforms.render(data, view)
-    except transforms.UnreadableImage as error:
+        size = image.image_size(data)
+        view = geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
+        return image.render(data, view)
+    except UnreadableImage as error:
         raise CheckpointError(f"a validation image cannot be read: {error}") from None
 
 

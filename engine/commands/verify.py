@@ -24,7 +24,7 @@ from engine.core.errors import CheckpointError, Interrupted, JobError, TaskError
 from engine.core.files import atomic_files
 from engine.core.messages import listing, plural
 from engine.core.process.signals import Stop
-from engine.data.media.transforms import IMAGE_SUFFIXES
+from engine.data.media.image import IMAGE
 from engine.job.prepare import parent_folder, read_task
 from engine.results import checkpoint
 from engine.results import history as history_file
@@ -35,7 +35,7 @@ from engine.task.settings import Settings, read_flags, read_settings
 
 ENTRYPOINT: Final = Path(__file__).resolve().parents[2] / "entrypoint.py"
 DIFFERENT: Final = 1
-_TAKEN: Final = IMAGE_SUFFIXES | {".mp4", ".safetensors"}
+_TAKEN: Final = IMAGE.suffixes | {".mp4", ".safetensors"}
 _OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Left behind where somebody has looked at a folder; no loader reads them."""
 

@@ -9,8 +9,9 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProc
 
 from engine.commands import caption
 from engine.core.errors import DatasetError, ModelError
-from engine.data.dataset import open_dataset
-from engine.task.task import Dataset, Model, Task
+from engine.data.dataset.open import open_dataset
+from engine.data.media.image import IMAGE
+from engine.task.task import Dataset
 from tests.support.fakes import png
 from tests.unit.data.dataset.captions.test_sidecars import write
 
@@ -79,8 +80,8 @@ def test_writes_a_caption_beside_each_image_and_nothing_over_another(folder, bli
 def test_the_result_is_a_dataset_and_the_same_each_time(folder, blip, tmp_path):
     (folder / "b.jpg").unlink()
     assert run(folder, blip) == 0
-    task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder)))
-    dataset = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    wanted = Dataset(name=str(folder))
+    dataset = open_dataset(wanted, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
     assert dataset.caption_rules == {"a .txt file beside the image": 4}
     first = texts(folder)
     for name in first:

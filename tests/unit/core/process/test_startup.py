@@ -22,13 +22,14 @@ if __name__ == "__main__":
     import functools, io
     from PIL import Image
     from engine.data.media.rendering import render_all
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
+    from engine.data.media.image import render
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "PNG")
     read = functools.partial(bytes, file.getvalue())
     size = (64, 64)
     geometry = Geometry(original=size, resized=size, target=size, top=0, left=0, flip=False, repeatable=True)
-    (pixels,) = render_all([(read, geometry)], 1)
+    (pixels,) = render_all([(read, geometry)], render, 1)
     print(pixels.shape)
 """
 
