@@ -1,7 +1,7 @@
-"""Write captions beside the images of a folder, by a BLIP model: `python -m engine.commands.caption FOLDER`.
+"""Write captions beside the images of a folder, by a BLIP model: `entrypoint.py caption FOLDER`.
 
-What is there stays: an image with a caption file of any kind is passed over, and no file is ever overwritten. So it can
-be stopped and started again, and captions can be corrected in between.
+An image with a caption file of any kind is passed over, and no file is ever overwritten: the program can be stopped and
+started again, and captions can be corrected in between.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.commands.program import program
 from engine.core.console import Meter, say
-from engine.core.errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
+from engine.core.errors import DatasetError, ModelError, OutputError, TaskError, first_line
 from engine.core.files.atomic_files import FILE_MODE
 from engine.core.messages import plural, shown
 from engine.data.dataset.captions.caption_files import without_caption
@@ -35,10 +36,13 @@ al. 2022 (arXiv:2205.14100)."""
 Captioner = Callable[["Image"], str]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Caption a folder; the exit code."""
+@program
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Caption a folder, and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m engine.commands.caption", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog="entrypoint.py caption",
+        description="Write captions beside the images of a folder, by a BLIP model.",
+        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, help="images, at any depth; each gets a .txt beside it")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hub ID or a folder [%(default)s]")
@@ -47,24 +51,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--prompt", help="what every caption begins with, or what an instructed model is asked")
     parser.add_argument("--max-tokens", type=int, default=50, help="of a caption [%(default)s]")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.max_tokens < 1:
-            raise TaskError(f"--max-tokens is {arguments.max_tokens}: expected at least 1")
-        missing = find_images(arguments.folder)
-        if not missing:
-            say("nothing to do: every image has a caption")
-            return 0
-        captioner = load(
-            arguments.model,
-            revision=arguments.revision,
-            device=arguments.device,
-            prompt=arguments.prompt,
-            max_tokens=arguments.max_tokens,
-        )
-        caption_all(arguments.folder, missing, captioner)
-    except JobError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.code
+    if arguments.max_tokens < 1:
+        raise TaskError(f"--max-tokens is {arguments.max_tokens}: expected at least 1")
+    missing = find_images(arguments.folder)
+    if not missing:
+        say("nothing to do: every image has a caption")
+        return 0
+    captioner = load(
+        arguments.model,
+        revision=arguments.revision,
+        device=arguments.device,
+        prompt=arguments.prompt,
+        max_tokens=arguments.max_tokens,
+    )
+    caption_all(arguments.folder, missing, captioner)
     return 0
 
 
@@ -161,7 +161,3 @@ def write_caption(image: Path, caption: str) -> bool:
     with os.fdopen(descriptor, "wb") as file:
         file.write(caption.encode() + b"\n")
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

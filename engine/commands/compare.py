@@ -1,29 +1,26 @@
-"""How alike two results are, made on different devices perhaps: `python -m engine.commands.compare A B`.
+"""Say how alike two results are, which may come from different devices: `entrypoint.py compare A B`.
 
 Prints how far apart the two LoRAs' effects on the weights are, and the validation images' perceptual hashes.
-Exit codes: 0 compared, 2 a flag, 5 a result that cannot be read.
+Exit codes: 0 compared, 2 a wrong flag, 5 a result that cannot be read, 70 a bug.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
 
-from engine.core.errors import CheckpointError, JobError
+from engine.commands.program import program
+from engine.core.errors import CheckpointError
 from engine.core.files import atomic_files
 from engine.core.messages import plural
 from engine.data.media import transforms
 from engine.results.checkpoint import LORA_FILE
-from engine.results.outcome import describe, exit_code
 
 Matrix = npt.NDArray[np.float64]
 Factors = tuple[Matrix, Matrix]
@@ -35,18 +32,14 @@ _HASH_BITS: Final = 64
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
-def main(argv: Sequence[str]) -> int:
+@program
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Compare two results, and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m engine.commands.compare", description="Say how alike two results are.", allow_abbrev=False
+        prog="entrypoint.py compare", description="Say how alike two results are.", allow_abbrev=False
     )
     parser.add_argument("results", type=Path, nargs=2, metavar="RESULT", help="an output folder, or its checkpoint/")
-    try:
-        lines = compare(*parser.parse_args(argv).results)
-    except JobError as error:
-        print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
-        return exit_code(error)
-    print("\n".join(lines))  # noqa: T201
+    print("\n".join(compare(*parser.parse_args(argv).results)))
     return 0
 
 
@@ -78,6 +71,9 @@ def read_lora(folder: Path) -> dict[str, Factors]:
     Raises:
         CheckpointError: there is none, or it is malformed.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse_tensors
+
     path = folder / LORA_FILE
     if not path.exists():
         path = folder / "checkpoint" / LORA_FILE
@@ -199,7 +195,3 @@ def _read_or_refuse(path: Path, limit: int) -> bytes:
     if data is None:
         raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
     return data
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

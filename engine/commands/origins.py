@@ -46,7 +46,7 @@ def describe(
         return found
     if same_until < as_here:
         return [*found, f"steps {start + 1} to {as_here} were made in the same world" + _accusation(is_other)]
-    advice = "bits may differ between worlds, and engine.commands.compare says how far apart they are"
+    advice = "bits may differ between worlds, and entrypoint.py compare says how far apart they are"
     if as_here > start:
         advice = f"up to step {as_here}, in the same world, both tell the same; after it {advice}"
     return [*found[:-1], f"{found[-1]}; {advice}"]

@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
 
 from engine.core.messages import plural, short
 from engine.results.checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE, spelled
@@ -84,6 +82,9 @@ def _where(name: str, found: bytes, expected: bytes) -> str | None:
 
 
 def _tensor(found: bytes, expected: bytes) -> str:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse_tensors
+
     try:
         ours, theirs = parse_tensors(expected), parse_tensors(found)
     except (SafetensorError, KeyError, TypeError, ValueError):

@@ -1,8 +1,8 @@
-"""Check a result by doing its work again: `python -m engine.commands.verify RESULT --task task.json`.
+"""Check a result by training it again: `entrypoint.py verify RESULT --task task.json`.
 
-Prints `identical`, or the first step, file and tensor that differ, with what is known about the two worlds.
-Exit codes: 0 identical, 1 different, else the job's own: 2 task or flag, 5 unreadable result or checkpoint, or whatever
-ended the re-run.
+Prints `identical`, or the first step, file and tensor that differ, with what is known about where the two were made.
+Exit codes: 0 identical, 1 different, else the job's own: 2 task or flag, 5 unreadable result or checkpoint, 70 a bug,
+or whatever ended the re-run.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from engine.commands import origins, result_diff
-from engine.core.errors import CheckpointError, Interrupted, JobError, TaskError
+from engine.commands.program import program
+from engine.core.errors import CheckpointError, JobError, TaskError
 from engine.core.files import atomic_files
 from engine.core.messages import listing, plural
-from engine.core.process.signals import Stop
+from engine.core.process.startup import ENTRYPOINT
 from engine.data.media.transforms import IMAGE_SUFFIXES
 from engine.job.prepare import parent_folder, read_task
 from engine.results import checkpoint
 from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint, WarmStart
-from engine.results.outcome import describe, exit_code
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
 from engine.task.settings import Settings, read_flags, read_settings
 
-ENTRYPOINT: Final = Path(__file__).resolve().parents[2] / "entrypoint.py"
 DIFFERENT: Final = 1
 _TAKEN: Final = IMAGE_SUFFIXES | {".mp4", ".safetensors"}
 _OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -108,23 +107,19 @@ def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
         yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *names))
 
 
+@program
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
-    Stop().install()
-    try:
-        flags = _parser().parse_args(argv)
-        # The re-run goes to a temporary folder: in the image that is no mount, and is not to be.
-        lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
-    except (JobError, Interrupted) as error:
-        print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
-        return exit_code(error)
-    print("\n".join(lines))  # noqa: T201
+    flags = _parser().parse_args(argv)
+    # The re-run goes to a temporary folder: in the image that is no mount, and need not be one.
+    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
+    print("\n".join(lines))
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.commands.verify", description="Check a result by re-running it.", allow_abbrev=False
+        prog="entrypoint.py verify", description="Check a result by re-running it.", allow_abbrev=False
     )
     parser.add_argument("result", type=Path, metavar="RESULT", help="an output folder, or its checkpoint/")
     parser.add_argument("--task", type=Path, required=True, metavar="PATH", help="the task that it is said to be of")
@@ -225,7 +220,7 @@ def _rerun(
 ) -> None:
     """Run the job, or its first steps, in a process of its own."""
     task = flags.task.absolute() if steps is None else _shortened(settings, steps, out.with_name("first-steps"))
-    command = [sys.executable, str(ENTRYPOINT), "--task", str(task), *_job_flags(flags, out)]
+    command = [sys.executable, ENTRYPOINT, "--task", str(task), *_job_flags(flags, out)]
     code = _run_quietly(command, out, environment=environment)
     if code == 0:
         return
@@ -250,7 +245,7 @@ def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str,
         try:
             for line in job.stderr or ():
                 if str(out) not in line:
-                    print(line, end="", file=sys.stderr, flush=True)  # noqa: T201
+                    print(line, end="", file=sys.stderr, flush=True)
         except BaseException:
             job.kill()
             raise
@@ -299,7 +294,3 @@ def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
     """Where the result says that it ends elsewhere than its task."""
     told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
     return list(result_diff.differing_keys(told, again))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))

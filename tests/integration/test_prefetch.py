@@ -22,7 +22,7 @@ HUB_ID = "someone/tiny-model"
 def prefetch(*flags, env, stdin=None):
     """Run the real program."""
     return subprocess.run(
-        [sys.executable, "-m", "engine.commands.prefetch", *map(str, flags)],
+        [sys.executable, str(ENTRYPOINT), "prefetch", *map(str, flags)],
         cwd=ENTRYPOINT.parent,
         env={"PATH": os.environ["PATH"], "ALLOW_PRIVATE_URLS": "1", **{key: str(value) for key, value in env.items()}},
         input=stdin,
@@ -100,7 +100,7 @@ def test_pruning_needs_a_bound(tmp_path, bound, code, words):
 def test_a_bug_ends_with_its_code():
     script = """
 import sys
-from engine import prefetch
+from engine.commands import prefetch
 def broken(settings):
     raise ZeroDivisionError("by\\nnothing")
 prefetch.read_task = broken

@@ -20,7 +20,7 @@ from tests.support.harness import ENTRYPOINT, PATIENCE, changed, clean_environme
 def run_verifier(result, task_file, scratch, *flags):
     """Verify a result in a process of its own, with the home and temporary files in `scratch`."""
     return subprocess.run(
-        [sys.executable, "-m", "engine.commands.verify", str(result), "--task", str(task_file), *map(str, flags)],
+        [sys.executable, str(ENTRYPOINT), "verify", str(result), "--task", str(task_file), *map(str, flags)],
         check=False,
         cwd=ENTRYPOINT.parent,
         env=clean_environment(scratch),

@@ -54,7 +54,7 @@ def folder(tmp_path):
 
 
 def run(folder, blip, *flags):
-    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags])
+    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags], {})
 
 
 def texts(folder):

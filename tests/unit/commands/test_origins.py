@@ -50,7 +50,7 @@ class TestDescribe:
             if where is ELSEWHERE:
                 what = f"steps {start + 1} to {stop}" if stop > start else "the images"
                 assert f"another world: {what}: device.instructions is 'DEFAULT' in the result" in said
-        assert ("engine.commands.compare" in said) is not accused
+        assert ("entrypoint.py compare" in said) is not accused
 
     def test_an_identical_one_is_told_where_it_was_made_and_not_accused(self):
         said = self.told(ranges((0, 21, ELSEWHERE), (21, 40, HERE)), same_until=None)
