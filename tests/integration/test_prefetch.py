@@ -97,22 +97,6 @@ def test_pruning_needs_a_bound(tmp_path, bound, code, words):
     assert done.returncode == code and words in done.stderr
 
 
-def test_a_bug_ends_with_its_code():
-    script = """
-import sys
-from engine.commands import prefetch
-def broken(settings):
-    raise ZeroDivisionError("by\\nnothing")
-prefetch.read_task = broken
-sys.exit(prefetch.main([], {"TASK_JSON": "{}"}))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ENTRYPOINT.parent, capture_output=True, text=True, check=False, timeout=180
-    )
-    assert done.returncode == 70 and "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: a bug in this program: ZeroDivisionError: by nothing")
-
-
 def test_what_is_missing_ends_with_the_jobs_code(short_task, tmp_path):
     caches = {"CACHE_DIR": tmp_path / "cache", "HF_HOME": tmp_path / "huggingface"}
     with serving_hub({}) as (hub, _):
