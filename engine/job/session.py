@@ -84,13 +84,13 @@ def start_training(session: Session, family: Family) -> Training:
     if job.task.train_args.train_text_encoder:
         components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
     adapter = attach(components, job.task.lora, job.task.seed, initial=initial)
-    trainer = Trainer(job.task, job.schedule, family, adapter, session.device, processes=session.processes)
+    trainer = Trainer(job.task, job.step_range, family, adapter, session.device, processes=session.processes)
     if saved.state:
         trainer.restore(saved.state)
     elif isinstance(job.parent, WarmStart):
         adapter.warm_start(read_diffusers_file(job.parent.lora, components, config=job.parent.config))
     outcome.global_step = outcome.resumed_from_step = trainer.step
-    if trainer.step > job.schedule.start_step:
+    if trainer.step > job.step_range.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
     origins = provenance.extended_origins(saved.origins, trainer.step, provenance.origin(session.device))
     if len(origins) > max(1, len(saved.origins)):

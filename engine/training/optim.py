@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import torch
 
 from engine.core.errors import CheckpointError, NonFiniteError
-from engine.task.task import AdamArgs, Schedule
+from engine.task.task import AdamArgs, LrScheduleName
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
@@ -27,7 +27,7 @@ _MAX_FLOAT32: Final = float(torch.finfo(torch.float32).max)
 # --- learning rate ---
 
 
-def learning_rate(base: float, schedule: Schedule, step: int, *, warmup_steps: int, max_steps: int) -> float:
+def learning_rate(base: float, schedule: LrScheduleName, step: int, *, warmup_steps: int, max_steps: int) -> float:
     """The learning rate of the step that is trained at global step `step` (from 0).
 
     Equal, bit for bit, to `diffusers.optimization.get_scheduler` with its defaults (one cycle, power 1). `constant`
@@ -37,7 +37,7 @@ def learning_rate(base: float, schedule: Schedule, step: int, *, warmup_steps: i
     return base * schedule_factor(base, schedule, step, warmup_steps=warmup_steps, max_steps=max_steps)
 
 
-def schedule_factor(base: float, schedule: Schedule, step: int, *, warmup_steps: int, max_steps: int) -> float:
+def schedule_factor(base: float, schedule: LrScheduleName, step: int, *, warmup_steps: int, max_steps: int) -> float:
     """What `learning_rate` multiplies `base` by; other rates of the same training are multiplied by the same."""
     if schedule != "constant" and step < warmup_steps:
         return step / warmup_steps
@@ -54,7 +54,7 @@ def _cosine(progress: float) -> float:
     return 0.0 if progress >= 1.0 else max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-_CURVES: Final[Mapping[Schedule, Callable[[float], float]]] = {
+_CURVES: Final[Mapping[LrScheduleName, Callable[[float], float]]] = {
     "constant": lambda _: 1.0,
     "constant_with_warmup": lambda _: 1.0,
     "cosine": _cosine,

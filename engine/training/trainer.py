@@ -16,7 +16,8 @@ from engine.models.objectives import diffusion
 from engine.results.history import StepReport
 from engine.results.outcome import Clock
 from engine.results.state import TrainState
-from engine.task.plan import Schedule, base_learning_rate, base_text_encoder_rate
+from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
+from engine.task.plan.steps import StepRange
 from engine.task.task import Task, TrainArgs
 from engine.training import optim
 from engine.training.distributed.group import Processes
@@ -42,7 +43,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        schedule: Schedule,
+        step_range: StepRange,
         family: Family,
         adapter: Adapter,
         device: torch.device,
@@ -54,24 +55,24 @@ class Trainer:
             processes: that share the micro-batches of a step out; None is this one alone.
         """
         self._task = task
-        self._schedule = schedule
+        self._step_range = step_range
         self._family = family
         self._adapter = adapter
         self._working = WorkingCopy(adapter.parameters, adapter.fused, PRECISIONS[task.mixed_precision])
         self._batches = BatchMaker(task, family, device)
         self._ahead: Prepared | None = None
         groups = [{name: p for name, p in adapter.parameters.items() if _is_denoisers(name)}]
-        self._base_rates = [base_learning_rate(task.train_args, schedule.micro_batches)]
+        self._base_rates = [base_learning_rate(task.train_args, step_range.micro_batches)]
         if task.train_args.train_text_encoder:
             groups.append({name: p for name, p in adapter.parameters.items() if not _is_denoisers(name)})
-            self._base_rates.append(base_text_encoder_rate(task.train_args, schedule.micro_batches))
+            self._base_rates.append(base_text_encoder_rate(task.train_args, step_range.micro_batches))
         self._optimizer = optim.make_optimizer(groups, task.train_args.adam_args)
         self._huber = _huber(task.train_args)
         self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
         self._processes = processes or Processes()
         self.notice: Callable[[], Notice] = Notice
         """Called with each micro-batch; what comes of it is `noticed`."""
-        self.step = schedule.start_step
+        self.step = step_range.start_step
         self.noticed = Notice()
         """What any process gave notice of during the last step: the same in all of them."""
 
@@ -106,7 +107,7 @@ class Trainer:
             NonFiniteError: before the update, so that the state stays the last good one.
         """
         total: torch.Tensor | None = None
-        num_micro_batches = len(examples) // self._schedule.batch_size * self._processes.world_size
+        num_micro_batches = len(examples) // self._step_range.batch_size * self._processes.world_size
         tails = torch.empty((_TAIL, num_micro_batches), device=next(iter(self._adapter.parameters.values())).device)
         with self._working.taken() as trained:
             # Summed in the order of the micro-batches: the same bits whoever computed them.
@@ -131,7 +132,7 @@ class Trainer:
         self, examples: Sequence[Example], coming: Sequence[Example], trained: list[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
         """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
-        size = self._schedule.batch_size
+        size = self._step_range.batch_size
         # One at a time: a step may have more micro-batches than memory has room for.
         parts = (examples[start : start + size] for start in range(0, len(examples), size))
         for part, following in pairwise(chain(parts, (coming[:size],))):
@@ -162,7 +163,7 @@ class Trainer:
             scheduler.lr_scheduler,
             self.step,
             warmup_steps=scheduler.lr_warmup_steps,
-            max_steps=self._schedule.max_steps,
+            max_steps=self._step_range.max_steps,
         )
         rates = [base * factor for base in self._base_rates]
         if not all(rate <= _MAX_RATE for rate in rates):  # nor NaN
@@ -226,21 +227,21 @@ def _huber(args: TrainArgs) -> diffusion.Huber | None:
 
 def train(
     trainer: Trainer,
-    schedule: Schedule,
+    step_range: StepRange,
     examples: Callable[[int], Sequence[Example]],
     after_step: Callable[[StepReport], None],
     clock: Clock,
     *,
     at_hand: Callable[[int], Sequence[Example]] = lambda step: (),
 ) -> None:
-    """Train from the trainer's step to the schedule's stop. `after_step` sees a whole number of steps, always.
+    """Train from the trainer's step to `step_range.stop_step`. `after_step` sees a whole number of steps, always.
 
     Args:
         examples: those of a step, which may take encoding them.
         at_hand: those of a step that takes nothing, else none; not asked for again.
     """
     visited: Sequence[Example] = ()
-    while trainer.step < schedule.stop_step:
+    while trainer.step < step_range.stop_step:
         if not visited:
             with clock.phase("encode"):
                 visited = examples(trainer.step)

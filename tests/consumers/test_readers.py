@@ -58,7 +58,7 @@ class Model:
                 if name in single_files.CLASSES
             }
         entry = registry.FAMILIES[single_files.PIPELINES[layout]]
-        module = __import__(f"engine.models.registry.{entry.module}", fromlist=["load"])
+        module = __import__(f"engine.models.families.{entry.module}.model", fromlist=["load"])
         monkeypatch.setattr(module, "load_module", lambda cls, args, component: self.modules[component])
         monkeypatch.setattr(module, "load_tokenizer", lambda cls, args, component: None)
         file = single_file.SingleFile(path=Path(), name="m", layout=None, configs={**self.configs, "": {}})

@@ -43,15 +43,15 @@ def predict(job: Job) -> Room | None:
     prediction = memory.predict(job.base, job.task, recompute=True, device="cpu")
     if prediction is None:
         return None
-    task, schedule = job.task, job.schedule
+    task, step_range = job.task, job.step_range
     lora = prediction.trained * _VALUE_BYTES
     # Weights and both moments; LoftQ's start values besides. The history is the whole chain's.
-    state = lora * (4 if task.lora.init_lora_weights == "loftq" else 3) + _STEP_BYTES * schedule.stop_step
+    state = lora * (4 if task.lora.init_lora_weights == "loftq" else 3) + _STEP_BYTES * step_range.stop_step
     prompts = task.validation.given_prompts
     drawn = task.validation.num_images if prompts is None else len(prompts)
     pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
-    between = pictures * len(step_results.image_steps(task, schedule))
-    own = min(len(step_results.lora_steps(task, schedule)), task.checkpoint_limit)
+    between = pictures * len(step_results.image_steps(task, step_range))
+    own = min(len(step_results.lora_steps(task, step_range)), task.checkpoint_limit)
     earlier = len(job.parent.steps) // 2 if isinstance(job.parent, Checkpoint) else 0
     of_steps = min(own + earlier, task.checkpoint_limit)
     report = 3 * pictures  # with and without the LoRA, in base 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.job.job import Job
 from engine.results.checkpoint import WarmStart
-from engine.task import plan
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import LrScheduler, Task, TrainArgs
 
 
@@ -42,7 +42,7 @@ def _of_training(job: Job) -> list[str]:
     scheduler, bias = args.lr_scheduler, args.timestep_bias
     huber = (args.huber_schedule, args.huber_c)
     biased_range = (bias.begin, bias.end)
-    weights = set(plan.timesteps(args, job.base.num_train_timesteps).weights)
+    weights = set(Timesteps.of(args, job.base.num_train_timesteps).weights)
     cases = (
         (
             scheduler.lr_scheduler == "constant"

@@ -241,8 +241,8 @@ def test_whether_root_is_somebody_else_outside(tmp_path, line, person):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_came_before_python_ends_it(signum):
-    kill = "import os, sys; from engine.commands import container; os.kill(os.getpid(), int(sys.argv[1]));"
-    script = f"{kill} container._end_on_signals()"
+    script = "import os, sys; from engine.commands import container; os.kill(os.getpid(), int(sys.argv[1])); "
+    script += "container._end_on_signals()"
     line = ["env", "--block-signal=TERM,INT", sys.executable, "-c", script, str(int(signum))]
     assert subprocess.run(line, cwd=ROOT, check=False).returncode == 128 + signum
 

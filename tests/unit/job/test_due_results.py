@@ -39,7 +39,7 @@ def made(monkeypatch):
 
 def results(made, *, start=0, stop=20, hashes=None, from_first=lambda action: action(), **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
-    job = SimpleNamespace(task=task, schedule=SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4))
+    job = SimpleNamespace(task=task, step_range=SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4))
     session = SimpleNamespace(
         job=job,
         processes=SimpleNamespace(from_first=from_first),

@@ -213,12 +213,12 @@ class TestOutput:
     def full(self, monkeypatch):
         """The folders of which room was asked for."""
         asked = []
-        monkeypatch.setattr(precheck.room, "require", lambda job, root: asked.append(root))
+        monkeypatch.setattr(precheck.disk_space, "require", lambda job, root: asked.append(root))
         return asked
 
     def check(self, root, **options):
-        schedule = SimpleNamespace(num_steps=1)
-        job = SimpleNamespace(record=JobRecord("mine", None), in_place=False, schedule=schedule, parent=None)
+        step_range = SimpleNamespace(num_steps=1)
+        job = SimpleNamespace(record=JobRecord("mine", None), in_place=False, step_range=step_range, parent=None)
         precheck.check_output(job, OutputFolder(root), overwrite=options.get("overwrite", False))
 
     def test_a_result_of_another_job_is_refused_and_left_alone(self, tmp_path):

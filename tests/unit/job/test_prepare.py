@@ -68,7 +68,7 @@ def test_more_denoising_steps_than_the_model_has_timesteps():
 
 @pytest.mark.parametrize(
     ("looked_for", "error"),
-    [("checkpoint.load", CheckpointError), ("model.locate", ModelError), ("open_dataset", DatasetError)],
+    [("checkpoint.load", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
 )
 def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
     """`Path.is_file` and its like raise where a folder on the way is closed."""
@@ -76,7 +76,7 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/home/else/thing")
 
-    for name in ("checkpoint.load", "model.locate", "open_dataset"):
+    for name in ("checkpoint.load", "base_model.locate", "open_dataset"):
         monkeypatch.setattr(f"engine.job.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
@@ -93,7 +93,7 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
         raise error
 
     for name, function in (
-        ("model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
+        ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
         ("open_dataset", lambda task, **_: ask(task.dataset.name) if key == "dataset.name" else None),
         ("hold_out", lambda task, *_, **__: ask(task.validation.dataset.name)),
     ):
@@ -143,7 +143,7 @@ class TestABranchThatMoves:
             asked.append(pinned)
             raise ModelError("as far as it goes")
 
-        monkeypatch.setattr("engine.job.prepare.model.locate", locate)
+        monkeypatch.setattr("engine.job.prepare.base_model.locate", locate)
         settings = self.settings(tmp_path, cache_dir=tmp_path, task_folder=tmp_path, limits=None)
         task = parse_task(text().encode(), source="task")
         for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import json, os, torch
-from engine import determinism
+from engine.training import determinism
 determinism.switch_on(3)
 print(json.dumps({
     "strict": torch.are_deterministic_algorithms_enabled(),

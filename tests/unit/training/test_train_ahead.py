@@ -14,7 +14,7 @@ from engine.training.encoding.batches import BatchMaker
 from engine.training.methods.lora.adapter import attach
 from engine.training.trainer import Trainer, train
 from tests.support.fakes import CPU, LinearFamily
-from tests.unit.training.test_trainer import Run, examples_of, make_schedule, make_task
+from tests.unit.training.test_trainer import Run, examples_of, make_step_range, make_task
 
 
 class TestAhead:
@@ -25,12 +25,12 @@ class TestAhead:
 
         def examples(step):
             asked.append(step)
-            return examples_of(run.schedule, step, text)
+            return examples_of(run.step_range, step, text)
 
         def some(step):
-            return examples_of(run.schedule, step, text) if step in at_hand else ()
+            return examples_of(run.step_range, step, text) if step in at_hand else ()
 
-        train(run.trainer, run.schedule, examples, run.reports.append, Clock(), at_hand=some)
+        train(run.trainer, run.step_range, examples, run.reports.append, Clock(), at_hand=some)
         return run, asked
 
     @pytest.mark.parametrize("text", [False, True])
@@ -56,13 +56,13 @@ class TestAhead:
         monkeypatch.setattr(BatchMaker, "prepare", prepared)
         monkeypatch.setattr(optim, "update", updated)
         run = Run()
-        run.trainer.train_step(examples_of(run.schedule, 0), coming := examples_of(run.schedule, 1))
+        run.trainer.train_step(examples_of(run.step_range, 0), coming := examples_of(run.step_range, 1))
         run.trainer.train_step(coming)
         assert events == [0, 2, 4, 6, "update", 8, 10, "update"]
 
     def test_what_was_prepared_of_other_examples_is_not_used(self):
         run, plain = Run(), Run()
-        run.trainer.train_step(examples_of(run.schedule, 0), examples_of(run.schedule, 4))
+        run.trainer.train_step(examples_of(run.step_range, 0), examples_of(run.step_range, 4))
         plain.step()
         assert run.step() == plain.step() and run.bytes() == plain.bytes()
 
@@ -79,14 +79,14 @@ class TestWorkingCopy:
             adapter = adapter if has_copy else replace(adapter, fused={})
             start = adapter.state()
             for stop in (2, 5):  # the second trainer goes on from the first one's state
-                schedule = make_schedule(task, stop - 2, stop)
+                step_range = make_step_range(task, stop - 2, stop)
                 for layer in adapter.fused.values():
                     layer.copies = None
-                trainer = Trainer(task, schedule, family, adapter, CPU)
+                trainer = Trainer(task, step_range, family, adapter, CPU)
                 if stop > 2:
                     trainer.restore(parse_state(*states.pop()))
                 reports = []
-                train(trainer, schedule, lambda k, s=schedule: examples_of(s, k), reports.append, Clock())
+                train(trainer, step_range, lambda k, s=step_range: examples_of(s, k), reports.append, Clock())
                 states.append(dump_state(trainer.state()))
             assert not torch.equal(adapter.state()["unet.to_q.lora_A.weight"], start["unet.to_q.lora_A.weight"])
         assert states[0] == states[1]

@@ -73,8 +73,8 @@ def test_a_thread_keeps_no_process_from_ending(tmp_path):
     """This one would never end: nobody writes into the pipe."""
     os.mkfifo(tmp_path / "pipe")
     code = (
-        "import pathlib; from engine.core.files import digests\n"
-        f"digests.FileDigests(pathlib.Path({str(tmp_path)!r})).begin([pathlib.Path({str(tmp_path / 'pipe')!r})])"
+        "import pathlib; from engine.core.files import file_hashes\n"
+        f"file_hashes.FileDigests(pathlib.Path({str(tmp_path)!r})).begin([pathlib.Path({str(tmp_path / 'pipe')!r})])"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 

@@ -205,7 +205,7 @@ class TestHold:
         """The mark that it waited for was removed with the entry: a lock on that would be on nothing."""
         path = make(tmp_path, LARGE["dataset"], "one", 1000)
         script = (
-            "import os, sys, signal; from pathlib import Path; from engine import retention\n"
+            "import os, sys, signal; from pathlib import Path; from engine.core.files import retention\n"
             f"cache, path = Path({str(tmp_path)!r}), Path({str(path)!r})\n"
             "real = retention.remove\n"
             "def slow(doomed): print(flush=True); sys.stdin.readline(); real(doomed)\n"

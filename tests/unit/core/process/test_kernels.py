@@ -82,7 +82,8 @@ def test_a_value_that_is_no_text_is_escaped():
 
 COMPUTE = """
 import json, math, sys, torch
-from engine import kernels, world
+from engine.core.process import kernels
+from engine.results import provenance as world
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 one, two = torch.randn(77, 320, generator=generator), torch.randn(320, 640, generator=generator)

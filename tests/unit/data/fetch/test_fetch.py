@@ -565,7 +565,7 @@ def test_a_lost_or_damaged_pointer_means_another_download(server, get, tmp_path)
 SCRIPT = """
 import sys, os, signal
 from pathlib import Path
-from engine import fetch
+from engine.data import fetch
 if sys.argv[3] == "kill":
     real = fetch.extract
     def extract(*args):

@@ -97,7 +97,7 @@ def test_a_killed_worker_is_a_temporary_error():
 SCRIPT = """
 import io, multiprocessing, os, signal, sys, time
 from PIL import Image
-from engine import transforms
+from engine.data.media import transforms
 from engine.core.errors import TemporaryError
 from engine.data.media.rendering import render_all
 
