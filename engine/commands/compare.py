@@ -44,7 +44,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """What there is to say about two results, in lines for a person.
+    """Describe how far apart two results are, in lines for a person.
 
     Raises:
         CheckpointError: one of them cannot be read.
@@ -66,10 +66,10 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def read_lora(folder: Path) -> dict[str, Factors]:
-    """A result's LoRA by module, its prefix (`unet.`) included.
+    """Read a result's LoRA: float64 factors by module name, with its prefix (`unet.`).
 
     Raises:
-        CheckpointError: there is none, or it is malformed.
+        CheckpointError: the file is missing or malformed.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse_tensors
@@ -100,7 +100,7 @@ def _factors(path: Path, module: str, tensors: Mapping[str, npt.NDArray[Any]]) -
 
 
 def module_distances(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
-    """‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; one that only one of them adapts is 0 in the other.
+    """Return ‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; one that only one of them adapts counts as 0 in the other.
 
     Raises:
         CheckpointError: they are LoRAs of different models.
@@ -120,7 +120,7 @@ def module_distances(one: Mapping[str, Factors], other: Mapping[str, Factors]) -
 
 
 def module_norms(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
-    """The larger of ‖B₁·A₁‖ and ‖B₂·A₂‖ of each module."""
+    """Return the larger of ‖B₁·A₁‖ and ‖B₂·A₂‖ of each module."""
     return {
         module: max(norm(*pairs[module]) for pairs in (one, other) if module in pairs)
         for module in one.keys() | other.keys()
@@ -128,7 +128,7 @@ def module_norms(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> di
 
 
 def norm(down: Matrix, up: Matrix) -> float:
-    """‖B·A‖ (Frobenius), without forming B·A.
+    """Return ‖B·A‖ (Frobenius), without forming B·A.
 
     With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors change no norm. The shorter way through the
     Gram matrices BᵀB and AAᵀ would lose half of the digits where two LoRAs are nearly equal.
@@ -165,7 +165,7 @@ def _compare_images(one: Path, other: Path) -> list[str]:
 
 
 def hamming(one: bytes, other: bytes) -> int:
-    """How many of the 64 bits of two images' pHash differ (Zauner 2010; the library's, a DCT of 32 x 32 pixels).
+    """Return how many of the 64 bits of two images' pHash differ (Zauner 2010; ImageHash's: a DCT of 32 x 32 pixels).
 
     Raises:
         CheckpointError: one is not a readable image.
@@ -178,7 +178,7 @@ def hamming(one: bytes, other: bytes) -> int:
 
 
 def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
-    """The image's middle square, decoded within the job's own bounds."""
+    """Return the image's central square (height, width, 3), decoded within the job's own size limits."""
     try:
         size = transforms.image_size(data)
         view = transforms.geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)

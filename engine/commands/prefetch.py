@@ -43,12 +43,12 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
-    """Download whatever is missing of the task's base model, with its weights, and of its dataset.
+    """Download what is missing of the task's base model, with its weights, and of its dataset.
 
-    A chain's later tasks are pinned to the commits of the first one's checkpoint: so is this, when it is given one.
+    With a checkpoint to continue, both are pinned to the commits in its manifest, as in the job.
 
     Raises:
-        JobError: of the kind of whatever is missing or does not fit.
+        JobError: what the job would be refused for.
     """
     settings = read_settings(flags, environment)
     task = read_task(settings)
@@ -65,8 +65,8 @@ def prune_cache(flags: argparse.Namespace, environment: Mapping[str, str]) -> No
     """Remove from the cache what was used least recently, until it holds no more than MAX_CACHE_BYTES.
 
     Raises:
-        TaskError: the variable is not set, or no number.
-        OutputError: something that should go could not be removed.
+        TaskError: the variable is not set, or not a number.
+        OutputError: something could not be removed.
     """
     most, folder = max_cache_bytes(environment), cache_dir(flags, environment)
     if most is None:

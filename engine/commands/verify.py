@@ -36,11 +36,11 @@ from engine.task.settings import Settings, read_flags, read_settings
 DIFFERENT: Final = 1
 _TAKEN: Final = IMAGE_SUFFIXES | {".mp4", ".safetensors"}
 _OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
-"""Left behind where somebody has looked at a folder; no loader reads them."""
+"""Files that file managers leave in folders; no loader reads them."""
 
 
 class RerunError(JobError):
-    """The re-run ended otherwise than well, for this reason."""
+    """The re-run failed, with this code and reason."""
 
     def __init__(self, code: int, kind: str, message: str) -> None:
         super().__init__(f"the re-run failed: {message}")
@@ -49,7 +49,7 @@ class RerunError(JobError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result as it lies on disk, its checkpoint believed as far as its own hashes go."""
+    """A result on disk. Its checkpoint agrees with its own hashes, which is all that is known about it."""
 
     checkpoint_folder: Path
     validation_folder: Path | None
@@ -60,7 +60,7 @@ class Result:
         """Read an output folder, or a `checkpoint/` alone.
 
         Raises:
-            CheckpointError: it holds no whole checkpoint.
+            CheckpointError: there is no complete checkpoint.
         """
         is_checkpoint = (folder / MANIFEST).is_file()
         own = folder if is_checkpoint else folder / "checkpoint"
@@ -70,7 +70,7 @@ class Result:
         return cls(own, None if is_checkpoint else folder / "validation", found)
 
     def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
-        """The files of these names (`checkpoint/…`, `validation/…`), None for each that is not a plain file here."""
+        """Read the files of these names (`checkpoint/…`, `validation/…`); None for each that is not a plain file."""
         folders = {"checkpoint": self.checkpoint_folder, "validation": self.validation_folder}
         found: dict[str, bytes | None] = {}
         for name, expected in names.items():
@@ -83,10 +83,10 @@ class Result:
         return found
 
     def names(self) -> tuple[set[str], set[str]]:
-        """What readers take for the result's, and the other files there, which nobody does.
+        """Return the names that readers take for part of the result, and the names of the other files there.
 
-        The former is all that a checkpoint lists or has: loaders take weights and configurations by whatever name they
-        find first, hidden ones too, and from folders in it. And what is a picture or weights, in `validation/`.
+        Part of the result is all that a checkpoint lists or has: loaders take weights and configurations by whatever
+        name they find first, hidden ones and those in subfolders too. In `validation/` it is pictures and weights.
         """
         taken = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
         found = {f"checkpoint/{name}" for name in _everything_below(self.checkpoint_folder)}
@@ -101,7 +101,7 @@ class Result:
 
 
 def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
-    """Relative paths of all that is there, links among them, wherever they lead; or all that is no folder."""
+    """Yield the relative paths of all files, links and, with `folders`, folders. Links are not followed."""
     for at, inner, files in os.walk(folder):
         names = inner if folders else [name for name in inner if Path(at, name).is_symlink()]
         yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *names))
@@ -122,8 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="entrypoint.py verify", description="Check a result by re-running it.", allow_abbrev=False
     )
     parser.add_argument("result", type=Path, metavar="RESULT", help="an output folder, or its checkpoint/")
-    parser.add_argument("--task", type=Path, required=True, metavar="PATH", help="the task that it is said to be of")
-    parser.add_argument("--steps", type=int, metavar="K", help="re-run the first K steps alone")
+    parser.add_argument(
+        "--task", type=Path, required=True, metavar="PATH", help="the task that the result was made from"
+    )
+    parser.add_argument("--steps", type=int, metavar="K", help="re-run only the first K steps")
     parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint that the result continues")
     parser.add_argument("--cache-dir", metavar="DIR", help="as the job's")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="as the job's")
@@ -131,15 +133,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[list[str], int]:
-    """Re-run and compare.
+    """Re-run a task and compare the result.
 
     Returns:
-        What was found, in lines for a person, and the exit code.
+        Lines for a person, and the exit code: 0 or `DIFFERENT`.
 
     Raises:
         TaskError: the task is invalid, or the checkpoint is not the one that the result continues.
-        CheckpointError: the result is not whole.
-        RerunError: the re-run ended otherwise than well.
+        CheckpointError: the result is not complete.
+        RerunError: the re-run failed.
     """
     if flags.steps is not None and flags.steps < 1:
         raise TaskError(f"--steps is {flags.steps}: expected at least 1")
@@ -159,9 +161,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         file, others = (None, set[str]()) if steps else _first_file(result, expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
-        what = f"{extent}, history alone" if steps else f"{extent}, {plural(len(expected), 'file')}"
+        what = f"{extent}, only the history" if steps else f"{extent}, {plural(len(expected), 'file')}"
         unknown = listing(sorted(others - expected.keys()))
-        ignored = [f"not compared, nothing that a result has: {unknown}"] if unknown else []
+        ignored = [f"not compared, not part of a result: {unknown}"] if unknown else []
         return [f"identical: {what}", *ignored, *origins.describe(result.checkpoint, again.checkpoint, start=start)], 0
     lines = [f"different: {step or file}"]
     lines += [f"first file: {file}"] if step and file else []
@@ -177,9 +179,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
 
 
 def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | None, set[str]]:
-    """The first file that differs, or that the result alone has; and the names of those that are not compared."""
+    """Describe the first file that differs or that only the result has; and return the names of files not compared."""
     files, (taken, others) = result.files(expected), result.names()
-    listing_all = f"checkpoint/{MANIFEST}"  # so what differs differs in it, too: it comes last
+    listing_all = f"checkpoint/{MANIFEST}"  # it lists the others, so it differs whenever one does: it comes last
     told = {name: data for name, data in expected.items() if name != listing_all}
     file = result_diff.first_file(files, told) or result_diff.first_more(taken, expected)
     return file or result_diff.first_file(files, {listing_all: expected[listing_all]}), others
@@ -200,10 +202,10 @@ def _job_flags(flags: argparse.Namespace, out: Path) -> list[str]:
 
 
 def _start_step(settings: Settings, result: Result) -> int:
-    """The step that the result's task began at, after checking that the parent at hand is the result's.
+    """Check that the parent at hand is the one that the result continues, and return the step that its task began at.
 
     Raises:
-        TaskError: it is not.
+        TaskError: it is another one.
     """
     folder = parent_folder(settings, read_task(settings))
     parent = checkpoint.load(folder) if folder else None
@@ -233,7 +235,7 @@ def _rerun(
 
 
 def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str, str]) -> int:
-    """Run a job and pass on what it tells a person, but the lines that name files in `out`: it is gone at the end."""
+    """Run a job and pass its log on, except lines that name files in `out`, which is removed in the end."""
     with subprocess.Popen(
         command,
         env=dict(environment),
@@ -259,7 +261,7 @@ def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
     """
     task, value = read_task(settings), json.loads(settings.task_bytes)
     value["train_args"]["num_train_steps"] = steps
-    value["validation"]["num_images"] = 1  # pictures are no part of a step
+    value["validation"]["num_images"] = 1  # images do not affect the steps
     value["validation"].pop("prompts", None)
     value["model"]["name"] = task.model.name
     if task.dataset.name is not None:
@@ -281,7 +283,7 @@ def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
 
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
-    """Where the result itself says that it is of another task."""
+    """Describe where the result's own files say that it is of another task."""
     found = list(result_diff.differing_keys(result.world, rerun.world))
     return found + [
         line
@@ -291,6 +293,6 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
 
 
 def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
-    """Where the result says that it ends elsewhere than its task."""
+    """Describe where the result says that it ends at another step than its task."""
     told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
     return list(result_diff.differing_keys(told, again))
