@@ -158,7 +158,7 @@ def _say_if_closed(output: Path) -> None:
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags that name the output folder; none where they are wrong, which the job itself will say."""
+    """Return the flag that names the output folder; None where it is wrong, which the job itself reports."""
     try:
         return salvage_output_dir(argv)
     except TaskError:
@@ -166,16 +166,16 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def existing(folder: Path) -> Path:
-    """Return `folder`, or the nearest one above it that is there and is reached through no link.
+    """Return `folder`, or the nearest folder above it that exists and whose path has no links.
 
-    Whoever owns the output folder could put a link to root's there, and have the job run as root.
+    With links, the owner of the output folder could make one to a folder of root's, and have the job run as root.
     """
     candidates = (folder.absolute(), *folder.absolute().parents)
     return next(path for path in candidates if _is_folder(path) and path.resolve() == path)
 
 
 def _is_folder(path: Path) -> bool:
-    """False also for one that may not be looked at, where `Path.is_dir` raises."""
+    """Return whether this is a folder; False also where it cannot be read, where `Path.is_dir` raises."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -217,7 +217,7 @@ def become(owner: Owner) -> None:
 
 
 def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return where libraries write beside the results, so that it can be written: also with a read-only root."""
+    """Return variables for writable scratch folders, none where HOME is writable: the root may be read-only."""
     home = environment.get("HOME", "/")
     if is_writable(home):
         return {}
@@ -225,7 +225,7 @@ def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_writable(folder: str) -> bool:
-    """Return whether files can be made in a folder; False for one that is not there, or read-only."""
+    """Return whether files can be made in a folder; False if it does not exist or is read-only."""
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
@@ -235,9 +235,9 @@ def say(line: str) -> None:
 
 
 def _end_on_signals() -> None:
-    """End on the signals that the kernel keeps from a process 1 that does not ask for them.
+    """End on SIGTERM and SIGINT, which the kernel does not deliver to a process 1 without handlers.
 
-    The image starts with them blocked, so that one that came while Python was starting is waiting here.
+    The image starts with them blocked, so that one that came while Python was starting is still pending here.
     """
     stops = (signal.SIGTERM, signal.SIGINT)
     for signum in stops:
@@ -255,13 +255,13 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _gives(folder: Path, owner: Owner) -> bool:
-    """Give an empty folder of root's to somebody else, if there is one and it may be done."""
+    """Give an empty folder of root's to another user. Return False if there is none or it is not permitted."""
     if owner.uid == 0 or not _is_folder(folder):
         return False
     try:
         if _owner(folder).uid != 0 or not _is_empty(folder):
             return False
         os.chown(folder, *owner, follow_symlinks=False)
-    except OSError:  # without the capability, read-only, or closed to root too: it stays as it is
+    except OSError:  # no capability, read-only, or closed to root too
         return False
     return True

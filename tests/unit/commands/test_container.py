@@ -64,9 +64,23 @@ def test_flags_are_the_jobs_and_anything_else_is_a_command(argv, command):
     assert command_line(argv) == command
 
 
-def test_it_starts_without_third_party_packages():
+class Replaced(Exception):
+    """Stands for the end of a process that is replaced by another program."""
+
+
+def test_what_rises_is_itself_and_needs_no_third_party_packages(monkeypatch):
     """`RISE` is the distribution's Python, which sees no virtual environment."""
-    line = [sys.executable, "-I", "-S", ENTRYPOINT, "container-start", "echo", "started"]
+
+    def replace(program, line):
+        raise Replaced(program, line)
+
+    monkeypatch.setattr(container, "may_rise", lambda: True)
+    monkeypatch.setattr(container.os, "execv", replace)
+    with pytest.raises(Replaced) as replaced:
+        container.main(["echo", "started"], os.environ)
+    program, line = replaced.value.args
+    assert program == container.RISE and line[0] == str(container.RISE)
+    line = [sys.executable, *line[1:]]
     env = os.environ | ({"RUN_AS_ROOT": "1"} if os.geteuid() == 0 else {})
     started = subprocess.run(line, check=False, capture_output=True, text=True, env=env)
     assert (started.returncode, started.stdout) == (0, "started\n"), started.stderr
