@@ -35,8 +35,8 @@ def main(flavour: str, name: str) -> int:
     quiet_libraries()
     if flavour == "heavy":
         import engine.job.run
-        import engine.models.families.sd
-        import engine.models.families.sdxl  # noqa: F401
+        import engine.models.families.sd.model
+        import engine.models.families.sdxl.model  # noqa: F401
     names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
     # jemalloc, in Arrow, is prepared for forks; with any other thread a fork might not be safe.
     assert [name for name in names if name != "jemalloc_bg_thd"] == names[-1:], names
