@@ -21,7 +21,7 @@ from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.results.state import dump_state
-from engine.task.task import canonical
+from engine.task.identity import canonical
 from engine.training.methods.lora import webui_metadata
 from engine.training.methods.lora.files import diffusers_state, webui_state
 

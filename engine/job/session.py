@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from engine.core.canonical_json import canonical_json
 from engine.core.console import say
 from engine.core.errors import DeviceError, NonFiniteError
 from engine.core.process.signals import Stop
@@ -25,7 +26,6 @@ from engine.results.output.step_results import Kept, load_progress
 from engine.results.state import TrainState, dump_state, parse_state, weights_digest
 from engine.results.trackers.jsonl import ProgressLog
 from engine.task.settings import Settings
-from engine.task.task import canonical_json
 from engine.training.distributed.group import Processes
 from engine.training.methods.lora.adapter import Adapter, attach
 from engine.training.methods.lora.files import diffusers_state, read_diffusers_file

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Contents, Stored, read_plain
-from engine.task.task import canonical_json
 from engine.training.methods.lora.folder import LORA_FILE as LORA_FILE  # noqa: PLC0414  # who imports this module needs it
 from engine.training.methods.lora.folder import PEFT_CONFIG, PEFT_FILE, find_lora
 
