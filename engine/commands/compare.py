@@ -66,7 +66,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def read_lora(folder: Path) -> dict[str, Factors]:
-    """Read a result's LoRA: float64 factors by module name, with its prefix (`unet.`).
+    """Read a result's LoRA: float64 factors by module name, the component's name in front.
 
     Raises:
         CheckpointError: the file is missing or malformed.

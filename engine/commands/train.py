@@ -141,7 +141,7 @@ def _train(
         digests = FileDigests(settings.cache_dir)
         if processes.is_first:  # the others find its notes
             hash_ahead(task.model, digests)
-        import engine.models.parts.latent_diffusion  # noqa: F401 - no family does without: here it is imported like the rest
+        import engine.models.parts.vae  # noqa: F401 - imports what most families need
         from engine.job.run import run
 
     run(settings, task, output, stop, outcome, processes=processes, digests=digests, log=log)

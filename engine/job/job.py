@@ -20,7 +20,7 @@ from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import DEFAULT_TARGETS, PredictionType, Task
+from engine.task.task import PredictionType, Task
 from engine.training.buckets import Buckets
 
 
@@ -44,7 +44,7 @@ class Job:
     @property
     def timesteps(self) -> Timesteps:
         """Which timesteps are drawn. Raises TaskError when the task leaves none."""
-        return Timesteps.of(self.task.train_args, self.base.num_train_timesteps)
+        return self.base.objective.timesteps(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
@@ -121,13 +121,14 @@ class Job:
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
         }
-        targets = task.lora.target_modules
+        family = self.base.family
+        targets = family.targets_of(family.denoiser, task.lora.target_modules)
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
             "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
             "rank": task.lora.rank,
-            "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+            "target_modules": targets if isinstance(targets, str) else sorted(targets),
             **{key: value for key, value in options.items() if value},
             **agreed(task),
             "prediction_type": self.prediction_type,
