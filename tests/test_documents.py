@@ -20,8 +20,6 @@ AWAITED = {
     "tests/README.md",
     "engine/training/methods/method.py",
     "engine/training/optimizers/",
-    "engine/commands/registry.py",
-    "engine/commands/train.py",
     "engine/job/device_errors.py",
     "engine/job/progress_saver.py",
     "engine/results/output/saved_progress.py",

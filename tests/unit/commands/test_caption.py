@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 def run(folder, blip, *flags):
-    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags])
+    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags], {})
 
 
 def texts(folder):
@@ -111,7 +111,7 @@ def test_a_model_that_is_not_at_hand_is_refused_clearly(folder, name, capfd, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert run(folder, name) == ModelError.code
     said = capfd.readouterr().err
-    assert f"captioner {name!r} is not at hand" in said and "--model" in said and "Traceback" not in said
+    assert f"captioner {name!r} cannot be loaded" in said and "--model" in said and "Traceback" not in said
     assert texts(folder) == {}
 
 
@@ -125,7 +125,7 @@ def test_a_model_without_weights(folder, blip, tmp_path, capfd):
     bare = write(tmp_path / "bare", {path.name: path.read_bytes() for path in blip.iterdir() if path.suffix == ".json"})
     (bare / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
     assert run(folder, bare) == ModelError.code
-    assert "not at hand" in capfd.readouterr().err
+    assert "cannot be loaded" in capfd.readouterr().err
 
 
 def test_folders_that_need_no_captions(tmp_path, blip):
