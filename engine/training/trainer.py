@@ -48,7 +48,14 @@ class Trainer:
         self._family = family
         self._adapter = adapter
         self._working = WorkingCopy(adapter.parameters, adapter.fused, PRECISIONS[task.mixed_precision])
-        self._batches = BatchMaker(task, family, device)
+        self._batches = BatchMaker(
+            family,
+            device,
+            dtype=PRECISIONS[task.mixed_precision],
+            seed=task.seed,
+            resolution=task.train_args.resolution,
+            noise_offset=task.train_args.noise_offset,
+        )
         self._ahead: Prepared | None = None
         groups = [{name: p for name, p in adapter.parameters.items() if family.spec.is_denoisers(name)}]
         self._base_rates = [base_learning_rate(task.train_args, step_range.micro_batches)]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
 from engine.models.families.sd.spec import SPEC
 from engine.training.methods.lora.adapter import Adapter
 from engine.training.methods.lora.dropout import Dropping
