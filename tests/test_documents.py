@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOT_OURS = {"build", "out", "cache", "task"}
 """Folders at the top that git ignores and people fill."""
-EXTENDING = ("family", "method", "optimizer", "tracker", "medium", "task-key", "output-file")
+EXTENDING = ("family", "method", "optimizer", "tracker", "medium", "output-file")
 SEAMS = ("models/objectives", "training/methods", "training/optimizers", "results/trackers", "data/media")
 # What documents name before it is there. To be emptied.
 AWAITED = {
