@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from engine.core import rng
 from engine.core.console import Meter
 from engine.data import caption_choice
-from engine.data.dataset import ImageDataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.evaluation import sampling
 from engine.job.job import Job
 from engine.job.session import Session, Training

@@ -10,8 +10,10 @@ from typing import Any
 
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
-from engine.data.dataset import ImageDataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
+from engine.data.media.medium import Medium
+from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
@@ -20,7 +22,7 @@ from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import DEFAULT_TARGETS, PredictionType, Task
+from engine.task.task import PredictionType, Task
 from engine.training.buckets import Buckets
 
 
@@ -42,9 +44,14 @@ class Job:
     """What is not trained on but measured."""
 
     @property
+    def medium(self) -> Medium:
+        """What the dataset's samples are."""
+        return medium_of(self.base)
+
+    @property
     def timesteps(self) -> Timesteps:
         """Which timesteps are drawn. Raises TaskError when the task leaves none."""
-        return Timesteps.of(self.task.train_args, self.base.num_train_timesteps)
+        return self.base.objective.timesteps(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
@@ -121,13 +128,14 @@ class Job:
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
         }
-        targets = task.lora.target_modules
+        family = self.base.family
+        targets = family.targets_of(family.denoiser, task.lora.target_modules)
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
             "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
             "rank": task.lora.rank,
-            "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+            "target_modules": targets if isinstance(targets, str) else sorted(targets),
             **{key: value for key, value in options.items() if value},
             **agreed(task),
             "prediction_type": self.prediction_type,
@@ -160,6 +168,11 @@ def request_digest(task: Task, parent: Path | None) -> str:
     """A digest of a task and its checkpoint's place: the same command, the same request."""
     value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def medium_of(base: BaseModel) -> Medium:
+    """Return the medium that the base model's family is trained on."""
+    return MEDIA[base.family.medium]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +16,8 @@ from engine.job import memory
 from engine.job.advice import disk_space
 from engine.job.job import Job
 from engine.models.base_model_files import is_weight
-from engine.models.registry import DENOISER
 from engine.models.single_file.header import Tensor, read_header
+from engine.models.spec import FamilySpec
 from engine.results.checkpoint import Checkpoint, WarmStart
 from engine.results.output.contents import Claim, OutputContents
 from engine.task.settings import Settings
@@ -25,8 +25,6 @@ from engine.training.methods.lora.names import places, require_fit, tensor_names
 from engine.training.methods.lora.strength import header_metadata, strengths
 from engine.training.methods.lora.targets import (
     NO_QUANTISED_START,
-    TEXT_TARGETS,
-    full_name,
     match_targets,
     require_decomposable,
 )
@@ -50,19 +48,18 @@ def check_adapter(job: Job) -> list[str]:
         CheckpointError: a LoRA to start from is no such file, or another adapter's or model's.
         ModelError: the weights are malformed.
     """
-    components = [DENOISER]
-    if job.task.train_args.train_text_encoder:
-        components += [name for name in job.base.family.weighted if name.startswith("text_encoder")]
+    family = job.base.family
+    components = family.trained_components(with_text_encoders=job.task.train_args.train_text_encoder)
     shapes = {component: _weights(job, component) for component in components}
     layers = {component: _targets(job, component, found) for component, found in shapes.items() if found}
     lines = []
-    if DENOISER not in layers:
+    if family.denoiser not in layers:
         where = "in one file" if job.base.single_file else "not downloaded yet"
         lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
     elif job.task.lora.init_lora_weights == "loftq":
-        lines += _check_loftq(job, layers[DENOISER])
+        lines += _check_loftq(job, layers[family.denoiser])
     if isinstance(job.parent, WarmStart):
-        _check_warm_start(job.parent, components, job.task.lora.rank, layers)
+        _check_warm_start(job.parent, family, components, job.task.lora.rank, layers)
     return lines
 
 
@@ -148,13 +145,15 @@ def _targets(job: Job, component: str, shapes: Mapping[str, tuple[int, ...]]) ->
             )
         else:
             kinds.setdefault(module, "of another type")
-    targets = job.task.lora.target_modules if component == DENOISER else TEXT_TARGETS
+    targets = job.base.family.targets_of(component, job.task.lora.target_modules)
     return {name: shapes[f"{name}{_WEIGHT}"] for name in match_targets(kinds, targets)}
 
 
 def _check_loftq(job: Job, layers: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What LoftQ would say of the denoiser's layers, of which it quantises the linear ones; a line where none is."""
-    linear = {full_name(DENOISER, name): shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
+    family = job.base.family
+    linear = {name: shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
+    linear = {family.lora_name(family.denoiser, name): shape for name, shape in linear.items()}
     require_decomposable(linear, job.task.lora.rank)
     if linear and isinstance(job.parent, WarmStart):
         raise CheckpointError(NO_QUANTISED_START)
@@ -162,13 +161,17 @@ def _check_loftq(job: Job, layers: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 
 def _check_warm_start(
-    parent: WarmStart, components: list[str], rank: int, layers: Mapping[str, Mapping[str, tuple[int, ...]]]
+    parent: WarmStart,
+    family: FamilySpec,
+    components: Sequence[str],
+    rank: int,
+    layers: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> None:
     """As `lora.files` reads it and `lora.adapter` fits it, by names and shapes alone."""
     shapes = _lora_shapes(parent.lora)
     found = {
         tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
-        for key, (module, kind) in places(shapes, components).items()
+        for key, (module, kind) in places(shapes, family, components).items()
         if kind != "alpha"
     }
     strengths(components, metadata=header_metadata(parent.lora), config=parent.config)
@@ -177,7 +180,7 @@ def _check_warm_start(
     expected: dict[str, _Shape] = {}
     for component, own_layers in layers.items():
         for module, (outer, inner, *kernel) in own_layers.items():
-            down, up = tensor_names(full_name(component, module))
+            down, up = tensor_names(family.lora_name(component, module))
             expected[down] = _Shape((rank, inner, *kernel))
             expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
     require_fit(found, expected)

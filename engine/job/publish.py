@@ -117,9 +117,8 @@ def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
     tensors = webui_state(training.adapter, training.family.webui_name)
     metadata = webui_metadata.describe(
         tensors,
-        job.base.family.webui_base(job.base.config, job.prediction_type),
+        job.base.family.webui_metadata(job.base.config, job.prediction_type),
         identity=job.base.identity,
-        prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,
         global_step=global_step,
     )

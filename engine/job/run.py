@@ -25,9 +25,8 @@ from engine.core.errors import (
 from engine.core.files.file_hashes import FileDigests
 from engine.core.files.retention import prune
 from engine.core.process.signals import Stop
-from engine.evaluation.held_out_loss import HeldOutLoss
 from engine.evaluation.validation_images import draw_pictures
-from engine.job import memory
+from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
 from engine.job.due_results import InterimResults
@@ -44,14 +43,10 @@ from engine.results.outcome import Outcome
 from engine.results.output.contents import Claim
 from engine.results.output.folder import OutputFolder
 from engine.results.trackers.jsonl import ProgressLog
-from engine.task.plan.visits import VisitStream
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
-from engine.training.buckets import BucketOrder
 from engine.training.device import available_bytes, device_troubles, open_device
 from engine.training.distributed.group import Processes
-from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.visit_encoder import VisitEncoder
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.trainer import train
 
@@ -210,21 +205,32 @@ def _train(session: Session, training: Training) -> None:
     job, outcome, stop, trainer = session.job, session.outcome, session.stop, training.trainer
     saver = ProgressSaver(session, training)
     trainer.notice = saver.notice
-    cache = _encoding_cache(session)
+    cache = encoding.encoding_cache(job, session.settings, session.device)
 
     def check_stop() -> None:
         stop.check(saver.save)
 
-    encoder = _visit_encoder(session, training.family, cache, check_stop)
-    held_out_loss = HeldOutLoss(session, training, cache, check_stop)
-    outcome.newly_skipped = lambda: encoder.skipped + held_out_loss.skipped
+    encoder = encoding.visit_encoder(
+        job, training.family, cache, device=session.device, processes=session.processes, check_stop=check_stop
+    )
+    held_out = encoding.held_out_curve(
+        job,
+        training.family,
+        cache,
+        device=session.device,
+        processes=session.processes,
+        check_stop=check_stop,
+        rows=training.held_out_losses,
+        outcome=outcome,
+    )
+    outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
 
     with _watched(session, trainer.step) as (seen, tell), stop.deferred():
         interim = InterimResults(session, training, saver, tell)
 
         def make_due_results() -> None:
             """Of the step that was reached."""
-            row = held_out_loss.measure_if_due()
+            row = held_out.measure_if_due(trainer.step)
             if row is not None:
                 tell("evaluation", heldout_loss=row.loss)
             interim.make()
@@ -251,9 +257,8 @@ def _train(session: Session, training: Training) -> None:
 
 def _blame_base_model(family: Family) -> None:
     """After a loss that is not finite: raise ModelError where the base model's own weights are not."""
-    for name, part in family.pipeline().components.items():
-        weights = part.named_parameters() if isinstance(part, torch.nn.Module) else ()
-        for key, tensor in weights:
+    for name, part in family.parts.items():
+        for key, tensor in part.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
                 raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")
 
@@ -286,45 +291,3 @@ def _prune_cache(session: Session) -> None:
     pruned = prune(settings.cache_dir, settings.max_cache_bytes)
     if pruned.did_anything:
         say(pruned.describe(settings.cache_dir, settings.max_cache_bytes))
-
-
-def _encoding_cache(session: Session) -> EncodingCache:
-    job, settings = session.job, session.settings
-    namespace = {
-        "base_model": job.base.identity,
-        "variants": dict(job.base.variants),
-        "mixed_precision": job.task.mixed_precision,
-        **provenance.origin(session.device),
-    }
-    bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
-    return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))
-
-
-def _visit_encoder(
-    session: Session, family: Family, cache: EncodingCache, check_stop: Callable[[], None]
-) -> VisitEncoder:
-    job = session.job
-    order = None
-    if job.buckets:
-        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.step_range.batch_size)
-    stream = VisitStream(
-        seed=job.task.seed,
-        num_rows=len(job.dataset),
-        random_flip=job.task.transforms.random_flip,
-        num_train_timesteps=job.base.num_train_timesteps,
-        timesteps=job.timesteps,
-        caption_dropout=job.task.dataset.caption_dropout,
-        order=order,
-    )
-    return VisitEncoder(
-        task=job.task,
-        dataset=job.dataset,
-        stream=stream,
-        step_range=job.step_range,
-        family=family,
-        cache=cache,
-        device=session.device,
-        check_stop=check_stop,
-        report=say,
-        processes=session.processes,
-    )

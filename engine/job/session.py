@@ -14,7 +14,7 @@ from engine.core.console import say
 from engine.core.errors import DeviceError, NonFiniteError
 from engine.core.process.signals import Stop
 from engine.job.job import Job
-from engine.models.family import DENOISER, Family
+from engine.models.family import Family
 from engine.results import held_out_rows, provenance
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint, WarmStart
@@ -80,15 +80,14 @@ def start_training(session: Session, family: Family) -> Training:
     job, outcome = session.job, session.outcome
     saved = _saved_training(session)
     initial = saved.state.initial if saved.state else None
-    components = {DENOISER: family.denoiser}
-    if job.task.train_args.train_text_encoder:
-        components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
-    adapter = attach(components, job.task.lora, job.task.seed, initial=initial)
+    names = family.spec.trained_components(with_text_encoders=job.task.train_args.train_text_encoder)
+    components = {name: family.parts[name].to(session.device) for name in names}
+    adapter = attach(components, job.task.lora, job.task.seed, spec=family.spec, initial=initial)
     trainer = Trainer(job.task, job.step_range, family, adapter, session.device, processes=session.processes)
     if saved.state:
         trainer.restore(saved.state)
     elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(read_diffusers_file(job.parent.lora, components, config=job.parent.config))
+        adapter.warm_start(read_diffusers_file(job.parent.lora, family.spec, components, config=job.parent.config))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.step_range.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")

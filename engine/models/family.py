@@ -1,23 +1,23 @@
-"""What a model family answers for: its parts, its physics and its names. The rest of the engine knows no more."""
+"""The protocol of a loaded base model: its parts, encodings, loss and images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.models.objectives.diffusion import Huber
-from engine.models.registry import DENOISER as DENOISER  # noqa: PLC0414  # who imports this module needs it
+from engine.models.objectives.objective import LossOptions
 from engine.models.single_file import SingleFile
+from engine.models.spec import FamilySpec
 from engine.task.task import MixedPrecision, PredictionType
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 Tensors = dict[str, torch.Tensor]
 
@@ -26,7 +26,15 @@ PRECISIONS: Final[Mapping[MixedPrecision, torch.dtype]] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-"""Of frozen weights and of autocast."""
+"""The dtype of frozen weights and of autocast."""
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return a context in which operations on the device are computed in `dtype`; float32 computes as it is written.
+
+    A context is for one micro-batch: its cache of cast weights must not outlive an optimizer step.
+    """
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +60,7 @@ class Batch:
     """One micro-batch on the device; the first axis of every tensor is the batch."""
 
     latents: torch.Tensor
-    """Clean, scaled latents, float32. Never assumed to be 4-D outside a family."""
+    """Clean, scaled latents, float32, of any rank."""
     noise: torch.Tensor
     """Like `latents`."""
     timesteps: torch.Tensor
@@ -63,63 +71,85 @@ class Batch:
     """Weights of places, float32, broadcasting to the latents; None weighs them alike."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """How an image is drawn."""
+
+    prompt: str
+    negative_prompt: str | None
+    guidance_scale: float
+    num_inference_steps: int
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+
+
 class Family(Protocol):
     """A loaded base model."""
 
+    spec: FamilySpec
+    parts: Mapping[str, torch.nn.Module]
+    """Everything with weights, by component."""
     denoiser: torch.nn.Module
-    """What the adapter is attached to."""
+    """The part that is trained: `parts[spec.denoiser]`."""
     text_encoders: Mapping[str, torch.nn.Module]
-    """What it is attached to, too, where they are trained; by their names in Diffusers' LoRA files: `text_encoder`,
-    `text_encoder_2`."""
+    """The parts that `train_args.train_text_encoder` trains, too: those that `spec.text_encoders` names."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of one sample's latents for images of this size in pixels."""
+        """Return the shape of one sample's latents for images of this size in pixels."""
         ...
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
-        """One image, uint8 (H, W, 3), to the moments of its latents, on the CPU. Independent of other images."""
+        """Encode one image, uint8 (H, W, 3), to the moments of its latents, on the CPU. Independent of other images."""
         ...
 
     def encode_caption(self, caption: str) -> Tensors:
-        """One caption to the conditioning of one sample, on the CPU. Independent of other captions.
+        """Encode one caption to the conditioning of one sample, on the CPU. Independent of other captions.
 
-        `embed` of one sample of `tokenize`, without gradients; by the text encoders as they are.
+        That is `embed` of one sample of `tokenize`, without gradients, by the text encoders as they are.
         """
         ...
 
     def tokenize(self, caption: str) -> Tensors:
-        """One caption to the token ids of one sample, int64 on the CPU, keyed as `embed` wants them."""
+        """Return a caption's token ids, int64 on the CPU, for one sample of `embed`."""
         ...
 
     def embed(self, tokens: Tensors) -> Tensors:
-        """A batch of `tokenize`'s ids, stacked, on the device, to its conditioning there; with gradients."""
+        """Encode a batch of stacked `tokenize` ids on the device to its conditioning there, with gradients."""
         ...
 
     def place(self, geometry: Geometry) -> Tensors:
-        """The conditioning of one sample that comes from how its image is shown, on the CPU; often none."""
+        """Return the conditioning that comes from how a sample's image is shown, on the CPU; often none."""
         ...
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
-        """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
+        """Return latents drawn from an image's posterior with standard normal noise, scaled for the denoiser."""
         ...
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
-        """The training loss of one micro-batch: a float32 scalar."""
+    def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
+        """Return the training loss of one micro-batch: a float32 scalar."""
         ...
 
     def move_encoders(self, device: torch.device) -> None:
-        """Bring the encoders to the training device, or free it of them. A text encoder that is trained stays."""
+        """Move the encoders to a device, except text encoders that are trained."""
         ...
 
-    def pipeline(self) -> Any:
-        """Diffusers' pipeline for this model, from the parts already in memory. It encodes prompts like captions."""
+    def draw(
+        self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
+    ) -> npt.NDArray[np.uint8]:
+        """Draw one image from the parts in memory: uint8 (frames, H, W, 3). Prompts are encoded like captions.
+
+        Args:
+            drawing: what is drawn.
+            generator: on the CPU; the image depends on its state.
+            after_step: called after each denoising step; what it raises ends the drawing.
+        """
         ...
 
     def webui_name(self, component: str, module: str) -> str:
-        """The name of a module in the web interfaces' LoRA format.
+        """Return the name of a module in the web interfaces' LoRA format.
 
         Args:
-            component: `unet`, `text_encoder` or `text_encoder_2`.
-            module: the module's name in it as Diffusers' LoRA files have it, `text_model.` included.
+            component: the denoiser or a text encoder.
+            module: the module's name in it as Diffusers' LoRA files have it.
         """
         ...

@@ -16,7 +16,7 @@ from engine.core.messages import plural
 from engine.task.definition import definition
 from engine.task.key import Chain, about, about_field, key
 from engine.task.keys.dataset import CHUNK_TOKENS, Dataset
-from engine.task.keys.lora import DEFAULT_TARGETS, Lora
+from engine.task.keys.lora import Lora
 from engine.task.keys.model import Model
 from engine.task.keys.patterns import NO_NUL
 from engine.task.keys.train_args import (
@@ -34,7 +34,6 @@ from engine.task.schema import SCHEMA_KEY, Schema
 
 __all__ = [
     "CHUNK_TOKENS",
-    "DEFAULT_TARGETS",
     "AdamArgs",
     "Dataset",
     "HeldOutDataset",

@@ -11,14 +11,14 @@ from typing import Final
 import torch
 
 from engine.core.errors import CheckpointError, NonFiniteError
-from engine.models.family import DENOISER, PRECISIONS, Batch, Family
-from engine.models.objectives import diffusion
+from engine.models.family import PRECISIONS, Batch, Family
+from engine.models.objectives.objective import LossOptions
 from engine.results.history import StepReport
 from engine.results.outcome import Clock
 from engine.results.state import TrainState
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import StepRange
-from engine.task.task import Task, TrainArgs
+from engine.task.task import Task
 from engine.training import optim
 from engine.training.distributed.group import Processes
 from engine.training.encoding.batches import BatchMaker, Prepared
@@ -59,15 +59,22 @@ class Trainer:
         self._family = family
         self._adapter = adapter
         self._working = WorkingCopy(adapter.parameters, adapter.fused, PRECISIONS[task.mixed_precision])
-        self._batches = BatchMaker(task, family, device)
+        self._batches = BatchMaker(
+            family,
+            device,
+            dtype=PRECISIONS[task.mixed_precision],
+            seed=task.seed,
+            resolution=task.train_args.resolution,
+            noise_offset=task.train_args.noise_offset,
+        )
         self._ahead: Prepared | None = None
-        groups = [{name: p for name, p in adapter.parameters.items() if _is_denoisers(name)}]
+        groups = [{name: p for name, p in adapter.parameters.items() if family.spec.is_denoisers(name)}]
         self._base_rates = [base_learning_rate(task.train_args, step_range.micro_batches)]
         if task.train_args.train_text_encoder:
-            groups.append({name: p for name, p in adapter.parameters.items() if not _is_denoisers(name)})
+            groups.append({name: p for name, p in adapter.parameters.items() if not family.spec.is_denoisers(name)})
             self._base_rates.append(base_text_encoder_rate(task.train_args, step_range.micro_batches))
         self._optimizer = optim.make_optimizer(groups, task.train_args.adam_args)
-        self._huber = _huber(task.train_args)
+        self._loss_options = LossOptions.of(task.train_args)
         self._loss_scale = optim.LossScale() if task.mixed_precision == "fp16" else None
         self._processes = processes or Processes()
         self.notice: Callable[[], Notice] = Notice
@@ -172,7 +179,7 @@ class Trainer:
 
     def _gradients(self, batch: Batch, trained: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
-        loss = self._family.loss(batch, snr_gamma=self._task.train_args.snr_gamma, huber=self._huber)
+        loss = self._family.loss(batch, self._loss_options)
         scaled = loss * self._loss_scale.scale if self._loss_scale else loss
         found = torch.autograd.grad(scaled, trained, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
@@ -201,10 +208,6 @@ _MAX_RATE: Final = 1e30
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
 
 
-def _is_denoisers(name: str) -> bool:
-    return name.startswith(f"{DENOISER}.")
-
-
 def _row(gradients: Sequence[torch.Tensor], tail: Sequence[torch.Tensor]) -> torch.Tensor:
     """All of them in a row, shape (n,), float32. The gradients are of one dtype."""
     flat = [gradient.reshape(-1) for gradient in gradients]
@@ -217,12 +220,6 @@ def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> 
     """Views of `flat` with the parameters' shapes, in their order."""
     pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
     return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
-
-
-def _huber(args: TrainArgs) -> diffusion.Huber | None:
-    if args.loss_type == "l2":
-        return None
-    return diffusion.Huber(args.loss_type, args.huber_schedule, args.huber_c)
 
 
 def train(

@@ -15,13 +15,15 @@ from hypothesis.strategies import SearchStrategy
 
 from engine.core.errors import CheckpointError, DatasetError, TaskError
 from engine.core.limits import Limits
-from engine.data.dataset import open_dataset
+from engine.data.dataset.open import open_dataset
 from engine.data.fetch.archive import extract
-from engine.data.media.transforms import UnreadableImage, geometry, image_size, render
+from engine.data.media.geometry import UnreadableImage, geometry
+from engine.data.media.image import IMAGE, image_size, render
+from engine.models.families.sd.spec import SPEC
 from engine.results import checkpoint, held_out_rows, history
 from engine.results.checkpoint import Checkpoint
 from engine.results.state import TrainState, parse_state
-from engine.task.task import Dataset, Model, Task, parse_task
+from engine.task.task import Dataset, Task, parse_task
 from engine.training.methods.lora.files import read_diffusers_file
 from tests.fuzz import inputs
 
@@ -64,13 +66,17 @@ def _archive(data: bytes) -> list[str]:
         return found
 
 
+def _read_lora(data: bytes) -> object:
+    return read_diffusers_file(data, SPEC, [SPEC.denoiser])
+
+
 def _checkpoint(files: dict[str, bytes]) -> object:
     with tempfile.TemporaryDirectory() as name:
         for file, data in files.items():
             Path(name, file).write_bytes(data)
         found = checkpoint.load(Path(name))
     if not isinstance(found, Checkpoint):
-        return read_diffusers_file(found.lora)
+        return _read_lora(found.lora)
     assert type(found.global_step) is int
     state = _state(found.state_tensors, found.state_scalars)
     return state, history.parse(found.history), held_out_rows.parse(found.held_out_losses)
@@ -89,8 +95,10 @@ def _table(file: tuple[str, bytes]) -> int:
     try:
         (folder / "data").mkdir()
         (folder / "data" / name).write_bytes(data)
-        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder / "data")))
-        dataset = open_dataset(task, cache_dir=folder / "cache", revision=None, report=lambda line: None, limits=LIMITS)
+        wanted = Dataset(name=str(folder / "data"))
+        dataset = open_dataset(
+            wanted, IMAGE, cache_dir=folder / "cache", revision=None, report=lambda line: None, limits=LIMITS
+        )
         for index in range(min(len(dataset), 20)):
             assert all(type(caption) is str for caption in dataset.captions(index))
             assert dataset.name(index).isprintable()
@@ -112,7 +120,7 @@ TARGETS = {
     "the archive reader": Target(inputs.archives(), _archive, DatasetError),
     "the checkpoint loader": Target(inputs.checkpoints(), _checkpoint, CheckpointError),
     "safetensors headers of a state": Target(inputs.safetensors(), lambda data: _state(data, SCALARS), CheckpointError),
-    "safetensors headers of a LoRA": Target(inputs.safetensors(), read_diffusers_file, CheckpointError),
+    "safetensors headers of a LoRA": Target(inputs.safetensors(), _read_lora, CheckpointError),
     "table files": Target(inputs.tables(), _table, DatasetError),
     "image files": Target(inputs.images(), _image, UnreadableImage),
 }

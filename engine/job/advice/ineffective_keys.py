@@ -8,7 +8,6 @@ from typing import Any
 from engine.job.job import Job
 from engine.results.checkpoint import WarmStart
 from engine.task.key import about_field, is_set
-from engine.task.plan.timesteps import Timesteps
 from engine.task.task import LrScheduler, Task, TrainArgs
 
 
@@ -57,7 +56,7 @@ def _of_training(job: Job) -> list[str]:
     scheduler, bias = args.lr_scheduler, args.timestep_bias
     huber = (args.huber_schedule, args.huber_c)
     biased_range = (bias.begin, bias.end)
-    weights = set(Timesteps.of(args, job.base.num_train_timesteps).weights)
+    weights = set(job.timesteps.weights)
     cases = (
         (
             scheduler.lr_scheduler == "constant"

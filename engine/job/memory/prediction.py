@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from engine.job.memory import encoder_footprint, footprint
-from engine.job.memory.footprint import Tape
 from engine.models.base_model import BaseModel
-from engine.task.task import DEFAULT_TARGETS, Task
-from engine.training.methods.lora.targets import TEXT_TARGETS, is_target
+from engine.models.parts.tape import Tape
+from engine.models.spec import Workload
+from engine.task.task import Task
+from engine.training.methods.lora.targets import is_target
 
 SPARE: Final = 0.9
 """The share of the available memory that tensors may be predicted to take."""
@@ -65,52 +65,42 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Pre
 
 
 def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:
-    args, width = task.train_args, _BYTES[task.mixed_precision]
-    vae = base.config("vae")
-    latent_side = max(1, args.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
-    vae_width = 4 if base.family.has_float32_vae(base.config) else width
-    unet_tape = Tape(
-        is_adapted=is_target(task.lora.target_modules or DEFAULT_TARGETS),
+    args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
+    denoiser = Tape(
+        is_adapted=is_target(family.targets_of(family.denoiser, task.lora.target_modules)),
         rank=task.lora.rank,
         width=width,
         norm_width=4 if is_cuda else width,
         is_dropping=task.lora.dropout > 0,
     )
-    texts = replace(unet_tape, is_adapted=is_target(TEXT_TARGETS if args.train_text_encoder else ()))
-    lengths = [77]
-    for component in (name for name in base.family.weighted if name.startswith("text_encoder")):
-        config = base.config(component)
-        encoder_footprint.text_encoder(config, texts, batch=args.batch_size * task.dataset.caption_chunks)
-        lengths.append(int(config.get("max_position_embeddings", 77)))
-    footprint.unet(
-        base.config("unet"),
-        unet_tape,
-        batch=args.batch_size,
-        side=latent_side,
-        text_length=max(lengths) * task.dataset.caption_chunks,
-        text_is_traced=args.train_text_encoder,
+    texts = replace(denoiser, is_adapted=is_target(family.text_lora_targets if args.train_text_encoder else ()))
+    images = family.footprint(
+        base.config,
+        Workload(
+            batch=args.batch_size,
+            resolution=args.resolution,
+            caption_chunks=task.dataset.caption_chunks,
+            value_bytes=width,
+            trains_text_encoders=args.train_text_encoder,
+            denoiser=denoiser,
+            text_encoders=texts,
+        ),
     )
-    trained = unet_tape.lora + texts.lora
+    trained = denoiser.lora + texts.lora
     lasting = trained * (_LASTING_BYTES + _COPY_BYTES[task.mixed_precision])
-    denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
-    encoders = text_bytes + encoder_footprint.vae_parameters(vae) * vae_width
+    frozen, text_bytes = denoiser.parameters * width, texts.parameters * width
+    encoders = text_bytes + images.weight_bytes
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
+    training = staying + trained * _OPTIMIZER_BYTES + denoiser.peak(recompute=recompute) + texts.kept
     training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
     return Prediction(
         trained=trained,
-        encode=denoiser
-        + encoders
-        + lasting
-        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=False),
-        train=denoiser + training,
-        validation=denoiser
-        + encoders
-        + lasting
-        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
+        encode=frozen + encoders + lasting + images.encode_bytes,
+        train=frozen + training,
+        validation=frozen + encoders + lasting + images.decode_bytes,
         recompute=recompute,
-        parameters=unet_tape.parameters + texts.parameters + encoder_footprint.vae_parameters(vae),
+        parameters=denoiser.parameters + texts.parameters + images.parameters,
     )
 
 

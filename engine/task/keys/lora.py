@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from engine.task.key import Chain, key
-
-DEFAULT_TARGETS: Final = ("to_k", "to_q", "to_v", "to_out.0")
-"""The modules that `lora.target_modules: null` means: the four projections of each attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 from engine.core.errors import CheckpointError, ModelError, OutputError, TaskError
 from engine.job import precheck
 from engine.models import registry
-from engine.models.family import DENOISER
+from engine.models.families.sd.spec import SPEC
 from engine.results.checkpoint import WarmStart
 from engine.results.output.folder import JobRecord, OutputFolder
 from engine.task.task import Lora, TrainArgs
@@ -79,9 +79,9 @@ class TestTargets:
     @pytest.mark.parametrize("targets", TARGETS, ids=str)
     def test_are_those_of_the_job(self, folder, name, denoiser, targets, variant):
         job = job_of(folder, name, variant=variant, target_modules=targets)
-        shapes = precheck._weights(job, DENOISER)
-        found = outcome(lambda: precheck._targets(job, DENOISER, shapes))
-        expected = outcome(lambda: find_targets(denoiser, targets))
+        shapes = precheck._weights(job, SPEC.denoiser)
+        found = outcome(lambda: precheck._targets(job, SPEC.denoiser, shapes))
+        expected = outcome(lambda: find_targets(denoiser, SPEC.targets_of(SPEC.denoiser, targets)))
         assert isinstance(found, list) == isinstance(expected, list)
         if targets != r".*":  # which names a module without weights first
             assert found == expected
@@ -124,7 +124,7 @@ class TestLoftq:
 
     def test_a_rank_beyond_a_layers(self, folder, name, denoiser):
         with pytest.raises(TaskError) as job_says:
-            attach({DENOISER: denoiser}, Lora(rank=10**4, init_lora_weights="loftq"), 0)
+            attach({SPEC.denoiser: denoiser}, Lora(rank=10**4, init_lora_weights="loftq"), 0, spec=SPEC)
         with pytest.raises(TaskError) as plan_says:
             self.check(folder, name, rank=10**4)
         assert str(plan_says.value) == str(job_says.value)
@@ -137,7 +137,7 @@ def trained(folder, tmp_path_factory):
     for text in (False, True):
         unet = UNet2DConditionModel.from_pretrained(folder / "unet")
         encoder = {"text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder")} if text else {}
-        adapter = attach({DENOISER: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0)
+        adapter = attach({SPEC.denoiser: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0, spec=SPEC)
         path = tmp_path_factory.mktemp("lora") / "x.safetensors"
         save_file(diffusers_state(adapter), path)
         files[text] = path.read_bytes()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from engine.data.media.transforms import geometry
+from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import LoadArgs
 from engine.results.state import dump_state
@@ -56,7 +56,7 @@ def train(folder, precision, options, *, text=False, recompute):
     family, calls = load(folder, precision), []
     family.denoiser.mid_block.resnets[1].register_forward_pre_hook(lambda *_: calls.append(1))
     components = {"unet": family.denoiser} | (dict(family.text_encoders) if text else {})
-    adapter = attach(components, options, 0)
+    adapter = attach(components, options, 0, spec=family.spec)
     trainer = Trainer(task, step_range, family, adapter, CPU)
     if recompute:
         recompute_activations(family.denoiser)

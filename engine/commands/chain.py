@@ -1,0 +1,128 @@
+"""Cut a training into a chain of tasks and run them until one writes FINISH.
+
+    entrypoint.py chain --task examples/demo/task.json --output out/demo [-- any flag of the training]
+
+It starts the training as any client would, each time as a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from engine.commands.program import program
+from engine.core.errors import TemporaryError
+from engine.core.process.startup import ENTRYPOINT
+
+DESCRIPTION: Final = """\
+Cut a training into a chain of tasks and run them until one writes FINISH.
+
+Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next one's checkpoint. Started
+again after an interruption it goes on where it was: a task whose result is there returns at once. When the task's
+max_train_steps or max_train_epochs was raised since, a finished chain is made longer.
+"""
+ATTEMPTS: Final = 3
+"""How often a task is started that ends with a temporary failure."""
+
+
+@contextmanager
+def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Leave SIGTERM and SIGINT to the task, which saves its progress and ends; then so does the chain."""
+
+    def pass_on(signum: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            task.send_signal(signum)
+
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def run_task(flags: list[str]) -> int:
+    """Run one task, again after a temporary failure, and return its exit code."""
+    for attempt in range(ATTEMPTS):
+        # In a session of its own, so that a signal to the whole group reaches it once: a second one would hurry it.
+        task = subprocess.Popen([sys.executable, ENTRYPOINT, *flags], start_new_session=True)
+        with passing_signals_on(task):
+            code = task.wait()
+        if code < 0:  # killed: by its number as a shell tells it, 137 for SIGKILL
+            code = 128 - code
+        if code != TemporaryError.code or attempt == ATTEMPTS - 1:
+            break
+        time.sleep(10 * 2**attempt)
+    return code
+
+
+def results_in(output: Path) -> list[Path]:
+    """Return the folders of the chain's results so far, in their order."""
+    found: list[Path] = []
+    while (output / f"{len(found):03}" / "checkpoint" / "manifest.json").is_file():
+        found.append(output / f"{len(found):03}")
+    return found
+
+
+def is_raised(task: Path, result: Path) -> bool:
+    """Return whether the task now trains longer than it did for this result: then the chain goes on after it."""
+    try:
+        now = json.loads(task.read_bytes())["train_args"]
+        before = json.loads((result / "checkpoint" / "state.json").read_bytes())["settings"]["train_args"]
+        ends = [(before.get(key), now.get(key)) for key in ("max_train_steps", "max_train_epochs")]
+        return any(None not in (one, other) and one < other for one, other in ends)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # the job itself says what is wrong with the task or the result
+
+
+def progress_text(task: Path, result: Path) -> str:
+    """Say how far the training is and, where the task says at which step it ends, how long the rest takes."""
+    args = json.loads(task.read_bytes())["train_args"]
+    done = json.loads((result / "result.json").read_bytes())
+    step, trained = done["global_step"], done["steps_trained"]
+    end = args.get("max_train_steps") if "max_train_epochs" not in args else None
+    if not end or not trained:
+        return f"{result} is done: step {step:,}"
+    left = sum(done["seconds"].values()) / trained * (end - step)
+    return f"{result} is done: step {step:,} of {end:,}, about {max(round(left / 60), 1):,} min left"
+
+
+@program
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the chain. Return 0, or the exit code of the task that failed."""
+    parser = argparse.ArgumentParser(
+        prog="entrypoint.py chain",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--task", required=True, metavar="PATH", help="the task; each run of it trains its next slice")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the numbered results go")
+    parser.add_argument("flags", nargs="*", help="more flags for the training, after --")
+    args = parser.parse_args(argv)
+    done = results_in(args.output)
+    # The last result is looked at again, in case that it is another task's; unless this task goes beyond its end.
+    number = len(done) if done and is_raised(Path(args.task), done[-1]) else max(len(done) - 1, 0)
+    checkpoint = done[number - 1] / "checkpoint" if number else None
+    while True:
+        result = args.output / f"{number:03}"
+        resume = ["--checkpoint", str(checkpoint)] if checkpoint else []
+        code = run_task(["--task", args.task, "--output-dir", str(result), *resume, *args.flags])
+        if code:
+            return code
+        checkpoint = result / "checkpoint"
+        if (checkpoint / "FINISH").exists():
+            break
+        print(progress_text(Path(args.task), result), flush=True)
+        number += 1
+    print(f"the training is finished: look at {result / 'report.html'}; the LoRA is in {checkpoint}")
+    return 0

@@ -1,0 +1,267 @@
+"""The medium `image`: encoded images to pixels. NumPy and Pillow only: image workers import this and nothing heavier.
+
+The bytes come from strangers. Whatever is wrong with them comes out as `UnreadableImage`, so that the caller skips that
+image alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+import PIL
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from engine.data.media.geometry import Geometry, Size, UnreadableImage
+from engine.data.media.medium import Medium, Pixels
+
+# What cameras, the web and image editors write, decoded inside this process. Left out on purpose: formats that start
+# other programs (EPS), that are documents (PDF) or that training sets do not contain, each a parser less to trust.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+_ONE_FRAME = ("JPEG", "MPO", "BMP")
+_PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered here: asking Pillow for them imports all 40
+
+# How their files are named; content decides what they are.
+_SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"]
+)
+
+# Pillow's own limit for an error; its default merely warns below it. Checked on the header, before any decoding.
+MAX_PIXELS = 178_956_970
+# A progressive JPEG may go over all its pixels again every few bytes. Editors write about ten scans; what is appended
+# to a photograph, such as a film, has the mark of one by chance in 64 KiB.
+_MAX_SCANS = 500
+_BYTES_PER_SCAN = 16 << 10
+
+# Pillow also logs what it raises; without a handler of its own that would be printed on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def image_size(data: bytes) -> Size:
+    """Upright (width, height) of an encoded image, from its header alone. Raises UnreadableImage."""
+    with _refusing(), _open(data) as image:
+        return _upright_size(image.size, _orientation(image))
+
+
+def check(data: bytes) -> Size:
+    """Decode `data` whole and forget it: its upright (width, height). Raises UnreadableImage."""
+    with _refusing(), _open(data) as image:
+        size = _upright_size(image.size, _orientation(image))
+        image.load()
+        if image.mode == "F" or image.mode.startswith("I"):  # what `render` might refuse
+            _rgb(image)
+        return size
+
+
+def decode(data: bytes, *, size: Size | None = None) -> Image.Image:
+    """The whole image, RGB and upright, with transparency on white; `size` is what it must be, from its header.
+
+    Raises UnreadableImage.
+    """
+    with _refusing(), _open(data) as image:
+        orientation = _orientation(image)
+        if size is not None and _upright_size(image.size, orientation) != size:
+            raise UnreadableImage("its size changed while the job ran")
+        image.load()
+        pixels = _rgb(image)
+    return pixels if orientation == 1 else pixels.transpose(_TRANSPOSITIONS[orientation])
+
+
+def render(data: bytes, view: Geometry) -> Pixels:
+    """Decode `data` and cut out `view`: uint8, (height, width, 3), RGB, C-contiguous, writable.
+
+    Transparency is composited on white; an animation gives its first frame; 16-bit grey keeps its upper byte. ICC
+    profiles are ignored, as other trainers and the base models' own training did: the numbers are taken as sRGB.
+    Raises UnreadableImage.
+    """
+    pixels = decode(data, size=view.original)
+    # Pillow's bilinear filter widens with the reduction (antialiasing), and is what torchvision applies to PIL images
+    # by default: the pixels that Diffusers' own training scripts see.
+    pixels = pixels.resize(view.resized, Image.Resampling.BILINEAR)
+    pixels = pixels.crop(view.box)
+    if view.flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(pixels, dtype=np.uint8)
+
+
+def check_mask(data: bytes, size: Size) -> None:
+    """Refuse what `render_mask` would refuse as the mask of an image of `size`. Raises UnreadableImage."""
+    _decode_mask(data, size)
+
+
+def has_alpha(data: bytes) -> bool:
+    """Whether an image has an alpha channel, or anything else that makes parts of it transparent."""
+    with _refusing(), _open(data) as image:
+        return image.has_transparency_data
+
+
+def has_more_frames(data: bytes) -> bool:
+    """Whether an image goes on after the frame that is shown: an animation, or a TIFF of several pages.
+
+    Cameras' JPEGs do not count: what follows in them is a preview of the same picture.
+    """
+    try:
+        with _refusing(), _open(data) as image:
+            if image.format in _ONE_FRAME:
+                return False
+            image.seek(1)
+    except UnreadableImage:  # there is none, or none that could be read
+        return False
+    return True
+
+
+def _decode_mask(data: bytes, size: Size) -> Image.Image:
+    """A mask's brightness; `size` is its image's, whose shape it must have. Raises UnreadableImage."""
+    try:
+        mask = decode(data).convert("L")
+    except UnreadableImage as error:
+        raise UnreadableImage(f"its mask cannot be read: {error}") from error
+    wanted, found = size[0] / size[1], mask.width / mask.height
+    if not 0.98 < found / wanted < 1.02:
+        raise UnreadableImage(f"its mask has another shape ({mask.width} x {mask.height})")
+    return mask
+
+
+def render_mask(data: bytes, view: Geometry, size: Size, *, alpha: bool) -> Pixels:
+    """The part of a mask that `view` shows, averaged down to `size` (width, height): uint8, (height, width).
+
+    `data` is the mask, an image of the same shape whose brightness counts; or, with `alpha`, the image itself, whose
+    opacity counts. Raises UnreadableImage.
+    """
+    if alpha:
+        with _refusing(), _open(data) as image:
+            orientation = _orientation(image)
+            image.load()
+            mask = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        mask = mask if mask is not None else Image.new("L", image.size, 255)
+        mask = mask if orientation == 1 else mask.transpose(_TRANSPOSITIONS[orientation])
+    else:
+        mask = _decode_mask(data, view.original)
+    mask = mask.resize(view.resized, Image.Resampling.BILINEAR)
+    mask = mask.crop(view.box)
+    if view.flip:
+        mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(mask.resize(size, Image.Resampling.BOX), dtype=np.uint8)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Any failure inside becomes UnreadableImage; Pillow's warnings neither reach a terminal nor become errors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (UnreadableImage, MemoryError):  # short of memory is the machine, and skipping would depend on it
+        raise
+    # Broad by need: on damaged input Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, KeyError,
+    # struct.error, zlib.error, EOFError, OverflowError and more, and none of them means anything else.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableImage(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header and refuse pixel bombs: nothing is decoded yet."""
+    if not data:
+        raise UnreadableImage("the file is empty")
+    _refuse_large_webp_canvas(data)
+    _refuse_endless_scans(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"it is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    _check_pixels(image.size)
+    return image
+
+
+def _check_pixels(size: Size) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+
+
+def _refuse_large_webp_canvas(data: bytes) -> None:
+    """libwebp allocates an extended file's canvas while opening it, up to 32 GB, before a size can be asked for."""
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
+        width, height = int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little")
+        _check_pixels((width + 1, height + 1))
+
+
+def _refuse_endless_scans(data: bytes) -> None:
+    """Ten megabytes of scans of a large JPEG are decoded for half an hour (libjpeg-turbo, report LJT-01-005)."""
+    most = _MAX_SCANS + len(data) // _BYTES_PER_SCAN
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > most:
+        raise UnreadableImage(f"it has more than {most} scans")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation in the header, 1 to 8; 1 (as stored) when there is none or it makes no sense."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns TIFF images itself, and already reports the turned size
+    try:
+        # The base class's method: PNG's own would decode all pixels to look for EXIF behind them.
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF is common and says nothing about the pixels
+        return 1
+    return orientation if orientation in _TRANSPOSITIONS else 1
+
+
+def _upright_size(size: Size, orientation: int) -> Size:
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, its transparency composited on white."""
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _grey16(image).convert("RGB")
+    if image.mode == "La":  # premultiplied: Pillow has no direct way to RGBA
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layers = image.convert("RGBA")
+    background = Image.new("RGB", image.size, "white")
+    background.paste(layers, mask=layers.getchannel("A"))
+    return background
+
+
+def _grey16(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits by its upper byte, as 16-bit colour is read; `convert` would clip nearly all to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UnreadableImage("32-bit grey pixels have no agreed range; save it with 8 or 16 bits")
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+IMAGE: Final = Medium(
+    suffixes=_SUFFIXES,
+    reader_version=PIL.__version__,
+    read_size=image_size,
+    check=check,
+    render=render,
+    check_mask=check_mask,
+    render_mask=render_mask,
+    has_alpha=has_alpha,
+    has_more_frames=has_more_frames,
+)

@@ -1,0 +1,125 @@
+"""The scheduler that a base model names: what can be trained and drawn with, known without importing Diffusers.
+
+Training takes the betas alone from a scheduler's configuration, validation draws with the scheduler itself. Some of
+Diffusers' need a package that this program comes without; another one of the same kind then draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from engine.core.errors import ModelError
+
+MAX_TIMESTEPS: Final = 1_000_000
+"""The longest noise schedule that is accepted: it is built whole."""
+
+KNOWN: Final = frozenset(
+    {
+        "DDIMInverseScheduler",
+        "DDIMParallelScheduler",
+        "DDIMScheduler",
+        "DDPMParallelScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "PNDMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
+"""Diffusers' schedulers with betas that Stable Diffusion's pipelines draw with, and that need no further package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitute:
+    """What draws in a scheduler's place."""
+
+    name: str
+    package: str
+    """The package that the replaced scheduler needs."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the substitute, whatever the configuration says."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the replaced scheduler that may differ: the betas, which training depends on."""
+
+
+SUBSTITUTES: Final[Mapping[str, Substitute]] = {
+    # Both are stochastic DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095); it also seeds its noise by itself.
+    "DPMSolverSDEScheduler": Substitute(
+        name="DPMSolverMultistepScheduler",
+        package="torchsde",
+        options={"algorithm_type": "sde-dpmsolver++"},
+        defaults={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"},
+    ),
+    # Euler's is the linear multistep method of order one, with the same sigmas (Karras et al. 2022, arXiv:2206.00364).
+    "LMSDiscreteScheduler": Substitute(
+        name="EulerDiscreteScheduler",
+        package="scipy",
+        defaults={"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"},
+    ),
+}
+
+_WITHOUT_BETAS: Final = ("EDM", "FlowMatch", "CosineDPMSolver")
+"""Beginnings of the names of schedulers for other kinds of diffusion."""
+
+
+def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
+    """What draws validation images for a scheduler's configuration: a class of Diffusers', and its configuration.
+
+    The third is a line for a person on each thing that is not as the base model says.
+
+    Raises:
+        ModelError: no scheduler that Stable Diffusion is trained for.
+    """
+    name, found, lines = config.get("_class_name"), dict(config), []
+    substitute = SUBSTITUTES.get(name) if isinstance(name, str) else None
+    if substitute is not None:
+        lines.append(
+            f"note: the base model's {name} needs {substitute.package}, which is not part of this program: "
+            f"validation images are drawn with {substitute.name}; training is the same"
+        )
+        found = {**substitute.defaults, **found, **substitute.options}
+        name = substitute.name
+    if not isinstance(name, str) or name not in KNOWN:
+        raise ModelError(_refusal(name))
+    if found.get("use_beta_sigmas"):
+        lines.append(
+            "note: the base model's scheduler has use_beta_sigmas, which needs scipy, which is not part of this "
+            "program: validation images are drawn without; training is the same"
+        )
+        found["use_beta_sigmas"] = False
+    return name, found, lines
+
+
+def num_train_timesteps(config: Mapping[str, Any]) -> int:
+    """Return the length of the noise schedule, Diffusers' default where the configuration does not say.
+
+    Raises:
+        ModelError: not a count, or one that no memory would hold.
+    """
+    found = config.get("num_train_timesteps", 1000)
+    if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
+        raise ModelError(
+            f"the base model's scheduler does not load: num_train_timesteps is {str(found)[:40]!r}; download it again"
+        )
+    return found
+
+
+def _refusal(name: object) -> str:
+    if isinstance(name, str) and name.startswith(_WITHOUT_BETAS):
+        return f"the base model's {name} has no betas: EDM and flow matching cannot be trained"
+    return (
+        f"the base model's scheduler {str(name)[:60]!r} is none of Diffusers' that Stable Diffusion is drawn with; "
+        "a PNDMScheduler or DDIMScheduler with the same betas in its scheduler_config.json can be trained"
+    )

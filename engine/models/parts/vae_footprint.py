@@ -1,0 +1,42 @@
+"""How large an `AutoencoderKL` is, and what encoding and decoding an image takes. No torch."""
+
+from __future__ import annotations
+
+from engine.models.parts.tape import Config, conv_parameters, count_of, linear_parameters
+
+
+def vae_parameters(config: Config) -> int:
+    """Return its number of parameters. Raises as `unet_footprint.unet` does."""
+    widths: list[int] = list(config["block_out_channels"])
+    latent = int(config.get("latent_channels", 4))
+    layers = count_of(config.get("layers_per_block", 1))
+    image, shown = int(config.get("in_channels", 3)), int(config.get("out_channels", 3))
+    top, wide = widths[0], widths[-1]
+    middle = 2 * _vae_resnet(wide, wide) + 2 * wide + 4 * linear_parameters(wide, wide)
+    encoder = conv_parameters(image, top) + middle + 2 * wide + conv_parameters(wide, 2 * latent)
+    decoder = conv_parameters(latent, wide) + middle + 2 * top + conv_parameters(top, shown)
+    for level, width in enumerate(widths):
+        before, after = widths[max(0, level - 1)], widths[min(level + 1, len(widths) - 1)]
+        encoder += _vae_resnet(before, width) + (layers - 1) * _vae_resnet(width, width)
+        decoder += _vae_resnet(after, width) + layers * _vae_resnet(width, width)
+        encoder += conv_parameters(width, width) if level < len(widths) - 1 else 0
+        decoder += conv_parameters(width, width) if level > 0 else 0
+    both = conv_parameters(2 * latent, 2 * latent, 1) * bool(config.get("use_quant_conv", True))
+    return encoder + decoder + both + conv_parameters(latent, latent, 1) * bool(config.get("use_post_quant_conv", True))
+
+
+def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
+    """Return the bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
+
+    That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
+    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and what the
+    norm's activation gives.
+    """
+    widths: list[int] = list(config["block_out_channels"])
+    values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]
+    return values * side**2 * width
+
+
+def _vae_resnet(inputs: int, outputs: int) -> int:
+    shortcut = conv_parameters(inputs, outputs, 1) if inputs != outputs else 0
+    return 2 * inputs + conv_parameters(inputs, outputs) + 2 * outputs + conv_parameters(outputs, outputs) + shortcut
