@@ -78,6 +78,7 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
 
     for name in ("checkpoint.load", "base_model.locate", "open_dataset"):
         monkeypatch.setattr(f"engine.job.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
+    monkeypatch.setattr("engine.job.prepare.medium_of", lambda base: None)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
         prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, say=print)
@@ -96,6 +97,7 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
         ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
         ("open_dataset", lambda wanted, *_, **__: ask(wanted.name) if key == "dataset.name" else None),
         ("hold_out", lambda wanted, *_, **__: ask(wanted.name)),
+        ("medium_of", lambda base: None),
     ):
         monkeypatch.setattr(f"engine.job.prepare.{name}", function)
     (tmp_path / "my-images").mkdir()
