@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOT_OURS = {"build", "out", "cache", "task"}
 """Folders at the top that git ignores and people fill."""
-EXTENDING = ("method", "optimizer", "medium", "output-file")
+EXTENDING = ("method", "optimizer", "output-file")
 SEAMS = ("training/methods", "training/optimizers")
 # What documents name before it is there. To be emptied.
 AWAITED = {

@@ -58,6 +58,10 @@ def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(t
     assert caught.value.code == 2
 
 
+BASE = SimpleNamespace(family=SimpleNamespace(medium="image"))
+"""A base model as far as the dataset is opened for it."""
+
+
 def test_more_denoising_steps_than_the_model_has_timesteps():
     job = job_of(text(validation={"num_inference_steps": 500}))
     prepare._check_validation(replace(job, base=SimpleNamespace(num_train_timesteps=501)))
@@ -77,8 +81,8 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
         raise PermissionError(13, "Permission denied", "/home/else/thing")
 
     for name in ("checkpoint.load", "base_model.locate", "open_dataset"):
-        monkeypatch.setattr(f"engine.job.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
-    monkeypatch.setattr("engine.job.prepare.medium_of", lambda base: None)
+        found = refuse if name == looked_for else lambda *_, **__: BASE
+        monkeypatch.setattr(f"engine.job.prepare.{name}", found)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
         prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, say=print)
@@ -94,10 +98,9 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
         raise error
 
     for name, function in (
-        ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
+        ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else BASE),
         ("open_dataset", lambda wanted, *_, **__: ask(wanted.name) if key == "dataset.name" else None),
         ("hold_out", lambda wanted, *_, **__: ask(wanted.name)),
-        ("medium_of", lambda base: None),
     ):
         monkeypatch.setattr(f"engine.job.prepare.{name}", function)
     (tmp_path / "my-images").mkdir()
