@@ -129,7 +129,7 @@ def print_plan(settings: Settings) -> None:
     from engine.job.advice import disk_space
     from engine.job.advice.audit import audit
     from engine.job.advice.describe import describe as describe_job
-    from engine.job.precheck import check_adapter, check_device, check_memory, check_output
+    from engine.job.precheck import check_device, check_memory, check_method, check_output
     from engine.job.prepare import prepare, read_task, recorded
     from engine.results.output.contents import OutputContents
     from engine.training.distributed.launch import num_processes
@@ -150,7 +150,7 @@ def print_plan(settings: Settings) -> None:
         + predicted
         + disk_space.describe(job)
         + check_device(settings)
-        + check_adapter(job)
+        + check_method(job)
         + audit(job)
     )
     print("\n".join(lines), flush=True)

@@ -22,8 +22,8 @@ from engine.core.errors import CheckpointError, JobError
 from engine.core.files import atomic_files
 from engine.core.messages import plural
 from engine.data.media import transforms
-from engine.results.checkpoint import LORA_FILE
 from engine.results.outcome import describe, exit_code
+from engine.training.methods.lora.start_file import LORA_FILE
 
 Matrix = npt.NDArray[np.float64]
 Factors = tuple[Matrix, Matrix]

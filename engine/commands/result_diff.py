@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 
 from engine.core.messages import plural, short
-from engine.results.checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE, spelled
+from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, STATE_TENSORS, spelled
 from engine.results.history import StepReport
+from engine.training.methods.registry import METHODS
 
-_ORDER: Final = (STATE_TENSORS, LORA_FILE, WEBUI_FILE, HISTORY, STATE_JSON)
+_WEIGHTS: Final = tuple(name for method in METHODS.values() for name in method.files)
+_ORDER: Final = (STATE_TENSORS, *_WEIGHTS, HISTORY, STATE_JSON)
 """What is most telling comes first; then pictures by name, the manifest last."""
 ORIGIN: Final = ("device", "versions", "origins")
 """Says where a result was made, which is no part of what was computed."""

@@ -20,18 +20,18 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from engine.commands import origins, result_diff
-from engine.core.errors import CheckpointError, Interrupted, JobError, TaskError
+from engine.core.errors import Interrupted, JobError, TaskError
 from engine.core.files import atomic_files
 from engine.core.messages import listing, plural
 from engine.core.process.signals import Stop
 from engine.data.media.transforms import IMAGE_SUFFIXES
 from engine.job.prepare import parent_folder, read_task
-from engine.results import checkpoint
 from engine.results import history as history_file
-from engine.results.checkpoint import MANIFEST, Checkpoint, WarmStart
+from engine.results.checkpoint import MANIFEST, Checkpoint
 from engine.results.outcome import describe, exit_code
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
 from engine.task.settings import Settings, read_flags, read_settings
+from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
 
 ENTRYPOINT: Final = Path(__file__).resolve().parents[2] / "entrypoint.py"
 DIFFERENT: Final = 1
@@ -65,9 +65,7 @@ class Result:
         """
         is_checkpoint = (folder / MANIFEST).is_file()
         own = folder if is_checkpoint else folder / "checkpoint"
-        found = checkpoint.load(own)
-        if isinstance(found, WarmStart):
-            raise CheckpointError(f"{own} holds a LoRA alone, without the record of how it was made")
+        found = load_checkpoint(own)
         return cls(own, None if is_checkpoint else folder / "validation", found)
 
     def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
@@ -210,8 +208,9 @@ def _start_step(settings: Settings, result: Result) -> int:
     Raises:
         TaskError: it is not.
     """
-    folder = parent_folder(settings, read_task(settings))
-    parent = checkpoint.load(folder) if folder else None
+    task = read_task(settings)
+    folder = parent_folder(settings, task)
+    parent = load_parent(folder, METHODS[task.training_type]) if folder else None
     claimed = result.checkpoint.manifest.get("parent")
     if claimed != (parent.digest if parent else None):
         given = f"{folder} is {parent.digest[:12]}" if parent else "none is given"

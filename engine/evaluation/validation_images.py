@@ -19,7 +19,6 @@ from engine.job.session import Session, Training
 from engine.models.family import Family
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.step_results import IMAGES
-from engine.training.methods.lora.adapter import disabled
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def draw_pictures(session: Session, training: Training) -> Pictures:
     if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
         without = chain.pictures
     else:
-        with disabled([family.denoiser, *family.text_encoders.values()]):
+        with training.trainable.baseline():
             without = draw(session, family, "validation without the LoRA", baseline)
     between = {name: b"".join(file.chunks()) for name, file in training.kept.files(IMAGES).items()}
     return Pictures(images, drawn, described, without, between)

@@ -36,7 +36,7 @@ class InterimResults:
             Interrupted: by a signal while images are drawn; the progress is saved.
         """
         step, done = self._training.trainer.step, self._training.kept.hashes
-        if step in self._lora_steps and step_results.LORAS + checkpoint.step_files(step)[0] not in done:
+        if step in self._lora_steps and self._main_file(step) not in done:
             self._keep(self._loras)
             self._training.kept.limit_loras(self._session.job.task.checkpoint_limit)
             self._tell("lora")
@@ -51,12 +51,16 @@ class InterimResults:
         store = self._training.kept
         store.hashes |= self._session.processes.from_first(lambda: store.write(make()))
 
+    def _main_file(self, step: int) -> str:
+        method = self._session.job.method
+        return step_results.LORAS + checkpoint.step_file(step, method.files[method.main_file])
+
     def _loras(self) -> dict[str, bytes]:
         with self._session.outcome.clock.phase("save"):
             step = self._training.trainer.step
-            files = publish.lora_files_of(self._session.job, self._training)
-            names = checkpoint.step_files(step)
-            return {step_results.LORAS + name: data for name, data in zip(names, files, strict=True)}
+            job = self._session.job
+            files = job.method.step_files(step, publish.exported(job, self._training))
+            return {step_results.LORAS + name: data for name, data in files.items()}
 
     def _images(self) -> dict[str, bytes]:
         session, family, step = self._session, self._training.family, self._training.trainer.step

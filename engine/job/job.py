@@ -14,11 +14,10 @@ from engine.data.dataset.held_out import TRAINING_ALONE, HeldOut
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
-from engine.results.checkpoint import LORA_FILE, Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
 from engine.task import plan
 from engine.task.task import (
-    DEFAULT_TARGETS,
     PredictionType,
     Task,
     TrainArgs,
@@ -28,6 +27,9 @@ from engine.task.task import (
     differences,
 )
 from engine.training.buckets import Buckets
+from engine.training.methods.method import MethodSpec
+from engine.training.methods.registry import METHODS
+from engine.training.methods.warm_start import WarmStart
 
 # What a checkpoint's settings say only where it is not the default, as checkpoints older than these keys do.
 _RECORDED_IF_SET: Final = (
@@ -65,6 +67,11 @@ class Job:
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
     """What is not trained on but measured."""
+
+    @property
+    def method(self) -> MethodSpec:
+        """How the base model is trained."""
+        return METHODS[self.task.training_type]
 
     @property
     def timesteps(self) -> plan.Timesteps:
@@ -138,11 +145,8 @@ class Job:
     def world(self) -> dict[str, Any]:
         """What all tasks of a chain must agree on."""
         task = self.task
-        alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
         # Only where set: a checkpoint older than these options continues with a task that leaves them out.
         options = {
-            "alpha": float(alpha) if alpha != task.lora.rank else None,
-            "use_rslora": task.lora.use_rslora,
             "train_text_encoder": task.train_args.train_text_encoder,
             "zero_terminal_snr": task.train_args.zero_terminal_snr,
             "buckets": task.transforms.buckets,
@@ -151,13 +155,10 @@ class Job:
             **{key: value for key, value in differences(task).items() if key == "training_type"},
             **{key: value for key, value in differences(task.train_args).items() if key == "optimizer"},
         }
-        targets = task.lora.target_modules
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
-            "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
-            "rank": task.lora.rank,
-            "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+            **self.method.invariants(task),
             **{key: value for key, value in options.items() if value},
             "resolution": task.train_args.resolution,
             "mixed_precision": task.mixed_precision,
@@ -185,7 +186,7 @@ class Job:
         said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
         return {
             "train_args": train_args,
-            **({"lora": {"dropout": self.task.lora.dropout}} if self.task.lora.dropout else {}),
+            **self.method.settings(self.task),
             "transforms": transforms,
             "validation": _validation_settings(self.task.validation, self.curve),
             "caption_column": self.task.dataset.caption_column,
@@ -224,13 +225,18 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def require_same_world(
-    found: Mapping[str, Any], expected: Mapping[str, Any], *, rows: tuple[int | None, int | None] = (None, None)
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    main_file: str,
+    rows: tuple[int | None, int | None] = (None, None),
 ) -> None:
     """Refuse to continue a training in a world that would change what its earlier steps meant.
 
     Args:
         found: the checkpoint's world.
         expected: this task's.
+        main_file: the name of the file of weights that the training can begin with.
         rows: of the dataset, then and now; None where that is not known.
 
     Raises:
@@ -240,5 +246,5 @@ def require_same_world(
     if lines:
         advice = "use the same settings, or start without a checkpoint"
         if found.get("dataset") != expected.get("dataset"):
-            advice += f", or begin with its LoRA alone: a folder that holds only its {LORA_FILE}"
+            advice += f", or begin with its weights alone: a folder that holds only its {main_file}"
         raise CheckpointError(f"the checkpoint cannot be continued by this task: {'; '.join(lines)}; {advice}")

@@ -14,7 +14,6 @@ from engine.data.dataset import ImageDataset, open_dataset
 from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.job.job import Job, request_digest, require_same_world
 from engine.models import base_model
-from engine.results import checkpoint
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
@@ -23,6 +22,7 @@ from engine.task.paths import looking_up, resolve_paths
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, buckets_of
+from engine.training.methods.registry import METHODS, load_parent
 
 Report = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def prepare(
     """
     folder = parent_folder(settings, task)
     with _permitted(CheckpointError, "the checkpoint"):
-        parent = checkpoint.load(folder) if folder else None
+        parent = load_parent(folder, METHODS[task.training_type]) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
         report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
@@ -105,7 +105,8 @@ def prepare(
     _check_validation(job)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
-        require_same_world(chain.world, job.world, rows=(rows if type(rows) is int else None, len(dataset)))
+        counts = rows if type(rows) is int else None, len(dataset)
+        require_same_world(chain.world, job.world, main_file=job.method.main_file, rows=counts)
     return job
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as serialise_tensors
-
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents
 from engine.core.messages import plural
@@ -22,8 +20,7 @@ from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.results.state import dump_state
 from engine.task.task import canonical
-from engine.training.methods.lora import webui_metadata
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.method import About
 
 
 def publish(session: Session, training: Training, pictures: Pictures) -> None:
@@ -72,13 +69,11 @@ def _checkpoint_files(
     """The files of `checkpoint/` and its digest."""
     state = training.trainer.state()
     tensors, scalars = dump_state(state)
-    diffusers, webui = lora_files_of(job, training)
     return checkpoint.build_files(
         global_step=state.global_step,
         state_tensors=tensors,
         state_scalars=scalars,
-        lora=diffusers,
-        webui=webui,
+        weights=exported(job, training),
         world=job.world,
         settings=job.settings,
         lineage=lineage,
@@ -107,23 +102,15 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     return {name: file for name, file in files.items() if name in stay}
 
 
-def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
-    """The adapter as it is, in Diffusers' format and in the web interfaces'."""
-    diffusers = serialise_tensors(diffusers_state(training.adapter))
-    return diffusers, _webui_file(job, training, training.trainer.step)
-
-
-def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
-    tensors = webui_state(training.adapter, training.family.webui_name)
-    metadata = webui_metadata.describe(
-        tensors,
-        job.base.family.webui_base(job.base.config, job.prediction_type),
-        identity=job.base.identity,
+def exported(job: Job, training: Training) -> dict[str, bytes]:
+    """Return the trained weights as they are, as the files that the training method publishes."""
+    about = About(
+        base=job.base,
         prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,
-        global_step=global_step,
+        global_step=training.trainer.step,
     )
-    return webui_metadata.serialise(tensors, metadata)
+    return training.trainable.export(about)
 
 
 def _report(

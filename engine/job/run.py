@@ -37,7 +37,7 @@ from engine.job.publish import publish
 from engine.job.session import ProgressSaver, Session, Training, start_training
 from engine.models import registry
 from engine.models.family import PRECISIONS, Family, LoadArgs
-from engine.results import checkpoint, held_out_rows, provenance
+from engine.results import held_out_rows, provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.history import StepReport
 from engine.results.outcome import Outcome
@@ -53,6 +53,7 @@ from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.visit_encoder import VisitEncoder
 from engine.training.gradient_checkpointing import recompute_activations
+from engine.training.methods.registry import load_checkpoint
 from engine.training.trainer import train
 
 
@@ -166,14 +167,11 @@ def _is_done_already(session: Session) -> bool:
         session.log.claimed(is_fresh=claim is not Claim.CONTINUES)
         return False
     try:
-        own = checkpoint.load(output.checkpoint)
+        own = load_checkpoint(output.checkpoint)
     except CheckpointError as error:
         raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    more = ""
-    if isinstance(own, Checkpoint):
-        _tell_done(session, own)
-        if not own.finished:
-            more = f"; to go on from step {own.global_step}, add --checkpoint {output.checkpoint}"
+    _tell_done(session, own)
+    more = "" if own.finished else f"; to go on from step {own.global_step}, add --checkpoint {output.checkpoint}"
     say(f"nothing to do: this task's result is already in {output.checkpoint}{more}")
     return True
 

@@ -10,13 +10,13 @@ from typing import Any, Final
 import torch
 
 from engine.core.console import say
-from engine.core.errors import DeviceError, NonFiniteError
+from engine.core.errors import DeviceError
 from engine.core.process.signals import Stop
 from engine.job.job import Job
-from engine.models.family import DENOISER, Family
+from engine.models.family import Family
 from engine.results import held_out_rows, provenance
 from engine.results import history as history_file
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.history import DIGEST_STEPS, StepReport
 from engine.results.outcome import Before, Outcome
 from engine.results.output.folder import OutputFolder
@@ -26,9 +26,11 @@ from engine.results.state import TrainState, dump_state, parse_state, weights_di
 from engine.results.trackers.jsonl import ProgressLog
 from engine.task.settings import Settings
 from engine.task.task import canonical_json
+from engine.training.assembly import assemble
 from engine.training.distributed.group import Processes
-from engine.training.methods.lora.adapter import Adapter, attach
-from engine.training.methods.lora.files import diffusers_state, read_diffusers_file
+from engine.training.methods import registry as methods
+from engine.training.methods.method import Trainable
+from engine.training.methods.warm_start import WarmStart
 from engine.training.trainer import Notice, Trainer
 
 _MAX_SAVING_SHARE: Final = 0.05
@@ -54,7 +56,7 @@ class Training:
     """What is in memory while a job trains."""
 
     family: Family
-    adapter: Adapter
+    trainable: Trainable
     trainer: Trainer
     history: list[StepReport]
     kept: Kept
@@ -76,19 +78,19 @@ class _Saved:
 
 
 def start_training(session: Session, family: Family) -> Training:
-    """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing."""
+    """Prepare what is trained, and go on from the saved progress, the checkpoint, given weights, or from nothing."""
     job, outcome = session.job, session.outcome
     saved = _saved_training(session)
-    initial = saved.state.initial if saved.state else None
-    components = {DENOISER: family.denoiser}
-    if job.task.train_args.train_text_encoder:
-        components |= {name: encoder.to(session.device) for name, encoder in family.text_encoders.items()}
-    adapter = attach(components, job.task.lora, job.task.seed, initial=initial)
-    trainer = Trainer(job.task, job.schedule, family, adapter, session.device, processes=session.processes)
+    trainable = methods.attach(
+        family,
+        job.task,
+        session.device,
+        start=saved.state.start if saved.state else None,
+        warm_start=job.parent if isinstance(job.parent, WarmStart) and not saved.state else None,
+    )
+    trainer = assemble(job.task, job.schedule, family, trainable, session.device, processes=session.processes)
     if saved.state:
         trainer.restore(saved.state)
-    elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(read_diffusers_file(job.parent.lora, components, config=job.parent.config))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.schedule.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
@@ -98,7 +100,7 @@ def start_training(session: Session, family: Family) -> Training:
             "note: the steps before were trained on another device or with other versions, so the result's bits are "
             "those of neither alone: its lineage says which steps were trained where"
         )
-    return Training(family, adapter, trainer, saved.history, saved.kept, saved.held_out_losses, origins)
+    return Training(family, trainable, trainer, saved.history, saved.kept, saved.held_out_losses, origins)
 
 
 def _saved_training(session: Session) -> _Saved:
@@ -190,17 +192,11 @@ class ProgressSaver:
             self._agreed_digest()
 
     def _require_finite(self) -> None:
-        # As they are exported: finite weights may leave float32 at the adapter's strength.
-        for name, tensor in diffusers_state(self._training.adapter).items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(
-                    f"{name} is not finite after step {self._training.trainer.step}; "
-                    "try a lower learning_rate or lora.alpha"
-                )
+        self._training.trainable.require_finite(self._training.trainer.step)
 
     def _agreed_digest(self) -> str:
         """The digest of the weights, after the same step in all processes."""
-        digest = weights_digest(self._training.adapter.state())
+        digest = weights_digest(self._training.trainable.state())
         step = self._training.trainer.step
         # A machine whose arithmetic or memory is wrong: no bit of it may be saved.
         self._session.processes.require_same(f"the digest of the weights after step {step}", digest, DeviceError)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from engine.job.job import Job
-from engine.results.checkpoint import WarmStart
 from engine.task import plan
 from engine.task.task import LrScheduler, Task, TrainArgs
+from engine.training.optimizers.registry import OPTIMIZERS
 
 
 def without_effect(job: Job) -> list[str]:
     """A line for each. A key at its default is no news: nobody may have written it."""
     task = job.task
-    found = _of_data(job) + _of_training(job) + _of_validation(task)
+    found = _of_data(job) + _of_training(job) + _of_optimizers(task.train_args) + _of_validation(task)
     if "checkpoint_limit" in job.settings and task.checkpoint_every_n_steps is None:
         found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
     return found
@@ -19,7 +19,7 @@ def without_effect(job: Job) -> list[str]:
 
 def _of_data(job: Job) -> list[str]:
     """Of the keys that say what is trained, on what, and where it starts."""
-    model, dataset, lora = job.task.model, job.task.dataset, job.task.lora
+    model, dataset = job.task.model, job.task.dataset
     is_folder = job.base.revision is None and job.base.single_file is None
     cases = (
         (model.revision != "main" and is_folder, "model.revision has no effect: the base model is a local folder"),
@@ -29,12 +29,19 @@ def _of_data(job: Job) -> list[str]:
             dataset.shuffle_tags and dataset.caption_dropout == 1,
             "dataset.shuffle_tags has no effect: caption_dropout 1 leaves every caption empty",
         ),
-        (
-            isinstance(job.parent, WarmStart) and lora.init_lora_weights in (False, "gaussian"),
-            "lora.init_lora_weights has no effect: the checkpoint is a LoRA to start from",
-        ),
     )
     return [line for is_so, line in cases if is_so]
+
+
+def _of_optimizers(args: TrainArgs) -> list[str]:
+    """Of the keys that another optimizer than the task's reads."""
+    plain, own = TrainArgs(), OPTIMIZERS[args.optimizer].reads
+    others = sorted({key for row in OPTIMIZERS.values() for key in row.reads} - {*own})
+    return [
+        f"{key} has no effect with the optimizer {args.optimizer}"
+        for key in others
+        if getattr(args, key) != getattr(plain, key)
+    ]
 
 
 def _of_training(job: Job) -> list[str]:

@@ -14,15 +14,14 @@ from engine.job.memory.footprint import Tape
 from engine.models.base_model import BaseModel
 from engine.task.task import DEFAULT_TARGETS, Task
 from engine.training.methods.lora.targets import TEXT_TARGETS, is_target
+from engine.training.optimizers.registry import OPTIMIZERS
 
 SPARE: Final = 0.9
 """The share of the available memory that tensors may be predicted to take."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
-_OPTIMIZER_BYTES: Final = 4 * 6
-"""Bytes of each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits
-these are half as wide until the activations are gone, which makes up for the working copy."""
-_LASTING_BYTES: Final = 4 * 3
-"""The part of them that stays after training."""
+_GRADIENT_BYTES: Final = 4 * 3
+"""Bytes of each trained value for the step's gradients and twice those of a micro-batch. In 16 bits these are half as
+wide until the activations are gone, which makes up for the working copy."""
 _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
 """Bytes of each trained value's working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
@@ -91,12 +90,14 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         text_is_traced=args.train_text_encoder,
     )
     trained = unet_tape.lora + texts.lora
-    lasting = trained * (_LASTING_BYTES + _COPY_BYTES[task.mixed_precision])
+    # The values themselves, and what the optimizer remembers of each, stay after training.
+    value_bytes = 4 * (1 + len(OPTIMIZERS[args.optimizer].slots))
+    lasting = trained * (value_bytes + _COPY_BYTES[task.mixed_precision])
     denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
     encoders = text_bytes + encoder_footprint.vae_parameters(vae) * vae_width
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * _OPTIMIZER_BYTES + unet_tape.peak(recompute=recompute) + texts.kept
+    training = staying + trained * (value_bytes + _GRADIENT_BYTES) + unet_tape.peak(recompute=recompute) + texts.kept
     training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
     return Prediction(
         trained=trained,

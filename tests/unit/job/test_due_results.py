@@ -10,6 +10,7 @@ from engine.job import due_results
 from engine.job.due_results import InterimResults
 from engine.results.output.step_results import Kept
 from engine.task.task import Dataset, Model, Task, Validation
+from engine.training.methods.registry import METHODS
 
 
 class Output:
@@ -26,7 +27,8 @@ class Output:
 def made(monkeypatch):
     """Everything that happens, in order."""
     events = []
-    monkeypatch.setattr(due_results.publish, "lora_files_of", lambda job, training: (b"lora", b"webui"))
+    files = {"pytorch_lora_weights.safetensors": b"lora", "lora_webui.safetensors": b"webui"}
+    monkeypatch.setattr(due_results.publish, "exported", lambda job, training: files)
 
     def draw(session, family, what, images, check_stop):
         events.append((what, [image.prompt for image in images]))
@@ -39,7 +41,8 @@ def made(monkeypatch):
 
 def results(made, *, start=0, stop=20, hashes=None, from_first=lambda action: action(), **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
-    job = SimpleNamespace(task=task, schedule=SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4))
+    schedule = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
+    job = SimpleNamespace(task=task, method=METHODS["lora"], schedule=schedule)
     session = SimpleNamespace(
         job=job,
         processes=SimpleNamespace(from_first=from_first),

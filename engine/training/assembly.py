@@ -1,0 +1,64 @@
+"""Assemble a trainer from a task, a base model in memory, and what is trained of it."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.models.family import Batch, Family
+from engine.models.objectives import diffusion
+from engine.task.plan import Schedule, base_learning_rate, base_text_encoder_rate
+from engine.task.task import Task, TrainArgs
+from engine.training.distributed.group import Processes
+from engine.training.encoding.batches import BatchMaker
+from engine.training.methods.method import Trainable
+from engine.training.optimizers import registry as optimizers
+from engine.training.trainer import StepOptions, Trainer
+
+
+def assemble(
+    task: Task,
+    schedule: Schedule,
+    family: Family,
+    trainable: Trainable,
+    device: torch.device,
+    *,
+    processes: Processes | None = None,
+) -> Trainer:
+    """Return the trainer of a task at its first step, with the optimizer and the loss that the task asks for.
+
+    Args:
+        task: the task.
+        schedule: its slice of the training.
+        family: the base model, as `methods.registry.attach` left it.
+        trainable: what is trained of it.
+        device: that it is trained on.
+        processes: that share the micro-batches of a step out; None is this one alone.
+    """
+    args, groups = task.train_args, trainable.groups
+    rates = (base_learning_rate(args, schedule.micro_batches), base_text_encoder_rate(args, schedule.micro_batches))
+    options = StepOptions(
+        base_rates=rates[: len(groups)],
+        lr_scheduler=args.lr_scheduler,
+        max_grad_norm=args.max_grad_norm,
+        scales_loss=task.mixed_precision == "fp16",
+    )
+    huber = _huber(args)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return family.loss(batch, snr_gamma=args.snr_gamma, huber=huber)
+
+    return Trainer(
+        trainable,
+        optimizers.make(groups, args),
+        BatchMaker(task, family, device),
+        loss,
+        options=options,
+        schedule=schedule,
+        processes=processes,
+    )
+
+
+def _huber(args: TrainArgs) -> diffusion.Huber | None:
+    if args.loss_type == "l2":
+        return None
+    return diffusion.Huber(args.loss_type, args.huber_schedule, args.huber_c)
