@@ -79,7 +79,8 @@ LIGHT = [
     "core.process.startup",
     "core.process.streams",
     "core.rng",
-    "task.plan",
+    "task.plan.steps",
+    "task.plan.visits",
     "task.settings",
     "task.task",
     "results.checkpoint",
@@ -230,7 +231,7 @@ def test_broad_excepts_are_on_the_list():
             "import engine.task.task; engine.task.task.parse_task(b'{}', source='x')",
             HEAVY | {"numpy", "PIL", "huggingface_hub"},
         ),
-        ("import engine.task.plan", HEAVY | {"PIL", "pyarrow", "huggingface_hub"}),
+        ("import engine.task.plan.steps, engine.task.plan.visits", HEAVY | {"PIL", "pyarrow", "huggingface_hub"}),
         ("import engine.job.prepare, engine.job.memory", HEAVY),
         (
             "import engine.job.advice.audit, engine.models.parts.clip_tokens; engine.models.parts.clip_tokens._clip",

@@ -1,4 +1,4 @@
-"""What a person sees of a running job: lines on stderr, and bars on a terminal. No torch."""
+"""A running job's output for a person: lines on stderr, and bars on a terminal. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import duration_text
 
 NOTE: Final = "note: "
-"""How a line begins that somebody should heed: `result.json` has these lines as its warnings."""
+"""The beginning of a line that is a warning: `result.json` lists these lines under `warnings`."""
 _MAX_NOTES: Final = 100
 _INTRODUCTION_SECONDS: Final = 2.0
 _PLAIN_SECONDS: Final = 10.0
@@ -28,19 +28,19 @@ _BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<
 T = TypeVar("T")
 Level = Literal["info", "warning", "error"]
 Introduction = Callable[[], tuple[str, Mapping[str, Any]]]
-"""Gives the log's first line, and the same as facts for JSON."""
+"""Return the log's first line, and the same as key-value pairs for a JSON log."""
 
 
 @dataclass(slots=True)
 class _Log:
-    """What this process logs, and how."""
+    """The state of this process's log."""
 
     is_silent: bool = False
     is_json: bool = False
     introduction: Introduction | None = None
-    """Makes the first line of the log; None once it is written."""
+    """Makes the log's first line; None once that is written."""
     waiting: list[str] = field(default_factory=list)
-    """Lines that the log goes on with then."""
+    """Lines that were logged before the first line was written."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     notes: list[str] = field(default_factory=list)
 
@@ -49,12 +49,12 @@ _log = _Log()
 
 
 def timestamp() -> str:
-    """The time of day in UTC, ISO 8601. For logs alone: it must enter neither of the two folders."""
+    """Return the time of day in UTC, ISO 8601. Only for logs: it must not enter `checkpoint/` or `validation/`."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def keep_silent() -> None:
-    """Another process of the job speaks for this one."""
+    """Log nothing from now on: the job's first process logs for all."""
     _log.is_silent = True
 
 
@@ -71,15 +71,15 @@ def choose_format(environment: Mapping[str, str]) -> None:
 
 
 def introduce(introduction: Introduction) -> None:
-    """Have the log begin with this line, made when `begin_log` is called: the more is known by then.
+    """Set the log's first line, which is made when `begin_log` is called, when more is known.
 
-    Lines that are said before wait for it for two seconds, and longer for nothing: a download may take hours.
+    Lines that are logged earlier wait at most two seconds for it: a download before it may take hours.
     """
     _log.introduction = introduction
 
 
 def begin_log() -> bool:
-    """Write the log's introduction and what waits for it; False where the log has begun already."""
+    """Write the log's first line and the lines that wait for it. Return False if it is written already."""
     with _log.lock:
         if _log.introduction is None:
             return False
@@ -92,17 +92,17 @@ def begin_log() -> bool:
 
 
 def notes() -> list[str]:
-    """The notes that were said, each once; of very many the first."""
+    """Return the warnings so far, each once, at most the first 100."""
     return list(dict.fromkeys(_log.notes))[:_MAX_NOTES]
 
 
 def say(message: str, *, level: Level = "info", **facts: Any) -> None:
-    """Say one line to a person, on stderr, without disturbing a bar: every line of the job's comes through here.
+    """Log one line on stderr without disturbing a progress bar. Every line of the job comes through here.
 
     Args:
         message: the line. One that begins with `NOTE` is a warning.
         level: of a JSON log.
-        facts: what else a JSON log has of it.
+        facts: further key-value pairs for a JSON log.
     """
     if _log.is_silent:
         return
@@ -122,13 +122,13 @@ def say(message: str, *, level: Level = "info", **facts: Any) -> None:
 
 
 def say_error(message: str, *, code: int, kind: str) -> None:
-    """Say why the job ends: in a silent process too, where nobody else is left to say it."""
+    """Log why the job ends, even in a silent process: no other process may be left to do it."""
     begin_log()
     _write(_line(f"error: {message}", "error", {"code": code, "kind": kind}))
 
 
 def say_traceback() -> None:
-    """Print where the exception that is being handled came from, in whichever process."""
+    """Log the traceback of the exception that is being handled, in any process."""
     _write(_line(traceback.format_exc().rstrip("\n"), "error", {}))
 
 
@@ -144,7 +144,7 @@ def _write(line: str) -> None:
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """A bar that tells its speed in words."""
+    """A progress bar that shows its speed with `speed_text`."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def speed_text(rate: float, unit: str) -> str:
 
 
 def _shows_bars() -> bool:
-    """Whether stderr is a terminal, and one that knows its width: a pod's with `tty: true` has no column for a bar."""
+    """Return whether stderr is a terminal with a known width: that of a pod with `tty: true` has zero columns."""
     if not sys.stderr.isatty():
         return False
     try:
@@ -171,16 +171,16 @@ def _shows_bars() -> bool:
 
 
 class Meter:
-    """Progress of one countable piece of work: a bar on a terminal, a plain line now and then elsewhere."""
+    """Show the progress of countable work: a bar on a terminal, elsewhere a line every 10 seconds."""
 
     def __init__(self, what: str, unit: str, total: int, *, start: int = 0, begins: bool = True) -> None:
         """
         Args:
-            what: is done.
-            unit: what it is counted in: a plural.
-            total: how many there are; with none nothing is shown.
-            start: how many are done already.
-            begins: now; else with `begin`.
+            what: name of the work.
+            unit: plural name of the counted items.
+            total: number of items; with 0 nothing is shown.
+            start: number of items done already.
+            begins: start the clock now; else `begin` does.
         """
         self._what, self._unit, self._total, self._start = what, unit, total, start
         self._bar: _Bar | None = None
@@ -190,7 +190,7 @@ class Meter:
             self.begin()
 
     def begin(self) -> None:
-        """Count the time from now on, and show the bar. Again, it does nothing."""
+        """Start the clock and show the bar. Further calls do nothing."""
         if self._began is not None:
             return
         self._began = time.monotonic()
@@ -207,7 +207,7 @@ class Meter:
             )
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, each counted as done when the next one is asked for."""
+        """Yield the items; each counts as done when the next one is requested."""
         try:
             for done, item in enumerate(items, start=self._start + 1):
                 yield item
@@ -216,7 +216,7 @@ class Meter:
             self.close()
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total are done."""
+        """Show that `done` items of the total are done."""
         self.begin()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -230,7 +230,7 @@ class Meter:
             say(f"{self._what}: {', '.join(filter(None, words))}", **counted)
 
     def _pace(self, done: int) -> list[str]:
-        """How fast it goes, and how long it will take."""
+        """Return the speed and the estimated time left, as words; empty before the first item."""
         elapsed, own = time.monotonic() - (self._began or 0.0), done - self._start
         if own <= 0 or elapsed <= 0:
             return []
@@ -238,6 +238,6 @@ class Meter:
         return [speed_text(own / elapsed, self._unit), *([f"about {duration_text(left)} left"] if left > 0 else [])]
 
     def close(self) -> None:
-        """Leave the terminal in order, finished or not."""
+        """Close the bar, finished or not."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""Every way a job can end other than well, each with its exit code.
+"""The ways in which a job can fail, each with its exit code.
 
 A user's mistake, a broken input and a machine's fault are typed errors with a one-line message that says what,
 where and what to do. Anything else that escapes is a bug (exit 70) and shows its traceback.
@@ -10,12 +10,12 @@ from typing import ClassVar
 
 
 class JobError(Exception):
-    """A job that ends for a known reason. `str(error)` is one line for a person."""
+    """A job ends for a known reason. `str(error)` is one line for a person."""
 
     code: int
     kind: str
     hub_id: str | None = None
-    """What could not be found on the Hub, where that is what went wrong, or the Hub could not be asked."""
+    """The Hub ID that was not found, or could not be looked up because the Hub was unreachable; else None."""
 
 
 class TaskError(JobError):
@@ -82,10 +82,10 @@ class TemporaryError(JobError):
 
 
 class PeerError(JobError):
-    """Another process of the same job ended; its code, kind and message are this one's too."""
+    """Another process of the same job ended. This error has that process's code, kind and message."""
 
     def __init__(self, code: int, kind: str, message: str, *, origin: int, was_killed: bool = False) -> None:
-        """`origin` is the rank of the process that ended first; `was_killed`: without telling anybody why."""
+        """`origin` is the rank of the process that ended first; `was_killed` says that it ended without a reason."""
         super().__init__(message)
         self.code, self.kind, self.origin, self.was_killed = code, kind, origin, was_killed
 
@@ -108,7 +108,7 @@ class PeerInterrupted(Interrupted):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says first, for a message of ours: at most 300 characters, its type where it is silent."""
+    """Return the first line of a library's error, at most 300 characters; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

@@ -1,4 +1,4 @@
-"""JSON text -> values, stricter than `json` and with the place of everything that is wrong.
+"""A JSON parser that is stricter than `json` and gives the position of every problem.
 
 The standard decoder lets duplicate keys, NaN and 1e999 through and tells its hooks no positions, so this is a small
 recursive descent of its own. What does not hide the rest of the text (a duplicate key, NaN) is noted and read over;
@@ -28,7 +28,7 @@ _LITERALS: Final = {"null": None, "true": True, "false": False}
 _NON_FINITE: Final = ("NaN", "Infinity", "-Infinity")
 _MAX_DEPTH: Final = 100
 MAX_PROBLEMS: Final = 100
-"""One more is looked for: finding the place of each takes as long as the text is, and nobody reads a book of them."""
+"""Reading ends after one more: finding each position takes time proportional to the text's length."""
 
 Keys = tuple[str | int, ...]
 
@@ -38,7 +38,7 @@ class Problem:
     """Something wrong at one place; `str(problem)` is one line."""
 
     path: str
-    """As in `train_args.batch_size` or `lora.target_modules[2]`; empty for the whole."""
+    """The path, such as `train_args.batch_size` or `lora.target_modules[2]`; empty for the whole text."""
     message: str
 
     def __str__(self) -> str:
@@ -150,7 +150,7 @@ class _Reader:
         return self.text[self.position : self.position + 1]
 
     def found(self) -> str:
-        """What lies at the position, for a message."""
+        """Describe the text at the position, for a message."""
         if self.position == len(self.text):
             return "the end of the text"
         if string := _STRING_START.match(self.text, self.position):
@@ -264,7 +264,7 @@ class _Reader:
 
 
 def _not_a_value(found: str, path: Sequence[object]) -> str:
-    """What was found where a JSON value is expected, with advice for the usual slips."""
+    """Describe what was found where a JSON value is expected, with advice on common mistakes."""
     python = {"True": "true", "False": "false", "None": "null", "nan": "null", "inf": "a finite number"}
     if found in python:
         return f"found {found}, write {python[found]}"

@@ -1,4 +1,4 @@
-"""How much a dataset from a stranger may cost: bytes, files, compression ratio, and where it may come from."""
+"""Bounds on untrusted datasets: bytes, files, compression ratio, memory, and where they may come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.core.process.environment import flag_variable, int_variable
 
 DEFAULT_MAX_BYTES: Final = 50 << 30
 MAX_HEADER_BYTES: Final = 1 << 20
-"""Of one member of a tar."""
+"""The largest header of one member of a tar."""
 _MAX_DIGITS: Final = 100
 _TAR_BLOCK: Final = 512
 
@@ -53,16 +53,16 @@ class Limits:
 
 
 def refuse_endless_number(header: bytes) -> None:
-    """Refuse what tarfile would look at for hours, in a time that grows with the square of the digits in a row.
+    """Refuse a tar header on which tarfile would take hours: its time is quadratic in a run of digits.
 
-    That is CVE-2024-6232, mended in Python 3.11.10 and 3.12.6. Raises DatasetError.
+    This is CVE-2024-6232, fixed in Python 3.11.10 and 3.12.6. Raises DatasetError.
     """
     if len(header) > _TAR_BLOCK and max(map(len, re.findall(rb"[0-9]+", header)), default=0) > _MAX_DIGITS:
         raise DatasetError("it has a member whose headers hold an endless number; pack it again")
 
 
 class Budget:
-    """What an archive of `packed_bytes` may still unpack to. Counts bytes as they come, never what a header claims."""
+    """The bytes that an archive may still unpack to. Counts bytes as they are written, never what a header claims."""
 
     def __init__(self, limits: Limits, packed_bytes: int) -> None:
         self._limits = limits
@@ -70,7 +70,7 @@ class Budget:
         self._spent = 0
 
     def spend(self, num_bytes: int) -> None:
-        """Account for unpacked bytes. Raises DatasetError when they are too many."""
+        """Count unpacked bytes. Raises DatasetError if there are too many."""
         self._spent += num_bytes
         if self._spent > self._limits.max_dataset_bytes:
             raise self._limits.too_large("unpacked, it")
@@ -85,8 +85,8 @@ class Budget:
 def bounded_memory(num_bytes: int) -> Iterator[None]:
     """Let allocations inside the block fail, as a MemoryError, beyond `num_bytes` more than there are now.
 
-    What a decoder allocates follows from claims in a stranger's file, and a system without memory to spare kills the
-    job, or another one, instead of refusing. Where /proc does not say how much is in use, there is no bound.
+    An untrusted file decides how much its decoder allocates, and a system that runs out of memory kills a process
+    instead of refusing the allocation. There is no bound if /proc does not say how much memory is in use.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     try:

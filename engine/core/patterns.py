@@ -1,8 +1,9 @@
-"""A stranger's regular expressions: compiled and matched in bounded time. No torch.
+"""Compile and match a stranger's regular expressions in bounded time. Imports no torch.
 
-`re` can be made to work for hours: it goes back over alternatives, of which there can be 2**n, and compiles some
-classes of characters one by one. While it does either, it lets signals in. The one used here counts the process's own
-time: a busy machine refuses nothing.
+`re` can be made to work for hours: it backtracks over up to 2**n alternatives, and compiles some character classes
+character by character. Both let signals in, so a timer of the process's own CPU time ends them; a busy machine refuses
+nothing. The package `regex` has a time-out for matching, but compiles the 23 characters `((a{1000}){1000}){1000}` until
+the memory is full, so it is no safer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from typing import Final, NoReturn
 
 SECONDS: Final = 1.0
-"""Processor time for compiling an expression, and again for matching it against all names."""
+"""CPU time for compiling an expression, and again for matching it against all names."""
 
 
 class TakesTooLongError(Exception):
@@ -26,7 +27,7 @@ class TakesTooLongError(Exception):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise TakesTooLongError in a block that uses more processor time. In the main thread, and not in itself."""
+    """Raise TakesTooLongError in a block that uses more CPU time. Main thread only; blocks cannot be nested."""
     if seconds <= 0:
         raise TakesTooLongError
     before = signal.signal(signal.SIGVTALRM, _give_up)
@@ -44,7 +45,7 @@ def _give_up(*_: object) -> NoReturn:
 
 @functools.lru_cache(maxsize=64)
 def compiled(expression: str) -> re.Pattern[str] | str:
-    """Return an expression compiled, or what is wrong with it, in words that follow the expression."""
+    """Return the compiled expression, or what is wrong with it, worded to follow the expression in a message."""
     try:
         with warnings.catch_warnings(), limited(SECONDS):
             warnings.simplefilter("ignore")
@@ -56,14 +57,14 @@ def compiled(expression: str) -> re.Pattern[str] | str:
 
 
 class Matcher:
-    """Tells whether an expression matches whole names, all of them together in bounded time."""
+    """Match an expression against whole names, in bounded time for all of them together."""
 
     def __init__(self, pattern: re.Pattern[str]) -> None:
         self._pattern = pattern
         self._left = SECONDS
 
     def __call__(self, name: str) -> bool:
-        """Raises TakesTooLongError."""
+        """Return whether the whole name matches. Raises TakesTooLongError."""
         started = time.process_time()
         try:
             with limited(self._left):

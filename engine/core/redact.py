@@ -1,4 +1,4 @@
-"""URLs as anybody may see them: without the parts that hold secrets. No torch."""
+"""Remove secrets from URLs before they are shown. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOGIN: Final = re.compile(rf"\A{_SCHEME}[^/?#]*@", re.IGNORECASE)
 
 
 def public(text: str) -> str:
-    """A text without the parts of URLs that hold secrets: who logs in, and what a signed address is signed with."""
+    """Remove user names, passwords, queries and fragments from the URLs in a text."""
     return _ADDRESS.sub(
         lambda found: f"{found[1]}{found[2]}{'?…' if found[3] else ''}{'#…' if found[4] else ''}",
         _LOGIN.sub(r"\1", text),
@@ -22,5 +22,5 @@ def public(text: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A URL for a message: without secrets, no control characters, not endless."""
+    """Format a URL for a message: secrets removed, control characters escaped, shortened."""
     return shown(public(url))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from engine.task.plan import Visit
+from engine.task.plan.visits import Visit
 from engine.task.task import Dataset
 
 TagOrder = Callable[[int], Sequence[int]]

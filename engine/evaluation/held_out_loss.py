@@ -19,7 +19,8 @@ from engine.job.session import Session, Training
 from engine.models.family import PRECISIONS, Batch, Tensors
 from engine.results import held_out_rows
 from engine.results.held_out_rows import Row
-from engine.task.plan import Schedule, Visit, VisitStream, validation_interval
+from engine.task.plan.steps import StepRange, validation_interval
+from engine.task.plan.visits import Visit, VisitStream
 from engine.task.task import Task
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.visit_encoder import Example, VisitEncoder
@@ -45,7 +46,7 @@ class HeldOutLoss:
         job = session.job
         self._curve = job.curve
         self._timesteps = job.timesteps
-        self._interval = validation_interval(job.task.validation, job.schedule)
+        self._interval = validation_interval(job.task.validation, job.step_range)
         self._tell()
 
     @property
@@ -64,7 +65,7 @@ class HeldOutLoss:
         job, rows, step = self._session.job, self._training.held_out_losses, self._training.trainer.step
         if self._curve is None:
             return None
-        if not held_out_rows.is_due(step, rows, curve=self._curve, schedule=job.schedule, interval=self._interval):
+        if not held_out_rows.is_due(step, rows, curve=self._curve, step_range=job.step_range, interval=self._interval):
             return None
         with self._session.outcome.clock.phase("evaluate"):
             row = held_out_rows.row_of(step, self._losses(), self._curve)
@@ -138,7 +139,7 @@ class HeldOutLoss:
                 num_train_timesteps=job.base.num_train_timesteps,
             ),
             # One step of as many micro-batches as there are images, which are shared out as those of a training are.
-            schedule=Schedule(
+            step_range=StepRange(
                 num_rows=len(images),
                 batch_size=1,
                 micro_batches=len(images),

@@ -23,8 +23,8 @@ class InterimResults:
         self._saver = saver
         self._tell = tell
         job = session.job
-        self._image_steps = step_results.image_steps(job.task, job.schedule)
-        self._lora_steps = step_results.lora_steps(job.task, job.schedule)
+        self._image_steps = step_results.image_steps(job.task, job.step_range)
+        self._lora_steps = step_results.lora_steps(job.task, job.step_range)
 
     def make(self) -> None:
         """Make what is due and not kept yet. In all processes, after each step, and before the first one.

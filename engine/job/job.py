@@ -16,7 +16,8 @@ from engine.results import held_out_rows
 from engine.results.agreement import differing
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
-from engine.task import plan
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import (
     PredictionType,
     Task,
@@ -62,7 +63,7 @@ class Job:
     parent_folder: Path | None = None
     in_place: bool
     """The parent is the output folder's own checkpoint, which this job's result replaces."""
-    schedule: plan.Schedule
+    step_range: StepRange
     prediction_type: PredictionType
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
@@ -74,9 +75,9 @@ class Job:
         return METHODS[self.task.training_type]
 
     @property
-    def timesteps(self) -> plan.Timesteps:
+    def timesteps(self) -> Timesteps:
         """Which timesteps are drawn. Raises TaskError when the task leaves none."""
-        return plan.timesteps(self.task.train_args, self.base.num_train_timesteps)
+        return Timesteps.of(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
@@ -101,7 +102,7 @@ class Job:
             world=self.world,
             curve=self.curve,
             rows=len(self.dataset),
-            max_steps=self.schedule.max_steps,
+            max_steps=self.step_range.max_steps,
         )
 
     @property
@@ -164,7 +165,7 @@ class Job:
             "mixed_precision": task.mixed_precision,
             "prediction_type": self.prediction_type,
             "batch_size": task.train_args.batch_size,
-            "micro_batches": self.schedule.micro_batches,
+            "micro_batches": self.step_range.micro_batches,
             "seed": task.seed,
             "dataset": self.dataset.fingerprint,
         }

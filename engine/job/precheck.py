@@ -32,7 +32,7 @@ def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
         OutputError: another job's result or progress is in it, nothing can be written to it, or too little.
     """
     root, parent = output.root, job.parent
-    is_over = isinstance(parent, Checkpoint) and parent.finished and job.schedule.num_steps == 0
+    is_over = isinstance(parent, Checkpoint) and parent.finished and job.step_range.num_steps == 0
     with atomic_files.writing_to(root):  # which would not be allowed to, either
         if found := atomic_files.obstacle(root):
             raise OutputError(f"cannot write to {root}: {found}; remove it, or choose another folder")

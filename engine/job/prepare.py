@@ -17,8 +17,8 @@ from engine.models import base_model
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
-from engine.task import plan
 from engine.task.paths import looking_up, resolve_paths
+from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, buckets_of
@@ -83,7 +83,7 @@ def prepare(
         )
     with _permitted(DatasetError, "the dataset"):
         dataset, held_out = _open_datasets(settings, task, [before, _resolved(chain)], report)
-    schedule = plan.schedule(
+    step_range = StepRange.of(
         task.train_args,
         num_rows=len(dataset),
         processes=settings.place.multiplier,
@@ -96,7 +96,7 @@ def prepare(
         parent=parent,
         parent_folder=folder,
         in_place=is_in_place(folder, settings.output_dir),
-        schedule=schedule,
+        step_range=step_range,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
         buckets=buckets_of(task, dataset, settings.cache_dir),
         held_out=held_out,

@@ -29,7 +29,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
     with outcome.clock.phase("publish"):
         origin = provenance.origin_of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
-        finished = job.schedule.finishes
+        finished = job.step_range.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
         listing = {sampling.PROMPTS_FILE: sampling.listing(pictures.images)}
         images = pictures.drawn | pictures.between
@@ -55,7 +55,7 @@ def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]
     own = {
         "parent": job.record.parent,
         "task_digest": job.task_digest,
-        "from_step": job.schedule.start_step,
+        "from_step": job.step_range.start_step,
         "to_step": step,
         "changed": job.changed_settings(),
         **origin,
@@ -81,7 +81,7 @@ def _checkpoint_files(
         baseline=pictures.baseline,
         pictures=pictures.without,
         steps=_steps(job, training),
-        finished=job.schedule.finishes,
+        finished=job.step_range.finishes,
         held_out_losses=held_out_rows.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
@@ -135,11 +135,11 @@ def _report(
         task=canonical(job.task),
         history=training.history,
         pictures=shown,
-        start_step=job.schedule.start_step,
+        start_step=job.step_range.start_step,
         global_step=outcome.global_step,
-        max_steps=job.schedule.max_steps,
-        visits_per_step=job.schedule.visits_per_step,
-        finished=job.schedule.finishes,
+        max_steps=job.step_range.max_steps,
+        visits_per_step=job.step_range.visits_per_step,
+        finished=job.step_range.finishes,
         seconds=whole.seconds,
         peak_memory_bytes=whole.peak_memory_bytes,
         skipped=whole.skipped,
@@ -153,7 +153,7 @@ def _report(
 
 def _shown(job: Job, file: str) -> list[tuple[int, str]]:
     """The steps in between whose images the report has room for, with the name of one of theirs."""
-    steps = step_results.image_steps(job.task, job.schedule)
+    steps = step_results.image_steps(job.task, job.step_range)
     count = min(len(steps), report.STRIP_LENGTH)
     chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
     return [(step, step_results.image_name(step, file).removeprefix(step_results.IMAGES)) for step in chosen]

@@ -44,7 +44,7 @@ from engine.results.outcome import Outcome
 from engine.results.output.contents import Claim
 from engine.results.output.folder import OutputFolder
 from engine.results.trackers.jsonl import ProgressLog
-from engine.task.plan import VisitStream
+from engine.task.plan.visits import VisitStream
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
 from engine.training.buckets import BucketOrder
@@ -147,7 +147,7 @@ def _is_done_already(session: Session) -> bool:
     job, output, outcome = session.job, session.output, session.outcome
     if isinstance(job.parent, Checkpoint):
         outcome.global_step = outcome.resumed_from_step = job.parent.global_step
-        if job.in_place and job.parent.finished and job.schedule.num_steps == 0:
+        if job.in_place and job.parent.finished and job.step_range.num_steps == 0:
             output.settle()
             _tell_done(session, job.parent)
             say(f"nothing to do: the training in {output.checkpoint} is finished")
@@ -236,7 +236,7 @@ def _train(session: Session, training: Training) -> None:
 
         try:
             make_due_results()
-            train(trainer, job.schedule, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
+            train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
             saver.finish()
         except NonFiniteError:
             saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too
@@ -265,12 +265,12 @@ def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport
     if not session.processes.is_first:
         yield lambda report: None, lambda event, **more: None
         return
-    log, schedule = session.log, session.job.schedule
+    log, step_range = session.log, session.job.step_range
     # Encoding the first images has a bar of its own, and is no part of the training's time.
-    meter = Meter("training", "steps", schedule.stop_step, start=step, begins=False)
+    meter = Meter("training", "steps", step_range.stop_step, start=step, begins=False)
     session.outcome.clock.watchers.append(lambda phase: meter.begin() if phase == "train" else None)
     try:
-        with log.training(schedule, step):
+        with log.training(step_range, step):
             yield lambda report: meter.update(report.step, log.step(report)), log.tell
     finally:
         meter.close()
@@ -304,7 +304,7 @@ def _visit_encoder(
     job = session.job
     order = None
     if job.buckets:
-        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.schedule.batch_size)
+        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.step_range.batch_size)
     stream = VisitStream(
         seed=job.task.seed,
         num_rows=len(job.dataset),
@@ -318,7 +318,7 @@ def _visit_encoder(
         task=job.task,
         dataset=job.dataset,
         stream=stream,
-        schedule=job.schedule,
+        step_range=job.step_range,
         family=family,
         cache=cache,
         device=session.device,

@@ -88,11 +88,11 @@ def start_training(session: Session, family: Family) -> Training:
         start=saved.state.start if saved.state else None,
         warm_start=job.parent if isinstance(job.parent, WarmStart) and not saved.state else None,
     )
-    trainer = assemble(job.task, job.schedule, family, trainable, session.device, processes=session.processes)
+    trainer = assemble(job.task, job.step_range, family, trainable, session.device, processes=session.processes)
     if saved.state:
         trainer.restore(saved.state)
     outcome.global_step = outcome.resumed_from_step = trainer.step
-    if trainer.step > job.schedule.start_step:
+    if trainer.step > job.step_range.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
     origins = provenance.extended_origins(saved.origins, trainer.step, provenance.origin(session.device))
     if len(origins) > max(1, len(saved.origins)):

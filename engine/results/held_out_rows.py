@@ -11,7 +11,9 @@ from typing import Any, Final
 from engine.core import rng
 from engine.core.errors import CheckpointError
 from engine.core.json_reader import dump_lines, parse_lines
-from engine.task.plan import MAX_VISITS, Schedule, Timesteps
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
+from engine.task.plan.visits import MAX_VISITS
 
 STRATA: Final = 4
 """Parts of the trained timesteps, of equal size, from each of which every image has one."""
@@ -59,26 +61,26 @@ def timesteps_of(image: int, timesteps: Timesteps, seed: int) -> list[int]:
     ]
 
 
-def is_due(step: int, rows: Iterable[Row], *, curve: str, schedule: Schedule, interval: int | None) -> bool:
+def is_due(step: int, rows: Iterable[Row], *, curve: str, step_range: StepRange, interval: int | None) -> bool:
     """Whether the loss is to be measured after this step, of which there is no row yet.
 
     Args:
         step: of the whole training.
         rows: the chain's so far.
         curve: of the measurement.
-        schedule: whose ends are measured: before the first step, and where a chain is cut.
+        step_range: whose ends are measured: before the first step, and where a chain is cut.
         interval: of steps, through the whole training; None measures at the ends alone.
     """
-    is_wanted = step in (schedule.start_step, schedule.stop_step) or (interval is not None and step % interval == 0)
+    is_wanted = step in (step_range.start_step, step_range.stop_step) or (interval is not None and step % interval == 0)
     return is_wanted and not any(row.step == step and row.curve == curve for row in rows)
 
 
-def num_due(rows: Sequence[Row], *, curve: str, schedule: Schedule, interval: int | None) -> int:
+def num_due(rows: Sequence[Row], *, curve: str, step_range: StepRange, interval: int | None) -> int:
     """How many steps of a task are due. Arguments as in `is_due`."""
-    ends = {schedule.start_step, schedule.stop_step}
-    due = sum(is_due(step, rows, curve=curve, schedule=schedule, interval=interval) for step in ends)
+    ends = {step_range.start_step, step_range.stop_step}
+    due = sum(is_due(step, rows, curve=curve, step_range=step_range, interval=interval) for step in ends)
     if interval is not None:
-        due += max(0, (schedule.stop_step - 1) // interval - schedule.start_step // interval)
+        due += max(0, (step_range.stop_step - 1) // interval - step_range.start_step // interval)
     return due
 
 

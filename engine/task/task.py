@@ -21,7 +21,7 @@ from engine.task.schema import SCHEMA_KEY, Schema
 SCHEMA: Final = Path(__file__).parents[2] / "schema" / "task.schema.json"
 
 PredictionType = Literal["epsilon", "v_prediction"]
-Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+LrScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -112,7 +112,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LrScheduler:
-    lr_scheduler: Schedule = "constant"
+    lr_scheduler: LrScheduleName = "constant"
     lr_warmup_steps: int = 500
 
 

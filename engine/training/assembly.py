@@ -6,7 +6,8 @@ import torch
 
 from engine.models.family import Batch, Family
 from engine.models.objectives import diffusion
-from engine.task.plan import Schedule, base_learning_rate, base_text_encoder_rate
+from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
+from engine.task.plan.steps import StepRange
 from engine.task.task import Task, TrainArgs
 from engine.training.distributed.group import Processes
 from engine.training.encoding.batches import BatchMaker
@@ -17,7 +18,7 @@ from engine.training.trainer import StepOptions, Trainer
 
 def assemble(
     task: Task,
-    schedule: Schedule,
+    step_range: StepRange,
     family: Family,
     trainable: Trainable,
     device: torch.device,
@@ -28,14 +29,14 @@ def assemble(
 
     Args:
         task: the task.
-        schedule: its slice of the training.
+        step_range: its slice of the training.
         family: the base model, as `methods.registry.attach` left it.
         trainable: what is trained of it.
         device: that it is trained on.
         processes: that share the micro-batches of a step out; None is this one alone.
     """
     args, groups = task.train_args, trainable.groups
-    rates = (base_learning_rate(args, schedule.micro_batches), base_text_encoder_rate(args, schedule.micro_batches))
+    rates = (base_learning_rate(args, step_range.micro_batches), base_text_encoder_rate(args, step_range.micro_batches))
     options = StepOptions(
         base_rates=rates[: len(groups)],
         lr_scheduler=args.lr_scheduler,
@@ -53,7 +54,7 @@ def assemble(
         BatchMaker(task, family, device),
         loss,
         options=options,
-        schedule=schedule,
+        step_range=step_range,
         processes=processes,
     )
 

@@ -23,7 +23,7 @@ from engine.core.messages import plural
 from engine.data.dataset import ImageDataset
 from engine.data.dataset.sizes import Size, read_sizes
 from engine.data.media import transforms
-from engine.task.plan import Epochs, Slot, Visit
+from engine.task.plan.visits import Epochs, Slot, Visit
 from engine.task.task import Task
 
 STEP: Final = 64

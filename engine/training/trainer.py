@@ -15,7 +15,7 @@ from engine.models.family import Batch
 from engine.results.history import StepReport
 from engine.results.outcome import Clock
 from engine.results.state import LossScale, TrainState
-from engine.task.plan import Schedule
+from engine.task.plan.steps import StepRange
 from engine.task.task import LrScheduler
 from engine.training.distributed.group import Processes
 from engine.training.encoding.batches import BatchMaker, Prepared
@@ -60,7 +60,7 @@ class Trainer:
         loss: Callable[[Batch], torch.Tensor],
         *,
         options: StepOptions,
-        schedule: Schedule,
+        step_range: StepRange,
         processes: Processes | None = None,
     ) -> None:
         """
@@ -70,7 +70,7 @@ class Trainer:
             batches: makes the micro-batches.
             loss: of a micro-batch: a float32 scalar with gradients.
             options: of the task.
-            schedule: the task's slice of the training.
+            step_range: the task's slice of the training.
             processes: that share the micro-batches of a step out; None is this one alone.
         """
         self._trainable = trainable
@@ -78,13 +78,13 @@ class Trainer:
         self._batches = batches
         self._loss = loss
         self._options = options
-        self._schedule = schedule
+        self._step_range = step_range
         self._ahead: Prepared | None = None
         self._loss_scale = LossScale() if options.scales_loss else None
         self._processes = processes or Processes()
         self.notice: Callable[[], Notice] = Notice
         """Called with each micro-batch; what comes of it is `noticed`."""
-        self.step = schedule.start_step
+        self.step = step_range.start_step
         self.noticed = Notice()
         """What any process gave notice of during the last step: the same in all of them."""
 
@@ -123,7 +123,7 @@ class Trainer:
             NonFiniteError: before the update, so that the state stays the last good one.
         """
         total: torch.Tensor | None = None
-        num_micro_batches = len(examples) // self._schedule.batch_size * self._processes.world_size
+        num_micro_batches = len(examples) // self._step_range.batch_size * self._processes.world_size
         parameters = self._trainable.parameters
         tails = torch.empty((_TAIL, num_micro_batches), device=next(iter(parameters.values())).device)
         with self._trainable.step() as trained:
@@ -149,7 +149,7 @@ class Trainer:
         self, examples: Sequence[Example], coming: Sequence[Example], trained: Sequence[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
         """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
-        size = self._schedule.batch_size
+        size = self._step_range.batch_size
         # One at a time: a step may have more micro-batches than memory has room for.
         parts = (examples[start : start + size] for start in range(0, len(examples), size))
         for part, following in pairwise(chain(parts, (coming[:size],))):
@@ -180,7 +180,7 @@ class Trainer:
             scheduler.lr_scheduler,
             self.step,
             warmup_steps=scheduler.lr_warmup_steps,
-            max_steps=self._schedule.max_steps,
+            max_steps=self._step_range.max_steps,
         )
         rates = [base * factor for base in base_rates]
         if not all(rate <= _MAX_RATE for rate in rates):  # nor NaN
@@ -234,21 +234,21 @@ def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> 
 
 def train(
     trainer: Trainer,
-    schedule: Schedule,
+    step_range: StepRange,
     examples: Callable[[int], Sequence[Example]],
     after_step: Callable[[StepReport], None],
     clock: Clock,
     *,
     at_hand: Callable[[int], Sequence[Example]] = lambda step: (),
 ) -> None:
-    """Train from the trainer's step to the schedule's stop. `after_step` sees a whole number of steps, always.
+    """Train from the trainer's step to `step_range.stop_step`. `after_step` sees a whole number of steps, always.
 
     Args:
         examples: those of a step, which may take encoding them.
         at_hand: those of a step that takes nothing, else none; not asked for again.
     """
     visited: Sequence[Example] = ()
-    while trainer.step < schedule.stop_step:
+    while trainer.step < step_range.stop_step:
         if not visited:
             with clock.phase("encode"):
                 visited = examples(trainer.step)

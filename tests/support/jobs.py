@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from engine.data.dataset.held_out import HeldOut
 from engine.job.job import Job
-from engine.task import plan
+from engine.task.plan.steps import StepRange
 from engine.task.task import parse_task
 
 COMMIT = "a" * 40
@@ -35,7 +35,7 @@ def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=Non
         dataset=Rows(rows),
         parent=parent,
         in_place=False,
-        schedule=plan.schedule(task.train_args, num_rows=rows, processes=1, start_step=0),
+        step_range=StepRange.of(task.train_args, num_rows=rows, processes=1, start_step=0),
         prediction_type="epsilon",
         held_out=held_out,
     )

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside, synced, renamed."""
+"""Atomic file operations: write beside the target, sync, rename, so that a file is whole or absent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn the operating system's refusals inside the block into one `OutputError` with advice."""
+    """Turn an OSError inside the block into an `OutputError` with advice."""
     try:
         yield
     except OSError as error:
@@ -44,7 +44,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def _in_the_way(folder: Path, error: OSError) -> str:
-    """What lies where something else is expected, in words; else what the system says."""
+    """Describe a file or link that is in the way; else return the system's message."""
     reason = error.strerror or str(error)
     found, name = obstacle(folder), error.filename2 or error.filename
     if found is None and isinstance(name, str):
@@ -60,7 +60,7 @@ def _in_the_way(folder: Path, error: OSError) -> str:
 
 
 def obstacle(path: Path) -> str | None:
-    """What keeps `path` from being a folder: a link that leads nowhere, or a file, there or above; None is nothing."""
+    """Describe what keeps `path` from being a folder: a dangling link or a file, there or above it; else None."""
     for place in (*reversed(path.absolute().parents), path.absolute()):
         if os.path.isdir(place):  # noqa: PTH112 - False also where `Path.is_dir` raises
             continue
@@ -81,7 +81,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_plain(path: Path, limit: int) -> bytes | None:
-    """A stranger's file of at most `limit` bytes; None for a link, a pipe or a larger one. Raises OSError."""
+    """Read an untrusted file of at most `limit` bytes; None for a link, a pipe or a larger file. Raises OSError."""
     status = path.lstat()
     return path.read_bytes() if stat.S_ISREG(status.st_mode) and status.st_size <= limit else None
 
@@ -100,9 +100,9 @@ def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
 
 
 def write_cached(path: Path, data: bytes) -> bool:
-    """Write a file of a cache, atomically, if the disk can, and say whether it could; any number of jobs may at once.
+    """Write a cache file atomically; return False if the disk refuses. Any number of jobs may write it at once.
 
-    Not synced, so `data` is sealed: what a power failure has damaged is a miss.
+    It is not synced: `data` must be sealed, so that a file damaged by a power failure counts as a cache miss.
     """
     beside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -119,13 +119,13 @@ def write_cached(path: Path, data: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a file is to hold, where it lies: many are never in memory at once, and each is checked when it is used."""
+    """A file on disk with its SHA-256, for content that is too large for memory. Checked whenever it is read."""
 
     path: Path
     sha256: str
 
     def is_whole(self) -> bool:
-        """Whether it is there, unchanged."""
+        """Return whether the file exists and is unchanged."""
         try:
             with self.path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
@@ -133,7 +133,7 @@ class Stored:
             return False
 
     def chunks(self) -> Iterator[bytes]:
-        """Its bytes, a piece at a time. Raises OutputError, at the end at the latest, when it is not whole."""
+        """Yield the bytes in pieces. Raises OutputError, at the end at the latest, if the file is damaged."""
         digest = hashlib.sha256()
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
@@ -147,7 +147,7 @@ Contents = bytes | Stored
 
 
 def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
-    """Write and sync a file that is not there yet. Raises OutputError for a stored one that is not whole."""
+    """Create and sync a file. Raises OutputError if `data` is a stored file that is damaged."""
     # Whoever may write to the folder may have put a link there: it is not followed.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE), "wb") as file:
         os.fchmod(file.fileno(), FILE_MODE)
@@ -159,7 +159,7 @@ def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
 
 
 def open_log(path: Path, *, owner: Path | None = None) -> int:
-    """A descriptor to append to a file with, a new one in place of a link, a pipe or another file's second name."""
+    """Open a file for appending; replace a link, a pipe or a hard link by a new file. Returns the descriptor."""
     if os.path.lexists(path) and not _is_own_file(path.lstat()):
         path.unlink()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
@@ -175,9 +175,9 @@ def open_log(path: Path, *, owner: Path | None = None) -> int:
 
 
 def open_lock(path: Path, *, owner: Path | None = None) -> int:
-    """A descriptor, open for writing, of a file that is made where it is not there.
+    """Open a lock file for writing, and create it if missing. Returns the descriptor.
 
-    Whoever may write to the folder may open the file too, whoever made it.
+    It gets the folder's write permissions, so that everyone who may write to the folder can open it.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -194,7 +194,7 @@ def _is_own_file(status: os.stat_result) -> bool:
 
 
 def make_folder(path: Path, *, owner: Path | None = None) -> None:
-    """Make an empty folder, in place of whatever is there."""
+    """Create an empty folder; remove what was at its path."""
     remove(path)
     path.mkdir(parents=True)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -206,7 +206,7 @@ def make_folder(path: Path, *, owner: Path | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link and not what it leads to, if there is one."""
+    """Remove a file, a folder with its contents, or a link (not its target). A missing path is no error."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
@@ -214,7 +214,7 @@ def remove(path: Path) -> None:
 
 
 def _give(descriptor: int, owner: Path | None) -> None:
-    """Give an open file to the owner of `owner`: a root container's results belong to whoever mounted the folder."""
+    """Change an open file's owner to that of `owner`: results of a root container belong to the folder's owner."""
     if owner is not None and os.geteuid() == 0:
         status = owner.stat()
         os.fchown(descriptor, status.st_uid, status.st_gid)
@@ -246,7 +246,7 @@ def publish_folder(built: Path, target: Path, replaced: Path) -> None:
 
 
 def recover_folder(target: Path, replaced: Path) -> None:
-    """Bring back what `publish_folder` had moved aside when it was killed between its two renames."""
+    """Restore the folder that `publish_folder` had moved aside if it was killed between its two renames."""
     if replaced.is_dir() and not target.exists():
         replaced.rename(target)
 
@@ -262,11 +262,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def seal(payload: bytes) -> bytes:
-    """`payload` behind its SHA-256, for files that this program alone reads back."""
+    """Return the payload preceded by its SHA-256, for files that only this program reads."""
     return hashlib.sha256(payload).digest() + payload
 
 
 def unseal(data: bytes) -> bytes | None:
-    """The payload of a sealed file, or None where a bit of it is wrong."""
+    """Return the payload of a sealed file, or None if it is damaged."""
     digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return payload if hashlib.sha256(payload).digest() == digest else None

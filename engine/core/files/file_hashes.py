@@ -1,4 +1,4 @@
-"""What local files' bytes are: their SHA-256, computed while other things are done, noted in the cache. No torch."""
+"""SHA-256 of local files, computed in the background and remembered in the cache. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _CHUNK: Final = 16 << 20
 
 
 class FileDigests:
-    """SHA-256 of files; of one that a note in the cache stands for, without reading it.
+    """SHA-256 of files; a file whose digest is in the cache is not read again.
 
-    Hashing needs no Python, so files that are begun early are read and hashed while the libraries are imported.
+    Hashing releases Python's lock, so that files are hashed while the libraries are imported.
     """
 
     def __init__(self, cache_dir: Path) -> None:
@@ -32,21 +32,20 @@ class FileDigests:
         self._marks: dict[Path, _Marks] = {}
 
     def begin(self, paths: Iterable[Path]) -> None:
-        """Start on these files, each in a thread of its own. It never keeps the process from ending, and never fails:
-        what it could not read, `of` reads."""
+        """Start hashing these files, each in a daemon thread. Errors are ignored here: `of` reads such a file again."""
         for path in paths:
             if path not in self._threads:
                 self._threads[path] = threading.Thread(target=self._try, args=(path,), daemon=True)
                 self._threads[path].start()
 
     def of(self, path: Path) -> str:
-        """A file's digest, 64 hex digits. Raises OSError where it cannot be read."""
+        """Return a file's digest, 64 hex digits. Raises OSError if it cannot be read."""
         if path in self._threads:
             self._threads[path].join()
         return self._found.get(path) or self._compute(path)
 
     def require_unchanged(self) -> None:
-        """After the files were loaded: what was loaded is what the digests are of.
+        """Check that the files are still those that were hashed. Call it after they were loaded.
 
         Raises:
             ModelError: a file was written to or replaced in the meantime.
@@ -73,7 +72,7 @@ class FileDigests:
 
 
 def _marks_of(status: os.stat_result) -> _Marks:
-    """Not the change time: a backup that links the file changes that."""
+    """Return what identifies a file's content. Without the change time, which a backup changes by linking the file."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

@@ -1,8 +1,8 @@
-"""The lock on a folder that one job at a time may write to, on whichever machine.
+"""The lock on an output folder, which one job at a time may write to, on any machine.
 
-A lock of the folder itself would hold on one machine alone: where a folder comes by NFS, the server hears of the locks
-of plain files that are open for writing, and of no others. So it is that of an empty file in the folder, which the
-system lets go of when its holder dies.
+A lock on the folder itself would hold on one machine only: an NFS server is told of locks on plain files that are open
+for writing, and of no others. So an empty file in the folder is locked. The kernel releases the lock when its holder
+dies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 
 from engine.core.errors import OutputError, TemporaryError
 from engine.core.files import atomic_files
+from engine.core.files.file_lock import try_lock
 
 LOCK: Final = ".lock"
 _ATTEMPTS: Final = 100
@@ -31,8 +32,8 @@ def held(root: Path, *, stays: Callable[[], bool]) -> Iterator[None]:
 
     Args:
         root: the folder.
-        stays: whether the file stays, asked at the end. It should where anything was written: another machine might not
-            see at once that it is gone.
+        stays: called at the end; returns whether to keep the lock file. Keep it if anything was written: another
+            machine might not see its removal at once.
 
     Raises:
         TemporaryError: another job holds it.
@@ -54,7 +55,7 @@ def held(root: Path, *, stays: Callable[[], bool]) -> Iterator[None]:
 
 
 def _lock(path: Path, root: Path) -> int:
-    """A descriptor that holds the lock. Raises TemporaryError when another job does."""
+    """Return a descriptor that holds the lock. Raises TemporaryError if another job holds it."""
     for _ in range(_ATTEMPTS):
         _require_file(path)
         try:
@@ -71,10 +72,15 @@ def _lock(path: Path, root: Path) -> int:
 
 
 def _try_to_lock(path: Path, root: Path) -> int | None:
-    """A descriptor that holds the lock, or None where what was locked is no longer the file of that name."""
+    """Return a descriptor that holds the lock; None if the file was replaced meanwhile.
+
+    Raises:
+        BlockingIOError: another job holds it.
+    """
     descriptor = atomic_files.open_lock(path, owner=root)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(descriptor):
+            raise BlockingIOError
         if _is_at(path, descriptor):
             return descriptor
     except BaseException:
@@ -85,7 +91,7 @@ def _try_to_lock(path: Path, root: Path) -> int | None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of that name. Opening it asks an NFS server; `stat` might not."""
+    """Return whether the path still names the open file. Opens it, since `stat` might not ask an NFS server."""
     other = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return os.path.samestat(os.fstat(other), os.fstat(descriptor))

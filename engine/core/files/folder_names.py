@@ -1,4 +1,4 @@
-"""What the names of files and folders of images say, in an archive as on disk."""
+"""Rules on the names of files and folders in a dataset: hidden files, parts of archives, common suffixes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PART: Final = re.compile(r"\.(?:\d{3}|[zr]\d\d|part\d+\.(?:rar|zip))\Z", re.IGN
 
 
 def is_part_of_archive(name: str) -> bool:
-    """Whether a file is one of the parts into which an archive was split: `.z01`, `.001`, `.part2.rar`, …"""
+    """Return whether a file is one part of a split archive: `.z01`, `.001`, `.part2.rar`, …"""
     return _PART.search(name) is not None
 
 
@@ -48,7 +48,7 @@ def stem_of(path: str) -> str:
 
 
 def same_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of the last parts of two paths are the same."""
+    """Return the number of trailing parts that two paths share."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
@@ -95,11 +95,11 @@ def project_folders(files: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, .
 
 
 def is_system_folder(name: str) -> bool:
-    """Whether a folder is hidden, or holds what a system has left: thumbnails, deleted files (`__MACOSX`, `@eaDir`)."""
+    """Return whether a folder is hidden or made by a system: thumbnails, deleted files (`__MACOSX`, `@eaDir`)."""
     return name.startswith((".", "__")) or name.lower() in _OF_SYSTEMS
 
 
 def is_of_system(path: str) -> bool:
-    """Whether a file is hidden, or in such a folder."""
+    """Return whether a file is hidden or in a hidden folder."""
     *folders, name = path.split("/")
     return name.startswith(".") or any(map(is_system_folder, folders))

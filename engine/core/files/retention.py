@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from engine.core.files.atomic_files import remove
+from engine.core.files.file_lock import try_lock
 from engine.core.messages import plural
 
 _MARKS: Final = "in_use"
@@ -76,9 +77,9 @@ class _Entry:
     num_bytes: int
     used_ns: int
     name: str | None = None
-    """What `hold` locks; None for what is small."""
+    """The name that `hold` locks; None for small entries, which are not locked."""
     writer: Path | None = None
-    """What a download that is under way locks."""
+    """The lock file of the download that makes this entry."""
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ class Pruned:
 
     @property
     def did_anything(self) -> bool:
-        """Whether there was anything to remove, or would have been."""
+        """Return whether anything was removed, or should have been."""
         return bool(self.removed or self.num_in_use or self.failures)
 
     def describe(self, cache_dir: Path, max_bytes: int) -> str:
@@ -148,8 +149,8 @@ def _remove(entry: _Entry, cache_dir: Path) -> bool:
         try:
             if entry.writer is None:
                 _lock(descriptor, entry.name, fcntl.F_WRLCK, fcntl.F_OFD_SETLK)
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            elif not try_lock(descriptor):
+                return False
         except OSError:  # held by others, or a file system without locks
             return False
         # At once under another name: what is there under its own is whole.
@@ -237,7 +238,7 @@ def _large_entry(cache_dir: Path, path: Path, kind: str, writer: Path | None = N
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
-    """What is in a folder, but for what a process that was killed left half removed, which goes now."""
+    """List a folder's entries, and remove those that a killed process has left half removed."""
     for doomed in folder.glob(f".{'[0-9a-f]' * 32}{_DOOMED}"):
         with contextlib.suppress(OSError):
             remove(doomed)

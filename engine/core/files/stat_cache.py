@@ -1,7 +1,6 @@
-"""Notes in the cache of what reading whole files gave, so that the next job need not read them again.
+"""A cache of results computed from whole files, so that the next job need not read the files again.
 
-A note is found by what `stat` says of every file that was read. What must hold is that no file changes and still looks
-like what its note was made of:
+The key is what `stat` says of every file that was read. A file must not change without a change of its key:
 
 - Of its marks, a file's owner can set the modification time back, but not the change time, which the kernel sets with
   every change of content, name or mode. So size, both times, inode and device are compared.
@@ -39,14 +38,14 @@ SETTLED_NS: Final = 120_000_000_000
 and more what a dirty page may wait (`vm.dirty_expire_centisecs`, 30 s, and the disk's time to write it)."""
 FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs"})
 _OWN_FOLDERS: Final = ("datasets", "tables", "hub")
-"""Of the cache: what is in them is written once, and whole, by this program and the libraries that it calls."""
+"""Folders of the cache whose files are written once, and whole, by this program and the libraries that it calls."""
 
 
 class Identity:
-    """What stands for data without reading them: words, columns in memory, and the marks of files."""
+    """The cache key of a result: text, columns in memory, and the `stat` values of files."""
 
     def __init__(self, what: str, cache_dir: Path) -> None:
-        """Of `what` is to be noted in `cache_dir`; the files are marked now, and read after that."""
+        """`what` names the kind of result, `cache_dir` is the cache. Add files before they are read."""
         # The user too: what one may read is not what another may.
         user = [os.geteuid(), os.getegid(), *sorted(os.getgroups())]
         self._digest = hashlib.sha256(f"{VERSION}|{what}|{user}".encode())
@@ -56,11 +55,11 @@ class Identity:
 
     @property
     def key(self) -> str | None:
-        """64 hex digits; None where some of the data may change without a mark."""
+        """The key, 64 hex digits; None if an input may change unnoticed, so that nothing may be cached."""
         return self._digest.hexdigest() if self._is_certain else None
 
     def give_up(self) -> None:
-        """There is something that nothing stands for."""
+        """Mark this identity as unusable: an input has no reliable fingerprint, so nothing may be cached for it."""
         self._is_certain = False
 
     def add(self, *values: bytes) -> None:
@@ -68,14 +67,14 @@ class Identity:
             self._digest.update(struct.pack("<Q", len(value)) + value)
 
     def add_column(self, column: pa.ChunkedArray) -> None:
-        """All of a column's values."""
+        """Add all values of a column."""
         sink = _DigestSink(self._digest)
         with pa.ipc.new_stream(pa.PythonFile(sink, "w"), pa.schema([("column", column.type)])) as writer:
             writer.write_table(pa.table([column], names=["column"]))
         self.add(b"end of column")
 
     def add_files(self, paths: Iterable[str | Path]) -> None:
-        """Files by their marks; one that is not there by its absence."""
+        """Add files by their `stat` values; a missing file by its absence."""
         for path in paths:
             if not self._is_certain:
                 return
@@ -97,7 +96,7 @@ class Identity:
 
 
 class _DigestSink:
-    """A file to write to that only hashes."""
+    """A writable file object that hashes what is written."""
 
     closed = False
 
@@ -109,15 +108,15 @@ class _DigestSink:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
-        """The digest goes on."""
+        """Do nothing: the digest is used further."""
 
 
 @lru_cache(maxsize=16)
 def _keeps_change_times(device: int) -> bool:
-    """Whether the mounted file system with this device number is one of `FILE_SYSTEMS` (proc(5), mountinfo)."""
+    """Return whether the file system with this device number is one of `FILE_SYSTEMS` (proc(5), mountinfo)."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with contextlib.suppress(OSError, UnicodeError, ValueError, IndexError):
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -128,12 +127,12 @@ def _keeps_change_times(device: int) -> bool:
 
 
 def remembered(identity: Identity, cache_dir: Path, compute: Callable[[], str]) -> str:
-    """What `compute` gave when `identity` was the same, else what it gives now, which is noted; in ASCII."""
+    """Return the cached result for `identity`; else compute and cache it. ASCII text."""
     return remembered_bytes(identity, cache_dir, lambda: compute().encode("ascii")).decode("ascii")
 
 
 def remembered_bytes(identity: Identity, cache_dir: Path, compute: Callable[[], bytes]) -> bytes:
-    """`remembered`, of any bytes."""
+    """Return the cached bytes for `identity`; else compute and cache them."""
     key = identity.key
     if key is None:
         return compute()
@@ -145,5 +144,5 @@ def remembered_bytes(identity: Identity, cache_dir: Path, compute: Callable[[], 
                 os.utime(path)  # used now: what was not used for longest is removed from a cache that is full
             return noted
     computed = compute()
-    write_cached(path, seal(computed))  # where it cannot, the next job takes its time, nothing else
+    write_cached(path, seal(computed))  # a failed write costs the next job time, nothing else
     return computed

@@ -9,11 +9,11 @@ from typing import Final
 from engine.core.errors import TaskError
 
 LAUNCHED: Final = "SD_LORA_TASK_LAUNCHED"
-"""Set by `launch.py` for the processes it starts: they share the task's own accumulation out."""
+"""Set by `launch.py` for the processes it starts: they divide the task's own gradient accumulation among them."""
 EXIT_CODES: Final = "SD_LORA_TASK_EXIT_CODES"
-"""Set by a launcher of ours for the processes it starts: the folder where each leaves its exit code."""
+"""Set by our launchers for the processes they start: the folder where each writes its exit code."""
 IN_IMAGE: Final = "SD_LORA_TASK_IN_IMAGE"
-"""Set in the image, where what is not mounted is lost."""
+"""Set in the container image, where files outside mounts are lost."""
 
 
 def int_variable(env: Mapping[str, str], name: str, *, default: int, least: int) -> int:
@@ -42,33 +42,33 @@ def flag_variable(env: Mapping[str, str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which of a job's processes this one is, as torchrun and its like tell it."""
+    """This process's rank among the processes of its job, as torchrun sets it."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """Its number on this machine, which names its GPU."""
+    """The rank on this machine, which selects the GPU."""
     shares_task: bool = False
-    """Started by `launch.py`: the processes share the task's own accumulation out instead of multiplying it."""
+    """Started by `launch.py`: the processes divide the task's own gradient accumulation instead of multiplying it."""
 
     @property
     def is_first(self) -> bool:
-        """The process that writes, prints and publishes."""
+        """Whether this is rank 0, which writes, logs and publishes."""
         return self.rank == 0
 
     @property
     def num_here(self) -> int:
-        """The number of the job's processes that are on this machine for certain: torchrun may spread them."""
+        """The number of processes known to be on this machine; torchrun may use several machines."""
         return self.world_size if self.shares_task else 1
 
     @property
     def multiplier(self) -> int:
-        """What the task's `gradient_accumulation_steps` is multiplied by."""
+        """The factor by which the task's `gradient_accumulation_steps` is multiplied to get K."""
         return 1 if self.shares_task else self.world_size
 
 
 def read_place(environment: Mapping[str, str]) -> Place:
-    """This process's place among a job's, from RANK, WORLD_SIZE, LOCAL_RANK.
+    """Read this process's place from RANK, WORLD_SIZE and LOCAL_RANK.
 
     Raises:
         TaskError: they contradict each other, or do not say where the processes meet.

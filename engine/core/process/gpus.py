@@ -1,4 +1,4 @@
-"""How many GPUs this process could use, asked of the driver's library: without torch, whose import takes seconds."""
+"""Count the GPUs through the driver's library, without importing torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SUCCESS: Final = 0
 
 
 def num_gpus() -> int:
-    """The number of CUDA devices that the driver shows, after CUDA_VISIBLE_DEVICES; 0 without a driver too."""
+    """Return the number of CUDA devices, with CUDA_VISIBLE_DEVICES applied; 0 without a driver."""
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError:

@@ -1,4 +1,4 @@
-"""What chooses the kernels that compute, besides library versions: the processor, and variables of the environment.
+"""The processor and the environment variables that decide which compute kernels libraries choose.
 
 torch, MKL, oneDNN, NumPy and the C library choose by the processor's vendor, model and instructions, oneDNN also by
 the sizes of its caches (how a convolution is cut into blocks decides in which order it is summed). Another choice
@@ -42,7 +42,7 @@ _NO_ARITHMETIC: Final = frozenset({"clflush", "clflushopt", "clwb", "crc32", "ae
 
 
 def describe_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that choose kernels, where they are set; the value of one that is not UTF-8 is escaped."""
+    """Return the kernel-choosing variables that are set. Values that are not UTF-8 are escaped."""
     found = {name: environment[name] for name in VARIABLES if environment.get(name)}
     tunables = [part for part in environment.get(_TUNABLES, "").split(":") if part.startswith(_CPU_TUNABLE)]
     if tunables:
@@ -51,7 +51,7 @@ def describe_environment(environment: Mapping[str, str] = os.environ) -> dict[st
 
 
 def describe_cpu() -> dict[str, Any]:
-    """The processor: architecture, vendor and model, instructions beyond the architecture's first, cache sizes."""
+    """Return the processor's architecture, vendor and model, instruction set extensions and cache sizes."""
     import torch
 
     known = torch.cpu.get_capabilities()
@@ -66,7 +66,7 @@ def describe_cpu() -> dict[str, Any]:
 
 
 def _model() -> str | None:
-    """Vendor and numbers of the model, of the first processor; None where the kernel does not tell."""
+    """Return vendor and model numbers of the first processor; None if the kernel does not say."""
     try:
         first = _CPUINFO.read_text(errors="replace").partition("\n\n")[0]
     except OSError:
@@ -76,7 +76,7 @@ def _model() -> str | None:
 
 
 def _caches() -> str | None:
-    """Size of each level's data cache and by how many processors it is shared; None where the kernel does not tell."""
+    """Return each data cache's size and the number of processors that share it; None if the kernel does not say."""
     try:
         found = [_cache(folder) for folder in sorted(_CACHES.glob("index*"))]
     except OSError:

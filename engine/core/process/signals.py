@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: stop at the next point where nothing is lost."""
+"""Handle SIGTERM and SIGINT: stop at the next point where no work is lost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine.core.errors import Interrupted
 
 
 class Stop:
-    """The job's two signals. Outside `deferred` they raise `Interrupted` at once; inside, `check` does.
+    """The handler of the job's signals. They raise `Interrupted` at once, or at the next `check` while deferred.
 
-    A second signal ends the deferral: whoever repeats it does not want to wait for a step to end. Once `Interrupted` is
-    raised, more of them change nothing: the job is ending already.
+    A second signal ends the deferral, so that one need not wait for the end of a step. After `Interrupted` was raised
+    further signals are ignored: the job is ending already.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Stop:
         return self._signum or 0
 
     def peer_ended(self, error: BaseException) -> None:
-        """End this process with `error`, as a signal would: another process of the job has ended. From any thread."""
+        """End this process with `error`, since another process of the job has ended. Can be called from any thread."""
         self._peer_error = error
         os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -53,12 +53,12 @@ class Stop:
             raise self._interrupted(signum)
 
     def ignore(self) -> None:
-        """The job is as good as done: no signal stops it any more."""
+        """Ignore signals from now on: the job is about to finish."""
         self._is_over = True
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let a signal wait for the next `check`, or for the end of the block."""
+        """Defer signals to the next `check`, or to the end of the block."""
         self._is_deferring = True
         try:
             yield
@@ -68,7 +68,7 @@ class Stop:
             raise self._interrupted(self.signum)
 
     def check(self, save: Callable[[], None], *, signum: int | None = None) -> None:
-        """End the job if a signal has come, after `save` has kept its progress.
+        """Save the progress and end the job if a signal has been received.
 
         Args:
             save: keeps the progress.

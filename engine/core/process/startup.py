@@ -22,7 +22,7 @@ def prepare_process() -> None:
 def secure_path() -> None:
     """Take the working folder off the path that modules are imported from, in this process and those it starts.
 
-    It may be a stranger's. Python puts it on the path for `python -m` and `python -c`, the latter being how
+    The working folder may be a stranger's. Python puts it on the path for `python -m`, for `python -c`, by which
     multiprocessing starts its workers and its resource tracker, and for an empty or relative entry of PYTHONPATH.
     """
     kept = [entry for entry in sys.path if _is_trusted(entry)]

@@ -1,4 +1,4 @@
-"""Standard streams that cannot end a program."""
+"""Make errors on standard streams harmless."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def keep_streams() -> None:
-    """Let the program go on, and end with its own code, when a standard stream is closed, full or no longer read.
+    """Keep the program running, with its own exit code, if a standard stream is closed, full or no longer read.
 
-    What is written then is lost. A descriptor that was closed leads to the null device: the next file to be opened
-    would get its number, and with it whatever a library writes to standard error.
+    Output is lost then. A closed descriptor is opened on /dev/null: else the next file that is opened would get its
+    number, and with it whatever a library writes to standard error.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -25,7 +25,7 @@ def keep_streams() -> None:
 
 
 class _Unbreakable(io.FileIO):
-    """A descriptor whose refusal to be written to is ignored."""
+    """A descriptor whose write errors are ignored."""
 
     def write(self, data: Any) -> int:
         try:

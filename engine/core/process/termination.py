@@ -1,4 +1,4 @@
-"""The machine's place for a container's last message. The standard library alone."""
+"""Write a container's last message where Kubernetes reads it. Uses the standard library only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 TERMINATION_LOG: Final = Path("/dev/termination-log")
-"""Where Kubernetes reads a container's last message, 4096 bytes at most."""
+"""The file in which Kubernetes expects a container's last message, at most 4096 bytes."""
 
 
 def write_termination_message(message: str, path: Path = TERMINATION_LOG) -> None:
-    """Leave the last message where Kubernetes looks for it, if there is such a place."""
+    """Write the last message to Kubernetes' file, if that exists."""
     with contextlib.suppress(OSError):
         if not os.access(path, os.W_OK):
             return

@@ -1,4 +1,4 @@
-"""A dataset's URL -> a folder of its content in the cache, downloaded and unpacked once.
+"""Download and unpack a dataset's URL into a folder of the cache, once.
 
 `datasets/url/<SHA-256 of the URL>.json` names the content, `datasets/content/<SHA-256 of the file>/` holds it. Both are
 there whole or not at all. A URL that has been fetched is not asked again: remove its `.json` to fetch it anew.
@@ -7,7 +7,6 @@ there whole or not at all. A URL that has been fetched is not asked again: remov
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from engine.core.errors import DatasetError
 from engine.core.files.atomic_files import make_folder, sync_folder, write_file, writing_to
-from engine.core.files.file_lock import locked
+from engine.core.files.file_lock import locked, try_lock
 from engine.core.files.folder_names import is_part_of_archive
 from engine.core.files.retention import hold
 from engine.core.limits import Limits
@@ -82,7 +81,7 @@ def fetch_dataset(
 
 
 def _published(root: Path, pointer: Path) -> Path | None:
-    """The content's folder, when the URL has been fetched and the content is still there."""
+    """Return the content's folder if the URL was fetched and the content is still in the cache; else None."""
     try:
         digest = json.loads(pointer.read_bytes())["content"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -95,13 +94,13 @@ def _published(root: Path, pointer: Path) -> Path | None:
 
 
 def _report_notes(pointer: Path, label: str, report: Report) -> None:
-    """Say again what was found when it was unpacked: each task of a chain has its own log."""
+    """Report the notes made when the archive was unpacked: each task of a chain has its own log."""
     for note in json.loads(pointer.read_bytes()).get("notes", []):
         report(f"{label}: {note}")
 
 
 def _publish(root: Path, key: str, download: Download, *, label: str, limits: Limits, report: Report) -> Path:
-    """Unpack the downloaded file and make it known. Needs the URL's lock."""
+    """Unpack the downloaded file and record it in the cache. The URL's lock must be held."""
     _sweep(root, key)
     with download.part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -130,7 +129,7 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
 
 
 def _rename_unless_there(building: Path, content: Path) -> None:
-    """Publish; another URL with the same bytes may have been faster, and its content is as good."""
+    """Move the content into place, unless another URL with the same bytes was faster."""
     try:
         building.rename(content)
     except OSError:
@@ -140,7 +139,7 @@ def _rename_unless_there(building: Path, content: Path) -> None:
 
 
 def _sweep(root: Path, own_key: str) -> None:
-    """Remove what dead processes were building: a living one holds the lock of its URL."""
+    """Remove the unfinished content of dead processes: a living process holds its URL's lock."""
     for building in (root / "content").glob(f".*{_BUILDING}"):
         key = building.name.removeprefix(".").removesuffix(_BUILDING)
         lock = root / "url" / f"{key}.lock"
@@ -148,15 +147,12 @@ def _sweep(root: Path, own_key: str) -> None:
             shutil.rmtree(building, ignore_errors=True)
             continue
         with lock.open("rb+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(building, ignore_errors=True)
+            if try_lock(file.fileno()):
+                shutil.rmtree(building, ignore_errors=True)
 
 
 def _sync_file_system(folder: Path) -> None:
-    """Make everything below `folder` survive a power failure; file by file, a million files would take an hour."""
+    """Sync everything below `folder` at once; syncing a million files one by one would take an hour."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)

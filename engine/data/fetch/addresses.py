@@ -1,4 +1,4 @@
-"""Which machines a stranger's URL may lead to. The address that is checked is the one that is connected to."""
+"""Keep untrusted URLs from reaching private addresses. The address that is checked is the one connected to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REFUSED: Final = (
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public Internet.
+    """Return whether an IP address belongs to the public Internet.
 
     Not loopback, link-local, private, shared (CGNAT), multicast, reserved or unspecified, nor an IPv6 address that
     stands for such an IPv4 address (mapped, NAT64, 6to4).
@@ -56,7 +56,7 @@ def _embedded(ip: Address) -> ipaddress.IPv4Address | None:
 
 
 def public_addresses(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """The addresses of a host, as the resolver orders them.
+    """Resolve a host to its addresses, in the resolver's order.
 
     Raises DatasetError when one of them is not public (unless allowed), socket.gaierror when there is none.
     """

@@ -1,4 +1,4 @@
-"""Archives from strangers -> a folder of plain files, or a typed error. Nothing is written outside that folder.
+"""Unpack untrusted archives into a folder of plain files, or raise a typed error. Nothing is written elsewhere.
 
 Two passes: the first reads every header and checks all names together, the second writes. Bytes are counted as they
 come out, whatever headers claim; memory is bounded by the number of members, not by their sizes.
@@ -62,7 +62,7 @@ def extract(archive: Path, into: Path, limits: Limits) -> None:
 
 
 def notes_of(archive: Path, limits: Limits) -> list[str]:
-    """What a person should know of the archive: nothing, or lines. Raises as `extract`, for the names alone."""
+    """Return notes about an archive, by its names alone, without unpacking. Raises as `extract`."""
     with _reading():
         if sniff(archive) is not Kind.ZIP:
             return []
@@ -75,7 +75,7 @@ def notes_of(archive: Path, limits: Limits) -> list[str]:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever the standard library makes of a broken archive becomes one DatasetError."""
+    """Turn the standard library's errors about a broken archive into one DatasetError."""
     try:
         yield
     except EOFError:
@@ -96,7 +96,7 @@ def _reading() -> Iterator[None]:
         raise DatasetError(f"it is damaged or truncated ({ascii(reason)[1:-1]}); pack or upload it again") from error
     except OSError as error:
         if error.errno != errno.EINVAL:
-            raise  # the disk's trouble, not the archive's
+            raise  # the disk failed, not the archive
         raise DatasetError("it is damaged: an offset in it leads nowhere; pack or upload it again") from error
 
 
@@ -168,7 +168,7 @@ def _extract_stream(archive: Path, kind: Kind, into: Path, limits: Limits) -> No
 
 
 def _extract_single(archive: Path, stream: ForwardFile, into: Path, limits: Limits) -> None:
-    """A packed file that is no tar: a table, or nothing to use."""
+    """Unpack a compressed file that is no tar: it must be a table."""
     unpacked = into / _UNPACKED
     write_chunks(unpacked, stream.rest(), Budget(limits, archive.stat().st_size))
     kind = sniff(unpacked)
@@ -188,7 +188,7 @@ def _keep_tar(archive: Path, kind: Kind, into: Path, limits: Limits) -> None:
 
 
 def _tar_files(stream: ForwardFile, listing: Listing) -> Iterator[tuple[tarfile.TarInfo, str]]:
-    """The regular files to keep, with their checked paths. Raises DatasetError for anything that is not plain."""
+    """Yield the regular files to keep, with their checked paths. Raises DatasetError for links and devices."""
     tar = tarfile.TarFile(fileobj=cast("IO[bytes]", stream), encoding="utf-8", errors="surrogateescape")
     while (member := tar.next()) is not None:
         stream.begin_member()
@@ -226,7 +226,7 @@ def _check_tar_member(member: tarfile.TarInfo) -> None:
 
 
 class _ZipSource(io.FileIO):
-    """zipfile reads the whole central directory at once and makes an object of each entry: look at it first."""
+    """Check the central directory's size before zipfile reads it at once and makes an object of each entry."""
 
     def __init__(self, path: Path, max_files: int) -> None:
         super().__init__(path)
@@ -285,7 +285,7 @@ def _chunks(content: IO[bytes]) -> Iterator[bytes]:
 
 
 def _zip_files(file: zipfile.ZipFile, listing: Listing) -> Iterator[tuple[zipfile.ZipInfo, str]]:
-    """The files to keep, with their checked paths, all noted in `listing`."""
+    """Return the files to keep, with their checked paths, and add all names to `listing`."""
     for info in file.infolist():
         listing.count()
         name, told = _zip_name(info)
@@ -296,7 +296,7 @@ def _zip_files(file: zipfile.ZipFile, listing: Listing) -> Iterator[tuple[zipfil
 
 
 def _zip_path(info: zipfile.ZipInfo, name: str) -> str | None:
-    """The checked path of a file to keep. Raises DatasetError for anything that is not a plain file or folder."""
+    """Return the checked path of a file to keep. Raises DatasetError unless it is a plain file or folder."""
     path = clean_name(name)
     mode = stat.S_IFMT(info.external_attr >> 16)
     if mode == stat.S_IFLNK:
@@ -313,7 +313,7 @@ def _zip_path(info: zipfile.ZipInfo, name: str) -> str | None:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
-    """The name as stored, and whether it is in an encoding that nobody tells.
+    """Return the name as stored, and whether its encoding is unknown.
 
     `ZipInfo.filename` ends at a NUL, names are often UTF-8 without saying so, and Windows PowerShell writes them with
     backslashes.

@@ -1,4 +1,4 @@
-"""One URL -> one whole file: every hop checked, bounded in size and time, resumed where the server allows it."""
+"""Download one URL into one file: every hop checked, bounded in size and time, resumed if the server allows it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class _Meta:
-    """What the bytes of a partial file belong to."""
+    """The version of the remote file that a partial file belongs to."""
 
     validator: str | None = None
-    """The ETag or modification date that `If-Range` names; None when the server gives no strong one."""
+    """The ETag or modification date for `If-Range`; None if the server gives no strong one."""
     total: int | None = None
-    """Bytes of the whole file, where the server says so."""
+    """The whole file's size in bytes; None if the server does not say."""
 
 
 class Download:
-    """A file under way. `part` holds its first bytes, `part` + `.json` what they belong to; one process at a time."""
+    """A download. `part` holds the first bytes, `part` + `.json` their version. One process at a time."""
 
     def __init__(self, url: str, part: Path, *, limits: Limits, policy: Policy, report: Report) -> None:
         self._url = url
@@ -111,7 +111,7 @@ class Download:
             self._receive(response, watchdog, total)
 
     def _check_range(self, response: requests.Response, size: int | None, meta: _Meta) -> int | None:
-        """The whole file's size, when the answer goes on exactly where `part` ends. Raises TransientError otherwise."""
+        """Return the whole file's size if the response continues where `part` ends. Raises TransientError otherwise."""
         start, total = range_of(response)
         changed = meta.total is not None and total is not None and total != meta.total
         validator = validator_of(response)
@@ -121,7 +121,7 @@ class Download:
         return total if total is not None else meta.total
 
     def _begin(self, meta: _Meta) -> None:
-        """Start from zero. Empty first: the old bytes never stand beside the new validator."""
+        """Start from zero. The file is emptied first, so that old bytes never stand beside the new version."""
         with writing_to(self.part.parent):
             with self.part.open("wb") as file:
                 os.fchmod(file.fileno(), FILE_MODE)
@@ -157,7 +157,7 @@ class Download:
             raise TransientError(f"the server sent {size:,} of {total:,} bytes")
 
     def _note(self, size: int, total: int | None) -> None:
-        """Progress: it ends the row of failures, and a line tells of it now and then."""
+        """Note progress: reset the count of failures, and report now and then."""
         now = self._policy.clock()
         if size >= self._best + _PROGRESS_BYTES:
             self._best, self._failures, self._since = size, 0, now

@@ -1,4 +1,4 @@
-"""A single file's URL -> the file in the cache, downloaded once.
+"""Download a single file's URL into the cache, once.
 
 `models/url/<SHA-256 of the URL>.json` names the content, `models/content/<its SHA-256><suffix>` is it. As with
 datasets, both are there whole or not at all, and a URL that has been fetched is not asked again.
@@ -66,7 +66,7 @@ def fetch_file(
                 download = Download(url, pointer.with_suffix(".part"), limits=limits, policy=policy, report=report)
                 try:
                     download.run()
-                except DatasetError as error:  # the downloads' word for what a server or a limit refuses
+                except DatasetError as error:  # raised by downloads for what a server or a limit refuses
                     raise ModelError(f"model.name: {error}") from None
                 found = _keep(root, pointer, suffix, download, check)
             return found

@@ -1,4 +1,4 @@
-"""A GET along its redirects, each hop checked, under a watchdog that ends what stalls."""
+"""Send a GET along its redirects, check each hop, and end connections that stall."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.data.fetch.addresses import CheckedAdapter, public_addresses
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How patient a download is. Times in seconds. Four stalled attempts fit into the two minutes that are promised."""
+    """Time-outs of a download, in seconds. Four stalled attempts fit into the two minutes that are promised."""
 
     connect_seconds: float = 10.0
     stall_seconds: float = 20.0
@@ -34,7 +34,7 @@ class Policy:
     min_attempts: int = 4
     max_attempts: int = 6
     give_up_seconds: float = 120.0
-    """Without progress."""
+    """Attempts without progress."""
     first_delay: float = 1.0
     max_redirects: int = 10
     report_seconds: float = 2.0
@@ -43,7 +43,7 @@ class Policy:
 
 
 class TransientError(Exception):
-    """What another attempt may cure."""
+    """A failure that another attempt may not have."""
 
     def __init__(self, reason: str, retry_after: float = 0.0) -> None:
         super().__init__(reason)
@@ -63,7 +63,7 @@ class Watchdog:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.reason = ""
-        """Why the connection was ended; empty while all is well."""
+        """The reason why the connection was ended; empty otherwise."""
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
@@ -78,7 +78,7 @@ class Watchdog:
             opened.close()
 
     def guard(self, opened: socket.socket) -> None:
-        """Watch over a connection. Duplicated, for TLS takes the socket itself away."""
+        """Watch a connection. Its socket is duplicated, since TLS takes over the original."""
         with self._lock:
             self._sockets.append(opened.dup())
         if self.reason:
@@ -125,7 +125,7 @@ class Hops:
         self._session.close()
 
     def get(self, url: str, headers: Mapping[str, str]) -> requests.Response:
-        """The first answer that is no redirect, its body unread. Raises DatasetError, requests.RequestException."""
+        """Return the first response that is no redirect, its body unread. Raises DatasetError, RequestException."""
         for _ in range(self._policy.max_redirects + 1):
             response = self._get_one(url, headers)
             target = self._session.get_redirect_target(response)
@@ -174,14 +174,14 @@ class Hops:
             ) from error
 
     def _check_behind_proxy(self, url: str) -> None:
-        """The proxy resolves the name and connects, so this is no proof: literal addresses and what DNS says here."""
+        """Check literal addresses and the DNS of this machine. No proof: the proxy itself resolves and connects."""
         # A network behind a proxy often resolves no outside names.
         with suppress(socket.gaierror):
             public_addresses(urlsplit(url).hostname or "", 0, allow_private=self._limits.allow_private_urls)
 
 
 def innermost(error: BaseException) -> str:
-    """What is at the bottom of a network error, which names no URL (and so no secret)."""
+    """Return the innermost cause of a network error, which names no URL and so no secret."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What the Hugging Face Hub can do to a job: branches that move, networks that fail, doors that are closed."""
+"""Access the Hugging Face Hub: pin branches to commits, retry on network errors, and explain refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOT_THERE: Final = frozenset({401, 403, 404, 410})
 
 
 def with_retries(call: Callable[[], T], what: str, *, refused: type[JobError] = ModelError) -> T:
-    """`call()`, tried again while the network or the Hub is in trouble. `what` is the subject of every message.
+    """Return `call()`, and retry it on temporary failures. `what` is the subject of every message.
 
     Raises TemporaryError after four attempts; `refused` with advice when the Hub says no (not found, private, gated)
     or HF_HUB_OFFLINE rules the question out; OutputError when the disk is full; anything else as it came.
@@ -49,7 +49,7 @@ def with_retries(call: Callable[[], T], what: str, *, refused: type[JobError] = 
 def resolve_commit(
     repo_id: str, repo_type: Literal["model", "dataset"], revision: str, *, refused: type[JobError] | None = None
 ) -> str:
-    """The commit that a branch or tag points at now; a full commit comes back as it is, without a question asked.
+    """Return the commit that a branch or tag points at now; a full commit is returned without a request.
 
     With HF_HUB_OFFLINE, the commit that the local cache last saw there. Raises as `with_retries` does, with the
     error's `hub_id`; `refused` is DatasetError or ModelError by `repo_type` unless given.
@@ -95,7 +95,7 @@ def _asked(repo_id: str, repo_type: str, revision: str, refused: type[JobError])
 
 
 def snapshot_of(path: Path, revision: str, refused: type[JobError]) -> Path:
-    """The folder with a repository's files, where `path` is the Hub cache's folder of one; else the path as it is.
+    """Return the folder with a repository's files if `path` is its folder in the Hub's cache; else the path itself.
 
     Raises `refused`: the cache has nothing of the revision, or several and does not say which it is.
     """
@@ -126,7 +126,7 @@ def quiet_hub() -> None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from: libraries wrap the network's errors in their own."""
+    """Yield an error and its causes: libraries wrap network errors in their own."""
     seen: BaseException | None = error
     for _ in range(10):
         if seen is None:
@@ -153,13 +153,13 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status of an error that carries a response."""
+    """Return the HTTP status of an error that carries a response; else None."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _raise_refusal(error: Exception, what: str, refused: type[JobError]) -> None:
-    """Raise the typed error for what the Hub, the offline mode or the disk refused; return for anything else."""
+    """Raise the typed error if the Hub, the offline mode or the disk refused; return for any other error."""
     from huggingface_hub import constants, errors
 
     for cause in _chain(error):

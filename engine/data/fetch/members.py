@@ -1,4 +1,4 @@
-"""The names inside an archive: which are safe to create, which are left out, and what layout they make together."""
+"""Check the names inside an archive: which are safe to create, which are skipped, and their common layout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIDECARS: Final = frozenset({"txt", "text", "caption", "json", "cls"})
 
 
 def refused(name: str, why: str) -> DatasetError:
-    """The refusal of a member; its name is shown escaped and short."""
+    """Make the error about a member, whose name is escaped and shortened."""
     shown = ascii(name) if len(name) <= 120 else f"{name[:120]!a}…"
     return DatasetError(f"its member {shown} is {why}; pack the dataset again without it")
 
@@ -30,7 +30,7 @@ def too_many(max_files: int) -> DatasetError:
 
 
 def clean_name(name: str) -> str | None:
-    """A member's name as a relative path, or None for what operating systems leave behind (`__MACOSX/`, `._x`).
+    """Return a member's name as a relative path; None for files that operating systems add (`__MACOSX/`, `._x`).
 
     Raises DatasetError for a name that could lead out of the folder or that no file system is sure to hold.
     """
@@ -79,7 +79,7 @@ class Listing:
         self._untold: list[str] = []
 
     def count(self) -> None:
-        """Account for a member of any kind. Raises DatasetError when they are too many."""
+        """Count a member of any kind. Raises DatasetError if there are too many."""
         self._num_members += 1
         if self._num_members > self._max_files:
             raise too_many(self._max_files)
@@ -106,7 +106,7 @@ class Listing:
             raise too_many(self._max_files)
 
     def notes(self) -> list[str]:
-        """What to say of the names."""
+        """Return notes about the names."""
         if not self._untold:
             return []
         return [f"names of {len(self._untold):,} members, such as {self._untold[0]!a}, {_UNTOLD}; {_PACK_AS_UTF8}"]
@@ -143,7 +143,7 @@ class Listing:
 
 
 def is_webdataset(paths: Iterable[str]) -> bool:
-    """Whether a tar's files are WebDataset samples: each image with a caption or label beside it, no metadata file.
+    """Return whether a tar holds WebDataset samples: each image with a caption or label, and no metadata file.
 
     Such a tar is kept as it is: its samples are found by the names of its members. Folders that say how often their
     images are visited (kohya's `10_sks dog`) are none of that form.

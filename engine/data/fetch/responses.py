@@ -1,4 +1,4 @@
-"""What an HTTP answer says about a file: its status, name, size, range and identity."""
+"""Read an HTTP response's headers: status, name, size, range and identity of the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ADVICE: Final = {
 
 
 def check_status(response: requests.Response) -> None:
-    """Pass 200 and 206. Raises TransientError for what may pass, DatasetError for what will not."""
+    """Accept 200 and 206. Raises TransientError for temporary failures, DatasetError for others."""
     status = response.status_code
     if status in (200, 206):
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
@@ -43,7 +43,7 @@ def check_status(response: requests.Response) -> None:
 
 
 def _retry_after(response: requests.Response) -> float:
-    """Seconds that the server asks to wait, 0 if it does not."""
+    """Return the seconds that the server asks to wait; 0 if it does not."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
@@ -54,7 +54,7 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def length_of(response: requests.Response) -> int | None:
-    """Bytes of the body, where the server says so."""
+    """Return the body's size in bytes; None if the server does not say."""
     value = response.headers.get("Content-Length", "")
     if "Transfer-Encoding" in response.headers or not re.fullmatch(r"[0-9]{1,18}", value):
         return None
@@ -62,7 +62,7 @@ def length_of(response: requests.Response) -> int | None:
 
 
 def range_of(response: requests.Response) -> tuple[int | None, int | None]:
-    """Where a partial body starts, and the whole file's size; None for what is not said."""
+    """Return a partial body's start and the whole file's size; None for each that is not given."""
     found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if not found:
         return None, None
@@ -70,7 +70,7 @@ def range_of(response: requests.Response) -> tuple[int | None, int | None]:
 
 
 def validator_of(response: requests.Response) -> str | None:
-    """What may stand in `If-Range`: a strong ETag, or a date that is strong by RFC 9110, section 8.8.2.2."""
+    """Return the value for `If-Range`: a strong ETag, or a date that is strong by RFC 9110, section 8.8.2.2."""
     etag = response.headers.get("ETag", "").strip()
     if re.fullmatch(r'"[\x21\x23-\x7e]{1,500}"', etag):
         return etag
@@ -84,7 +84,7 @@ def validator_of(response: requests.Response) -> str | None:
 
 
 def display_name(response: requests.Response) -> str:
-    """What to call the file in progress lines. Never used as a path."""
+    """Return a name of the file for progress lines. It is never used as a path."""
     message = Message()
     message["Content-Disposition"] = response.headers.get("Content-Disposition", "")
     try:

@@ -1,4 +1,4 @@
-"""What a file is, by its content: names and content types of downloads are not to be trusted, or not there."""
+"""Detect a file's kind by its content: names and content types of downloads are untrusted or missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BOMS_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Kind(Enum):
-    """A file's kind. The value is what messages call it."""
+    """A file's kind. The value is its name in messages."""
 
     ZIP = "a zip archive"
     TAR = "a tar archive"
@@ -71,7 +71,7 @@ _MAGIC: Final = (
 
 
 def sniff(path: Path) -> Kind:
-    """The kind of the file at `path`, from its first 64 KiB. Raises OSError only."""
+    """Return the kind of the file at `path`, from its first 64 KiB. Raises OSError only."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if not head:
@@ -86,7 +86,7 @@ def sniff(path: Path) -> Kind:
 
 
 def is_tar_header(block: bytes) -> bool:
-    """Whether a 512-byte block is a tar header (v7, ustar, GNU, pax), or the zeros that an empty tar consists of."""
+    """Return whether a 512-byte block is a tar header (v7, ustar, GNU, pax), or the zeros of an empty tar."""
     if len(block) < _TAR_BLOCK:
         return False
     if not any(block):

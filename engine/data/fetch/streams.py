@@ -1,4 +1,4 @@
-"""Packed files as forward streams of bounded memory, in the shape that tarfile reads."""
+"""Compressed files as forward-only streams of bounded memory, with the methods that tarfile uses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Streams(io.RawIOBase):
                 return len(data)
 
     def _input(self) -> bytes | None:
-        """What to feed next; None at the end. Raises EOFError where a stream stops in the middle."""
+        """Return the next input; None at the end. Raises EOFError if a stream is truncated."""
         if self._decompressor.eof:
             # xz streams may be padded by zeros.
             rest = self._decompressor.unused_data.lstrip(b"\x00")
@@ -79,7 +79,7 @@ class _Streams(io.RawIOBase):
         try:
             return self._decompressor.decompress(packed, max_length)
         except OSError as error:
-            # bz2's word for invalid data, which must not be taken for trouble with a disk.
+            # bz2 raises OSError for invalid data, which must not be taken for a disk error.
             raise DatasetError(f"it is damaged ({error}); pack or upload it again") from error
 
 
@@ -95,7 +95,7 @@ class ForwardFile:
         self._peeked = b""
 
     def begins_tar(self) -> bool:
-        """Whether the file is a tar; to be asked before anything is read."""
+        """Return whether the file is a tar. Call it before anything is read."""
         self._peeked = self._file.read(_BLOCK)
         return is_tar_header(self._peeked)
 
@@ -112,16 +112,16 @@ class ForwardFile:
         return self._last
 
     def begin_member(self) -> None:
-        """The headers of a member have been read; what follows belongs to the next one."""
+        """Note that a member's headers were read: what follows belongs to the next member."""
         self._header_bytes = 0
 
     @property
     def ended_in_zeros(self) -> bool:
-        """Whether the last thing read was the block of zeros that ends a tar."""
+        """Return whether the last block read was the zeros that end a tar."""
         return self._last == bytes(_BLOCK)
 
     def seek(self, position: int) -> None:
-        """Go forward. Raises ValueError for the way back, EOFError past the end."""
+        """Seek forward. Raises ValueError for a step back, EOFError past the end."""
         if position < self._position:
             raise ValueError("overlapping members")
         if self._budget is None and not self._peeked:
@@ -132,7 +132,7 @@ class ForwardFile:
             pass
 
     def content(self, size: int) -> Iterator[bytes]:
-        """The next `size` bytes in chunks. Raises EOFError when there are fewer."""
+        """Yield the next `size` bytes in chunks. Raises EOFError if there are fewer."""
         while size:
             chunk = self._read(min(size, CHUNK_BYTES))
             if not chunk:
@@ -141,7 +141,7 @@ class ForwardFile:
             yield chunk
 
     def rest(self) -> Iterator[bytes]:
-        """Everything that is left, in chunks."""
+        """Yield the rest, in chunks."""
         while chunk := self._read(CHUNK_BYTES):
             yield chunk
 
@@ -162,7 +162,7 @@ class ForwardFile:
 
 @contextmanager
 def open_unpacked(path: Path, kind: Kind, limits: Limits) -> Iterator[ForwardFile]:
-    """The content of a file of kind TAR (as it is), GZIP, BZIP2 or XZ (unpacked, within the limits)."""
+    """Open the content of a file of kind TAR (as it is), GZIP, BZIP2 or XZ (decompressed, within the limits)."""
     with path.open("rb") as file:
         budget = None if kind is Kind.TAR else Budget(limits, path.stat().st_size)
         unpacked: IO[bytes] = file

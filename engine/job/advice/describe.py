@@ -12,29 +12,30 @@ from engine.job.job import Job
 from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
-from engine.task import plan
+from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
+from engine.task.plan.steps import validation_interval
 from engine.training.methods.warm_start import WarmStart
 
 
 def describe(job: Job) -> list[str]:
     """What would run, in lines for a person; first of all, where it is likely to end sooner than was meant."""
-    schedule, args = job.schedule, job.task.train_args
-    rate = plan.base_learning_rate(args, schedule.micro_batches)
-    effective = schedule.visits_per_step
+    step_range, args = job.step_range, job.task.train_args
+    rate = base_learning_rate(args, step_range.micro_batches)
+    effective = step_range.visits_per_step
     lines = [
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
-        f"batch          {schedule.batch_size} x {plural(schedule.micro_batches, 'micro-batch', 'micro-batches')}"
+        f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
         f" = {plural(effective, 'image')} a step",
-        f"epoch          {plural(schedule.steps_per_epoch, 'step')}",
-        f"this task      steps {schedule.start_step:,} to {schedule.stop_step:,} of {schedule.max_steps:,}"
-        f" ({plural(schedule.num_steps, 'step')}, {plural(schedule.num_steps * effective, 'image')}"
-        f", {schedule.num_steps * effective / len(job.dataset):.2f} epochs)",
+        f"epoch          {plural(step_range.steps_per_epoch, 'step')}",
+        f"this task      steps {step_range.start_step:,} to {step_range.stop_step:,} of {step_range.max_steps:,}"
+        f" ({plural(step_range.num_steps, 'step')}, {plural(step_range.num_steps * effective, 'image')}"
+        f", {step_range.num_steps * effective / len(job.dataset):.2f} epochs)",
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
     ]
     if args.train_text_encoder:
-        own = plan.base_text_encoder_rate(args, schedule.micro_batches)
+        own = base_text_encoder_rate(args, step_range.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     if job.buckets:
         lines += job.buckets.lines()
@@ -46,9 +47,9 @@ def describe(job: Job) -> list[str]:
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
-    interval, measured = plan.validation_interval(job.task.validation, job.schedule), len(held_out.images)
+    interval, measured = validation_interval(job.task.validation, job.step_range), len(held_out.images)
     rows = held_out_rows.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
-    times = held_out_rows.num_due(rows, curve=job.curve or "", schedule=job.schedule, interval=interval)
+    times = held_out_rows.num_due(rows, curve=job.curve or "", step_range=job.step_range, interval=interval)
     some = f"{measured:,} of " if measured < held_out.num_images else ""
     taken = " taken out of the dataset" if held_out.num_taken else ""
     between = f", every {plural(interval, 'step')}" if interval else ""
@@ -60,9 +61,9 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
 
 def _describe_interim(job: Job) -> list[str]:
     lines = []
-    if images := step_results.image_steps(job.task, job.schedule):
+    if images := step_results.image_steps(job.task, job.step_range):
         lines.append(f"images also    {_listed(images)}")
-    if loras := step_results.lora_steps(job.task, job.schedule):
+    if loras := step_results.lora_steps(job.task, job.step_range):
         limit = job.task.checkpoint_limit
         stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
         lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")
@@ -81,22 +82,22 @@ def _size(dataset: ImageDataset) -> str:
 
 def warnings(job: Job) -> list[str]:
     """What is allowed but likely a mistake."""
-    schedule, scheduler = job.schedule, job.task.train_args.lr_scheduler
+    step_range, scheduler = job.step_range, job.task.train_args.lr_scheduler
     found = []
-    if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= schedule.max_steps:
+    if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= step_range.max_steps:
         found.append(
-            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training {plural(schedule.max_steps, 'step')}: "
-            "the learning rate never reaches its full value"
+            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training "
+            f"{plural(step_range.max_steps, 'step')}: the learning rate never reaches its full value"
         )
     found += without_effect(job)
     found += _beyond_the_end(job)
     if job.buckets:
-        found += job.buckets.warnings(schedule.batch_size)
+        found += job.buckets.warnings(step_range.batch_size)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
-    if schedule.num_steps == 0:
+    if step_range.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():
-        found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {schedule.start_step}")
+        found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {step_range.start_step}")
         if key == "validation.dataset" and before and now:
             found.append("other images, captions or timesteps are measured than before: a new curve begins")
     return found
@@ -104,9 +105,9 @@ def warnings(job: Job) -> list[str]:
 
 def _beyond_the_end(job: Job) -> list[str]:
     """Intervals of which no multiple lies inside the whole training: nothing is made in between."""
-    most = job.schedule.max_steps
+    most = job.step_range.max_steps
     intervals = {
-        "validation is due": plan.validation_interval(job.task.validation, job.schedule),
+        "validation is due": validation_interval(job.task.validation, job.step_range),
         "a LoRA is kept": job.task.checkpoint_every_n_steps,
     }
     return [

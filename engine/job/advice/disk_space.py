@@ -44,16 +44,16 @@ def predict(job: Job) -> Room | None:
     prediction = memory.predict(job.base, job.task, recompute=True, device="cpu")
     if prediction is None:
         return None
-    task, schedule = job.task, job.schedule
+    task, step_range = job.task, job.step_range
     weights = prediction.trained * _VALUE_BYTES
     copies = job.method.copies(task) + len(OPTIMIZERS[task.train_args.optimizer].slots)
-    state = weights * copies + _STEP_BYTES * schedule.stop_step  # the history is the whole chain's
+    state = weights * copies + _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
     exported = weights * len(job.method.files)
     prompts = task.validation.given_prompts
     drawn = task.validation.num_images if prompts is None else len(prompts)
     pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
-    between = pictures * len(step_results.image_steps(task, schedule))
-    own = min(len(step_results.lora_steps(task, schedule)), task.checkpoint_limit)
+    between = pictures * len(step_results.image_steps(task, step_range))
+    own = min(len(step_results.lora_steps(task, step_range)), task.checkpoint_limit)
     earlier = len(job.parent.steps) // len(job.method.files) if isinstance(job.parent, Checkpoint) else 0
     of_steps = min(own + earlier, task.checkpoint_limit)
     report = 3 * pictures  # with and without the training, in base 64

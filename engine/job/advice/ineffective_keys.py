@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.job.job import Job
-from engine.task import plan
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import LrScheduler, Task, TrainArgs
 from engine.training.optimizers.registry import OPTIMIZERS
 
@@ -49,7 +49,7 @@ def _of_training(job: Job) -> list[str]:
     scheduler, bias = args.lr_scheduler, args.timestep_bias
     huber = (args.huber_schedule, args.huber_c)
     biased_range = (bias.begin, bias.end)
-    weights = set(plan.timesteps(args, job.base.num_train_timesteps).weights)
+    weights = set(Timesteps.of(args, job.base.num_train_timesteps).weights)
     cases = (
         (
             scheduler.lr_scheduler == "constant"

@@ -22,8 +22,8 @@ def notes(job: Job) -> list[str]:
 
 def _beyond_the_maximum(job: Job) -> list[str]:
     """Return a note where `num_train_…` asks for more than `max_train_…` allows."""
-    args, most = job.task.train_args, job.schedule.max_steps
-    wanted = args.num_train_steps or args.num_train_epochs * job.schedule.steps_per_epoch
+    args, most = job.task.train_args, job.step_range.max_steps
+    wanted = args.num_train_steps or args.num_train_epochs * job.step_range.steps_per_epoch
     is_said = args.num_train_steps is not None or args.num_train_epochs != _DEFAULTS.num_train_epochs
     if not is_said or wanted <= most:
         return []
@@ -39,14 +39,14 @@ def _beyond_the_maximum(job: Job) -> list[str]:
 
 def _one_epoch_of_many(job: Job) -> list[str]:
     """Return a note where `max_train_…` is given alone: each task of the chain then trains one epoch."""
-    args, schedule = job.task.train_args, job.schedule
+    args, step_range = job.task.train_args, job.step_range
     is_default = args.num_train_steps is None and args.num_train_epochs == _DEFAULTS.num_train_epochs
-    if not is_default or schedule.finishes:
+    if not is_default or step_range.finishes:
         return []
     key = "steps" if args.max_train_steps is not None else "epochs"
     number = args.max_train_steps or args.max_train_epochs
     return [
-        f"this task trains {schedule.num_steps:,} of {plural(schedule.max_steps, 'step')}, one epoch by "
+        f"this task trains {step_range.num_steps:,} of {plural(step_range.max_steps, 'step')}, one epoch by "
         f"num_train_epochs {args.num_train_epochs}: to train all of them in one task, set "
         f"train_args.num_train_{key} to {number}; otherwise the next task goes on from its checkpoint"
     ]
@@ -54,12 +54,12 @@ def _one_epoch_of_many(job: Job) -> list[str]:
 
 def _one_step(job: Job) -> list[str]:
     """Return a note where the whole training is a single step because no length is given."""
-    args, schedule = job.task.train_args, job.schedule
-    if schedule.max_steps > 1 or args.max_train_steps is not None or args.num_train_steps is not None:
+    args, step_range = job.task.train_args, job.step_range
+    if step_range.max_steps > 1 or args.max_train_steps is not None or args.num_train_steps is not None:
         return []
     return [
-        f"the whole training is 1 step: an epoch has {plural(schedule.num_rows, 'visit')}, a step takes "
-        f"{plural(schedule.visits_per_step, 'image')}, and the end is {_maximum(args)}; set "
+        f"the whole training is 1 step: an epoch has {plural(step_range.num_rows, 'visit')}, a step takes "
+        f"{plural(step_range.visits_per_step, 'image')}, and the end is {_maximum(args)}; set "
         "train_args.max_train_steps and num_train_steps, such as 1000"
     ]
 

@@ -15,7 +15,7 @@ from typing import Final
 from engine.core.files.atomic_files import Stored
 from engine.results import checkpoint
 from engine.results.output.folder import OutputFolder
-from engine.task.plan import Schedule, validation_interval
+from engine.task.plan.steps import StepRange, validation_interval
 from engine.task.task import Task
 
 IMAGES: Final = "validation/"
@@ -23,18 +23,18 @@ LORAS: Final = "checkpoint/"
 """Names of what is kept begin with the folder that it is published in."""
 
 
-def image_steps(task: Task, schedule: Schedule) -> range:
+def image_steps(task: Task, step_range: StepRange) -> range:
     """The steps inside a task after which its validation images are drawn, besides its last."""
-    interval = validation_interval(task.validation, schedule)
-    return _multiples(interval, schedule.start_step + 1, schedule.stop_step)
+    interval = validation_interval(task.validation, step_range)
+    return _multiples(interval, step_range.start_step + 1, step_range.stop_step)
 
 
-def lora_steps(task: Task, schedule: Schedule) -> range:
+def lora_steps(task: Task, step_range: StepRange) -> range:
     """The steps whose LoRA a task keeps beside its last one's.
 
     That which it begins at is one of them: the task before has it as its result. So a chain keeps what one task would.
     """
-    return _multiples(task.checkpoint_every_n_steps, max(schedule.start_step, 1), schedule.stop_step)
+    return _multiples(task.checkpoint_every_n_steps, max(step_range.start_step, 1), step_range.stop_step)
 
 
 def _multiples(interval: int | None, start: int, stop: int) -> range:

@@ -17,7 +17,7 @@ from engine.core.files import atomic_files
 
 if TYPE_CHECKING:
     from engine.results.history import StepReport
-    from engine.task.plan import Schedule
+    from engine.task.plan.steps import StepRange
 
 LINE_SECONDS: Final = 2.0
 """The longest time between two lines while the job trains."""
@@ -43,7 +43,7 @@ class ProgressLog:
         self._step = step
         self._phase: str | None = None
         self._fields: dict[str, Any] = {"step": 0, **dict.fromkeys(_MEASURED)}
-        self._schedule: Schedule | None = None
+        self._step_range: StepRange | None = None
         self._training_since: float | None = None
         self._steps = 0
         self._last_line = 0.0
@@ -93,25 +93,25 @@ class ProgressLog:
         is_first, self._phase = self._phase is None, name
         if self._thread.ident is None:
             return
-        if self._schedule is None:
+        if self._step_range is None:
             self._fields = self._fields | {"step": self._step()}
         elif name == "train" and self._training_since is None:
             self._training_since = time.monotonic()
         self._write("start" if is_first else "phase")
 
     @contextlib.contextmanager
-    def training(self, schedule: Schedule, step: int) -> Iterator[None]:
+    def training(self, step_range: StepRange, step: int) -> Iterator[None]:
         """Tell more often while the block trains from this step on."""
         self._fields = {"step": step, **dict.fromkeys(_MEASURED)}
-        self._schedule = schedule
+        self._step_range = step_range
         try:
             yield
         finally:
-            self._schedule = None
+            self._step_range = None
 
     def step(self, report: StepReport) -> str:
         """Record one trained step, and describe it in a few words."""
-        assert self._schedule is not None, "a step is trained inside `training`"
+        assert self._step_range is not None, "a step is trained inside `training`"
         now = time.monotonic()
         if self._training_since is None:
             self._training_since = now
@@ -122,8 +122,8 @@ class ProgressLog:
             "loss": report.loss,
             "learning_rate": report.learning_rate,
             "grad_norm": report.grad_norm,
-            "images_per_second": round(rate * self._schedule.visits_per_step, 3),
-            "eta_seconds": round((self._schedule.stop_step - report.step) / rate, 1),
+            "images_per_second": round(rate * self._step_range.visits_per_step, 3),
+            "eta_seconds": round((self._step_range.stop_step - report.step) / rate, 1),
         }
         if self._steps == 1 or now - self._last_line >= LINE_SECONDS / 2:
             self._write("step")
@@ -155,7 +155,7 @@ class ProgressLog:
 
     def _repeat(self) -> None:
         while not self._stopped.wait(LINE_SECONDS / 8):
-            due = ALIVE_SECONDS if self._schedule is None else LINE_SECONDS * 3 / 4
+            due = ALIVE_SECONDS if self._step_range is None else LINE_SECONDS * 3 / 4
             if time.monotonic() - self._last_line >= due:
                 try:
                     self._write("alive")

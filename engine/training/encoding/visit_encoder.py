@@ -23,7 +23,8 @@ from engine.data.dataset import ImageDataset, none_readable
 from engine.data.media import transforms
 from engine.data.media.rendering import render_all
 from engine.models.family import Family, Tensors
-from engine.task.plan import Schedule, Visit, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import Visit, VisitStream
 from engine.task.task import Task, canonical_json
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
@@ -64,7 +65,7 @@ class VisitEncoder:
         task: Task,
         dataset: ImageDataset,
         stream: VisitStream,
-        schedule: Schedule,
+        step_range: StepRange,
         family: Family,
         cache: EncodingCache,
         device: torch.device,
@@ -83,7 +84,7 @@ class VisitEncoder:
         self._task = task
         self._dataset = dataset
         self._stream = stream
-        self._schedule = schedule
+        self._step_range = step_range
         self._family = family
         self._cache = cache
         self._device = device
@@ -127,23 +128,23 @@ class VisitEncoder:
         return self._examples.pop(step, [])
 
     def _encode_window(self, start: int) -> None:
-        per_step = self._schedule.visits_per_step
+        per_step = self._step_range.visits_per_step
         if per_step > WINDOW_VISITS:
             self._examples = {start: self._long_step(start * per_step)}
             return
-        steps = range(start, min(start + WINDOW_VISITS // per_step, self._schedule.stop_step))
+        steps = range(start, min(start + WINDOW_VISITS // per_step, self._step_range.stop_step))
         examples = self._encode(start * per_step, len(steps) * per_step)
         per_step = len(examples) // len(steps)
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
 
     def _long_step(self, start: int) -> LongStep[Example]:
-        size, world_size = self._schedule.batch_size, self._processes.world_size
+        size, world_size = self._step_range.batch_size, self._processes.world_size
         return LongStep(
             make=self._encode,
             start=start,
             size=size,
             round_visits=size * world_size,
-            num_rounds=self._schedule.micro_batches // world_size,
+            num_rounds=self._step_range.micro_batches // world_size,
             window=max(1, WINDOW_VISITS // (size * world_size)),
             check_stop=self._check_stop,
         )
@@ -180,7 +181,7 @@ class VisitEncoder:
 
     def _owner(self, visit: Visit) -> int:
         """The rank of the process that trains on a visit."""
-        micro_batch = visit.number % self._schedule.visits_per_step // self._schedule.batch_size
+        micro_batch = visit.number % self._step_range.visits_per_step // self._step_range.batch_size
         return self._processes.owner(micro_batch)
 
     def _is_own(self, visit: Visit) -> bool:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from engine.task.task import Schedule
+from engine.task.task import LrScheduleName
 
 POLYNOMIAL_END: Final = 1e-7
 """Where the polynomial schedule ends, as in `diffusers.optimization.get_scheduler`."""
 
 
-def schedule_factor(base: float, schedule: Schedule, step: int, *, warmup_steps: int, max_steps: int) -> float:
+def schedule_factor(base: float, schedule: LrScheduleName, step: int, *, warmup_steps: int, max_steps: int) -> float:
     """Return what the learning rates are multiplied by in the step that is trained at global step `step` (from 0).
 
     `base` times the factor equals, bit for bit, the rate of `diffusers.optimization.get_scheduler` with its defaults
@@ -41,7 +41,7 @@ def _cosine(progress: float) -> float:
     return 0.0 if progress >= 1.0 else max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-_CURVES: Final[Mapping[Schedule, Callable[[float], float]]] = {
+_CURVES: Final[Mapping[LrScheduleName, Callable[[float], float]]] = {
     "constant": lambda _: 1.0,
     "constant_with_warmup": lambda _: 1.0,
     "cosine": _cosine,

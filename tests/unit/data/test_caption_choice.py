@@ -6,7 +6,7 @@ import pytest
 
 from engine.core import rng
 from engine.data.caption_choice import caption_of_visit, with_trigger
-from engine.task.plan import VisitStream
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset
 
 

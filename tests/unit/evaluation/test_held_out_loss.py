@@ -15,7 +15,9 @@ from engine.data.media import transforms
 from engine.evaluation.held_out_loss import HeldOutLoss
 from engine.results.held_out_rows import STRATA, timesteps_of
 from engine.results.outcome import Outcome
-from engine.task.plan import Schedule, Timesteps, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms, Validation
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
@@ -57,7 +59,7 @@ class Setup:
             base=SimpleNamespace(num_train_timesteps=1000),
             held_out=SimpleNamespace(images=FakeDataset(images, texts)),
             curve=CURVE,
-            schedule=Schedule(num_rows=5, batch_size=1, micro_batches=1, start_step=0, stop_step=9, max_steps=9),
+            step_range=StepRange(num_rows=5, batch_size=1, micro_batches=1, start_step=0, stop_step=9, max_steps=9),
             timesteps=Timesteps(100, 900, (1.0,) * 800),
         )
         self.session = SimpleNamespace(job=job, outcome=Outcome(), device=CPU, processes=self.processes)

@@ -41,8 +41,8 @@ def made(monkeypatch):
 
 def results(made, *, start=0, stop=20, hashes=None, from_first=lambda action: action(), **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
-    schedule = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
-    job = SimpleNamespace(task=task, method=METHODS["lora"], schedule=schedule)
+    step_range = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
+    job = SimpleNamespace(task=task, method=METHODS["lora"], step_range=step_range)
     session = SimpleNamespace(
         job=job,
         processes=SimpleNamespace(from_first=from_first),

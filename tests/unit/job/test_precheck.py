@@ -34,8 +34,8 @@ class TestOutput:
         return asked
 
     def check(self, root, **options):
-        schedule = SimpleNamespace(num_steps=1)
-        job = SimpleNamespace(record=JobRecord("mine", None), in_place=False, schedule=schedule, parent=None)
+        step_range = SimpleNamespace(num_steps=1)
+        job = SimpleNamespace(record=JobRecord("mine", None), in_place=False, step_range=step_range, parent=None)
         precheck.check_output(job, OutputFolder(root), overwrite=options.get("overwrite", False))
 
     def test_a_result_of_another_job_is_refused_and_left_alone(self, tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from engine.core.errors import CheckpointError
 from engine.results import held_out_rows
 from engine.results.held_out_rows import STRATA, Row
-from engine.task.plan import Schedule, Timesteps
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
 
 CURVE, OTHER = "a" * 16, "b" * 16
 
@@ -20,8 +21,8 @@ def row(step, loss=0.5, curve=CURVE):
     return Row(step, loss, () if loss is None else (loss,) * STRATA, 3, curve)
 
 
-def schedule(start=0, stop=10):
-    return Schedule(num_rows=5, batch_size=1, micro_batches=1, start_step=start, stop_step=stop, max_steps=100)
+def step_range(start=0, stop=10):
+    return StepRange(num_rows=5, batch_size=1, micro_batches=1, start_step=start, stop_step=stop, max_steps=100)
 
 
 class TestMeans:
@@ -82,15 +83,15 @@ class TestDue:
     )
     def test_at_the_ends_and_at_multiples_through_the_whole_training(self, start, stop, interval, due):
         def is_due(step):
-            return held_out_rows.is_due(step, [], curve=CURVE, schedule=schedule(start, stop), interval=interval)
+            return held_out_rows.is_due(step, [], curve=CURVE, step_range=step_range(start, stop), interval=interval)
 
         assert [step for step in range(start, stop + 1) if is_due(step)] == due
-        arguments = {"curve": CURVE, "schedule": schedule(start, stop), "interval": interval}
+        arguments = {"curve": CURVE, "step_range": step_range(start, stop), "interval": interval}
         assert held_out_rows.num_due([], **arguments) == len(due)
         assert held_out_rows.num_due([row(due[-1])], **arguments) == len(due) - 1
 
     def test_once(self):
-        due = {"curve": CURVE, "schedule": schedule(4, 10), "interval": 2}
+        due = {"curve": CURVE, "step_range": step_range(4, 10), "interval": 2}
         assert not held_out_rows.is_due(4, [row(4)], **due)
         assert held_out_rows.is_due(4, [row(4, curve=OTHER)], **due)  # of other images: a new curve begins
         assert held_out_rows.is_due(6, [row(4)], **due)

@@ -15,7 +15,7 @@ from PIL import Image
 from engine.core.errors import DatasetError, TaskError
 from engine.data.dataset.sizes import read_sizes
 from engine.data.media import transforms
-from engine.task.plan import MAX_VISITS, VisitStream
+from engine.task.plan.visits import MAX_VISITS, VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
 from engine.training.encoding import visit_encoder
 from tests.support.fakes import png

@@ -9,7 +9,8 @@ from engine.data.media.transforms import geometry
 from engine.models import registry
 from engine.models.family import LoadArgs
 from engine.results.state import dump_state
-from engine.task.plan import Schedule, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
 from engine.training.assembly import assemble
 from engine.training.encoding.visit_encoder import Example
@@ -51,11 +52,11 @@ def train(folder, precision, options, *, text=False, recompute):
     task = Task(
         model=Model(name="m"), dataset=Dataset(name="d"), lora=options, train_args=args, mixed_precision=precision
     )
-    schedule = Schedule(num_rows=5, batch_size=2, micro_batches=2, start_step=0, stop_step=2, max_steps=2)
+    step_range = StepRange(num_rows=5, batch_size=2, micro_batches=2, start_step=0, stop_step=2, max_steps=2)
     family, calls = load(folder, precision), []
     family.denoiser.mid_block.resnets[1].register_forward_pre_hook(lambda *_: calls.append(1))
     trainable = methods.attach(family, task, CPU, start=None, warm_start=None)
-    trainer = assemble(task, schedule, family, trainable, CPU)
+    trainer = assemble(task, step_range, family, trainable, CPU)
     if recompute:
         recompute_activations(family.denoiser)
     stream = VisitStream(seed=0, num_rows=5, random_flip=False, num_train_timesteps=1000)

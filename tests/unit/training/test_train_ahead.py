@@ -16,7 +16,7 @@ from engine.training.methods.lora.method import LoraTraining
 from engine.training.optimizers.adamw import AdamW
 from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily
-from tests.unit.training.test_trainer import Run, examples_of, make_schedule, make_task
+from tests.unit.training.test_trainer import Run, examples_of, make_step_range, make_task
 
 
 class TestAhead:
@@ -27,12 +27,12 @@ class TestAhead:
 
         def examples(step):
             asked.append(step)
-            return examples_of(run.schedule, step, text)
+            return examples_of(run.step_range, step, text)
 
         def some(step):
-            return examples_of(run.schedule, step, text) if step in at_hand else ()
+            return examples_of(run.step_range, step, text) if step in at_hand else ()
 
-        train(run.trainer, run.schedule, examples, run.reports.append, Clock(), at_hand=some)
+        train(run.trainer, run.step_range, examples, run.reports.append, Clock(), at_hand=some)
         return run, asked
 
     @pytest.mark.parametrize("text", [False, True])
@@ -58,13 +58,13 @@ class TestAhead:
         monkeypatch.setattr(BatchMaker, "prepare", prepared)
         monkeypatch.setattr(AdamW, "update", updated)
         run = Run()
-        run.trainer.train_step(examples_of(run.schedule, 0), coming := examples_of(run.schedule, 1))
+        run.trainer.train_step(examples_of(run.step_range, 0), coming := examples_of(run.step_range, 1))
         run.trainer.train_step(coming)
         assert events == [0, 2, 4, 6, "update", 8, 10, "update"]
 
     def test_what_was_prepared_of_other_examples_is_not_used(self):
         run, plain = Run(), Run()
-        run.trainer.train_step(examples_of(run.schedule, 0), examples_of(run.schedule, 4))
+        run.trainer.train_step(examples_of(run.step_range, 0), examples_of(run.step_range, 4))
         plain.step()
         assert run.step() == plain.step() and run.bytes() == plain.bytes()
 
@@ -81,15 +81,15 @@ class TestWorkingCopy:
             adapter = adapter if has_copy else replace(adapter, fused={})
             start = adapter.state()
             for stop in (2, 5):  # the second trainer goes on from the first one's state
-                schedule = make_schedule(task, stop - 2, stop)
+                step_range = make_step_range(task, stop - 2, stop)
                 for layer in adapter.fused.values():
                     layer.copies = None
                 trainable = LoraTraining(family, adapter, PRECISIONS[precision])
-                trainer = assemble(task, schedule, family, trainable, CPU)
+                trainer = assemble(task, step_range, family, trainable, CPU)
                 if stop > 2:
                     trainer.restore(parse_state(*states.pop()))
                 reports = []
-                train(trainer, schedule, lambda k, s=schedule: examples_of(s, k), reports.append, Clock())
+                train(trainer, step_range, lambda k, s=step_range: examples_of(s, k), reports.append, Clock())
                 states.append(dump_state(trainer.state()))
             assert not torch.equal(adapter.state()["unet.to_q.lora_A.weight"], start["unet.to_q.lora_A.weight"])
         assert states[0] == states[1]

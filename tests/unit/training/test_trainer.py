@@ -10,7 +10,8 @@ from engine.core.errors import NonFiniteError
 from engine.models.family import Batch
 from engine.results.outcome import Clock
 from engine.results.state import LossScale, dump_state, parse_state
-from engine.task.plan import Schedule, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, LrScheduler, Model, Task, TrainArgs
 from engine.training.assembly import assemble
 from engine.training.encoding.visit_encoder import Example
@@ -38,9 +39,9 @@ def make_task(mixed_precision="no", **args):
     )
 
 
-def make_schedule(task, start=0, stop=8, max_steps=8):
+def make_step_range(task, start=0, stop=8, max_steps=8):
     args = task.train_args
-    return Schedule(
+    return StepRange(
         num_rows=ROWS,
         batch_size=args.batch_size,
         micro_batches=args.gradient_accumulation_steps,
@@ -50,9 +51,9 @@ def make_schedule(task, start=0, stop=8, max_steps=8):
     )
 
 
-def examples_of(schedule, step, text=False):
+def examples_of(step_range, step, text=False):
     stream = VisitStream(seed=3, num_rows=ROWS, random_flip=False, num_train_timesteps=1000)
-    family, per_step = LinearFamily(), schedule.visits_per_step
+    family, per_step = LinearFamily(), step_range.visits_per_step
     return [
         Example(
             visit,
@@ -72,19 +73,19 @@ class Run:
         self.family = LinearFamily()
         self.text = self.task.train_args.train_text_encoder
         self.trainable = PlainTrainable.of(self.family, with_text_encoder=self.text)
-        self.schedule = make_schedule(self.task, start, stop)
-        self.trainer = assemble(self.task, self.schedule, self.family, self.trainable, CPU)
+        self.step_range = make_step_range(self.task, start, stop)
+        self.trainer = assemble(self.task, self.step_range, self.family, self.trainable, CPU)
         self.reports = []
         if restore is not None:
             self.trainer.restore(restore)
 
     def train(self, stop=None):
-        schedule = make_schedule(self.task, self.schedule.start_step, stop or self.schedule.stop_step)
-        train(self.trainer, schedule, lambda k: examples_of(schedule, k, self.text), self.reports.append, Clock())
+        step_range = make_step_range(self.task, self.step_range.start_step, stop or self.step_range.stop_step)
+        train(self.trainer, step_range, lambda k: examples_of(step_range, k, self.text), self.reports.append, Clock())
         return self
 
     def step(self):
-        return self.trainer.train_step(examples_of(self.schedule, self.trainer.step, self.text))
+        return self.trainer.train_step(examples_of(self.step_range, self.trainer.step, self.text))
 
     def bytes(self):
         return dump_state(self.trainer.state())
@@ -113,7 +114,7 @@ class TestSplit:
                 return super().__getitem__(place)
 
         run, plain = Run(), Run()
-        step = Counted(examples_of(run.schedule, 0))
+        step = Counted(examples_of(run.step_range, 0))
         gradients = run.trainer._gradients
         run.trainer._gradients = lambda *args: trained.append(len(asked)) or gradients(*args)
         assert run.trainer.train_step(step) == plain.step() and run.bytes() == plain.bytes()
@@ -136,9 +137,9 @@ class TestSplit:
 
         def examples(step):
             asked.append(("examples", step))
-            return examples_of(run.schedule, step)
+            return examples_of(run.step_range, step)
 
-        train(run.trainer, run.schedule, examples, lambda report: asked.append(("after", report.step)), Clock())
+        train(run.trainer, run.step_range, examples, lambda report: asked.append(("after", report.step)), Clock())
         assert asked == [pair for k in range(8) for pair in (("examples", k), ("after", k + 1))]
 
 
@@ -148,11 +149,11 @@ class TestStep:
         task = make_task(max_grad_norm=0.5)
         run = Run(task)
         run.trainer.step = 2  # a step whose rate is not zero
-        schedule, weight = run.schedule, run.trainable.parameters["unet.to_q.lora_A.weight"]
+        step_range, weight = run.step_range, run.trainable.parameters["unet.to_q.lora_A.weight"]
         reference = torch.nn.Parameter(weight.detach().clone())
         adam = torch.optim.AdamW([reference], lr=0.05 * 0.5 * (1 + math.cos(0)), foreach=True)
         total, losses = None, []
-        visited = examples_of(schedule, 2)
+        visited = examples_of(step_range, 2)
         for k in range(3):
             latents, noise = [], []
             for example in visited[2 * k : 2 * k + 2]:

@@ -132,7 +132,7 @@ class TestHeldOut:
         rows = held_out_rows.dump([held_out_rows.Row(4, 0.5, (0.5,), 3, job.curve)])
         given = {"settings": job.settings, "digest": "d", "global_step": 4, "held_out_losses": rows}
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
-        job = replace(job, parent=chain, schedule=replace(job.schedule, start_step=4, stop_step=10, max_steps=20))
+        job = replace(job, parent=chain, step_range=replace(job.step_range, start_step=4, stop_step=10, max_steps=20))
         (line,) = [line for line in describe(job) if line.startswith("held-out loss")]
         assert line.endswith(", before and after this task, every 4 steps: 2 times 12 forward passes")  # after 8 and 10
 

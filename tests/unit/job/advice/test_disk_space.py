@@ -11,7 +11,7 @@ from engine.job.advice import disk_space
 from engine.job.job import Job
 from engine.job.memory import gib
 from engine.results.checkpoint import Checkpoint
-from engine.task import plan
+from engine.task.plan.steps import StepRange
 from engine.task.task import parse_task
 from tests.support.jobs import Rows
 from tests.unit.job.memory.test_memory import base_of
@@ -33,7 +33,7 @@ def job_of(*, base="sd1", parent=None, **given):
         dataset=Rows(10),
         parent=parent,
         in_place=False,
-        schedule=plan.schedule(parsed.train_args, num_rows=10, processes=1, start_step=start),
+        step_range=StepRange.of(parsed.train_args, num_rows=10, processes=1, start_step=start),
         prediction_type="epsilon",
     )
 

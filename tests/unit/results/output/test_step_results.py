@@ -14,7 +14,7 @@ from engine.results.output.step_results import Kept
 from engine.task.task import Validation
 
 
-def schedule(start, stop):
+def step_range(start, stop):
     return SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=3)
 
 
@@ -37,7 +37,7 @@ class TestWhen:
         ],
     )
     def test_images_are_drawn_inside_a_task(self, wanted, start, stop, steps):
-        assert list(step_results.image_steps(task(**wanted), schedule(start, stop))) == steps
+        assert list(step_results.image_steps(task(**wanted), step_range(start, stop))) == steps
 
     @pytest.mark.parametrize(
         ("every", "start", "stop", "steps"),
@@ -51,14 +51,14 @@ class TestWhen:
         ],
     )
     def test_the_lora_that_a_task_begins_at_is_kept_too(self, every, start, stop, steps):
-        assert list(step_results.lora_steps(task(checkpoint_every_n_steps=every), schedule(start, stop))) == steps
+        assert list(step_results.lora_steps(task(checkpoint_every_n_steps=every), step_range(start, stop))) == steps
 
     @pytest.mark.parametrize("cuts", [[7], [10, 20], [1, 2, 3, 30, 39], [15, 16, 17]])
     def test_a_chain_keeps_the_loras_of_one_task(self, cuts):
         every = task(checkpoint_every_n_steps=5)
         bounds = [0, *cuts, 40]
-        chain = [step for one in pairwise(bounds) for step in step_results.lora_steps(every, schedule(*one))]
-        assert chain == list(step_results.lora_steps(every, schedule(0, 40)))
+        chain = [step for one in pairwise(bounds) for step in step_results.lora_steps(every, step_range(*one))]
+        assert chain == list(step_results.lora_steps(every, step_range(0, 40)))
 
 
 def test_the_latest_steps_stay_with_both_their_files():

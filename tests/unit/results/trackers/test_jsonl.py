@@ -17,9 +17,9 @@ from engine.results.history import StepReport
 from engine.results.outcome import Clock
 from engine.results.trackers import jsonl
 from engine.results.trackers.jsonl import ProgressLog
-from engine.task.plan import Schedule
+from engine.task.plan.steps import StepRange
 
-SCHEDULE = Schedule(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=14, max_steps=20)
+STEP_RANGE = StepRange(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=14, max_steps=20)
 MEASURED = {"loss", "learning_rate", "grad_norm", "images_per_second", "eta_seconds"}
 FIELDS = {"time", "event", "phase", "step"} | MEASURED
 
@@ -155,7 +155,7 @@ class TestTheFolder:
 class TestTraining:
     def test_steps(self, log, path):
         begun(log)
-        with log.training(SCHEDULE, 4):
+        with log.training(STEP_RANGE, 4):
             log.phase("train")
             assert lines(path)[-1]["step"] == 4 and all(lines(path)[-1][key] is None for key in MEASURED)
             note = log.step(StepReport(5, 0.25, 1e-4, 2.0))
@@ -172,7 +172,7 @@ class TestTraining:
         monkeypatch.setattr(jsonl, "LINE_SECONDS", 0.4)
         sizes = []
         begun(log)
-        with log.training(SCHEDULE, 4):
+        with log.training(STEP_RANGE, 4):
             for _ in range(8):
                 time.sleep(0.2)
                 sizes.append(len(lines(path)))
@@ -181,7 +181,7 @@ class TestTraining:
 
     def test_fast_steps_do_not_flood_it(self, log, path):
         begun(log)
-        with log.training(SCHEDULE, 4):
+        with log.training(STEP_RANGE, 4):
             for step in range(5, 500):
                 log.step(StepReport(step, 0.5, 1e-4, 1.0))
         log.tell("images")
@@ -189,7 +189,7 @@ class TestTraining:
 
     def test_a_skipped_steps_norm_is_null(self, log, path):
         begun(log)
-        with log.training(SCHEDULE, 4):
+        with log.training(STEP_RANGE, 4):
             log.step(StepReport(5, 0.5, 1e-4, None))
         assert lines(path)[-1]["grad_norm"] is None and lines(path)[-1]["loss"] == 0.5
 
@@ -197,7 +197,7 @@ class TestTraining:
         now = [100.0]
         monkeypatch.setattr(jsonl.time, "monotonic", lambda: now[0])
         begun(log)
-        with log.training(SCHEDULE, 4):
+        with log.training(STEP_RANGE, 4):
             log.phase("encode")
             now[0] = 500.0
             log.phase("train")

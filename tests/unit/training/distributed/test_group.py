@@ -7,7 +7,7 @@ import pytest
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
 from engine.core.process.environment import Place
 from engine.results.state import dump_state, parse_state, weights_digest
-from engine.task.plan import Schedule
+from engine.task.plan.steps import StepRange
 from engine.training.distributed.group import Group, Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import visit_encoder
@@ -67,8 +67,8 @@ def in_threads(world_size, action):
 
 
 def own_examples(run, processes):
-    size = run.schedule.batch_size
-    found = examples_of(run.schedule, run.trainer.step)
+    size = run.step_range.batch_size
+    found = examples_of(run.step_range, run.trainer.step)
     return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
 
 
@@ -137,7 +137,7 @@ def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(
             task=setup.task,
             dataset=setup.dataset,
             stream=setup.stream,
-            schedule=Schedule(
+            step_range=StepRange(
                 num_rows=len(images),
                 batch_size=BATCH,
                 micro_batches=micro_batches,

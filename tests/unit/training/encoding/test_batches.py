@@ -6,7 +6,7 @@ import torch
 
 from engine.training.encoding.batches import BatchMaker
 from tests.support.fakes import CPU, LinearFamily
-from tests.unit.training.test_trainer import examples_of, make_schedule, make_task
+from tests.unit.training.test_trainer import examples_of, make_step_range, make_task
 
 
 def tensors(batch):
@@ -16,9 +16,9 @@ def tensors(batch):
 
 def test_it_is_the_same_whenever_it_is_prepared():
     task = make_task(noise_offset=0.1)
-    examples = examples_of(make_schedule(task), 3)[:2]
+    examples = examples_of(make_step_range(task), 3)[:2]
     first, other = BatchMaker(task, LinearFamily(), CPU), BatchMaker(task, LinearFamily(), CPU)
-    other.prepare(examples_of(make_schedule(task), 1))
+    other.prepare(examples_of(make_step_range(task), 1))
     found = [tensors(maker.complete(maker.prepare(examples))) for maker in (first, other)]
     assert {*found[0]} == {"latents", "noise", "timesteps", "states"}
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
@@ -26,19 +26,19 @@ def test_it_is_the_same_whenever_it_is_prepared():
 
 def test_it_knows_what_it_is_of():
     task = make_task()
-    examples = examples_of(make_schedule(task), 3)
+    examples = examples_of(make_step_range(task), 3)
     prepared = BatchMaker(task, LinearFamily(), CPU).prepare(examples[:2])
     assert prepared.address == 18 == examples[0].visit.number
     assert prepared.is_of(examples[:2])
     assert not prepared.is_of(examples[2:4]) and not prepared.is_of(examples[:1])
-    assert not prepared.is_of(examples_of(make_schedule(task), 3)[:2])
+    assert not prepared.is_of(examples_of(make_step_range(task), 3)[:2])
 
 
 def test_trained_text_encoders_read_captions_as_late_as_possible():
     task = make_task(train_text_encoder=True)
     family = LinearFamily()
     maker = BatchMaker(task, family, CPU)
-    prepared = maker.prepare(examples_of(make_schedule(task), 0, text=True)[:2])
+    prepared = maker.prepare(examples_of(make_step_range(task), 0, text=True)[:2])
     assert prepared.batch.conditioning == {} and {*prepared.tokens} == {"ids"}
     before = maker.complete(prepared).conditioning["states"]
     family.text_encoders["text_encoder"].weight.requires_grad_(True)

@@ -14,7 +14,8 @@ from engine.core.errors import DatasetError, Interrupted
 from engine.core.files import stat_cache
 from engine.data.dataset import fingerprints, open_dataset
 from engine.data.media import transforms
-from engine.task.plan import Schedule, VisitStream
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.encoding import visit_encoder
 from engine.training.encoding.cache import EncodingCache
@@ -76,7 +77,7 @@ class Setup:
             task=self.task,
             dataset=self.dataset,
             stream=self.stream,
-            schedule=Schedule(
+            step_range=StepRange(
                 num_rows=len(images),
                 batch_size=BATCH,
                 micro_batches=1,
@@ -226,7 +227,7 @@ class TestLongSteps:
 
     def examples(self, folder, images=None):
         setup = Setup(images or good(), folder)
-        setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=self.MICRO_BATCHES)
+        setup.encoder._step_range = replace(setup.encoder._step_range, micro_batches=self.MICRO_BATCHES)
         return setup, [setup.encoder.examples(step) for step in range(2)]
 
     @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
@@ -256,7 +257,7 @@ class TestLongSteps:
 
     def test_a_step_of_billions_costs_what_is_looked_at(self, tmp_path):
         setup = Setup(good(), tmp_path)
-        setup.encoder._schedule = replace(setup.encoder._schedule, micro_batches=10**12)
+        setup.encoder._step_range = replace(setup.encoder._step_range, micro_batches=10**12)
         step = setup.encoder.examples(0)
         assert len(step) == 10**12 * BATCH and len(step[:BATCH]) == BATCH
 

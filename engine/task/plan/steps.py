@@ -1,0 +1,83 @@
+"""The optimizer steps that a task trains: where its slice of the whole training begins and stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.core.errors import TaskError
+from engine.task.plan.visits import MAX_VISITS
+from engine.task.task import TrainArgs, Validation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRange:
+    """The optimizer steps [start_step, stop_step) that a task trains of the whole training's `max_steps`."""
+
+    num_rows: int
+    batch_size: int
+    micro_batches: int
+    """K = processes x gradient accumulation: micro-batches per optimizer step."""
+    start_step: int
+    stop_step: int
+    max_steps: int
+
+    @classmethod
+    def of(cls, args: TrainArgs, *, num_rows: int, processes: int, start_step: int) -> StepRange:
+        """Return the steps of a task: from `start_step` to min(start_step + num, max).
+
+        A checkpoint that already lies beyond `max` gives an empty range that finishes the training.
+
+        Raises:
+            TaskError: more visits than `MAX_VISITS`.
+        """
+        micro_batches = processes * args.gradient_accumulation_steps
+        steps_per_epoch = _ceil_div(num_rows, args.batch_size * micro_batches)
+        num_steps = args.num_train_steps or args.num_train_epochs * steps_per_epoch
+        max_steps = args.max_train_steps or args.max_train_epochs * steps_per_epoch
+        stop_step = max(start_step, min(start_step + num_steps, max_steps))
+        if stop_step * args.batch_size * micro_batches > MAX_VISITS:
+            raise TaskError(
+                "train_args: so many steps of so many images are too many to count; "
+                "give a smaller batch_size, gradient_accumulation_steps or number of steps"
+            )
+        return cls(
+            num_rows=num_rows,
+            batch_size=args.batch_size,
+            micro_batches=micro_batches,
+            start_step=start_step,
+            stop_step=stop_step,
+            max_steps=max_steps,
+        )
+
+    @property
+    def visits_per_step(self) -> int:
+        return self.batch_size * self.micro_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return _ceil_div(self.num_rows, self.visits_per_step)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether the task ends the whole training."""
+        return self.stop_step >= self.max_steps
+
+    @property
+    def num_steps(self) -> int:
+        return self.stop_step - self.start_step
+
+
+def validation_interval(validation: Validation, step_range: StepRange) -> int | None:
+    """Return every how many optimizer steps a training is validated on its way; None: only at its end.
+
+    Steps are counted from the start of the whole training, so that it does not matter where a chain is cut.
+    """
+    if validation.every_n_steps is not None:
+        return validation.every_n_steps
+    if validation.every_n_epochs is not None:
+        return validation.every_n_epochs * step_range.steps_per_epoch
+    return None
+
+
+def _ceil_div(number: int, divisor: int) -> int:
+    return -(-number // divisor)

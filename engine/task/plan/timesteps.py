@@ -1,0 +1,71 @@
+"""The timesteps that a task trains, and how often each is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.core import rng
+from engine.core.errors import TaskError
+from engine.task.task import TrainArgs
+
+
+@dataclass(frozen=True, slots=True)
+class Timesteps:
+    """Which timesteps are drawn, and how often: those of [begin, end), all alike unless there are `weights`."""
+
+    begin: int
+    end: int
+    weights: tuple[float, ...] = ()
+    """Of each timestep of [begin, end); positive."""
+
+    def draw(self, words: rng.Words) -> npt.NDArray[np.int64]:
+        """A timestep for each raw word: int64, the shape of `words`."""
+        drawn: npt.NDArray[np.int64]
+        if not self.weights:
+            drawn = rng.below(words, self.end - self.begin) + self.begin
+            return drawn
+        # Inverse transform sampling; cumsum adds in order, so that every machine has the same bounds.
+        bounds = np.cumsum(np.array(self.weights, dtype=np.float64))
+        found = np.searchsorted(bounds, rng.fractions(words) * bounds[-1], side="right")
+        # a product that was rounded up to the last bound belongs to the last timestep
+        drawn = np.minimum(found, len(bounds) - 1).astype(np.int64) + self.begin
+        return drawn
+
+    @classmethod
+    def of(cls, args: TrainArgs, num_train_timesteps: int) -> Timesteps:
+        """What the task says about timesteps, of a model with `num_train_timesteps`.
+
+        `timestep_bias` is that of Diffusers' text-to-image examples (`generate_timestep_weights`): the earliest
+        or latest `portion` of all timesteps, or those of [`begin`, `end`), are drawn `multiplier` times as often as the
+        others, with no correction of the loss. That drawing some noise levels more often pays is Nichol & Dhariwal 2021
+        (arXiv:2102.09672), section 3.3; which of them make composition and which make detail, Choi et al. 2022
+        (arXiv:2204.00227), section 3.
+
+        Raises:
+            TaskError: a range without a timestep that the model has or that is trained.
+        """
+        total = num_train_timesteps
+        begin, end = args.min_timestep, total if args.max_timestep is None else args.max_timestep
+        if not begin < end <= total:
+            raise TaskError(
+                f"train_args: timesteps from min_timestep {begin} to below max_timestep {end} are none of the model's; "
+                f"it has {total}"
+            )
+        bias = args.timestep_bias
+        if bias.strategy == "none":
+            return cls(begin, end)
+        num_biased = int(bias.portion * total)
+        first, stop = {
+            "earlier": (0, num_biased),
+            "later": (total - num_biased, total),
+            "range": (bias.begin, bias.end),
+        }[bias.strategy]
+        weights = tuple(bias.multiplier if first <= step < stop else 1.0 for step in range(begin, end))
+        if not (first < end and begin < stop and first < stop):
+            raise TaskError(
+                f"train_args.timestep_bias: none of the timesteps from {first} to below {stop} is among those trained"
+            )
+        return cls(begin, end, weights)
