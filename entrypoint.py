@@ -116,7 +116,7 @@ def train(
         if processes.is_first:  # the others find its notes
             hash_ahead(task.model, digests)
         import_transformers()
-        import engine.models.parts.latent_diffusion  # noqa: F401 - no family does without: here it is imported like the rest
+        import engine.models.parts.vae  # noqa: F401 - imports what most families need
         from engine.job.run import run
 
     run(settings, task, output, stop, outcome, processes=processes, digests=digests, log=log)

@@ -97,12 +97,12 @@ LIGHT = [
     "training.optimizers.registry",
     "training.optimizers.lr_schedule",
     "training.methods.lora.targets",
+    "models.base_model",
+    "models.spec",
     "job.advice.audit",
     "job.advice.lengths",
     "job.advice.disk_space",
     "job.memory",
-    "job.memory.encoder_footprint",
-    "job.memory.footprint",
     "job.precheck",
     "job.prepare",
     "commands.container",
@@ -155,12 +155,20 @@ def test_a_folder_has_few_entries(folder):
     assert len(entries) <= 13, entries
 
 
-def test_a_family_is_known_by_name_in_the_registry_alone():
-    """Its module is imported by the registry, by the name in its row."""
-    own = {name for name in TREES if name.startswith("engine.models.families.")}
-    assert own
-    for module in TREES:
-        assert not ours(imports(module, lazy=True)) & own - {module}, f"{module} imports a family"
+@pytest.mark.parametrize("seam, registry", [("families", "registry"), ("objectives", "objectives.registry")])
+def test_a_row_is_known_by_name_in_its_registry_alone(seam, registry):
+    """The registry imports its `spec`, and its other modules by the name that is in the row."""
+    for row in (path.name for path in (ENGINE / "models" / seam).iterdir() if (path / "spec.py").exists()):
+        folder = f"engine.models.{seam}.{row}"
+        importers = {module for module in TREES if any(name.startswith(folder) for name in imports(module, lazy=True))}
+        outside = {module for module in importers if not module.startswith(folder)}
+        assert outside - MADE_FOR.get(row, set()) == {f"engine.models.{registry}"}
+
+
+MADE_FOR = {
+    "diffusion": {f"engine.models.families.{name}.{part}" for name in ("sd", "sdxl") for part in ("spec", "model")}
+}
+"""Modules that are made for one row of another seam: these families' schedulers and names are diffusion's."""
 
 
 def test_there_is_no_import_cycle():

@@ -16,7 +16,8 @@ from engine.core import rng
 from engine.core.console import Meter, say
 from engine.data.dataset.held_out import TRAINING_ALONE
 from engine.job.session import Session, Training
-from engine.models.family import PRECISIONS, Batch, Tensors
+from engine.models.family import PRECISIONS, Batch, Tensors, autocast
+from engine.models.objectives.objective import LossOptions
 from engine.results import held_out_rows
 from engine.results.held_out_rows import Row
 from engine.task.plan.steps import StepRange, validation_interval
@@ -112,7 +113,7 @@ class HeldOutLoss:
                 timesteps=torch.tensor([timestep], device=device),
                 conditioning=conditioning,
             )
-            yield family.loss(batch, snr_gamma=None).item()
+            yield family.loss(batch, LossOptions()).item()
 
     def _conditioning(self, example: Example) -> Tensors:
         """What was encoded ahead, and what trained text encoders make of the caption now; a batch of one."""
@@ -121,7 +122,7 @@ class HeldOutLoss:
         if not example.tokens:
             return known
         # A context of its own: autocast's cache must not outlive a step.
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             return known | self._training.family.embed(_batch_of_one(example.tokens, device))
 
     def _encode(self) -> None:

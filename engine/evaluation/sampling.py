@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image as Pillow
 
 from engine.core import rng
-from engine.models.family import Family
+from engine.models.family import Drawing, Family
 from engine.task.task import Validation
 
 PROMPTS_FILE: Final = "prompts.json"
@@ -84,10 +87,16 @@ def draw(
     """
     files: dict[str, bytes] = {}
     family.move_encoders(device)
-    pipeline = family.pipeline()
-    pipeline.set_progress_bar_config(disable=True)
     for done, image in enumerate(images, start=1):
-        files[image.file] = _png(_draw(pipeline, image, resolution, check_stop))
+        drawing = Drawing(
+            prompt=image.prompt,
+            negative_prompt=image.negative_prompt,
+            guidance_scale=image.guidance_scale,
+            num_inference_steps=image.num_inference_steps,
+            size=(resolution, resolution),
+        )
+        frames = family.draw(drawing, rng.torch_generator(image.seed), check_stop)
+        files[image.file] = _png(frames[0])
         progress(done)
     return files
 
@@ -97,25 +106,7 @@ def listing(images: Sequence[Image]) -> bytes:
     return (json.dumps([image.described() for image in images], indent=2, ensure_ascii=False) + "\n").encode()
 
 
-@torch.no_grad()
-def _draw(pipeline: Any, image: Image, resolution: int, check_stop: Callable[[], None]) -> Any:
-    def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        check_stop()
-        return tensors
-
-    return pipeline(
-        image.prompt,
-        negative_prompt=image.negative_prompt,
-        height=resolution,
-        width=resolution,
-        num_inference_steps=image.num_inference_steps,
-        guidance_scale=image.guidance_scale,
-        generator=rng.torch_generator(image.seed),
-        callback_on_step_end=after_step,
-    ).images[0]
-
-
-def _png(picture: Any) -> bytes:
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    Pillow.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -77,7 +77,7 @@ class Job:
     @property
     def timesteps(self) -> Timesteps:
         """Which timesteps are drawn. Raises TaskError when the task leaves none."""
-        return Timesteps.of(self.task.train_args, self.base.num_train_timesteps)
+        return self.base.objective.timesteps(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
@@ -159,7 +159,7 @@ class Job:
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
-            **self.method.invariants(task),
+            **self.method.invariants(self.base.family, task),
             **{key: value for key, value in options.items() if value},
             "resolution": task.train_args.resolution,
             "mixed_precision": task.mixed_precision,

@@ -153,11 +153,7 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
 
 def _check_noise(job: Job) -> None:
     _ = job.timesteps
-    if job.task.train_args.zero_terminal_snr and job.prediction_type != "v_prediction":
-        raise TaskError(
-            "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
-            "predicting the noise teaches nothing"
-        )
+    job.base.objective.check_task(job.task.train_args, job.prediction_type)
 
 
 def _check_validation(job: Job) -> None:

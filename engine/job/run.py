@@ -249,9 +249,8 @@ def _train(session: Session, training: Training) -> None:
 
 def _blame_base_model(family: Family) -> None:
     """After a loss that is not finite: raise ModelError where the base model's own weights are not."""
-    for name, part in family.pipeline().components.items():
-        weights = part.named_parameters() if isinstance(part, torch.nn.Module) else ()
-        for key, tensor in weights:
+    for name, part in family.parts.items():
+        for key, tensor in part.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
                 raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from engine.core.errors import ModelError
@@ -15,11 +15,13 @@ from engine.core.files.retention import hold_repository
 from engine.core.limits import Limits
 from engine.core.redact import shown_url
 from engine.data.fetch import hub
-from engine.models import registry, schedulers, single_file
+from engine.models import registry, single_file
 from engine.models.base_model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
-from engine.models.checks import MAX_TIMESTEPS
-from engine.models.configs import read_json
+from engine.models.configs import SCHEDULER_FILE, read_json
+from engine.models.objectives.objective import ObjectiveSpec
+from engine.models.objectives.registry import OBJECTIVES
 from engine.models.single_file import SingleFile
+from engine.models.spec import FamilySpec
 from engine.task.paths import hub_page, nearest
 from engine.task.task import Model, PredictionType
 
@@ -35,7 +37,7 @@ class BaseModel:
     """A base model whose needed files are all on disk."""
 
     folder: Path
-    family: registry.Entry
+    family: FamilySpec
     variants: Mapping[str, str | None]
     """For each component with weights, the variant that its file names carry."""
     identity: str
@@ -52,34 +54,19 @@ class BaseModel:
         return read_json(self.folder / component / name)
 
     @property
-    def prediction_type(self) -> PredictionType:
-        """What the model was trained to predict, by its scheduler's configuration.
+    def objective(self) -> ObjectiveSpec:
+        """What the family is trained for."""
+        return OBJECTIVES[self.family.objective]
 
-        Raises:
-            ModelError: something else than noise or velocity.
-        """
-        found = self.config("scheduler", schedulers.FILE).get("prediction_type", "epsilon")
-        if found not in ("epsilon", "v_prediction"):
-            raise ModelError(
-                f"the base model's scheduler predicts {found!r}; epsilon and v_prediction can be trained, "
-                "and train_args.prediction_type can name one of them"
-            )
-        return cast(PredictionType, found)
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the model was trained to predict, by its scheduler's configuration. Raises ModelError."""
+        return self.objective.prediction_type(self.config("scheduler", SCHEDULER_FILE))
 
     @property
     def num_train_timesteps(self) -> int:
-        """The length of the noise schedule.
-
-        Raises:
-            ModelError: no count, or one that no memory would hold.
-        """
-        found = self.config("scheduler", schedulers.FILE).get("num_train_timesteps", 1000)
-        if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
-            raise ModelError(
-                "the base model's scheduler does not load: "
-                f"num_train_timesteps is {str(found)[:40]!r}; download it again"
-            )
-        return found
+        """The length of the noise schedule. Raises ModelError."""
+        return self.objective.num_train_timesteps(self.config("scheduler", SCHEDULER_FILE))
 
 
 def locate(
@@ -121,7 +108,8 @@ def locate(
         folder = hub.snapshot_of(path, model.revision, ModelError)
         base = _locate_folder(folder, model, report, digests)
     base.family.check(base.config)
-    _check_scheduler(base, report)
+    for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
+        report(note)
     return base
 
 
@@ -136,19 +124,6 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
             digests.begin(path / name for name in selected if name.endswith(".safetensors"))
         elif path.is_absolute() and path.is_file():
             digests.begin([path])
-
-
-def _check_scheduler(base: BaseModel, report: Report) -> None:
-    """Refuse other kinds of diffusion by name, before weights are downloaded; say what draws in another's place."""
-    config = base.config("scheduler", schedulers.FILE)
-    _, _, lines = schedulers.drawing(config)
-    for line in lines:
-        report(line)
-    offset = config.get("steps_offset", 0)
-    if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
-        raise ModelError(
-            f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
-        )
 
 
 def is_url(name: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Final
 
 from engine.core.errors import ModelError
 from engine.core.files.file_hashes import FileDigests
-from engine.models import registry
 from engine.models.configs import refuse_large
+from engine.models.spec import FamilySpec
 from engine.task.task import canonical_json
 
 INDEX: Final = "model_index.json"
@@ -27,7 +27,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 def select_files(
-    names: Iterable[str], family: registry.Entry, variant: str | None, source: str
+    names: Iterable[str], family: FamilySpec, variant: str | None, source: str
 ) -> tuple[list[str], dict[str, str | None]]:
     """The files of a Diffusers folder that training needs, and each weighted component's variant.
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError
 
+SCHEDULER_FILE: Final = "scheduler_config.json"
+"""The configuration in a base model's scheduler/."""
 _MAX_JSON_BYTES: Final = 64 << 20
 
 

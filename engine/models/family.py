@@ -1,19 +1,19 @@
-"""What a model family answers for: its parts, its physics and its names. The rest of the engine knows no more."""
+"""What a loaded base model answers for: its parts, its encodings, its loss, its images. All else asks nothing more."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.models.objectives.diffusion import Huber
-from engine.models.registry import DENOISER as DENOISER  # noqa: PLC0414  # who imports this module needs it
+from engine.models.objectives.objective import LossOptions
 from engine.models.single_file import SingleFile
+from engine.models.spec import FamilySpec
 from engine.task.task import MixedPrecision, PredictionType
 
 if TYPE_CHECKING:
@@ -26,7 +26,15 @@ PRECISIONS: Final[Mapping[MixedPrecision, torch.dtype]] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-"""Of frozen weights and of autocast."""
+"""The dtype of frozen weights and of autocast."""
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return a context in which operations on the device are computed in `dtype`; float32 computes as it is written.
+
+    A context is for one micro-batch: its cache of cast weights must not outlive an optimizer step.
+    """
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +71,28 @@ class Batch:
     """Weights of places, float32, broadcasting to the latents; None weighs them alike."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """How an image is drawn."""
+
+    prompt: str
+    negative_prompt: str | None
+    guidance_scale: float
+    num_inference_steps: int
+    size: tuple[int, int]
+    """(width, height) in pixels."""
+
+
 class Family(Protocol):
     """A loaded base model."""
 
+    spec: FamilySpec
+    parts: Mapping[str, torch.nn.Module]
+    """Everything with weights, by component."""
     denoiser: torch.nn.Module
-    """What the adapter is attached to."""
+    """The part that is trained: `parts[spec.denoiser]`."""
     text_encoders: Mapping[str, torch.nn.Module]
-    """What it is attached to, too, where they are trained; by their names in Diffusers' LoRA files: `text_encoder`,
-    `text_encoder_2`."""
+    """The parts that `train_args.train_text_encoder` trains, too: those that `spec.text_encoders` names."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """The shape of one sample's latents for images of this size in pixels."""
@@ -103,7 +125,7 @@ class Family(Protocol):
         """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
         ...
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
+    def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
         """The training loss of one micro-batch: a float32 scalar."""
         ...
 
@@ -111,15 +133,23 @@ class Family(Protocol):
         """Bring the encoders to the training device, or free it of them. A text encoder that is trained stays."""
         ...
 
-    def pipeline(self) -> Any:
-        """Diffusers' pipeline for this model, from the parts already in memory. It encodes prompts like captions."""
+    def draw(
+        self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
+    ) -> npt.NDArray[np.uint8]:
+        """Draw one image from the parts in memory: uint8 (frames, H, W, 3). Prompts are encoded like captions.
+
+        Args:
+            drawing: what is drawn.
+            generator: on the CPU; the image depends on its state.
+            after_step: called after each denoising step; what it raises ends the drawing.
+        """
         ...
 
     def webui_name(self, component: str, module: str) -> str:
         """The name of a module in the web interfaces' LoRA format.
 
         Args:
-            component: `unet`, `text_encoder` or `text_encoder_2`.
-            module: the module's name in it as Diffusers' LoRA files have it, `text_model.` included.
+            component: the denoiser or a text encoder.
+            module: the module's name in it as Diffusers' LoRA files have it.
         """
         ...

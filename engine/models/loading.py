@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
-from engine.models import schedulers
-from engine.models.checks import MAX_TIMESTEPS
 from engine.models.configs import read_json
 from engine.models.family import LoadArgs
 from engine.models.single_file import weights as single_file_weights
@@ -114,43 +110,6 @@ def _require_known_tokens(tokenizer: Any, args: LoadArgs, component: str) -> Non
             f"the base model's {component} knows {token + 1} tokens, its text encoder {words}: "
             "these parts do not belong together"
         )
-
-
-def load_scheduler(args: LoadArgs) -> Any:
-    """The scheduler that the base model names, predicting what the training predicts.
-
-    Raises:
-        ModelError: no scheduler of Diffusers', or a malformed configuration.
-    """
-    name, config, _ = schedulers.drawing(read_config(args, "scheduler", schedulers.FILE))
-    cls = _scheduler_class(name, config)
-    config |= {"prediction_type": args.prediction_type}
-    if args.zero_terminal_snr:
-        # Sampling starts at the very last timestep, and not every scheduler can start from noise alone (Lin et al.
-        # 2023, arXiv:2305.08891, sections 3.1 and 3.3).
-        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if "rescale_betas_zero_snr" not in inspect.signature(cls).parameters:
-            cls = diffusers.DDIMScheduler
-            # Its own default would clip latents, which schedulers without that option never do.
-            config = {"clip_sample": False, **config}
-    try:
-        scheduler = cls.from_config(config)
-    except (ValueError, TypeError, NotImplementedError, IndexError) as error:
-        raise ModelError(f"the base model's scheduler does not load: {first_line(error)}") from error
-    betas = getattr(scheduler, "betas", torch.zeros(1))
-    if not bool(((betas >= 0) & (betas <= 1)).all()):  # nor NaN
-        raise ModelError("the base model's scheduler does not load: it has betas outside [0, 1]; download it again")
-    return scheduler
-
-
-def _scheduler_class(name: str, config: Mapping[str, Any]) -> Any:
-    """Diffusers' class of that name. Raises ModelError where its noise schedule is no such thing."""
-    steps = config.get("num_train_timesteps", 1000)
-    if type(steps) is not int or not 1 <= steps <= MAX_TIMESTEPS:
-        raise ModelError(
-            f"the base model's scheduler does not load: num_train_timesteps is {str(steps)[:40]!r}; download it again"
-        )
-    return getattr(diffusers, name)
 
 
 def move_frozen(module: torch.nn.Module, device: torch.device) -> None:

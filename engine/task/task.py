@@ -30,8 +30,6 @@ OptimizerName = Literal["adamw"]
 Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
 
-DEFAULT_TARGETS: Final = ("to_k", "to_q", "to_v", "to_out.0")
-"""What `lora.target_modules: null` means: the four projections of each attention."""
 CHUNK_TOKENS: Final = 75
 """What a text encoder takes of a caption at a time, start and end not counted."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from engine.models.family import Batch, Family
-from engine.models.objectives import diffusion
+from engine.models.objectives.objective import LossOptions
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import StepRange
-from engine.task.task import Task, TrainArgs
+from engine.task.task import Task
 from engine.training.distributed.group import Processes
 from engine.training.encoding.batches import BatchMaker
 from engine.training.methods.method import Trainable
@@ -43,10 +43,10 @@ def assemble(
         max_grad_norm=args.max_grad_norm,
         scales_loss=task.mixed_precision == "fp16",
     )
-    huber = _huber(args)
+    loss_options = LossOptions.of(args)
 
     def loss(batch: Batch) -> torch.Tensor:
-        return family.loss(batch, snr_gamma=args.snr_gamma, huber=huber)
+        return family.loss(batch, loss_options)
 
     return Trainer(
         trainable,
@@ -57,9 +57,3 @@ def assemble(
         step_range=step_range,
         processes=processes,
     )
-
-
-def _huber(args: TrainArgs) -> diffusion.Huber | None:
-    if args.loss_type == "l2":
-        return None
-    return diffusion.Huber(args.loss_type, args.huber_schedule, args.huber_c)

@@ -7,6 +7,7 @@ COMFYUI_CHECKOUT name, and are skipped without.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -58,7 +59,7 @@ class Model:
                 if name in single_files.CLASSES
             }
         entry = registry.FAMILIES[single_files.PIPELINES[layout]]
-        module = __import__(f"engine.models.families.{entry.module}.model", fromlist=["load"])
+        module = importlib.import_module(entry.module)
         monkeypatch.setattr(module, "load_module", lambda cls, args, component: self.modules[component])
         monkeypatch.setattr(module, "load_tokenizer", lambda cls, args, component: None)
         file = single_file.SingleFile(path=Path(), name="m", layout=None, configs={**self.configs, "": {}})
@@ -159,9 +160,8 @@ def write_file(model, layers, folder):
     entry = registry.FAMILIES[single_files.PIPELINES[model.layout]]
     metadata = webui_metadata.describe(
         tensors,
-        entry.webui_base(model.configs.__getitem__, "epsilon"),
+        entry.webui_metadata(model.configs.__getitem__, "epsilon"),
         identity="org/model@0",
-        prediction_type="epsilon",
         resolution=512,
         global_step=1,
     )

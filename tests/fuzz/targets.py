@@ -18,6 +18,7 @@ from engine.core.limits import Limits
 from engine.data.dataset import open_dataset
 from engine.data.fetch.archive import extract
 from engine.data.media.transforms import UnreadableImage, geometry, image_size, render
+from engine.models.families.sd.spec import SPEC
 from engine.results import held_out_rows, history
 from engine.results.checkpoint import Checkpoint
 from engine.results.state import TrainState, parse_state
@@ -65,13 +66,17 @@ def _archive(data: bytes) -> list[str]:
         return found
 
 
+def _read_lora(data: bytes) -> object:
+    return read_diffusers_file(data, SPEC, [SPEC.denoiser])
+
+
 def _checkpoint(files: dict[str, bytes]) -> object:
     with tempfile.TemporaryDirectory() as name:
         for file, data in files.items():
             Path(name, file).write_bytes(data)
         found = load_parent(Path(name), METHODS["lora"])
     if not isinstance(found, Checkpoint):
-        return read_diffusers_file(found.weights)
+        return _read_lora(found.weights)
     assert type(found.global_step) is int
     state = _state(found.state_tensors, found.state_scalars)
     return state, history.parse(found.history), held_out_rows.parse(found.held_out_losses)
@@ -113,7 +118,7 @@ TARGETS = {
     "the archive reader": Target(inputs.archives(), _archive, DatasetError),
     "the checkpoint loader": Target(inputs.checkpoints(), _checkpoint, CheckpointError),
     "safetensors headers of a state": Target(inputs.safetensors(), lambda data: _state(data, SCALARS), CheckpointError),
-    "safetensors headers of a LoRA": Target(inputs.safetensors(), read_diffusers_file, CheckpointError),
+    "safetensors headers of a LoRA": Target(inputs.safetensors(), _read_lora, CheckpointError),
     "table files": Target(inputs.tables(), _table, DatasetError),
     "image files": Target(inputs.images(), _image, UnreadableImage),
 }

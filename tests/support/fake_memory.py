@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.methods.lora.adapter import Adapter, attach
@@ -82,7 +83,7 @@ def fake_adapted(
     with torch.device("meta"):
         denoiser = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
     nn.Module.to(denoiser.eval(), dtype)
-    adapter = attach({"unet": denoiser}, options, 0)
+    adapter = attach({SPEC.denoiser: denoiser}, options, 0, spec=SPEC)
     return denoiser, adapter, _faked(denoiser)
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.data.media.transforms import UnreadableImage
+from engine.models.families.sd.spec import SPEC
 from engine.training.methods.method import Trainable
 
 CPU = torch.device("cpu")
@@ -60,6 +61,8 @@ class FakeDataset:
 class LinearFamily:
     """A linear denoiser of flat latents; encodings are simple functions of the input's bytes."""
 
+    spec = SPEC
+
     def __init__(self, width=4):
         self.width = width
         self.denoiser = torch.nn.ModuleDict({"to_q": torch.nn.Linear(width, width, bias=False)})
@@ -68,6 +71,7 @@ class LinearFamily:
         self.denoiser.requires_grad_(False)
         self.text_encoders = {"text_encoder": torch.nn.Linear(2, 2, bias=False).requires_grad_(False)}
         torch.nn.init.eye_(self.text_encoders["text_encoder"].weight)
+        self.parts = {"unet": self.denoiser, **self.text_encoders}
         self.encoded_images, self.encoded_captions, self.devices = [], [], []
         self.loss_factors = iter(())
         """What the coming losses are multiplied with."""
@@ -96,7 +100,7 @@ class LinearFamily:
     def sample_latents(self, moments, noise):
         return moments["mean"] + torch.exp(0.5 * moments["logvar"]) * noise
 
-    def loss(self, batch, *, snr_gamma, huber=None):
+    def loss(self, batch, options):
         noisy = batch.latents + batch.noise * (1 + batch.timesteps[:, None]) / 1000
         prediction = self.denoiser["to_q"](noisy) + 0.001 * batch.conditioning["states"].mean()
         return (prediction - batch.noise).square().mean() * next(self.loss_factors, 1.0)

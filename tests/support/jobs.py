@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 from engine.data.dataset.held_out import HeldOut
 from engine.job.job import Job
+from engine.models.families.sd.spec import SPEC
+from engine.models.objectives.registry import OBJECTIVES
 from engine.task.plan.steps import StepRange
 from engine.task.task import parse_task
 
@@ -30,7 +32,13 @@ def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=Non
     return Job(
         task=task,
         base=SimpleNamespace(
-            identity="sha256:model", revision=base_revision, variants={}, num_train_timesteps=1000, single_file=None
+            identity="sha256:model",
+            revision=base_revision,
+            variants={},
+            num_train_timesteps=1000,
+            single_file=None,
+            family=SPEC,
+            objective=OBJECTIVES[SPEC.objective],
         ),
         dataset=Rows(rows),
         parent=parent,

@@ -1,14 +1,17 @@
 """A training method in one file: a vector that is added to the output of each of the denoiser's attentions."""
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load, save
 
 from engine.core.errors import CheckpointError, NonFiniteError
+from engine.models.parts.tape import Tape
 from engine.training.methods.method import MethodSpec
 
 FILE = "biases.safetensors"
+END = ".to_out.0"
 
 
 def find_start(folder, names):
@@ -17,14 +20,22 @@ def find_start(folder, names):
     return FILE, None
 
 
+def tapes(family, task, value_bytes, norm_bytes):
+    """As if each vector were a LoRA of rank 1."""
+    tape = Tape(is_adapted=lambda name: name.endswith(END), rank=1, width=value_bytes, norm_width=norm_bytes)
+    return tape, replace(tape, is_adapted=lambda name: False)
+
+
 TOY_METHOD = MethodSpec(
     module=__name__,
     files={FILE: "_biases.safetensors"},
-    invariants=lambda task: {"biases_of": "attention"},
+    invariants=lambda family, task: {"biases_of": "attention"},
     settings=lambda task: {},
     find_start=find_start,
     check=lambda base, task, warm_start: [],
     notes=lambda task, warm_start: [],
+    tapes=tapes,
+    smaller=lambda task: iter(()),
     copies=lambda task: 1,
 )
 
@@ -80,7 +91,7 @@ class Biases:
 
 def attach(family, task, device, *, start, warm_start):
     family.denoiser.requires_grad_(False)
-    layers = {name: layer for name, layer in family.denoiser.named_modules() if name.endswith(".to_out.0")}
+    layers = {name: layer for name, layer in family.denoiser.named_modules() if name.endswith(END)}
     biases = Biases(layers, device)
     if warm_start:
         biases.restore(load(warm_start.weights))

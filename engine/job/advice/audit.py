@@ -20,7 +20,7 @@ from engine.data.dataset import NO_CAPTION, ImageDataset, none_readable
 from engine.data.media import transforms
 from engine.data.media.transforms import UnreadableImage
 from engine.job.job import Job
-from engine.models.parts.clip_tokens import TokenCounter
+from engine.models.spec import TokenCounter
 
 SECONDS: Final = 10.0
 """For the images, and again for the captions."""
@@ -99,11 +99,8 @@ def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> No
 
 def _counter(job: Job) -> TokenCounter | None:
     """Of the base model's tokens, where its tokenizer is at hand."""
-    base, chunks = job.base, job.task.dataset.caption_chunks
-    if base.single_file is not None:  # a tokenizer that lies beside it is another model's
-        return TokenCounter.of_single_file(base.single_file, chunks)
-    folder = base.folder / "tokenizer"
-    return TokenCounter.of_folder(folder, chunks) if folder.is_dir() else None
+    base = job.base
+    return base.family.token_counter(base.folder, base.single_file, job.task.dataset.caption_chunks)
 
 
 def _from(rule: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from engine.job.job import Job
-from engine.task.plan.timesteps import Timesteps
 from engine.task.task import LrScheduler, Task, TrainArgs
 from engine.training.optimizers.registry import OPTIMIZERS
 
@@ -49,7 +48,7 @@ def _of_training(job: Job) -> list[str]:
     scheduler, bias = args.lr_scheduler, args.timestep_bias
     huber = (args.huber_schedule, args.huber_c)
     biased_range = (bias.begin, bias.end)
-    weights = set(Timesteps.of(args, job.base.num_train_timesteps).weights)
+    weights = set(job.timesteps.weights)
     cases = (
         (
             scheduler.lr_scheduler == "constant"

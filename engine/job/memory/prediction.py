@@ -6,14 +6,13 @@ allocator cannot use, and on a CPU the program itself (about 0.6 GiB).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from engine.job.memory import encoder_footprint, footprint
-from engine.job.memory.footprint import Tape
 from engine.models.base_model import BaseModel
-from engine.task.task import DEFAULT_TARGETS, Task
-from engine.training.methods.lora.targets import TEXT_TARGETS, is_target
+from engine.models.spec import Workload
+from engine.task.task import Task
+from engine.training.methods.registry import METHODS
 from engine.training.optimizers.registry import OPTIMIZERS
 
 SPARE: Final = 0.9
@@ -36,7 +35,7 @@ class Prediction:
     """Bytes of device memory at the peak of each phase."""
 
     trained: int
-    """Number of trained values of the adapter."""
+    """Number of trained values."""
     encode: int
     train: int
     validation: int
@@ -64,54 +63,37 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Pre
 
 
 def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:
-    args, width = task.train_args, _BYTES[task.mixed_precision]
-    vae = base.config("vae")
-    latent_side = max(1, args.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
-    vae_width = 4 if base.family.has_float32_vae(base.config) else width
-    unet_tape = Tape(
-        is_adapted=is_target(task.lora.target_modules or DEFAULT_TARGETS),
-        rank=task.lora.rank,
-        width=width,
-        norm_width=4 if is_cuda else width,
-        is_dropping=task.lora.dropout > 0,
+    args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
+    denoiser, texts = METHODS[task.training_type].tapes(family, task, width, 4 if is_cuda else width)
+    images = family.footprint(
+        base.config,
+        Workload(
+            batch=args.batch_size,
+            resolution=args.resolution,
+            caption_chunks=task.dataset.caption_chunks,
+            value_bytes=width,
+            trains_text_encoders=args.train_text_encoder,
+            denoiser=denoiser,
+            text_encoders=texts,
+        ),
     )
-    texts = replace(unet_tape, is_adapted=is_target(TEXT_TARGETS if args.train_text_encoder else ()))
-    lengths = [77]
-    for component in (name for name in base.family.weighted if name.startswith("text_encoder")):
-        config = base.config(component)
-        encoder_footprint.text_encoder(config, texts, batch=args.batch_size * task.dataset.caption_chunks)
-        lengths.append(int(config.get("max_position_embeddings", 77)))
-    footprint.unet(
-        base.config("unet"),
-        unet_tape,
-        batch=args.batch_size,
-        side=latent_side,
-        text_length=max(lengths) * task.dataset.caption_chunks,
-        text_is_traced=args.train_text_encoder,
-    )
-    trained = unet_tape.lora + texts.lora
+    trained = denoiser.trained + texts.trained
     # The values themselves, and what the optimizer remembers of each, stay after training.
     value_bytes = 4 * (1 + len(OPTIMIZERS[args.optimizer].slots))
     lasting = trained * (value_bytes + _COPY_BYTES[task.mixed_precision])
-    denoiser, text_bytes = unet_tape.parameters * width, texts.parameters * width
-    encoders = text_bytes + encoder_footprint.vae_parameters(vae) * vae_width
+    frozen, text_bytes = denoiser.parameters * width, texts.parameters * width
+    encoders = text_bytes + images.weight_bytes
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * (value_bytes + _GRADIENT_BYTES) + unet_tape.peak(recompute=recompute) + texts.kept
+    training = staying + trained * (value_bytes + _GRADIENT_BYTES) + denoiser.peak(recompute=recompute) + texts.kept
     training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
     return Prediction(
         trained=trained,
-        encode=denoiser
-        + encoders
-        + lasting
-        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=False),
-        train=denoiser + training,
-        validation=denoiser
-        + encoders
-        + lasting
-        + encoder_footprint.vae_peak(vae, args.resolution, vae_width, decode=True),
+        encode=frozen + encoders + lasting + images.encode_bytes,
+        train=frozen + training,
+        validation=frozen + encoders + lasting + images.decode_bytes,
         recompute=recompute,
-        parameters=unet_tape.parameters + texts.parameters + encoder_footprint.vae_parameters(vae),
+        parameters=denoiser.parameters + texts.parameters + images.parameters,
     )
 
 

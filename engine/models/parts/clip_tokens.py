@@ -47,6 +47,14 @@ class TokenCounter:
         return len(self._tokenizer.encode(caption, add_special_tokens=False).ids)
 
 
+def counter(folder: Path, file: SingleFile | None, chunks: int) -> TokenCounter | None:
+    """As `FamilySpec.token_counter`."""
+    if file is not None:  # a tokenizer that lies beside it is another model's
+        return TokenCounter.of_single_file(file, chunks)
+    own = folder / "tokenizer"
+    return TokenCounter.of_folder(own, chunks) if own.is_dir() else None
+
+
 def _load(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 

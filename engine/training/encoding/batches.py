@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from engine.core import rng
-from engine.models.family import PRECISIONS, Batch, Family, Tensors
-from engine.models.objectives import diffusion
+from engine.models.family import PRECISIONS, Batch, Family, Tensors, autocast
+from engine.models.objectives.losses import offset_noise
 from engine.task.task import Task
 from engine.training.encoding.visit_encoder import Example
 
@@ -59,7 +59,7 @@ class BatchMaker:
         noise = torch.stack([_normal(seed, "noise", number, shape) for number in numbers])
         if args.noise_offset:
             offsets = torch.stack([_normal(seed, "noise offset", number, shape[:1]) for number in numbers])
-            noise = diffusion.offset_noise(noise, args.noise_offset, offsets)
+            noise = offset_noise(noise, args.noise_offset, offsets)
         mask = None
         if "mask" in examples[0].moments:
             mask = _copied(torch.stack([example.moments["mask"] for example in examples]), self._device)
@@ -78,7 +78,7 @@ class BatchMaker:
             return prepared.batch
         dtype = PRECISIONS[self._task.mixed_precision]
         # A context for each micro-batch, as around the denoiser: autocast's cache must not outlive a step.
-        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(self._device, dtype):
             embedded = self._family.embed(prepared.tokens)
         return replace(prepared.batch, conditioning=prepared.batch.conditioning | embedded)
 

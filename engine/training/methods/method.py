@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from engine.models.base_model import BaseModel
+from engine.models.parts.tape import Tape
+from engine.models.spec import FamilySpec
 from engine.results.checkpoint import step_file
 from engine.task.task import PredictionType, Task
 from engine.training.methods.warm_start import WarmStart
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 Parameters: TypeAlias = "Mapping[str, torch.nn.Parameter]"
+
+
+Change = tuple[dict[str, str], Task]
+"""The task's keys that change, with their new values as they are written, and the task with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +115,7 @@ class MethodSpec:
     files: Mapping[str, str]
     """The files that it publishes in `checkpoint/`, the main one first, each with what its name ends in where it is of
     an earlier step: `steps/000100<ending>`."""
-    invariants: Callable[[Task], dict[str, Any]]
+    invariants: Callable[[FamilySpec, Task], dict[str, Any]]
     """What all tasks of a chain must agree on, of the method's own task keys."""
     settings: Callable[[Task], dict[str, Any]]
     """What may change from task to task of a chain and is recorded, of the method's own task keys."""
@@ -121,6 +127,11 @@ class MethodSpec:
     returns lines on what could not be checked. Raises what `attach` would."""
     notes: Callable[[Task, WarmStart | None], list[str]]
     """Returns what is allowed but likely a mistake in the method's own keys and the weights to start from."""
+    tapes: Callable[[FamilySpec, Task, int, int], tuple[Tape, Tape]]
+    """Returns the tapes that record the memory of a training step, the denoiser's and the text encoders', for values
+    and norms of so many bytes."""
+    smaller: Callable[[Task], Iterator[Change]]
+    """Yields the task with less and less to train, for one that does not fit into memory."""
     copies: Callable[[Task], int]
     """The values that the saved state holds of each trained one, besides the optimizer's."""
 

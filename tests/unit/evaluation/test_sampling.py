@@ -2,7 +2,6 @@
 
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,34 +10,30 @@ from PIL import Image as Picture
 
 from engine.core import rng
 from engine.evaluation import sampling
+from engine.models.family import Drawing
 from engine.task.task import Validation
 
 CPU = torch.device("cpu")
 
 
-class FakePipeline:
+class FakeFamily:
     """Draws noise from the generator that it is given, as Diffusers does."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.devices = [], []
+        self.move_encoders = self.devices.append
 
-    def set_progress_bar_config(self, *, disable):
-        assert disable
-
-    def __call__(self, prompt, *, height, width, generator, callback_on_step_end, **options):
-        assert not torch.is_grad_enabled()
-        for step in range(options["num_inference_steps"]):
-            tensors = {"latents": step}
-            assert callback_on_step_end(self, step, 0, tensors) is tensors
-        self.calls.append((prompt, height, width, generator.initial_seed(), options))
-        pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
-        return SimpleNamespace(images=[Picture.fromarray(pixels.numpy())])
+    def draw(self, drawing, generator, after_step):
+        for _ in range(drawing.num_inference_steps):
+            after_step()
+        self.calls.append((drawing, generator.initial_seed()))
+        width, height = drawing.size
+        return torch.randint(0, 256, (1, height, width, 3), generator=generator, dtype=torch.uint8).numpy()
 
 
 @pytest.fixture
 def family():
-    pipeline, devices = FakePipeline(), []
-    return SimpleNamespace(pipeline=lambda: pipeline, drawn=pipeline, move_encoders=devices.append, devices=devices)
+    return FakeFamily()
 
 
 def draw(images, family):
@@ -58,8 +53,8 @@ def test_one_at_a_time_with_the_documented_settings(family):
     images = sampling.plan_images(["a cat", "a dog"], 0)
     done = []
     files = sampling.draw(images, family, resolution=16, device=CPU, progress=done.append)
-    options = {"num_inference_steps": 30, "guidance_scale": 7.5, "negative_prompt": None}
-    assert family.drawn.calls == [(image.prompt, 16, 16, image.seed, options) for image in images]
+    options = {"num_inference_steps": 30, "guidance_scale": 7.5, "negative_prompt": None, "size": (16, 16)}
+    assert family.calls == [(Drawing(prompt=image.prompt, **options), image.seed) for image in images]
     assert list(files) == ["0.png", "1.png"] and done == [1, 2] and family.devices == [CPU]
 
 
@@ -69,8 +64,8 @@ def test_an_image_does_not_depend_on_the_others(family):
     assert draw(images[2:], family) == {"2.png": files["2.png"]}
     assert len(set(files.values())) == 3
     generator = rng.torch_generator(images[1].seed)
-    expected = torch.randint(0, 256, (16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
-    assert np.array_equal(np.asarray(Picture.open(io.BytesIO(files["1.png"]))), expected)
+    expected = torch.randint(0, 256, (1, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+    assert np.array_equal(np.asarray(Picture.open(io.BytesIO(files["1.png"]))), expected[0])
 
 
 def test_the_listing_names_file_prompt_and_seed():
@@ -86,7 +81,8 @@ def test_what_is_set_is_drawn_and_told(family):
     assert [image.seed for image in images] == [2**32 - 1, 2**32]
     draw(images, family)
     options = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "rain"}
-    assert family.drawn.calls == [(image.prompt, 16, 16, image.seed, options) for image in images]
+    drawings = [Drawing(prompt=image.prompt, size=(16, 16), **options) for image in images]
+    assert family.calls == [(drawing, image.seed) for drawing, image in zip(drawings, images, strict=True)]
     assert json.loads(sampling.listing(images))[1] == {"file": "1.png", "prompt": "b", "seed": 2**32} | options
     negative = sampling.plan_images(["a"], 0, Validation(negative_prompt=""))[0]
     assert set(negative.described()) == {"file", "prompt", "seed", "negative_prompt"}
@@ -109,4 +105,4 @@ def test_a_stop_ends_the_drawing_within_a_step(family):
             progress=lambda done: None,
             check_stop=check,
         )
-    assert len(family.drawn.calls) == 1 and len(steps) == 40
+    assert len(family.calls) == 1 and len(steps) == 40

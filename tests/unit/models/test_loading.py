@@ -1,20 +1,18 @@
 """Loading the parts of a Diffusers folder: what is missing or does not fit is an error, never a random init."""
 
-import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from engine.core.errors import ModelError
 from engine.models import loading
 from engine.models.family import LoadArgs
-from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
-from engine.models.schedulers import SUBSTITUTES
+from engine.models.loading import load_module, load_tokenizer, read_config
 from tests.support import tiny
 
 PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
@@ -181,68 +179,6 @@ class TestTokenizer:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
         with pytest.raises(ModelError, match=r"tokenizer knows .* its text encoder 10"):
             load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
-
-
-class TestScheduler:
-    def edit(self, folder, **changes):
-        path = folder / "scheduler" / "scheduler_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    def test_is_the_models_with_the_trainings_prediction(self, folder):
-        self.edit(folder, _class_name="DDIMScheduler")
-        found = load_scheduler(args_for(folder))
-        assert isinstance(found, DDIMScheduler) and found.config.prediction_type == "v_prediction"
-        assert found.config.beta_end == 0.012
-
-    @pytest.mark.parametrize(
-        "name, expected", [("PNDMScheduler", DDIMScheduler), ("EulerDiscreteScheduler", EulerDiscreteScheduler)]
-    )
-    def test_zero_terminal_snr_takes_a_scheduler_that_starts_from_noise_alone(self, folder, name, expected):
-        self.edit(folder, _class_name=name)
-        found = load_scheduler(dataclasses.replace(args_for(folder), zero_terminal_snr=True))
-        assert type(found) is expected and found.config.timestep_spacing == "trailing"
-        assert not found.config.get("clip_sample")
-        assert found.alphas_cumprod[-1] < 1e-7 and found.config.prediction_type == "v_prediction"
-        found.set_timesteps(30)
-        assert int(found.timesteps[0]) == 999
-
-    @pytest.mark.parametrize("name", ["Nonsense", "UNet2DConditionModel", "logging", None, 3, "__doc__"])
-    def test_a_class_that_is_no_scheduler(self, folder, name):
-        self.edit(folder, _class_name=name)
-        with pytest.raises(ModelError, match="is none of Diffusers'"):
-            load_scheduler(args_for(folder))
-
-    @pytest.mark.parametrize("name", list(SUBSTITUTES))
-    def test_one_that_needs_a_package_is_replaced_and_the_betas_stay(self, folder, name):
-        self.edit(folder, _class_name="DDIMScheduler")
-        expected = load_scheduler(args_for(folder))
-        self.edit(folder, _class_name=name, use_beta_sigmas=True)
-        found = load_scheduler(args_for(folder))
-        assert type(found).__name__ == SUBSTITUTES[name].name and not found.config.use_beta_sigmas
-        assert torch.equal(found.betas, expected.betas)
-
-    @pytest.mark.parametrize("name", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"])
-    def test_a_scheduler_of_another_kind_of_diffusion(self, folder, name):
-        """It has no betas, and would silently be given the usual ones."""
-        self.edit(folder, _class_name=name)
-        with pytest.raises(ModelError, match=f"{name} has no betas"):
-            load_scheduler(args_for(folder))
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"num_train_timesteps": "x"},
-            {"num_train_timesteps": 0},
-            {"num_train_timesteps": 10**10},
-            {"beta_schedule": "odd"},
-            {"beta_start": []},
-            {"beta_end": 3.0},
-        ],
-    )
-    def test_malformed_values(self, folder, changes):
-        self.edit(folder, **changes)
-        with pytest.raises(ModelError, match="scheduler does not load"):
-            load_scheduler(args_for(folder))
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[" * 100_000, "[1]", "3", "null"])

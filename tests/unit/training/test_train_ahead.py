@@ -77,7 +77,9 @@ class TestWorkingCopy:
         task, states = make_task(precision, max_grad_norm=0.5), []
         for has_copy in (True, False):
             family = LinearFamily()
-            adapter = attach({"unet": family.denoiser.to(PRECISIONS[precision])}, Lora(rank=3, alpha=2), 0)
+            adapter = attach(
+                {"unet": family.denoiser.to(PRECISIONS[precision])}, Lora(rank=3, alpha=2), 0, spec=family.spec
+            )
             adapter = adapter if has_copy else replace(adapter, fused={})
             start = adapter.state()
             for stop in (2, 5):  # the second trainer goes on from the first one's state

@@ -8,6 +8,7 @@ import torch
 from engine.core import rng
 from engine.core.errors import NonFiniteError
 from engine.models.family import Batch
+from engine.models.objectives.objective import LossOptions
 from engine.results.outcome import Clock
 from engine.results.state import LossScale, dump_state, parse_state
 from engine.task.plan.steps import StepRange
@@ -171,7 +172,7 @@ class TestStep:
             )
             family = LinearFamily()
             family.denoiser["to_q"].weight = reference
-            loss = family.loss(batch, snr_gamma=None)
+            loss = family.loss(batch, LossOptions())
             (gradient,) = torch.autograd.grad(loss, [reference])
             total = gradient if total is None else total + gradient
             losses.append(loss.detach())

@@ -4,6 +4,7 @@ the text encoder's width are all that differs."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,17 +13,16 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from engine.models.family import DENOISER, Batch, LoadArgs, Tensors
-from engine.models.loading import load_module, load_scheduler, load_tokenizer, move_frozen
-from engine.models.objectives.diffusion import Huber
-from engine.models.parts.latent_diffusion import (
-    ImageLatents,
-    Objective,
-    embed_one,
-    encoder_rows,
-    join_chunks,
-    token_ids,
-)
+from engine.models.families.sd.spec import SPEC
+from engine.models.family import Batch, Drawing, LoadArgs, Tensors
+from engine.models.loading import load_module, load_tokenizer, move_frozen
+from engine.models.objectives import registry as objectives
+from engine.models.objectives.diffusion.sampler import load_scheduler
+from engine.models.objectives.losses import training_loss
+from engine.models.objectives.objective import LossOptions
+from engine.models.parts import pipelines
+from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, token_ids
+from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
     from engine.data.media.transforms import Geometry
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class StableDiffusion:
     """A loaded Stable Diffusion 1.x or 2.x."""
 
+    spec = SPEC
+
     def __init__(self, args: LoadArgs) -> None:
         self.scheduler = load_scheduler(args)
         self.tokenizer = load_tokenizer(CLIPTokenizer, args, "tokenizer")
@@ -38,9 +40,11 @@ class StableDiffusion:
         self.text_encoders = {"text_encoder": self.text_encoder}
         self.vae = load_module(AutoencoderKL, args, "vae")
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
+        self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
+        self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
         self._chunks = args.caption_chunks
-        self.objective = Objective(self.scheduler.config, args)
+        self._dtype = args.dtype
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         return self._latents.shape(height, width)
@@ -64,15 +68,28 @@ class StableDiffusion:
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         return self._latents.sample(moments, noise)
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
-        return self.objective.loss(self.denoiser, batch, batch.conditioning, snr_gamma=snr_gamma, huber=huber)
+    def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
+        def denoise(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            prediction: torch.Tensor = self.denoiser(noisy, timesteps, **batch.conditioning).sample
+            return prediction
+
+        return training_loss(self.objective, denoise, batch, options, self._dtype)
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
         move_frozen(self.text_encoder, device)
 
+    def draw(
+        self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
+    ) -> npt.NDArray[np.uint8]:
+        return pipelines.draw(self.pipeline, drawing, generator, after_step)
+
+    @cached_property
     def pipeline(self) -> StableDiffusionPipeline:
-        cls = StableDiffusionPipeline if self._chunks == 1 else _chunked_pipeline(self.encode_caption)
+        """Diffusers' pipeline, from the parts already in memory. It encodes prompts like captions."""
+        cls: Any = StableDiffusionPipeline
+        if self._chunks > 1:
+            cls = pipelines.encoding_chunks(cls, self.encode_caption, ("encoder_hidden_states",))
         return cls(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -85,21 +102,8 @@ class StableDiffusion:
         )
 
     def webui_name(self, component: str, module: str) -> str:
-        prefix = {DENOISER: "lora_unet", "text_encoder": "lora_te"}[component]
+        prefix = {"unet": "lora_unet", "text_encoder": "lora_te"}[component]
         return f"{prefix}_{module.replace('.', '_')}"
-
-
-def _chunked_pipeline(encode: Callable[[str], Tensors]) -> type[StableDiffusionPipeline]:
-    """Its pipeline, which encodes prompts like captions."""
-
-    class ChunkedPipeline(StableDiffusionPipeline):  # type: ignore[misc]  # Diffusers is not typed
-        def encode_prompt(
-            self, prompt: str, device: torch.device, num_images: int, guided: bool, negative: str | None, **_: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            found, other = (encode(text)["encoder_hidden_states"][None].to(device) for text in (prompt, negative or ""))
-            return found, other
-
-    return ChunkedPipeline
 
 
 def load(args: LoadArgs) -> StableDiffusion:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,29 +14,29 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from engine.models.checks import has_float32_vae
 from engine.models.configs import read_json
-from engine.models.family import DENOISER, Batch, LoadArgs, Tensors
-from engine.models.loading import load_module, load_scheduler, load_tokenizer, move_frozen, read_config
-from engine.models.objectives.diffusion import Huber
-from engine.models.parts.latent_diffusion import (
-    ImageLatents,
-    Objective,
-    embed_one,
-    encoder_rows,
-    join_chunks,
-    token_ids,
-)
+from engine.models.families.sdxl.spec import SPEC, has_float32_vae
+from engine.models.family import Batch, Drawing, LoadArgs, Tensors
+from engine.models.loading import load_module, load_tokenizer, move_frozen, read_config
+from engine.models.objectives import registry as objectives
+from engine.models.objectives.diffusion.sampler import load_scheduler
+from engine.models.objectives.losses import training_loss
+from engine.models.objectives.objective import LossOptions
+from engine.models.parts import pipelines
+from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, token_ids
 from engine.models.parts.sgm_names import SgmNames
+from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
     from engine.data.media.transforms import Geometry
 
-FIRST, SECOND = "text_encoder", "text_encoder_2"
+FIRST, SECOND = SPEC.text_encoders
 
 
 class StableDiffusionXL:
     """A loaded Stable Diffusion XL base model."""
+
+    spec = SPEC
 
     def __init__(self, args: LoadArgs) -> None:
         self._forces_zeros = _forces_zeros(args)
@@ -50,9 +51,11 @@ class StableDiffusionXL:
         }
         self.vae = _load_vae(args)
         self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
-        self.objective = Objective(self.scheduler.config, args)
+        self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
+        self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
         self._chunks = args.caption_chunks
+        self._dtype = args.dtype
         self._sgm_names = SgmNames.from_config(self.denoiser.config)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
@@ -99,19 +102,34 @@ class StableDiffusionXL:
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         return self._latents.sample(moments, noise)
 
-    def loss(self, batch: Batch, *, snr_gamma: float | None, huber: Huber | None = None) -> torch.Tensor:
+    def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
         added = {name: batch.conditioning[name] for name in ("text_embeds", "time_ids")}
         states = batch.conditioning["encoder_hidden_states"]
-        conditioning = {"encoder_hidden_states": states, "added_cond_kwargs": added}
-        return self.objective.loss(self.denoiser, batch, conditioning, snr_gamma=snr_gamma, huber=huber)
+
+        def denoise(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            prediction: torch.Tensor = self.denoiser(
+                noisy, timesteps, encoder_hidden_states=states, added_cond_kwargs=added
+            ).sample
+            return prediction
+
+        return training_loss(self.objective, denoise, batch, options, self._dtype)
 
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
         for encoder in self.text_encoders.values():
             move_frozen(encoder, device)
 
+    def draw(
+        self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
+    ) -> npt.NDArray[np.uint8]:
+        return pipelines.draw(self.pipeline, drawing, generator, after_step)
+
+    @cached_property
     def pipeline(self) -> StableDiffusionXLPipeline:
-        cls = StableDiffusionXLPipeline if self._chunks == 1 else _chunked_pipeline(self.encode_caption)
+        """Diffusers' pipeline, from the parts already in memory. It encodes prompts like captions."""
+        cls: Any = StableDiffusionXLPipeline
+        if self._chunks > 1:
+            cls = pipelines.encoding_chunks(cls, self.encode_caption, ("encoder_hidden_states", "text_embeds"))
         return cls(
             vae=self.vae,
             text_encoder=self.text_encoders[FIRST],
@@ -126,25 +144,9 @@ class StableDiffusionXL:
         )
 
     def webui_name(self, component: str, module: str) -> str:
-        name = self._sgm_names.name(module) if component == DENOISER else module
-        prefix = {DENOISER: "lora_unet", FIRST: "lora_te1", SECOND: "lora_te2"}[component]
+        name = self._sgm_names.name(module) if component == "unet" else module
+        prefix = {"unet": "lora_unet", FIRST: "lora_te1", SECOND: "lora_te2"}[component]
         return f"{prefix}_{name}".replace(".", "_")
-
-
-def _chunked_pipeline(encode: Callable[[str], Tensors]) -> type[StableDiffusionXLPipeline]:
-    """Its pipeline, which encodes prompts like captions."""
-
-    class ChunkedPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]  # Diffusers is not typed
-        def encode_prompt(
-            self, prompt: str, *, device: torch.device, negative_prompt: str | None, **_: Any
-        ) -> tuple[torch.Tensor, ...]:
-            found, other = encode(prompt), encode(negative_prompt or "")
-            if negative_prompt is None and self.config.force_zeros_for_empty_prompt:
-                other = {name: torch.zeros_like(tensor) for name, tensor in other.items()}
-            order = [(own, name) for name in ("encoder_hidden_states", "text_embeds") for own in (found, other)]
-            return tuple(own[name][None].to(device) for own, name in order)
-
-    return ChunkedPipeline
 
 
 def _forces_zeros(args: LoadArgs) -> bool:

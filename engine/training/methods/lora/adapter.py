@@ -1,7 +1,7 @@
 """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685): attached by PEFT, started from addressed randomness, exported.
 
 Everything is keyed as in Diffusers' LoRA files: `<component>.<module>.lora_A.weight` and `lora_B.weight`, where
-`<component>` is `unet`, `text_encoder` or `text_encoder_2`, and `<module>` the adapted layer's name in it.
+`<component>` is the denoiser's or a text encoder's, and `<module>` the adapted layer's name in it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from engine.core import rng
 from engine.core.errors import CheckpointError
-from engine.models.family import DENOISER
+from engine.models.spec import FamilySpec
 from engine.task.task import Lora
 from engine.training.methods.lora import loftq
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping
 from engine.training.methods.lora.linear import LoraLinear
 from engine.training.methods.lora.names import UP, require_fit, tensor_names
-from engine.training.methods.lora.targets import (
-    NO_QUANTISED_START,
-    TEXT_TARGETS,
-    find_targets,
-    full_name,
-    require_decomposable,
-)
+from engine.training.methods.lora.targets import NO_QUANTISED_START, find_targets, require_decomposable
 
 Tensors = dict[str, torch.Tensor]
 
@@ -90,6 +84,7 @@ def attach(
     lora: Lora,
     seed: int,
     *,
+    spec: FamilySpec,
     initial: Mapping[str, torch.Tensor] | None = None,
 ) -> Adapter:
     """Freeze the components and inject a trainable adapter, whose start values depend on nothing but seed and names.
@@ -102,6 +97,7 @@ def attach(
             memory, on their device, without an adapter; changed in place.
         lora: rank, targets and kind of initialisation.
         seed: the task's.
+        spec: of the model's family.
         initial: `Adapter.initial` of the training that is continued: LoftQ then quantises the base again, but need not
             decompose it. None starts a training.
 
@@ -110,18 +106,18 @@ def attach(
         CheckpointError: `initial` does not fit.
     """
     targets = {
-        component: find_targets(root, lora.target_modules if component == DENOISER else TEXT_TARGETS)
+        component: find_targets(root, spec.targets_of(component, lora.target_modules))
         for component, root in components.items()
     }
     # LoftQ is about matrices: convolutions among the targets keep their weights and get the ordinary start. So do the
     # text encoders.
-    quantised = _linears(targets[DENOISER]) if lora.init_lora_weights == "loftq" else {}
+    quantised = _linears(targets[spec.denoiser], spec) if lora.init_lora_weights == "loftq" else {}
     require_decomposable({name: tuple(layer.weight.shape) for name, layer in quantised.items()}, lora.rank)
     layers: dict[str, Any] = {}
     for component, root in components.items():
         root.requires_grad_(False)
         _inject(root, targets[component], lora)
-        layers |= {full_name(component, module): root.get_submodule(module) for module in targets[component]}
+        layers |= {spec.lora_name(component, module): root.get_submodule(module) for module in targets[component]}
     dropping = _replace_dropout(layers, lora.dropout, seed)
     parameters = _parameters(layers)
     strength = strength_of(lora)
@@ -165,9 +161,10 @@ def _with_up_divided(tensors: Mapping[str, torch.Tensor], strength: float) -> Te
     return {name: tensor / strength if name.endswith(UP) else tensor for name, tensor in tensors.items()}
 
 
-def _linears(layers: Mapping[str, torch.nn.Module]) -> dict[str, torch.nn.Linear]:
+def _linears(layers: Mapping[str, torch.nn.Module], spec: FamilySpec) -> dict[str, torch.nn.Linear]:
     """The linear ones of the denoiser's layers, by their full names."""
-    return {full_name(DENOISER, name): layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
+    linear = {name: layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
+    return {spec.lora_name(spec.denoiser, name): layer for name, layer in linear.items()}
 
 
 def _replace_dropout(layers: Mapping[str, Any], probability: float, seed: int) -> Dropping:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,15 +11,13 @@ from engine.core.errors import CheckpointError
 from engine.core.messages import plural
 from engine.models.base_model import BaseModel
 from engine.models.base_model_files import is_weight
-from engine.models.registry import DENOISER
 from engine.models.single_file.header import Tensor, read_header
-from engine.task.task import Lora, Task
+from engine.models.spec import FamilySpec
+from engine.task.task import Task
 from engine.training.methods.lora.names import places, require_fit, tensor_names
 from engine.training.methods.lora.start_file import header_metadata, strengths
 from engine.training.methods.lora.targets import (
     NO_QUANTISED_START,
-    TEXT_TARGETS,
-    full_name,
     match_targets,
     require_decomposable,
 )
@@ -47,19 +45,22 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
         CheckpointError: a LoRA to start from is no such file, or another adapter's or model's.
         ModelError: the weights are malformed.
     """
-    components = [DENOISER]
-    if task.train_args.train_text_encoder:
-        components += [name for name in base.family.weighted if name.startswith("text_encoder")]
+    family = base.family
+    components = family.trained_components(with_text_encoders=task.train_args.train_text_encoder)
     shapes = {component: _weights(base, component) for component in components}
-    layers = {component: _targets(task.lora, component, found) for component, found in shapes.items() if found}
+    layers = {
+        component: _targets(family.targets_of(component, task.lora.target_modules), found)
+        for component, found in shapes.items()
+        if found
+    }
     lines = []
-    if DENOISER not in layers:
+    if family.denoiser not in layers:
         where = "in one file" if base.single_file else "not downloaded yet"
         lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
     elif task.lora.init_lora_weights == "loftq":
-        lines += _check_loftq(layers[DENOISER], task.lora.rank, warm_start)
+        lines += _check_loftq(family, layers[family.denoiser], task.lora.rank, warm_start)
     if warm_start:
-        _check_warm_start(warm_start, components, task.lora.rank, layers)
+        _check_warm_start(warm_start, family, components, task.lora.rank, layers)
     return lines
 
 
@@ -78,8 +79,8 @@ def _weights(base: BaseModel, component: str) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in found.items()}
 
 
-def _targets(lora: Lora, component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The layers of a component that get an adapter, and their weights' shapes."""
+def _targets(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The layers that the targets name among a component's tensors, and their weights' shapes."""
     kinds: dict[str, str | None] = {}
     for name, shape in shapes.items():
         module, _, last = name.rpartition(".")
@@ -94,13 +95,15 @@ def _targets(lora: Lora, component: str, shapes: Mapping[str, tuple[int, ...]]) 
             )
         else:
             kinds.setdefault(module, "of another type")
-    targets = lora.target_modules if component == DENOISER else TEXT_TARGETS
     return {name: shapes[f"{name}{_WEIGHT}"] for name in match_targets(kinds, targets)}
 
 
-def _check_loftq(layers: Mapping[str, tuple[int, ...]], rank: int, warm_start: WarmStart | None) -> list[str]:
+def _check_loftq(
+    family: FamilySpec, layers: Mapping[str, tuple[int, ...]], rank: int, warm_start: WarmStart | None
+) -> list[str]:
     """Check the denoiser's layers, of which LoftQ quantises the linear ones; return a line where there is none."""
-    linear = {full_name(DENOISER, name): shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
+    linear = {name: shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
+    linear = {family.lora_name(family.denoiser, name): shape for name, shape in linear.items()}
     require_decomposable(linear, rank)
     if linear and warm_start:
         raise CheckpointError(NO_QUANTISED_START)
@@ -108,13 +111,17 @@ def _check_loftq(layers: Mapping[str, tuple[int, ...]], rank: int, warm_start: W
 
 
 def _check_warm_start(
-    warm_start: WarmStart, components: list[str], rank: int, layers: Mapping[str, Mapping[str, tuple[int, ...]]]
+    warm_start: WarmStart,
+    family: FamilySpec,
+    components: Sequence[str],
+    rank: int,
+    layers: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> None:
     """Check a LoRA as `files` reads it and `adapter` fits it, by names and shapes alone."""
     shapes = _lora_shapes(warm_start.weights)
     found = {
         tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
-        for key, (module, kind) in places(shapes, components).items()
+        for key, (module, kind) in places(shapes, family, components).items()
         if kind != "alpha"
     }
     strengths(components, metadata=header_metadata(warm_start.weights), config=warm_start.config)
@@ -123,7 +130,7 @@ def _check_warm_start(
     expected: dict[str, _Shape] = {}
     for component, own_layers in layers.items():
         for module, (outer, inner, *kernel) in own_layers.items():
-            down, up = tensor_names(full_name(component, module))
+            down, up = tensor_names(family.lora_name(component, module))
             expected[down] = _Shape((rank, inner, *kernel))
             expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
     require_fit(found, expected)

@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 
 from engine.core.errors import CheckpointError
-from engine.models.family import DENOISER
+from engine.models.spec import FamilySpec
 from engine.training.methods.lora.adapter import Adapter, Tensors, tensors_by_name
 from engine.training.methods.lora.names import DOWN, places, tensor_names
 from engine.training.methods.lora.start_file import header_metadata, strengths
 
 
 def diffusers_state(adapter: Adapter) -> Tensors:
-    """The adapter as Diffusers and PEFT load it: `unet.<module>.lora_A.weight` and `lora_B`, float32, on the CPU.
+    """The adapter as Diffusers and PEFT load it: `<component>.<module>.lora_A.weight`, float32, on the CPU.
 
     It acts on the original base model and at strength 1 by itself, with neither metadata nor alpha.
     """
@@ -30,7 +30,7 @@ def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tens
 
     Args:
         adapter: the adapter.
-        webui_name: a component and a module in it to their name in this format: `lora_unet_…`, `lora_te_…`.
+        webui_name: a component and a module in it to their name in this format: `lora_te_…`.
     """
     tensors: Tensors = {}
     for module, (down, up) in _exported(adapter).items():
@@ -62,8 +62,9 @@ def _exported(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def from_diffusers_file(
     tensors: Mapping[str, torch.Tensor],
+    spec: FamilySpec,
     *,
-    components: Collection[str] = (DENOISER,),
+    components: Collection[str],
     metadata: Mapping[str, str] | None = None,
     config: bytes | None = None,
 ) -> Tensors:
@@ -76,7 +77,8 @@ def from_diffusers_file(
 
     Args:
         tensors: the file's.
-        components: what is trained: `unet`, `text_encoder`, `text_encoder_2`.
+        spec: of the model's family.
+        components: those that are trained.
         metadata: the file's; Diffusers keeps there what is no tensor: rank and alpha.
         config: PEFT's adapter_config.json, which has these; None where there is none.
 
@@ -87,7 +89,7 @@ def from_diffusers_file(
         CheckpointError: not such a file, or one that adapts more than the components.
     """
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
-    for key, (module, kind) in places(tensors, components).items():
+    for key, (module, kind) in places(tensors, spec, components).items():
         parts[kind][module] = _checked(key, kind, tensors[key].detach().to(torch.float32))
     scales = strengths(components, metadata=metadata, config=config)
     found: Tensors = {}
@@ -101,7 +103,7 @@ def from_diffusers_file(
 
 
 def read_diffusers_file(
-    data: bytes, components: Collection[str] = (DENOISER,), *, config: bytes | None = None
+    data: bytes, spec: FamilySpec, components: Collection[str], *, config: bytes | None = None
 ) -> Tensors:
     """The same from the file's bytes.
 
@@ -113,7 +115,7 @@ def read_diffusers_file(
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # shapes that no tensor can have, too
         reason = str(error).split("\n", 1)[0][:200]
         raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None
-    return from_diffusers_file(tensors, components=components, metadata=header_metadata(data), config=config)
+    return from_diffusers_file(tensors, spec, components=components, metadata=header_metadata(data), config=config)
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:

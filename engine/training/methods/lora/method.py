@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import NonFiniteError
-from engine.models.family import DENOISER, PRECISIONS, Family
+from engine.models.family import PRECISIONS, Family
 from engine.task.task import Task
 from engine.training.methods.lora import webui_metadata
 from engine.training.methods.lora.adapter import Adapter, Tensors, disabled
@@ -46,7 +46,7 @@ class LoraTraining:
         """See `Trainable.groups`."""
         groups: tuple[dict[str, torch.nn.Parameter], ...] = ({}, {})
         for name, parameter in self.parameters.items():
-            groups[not name.startswith(f"{DENOISER}.")][name] = parameter
+            groups[not self._family.spec.is_denoisers(name)][name] = parameter
         return [group for group in groups if group]
 
     @property
@@ -85,9 +85,8 @@ class LoraTraining:
         tensors = webui_state(self._adapter, self._family.webui_name)
         metadata = webui_metadata.describe(
             tensors,
-            about.base.family.webui_base(about.base.config, about.prediction_type),
+            about.base.family.webui_metadata(about.base.config, about.prediction_type),
             identity=about.base.identity,
-            prediction_type=about.prediction_type,
             resolution=about.resolution,
             global_step=about.global_step,
         )
@@ -101,10 +100,9 @@ def attach(
     family: Family, task: Task, device: torch.device, *, start: Tensors | None, warm_start: WarmStart | None
 ) -> LoraTraining:
     """Attach an adapter to the denoiser and, where they are trained, the text encoders; see `Trainable`."""
-    components = {DENOISER: family.denoiser}
-    if task.train_args.train_text_encoder:
-        components |= {name: encoder.to(device) for name, encoder in family.text_encoders.items()}
-    adapter = attach_adapter(components, task.lora, task.seed, initial=start)
+    names = family.spec.trained_components(with_text_encoders=task.train_args.train_text_encoder)
+    components = {name: family.parts[name].to(device) for name in names}
+    adapter = attach_adapter(components, task.lora, task.seed, spec=family.spec, initial=start)
     if warm_start:
-        adapter.warm_start(read_diffusers_file(warm_start.weights, components, config=warm_start.config))
+        adapter.warm_start(read_diffusers_file(warm_start.weights, family.spec, components, config=warm_start.config))
     return LoraTraining(family, adapter, PRECISIONS[task.mixed_precision])

@@ -7,8 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from engine.core.errors import CheckpointError
-from engine.models.registry import DENOISER
-from engine.training.methods.lora.targets import full_name
+from engine.models.spec import FamilySpec
 
 DOWN: Final = ".lora_A.weight"
 UP: Final = ".lora_B.weight"
@@ -52,13 +51,9 @@ _OTHER_KINDS: Final = tuple(
             "is of LyCORIS (LoHa, LoKr, OFT, …), which is not offered; take a LoRA",
         ),
         (
-            r"^lora_(unet|te|te1|te2|transformer)_",
-            "is in kohya's format (lora_unet_…, lora_te_…), which web interfaces load; it is not read here: "
+            r"^lora_[a-z0-9]+_",
+            "is in kohya's format (lora_…), which web interfaces load; it is not read here: "
             "take the same LoRA in Diffusers' format (lora_A, lora_B)",
-        ),
-        (
-            r"^(transformer|diffusion_model|base_model\.model\.transformer)\.",
-            "is of another kind of model (its layers are a transformer's); take one of this base model's kind",
         ),
         (r"^(emb_params|string_to_param|clip_[lg]$)", "is an embedding (textual inversion); take a LoRA"),
         (
@@ -69,17 +64,20 @@ _OTHER_KINDS: Final = tuple(
 )
 """What people take for a LoRA in Diffusers' format, by the names of its tensors; the surest sign first."""
 
+_TRANSFORMER: Final = re.compile(r"^(?:base_model\.model\.)?(?:transformer|diffusion_model)\.")
+"""The beginning of a name in a LoRA of a transformer."""
 _WRAPPED: Final = re.compile(r"^(?:(?P<component>\w+)\.)?base_model\.model\.")
 """The beginning of a name in PEFT's own files: it wraps a model twice."""
 _ADAPTER: Final = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
 """The adapter's name, which PEFT puts into the names of a model's own state: `lora_A.default.weight`."""
 
 
-def places(keys: Collection[str], components: Collection[str]) -> dict[str, tuple[str, str]]:
+def places(keys: Collection[str], spec: FamilySpec, components: Collection[str]) -> dict[str, tuple[str, str]]:
     """Return where a LoRA file's tensors belong: each key's module, by its full name, and its part (`parse_key`).
 
     Args:
         keys: the file's, in Diffusers' spellings or PEFT's.
+        spec: of the model's family.
         components: what is trained.
 
     Raises:
@@ -89,14 +87,19 @@ def places(keys: Collection[str], components: Collection[str]) -> dict[str, tupl
     for pattern, words in _OTHER_KINDS:
         if any(map(pattern.search, keys)):
             raise CheckpointError(f"the LoRA file {words}")
-    plain = {key: _ADAPTER.sub("", _unwrapped(key)) for key in sorted(keys)}
+    if not _TRANSFORMER.match(f"{spec.denoiser}.") and any(map(_TRANSFORMER.match, keys)):
+        raise CheckpointError(
+            "the LoRA file is of another kind of model (its layers are a transformer's); take one of this base "
+            "model's kind"
+        )
+    plain = {key: _ADAPTER.sub("", _unwrapped(key, spec)) for key in sorted(keys)}
     is_prefixed = any(key.startswith(f"{component}.") for key in plain.values() for component in components)
     found: dict[str, tuple[str, str]] = {}
     known: dict[tuple[str, str], str] = {}
     for key, name in plain.items():
-        component, own = own_key(name, components) if is_prefixed else (DENOISER, name)
+        component, own = own_key(name, components) if is_prefixed else (spec.denoiser, name)
         module, kind = parse_key(key, own)
-        found[key] = place = (full_name(component, module), kind)
+        found[key] = place = (spec.lora_name(component, module), kind)
         if place in known:
             raise CheckpointError(
                 f"the LoRA file has {known[place]} and {key}, which are for the same layer: it holds several "
@@ -106,7 +109,7 @@ def places(keys: Collection[str], components: Collection[str]) -> dict[str, tupl
     return found
 
 
-def _unwrapped(key: str) -> str:
+def _unwrapped(key: str, spec: FamilySpec) -> str:
     """A key of PEFT's as Diffusers spells it; others as they are."""
     found = _WRAPPED.match(key)
     if not found:
@@ -115,10 +118,10 @@ def _unwrapped(key: str) -> str:
     component, _, _ = own.partition(".")
     if found["component"]:
         return f"{found['component']}.{own}"
-    if component == DENOISER or component.startswith("text_encoder"):
+    if component == spec.denoiser or component.startswith("text_encoder"):
         return own
     # One model's adapter alone: a text encoder's layers have this in front, a denoiser's have not.
-    return f"{'text_encoder' if component == 'text_model' else DENOISER}.{own}"
+    return f"{'text_encoder' if component == spec.text_root else spec.denoiser}.{own}"
 
 
 def own_key(key: str, components: Collection[str]) -> tuple[str, str]:
@@ -163,4 +166,4 @@ def require_fit(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -
 
 
 def _chosen_by(name: str) -> str:
-    return "lora.target_modules" if name.startswith(f"{DENOISER}.") else "train_args.train_text_encoder"
+    return "train_args.train_text_encoder" if name.startswith("text_encoder") else "lora.target_modules"

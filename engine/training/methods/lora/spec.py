@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
-from engine.task.task import DEFAULT_TARGETS, Task
+from engine.models.parts.tape import Tape
+from engine.models.spec import FamilySpec
+from engine.task.task import Task
 from engine.training.methods.lora.checks import check
 from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
-from engine.training.methods.method import MethodSpec
+from engine.training.methods.lora.targets import is_target
+from engine.training.methods.method import Change, MethodSpec
 from engine.training.methods.warm_start import WarmStart
 
 WEBUI_FILE: Final = "lora_webui.safetensors"
@@ -16,16 +20,16 @@ WEBUI_FILE: Final = "lora_webui.safetensors"
 _FILES: Final[Mapping[str, str]] = {LORA_FILE: ".safetensors", WEBUI_FILE: "_webui.safetensors"}
 
 
-def invariants(task: Task) -> dict[str, Any]:
+def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
     """Return what all tasks of a chain must agree on; see `MethodSpec.invariants`."""
-    lora, targets = task.lora, task.lora.target_modules
+    lora, targets = task.lora, family.targets_of(family.denoiser, task.lora.target_modules)
     alpha = lora.rank if lora.alpha is None else lora.alpha
     # Only where set: a checkpoint older than these options continues with a task that leaves them out.
     options = {"alpha": float(alpha) if alpha != lora.rank else None, "use_rslora": lora.use_rslora}
     return {
         "adapter": "loftq" if lora.init_lora_weights == "loftq" else "lora",
         "rank": lora.rank,
-        "target_modules": targets if isinstance(targets, str) else sorted(targets or DEFAULT_TARGETS),
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
         **{key: value for key, value in options.items() if value},
     }
 
@@ -47,6 +51,27 @@ def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
     return found
 
 
+def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[Tape, Tape]:
+    """Return the tapes of a training step; see `MethodSpec.tapes`."""
+    lora = task.lora
+    denoiser = Tape(
+        is_adapted=is_target(family.targets_of(family.denoiser, lora.target_modules)),
+        rank=lora.rank,
+        width=value_bytes,
+        norm_width=norm_bytes,
+        is_dropping=lora.dropout > 0,
+    )
+    texts = family.text_lora_targets if task.train_args.train_text_encoder else ()
+    return denoiser, replace(denoiser, is_adapted=is_target(texts))
+
+
+def smaller(task: Task) -> Iterator[Change]:
+    """Yield the task with lower and lower ranks; see `MethodSpec.smaller`."""
+    for rank in (1024, 512, 256, 128, 64, 32, 16, 8, 4):
+        if rank < task.lora.rank:
+            yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
+
+
 def copies(task: Task) -> int:
     """Return how many values the saved state holds of each trained one: LoftQ's start values count."""
     return 2 if task.lora.init_lora_weights == "loftq" else 1
@@ -60,5 +85,7 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    tapes=tapes,
+    smaller=smaller,
     copies=copies,
 )

@@ -1,4 +1,4 @@
-"""Which layers get an adapter, and what they are called in LoRA files. No torch until there are modules."""
+"""Which layers get an adapter. No torch until there are modules."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING, Final
 from engine.core import patterns
 from engine.core.errors import TaskError
 from engine.core.messages import as_json
-from engine.models.registry import DENOISER
-from engine.task.task import DEFAULT_TARGETS
 
 if TYPE_CHECKING:
     import torch
-
-TEXT_TARGETS: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
-"""The four projections of each attention, as CLIP calls them."""
 
 NO_QUANTISED_START: Final = (
     "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
@@ -27,15 +22,6 @@ NO_QUANTISED_START: Final = (
 _MAX_LISTED: Final = 40
 
 logger = logging.getLogger(__name__)
-
-
-def full_name(component: str, module: str) -> str:
-    """What Diffusers' LoRA files call a module of a component."""
-    # transformers 5 dropped `text_model.` from the names in one of its two CLIP classes; the files have it, and
-    # readers with either version take it.
-    if component != DENOISER and module.startswith("encoder.layers."):
-        module = f"text_model.{module}"
-    return f"{component}.{module}"
 
 
 def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> None:
@@ -48,7 +34,7 @@ def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> No
             )
 
 
-def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | None) -> dict[str, torch.nn.Module]:
+def find_targets(root: torch.nn.Module, targets: tuple[str, ...] | str) -> dict[str, torch.nn.Module]:
     """The layers that `lora.target_modules` means, by name, sorted.
 
     Raises:
@@ -56,7 +42,7 @@ def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | Non
     """
     from torch.nn import Conv2d, Linear
 
-    modules = {name: module for name, module in denoiser.named_modules() if name}
+    modules = {name: module for name, module in root.named_modules() if name}
     kinds = {
         name: None if isinstance(module, Linear | Conv2d) else f"of type {type(module).__name__}"
         for name, module in modules.items()
@@ -64,22 +50,19 @@ def find_targets(denoiser: torch.nn.Module, targets: tuple[str, ...] | str | Non
     return {name: modules[name] for name in match_targets(kinds, targets)}
 
 
-def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | str | None) -> list[str]:
+def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | str) -> list[str]:
     """The names of the layers that `lora.target_modules` means, sorted.
 
     As in PEFT: a list holds whole names or ends of names at a dot, a string is a regular expression for the whole name.
 
     Args:
         kinds: each module's name, with None for what can be adapted, else with what it is.
-        targets: the task's.
+        targets: as `FamilySpec.targets_of` gives them.
 
     Raises:
         TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
     """
-    if isinstance(targets, str):
-        matched = [*filter(_matcher(targets), kinds)]
-    else:
-        matched = _match_ends(DEFAULT_TARGETS if targets is None else targets, kinds)
+    matched = [*filter(_matcher(targets), kinds)] if isinstance(targets, str) else _match_ends(targets, kinds)
     if not matched:
         raise TaskError(f"lora.target_modules: {as_json(targets)} matches no layer; there are {_layer_names(kinds)}")
     for name in matched:
@@ -132,7 +115,7 @@ def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
     matched = {name for matches in found.values() for name in matches}
     without = [end for end, matches in found.items() if not matches]
     for end in without[:_MAX_LISTED] if matched else ():
-        # Lists are shared between models, so this is no error: CLIP's q_proj means nothing to a UNet.
+        # Lists are shared between models, so this is no error.
         logger.warning("lora.target_modules: %r matches no layer of this model", end)
     return sorted(matched)
 

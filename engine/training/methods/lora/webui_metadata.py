@@ -14,19 +14,15 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import save as serialise_tensors
 
-from engine.models.webui_base import WebuiBase
-from engine.task.task import PredictionType
-
 DOWN_ENDING = ".lora_down.weight"
 ALPHA_ENDING = ".alpha"
 
 
 def describe(
     tensors: Mapping[str, torch.Tensor],
-    base: WebuiBase,
+    base: Mapping[str, str],
     *,
     identity: str,
-    prediction_type: PredictionType,
     resolution: int,
     global_step: int,
 ) -> dict[str, str]:
@@ -34,9 +30,8 @@ def describe(
 
     Args:
         tensors: the file's.
-        base: the base model's kind.
+        base: what the base model's family says of it (`FamilySpec.webui_metadata`).
         identity: the base model's: `<Hub ID>@<commit>`, or `sha256:` and the digest of a folder or a file.
-        prediction_type: of the training.
         resolution: of the training, in pixels.
         global_step: the steps trained.
     """
@@ -45,13 +40,9 @@ def describe(
     alphas = {float(tensor) for key, tensor in tensors.items() if key.endswith(ALPHA_ENDING)}
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{base.architecture}/lora",
-        "modelspec.implementation": base.implementation,
+        **base,
         "modelspec.title": f"LoRA, {global_step} steps",
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[prediction_type],
-        "ss_base_model_version": base.version,
-        "ss_v2": str(base.version.startswith("sd_v2")),
         "ss_network_module": "networks.lora",
         "ss_network_dim": _only(ranks),
         "ss_network_alpha": _only(alphas),

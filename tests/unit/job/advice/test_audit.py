@@ -10,6 +10,7 @@ from PIL import Image
 from engine.core.errors import DatasetError
 from engine.data.dataset import open_dataset
 from engine.job.advice import audit
+from engine.models.families.sd.spec import SPEC
 from engine.task.task import Dataset, Model, Task, TrainArgs
 from tests.support import tiny
 from tests.support.fakes import png
@@ -29,7 +30,7 @@ def job_of(model, tmp_path, files, **dataset):
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
     opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
-    base = SimpleNamespace(folder=model, single_file=None)
+    base = SimpleNamespace(folder=model, single_file=None, family=SPEC)
     return SimpleNamespace(task=task, dataset=opened, base=base, buckets=None, held_out=None)
 
 

@@ -12,9 +12,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
-from engine.job.memory import encoder_footprint, footprint
 from engine.models import registry
-from engine.task.task import DEFAULT_TARGETS, Dataset, Lora, Model, Task, TrainArgs
+from engine.models.families.sd.spec import SPEC
+from engine.models.parts import clip_footprint, unet_footprint, vae_footprint
+from engine.models.parts.tape import Tape
+from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
 from engine.training.device import memory_advice
 from engine.training.methods.lora.targets import is_target
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
@@ -47,14 +49,14 @@ def task_of(mixed_precision="bf16", lora=None, **train_args):
 
 def tape_of(config, lora, precision, *, batch=1, side=64, is_cuda=True):
     width = 4 if precision == "no" else 2
-    tape = footprint.Tape(
-        is_adapted=is_target(lora.target_modules or DEFAULT_TARGETS),
+    tape = Tape(
+        is_adapted=is_target(lora.target_modules or SPEC.lora_targets),
         rank=lora.rank,
         width=width,
         norm_width=4 if is_cuda else width,
         is_dropping=lora.dropout > 0,
     )
-    footprint.unet(config, tape, batch=batch, side=side, text_length=77)
+    unet_footprint.unet(config, tape, batch=batch, side=side, text_length=77)
     return tape
 
 
@@ -67,13 +69,13 @@ class TestSizes:
         trained = sum(parameter.numel() for parameter in adapter.parameters.values())
         frozen = sum(parameter.numel() for parameter in unet.parameters() if not parameter.requires_grad)
         tape = tape_of(config, lora, "no")
-        assert (tape.parameters, tape.lora) == (frozen, trained)
+        assert (tape.parameters, tape.trained) == (frozen, trained)
 
     def test_of_the_autoencoder(self, name):
         config = PUBLISHED[name]["vae"]
         with torch.device("meta"):
             vae = AutoencoderKL(**{key: value for key, value in config.items() if not key.startswith("_")})
-        assert encoder_footprint.vae_parameters(config) == sum(parameter.numel() for parameter in vae.parameters())
+        assert vae_footprint.vae_parameters(config) == sum(parameter.numel() for parameter in vae.parameters())
 
     def test_of_the_text_encoders(self, name):
         for component in (key for key in PUBLISHED[name] if key.startswith("text_encoder")):
@@ -83,7 +85,7 @@ class TestSizes:
                 encoder = (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(CLIPTextConfig(**config))
             tape = tape_of(PUBLISHED[name]["unet"], Lora(), "no")
             before = tape.parameters
-            encoder_footprint.text_encoder(config, tape, batch=1)
+            clip_footprint.text_encoder(config, tape, batch=1)
             assert tape.parameters - before == sum(parameter.numel() for parameter in encoder.parameters())
 
 
@@ -112,7 +114,7 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
         options=lora,
         is_cuda=is_cuda,
     )
-    assert predicted == pytest.approx(found - 4 * tape.lora, rel=0.15)
+    assert predicted == pytest.approx(found - 4 * tape.trained, rel=0.15)
 
 
 @pytest.mark.parametrize("name, side, dtype", [("sd1", 512, torch.bfloat16), ("xl", 1024, torch.float32)])
@@ -120,7 +122,7 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
 def test_the_autoencoder_is_predicted_within_15_percent(name, side, dtype, decode):
     config = PUBLISHED[name]["vae"]
     found = autoencoding_bytes(AutoencoderKL, config, side=side, dtype=dtype, decode=decode)
-    assert encoder_footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
+    assert vae_footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
 
 
 def peak(name, *, recompute, device="cuda", **options):

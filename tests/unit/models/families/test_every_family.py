@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from engine.data.media.transforms import geometry
 from engine.models import registry
 from engine.models.family import Batch, LoadArgs
+from engine.models.objectives.objective import LossOptions
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -56,7 +57,7 @@ def full(folder):
 
 def modules(family):
     """Every part with weights, by its name in the pipeline."""
-    return {name: part for name, part in family.pipeline().components.items() if isinstance(part, torch.nn.Module)}
+    return {name: part for name, part in family.pipeline.components.items() if isinstance(part, torch.nn.Module)}
 
 
 def picture(k, side=64):
@@ -107,7 +108,7 @@ class TestEncoding:
             )
 
     def test_moments_are_the_vaes(self, full):
-        vae, pixels = full.pipeline().vae, picture(0)
+        vae, pixels = full.pipeline.vae, picture(0)
         image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
         with torch.no_grad():
             posterior = vae.encode(image).latent_dist
@@ -132,7 +133,7 @@ class TestEncoding:
         noise = torch.linspace(-1, 1, 16).reshape(4, 2, 2)
         latents = full.sample_latents(moments, noise)
         assert latents.dtype == torch.float32
-        torch.testing.assert_close(latents, (3 + 5 * noise) * full.pipeline().vae.config.scaling_factor)
+        torch.testing.assert_close(latents, (3 + 5 * noise) * full.pipeline.vae.config.scaling_factor)
 
 
 class TestLoading:
@@ -169,7 +170,7 @@ class TestLoading:
         assert raw(other.encode_image(picture(0))) == raw(full.encode_image(picture(0)))
         assert raw(other.encode_caption("a cat")) == raw(full.encode_caption("a cat"))
         batch = make_batch(full, 1)
-        assert torch.equal(other.loss(batch, snr_gamma=None), full.loss(batch, snr_gamma=None))
+        assert torch.equal(other.loss(batch, LossOptions()), full.loss(batch, LossOptions()))
 
     def test_a_half_precision_model_is_loaded_in_full_precision(self, name, tmp_path):
         """Its text encoders' configurations say float16."""
@@ -179,7 +180,7 @@ class TestLoading:
             assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
 
     def test_the_pipeline_is_the_models_and_consists_of_the_loaded_parts(self, full, name):
-        pipeline = full.pipeline()
+        pipeline = full.pipeline
         assert type(pipeline).__name__ == name and pipeline.unet is full.denoiser
         again = modules(full)
         assert all(module is again[part] for part, module in modules(full).items())
@@ -202,20 +203,20 @@ class TestLoading:
         assert all(part is full.text_encoders[name] for name, part in found.items())
 
     def test_the_scheduler_predicts_what_the_training_predicts(self, folder):
-        assert load(folder, prediction_type="v_prediction").pipeline().scheduler.config.prediction_type == (
+        assert load(folder, prediction_type="v_prediction").pipeline.scheduler.config.prediction_type == (
             "v_prediction"
         )
 
 
 class TestLoss:
     def test_half_precision_is_near_and_float32(self, folder, full):
-        half = load(folder, torch.bfloat16).loss(make_batch(full, 3), snr_gamma=None)
+        half = load(folder, torch.bfloat16).loss(make_batch(full, 3), LossOptions())
         assert half.dtype == torch.float32
-        torch.testing.assert_close(half, full.loss(make_batch(full, 3), snr_gamma=None), rtol=0.05, atol=0.01)
+        torch.testing.assert_close(half, full.loss(make_batch(full, 3), LossOptions()), rtol=0.05, atol=0.01)
 
     def test_the_conditioning_matters(self, full):
         batch = make_batch(full, 2)
-        plain = full.loss(batch, snr_gamma=None)
+        plain = full.loss(batch, LossOptions())
         for name, tensor in batch.conditioning.items():
             changed = Batch(
                 latents=batch.latents,
@@ -223,4 +224,4 @@ class TestLoss:
                 timesteps=batch.timesteps,
                 conditioning=batch.conditioning | {name: tensor + 1},
             )
-            assert not torch.equal(full.loss(changed, snr_gamma=None), plain), name
+            assert not torch.equal(full.loss(changed, LossOptions()), plain), name

@@ -5,6 +5,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 
+from engine.models.families.sdxl.spec import SPEC
 from engine.models.parts.sgm_names import SgmNames
 from engine.training.methods.lora.adapter import find_targets
 from tests.support.real_shapes import XL_BASE_UNET, xl_base_unet
@@ -45,7 +46,7 @@ class TestPublishedModel:
         assert sum(parameter.numel() for parameter in unet.parameters()) == 2_567_463_684
 
     def test_all_560_default_targets_are_found_by_diffusers(self, unet):
-        targets = list(find_targets(unet, None))
+        targets = list(find_targets(unet, SPEC.lora_targets))
         assert len(targets) == 560
         assert read_back(unet, targets) == {module: number for number, module in enumerate(targets)}
 

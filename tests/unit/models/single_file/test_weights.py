@@ -9,7 +9,8 @@ from transformers import CLIPTokenizer
 from engine.core.errors import ModelError
 from engine.models import single_file
 from engine.models.family import LoadArgs
-from engine.models.loading import load_module, load_scheduler, load_tokenizer, read_config
+from engine.models.loading import load_module, load_tokenizer, read_config
+from engine.models.objectives.diffusion.sampler import load_scheduler
 from tests.support import single_files
 
 LAYOUTS = ("sd1", "sd2", "xl")

@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from engine.data.media.transforms import geometry
 from engine.models.families.sd import model
 from engine.models.family import Batch, LoadArgs
-from engine.models.objectives import diffusion
+from engine.models.objectives.diffusion.noise_schedule import NoiseSchedule
+from engine.models.objectives.objective import Huber, LossOptions
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def edit(path, **changes):
 class TestEncoding:
     def test_embeddings_are_those_of_the_pipeline(self, full):
         with torch.no_grad():
-            expected, _ = full.pipeline().encode_prompt("the cat", CPU, 1, False)
+            expected, _ = full.pipeline.encode_prompt("the cat", CPU, 1, False)
         assert torch.equal(full.encode_caption("the cat")["encoder_hidden_states"], expected[0])
 
 
@@ -75,7 +76,7 @@ class TestLoss:
             snr = alphas / (1 - alphas)
             weights = torch.stack([snr, torch.full_like(snr, snr_gamma)]).min(dim=0).values
             expected = expected * weights / (snr if prediction_type == "epsilon" else snr + 1)
-        found = family.loss(batch, snr_gamma=snr_gamma)
+        found = family.loss(batch, LossOptions(snr_gamma=snr_gamma))
         assert found.dtype == torch.float32 and found.shape == ()
         torch.testing.assert_close(found, expected.mean(), rtol=1e-5, atol=1e-6)
 
@@ -85,15 +86,15 @@ class TestLoss:
     def test_huber_mask_and_zero_terminal_snr_reach_the_loss(self, folder):
         args = dataclasses.replace(args_for(folder, prediction_type="v_prediction"), zero_terminal_snr=True)
         family, batch = model.load(args), make_batch()
-        schedule = diffusion.NoiseSchedule.from_config(family.scheduler.config, zero_terminal_snr=True)
+        schedule = NoiseSchedule.from_config(family.scheduler.config, zero_terminal_snr=True)
         mask = torch.zeros(1, 1, *batch.latents.shape[2:])
         mask[..., :3] = 1
         noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         prediction = family.denoiser(noisy, batch.timesteps, **batch.conditioning).sample
         target = schedule.target("v_prediction", batch.latents, batch.noise, batch.timesteps)
-        huber = diffusion.Huber("huber", "snr", 0.2)
+        huber = Huber("huber", "snr", 0.2)
         expected = (schedule.errors(batch.timesteps, huber)(prediction - target) * mask).mean()
-        found = family.loss(dataclasses.replace(batch, mask=mask), snr_gamma=None, huber=huber)
+        found = family.loss(dataclasses.replace(batch, mask=mask), LossOptions(huber=huber))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_the_schedule_is_the_models(self, tmp_path, folder):
@@ -106,7 +107,7 @@ class TestLoss:
 
 class TestLoading:
     def test_the_pipeline_consists_of_the_loaded_parts(self, full):
-        pipeline = full.pipeline()
+        pipeline = full.pipeline
         assert isinstance(pipeline, StableDiffusionPipeline)
         assert pipeline.unet is full.denoiser and pipeline.vae is full.vae
         assert pipeline.text_encoder is full.text_encoder and pipeline.safety_checker is None

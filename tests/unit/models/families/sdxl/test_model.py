@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from engine.data.media.transforms import geometry, render
 from engine.models.families.sdxl import model
 from engine.models.family import Batch, LoadArgs
+from engine.models.objectives.objective import LossOptions
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state, webui_state
-from engine.training.methods.lora.targets import full_name
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ class TestCaptions:
     def test_embeddings_are_those_of_the_pipeline(self, family, caption):
         """An empty caption's too: zeros are for the negative prompt alone."""
         with torch.no_grad():
-            states, _, pooled, _ = family.pipeline().encode_prompt(caption, do_classifier_free_guidance=False)
+            states, _, pooled, _ = family.pipeline.encode_prompt(caption, do_classifier_free_guidance=False)
         found = family.encode_caption(caption)
         assert found.keys() == {"encoder_hidden_states", "text_embeds"}
         assert torch.equal(found["encoder_hidden_states"], states[0])
@@ -139,7 +139,7 @@ class TestLoss:
         if prediction_type == "v_prediction":
             target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
         expected = torch.nn.functional.mse_loss(prediction, target)
-        torch.testing.assert_close(family.loss(batch, snr_gamma=None), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(family.loss(batch, LossOptions()), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -159,15 +159,15 @@ class TestPrecision:
     @pytest.mark.parametrize("force_upcast", [True, False])
     def test_the_pipeline_draws_in_half_precision(self, folder, family, tmp_path, dtype, force_upcast, recwarn):
         half = load(edited(folder, tmp_path, "vae/config.json", force_upcast=force_upcast), dtype)
-        images = [draw(one.pipeline()) for one in (half, family)]
+        images = [draw(one.pipeline) for one in (half, family)]
         assert np.abs(images[0] - images[1]).mean() < 4 and images[0].std() > 1
         assert half.vae.dtype == (torch.float32 if force_upcast else dtype)
         assert not [warning for warning in recwarn if "upcast" in str(warning.message)]
 
     def test_the_loss_is_near_and_float32(self, folder, family, dtype):
-        half = load(folder, dtype).loss(make_batch(family), snr_gamma=None)
+        half = load(folder, dtype).loss(make_batch(family), LossOptions())
         assert half.dtype == torch.float32
-        torch.testing.assert_close(half, family.loss(make_batch(family), snr_gamma=None), rtol=0.05, atol=0.01)
+        torch.testing.assert_close(half, family.loss(make_batch(family), LossOptions()), rtol=0.05, atol=0.01)
 
 
 def draw(pipeline):
@@ -179,14 +179,14 @@ def draw(pipeline):
 
 class TestPipeline:
     def test_it_draws_what_diffusers_alone_draws(self, folder, family):
-        assert np.array_equal(draw(family.pipeline()), draw(plain_pipeline(folder)))
+        assert np.array_equal(draw(family.pipeline), draw(plain_pipeline(folder)))
 
     @pytest.mark.parametrize("says", [True, False, None])
     def test_what_the_model_says_of_missing_negative_prompts_holds(self, folder, tmp_path, says):
         found = edited(folder, tmp_path, "model_index.json", force_zeros_for_empty_prompt=says)
         if says is None:
             (found / "model_index.json").unlink()
-        pipeline = load(found).pipeline()
+        pipeline = load(found).pipeline
         assert pipeline.config.force_zeros_for_empty_prompt == (says is not False)
         _, negative, _, pooled = pipeline.encode_prompt("a cat")
         assert bool(negative.any()) == bool(pooled.any()) == (says is False)
@@ -224,7 +224,7 @@ def adapter(folder):
     """A trained adapter of every layer."""
     unet = load(folder).denoiser
     every = [n for n, part in unet.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
-    found = attach({"unet": unet}, Lora(rank=2, target_modules=tuple(every)), 0)
+    found = attach({"unet": unet}, Lora(rank=2, target_modules=tuple(every)), 0, spec=model.SPEC)
     draws = torch.Generator().manual_seed(1)
     for parameter in found.parameters.values():
         parameter.data = torch.randn(parameter.shape, generator=draws) * 0.1
@@ -264,7 +264,7 @@ class TestFiles:
                 if module.endswith(("q_proj", "k_proj", "v_proj", "out_proj")):
                     down = torch.full((2, layer.in_features), float(number))
                     up = torch.full((layer.out_features, 2), -float(number))
-                    name = family.webui_name(*full_name(component, module).split(".", 1))
+                    name = family.webui_name(*family.spec.lora_name(component, module).split(".", 1))
                     tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
                     tensors[f"{name}.alpha"] = torch.tensor(2.0)
                     expected |= {f"{component}.{module}.lora_A.weight": down, f"{component}.{module}.lora_B.weight": up}

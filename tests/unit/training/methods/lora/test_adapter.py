@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import CLIPTextModelWithProjection
 
 from engine.core.errors import CheckpointError, TaskError
+from engine.models.families.sdxl.spec import SPEC
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora import loftq
@@ -40,7 +41,7 @@ def unet(pipeline):
 
 def attach(unet, lora, seed, **options):
     """The adapter of a UNet alone."""
-    return lora_module.attach({"unet": unet}, lora, seed, **options)
+    return lora_module.attach({"unet": unet}, lora, seed, spec=SPEC, **options)
 
 
 def randomise(adapter, seed=0, size=0.1):
@@ -240,7 +241,7 @@ class TestStrength:
 
     def test_loftq_makes_up_for_the_quantisation_at_any_strength(self, pipeline, unet):
         adapter = attach(unet, Lora(rank=RANK, alpha=1, init_lora_weights="loftq"), 0)
-        for module, layer in find_targets(pipeline.unet, None).items():
+        for module, layer in find_targets(pipeline.unet, SPEC.lora_targets).items():
             wrapped = unet.get_submodule(module)
             lost = (wrapped.get_base_layer().weight - layer.weight).norm()
             left = (wrapped.get_base_layer().weight + wrapped.get_delta_weight("default") - layer.weight).norm()
@@ -294,7 +295,7 @@ class TestTextEncoder:
         return {"unet": unet, "text_encoder": copy.deepcopy(pipeline.text_encoder)}
 
     def test_its_projections_are_adapted_by_the_names_of_files(self, parts):
-        adapter = lora_module.attach(parts, Lora(rank=2, alpha=1, target_modules=("to_q",)), 0)
+        adapter = lora_module.attach(parts, Lora(rank=2, alpha=1, target_modules=("to_q",)), 0, spec=SPEC)
         own = [name for name in adapter.parameters if name.startswith("text_encoder.")]
         assert own == sorted(
             f"text_encoder.text_model.encoder.layers.{k}.self_attn.{projection}.{matrix}.weight"
@@ -310,12 +311,12 @@ class TestTextEncoder:
     def test_the_other_class_has_the_same_names(self, pipeline, unet):
         """transformers 5 left `text_model.` in it."""
         projected = CLIPTextModelWithProjection(pipeline.text_encoder.config)
-        adapter = lora_module.attach({"unet": unet, "text_encoder_2": projected}, Lora(rank=2), 0)
+        adapter = lora_module.attach({"unet": unet, "text_encoder_2": projected}, Lora(rank=2), 0, spec=SPEC)
         own = [name for name in adapter.parameters if name.startswith("text_encoder_2.")]
         assert len(own) == 16 and all(name.startswith("text_encoder_2.text_model.encoder.layers.") for name in own)
 
     def test_the_denoisers_start_does_not_depend_on_it(self, pipeline, parts):
-        with_text = lora_module.attach(parts, Lora(rank=2), 0).state()
+        with_text = lora_module.attach(parts, Lora(rank=2), 0, spec=SPEC).state()
         alone = attach(copy.deepcopy(pipeline.unet), Lora(rank=2), 0).state()
         assert all(torch.equal(with_text[name], tensor) for name, tensor in alone.items())
         assert len(with_text) == len(alone) + 16
@@ -324,7 +325,7 @@ class TestTextEncoder:
     def test_gradients_reach_it_in_float32(self, parts, dtype):
         for root in parts.values():
             root.to(dtype)
-        adapter = randomise(lora_module.attach(parts, Lora(rank=2), 0))
+        adapter = randomise(lora_module.attach(parts, Lora(rank=2), 0, spec=SPEC))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             states = parts["text_encoder"](torch.arange(77)[None])[0]
             parts["unet"](torch.randn(1, 4, 8, 8, dtype=dtype), 10, states).sample.float().square().mean().backward()
@@ -332,7 +333,7 @@ class TestTextEncoder:
             assert parameter.grad.dtype == torch.float32 and parameter.grad.abs().max() > 0, name
 
     def test_disabled_is_without_all_of_it(self, pipeline, parts):
-        randomise(lora_module.attach(parts, Lora(rank=2), 0))
+        randomise(lora_module.attach(parts, Lora(rank=2), 0, spec=SPEC))
         encoder, ids = parts["text_encoder"], torch.arange(77)[None]
         with torch.no_grad():
             adapted = encoder(ids)[0]
@@ -343,7 +344,7 @@ class TestTextEncoder:
             assert not torch.equal(adapted, pipeline.text_encoder(ids)[0])
 
     def test_loftq_leaves_it_as_it_is(self, pipeline, parts):
-        adapter = lora_module.attach(parts, Lora(rank=2, init_lora_weights="loftq"), 0)
+        adapter = lora_module.attach(parts, Lora(rank=2, init_lora_weights="loftq"), 0, spec=SPEC)
         assert all(name.startswith("unet.") for name in adapter.initial)
         module = "encoder.layers.0.self_attn.q_proj"
         wrapped = parts["text_encoder"].get_submodule(module)
@@ -351,7 +352,7 @@ class TestTextEncoder:
         assert not wrapped.lora_B["default"].weight.any()
 
     def test_a_state_with_or_without_it_is_refused_by_its_key(self, pipeline, parts):
-        both = lora_module.attach(parts, Lora(rank=2), 0)
+        both = lora_module.attach(parts, Lora(rank=2), 0, spec=SPEC)
         alone = attach(copy.deepcopy(pipeline.unet), Lora(rank=2), 0)
         with pytest.raises(CheckpointError, match=r"has text_encoder\..*train_args\.train_text_encoder leaves out"):
             alone.restore(both.state())
@@ -367,7 +368,7 @@ class TestLoftQ:
 
     def test_the_base_is_quantised_and_the_adapter_makes_up_for_it(self, pipeline, unet):
         adapter = attach(unet, self.LORA, 0)
-        for module, layer in find_targets(pipeline.unet, self.LORA.target_modules).items():
+        for module, layer in find_targets(pipeline.unet, self.LORA.target_modules or SPEC.lora_targets).items():
             base = unet.get_submodule(module).get_base_layer().weight
             if isinstance(layer, torch.nn.Conv2d):
                 assert torch.equal(base, layer.weight)

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 
 from engine.core.errors import CheckpointError, ModelError, TaskError
 from engine.models import registry
-from engine.models.family import DENOISER
+from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora import checks
 from engine.training.methods.lora.adapter import attach
@@ -76,9 +76,10 @@ class TestTargets:
     @pytest.mark.parametrize("targets", TARGETS, ids=str)
     def test_are_those_of_the_job(self, folder, name, denoiser, targets, variant):
         base, task, _ = arguments(folder, name, variant=variant, target_modules=targets)
-        shapes = checks._weights(base, DENOISER)
-        found = outcome(lambda: checks._targets(task.lora, DENOISER, shapes))
-        expected = outcome(lambda: find_targets(denoiser, targets))
+        shapes = checks._weights(base, SPEC.denoiser)
+        wanted = SPEC.targets_of(SPEC.denoiser, task.lora.target_modules)
+        found = outcome(lambda: checks._targets(wanted, shapes))
+        expected = outcome(lambda: find_targets(denoiser, wanted))
         assert isinstance(found, list) == isinstance(expected, list)
         if targets != r".*":  # which names a module without weights first
             assert found == expected
@@ -121,7 +122,7 @@ class TestLoftq:
 
     def test_a_rank_beyond_a_layers(self, folder, name, denoiser):
         with pytest.raises(TaskError) as job_says:
-            attach({DENOISER: denoiser}, Lora(rank=10**4, init_lora_weights="loftq"), 0)
+            attach({SPEC.denoiser: denoiser}, Lora(rank=10**4, init_lora_weights="loftq"), 0, spec=SPEC)
         with pytest.raises(TaskError) as plan_says:
             self.check(folder, name, rank=10**4)
         assert str(plan_says.value) == str(job_says.value)
@@ -134,7 +135,7 @@ def trained(folder, tmp_path_factory):
     for text in (False, True):
         unet = UNet2DConditionModel.from_pretrained(folder / "unet")
         encoder = {"text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder")} if text else {}
-        adapter = attach({DENOISER: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0)
+        adapter = attach({SPEC.denoiser: unet, **encoder}, Lora(rank=3, target_modules=("to_q", "conv1")), 0, spec=SPEC)
         path = tmp_path_factory.mktemp("lora") / "x.safetensors"
         save_file(diffusers_state(adapter), path)
         files[text] = path.read_bytes()

@@ -16,9 +16,11 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from engine.core.errors import CheckpointError
+from engine.models.families.sdxl.spec import SPEC
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
-from engine.training.methods.lora.files import diffusers_state, from_diffusers_file, read_diffusers_file, webui_state
+from engine.training.methods.lora import files
+from engine.training.methods.lora.files import diffusers_state, webui_state
 from engine.training.methods.registry import METHODS, load_parent
 from tests.support.tolerance import assert_equal_but_for_rounding, depth
 from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them
@@ -31,6 +33,15 @@ from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fix
     randomise,
     unet,
 )
+
+
+def from_diffusers_file(tensors, components=("unet",), **options):
+    return files.from_diffusers_file(tensors, SPEC, components=components, **options)
+
+
+def read_diffusers_file(data, components=("unet",), **options):
+    return files.read_diffusers_file(data, SPEC, components, **options)
+
 
 LARGEST_RANK = 16
 STEPS = 3
@@ -199,7 +210,7 @@ class TestTextEncoder:
         """A pipeline with an adapter in its UNet and its text encoder."""
         parts = {name: copy.deepcopy(getattr(pipeline, name)) for name in ("unet", "text_encoder")}
         lora = replace(request.param, target_modules=("to_q", "conv1"))
-        return parts, randomise(lora_module.attach(parts, lora, 0))
+        return parts, randomise(lora_module.attach(parts, lora, 0, spec=SPEC))
 
     @pytest.mark.parametrize("kind", ["diffusers", "webui"])
     def test_every_layer_of_diffusers_pipeline_changes_as_in_training(self, pipeline, trained, kind, tmp_path, recwarn):
@@ -232,7 +243,7 @@ class TestTextEncoder:
         found = from_diffusers_file(diffusers_state(adapter), components=list(parts))
         rank = adapter.parameters[min(adapter.parameters)].shape[0]
         others = {name: copy.deepcopy(getattr(pipeline, name)) for name in parts}
-        again = lora_module.attach(others, Lora(rank=rank, alpha=5, target_modules=("to_q", "conv1")), 1)
+        again = lora_module.attach(others, Lora(rank=rank, alpha=5, target_modules=("to_q", "conv1")), 1, spec=SPEC)
         again.warm_start(found)
         for component, root in parts.items():
             expected = dict(deltas(root))

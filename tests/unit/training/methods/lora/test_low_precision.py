@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.low_precision import WorkingCopy
@@ -25,7 +26,7 @@ def network(dtype, *, device="cpu", **options):
     root = torch.nn.Sequential(*layers, torch.nn.Conv2d(1, 2, 3)).to(device, dtype)
     for parameter in root.parameters():
         parameter.data = (torch.randn(parameter.shape, generator=draw) / 2).to(device, dtype)
-    adapter = attach({"unet": root}, Lora(**{"rank": 3, "alpha": 2, "target_modules": "[012]"} | options), 0)
+    adapter = attach({"unet": root}, Lora(**{"rank": 3, "alpha": 2, "target_modules": "[012]"} | options), 0, spec=SPEC)
     for parameter in adapter.parameters.values():
         parameter.data = (torch.randn(parameter.shape, generator=draw) / 3).to(device)
     return root, adapter

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from engine.models.families.sd.spec import SPEC
 from engine.task.task import Dataset, Lora, Model, Task
 from engine.training.methods.lora.spec import LORA
 from engine.training.methods.warm_start import WarmStart
@@ -30,12 +31,12 @@ def test_pefts_file_alone_has_no_strength(config, noted):
 
 
 def test_only_options_that_are_set_are_invariants():
-    assert LORA.invariants(task_of(rank=4, alpha=4)) == {
+    assert LORA.invariants(SPEC, task_of(rank=4, alpha=4)) == {
         "adapter": "lora",
         "rank": 4,
         "target_modules": ["to_k", "to_out.0", "to_q", "to_v"],
     }
-    found = LORA.invariants(task_of(alpha=2, use_rslora=True, target_modules=".*", init_lora_weights="loftq"))
+    found = LORA.invariants(SPEC, task_of(alpha=2, use_rslora=True, target_modules=".*", init_lora_weights="loftq"))
     assert found == {"adapter": "loftq", "rank": 8, "target_modules": ".*", "alpha": 2.0, "use_rslora": True}
 
 

@@ -5,14 +5,15 @@ import pytest
 
 from engine.core import patterns
 from engine.core.errors import TaskError
+from engine.models.families.sd.spec import SPEC
 from engine.training.methods.lora import targets
-from engine.training.methods.lora.targets import find_targets, full_name
+from engine.training.methods.lora.targets import find_targets
 from tests.unit.training.methods.lora.test_adapter import ATTENTION, pipeline, unet  # noqa: F401  # fixtures among them
 
 
 class TestTargets:
     def test_null_is_the_four_attention_projections(self, unet):
-        found = find_targets(unet, None)
+        found = find_targets(unet, SPEC.lora_targets)
         attentions = [name for name, _ in unet.named_modules() if name.endswith((".attn1", ".attn2"))]
         assert len(found) == 4 * len(attentions) > 0
         assert found.keys() == find_targets(unet, ATTENTION).keys()
@@ -72,17 +73,3 @@ class TestTargets:
         assert [record.getMessage() for record in caplog.records] == [
             "lora.target_modules: 'q_proj' matches no layer of this model"
         ]
-
-
-@pytest.mark.parametrize(
-    "component, module, name",
-    [
-        ("unet", "mid_block.attn1.to_q", "unet.mid_block.attn1.to_q"),
-        ("unet", "encoder.layers.0.to_q", "unet.encoder.layers.0.to_q"),
-        ("text_encoder", "encoder.layers.0.q_proj", "text_encoder.text_model.encoder.layers.0.q_proj"),
-        ("text_encoder_2", "text_model.encoder.layers.0.q_proj", "text_encoder_2.text_model.encoder.layers.0.q_proj"),
-        ("text_encoder_3", "encoder.block.0.layer.0.q", "text_encoder_3.encoder.block.0.layer.0.q"),
-    ],
-)
-def test_full_names_are_those_of_files(component, module, name):
-    assert full_name(component, module) == name

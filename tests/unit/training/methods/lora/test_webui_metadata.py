@@ -11,12 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
-from engine.models import webui_base
+from engine.models.families.sd import spec as sd_spec
+from engine.models.families.sdxl import spec as sdxl_spec
 from engine.training.methods.lora.webui_metadata import describe, serialise
 
 
 def sd(width, prediction_type="epsilon"):
-    return webui_base.stable_diffusion(
+    return sd_spec.webui_metadata(
         lambda component: {"unet": {"cross_attention_dim": width}}[component], prediction_type
     )
 
@@ -33,7 +34,7 @@ def lora(rank=4, alpha=4.0, module="lora_unet_mid_block_attentions_0_proj_in"):
 
 
 def described(tensors, base=SD1, **changes):
-    arguments = {"identity": "org/model@" + "a" * 40, "prediction_type": "epsilon", "resolution": 512, "global_step": 9}
+    arguments = {"identity": "org/model@" + "a" * 40, "resolution": 512, "global_step": 9}
     return describe(tensors, base, **arguments | changes)
 
 
@@ -64,7 +65,7 @@ def test_what_is_said():
         (sd(1024), "sd_v2", "True", "stable-diffusion-v2-512/lora"),
         (sd(1024, "v_prediction"), "sd_v2_v", "True", "stable-diffusion-v2-768-v/lora"),
         (
-            webui_base.stable_diffusion_xl(dict, "epsilon"),
+            sdxl_spec.webui_metadata(dict, "epsilon"),
             "sdxl_base_v1-0",
             "False",
             "stable-diffusion-xl-v1-base/lora",
@@ -79,7 +80,7 @@ def test_what_loras_are_sorted_by(base, version, v2, architecture):
 
 
 def test_a_velocity_prediction_and_a_base_without_a_name():
-    found = described(lora(), prediction_type="v_prediction", identity="sha256:" + "0123456789abcdef" * 4)
+    found = described(lora(), sd(1024, "v_prediction"), identity="sha256:" + "0123456789abcdef" * 4)
     assert found["modelspec.prediction_type"] == "v" and found["ss_sd_model_name"] == "0123456789ab"
 
 

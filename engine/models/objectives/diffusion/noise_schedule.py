@@ -1,4 +1,4 @@
-"""Noising, training targets and loss weights of diffusion training: tensors in, tensors out.
+"""The noise schedule of diffusion training, with what follows from it: noising, targets, loss weights, errors.
 
 The notation is that of Ho et al. 2020 (arXiv:2006.11239): a clean sample x₀, noise ε, and the cumulative product ᾱ of
 a noise schedule. Samples are of any rank; only their first axis, the batch, means something here.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 import torch
 from diffusers import DDPMScheduler
 
 from engine.core.errors import ModelError
-from engine.task.task import HuberSchedule, PredictionType
+from engine.models.objectives.objective import Huber
+from engine.task.task import PredictionType
 
 _BETA_SCHEDULES: Final = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # What defines ᾱ in a scheduler's configuration; all Diffusers schedulers of Stable Diffusion models name these alike.
@@ -31,16 +32,6 @@ _BETA_KEYS: Final = (
 
 Errors = Callable[[torch.Tensor], torch.Tensor]
 """Differences, float32, shape (B, …) -> each one's error, the same shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Huber:
-    """A pseudo-Huber loss: like the squared error for small differences, linear for large ones."""
-
-    kind: Literal["huber", "smooth_l1"]
-    schedule: HuberSchedule
-    c: float
-    """The threshold, at its smallest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,43 +150,3 @@ class NoiseSchedule:
         """√ᾱ and √(1-ᾱ) of each sample, shaped to multiply samples of `ndim` axes."""
         alphas_cumprod = self.alphas_cumprod[timesteps].reshape(-1, *[1] * (ndim - 1))
         return alphas_cumprod.sqrt(), (1.0 - alphas_cumprod).sqrt()
-
-
-def offset_noise(noise: torch.Tensor, scale: float, offsets: torch.Tensor) -> torch.Tensor:
-    """Noise with a random shift of each whole channel, which lets a model learn very dark and very bright images.
-
-    Guttenberg 2023, "Diffusion with offset noise" (crosslabs.org).
-
-    Args:
-        noise: shape (B, C, …).
-        scale: the shift's standard deviation; 0.1 in the source.
-        offsets: standard normal numbers, shape (B, C).
-    """
-    assert offsets.shape == noise.shape[:2], (offsets.shape, noise.shape)
-    return noise + scale * offsets.reshape(*offsets.shape, *[1] * (noise.ndim - 2))
-
-
-def loss(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    *,
-    errors: Errors = torch.square,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Mean over the batch of each sample's (weighted) mean error, squared unless said otherwise: a float32 scalar.
-
-    Args:
-        prediction: any floating dtype, shape (B, …); the arithmetic is float32 whatever it is.
-        target: like `prediction`.
-        weights: float32, shape (B,); None weighs all samples alike.
-        errors: of each difference; see `NoiseSchedule.errors`.
-        mask: weights of places, float32, 0 to 1, of a shape that broadcasts to that of `prediction`; None weighs all
-            places alike. The mean stays over all places: what is masked out teaches nothing and counts as no error.
-    """
-    assert prediction.shape == target.shape, (prediction.shape, target.shape)
-    found = errors(prediction.to(torch.float32) - target.to(torch.float32))
-    if mask is not None:
-        found = found * mask
-    samples = found.reshape(len(prediction), -1).mean(dim=1)
-    return (samples if weights is None else samples * weights).mean()

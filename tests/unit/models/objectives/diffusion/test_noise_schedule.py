@@ -8,7 +8,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDM
 from diffusers.training_utils import compute_snr
 
 from engine.core.errors import ModelError
-from engine.models.objectives.diffusion import Huber, NoiseSchedule, loss, offset_noise
+from engine.models.objectives.diffusion.noise_schedule import NoiseSchedule
+from engine.models.objectives.losses import mean_error, offset_noise
+from engine.models.objectives.objective import Huber
 from tests.support.tolerance import assert_equal_but_for_rounding
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -125,21 +127,21 @@ class TestLoss:
     @pytest.mark.parametrize("shape", [(3, 4, 8, 8), (3, 5), (3, 2, 3, 4, 4), (3,)])
     def test_is_the_mean_squared_error(self, shape):
         prediction, target = draws(*shape, seed=1), draws(*shape, seed=2)
-        torch.testing.assert_close(loss(prediction, target), torch.nn.functional.mse_loss(prediction, target))
+        torch.testing.assert_close(mean_error(prediction, target), torch.nn.functional.mse_loss(prediction, target))
 
     def test_weights_each_sample(self):
         prediction, target = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [2.0, 4.0]])
         # Sample errors 5 and 10: (5 * 0.5 + 10 * 0.1) / 2.
-        assert loss(prediction, target, torch.tensor([0.5, 0.1])).item() == pytest.approx(1.75)
+        assert mean_error(prediction, target, torch.tensor([0.5, 0.1])).item() == pytest.approx(1.75)
 
     def test_is_float32_whatever_comes_in(self):
         prediction, target = torch.full((2, 100), 300.0, dtype=torch.float16), torch.zeros(2, 100, dtype=torch.bfloat16)
-        value = loss(prediction, target)  # 300² overflows float16
+        value = mean_error(prediction, target)  # 300² overflows float16
         assert value.dtype == torch.float32 and value.ndim == 0 and value.item() == 90000
 
     def test_never_broadcasts(self):
         with pytest.raises(AssertionError):
-            loss(torch.zeros(2, 4), torch.zeros(2, 1))
+            mean_error(torch.zeros(2, 4), torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 4, 3, 8, 8), (2, 4)])
@@ -178,10 +180,10 @@ class TestHuber:
         root = (d**2 + c**2).sqrt() - c
         for kind, expected in (("huber", 2 * c * root), ("smooth_l1", 2 * root)):
             errors = self.schedule.errors(timesteps, Huber(kind, name, 0.1))
-            found = loss(prediction, target, errors=errors)
+            found = mean_error(prediction, target, errors=errors)
             assert found.dtype == torch.float32
             assert found.item() == pytest.approx(expected.mean().item(), rel=1e-5)
-            weighted = loss(prediction, target, torch.tensor([1.0, 0.0, 0.0, 0.0]), errors=errors)
+            weighted = mean_error(prediction, target, torch.tensor([1.0, 0.0, 0.0, 0.0]), errors=errors)
             assert weighted.item() == pytest.approx(expected[0].mean().item() / 4, rel=1e-5)
 
     def test_the_limits(self):
@@ -195,7 +197,7 @@ class TestHuber:
     def test_none_is_the_squared_error_to_the_bit(self):
         prediction, target = draws(2, 4, 8, 8, seed=1), draws(2, 4, 8, 8, seed=2)
         errors = self.schedule.errors(torch.tensor([0, 3]), None)
-        assert torch.equal(loss(prediction, target, errors=errors), loss(prediction, target))
+        assert torch.equal(mean_error(prediction, target, errors=errors), mean_error(prediction, target))
 
 
 class TestMask:
@@ -203,13 +205,13 @@ class TestMask:
         prediction, target = draws(2, 4, 8, 8, seed=1), draws(2, 4, 8, 8, seed=2)
         mask = (draws(2, 1, 8, 8, seed=3) > 0).float()
         expected = ((prediction - target) ** 2 * mask).mean()
-        torch.testing.assert_close(loss(prediction, target, mask=mask), expected)
-        assert torch.equal(loss(prediction, target, mask=torch.ones(2, 1, 8, 8)), loss(prediction, target))
+        torch.testing.assert_close(mean_error(prediction, target, mask=mask), expected)
+        assert torch.equal(mean_error(prediction, target, mask=torch.ones(2, 1, 8, 8)), mean_error(prediction, target))
 
     def test_what_is_masked_out_gives_no_gradient(self):
         prediction, mask = draws(1, 2, 4, 4, seed=1).requires_grad_(), torch.zeros(1, 1, 4, 4)
         mask[..., :2] = 1
-        loss(prediction, draws(1, 2, 4, 4, seed=2), mask=mask).backward()
+        mean_error(prediction, draws(1, 2, 4, 4, seed=2), mask=mask).backward()
         assert (prediction.grad[..., 2:] == 0).all() and (prediction.grad[..., :2] != 0).all()
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError
 
-FILE: Final = "scheduler_config.json"
+MAX_TIMESTEPS: Final = 1_000_000
+"""The longest noise schedule that is accepted: it is built whole."""
 
 KNOWN: Final = frozenset(
     {
@@ -99,6 +100,20 @@ def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
         )
         found["use_beta_sigmas"] = False
     return name, found, lines
+
+
+def num_train_timesteps(config: Mapping[str, Any]) -> int:
+    """Return the length of the noise schedule, Diffusers' default where the configuration does not say.
+
+    Raises:
+        ModelError: not a count, or one that no memory would hold.
+    """
+    found = config.get("num_train_timesteps", 1000)
+    if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
+        raise ModelError(
+            f"the base model's scheduler does not load: num_train_timesteps is {str(found)[:40]!r}; download it again"
+        )
+    return found
 
 
 def _refusal(name: object) -> str:

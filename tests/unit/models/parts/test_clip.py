@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from engine.models import registry
 from engine.models.family import LoadArgs
-from engine.models.parts.latent_diffusion import token_ids
+from engine.models.parts.clip import token_ids
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -152,9 +152,9 @@ class TestPipeline:
             other = {name: torch.zeros_like(tensor) for name, tensor in other.items()}
         given = {names[name]: tensor[None] for name, tensor in own.items()}
         given |= {f"negative_{names[name]}": tensor[None] for name, tensor in other.items()}
-        chunked = drawn(family.pipeline(), prompt=prompt, negative_prompt=negative)
+        chunked = drawn(family.pipeline, prompt=prompt, negative_prompt=negative)
         assert np.abs(chunked.astype(int) - drawn(plain, **given)).max() <= 1
         assert not np.array_equal(chunked, drawn(plain, prompt=prompt, negative_prompt=negative))  # cut at 77
 
     def test_one_row_leaves_the_pipeline_alone(self, folder, cls):
-        assert type(load(folder, 1).pipeline()) is cls
+        assert type(load(folder, 1).pipeline) is cls

@@ -1,12 +1,12 @@
-"""How large a base model's encoders are, and what running or training them keeps, as `footprint` counts. No torch."""
+"""How large an `AutoencoderKL` is, and what encoding and decoding an image takes. No torch."""
 
 from __future__ import annotations
 
-from engine.job.memory.footprint import Config, Tape, conv_parameters, count_of, linear_parameters
+from engine.models.parts.tape import Config, conv_parameters, count_of, linear_parameters
 
 
 def vae_parameters(config: Config) -> int:
-    """The parameters of an `AutoencoderKL`. Raises as `unet` does."""
+    """Return its number of parameters. Raises as `unet_footprint.unet` does."""
     widths: list[int] = list(config["block_out_channels"])
     latent = int(config.get("latent_channels", 4))
     layers = count_of(config.get("layers_per_block", 1))
@@ -26,7 +26,7 @@ def vae_parameters(config: Config) -> int:
 
 
 def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
-    """Bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
+    """Return the bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
 
     That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
     what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and what the
@@ -40,30 +40,3 @@ def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
 def _vae_resnet(inputs: int, outputs: int) -> int:
     shortcut = conv_parameters(inputs, outputs, 1) if inputs != outputs else 0
     return 2 * inputs + conv_parameters(inputs, outputs) + 2 * outputs + conv_parameters(outputs, outputs) + shortcut
-
-
-def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
-    """Walk one of CLIP's text encoders over `batch` captions of full length. Raises as `unet` does."""
-    width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
-    length = int(config.get("max_position_embeddings", 77))
-    rows, heads = batch * length, int(config.get("num_attention_heads", 8))
-    tape.parameters += (int(config.get("vocab_size", 49408)) + length) * width
-    for k in range(count_of(config.get("num_hidden_layers", 12))):
-        name = f"text_model.encoder.layers.{k}"
-        tape.norm(width, rows)
-        shared = False
-        for projection in ("q_proj", "k_proj", "v_proj"):
-            input_width = 0 if shared else tape.norm_width
-            found = tape.linear(f"{name}.self_attn.{projection}", width, width, rows, input_width=input_width)
-            shared |= found
-        tape.keep(4 * width * rows, tape.width)
-        tape.keep(heads * rows, 4)
-        tape.linear(f"{name}.self_attn.out_proj", width, width, rows)
-        tape.norm(width, rows)
-        tape.linear(f"{name}.mlp.fc1", width, inner, rows, input_width=tape.norm_width)
-        # quick_gelu multiplies twice, and keeps a sigmoid.
-        tape.keep((3 if config.get("hidden_act", "quick_gelu") == "quick_gelu" else 1) * inner * rows, tape.width)
-        tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
-    tape.norm(width, rows)
-    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
-        tape.parameters += width * int(config.get("projection_dim", 512))

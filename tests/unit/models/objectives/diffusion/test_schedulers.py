@@ -10,7 +10,7 @@ import torch
 from diffusers import SchedulerMixin
 
 from engine.core.errors import ModelError
-from engine.models.schedulers import KNOWN, SUBSTITUTES, drawing
+from engine.models.objectives.diffusion.schedulers import KNOWN, SUBSTITUTES, drawing
 
 FOLDER = Path(diffusers.__file__).parent
 OTHER_USES = {"RePaintScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"}

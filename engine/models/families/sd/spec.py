@@ -1,0 +1,72 @@
+"""The row of Stable Diffusion 1.x and 2.x. No torch."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.core.errors import ModelError
+from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
+from engine.models.parts import clip_tokens, lora_targets
+from engine.models.parts.config_checks import require_bounds, require_text_to_image
+from engine.models.parts.stable_diffusion_footprint import footprint
+from engine.models.spec import Configs, FamilySpec, ImageEncoder, Workload
+from engine.task.task import PredictionType
+
+_OPEN_CLIP_WIDTH: Final = 1024
+"""The width of the text states of SD 2.x; those of 1.x are 768 wide."""
+
+
+def check(config: Configs) -> None:
+    """Refuse what shares Stable Diffusion's classes and is something else: inpainting, depth, XL's parts.
+
+    Raises:
+        ModelError: says what does not fit.
+    """
+    unet, text_encoder = config("unet"), config("text_encoder")
+    require_bounds(config, "unet", "vae", "text_encoder")
+    require_text_to_image(unet, config("vae"))
+    wanted, given = unet.get("cross_attention_dim", 1280), text_encoder.get("hidden_size", 512)
+    if wanted != given:
+        raise ModelError(
+            f"the base model's UNet expects text states of width {wanted}, its text encoder gives {given}: "
+            "these parts do not belong together"
+        )
+    if unet.get("class_embed_type") or unet.get("addition_embed_type"):
+        raise ModelError("the base model's UNet wants more than a caption: it is not a Stable Diffusion 1.x or 2.x")
+
+
+def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
+    """Return the metadata of Stable Diffusion 1.x or 2.x, whose modules have Diffusers' names."""
+    suffix, kind = ("_v", "768-v") if prediction_type == "v_prediction" else ("", "512")
+    is_v2 = config("unet").get("cross_attention_dim") == _OPEN_CLIP_WIDTH
+    architecture = f"stable-diffusion-v2-{kind}" if is_v2 else "stable-diffusion-v1"
+    return {
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": WEBUI_PREDICTION[prediction_type],
+        "ss_base_model_version": f"sd_v{2 if is_v2 else 1}{suffix}",
+        "ss_v2": str(is_v2),
+    }
+
+
+def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+    return footprint(config, workload, text_encoders=SPEC.text_encoders, has_float32_vae=False)
+
+
+SPEC: Final = FamilySpec(
+    pipeline="StableDiffusionPipeline",
+    module="engine.models.families.sd.model",
+    components=("scheduler", "tokenizer", "text_encoder", "vae", "unet"),
+    weighted=("text_encoder", "vae", "unet"),
+    denoiser="unet",
+    text_encoders=("text_encoder",),
+    lora_targets=lora_targets.ATTENTION,
+    text_lora_targets=lora_targets.CLIP,
+    text_root=lora_targets.CLIP_ROOT,
+    objective="diffusion",
+    medium="image",
+    check=check,
+    webui_metadata=webui_metadata,
+    token_counter=clip_tokens.counter,
+    footprint=_footprint,
+)

@@ -1,0 +1,54 @@
+"""The row of diffusion (Ho et al. 2020, arXiv:2006.11239): what is checked of a model and a task. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, cast
+
+from engine.core.errors import ModelError, TaskError
+from engine.models.objectives.diffusion import schedulers
+from engine.models.objectives.objective import ObjectiveSpec, SchedulerConfig
+from engine.task.plan.timesteps import Timesteps
+from engine.task.task import PredictionType, TrainArgs
+
+WEBUI_PREDICTION: Final[Mapping[PredictionType, str]] = {"epsilon": "epsilon", "v_prediction": "v"}
+"""Names in Stability AI's metadata specification (`modelspec.prediction_type`)."""
+
+
+def _check(config: SchedulerConfig) -> list[str]:
+    """Refuse the schedulers of other kinds of diffusion; return a note on what draws in a scheduler's place."""
+    _, _, notes = schedulers.drawing(config)
+    offset = config.get("steps_offset", 0)
+    if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
+        raise ModelError(
+            f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
+        )
+    return notes
+
+
+def _prediction_type(config: SchedulerConfig) -> PredictionType:
+    found = config.get("prediction_type", "epsilon")
+    if found not in ("epsilon", "v_prediction"):
+        raise ModelError(
+            f"the base model's scheduler predicts {found!r}; epsilon and v_prediction can be trained, "
+            "and train_args.prediction_type can name one of them"
+        )
+    return cast(PredictionType, found)
+
+
+def _check_task(args: TrainArgs, prediction_type: PredictionType) -> None:
+    if args.zero_terminal_snr and prediction_type != "v_prediction":
+        raise TaskError(
+            "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
+            "predicting the noise teaches nothing"
+        )
+
+
+DIFFUSION: Final = ObjectiveSpec(
+    module="engine.models.objectives.diffusion.objective",
+    check=_check,
+    prediction_type=_prediction_type,
+    num_train_timesteps=schedulers.num_train_timesteps,
+    timesteps=Timesteps.of,
+    check_task=_check_task,
+)

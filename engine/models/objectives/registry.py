@@ -1,0 +1,26 @@
+"""The training objectives: one literal table."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+from engine.models.objectives.diffusion.spec import DIFFUSION
+from engine.models.objectives.objective import Objective, ObjectiveSpec, SchedulerConfig
+
+if TYPE_CHECKING:
+    from engine.models.family import LoadArgs
+
+OBJECTIVES: Final[dict[str, ObjectiveSpec]] = {"diffusion": DIFFUSION}
+"""What `FamilySpec.objective` names -> the objective."""
+
+
+def load(name: str, scheduler_config: SchedulerConfig, args: LoadArgs) -> Objective:
+    """Return an objective for a base model's scheduler, on the device.
+
+    Raises:
+        ModelError: a noise schedule that cannot be trained.
+    """
+    module = importlib.import_module(OBJECTIVES[name].module)
+    objective: Objective = module.load(scheduler_config, args)
+    return objective

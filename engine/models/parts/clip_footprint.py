@@ -1,0 +1,32 @@
+"""How large CLIP's text encoders are, and what running or training one keeps. No torch."""
+
+from __future__ import annotations
+
+from engine.models.parts.tape import Config, Tape, count_of
+
+
+def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
+    """Walk a text encoder over `batch` captions of full length. Raises as `unet_footprint.unet` does."""
+    width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
+    length = int(config.get("max_position_embeddings", 77))
+    rows, heads = batch * length, int(config.get("num_attention_heads", 8))
+    tape.parameters += (int(config.get("vocab_size", 49408)) + length) * width
+    for k in range(count_of(config.get("num_hidden_layers", 12))):
+        name = f"text_model.encoder.layers.{k}"
+        tape.norm(width, rows)
+        shared = False
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            input_width = 0 if shared else tape.norm_width
+            found = tape.linear(f"{name}.self_attn.{projection}", width, width, rows, input_width=input_width)
+            shared |= found
+        tape.keep(4 * width * rows, tape.width)
+        tape.keep(heads * rows, 4)
+        tape.linear(f"{name}.self_attn.out_proj", width, width, rows)
+        tape.norm(width, rows)
+        tape.linear(f"{name}.mlp.fc1", width, inner, rows, input_width=tape.norm_width)
+        # quick_gelu multiplies twice, and keeps a sigmoid.
+        tape.keep((3 if config.get("hidden_act", "quick_gelu") == "quick_gelu" else 1) * inner * rows, tape.width)
+        tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
+    tape.norm(width, rows)
+    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
+        tape.parameters += width * int(config.get("projection_dim", 512))

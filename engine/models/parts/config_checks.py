@@ -1,0 +1,66 @@
+"""What the configurations of a UNet, a VAE and text encoders must say. No torch.
+
+They are checked before anything heavy is imported or downloaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from engine.core.errors import ModelError
+from engine.models.spec import Configs
+
+_MOST: Final = {
+    "layers_per_block": 1000,
+    "transformer_layers_per_block": 1000,
+    "reverse_transformer_layers_per_block": 1000,
+    "num_hidden_layers": 1000,
+    "max_position_embeddings": 1 << 16,
+    "vocab_size": 1 << 22,
+}
+"""Upper bounds of what is built before weights are looked at, layer by layer or whole."""
+_MOST_BLOCKS: Final = 64
+
+
+def require_bounds(config: Configs, *components: str) -> None:
+    """Raise ModelError for towers of layers, and for numbers that the training or the validation could not use."""
+    for component in components:
+        found = config(component)
+        values = {key: found[key] for key in _MOST if found.get(key) is not None}
+        wrong = [key for key, value in values.items() if not all(_is_count(n, _MOST[key]) for n in _flat(value))]
+        wrong += [key for key, value in found.items() if isinstance(value, list) and len(value) > _MOST_BLOCKS]
+        if component == "vae" and not _is_scale(found.get("scaling_factor", 1.0)):
+            wrong.append("scaling_factor")
+        if component.startswith("text_encoder") and type(found.get("eos_token_id", 0)) is not int:
+            wrong.append("eos_token_id")
+        if wrong:
+            key = wrong[0]
+            raise ModelError(
+                f"the base model's {component}/config.json gives {key} as {str(found[key])[:40]!r}: download it again"
+            )
+
+
+def _flat(value: Any) -> list[Any]:
+    """A value, or those of a list of values or lists."""
+    return [inner for item in value for inner in _flat(item)] if isinstance(value, list) else [value]
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_scale(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def require_text_to_image(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raise ModelError unless the UNet takes and gives as many channels as the VAE has."""
+    channels_in, channels_out = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    latent_channels = vae.get("latent_channels", 4)
+    if channels_in != latent_channels or channels_out != latent_channels:
+        raise ModelError(
+            f"the base model's UNet takes {channels_in} channels and gives {channels_out}, its VAE has "
+            f"{latent_channels}: text-to-image models can be trained, inpainting and depth models cannot"
+        )

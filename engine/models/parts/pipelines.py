@@ -1,0 +1,65 @@
+"""Drawing with Diffusers' pipelines of Stable Diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.models.family import Drawing, Tensors
+
+
+@torch.no_grad()
+def draw(
+    pipeline: Any, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
+) -> npt.NDArray[np.uint8]:
+    """As `Family.draw`, with a pipeline that consists of the family's parts."""
+
+    def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        after_step()
+        return tensors
+
+    width, height = drawing.size
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        drawing.prompt,
+        negative_prompt=drawing.negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=drawing.num_inference_steps,
+        guidance_scale=drawing.guidance_scale,
+        generator=generator,
+        callback_on_step_end=each_step,
+    ).images
+    return np.stack([np.asarray(image) for image in images])
+
+
+def encoding_chunks(base: Any, encode: Callable[[str], Tensors], names: tuple[str, ...]) -> Any:
+    """Return a pipeline class that encodes its prompts with `encode`, as captions of several chunks are.
+
+    Args:
+        base: the pipeline's class in Diffusers.
+        encode: a prompt to its conditioning, without a batch axis.
+        names: the tensors of the conditioning that `base.encode_prompt` returns, in its order; for each of them that
+            of the prompt, then that of the negative prompt.
+    """
+
+    class ChunkedPipeline(base):  # type: ignore[misc]  # Diffusers is not typed
+        def encode_prompt(
+            self,
+            prompt: str,
+            device: torch.device,
+            num_images_per_prompt: int = 1,
+            do_classifier_free_guidance: bool = True,
+            negative_prompt: str | None = None,
+            **_: Any,
+        ) -> tuple[torch.Tensor, ...]:
+            found, other = encode(prompt), encode(negative_prompt or "")
+            if negative_prompt is None and self.config.get("force_zeros_for_empty_prompt"):
+                other = {name: torch.zeros_like(tensor) for name, tensor in other.items()}
+            return tuple(own[name][None].to(device) for name in names for own in (found, other))
+
+    return ChunkedPipeline

@@ -1,0 +1,47 @@
+"""The memory of a model made of CLIP's text encoders, a UNet and an `AutoencoderKL`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.models.parts import clip_footprint, unet_footprint, vae_footprint
+from engine.models.spec import Configs, ImageEncoder, Workload
+
+_CLIP_LENGTH = 77
+
+
+def footprint(
+    config: Configs, workload: Workload, *, text_encoders: Sequence[str], has_float32_vae: bool
+) -> ImageEncoder:
+    """As `FamilySpec.footprint`.
+
+    Args:
+        config: the base model's.
+        workload: whose tapes are filled in.
+        text_encoders: the names of its text encoders.
+        has_float32_vae: whether the VAE is in float32 whatever the task's precision.
+    """
+    vae = config("vae")
+    side = max(1, workload.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
+    lengths = [_CLIP_LENGTH]
+    for component in text_encoders:
+        found = config(component)
+        rows = workload.batch * workload.caption_chunks
+        clip_footprint.text_encoder(found, workload.text_encoders, batch=rows)
+        lengths.append(int(found.get("max_position_embeddings", _CLIP_LENGTH)))
+    unet_footprint.unet(
+        config("unet"),
+        workload.denoiser,
+        batch=workload.batch,
+        side=side,
+        text_length=max(lengths) * workload.caption_chunks,
+        text_is_traced=workload.trains_text_encoders,
+    )
+    width = 4 if has_float32_vae else workload.value_bytes
+    parameters = vae_footprint.vae_parameters(vae)
+    return ImageEncoder(
+        parameters=parameters,
+        weight_bytes=parameters * width,
+        encode_bytes=vae_footprint.vae_peak(vae, workload.resolution, width, decode=False),
+        decode_bytes=vae_footprint.vae_peak(vae, workload.resolution, width, decode=True),
+    )
