@@ -197,6 +197,53 @@ def test_no_family_is_named_outside_the_models_room(path):
     assert re.findall(r"(?i)\w*(?:sdxl|diffusionxl|(?<![a-z])xl(?![a-z]))\w*", path.read_text()) == []
 
 
+ROOMS_OF_ROWS = ("engine.training.methods", "engine.training.optimizers", "engine.models")
+"""A family names its layers in LoRA files."""
+NAMES_OF_ROWS = {
+    # The task format.
+    "engine.task.task": {
+        *("lora", "Lora", "adamw", "init_lora_weights", "loftq", "use_rslora"),
+    },
+    "engine.task.aliases": {
+        "lora",
+        "lora_rank",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "pytorch_lora_weights",
+        "AdamW",
+    },
+    # A program for the files of LoRAs.
+    "engine.commands.compare": {"lora", "LORA_FILE", "read_lora", "_MAX_LORA_BYTES", "lora_A", "lora_B"},
+    # What captions of other programs have.
+    "engine.data.dataset.captions.caption_notes": {"lora"},
+    # The name of an event in progress.jsonl.
+    "engine.job.due_results": {"lora"},
+}
+"""What the contract fixes: the names of methods and optimizers, and of their files and keys, outside of their rooms."""
+
+
+def names_and_texts(tree):
+    """All identifiers of a module, and its strings but for docstrings."""
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.value
+        for field in ("id", "attr", "name", "arg", "module"):
+            if isinstance(found := getattr(node, field, None), str):
+                yield found
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if not name.startswith(ROOMS_OF_ROWS)])
+def test_no_method_and_no_optimizer_is_named_outside_its_room(module):
+    """In texts for people a LoRA may be called one: that is what the results are, whichever method makes others."""
+    found = set()
+    for text in names_and_texts(TREES[module]):
+        own = re.sub(r"(?i)sd[-_]lora[-_]task", "", text)
+        found |= set(re.findall(r"\w*(?:lora|Lora|LORA|loftq|LoftQ|adamw|AdamW|exp_avg)\w*", own))
+    assert found == NAMES_OF_ROWS.get(module, set())
+
+
 @pytest.mark.parametrize("module", TREES)
 def test_no_pickle(module):
     assert not imports(module, lazy=True) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -24,7 +24,7 @@ class InterimResults:
         self._tell = tell
         job = session.job
         self._image_steps = step_results.image_steps(job.task, job.step_range)
-        self._lora_steps = step_results.lora_steps(job.task, job.step_range)
+        self._checkpoint_steps = step_results.checkpoint_steps(job.task, job.step_range)
 
     def make(self) -> None:
         """Make what is due and not kept yet. In all processes, after each step, and before the first one.
@@ -36,9 +36,9 @@ class InterimResults:
             Interrupted: by a signal while images are drawn; the progress is saved.
         """
         step, done = self._training.trainer.step, self._training.kept.hashes
-        if step in self._lora_steps and self._main_file(step) not in done:
-            self._keep(self._loras)
-            self._training.kept.limit_loras(self._session.job.task.checkpoint_limit)
+        if step in self._checkpoint_steps and self._main_file(step) not in done:
+            self._keep(self._weights)
+            self._training.kept.limit_weights(self._session.job.task.checkpoint_limit)
             self._tell("lora")
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
             self._keep(self._images)
@@ -53,14 +53,14 @@ class InterimResults:
 
     def _main_file(self, step: int) -> str:
         method = self._session.job.method
-        return step_results.LORAS + checkpoint.step_file(step, method.files[method.main_file])
+        return step_results.WEIGHTS + checkpoint.step_file(step, method.files[method.main_file])
 
-    def _loras(self) -> dict[str, bytes]:
+    def _weights(self) -> dict[str, bytes]:
         with self._session.outcome.clock.phase("save"):
             step = self._training.trainer.step
             job = self._session.job
             files = job.method.step_files(step, publish.exported(job, self._training))
-            return {step_results.LORAS + name: data for name, data in files.items()}
+            return {step_results.WEIGHTS + name: data for name, data in files.items()}
 
     def _images(self) -> dict[str, bytes]:
         session, family, step = self._session, self._training.family, self._training.trainer.step

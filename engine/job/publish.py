@@ -97,7 +97,7 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
-    files = chain | training.kept.files(step_results.LORAS)
+    files = chain | training.kept.files(step_results.WEIGHTS)
     stay = step_results.latest(files, job.task.checkpoint_limit)
     return {name: file for name, file in files.items() if name in stay}
 

@@ -105,8 +105,8 @@ def _lighter(job: Job) -> list[str]:
         advice.append(f"batch_size 1 with gradient_accumulation_steps {steps} (as many images a step)")
     if args.resolution > _LEAST_RESOLUTION:
         advice.append(f"a resolution below {args.resolution}")
-    if job.task.lora.rank > 1:
-        advice.append("a lower lora.rank")
+    if smaller := next(job.method.smaller(job.task), None):
+        advice.append(f"a lower {' or '.join(smaller[0])}")
     if args.train_text_encoder:
         advice.append("train_text_encoder false")
     return [*advice, "a machine with more memory"]

@@ -63,10 +63,10 @@ def _describe_interim(job: Job) -> list[str]:
     lines = []
     if images := step_results.image_steps(job.task, job.step_range):
         lines.append(f"images also    {_listed(images)}")
-    if loras := step_results.lora_steps(job.task, job.step_range):
+    if steps := step_results.checkpoint_steps(job.task, job.step_range):
         limit = job.task.checkpoint_limit
         stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
-        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")
+        lines.append(f"LoRAs kept     {_listed(steps)}; of the whole chain {stay}")
     return lines
 
 

@@ -53,7 +53,7 @@ def predict(job: Job) -> Room | None:
     drawn = task.validation.num_images if prompts is None else len(prompts)
     pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
     between = pictures * len(step_results.image_steps(task, step_range))
-    own = min(len(step_results.lora_steps(task, step_range)), task.checkpoint_limit)
+    own = min(len(step_results.checkpoint_steps(task, step_range)), task.checkpoint_limit)
     earlier = len(job.parent.steps) // len(job.method.files) if isinstance(job.parent, Checkpoint) else 0
     of_steps = min(own + earlier, task.checkpoint_limit)
     report = 3 * pictures  # with and without the training, in base 64

@@ -19,7 +19,7 @@ from engine.task.plan.steps import StepRange, validation_interval
 from engine.task.task import Task
 
 IMAGES: Final = "validation/"
-LORAS: Final = "checkpoint/"
+WEIGHTS: Final = "checkpoint/"
 """Names of what is kept begin with the folder that it is published in."""
 
 
@@ -29,7 +29,7 @@ def image_steps(task: Task, step_range: StepRange) -> range:
     return _multiples(interval, step_range.start_step + 1, step_range.stop_step)
 
 
-def lora_steps(task: Task, step_range: StepRange) -> range:
+def checkpoint_steps(task: Task, step_range: StepRange) -> range:
     """The steps whose LoRA a task keeps beside its last one's.
 
     That which it begins at is one of them: the task before has it as its result. So a chain keeps what one task would.
@@ -61,18 +61,18 @@ class Kept:
             self._output.keep(hashes[name], data)
         return hashes
 
-    def limit_loras(self, limit: int) -> None:
+    def limit_weights(self, limit: int) -> None:
         """Keep only the LoRAs of the latest `limit` steps. Their files stay until `tidy`."""
-        names = [name.removeprefix(LORAS) for name in self.hashes if name.startswith(LORAS)]
+        names = [name.removeprefix(WEIGHTS) for name in self.hashes if name.startswith(WEIGHTS)]
         for name in set(names) - latest(names, limit):
-            del self.hashes[LORAS + name]
+            del self.hashes[WEIGHTS + name]
 
     def tidy(self) -> None:
         """Delete the files that are not kept any more. Only after a progress is saved that names none of them."""
         self._output.keep_only(set(self.hashes.values()))
 
     def files(self, folder: str) -> dict[str, Stored]:
-        """What is kept of `IMAGES` or `LORAS`, by the names it is published under."""
+        """What is kept of `IMAGES` or `WEIGHTS`, by the names it is published under."""
         return {
             name.removeprefix(folder): self._output.kept(digest)
             for name, digest in self.hashes.items()
