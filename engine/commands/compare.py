@@ -73,7 +73,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def read_lora(folder: Path) -> dict[str, Factors]:
-    """A result's LoRA by module, its prefix (`unet.`) included.
+    """A result's LoRA by module, the component in front included.
 
     Raises:
         CheckpointError: there is none, or it is malformed.

@@ -37,7 +37,7 @@ _REQUIRED: Final = {STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
 """Besides the weights, whose files the training method names."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 32 << 30
-"""Rank 1024 on all linear layers of a UNet of 2.6 G parameters, with both moments, is about 20 GB."""
+"""Rank 1024 on all linear layers of a denoiser of 2.6 G parameters, with both moments, is about 20 GB."""
 _MAX_BYTES: Final = {STATE_JSON: 32 << 20, HISTORY: 1 << 30, HELD_OUT: 1 << 30, GLOBAL_STEP: 1 << 10, FINISH: 1 << 10}
 """Of files that are parsed: their values take twenty times as much memory. A task in `state.json` takes 1 KB, a step
 in `history.jsonl` 100 bytes."""

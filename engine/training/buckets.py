@@ -27,7 +27,7 @@ from engine.task.plan.visits import Epochs, Slot, Visit
 from engine.task.task import Task
 
 STEP: Final = 64
-"""What sides are multiples of: a VAE halves images three times, and a UNet the latents up to three times more."""
+"""What sides are multiples of: a VAE halves images three times, and a denoiser the latents up to three times more."""
 _MAX_RATIO: Final = 4
 """Of a bucket's longer side to its shorter one, as in the paper's appendix I."""
 

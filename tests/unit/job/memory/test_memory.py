@@ -13,9 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
 from engine.models import registry
-from engine.models.families.sd.spec import SPEC
-from engine.models.parts import clip_footprint, unet_footprint, vae_footprint
 from engine.models.parts.tape import Tape
+from engine.models.spec import Workload
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
 from engine.training.device import memory_advice
 from engine.training.methods.lora.targets import is_target
@@ -47,46 +46,61 @@ def task_of(mixed_precision="bf16", lora=None, **train_args):
     )
 
 
-def tape_of(config, lora, precision, *, batch=1, side=64, is_cuda=True):
-    width = 4 if precision == "no" else 2
-    tape = Tape(
-        is_adapted=is_target(lora.target_modules or SPEC.lora_targets),
-        rank=lora.rank,
-        width=width,
-        norm_width=4 if is_cuda else width,
-        is_dropping=lora.dropout > 0,
+def footprint_of(name, lora, precision, *, batch=1, resolution=512, is_cuda=True):
+    """A published model's footprint by its family: the tapes, and the image encoder's."""
+    family, width = registry.FAMILIES[PIPELINES[name]], 4 if precision == "no" else 2
+
+    def tape(targets):
+        norm_width = 4 if is_cuda else width
+        return Tape(
+            is_adapted=is_target(targets),
+            rank=lora.rank,
+            width=width,
+            norm_width=norm_width,
+            is_dropping=lora.dropout > 0,
+        )
+
+    workload = Workload(
+        batch=batch,
+        resolution=resolution,
+        caption_chunks=1,
+        value_bytes=width,
+        trains_text_encoders=False,
+        denoiser=tape(family.targets_of(family.denoiser, lora.target_modules)),
+        text_encoders=tape(()),
     )
-    unet_footprint.unet(config, tape, batch=batch, side=side, text_length=77)
-    return tape
+    return workload, family.footprint(PUBLISHED[name].__getitem__, workload)
+
+
+def num_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "xl"])
 class TestSizes:
     def test_of_the_denoiser_and_its_adapter(self, name):
-        config = PUBLISHED[name]["unet"]
         lora = CONVOLUTIONS if name == "sd1" else Lora(rank=4)
-        unet, adapter, _ = fake_adapted(UNet2DConditionModel, config, torch.float32, lora)
+        unet, adapter, _ = fake_adapted(UNet2DConditionModel, PUBLISHED[name]["unet"], torch.float32, lora)
         trained = sum(parameter.numel() for parameter in adapter.parameters.values())
-        frozen = sum(parameter.numel() for parameter in unet.parameters() if not parameter.requires_grad)
-        tape = tape_of(config, lora, "no")
-        assert (tape.parameters, tape.trained) == (frozen, trained)
+        tape = footprint_of(name, lora, "no")[0].denoiser
+        assert (tape.parameters, tape.trained) == (num_parameters(unet) - trained, trained)
 
     def test_of_the_autoencoder(self, name):
         config = PUBLISHED[name]["vae"]
         with torch.device("meta"):
             vae = AutoencoderKL(**{key: value for key, value in config.items() if not key.startswith("_")})
-        assert vae_footprint.vae_parameters(config) == sum(parameter.numel() for parameter in vae.parameters())
+        found = footprint_of(name, Lora(), "no")[1]
+        assert (found.parameters, found.weight_bytes) == (num_parameters(vae), 4 * num_parameters(vae))
 
     def test_of_the_text_encoders(self, name):
+        expected = 0
         for component in (key for key in PUBLISHED[name] if key.startswith("text_encoder")):
             config = PUBLISHED[name][component]
             with_projection = config["architectures"] == ["CLIPTextModelWithProjection"]
             with torch.device("meta"):
                 encoder = (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(CLIPTextConfig(**config))
-            tape = tape_of(PUBLISHED[name]["unet"], Lora(), "no")
-            before = tape.parameters
-            clip_footprint.text_encoder(config, tape, batch=1)
-            assert tape.parameters - before == sum(parameter.numel() for parameter in encoder.parameters())
+            expected += num_parameters(encoder)
+        assert footprint_of(name, Lora(), "no")[0].text_encoders.parameters == expected
 
 
 CASES = [
@@ -102,7 +116,7 @@ CASES = [
 @pytest.mark.parametrize("recompute", [False, True])
 def test_activations_are_predicted_within_15_percent(name, side, batch, precision, lora, is_cuda, recompute):
     config = PUBLISHED[name]["unet"]
-    tape = tape_of(config, lora, precision, batch=batch, side=side, is_cuda=is_cuda)
+    tape = footprint_of(name, lora, precision, batch=batch, resolution=8 * side, is_cuda=is_cuda)[0].denoiser
     predicted = tape.peak(recompute=recompute)
     found = training_bytes(
         UNet2DConditionModel,
@@ -120,9 +134,9 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
 @pytest.mark.parametrize("name, side, dtype", [("sd1", 512, torch.bfloat16), ("xl", 1024, torch.float32)])
 @pytest.mark.parametrize("decode", [False, True])
 def test_the_autoencoder_is_predicted_within_15_percent(name, side, dtype, decode):
-    config = PUBLISHED[name]["vae"]
-    found = autoencoding_bytes(AutoencoderKL, config, side=side, dtype=dtype, decode=decode)
-    assert vae_footprint.vae_peak(config, side, dtype.itemsize, decode=decode) == pytest.approx(found, rel=0.15)
+    found = autoencoding_bytes(AutoencoderKL, PUBLISHED[name]["vae"], side=side, dtype=dtype, decode=decode)
+    images = footprint_of(name, Lora(), "bf16", resolution=side)[1]
+    assert (images.decode_bytes if decode else images.encode_bytes) == pytest.approx(found, rel=0.15)
 
 
 def peak(name, *, recompute, device="cuda", **options):

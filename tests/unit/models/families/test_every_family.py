@@ -1,26 +1,38 @@
-"""What every family promises, on a tiny real pipeline of each."""
+"""What every family promises, on a tiny real model of each, and on one that the engine does not know."""
 
 import json
 import shutil
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from diffusers import ModelMixin
 from safetensors.torch import load_file, save_file
 
 from engine.data.media.transforms import geometry
 from engine.models import registry
-from engine.models.family import Batch, LoadArgs
+from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions
-from tests.support import tiny
+from engine.models.parts.tape import Tape
+from engine.models.spec import Workload
+from engine.task.task import Lora
+from engine.training.methods.lora.adapter import attach
+from engine.training.methods.lora.targets import find_targets, is_target
+from tests.support import tiny, toy_family
 
 CPU = torch.device("cpu")
-BUILDERS = {"StableDiffusionPipeline": tiny.build_sd, "StableDiffusionXLPipeline": tiny.build_sdxl}
+BUILDERS = {
+    "StableDiffusionPipeline": tiny.build_sd,
+    "StableDiffusionXLPipeline": tiny.build_sdxl,
+    toy_family.SPEC.pipeline: toy_family.build_toy,
+}
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
 
 def test_every_family_is_here():
-    assert BUILDERS.keys() == registry.FAMILIES.keys()
+    assert BUILDERS.keys() == {*registry.FAMILIES, toy_family.SPEC.pipeline}
 
 
 @pytest.fixture(scope="module", params=list(BUILDERS))
@@ -34,10 +46,12 @@ def folder(name, tmp_path_factory):
 
 
 def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
-    entry = registry.detect(json.loads((folder / "model_index.json").read_text()))
-    variants = dict.fromkeys(entry.weighted, variant)
+    index = json.loads((folder / "model_index.json").read_text())
+    with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
+        spec = registry.detect(index)
+    variants = dict.fromkeys(spec.weighted, variant)
     args = LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type)
-    return registry.load(entry, args)
+    return registry.load(spec, args)
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -55,11 +69,6 @@ def full(folder):
     return load(folder)
 
 
-def modules(family):
-    """Every part with weights, by its name in the pipeline."""
-    return {name: part for name, part in family.pipeline.components.items() if isinstance(part, torch.nn.Module)}
-
-
 def picture(k, side=64):
     return np.random.default_rng(k).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
@@ -70,6 +79,11 @@ def raw(tensors):
 
 def view(k):
     return geometry((100 + k, 80), target=(64, 64), center_crop=False, crop_words=(0, k << 62), flip=bool(k % 2))
+
+
+def diffusers_parts(family):
+    """The names of the parts that Diffusers reads and writes."""
+    return [name for name, part in family.parts.items() if isinstance(part, ModelMixin)]
 
 
 def make_batch(family, size):
@@ -99,7 +113,7 @@ class TestEncoding:
     def test_a_caption_in_a_batch_of_tokens_is_what_it_is_alone(self, family):
         """But for the last bits of what is no sequence: a projection of one row adds up in another order."""
         tokens = [family.tokenize(caption) for caption in CAPTIONS]
-        assert all(ids.dtype == torch.int64 and ids.shape == (77,) for own in tokens for ids in own.values())
+        assert all(ids.dtype == torch.int64 and ids.ndim == 1 for own in tokens for ids in own.values())
         with torch.no_grad():
             embedded = family.embed({name: torch.stack([own[name] for own in tokens]) for name in tokens[0]})
         for k, caption in enumerate(CAPTIONS):
@@ -107,53 +121,37 @@ class TestEncoding:
                 {name: rows[k] for name, rows in embedded.items()}, family.encode_caption(caption)
             )
 
-    def test_moments_are_the_vaes(self, full):
-        vae, pixels = full.pipeline.vae, picture(0)
-        image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        with torch.no_grad():
-            posterior = vae.encode(image).latent_dist
-        found = full.encode_image(pixels)
-        torch.testing.assert_close(found["mean"], posterior.mean[0])
-        torch.testing.assert_close(found["logvar"], posterior.logvar[0])
-        assert found["mean"].shape == full.latent_shape(64, 64) == (4, 8, 8)
-
     def test_latents_have_the_shape_of_the_image(self, family):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
         moments = family.encode_image(pixels)
         shape = family.latent_shape(64, 128)
-        assert family.sample_latents(moments, torch.zeros(shape)).shape == shape == (4, 8, 16)
+        latents = family.sample_latents(moments, torch.zeros(shape))
+        assert latents.shape == shape and shape[1:] == (8, 16) and latents.dtype == torch.float32
 
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
         for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
             for tensor in tensors.values():
                 assert not tensor.requires_grad and tensor.device == CPU
 
-    def test_latents_are_drawn_from_the_posterior_and_scaled(self, full):
-        moments = {"mean": torch.full((4, 2, 2), 3.0), "logvar": torch.full((4, 2, 2), 2 * np.log(5.0))}
-        noise = torch.linspace(-1, 1, 16).reshape(4, 2, 2)
-        latents = full.sample_latents(moments, noise)
-        assert latents.dtype == torch.float32
-        torch.testing.assert_close(latents, (3 + 5 * noise) * full.pipeline.vae.config.scaling_factor)
-
 
 class TestLoading:
     def test_all_parts_are_frozen_in_the_dtype_asked_for_and_not_training(self, family, dtype, name):
-        for part, module in modules(family).items():
+        for part, module in family.parts.items():
             # XL's VAE asks for full precision, in its configuration.
             wanted = torch.float32 if (name, part) == ("StableDiffusionXLPipeline", "vae") else dtype
             assert {parameter.dtype for parameter in module.parameters()} == {wanted}, part
             assert not any(parameter.requires_grad for parameter in module.parameters()) and not module.training
 
     def test_weights_are_the_files(self, full, folder):
-        for part in ("unet", "vae"):
+        for part in diffusers_parts(full):
             tensors = load_file(folder / part / "diffusion_pytorch_model.safetensors")
-            state = modules(full)[part].state_dict()
+            state = full.parts[part].state_dict()
             assert tensors.keys() == state.keys()
             assert all(torch.equal(tensors[name], state[name]) for name in tensors)
 
     def test_memory_is_owned_not_the_files(self, tmp_path, folder):
         copy = shutil.copytree(folder, tmp_path / "model")
-        parts = modules(load(copy)).values()
+        parts = load(copy).parts.values()
         before = [tensor.clone() for module in parts for tensor in (*module.parameters(), *module.buffers())]
         for path in copy.rglob("*.safetensors"):
             with path.open("r+b") as file:  # in place: a memory map would show it
@@ -172,40 +170,72 @@ class TestLoading:
         batch = make_batch(full, 1)
         assert torch.equal(other.loss(batch, LossOptions()), full.loss(batch, LossOptions()))
 
-    def test_a_half_precision_model_is_loaded_in_full_precision(self, name, tmp_path):
-        """Its text encoders' configurations say float16."""
-        folder = BUILDERS[name](tmp_path / "model", variant="fp16", only_variant=True)
-        assert json.loads((folder / "text_encoder" / "config.json").read_text())["dtype"] == "float16"
-        for module in modules(load(folder, variant="fp16")).values():
-            assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
-
-    def test_the_pipeline_is_the_models_and_consists_of_the_loaded_parts(self, full, name):
-        pipeline = full.pipeline
-        assert type(pipeline).__name__ == name and pipeline.unet is full.denoiser
-        again = modules(full)
-        assert all(module is again[part] for part, module in modules(full).items())
-
     def test_a_text_encoder_that_is_trained_stays_on_the_device(self, folder):
         family, away = load(folder), torch.device("meta")
         family.text_encoders["text_encoder"].register_parameter("lora", torch.nn.Parameter(torch.zeros(1)))
         trained = family.text_encoders["text_encoder"].get_parameter("lora")
         family.move_encoders(away)
-        for name, module in modules(family).items():
-            stays = name in ("unet", "text_encoder")
+        for name, module in family.parts.items():
+            stays = name in (family.spec.denoiser, "text_encoder")
             assert {parameter.device for parameter in module.parameters()} == {CPU if stays else away}, name
         trained.requires_grad_(False)
         family.move_encoders(away)
         assert {p.device for encoder in family.text_encoders.values() for p in encoder.parameters()} == {away}
 
-    def test_text_encoders_have_their_names_in_the_pipeline(self, full):
-        found = {name: part for name, part in modules(full).items() if name.startswith("text_encoder")}
-        assert found.keys() == full.text_encoders.keys()
-        assert all(part is full.text_encoders[name] for name, part in found.items())
+    def test_the_parts_are_those_of_the_row(self, full):
+        spec = full.spec
+        assert full.parts.keys() == set(spec.weighted) and full.parts[spec.denoiser] is full.denoiser
+        assert {name: full.parts[name] for name in spec.text_encoders} == full.text_encoders
 
-    def test_the_scheduler_predicts_what_the_training_predicts(self, folder):
-        assert load(folder, prediction_type="v_prediction").pipeline.scheduler.config.prediction_type == (
-            "v_prediction"
+    def test_default_targets_are_layers_of_the_parts(self, full):
+        for component in full.spec.trained_components(with_text_encoders=True):
+            found = find_targets(full.parts[component], full.spec.targets_of(component, None))
+            names = [full.spec.lora_name(component, module) for module in found]
+            assert names and all(full.webui_name(*name.split(".", 1)) for name in names)
+
+    def test_the_footprint_counts_parameters(self, full, folder):
+        """Those of the parts and of the adapter, by the configurations alone."""
+        spec, lora = full.spec, Lora(rank=3)
+
+        def tape(targets):
+            return Tape(is_adapted=is_target(targets), rank=lora.rank, width=4, norm_width=4)
+
+        workload = Workload(
+            batch=1,
+            resolution=64,
+            caption_chunks=1,
+            value_bytes=4,
+            trains_text_encoders=True,
+            denoiser=tape(spec.lora_targets),
+            text_encoders=tape(spec.text_lora_targets),
         )
+        images = spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
+        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in full.parts.items()}
+        texts = sum(numbers[name] for name in spec.text_encoders)
+        assert (workload.denoiser.parameters, workload.text_encoders.parameters) == (numbers[spec.denoiser], texts)
+        assert images.parameters == sum(numbers.values()) - numbers[spec.denoiser] - texts
+        parts = {name: load(folder).parts[name] for name in spec.trained_components(with_text_encoders=True)}
+        adapter = attach(parts, lora, 0, spec=spec)
+        trained = {name: parameter.numel() for name, parameter in adapter.parameters.items()}
+        denoisers = sum(count for name, count in trained.items() if spec.is_denoisers(name))
+        assert (workload.denoiser.trained, workload.text_encoders.trained) == (denoisers, sum(trained.values()) - denoisers)
+
+
+class TestDrawing:
+    def test_an_image_depends_on_its_prompt_and_its_seed_alone(self, full):
+        drawing = Drawing(
+            prompt="a cat", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(96, 64)
+        )
+        steps = []
+
+        def draw(drawing, seed):
+            return full.draw(drawing, torch.Generator().manual_seed(seed), lambda: steps.append(1))
+
+        first = draw(drawing, 1)
+        assert first.shape == (1, 64, 96, 3) and first.dtype == np.uint8 and len(steps) >= 2
+        other, third = draw(replace(drawing, prompt="a dog"), 1), draw(drawing, 2)
+        assert np.array_equal(draw(drawing, 1), first)
+        assert not np.array_equal(other, first) and not np.array_equal(third, first)
 
 
 class TestLoss:

@@ -1,0 +1,87 @@
+"""The row of the toy family. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from engine.core.errors import ModelError
+from engine.models.single_file import SingleFile
+from engine.models.spec import Configs, FamilySpec, ImageEncoder, Workload
+from engine.task.task import PredictionType
+
+TEXT_LENGTH: Final = 12
+"""Bytes of a caption that the text encoder sees; each chunk has so many."""
+SHRINKS: Final = 8
+"""A latent is the mean of a square of so many pixels' sides."""
+CHANNELS: Final = 3
+
+
+class ByteCounter:
+    """Counts the bytes of captions."""
+
+    def __init__(self, chunks: int) -> None:
+        self.limit = TEXT_LENGTH * chunks
+
+    def count(self, caption: str) -> int:
+        return len(caption.encode())
+
+
+def _token_counter(folder: Path, file: SingleFile | None, chunks: int) -> ByteCounter:
+    return ByteCounter(chunks)
+
+
+def _check(config: Configs) -> None:
+    if config("transformer")["text_width"] != config("text_encoder")["width"]:
+        raise ModelError("the toy's parts do not belong together")
+
+
+def _webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
+    return {"modelspec.architecture": "toy/lora"}
+
+
+def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+    transformer, text = config("transformer"), config("text_encoder")
+    width, text_width = transformer["width"], transformer["text_width"]
+    text_rows = workload.batch * TEXT_LENGTH * workload.caption_chunks
+    own = workload.text_encoders
+    own.parameters += 256 * text["width"]
+    own.linear("mix", text["width"], text["width"], text_rows, input_width=own.width)
+
+    tape, rows = workload.denoiser, workload.batch * (workload.resolution // SHRINKS) ** 2
+    tape.is_traced = workload.trains_text_encoders
+    for name, inputs, outputs, count in (
+        ("project_in", CHANNELS, width, rows),
+        ("project_text", text_width, width, text_rows),
+        ("project_time", 1, width, workload.batch),
+    ):
+        tape.linear(name, inputs, outputs, count, input_width=tape.width)
+    for k in range(transformer["num_layers"]):
+        with tape.block(width * (rows + text_rows)):
+            tape.norm(width, rows + text_rows)
+            for name in ("to_q", "to_k", "to_v"):
+                tape.linear(f"blocks.{k}.{name}", width, width, rows + text_rows, input_width=tape.norm_width)
+            tape.keep(4 * width * (rows + text_rows), tape.width)
+            tape.linear(f"blocks.{k}.to_out.0", width, width, rows + text_rows)
+    tape.linear("project_out", width, CHANNELS, rows, input_width=tape.width)
+    pixels = CHANNELS * workload.resolution**2 * 4
+    return ImageEncoder(parameters=0, weight_bytes=0, encode_bytes=pixels, decode_bytes=pixels)
+
+
+SPEC: Final = FamilySpec(
+    pipeline="ToyPipeline",
+    module="tests.support.toy_family.model",
+    components=("scheduler", "text_encoder", "transformer"),
+    weighted=("text_encoder", "transformer"),
+    denoiser="transformer",
+    text_encoders=("text_encoder",),
+    lora_targets=("to_q", "to_v"),
+    text_lora_targets=("mix",),
+    text_root=None,
+    objective="diffusion",
+    medium="image",
+    check=_check,
+    webui_metadata=_webui_metadata,
+    token_counter=_token_counter,
+    footprint=_footprint,
+)
