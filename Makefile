@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # A process for each core; the tests of a file stay together, since they share what is built for them.
 PARALLEL := -n logical --dist loadfile
 
-.PHONY: help setup demo test test-slow test-container check fmt image image-cpu lock clean
+.PHONY: help setup demo test test-slow test-container check schema fmt image image-cpu lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ check: setup  ## linters and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
+
+schema: setup  ## schema/task.schema.json and the tables of docs/task.md, from the task's keys in engine/task
+	$(BIN)/python -m tools.task_docs
 
 fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

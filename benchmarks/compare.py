@@ -4,8 +4,8 @@
     python -m benchmarks.compare --peer ../stable-diffusion-task --peer-path FOLDER
 
 The peer is Diffusers' text-to-image LoRA script, or the folder of a checkout of the reference trainer. Both import
-torchvision; where there is none, `--peer-path` names a folder with a stand-in (docs/performance.md). All train the same
-number of steps on the same images, batch, precision and rank, with one thread, and draw the same number of
+torchvision; where there is none, `--peer-path` names a folder with a stand-in (docs/measurements/README.md). All train
+the same number of steps on the same images, batch, precision and rank, with one thread, and draw the same number of
 validation images of 30 steps at the end. Each run starts with empty caches.
 """
 

@@ -14,7 +14,6 @@ import torch
 
 from engine.core import rng
 from engine.core.console import Meter, say
-from engine.data.dataset.held_out import TRAINING_ALONE
 from engine.job.session import Session, Training
 from engine.models.family import PRECISIONS, Batch, Tensors, autocast
 from engine.models.objectives.objective import LossOptions
@@ -171,8 +170,9 @@ class _EachOnce(VisitStream):
 
 def _as_they_are(task: Task) -> Task:
     """The task without what training does to images and captions to see more of them, and without masks."""
-    dataset = replace(task.dataset, **TRAINING_ALONE)
-    return replace(task, dataset=dataset, transforms=replace(task.transforms, center_crop=True, random_flip=False))
+    return replace(
+        task, dataset=task.dataset.as_measured, transforms=replace(task.transforms, center_crop=True, random_flip=False)
+    )
 
 
 def _batch_of_one(sample: Tensors, device: torch.device) -> Tensors:

@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
 from engine.data.dataset import ImageDataset
-from engine.data.dataset.held_out import TRAINING_ALONE, HeldOut
+from engine.data.dataset.held_out import HeldOut
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
+from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import (
-    PredictionType,
-    Task,
-    TrainArgs,
-    Validation,
-    canonical,
-    canonical_json,
-    differences,
-)
+from engine.task.task import PredictionType, Task
 from engine.training.buckets import Buckets
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.registry import METHODS
 from engine.training.methods.warm_start import WarmStart
-
-# What a checkpoint's settings say only where it is not the default, as checkpoints older than these keys do.
-_RECORDED_IF_SET: Final = (
-    "min_timestep",
-    "max_timestep",
-    "timestep_bias",
-    "text_encoder_learning_rate",
-    "loss_type",
-    "huber_schedule",
-    "huber_c",
-)
-_DEFAULTS: Final = asdict(TrainArgs())
-# Where the dataset is, which its fingerprint stands for, what the settings say under another name, and the world.
-_DATASET_IDENTITY: Final = (
-    *("name", "url", "config_name", "image_column", "caption_column", "caption_lines"),
-    "max_caption_tokens",
-)
-# What a held-out loss does not depend on: that, and what is done to images and captions in training alone.
-_NOT_MEASURED: Final = (*_DATASET_IDENTITY, *TRAINING_ALONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +107,9 @@ class Job:
         """What held-out losses must have in common to be compared, besides the world; None without any."""
         if self.held_out is None:
             return None
-        dataset = {key: value for key, value in differences(self.task.dataset).items() if key not in _NOT_MEASURED}
+        dataset = self.task.dataset.as_measured
         drawn = [held_out_rows.STRATA, self.timesteps.begin, self.timesteps.end]
-        named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": dataset}
+        named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": recorded(dataset)}
         return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
 
     @property
@@ -148,52 +123,30 @@ class Job:
         task = self.task
         # Only where set: a checkpoint older than these options continues with a task that leaves them out.
         options = {
-            "train_text_encoder": task.train_args.train_text_encoder,
-            "zero_terminal_snr": task.train_args.zero_terminal_snr,
-            "buckets": task.transforms.buckets,
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
-            **{key: value for key, value in differences(task).items() if key == "training_type"},
-            **{key: value for key, value in differences(task.train_args).items() if key == "optimizer"},
         }
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
             **self.method.invariants(self.base.family, task),
             **{key: value for key, value in options.items() if value},
-            "resolution": task.train_args.resolution,
-            "mixed_precision": task.mixed_precision,
+            **agreed(task),
             "prediction_type": self.prediction_type,
-            "batch_size": task.train_args.batch_size,
             "micro_batches": self.step_range.micro_batches,
-            "seed": task.seed,
             "dataset": self.dataset.fingerprint,
         }
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What may change from task to task of a chain, and is recorded in its lineage."""
-        train_args = asdict(self.task.train_args)
-        for own in ("num_train_steps", "num_train_epochs"):  # a task's own share says nothing about the training
-            del train_args[own]
-        for agreed in ("train_text_encoder", "zero_terminal_snr", "optimizer"):  # the world has them
-            del train_args[agreed]
-        del train_args["gradient_checkpointing"]  # how much memory there is changes no bit
-        for key in _RECORDED_IF_SET:
-            if train_args[key] == _DEFAULTS[key]:
-                del train_args[key]
-        transforms = asdict(self.task.transforms)
-        del transforms["buckets"]  # the world has it
-        said = {key: value for key, value in differences(self.task.dataset).items() if key not in _DATASET_IDENTITY}
-        return {
-            "train_args": train_args,
-            **self.method.settings(self.task),
-            "transforms": transforms,
-            "validation": _validation_settings(self.task.validation, self.curve),
+        """What a checkpoint records beside its world: what may change from task to task of a chain."""
+        settings = recorded(self.task)
+        if self.curve is not None:
+            settings["validation"]["dataset"] = self.curve
+        # Two keys whose place in a checkpoint is not that in the task.
+        return settings | {
             "caption_column": self.task.dataset.caption_column,
             "revision": self.task.model.revision,
-            **({"dataset": said} if said else {}),
-            **{key: value for key, value in differences(self.task).items() if key.startswith("checkpoint_")},
         }
 
     def changed_settings(self) -> dict[str, list[Any]]:
@@ -203,12 +156,6 @@ class Job:
         before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
         keys = [*now, *(key for key in before if key not in now)]
         return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
-
-
-def _validation_settings(validation: Validation, curve: str | None) -> dict[str, Any]:
-    """Keys younger than the first checkpoints only where they are set; what is held out by its content."""
-    said = {"prompt": validation.prompt, "num_images": validation.num_images} | differences(validation)
-    return said if curve is None else said | {"dataset": curve}
 
 
 def request_digest(task: Task, parent: Path | None) -> str:

@@ -19,7 +19,7 @@ from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.results.state import dump_state
-from engine.task.task import canonical
+from engine.task.identity import canonical
 from engine.training.methods.method import About
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from engine.core.canonical_json import canonical_json
 from engine.core.console import say
 from engine.core.errors import DeviceError
 from engine.core.process.signals import Stop
@@ -25,7 +26,6 @@ from engine.results.output.step_results import Kept, load_progress
 from engine.results.state import TrainState, dump_state, parse_state, weights_digest
 from engine.results.trackers.jsonl import ProgressLog
 from engine.task.settings import Settings
-from engine.task.task import canonical_json
 from engine.training.assembly import assemble
 from engine.training.distributed.group import Processes
 from engine.training.methods import registry as methods

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from engine.core.canonical_json import canonical_json
 from engine.core.errors import ModelError
 from engine.core.files.file_hashes import FileDigests
 from engine.models.configs import refuse_large
 from engine.models.spec import FamilySpec
-from engine.task.task import canonical_json
 
 INDEX: Final = "model_index.json"
 _WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")

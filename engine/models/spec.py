@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.core.errors import TaskError
 from engine.models.parts.tape import Tape
 from engine.models.single_file import SingleFile
 from engine.task.task import PredictionType
@@ -109,5 +110,14 @@ class FamilySpec:
         return self.lora_targets if wanted is None else wanted
 
     def trained_components(self, *, with_text_encoders: bool) -> tuple[str, ...]:
-        """Return the names of the components that a task trains."""
+        """Return the names of the components that a task trains.
+
+        Raises:
+            TaskError: text encoders are to be trained, and this family has none that can be.
+        """
+        if with_text_encoders and not self.text_encoders:
+            raise TaskError(
+                "train_args.train_text_encoder: this kind of base model has no text encoder that can be trained; "
+                "leave it out"
+            )
         return (self.denoiser, *(self.text_encoders if with_text_encoders else ()))

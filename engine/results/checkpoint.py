@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Contents, Stored, read_plain
-from engine.task.task import canonical_json
 
 FORMAT: Final = 1
 STATE_TENSORS: Final = "state.safetensors"

@@ -1,4 +1,4 @@
-"""What other trainers call a task's keys: Diffusers' scripts, kohya's, SimpleTuner, OneTrainer, ai-toolkit."""
+"""Other trainers' names for the task's keys: Diffusers' and kohya's scripts, SimpleTuner, OneTrainer, ai-toolkit."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "adam_weight_decay": ("train_args.adam_args.weight_decay",),
     "clip_grad_norm": ("train_args.max_grad_norm",),
     # how
+    "optimizer_type": ("train_args.optimizer",),
     "train_batch_size": ("train_args.batch_size",),
     "batch": ("train_args.batch_size",),
     "gradient_accumulation": ("train_args.gradient_accumulation_steps",),
@@ -87,7 +88,7 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "enable_bucket": ("transforms.buckets",),
     "bucket": ("transforms.buckets",),
     "random_crop": ("transforms.center_crop",),
-    # pictures and checkpoints
+    # validation images and checkpoints
     "validation_prompt": ("validation.prompt",),
     "validation_prompts": ("validation.prompts",),
     "sample_prompts": ("validation.prompts",),
@@ -116,7 +117,6 @@ NOT_KEYS: Final[Mapping[str, str]] = {
     "logging_dir": "no key is needed: progress.jsonl and report.html are in the output folder",
     "device": "the device is no part of a task: --device or DEVICE names it",
     "cache_dir": "the cache is no part of a task: --cache-dir or CACHE_DIR names it",
-    "optimizer_type": "AdamW always trains, train_args.adam_args has its settings",
     "use_8bit_adam": "AdamW always trains in float32, leave it out",
     "network_module": "a LoRA is always trained, leave it out",
     "cache_latents": "latents are always cached, leave it out",

@@ -1,4 +1,4 @@
-"""A task's names as paths, where they are paths; and what to say of one that leads nowhere."""
+"""Paths in a task: which names are paths, and what messages say about one that is not there."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _FILES: Final = {
         *(".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt"),
     ),
 }
-"""What a file's name ends in, and a Hub ID's does not."""
+"""Endings of names that are files and not Hub IDs."""
 _HUB_PAGE: Final = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:datasets/)?([^/?#]+/[^/?#]+)/?"
 )
 
 
 def resolve_paths(task: Task, folder: Path) -> Task:
-    """Make the task's paths absolute; relative ones start from `folder`.
+    """Return the task with absolute paths; relative ones start from `folder`.
 
     `model.name`, `dataset.name` and `validation.dataset.name` are paths if they are written as one (`./x`, `../x`,
-    `/x`, `~/x`), whether there is such a file or not, or if there is one; anything else is a Hub ID and stays.
+    `/x`, `~/x`), whether or not the file exists, or if a file of that name exists; anything else is a Hub ID and stays.
     `checkpoint` is always a path.
     """
     name, checkpoint, held_out = task.dataset.name, task.checkpoint, task.validation.dataset
@@ -53,10 +53,18 @@ def resolve_paths(task: Task, folder: Path) -> Task:
 
 @contextmanager
 def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: str) -> Iterator[None]:
-    """Look a name up that `resolve_paths` left as it is: not a path from `folder`, so a Hub ID. `key` is the task's.
+    """Explain errors about a name that `resolve_paths` took for a Hub ID, as no file in `folder` has that name.
 
-    Raises ModelError or DatasetError at once for a name that no Hub ID can be. Where the Hub does not have it, or is
-    out of reach, the error says first that there is nothing of that name here.
+    An error of the Hub, raised inside the context, is raised again with the note that no such folder exists here.
+
+    Args:
+        name: the Hub ID.
+        folder: where relative paths start.
+        what: decides on the class of the error, and which endings a file's name would have.
+        key: the task's key that holds the name.
+
+    Raises:
+        ModelError, DatasetError: the name cannot be a Hub ID, or the Hub does not have it.
     """
     refused = ModelError if what == "model" else DatasetError
     path = folder.absolute() / name
@@ -75,7 +83,7 @@ def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: 
 
 
 def nearest(path: Path) -> str:
-    """What may have been meant by a path that is not there, to be put behind a message; or nothing."""
+    """Return a hint for a message about a path that does not exist: a similar name, or whether it is mounted."""
     path = path.absolute()
     parent = next((parent for parent in path.parents if parent.is_dir()), path)
     wanted = path.relative_to(parent).parts[0] if parent != path else path.name
@@ -90,13 +98,16 @@ def nearest(path: Path) -> str:
 
 
 def hub_page(name: str) -> str | None:
-    """The Hub ID of the repository whose page an address is; None where it is none."""
+    """Return the Hub ID in the address of a repository's page; None where it is not such an address."""
     match = _HUB_PAGE.fullmatch(name)
     return shown(match[1]) if match else None
 
 
 def as_spelled(path: str) -> str:
-    """The path as the file system has it: names that differ only in how accents are composed are the same."""
+    """Return the path as the file system spells it.
+
+    Names that differ only in Unicode normalisation, as macOS and other systems write accents, count as the same.
+    """
     if path.isascii() or "\0" in path or os.path.lexists(path):
         return path
     folder, slash, name = path.rpartition("/")
@@ -110,12 +121,12 @@ def as_spelled(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def _composed_names(folder: str, changed: int) -> dict[str, str]:
-    """The names in a folder that was last `changed` then, by their composed form."""
+    """Return composed form -> name for a folder's entries; `changed` (ns) makes a cached result depend on its state."""
     return {composed(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
 
 
 def _no_hub_id(name: str, what: str) -> str | None:
-    """Why a name is neither a path here nor a Hub ID, and what to write; None where it may be one."""
+    """Return why a name cannot be a Hub ID and what to write instead; None where it may be one."""
     if page := hub_page(name):
         return f"write the Hub ID alone, {page}"
     if re.match(r"https?://", name, re.IGNORECASE):
@@ -142,7 +153,7 @@ def _local_or_hub(name: str, folder: Path) -> str:
 
 def _absolute(name: str, folder: Path) -> Path:
     path = Path(name)
-    with contextlib.suppress(RuntimeError):  # no such user, no home: then ~ is a name like any other
+    with contextlib.suppress(RuntimeError):  # without such a user or a home folder, ~ is an ordinary name
         path = path.expanduser()
     return Path(as_spelled(str(folder.absolute() / path)))
 
@@ -150,7 +161,7 @@ def _absolute(name: str, folder: Path) -> Path:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # there is something; who loads it says what is wrong
+    except PermissionError:  # something is there; loading it will report the error
         return True
-    except OSError:  # no path at all, as a name that is too long
+    except OSError:  # not a possible path, such as a name that is too long
         return False

@@ -1,16 +1,14 @@
-"""A JSON Schema applied to a value: every problem at once, each as one line for a person.
+"""Check a value by a JSON Schema and describe every problem in one line.
 
-fastjsonschema decides what is wrong; this only words it.
+fastjsonschema finds the problems; this module writes the messages.
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -22,7 +20,7 @@ from engine.task.aliases import ALIASES, NOT_KEYS
 Definition = dict[str, Any]
 
 SCHEMA_KEY: Final = "$schema"
-"""Names the schema that editors check a document by. It says nothing else."""
+"""The key of a document that names its schema, for editors. It is no key of the task."""
 
 _TYPES = {
     "string": "a string",
@@ -43,7 +41,7 @@ _BOUNDS = {
 
 
 def is_http_url(text: str) -> bool:
-    """Whether `text` is an http or https address with a host; an empty one stands for none."""
+    """Return whether `text` is an http or https address with a host, or empty, which means no address."""
     if any(c < " " or c == "\x7f" for c in text):  # urlsplit drops some of these silently
         return False
     try:
@@ -51,12 +49,12 @@ def is_http_url(text: str) -> bool:
         _ = parts.port  # raises when it is not a number below 65536
     except ValueError:
         return False
-    # Before or behind a backslash: which is the host depends on who reads it.
+    # Programs disagree about which part of an address with a backslash is the host.
     return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname) and "\\" not in parts.netloc)
 
 
 def is_regular_expression(text: str) -> bool:
-    """Whether Python's `re` compiles `text`, and soon."""
+    """Return whether Python's `re` compiles `text`, within bounded time."""
     return not isinstance(compiled(text), str)
 
 
@@ -67,15 +65,15 @@ _FORMATS: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 
 class Schema:
-    """A schema file, compiled."""
+    """A JSON Schema, compiled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, definition: Definition) -> None:
         import fastjsonschema
 
-        self.definition: Definition = json.loads(path.read_bytes())
+        self.definition = definition
         self._errors = fastjsonschema.JsonSchemaValuesException
-        # use_default would write defaults into the value, and only those whose parent is there; fast_fail would stop
-        # at the first problem
+        # use_default would write defaults into the value, but only where their object is there; fast_fail would stop
+        # at the first problem.
         self._validate: Callable[[object], object] = fastjsonschema.compile(
             self.definition,
             formats={name: check for name, (_, check) in _FORMATS.items()},
@@ -84,7 +82,10 @@ class Schema:
         )
 
     def problems(self, value: object) -> list[Problem]:
-        """What is wrong with a value that `jsontext.parse` read, one problem for each path; not endlessly many."""
+        """Return what is wrong with a value that `json_reader.parse` read: at most one problem for each path.
+
+        Not more than `MAX_PROBLEMS` + 1 of them.
+        """
         try:
             self._validate(value)
         except self._errors as error:
@@ -98,7 +99,7 @@ class Schema:
         return []
 
     def _worded(self, error: Any, listed: set[str]) -> Iterator[Problem]:
-        """One error's problems; `listed` has the objects whose known keys were listed already."""
+        """Yield the problems of one error; `listed` collects the paths of objects whose keys a message has listed."""
         # the name is built from keys of the schema and list indexes only, never from the value
         path = error.name.removeprefix("data").removeprefix(".")
         value, definition = error.value, error.definition
@@ -115,8 +116,11 @@ class Schema:
             yield Problem(path, f"got {as_json(value)}, expected {expected(definition)}{_hint(error)}")
 
     def _advice(self, path: str, key: str, siblings: Collection[str], listed: set[str]) -> str:
-        """The key that was meant: one of the same object nearly so called, one so called in another object or by
-        another trainer; else all that there are, once for each object."""
+        """Return what to write instead of an unknown key.
+
+        A key of the same object with a similar name, a key of another object with this name, or what another trainer's
+        key of this name is called here; otherwise, once for each object, the list of its keys.
+        """
         wanted = key[:100].lower().replace("-", "_")
         everywhere = [".".join(keys) for keys, _ in properties(self.definition)]
         elsewhere = [dotted for dotted in everywhere if f".{dotted}".endswith(f".{wanted}")]
@@ -135,9 +139,9 @@ class Schema:
 
 
 def properties(definition: Definition, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Definition]]:
-    """Every key of a schema with its definition, at any depth; an object comes before what it holds.
+    """Yield the path and the definition of every key of a schema, at any depth, an object before its own keys.
 
-    But for what says which schema it is.
+    The key `SCHEMA_KEY` is left out.
     """
     for key, part in definition.get("properties", {}).items():
         if key == SCHEMA_KEY:
@@ -147,7 +151,7 @@ def properties(definition: Definition, keys: tuple[str, ...] = ()) -> Iterator[t
 
 
 def expected(definition: Definition) -> str:
-    """What a definition asks for, in words: `an integer of at least 64 and divisible by 8`."""
+    """Return what a definition expects, in words: `an integer of at least 64 and divisible by 8`."""
     if "$comment" in definition:
         return str(definition["$comment"])
     if "enum" in definition:
@@ -186,7 +190,7 @@ def _either(words: list[str]) -> str:
 
 
 def _hint(error: Any) -> str:
-    """What `expected` does not say: the rarely broken pattern, and why `1.0` is no integer."""
+    """Return what `expected` leaves out: the pattern, the greatest length, or that `1.0` is to be written as `1`."""
     if error.rule == "format" and error.definition["format"] == "regular-expression":
         return f": it {compiled(error.value)}"
     if error.rule == "type" and isinstance(error.value, str) and "object" in error.definition["type"]:
@@ -201,7 +205,7 @@ def _hint(error: Any) -> str:
 
 
 def _as_object(name: str, text: str, definition: Definition) -> str:
-    """How to write the object of which somebody gave the one thing that matters, with its key."""
+    """Return how to write the object `name` where `text` was given in its place."""
     parts = definition.get("properties", {})
     for key, part in parts.items():
         takes_text = "string" in part.get("type", ()) and "enum" not in part

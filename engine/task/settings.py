@@ -1,4 +1,4 @@
-"""Flags and environment: where a job's things come from. A flag wins over a variable; an empty variable is not set."""
+"""Flags and environment variables. A flag wins over a variable; an empty variable counts as not set."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ DEFAULT_TASK: Final = Path("/task/task.json")
 DEFAULT_OUTPUT: Final = Path("/out")
 DEFAULT_CACHE: Final = Path("/cache")
 CACHED: Final = ("datasets", "models", "encoded")
-"""What jobs keep in a cache folder. One that cannot be written, but holds something of this, is still read."""
+"""Folders in a cache folder. A cache folder that is read-only and has one of them is used for reading."""
 
 Device = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that is not in the task itself."""
+    """Everything that a job is told outside its task."""
 
     task_bytes: bytes
     task_source: str
     """What messages call the task: a path, `TASK_JSON` or `standard input`."""
     task_folder: Path
-    """The folder that relative paths inside the task start from."""
+    """The folder where relative paths in the task start."""
     output_dir: Path
     checkpoint: Path | None
     cache_dir: Path
@@ -42,16 +42,16 @@ class Settings:
     plan: bool
     cpu_threads: int
     save_seconds: float
-    """Seconds between two saves of the exact progress."""
+    """Seconds between two saves of the progress."""
     encoded_cache_bytes: int
-    """Of images and captions encoded by any job, kept on disk."""
+    """Bytes of encoded images and captions that the cache may hold."""
     max_cache_bytes: int | None
-    """Bytes that the whole cache may hold; None is no bound."""
+    """Bytes that the whole cache may hold; None is no limit."""
     limits: Limits
     place: Place
-    """This process's among the job's."""
+    """The rank of this process among the job's processes."""
     processes: int | None
-    """How many processes to start; None leaves that to the number of GPUs."""
+    """How many processes to start; None starts one for each GPU."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,12 +63,12 @@ _DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, wri
 
 
 def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """A parser of the flags that the job has, which raises TaskError; another program may add its own."""
+    """Return a parser of the job's flags, which raises TaskError; other programs may add flags of their own."""
     parser = _Parser(
         prog=prog,
         description=description,
         epilog="In brackets: the variable that says the same, and the default. README.md has the exit codes.",
-        allow_abbrev=False,  # a later flag may begin the same
+        allow_abbrev=False,  # an abbreviation may become ambiguous with a later flag
     )
     parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")
     parser.add_argument("--output-dir", metavar="DIR", help=f"where results go [OUTPUT_DIR, {DEFAULT_OUTPUT}]")
@@ -84,7 +84,7 @@ def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
 def read_flags(
     argv: Sequence[str], *, prog: str = "entrypoint.py", description: str = _DESCRIPTION
 ) -> argparse.Namespace:
-    """Parse the command line of the job, or of another program that takes the same flags.
+    """Parse the command line of the job, or of another program with the same flags.
 
     Raises:
         TaskError: an unknown flag or an invalid value.
@@ -93,19 +93,19 @@ def read_flags(
 
 
 def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:
-    """The output folder from a command line that is wrong elsewhere, so that its refusal can be recorded there."""
+    """Return --output-dir of a command line with errors elsewhere, so that the failure can be recorded there."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-dir")
     return parser.parse_known_args(argv)[0]
 
 
 def output_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:
-    """Where results go: known before anything else, so that every later failure can be recorded there."""
+    """Return the output folder. It is read first, so that every later failure can be recorded there."""
     return Path(flags.output_dir or environment.get("OUTPUT_DIR") or DEFAULT_OUTPUT).absolute()
 
 
 def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
-    """Everything else that flags and environment say, and the task's bytes from wherever it is.
+    """Read all settings, and the task's bytes from a file, TASK_JSON or standard input.
 
     Raises:
         TaskError: an invalid value, or a task that cannot be read.
@@ -145,7 +145,7 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
 
 
 def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Path]:
-    """The task's bytes, what to call them, and the folder for relative paths."""
+    """Return the task's bytes, what messages call them, and the folder where relative paths start."""
     if flag == "-":
         return sys.stdin.buffer.read(), "standard input", Path.cwd()
     if flag is None and "TASK_JSON" in env:
@@ -158,7 +158,7 @@ def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Pa
 
 
 def _why_unreadable(path: Path, error: OSError) -> str:
-    """What is wrong with a task file, and what to do."""
+    """Return why a task file cannot be read, and what to do."""
     advice = "name the task file by --task or TASK_FILE, or give its text as TASK_JSON"
     if isinstance(error, IsADirectoryError):
         mounted = "; Docker makes one where the file to be mounted is not there" if path == DEFAULT_TASK else ""
@@ -169,18 +169,26 @@ def _why_unreadable(path: Path, error: OSError) -> str:
 
 
 def is_read_only(folder: Path) -> bool:
-    """Whether a folder can be read, but nothing can be made in it, by root neither."""
+    """Return whether a folder can be read and not written, not even by root, as on a read-only file system."""
     return os.access(folder, os.R_OK | os.X_OK) and not os.access(folder, os.W_OK)
 
 
 def max_cache_bytes(environment: Mapping[str, str]) -> int | None:
-    """What the cache may hold, where the operator bounds it. Raises TaskError for what is no number."""
+    """Return MAX_CACHE_BYTES, None where it is not set.
+
+    Raises:
+        TaskError: it is not a number of at least 0.
+    """
     name = "MAX_CACHE_BYTES"
     return int_variable(environment, name, default=0, least=0) if environment.get(name) else None
 
 
 def cache_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:
-    """The cache folder, which need not be there. Raises TaskError where something else is in its place."""
+    """Return the cache folder, which need not exist.
+
+    Raises:
+        TaskError: its path leads to something that is not a folder.
+    """
     env = {name: value for name, value in environment.items() if value}
     if chosen := flags.cache_dir or env.get("CACHE_DIR"):
         folder = Path(chosen).absolute()

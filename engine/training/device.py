@@ -14,6 +14,7 @@ from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
 from engine.task.settings import Settings
 from engine.training import determinism
+from engine.training.methods.registry import METHODS
 
 _OUT_OF_MEMORY: Final = (
     "out of memory",
@@ -105,7 +106,7 @@ def _lighter(job: Job) -> list[str]:
         advice.append(f"batch_size 1 with gradient_accumulation_steps {steps} (as many images a step)")
     if args.resolution > _LEAST_RESOLUTION:
         advice.append(f"a resolution below {args.resolution}")
-    if smaller := next(job.method.smaller(job.task), None):
+    if smaller := next(METHODS[job.task.training_type].smaller(job.task), None):
         advice.append(f"a lower {' or '.join(smaller[0])}")
     if args.train_text_encoder:
         advice.append("train_text_encoder false")

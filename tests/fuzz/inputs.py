@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from engine.core.canonical_json import canonical_json
 from engine.results.checkpoint import build_files, spelled
-from engine.task.task import canonical_json
 from engine.training.methods.registry import METHODS
 from tests.support.tiny import SMALL_PNG
 

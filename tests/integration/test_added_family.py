@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 
 import entrypoint
 from engine.models import registry
-from tests.support import tiny, toy_family
+from engine.models.objectives import registry as objectives
+from tests.support import tiny, toy_family, toy_objective
 from tests.support.harness import Finished, clean_environment
+from tests.support.toy_family import model as toy_model
 
 STEPS = 4
 FORK = multiprocessing.get_context("fork")
@@ -93,16 +96,14 @@ def test_a_chain_and_a_resumed_task_have_the_bytes_of_one(added, task, tmp_path,
 
 def end_at_third_loss(patch):
     """Send the job SIGTERM while it computes the third step."""
-    from tests.support.toy_family.model import Toy
-
-    loss, calls = Toy.loss, count(1)
+    loss, calls = toy_model.Toy.loss, count(1)
 
     def counted(self, batch, options):
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(self, batch, options)
 
-    patch.setattr(Toy, "loss", counted)
+    patch.setattr(toy_model.Toy, "loss", counted)
 
 
 def test_its_lora_starts_another_training(added, task, tmp_path):
@@ -111,8 +112,20 @@ def test_its_lora_starts_another_training(added, task, tmp_path):
     lora.mkdir()
     name = "pytorch_lora_weights.safetensors"
     (lora / name).write_bytes((tmp_path / "first" / "checkpoint" / name).read_bytes())
-    started = run(task(1, learning_rate=0.0), tmp_path / "second", "--checkpoint", lora)
+    started = run(task(1, learning_rate=1e-30), tmp_path / "second", "--checkpoint", lora)
     assert (started.out / "checkpoint" / name).read_bytes() == (lora / name).read_bytes()
+
+
+def test_it_trains_for_an_added_objective(added, task, tmp_path, monkeypatch):
+    plain = run(task(STEPS), tmp_path / "diffusion")
+    spec = replace(toy_family.SPEC, objective="toy")
+    monkeypatch.setitem(objectives.OBJECTIVES, "toy", toy_objective.SPEC)
+    monkeypatch.setitem(registry.FAMILIES, spec.pipeline, spec)
+    monkeypatch.setattr(toy_model, "SPEC", spec)
+    run(task(1), tmp_path / "first")
+    other = run(task(STEPS), tmp_path / "toy")
+    chain = run(task(STEPS), tmp_path / "chain", "--checkpoint", tmp_path / "first" / "checkpoint")
+    assert chain.weights() == other.weights() != plain.weights()
 
 
 def test_the_plan_needs_no_torch(task, tmp_path):

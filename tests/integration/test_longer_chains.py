@@ -10,7 +10,7 @@ import tarfile
 import pytest
 import torch
 
-from engine.task.task import canonical_json
+from engine.core.canonical_json import canonical_json
 from tests.integration.test_processes import torchrun
 from tests.integration.test_verified_results import run_verifier
 from tests.support.harness import changed, run_job, serving, snapshot, start_job, succeed

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from engine.core.canonical_json import canonical_json
 from engine.results.checkpoint import spelled
-from engine.task.task import canonical_json
 from tests.support.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
 
 

@@ -30,7 +30,6 @@ TOY_METHOD = MethodSpec(
     module=__name__,
     files={FILE: "_biases.safetensors"},
     invariants=lambda family, task: {"biases_of": "attention"},
-    settings=lambda task: {},
     find_start=find_start,
     check=lambda base, task, warm_start: [],
     notes=lambda task, warm_start: [],

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
 
 from engine.core import rng
+from engine.core.canonical_json import canonical_json
 from engine.core.errors import DatasetError
 from engine.core.limits import Limits
 from engine.data.dataset import ImageDataset, open_dataset
 from engine.data.dataset.folder.folders import Report
-from engine.task.task import Dataset, HeldOutDataset, Task, canonical_json
-
-TRAINING_ALONE: Final[Mapping[str, Any]] = {
-    "caption_dropout": 0.0,
-    "shuffle_tags": False,
-    "keep_tokens": 0,
-    "repeats": 1,
-    "mask_column": None,
-    "alpha_mask": False,
-}
-"""Of `dataset`, what is done to images and captions in training alone, and what it is where they are measured."""
+from engine.task.task import Dataset, HeldOutDataset, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 import PIL
 
+from engine.core.canonical_json import canonical_json
 from engine.core.console import Meter
 from engine.core.files import atomic_files
 from engine.data.dataset import ImageDataset
 from engine.data.media import transforms
-from engine.task.task import canonical_json
 
 Size = tuple[int, int]
 """(width, height) in pixels."""

@@ -1,29 +1,45 @@
-"""What a task says in vain: keys that mean nothing beside its other keys, or as they are. No torch."""
+"""Keys of a task that are set and have no effect, beside its other keys or in this job. No torch."""
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 from engine.job.job import Job
+from engine.task.key import about_field, is_set
 from engine.task.task import LrScheduler, Task, TrainArgs
 from engine.training.optimizers.registry import OPTIMIZERS
 
 
 def without_effect(job: Job) -> list[str]:
-    """A line for each. A key at its default is no news: nobody may have written it."""
+    """Return a line for each key that is set and has no effect; a key at its default counts as not set."""
     task = job.task
-    found = _of_data(job) + _of_training(job) + _of_optimizers(task.train_args) + _of_validation(task)
-    if "checkpoint_limit" in job.settings and task.checkpoint_every_n_steps is None:
-        found.append("checkpoint_limit has no effect without checkpoint_every_n_steps")
+    found = _declared(task) + _of_data(job) + _of_training(job)
+    return found + _of_optimizers(task.train_args) + _of_validation(task)
+
+
+def _declared(value: Any, prefix: str = "") -> list[str]:
+    """Return the lines that follow from what each key says it needs or yields to."""
+    found = []
+    for part in fields(value):
+        item, about = getattr(value, part.name), about_field(part)
+        if is_dataclass(item):
+            found += _declared(item, f"{prefix}{part.name}.")
+        elif not is_set(value, part):
+            continue
+        elif about.needs and not getattr(value, about.needs):
+            found.append(f"{prefix}{part.name} has no effect without {prefix}{about.needs}")
+        elif about.yields_to and getattr(value, about.yields_to):
+            found.append(f"{prefix}{part.name} has no effect beside {prefix}{about.yields_to}")
     return found
 
 
 def _of_data(job: Job) -> list[str]:
-    """Of the keys that say what is trained, on what, and where it starts."""
+    """Return the lines about the model and the dataset."""
     model, dataset = job.task.model, job.task.dataset
     is_folder = job.base.revision is None and job.base.single_file is None
     cases = (
         (model.revision != "main" and is_folder, "model.revision has no effect: the base model is a local folder"),
-        (bool(dataset.name and dataset.url), "dataset.url has no effect beside dataset.name"),
-        (dataset.keep_tokens and not dataset.shuffle_tags, "dataset.keep_tokens has no effect without shuffle_tags"),
         (
             dataset.shuffle_tags and dataset.caption_dropout == 1,
             "dataset.shuffle_tags has no effect: caption_dropout 1 leaves every caption empty",
@@ -33,7 +49,7 @@ def _of_data(job: Job) -> list[str]:
 
 
 def _of_optimizers(args: TrainArgs) -> list[str]:
-    """Of the keys that another optimizer than the task's reads."""
+    """Return the lines about keys that another optimizer than the task's reads."""
     plain, own = TrainArgs(), OPTIMIZERS[args.optimizer].reads
     others = sorted({key for row in OPTIMIZERS.values() for key in row.reads} - {*own})
     return [
@@ -44,6 +60,7 @@ def _of_optimizers(args: TrainArgs) -> list[str]:
 
 
 def _of_training(job: Job) -> list[str]:
+    """Return the lines about `train_args`."""
     args, plain = job.task.train_args, TrainArgs()
     scheduler, bias = args.lr_scheduler, args.timestep_bias
     huber = (args.huber_schedule, args.huber_c)
@@ -54,18 +71,6 @@ def _of_training(job: Job) -> list[str]:
             scheduler.lr_scheduler == "constant"
             and scheduler.lr_warmup_steps not in (0, LrScheduler().lr_warmup_steps),
             "lr_warmup_steps has no effect with the lr_scheduler constant; constant_with_warmup has a warm-up",
-        ),
-        (
-            args.num_train_steps is not None and args.num_train_epochs != plain.num_train_epochs,
-            "num_train_epochs has no effect beside num_train_steps",
-        ),
-        (
-            args.max_train_steps is not None and args.max_train_epochs != plain.max_train_epochs,
-            "max_train_epochs has no effect beside max_train_steps",
-        ),
-        (
-            args.text_encoder_learning_rate is not None and not args.train_text_encoder,
-            "text_encoder_learning_rate has no effect without train_text_encoder",
         ),
         (
             args.loss_type == "l2" and huber != (plain.huber_schedule, plain.huber_c),
@@ -93,15 +98,12 @@ def _of_training(job: Job) -> list[str]:
 
 
 def _of_validation(task: Task) -> list[str]:
+    """Return the lines about `validation`."""
     validation, held_out = task.validation, task.validation.dataset
     cases = (
         (
             validation.negative_prompt is not None and validation.guidance_scale <= 1,
             "validation.negative_prompt has no effect at a guidance_scale of up to 1",
-        ),
-        (
-            validation.every_n_steps is not None and validation.every_n_epochs is not None,
-            "validation.every_n_epochs has no effect beside every_n_steps",
         ),
         (
             held_out is not None and held_out.config_name and not (held_out.name or held_out.url),

@@ -1,4 +1,4 @@
-"""The optimizer steps that a task trains: where its slice of the whole training begins and stops."""
+"""The optimizer steps that a task trains of the whole training, and the steps after which it validates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StepRange:
     num_rows: int
     batch_size: int
     micro_batches: int
-    """K = processes x gradient accumulation: micro-batches per optimizer step."""
+    """Micro-batches per optimizer step: processes x gradient accumulation steps. Called K elsewhere."""
     start_step: int
     stop_step: int
     max_steps: int

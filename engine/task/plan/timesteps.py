@@ -14,15 +14,15 @@ from engine.task.task import TrainArgs
 
 @dataclass(frozen=True, slots=True)
 class Timesteps:
-    """Which timesteps are drawn, and how often: those of [begin, end), all alike unless there are `weights`."""
+    """The timesteps [begin, end) that are drawn: all equally often, or by `weights`."""
 
     begin: int
     end: int
     weights: tuple[float, ...] = ()
-    """Of each timestep of [begin, end); positive."""
+    """One positive weight for each timestep of [begin, end); () draws all equally often."""
 
     def draw(self, words: rng.Words) -> npt.NDArray[np.int64]:
-        """A timestep for each raw word: int64, the shape of `words`."""
+        """Return a timestep for each raw 64-bit word: int64, of the shape of `words`."""
         drawn: npt.NDArray[np.int64]
         if not self.weights:
             drawn = rng.below(words, self.end - self.begin) + self.begin
@@ -36,16 +36,16 @@ class Timesteps:
 
     @classmethod
     def of(cls, args: TrainArgs, num_train_timesteps: int) -> Timesteps:
-        """What the task says about timesteps, of a model with `num_train_timesteps`.
+        """Return the timesteps that a task trains of a model with `num_train_timesteps`.
 
         `timestep_bias` is that of Diffusers' text-to-image examples (`generate_timestep_weights`): the earliest
         or latest `portion` of all timesteps, or those of [`begin`, `end`), are drawn `multiplier` times as often as the
-        others, with no correction of the loss. That drawing some noise levels more often pays is Nichol & Dhariwal 2021
-        (arXiv:2102.09672), section 3.3; which of them make composition and which make detail, Choi et al. 2022
-        (arXiv:2204.00227), section 3.
+        others, with no correction of the loss. Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.3, found that it
+        helps to draw some noise levels more often; Choi et al. 2022 (arXiv:2204.00227), section 3, which of them decide
+        on composition and which on detail.
 
         Raises:
-            TaskError: a range without a timestep that the model has or that is trained.
+            TaskError: the range is empty or exceeds the model's, or the bias concerns no timestep of it.
         """
         total = num_train_timesteps
         begin, end = args.min_timestep, total if args.max_timestep is None else args.max_timestep

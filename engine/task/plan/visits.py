@@ -1,8 +1,9 @@
-"""The visits of a training: which row each one sees, and its random draws. Pure functions.
+"""The visits of a training: which row of the dataset each one uses, and its random draws.
 
-A training is one endless stream of visits over epochs, each a fresh permutation of the dataset. Optimizer step k takes
-the visits [k x K x B, (k+1) x K x B): K canonical micro-batches of B. Nothing here depends on where the stream is cut
-into tasks, on how many processes share the micro-batches out, or on what was drawn before.
+A training is one endless stream of visits over epochs; each epoch is a new permutation of the dataset. Optimizer step k
+uses the visits [k x K x B, (k+1) x K x B): K micro-batches of B visits each. Every visit is a function of the seed and
+its number alone. It does not depend on where the stream is cut into tasks, on the number of processes that share the
+micro-batches, or on what was drawn before.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ MAX_VISITS: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One sample seen once. `number` counts from the start of the whole training and addresses all its randomness."""
+    """One use of one sample in training."""
 
     number: int
+    """Counted from the start of the whole training; it is the address of all random numbers of the visit."""
     epoch: int
-    """With buckets the number of the pass over its own bucket."""
+    """With buckets, the number of the pass over the visit's own bucket."""
     position: int
-    """Place in the epoch's permutation, from which an unreadable image's replacement is searched for."""
+    """The place in the epoch's permutation; the search for a replacement of an unreadable image starts there."""
     sample: int
+    """The row of the dataset."""
     flip: bool
     crop_words: tuple[int, int]
     """Raw 64-bit words for the vertical and the horizontal crop position."""
@@ -37,16 +40,16 @@ class Visit:
     drop_caption: bool = False
     """Whether the visit has an empty caption."""
     bucket: tuple[int, int] | None = None
-    """(width, height) in pixels of what all visits of its micro-batch show; None is the square of the resolution."""
+    """(width, height) in pixels of all images in the visit's micro-batch; None: a square of the task's resolution."""
 
     def size(self, resolution: int) -> tuple[int, int]:
-        """(width, height) in pixels of what it shows."""
+        """Return the (width, height) in pixels at which the image is trained on."""
         return self.bucket or (resolution, resolution)
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What the order of the rows says of one visit: the fields of `Visit` with these names."""
+    """The fields of a `Visit` that an `Order` decides; they have the same names."""
 
     epoch: int
     position: int
@@ -55,19 +58,19 @@ class Slot:
 
 
 class Order(Protocol):
-    """Which row each visit of a training sees: an endless stream with random access."""
+    """Which row each visit of a training uses: an endless sequence with random access."""
 
     def slots(self, start: int, count: int) -> Iterator[Slot]:
-        """Those of the visits number `start … start + count - 1`."""
+        """Yield the slots of the visits number `start` to `start + count - 1`."""
         ...
 
     def candidates(self, visit: Visit) -> Iterator[int]:
-        """The visit's own row, then those that take its place one after the other, where it is unreadable."""
+        """Yield the visit's own row, then its replacements, to be tried in this order where a row is unreadable."""
         ...
 
 
 class Epochs:
-    """Each epoch a fresh permutation of all rows. Remembers only the permutations in use."""
+    """The order without buckets: each epoch is a new permutation of all rows. Memory holds at most two of them."""
 
     def __init__(self, seed: int, num_rows: int) -> None:
         self._seed = seed
@@ -75,7 +78,7 @@ class Epochs:
         self._permutations: dict[int, Sequence[int]] = {}
 
     def permutation(self, epoch: int) -> Sequence[int]:
-        """The order of the rows in `epoch`."""
+        """Return the order of the rows in an epoch."""
         if epoch not in self._permutations:
             for old in sorted(self._permutations)[:-1]:  # a window may straddle two epochs; memory holds no more
                 del self._permutations[old]
@@ -96,7 +99,7 @@ class Epochs:
 
 
 class VisitStream:
-    """The endless stream of visits of one training. Random access."""
+    """The endless stream of visits of one training, with random access."""
 
     def __init__(
         self,
@@ -109,8 +112,17 @@ class VisitStream:
         caption_dropout: float = 0.0,
         order: Order | None = None,
     ) -> None:
-        """`timesteps` None draws all `num_train_timesteps` alike; `caption_dropout` is a probability; `order` None is
-        a fresh permutation of all rows in each epoch."""
+        """Describe the stream.
+
+        Args:
+            seed: the task's.
+            num_rows: of the dataset, repeats included.
+            random_flip: whether half of the visits are mirrored.
+            num_train_timesteps: of the model.
+            timesteps: None draws all `num_train_timesteps` equally often.
+            caption_dropout: the probability that a visit has an empty caption.
+            order: None makes each epoch a new permutation of all rows.
+        """
         self.seed = seed
         self.order = order or Epochs(seed, num_rows)
         self.random_flip = random_flip
@@ -118,7 +130,7 @@ class VisitStream:
         self.caption_dropout = caption_dropout
 
     def visits(self, start: int, count: int) -> Iterator[Visit]:
-        """The visits number `start … start + count - 1`."""
+        """Yield the visits number `start` to `start + count - 1`."""
         flips = rng.below(rng.words(self.seed, "flip", start, count)[:, 0], 2)
         crops = rng.words(self.seed, "crop", start, count)
         captions = rng.words(self.seed, "caption", start, count)
@@ -142,5 +154,5 @@ class VisitStream:
             )
 
     def tag_order(self, number: int, length: int) -> list[int]:
-        """The order in which visit `number` has the `length` tags of its caption."""
+        """Return the order of the `length` tags of the caption in visit `number`: a permutation of range(length)."""
         return rng.permutation(self.seed, "tag order", number, length).tolist()  # type: ignore[no-any-return]

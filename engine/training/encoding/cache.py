@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
+from engine.core.canonical_json import canonical_json
 from engine.core.files import atomic_files
 from engine.core.files.retention import cached_files
-from engine.task.task import canonical_json
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import torch
 
+from engine.core.canonical_json import canonical_json
 from engine.core.console import Meter
 from engine.core.errors import DatasetError
 from engine.core.messages import plural
@@ -25,7 +26,7 @@ from engine.data.media.rendering import render_all
 from engine.models.family import Family, Tensors
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import Visit, VisitStream
-from engine.task.task import Task, canonical_json
+from engine.task.task import Task
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.long_step import LongStep

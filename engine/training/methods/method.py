@@ -117,8 +117,6 @@ class MethodSpec:
     an earlier step: `steps/000100<ending>`."""
     invariants: Callable[[FamilySpec, Task], dict[str, Any]]
     """What all tasks of a chain must agree on, of the method's own task keys."""
-    settings: Callable[[Task], dict[str, Any]]
-    """What may change from task to task of a chain and is recorded, of the method's own task keys."""
     find_start: Callable[[Path, Set[str]], tuple[str, str | None]]
     """Finds the weights to start from in a folder, of which it is told the names of all files: the weights' file, and
     one that describes it, if any. Raises CheckpointError where there are none."""

@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from engine.task.task import OptimizerName, TrainArgs
+from engine.task.keys.train_args import OptimizerName
+from engine.task.task import TrainArgs
 from engine.training.optimizers.optimizer import OptimizerSpec
 
 if TYPE_CHECKING:

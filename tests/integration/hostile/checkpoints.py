@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from engine.core.canonical_json import canonical_json
 from engine.results.checkpoint import spelled
-from engine.task.task import canonical_json
 from tests.integration.hostile.case import Case, Cases, Place
 from tests.integration.hostile.models import PICKLE, TEN_GB, claiming
 

@@ -34,11 +34,6 @@ def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
     }
 
 
-def settings(task: Task) -> dict[str, Any]:
-    """Return what may change in a chain and is recorded where it is set; see `MethodSpec.settings`."""
-    return {"lora": {"dropout": task.lora.dropout}} if task.lora.dropout else {}
-
-
 def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
     """Return what is likely a mistake; see `MethodSpec.notes`."""
     if warm_start is None:
@@ -81,7 +76,6 @@ LORA: Final = MethodSpec(
     module="engine.training.methods.lora.method",
     files=_FILES,
     invariants=invariants,
-    settings=settings,
     find_start=find_start,
     check=check,
     notes=notes,

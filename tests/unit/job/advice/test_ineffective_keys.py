@@ -1,4 +1,4 @@
-"""What a task says in vain, and what it does not."""
+"""Keys that have no effect, and those that have."""
 
 import pytest
 
@@ -28,7 +28,10 @@ def bias(**options):
         ({"model": {"name": "m", "revision": "v2"}}, "model.revision has no effect: the base model is a local folder"),
         ({"dataset": BOTH_DATASETS}, "dataset.url has no effect beside dataset.name"),
         ({"dataset": {"url": "https://example.org/d"}}, None),
-        ({"dataset": {"name": "d", "keep_tokens": 1}}, "dataset.keep_tokens has no effect without shuffle_tags"),
+        (
+            {"dataset": {"name": "d", "keep_tokens": 1}},
+            "dataset.keep_tokens has no effect without dataset.shuffle_tags",
+        ),
         ({"dataset": {"name": "d", "keep_tokens": 1, "shuffle_tags": True}}, None),
         (
             {"dataset": {"name": "d", "shuffle_tags": True, "caption_dropout": 1}},
@@ -42,12 +45,18 @@ def bias(**options):
         (scheduler("constant", 0), None),
         (scheduler("constant", 500), None),  # the default, which nobody need have asked for
         (scheduler("constant_with_warmup", 1), None),
-        (train(num_train_steps=9, num_train_epochs=2), "num_train_epochs has no effect beside num_train_steps"),
+        (
+            train(num_train_steps=9, num_train_epochs=2),
+            "train_args.num_train_epochs has no effect beside train_args.num_train_steps",
+        ),
         (train(num_train_steps=9, max_train_epochs=2), None),
-        (train(max_train_steps=9, max_train_epochs=2), "max_train_epochs has no effect beside max_train_steps"),
+        (
+            train(max_train_steps=9, max_train_epochs=2),
+            "train_args.max_train_epochs has no effect beside train_args.max_train_steps",
+        ),
         (
             train(text_encoder_learning_rate=1e-5),
-            "text_encoder_learning_rate has no effect without train_text_encoder",
+            "train_args.text_encoder_learning_rate has no effect without train_args.train_text_encoder",
         ),
         (train(text_encoder_learning_rate=1e-5, train_text_encoder=True), None),
         (train(huber_c=0.2), "huber_schedule and huber_c have no effect with the loss_type l2"),
@@ -78,7 +87,7 @@ def bias(**options):
         ({"validation": {"negative_prompt": "rain"}}, None),
         (
             {"validation": {"every_n_steps": 2, "every_n_epochs": 1}},
-            "validation.every_n_epochs has no effect beside every_n_steps",
+            "validation.every_n_epochs has no effect beside validation.every_n_steps",
         ),
         ({"validation": {"every_n_epochs": 1}}, None),
         ({"checkpoint_limit": 2}, LONE_LIMIT),

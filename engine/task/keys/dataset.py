@@ -1,0 +1,139 @@
+"""Images with captions: `dataset`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Final, Literal
+
+from engine.task.key import Chain, about_field, default_of, key
+from engine.task.keys.patterns import NO_NUL
+
+CHUNK_TOKENS: Final = 75
+"""Tokens of a caption that a text encoder takes at a time, start and end not counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    name: str | None = key(
+        None,
+        "Name",
+        "A Hub dataset ID or a local path.",
+        chain=Chain.UNRECORDED,  # the job records the fingerprint, which stands for this and the next four
+        empty_is_absent=True,
+        pattern=NO_NUL,
+    )
+    url: str | None = key(
+        None,
+        "Address",
+        "A file to download: an archive, a Parquet file, …; its content decides what it is, not its name.",
+        chain=Chain.UNRECORDED,
+        yields_to="name",
+        empty_is_absent=True,
+        format="http-url",
+    )
+    config_name: str | None = key(
+        None,
+        "Configuration",
+        "The dataset's configuration.",
+        chain=Chain.UNRECORDED,
+        empty_is_absent=True,
+        pattern=NO_NUL,
+    )
+    image_column: str = key("image", "Image column", "The column with the images.", chain=Chain.UNRECORDED)
+    caption_column: str = key(
+        "text",
+        "Caption column",
+        "The column with the captions: a string each, or a list of strings of which one is drawn per visit.",
+        chain=Chain.UNRECORDED,
+    )
+    default_caption: str | None = key(
+        None,
+        "Default caption",
+        "The caption of images that have none; an empty one trains them without a caption. "
+        "Null refuses a dataset with images that have no caption.",
+    )
+    trigger_word: str | None = key(
+        None,
+        "Trigger word",
+        "Put in front of every caption that does not contain it, followed by a comma.",
+        empty_is_absent=True,
+    )
+    caption_dropout: float = key(
+        0.0,
+        "Caption dropout",
+        "The probability that a visit has an empty caption (Ho & Salimans 2022, arXiv:2207.12598, take 0.1 to 0.2).",
+        training_only=True,
+        minimum=0,
+        maximum=1,
+    )
+    shuffle_tags: bool = key(
+        False,
+        "Shuffle tags",
+        "Put the comma-separated tags of a caption in another order on each visit.",
+        training_only=True,
+    )
+    keep_tokens: int = key(
+        0,
+        "Tags to keep",
+        "How many of a caption's first tags `shuffle_tags` leaves where they are. "
+        "The trigger word stays first in any case.",
+        training_only=True,
+        needs="shuffle_tags",
+        minimum=0,
+    )
+    repeats: int = key(
+        1, "Repeats", "How often an epoch visits each image.", training_only=True, minimum=1, maximum=10_000
+    )
+    mask_column: str | None = key(
+        None,
+        "Mask column",
+        "The column with masks, images of the same shape: each place counts in the loss by the mask's brightness, "
+        "white fully, black not at all; a row without a mask counts fully. In a folder without a table, any name "
+        "takes `cat-masklabel.png` as the mask of `cat.jpg`.",
+        training_only=True,
+        empty_is_absent=True,
+    )
+    alpha_mask: bool = key(
+        False,
+        "Alpha channel as mask",
+        "Take the alpha channel for the mask: transparent parts of an image do not count in the loss. "
+        "An image with a mask from `mask_column` keeps that one.",
+        training_only=True,
+    )
+    max_caption_tokens: Literal[75, 150, 225] | None = key(
+        None,
+        "Longest caption",
+        "How many tokens of a caption count, start and end not included. They are encoded 75 at a time, "
+        "which is what a text encoder takes; null means 75.",
+        chain=Chain.UNRECORDED,  # the job records it as an invariant where it is more than 75
+    )
+    caption_lines: Literal["captions", "joined"] = key(
+        "captions",
+        "Lines of caption files",
+        "Whether each line of a text file beside an image is a caption of its own, or the whole file is one caption, "
+        "its lines `joined` by blanks.",
+        chain=Chain.UNRECORDED,  # the fingerprint stands for this, too
+    )
+
+    @property
+    def caption_chunks(self) -> int:
+        """The number of rows of `CHUNK_TOKENS` tokens that each caption is split into."""
+        return (self.max_caption_tokens or CHUNK_TOKENS) // CHUNK_TOKENS
+
+    @property
+    def joins_lines(self) -> bool:
+        """Whether the lines of a text file beside an image are one caption."""
+        return self.caption_lines == "joined"
+
+    @property
+    def fallback_caption(self) -> str | None:
+        """The caption of an image that has none; None where an image without a caption is an error."""
+        if self.default_caption is None and self.trigger_word:
+            return ""  # the trigger word is put in front of it
+        return self.default_caption
+
+    @property
+    def as_measured(self) -> Dataset:
+        """The dataset as the held-out loss takes it: keys that change the training alone are at their defaults."""
+        training_only = [part for part in fields(self) if about_field(part).training_only]
+        return replace(self, **{part.name: default_of(part) for part in training_only})

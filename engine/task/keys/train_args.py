@@ -1,0 +1,219 @@
+"""How the training goes, and how far: `train_args`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.task.key import Chain, key
+
+PredictionType = Literal["epsilon", "v_prediction"]
+LrScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+LossType = Literal["l2", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
+OptimizerName = Literal["adamw"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LrScheduler:
+    lr_scheduler: LrScheduleName = key(
+        "constant", "Schedule", "The learning-rate schedule; it spans the whole training."
+    )
+    lr_warmup_steps: int = key(
+        500,
+        "Warm-up steps",
+        "Optimizer steps until the full learning rate; the schedule `constant` has no warm-up.",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamArgs:
+    beta1: float = key(0.9, "Beta 1", "AdamW: decay rate of the first moment.", minimum=0, exclusiveMaximum=1)
+    beta2: float = key(0.999, "Beta 2", "AdamW: decay rate of the second moment.", minimum=0, exclusiveMaximum=1)
+    weight_decay: float = key(1e-2, "Weight decay", "AdamW: decoupled weight decay.", minimum=0)
+    epsilon: float = key(1e-8, "Epsilon", "AdamW: added to the denominator.", exclusiveMinimum=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimestepBias:
+    strategy: Literal["none", "earlier", "later", "range"] = key(
+        "none",
+        "Strategy",
+        "Which timesteps are drawn more or less often than the others: none, the `earlier` (less noise) or `later` "
+        "portion of them, or the `range` from `begin` to `end`.",
+    )
+    multiplier: float = key(
+        1.0,
+        "Multiplier",
+        "How many times as often these timesteps are drawn as each of the others.",
+        exclusiveMinimum=0,
+        maximum=1e30,
+    )
+    begin: int = key(0, "Begin", "The first timestep of the range.", minimum=0)
+    end: int = key(1000, "End", "The timestep after the last one of the range.", minimum=1)
+    portion: float = key(
+        0.25, "Portion", "Which share of all timesteps is earlier or later.", exclusiveMinimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArgs:
+    learning_rate: float = key(
+        1e-4,
+        "Learning rate",
+        "The optimizer's learning rate, before `scale_lr` and the schedule.",
+        chain=Chain.RECORDED,
+        exclusiveMinimum=0,
+    )
+    batch_size: int = key(16, "Batch size", "Images per micro-batch.", chain=Chain.AGREED | Chain.RECORDED, minimum=1)
+    gradient_accumulation_steps: int = key(
+        1,
+        "Gradient accumulation steps",
+        "Micro-batches per process and optimizer step.",
+        chain=Chain.RECORDED,
+        minimum=1,
+    )
+    prediction_type: PredictionType | None = key(
+        None,
+        "Prediction type",
+        "What the model predicts; null takes what the model's scheduler says.",
+        chain=Chain.RECORDED,
+    )
+    max_grad_norm: float = key(
+        1.0,
+        "Maximal gradient norm",
+        "Gradients with a larger norm are scaled down to it; 0 switches clipping off.",
+        chain=Chain.RECORDED,
+        minimum=0,
+    )
+    num_train_epochs: int = key(
+        1,
+        "Epochs of this task",
+        "How many epochs **this task** trains.",
+        chain=Chain.UNRECORDED,
+        yields_to="num_train_steps",
+        minimum=1,
+    )
+    num_train_steps: int | None = key(
+        None,
+        "Steps of this task",
+        "How many optimizer steps **this task** trains; null takes `num_train_epochs`.",
+        chain=Chain.UNRECORDED,
+        minimum=1,
+    )
+    max_train_epochs: int = key(
+        1,
+        "Epochs of the whole training",
+        "How many epochs the **whole training** takes.",
+        chain=Chain.RECORDED,
+        yields_to="max_train_steps",
+        minimum=1,
+    )
+    max_train_steps: int | None = key(
+        None,
+        "Steps of the whole training",
+        "How many optimizer steps the **whole training** takes; null takes `max_train_epochs`. "
+        "The learning-rate schedule spans them.",
+        chain=Chain.RECORDED,
+        minimum=1,
+    )
+    scale_lr: bool = key(
+        True,
+        "Scale the learning rate",
+        "Multiply the learning rate by processes × gradient accumulation steps × batch size.",
+        chain=Chain.RECORDED,
+    )
+    resolution: int = key(
+        512,
+        "Resolution",
+        "The side in pixels of the square that is trained on: images are resized (shorter side), then cropped to it. "
+        "With buckets a multiple of 64, at least 128.",
+        chain=Chain.AGREED | Chain.RECORDED,
+        minimum=64,
+        multipleOf=8,
+    )
+    noise_offset: float = key(
+        0.0,
+        "Noise offset",
+        "The scale of noise that is constant over an image; 0 is off.",
+        chain=Chain.RECORDED,
+        minimum=0,
+    )
+    snr_gamma: float | None = key(
+        None,
+        "Min-SNR gamma",
+        "Min-SNR loss weighting (arXiv:2303.09556, which recommends 5.0); null is off.",
+        chain=Chain.RECORDED,
+        exclusiveMinimum=0,
+    )
+    train_text_encoder: bool = key(
+        False,
+        "Train the text encoder",
+        "Give the text encoders a LoRA, too: on `q_proj`, `k_proj`, `v_proj`, `out_proj`, of the same rank and "
+        "strength.",
+        chain=Chain.AGREED_IF_SET,
+    )
+    text_encoder_learning_rate: float | None = key(
+        None,
+        "Learning rate of the text encoder",
+        "The learning rate of the text encoders' LoRA, before `scale_lr` and the schedule; null takes `learning_rate`.",
+        needs="train_text_encoder",
+        exclusiveMinimum=0,
+    )
+    min_timestep: int = key(
+        0, "First timestep", "The smallest timestep that is trained; 0 has the least noise.", minimum=0
+    )
+    max_timestep: int | None = key(
+        None,
+        "End of the timesteps",
+        "Timesteps below it are trained; null takes all that the model has, mostly 1000.",
+        minimum=1,
+    )
+    timestep_bias: TimestepBias = key(
+        TimestepBias, "Timestep bias", "Which timesteps are drawn more or less often than the others."
+    )
+    zero_terminal_snr: bool = key(
+        False,
+        "Zero terminal SNR",
+        "Rescale the noise schedule so that the last timestep is noise alone (arXiv:2305.08891); validation images "
+        "are then drawn that way, too. The model has to predict `v_prediction`.",
+        chain=Chain.AGREED_IF_SET,
+    )
+    loss_type: LossType = key(
+        "l2",
+        "Loss",
+        "`l2` is the squared error; `huber` and `smooth_l1` are a pseudo-Huber loss (arXiv:2403.16728), on which "
+        "outliers have less influence: `huber` is near the squared error for small errors, `smooth_l1` near twice the "
+        "absolute error for large ones.",
+    )
+    huber_schedule: HuberSchedule = key(
+        "snr",
+        "Huber schedule",
+        "How the Huber threshold depends on the timestep: not at all, falling exponentially from 1 to `huber_c`, or "
+        "by the signal-to-noise ratio.",
+    )
+    huber_c: float = key(
+        0.1,
+        "Huber threshold",
+        "The error around which the Huber loss turns from squared to linear, at its smallest.",
+        exclusiveMinimum=0,
+        maximum=1e30,
+    )
+    gradient_checkpointing: Literal["auto"] | bool = key(
+        "auto",
+        "Gradient checkpointing",
+        "Compute the denoiser's activations again in the backward pass instead of keeping them: less memory, more "
+        "time, the same result. `auto` does it where the predicted peak of memory would not fit otherwise.",
+        chain=Chain.NO_EFFECT,
+    )
+    optimizer: OptimizerName = key(
+        "adamw", "Optimizer", "The optimizer; `adam_args` has its constants.", chain=Chain.AGREED_IF_SET
+    )
+    lr_scheduler: LrScheduler = key(
+        LrScheduler,
+        "Learning-rate schedule",
+        "How the learning rate changes over the whole training.",
+        chain=Chain.RECORDED,
+    )
+    adam_args: AdamArgs = key(AdamArgs, "AdamW", "The optimizer's arguments.", chain=Chain.RECORDED)
