@@ -63,14 +63,17 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
-    """Run the job, as one of its processes; or say how to start several that do, leaving the output folder to them."""
+    """Run the job, as one of its processes; or say how to start several that do, leaving the output folder to them.
+
+    docs/architecture.md says what each of these contexts does with a failure.
+    """
     outcome = Outcome()
     if place.is_first:
         introduce(outcome.introduction)
     with (
         connected(place, stop) as processes,
         _output(output_dir(flags, environment), outcome, place, environment) as output,
-        processes.knowing_why(),
+        processes.translating_peer_errors(),
         ProgressLog(output.root / PROGRESS_LOG, step=lambda: outcome.global_step) as log,
     ):
         return train(read_settings(flags, environment), output, stop, outcome, processes=processes, log=log)
@@ -103,7 +106,7 @@ def train(
     parent = parent_folder(settings, task)
     request = request_digest(task, parent)
     in_place = is_in_place(parent, settings.output_dir)
-    outcome.may_overwrite |= in_place or output.is_asked_by(request)
+    outcome.may_overwrite |= in_place or output.is_same_request(request)
     if processes.is_first:
         outcome.clock.watchers.append(log.phase)
         log.begin(may_write=output.is_free_for(request, in_place=in_place))
@@ -135,7 +138,7 @@ def print_plan(settings: Settings) -> None:
     from engine.training.distributed.launch import num_processes
 
     task = read_task(settings)
-    job = prepare(settings, task, weights=False, report=say, before=recorded(settings, task))
+    job = prepare(settings, task, weights=False, say=say, before=recorded(settings, task))
     if not settings.place.is_first:
         return
     # How much a GPU has is not known without torch.

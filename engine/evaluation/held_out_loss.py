@@ -14,7 +14,8 @@ import torch
 
 from engine.core import rng
 from engine.core.console import Meter, say
-from engine.job.session import Session, Training
+from engine.job.context import RunContext
+from engine.job.start import Training
 from engine.models.family import PRECISIONS, Batch, Tensors, autocast
 from engine.models.objectives.objective import LossOptions
 from engine.results import held_out_rows
@@ -30,7 +31,7 @@ class HeldOutLoss:
     """Measures the held-out loss of a training, where it is due; does nothing where the task holds nothing out."""
 
     def __init__(
-        self, session: Session, training: Training, cache: EncodingCache, check_stop: Callable[[], None]
+        self, session: RunContext, training: Training, cache: EncodingCache, check_stop: Callable[[], None]
     ) -> None:
         """
         Args:

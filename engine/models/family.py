@@ -1,4 +1,4 @@
-"""What a loaded base model answers for: its parts, its encodings, its loss, its images. All else asks nothing more."""
+"""The protocol of a loaded base model: its parts, encodings, loss and images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Batch:
     """One micro-batch on the device; the first axis of every tensor is the batch."""
 
     latents: torch.Tensor
-    """Clean, scaled latents, float32. Never assumed to be 4-D outside a family."""
+    """Clean, scaled latents, float32, of any rank."""
     noise: torch.Tensor
     """Like `latents`."""
     timesteps: torch.Tensor
@@ -95,42 +95,42 @@ class Family(Protocol):
     """The parts that `train_args.train_text_encoder` trains, too: those that `spec.text_encoders` names."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of one sample's latents for images of this size in pixels."""
+        """Return the shape of one sample's latents for images of this size in pixels."""
         ...
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
-        """One image, uint8 (H, W, 3), to the moments of its latents, on the CPU. Independent of other images."""
+        """Encode one image, uint8 (H, W, 3), to the moments of its latents, on the CPU. Independent of other images."""
         ...
 
     def encode_caption(self, caption: str) -> Tensors:
-        """One caption to the conditioning of one sample, on the CPU. Independent of other captions.
+        """Encode one caption to the conditioning of one sample, on the CPU. Independent of other captions.
 
-        `embed` of one sample of `tokenize`, without gradients; by the text encoders as they are.
+        That is `embed` of one sample of `tokenize`, without gradients, by the text encoders as they are.
         """
         ...
 
     def tokenize(self, caption: str) -> Tensors:
-        """One caption to the token ids of one sample, int64 on the CPU, keyed as `embed` wants them."""
+        """Return a caption's token ids, int64 on the CPU, for one sample of `embed`."""
         ...
 
     def embed(self, tokens: Tensors) -> Tensors:
-        """A batch of `tokenize`'s ids, stacked, on the device, to its conditioning there; with gradients."""
+        """Encode a batch of stacked `tokenize` ids on the device to its conditioning there, with gradients."""
         ...
 
     def place(self, geometry: Geometry) -> Tensors:
-        """The conditioning of one sample that comes from how its image is shown, on the CPU; often none."""
+        """Return the conditioning that comes from how a sample's image is shown, on the CPU; often none."""
         ...
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
-        """Latents drawn from an image's posterior with the given standard normal noise, scaled for the denoiser."""
+        """Return latents drawn from an image's posterior with standard normal noise, scaled for the denoiser."""
         ...
 
     def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
-        """The training loss of one micro-batch: a float32 scalar."""
+        """Return the training loss of one micro-batch: a float32 scalar."""
         ...
 
     def move_encoders(self, device: torch.device) -> None:
-        """Bring the encoders to the training device, or free it of them. A text encoder that is trained stays."""
+        """Move the encoders to a device, except text encoders that are trained."""
         ...
 
     def draw(
@@ -146,7 +146,7 @@ class Family(Protocol):
         ...
 
     def webui_name(self, component: str, module: str) -> str:
-        """The name of a module in the web interfaces' LoRA format.
+        """Return the name of a module in the web interfaces' LoRA format.
 
         Args:
             component: the denoiser or a text encoder.

@@ -64,20 +64,22 @@ class TrainState:
     """fp16 only."""
 
 
-def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
-    """Return the state as safetensors bytes (`<group>.<parameter>`), and the rest of it as JSON-able scalars."""
+def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
+    """Return the state's tensors by their names in its file (`<group>.<parameter>`), and the JSON-able rest."""
     groups = {_TRAINED: state.trained, _START: state.start, **state.optimizer.slots}
-    tensors = {
-        f"{group}.{name}": tensor.detach().cpu().contiguous()
-        for group, named in groups.items()
-        for name, tensor in named.items()
-    }
+    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     scalars = {
         "global_step": state.global_step,
         "optimizer_step": state.optimizer.updates,
         "loss_scale": asdict(state.loss_scale) if state.loss_scale else None,
     }
-    return serialise_tensors(tensors), scalars
+    return tensors, scalars
+
+
+def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
+    """The state as safetensors bytes and the JSON-able rest."""
+    tensors, scalars = flatten_state(state)
+    return serialise_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), scalars
 
 
 def weights_digest(trained: Tensors) -> str:

@@ -27,16 +27,6 @@ from engine.training.optimizers.lr_schedule import schedule_factor
 from engine.training.optimizers.optimizer import Optimizer
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """What a process tells the others along with a gradient, so that all of them act on it after the same step."""
-
-    signum: int = 0
-    """The signal that it was sent, or 0."""
-    save: bool = False
-    """The progress is to be saved."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
     """What a step needs of the task."""
@@ -82,11 +72,7 @@ class Trainer:
         self._ahead: Prepared | None = None
         self._loss_scale = LossScale() if options.scales_loss else None
         self._processes = processes or Processes()
-        self.notice: Callable[[], Notice] = Notice
-        """Called with each micro-batch; what comes of it is `noticed`."""
         self.step = step_range.start_step
-        self.noticed = Notice()
-        """What any process gave notice of during the last step: the same in all of them."""
 
     def state(self) -> TrainState:
         """Return everything that an exact continuation needs, after a whole number of steps."""
@@ -125,20 +111,18 @@ class Trainer:
         total: torch.Tensor | None = None
         num_micro_batches = len(examples) // self._step_range.batch_size * self._processes.world_size
         parameters = self._trainable.parameters
-        tails = torch.empty((_TAIL, num_micro_batches), device=next(iter(parameters.values())).device)
+        losses = torch.empty(num_micro_batches, device=next(iter(parameters.values())).device)
         with self._trainable.step() as trained:
             # Summed in the order of the micro-batches: the same bits whoever computed them.
             for k, row in enumerate(self._micro_batches(examples, coming, trained)):
-                own = row[:-_TAIL]
+                own = row[:-1]
                 total = own.clone() if total is None else total.add_(own)
-                tails[:, k] = row[-_TAIL:]
+                losses[k] = row[-1]
         assert total is not None, "a step has a micro-batch"
         total.div_(num_micro_batches * (self._loss_scale.scale if self._loss_scale else 1.0))
         gradients = _unflatten(total, list(parameters.values()))
         norm = clip(gradients, self._options.max_grad_norm)
-        losses, signums, saves = tails
-        mean_loss, grad_norm, signum, save = torch.stack([losses.mean(), norm, signums.max(), saves.max()]).tolist()
-        self.noticed = Notice(int(signum), bool(save))
+        mean_loss, grad_norm = torch.stack([losses.mean(), norm]).tolist()
         rates = self._rates()
         if self._is_update_wanted(mean_loss, grad_norm):
             self._optimizer.update(dict(zip(parameters, gradients, strict=True)), rates)
@@ -148,7 +132,7 @@ class Trainer:
     def _micro_batches(
         self, examples: Sequence[Example], coming: Sequence[Example], trained: Sequence[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
-        """For each micro-batch of the step, in order: all gradients in a row, then the loss and the notice; float32."""
+        """For each micro-batch of the step, in order: all gradients in a row, then the loss; float32."""
         size = self._step_range.batch_size
         # One at a time: a step may have more micro-batches than memory has room for.
         parts = (examples[start : start + size] for start in range(0, len(examples), size))
@@ -156,10 +140,7 @@ class Trainer:
             prepared = self._prepared(part)
             with self._trainable.micro_batch(prepared.address):
                 loss, own = self._gradients(self._batches.complete(prepared), trained)
-            notice = self.notice()
-            # Filled on the device: copying them there would wait for it.
-            tail = [loss.reshape(1), loss.new_full((1,), notice.signum), loss.new_full((1,), notice.save)]
-            yield from self._processes.gather(_row(own, tail))
+            yield from self._processes.gather(_row(own, loss))
             # A GPU is still at work on all that.
             self._ahead = self._batches.prepare(following) if following else None
 
@@ -211,19 +192,17 @@ class Trainer:
         return finite
 
 
-_TAIL: Final = 3
-"""Numbers behind the gradients: the loss, a signal, whether to save."""
 _MAX_RATE: Final = 1e30
 """Beyond it one update may leave float32."""
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
 
 
-def _row(gradients: Sequence[torch.Tensor], tail: Sequence[torch.Tensor]) -> torch.Tensor:
-    """All of them in a row, shape (n,), float32. The gradients are of one dtype."""
+def _row(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
+    """All of them in a row, the loss last, shape (n,), float32. The gradients are of one dtype."""
     flat = [gradient.reshape(-1) for gradient in gradients]
     if flat[0].dtype != torch.float32:
         flat = [torch.cat(flat).to(torch.float32)]  # once, not each by itself
-    return torch.cat([*flat, *tail])
+    return torch.cat([*flat, loss.reshape(1)])
 
 
 def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:

@@ -48,7 +48,7 @@ class TokenCounter:
 
 
 def counter(folder: Path, file: SingleFile | None, chunks: int) -> TokenCounter | None:
-    """As `FamilySpec.token_counter`."""
+    """Return the counter of a folder's or a single file's tokenizer; None where it is not on disk."""
     if file is not None:  # a tokenizer that lies beside it is another model's
         return TokenCounter.of_single_file(file, chunks)
     own = folder / "tokenizer"

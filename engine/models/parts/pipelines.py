@@ -16,7 +16,7 @@ from engine.models.family import Drawing, Tensors
 def draw(
     pipeline: Any, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
 ) -> npt.NDArray[np.uint8]:
-    """As `Family.draw`, with a pipeline that consists of the family's parts."""
+    """Draw one image as `Family.draw` does, with a pipeline that consists of the family's parts."""
 
     def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         after_step()
@@ -38,7 +38,7 @@ def draw(
 
 
 def encoding_chunks(base: Any, encode: Callable[[str], Tensors], names: tuple[str, ...]) -> Any:
-    """Return a pipeline class that encodes its prompts with `encode`, as captions of several chunks are.
+    """Return a pipeline class that encodes its prompts with `encode`, the way captions of several chunks are encoded.
 
     Args:
         base: the pipeline's class in Diffusers.

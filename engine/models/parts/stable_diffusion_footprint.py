@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from engine.models.parts import clip_footprint, unet_footprint, vae_footprint
 from engine.models.spec import Configs, ImageEncoder, Workload
 
-_CLIP_LENGTH = 77
+_CLIP_LENGTH: Final = 77
 
 
 def footprint(
     config: Configs, workload: Workload, *, text_encoders: Sequence[str], has_float32_vae: bool
 ) -> ImageEncoder:
-    """As `FamilySpec.footprint`.
+    """Record a training step on the workload's tapes, as `FamilySpec.footprint` does.
 
     Args:
         config: the base model's.

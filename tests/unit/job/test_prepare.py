@@ -80,7 +80,7 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
         monkeypatch.setattr(f"engine.job.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
-        prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, report=print)
+        prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, say=print)
 
 
 @pytest.mark.parametrize("key", ["model.name", "dataset.name", "validation.dataset.name"])
@@ -106,7 +106,7 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
     place[last] = "my-imagse"
     settings = SimpleNamespace(checkpoint=None, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(TemporaryError) as caught:
-        prepare.prepare(settings, parse_task(json.dumps(task).encode(), source="t"), weights=False, report=print)
+        prepare.prepare(settings, parse_task(json.dumps(task).encode(), source="t"), weights=False, say=print)
     assert str(caught.value) == (
         f"there is no folder {tmp_path}/my-imagse (did you mean my-images?), and on the Hub: my-imagse: the Hub could "
         "not be reached in 4 attempts; try later"
@@ -148,7 +148,7 @@ class TestABranchThatMoves:
         task = parse_task(text().encode(), source="task")
         for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):
             with pytest.raises(ModelError):
-                prepare.prepare(settings, task, weights=False, report=print, before=before)
+                prepare.prepare(settings, task, weights=False, say=print, before=before)
         assert asked == [None, COMMIT, None]
 
     def test_it_is_recorded_in_the_output_folder(self, tmp_path):

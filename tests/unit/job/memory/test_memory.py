@@ -12,11 +12,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
+from engine.job.device_errors import memory_advice
 from engine.models import registry
 from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
-from engine.training.device import memory_advice
 from engine.training.methods.lora.targets import is_target
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
