@@ -103,7 +103,7 @@ STOPSIGNAL SIGTERM
 USER 10001:10001
 # It becomes the owner of /out, then starts tini, which passes signals on to all of the job's processes. Until Python can
 # handle them they are blocked: the kernel drops those that process 1 neither handles nor blocks.
-ENTRYPOINT ["env", "--block-signal=TERM,INT", "python", "-m", "engine.commands.container"]
+ENTRYPOINT ["env", "--block-signal=TERM,INT", "python", "/app/entrypoint.py", "container-start"]
 ARG BASE_IMAGE
 ARG BASE_DIGEST=
 ARG SOURCE=

@@ -126,7 +126,7 @@ def measure_base(bench: Bench, base: Path, every: int) -> Result:
 
 def train(task_file: Path, output: Path) -> tuple[Path, Result]:
     """Train the task as a chain through the normal entrypoint; the LoRA's folder and what was trained."""
-    command = [sys.executable, str(ROOT / "examples/chain.py"), "--task", str(task_file), "--output", str(output)]
+    command = [sys.executable, str(ROOT / "entrypoint.py"), "chain", "--task", str(task_file), "--output", str(output)]
     subprocess.run([*command, "--", "--device", "cpu", "--cache-dir", str(output / "cache")], check=True)
     results = [json.loads(path.read_text()) for path in sorted(output.glob("[0-9]*/result.json"))]
     facts: Result = {

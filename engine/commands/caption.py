@@ -1,7 +1,7 @@
-"""Write captions beside the images of a folder, by a BLIP model: `python -m engine.commands.caption FOLDER`.
+"""Write captions beside the images of a folder, by a BLIP model: `entrypoint.py caption FOLDER`.
 
-What is there stays: an image with a caption file of any kind is passed over, and no file is ever overwritten. So it can
-be stopped and started again, and captions can be corrected in between.
+An image with a caption file of any kind is passed over, and no file is ever overwritten: the program can be stopped and
+started again, and captions can be corrected in between.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from engine.commands.program import program
 from engine.core.console import Meter, say
-from engine.core.errors import DatasetError, JobError, ModelError, OutputError, TaskError, first_line
+from engine.core.errors import DatasetError, ModelError, OutputError, TaskError, first_line
 from engine.core.files.atomic_files import FILE_MODE
 from engine.core.messages import plural, shown
 from engine.data.dataset.captions.caption_files import without_caption
@@ -22,7 +23,8 @@ from engine.data.dataset.folder.hub_configurations import METADATA_NAMES
 from engine.data.dataset.folder.walking import walk
 from engine.data.dataset.images import Files, images_among
 from engine.data.dataset.reach import Reach
-from engine.data.media.transforms import UnreadableImage, decode
+from engine.data.media.geometry import UnreadableImage
+from engine.data.media.image import IMAGE, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,41 +37,40 @@ al. 2022 (arXiv:2205.14100)."""
 Captioner = Callable[["Image"], str]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Caption a folder; the exit code."""
+@program
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Caption a folder, and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m engine.commands.caption", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog="entrypoint.py caption",
+        description="Write captions beside the images of a folder, by a BLIP model.",
+        allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, help="images, at any depth; each gets a .txt beside it")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hub ID or a folder [%(default)s]")
-    parser.add_argument("--revision", default="main", help="of a model on the Hub [%(default)s]")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of a model on the Hub [%(default)s]")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="where the captioner runs [cuda where there is one]")
     parser.add_argument("--prompt", help="what every caption begins with, or what an instructed model is asked")
-    parser.add_argument("--max-tokens", type=int, default=50, help="of a caption [%(default)s]")
+    parser.add_argument("--max-tokens", type=int, default=50, help="maximum length of a caption [%(default)s]")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.max_tokens < 1:
-            raise TaskError(f"--max-tokens is {arguments.max_tokens}: expected at least 1")
-        missing = find_images(arguments.folder)
-        if not missing:
-            say("nothing to do: every image has a caption")
-            return 0
-        captioner = load(
-            arguments.model,
-            revision=arguments.revision,
-            device=arguments.device,
-            prompt=arguments.prompt,
-            max_tokens=arguments.max_tokens,
-        )
-        caption_all(arguments.folder, missing, captioner)
-    except JobError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.code
+    if arguments.max_tokens < 1:
+        raise TaskError(f"--max-tokens is {arguments.max_tokens}: expected at least 1")
+    missing = find_images(arguments.folder)
+    if not missing:
+        say("nothing to do: every image has a caption")
+        return 0
+    captioner = load(
+        arguments.model,
+        revision=arguments.revision,
+        device=arguments.device,
+        prompt=arguments.prompt,
+        max_tokens=arguments.max_tokens,
+    )
+    caption_all(arguments.folder, missing, captioner)
     return 0
 
 
 def find_images(folder: Path) -> list[str]:
-    """The images below `folder` that have no caption beside them, as sorted relative paths.
+    """Return the images below `folder` that have no caption beside them, as sorted relative paths.
 
     Raises:
         DatasetError: no folder, no images, or a metadata file, which would win over captions beside the images.
@@ -77,18 +78,18 @@ def find_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
     files = walk(folder).files
-    if not images_among(files):
+    if not images_among(files, IMAGE):
         raise DatasetError(f"{folder} holds no images")
     if metadata := [file for file in files if Path(file).name in METADATA_NAMES]:
         raise DatasetError(f"{shown(metadata[0])} has the captions of {folder}: text files would not be read")
-    return without_caption(folder, files)
+    return without_caption(folder, files, IMAGE)
 
 
 def load(name: str, *, revision: str, device: str | None, prompt: str | None, max_tokens: int) -> Captioner:
-    """A captioner, in float32, which for an image and a prompt always says the same.
+    """Load a captioner in float32. It decodes greedily: the same image and prompt give the same caption.
 
     Raises:
-        ModelError: not at hand, malformed, or no captioner.
+        ModelError: the model is not found, malformed, or not a captioner of `MODEL_TYPES`.
     """
     import torch
     from safetensors import SafetensorError
@@ -101,17 +102,15 @@ def load(name: str, *, revision: str, device: str | None, prompt: str | None, ma
     try:
         kind = AutoConfig.from_pretrained(name, revision=revision).model_type
         if kind not in MODEL_TYPES:
-            raise ModelError(
-                f"{name} is a {kind!r}, which is no captioner that is known here: {', '.join(MODEL_TYPES)}"
-            )
+            raise ModelError(f"{name} is a {kind!r}: expected a captioner, one of {', '.join(MODEL_TYPES)}")
         model = AutoModelForImageTextToText.from_pretrained(
             name, revision=revision, dtype=torch.float32, use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(name, revision=revision)
-    # What the libraries make of a model that is missing, gated, offline or damaged.
+    # What the libraries raise for a model that is missing, gated, offline or damaged.
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
-            f"the captioner {name!r} is not at hand ({first_line(error)}); download it once with a connection "
+            f"the captioner {name!r} cannot be loaded ({first_line(error)}); download it once with a connection "
             f"(hf download {name}), or name a folder or another model with --model"
         ) from error
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,7 +131,7 @@ def _decoded(processor: Any, tokens: Any) -> str:
 
 
 def caption_all(folder: Path, images: Sequence[str], captioner: Captioner) -> None:
-    """Write a caption beside each image; one that cannot be read is reported and passed over.
+    """Write a caption beside each image. An unreadable image is reported and skipped.
 
     Raises:
         OutputError: a caption cannot be written.
@@ -150,7 +149,7 @@ def caption_all(folder: Path, images: Sequence[str], captioner: Captioner) -> No
 
 
 def write_caption(image: Path, caption: str) -> bool:
-    """Write `image`'s caption beside it, unless there is one by now; whether it was written."""
+    """Write a caption beside `image` unless one exists by now. Return whether it was written."""
     try:
         # By one call on a new file: never over another's, never through a link.
         descriptor = os.open(image.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE)
@@ -161,7 +160,3 @@ def write_caption(image: Path, caption: str) -> bool:
     with os.fdopen(descriptor, "wb") as file:
         file.write(caption.encode() + b"\n")
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,28 +1,26 @@
-"""How alike two results are, made on different devices perhaps: `python -m engine.commands.compare A B`.
+"""Say how alike two results are, which may come from different devices: `entrypoint.py compare A B`.
 
 Prints how far apart the two LoRAs' effects on the weights are, and the validation images' perceptual hashes.
-Exit codes: 0 compared, 2 a flag, 5 a result that cannot be read.
+Exit codes: 0 compared, 2 a wrong flag, 5 a result that cannot be read, 70 a bug.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
 
-from engine.core.errors import CheckpointError, JobError
+from engine.commands.program import program
+from engine.core.errors import CheckpointError
 from engine.core.files import atomic_files
 from engine.core.messages import plural
-from engine.data.media import transforms
-from engine.results.outcome import describe, exit_code
+from engine.data.media import image
+from engine.data.media.geometry import UnreadableImage, geometry
 from engine.training.methods.lora.start_file import LORA_FILE
 
 Matrix = npt.NDArray[np.float64]
@@ -35,23 +33,19 @@ _HASH_BITS: Final = 64
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
-def main(argv: Sequence[str]) -> int:
+@program
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Compare two results, and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m engine.commands.compare", description="Say how alike two results are.", allow_abbrev=False
+        prog="entrypoint.py compare", description="Say how alike two results are.", allow_abbrev=False
     )
     parser.add_argument("results", type=Path, nargs=2, metavar="RESULT", help="an output folder, or its checkpoint/")
-    try:
-        lines = compare(*parser.parse_args(argv).results)
-    except JobError as error:
-        print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
-        return exit_code(error)
-    print("\n".join(lines))  # noqa: T201
+    print("\n".join(compare(*parser.parse_args(argv).results)))
     return 0
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """What there is to say about two results, in lines for a person.
+    """Describe how far apart two results are, in lines for a person.
 
     Raises:
         CheckpointError: one of them cannot be read.
@@ -73,11 +67,14 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def read_lora(folder: Path) -> dict[str, Factors]:
-    """A result's LoRA by module, the component in front included.
+    """Read a result's LoRA: float64 factors by module name, the component's name in front.
 
     Raises:
-        CheckpointError: there is none, or it is malformed.
+        CheckpointError: the file is missing or malformed.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse_tensors
+
     path = folder / LORA_FILE
     if not path.exists():
         path = folder / "checkpoint" / LORA_FILE
@@ -104,7 +101,7 @@ def _factors(path: Path, module: str, tensors: Mapping[str, npt.NDArray[Any]]) -
 
 
 def module_distances(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
-    """‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; one that only one of them adapts is 0 in the other.
+    """Return ‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; one that only one of them adapts counts as 0 in the other.
 
     Raises:
         CheckpointError: they are LoRAs of different models.
@@ -124,7 +121,7 @@ def module_distances(one: Mapping[str, Factors], other: Mapping[str, Factors]) -
 
 
 def module_norms(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
-    """The larger of ‖B₁·A₁‖ and ‖B₂·A₂‖ of each module."""
+    """Return the larger of ‖B₁·A₁‖ and ‖B₂·A₂‖ of each module."""
     return {
         module: max(norm(*pairs[module]) for pairs in (one, other) if module in pairs)
         for module in one.keys() | other.keys()
@@ -132,7 +129,7 @@ def module_norms(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> di
 
 
 def norm(down: Matrix, up: Matrix) -> float:
-    """‖B·A‖ (Frobenius), without forming B·A.
+    """Return ‖B·A‖ (Frobenius), without forming B·A.
 
     With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors change no norm. The shorter way through the
     Gram matrices BᵀB and AAᵀ would lose half of the digits where two LoRAs are nearly equal.
@@ -169,7 +166,7 @@ def _compare_images(one: Path, other: Path) -> list[str]:
 
 
 def hamming(one: bytes, other: bytes) -> int:
-    """How many of the 64 bits of two images' pHash differ (Zauner 2010; the library's, a DCT of 32 x 32 pixels).
+    """Return how many of the 64 bits of two images' pHash differ (Zauner 2010; ImageHash's: a DCT of 32 x 32 pixels).
 
     Raises:
         CheckpointError: one is not a readable image.
@@ -182,12 +179,12 @@ def hamming(one: bytes, other: bytes) -> int:
 
 
 def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
-    """The image's middle square, decoded within the job's own bounds."""
+    """Return the image's central square (height, width, 3), decoded within the job's own size limits."""
     try:
-        size = transforms.image_size(data)
-        view = transforms.geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
-        return transforms.render(data, view)
-    except transforms.UnreadableImage as error:
+        size = image.image_size(data)
+        view = geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
+        return image.render(data, view)
+    except UnreadableImage as error:
         raise CheckpointError(f"a validation image cannot be read: {error}") from None
 
 
@@ -199,7 +196,3 @@ def _read_or_refuse(path: Path, limit: int) -> bytes:
     if data is None:
         raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
     return data
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

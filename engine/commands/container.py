@@ -1,6 +1,6 @@
-"""What the image starts: choose the user, then run the job, or the command that is given.
+"""Start what a container of the image is to run: choose the user, then become the job, another program or a command.
 
-    python -m engine.commands.container [flags of entrypoint.py | command and its arguments]
+    entrypoint.py container-start [arguments of entrypoint.py | command and its arguments]
 
 Results belong to whoever owns the output folder, so the job runs as its owner, and never as root unless RUN_AS_ROOT=1
 asks for it. docs/container.md says who it is in each case, and why the image starts as `IMAGE_USER`, which first gets
@@ -20,13 +20,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from engine.commands.registry import CONTAINER_START, PROGRAMS
 from engine.core.errors import JobError, OutputError, TaskError
 from engine.core.process.environment import flag_variable
+from engine.core.process.startup import ENTRYPOINT
 from engine.core.process.termination import write_termination_message
 from engine.task.settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-ENTRYPOINT: Final = ROOT / "entrypoint.py"
 INIT: Final = ("tini", "-g", "--")
 """Process 1 of a container: signals reach the workers too (`-g`), and no zombie stays."""
 RISE: Final = Path("/usr/local/libexec/sd-lora-task-rise")
@@ -48,44 +48,40 @@ IMAGE_USER: Final = Owner(10001, 10001)
 """The image's own user (`USER` in the Dockerfile): not root, so that Kubernetes' `runAsNonRoot` accepts it."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Replace this process by the job. Return only with an exit code for what kept it from that.
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Become the user that the job runs as, and replace this process by the job. Return only on failure.
 
-    It is 127, a shell's, for a command that is not there, and a JobError's own where nobody fit to run it was found.
+    Returns:
+        127, as from a shell, for a command that does not exist; a JobError's code where no user fit to run the job was
+        found.
     """
-    if may_rise():
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.commands.container import start"
-        os.execv(RISE, [str(RISE), "-I", "-S", "-c", f"{code}; sys.exit(start(sys.argv[1:]))", *argv])
-    return start(argv)
-
-
-def start(argv: Sequence[str]) -> int:
-    """Become the user that the job runs as, and replace this process by it. Return as `main` does."""
+    if may_rise():  # in the process that this starts it is False
+        os.execv(RISE, [str(RISE), "-I", "-S", ENTRYPOINT, CONTAINER_START, *argv])
     _end_on_signals()
     try:
-        output = existing(output_dir(_flags(argv), os.environ))
-        choose_user(output, wants_root=flag_variable(os.environ, "RUN_AS_ROOT"))
+        output = existing(output_dir(_flags(argv), environment))
+        choose_user(output, wants_root=flag_variable(environment, "RUN_AS_ROOT"))
     except JobError as error:
         say(f"error: {error}")
         write_termination_message(str(error))
         return error.code
     # Nothing that the job starts can gain rights by a set-user-ID program, RISE included.
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    os.environ.update(writable_places(os.environ))
+    os.environ.update(writable_places(environment))
     command = command_line(argv)
     program = shutil.which(command[0])
     if program is not None:
         init = shutil.which(INIT[0]) if os.getpid() == 1 else None
         os.execv(init or program, [*(INIT if init else ()), program, *command[1:]])
-    say(f"{command[0]}: no such command in this image; a flag of the job starts with -")
+    say(f"{command[0]}: no such command in this image, and no program of the job (see --help)")
     return NOT_FOUND
 
 
 def command_line(argv: Sequence[str]) -> list[str]:
-    """Return the command: flags alone are the job's; anything else is a command of its own."""
-    if argv and not argv[0].startswith("-"):
+    """Return the command: flags and programs' names are entrypoint.py's; anything else is a command of its own."""
+    if argv and not argv[0].startswith("-") and argv[0] not in PROGRAMS:
         return list(argv)
-    return ["python", str(ENTRYPOINT), *argv]
+    return ["python", ENTRYPOINT, *argv]
 
 
 def may_rise() -> bool:
@@ -162,7 +158,7 @@ def _say_if_closed(output: Path) -> None:
 
 
 def _flags(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags that name the output folder; none where they are wrong, which the job itself will say."""
+    """Return the flag that names the output folder; None where it is wrong, which the job itself reports."""
     try:
         return salvage_output_dir(argv)
     except TaskError:
@@ -170,16 +166,16 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def existing(folder: Path) -> Path:
-    """Return `folder`, or the nearest one above it that is there and is reached through no link.
+    """Return `folder`, or the nearest folder above it that exists and whose path has no links.
 
-    Whoever owns the output folder could put a link to root's there, and have the job run as root.
+    With links, the owner of the output folder could make one to a folder of root's, and have the job run as root.
     """
     candidates = (folder.absolute(), *folder.absolute().parents)
     return next(path for path in candidates if _is_folder(path) and path.resolve() == path)
 
 
 def _is_folder(path: Path) -> bool:
-    """False also for one that may not be looked at, where `Path.is_dir` raises."""
+    """Return whether this is a folder; False also where it cannot be read, where `Path.is_dir` raises."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -221,7 +217,7 @@ def become(owner: Owner) -> None:
 
 
 def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return where libraries write beside the results, so that it can be written: also with a read-only root."""
+    """Return variables for writable scratch folders, none where HOME is writable: the root may be read-only."""
     home = environment.get("HOME", "/")
     if is_writable(home):
         return {}
@@ -229,19 +225,19 @@ def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_writable(folder: str) -> bool:
-    """Return whether files can be made in a folder; False for one that is not there, or read-only."""
+    """Return whether files can be made in a folder; False if it does not exist or is read-only."""
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
 def say(line: str) -> None:
     """Print a line for a person."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    print(line, file=sys.stderr, flush=True)
 
 
 def _end_on_signals() -> None:
-    """End on the signals that the kernel keeps from a process 1 that does not ask for them.
+    """End on SIGTERM and SIGINT, which the kernel does not deliver to a process 1 without handlers.
 
-    The image starts with them blocked, so that one that came while Python was starting is waiting here.
+    The image starts with them blocked, so that one that came while Python was starting is still pending here.
     """
     stops = (signal.SIGTERM, signal.SIGINT)
     for signum in stops:
@@ -259,17 +255,13 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _gives(folder: Path, owner: Owner) -> bool:
-    """Give an empty folder of root's to somebody else, if there is one and it may be done."""
+    """Give an empty folder of root's to another user. Return False if there is none or it is not permitted."""
     if owner.uid == 0 or not _is_folder(folder):
         return False
     try:
         if _owner(folder).uid != 0 or not _is_empty(folder):
             return False
         os.chown(folder, *owner, follow_symlinks=False)
-    except OSError:  # without the capability, read-only, or closed to root too: it stays as it is
+    except OSError:  # no capability, read-only, or closed to root too
         return False
     return True
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Compare where a result and its re-run were made: does a difference mean that one of the two is wrong?"""
+"""Compare the devices and library versions of a result and its re-run: do they explain a difference?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLACE: Final = ("device", "versions")
 
 
 def same_until(told: Sequence[StepReport], rerun: Sequence[StepReport], end: int) -> int:
-    """The last step before the first that differs; `end` where all are told the same."""
+    """Return the step before the first whose histories differ; `end` if none differs."""
     known = {row.step: row for row in told}
     return next((row.step - 1 for row in rerun if known.get(row.step) != row), end)
 
@@ -22,14 +22,14 @@ def same_until(told: Sequence[StepReport], rerun: Sequence[StepReport], end: int
 def describe(
     result: Checkpoint, rerun: Checkpoint, *, start: int, same_until: int | None = None, is_other: bool = False
 ) -> list[str]:
-    """Describe where both were made, and what follows from that.
+    """Describe the environments (device and library versions) of both, and what follows from them.
 
     Args:
         result: the result.
-        rerun: the re-run, made in one place.
+        rerun: the re-run, made in one environment.
         start: the step that the task began at.
-        same_until: the step up to which both tell the same; None where they are identical.
-        is_other: the result says that it is of another task.
+        same_until: the step up to which the histories agree; None where result and re-run are identical.
+        is_other: the result's own files say that it is of another task.
     """
     here = {key: rerun.manifest.get(key) for key in _PLACE}
     found, as_here = [], start
@@ -38,17 +38,19 @@ def describe(
         lines = list(result_diff.differing_keys({key: place.get(key) for key in _PLACE}, here))
         is_here = is_here and not lines
         as_here = end if is_here else as_here
-        found += [f"another world: {_extent(begin, end, start, result)}{line}" for line in lines]
+        found += [f"another environment: {_extent(begin, end, start, result)}{line}" for line in lines]
     if not found:
         device = json.dumps(here["device"], sort_keys=True)
-        return [f"the same world by both manifests: {device}" + ("" if same_until is None else _accusation(is_other))]
+        return [
+            f"the same environment by both manifests: {device}" + ("" if same_until is None else _accusation(is_other))
+        ]
     if same_until is None:
         return found
     if same_until < as_here:
-        return [*found, f"steps {start + 1} to {as_here} were made in the same world" + _accusation(is_other)]
-    advice = "bits may differ between worlds, and engine.commands.compare says how far apart they are"
+        return [*found, f"steps {start + 1} to {as_here} were made in the same environment" + _accusation(is_other)]
+    advice = "bits may differ between environments; entrypoint.py compare says how far apart they are"
     if as_here > start:
-        advice = f"up to step {as_here}, in the same world, both tell the same; after it {advice}"
+        advice = f"up to step {as_here}, in the same environment, both agree; after it {advice}"
     return [*found[:-1], f"{found[-1]}; {advice}"]
 
 
@@ -57,7 +59,10 @@ def _accusation(is_other: bool) -> str:
 
 
 def _ranges(result: Checkpoint, start: int) -> list[tuple[int, int, dict[str, Any]]]:
-    """The steps of its task that a result says were made in one place, a stranger's word: the step before, the last."""
+    """Return the ranges of steps that a result says were made in one environment: the step before, the last, and where.
+
+    The result may come from a stranger: what is malformed counts as absent.
+    """
     found = result.manifest.get("origins")
     if not isinstance(found, list) or len(found) < 2 or not all(map(_is_range, found)):
         return [(start, result.global_step, result.manifest)]
@@ -69,7 +74,7 @@ def _is_range(value: Any) -> bool:
 
 
 def _extent(begin: int, end: int, start: int, result: Checkpoint) -> str:
-    """The steps of a range, where a result has several."""
+    """Name the steps of a range, where a result has several."""
     if (begin, end) == (start, result.global_step):
         return ""
     return f"steps {begin + 1} to {end}: " if end > begin else "the images: "

@@ -1,11 +1,11 @@
 """Fill the cache with what a task needs, ahead of time, so that the job itself runs without a network.
 
-    python -m engine.commands.prefetch --task task.json [any flag of entrypoint.py]
+    entrypoint.py prefetch --task task.json [any flag of the training]
 
 Task and cache folders are found as the job finds them (`--task`, `TASK_JSON`, `TASK_FILE`, …), and all is checked as
 the job would check it. Afterwards the job runs with `HF_HUB_OFFLINE=1` and without a network. No torch.
 
-    MAX_CACHE_BYTES=… python -m engine.commands.prefetch --prune
+    MAX_CACHE_BYTES=… entrypoint.py prefetch --prune
 
 removes from the cache what was used least recently, and needs no task.
 """
@@ -13,60 +13,42 @@ removes from the cache what was used least recently, and needs no task.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.core.console import choose_format, say, say_error, say_traceback
-from engine.core.errors import Interrupted, JobError, OutputError, TaskError
+from engine.commands.program import program
+from engine.core.console import say
+from engine.core.errors import OutputError, TaskError
 from engine.core.files.retention import prune
 from engine.core.messages import plural
-from engine.core.process.signals import Stop
 from engine.core.redact import public
 from engine.job.job import Job
 from engine.job.prepare import prepare, read_task
-from engine.results.outcome import describe, exit_code, exit_kind
 from engine.task.settings import cache_dir, flag_parser, is_read_only, max_cache_bytes, read_settings
 
 DESCRIPTION = "Download a task's base model and dataset into the cache, check them, train nothing, exit."
 
 
+@program
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Fill the cache; 0, or the exit code that the job would end with."""
-    stop = Stop()
-    stop.install()
-    try:
-        choose_format(environment)
-        parser = flag_parser("python -m engine.commands.prefetch", DESCRIPTION)
-        parser.add_argument(
-            "--prune", action="store_true", help="keep the cache to MAX_CACHE_BYTES, and do nothing else"
-        )
-        flags = parser.parse_args(argv)
-        if flags.prune:
-            prune_cache(flags, environment)
-        else:
-            prefetch(flags, environment)
-    except (JobError, Interrupted) as error:
-        return _fail(error)
-    except Exception as error:
-        say_traceback()
-        return _fail(error)
+    """Fill the cache. Return 0, or the exit code that the job would end with."""
+    parser = flag_parser("entrypoint.py prefetch", DESCRIPTION)
+    parser.add_argument("--prune", action="store_true", help="keep the cache to MAX_CACHE_BYTES, and do nothing else")
+    flags = parser.parse_args(argv)
+    if flags.prune:
+        prune_cache(flags, environment)
+    else:
+        prefetch(flags, environment)
     return 0
 
 
-def _fail(error: BaseException) -> int:
-    say_error(describe(error), code=exit_code(error), kind=exit_kind(error))
-    return exit_code(error)
-
-
 def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
-    """Download whatever is missing of the task's base model, with its weights, and of its dataset.
+    """Download what is missing of the task's base model, with its weights, and of its dataset.
 
-    A chain's later tasks are pinned to the commits of the first one's checkpoint: so is this, when it is given one.
+    With a checkpoint to continue, both are pinned to the commits in its manifest, as in the job.
 
     Raises:
-        JobError: of the kind of whatever is missing or does not fit.
+        JobError: what the job would be refused for.
     """
     settings = read_settings(flags, environment)
     task = read_task(settings)
@@ -83,8 +65,8 @@ def prune_cache(flags: argparse.Namespace, environment: Mapping[str, str]) -> No
     """Remove from the cache what was used least recently, until it holds no more than MAX_CACHE_BYTES.
 
     Raises:
-        TaskError: the variable is not set, or no number.
-        OutputError: something that should go could not be removed.
+        TaskError: the variable is not set, or not a number.
+        OutputError: something could not be removed.
     """
     most, folder = max_cache_bytes(environment), cache_dir(flags, environment)
     if most is None:
@@ -97,7 +79,3 @@ def _prune(folder: Path, max_bytes: int) -> list[str]:
     pruned = prune(folder, max_bytes)
     say(pruned.describe(folder, max_bytes))
     return pruned.failures
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))

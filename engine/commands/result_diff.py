@@ -1,4 +1,4 @@
-"""Where two results part: the first step, then the first file and tensor. Pure functions of bytes."""
+"""Find where two results differ first: the step, then the file and the tensor. Pure functions of bytes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
 
 from engine.core.messages import plural, short
 from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, STATE_TENSORS, spelled
@@ -17,14 +15,14 @@ from engine.training.methods.registry import METHODS
 
 _WEIGHTS: Final = tuple(name for method in METHODS.values() for name in method.files)
 _ORDER: Final = (STATE_TENSORS, *_WEIGHTS, HISTORY, STATE_JSON)
-"""What is most telling comes first; then pictures by name, the manifest last."""
+"""Files in the order in which they are compared, the most informative first; then images by name, the manifest last."""
 ORIGIN: Final = ("device", "versions", "origins")
-"""Says where a result was made, which is no part of what was computed."""
+"""Keys that say where a result was made. They are not compared."""
 _ABSENT: Final = object()
 
 
 def first_step(result: Sequence[StepReport], rerun: Sequence[StepReport]) -> str | None:
-    """The first of the re-run's steps that the result tells otherwise, and how; None where it tells the same."""
+    """Describe the first of the re-run's steps that is missing or differs in the result; None if there is none."""
     told = {row.step: row for row in result}
     for row in rerun:
         other = told.get(row.step)
@@ -47,11 +45,11 @@ def _columns(result: StepReport, rerun: StepReport) -> str:
 
 
 def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -> str | None:
-    """The first of the re-run's files that is another in the result, and where in it; None where all are the same.
+    """Describe the first of the re-run's files that differs in the result, and where in it; None if all are equal.
 
     Args:
-        result: the result's files by the same names; None for one that is not there.
-        rerun: the files that it should have; `manifest.json` and `state.json` count without `ORIGIN`.
+        result: the result's files by the same names; None for a missing one.
+        rerun: the files that the result should have; `manifest.json` and `state.json` count without `ORIGIN`.
     """
     for name in sorted(rerun, key=lambda name: (_rank(name), name)):
         found, expected = result.get(name), rerun[name]
@@ -65,9 +63,9 @@ def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -
 
 
 def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
-    """The first of the result's file names that the re-run does not have: nobody made it again. None where all are."""
+    """Describe the first of the result's files that the re-run has not made; None if it has made all."""
     more = sorted(set(result) - set(rerun))
-    return f"{short(more[0])} is in the result alone" if more else None
+    return f"{short(more[0])} is only in the result" if more else None
 
 
 def _rank(name: str) -> int:
@@ -86,10 +84,13 @@ def _where(name: str, found: bytes, expected: bytes) -> str | None:
 
 
 def _tensor(found: bytes, expected: bytes) -> str:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse_tensors
+
     try:
         ours, theirs = parse_tensors(expected), parse_tensors(found)
     except (SafetensorError, KeyError, TypeError, ValueError):
-        return "it is not the tensors of such a file"
+        return "it is not a valid safetensors file"
     for name, tensor in sorted(ours.items()):
         other = theirs.get(name)
         if other is None:
@@ -104,25 +105,25 @@ def _tensor(found: bytes, expected: bytes) -> str:
             count = f"{differing.size} of {plural(tensor.size, 'value')}"
             return f"tensor {name} differs in {count}, first at {first}: {values}"
     more = sorted(theirs.keys() - ours.keys())
-    return f"tensor {more[0]!r} is in the result alone" if more else "the same tensors, written otherwise"
+    return f"tensor {more[0]!r} is only in the result" if more else "the same tensors, serialized differently"
 
 
 def _differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Indices of the values whose bits differ: NaN equals NaN, and 0 is not -0."""
+    """Return the flat indices of the values whose bits differ: NaN equals NaN, and 0 differs from -0."""
     size = one.dtype.itemsize
     bits = [np.frombuffer(array.tobytes(), np.uint8).reshape(-1, size) for array in (one, other)]
     return np.flatnonzero((bits[0] != bits[1]).any(axis=1))
 
 
 def _key(name: str, found: bytes, expected: bytes) -> str | None:
-    """The first key that differs, `ORIGIN` aside: at the top of a manifest, in the lineage of a state."""
+    """Describe the first key that differs, except `ORIGIN` (at the top of a manifest, in the lineage of a state)."""
     ours, theirs = json.loads(expected), json.loads(found)
     if spelled(name, theirs) != found:
-        return "the same values, written otherwise"
+        return "the same values, serialized differently"
     for value in (ours, theirs):
         if name == MANIFEST:
-            value.pop("digest")  # over the rest, as is checked when it is read
-            value["files"].pop(STATE_JSON)  # which says where it was made, too, and is compared itself
+            value.pop("digest")  # it is over the rest, and was checked on reading
+            value["files"].pop(STATE_JSON)  # it holds `ORIGIN` too, and is compared itself
         for part in (value,) if name == MANIFEST else value["lineage"][-1:]:
             for key in ORIGIN:
                 part.pop(key, None)
@@ -130,7 +131,7 @@ def _key(name: str, found: bytes, expected: bytes) -> str | None:
 
 
 def differing_keys(result: Any, rerun: Any, prefix: str = "") -> Iterator[str]:
-    """A line for each dotted key whose value differs, or that only one of them has."""
+    """Yield a line for each dotted key whose value differs, or that only one of the two has."""
     if isinstance(result, dict) and isinstance(rerun, dict):
         for key in sorted(result.keys() | rerun.keys()):
             pair = result.get(key, _ABSENT), rerun.get(key, _ABSENT)
@@ -143,4 +144,4 @@ def differing_keys(result: Any, rerun: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _said(value: Any) -> str:
-    return "not there" if value is _ABSENT else short(value)
+    return "absent" if value is _ABSENT else short(value)

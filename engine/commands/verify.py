@@ -1,8 +1,8 @@
-"""Check a result by doing its work again: `python -m engine.commands.verify RESULT --task task.json`.
+"""Check a result by training it again: `entrypoint.py verify RESULT --task task.json`.
 
-Prints `identical`, or the first step, file and tensor that differ, with what is known about the two worlds.
-Exit codes: 0 identical, 1 different, else the job's own: 2 task or flag, 5 unreadable result or checkpoint, or whatever
-ended the re-run.
+Prints `identical`, or the first step, file and tensor that differ, with what is known about where the two were made.
+Exit codes: 0 identical, 1 different, else the job's own: 2 task or flag, 5 unreadable result or checkpoint, 70 a bug,
+or whatever ended the re-run.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from engine.commands import origins, result_diff
-from engine.core.errors import Interrupted, JobError, TaskError
+from engine.commands.program import program
+from engine.core.errors import JobError, TaskError
 from engine.core.files import atomic_files
 from engine.core.messages import listing, plural
-from engine.core.process.signals import Stop
-from engine.data.media.transforms import IMAGE_SUFFIXES
+from engine.core.process.startup import ENTRYPOINT
+from engine.data.media.image import IMAGE
 from engine.job.prepare import parent_folder, read_task
 from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint
-from engine.results.outcome import describe, exit_code
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
 from engine.task.settings import Settings, read_flags, read_settings
 from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
 
-ENTRYPOINT: Final = Path(__file__).resolve().parents[2] / "entrypoint.py"
 DIFFERENT: Final = 1
-_TAKEN: Final = IMAGE_SUFFIXES | {".mp4", ".safetensors"}
+_TAKEN: Final = IMAGE.suffixes | {".mp4", ".safetensors"}
 _OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
-"""Left behind where somebody has looked at a folder; no loader reads them."""
+"""Files that file managers leave in folders; no loader reads them."""
 
 
 class RerunError(JobError):
-    """The re-run ended otherwise than well, for this reason."""
+    """The re-run failed, with this code and reason."""
 
     def __init__(self, code: int, kind: str, message: str) -> None:
         super().__init__(f"the re-run failed: {message}")
@@ -50,7 +49,7 @@ class RerunError(JobError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result as it lies on disk, its checkpoint believed as far as its own hashes go."""
+    """A result on disk. Its checkpoint agrees with its own hashes, which is all that is known about it."""
 
     checkpoint_folder: Path
     validation_folder: Path | None
@@ -61,7 +60,7 @@ class Result:
         """Read an output folder, or a `checkpoint/` alone.
 
         Raises:
-            CheckpointError: it holds no whole checkpoint.
+            CheckpointError: there is no complete checkpoint.
         """
         is_checkpoint = (folder / MANIFEST).is_file()
         own = folder if is_checkpoint else folder / "checkpoint"
@@ -69,7 +68,7 @@ class Result:
         return cls(own, None if is_checkpoint else folder / "validation", found)
 
     def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
-        """The files of these names (`checkpoint/…`, `validation/…`), None for each that is not a plain file here."""
+        """Read the files of these names (`checkpoint/…`, `validation/…`); None for each that is not a plain file."""
         folders = {"checkpoint": self.checkpoint_folder, "validation": self.validation_folder}
         found: dict[str, bytes | None] = {}
         for name, expected in names.items():
@@ -82,10 +81,10 @@ class Result:
         return found
 
     def names(self) -> tuple[set[str], set[str]]:
-        """What readers take for the result's, and the other files there, which nobody does.
+        """Return the names that readers take for part of the result, and the names of the other files there.
 
-        The former is all that a checkpoint lists or has: loaders take weights and configurations by whatever name they
-        find first, hidden ones too, and from folders in it. And what is a picture or weights, in `validation/`.
+        Part of the result is all that a checkpoint lists or has: loaders take weights and configurations by whatever
+        name they find first, hidden ones and those in subfolders too. In `validation/` it is pictures and weights.
         """
         taken = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
         found = {f"checkpoint/{name}" for name in _everything_below(self.checkpoint_folder)}
@@ -100,33 +99,31 @@ class Result:
 
 
 def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
-    """Relative paths of all that is there, links among them, wherever they lead; or all that is no folder."""
+    """Yield the relative paths of all files, links and, with `folders`, folders. Links are not followed."""
     for at, inner, files in os.walk(folder):
         names = inner if folders else [name for name in inner if Path(at, name).is_symlink()]
         yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *names))
 
 
+@program
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
-    Stop().install()
-    try:
-        flags = _parser().parse_args(argv)
-        # The re-run goes to a temporary folder: in the image that is no mount, and is not to be.
-        lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
-    except (JobError, Interrupted) as error:
-        print(f"error: {describe(error)}", file=sys.stderr)  # noqa: T201
-        return exit_code(error)
-    print("\n".join(lines))  # noqa: T201
+    flags = _parser().parse_args(argv)
+    # The re-run goes to a temporary folder: in the image that is no mount, and need not be one.
+    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
+    print("\n".join(lines))
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m engine.commands.verify", description="Check a result by re-running it.", allow_abbrev=False
+        prog="entrypoint.py verify", description="Check a result by re-running it.", allow_abbrev=False
     )
     parser.add_argument("result", type=Path, metavar="RESULT", help="an output folder, or its checkpoint/")
-    parser.add_argument("--task", type=Path, required=True, metavar="PATH", help="the task that it is said to be of")
-    parser.add_argument("--steps", type=int, metavar="K", help="re-run the first K steps alone")
+    parser.add_argument(
+        "--task", type=Path, required=True, metavar="PATH", help="the task that the result was made from"
+    )
+    parser.add_argument("--steps", type=int, metavar="K", help="re-run only the first K steps")
     parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint that the result continues")
     parser.add_argument("--cache-dir", metavar="DIR", help="as the job's")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="as the job's")
@@ -134,15 +131,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[list[str], int]:
-    """Re-run and compare.
+    """Re-run a task and compare the result.
 
     Returns:
-        What was found, in lines for a person, and the exit code.
+        Lines for a person, and the exit code: 0 or `DIFFERENT`.
 
     Raises:
         TaskError: the task is invalid, or the checkpoint is not the one that the result continues.
-        CheckpointError: the result is not whole.
-        RerunError: the re-run ended otherwise than well.
+        CheckpointError: the result is not complete.
+        RerunError: the re-run failed.
     """
     if flags.steps is not None and flags.steps < 1:
         raise TaskError(f"--steps is {flags.steps}: expected at least 1")
@@ -162,9 +159,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         file, others = (None, set[str]()) if steps else _first_file(result, expected)
     if step is None and file is None:
         extent = f"steps {start + 1} to {rerun[-1].step}" if len(rerun) > start else "no steps"
-        what = f"{extent}, history alone" if steps else f"{extent}, {plural(len(expected), 'file')}"
+        what = f"{extent}, only the history" if steps else f"{extent}, {plural(len(expected), 'file')}"
         unknown = listing(sorted(others - expected.keys()))
-        ignored = [f"not compared, nothing that a result has: {unknown}"] if unknown else []
+        ignored = [f"not compared, not part of a result: {unknown}"] if unknown else []
         return [f"identical: {what}", *ignored, *origins.describe(result.checkpoint, again.checkpoint, start=start)], 0
     lines = [f"different: {step or file}"]
     lines += [f"first file: {file}"] if step and file else []
@@ -180,9 +177,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
 
 
 def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | None, set[str]]:
-    """The first file that differs, or that the result alone has; and the names of those that are not compared."""
+    """Describe the first file that differs or that only the result has; and return the names of files not compared."""
     files, (taken, others) = result.files(expected), result.names()
-    listing_all = f"checkpoint/{MANIFEST}"  # so what differs differs in it, too: it comes last
+    listing_all = f"checkpoint/{MANIFEST}"  # it lists the others, so it differs whenever one does: it comes last
     told = {name: data for name, data in expected.items() if name != listing_all}
     file = result_diff.first_file(files, told) or result_diff.first_more(taken, expected)
     return file or result_diff.first_file(files, {listing_all: expected[listing_all]}), others
@@ -203,10 +200,10 @@ def _job_flags(flags: argparse.Namespace, out: Path) -> list[str]:
 
 
 def _start_step(settings: Settings, result: Result) -> int:
-    """The step that the result's task began at, after checking that the parent at hand is the result's.
+    """Check that the parent at hand is the one that the result continues, and return the step that its task began at.
 
     Raises:
-        TaskError: it is not.
+        TaskError: it is another one.
     """
     task = read_task(settings)
     folder = parent_folder(settings, task)
@@ -224,7 +221,7 @@ def _rerun(
 ) -> None:
     """Run the job, or its first steps, in a process of its own."""
     task = flags.task.absolute() if steps is None else _shortened(settings, steps, out.with_name("first-steps"))
-    command = [sys.executable, str(ENTRYPOINT), "--task", str(task), *_job_flags(flags, out)]
+    command = [sys.executable, ENTRYPOINT, "--task", str(task), *_job_flags(flags, out)]
     code = _run_quietly(command, out, environment=environment)
     if code == 0:
         return
@@ -237,7 +234,7 @@ def _rerun(
 
 
 def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str, str]) -> int:
-    """Run a job and pass on what it tells a person, but the lines that name files in `out`: it is gone at the end."""
+    """Run a job and pass its log on, except lines that name files in `out`, which is removed in the end."""
     with subprocess.Popen(
         command,
         env=dict(environment),
@@ -249,7 +246,7 @@ def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str,
         try:
             for line in job.stderr or ():
                 if str(out) not in line:
-                    print(line, end="", file=sys.stderr, flush=True)  # noqa: T201
+                    print(line, end="", file=sys.stderr, flush=True)
         except BaseException:
             job.kill()
             raise
@@ -263,7 +260,7 @@ def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
     """
     task, value = read_task(settings), json.loads(settings.task_bytes)
     value["train_args"]["num_train_steps"] = steps
-    value["validation"]["num_images"] = 1  # pictures are no part of a step
+    value["validation"]["num_images"] = 1  # images do not affect the steps
     value["validation"].pop("prompts", None)
     value["model"]["name"] = task.model.name
     if task.dataset.name is not None:
@@ -285,7 +282,7 @@ def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
 
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
-    """Where the result itself says that it is of another task."""
+    """Describe where the result's own files say that it is of another task."""
     found = list(result_diff.differing_keys(result.world, rerun.world))
     return found + [
         line
@@ -295,10 +292,6 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
 
 
 def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
-    """Where the result says that it ends elsewhere than its task."""
+    """Describe where the result says that it ends at another step than its task."""
     told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
     return list(result_diff.differing_keys(told, again))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))

@@ -31,6 +31,11 @@ class DatasetError(JobError):
     code = 3
     kind = "dataset"
 
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        """`key` is the task's key that is wrong, where it is one: the message goes on after it."""
+        super().__init__(message if key is None else f"{key} {message}")
+        self.key = key
+
 
 class ModelError(JobError):
     """The base model: not found, wrong kind, incomplete."""

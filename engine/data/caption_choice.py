@@ -1,4 +1,4 @@
-"""What a visit says about its image: one of its captions, with the task's trigger word, tag order and dropout."""
+"""The caption of a visit: one of the image's, with the task's trigger word, tag order and dropout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TagOrder = Callable[[int], Sequence[int]]
 
 
 def caption_of_visit(captions: Sequence[str], wanted: Dataset, visit: Visit, tag_order: TagOrder) -> str:
-    """One of an image's captions as this visit has it."""
+    """Return the caption of a visit, drawn from the image's own, with what `wanted` does to captions."""
     if visit.drop_caption:
         return ""  # what the model is given for "no prompt" in classifier-free guidance
     caption = captions[(visit.caption_word >> 32) * len(captions) >> 32]
@@ -23,7 +23,7 @@ def caption_of_visit(captions: Sequence[str], wanted: Dataset, visit: Visit, tag
 
 
 def with_trigger(caption: str, trigger_word: str | None) -> str:
-    """The trigger word, a comma, the caption; a caption that holds the word already, as a whole word, stays."""
+    """Return the caption behind the trigger word and a comma, unless it holds the word already, as a whole word."""
     if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", caption):
         return caption
     return f"{trigger_word}, {caption}" if caption else trigger_word

@@ -8,173 +8,243 @@ is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
-from engine.core import rng
 from engine.core.console import Meter, say
-from engine.job.context import RunContext
-from engine.job.start import Training
-from engine.models.family import PRECISIONS, Batch, Tensors, autocast
+from engine.data.caption_choice import with_trigger
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.geometry import UnreadableImage
+from engine.data.media.medium import Medium
+from engine.models.family import PRECISIONS, Batch, Family, Tensors
 from engine.models.objectives.objective import LossOptions
 from engine.results import held_out_rows
 from engine.results.held_out_rows import Row
-from engine.task.plan.steps import StepRange, validation_interval
-from engine.task.plan.visits import Visit, VisitStream
+from engine.results.outcome import Outcome
+from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
+from engine.task.plan.visits import Epochs
 from engine.task.task import Task
+from engine.training.distributed.group import Processes
+from engine.training.encoding.batches import copied, embed_captions, normal, stacked
 from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.visit_encoder import Example, VisitEncoder
+from engine.training.encoding.captions import CaptionEncoder
+from engine.training.encoding.encoder_placement import EncoderPlacement
+from engine.training.encoding.images import ImageEncoder, View
+from engine.training.encoding.unreadable import UnreadableImages
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One held-out image with what the encoders made of it, on the CPU."""
+
+    number: int
+    """Its place in the order of measuring, which addresses what is drawn for it."""
+    moments: Tensors
+    conditioning: Tensors
+    tokens: Tensors
 
 
 class HeldOutLoss:
-    """Measures the held-out loss of a training, where it is due; does nothing where the task holds nothing out."""
+    """Measures the loss of each held-out image by the weights as they are; encodes the images at the first time.
+
+    The images are shown whole in the middle and with their first caption, without what training does to see more of
+    them: no random crops, flips, dropout, shuffled tags or masks. They stay in memory.
+    """
 
     def __init__(
-        self, session: RunContext, training: Training, cache: EncodingCache, check_stop: Callable[[], None]
+        self,
+        task: Task,
+        dataset: ImageDataset,
+        medium: Medium,
+        *,
+        timesteps: Timesteps,
+        family: Family,
+        cache: EncodingCache,
+        device: torch.device,
+        processes: Processes,
+        check_stop: Callable[[], None],
     ) -> None:
         """
         Args:
-            cache: of encodings.
+            task: whose resolution, captions, precision and seed are measured with.
+            dataset: the held-out images.
+            medium: of the images.
+            timesteps: those that are trained.
+            processes: that share the images out.
             check_stop: called between images; raises when the job is to stop.
         """
-        self._session = session
-        self._training = training
+        self._dataset = dataset
+        self._timesteps = timesteps
+        self._family = family
         self._cache = cache
+        self._device = device
+        self._processes = processes
         self._check_stop = check_stop
-        self._encoder: VisitEncoder | None = None
-        self._examples: list[Example] = []
-        job = session.job
-        self._curve = job.curve
-        self._timesteps = job.timesteps
-        self._interval = validation_interval(job.task.validation, job.step_range)
+        self._seed = task.seed
+        self._resolution = task.train_args.resolution
+        self._trigger_word = task.dataset.trigger_word
+        self._dtype = PRECISIONS[task.mixed_precision]
+        self._placement = EncoderPlacement(family, device)
+        self._images = ImageEncoder(
+            dataset,
+            medium,
+            family,
+            cache,
+            self._placement,
+            check_stop=check_stop,
+            num_workers=task.dataloader_num_workers,
+        )
+        self._captions = CaptionEncoder(
+            family,
+            cache,
+            self._placement,
+            check_stop=check_stop,
+            num_chunks=task.dataset.caption_chunks,
+            is_trained=task.train_args.train_text_encoder,
+        )
+        self._unreadable = UnreadableImages(
+            dataset, processes, lambda line: say(f"held out: {line}"), what="validation.dataset"
+        )
+        self._own: list[_Measured] | None = None
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """Name and reason of each image that cannot be read."""
+        return self._unreadable.skipped
+
+    def measure(self) -> list[list[float]]:
+        """Return each readable image's losses at its timesteps, in the order of the images. A collective call.
+
+        Raises:
+            DatasetError: none of the images is readable.
+        """
+        if self._own is None:
+            self._own = self._encode()
+        meter = Meter("held-out loss", "images", len(self._own))
+        own: list[tuple[int, list[float]]] = []
+        try:
+            for one in self._own:
+                self._check_stop()
+                own.append((one.number, list(self._losses_of(one))))
+                meter.update(len(own))
+        finally:
+            meter.close()
+        found = sorted(pair for pairs in self._processes.exchange(own) for pair in pairs)
+        return [losses for _, losses in found]
+
+    @torch.no_grad()
+    def _losses_of(self, one: _Measured) -> Iterator[float]:
+        """The mean squared error at each of the image's timesteps, each in a batch of its own: the loss must not depend
+        on what else is measured."""
+        shape = self._family.latent_shape(self._resolution, self._resolution)
+        conditioning = stacked([one.conditioning], self._device)
+        if one.tokens:
+            tokens = stacked([one.tokens], self._device)
+            conditioning |= embed_captions(self._family, tokens, self._dtype, self._device)
+        for k, timestep in enumerate(held_out_rows.timesteps_of(one.number, self._timesteps, self._seed)):
+            address = one.number * held_out_rows.STRATA + k
+            posterior = normal(self._seed, "held-out posterior", address, shape)
+            noise = normal(self._seed, "held-out noise", address, shape)
+            batch = Batch(
+                latents=copied(self._family.sample_latents(one.moments, posterior).unsqueeze(0), self._device),
+                noise=copied(noise.unsqueeze(0), self._device),
+                timesteps=torch.tensor([timestep], device=self._device),
+                conditioning=conditioning,
+            )
+            yield self._family.loss(batch, LossOptions()).item()
+
+    def _encode(self) -> list[_Measured]:
+        """Encode this process's share of the images."""
+        order = Epochs(self._seed, len(self._dataset)).permutation(0)
+        rank = self._processes.rank
+        own = {number: sample for number, sample in enumerate(order) if self._processes.owner(number) == rank}
+        views = {number: view for number, sample in own.items() if (view := self._view(sample)) is not None}
+        moments: dict[str, Tensors] = {}
+        while missing := {one.key: one for one in views.values() if self._is_missing(one, moments)}:
+            moments |= self._images.encode(list(missing.values()), self._unreadable.add)
+        self._unreadable.exchange()
+        if len(self._unreadable) == len(self._dataset):
+            raise self._unreadable.none_readable()
+        readable = {number: view for number, view in views.items() if view.sample not in self._unreadable}
+        captions = self._captions.encode([self._caption(view.sample) for view in readable.values()])
+        self._placement.release()
+        self._cache.trim()
+        return [
+            _Measured(number, moments[view.key], conditioning | self._family.place(view.geometry), tokens)
+            for (number, view), (conditioning, tokens) in zip(readable.items(), captions, strict=True)
+        ]
+
+    def _view(self, sample: int) -> View | None:
+        square = (self._resolution, self._resolution)
+        try:
+            return self._images.view(sample, target=square, center_crop=True)
+        except UnreadableImage as error:
+            self._unreadable.add(sample, error)
+            return None
+
+    def _is_missing(self, view: View, moments: dict[str, Tensors]) -> bool:
+        return view.key not in moments and view.sample not in self._unreadable
+
+    def _caption(self, sample: int) -> str:
+        return with_trigger(self._dataset.captions(sample)[0], self._trigger_word)
+
+
+class HeldOutCurve:
+    """Measures the held-out loss of a training after the steps where it is due, and keeps its rows."""
+
+    def __init__(
+        self,
+        loss: HeldOutLoss | None,
+        rows: list[Row],
+        *,
+        curve: str | None,
+        step_range: StepRange,
+        interval: int | None,
+        outcome: Outcome,
+    ) -> None:
+        """
+        Args:
+            loss: what to measure; None where the task holds nothing out.
+            rows: the chain's so far, to which this adds.
+            curve: what the rows that can be compared have in common.
+            interval: of steps; None measures at the ends of the task's steps alone.
+            outcome: is told the latest loss and the best step.
+        """
+        self._loss = loss
+        self._rows = rows
+        self._curve = curve
+        self._step_range = step_range
+        self._interval = interval
+        self._outcome = outcome
         self._tell()
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """Name and reason of each held-out image that cannot be read."""
-        return self._encoder.skipped if self._encoder else []
+        return self._loss.skipped if self._loss else []
 
-    def measure_if_due(self) -> Row | None:
-        """Measure after the step that the training has reached, and add the row; None where nothing is due.
+    def measure_if_due(self, step: int) -> Row | None:
+        """Measure after this step, and add the row; None where nothing is due.
 
         All of a job's processes come here after the same steps; each measures its share.
 
         Raises:
             DatasetError: none of the images is readable.
         """
-        job, rows, step = self._session.job, self._training.held_out_losses, self._training.trainer.step
-        if self._curve is None:
+        if self._loss is None or self._curve is None:
             return None
-        if not held_out_rows.is_due(step, rows, curve=self._curve, step_range=job.step_range, interval=self._interval):
+        if not held_out_rows.is_due(
+            step, self._rows, curve=self._curve, step_range=self._step_range, interval=self._interval
+        ):
             return None
-        with self._session.outcome.clock.phase("evaluate"):
-            row = held_out_rows.row_of(step, self._losses(), self._curve)
-        rows.append(row)
+        with self._outcome.clock.phase("evaluate"):
+            row = held_out_rows.row_of(step, self._loss.measure(), self._curve)
+        self._rows.append(row)
         self._tell()
         say(f"held-out loss after step {step}: {'not finite' if row.loss is None else format(row.loss, '.5f')}")
         return row
 
     def _tell(self) -> None:
-        outcome = self._session.outcome
-        outcome.held_out_loss, outcome.best_step = held_out_rows.summary(self._training.held_out_losses, self._curve)
-
-    def _losses(self) -> list[list[float]]:
-        """Each readable image's losses at its timesteps, in the order of the images."""
-        if self._encoder is None:
-            self._encode()
-        meter = Meter("held-out loss", "images", len(self._examples))
-        own: list[tuple[int, list[float]]] = []
-        try:
-            for example in self._examples:
-                self._check_stop()
-                own.append((example.visit.number, list(self._losses_of(example))))
-                meter.update(len(own))
-        finally:
-            meter.close()
-        found = sorted(pair for pairs in self._session.processes.exchange(own) for pair in pairs)
-        return [losses for _, losses in found]
-
-    @torch.no_grad()
-    def _losses_of(self, example: Example) -> Iterator[float]:
-        """The mean squared error at each of the image's timesteps: one at a time, so that it is nobody else's too."""
-        job, family, device = self._session.job, self._training.family, self._session.device
-        number, seed = example.visit.number, job.task.seed
-        resolution = job.task.train_args.resolution
-        shape = family.latent_shape(resolution, resolution)
-        conditioning = self._conditioning(example)
-        for k, timestep in enumerate(held_out_rows.timesteps_of(number, self._timesteps, seed)):
-            address = number * held_out_rows.STRATA + k
-            posterior = torch.from_numpy(rng.normal(seed, "held-out posterior", address, shape))
-            noise = torch.from_numpy(rng.normal(seed, "held-out noise", address, shape))
-            batch = Batch(
-                latents=family.sample_latents(example.moments, posterior).unsqueeze(0).to(device),
-                noise=noise.unsqueeze(0).to(device),
-                timesteps=torch.tensor([timestep], device=device),
-                conditioning=conditioning,
-            )
-            yield family.loss(batch, LossOptions()).item()
-
-    def _conditioning(self, example: Example) -> Tensors:
-        """What was encoded ahead, and what trained text encoders make of the caption now; a batch of one."""
-        device, dtype = self._session.device, PRECISIONS[self._session.job.task.mixed_precision]
-        known = _batch_of_one(example.conditioning, device)
-        if not example.tokens:
-            return known
-        # A context of its own: autocast's cache must not outlive a step.
-        with autocast(device, dtype):
-            return known | self._training.family.embed(_batch_of_one(example.tokens, device))
-
-    def _encode(self) -> None:
-        """Encode this process's share of the images; they stay in memory."""
-        job = self._session.job
-        assert job.held_out is not None
-        images = job.held_out.images
-        self._encoder = VisitEncoder(
-            task=_as_they_are(job.task),
-            dataset=images,
-            stream=_EachOnce(
-                seed=job.task.seed,
-                num_rows=len(images),
-                random_flip=False,
-                num_train_timesteps=job.base.num_train_timesteps,
-            ),
-            # One step of as many micro-batches as there are images, which are shared out as those of a training are.
-            step_range=StepRange(
-                num_rows=len(images),
-                batch_size=1,
-                micro_batches=len(images),
-                start_step=0,
-                stop_step=1,
-                max_steps=1,
-            ),
-            family=self._training.family,
-            cache=self._cache,
-            device=self._session.device,
-            check_stop=self._check_stop,
-            report=lambda line: say(f"held out: {line}"),
-            processes=self._session.processes,
-            what="validation.dataset",
-        )
-        shown = self._encoder.examples(0)
-        # What is shown in an unreadable image's place is measured in its own.
-        self._examples = [example for example in shown if self._encoder.is_readable(example.visit.sample)]
-
-
-class _EachOnce(VisitStream):
-    """Each image once, with its first caption."""
-
-    def visits(self, start: int, count: int) -> Iterator[Visit]:
-        for visit in super().visits(start, count):
-            yield replace(visit, caption_word=0)
-
-
-def _as_they_are(task: Task) -> Task:
-    """The task without what training does to images and captions to see more of them, and without masks."""
-    return replace(
-        task, dataset=task.dataset.as_measured, transforms=replace(task.transforms, center_crop=True, random_flip=False)
-    )
-
-
-def _batch_of_one(sample: Tensors, device: torch.device) -> Tensors:
-    return {name: tensor.unsqueeze(0).to(device) for name, tensor in sample.items()}
+        self._outcome.held_out_loss, self._outcome.best_step = held_out_rows.summary(self._rows, self._curve)

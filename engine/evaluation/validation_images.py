@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from engine.core import rng
 from engine.core.console import Meter
 from engine.data import caption_choice
-from engine.data.dataset import ImageDataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.evaluation import sampling
 from engine.models.family import Family
 from engine.results.checkpoint import Checkpoint

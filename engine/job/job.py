@@ -10,8 +10,10 @@ from typing import Any
 
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
-from engine.data.dataset import ImageDataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
+from engine.data.media.medium import Medium
+from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
@@ -48,6 +50,11 @@ class Job:
     def method(self) -> MethodSpec:
         """How the base model is trained."""
         return METHODS[self.task.training_type]
+
+    @property
+    def medium(self) -> Medium:
+        """What the dataset's samples are."""
+        return medium_of(self.base)
 
     @property
     def timesteps(self) -> Timesteps:
@@ -162,6 +169,11 @@ def request_digest(task: Task, parent: Path | None) -> str:
     """Return a digest of a task and the folder of the checkpoint that it continues, known before anything is read."""
     value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def medium_of(base: BaseModel) -> Medium:
+    """Return the medium that the base model's family is trained on."""
+    return MEDIA[base.family.medium]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from engine.core.files.file_hashes import FileDigests
-from engine.data.dataset import ImageDataset, open_dataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut, hold_out
-from engine.job.job import Job, request_digest, require_same_invariants
+from engine.data.dataset.open import open_dataset
+from engine.data.dataset.sizes import read_sizes
+from engine.data.media.medium import Medium
+from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
 from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
@@ -22,7 +25,7 @@ from engine.task.paths import looking_up, resolve_paths
 from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
-from engine.training.buckets import bucket_sizes, buckets_of
+from engine.training.buckets import bucket_sizes, sort_into_buckets
 from engine.training.distributed.group import Processes
 from engine.training.methods.registry import METHODS, load_parent
 
@@ -88,13 +91,17 @@ def prepare(
             digests=digests,
         )
     with _permitted(DatasetError, "the dataset"):
-        dataset, held_out = _open_datasets(settings, task, [before, _resolved(chain)], say)
+        dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], say)
     step_range = StepRange.of(
         task.train_args,
         num_rows=len(dataset),
         processes=settings.place.multiplier,
         start_step=chain.global_step if chain else 0,
     )
+    buckets = None
+    if task.transforms.buckets:
+        sizes = read_sizes(dataset, medium_of(base), settings.cache_dir)
+        buckets = sort_into_buckets(dataset, sizes, task.train_args.resolution)
     job = Job(
         task=task,
         base=base,
@@ -104,7 +111,7 @@ def prepare(
         in_place=is_in_place(folder, settings.output_dir),
         step_range=step_range,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
-        buckets=buckets_of(task, dataset, settings.cache_dir),
+        buckets=buckets,
         held_out=held_out,
     )
     _check_noise(job)
@@ -143,16 +150,19 @@ def require_same_job(job: Job, device: torch.device, processes: Processes) -> No
 
 
 def _open_datasets(
-    settings: Settings, task: Task, before: Sequence[Mapping[str, Any] | None], say: Say
+    settings: Settings, task: Task, medium: Medium, before: Sequence[Mapping[str, Any] | None], say: Say
 ) -> tuple[ImageDataset, HeldOut | None]:
     """Open the images that are trained on, and those of the held-out loss."""
     places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": say, "limits": settings.limits}
     with _looking_up(task.dataset.name, settings, "dataset.name"):
-        dataset = open_dataset(task, revision=_first(_pinned_dataset(one, task) for one in before), **places)
-    if task.validation.dataset is None:
+        revision = _first(_pinned_dataset(one, task) for one in before)
+        dataset = open_dataset(task.dataset, medium, revision=revision, **places)
+    wanted = task.validation.dataset
+    if wanted is None:
         return dataset, None
-    with _looking_up(task.validation.dataset.name, settings, "validation.dataset.name"):
-        return hold_out(task, dataset, revision=_first(_pinned_held_out(one, task) for one in before), **places)
+    with _looking_up(wanted.name, settings, "validation.dataset.name"):
+        revision = _first(_pinned_held_out(one, task) for one in before)
+        return hold_out(wanted, task.dataset, dataset, medium, seed=task.seed, revision=revision, **places)
 
 
 def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from engine.core import rng
 from engine.core.console import begin_log, say
 from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
 from engine.core.files.file_hashes import FileDigests
 from engine.core.files.retention import prune
 from engine.core.process.signals import Stop
-from engine.evaluation.held_out_loss import HeldOutLoss
-from engine.job import memory
+from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
-from engine.job.device_errors import available_bytes, device_errors
 from engine.job.due_results import DueResults
+from engine.job.memory.device_errors import available_bytes, device_errors
 from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded, require_same_job
 from engine.job.progress_saver import ProgressSaver
 from engine.job.publish import draw_and_publish
 from engine.job.start import Training, load_family, start_training
-from engine.models.family import Family
 from engine.models.loading import require_finite_weights
 from engine.results import provenance
 from engine.results.history import StepReport
@@ -32,14 +28,10 @@ from engine.results.output.folder import OutputFolder
 from engine.results.trackers.jsonl import ProgressLog
 from engine.results.trackers.registry import tracked
 from engine.results.trackers.tracker import TrackedTraining
-from engine.task.plan.visits import VisitStream
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
-from engine.training.buckets import BucketOrder
 from engine.training.device import open_device
 from engine.training.distributed.group import Processes
-from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.visit_encoder import VisitEncoder
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.trainer import train
 
@@ -103,21 +95,31 @@ def run(
 def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
     """Train to the task's last step, with all that is due in between."""
     job, outcome, stop, trainer = context.job, context.outcome, context.stop, training.trainer
+    device, processes, family = context.device, context.processes, training.family
     saver = ProgressSaver(context, training)
-    cache = _encoding_cache(context)
+    cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
         stop.check(saver.save)
 
-    encoder = _visit_encoder(context, training.family, cache, check_stop)
-    held_out_loss = HeldOutLoss(context, training, cache, check_stop)
-    outcome.newly_skipped = lambda: encoder.skipped + held_out_loss.skipped
+    encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
+    held_out = encoding.held_out_curve(
+        job,
+        family,
+        cache,
+        device=device,
+        processes=processes,
+        check_stop=check_stop,
+        rows=training.held_out_losses,
+        outcome=outcome,
+    )
+    outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
-    with stop.deferred(), tracked(tracked_training, is_first=context.processes.is_first) as trackers:
+    with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
         due_results = DueResults(context, training, saver, trackers)
 
         def make_due_results() -> None:
-            row = held_out_loss.measure_if_due()
+            row = held_out.measure_if_due(trainer.step)
             if row is not None:
                 trackers.event("evaluation", heldout_loss=row.loss)
             due_results.make()
@@ -135,7 +137,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             saver.finish()
         except NonFiniteError:
             saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too
-            require_finite_weights(training.family)
+            require_finite_weights(family)
             raise
         except (PeerError, PeerInterrupted):
             saver.save()
@@ -149,45 +151,3 @@ def _prune_cache(settings: Settings, processes: Processes) -> None:
     pruned = prune(settings.cache_dir, settings.max_cache_bytes)
     if pruned.did_anything:
         say(pruned.describe(settings.cache_dir, settings.max_cache_bytes))
-
-
-def _encoding_cache(context: RunContext) -> EncodingCache:
-    job, settings = context.job, context.settings
-    namespace = {
-        "base_model": job.base.identity,
-        "variants": dict(job.base.variants),
-        "mixed_precision": job.task.mixed_precision,
-        **provenance.origin(context.device),
-    }
-    bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
-    return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))
-
-
-def _visit_encoder(
-    context: RunContext, family: Family, cache: EncodingCache, check_stop: Callable[[], None]
-) -> VisitEncoder:
-    job = context.job
-    order = None
-    if job.buckets:
-        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.step_range.batch_size)
-    stream = VisitStream(
-        seed=job.task.seed,
-        num_rows=len(job.dataset),
-        random_flip=job.task.transforms.random_flip,
-        num_train_timesteps=job.base.num_train_timesteps,
-        timesteps=job.timesteps,
-        caption_dropout=job.task.dataset.caption_dropout,
-        order=order,
-    )
-    return VisitEncoder(
-        task=job.task,
-        dataset=job.dataset,
-        stream=stream,
-        step_range=job.step_range,
-        family=family,
-        cache=cache,
-        device=context.device,
-        check_stop=check_stop,
-        report=say,
-        processes=context.processes,
-    )

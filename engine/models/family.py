@@ -17,7 +17,7 @@ from engine.models.spec import FamilySpec
 from engine.task.task import MixedPrecision, PredictionType
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 Tensors = dict[str, torch.Tensor]
 

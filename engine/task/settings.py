@@ -62,8 +62,8 @@ class _Parser(argparse.ArgumentParser):
 _DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit."
 
 
-def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser of the job's flags, which raises TaskError; other programs may add flags of their own."""
+def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) -> argparse.ArgumentParser:
+    """Return a parser of the job's flags, which raises TaskError. Other programs may add flags of their own."""
     parser = _Parser(
         prog=prog,
         description=description,
@@ -81,15 +81,13 @@ def flag_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def read_flags(
-    argv: Sequence[str], *, prog: str = "entrypoint.py", description: str = _DESCRIPTION
-) -> argparse.Namespace:
-    """Parse the command line of the job, or of another program with the same flags.
+def read_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line of the job.
 
     Raises:
         TaskError: an unknown flag or an invalid value.
     """
-    return flag_parser(prog, description).parse_args(argv)
+    return flag_parser().parse_args(argv)
 
 
 def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:

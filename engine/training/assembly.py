@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.models.family import Batch, Family
+from engine.models.family import PRECISIONS, Batch, Family
 from engine.models.objectives.objective import LossOptions
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import StepRange
@@ -51,7 +51,14 @@ def assemble(
     return Trainer(
         trainable,
         optimizers.make(groups, args),
-        BatchMaker(task, family, device),
+        BatchMaker(
+            family,
+            device,
+            dtype=PRECISIONS[task.mixed_precision],
+            seed=task.seed,
+            resolution=args.resolution,
+            noise_offset=args.noise_offset,
+        ),
         loss,
         options=options,
         step_range=step_range,

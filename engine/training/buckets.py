@@ -11,7 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,16 +19,14 @@ import numpy.typing as npt
 from engine.core import rng
 from engine.core.errors import TaskError
 from engine.core.messages import plural
-from engine.data.dataset import ImageDataset
-from engine.data.dataset.sizes import Size, read_sizes
-from engine.data.media import transforms
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
 from engine.task.plan.visits import Epochs, Slot, Visit
-from engine.task.task import Task
 
 STEP: Final = 64
 """What sides are multiples of: a VAE halves images three times, and a denoiser the latents up to three times more."""
 _MAX_RATIO: Final = 4
-"""Of a bucket's longer side to its shorter one, as in the paper's appendix I."""
+"""The largest ratio of a bucket's longer side to its shorter one, as in the paper's appendix I."""
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
@@ -41,10 +38,10 @@ def bucket_sizes(resolution: int) -> tuple[Size, ...]:
     Raises:
         TaskError: the resolution is no multiple of 64, leaves no choice, or is more than images are resized to.
     """
-    if resolution**2 > transforms.MAX_RESIZED_PIXELS:
+    if resolution**2 > MAX_RESIZED_PIXELS:
         raise TaskError(
             f"train_args.resolution is {resolution}: images are resized to at most "
-            f"{transforms.MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
+            f"{MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
         )
     if resolution % STEP or resolution < 2 * STEP:
         below = max(2 * STEP, resolution // STEP * STEP)
@@ -84,7 +81,7 @@ class Bucket:
 
     size: Size
     rows: npt.NDArray[np.int64]
-    """Of the dataset, in its order, repeats included."""
+    """The dataset's rows in it, in order, repeats included: int64."""
     num_images: int
 
 
@@ -93,7 +90,7 @@ class Buckets:
     """Where each row of a dataset belongs; buckets without an image are left out."""
 
     sizes: tuple[Size, ...]
-    """All that there could be."""
+    """All possible sizes, also those without an image."""
     members: tuple[Bucket, ...]
     kept: float
     """The share of an image that is shown, 0 to 1, on average."""
@@ -105,7 +102,7 @@ class Buckets:
         return self.sizes[nearest(size, self.sizes)]
 
     def lines(self) -> list[str]:
-        """What they are, for a person."""
+        """Return lines for a person: the number of images of each bucket, and what is cropped."""
         counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
         return [
             f"buckets        {counts} images",
@@ -113,7 +110,7 @@ class Buckets:
         ]
 
     def warnings(self, batch_size: int) -> list[str]:
-        """What is allowed but likely a mistake."""
+        """Return notes on what is allowed but likely a mistake."""
         small = sum(len(one.rows) < batch_size for one in self.members)
         if not small:
             return []
@@ -122,13 +119,6 @@ class Buckets:
             f"batch_size {batch_size}: such a micro-batch shows an image more than once, and comes around less than "
             "once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
-
-
-def buckets_of(task: Task, dataset: ImageDataset, cache_dir: Path) -> Buckets | None:
-    """The buckets of a task's dataset; None where the task wants squares. Reads the images' headers at first."""
-    if not task.transforms.buckets:
-        return None
-    return sort_into_buckets(dataset, read_sizes(dataset, cache_dir), task.train_args.resolution)
 
 
 def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
@@ -172,8 +162,8 @@ def _place(size: Size, sizes: Sequence[Size]) -> int | None:
     """The bucket of an image; None where it cannot be shown at all."""
     place = nearest(size, sizes)
     try:
-        transforms.covering(size, sizes[place])
-    except transforms.UnreadableImage:
+        covering(size, sizes[place])
+    except UnreadableImage:
         return None
     return place
 
@@ -267,6 +257,6 @@ class _Epoch:
     before: list[int]
     """How many each bucket has had before."""
     ends: list[int]
-    """Of each bucket's share, in a row."""
+    """The places where each bucket's share ends, when the shares are in a row."""
     order: npt.NDArray[np.int64]
-    """In which they come: places in that row."""
+    """The micro-batches in the order in which they come, as places in that row."""

@@ -66,7 +66,7 @@ def test_a_chain_that_is_stopped_and_goes_on(compose, tmp_path, made_by_docker):
     out = tmp_path / "out"
     out.mkdir()
     give(out, CALLER)
-    command = ["python", "/app/examples/chain.py", "--task", "/task/task.json", "--output", "/out"]
+    command = ["chain", "--task", "/task/task.json", "--output", "/out"]
     with running(out, *command, task=task, options=["-e", "SAVE_SECONDS=0"]) as (name, process):
         wait_for_step(out / "000", 3, process)
         docker("stop", "-t", "120", name)

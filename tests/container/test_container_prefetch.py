@@ -34,7 +34,7 @@ def test_a_job_without_a_network(tmp_path, out, made_by_docker):
         (folder / "task.json").write_text(json.dumps(task))
         give(folder, CALLER)
         online = ["-e", "ALLOW_PRIVATE_URLS=1", "-e", f"HF_ENDPOINT={hub}", "-v", f"{cache}:/cache"]
-        prefetch = ("python", "-m", "engine.commands.prefetch", "--task", "/task/task.json")
+        prefetch = ("prefetch", "--task", "/task/task.json")
         filled = succeed(out, *prefetch, task=folder, options=online, network="host")
     count = len(list((ROOT / "assets/datasets/emoji-high-contrast").glob("*.png")))
     assert f" {count} images" in filled.stderr and f"{MODEL}@{COMMIT}" in filled.stderr

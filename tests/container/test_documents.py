@@ -28,7 +28,7 @@ VENV_PYTHON = ".venv/bin/python"
 NOT_RUN = {
     "make demo": "CI's own step",
     "make test": "CI's own step",
-    ".venv/bin/python -m engine.commands.caption": "needs a captioner from the Hub",
+    ".venv/bin/python entrypoint.py caption": "needs a captioner from the Hub",
     "docker buildx build": "the base image is on a registry, and it takes minutes: tried by hand",
     "docker buildx imagetools": "the image would have to be on a registry",
     "cosign": "the image would have to be on a registry",
@@ -173,10 +173,10 @@ def test_every_fence_is_known():
         fence("--task - < task/task.json"),
         fence("entrypoint.py --task task/task.json --output-dir out\n", "make demo"),
         fence("until [ -e out/checkpoint/FINISH ]"),
-        fence("examples/chain.py --task examples/demo/task.json"),
-        fence("engine.commands.verify out", "engine.commands.compare"),
-        fence("engine.commands.prefetch", "--network=none"),
-        fence("engine.commands.prefetch", "--prune"),
+        fence("entrypoint.py chain --task examples/demo/task.json"),
+        fence("entrypoint.py verify out", "entrypoint.py compare"),
+        fence("sd-lora-task prefetch", "--network=none"),
+        fence("sd-lora-task prefetch", "--prune"),
     ]
     left = [text for name in DOCUMENTS for text in fences(name) if text not in tried]
     lines = [line for text in left for line in text.splitlines() if not line.startswith("export ")]
@@ -211,13 +211,12 @@ def test_a_task_of_ones_own(shell):
 
 def test_ahead_of_time(shell):
     prepared(shell)
-    fill, train = fence("engine.commands.prefetch", "--network=none").splitlines()
+    fill, train = fence("sd-lora-task prefetch", "--network=none").splitlines()
     assert "5 images" in shell(fill)
     shell(train)
     assert is_done(shell.folder / "out")
-    prune = f"id() {{ echo {CALLER[0]}; }}\n" + fence(
-        "engine.commands.prefetch", "--prune"
-    )  # the folders are that person's
+    # The folders belong to that person.
+    prune = f"id() {{ echo {CALLER[0]}; }}\n" + fence("sd-lora-task prefetch", "--prune")
     assert "removed nothing" in shell(prune)
     assert "1 Hub model" in shell(prune.replace("200000000000", "0"))
 
@@ -227,7 +226,7 @@ def test_without_docker(shell):
     shell(runnable(fence("make demo", "entrypoint.py")))
     assert is_done(shell.folder / "out")
     shell("cp -r out out-of-one-gpu && cp -r out out-of-another")
-    said = shell(fence("engine.commands.verify out", "engine.commands.compare").replace("--steps 20", "--steps 1"))
+    said = shell(fence("entrypoint.py verify out", "entrypoint.py compare").replace("--steps 20", "--steps 1"))
     assert said.count("identical") >= 2
     shell(fence("until [ -e out/checkpoint/FINISH ]"))
     assert (shell.folder / "out/checkpoint/FINISH").exists()
@@ -239,7 +238,7 @@ def test_the_chain_of_the_example(shell):
     task["train_args"].pop("lr_scheduler")
     task["validation"] = {"num_images": 1}
     (shell.folder / "examples/demo/task.json").write_text(json.dumps(task))
-    shell(fence("examples/chain.py --task examples/demo/task.json"))
+    shell(fence("entrypoint.py chain --task examples/demo/task.json"))
     assert (shell.folder / "out/demo/001/checkpoint/FINISH").exists()
 
 

@@ -127,9 +127,7 @@ class TestNotMounted:
 def test_a_result_is_verified_in_the_image(made_by_docker, task_folder):
     """The re-run's output folder is a temporary one, and is to be lost."""
     line = [
-        "python",
-        "-m",
-        "engine.commands.verify",
+        "verify",
         "/out",
         "--task",
         "/task/task.json",
@@ -143,14 +141,7 @@ def test_a_result_is_verified_in_the_image(made_by_docker, task_folder):
 
 
 def test_the_launcher_for_several_machines_ends_with_the_jobs_code(out):
-    line = [
-        "python",
-        "-m",
-        "engine.training.distributed.torchrun",
-        "--standalone",
-        "--nproc-per-node=2",
-        "--max-restarts=0",
-    ]
+    line = ["torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=0"]
     line += ["--local-addr=127.0.0.1"]  # without a network the container does not know its own name
     finished = run(out, *line, "/app/entrypoint.py", options=["-e", "TASK_JSON={}"])
     assert finished.code == 2 and finished.stderr.count("error: ") == 1

@@ -247,7 +247,7 @@ def _network_problems(job: Manifest, documents: list[Manifest]) -> Iterator[str]
         yield f"the service has no port {port}"
     elif not service.get("publishNotReadyAddresses"):
         yield "pods must find each other before they are ready"
-    if "engine.training.distributed.torchrun" not in arguments or "--max-restarts=0" not in arguments:
+    if arguments[0] != "torchrun" or "--max-restarts=0" not in arguments:
         yield "without our torchrun and --max-restarts=0 a wrong task is started again and again"
     if f"--nnodes={job['spec'].get('completions')}" not in arguments:
         yield "torch's launcher expects another number of nodes"

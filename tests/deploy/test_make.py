@@ -113,7 +113,7 @@ def test_the_demo_installs_what_it_needs_and_says_how_long_it_takes(asked_of_pyt
     (pin,) = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch==")]
     assert torch.endswith(f" --no-deps {pin}+cpu")
     assert others.endswith(" -r requirements.txt") and "--quiet" not in torch + others
-    assert chain.startswith("python examples/chain.py --task examples/demo/task.json --output out/demo ")
+    assert chain.startswith("python entrypoint.py chain --task examples/demo/task.json --output out/demo ")
     # Before: how long it takes; after: what to look at and how to draw.
     assert any("GB" in line and "minutes" in line for line in told[: told.index(venv)])
     assert any("minutes" in line for line in told[told.index(others) : told.index(chain)])

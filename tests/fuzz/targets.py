@@ -15,14 +15,15 @@ from hypothesis.strategies import SearchStrategy
 
 from engine.core.errors import CheckpointError, DatasetError, TaskError
 from engine.core.limits import Limits
-from engine.data.dataset import open_dataset
+from engine.data.dataset.open import open_dataset
 from engine.data.fetch.archive import extract
-from engine.data.media.transforms import UnreadableImage, geometry, image_size, render
+from engine.data.media.geometry import UnreadableImage, geometry
+from engine.data.media.image import IMAGE, image_size, render
 from engine.models.families.sd.spec import SPEC
 from engine.results import held_out_rows, history
 from engine.results.checkpoint import Checkpoint
 from engine.results.state import TrainState, parse_state
-from engine.task.task import Dataset, Model, Task, parse_task
+from engine.task.task import Dataset, Task, parse_task
 from engine.training.methods.lora.files import read_diffusers_file
 from engine.training.methods.registry import METHODS, load_parent
 from tests.fuzz import inputs
@@ -95,8 +96,10 @@ def _table(file: tuple[str, bytes]) -> int:
     try:
         (folder / "data").mkdir()
         (folder / "data" / name).write_bytes(data)
-        task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder / "data")))
-        dataset = open_dataset(task, cache_dir=folder / "cache", revision=None, report=lambda line: None, limits=LIMITS)
+        wanted = Dataset(name=str(folder / "data"))
+        dataset = open_dataset(
+            wanted, IMAGE, cache_dir=folder / "cache", revision=None, report=lambda line: None, limits=LIMITS
+        )
         for index in range(min(len(dataset), 20)):
             assert all(type(caption) is str for caption in dataset.captions(index))
             assert dataset.name(index).isprintable()

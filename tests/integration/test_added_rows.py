@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import entrypoint
+from engine.commands import plan
 from engine.job import prepare
 from engine.training.methods import registry as methods
 from engine.training.optimizers import registry as optimizers
@@ -30,7 +31,8 @@ def kind(request, monkeypatch):
             return replace(task, training_type="toy")
         return replace(task, train_args=replace(task.train_args, optimizer="toy"))
 
-    monkeypatch.setattr(prepare, "read_task", read_task)
+    for module in (prepare, plan):
+        monkeypatch.setattr(module, "read_task", read_task)
     return request.param
 
 

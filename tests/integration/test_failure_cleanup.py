@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from engine.commands import chain
 from tests.support.harness import ENTRYPOINT, changed, progress, read_json, run_job, snapshot, start_job, succeed
 from tests.support.tiny import build_dataset
 
@@ -91,11 +90,7 @@ def test_a_wrong_flag_is_recorded_like_any_failure(tmp_path):
 
 def test_a_killed_task_ends_the_chain_with_its_code(tmp_path, monkeypatch):
     """137, as after any kill; Python alone would make it 247, which is in nobody's table."""
-    path = Path(__file__).parents[2] / "examples" / "chain.py"
-    spec = importlib.util.spec_from_file_location("chain_example", path)
-    chain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(chain)
     killed = tmp_path / "killed.py"
     killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    monkeypatch.setattr(chain, "ENTRYPOINT", killed)
+    monkeypatch.setattr(chain, "ENTRYPOINT", str(killed))
     assert chain.run_task([]) == 137

@@ -86,7 +86,7 @@ def test_another_device_is_told_for_its_steps_and_nobody_is_accused(task, tmp_pa
     (tmp_path / "task.json").write_bytes(canonical_json(own))
     done = run_verifier(out, tmp_path / "task.json", tmp_path)
     assert "one of the two is wrong" not in done.stdout
-    assert f"another world: steps 1 to {first['to_step']}: device.instructions is 'DEFAULT'" in done.stdout
+    assert f"another environment: steps 1 to {first['to_step']}: device.instructions is 'DEFAULT'" in done.stdout
     assert "look at" not in done.stderr
 
 

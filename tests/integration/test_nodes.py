@@ -16,14 +16,7 @@ def free_port():
 
 def test_a_wrong_task_costs_one_start_and_both_machines_say_its_code(tmp_path):
     endpoint = f"127.0.0.1:{free_port()}"
-    line = [
-        sys.executable,
-        "-m",
-        "engine.training.distributed.torchrun",
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        "--max-restarts=0",
-    ]
+    line = [sys.executable, str(ENTRYPOINT), "torchrun", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=0"]
     line += ["--rdzv-backend=c10d", "--rdzv-id=job", f"--rdzv-endpoint={endpoint}", "--local-addr=127.0.0.1"]
     task = tmp_path / "task.json"
     task.write_text('{"model": {"name": "x"}, "nonsense": 1}')

@@ -20,7 +20,7 @@ from tests.support.harness import ENTRYPOINT, PATIENCE, changed, clean_environme
 def run_verifier(result, task_file, scratch, *flags):
     """Verify a result in a process of its own, with the home and temporary files in `scratch`."""
     return subprocess.run(
-        [sys.executable, "-m", "engine.commands.verify", str(result), "--task", str(task_file), *map(str, flags)],
+        [sys.executable, str(ENTRYPOINT), "verify", str(result), "--task", str(task_file), *map(str, flags)],
         check=False,
         cwd=ENTRYPOINT.parent,
         env=clean_environment(scratch),
@@ -79,8 +79,8 @@ def test_a_true_result_is_identical(verify, whole, tmp_path):
     code, said, _ = verify(true)
     assert code == 0
     assert said.startswith("identical: steps 1 to 10, ")
-    assert "\nnot compared, nothing that a result has: validation/notes.txt\n" in said
-    assert "the same world by both manifests" in said
+    assert "\nnot compared, not part of a result: validation/notes.txt\n" in said
+    assert "the same environment by both manifests" in said
 
 
 def test_no_code_beside_the_task_is_run(whole, task, dataset, tmp_path):
@@ -111,11 +111,11 @@ def test_an_end_that_was_not_reached(verify, task, tmp_path):
     true = succeed(own, tmp_path / "true")
     forged = forge(true.out, tmp_path / "forged", {"FINISH": lambda _: b""})
     code, said, _ = verify(forged, own)
-    assert code == 1 and said.startswith("different: 'checkpoint/FINISH' is in the result alone\n")
+    assert code == 1 and said.startswith("different: 'checkpoint/FINISH' is only in the result\n")
     assert "the result says: finished is True in the result, False in the re-run" in said
     (true.out / "checkpoint" / "FINISH").touch()  # beside, in no manifest
     code, said, _ = verify(true.out, own)
-    assert code == 1 and said.startswith("different: 'checkpoint/FINISH' is in the result alone\n")
+    assert code == 1 and said.startswith("different: 'checkpoint/FINISH' is only in the result\n")
 
 
 @pytest.mark.slow
@@ -150,7 +150,7 @@ def test_a_slice_of_a_chain(verify, task, tmp_path):
     parent = ("--checkpoint", first.out / "checkpoint")
     assert verify(second.out, own, *parent)[0] == 0
     code, said, _ = verify(second.out / "checkpoint", own, *parent, "--steps", "2")
-    assert (code, said.splitlines()[0]) == (0, "identical: steps 5 to 6, history alone")
+    assert (code, said.splitlines()[0]) == (0, "identical: steps 5 to 6, only the history")
     code, _, error = verify(second.out, own)
     assert code == 2 and "and none is given; name its parent by --checkpoint" in error
     code, _, error = verify(second.out, own, "--checkpoint", second.out / "checkpoint")
@@ -175,7 +175,7 @@ def test_one_more_picture_than_was_drawn(verify, whole, tmp_path):
     forged = shutil.copytree(whole.out, tmp_path / "forged")
     shutil.copy(forged / "validation" / "0.png", forged / "validation" / "7.png")
     code, said, _ = verify(forged)
-    assert code == 1 and said.startswith("different: 'validation/7.png' is in the result alone\n")
+    assert code == 1 and said.startswith("different: 'validation/7.png' is only in the result\n")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
 from engine.models.families.sd.spec import SPEC
 from engine.training.methods.method import Trainable
 

@@ -28,12 +28,15 @@ _PR_SET_PDEATHSIG = 1
 
 def main(flavour: str, name: str) -> int:
     """Serve at the abstract address `name` until standard input ends, as it does with the process at its other end."""
+    import engine.job.prepare
     import entrypoint
+    from engine.commands.train import quiet_libraries
 
-    entrypoint._quiet_libraries()
-
+    quiet_libraries()
     if flavour == "heavy":
-        pass
+        import engine.job.run
+        import engine.models.families.sd.model
+        import engine.models.families.sdxl.model  # noqa: F401
     names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
     # jemalloc, in Arrow, is prepared for forks; with any other thread a fork might not be safe.
     assert [name for name in names if name != "jemalloc_bg_thd"] == names[-1:], names

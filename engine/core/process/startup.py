@@ -9,6 +9,8 @@ import sys
 
 ROOT = os.path.abspath(__file__).removesuffix("/engine/core/process/startup.py")  # noqa: PTH100 - no pathlib yet
 """The folder that this package lies in."""
+ENTRYPOINT = f"{ROOT}/entrypoint.py"
+"""The program that starts all others, for processes that this one starts."""
 
 
 def prepare_process() -> None:

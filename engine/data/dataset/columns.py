@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from engine.core.errors import DatasetError
 from engine.core.messages import shown
-from engine.data.dataset.images import is_image_name
+from engine.data.media.medium import Medium
 
 _MAX_LISTED: Final = 6
 _SEVERAL: Final = "several columns of one name"
@@ -24,18 +24,19 @@ _SEVERAL: Final = "several columns of one name"
 class NoSuchColumnError(DatasetError):
     """A table without the columns asked for: it may be none of the dataset's at all."""
 
-    def __init__(self, message: str, kinds: Mapping[str, str]) -> None:
+    def __init__(self, message: str, kinds: Mapping[str, str], medium: Medium) -> None:
         super().__init__(message)
-        self.names_images = "images" in kinds.values() or any(map(is_image_name, kinds))
+        self.names_images = "images" in kinds.values() or any(map(medium.has_name, kinds))
         """Whether any column holds images or is called like one: then the table is hardly another thing's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns that the task asks for."""
+    """The columns that the task asks for, and what the images in them are."""
 
     image: str
     caption: str
+    medium: Medium
     fallback: str | None = None
     """The caption of a row that has none; None where that is a mistake."""
     mask: str | None = None
@@ -51,6 +52,7 @@ class Columns:
         raise NoSuchColumnError(
             f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listed(kinds)}",
             kinds,
+            self.medium,
         )
 
     @property
@@ -77,7 +79,9 @@ class Columns:
         ):
             if not there and (key == "image_column" or self.fallback is None):
                 raise NoSuchColumnError(
-                    f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}", kinds
+                    f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}",
+                    kinds,
+                    self.medium,
                 )
         if kinds.get(self.caption) == _SEVERAL:
             raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
@@ -128,12 +132,12 @@ def is_list(type_: pa.DataType) -> bool:
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: Any, medium: Medium) -> str:
     """What a column of JSON or CSV holds, going by one of its values."""
     if value is None:
         return "null"
     if isinstance(value, str):
-        return "images" if is_image_name(value) else "text"
+        return "images" if medium.has_name(value) else "text"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return "text"
     return {bool: "booleans", int: "numbers", float: "numbers", dict: "objects", list: "lists"}[type(value)]

@@ -1,4 +1,4 @@
-"""What a dataset is by its content: one digest over every row's encoded image, mask and captions, in order."""
+"""The fingerprint of a dataset: one digest over every row's encoded image, mask and captions, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.core.errors import DatasetError
 from engine.core.files.stat_cache import Identity, remembered_bytes
 from engine.data.dataset.images import Images, Pinned
 from engine.data.dataset.rows import Rows
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
 
 FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
 MAX_CAPTION_BYTES: Final = 100_000

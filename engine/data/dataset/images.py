@@ -1,4 +1,4 @@
-"""Where each row's encoded image is: in a column, in files of its own, in a tar."""
+"""The encoded images of rows: in a column, in files of their own, or in a tar."""
 
 from __future__ import annotations
 
@@ -22,20 +22,16 @@ from engine.core.files.folder_names import label_of
 from engine.core.files.stat_cache import Identity
 from engine.core.messages import shown
 from engine.data.dataset.reach import Reach, read_below, read_regular, unreadable
-from engine.data.media.transforms import IMAGE_SUFFIXES, UnreadableImage
+from engine.data.media.geometry import UnreadableImage
+from engine.data.media.medium import Medium
 from engine.task.paths import as_spelled
 
 MAX_IMAGE_FILE_BYTES: Final = 1 << 30
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
-
-
-def images_among(files: Iterable[str]) -> list[str]:
-    """Return the images among relative paths; OneTrainer's labels are none."""
-    return [file for file in files if is_image_name(file) and label_of(file) is None]
+def images_among(files: Iterable[str], medium: Medium) -> list[str]:
+    """Return the samples of a medium among relative paths; OneTrainer's labels are none."""
+    return [file for file in files if medium.has_name(file) and label_of(file) is None]
 
 
 class Images(Protocol):
@@ -79,7 +75,7 @@ class Cells:
     reach: Reach
     label: str
     origin: Origin | None = None
-    """Of `payloads`; None where nothing is known."""
+    """The origin of `payloads`; None where it is not known."""
 
     def __len__(self) -> int:
         return self.length

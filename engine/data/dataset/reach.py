@@ -16,7 +16,7 @@ from typing import Final
 
 from engine.core.errors import DatasetError, TemporaryError
 from engine.core.messages import short, shown
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
 
 _FACTS: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
@@ -86,7 +86,7 @@ def read_regular(path: str, max_bytes: int) -> bytes:
 
 
 def unreadable(error: OSError, where: str) -> UnreadableImage | TemporaryError:
-    """A file that is not there, or not for us, is a fact about the dataset; anything else is this machine's trouble.
+    """Return the error for a file: UnreadableImage if it is missing or may not be read, else TemporaryError.
 
     Skipping an image for the latter would train on other images than every other machine does.
     """

@@ -36,7 +36,7 @@ class Rows:
     repeats: int = 1
     """How often an epoch visits each row."""
     masks: Images | None = None
-    """Of the same rows; None where the task asks for none."""
+    """The masks of the same rows; None where the task asks for none."""
     rules: Rules = ()
     """Where captions come from, with the numbers of the rows; nothing means the table."""
 
@@ -139,7 +139,7 @@ def _where_inside(column: pa.ChunkedArray) -> list[int]:
 
 
 def refuse_missing_captions(rows: Sequence[int], name: str, label: str) -> None:
-    """A missing caption is a mistake more often than a wish: the wish is spelled "". Raises DatasetError."""
+    """Raise DatasetError if rows have no caption. An image without a caption is asked for by an empty one, ""."""
     if len(rows):
         raise DatasetError(
             f"{label}: no caption in column {name!r} of {plural(len(rows), 'row')} (the first is row {rows[0]}); "

@@ -9,27 +9,24 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import PIL
 
 from engine.core.canonical_json import canonical_json
 from engine.core.console import Meter
 from engine.core.files import atomic_files
-from engine.data.dataset import ImageDataset
-from engine.data.media import transforms
-
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.geometry import Size, UnreadableImage
+from engine.data.media.medium import Medium
 
 _UNREADABLE: Final[Size] = (0, 0)
 _FORMAT: Final = "sd-lora-task image sizes v1"
 
 
-def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
-    """The upright size of each of `dataset.image_indices()`; (0, 0) where it is unreadable.
+def read_sizes(dataset: ImageDataset, medium: Medium, cache_dir: Path) -> list[Size]:
+    """Return the upright size of each of `dataset.image_indices()`; (0, 0) where it is unreadable.
 
     By the dataset's content, so that a note of them in `cache_dir` says what the headers would.
     """
-    identity = canonical_json([_FORMAT, PIL.__version__, dataset.fingerprint, dataset.selection])
+    identity = canonical_json([_FORMAT, medium.reader_version, dataset.fingerprint, dataset.selection])
     note = cache_dir / "sizes" / hashlib.sha256(identity).hexdigest()
     found = _noted(note, identity, dataset.num_images)
     if found is None:
@@ -37,7 +34,7 @@ def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
         meter = Meter("reading sizes", "images", dataset.num_images)
         try:
             for done, index in enumerate(dataset.image_indices(), start=1):
-                found.append(_size(dataset, index))
+                found.append(_size(dataset, medium, index))
                 meter.update(done)
         finally:
             meter.close()
@@ -45,10 +42,10 @@ def read_sizes(dataset: ImageDataset, cache_dir: Path) -> list[Size]:
     return found
 
 
-def _size(dataset: ImageDataset, index: int) -> Size:
+def _size(dataset: ImageDataset, medium: Medium, index: int) -> Size:
     try:
-        return transforms.image_size(dataset.image_bytes(index))
-    except transforms.UnreadableImage:  # as it was for the fingerprint, or the dataset raises
+        return medium.read_size(dataset.image_bytes(index))
+    except UnreadableImage:  # as it was for the fingerprint, or the dataset raises
         return _UNREADABLE
 
 

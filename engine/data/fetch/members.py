@@ -10,7 +10,7 @@ from typing import Final
 
 from engine.core.errors import DatasetError
 from engine.core.files.folder_names import repeated_folder
-from engine.data.media.transforms import IMAGE_SUFFIXES
+from engine.data.media.registry import MEDIA
 
 MAX_NAME_BYTES: Final = 255
 MAX_PATH_BYTES: Final = 1024
@@ -118,7 +118,7 @@ class Listing:
         captioned = {path.rpartition(".")[0] for path in self.paths if path.lower().endswith((".txt", ".caption"))}
         for path in self._untold:
             folders, stem = path.split("/")[:-1], path.rpartition(".")[0]
-            is_image = f".{path.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
+            is_image = any(medium.has_name(path) for medium in MEDIA.values())
             says = any(repeated_folder(folder) and not folder.isascii() for folder in folders)
             if is_image and says and not captioned & {path, stem}:
                 raise DatasetError(
@@ -158,6 +158,6 @@ def is_webdataset(paths: Iterable[str]) -> bool:
     pictured = [
         extensions
         for extensions in samples.values()
-        if any(f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES for extension in extensions)
+        if any(medium.has_name(extension) for medium in MEDIA.values() for extension in extensions)
     ]
     return bool(pictured) and all(extensions & _SIDECARS for extensions in pictured)

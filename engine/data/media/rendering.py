@@ -1,4 +1,4 @@
-"""Decoding images to pixels, in this process or in workers that live no longer than it does."""
+"""Decode samples to pixels, in this process or in workers that live no longer than it does."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from engine.core.errors import TemporaryError
-from engine.data.media import transforms
+from engine.data.media.geometry import Geometry, UnreadableImage
+from engine.data.media.medium import Pixels
 
 T = TypeVar("T")
-Pixels = npt.NDArray[np.uint8]
-Request = tuple[Callable[[], bytes], transforms.Geometry]
-"""How to read an encoded image, and how to show it."""
+Render = Callable[[bytes, Geometry], Pixels]
+Request = tuple[Callable[[], bytes], Geometry]
+"""How to read an encoded image, and the view of it."""
 
 _AHEAD: Final = 4
 """Images under way per worker, so that memory stays bounded."""
@@ -31,21 +29,26 @@ _PR_SET_PDEATHSIG: Final = 1
 _LEFT_TO_THE_PARENT: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def render_all(requests: Iterable[Request], num_workers: int) -> Iterator[Pixels | transforms.UnreadableImage]:
-    """Each request's pixels, uint8 (height, width, 3), or why there are none; in the order of the requests.
+def render_all(requests: Iterable[Request], render: Render, num_workers: int) -> Iterator[Pixels | UnreadableImage]:
+    """Yield each request's pixels, or why there are none, in the order of the requests.
+
+    Args:
+        requests: the samples to read, and their views.
+        render: the medium's `Medium.render`.
+        num_workers: processes to decode in; 0 decodes in this one.
 
     Raises:
         TemporaryError: a worker process was killed.
     """
     if num_workers == 0:
         for read, geometry in requests:
-            yield _attempt(functools.partial(_read_and_render, read, geometry))
+            yield _attempt(functools.partial(_read_and_render, read, render, geometry))
         return
     # Spawned, not forked: torch's threads do not survive a fork, and a worker needs no torch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        yield from _render_in(pool, requests, _AHEAD * num_workers)
+        yield from _render_in(pool, requests, render, _AHEAD * num_workers)
     except BrokenProcessPool:
         raise TemporaryError(
             "an image-loading worker was killed, most often for lack of memory; run the same command again, "
@@ -58,21 +61,21 @@ def render_all(requests: Iterable[Request], num_workers: int) -> Iterator[Pixels
             worker.kill()
 
 
-def _read_and_render(read: Callable[[], bytes], geometry: transforms.Geometry) -> Pixels:
-    return transforms.render(read(), geometry)
+def _read_and_render(read: Callable[[], bytes], render: Render, geometry: Geometry) -> Pixels:
+    return render(read(), geometry)
 
 
 def _render_in(
-    pool: ProcessPoolExecutor, requests: Iterable[Request], ahead: int
-) -> Iterator[Pixels | transforms.UnreadableImage]:
-    under_way: collections.deque[Future[Pixels] | transforms.UnreadableImage] = collections.deque()
+    pool: ProcessPoolExecutor, requests: Iterable[Request], render: Render, ahead: int
+) -> Iterator[Pixels | UnreadableImage]:
+    under_way: collections.deque[Future[Pixels] | UnreadableImage] = collections.deque()
     for read, geometry in requests:
         data = _attempt(read)
-        if isinstance(data, transforms.UnreadableImage):
+        if isinstance(data, UnreadableImage):
             under_way.append(data)
         else:
             with _no_signals():
-                pending = pool.submit(transforms.render, data, geometry)
+                pending = pool.submit(render, data, geometry)
             under_way.append(pending)
         if len(under_way) > ahead:
             yield _result(under_way.popleft())
@@ -80,14 +83,14 @@ def _render_in(
         yield _result(under_way.popleft())
 
 
-def _result(pending: Future[Pixels] | transforms.UnreadableImage) -> Pixels | transforms.UnreadableImage:
-    return pending if isinstance(pending, transforms.UnreadableImage) else _attempt(pending.result)
+def _result(pending: Future[Pixels] | UnreadableImage) -> Pixels | UnreadableImage:
+    return pending if isinstance(pending, UnreadableImage) else _attempt(pending.result)
 
 
-def _attempt(action: Callable[[], T]) -> T | transforms.UnreadableImage:
+def _attempt(action: Callable[[], T]) -> T | UnreadableImage:
     try:
         return action()
-    except transforms.UnreadableImage as error:
+    except UnreadableImage as error:
         return error
 
 

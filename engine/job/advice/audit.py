@@ -16,9 +16,10 @@ from engine.core import rng
 from engine.core.errors import DatasetError
 from engine.core.messages import listing, plural
 from engine.data import caption_choice
-from engine.data.dataset import NO_CAPTION, ImageDataset, none_readable
-from engine.data.media import transforms
-from engine.data.media.transforms import UnreadableImage
+from engine.data.dataset.dataset import ImageDataset, none_readable
+from engine.data.dataset.rows import NO_CAPTION
+from engine.data.media.geometry import UnreadableImage, covering
+from engine.data.media.medium import Medium
 from engine.job.job import Job
 from engine.models.spec import TokenCounter
 
@@ -75,13 +76,15 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset.num_images)
     is_masked, alpha = job.task.dataset.mask_column is not None, job.task.dataset.alpha_mask
-    seen = look_at_images(dataset, target, seconds, clock, masks=is_masked, alpha=alpha)
+    seen = look_at_images(dataset, job.medium, target, seconds, clock, masks=is_masked, alpha=alpha)
     _require_readable(seen, dataset, "the dataset")
     lines += _image_lines(seen, dataset.num_images)
     if is_masked or alpha:
         lines.append(_mask_line(seen, dataset.num_images))
     if job.held_out:
-        measured = look_at_images(job.held_out.images, lambda size: (resolution, resolution), seconds, clock)
+        measured = look_at_images(
+            job.held_out.images, job.medium, lambda size: (resolution, resolution), seconds, clock
+        )
         _require_readable(measured, job.held_out.images, "validation.dataset")
         if measured.unreadable:
             lines.append(f"not measured   {_counted(_broken(measured))}")
@@ -108,7 +111,14 @@ def _from(rule: str) -> str:
 
 
 def look_at_images(
-    dataset: ImageDataset, target: Target, seconds: float, clock: Clock, *, masks: bool = False, alpha: bool = False
+    dataset: ImageDataset,
+    medium: Medium,
+    target: Target,
+    seconds: float,
+    clock: Clock,
+    *,
+    masks: bool = False,
+    alpha: bool = False,
 ) -> ImageAudit:
     """Decode the images, in a fixed order without pattern, until all are seen or the time is up.
 
@@ -119,19 +129,19 @@ def look_at_images(
         found.num_seen += 1
         try:
             data = dataset.image_bytes(index)
-            size = transforms.check(data)
+            size = medium.check(data)
             shown = target(size)
-            transforms.covering(size, shown)
+            covering(size, shown)
             mask = dataset.mask_bytes(index) if masks else None
             if mask is not None:
-                transforms.check_mask(mask, size)
+                medium.check_mask(mask, size)
         except UnreadableImage as error:
             found.unreadable.append((dataset.name(index), str(error)))
             continue
         found.sizes.append(size)
-        if transforms.has_more_frames(data):
+        if medium.has_more_frames(data):
             found.animated.append(dataset.name(index))
-        found.num_masked += mask is not None or (alpha and transforms.has_alpha(data))
+        found.num_masked += mask is not None or (alpha and medium.has_alpha(data))
         found.num_enlarged += shown[0] > size[0] or shown[1] > size[1]
         other = first.setdefault(hashlib.sha256(data).digest(), index)
         if other != index:

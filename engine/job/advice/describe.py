@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.core.messages import plural, short, shown
 from engine.core.redact import public
-from engine.data.dataset import ImageDataset
+from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
 from engine.job.advice import lengths
 from engine.job.advice.ineffective_keys import without_effect

@@ -21,12 +21,12 @@ from typing import Final, NoReturn
 from engine.core.errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
 from engine.core.process.environment import EXIT_CODES, LAUNCHED, Place
 from engine.core.process.signals import Stop
+from engine.core.process.startup import ENTRYPOINT
 from engine.results.outcome import Outcome, recording_failure
 from engine.results.output.folder import OutputFolder
 from engine.task.settings import Settings
 from engine.task.task import Task
 
-ENTRYPOINT: Final = Path(__file__).resolve().parents[3] / "entrypoint.py"
 SHUTDOWN_SECONDS: Final = 110
 """The time that the processes have to save their progress after SIGTERM; a container has two minutes to stop."""
 
@@ -174,7 +174,7 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
         logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
     try:
-        elastic_launch(config, sys.executable)(str(ENTRYPOINT), *arguments)
+        elastic_launch(config, sys.executable)(ENTRYPOINT, *arguments)
     except ChildFailedError:
         return 0
     except SignalException as error:

@@ -1,7 +1,6 @@
 """torchrun that ends with the job's own exit code, for jobs on several machines.
 
-    python -m engine.training.distributed.torchrun [torchrun's flags] --max-restarts=0
-        /app/entrypoint.py [the job's flags]
+    entrypoint.py torchrun [torchrun's flags] --max-restarts=0 entrypoint.py [the job's flags]
 
 torch's own launcher exits with 1 whatever its processes' codes were, so Kubernetes could not tell a wrong task from a
 lost connection. All processes of a job end with the same code, and here each leaves it in a file for its launcher.
@@ -21,7 +20,7 @@ from engine.core.process.termination import write_termination_message
 from engine.training.distributed.launch import SHUTDOWN_SECONDS, left_codes, scratch
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Start this machine's processes with torchrun's flags `argv`, wait for them, and return the job's exit code."""
     try:
         with scratch() as folder:
@@ -70,7 +69,3 @@ def _message(reason: JobError | Interrupted, codes: Mapping[int, int], code: int
     if not codes:
         return str(reason)
     return f"the job ended with code {code}; the log of its first process says why"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Encodings on disk: what was encoded once is not encoded again, by a later visit, epoch, task or job."""
+"""The cache of encodings on disk, for later visits, epochs, tasks and jobs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ from engine.core.files.retention import cached_files
 Tensors = dict[str, torch.Tensor]
 
 
+def cache_key(kind: str, *what: object) -> str:
+    """Return the key of what is encoded. It says of what kind it is: a caption may be spelled like an image's key."""
+    return hashlib.sha256(canonical_json([kind, *what])).hexdigest()
+
+
 class EncodingCache:
     """Tensors by key, in small sealed files under one folder that any number of jobs may share.
 
-    A disk that is full, read-only or broken costs a later job its time, not this one its life.
+    Failures to write are ignored: they only cost a later job the time to encode again.
 
     `namespace` holds everything besides the key that the bits depend on: encoder, dtype, device, library versions.
     """
@@ -35,12 +40,12 @@ class EncodingCache:
         self._max_bytes = max_bytes
         self._is_writable = max_bytes > 0
         self._stored_bytes = 0
-        """Since `trim` last looked."""
+        """Bytes stored since `trim` last looked."""
         self._room: int | None = None
-        """What `trim` then found free; None before its first look."""
+        """Bytes that `trim` then found free; None before its first look."""
 
     def load(self, key: str) -> Tensors | None:
-        """The tensors stored under `key` (a hex digest), in memory of their own; None where there are none, whole."""
+        """Return the tensors stored under `key` (a hex digest); None where they are missing or damaged."""
         if not self._max_bytes:
             return None
         path = self._path(key)
@@ -56,7 +61,7 @@ class EncodingCache:
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def store(self, key: str, tensors: Tensors) -> None:
-        """Keep the tensors under `key`, if the disk can."""
+        """Store the tensors under `key`, unless the disk is full, read-only or broken."""
         if not self._is_writable:
             return
         sealed = atomic_files.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
@@ -90,4 +95,4 @@ class EncodingCache:
 
 
 _SLACK: Final = 64
-"""The part of the allowed bytes that one job may go beyond them for a while."""
+"""One job may exceed the allowed bytes by 1 / _SLACK of them before `trim` looks again."""

@@ -22,7 +22,7 @@ from engine.models.objectives.objective import LossOptions
 from tests.support.toy_family.spec import CHANNELS, SHRINKS, SPEC, TEXT_LENGTH
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 
 class TextEncoder(ModelMixin, ConfigMixin):

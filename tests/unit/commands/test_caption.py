@@ -9,8 +9,9 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProc
 
 from engine.commands import caption
 from engine.core.errors import DatasetError, ModelError
-from engine.data.dataset import open_dataset
-from engine.task.task import Dataset, Model, Task
+from engine.data.dataset.open import open_dataset
+from engine.data.media.image import IMAGE
+from engine.task.task import Dataset
 from tests.support.fakes import png
 from tests.unit.data.dataset.captions.test_sidecars import write
 
@@ -54,7 +55,7 @@ def folder(tmp_path):
 
 
 def run(folder, blip, *flags):
-    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags])
+    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags], {})
 
 
 def texts(folder):
@@ -79,8 +80,8 @@ def test_writes_a_caption_beside_each_image_and_nothing_over_another(folder, bli
 def test_the_result_is_a_dataset_and_the_same_each_time(folder, blip, tmp_path):
     (folder / "b.jpg").unlink()
     assert run(folder, blip) == 0
-    task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder)))
-    dataset = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    wanted = Dataset(name=str(folder))
+    dataset = open_dataset(wanted, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
     assert dataset.caption_rules == {"a .txt file beside the image": 4}
     first = texts(folder)
     for name in first:
@@ -110,7 +111,7 @@ def test_a_model_that_is_not_at_hand_is_refused_clearly(folder, name, capfd, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert run(folder, name) == ModelError.code
     said = capfd.readouterr().err
-    assert f"captioner {name!r} is not at hand" in said and "--model" in said and "Traceback" not in said
+    assert f"captioner {name!r} cannot be loaded" in said and "--model" in said and "Traceback" not in said
     assert texts(folder) == {}
 
 
@@ -124,7 +125,7 @@ def test_a_model_without_weights(folder, blip, tmp_path, capfd):
     bare = write(tmp_path / "bare", {path.name: path.read_bytes() for path in blip.iterdir() if path.suffix == ".json"})
     (bare / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
     assert run(folder, bare) == ModelError.code
-    assert "not at hand" in capfd.readouterr().err
+    assert "cannot be loaded" in capfd.readouterr().err
 
 
 def test_folders_that_need_no_captions(tmp_path, blip):

@@ -1,13 +1,11 @@
-"""examples/chain.py with a stand-in for the job: which results it makes, and from which checkpoints."""
+"""The chain with a stand-in for the job: which results it makes, and from which checkpoints."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-CHAIN = Path(__file__).parents[3] / "examples" / "chain.py"
+from engine.commands import chain
+
 JOB = """
 import json, pathlib, sys
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
@@ -35,20 +33,17 @@ if step == args["max_train_steps"]:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the chain with a task of so many steps: its exit code, and (result, parent) of each job since the last."""
-    spec = importlib.util.spec_from_file_location("chain_example", CHAIN)
-    chain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(chain)
     job = tmp_path / "job.py"
     job.write_text(JOB)
-    monkeypatch.setattr(chain, "ENTRYPOINT", job)
+    monkeypatch.setattr(chain, "ENTRYPOINT", str(job))
 
     def run(steps, **others):
         task, runs = tmp_path / "task.json", tmp_path / "out" / "runs"
         task.write_text(json.dumps({"train_args": {"max_train_steps": steps, **others}}))
         (tmp_path / "out").mkdir(exist_ok=True)
         runs.write_text("")
-        monkeypatch.setattr(sys, "argv", ["chain.py", "--task", str(task), "--output", str(tmp_path / "out")])
-        return chain.main(), [tuple(line.split()) for line in runs.read_text().splitlines()]
+        code = chain.main(["--task", str(task), "--output", str(tmp_path / "out")], {})
+        return code, [tuple(line.split()) for line in runs.read_text().splitlines()]
 
     return run
 

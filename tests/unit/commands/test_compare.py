@@ -86,7 +86,7 @@ class TestWeights:
     ids=["empty", "half", "shapes", "no rank", "nan"],
 )
 def test_a_strangers_file_is_refused(tensors, tmp_path, capsys):
-    assert main([str(write(tmp_path / "one", tensors)), str(write(tmp_path / "two", lora()))]) == 5
+    assert main([str(write(tmp_path / "one", tensors)), str(write(tmp_path / "two", lora()))], {}) == 5
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_refused(tmp_path, capsys):
     (tmp_path / "noise" / "pytorch_lora_weights.safetensors").write_bytes(b"\xff" * 100)
     other = write(tmp_path / "other model", {name: value[..., :4] for name, value in lora(4).items()})
     for folder in (tmp_path / "nowhere", tmp_path / "link", tmp_path / "noise", other):
-        assert main([str(folder), str(good)]) == 5
+        assert main([str(folder), str(good)], {}) == 5
     assert capsys.readouterr().err.count("error: ") == 4
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from engine.commands import container
 from engine.commands.container import (
-    ENTRYPOINT,
     IMAGE_USER,
     Owner,
     choose_user,
@@ -22,6 +21,7 @@ from engine.commands.container import (
     writable_places,
 )
 from engine.core.errors import OutputError, TaskError
+from engine.core.process.startup import ENTRYPOINT, ROOT
 
 _NO_PRCTL = SimpleNamespace(CDLL=lambda _: SimpleNamespace(prctl=lambda *_: 0))
 """The tests' own process is to keep its rights."""
@@ -54,20 +54,36 @@ def owner_of(folder):
 @pytest.mark.parametrize(
     "argv, command",
     [
-        ([], ["python", str(ENTRYPOINT)]),
-        (["--plan", "--task", "-"], ["python", str(ENTRYPOINT), "--plan", "--task", "-"]),
-        (["python", "-m", "engine.commands.prefetch"], ["python", "-m", "engine.commands.prefetch"]),
+        ([], ["python", ENTRYPOINT]),
+        (["--plan", "--task", "-"], ["python", ENTRYPOINT, "--plan", "--task", "-"]),
+        (["prefetch", "--prune"], ["python", ENTRYPOINT, "prefetch", "--prune"]),
+        (["python", "-V"], ["python", "-V"]),
     ],
 )
 def test_flags_are_the_jobs_and_anything_else_is_a_command(argv, command):
     assert command_line(argv) == command
 
 
-def test_it_starts_without_third_party_packages():
+class Replaced(Exception):
+    """Stands for the end of a process that is replaced by another program."""
+
+
+def test_what_rises_is_itself_and_needs_no_third_party_packages(monkeypatch):
     """`RISE` is the distribution's Python, which sees no virtual environment."""
-    code = f"import sys; sys.path.insert(0, {str(ENTRYPOINT.parent)!r}); from engine.commands.container import start"
-    started = subprocess.run([sys.executable, "-I", "-S", "-c", code], check=False, capture_output=True, text=True)
-    assert (started.returncode, started.stderr) == (0, "")
+
+    def replace(program, line):
+        raise Replaced(program, line)
+
+    monkeypatch.setattr(container, "may_rise", lambda: True)
+    monkeypatch.setattr(container.os, "execv", replace)
+    with pytest.raises(Replaced) as replaced:
+        container.main(["echo", "started"], os.environ)
+    program, line = replaced.value.args
+    assert program == container.RISE and line[0] == str(container.RISE)
+    line = [sys.executable, *line[1:]]
+    env = os.environ | ({"RUN_AS_ROOT": "1"} if os.geteuid() == 0 else {})
+    started = subprocess.run(line, check=False, capture_output=True, text=True, env=env)
+    assert (started.returncode, started.stdout) == (0, "started\n"), started.stderr
 
 
 def test_the_nearest_folder_that_is_there(tmp_path):
@@ -145,7 +161,7 @@ def test_an_output_folder_that_is_gone_ends_with_the_outputs_code(monkeypatch, c
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
     monkeypatch.setattr(container.os, "geteuid", lambda: 0)
     monkeypatch.setattr(container, "_owner", gone)
-    assert container.main([]) == 7
+    assert container.main([], os.environ) == 7
     assert capsys.readouterr().err.startswith(f"error: the owner of {tmp_path} cannot be found (Stale file handle)")
 
 
@@ -156,9 +172,7 @@ def test_becoming_somebody_gives_everything_of_roots_up():
         "become(Owner(1000, 1001)); print(os.getresuid(), os.getresgid(), os.getgroups());"
         "os.setuid(0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ENTRYPOINT.parent, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(1000, 1000, 1000) (1001, 1001, 1001) [44]"
     assert done.returncode == 1 and "PermissionError" in done.stderr, "there is no way back"
 
@@ -227,7 +241,7 @@ def test_root_asked_for_in_other_words_is_refused(monkeypatch, capsys, tmp_path)
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
     monkeypatch.setenv("RUN_AS_ROOT", "yes")
     monkeypatch.setattr(container, "write_termination_message", lambda _: None)
-    assert container.start([]) == 2
+    assert container.main([], os.environ) == 2
     assert "RUN_AS_ROOT is 'yes'" in capsys.readouterr().err
 
 
@@ -244,13 +258,13 @@ def test_a_signal_that_came_before_python_ends_it(signum):
     script = "import os, sys; from engine.commands import container; os.kill(os.getpid(), int(sys.argv[1])); "
     script += "container._end_on_signals()"
     line = ["env", "--block-signal=TERM,INT", sys.executable, "-c", script, str(int(signum))]
-    assert subprocess.run(line, cwd=ENTRYPOINT.parent, check=False).returncode == 128 + signum
+    assert subprocess.run(line, cwd=ROOT, check=False).returncode == 128 + signum
 
 
 def test_nothing_that_is_started_can_gain_rights():
-    script = "from engine.commands.container import start; start(['grep', 'NoNewPrivs', '/proc/self/status'])"
+    line = [sys.executable, ENTRYPOINT, "container-start", "grep", "NoNewPrivs", "/proc/self/status"]
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ENTRYPOINT.parent, capture_output=True, text=True, check=False,
+        line, cwd=ROOT, capture_output=True, text=True, check=False,
         env=os.environ | ({"RUN_AS_ROOT": "1"} if os.geteuid() == 0 else {}),
     )  # fmt: skip
     assert done.stdout.split() == ["NoNewPrivs:", "1"], done.stderr
@@ -268,7 +282,7 @@ def test_a_command_that_is_not_there(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(container, "ctypes", _NO_PRCTL)
-    assert container.main(["no-such-command"]) == 127
+    assert container.main(["no-such-command"], os.environ) == 127
     assert "no such command" in capsys.readouterr().err
 
 
@@ -285,5 +299,5 @@ def test_a_flag_without_its_value_is_left_to_the_job(monkeypatch, tmp_path):
     monkeypatch.setattr(container.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(container, "ctypes", _NO_PRCTL)
     monkeypatch.setenv("OUTPUT_DIR", str(tmp_path))
-    assert container.main(["--output-dir"]) == container.NOT_FOUND
+    assert container.main(["--output-dir"], os.environ) == container.NOT_FOUND
     assert started[0][1][-1] == "--output-dir"

@@ -49,12 +49,12 @@ class TestDescribe:
         for start, stop, where in places:
             if where is ELSEWHERE:
                 what = f"steps {start + 1} to {stop}" if stop > start else "the images"
-                assert f"another world: {what}: device.instructions is 'DEFAULT' in the result" in said
-        assert ("engine.commands.compare" in said) is not accused
+                assert f"another environment: {what}: device.instructions is 'DEFAULT' in the result" in said
+        assert ("entrypoint.py compare" in said) is not accused
 
     def test_an_identical_one_is_told_where_it_was_made_and_not_accused(self):
         said = self.told(ranges((0, 21, ELSEWHERE), (21, 40, HERE)), same_until=None)
-        assert "another world: steps 1 to 21" in said and "wrong" not in said and "compare" not in said
+        assert "another environment: steps 1 to 21" in said and "wrong" not in said and "compare" not in said
 
     @pytest.mark.parametrize("lie", [None, [], "x", [{}], [{"from_step": "0", "to_step": None}], [5]])
     def test_a_strangers_ranges_that_are_none_count_as_one_place(self, lie):

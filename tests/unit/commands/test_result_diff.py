@@ -66,12 +66,12 @@ class TestFirstFile:
     @pytest.mark.parametrize(
         "data, message",
         [
-            (b"", "not the tensors"),
-            (b"\xff" * 64, "not the tensors"),
+            (b"", "not a valid safetensors file"),
+            (b"\xff" * 64, "not a valid safetensors file"),
             (save({"adapter.a": STATE["adapter.a"]}), "tensor exp_avg.a is missing from the result"),
             (save(STATE | {"adapter.a": np.zeros(3, np.float32)}), r"adapter.a is float32 \(3,\) in the result"),
-            (save(STATE | {"more\n": np.zeros(3, np.float32)}), r"tensor 'more\\n' is in the result alone"),
-            (save(STATE, {"a": "b"}), "the same tensors, written otherwise"),
+            (save(STATE | {"more\n": np.zeros(3, np.float32)}), r"tensor 'more\\n' is only in the result"),
+            (save(STATE, {"a": "b"}), "the same tensors, serialized differently"),
             (None, "is missing from the result"),
         ],
     )
@@ -102,13 +102,13 @@ class TestFirstFile:
     @pytest.mark.parametrize(
         "changed, message",
         [
-            ({"seed": 2}, "seed is 2 in the result, not there in the re-run"),
-            ({"seed": None}, "seed is None in the result, not there in the re-run"),
+            ({"seed": 2}, "seed is 2 in the result, absent in the re-run"),
+            ({"seed": None}, "seed is None in the result, absent in the re-run"),
             ({"files": {"x": "1", "state.json": "3"}}, None),  # it tells where it was made, too
             ({"files": {"x": "3", "state.json": "2"}}, "files.x is '3' in the result, '1' in the re-run"),
             (
                 {"files": {"state.json": "2"}},
-                "files.x is not there in the result, '1' in the re-run",
+                "files.x is absent in the result, '1' in the re-run",
             ),  # nobody is told of a file then
         ],
     )
@@ -118,7 +118,7 @@ class TestFirstFile:
 
     def test_a_key_that_is_missing(self):
         without = self.manifest(lambda value: {key: value[key] for key in value if key != "parent"})
-        assert first_file(without, self.manifest()).endswith("parent is not there in the result, None in the re-run")
+        assert first_file(without, self.manifest()).endswith("parent is absent in the result, None in the re-run")
 
     @pytest.mark.parametrize(
         "spell",
@@ -130,7 +130,7 @@ class TestFirstFile:
     )
     def test_the_same_values_in_other_bytes(self, spell):
         found = first_file(self.manifest(spell=spell), self.manifest())
-        assert found == "checkpoint/manifest.json: the same values, written otherwise"
+        assert found == "checkpoint/manifest.json: the same values, serialized differently"
 
     def test_of_a_state_the_last_tasks_origin_alone_is_none(self):
         def state(first, last, **more):
@@ -139,7 +139,7 @@ class TestFirstFile:
 
         assert first_file(state("a", "b", origins=[]), state("a", "c")) is None
         assert "lineage[0].device" in first_file(state("a", "b"), state("b", "b"))
-        assert "lineage[1].parent is None in the result, not there in the re-run" in first_file(
+        assert "lineage[1].parent is None in the result, absent in the re-run" in first_file(
             state("a", "b", parent=None), state("a", "b")
         )
 
@@ -156,4 +156,4 @@ def test_keys_of_a_strangers_json():
 
 def test_files_that_nobody_made_again():
     assert first_more({"a", "b"}, {"a": b"", "b": b"", "c": b""}) is None
-    assert first_more({"z\n", "b\n", "a"}, {"a"}) == "'b\\n' is in the result alone"
+    assert first_more({"z\n", "b\n", "a"}, {"a"}) == "'b\\n' is only in the result"

@@ -50,13 +50,13 @@ def write(root, name):
 def test_a_file_that_readers_take_for_the_results_is_a_difference(result, tmp_path, name):
     write(tmp_path, name)
     taken, _ = result.names()
-    assert first_more(taken, OWN) == f"'{name}' is in the result alone"
+    assert first_more(taken, OWN) == f"'{name}' is only in the result"
 
 
 @pytest.mark.parametrize("name", ["checkpoint/empty", "checkpoint/.unet", "checkpoint/x.safetensors"])
 def test_so_is_a_folder_of_the_checkpoint(result, tmp_path, name):
     (tmp_path / name).mkdir()
-    assert first_more(result.names()[0], OWN) == f"'{name}' is in the result alone"
+    assert first_more(result.names()[0], OWN) == f"'{name}' is only in the result"
 
 
 def test_the_folder_of_listed_files_is_none(result, tmp_path):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +10,16 @@ import torch
 from engine.core import rng
 from engine.core.errors import DatasetError, Interrupted
 from engine.core.process.environment import Place
-from engine.data.media import transforms
-from engine.evaluation.held_out_loss import HeldOutLoss
+from engine.data.media import image
+from engine.data.media.geometry import geometry
+from engine.data.media.image import IMAGE
+from engine.evaluation.held_out_loss import HeldOutCurve, HeldOutLoss
 from engine.results.held_out_rows import STRATA, timesteps_of
 from engine.results.outcome import Outcome
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.plan.visits import VisitStream
-from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms, Validation
+from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
 from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
@@ -46,33 +47,44 @@ class Setup:
         task = Task(
             model=Model(name="m"),
             dataset=Dataset(name="d", **dataset),
-            validation=Validation(every_n_steps=interval),
             train_args=TrainArgs(resolution=RESOLUTION, train_text_encoder=text_encoder, **args),
             transforms=Transforms(random_flip=True),
             seed=SEED,
         )
         self.family = LinearFamily()
+        self.dataset = FakeDataset(images, texts)
         self.processes = processes or Rank()
-        self.training = SimpleNamespace(family=self.family, held_out_losses=[], trainer=SimpleNamespace(step=0))
-        job = SimpleNamespace(
-            task=task,
-            base=SimpleNamespace(num_train_timesteps=1000),
-            held_out=SimpleNamespace(images=FakeDataset(images, texts)),
-            curve=CURVE,
-            step_range=StepRange(num_rows=5, batch_size=1, micro_batches=1, start_step=0, stop_step=9, max_steps=9),
+        self.outcome, self.rows = Outcome(), []
+        self.stops, self.on_stop = 0, lambda: None
+        self.loss = HeldOutLoss(
+            task,
+            self.dataset,
+            IMAGE,
             timesteps=Timesteps(100, 900, (1.0,) * 800),
+            family=self.family,
+            cache=EncodingCache(tmp_path, {}, max_bytes=1 << 24),
+            device=CPU,
+            processes=self.processes,
+            check_stop=self.count_stop,
         )
-        self.session = SimpleNamespace(job=job, outcome=Outcome(), device=CPU, processes=self.processes)
-        self.stops = 0
-        cache = EncodingCache(tmp_path, {}, max_bytes=1 << 24)
-        self.loss = HeldOutLoss(self.session, self.training, cache, self.count_stop)
+        self.curve = self.curve_of(self.loss, interval)
+
+    def curve_of(self, loss, interval=None):
+        return HeldOutCurve(
+            loss,
+            self.rows,
+            curve=CURVE if loss else None,
+            step_range=StepRange(num_rows=5, batch_size=1, micro_batches=1, start_step=0, stop_step=9, max_steps=9),
+            interval=interval,
+            outcome=self.outcome,
+        )
 
     def count_stop(self):
         self.stops += 1
+        self.on_stop()
 
     def at(self, step):
-        self.training.trainer.step = step
-        return self.loss.measure_if_due()
+        return self.curve.measure_if_due(step)
 
 
 def images(count=5):
@@ -81,16 +93,14 @@ def images(count=5):
 
 def defined(setup, texts):
     """Each image's losses, straight from the definition, by the family's own arithmetic written out."""
-    data = setup.session.job.held_out.images.images
+    data = setup.dataset.images
     stream = VisitStream(seed=SEED, num_rows=len(data), random_flip=False, num_train_timesteps=1000)
     weight = setup.family.denoiser["to_q"].weight.detach().numpy().astype(np.float64)
     result = []
     for number, sample in enumerate(stream.order.permutation(0)):
-        size = transforms.image_size(data[sample])
-        view = transforms.geometry(
-            size, target=(RESOLUTION, RESOLUTION), center_crop=True, crop_words=(0, 0), flip=False
-        )
-        mean = transforms.render(data[sample], view).reshape(-1)[:4].astype(np.float64) / 255
+        size = image.image_size(data[sample])
+        view = geometry(size, target=(RESOLUTION, RESOLUTION), center_crop=True, crop_words=(0, 0), flip=False)
+        mean = image.render(data[sample], view).reshape(-1)[:4].astype(np.float64) / 255
         states = setup.family.encode_caption(texts[sample])["states"].numpy()
         row = []
         for k, timestep in enumerate(timesteps_of(number, Timesteps(100, 900), SEED)):
@@ -143,7 +153,7 @@ class TestDefinition:
         setup = Setup(tmp_path, images())
         setup.family.loss_factors = iter([1.0, math.nan])
         assert setup.at(0).loss is None
-        assert (setup.session.outcome.held_out_loss, setup.session.outcome.best_step) == (None, None)
+        assert (setup.outcome.held_out_loss, setup.outcome.best_step) == (None, None)
 
 
 class TestNeighbours:
@@ -157,10 +167,9 @@ class TestNeighbours:
                 one = Setup(tmp_path / f"{world_size}", images(), processes=Rank(rank, world_size))
                 if rank < 5:
                     one.at(0)
-                    shares.append(one.processes.exchanged[-1])
-                else:  # nothing is left for it
-                    one.loss._encode()
-                    assert one.loss._examples == []
+                else:
+                    assert one.loss.measure() == []  # nothing is left for it
+                shares.append(one.processes.exchanged[-1])
             assert sorted(pair for share in shares for pair in share) == expected
             assert max(map(len, shares)) == -(-5 // world_size)
         assert row.images == 5
@@ -174,7 +183,7 @@ class TestNeighbours:
         order = VisitStream(seed=SEED, num_rows=5, random_flip=False, num_train_timesteps=1000).order.permutation(0)
         left = [pair for pair in whole.processes.exchanged[-1] if order[pair[0]] not in (1, 3)]
         assert setup.processes.exchanged[-1] == left and row.images == 3
-        assert sorted(name for name, _ in setup.loss.skipped) == ["image-1", "image-3"]
+        assert sorted(name for name, _ in setup.curve.skipped) == ["image-1", "image-3"]
 
     @pytest.mark.parametrize(
         "count, expected",
@@ -192,31 +201,30 @@ class TestWhen:
     def test_rows_are_kept_and_told(self, tmp_path):
         setup = Setup(tmp_path, images(2), interval=4)
         assert [step for step in range(10) if setup.at(step) is not None] == [0, 4, 8, 9]
-        assert [row.step for row in setup.training.held_out_losses] == [0, 4, 8, 9]
+        assert [row.step for row in setup.rows] == [0, 4, 8, 9]
         assert setup.at(4) is None  # there already
-        outcome = setup.session.outcome
-        assert outcome.held_out_loss == setup.training.held_out_losses[-1].loss and outcome.best_step == 0
+        outcome = setup.outcome
+        assert outcome.held_out_loss == setup.rows[-1].loss and outcome.best_step == 0
         assert outcome.clock.seconds.keys() == {"evaluate"}
 
     def test_a_task_that_holds_nothing_out_measures_nothing(self, tmp_path):
         setup = Setup(tmp_path, images(2))
-        setup.session.job.held_out = setup.session.job.curve = None
-        setup.loss = HeldOutLoss(setup.session, setup.training, None, setup.count_stop)
-        assert setup.at(0) is None and setup.training.held_out_losses == [] and setup.processes.exchanged == []
+        setup.curve = setup.curve_of(None)
+        assert setup.at(0) is None and setup.rows == [] and setup.processes.exchanged == []
 
     def test_a_stop_comes_between_two_images_and_leaves_no_row(self, tmp_path):
         setup = Setup(tmp_path, images())
         setup.at(0)
         assert setup.stops >= 5
-        setup.training.held_out_losses.clear()
+        setup.rows.clear()
 
         def stop():
             raise Interrupted(15, "stopped")
 
-        setup.loss._check_stop = stop
+        setup.on_stop = stop
         with pytest.raises(Interrupted):
             setup.at(0)
-        assert setup.training.held_out_losses == []
+        assert setup.rows == []
 
     def test_no_gradient_is_left_behind(self, tmp_path):
         setup = Setup(tmp_path, images(2))

@@ -94,8 +94,8 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
 
     for name, function in (
         ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
-        ("open_dataset", lambda task, **_: ask(task.dataset.name) if key == "dataset.name" else None),
-        ("hold_out", lambda task, *_, **__: ask(task.validation.dataset.name)),
+        ("open_dataset", lambda wanted, *_, **__: ask(wanted.name) if key == "dataset.name" else None),
+        ("hold_out", lambda wanted, *_, **__: ask(wanted.name)),
     ):
         monkeypatch.setattr(f"engine.job.prepare.{name}", function)
     (tmp_path / "my-images").mkdir()

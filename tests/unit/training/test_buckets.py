@@ -14,13 +14,16 @@ from PIL import Image
 
 from engine.core.errors import DatasetError, TaskError
 from engine.data.dataset.sizes import read_sizes
-from engine.data.media import transforms
-from engine.task.plan.visits import MAX_VISITS, VisitStream
+from engine.data.media import image
+from engine.data.media.geometry import geometry
+from engine.data.media.image import IMAGE
+from engine.task.plan.steps import MAX_VISITS
+from engine.task.plan.visits import VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
-from engine.training.encoding import visit_encoder
+from engine.training.encoding import step_window
+from tests.support.encoding import BATCH, STEPS, Setup, frozen
 from tests.support.fakes import png
 from tests.unit.data.dataset.test_sizes import dataset_of
-from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen
 
 RESOLUTIONS = st.integers(2, 40).map(lambda count: 64 * count)
 
@@ -72,7 +75,7 @@ class TestSizes:
 
 class TestSorting:
     def sorted(self, dataset, tmp_path, resolution=256):
-        return sort_into_buckets(dataset, read_sizes(dataset, tmp_path), resolution)
+        return sort_into_buckets(dataset, read_sizes(dataset, IMAGE, tmp_path), resolution)
 
     def test_every_row_is_in_the_bucket_of_its_upright_shape(self, tmp_path):
         """What cannot be shown goes with most of the others; what is found unreadable only later, by its header."""
@@ -240,9 +243,9 @@ class TestEncoding:
         images = with_broken(broken)
         whole = setup_of(images, tmp_path / "a").run()
         for window in (1, 6):
-            monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", window)
+            monkeypatch.setattr(step_window, "WINDOW_VISITS", window)
             assert frozen(setup_of(images, tmp_path / f"w{window}").run()) == frozen(whole)
-        monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", 8)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 8)
         helped = setup_of(images, tmp_path / "c", workers=2, start=5)
         assert frozen(helped.run()) == frozen(whole[5:])
 
@@ -259,14 +262,14 @@ class TestEncoding:
                 assert row not in broken
                 if any(other not in broken for other in SHAPES[size]):
                     assert size_of[row] == size
-                view = transforms.geometry(
-                    transforms.image_size(images[row]),
+                view = geometry(
+                    image.image_size(images[row]),
                     target=size,
                     center_crop=True,
                     crop_words=(0, 0),
                     flip=one.visit.flip,
                 )
-                pixels = transforms.render(images[row], view)
+                pixels = image.render(images[row], view)
                 assert pixels.shape == (size[1], size[0], 3)
                 assert torch.equal(one.moments["mean"], setup.family.encode_image(pixels)["mean"])
 

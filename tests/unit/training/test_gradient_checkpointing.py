@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from engine.data.media.transforms import geometry
+from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import LoadArgs
 from engine.results.state import dump_state

@@ -17,7 +17,8 @@ from engine.data.dataset.images import images_among
 from engine.data.dataset.reach import Reach, read_below
 from engine.data.dataset.rows import NO_CAPTION
 from engine.data.dataset.tables.tables import Source
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
+from engine.data.media.medium import Medium
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_FILE_BYTES: Final = 64 << 10
@@ -39,26 +40,26 @@ class Caption:
     """Whether blank lines are between the lines of a text file."""
 
 
-def has_sidecars(files: Sequence[str]) -> bool:
+def has_sidecars(files: Sequence[str], medium: Medium) -> bool:
     """Whether any image among these relative paths has a caption beside it, or JSON, which may hold one."""
     texts = _texts(files)
-    return bool(files_beside(files)) or any(_sidecar(file, texts) for file in images_among(files))
+    return bool(files_beside(files, medium)) or any(_sidecar(file, texts) for file in images_among(files, medium))
 
 
-def without_caption(root: Path, files: Sequence[str]) -> list[str]:
+def without_caption(root: Path, files: Sequence[str], medium: Medium) -> list[str]:
     """The images among these paths relative to `root` that have no caption in a file beside them."""
-    texts, beside, source = _texts(files), files_beside(files), Reach()
+    texts, beside, source = _texts(files), files_beside(files, medium), Reach()
     return [
         file
-        for file in images_among(files)
+        for file in images_among(files, medium)
         if not _sidecar(file, texts)
         and ((name := beside.get(stem_of(file))) is None or read_beside(root, name, "text", source) is None)
     ]
 
 
-def json_beside(images: Iterable[str], files: Sequence[str]) -> list[str]:
+def json_beside(images: Iterable[str], files: Sequence[str], medium: Medium) -> list[str]:
     """The JSON files beside these images."""
-    beside = files_beside(files)
+    beside = files_beside(files, medium)
     return [beside[stem] for image in images if (stem := stem_of(image)) in beside] if beside else []
 
 
@@ -81,7 +82,7 @@ def find_captions(
     root: Path, images: Sequence[str], files: Sequence[str], listed: Mapping[str, PathCaptions], source: Source
 ) -> list[Caption]:
     """Each image's captions, in `files` or in kohya's metadata. Raises DatasetError: text files that are no UTF-8."""
-    texts, beside, problems = _texts(files), files_beside(files), list[str]()
+    texts, beside, problems = _texts(files), files_beside(files, source.columns.medium), list[str]()
 
     def in_text(image: str) -> Caption | None:
         file = _sidecar(image, texts)

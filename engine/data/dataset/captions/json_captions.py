@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from engine.core.files.folder_names import composed, same_end, stem_of
-from engine.data.dataset.images import images_among, is_image_name
+from engine.data.dataset.images import images_among
 from engine.data.dataset.reach import Reach, read_below
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
+from engine.data.media.medium import Medium
 
 MAX_FILE_BYTES: Final = 1 << 20
 """Size limit of a JSON file beside an image: downloaders put the metadata of a whole page there."""
@@ -19,12 +20,12 @@ MAX_METADATA_BYTES: Final = 256 << 20
 _OBJECT_OF_OBJECTS: Final = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 
-def files_beside(files: Sequence[str]) -> dict[str, str]:
+def files_beside(files: Sequence[str], medium: Medium) -> dict[str, str]:
     """The JSON files that are named after an image beside them: the composed path without its suffix -> the file."""
     found = {stem_of(file): file for file in files if file.lower().endswith(".json")}
     if not found:
         return {}
-    owners = set(map(stem_of, images_among(files)))
+    owners = set(map(stem_of, images_among(files, medium)))
     return {owner: file for owner, file in found.items() if owner in owners}
 
 
@@ -44,27 +45,33 @@ def read_beside(root: Path, file: str, column: str, reach: Reach) -> list[str] |
 class PathCaptions:
     """kohya's metadata: an object that maps the path of each image, on any machine, to its caption and tags."""
 
-    def __init__(self, captions: Mapping[str, str]) -> None:
+    def __init__(self, captions: Mapping[str, str], medium: Medium) -> None:
+        self._medium = medium
         self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = {}
         for path, caption in captions.items():
-            parts = _parts(path.replace("\\", "/"))
+            parts = self._parts(path.replace("\\", "/"))
             self._by_name.setdefault(parts[-1], []).append((parts, caption))
 
     def of(self, image: str) -> str | None:
         """The caption of the path that ends most like the image's; None where there is none, or several."""
-        parts = _parts(image)
+        parts = self._parts(image)
         found = self._by_name.get(parts[-1], [])
         most = max((same_end(path, parts) for path, _ in found), default=0)
         best = {caption for path, caption in found if same_end(path, parts) == most}
         return best.pop() if len(best) == 1 else None
 
+    def _parts(self, path: str) -> tuple[str, ...]:
+        """A path's folders and its name without an image's suffix, composed; at least one part."""
+        stem = path.rpartition(".")[0] if self._medium.has_name(path) else path
+        return PurePosixPath(composed(stem)).parts
 
-def read_by_path(root: Path, files: Iterable[str], reach: Reach) -> dict[str, PathCaptions]:
+
+def read_by_path(root: Path, files: Iterable[str], reach: Reach, medium: Medium) -> dict[str, PathCaptions]:
     """Which of the JSON files are kohya's metadata, with what they say."""
     found = {}
     for file in files:
         if file.lower().endswith(".json") and (captions := _captions_by_path(root, file, reach)):
-            found[file] = PathCaptions(captions)
+            found[file] = PathCaptions(captions, medium)
     return found
 
 
@@ -90,9 +97,3 @@ def _caption(value: Mapping[str, Any]) -> str | None:
     given = [value.get("caption"), value.get("tags")]
     texts = [text for text in given if isinstance(text, str) and text]
     return ", ".join(texts) if texts else None
-
-
-def _parts(path: str) -> tuple[str, ...]:
-    """Return a path's folders and its name without an image's suffix, composed; at least one part."""
-    stem = path.rpartition(".")[0] if is_image_name(path) else path
-    return PurePosixPath(composed(stem)).parts

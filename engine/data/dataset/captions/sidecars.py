@@ -20,7 +20,7 @@ from engine.data.dataset.captions.json_captions import PathCaptions
 from engine.data.dataset.columns import Columns
 from engine.data.dataset.folder.splits import TRAIN, by_split, choose_named_split, split_of_image
 from engine.data.dataset.folder.unused import NO_CAPTION_IN_JSON, OTHER_SPLITS, ZERO_TIMES, Account
-from engine.data.dataset.images import Files, images_among, is_image_name
+from engine.data.dataset.images import Files, images_among
 from engine.data.dataset.rows import NO_CAPTION, Rows, Rules, caption_array
 from engine.data.dataset.tables.tables import Source
 from engine.task.task import Dataset
@@ -39,17 +39,17 @@ def read_sidecars(
     """
     root = account.root
     if declared is None:
-        everything = images_among(account.files)
+        everything = images_among(account.files, account.medium)
         images = _images_of_split(everything, root.name, source.split)
         account.leave(OTHER_SPLITS, sorted(set(everything) - set(images)))
     else:
-        images = images_among(declared)
+        images = images_among(declared, account.medium)
     account.leave(ZERO_TIMES, [file for file in images if repeats(file)[0] == 0])
     images = [file for file in images if repeats(file)[0] > 0]
     masks = _masks(account, images, source.columns)
     captions = find_captions(root, images, account.files, listed, source)
     uncaptioned = [image for image, one in zip(images, captions, strict=True) if one.file is None]
-    account.leave(NO_CAPTION_IN_JSON, json_beside(uncaptioned, account.files))
+    account.leave(NO_CAPTION_IN_JSON, json_beside(uncaptioned, account.files, account.medium))
     if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
         if not images and (told := account.told(ZERO_TIMES)):
             raise DatasetError(f"{root.name} holds nothing to train on: {told}")
@@ -78,7 +78,7 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
     """Each image's mask, an empty string for none; None where the task asks for none. Raises DatasetError."""
     if columns.mask is None:
         return None
-    labels = ((file, label_of(file)) for file in reversed(account.files) if is_image_name(file))
+    labels = ((file, label_of(file)) for file in reversed(account.files) if account.medium.has_name(file))
     found = {composed(label[0]): file for file, label in labels if label and label[1] == "mask"}
     masks = [found.get(stem_of(image), "") for image in images]
     if not any(masks):

@@ -44,7 +44,7 @@ from engine.data.dataset.folder.unused import (
     Account,
 )
 from engine.data.dataset.folder.walking import walk
-from engine.data.dataset.images import Cells, Files, images_among, is_image_name
+from engine.data.dataset.images import Cells, Files, images_among
 from engine.data.dataset.rows import Rows, rows_from_arrow
 from engine.data.dataset.tables.tables import (
     MAX_PARSING_BYTES,
@@ -56,6 +56,7 @@ from engine.data.dataset.tables.tables import (
     require_file,
 )
 from engine.data.fetch.hub import snapshot_of
+from engine.data.media.medium import Medium
 from engine.task.paths import as_spelled
 
 Report = Callable[[str], None]
@@ -74,7 +75,7 @@ def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
     if configuration is not None and configuration.folder:
         path = path / configuration.folder
     tree = walk(path, follow_links=source.reach.roots is None)
-    account = Account(tree)
+    account = Account(tree, source.columns.medium)
     account.drop(RESULTS, result_files(path, [*tree.files, *tree.hidden]))
     parts = _read_declared(configuration, account, source, report) or _read_folder(account, source, report)
     account.use(file for part in parts for file in _files_of(part, path))
@@ -97,14 +98,14 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
         return _read_imagefolder(metadata, chosen, account, source, report)
     _leave_projects(account)
     listed = _kohyas_metadata(account, source)
-    others = {*listed, *files_beside(account.files).values()}
+    others = {*listed, *files_beside(account.files, account.medium).values()}
     if tables := read_tables([file for file in account.files if file not in others], account, source, report):
         named = {file for part in tables for file in _files_of(part, path)}
         folders = {_inside(part.images.folder, path) for part in tables if isinstance(part.images, Cells)}
         account.use(named)
         report_missing(account, sorted(folders), named, report, column=source.columns.image)
         return tables
-    if not images_among(account.files):
+    if not images_among(account.files, account.medium):
         account.close()
         nothing = f"no metadata.jsonl, no table ({', '.join(TABLE_SUFFIXES)}), no images"
         found = "; ".join(filter(None, map(account.told, ABOUT_NO_IMAGES))) or nothing
@@ -127,7 +128,7 @@ def _read_declared(
         return ()
     split = choose_split(splits, f"configuration {configuration.name!r} of {account.root.name}", source.split)
     files = splits[split]
-    kind = kind_of_files(files)
+    kind = kind_of_files(files, account.medium)
     if kind is None:
         raise DatasetError(
             f"{README}: the data_files of configuration {configuration.name!r}, split {split!r}, match no images and "
@@ -140,7 +141,7 @@ def _read_declared(
         parts = tuple(read_table(account.root / file, source, shown(file)) for file in tables)
         account.use(tables)
     account.use(file for part in parts for file in _files_of(part, account.root))
-    account.leave(OTHER_CONFIGURATIONS, (file for file in account.open if _is_data(file)))
+    account.leave(OTHER_CONFIGURATIONS, (file for file in account.open if _is_data(file, account.medium)))
     return parts
 
 
@@ -155,8 +156,8 @@ def _read_declared_images(files: Sequence[str], account: Account, source: Source
     return parts
 
 
-def _is_data(file: str) -> bool:
-    return is_image_name(file) or (file.lower().endswith(TABLE_SUFFIXES) and not file.lower().endswith(".json"))
+def _is_data(file: str, medium: Medium) -> bool:
+    return medium.has_name(file) or (file.lower().endswith(TABLE_SUFFIXES) and not file.lower().endswith(".json"))
 
 
 def _files_of(part: Rows, root: Path) -> Iterator[str]:
@@ -184,10 +185,12 @@ def _leave_projects(account: Account) -> None:
 
 
 def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions]:
-    if not images_among(account.files):
+    if not images_among(account.files, account.medium):
         return {}
-    beside = set(files_beside(account.files).values())
-    return read_by_path(account.root, (file for file in account.files if file not in beside), source.reach)
+    beside = set(files_beside(account.files, account.medium).values())
+    return read_by_path(
+        account.root, (file for file in account.files if file not in beside), source.reach, account.medium
+    )
 
 
 def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
@@ -199,7 +202,7 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
             "(unpack an archive and name the folder, or give it as dataset.url)"
         )
     if source.config_name not in (None, "", "default"):
-        raise DatasetError(f"dataset.config_name is {source.config_name!r}, but {path.name} is one file")
+        raise DatasetError(f"is {source.config_name!r}, but {path.name} is one file", key="dataset.config_name")
     refuse_split(path.name, source.split)
     return (read_table(path, source, shown(path.name)),)
 
@@ -221,7 +224,7 @@ def _read_imagefolder(
     named = {file for part in parts for file in _files_of(part, root)}
     account.use(named)
     others = tuple(f"{posixpath.dirname(file)}/" for file in metadata if file not in chosen)
-    account.leave(OTHER_SPLITS, [file for file in files if file.startswith(others) and is_image_name(file)])
+    account.leave(OTHER_SPLITS, [file for file in files if file.startswith(others) and account.medium.has_name(file)])
     report_missing(account, folders, named, report)
     return parts
 

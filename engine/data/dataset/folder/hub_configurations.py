@@ -17,7 +17,7 @@ from typing import Any, Final
 from engine.core.errors import DatasetError
 from engine.core.messages import listing, short, shown
 from engine.data.dataset.folder.splits import TRAIN
-from engine.data.dataset.images import is_image_name
+from engine.data.media.medium import Medium
 
 README: Final = "README.md"
 STANDALONE: Final = ".huggingface.yaml"
@@ -89,7 +89,7 @@ def choose_configuration(root: Path, wanted: str | None) -> Configuration | None
             return None
         if is_folder(root, wanted):
             return Configuration(wanted, wanted, None)
-        raise DatasetError(f"dataset.config_name is {wanted!r}, but {root.name} holds no folder of that name")
+        raise DatasetError(f"is {wanted!r}, but {root.name} holds no folder of that name", key="dataset.config_name")
     listed = listing(list(declared), most=8)
     if wanted is None or (wanted == "default" and wanted not in declared):
         wanted = _default(declared, listed)
@@ -97,8 +97,8 @@ def choose_configuration(root: Path, wanted: str | None) -> Configuration | None
         if is_folder(root, wanted):
             return Configuration(wanted, wanted, None)
         raise DatasetError(
-            f"dataset.config_name is {wanted!r}, but {README} declares no configuration of that name; "
-            f"its configurations: {listed}"
+            f"is {wanted!r}, but {README} declares no configuration of that name; its configurations: {listed}",
+            key="dataset.config_name",
         )
     return _configuration(wanted, declared[wanted])
 
@@ -108,13 +108,13 @@ def is_folder(root: Path, name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name and (root / name).is_dir()
 
 
-def kind_of_files(files: Iterable[str]) -> str | None:
+def kind_of_files(files: Iterable[str], medium: Medium) -> str | None:
     """What the files of a configuration are read as: the suffix of most of its tables, or `IMAGES`; None if neither."""
     counts: Counter[str] = Counter()
     metadata: Counter[str] = Counter()
     for file in files:
         name = PurePosixPath(file)
-        suffix = IMAGES if is_image_name(file) else _KINDS.get(name.suffix.lower(), name.suffix.lower())
+        suffix = IMAGES if medium.has_name(file) else _KINDS.get(name.suffix.lower(), name.suffix.lower())
         if suffix == IMAGES or suffix in _TABLES:
             (metadata if name.name in METADATA_NAMES else counts)[suffix] += 1
     if not counts:

@@ -52,14 +52,14 @@ def report_missing(
     advice = _advice(missing, folders, account, column)
     if advice and len(missing) == len(everything):
         none = (
-            f"none of the {len(missing):,} files that the metadata names is there, such as"
+            f"none of the {len(missing):,} files listed in the metadata is found, such as"
             if len(missing) > 1
-            else "the only file that the metadata names is not there:"
+            else "the only file listed in the metadata is not found:"
         )
         raise DatasetError(f"{account.root.name}: {none} {_plain(missing[0])}; {advice}")
-    count = plural(len(missing), "image is", "images are")
+    count = plural(len(missing), "image")
     tail = f"; {advice}" if advice else ""
-    report(f"dataset: {count} named by metadata rows but not there: {listing(missing, _plain, _ALIKE)}{tail}")
+    report(f"dataset: {count} listed in the metadata, file not found: {listing(missing, _plain, _ALIKE)}{tail}")
 
 
 def _advice(missing: Sequence[str], folders: Sequence[str], account: Account, column: str) -> str:

@@ -83,7 +83,7 @@ def choose_named_split(names: Iterable[str], label: str, wanted: str | None) -> 
 
 
 def refuse_split(label: str, wanted: str | None) -> None:
-    """What is one split is the training one. Raises DatasetError where another is asked for."""
+    """Raise DatasetError if a split other than the training one is asked for: there is no other."""
     if wanted is not None:
         choose_named_split((TRAIN,), label, wanted)
 

@@ -29,7 +29,7 @@ def read_tables(files: Sequence[str], account: Account, source: Source, report: 
     Beside images with captions a preset, a log or a task is nobody's mistake: it is noted and passed over. Raises
     DatasetError for a table that should have been the dataset's.
     """
-    captioned = _has_captions(account.files)
+    captioned = _has_captions(account)
     problems: list[DatasetError] = []
     for suffix in TABLE_SUFFIXES:
         tables = [
@@ -93,11 +93,13 @@ def _read_kind(
     raise problems[0]
 
 
-def _has_captions(files: Sequence[str]) -> bool:
+def _has_captions(account: Account) -> bool:
     """Whether any image has a caption without a table: its own, or the name of its folder."""
-    images = images_among(files)
-    return has_sidecars(files) or any(any(map(repeated_folder, image.split("/")[:-1])) for image in images)
+    images = images_among(account.files, account.medium)
+    return has_sidecars(account.files, account.medium) or any(
+        any(map(repeated_folder, image.split("/")[:-1])) for image in images
+    )
 
 
 def _has_fallback(account: Account, source: Source) -> bool:
-    return source.columns.fallback is not None and bool(images_among(account.files))
+    return source.columns.fallback is not None and bool(images_among(account.files, account.medium))

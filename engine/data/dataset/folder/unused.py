@@ -12,7 +12,7 @@ from typing import Final
 from engine.core.files.folder_names import composed, is_of_system, label_of, stem_of
 from engine.core.messages import listing, plural, shown
 from engine.data.dataset.folder.walking import Tree
-from engine.data.dataset.images import is_image_name
+from engine.data.media.medium import Medium
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Reason:
     by_type: bool = False
     """Whether the line says how many there are of each type."""
     is_quiet: bool = False
-    """Whether it is counted and not told: nobody wonders why a README is not trained on."""
+    """Whether no line is printed about such files, as for a README."""
 
 
 NOT_READ: Final = Reason(
@@ -138,8 +138,10 @@ _TOLD_KINDS: Final = (NOT_READ, VIDEOS, ARCHIVES)
 class Account:
     """Which files of a dataset's folder are used, and why the others are not; the first entry of a file stands."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, medium: Medium) -> None:
         self.root = tree.root
+        self.medium = medium
+        """Whose files the samples are."""
         self.files = tree.files
         """Those that may be used: sorted paths relative to `root`."""
         self._open = dict.fromkeys([*tree.files, *tree.hidden, *tree.linked_twice, *tree.not_followed])
@@ -200,11 +202,11 @@ class Account:
         """Find a reason for each file without an entry, by its name and the files beside it."""
         files = sorted(self._open)
         for file in files:
-            if not _is_beside(file):
+            if not self._is_beside(file):
                 self.leave(self._reason(file), [file])
         owners = {owner: reason for reason, left in self._left.items() for file in left for owner in _owners(file)}
-        images = {owner for file in self._used if is_image_name(file) for owner in _owners(file)}
-        for file in filter(_is_beside, files):
+        images = {owner for file in self._used if self.medium.has_name(file) for owner in _owners(file)}
+        for file in filter(self._is_beside, files):
             self._close_beside(file, owners, images)
 
     def lines(self) -> list[str]:
@@ -237,11 +239,15 @@ class Account:
         else:
             self.leave(self._reason(file), [file])
 
+    def _is_beside(self, file: str) -> bool:
+        """Whether a file may be an image's caption or mask."""
+        return _suffix(file) in _TEXTS or (self.medium.has_name(file) and label_of(file) is not None)
+
     def _reason(self, file: str) -> Reason:
         name = file.rpartition("/")[2]
         if is_of_system(file):
-            return OF_SYSTEMS if is_image_name(file) and not name.startswith("._") else USUAL
-        if is_image_name(file):
+            return OF_SYSTEMS if self.medium.has_name(file) and not name.startswith("._") else USUAL
+        if self.medium.has_name(file):
             return LOST_MASKS if label_of(file) else UNNAMED
         found = next((reason for kind, reason in _KINDS if kind.fullmatch(_suffix(file))), None)
         if found not in _TOLD_KINDS and _USUAL.fullmatch(name):
@@ -259,11 +265,6 @@ def is_archive(file: str) -> bool:
 def _suffix(file: str) -> str:
     stem, dot, suffix = file.rpartition("/")[2].rpartition(".")
     return f".{suffix.lower()}" if stem and dot else "without suffix"
-
-
-def _is_beside(file: str) -> bool:
-    """Whether a file may be an image's caption or mask."""
-    return _suffix(file) in _TEXTS or (is_image_name(file) and label_of(file) is not None)
 
 
 def _owners(file: str) -> tuple[str, str]:

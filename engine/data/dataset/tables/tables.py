@@ -31,7 +31,7 @@ from engine.data.dataset.tables.webdataset import read_tar
 # In the order in which a folder's tables are looked for.
 TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
 MAX_PARSING_BYTES: Final = 2 << 30
-"""Of memory while a table is parsed. Parquet and compressed Arrow can claim anything in a few kilobytes."""
+"""The memory limit while a table is parsed. Parquet and compressed Arrow can claim anything in a few kilobytes."""
 _BATCH_BYTES: Final = 64 << 20
 
 
@@ -43,7 +43,7 @@ class Source:
     reach: Reach
     cache_dir: Path
     max_bytes: int
-    """Of one Parquet file, unpacked."""
+    """The size limit of one Parquet file, unpacked."""
     split: str | None = None
     """Which split is read; None is the training one."""
     config_name: str | None = None
@@ -106,11 +106,11 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
     for record in records:
         for name, value in record.items():
             if kinds.get(name, "null") == "null":
-                kinds[name] = kind_of(value)
+                kinds[name] = kind_of(value, columns.medium)
         for name, values in kept.items():
             values.append(record.get(name))
     if not kinds:
-        raise NoSuchColumnError(f"{label} has no rows", kinds)
+        raise NoSuchColumnError(f"{label} has no rows", kinds, columns.medium)
     image, _ = columns.pick(kinds, label)
     mask = columns.pick_mask(kinds, label)
     captions, rules = captions_from_values(kept[columns.caption], columns, label)

@@ -17,8 +17,9 @@ from engine.core.files.folder_names import composed
 from engine.core.limits import MAX_HEADER_BYTES, refuse_endless_number
 from engine.core.messages import short
 from engine.data.dataset.columns import Columns, kind_of
-from engine.data.dataset.images import TarMembers, is_image_name
+from engine.data.dataset.images import TarMembers
 from engine.data.dataset.rows import Rows, captions_from_values, parse_object
+from engine.data.media.medium import Medium
 
 MAX_TEXT_BYTES: Final = 1 << 20
 _TEXTS: Final = ("txt", "caption", "text", "json")
@@ -35,13 +36,14 @@ def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = Fa
     kinds: dict[str, str] = {}
     with _Headers(path) as file:
         members = list(_members(file, path, label))
-        in_lines = not _has_texts(members, _split_key) and _has_texts(members, _split_last)
+        medium = columns.medium
+        in_lines = not _has_texts(members, _split_key, medium) and _has_texts(members, _split_last, medium)
         for member in members:
             key, extension = (_split_last if in_lines else _split_key)(member[0])
             fields = samples.setdefault(key, {})
             if extension in fields:
                 raise DatasetError(f"{label} holds {short(member[0])} twice")
-            _add_field(file, member, extension, fields, kinds, in_lines=in_lines)
+            _add_field(file, member, extension, fields, kinds, medium=medium, in_lines=in_lines)
             if in_lines and joins_lines and isinstance(fields[extension], list):
                 fields[extension] = " ".join(fields[extension])
     columns = _tar_columns(columns, kinds)
@@ -81,12 +83,12 @@ def _split_last(name: str) -> tuple[str, str]:
     return stem, extension.lower()
 
 
-def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]]) -> bool:
+def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]], medium: Medium) -> bool:
     """Whether there are images, and a text for each, where names are split that way."""
     images, texts = set[str](), set[str]()
     for name, _, _ in members:
         key, extension = split(name)
-        if is_image_name(f".{extension}"):
+        if medium.has_name(extension):
             images.add(key)
         elif extension in _TEXTS:
             texts.add(key)
@@ -105,11 +107,18 @@ class _Headers(io.FileIO):
 
 
 def _add_field(
-    file: io.FileIO, member: Member, extension: str, fields: dict[str, Any], kinds: dict[str, str], *, in_lines: bool
+    file: io.FileIO,
+    member: Member,
+    extension: str,
+    fields: dict[str, Any],
+    kinds: dict[str, str],
+    *,
+    medium: Medium,
+    in_lines: bool,
 ) -> None:
     """Note where an image lies; read a text, or its lines. Anything else is only noted as being there."""
     name, offset, size = member
-    if is_image_name(f".{extension}"):
+    if medium.has_name(extension):
         fields[extension] = (offset, size, name)
         kinds[extension] = "images"
         return
@@ -120,7 +129,8 @@ def _add_field(
     data = os.pread(file.fileno(), size, offset)
     if extension == "json":
         fields["json"] = values = parse_object(data, short(name))
-        kinds.update({name: kind_of(value) for name, value in values.items() if kinds.get(name, "null") == "null"})
+        unknown = {name: value for name, value in values.items() if kinds.get(name, "null") == "null"}
+        kinds.update({name: kind_of(value, medium) for name, value in unknown.items()})
     else:
         try:
             text = data.decode("utf-8-sig")

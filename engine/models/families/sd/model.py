@@ -25,7 +25,7 @@ from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, token
 from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 
 class StableDiffusion:

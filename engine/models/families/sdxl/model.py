@@ -28,7 +28,7 @@ from engine.models.parts.sgm_names import SgmNames
 from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
 
 FIRST, SECOND = SPEC.text_encoders
 

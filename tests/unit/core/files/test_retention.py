@@ -16,9 +16,10 @@ from huggingface_hub import constants
 from engine.core.files import retention
 from engine.core.files.retention import hold, hold_repository, prune
 from engine.core.limits import Limits
-from engine.data.dataset import open_dataset
+from engine.data.dataset.open import open_dataset
 from engine.data.fetch import fetch_dataset, fetch_file
-from engine.task.task import Dataset, Model, Task
+from engine.data.media.image import IMAGE
+from engine.task.task import Dataset
 from tests.support.fakes import png
 
 ROOT = Path(__file__).parents[4]
@@ -281,7 +282,7 @@ class TestWhatAJobFinds:
         data.mkdir()
         images = pa.array([{"bytes": png(0), "path": None}])
         pq.write_table(pa.table({"image": images, "text": ["a"]}), data / "a.parquet")
-        task = Task(model=Model(name="m"), dataset=Dataset(name=str(data)))
-        dataset = open_dataset(task, cache_dir=cache, revision=None, report=print)
+        wanted = Dataset(name=str(data))
+        dataset = open_dataset(wanted, IMAGE, cache_dir=cache, revision=None, report=print)
         assert prune(cache, 0).num_in_use == 1 and len(list((cache / "tables").iterdir())) == 1
         assert dataset.image_bytes(0) == png(0)

@@ -22,13 +22,14 @@ if __name__ == "__main__":
     import functools, io
     from PIL import Image
     from engine.data.media.rendering import render_all
-    from engine.data.media.transforms import Geometry
+    from engine.data.media.geometry import Geometry
+    from engine.data.media.image import render
     file = io.BytesIO()
     Image.new("RGB", (64, 64)).save(file, "PNG")
     read = functools.partial(bytes, file.getvalue())
     size = (64, 64)
     geometry = Geometry(original=size, resized=size, target=size, top=0, left=0, flip=False, repeatable=True)
-    (pixels,) = render_all([(read, geometry)], 1)
+    (pixels,) = render_all([(read, geometry)], render, 1)
     print(pixels.shape)
 """
 
@@ -89,10 +90,10 @@ class TestPath:
         done = run(late, ENTRYPOINT, "--version", PYTHONPATH=path.format(strangers=late))
         assert done.stdout.startswith("sd-lora-task "), done.stderr
 
-    @pytest.mark.parametrize("program", ["verify", "compare", "prefetch"])
+    @pytest.mark.parametrize("program", ["verify", "compare", "prefetch", "caption", "chain"])
     def test_the_other_programs(self, late, program):
-        done = run(late, "-m", f"engine.commands.{program}", "--help", PYTHONPATH=str(ROOT))
-        assert done.returncode == 0 and "usage: python -m" in done.stdout, done.stderr
+        done = run(late, ENTRYPOINT, program, "--help")
+        assert done.returncode == 0 and f"usage: entrypoint.py {program}" in done.stdout, done.stderr
 
     def test_a_folder_that_is_gone(self, tmp_path):
         script = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); os.execv({sys.executable!r}, "
@@ -114,7 +115,7 @@ class TestStreams:
 
     @pytest.mark.parametrize("broken", BROKEN)
     def test_of_the_other_programs_too(self, tmp_path, broken):
-        command = f"{sys.executable} -m engine.commands.verify nowhere --task nowhere {broken}; exit ${{PIPESTATUS[0]}}"
+        command = f"{sys.executable} {ENTRYPOINT} verify nowhere --task nowhere {broken}; exit ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True)
         assert done.returncode == 5, done.stderr
 

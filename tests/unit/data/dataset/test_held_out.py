@@ -8,12 +8,11 @@ import pytest
 
 from engine.core.errors import DatasetError
 from engine.core.limits import Limits
-from engine.data.dataset import open_dataset
 from engine.data.dataset.held_out import hold_out
+from engine.data.dataset.open import open_dataset
+from engine.data.media.image import IMAGE
 from engine.task.task import Dataset, HeldOutDataset, Model, Task, Validation
-from tests.unit.data.dataset.test_dataset import COMMIT, embedded_table, fake_hub, picture, write_jsonl
-
-__all__ = ["fake_hub"]
+from tests.support.datasets import COMMIT, embedded_table, picture, write_jsonl
 
 
 def held(tmp_path, held_out, *, seed=0, said=None, **dataset):
@@ -25,9 +24,10 @@ def held(tmp_path, held_out, *, seed=0, said=None, **dataset):
         seed=seed,
     )
     options = {"cache_dir": tmp_path / "cache", "revision": None, "limits": Limits()}
-    whole = open_dataset(task, report=lambda line: None, **options)
+    whole = open_dataset(task.dataset, IMAGE, report=lambda line: None, **options)
     report = (lambda line: None) if said is None else said.append
-    return whole, *hold_out(task, whole, report=report, **options)
+    held_out = hold_out(task.validation.dataset, task.dataset, whole, IMAGE, seed=seed, report=report, **options)
+    return whole, *held_out
 
 
 def numbered(folder, count, start=0):

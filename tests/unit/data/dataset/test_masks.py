@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from engine.core.errors import DatasetError
-from engine.data.media.transforms import UnreadableImage
+from engine.data.media.geometry import UnreadableImage
+from tests.support.datasets import PICTURES, write_tar
 from tests.unit.data.dataset.captions.test_sidecars import images, opened, write
-from tests.unit.data.dataset.test_dataset import PICTURES, write_tar
 
 
 def mask(value, size=(8, 8)):
@@ -71,7 +71,7 @@ def test_masks_are_no_images_that_nobody_uses(tmp_path):
     assert said == []
     (folder / "masks/2.png").unlink()
     opened(folder, tmp_path, said=said, mask_column="mask")
-    assert said == ["dataset: 1 image is named by metadata rows but not there: masks/2.png"]
+    assert said == ["dataset: 1 image listed in the metadata, file not found: masks/2.png"]
     said.clear()
     opened(folder, tmp_path, said=said)
     assert said == ["dataset: 1 image is not used, named by no metadata row: masks/0.png"]

@@ -129,3 +129,11 @@ class TestSnapshots:
         (tmp_path / "models--mine").mkdir()
         for folder in (tmp_path, tmp_path / "models--mine", tmp_path / "gone"):
             assert hub.snapshot_of(folder, "main", ModelError) == folder
+
+
+def test_other_errors_pass_through():
+    def fail():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        hub.with_retries(fail, "model 'x'")

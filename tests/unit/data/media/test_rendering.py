@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from engine.core.errors import TemporaryError
-from engine.data.media import transforms
+from engine.data.media import image
+from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.rendering import render_all
 from tests.support.fakes import png
 
@@ -21,12 +22,12 @@ ROOT = Path(__file__).parents[4]
 
 
 def request(k, size=(8, 8)):
-    view = transforms.geometry(size, target=(8, 8), center_crop=True, crop_words=(0, 0), flip=bool(k % 2))
+    view = geometry(size, target=(8, 8), center_crop=True, crop_words=(0, 0), flip=bool(k % 2))
     return functools.partial(png, k, size), view
 
 
 def failing():
-    raise transforms.UnreadableImage("the file is empty")
+    raise UnreadableImage("the file is empty")
 
 
 def wait_until(condition, seconds=20):
@@ -48,16 +49,16 @@ def test_order_is_kept_and_failures_stay_single(num_workers):
     requests[3] = (failing, requests[3][1])  # cannot be read
     requests[7] = (lambda: b"no image", requests[7][1])  # cannot be decoded
     requests[19] = request(19, (8, 16))[0], request(19, (8, 24))[1]  # is not what it was
-    results = list(render_all(iter(requests), num_workers))
-    assert [k for k, found in enumerate(results) if isinstance(found, transforms.UnreadableImage)] == [3, 7, 19]
+    results = list(render_all(iter(requests), image.render, num_workers))
+    assert [k for k, found in enumerate(results) if isinstance(found, UnreadableImage)] == [3, 7, 19]
     assert "the file is empty" in str(results[3]) and "changed" in str(results[19])
     for k in set(range(19)) - {3, 7}:
-        assert np.array_equal(results[k], transforms.render(requests[k][0](), requests[k][1]))
+        assert np.array_equal(results[k], image.render(requests[k][0](), requests[k][1]))
     assert no_worker_is_left()
 
 
 def test_no_requests_no_results():
-    assert list(render_all([], 0)) == list(render_all([], 1)) == []
+    assert list(render_all([], image.render, 0)) == list(render_all([], image.render, 1)) == []
 
 
 def test_memory_stays_bounded():
@@ -69,7 +70,7 @@ def test_memory_stays_bounded():
             read.append(k)
             yield request(k)
 
-    rendered = render_all(requests(), 1)
+    rendered = render_all(requests(), image.render, 1)
     next(rendered)
     assert len(read) <= 8
     rendered.close()
@@ -78,12 +79,12 @@ def test_memory_stays_bounded():
 
 def test_an_error_that_is_no_images_fault_is_raised():
     with pytest.raises(ZeroDivisionError):
-        list(render_all([(lambda: 1 // 0, request(0)[1])], 1))
+        list(render_all([(lambda: 1 // 0, request(0)[1])], image.render, 1))
     assert no_worker_is_left()
 
 
 def test_a_killed_worker_is_a_temporary_error():
-    rendered = render_all((request(k) for k in range(100_000)), 1)
+    rendered = render_all((request(k) for k in range(100_000)), image.render, 1)
     next(rendered)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
@@ -97,15 +98,16 @@ def test_a_killed_worker_is_a_temporary_error():
 SCRIPT = """
 import io, multiprocessing, os, signal, sys, time
 from PIL import Image
-from engine.data.media import transforms
 from engine.core.errors import TemporaryError
+from engine.data.media.geometry import geometry
+from engine.data.media.image import render
 from engine.data.media.rendering import render_all
 
 if __name__ == "__main__":
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    view = transforms.geometry((8, 8), target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
-    rendered = render_all(((buffer.getvalue, view) for _ in range(100_000)), 2)
+    view = geometry((8, 8), target=(8, 8), center_crop=True, crop_words=(0, 0), flip=False)
+    rendered = render_all(((buffer.getvalue, view) for _ in range(100_000)), render, 2)
     for _ in range(500):
         next(rendered)
     time.sleep(1.5)  # both have started, and wait for work

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from engine.core.errors import DatasetError
-from engine.data.dataset import open_dataset
+from engine.data.dataset.open import open_dataset
+from engine.data.media.image import IMAGE
 from engine.job.advice import audit
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Dataset, Model, Task, TrainArgs
@@ -29,9 +30,9 @@ def job_of(model, tmp_path, files, **dataset):
     task = Task(
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
-    opened = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    opened = open_dataset(task.dataset, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
     base = SimpleNamespace(folder=model, single_file=None, family=SPEC)
-    return SimpleNamespace(task=task, dataset=opened, base=base, buckets=None, held_out=None)
+    return SimpleNamespace(task=task, dataset=opened, medium=IMAGE, base=base, buckets=None, held_out=None)
 
 
 FILES = {
@@ -129,13 +130,15 @@ def test_one_image_is_looked_at_however_late_it_is(model, tmp_path):
 
 def test_repeats_are_looked_at_once(model, tmp_path):
     job = job_of(model, tmp_path, {"100_x/a.png": png(1), "100_x/b.png": png(2)})
-    seen = audit.look_at_images(job.dataset, lambda size: (64, 64), 10, lambda: 0.0)
+    seen = audit.look_at_images(job.dataset, IMAGE, lambda size: (64, 64), 10, lambda: 0.0)
     assert seen.num_seen == 2 and seen.duplicates == [] and seen.unreadable == []
 
 
 def test_a_shape_that_training_would_refuse_is_unreadable(model, tmp_path):
     job = job_of(model, tmp_path, {"a.png": png(1, (1, 20_000)), "a.txt": "x"})
-    assert audit.look_at_images(job.dataset, lambda size: (4096, 4096), 10, lambda: 0.0).unreadable[0][0] == "a.png"
+    assert (
+        audit.look_at_images(job.dataset, IMAGE, lambda size: (4096, 4096), 10, lambda: 0.0).unreadable[0][0] == "a.png"
+    )
 
 
 def test_images_that_are_held_out_and_trained_on_are_named(model, tmp_path):

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
-from engine.job.device_errors import memory_advice
+from engine.job.memory.device_errors import memory_advice
 from engine.models import registry
 from engine.models.parts.tape import Tape
 from engine.models.spec import Workload

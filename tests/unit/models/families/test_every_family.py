@@ -11,7 +11,7 @@ import torch
 from diffusers import ModelMixin
 from safetensors.torch import load_file, save_file
 
-from engine.data.media.transforms import geometry
+from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions

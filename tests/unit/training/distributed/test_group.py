@@ -10,14 +10,10 @@ from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrup
 from engine.core.process.environment import Place
 from engine.core.process.signals import Stop
 from engine.results.state import dump_state, parse_state, weights_digest
-from engine.task.plan.steps import StepRange
 from engine.training.distributed.group import Group, Processes
 from engine.training.distributed.peers import Ending, ending_of
-from engine.training.encoding import visit_encoder
-from engine.training.encoding.cache import EncodingCache
-from engine.training.encoding.visit_encoder import VisitEncoder
-from tests.support.fakes import CPU
-from tests.unit.training.encoding.test_visit_encoder import BATCH, STEPS, Setup, frozen, good, with_unreadable
+from engine.training.encoding import step_window
+from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
 from tests.unit.training.test_trainer import Run, examples_of, make_task
 
 
@@ -124,33 +120,13 @@ def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(
     images, center_crop, window, tmp_path, monkeypatch
 ):
     micro_batches = 4
-    monkeypatch.setattr(visit_encoder, "WINDOW_VISITS", window)  # of half a step at the least
-
-    def encoder_of(setup, processes, cache):
-        return VisitEncoder(
-            task=setup.task,
-            dataset=setup.dataset,
-            stream=setup.stream,
-            step_range=StepRange(
-                num_rows=len(images),
-                batch_size=BATCH,
-                micro_batches=micro_batches,
-                start_step=0,
-                stop_step=STEPS,
-                max_steps=STEPS,
-            ),
-            family=setup.family,
-            cache=EncodingCache(tmp_path / cache, {}, max_bytes=1 << 24),
-            device=CPU,
-            check_stop=lambda: None,
-            report=setup.said.append,
-            processes=processes,
-        )
+    monkeypatch.setattr(step_window, "WINDOW_VISITS", window)  # of half a step at the least
 
     def one(processes, cache="shared"):
-        setup = Setup(images, tmp_path / "unused", center_crop=center_crop)
-        encoder = encoder_of(setup, processes, cache)
-        return [list(encoder.examples(step)) for step in range(STEPS)], encoder.skipped, setup
+        setup = Setup(
+            images, tmp_path / cache, center_crop=center_crop, micro_batches=micro_batches, processes=processes
+        )
+        return [list(setup.encoder.examples(step)) for step in range(STEPS)], setup.encoder.skipped, setup
 
     whole, skipped, alone = one(None, "alone")
     found = in_threads(2, one)

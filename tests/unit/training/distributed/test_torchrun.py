@@ -39,6 +39,6 @@ def test_the_code_is_the_jobs(monkeypatch, capsys, reason, codes, code, said):
     monkeypatch.setattr(torchrun, "write_termination_message", told.append)
     monkeypatch.setenv(EXIT_CODES, "")
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
-    assert torchrun.main(["--nnodes=2"]) == code
+    assert torchrun.main(["--nnodes=2"], {}) == code
     assert capsys.readouterr().err == (f"error: {told[0]}\n" if said else "")
     assert [said in line for line in told] == ([True] if said else [])

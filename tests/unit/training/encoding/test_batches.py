@@ -9,6 +9,18 @@ from tests.support.fakes import CPU, LinearFamily
 from tests.unit.training.test_trainer import examples_of, make_step_range, make_task
 
 
+def maker_of(task, family=None):
+    args = task.train_args
+    return BatchMaker(
+        family or LinearFamily(),
+        CPU,
+        dtype=torch.float32,
+        seed=task.seed,
+        resolution=args.resolution,
+        noise_offset=args.noise_offset,
+    )
+
+
 def tensors(batch):
     found = dataclasses.asdict(batch)
     return {name: value for name, value in (found | found.pop("conditioning")).items() if value is not None}
@@ -17,7 +29,7 @@ def tensors(batch):
 def test_it_is_the_same_whenever_it_is_prepared():
     task = make_task(noise_offset=0.1)
     examples = examples_of(make_step_range(task), 3)[:2]
-    first, other = BatchMaker(task, LinearFamily(), CPU), BatchMaker(task, LinearFamily(), CPU)
+    first, other = maker_of(task), maker_of(task)
     other.prepare(examples_of(make_step_range(task), 1))
     found = [tensors(maker.complete(maker.prepare(examples))) for maker in (first, other)]
     assert {*found[0]} == {"latents", "noise", "timesteps", "states"}
@@ -27,7 +39,7 @@ def test_it_is_the_same_whenever_it_is_prepared():
 def test_it_knows_what_it_is_of():
     task = make_task()
     examples = examples_of(make_step_range(task), 3)
-    prepared = BatchMaker(task, LinearFamily(), CPU).prepare(examples[:2])
+    prepared = maker_of(task).prepare(examples[:2])
     assert prepared.address == 18 == examples[0].visit.number
     assert prepared.is_of(examples[:2])
     assert not prepared.is_of(examples[2:4]) and not prepared.is_of(examples[:1])
@@ -37,7 +49,7 @@ def test_it_knows_what_it_is_of():
 def test_trained_text_encoders_read_captions_as_late_as_possible():
     task = make_task(train_text_encoder=True)
     family = LinearFamily()
-    maker = BatchMaker(task, family, CPU)
+    maker = maker_of(task, family)
     prepared = maker.prepare(examples_of(make_step_range(task), 0, text=True)[:2])
     assert prepared.batch.conditioning == {} and {*prepared.tokens} == {"ids"}
     before = maker.complete(prepared).conditioning["states"]

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.datasets import picture
 from tests.unit.data.dataset.captions.test_sidecars import opened
-from tests.unit.data.dataset.test_dataset import picture
 
 WEIGHTS = "weights such as (red:1.2), which are trained as text; leave them out"
 TYPES = [

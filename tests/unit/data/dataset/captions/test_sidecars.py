@@ -13,11 +13,13 @@ import pytest
 from engine.core.errors import DatasetError
 from engine.core.files import stat_cache
 from engine.core.limits import Limits
-from engine.data.dataset import MAX_EPOCH_VISITS, fingerprint, open_dataset
 from engine.data.dataset.captions import caption_files
+from engine.data.dataset.fingerprints import fingerprint
+from engine.data.dataset.open import MAX_EPOCH_VISITS, open_dataset
 from engine.data.fetch.archive import extract
-from engine.task.task import Dataset, Model, Task
-from tests.unit.data.dataset.test_dataset import PICTURES, TICK, picture, write_tar
+from engine.data.media.image import IMAGE
+from engine.task.task import Dataset
+from tests.support.datasets import PICTURES, TICK, picture, write_tar
 
 
 def write(folder, files):
@@ -33,9 +35,9 @@ def images(*names):
 
 
 def opened(folder, tmp_path, *, said=None, **dataset):
-    task = Task(model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset))
+    wanted = Dataset(name=str(folder), **dataset)
     lines = [] if said is None else said
-    return open_dataset(task, cache_dir=tmp_path / "cache", revision=None, report=lines.append)
+    return open_dataset(wanted, IMAGE, cache_dir=tmp_path / "cache", revision=None, report=lines.append)
 
 
 def rows(dataset):
@@ -277,7 +279,7 @@ def test_the_dataset_folders_own_name_says_nothing(tmp_path):
 def test_a_name_cannot_ask_for_endless_repeats(folder, tmp_path, monkeypatch):
     write(folder, images("999_x/a.png"))
     assert len(opened(folder, tmp_path, repeats=10_000)) == 9_990_000 < MAX_EPOCH_VISITS
-    monkeypatch.setattr("engine.data.dataset.MAX_EPOCH_VISITS", 1000)
+    monkeypatch.setattr("engine.data.dataset.open.MAX_EPOCH_VISITS", 1000)
     with pytest.raises(DatasetError, match="an epoch of the dataset has 1,998 visits"):
         opened(folder, tmp_path, repeats=2)
 
@@ -350,8 +352,8 @@ def serve(tmp_path, files, monkeypatch, links=()):
     for name, target in links:
         (content / name).symlink_to(target)
     monkeypatch.setattr("engine.data.fetch.fetch_dataset", lambda *args, **kwargs: content)
-    task = Task(model=Model(name="m"), dataset=Dataset(url="http://example.org/x"))
-    return lambda: open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    wanted = Dataset(url="http://example.org/x")
+    return lambda: open_dataset(wanted, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
 
 
 def test_a_downloaded_link_leads_nowhere_outside(tmp_path, monkeypatch):
@@ -373,9 +375,16 @@ def test_a_note_knows_what_was_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(stat_cache, "_keeps_change_times", lambda device: True)
     time.sleep(TICK)
     found = set()
-    for wanted in ({}, {"default_caption": "x"}, {"default_caption": "y"}, {"repeats": 2}, {"trigger_word": "sks"}, {}):
-        task = Task(model=Model(name="m"), dataset=Dataset(url="http://example.org/x", **wanted))
-        dataset = open_dataset(task, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    for changes in (
+        {},
+        {"default_caption": "x"},
+        {"default_caption": "y"},
+        {"repeats": 2},
+        {"trigger_word": "sks"},
+        {},
+    ):
+        wanted = Dataset(url="http://example.org/x", **changes)
+        dataset = open_dataset(wanted, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
         assert dataset.fingerprint == fingerprint(dataset.parts)
         found.add(dataset.fingerprint)
     assert len(found) == 4  # no caption and the trigger word alone are the same empty caption

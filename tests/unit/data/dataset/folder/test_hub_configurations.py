@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.core.errors import DatasetError
 from engine.data.dataset.folder.hub_configurations import glob_matches
-from tests.unit.data.dataset.test_dataset import PICTURES, embedded_table, opened, picture
+from tests.support.datasets import PICTURES, embedded_table, opened, picture
 
 
 def table(path, *numbers):

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from engine.core.errors import DatasetError
-from tests.unit.data.dataset.test_dataset import PICTURES, opened, write_tar
+from tests.support.datasets import PICTURES, opened, write_tar
 
 NAME = "café été"
 FORMS = [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC"), ("NFD", "NFD")]
@@ -110,7 +110,7 @@ def test_what_is_meant_is_told(case, tmp_path):
     metadata(tmp_path / "data", *map(written.format, range(3)), at=at)
     with pytest.raises(DatasetError) as caught:
         opened(tmp_path, name=tmp_path / "data")
-    assert "none of the 3 files that the metadata names is there" in str(caught.value)
+    assert "none of the 3 files listed in the metadata is found" in str(caught.value)
     assert str(caught.value).endswith(advice)
 
 
@@ -122,7 +122,7 @@ def test_a_table_of_another_name_gets_the_same_advice(name, tmp_path):
     table.write_text("path,text\n0.png,one\n" if name.endswith("csv") else json.dumps({"path": "0.png", "text": "one"}))
     with pytest.raises(DatasetError) as caught:
         opened(tmp_path, name=tmp_path / "data", image_column="path")
-    assert "the only file that the metadata names is not there: " in str(caught.value)
+    assert "the only file listed in the metadata is not found: " in str(caught.value)
     where = "../images/0.png" if "/" in name else "images/0.png"
     assert "path is a path from " in str(caught.value)
     assert str(caught.value).endswith(f"write {where}, not 0.png")
@@ -144,7 +144,7 @@ def test_some_that_are_missing_are_noted(tmp_path):
     lines = []
     assert len(opened(tmp_path, name=tmp_path / "data", report=lines.append)) == 3
     assert any(
-        "2 images are named by metadata rows but not there: gone.png, images\\1.png; " in line
+        "2 images listed in the metadata, file not found: gone.png, images\\1.png; " in line
         and line.endswith("write images/1.png, not images\\1.png")
         for line in lines
     )

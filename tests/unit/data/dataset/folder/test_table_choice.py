@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.core.errors import DatasetError
-from tests.unit.data.dataset.test_dataset import PICTURES, embedded_table, opened, picture, write_tar
+from tests.support.datasets import PICTURES, embedded_table, opened, picture, write_tar
 
 PRESET = {"learning_rate": 0.0001, "optimizer": "AdamW", "networks": [{"dim": 8}], "text_encoder": None}
 TASK = {"model": {"name": "m"}, "dataset": {"name": "."}, "train_args": {}}

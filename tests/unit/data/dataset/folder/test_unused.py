@@ -18,8 +18,9 @@ from engine.data.dataset.folder.walking import walk
 from engine.data.dataset.images import Cells, Files
 from engine.data.dataset.reach import Reach
 from engine.data.dataset.tables.tables import Source
+from engine.data.media.image import IMAGE
+from tests.support.datasets import picture
 from tests.unit.data.dataset.captions.test_sidecars import images, opened, rows, write
-from tests.unit.data.dataset.test_dataset import picture
 
 NAMES = (
     *("a.png", "b.JPG", "c.jfif", "a.txt", "b.caption", "c.jfif.txt", "d.heic", "d.txt", "lost.txt", "a-masklabel.png"),
@@ -44,7 +45,7 @@ FOLDERS = (
 
 
 def source(tmp_path, **columns):
-    return Source(Columns("image", "text", fallback="", **columns), Reach(), tmp_path / "cache", 1 << 30)
+    return Source(Columns("image", "text", IMAGE, fallback="", **columns), Reach(), tmp_path / "cache", 1 << 30)
 
 
 def read_with_account(folder, source, monkeypatch):
@@ -52,8 +53,8 @@ def read_with_account(folder, source, monkeypatch):
     kept, lines = [], []
 
     class Kept(Account):
-        def __init__(self, tree):
-            super().__init__(tree)
+        def __init__(self, *args):
+            super().__init__(*args)
             kept.append(self)
 
     monkeypatch.setattr("engine.data.dataset.folder.folders.Account", Kept)
@@ -283,7 +284,7 @@ class TestLinks:
         folder = write(tmp_path / "data", images("a.png") | {"a.txt": "one"})
         write(tmp_path / "elsewhere", images("b.png") | {"b.txt": "two"})
         (folder / "x").symlink_to(tmp_path / "elsewhere")
-        within = Source(Columns("image", "text"), Reach.within(folder), tmp_path / "cache", 1 << 30)
+        within = Source(Columns("image", "text", IMAGE), Reach.within(folder), tmp_path / "cache", 1 << 30)
         parts, _, said = read_with_account(folder, within, monkeypatch)
         assert [list(part.images.paths) for part in parts] == [["a.png"]]
         assert said == ["dataset: 1 link to a folder is not followed, the dataset was downloaded: x"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.core.errors import DatasetError
-from tests.unit.data.dataset.test_dataset import PICTURES, opened
+from tests.support.datasets import PICTURES, opened
 
 WANTED = [("a cat, sitting",), ("ein Bär",)]
 

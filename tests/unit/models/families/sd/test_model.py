@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
-from engine.data.media.transforms import geometry
+from engine.data.media.geometry import geometry
 from engine.models.families.sd import model
 from engine.models.family import Batch, LoadArgs
 from engine.models.objectives.diffusion.noise_schedule import NoiseSchedule

@@ -13,7 +13,8 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.data.media.transforms import geometry, render
+from engine.data.media.geometry import geometry
+from engine.data.media.image import render
 from engine.models.families.sdxl import model
 from engine.models.family import Batch, LoadArgs
 from engine.models.objectives.objective import LossOptions

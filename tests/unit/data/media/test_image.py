@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data.media.transforms import MAX_PIXELS, UnreadableImage, geometry, image_size, render, render_mask
+from engine.data.media.geometry import UnreadableImage, geometry
+from engine.data.media.image import MAX_PIXELS, image_size, render, render_mask
 
 WORD = st.integers(0, 2**64 - 1)
 
@@ -340,7 +341,7 @@ def test_bombs_do_not_cost_memory():
 
 def test_a_worker_imports_no_more_than_it_needs():
     heavy = ("torch", "datasets", "pyarrow")
-    code = f"import sys, engine.data.media.transforms; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, engine.data.media.image; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

@@ -1,7 +1,7 @@
-"""One encoded image and one visit -> pixels. NumPy and Pillow only: image workers import this and nothing heavier.
+"""The medium `image`: encoded images to pixels. NumPy and Pillow only: image workers import this and nothing heavier.
 
-Two halves: `geometry` is arithmetic on sizes (which pixels a visit shows), `image_size` and `render` touch bytes from
-strangers. Whatever is wrong with such bytes comes out as `UnreadableImage`, so that the caller skips that image alone.
+The bytes come from strangers. Whatever is wrong with them comes out as `UnreadableImage`, so that the caller skips that
+image alone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
+import PIL
 from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+
+from engine.data.media.geometry import Geometry, Size, UnreadableImage
+from engine.data.media.medium import Medium, Pixels
 
 # What cameras, the web and image editors write, decoded inside this process. Left out on purpose: formats that start
 # other programs (EPS), that are documents (PDF) or that training sets do not contain, each a parser less to trust.
@@ -24,14 +27,12 @@ _ONE_FRAME = ("JPEG", "MPO", "BMP")
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered here: asking Pillow for them imports all 40
 
 # How their files are named; content decides what they are.
-IMAGE_SUFFIXES = frozenset(
+_SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"]
 )
 
 # Pillow's own limit for an error; its default merely warns below it. Checked on the header, before any decoding.
 MAX_PIXELS = 178_956_970
-# A sliver of 1 x 100,000 is small until its shorter side is 512. 2**26 pixels are 200 MB of RGB.
-MAX_RESIZED_PIXELS = 2**26
 # A progressive JPEG may go over all its pixels again every few bytes. Editors write about ten scans; what is appended
 # to a photograph, such as a film, has the mark of one by chance in 64 KiB.
 _MAX_SCANS = 500
@@ -52,88 +53,13 @@ _TRANSPOSITIONS = {
 }
 
 
-class UnreadableImage(Exception):  # noqa: N818  # a fact about the image, which the job survives
-    """These bytes are not an image that can be trained on. `str(error)` says why, in a few words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How one visit cuts its part out of an image. Sizes are (width, height) in pixels, upright (EXIF applied).
-
-    The image of size `original` is resized to `resized`, then the part of size `target` whose upper left corner is at
-    (`left`, `top`) is taken and, with `flip`, mirrored left to right. `repeatable`: no crop word could have given
-    another part, so that all visits with this `flip` show the same pixels (and caching them on disk pays).
-    """
-
-    original: tuple[int, int]
-    resized: tuple[int, int]
-    target: tuple[int, int]
-    top: int
-    left: int
-    flip: bool
-    repeatable: bool
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """The part of the resized image that is shown: left, upper, right, lower."""
-        return (self.left, self.top, self.left + self.target[0], self.top + self.target[1])
-
-
-def covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """The smallest (width, height) of this shape that covers `target`; for a square torchvision's own rounding.
-
-    Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
-    """
-    width, height = size
-    if min(size) < 1:
-        raise UnreadableImage(f"it has no pixels ({width} x {height})")
-    if target[0] * height >= target[1] * width:
-        resized = (target[0], int(target[0] * height / width))
-    else:
-        resized = (int(target[1] * width / height), target[1])
-    if resized[0] * resized[1] > MAX_RESIZED_PIXELS:
-        wanted = " x ".join(str(side) for side in target)
-        raise UnreadableImage(f"its shape is too extreme ({width} x {height} pixels) to resize to {wanted}")
-    return resized
-
-
-def geometry(
-    size: tuple[int, int], *, target: tuple[int, int], center_crop: bool, crop_words: tuple[int, int], flip: bool
-) -> Geometry:
-    """Resize to cover `target` (width, height), then crop in the middle or at random.
-
-    `size` is upright (width, height). `crop_words` are two raw 64-bit words, for top and left; unused in a centre
-    crop. Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
-    """
-    resized = covering(size, target)
-    slack_x, slack_y = resized[0] - target[0], resized[1] - target[1]
-    if center_crop:
-        top, left = round(slack_y / 2.0), round(slack_x / 2.0)
-    else:
-        top, left = _start(crop_words[0], slack_y), _start(crop_words[1], slack_x)
-    return Geometry(
-        original=size,
-        resized=resized,
-        target=target,
-        top=top,
-        left=left,
-        flip=flip,
-        repeatable=center_crop or slack_x == slack_y == 0,
-    )
-
-
-def _start(word: int, extent: int) -> int:
-    """One of the `extent + 1` crop positions from the word's upper half: multiply and shift, without modulo bias."""
-    return ((word >> 32) * (extent + 1)) >> 32
-
-
-def image_size(data: bytes) -> tuple[int, int]:
+def image_size(data: bytes) -> Size:
     """Upright (width, height) of an encoded image, from its header alone. Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
         return _upright_size(image.size, _orientation(image))
 
 
-def check(data: bytes) -> tuple[int, int]:
+def check(data: bytes) -> Size:
     """Decode `data` whole and forget it: its upright (width, height). Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
         size = _upright_size(image.size, _orientation(image))
@@ -143,7 +69,7 @@ def check(data: bytes) -> tuple[int, int]:
         return size
 
 
-def decode(data: bytes, *, size: tuple[int, int] | None = None) -> Image.Image:
+def decode(data: bytes, *, size: Size | None = None) -> Image.Image:
     """The whole image, RGB and upright, with transparency on white; `size` is what it must be, from its header.
 
     Raises UnreadableImage.
@@ -157,7 +83,7 @@ def decode(data: bytes, *, size: tuple[int, int] | None = None) -> Image.Image:
     return pixels if orientation == 1 else pixels.transpose(_TRANSPOSITIONS[orientation])
 
 
-def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
+def render(data: bytes, view: Geometry) -> Pixels:
     """Decode `data` and cut out `view`: uint8, (height, width, 3), RGB, C-contiguous, writable.
 
     Transparency is composited on white; an animation gives its first frame; 16-bit grey keeps its upper byte. ICC
@@ -174,7 +100,7 @@ def render(data: bytes, view: Geometry) -> npt.NDArray[np.uint8]:
     return np.array(pixels, dtype=np.uint8)
 
 
-def check_mask(data: bytes, size: tuple[int, int]) -> None:
+def check_mask(data: bytes, size: Size) -> None:
     """Refuse what `render_mask` would refuse as the mask of an image of `size`. Raises UnreadableImage."""
     _decode_mask(data, size)
 
@@ -200,7 +126,7 @@ def has_more_frames(data: bytes) -> bool:
     return True
 
 
-def _decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
+def _decode_mask(data: bytes, size: Size) -> Image.Image:
     """A mask's brightness; `size` is its image's, whose shape it must have. Raises UnreadableImage."""
     try:
         mask = decode(data).convert("L")
@@ -212,7 +138,7 @@ def _decode_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
     return mask
 
 
-def render_mask(data: bytes, view: Geometry, size: tuple[int, int], *, alpha: bool) -> npt.NDArray[np.uint8]:
+def render_mask(data: bytes, view: Geometry, size: Size, *, alpha: bool) -> Pixels:
     """The part of a mask that `view` shows, averaged down to `size` (width, height): uint8, (height, width).
 
     `data` is the mask, an image of the same shape whose brightness counts; or, with `alpha`, the image itself, whose
@@ -264,7 +190,7 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _check_pixels(size: tuple[int, int]) -> None:
+def _check_pixels(size: Size) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
@@ -296,7 +222,7 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _TRANSPOSITIONS else 1
 
 
-def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+def _upright_size(size: Size, orientation: int) -> Size:
     return (size[1], size[0]) if orientation >= 5 else size
 
 
@@ -326,3 +252,16 @@ def _grey16(image: Image.Image) -> Image.Image:
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)
+
+
+IMAGE: Final = Medium(
+    suffixes=_SUFFIXES,
+    reader_version=PIL.__version__,
+    read_size=image_size,
+    check=check,
+    render=render,
+    check_mask=check_mask,
+    render_mask=render_mask,
+    has_alpha=has_alpha,
+    has_more_frames=has_more_frames,
+)

@@ -1,10 +1,8 @@
-"""A client's loop: cut a training into a chain of tasks and run them until one writes FINISH.
+"""Cut a training into a chain of tasks and run them until one writes FINISH.
 
-    python examples/chain.py --task examples/demo/task.json --output out/demo [-- any flag of entrypoint.py]
+    entrypoint.py chain --task examples/demo/task.json --output out/demo [-- any flag of the training]
 
-Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next one's checkpoint. Started
-again after an interruption it goes on where it was: a task whose result is there returns at once. When the task's
-max_train_steps or max_train_epochs was raised since, a finished chain is made longer.
+It starts the training as any client would, each time as a process of its own.
 """
 
 from __future__ import annotations
@@ -16,13 +14,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-ENTRYPOINT = Path(__file__).resolve().parents[1] / "entrypoint.py"
-TEMPORARY = 75
-ATTEMPTS = 3
+from engine.commands.program import program
+from engine.core.errors import TemporaryError
+from engine.core.process.startup import ENTRYPOINT
+
+DESCRIPTION: Final = """\
+Cut a training into a chain of tasks and run them until one writes FINISH.
+
+Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next one's checkpoint. Started
+again after an interruption it goes on where it was: a task whose result is there returns at once. When the task's
+max_train_steps or max_train_epochs was raised since, a finished chain is made longer.
+"""
+ATTEMPTS: Final = 3
+"""How often a task is started that ends with a temporary failure."""
 
 
 @contextmanager
@@ -42,22 +51,22 @@ def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def run_task(flags: list[str]) -> int:
-    """Run one task, again after a temporary failure; its exit code."""
+    """Run one task, again after a temporary failure, and return its exit code."""
     for attempt in range(ATTEMPTS):
         # In a session of its own, so that a signal to the whole group reaches it once: a second one would hurry it.
-        task = subprocess.Popen([sys.executable, str(ENTRYPOINT), *flags], start_new_session=True)
+        task = subprocess.Popen([sys.executable, ENTRYPOINT, *flags], start_new_session=True)
         with passing_signals_on(task):
             code = task.wait()
         if code < 0:  # killed: by its number as a shell tells it, 137 for SIGKILL
             code = 128 - code
-        if code != TEMPORARY or attempt == ATTEMPTS - 1:
+        if code != TemporaryError.code or attempt == ATTEMPTS - 1:
             break
         time.sleep(10 * 2**attempt)
     return code
 
 
 def results_in(output: Path) -> list[Path]:
-    """The chain's results so far, in their order."""
+    """Return the folders of the chain's results so far, in their order."""
     found: list[Path] = []
     while (output / f"{len(found):03}" / "checkpoint" / "manifest.json").is_file():
         found.append(output / f"{len(found):03}")
@@ -65,7 +74,7 @@ def results_in(output: Path) -> list[Path]:
 
 
 def is_raised(task: Path, result: Path) -> bool:
-    """Whether the task trains longer than a result of it knew: then the chain goes on after that result."""
+    """Return whether the task now trains longer than it did for this result: then the chain goes on after it."""
     try:
         now = json.loads(task.read_bytes())["train_args"]
         before = json.loads((result / "checkpoint" / "state.json").read_bytes())["settings"]["train_args"]
@@ -76,7 +85,7 @@ def is_raised(task: Path, result: Path) -> bool:
 
 
 def progress_text(task: Path, result: Path) -> str:
-    """Tell how far it is and, where the task says at which step it ends, how long the rest takes at this rate."""
+    """Say how far the training is and, where the task says at which step it ends, how long the rest takes."""
     args = json.loads(task.read_bytes())["train_args"]
     done = json.loads((result / "result.json").read_bytes())
     step, trained = done["global_step"], done["steps_trained"]
@@ -87,15 +96,19 @@ def progress_text(task: Path, result: Path) -> str:
     return f"{result} is done: step {step:,} of {end:,}, about {max(round(left / 60), 1):,} min left"
 
 
-def main() -> int:
-    """Run the chain; 0, or the exit code of the task that failed."""
+@program
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the chain. Return 0, or the exit code of the task that failed."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="entrypoint.py chain",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--task", required=True, metavar="PATH", help="the task; each run of it trains its next slice")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the numbered results go")
-    parser.add_argument("flags", nargs="*", help="more flags for entrypoint.py, after --")
-    args = parser.parse_args()
+    parser.add_argument("flags", nargs="*", help="more flags for the training, after --")
+    args = parser.parse_args(argv)
     done = results_in(args.output)
     # The last result is looked at again, in case that it is another task's; unless this task goes beyond its end.
     number = len(done) if done and is_raised(Path(args.task), done[-1]) else max(len(done) - 1, 0)
@@ -113,7 +126,3 @@ def main() -> int:
         number += 1
     print(f"the training is finished: look at {result / 'report.html'}; the LoRA is in {checkpoint}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

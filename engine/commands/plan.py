@@ -1,0 +1,39 @@
+"""`--plan`: check everything that can be checked without training, and print what would run."""
+
+from __future__ import annotations
+
+from engine.core.console import say
+from engine.job import memory
+from engine.job.advice import disk_space
+from engine.job.advice.audit import audit
+from engine.job.advice.describe import describe
+from engine.job.precheck import check_device, check_memory, check_method, check_output
+from engine.job.prepare import prepare, read_task, recorded
+from engine.results.output.contents import OutputContents
+from engine.task.settings import Settings
+from engine.training.distributed.launch import num_processes
+
+
+def print_plan(settings: Settings) -> None:
+    """Check everything that can be checked without training, and print what would run.
+
+    Raises:
+        JobError: what the job itself would be refused for.
+    """
+    task = read_task(settings)
+    job = prepare(settings, task, weights=False, say=say, before=recorded(settings, task))
+    if not settings.place.is_first:
+        return
+    # How much a GPU has is not known without torch.
+    available = memory.available_bytes() if settings.device == "cpu" else None
+    share = num_processes(settings, job.task, gpus=None)
+    if available is not None:
+        # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
+        available //= max(settings.place.world_size, share)
+    predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
+    lines = (
+        describe(job) + predicted + disk_space.describe(job) + check_device(settings) + check_method(job) + audit(job)
+    )
+    print("\n".join(lines), flush=True)
+    check_output(job, OutputContents(settings.output_dir), overwrite=settings.overwrite)
+    check_memory(job, settings.device, available=available, num_processes=share)

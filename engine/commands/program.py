@@ -1,0 +1,43 @@
+"""What all programs have in common: how they end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from engine.commands.registry import Main
+from engine.core.console import choose_format, say_error, say_traceback
+from engine.core.errors import Interrupted, JobError
+from engine.core.process.signals import Stop
+from engine.core.process.termination import write_termination_message
+from engine.results.outcome import describe, exit_code, exit_kind
+
+
+def program(run: Main) -> Main:
+    """Decorate the `main` of a program that stands beside the training, so that it ends as the training does.
+
+    A JobError or a signal ends it with that error's code and one line. Anything else is a bug: 70 and a traceback. The
+    log is written as `LOG_FORMAT` says.
+    """
+
+    @functools.wraps(run)
+    def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+        Stop().install()
+        try:
+            choose_format(environment)
+            return run(argv, environment)
+        except (JobError, Interrupted) as error:
+            return fail(error)
+        except Exception as error:
+            say_traceback()
+            return fail(error)
+
+    return main
+
+
+def fail(error: BaseException) -> int:
+    """Say why a program ends, on stderr and as the container's last message, and return the exit code."""
+    message = describe(error)
+    say_error(message, code=exit_code(error), kind=exit_kind(error))
+    write_termination_message(message)
+    return exit_code(error)

@@ -1,0 +1,57 @@
+"""The programs beside the training, each named by the first word of the command line. No third-party package."""
+
+from __future__ import annotations
+
+import importlib
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, cast
+
+Main = Callable[[Sequence[str], Mapping[str, str]], int]
+"""A program: the command line without its name, and the environment, to the exit code."""
+
+
+class Program(NamedTuple):
+    """A row of `PROGRAMS`."""
+
+    module: str
+    """Where its `main` is. Imported when the program is started."""
+    summary: str
+
+
+TRAIN: Final = "engine.commands.train"
+CONTAINER_START: Final = "container-start"
+PROGRAMS: Final[Mapping[str, Program]] = {
+    "verify": Program("engine.commands.verify", "check a result by training it again and comparing all bytes"),
+    "compare": Program("engine.commands.compare", "say how far apart two results are"),
+    "prefetch": Program("engine.commands.prefetch", "download what a task needs into the cache, or prune the cache"),
+    "caption": Program("engine.commands.caption", "write captions beside the images of a folder"),
+    "chain": Program("engine.commands.chain", "run a task again and again until its training is finished"),
+    "torchrun": Program(
+        "engine.training.distributed.torchrun", "torch's launcher for several machines, with the job's exit code"
+    ),
+    CONTAINER_START: Program(
+        "engine.commands.container", "what the image starts: choose the user, then run a program or a command"
+    ),
+}
+
+
+def split(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the module of the program that a command line starts, and the arguments for it."""
+    if argv and argv[0] in PROGRAMS:
+        return PROGRAMS[argv[0]].module, argv[1:]
+    return TRAIN, argv
+
+
+def load(module: str) -> Main:
+    """Import a program."""
+    return cast(Main, importlib.import_module(module).main)
+
+
+def overview() -> str:
+    """Return the list of programs for `entrypoint.py --help`."""
+    width = max(map(len, PROGRAMS)) + 2
+    lines = [f"{name:<{width}}{program.summary}" for name, program in PROGRAMS.items()]
+    return "other programs, which a first word chooses, each with a --help of its own:\n" + textwrap.indent(
+        "\n".join(lines), "  "
+    )

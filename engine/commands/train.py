@@ -1,0 +1,182 @@
+"""Train one task: flags and environment in, an exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from engine.commands import registry
+from engine.commands.program import fail
+from engine.core.console import choose_format, introduce, keep_silent, say_traceback
+from engine.core.errors import Interrupted, JobError, PeerError, TaskError
+from engine.core.process.environment import Place, read_place
+from engine.core.process.signals import Stop
+from engine.results.host import expected_device
+from engine.results.outcome import Outcome, exit_code, recording_failure
+from engine.results.output.folder import PROGRESS_LOG, OutputFolder
+from engine.results.output.mounts import require_mount
+from engine.results.trackers.jsonl import ProgressLog
+from engine.task.settings import Settings, flag_parser, output_dir, read_settings, salvage_output_dir
+from engine.training.distributed.group import Processes, connected
+from engine.training.distributed.launch import Launch, follow_launcher, launch_of, leave_code
+
+
+def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the job and return its exit code."""
+    code = _main(argv, environment)
+    leave_code(environment, code)
+    return code
+
+
+def _main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    stop = Stop()
+    stop.install()
+    quiet_libraries()
+    place = Place()
+    try:
+        choose_format(environment)  # first: what is wrong with the others is said in it
+        flags = _read_flags(argv, environment)
+        place = read_place(environment)
+        if not place.is_first:
+            keep_silent()
+        if flags.plan:
+            _plan(flags, environment, place)
+            return 0
+        follow_launcher(environment)
+        launch = _run(flags, environment, place, stop)
+        return launch(argv, stop) if launch else 0
+    except (JobError, Interrupted) as error:
+        return _fail(error, place)
+    except Exception as error:
+        say_traceback()
+        return _fail(error, place)
+
+
+def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
+    """Parse the command line. A wrong flag is recorded in the output folder, as every failure is, unless it only plans.
+
+    Raises:
+        TaskError: a word that is no program, an unknown flag or an invalid value.
+    """
+    if argv and not argv[0].startswith("-"):
+        names = ", ".join(registry.PROGRAMS)
+        raise TaskError(f"{argv[0]!r} is no program: expected one of {names}, or flags alone, to train (see --help)")
+    parser = flag_parser()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"{textwrap.fill(parser.epilog or '', 100)}\n\n{registry.overview()}"
+    try:
+        return parser.parse_args(argv)
+    except TaskError as error:
+        if "--plan" in argv:
+            raise
+        folder = output_dir(salvage_output_dir(argv), environment)
+        with OutputFolder.lock(folder) as output, recording_failure(output, Outcome()):
+            raise error
+
+
+def _plan(flags: argparse.Namespace, environment: Mapping[str, str], place: Place) -> None:
+    from engine.commands.plan import print_plan
+
+    print_plan(read_settings(flags, environment))
+    if place.is_first:
+        require_mount(output_dir(flags, environment), environment)
+
+
+def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
+    """Run the job as one of its processes; or return how to start several that do, with the output folder unlocked.
+
+    docs/architecture.md says what each of the contexts does with a failure.
+    """
+    outcome = Outcome()
+    if place.is_first:
+        introduce(outcome.introduction)
+    with (
+        connected(place, stop) as processes,
+        _output(output_dir(flags, environment), outcome, place, environment) as output,
+        processes.translating_peer_errors(),
+        ProgressLog(output.root / PROGRESS_LOG, step=lambda: outcome.global_step) as log,
+    ):
+        return _train(read_settings(flags, environment), output, stop, outcome, processes=processes, log=log)
+
+
+@contextlib.contextmanager
+def _output(folder: Path, outcome: Outcome, place: Place, environment: Mapping[str, str]) -> Iterator[OutputFolder]:
+    """Yield the output folder. The job's first process locks it and records failures in it; others leave it alone."""
+    if not place.is_first:
+        yield OutputFolder(folder)
+        return
+    require_mount(folder, environment)
+    with OutputFolder.lock(folder) as output, recording_failure(output, outcome):
+        yield output
+
+
+def _train(
+    settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes, log: ProgressLog
+) -> Launch | None:
+    """Run the task. One that is refused is refused before torch is imported, which takes seconds."""
+    from engine.core.files.file_hashes import FileDigests
+    from engine.job.job import request_digest
+    from engine.job.prepare import is_in_place, parent_folder, read_task
+    from engine.models.base_model import hash_ahead
+
+    outcome.device = expected_device(settings.device)
+    outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
+    task = read_task(settings)
+    parent = parent_folder(settings, task)
+    request = request_digest(task, parent)
+    in_place = is_in_place(parent, settings.output_dir)
+    outcome.may_overwrite |= in_place or output.is_same_request(request)
+    if processes.is_first:
+        outcome.clock.watchers.append(log.phase)
+        log.begin(may_write=output.is_free_for(request, in_place=in_place))
+    with outcome.clock.phase("start"), _importing():
+        launch = launch_of(settings, task, request)
+        if launch is not None:
+            log.hand_on()
+            return launch
+        digests = FileDigests(settings.cache_dir)
+        if processes.is_first:  # the others find its notes
+            hash_ahead(task.model, digests)
+        import engine.models.parts.vae  # noqa: F401 - imports what most families need
+        from engine.job.run import run
+
+    run(settings, task, output, stop, outcome, processes=processes, digests=digests, log=log)
+    return None
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import without the garbage collector, and exempt what was imported from it for good.
+
+    The libraries make millions of objects that live as long as the process: scanning them again and again is a fifth of
+    the time that their import takes.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def quiet_libraries() -> None:
+    """Keep advice that only this program's developers can follow off an operator's screen."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def _fail(error: BaseException, place: Place) -> int:
+    """Say why the job ends, once: in the first of its processes; where that was killed, in its launcher or the next."""
+    is_next = place.rank == 1 and not place.shares_task
+    if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0 and error.was_killed):
+        return fail(error)
+    return exit_code(error)

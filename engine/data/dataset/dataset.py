@@ -1,0 +1,136 @@
+"""A dataset: rows of an encoded image and its captions, fingerprinted by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+
+from engine.data.dataset.rows import Rows
+from engine.data.media.geometry import UnreadableImage
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDataset:
+    """Rows of images and captions on disk. Reads an image when it is asked for, and keeps none in memory.
+
+    `fingerprint` is 64 hex digits over every row's encoded image and captions, in order: equal content has an equal
+    fingerprint in any folder and any table format. `revision` is the Hub commit, None for data from elsewhere.
+    """
+
+    parts: tuple[Rows, ...]
+    ends: tuple[int, ...]
+    fingerprint: str
+    revision: str | None
+    selection: str | None = None
+    """Names the images that `picked` took, where these are not all."""
+
+    def __len__(self) -> int:
+        """Return the number of visits of an epoch: a repeated image counts that often."""
+        return self.ends[-1]
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(part.images) for part in self.parts)
+
+    @property
+    def caption_rules(self) -> dict[str, int]:
+        """Where the captions come from: rule -> number of images, in the order of the rows."""
+        rules: Counter[str] = Counter()
+        for part in self.parts:
+            rules.update({name: len(rows) for name, rows in part.rules} or {part.label: len(part.images)})
+        return dict(rules)
+
+    def image_index(self, index: int) -> int:
+        """Return the first row that shows the same image: it stands for all repeats."""
+        number, row = self._locate(index)
+        return self._start(number) + row
+
+    def image_indices(self) -> Iterator[int]:
+        """Yield the rows without their repeats."""
+        for number, part in enumerate(self.parts):
+            start = self._start(number)
+            yield from range(start, start + len(part.images))
+
+    def image_bytes(self, index: int) -> bytes:
+        """Return the image as it was encoded (PNG, JPEG, …). Raises UnreadableImage where there is none."""
+        number, row = self._locate(index)
+        part = self.parts[number]
+        data = bytes(part.images.read(row))
+        if not data:
+            raise UnreadableImage("the file is empty")
+        return data
+
+    def mask_bytes(self, index: int) -> bytes | None:
+        """Return the mask as it was encoded; None where the dataset has none for this image. Raises UnreadableImage."""
+        number, row = self._locate(index)
+        masks = self.parts[number].masks
+        if masks is None or not masks.has(row):
+            return None
+        try:
+            return bytes(masks.read(row))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"its mask cannot be read: {error}") from error
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return the image's captions, at least one; a caption may be empty."""
+        number, row = self._locate(index)
+        part = self.parts[number]
+        value = part.captions[row].as_py()
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    def name(self, index: int) -> str:
+        """Return the image's name for messages: its file name where it has one, else its row."""
+        number, row = self._locate(index)
+        part = self.parts[number]
+        return part.images.name(row)
+
+    def picked(self, images: Iterable[int], *, repeated: bool = True) -> ImageDataset:
+        """Return a dataset of some of the images, given by their numbers from 0 without repeats; at least one.
+
+        `repeated`: each with its repeats, else once. The fingerprint stays that of the whole.
+        """
+        wanted, start, parts = sorted(images), 0, []
+        for part in self.parts:
+            end = start + len(part.images)
+            rows = wanted[bisect_left(wanted, start) : bisect_left(wanted, end)]
+            if rows:
+                own = part.picked([row - start for row in rows])
+                parts.append(own if repeated else replace(own, repeats=1))
+            start = end
+        return ImageDataset(tuple(parts), ends_of(parts), self.fingerprint, self.revision, _name_of(wanted))
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The number of the part that a row is in, and its place there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self.ends, index)
+        return number, (index - self._start(number)) % len(self.parts[number].images)
+
+    def _start(self, number: int) -> int:
+        return self.ends[number - 1] if number else 0
+
+
+def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
+    """Return the message for a dataset, called `what`, without a readable image; `name` and `reason` are of one."""
+    if num_images == 1:
+        return f"{what}: its only image, {name}, is not readable ({reason}); save it as PNG or JPEG, or take another"
+    return (
+        f"{what}: none of its {num_images:,} images is readable, such as {name} ({reason}); "
+        "save them as PNG or JPEG, or take others"
+    )
+
+
+def _name_of(images: Iterable[int]) -> str:
+    """Return the SHA-256 of the images' indices, as 64 hex digits."""
+    return hashlib.sha256(np.fromiter(images, dtype="<i8").tobytes()).hexdigest()
+
+
+def ends_of(parts: Sequence[Rows]) -> tuple[int, ...]:
+    """Return after how many visits of an epoch each part ends."""
+    return tuple(accumulate(len(part.images) * part.repeats for part in parts))

@@ -1,0 +1,119 @@
+"""Open the dataset that a task names: a folder or table here, a dataset on the Hub, or an archive at a URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from engine.core.errors import DatasetError
+from engine.core.limits import Limits
+from engine.data.dataset.captions.caption_files import is_text_beside
+from engine.data.dataset.captions.caption_notes import caption_notes
+from engine.data.dataset.columns import Columns, arrow_kinds
+from engine.data.dataset.dataset import ImageDataset, ends_of
+from engine.data.dataset.fingerprints import pinned, remembered_fingerprint
+from engine.data.dataset.folder.folders import Report, read_local
+from engine.data.dataset.reach import Reach
+from engine.data.dataset.rows import Rows, rows_from_arrow
+from engine.data.dataset.tables.tables import Source
+from engine.data.media.medium import Medium
+from engine.task.paths import nearest
+from engine.task.task import Dataset
+
+MAX_EPOCH_VISITS: Final = 100_000_000
+"""An epoch's permutation is in memory; a folder's name must not be able to ask for more of it than there is."""
+_DEFAULT_LIMITS: Final = Limits()
+
+
+def open_dataset(
+    wanted: Dataset,
+    medium: Medium,
+    *,
+    cache_dir: Path,
+    revision: str | None,
+    report: Report,
+    limits: Limits = _DEFAULT_LIMITS,
+    split: str | None = None,
+) -> ImageDataset:
+    """Open a task's dataset: `dataset.name` (a local path, else a Hub ID), or `dataset.url`.
+
+    A local dataset's rows may name any local image, also by absolute path; a downloaded one's only files inside its
+    own folder; nobody's may name a URL. A Hub dataset is opened at the commit `revision` (a chain's first task passes
+    None: its main branch, resolved once). `report` takes lines for a person; `limits` bound
+    downloads and what they unpack to. `split` is one by name instead of the training split. `medium` says which files
+    are samples.
+
+    Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
+    OutputError (the cache cannot be written).
+    """
+    columns = Columns(
+        wanted.image_column, wanted.caption_column, medium, fallback=wanted.fallback_caption, mask=wanted.mask_column
+    )
+    source = Source(
+        columns=columns,
+        reach=Reach(),
+        cache_dir=cache_dir,
+        max_bytes=limits.max_dataset_bytes,
+        split=split,
+        config_name=wanted.config_name,
+        joins_lines=wanted.joins_lines,
+    )
+    if wanted.name:
+        parts, commit = _named(wanted.name, source, revision, report)
+    else:
+        parts, commit = _fetched(str(wanted.url), source, report, limits), None
+    dataset = _dataset(parts, wanted.repeats, cache_dir, revision=commit)
+    if split is None:
+        for line in caption_notes(dataset.parts):
+            report(line)
+        if wanted.joins_lines and not any(map(is_text_beside, dataset.caption_rules)):
+            report('dataset: caption_lines "joined" has no effect: no text files beside images are read')
+    return dataset
+
+
+def _named(name: str, source: Source, revision: str | None, report: Report) -> tuple[tuple[Rows, ...], str | None]:
+    """The rows of a local path or a Hub ID, and the commit of the latter."""
+    path = Path(name)
+    if path.exists():
+        return read_local(path, source, report), None
+    if path.is_absolute() or name.startswith("."):
+        raise DatasetError(f"is {name!r}: there is no such folder or file{nearest(path)}", key="dataset.name")
+    return _loaded_from_hub(name, source, revision, report)
+
+
+def _fetched(url: str, source: Source, report: Report, limits: Limits) -> tuple[Rows, ...]:
+    from engine.data.fetch import fetch_dataset
+
+    folder = fetch_dataset(url, source.cache_dir, report=report, limits=limits)
+    return read_local(folder, replace(source, reach=Reach.within(folder)), report)
+
+
+def _loaded_from_hub(
+    name: str, source: Source, revision: str | None, report: Report
+) -> tuple[tuple[Rows, ...], str | None]:
+    from engine.data.dataset.hub import load_hub_table
+
+    columns = source.columns
+    table, reach, commit, files = load_hub_table(
+        name, source.config_name, revision, columns, cache_dir=source.cache_dir, report=report, wanted=source.split
+    )
+    kinds = arrow_kinds(table.schema)
+    image, _ = columns.pick(kinds, name)
+    if kinds[image] != "images":
+        raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
+    return (rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name, files=files),), commit
+
+
+def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None) -> ImageDataset:
+    parts = pinned([replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images)])
+    if not parts:
+        raise DatasetError("the dataset has no rows")
+    ends = ends_of(parts)
+    if ends[-1] > MAX_EPOCH_VISITS and any(part.repeats > 1 for part in parts):
+        raise DatasetError(
+            f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
+            "repeat less (dataset.repeats, folders called N_name)"
+        )
+    return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision)

@@ -1,0 +1,101 @@
+"""What a job encodes with: its cache of encodings, the encoder of its visits, its held-out loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.core.console import say
+from engine.evaluation.held_out_loss import HeldOutCurve, HeldOutLoss
+from engine.job.job import Job
+from engine.models.family import Family
+from engine.results import provenance
+from engine.results.held_out_rows import Row
+from engine.results.outcome import Outcome
+from engine.task.plan.steps import validation_interval
+from engine.task.plan.visits import VisitStream
+from engine.task.settings import Settings
+from engine.training.buckets import BucketOrder
+from engine.training.distributed.group import Processes
+from engine.training.encoding.build import build_visit_encoder
+from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.visit_encoder import VisitEncoder
+
+
+def encoding_cache(job: Job, settings: Settings, device: torch.device) -> EncodingCache:
+    """Return the cache of what the job's base model encodes on this device, with these versions."""
+    namespace = {
+        "base_model": job.base.identity,
+        "variants": dict(job.base.variants),
+        "mixed_precision": job.task.mixed_precision,
+        **provenance.origin(device),
+    }
+    bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
+    return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))
+
+
+def visit_encoder(
+    job: Job,
+    family: Family,
+    cache: EncodingCache,
+    *,
+    device: torch.device,
+    processes: Processes,
+    check_stop: Callable[[], None],
+) -> VisitEncoder:
+    """Return the encoder of the job's visits."""
+    order = None
+    if job.buckets:
+        order = BucketOrder(seed=job.task.seed, members=job.buckets.members, batch_size=job.step_range.batch_size)
+    stream = VisitStream(
+        seed=job.task.seed,
+        num_rows=len(job.dataset),
+        random_flip=job.task.transforms.random_flip,
+        num_train_timesteps=job.base.num_train_timesteps,
+        timesteps=job.timesteps,
+        caption_dropout=job.task.dataset.caption_dropout,
+        order=order,
+    )
+    return build_visit_encoder(
+        job.task,
+        job.dataset,
+        job.medium,
+        stream=stream,
+        step_range=job.step_range,
+        family=family,
+        cache=cache,
+        device=device,
+        processes=processes,
+        check_stop=check_stop,
+        say=say,
+    )
+
+
+def held_out_curve(
+    job: Job,
+    family: Family,
+    cache: EncodingCache,
+    *,
+    device: torch.device,
+    processes: Processes,
+    check_stop: Callable[[], None],
+    rows: list[Row],
+    outcome: Outcome,
+) -> HeldOutCurve:
+    """Return what measures the job's held-out loss and adds it to the chain's `rows`."""
+    loss = None
+    if job.held_out is not None:
+        loss = HeldOutLoss(
+            job.task,
+            job.held_out.images,
+            job.medium,
+            timesteps=job.timesteps,
+            family=family,
+            cache=cache,
+            device=device,
+            processes=processes,
+            check_stop=check_stop,
+        )
+    interval = validation_interval(job.task.validation, job.step_range)
+    return HeldOutCurve(loss, rows, curve=job.curve, step_range=job.step_range, interval=interval, outcome=outcome)

@@ -1,0 +1,90 @@
+"""Put the encoder of a training together, as its task asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.medium import Medium
+from engine.models.family import Family
+from engine.task.plan.steps import StepRange
+from engine.task.plan.visits import VisitStream
+from engine.task.task import Task
+from engine.training.distributed.group import Processes
+from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.captions import CaptionEncoder
+from engine.training.encoding.encoder_placement import EncoderPlacement
+from engine.training.encoding.images import ImageEncoder
+from engine.training.encoding.unreadable import UnreadableImages
+from engine.training.encoding.visit_choice import VisitChoice
+from engine.training.encoding.visit_encoder import VisitEncoder
+
+
+def build_visit_encoder(
+    task: Task,
+    dataset: ImageDataset,
+    medium: Medium,
+    *,
+    stream: VisitStream,
+    step_range: StepRange,
+    family: Family,
+    cache: EncodingCache,
+    device: torch.device,
+    processes: Processes,
+    check_stop: Callable[[], None],
+    say: Callable[[str], None],
+) -> VisitEncoder:
+    """Return the encoder of a task's visits.
+
+    Args:
+        medium: of the dataset's samples.
+        processes: that share the micro-batches out.
+        check_stop: called between encodings; raises when the job is to stop.
+        say: takes a line about each image that is skipped.
+    """
+    placement = EncoderPlacement(family, device)
+    images = ImageEncoder(
+        dataset,
+        medium,
+        family,
+        cache,
+        placement,
+        check_stop=check_stop,
+        has_masks=task.dataset.mask_column is not None,
+        has_alpha_masks=task.dataset.alpha_mask,
+        num_workers=task.dataloader_num_workers,
+    )
+    captions = CaptionEncoder(
+        family,
+        cache,
+        placement,
+        check_stop=check_stop,
+        num_chunks=task.dataset.caption_chunks,
+        is_trained=task.train_args.train_text_encoder,
+        is_stored=not task.dataset.shuffle_tags,
+    )
+    unreadable = UnreadableImages(dataset, processes, say)
+    choice = VisitChoice(
+        stream,
+        dataset,
+        images,
+        unreadable,
+        wording=task.dataset,
+        resolution=task.train_args.resolution,
+        center_crop=task.transforms.center_crop,
+    )
+    return VisitEncoder(
+        stream=stream,
+        step_range=step_range,
+        choice=choice,
+        images=images,
+        captions=captions,
+        unreadable=unreadable,
+        family=family,
+        cache=cache,
+        placement=placement,
+        processes=processes,
+        check_stop=check_stop,
+    )

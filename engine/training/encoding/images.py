@@ -1,0 +1,163 @@
+"""Images to the moments of their latents, each view of an image once: from the cache, or decoded and encoded.
+
+The bits of an encoding depend on its own image alone: everything is encoded singly, so cache hits and workers change
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.core.console import Meter
+from engine.core.messages import plural
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.geometry import Geometry, Size, UnreadableImage, geometry
+from engine.data.media.medium import Medium
+from engine.data.media.rendering import render_all
+from engine.models.family import Family, Tensors
+from engine.training.encoding.cache import EncodingCache, cache_key
+from engine.training.encoding.encoder_placement import EncoderPlacement
+
+Skip = Callable[[int, UnreadableImage], None]
+"""Called with the index of an image that cannot be shown, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The part of an image that is shown."""
+
+    sample: int
+    """The image's index in the dataset."""
+    geometry: Geometry
+    key: str
+    """Names these pixels, and their mask, in the cache."""
+
+
+class ImageEncoder:
+    """Encodes views of a dataset's images through a cache on disk."""
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        medium: Medium,
+        family: Family,
+        cache: EncodingCache,
+        placement: EncoderPlacement,
+        *,
+        check_stop: Callable[[], None],
+        has_masks: bool = False,
+        has_alpha_masks: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        """
+        Args:
+            check_stop: called between encodings; raises when the job is to stop.
+            has_masks: encode each image's mask with it; an image without one counts in all its parts.
+            has_alpha_masks: of an image without a mask, the opacity is the mask.
+            num_workers: processes that decode; more workers than cores only wait for each other.
+        """
+        self._dataset = dataset
+        self._medium = medium
+        self._family = family
+        self._cache = cache
+        self._placement = placement
+        self._check_stop = check_stop
+        self._has_masks = has_masks or has_alpha_masks
+        self._has_alpha_masks = has_alpha_masks
+        self._num_workers = min(num_workers, os.cpu_count() or 1)
+        self._facts: dict[int, tuple[str, Size]] = {}
+        self._mask_names: dict[int, str | None] = {}
+
+    def view(
+        self, sample: int, *, target: Size, center_crop: bool, crop_words: tuple[int, int] = (0, 0), flip: bool = False
+    ) -> View:
+        """Return the view of an image at the size `target`. Arguments as in `geometry`.
+
+        Raises:
+            UnreadableImage: there is no image, or it cannot be shown at this size.
+        """
+        digest, size = self._fact(sample)
+        mask = [self._mask_name(sample)] if self._has_masks else []
+        shown = geometry(size, target=target, center_crop=center_crop, crop_words=crop_words, flip=flip)
+        width, height = target
+        # A square by its side alone, as before there were others: what is encoded already stays so.
+        side = width if width == height else [width, height]
+        return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *mask))
+
+    def encode(self, views: Sequence[View], skip: Skip) -> dict[str, Tensors]:
+        """Return the moments of the views by their keys, on the CPU; those of masked images with a `mask`.
+
+        Args:
+            views: with different keys.
+            skip: called for an image that turns out unreadable; its views are left out.
+
+        Raises:
+            TemporaryError: a worker process was killed.
+        """
+        # A random crop is hardly ever seen again: it would only fill the disk.
+        stored = {one.key: self._cache.load(one.key) for one in views if one.geometry.repeatable}
+        moments = {key: found for key, found in stored.items() if found is not None}
+        unseen = [one for one in views if one.key not in moments]
+        requests = ((self._reader(one.sample), one.geometry) for one in unseen)
+        rendered = render_all(requests, self._medium.render, self._num_workers)
+        for one, pixels in zip(unseen, _meter(unseen).over(rendered), strict=True):
+            try:
+                if isinstance(pixels, UnreadableImage):
+                    raise pixels
+                mask = {"mask": self._mask(one)} if self._has_masks else {}
+            except UnreadableImage as error:
+                skip(one.sample, error)
+                continue
+            self._placement.bring()
+            moments[one.key] = self._family.encode_image(pixels) | mask
+            if one.geometry.repeatable:
+                self._cache.store(one.key, moments[one.key])
+            self._check_stop()
+        return moments
+
+    def _reader(self, sample: int) -> Callable[[], bytes]:
+        return lambda: self._dataset.image_bytes(sample)
+
+    def _fact(self, sample: int) -> tuple[str, Size]:
+        """The SHA-256 of an image's bytes, and its size."""
+        if sample not in self._facts:
+            data = self._dataset.image_bytes(sample)
+            self._facts[sample] = hashlib.sha256(data).hexdigest(), self._medium.read_size(data)
+        return self._facts[sample]
+
+    def _mask_name(self, sample: int) -> str | None:
+        """What names an image's mask; None where all of it counts."""
+        if sample not in self._mask_names:
+            data = self._dataset.mask_bytes(sample)
+            alpha = "alpha" if self._has_alpha_masks else None
+            self._mask_names[sample] = alpha if data is None else hashlib.sha256(data).hexdigest()
+        return self._mask_names[sample]
+
+    def _mask(self, one: View) -> torch.Tensor:
+        """The mask of the view at the size of its latents, float32, 0 to 1, of a shape that broadcasts to them.
+
+        Raises UnreadableImage.
+        """
+        width, height = one.geometry.target
+        shape = self._family.latent_shape(height, width)
+        wide = (*[1] * (len(shape) - 2), *shape[-2:])
+        data, is_alpha = self._dataset.mask_bytes(one.sample), False
+        if data is None:
+            if not self._has_alpha_masks:
+                return torch.ones(wide)
+            data, is_alpha = self._dataset.image_bytes(one.sample), True
+        pixels = self._medium.render_mask(data, one.geometry, (shape[-1], shape[-2]), alpha=is_alpha)
+        return torch.from_numpy(pixels).to(torch.float32).div(255.0).reshape(wide)
+
+
+def _meter(views: Sequence[View]) -> Meter:
+    """A progress bar. An image may be encoded several times: mirrored, or cut elsewhere."""
+    num_images = len({one.sample for one in views})
+    if num_images == len(views):
+        return Meter("encoding", "images", num_images)
+    return Meter(f"encoding {plural(num_images, 'image')}", "crops", len(views))

@@ -1,0 +1,68 @@
+"""What each visit shows and says: which image, which part of it, with which caption."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from engine.data import caption_choice
+from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.geometry import UnreadableImage
+from engine.task.plan.visits import Visit, VisitStream
+from engine.task.task import Dataset
+from engine.training.encoding.images import ImageEncoder, View
+from engine.training.encoding.unreadable import UnreadableImages
+
+
+class VisitChoice:
+    """Chooses the image, the view and the caption of a visit."""
+
+    def __init__(
+        self,
+        stream: VisitStream,
+        dataset: ImageDataset,
+        images: ImageEncoder,
+        unreadable: UnreadableImages,
+        *,
+        wording: Dataset,
+        resolution: int,
+        center_crop: bool,
+    ) -> None:
+        """
+        Args:
+            wording: the task's keys about captions.
+            resolution: the side of the square of a visit without a bucket, in pixels.
+        """
+        self._stream = stream
+        self._dataset = dataset
+        self._images = images
+        self._unreadable = unreadable
+        self._wording = wording
+        self._resolution = resolution
+        self._center_crop = center_crop
+
+    def view(self, visit: Visit) -> View:
+        """Return the view of the visit's image or, where that is unreadable, of the next readable one in the order.
+
+        Raises:
+            DatasetError: no image of the dataset is readable.
+        """
+        for row in self._stream.order.candidates(visit):
+            sample = self._dataset.image_index(row)
+            if sample in self._unreadable:
+                continue
+            try:
+                return self._images.view(
+                    sample,
+                    target=visit.size(self._resolution),
+                    center_crop=self._center_crop,
+                    crop_words=visit.crop_words,
+                    flip=visit.flip,
+                )
+            except UnreadableImage as error:
+                self._unreadable.add(sample, error)
+        raise self._unreadable.none_readable()
+
+    def caption(self, visit: Visit, sample: int) -> str:
+        """Return the caption of the image `sample` as this visit has it."""
+        order = partial(self._stream.tag_order, visit.number)
+        return caption_choice.caption_of_visit(self._dataset.captions(sample), self._wording, visit, order)

@@ -1,0 +1,57 @@
+"""Windows of steps: what is in memory at once, and steps of more visits than that."""
+
+import pytest
+
+from engine.training.encoding import step_window
+from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
+
+
+def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_window, "WINDOW_VISITS", 3 * BATCH)
+    expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b")
+    found = []
+    for step in range(STEPS + 1):
+        at_hand = setup.encoder.at_hand(step)
+        assert bool(at_hand) == (step % 3 != 0), "a window is three steps"
+        found += [at_hand] if at_hand else [setup.encoder.examples(step)] if step < STEPS else []
+    assert frozen(found) == frozen(expected)
+
+
+class TestLongSteps:
+    """Steps of more visits than a window: 20 million of them must not take memory."""
+
+    MICRO_BATCHES = 6
+
+    def examples(self, folder, images=None):
+        setup = Setup(images or good(), folder, micro_batches=self.MICRO_BATCHES)
+        return setup, [setup.encoder.examples(step) for step in range(2)]
+
+    @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
+    @pytest.mark.parametrize("window", [1, 2 * BATCH, 5 * BATCH])
+    def test_the_examples_are_the_same(self, window, images, tmp_path, monkeypatch):
+        _, expected = self.examples(tmp_path / "a", images)
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", window)
+        _, found = self.examples(tmp_path / "b", images)
+        assert [len(step) for step in found] == [self.MICRO_BATCHES * BATCH] * 2
+        assert frozen(found) == frozen(expected)
+
+    def test_no_more_than_a_window_is_planned_at_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 2 * BATCH)
+        setup, (step, _) = self.examples(tmp_path)
+        counts, visits = [], setup.stream.visits
+        setup.stream.visits = lambda start, count: counts.append(count) or visits(start, count)
+        assert len(step[:BATCH]) == BATCH and counts == [2 * BATCH]
+        step[BATCH : 2 * BATCH], step[2 * BATCH : 3 * BATCH]
+        assert counts == [2 * BATCH] * 2
+
+    def test_a_signal_need_not_wait_for_the_end_of_the_step(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 2 * BATCH)
+        setup, (step, _) = self.examples(tmp_path)
+        assert step[:BATCH]
+        before = setup.stops
+        assert step[BATCH : 2 * BATCH] and setup.stops == before + 1, "of the same window, which encodes nothing"
+
+    def test_a_step_of_billions_costs_what_is_looked_at(self, tmp_path):
+        setup = Setup(good(), tmp_path, micro_batches=10**12)
+        step = setup.encoder.examples(0)
+        assert len(step) == 10**12 * BATCH and len(step[:BATCH]) == BATCH
