@@ -5,10 +5,11 @@ from __future__ import annotations
 from engine.core.console import say
 from engine.core.errors import CheckpointError, OutputError
 from engine.job.context import RunContext
-from engine.results import checkpoint, held_out_rows, provenance
+from engine.results import held_out_rows, provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import Claim
 from engine.results.trackers.jsonl import ProgressLog
+from engine.training.methods.registry import load_checkpoint
 
 
 def claim_output(context: RunContext, log: ProgressLog) -> bool:
@@ -60,14 +61,11 @@ def _report_own_result(context: RunContext) -> None:
     """
     folder = context.output.checkpoint
     try:
-        own = checkpoint.load(folder)
+        own = load_checkpoint(folder)
     except CheckpointError as error:
         raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    more = ""
-    if isinstance(own, Checkpoint):
-        _record_as_done(context, own)
-        if not own.finished:
-            more = f"; to go on from step {own.global_step}, add --checkpoint {folder}"
+    _record_as_done(context, own)
+    more = "" if own.finished else f"; to go on from step {own.global_step}, add --checkpoint {folder}"
     say(f"nothing to do: this task's result is already in {folder}{more}")
 
 

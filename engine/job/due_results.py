@@ -26,7 +26,7 @@ class DueResults:
         self._trackers = trackers
         job = context.job
         self._image_steps = step_results.image_steps(job.task, job.step_range)
-        self._lora_steps = step_results.lora_steps(job.task, job.step_range)
+        self._checkpoint_steps = step_results.checkpoint_steps(job.task, job.step_range)
 
     def make(self) -> None:
         """Make what is due and not made yet. In all processes, after each step, and before the first one.
@@ -38,9 +38,9 @@ class DueResults:
             Interrupted: by a signal while images are drawn; the progress is saved.
         """
         step, done = self._training.trainer.step, self._training.step_results.hashes
-        if step in self._lora_steps and step_results.LORAS + checkpoint.step_files(step)[0] not in done:
-            self._add(self._loras)
-            self._training.step_results.limit_loras(self._context.job.task.checkpoint_limit)
+        if step in self._checkpoint_steps and self._main_file(step) not in done:
+            self._add(self._weights)
+            self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
             self._trackers.event("lora")
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
             self._add(self._images)
@@ -53,12 +53,16 @@ class DueResults:
         store = self._training.step_results
         store.hashes |= self._context.processes.broadcast(lambda: store.write(make()))
 
-    def _loras(self) -> dict[str, bytes]:
+    def _main_file(self, step: int) -> str:
+        method = self._context.job.method
+        return step_results.WEIGHTS + checkpoint.step_file(step, method.files[method.main_file])
+
+    def _weights(self) -> dict[str, bytes]:
         with self._context.outcome.clock.phase("save"):
             step = self._training.trainer.step
-            files = publish.lora_files_of(self._context.job, self._training)
-            names = checkpoint.step_files(step)
-            return {step_results.LORAS + name: data for name, data in zip(names, files, strict=True)}
+            job = self._context.job
+            files = job.method.step_files(step, publish.exported(job, self._training))
+            return {step_results.WEIGHTS + name: data for name, data in files.items()}
 
     def _images(self) -> dict[str, bytes]:
         context, family, step = self._context, self._training.family, self._training.trainer.step

@@ -17,13 +17,16 @@ from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
-from engine.results.checkpoint import LORA_FILE, Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.task import PredictionType, Task
 from engine.training.buckets import Buckets
+from engine.training.methods.method import MethodSpec
+from engine.training.methods.registry import METHODS
+from engine.training.methods.warm_start import WarmStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,11 @@ class Job:
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
     """The images of the held-out loss; None without any."""
+
+    @property
+    def method(self) -> MethodSpec:
+        """How the base model is trained."""
+        return METHODS[self.task.training_type]
 
     @property
     def medium(self) -> Medium:
@@ -120,22 +128,15 @@ class Job:
     def invariants(self) -> dict[str, Any]:
         """Return what all tasks of a chain must agree on (the key `world` of `state.json`)."""
         task = self.task
-        alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
         # Only where set: a checkpoint older than these options continues with a task that leaves them out.
         options = {
-            "alpha": float(alpha) if alpha != task.lora.rank else None,
-            "use_rslora": task.lora.use_rslora,
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
         }
-        family = self.base.family
-        targets = family.targets_of(family.denoiser, task.lora.target_modules)
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
-            "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
-            "rank": task.lora.rank,
-            "target_modules": targets if isinstance(targets, str) else sorted(targets),
+            **self.method.invariants(self.base.family, task),
             **{key: value for key, value in options.items() if value},
             **agreed(task),
             "prediction_type": self.prediction_type,
@@ -184,13 +185,18 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def require_same_invariants(
-    found: Mapping[str, Any], expected: Mapping[str, Any], *, rows: tuple[int | None, int | None] = (None, None)
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    main_file: str,
+    rows: tuple[int | None, int | None] = (None, None),
 ) -> None:
     """Check that a task agrees with the checkpoint that it continues.
 
     Args:
         found: the checkpoint's invariants.
         expected: this task's (`Job.invariants`).
+        main_file: the name of the file of weights that the training can begin with.
         rows: of the dataset, then and now; None where that is not known.
 
     Raises:
@@ -200,5 +206,5 @@ def require_same_invariants(
     if lines:
         advice = "use the same settings, or start without a checkpoint"
         if found.get("dataset") != expected.get("dataset"):
-            advice += f", or begin with its LoRA alone: a folder that holds only its {LORA_FILE}"
+            advice += f", or begin with its weights alone: a folder that holds only its {main_file}"
         raise CheckpointError(f"the checkpoint cannot be continued by this task: {'; '.join(lines)}; {advice}")

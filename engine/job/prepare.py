@@ -17,7 +17,7 @@ from engine.data.dataset.sizes import read_sizes
 from engine.data.media.medium import Medium
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
-from engine.results import checkpoint, provenance
+from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
@@ -27,6 +27,7 @@ from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, sort_into_buckets
 from engine.training.distributed.group import Processes
+from engine.training.methods.registry import METHODS, load_parent
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def prepare(
     """
     folder = parent_folder(settings, task)
     with _permitted(CheckpointError, "the checkpoint"):
-        parent = checkpoint.load(folder) if folder else None
+        parent = load_parent(folder, METHODS[task.training_type]) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
         say(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
@@ -117,7 +118,8 @@ def prepare(
     _check_validation(job)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
-        require_same_invariants(chain.world, job.invariants, rows=(rows if type(rows) is int else None, len(dataset)))
+        counts = rows if type(rows) is int else None, len(dataset)
+        require_same_invariants(chain.world, job.invariants, main_file=job.method.main_file, rows=counts)
     return job
 
 

@@ -6,15 +6,12 @@ import time
 from dataclasses import replace
 from typing import Final
 
-import torch
-
-from engine.core.errors import DeviceError, NonFiniteError
+from engine.core.errors import DeviceError
 from engine.job.context import RunContext
 from engine.job.start import Training
 from engine.results.history import DIGEST_STEPS, StepReport
 from engine.results.output.saved_progress import SavedProgress
 from engine.results.state import weights_digest
-from engine.training.methods.lora.files import diffusers_state
 
 _MAX_SAVING_SHARE: Final = 0.05
 """Upper bound on the share of a training's time that is spent on saving, however slow the disk."""
@@ -73,13 +70,7 @@ class ProgressSaver:
             self._agreed_digest()
 
     def _require_finite(self) -> None:
-        # As they are exported: finite weights may leave float32 at the adapter's strength.
-        for name, tensor in diffusers_state(self._training.adapter).items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(
-                    f"{name} is not finite after step {self._training.trainer.step}; "
-                    "try a lower learning_rate or lora.alpha"
-                )
+        self._training.trainable.require_finite(self._training.trainer.step)
 
     def _agreed_digest(self) -> str:
         """Return the digest of the weights, which must be the same in all processes.
@@ -87,7 +78,7 @@ class ProgressSaver:
         Raises:
             DeviceError: it is not, so a machine's arithmetic or memory is wrong.
         """
-        digest = weights_digest(self._training.adapter.state())
+        digest = weights_digest(self._training.trainable.state())
         step = self._training.trainer.step
         self._context.processes.require_same(f"the digest of the weights after step {step}", digest, DeviceError)
         return digest

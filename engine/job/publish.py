@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as serialise_tensors
-
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents
 from engine.core.messages import plural
@@ -23,9 +21,7 @@ from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.results.state import dump_state
 from engine.task.identity import canonical
-from engine.training.methods.lora import webui_metadata
-from engine.training.methods.lora.adapter import disabled
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.method import About
 
 
 def draw_and_publish(context: RunContext, training: Training) -> None:
@@ -48,7 +44,7 @@ def _draw(context: RunContext, training: Training) -> Pictures:
     drawn = draw(images, family, what="validation", **where)
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
-        with disabled([family.denoiser, *family.text_encoders.values()]):
+        with training.trainable.baseline():
             without = draw(baseline, family, what="validation without the LoRA", **where)
     return Pictures(
         images=images,
@@ -107,13 +103,11 @@ def _checkpoint_files(
     """Return the files of `checkpoint/` and its digest."""
     state = training.trainer.state()
     tensors, scalars = dump_state(state)
-    diffusers, webui = lora_files_of(job, training)
     return checkpoint.build_files(
         global_step=state.global_step,
         state_tensors=tensors,
         state_scalars=scalars,
-        lora=diffusers,
-        webui=webui,
+        weights=exported(job, training),
         world=job.invariants,
         settings=job.recorded_settings,
         lineage=lineage,
@@ -137,27 +131,20 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
-    files = chain | training.step_results.files(step_results.LORAS)
+    files = chain | training.step_results.files(step_results.WEIGHTS)
     stay = step_results.latest(files, job.task.checkpoint_limit)
     return {name: file for name, file in files.items() if name in stay}
 
 
-def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
-    """Return the adapter as it is, in Diffusers' format and in the web interfaces'."""
-    diffusers = serialise_tensors(diffusers_state(training.adapter))
-    return diffusers, _webui_file(job, training, training.trainer.step)
-
-
-def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
-    tensors = webui_state(training.adapter, training.family.webui_name)
-    metadata = webui_metadata.describe(
-        tensors,
-        job.base.family.webui_metadata(job.base.config, job.prediction_type),
-        identity=job.base.identity,
+def exported(job: Job, training: Training) -> dict[str, bytes]:
+    """Return the trained weights as they are, as the files that the training method publishes."""
+    about = About(
+        base=job.base,
+        prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,
-        global_step=global_step,
+        global_step=training.trainer.step,
     )
-    return webui_metadata.serialise(tensors, metadata)
+    return training.trainable.export(about)
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""The beginning of a training: the base model loaded, the adapter attached, and the state that it goes on from."""
+"""The beginning of a training: the base model loaded, what is trained, and the state that it goes on from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from engine.models import registry
 from engine.models.family import PRECISIONS, Family, LoadArgs
 from engine.results import held_out_rows, provenance
 from engine.results import history as history_file
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.history import StepReport
 from engine.results.output import saved_progress
 from engine.results.output.saved_progress import SavedProgress
 from engine.results.output.step_results import StepResults
 from engine.results.state import TrainState, parse_state
-from engine.training.methods.lora.adapter import Adapter, attach
-from engine.training.methods.lora.files import read_diffusers_file
+from engine.training.assembly import assemble
+from engine.training.methods import registry as methods
+from engine.training.methods.method import Trainable
+from engine.training.methods.warm_start import WarmStart
 from engine.training.trainer import Trainer
 
 
@@ -31,7 +33,7 @@ class Training:
     """What is in memory while a job trains."""
 
     family: Family
-    adapter: Adapter
+    trainable: Trainable
     trainer: Trainer
     history: list[StepReport]
     step_results: StepResults
@@ -73,7 +75,7 @@ def load_family(job: Job, device: torch.device) -> Family:
 
 
 def start_training(context: RunContext, family: Family) -> Training:
-    """Attach the adapter, and go on from the saved progress, the checkpoint, a LoRA file, or from nothing.
+    """Prepare what is trained, and go on from the saved progress, the checkpoint, given weights, or from nothing.
 
     Raises:
         TaskError: the task's targets match nothing, or something that cannot be adapted.
@@ -81,21 +83,22 @@ def start_training(context: RunContext, family: Family) -> Training:
     """
     job, outcome = context.job, context.outcome
     beginning = _saved(context) or _parents(job)
-    initial = beginning.state.initial if beginning.state else None
-    names = family.spec.trained_components(with_text_encoders=job.task.train_args.train_text_encoder)
-    components = {name: family.parts[name].to(context.device) for name in names}
-    adapter = attach(components, job.task.lora, job.task.seed, spec=family.spec, initial=initial)
-    trainer = Trainer(job.task, job.step_range, family, adapter, context.device, processes=context.processes)
+    trainable = methods.attach(
+        family,
+        job.task,
+        context.device,
+        start=beginning.state.start if beginning.state else None,
+        warm_start=job.parent if isinstance(job.parent, WarmStart) and not beginning.state else None,
+    )
+    trainer = assemble(job.task, job.step_range, family, trainable, context.device, processes=context.processes)
     if beginning.state:
         trainer.restore(beginning.state)
-    elif isinstance(job.parent, WarmStart):
-        adapter.warm_start(read_diffusers_file(job.parent.lora, family.spec, components, config=job.parent.config))
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.step_range.start_step:
         say(f"going on at step {trainer.step}, where this task was interrupted")
     return Training(
         family=family,
-        adapter=adapter,
+        trainable=trainable,
         trainer=trainer,
         history=beginning.history,
         step_results=StepResults(context.output, beginning.step_hashes),

@@ -12,6 +12,7 @@ from engine.core.errors import DeviceError, DeviceMemoryError
 from engine.job import memory
 from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
+from engine.training.methods.registry import METHODS
 
 _OUT_OF_MEMORY: Final = (
     "out of memory",
@@ -77,8 +78,8 @@ def _lighter(job: Job) -> list[str]:
         advice.append(f"batch_size 1 with gradient_accumulation_steps {steps} (as many images a step)")
     if args.resolution > _LEAST_RESOLUTION:
         advice.append(f"a resolution below {args.resolution}")
-    if job.task.lora.rank > 1:
-        advice.append("a lower lora.rank")
+    if smaller := next(METHODS[job.task.training_type].smaller(job.task), None):
+        advice.append(f"a lower {' or '.join(smaller[0])}")
     if args.train_text_encoder:
         advice.append("train_text_encoder false")
     return [*advice, "a machine with more memory"]

@@ -18,7 +18,7 @@ from engine.task.plan.steps import StepRange, validation_interval
 from engine.task.task import Task
 
 IMAGES: Final = "validation/"
-LORAS: Final = "checkpoint/"
+WEIGHTS: Final = "checkpoint/"
 """How the names of results begin: with the folder that they are published in."""
 
 
@@ -28,7 +28,7 @@ def image_steps(task: Task, step_range: StepRange) -> range:
     return _multiples(interval, step_range.start_step + 1, step_range.stop_step)
 
 
-def lora_steps(task: Task, step_range: StepRange) -> range:
+def checkpoint_steps(task: Task, step_range: StepRange) -> range:
     """Return the steps whose LoRA a task keeps beside its last one's.
 
     The step at which the task begins is one of them, since it is the result of the task before. So a chain keeps the
@@ -61,18 +61,18 @@ class StepResults:
             self._output.add_step_file(hashes[name], data)
         return hashes
 
-    def limit_loras(self, limit: int) -> None:
+    def limit_weights(self, limit: int) -> None:
         """Forget all LoRAs but those of the latest `limit` steps. Their files stay until `delete_unnamed`."""
-        names = [name.removeprefix(LORAS) for name in self.hashes if name.startswith(LORAS)]
+        names = [name.removeprefix(WEIGHTS) for name in self.hashes if name.startswith(WEIGHTS)]
         for name in set(names) - latest(names, limit):
-            del self.hashes[LORAS + name]
+            del self.hashes[WEIGHTS + name]
 
     def delete_unnamed(self) -> None:
         """Delete the files that are no results any more. Only after a progress is saved that names none of them."""
         self._output.delete_step_files_except(set(self.hashes.values()))
 
     def files(self, folder: str) -> dict[str, Stored]:
-        """Return those of the folder `IMAGES` or `LORAS`, by the names that they are published under."""
+        """Return those of the folder `IMAGES` or `WEIGHTS`, by the names that they are published under."""
         return {
             name.removeprefix(folder): self._output.step_file(digest)
             for name, digest in self.hashes.items()

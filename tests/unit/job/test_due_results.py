@@ -10,6 +10,7 @@ from engine.job import due_results
 from engine.job.due_results import DueResults
 from engine.results.output.step_results import StepResults
 from engine.task.task import Dataset, Model, Task, Validation
+from engine.training.methods.registry import METHODS
 
 
 class Output:
@@ -26,7 +27,8 @@ class Output:
 def made(monkeypatch):
     """Everything that happens, in order."""
     events = []
-    monkeypatch.setattr(due_results.publish, "lora_files_of", lambda job, training: (b"lora", b"webui"))
+    files = {"pytorch_lora_weights.safetensors": b"lora", "lora_webui.safetensors": b"webui"}
+    monkeypatch.setattr(due_results.publish, "exported", lambda job, training: files)
 
     def draw(images, family, *, what, resolution, device, check_stop):
         events.append((what, [image.prompt for image in images]))
@@ -40,7 +42,7 @@ def made(monkeypatch):
 def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
     step_range = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
-    job = SimpleNamespace(task=task, dataset=None, step_range=step_range)
+    job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range)
     context = SimpleNamespace(
         job=job,
         device="cpu",

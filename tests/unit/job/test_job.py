@@ -5,8 +5,9 @@ import json
 import pytest
 
 from engine.core.errors import CheckpointError
-from engine.job.job import require_same_invariants
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.job import job as jobs
+from engine.results.checkpoint import Checkpoint
+from engine.training.methods.warm_start import WarmStart
 from tests.support.jobs import COMMIT, held_out_of, job_of, text
 
 
@@ -38,7 +39,7 @@ class TestDigest:
         assert on_hub[0] != on_hub[1]
 
     def test_the_record_names_the_parent(self):
-        warm = WarmStart(digest="d", lora=b"")
+        warm = WarmStart(digest="d", weights=b"", name="x")
         assert job_of(parent=warm).record.parent == "d" and job_of().record.parent is None
 
 
@@ -157,6 +158,10 @@ class TestHeldOut:
 WORLD = {"base_model": "m@1", "rank": 8, "seed": 0}
 
 
+def require_same_invariants(found, expected, **rows):
+    jobs.require_same_invariants(found, expected, main_file="weights.safetensors", **rows)
+
+
 class TestSameWorld:
     def test_the_same_is_accepted(self):
         require_same_invariants(WORLD, WORLD)
@@ -182,7 +187,8 @@ class TestSameWorld:
     def test_another_dataset_is_told_by_what_it_means(self):
         theirs, ours = {"dataset": "a" * 64}, {"dataset": "b" * 64}
         for rows, counted in (((13, 14), r" \(13 rows then, 14 now\)"), ((None, 14), r" \(14 rows now\)")):
-            with pytest.raises(CheckpointError, match=f"images or captions have changed since{counted}; .*LoRA alone"):
+            said = f"images or captions have changed since{counted}; .*only its weights.safetensors"
+            with pytest.raises(CheckpointError, match=said):
                 require_same_invariants(WORLD | theirs, WORLD | ours, rows=rows)
 
     def test_the_number_of_micro_batches_is_told_by_its_words(self):

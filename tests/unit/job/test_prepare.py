@@ -72,7 +72,7 @@ def test_more_denoising_steps_than_the_model_has_timesteps():
 
 @pytest.mark.parametrize(
     ("looked_for", "error"),
-    [("checkpoint.load", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
+    [("load_parent", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
 )
 def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
     """`Path.is_file` and its like raise where a folder on the way is closed."""
@@ -80,7 +80,7 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/home/else/thing")
 
-    for name in ("checkpoint.load", "base_model.locate", "open_dataset"):
+    for name in ("load_parent", "base_model.locate", "open_dataset"):
         found = refuse if name == looked_for else lambda *_, **__: BASE
         monkeypatch.setattr(f"engine.job.prepare.{name}", found)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)

@@ -129,8 +129,8 @@ from engine.results.output.folder import OutputFolder
 
 run = Run()
 state = run.trainer.state()
-name = next(iter(state.adapter))
-for named in (state.adapter, state.moments.exp_avg, state.moments.exp_avg_sq):
+name = next(iter(state.trained))
+for named in (state.trained, *state.optimizer.slots.values()):
     named[name] = torch.zeros(1000, 25_000)
 progress = progress_of(run, state=state)
 with OutputFolder.lock(Path(sys.argv[1])) as output:

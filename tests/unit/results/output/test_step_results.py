@@ -50,14 +50,16 @@ class TestWhen:
         ],
     )
     def test_the_lora_that_a_task_begins_at_is_kept_too(self, every, start, stop, steps):
-        assert list(step_results.lora_steps(task(checkpoint_every_n_steps=every), step_range(start, stop))) == steps
+        assert (
+            list(step_results.checkpoint_steps(task(checkpoint_every_n_steps=every), step_range(start, stop))) == steps
+        )
 
     @pytest.mark.parametrize("cuts", [[7], [10, 20], [1, 2, 3, 30, 39], [15, 16, 17]])
     def test_a_chain_keeps_the_loras_of_one_task(self, cuts):
         every = task(checkpoint_every_n_steps=5)
         bounds = [0, *cuts, 40]
-        chain = [step for one in pairwise(bounds) for step in step_results.lora_steps(every, step_range(*one))]
-        assert chain == list(step_results.lora_steps(every, step_range(0, 40)))
+        chain = [step for one in pairwise(bounds) for step in step_results.checkpoint_steps(every, step_range(*one))]
+        assert chain == list(step_results.checkpoint_steps(every, step_range(0, 40)))
 
 
 def test_the_latest_steps_stay_with_both_their_files():
@@ -89,10 +91,10 @@ class TestStepResults:
             store.hashes |= store.write({f"checkpoint/steps/{step:06}.safetensors": b"lora %d" % step})
         store.hashes |= store.write({"validation/step-000001/0.png": b"png"})
         assert contents(store, step_results.IMAGES) == {"step-000001/0.png": b"png"}
-        assert set(store.files(step_results.LORAS)) == {f"steps/00000{step}.safetensors" for step in (1, 2, 3)}
+        assert set(store.files(step_results.WEIGHTS)) == {f"steps/00000{step}.safetensors" for step in (1, 2, 3)}
         before = dict(store.hashes)
-        store.limit_loras(1)
-        assert contents(store, step_results.LORAS) == {"steps/000003.safetensors": b"lora 3"}
+        store.limit_weights(1)
+        assert contents(store, step_results.WEIGHTS) == {"steps/000003.safetensors": b"lora 3"}
         assert set(store.hashes) == {"checkpoint/steps/000003.safetensors", "validation/step-000001/0.png"}
         assert stored(output) == set(before.values())  # the saved progress may name them
         store.delete_unnamed()
@@ -101,9 +103,9 @@ class TestStepResults:
     def test_equal_files_are_one_and_stay_as_long_as_one_is_named(self, output):
         store = StepResults(output)
         store.hashes |= store.write({f"checkpoint/steps/00000{step}.safetensors": b"same" for step in (1, 2)})
-        store.limit_loras(1)
+        store.limit_weights(1)
         store.delete_unnamed()
-        assert contents(store, step_results.LORAS) == {"steps/000002.safetensors": b"same"}
+        assert contents(store, step_results.WEIGHTS) == {"steps/000002.safetensors": b"same"}
 
     def test_nothing_is_made_where_nothing_is_kept(self, output):
         StepResults(output).delete_unnamed()

@@ -201,7 +201,7 @@ def test_what_the_others_end_with(error, expected):
 
 
 def test_the_digest_is_over_names_and_bits():
-    state = Run().trainer.state().adapter
+    state = Run().trainer.state().trained
     digest = weights_digest(state)
     assert digest == weights_digest(dict(reversed(state.items())))
     (name, tensor), *_ = state.items()
