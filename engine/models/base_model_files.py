@@ -80,7 +80,7 @@ def _no_weights(source: str, component: str, inside: list[str]) -> str:
             "convert it to safetensors (Diffusers: pipe.save_pretrained(folder, safe_serialization=True))"
         )
     variants = sorted(name for name in inside if name.endswith(".safetensors"))
-    found = f"; it has {', '.join(variants)}: set model.variant to that" if variants else ""
+    found = f"; it has {', '.join(variants)}: set model.variant to the variant in that name" if variants else ""
     return f"the base model {source} has no safetensors weights in {component}/{found}"
 
 
