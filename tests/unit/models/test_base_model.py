@@ -70,7 +70,10 @@ class TestSelectFiles:
         "names, message",
         [
             ([*SIDE, *PLAIN[:2]], r"no safetensors weights in vae/$"),
-            ([*SIDE, *FP16], r"in text_encoder/; it has text_encoder/model\.fp16\.safetensors: set model.variant to the variant"),
+            (
+                [*SIDE, *FP16],
+                r"in text_encoder/; it has text_encoder/model\.fp16\.safetensors: set model.variant to the variant",
+            ),
             ([*SIDE, *PLAIN[:2], "vae/diffusion_pytorch_model.bin"], r"only pickled weights in vae/.*convert it"),
             ([*SIDE, *PLAIN[:2], "vae/diffusion_pytorch_model.ckpt"], r"only pickled weights in vae/"),
             ([n for n in SIDE if "tokenizer" not in n] + PLAIN, r"is incomplete: it has no folder tokenizer/"),

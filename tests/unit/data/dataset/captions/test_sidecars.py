@@ -123,7 +123,10 @@ class TestJsonBesideImages:
             ("d.png", ("a column of the task",)),
         ]
         assert dataset.caption_rules == {"a .json file beside the image": 3, "a .txt file beside the image": 1}
-        assert "dataset: 1 file beside an image is not read, the image's caption is taken from another file: c.json" in said
+        assert (
+            "dataset: 1 file beside an image is not read, the image's caption is taken from another file: c.json"
+            in said
+        )
         (folder / "d.json").unlink()
         (folder / "d.txt").write_text("d")
         assert rows(opened(folder, tmp_path))[1] == ("b.png", ("one", "two"))
@@ -205,7 +208,9 @@ def test_json_that_holds_no_caption_is_not_told_as_superseded(text, folder, tmp_
 
 def test_a_folder_of_images_to_be_visited_no_time_says_so(folder, tmp_path):
     write(folder, images("0_no/0.png"))
-    with pytest.raises(DatasetError, match="nothing to train on: 1 image is not used, its folder's name asks for 0 repeats: 0_no/0"):
+    with pytest.raises(
+        DatasetError, match="nothing to train on: 1 image is not used, its folder's name asks for 0 repeats: 0_no/0"
+    ):
         opened(folder, tmp_path)
 
 
@@ -413,7 +418,8 @@ def test_folders_of_another_split_are_left_out(folder, tmp_path):
     said = []
     assert {name for name, _ in rows(opened(folder, tmp_path, said=said))} == {"a.png", "5_test/d.png"}
     assert said == [
-        "dataset: 2 images belong to other splits and are not trained on, with 2 files beside: test/b.png, validation/c.png"
+        "dataset: 2 images belong to other splits and are not trained on, with 2 files beside: "
+        "test/b.png, validation/c.png"
     ]
     write(folder, images("train/e.png") | {"train/e.txt": "e"})
     assert [name for name, _ in rows(opened(folder, tmp_path))] == ["train/e.png"]

@@ -155,14 +155,16 @@ def test_pictures_that_are_not_read_are_counted_by_type(tmp_path):
     dataset = opened(write(tmp_path / "data", names | others | texts), tmp_path, said=said)
     assert [name for name, _ in rows(dataset)] == ["1.jpg", "2.jfif", "3.jif", "4.JPE"]
     assert said == [
-        "dataset: 4 pictures are in formats that are not supported, save them as JPEG or PNG (1 .cr2, 2 .heic, 1 .jxl), "
-        "with 4 files beside: 6.jxl, 7.heic, IMG_5.HEIC and 1 more"
+        "dataset: 4 pictures are in formats that are not supported, save them as JPEG or PNG "
+        "(1 .cr2, 2 .heic, 1 .jxl), with 4 files beside: 6.jxl, 7.heic, IMG_5.HEIC and 1 more"
     ]
 
 
 def test_nothing_but_such_pictures(tmp_path):
     write(tmp_path / "data", {"1.heic": b"x", "2.HEIC": b"x", "1.txt": "one"})
-    with pytest.raises(DatasetError, match=r"nothing to train on: 2 pictures are in formats .* JPEG or PNG \(2 .heic\)"):
+    with pytest.raises(
+        DatasetError, match=r"nothing to train on: 2 pictures are in formats .* JPEG or PNG \(2 .heic\)"
+    ):
         opened(tmp_path / "data", tmp_path)
 
 
@@ -170,7 +172,8 @@ def test_nothing_but_a_link_that_leads_nowhere_and_hidden_images(tmp_path):
     folder = write(tmp_path / "data", images(".hidden/a.png"))
     (folder / "10_dog").symlink_to(tmp_path / "not there")
     with pytest.raises(
-        DatasetError, match=r"1 image is left out, hidden .*: \.hidden/a\.png; 1 link is broken, its target does not exist: 10_dog"
+        DatasetError,
+        match=r"1 image is left out, hidden .*: \.hidden/a\.png; 1 link is broken, its target does not exist: 10_dog",
     ):
         opened(folder, tmp_path)
 
