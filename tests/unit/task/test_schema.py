@@ -54,7 +54,7 @@ def test_what_there_is_is_listed_once_for_each_object():
     found = problems(MINIMAL | {"train_args": {"foo": 1, "bar": 2, "lr": 3}, "zzz": 4, "qqq": 5})
     assert sum("the known ones here are learning_rate, " in problem for problem in found) == 1
     assert sum("the known ones here are model, " in problem for problem in found) == 1
-    assert sum("none of those listed here before" in problem for problem in found) == 2
+    assert sum("not one of the keys listed before" in problem for problem in found) == 2
     assert not any("$schema" in problem for problem in found)
 
 

@@ -96,7 +96,7 @@ def with_masks(model, tmp_path, masks):
 def test_masks_that_training_would_refuse_are_named(model, tmp_path):
     lines = audit.audit(with_masks(model, tmp_path / "some", {0: png(5, (80, 40)), 1: png(5, (9, 9))}))
     assert lines[-2:] == [
-        "unreadable     1: 1.png (its mask has another shape (9 x 9))",
+        "unreadable     1: 1.png (its mask has another aspect ratio (9 x 9 pixels))",
         "masks          1 of 2 images",
     ]
     lines = audit.audit(with_masks(model, tmp_path / "broken", {0: b"x", 1: None}))

@@ -123,7 +123,10 @@ class TestJsonBesideImages:
             ("d.png", ("a column of the task",)),
         ]
         assert dataset.caption_rules == {"a .json file beside the image": 3, "a .txt file beside the image": 1}
-        assert "dataset: 1 file beside an image is not read, its caption is elsewhere: c.json" in said
+        assert (
+            "dataset: 1 file beside an image is not read, the image's caption is taken from another file: c.json"
+            in said
+        )
         (folder / "d.json").unlink()
         (folder / "d.txt").write_text("d")
         assert rows(opened(folder, tmp_path))[1] == ("b.png", ("one", "two"))
@@ -173,7 +176,7 @@ class TestKohyasMetadata:
             folder, images("a.png") | {"meta.json": json.dumps({f"/x/{i}.png": {"caption": "c"} for i in range(2000)})}
         )
         with pytest.raises(
-            DatasetError, match=r"1 image but no captions.*meta.json, kohya's metadata, names none"
+            DatasetError, match=r"1 image but no captions.*meta.json \(kohya's metadata\) lists none"
         ) as caught:
             opened(folder, tmp_path)
         assert len(str(caught.value)) < 500
@@ -196,16 +199,18 @@ def test_json_that_holds_no_caption_is_not_told_as_superseded(text, folder, tmp_
     write(folder, images("0.png", "1.png") | {"0.json": text, "1.txt": "one"})
     said = []
     opened(folder, tmp_path, said=said)
-    assert said[1].startswith("dataset: 1 JSON file beside an image holds no caption")
+    assert said[1].startswith("dataset: 1 JSON file beside an image has no caption")
     assert said[1].endswith(": 0.json")
     (folder / "1.txt").unlink()
-    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image holds no caption"):
+    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image has no caption"):
         opened(folder, tmp_path)
 
 
 def test_a_folder_of_images_to_be_visited_no_time_says_so(folder, tmp_path):
     write(folder, images("0_no/0.png"))
-    with pytest.raises(DatasetError, match="nothing to train on: 1 image is not used, a folder says 0 times: 0_no/0"):
+    with pytest.raises(
+        DatasetError, match="nothing to train on: 1 image is not used, its folder's name asks for 0 repeats: 0_no/0"
+    ):
         opened(folder, tmp_path)
 
 
@@ -291,7 +296,7 @@ def test_images_without_a_caption_are_counted(folder, tmp_path):
     assert [captions for _, captions in rows(dataset)] == [("one",), ("",), ("",)]
     assert said == [
         "dataset: 2 of 3 images have no caption and get an empty caption: b.png, c.png",
-        "dataset: 1 text file is beside no image of that name: d.txt",
+        "dataset: 1 text file has no image of that name beside it: d.txt",
     ]
     said.clear()
     dataset = opened(folder, tmp_path, said=said, default_caption="a picture")
@@ -342,7 +347,7 @@ def test_a_pipe_or_a_huge_file_is_not_waited_for(folder, tmp_path):
         opened(folder, tmp_path)
     (folder / "a.txt").unlink()
     (folder / "a.txt").symlink_to("/proc/self/status")  # a file without a size
-    with pytest.raises(DatasetError, match="longer than it says"):
+    with pytest.raises(DatasetError, match="longer than its size"):
         opened(folder, tmp_path)
 
 
@@ -413,7 +418,8 @@ def test_folders_of_another_split_are_left_out(folder, tmp_path):
     said = []
     assert {name for name, _ in rows(opened(folder, tmp_path, said=said))} == {"a.png", "5_test/d.png"}
     assert said == [
-        "dataset: 2 images are of other splits and not trained on, with 2 files beside: test/b.png, validation/c.png"
+        "dataset: 2 images belong to other splits and are not trained on, with 2 files beside: "
+        "test/b.png, validation/c.png"
     ]
     write(folder, images("train/e.png") | {"train/e.txt": "e"})
     assert [name for name, _ in rows(opened(folder, tmp_path))] == ["train/e.png"]
@@ -504,8 +510,8 @@ class TestSeveralLines:
             "Trees.",
         )
         assert said == [
-            "dataset: 1 text file has blank lines as between paragraphs, and each line is a caption of its own; "
-            'dataset.caption_lines "joined" makes a file one caption: b.txt',
+            "dataset: 1 text file has blank lines between paragraphs, and each line is taken as a caption of its own; "
+            'set dataset.caption_lines to "joined" to make each file one caption: b.txt',
             "dataset: 2 images have several captions (up to 4), of which each visit draws one; "
             "b.png: 'A red house.', 'The light comes from the left.', 'Trees.'",
         ]
