@@ -67,21 +67,22 @@ class ProgressSaver:
         """
         self._require_finite()
         if self._context.processes.world_size > 1:
-            self._agreed_digest()
+            self._require_same(self._digest())
 
     def _require_finite(self) -> None:
         self._training.trainable.require_finite(self._training.trainer.step)
 
-    def _agreed_digest(self) -> str:
-        """Return the digest of the weights, which must be the same in all processes.
+    def _digest(self) -> str:
+        return weights_digest(self._training.trainable.state())
+
+    def _require_same(self, digest: str) -> None:
+        """Check that the digest of the weights is the same in all processes.
 
         Raises:
             DeviceError: it is not, so the arithmetic or memory of one machine is wrong.
         """
-        digest = weights_digest(self._training.trainable.state())
         step = self._training.trainer.step
         self._context.processes.require_same(f"the digest of the weights after step {step}", digest, DeviceError)
-        return digest
 
     def _is_due(self) -> bool:
         """Return whether the last save is old enough, and was cheap enough, for the next one."""
@@ -96,12 +97,12 @@ class ProgressSaver:
             DeviceError: the processes' weights differ.
         """
         stop, processes = self._context.stop, self._context.processes
+        digest = self._digest() if report.step % DIGEST_STEPS == 0 else None
+        # Before the first exchange: where another process has ended, the progress is saved as it is then.
+        self._training.history.append(replace(report, weights=digest))
         signum, is_due = processes.agree(signum=stop.signum, save=self._is_due())
-        is_recorded = report.step % DIGEST_STEPS == 0
-        if is_recorded or (processes.world_size > 1 and (is_due or signum)):
-            digest = self._agreed_digest()
-            report = replace(report, weights=digest) if is_recorded else report
-        self._training.history.append(report)
+        if processes.world_size > 1 and (digest or is_due or signum):
+            self._require_same(digest or self._digest())
         if is_due and not signum:
             self.save()
         stop.check(self.save, signum=signum)

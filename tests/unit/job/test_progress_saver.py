@@ -1,0 +1,39 @@
+"""What of a step is in the history when another process of the job is found to have ended."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.core.errors import PeerError
+from engine.job.progress_saver import ProgressSaver
+from engine.results.history import DIGEST_STEPS, StepReport
+from engine.results.state import weights_digest
+
+WEIGHTS = {"a": torch.ones(2)}
+
+
+def lost(*args, **kwargs):
+    raise PeerError(75, "temporary", "process 1 of the job was killed", origin=1, was_killed=True)
+
+
+def saver(step, **processes):
+    training = SimpleNamespace(
+        history=[], trainer=SimpleNamespace(step=step), trainable=SimpleNamespace(state=lambda: WEIGHTS)
+    )
+    context = SimpleNamespace(
+        settings=SimpleNamespace(save_seconds=1000.0),
+        stop=SimpleNamespace(signum=0, check=lambda save, signum: None),
+        processes=SimpleNamespace(is_first=True, world_size=2, **processes),
+    )
+    return ProgressSaver(context, training), training.history
+
+
+@pytest.mark.parametrize(("step", "digest"), [(DIGEST_STEPS - 1, None), (DIGEST_STEPS, weights_digest(WEIGHTS))])
+@pytest.mark.parametrize("processes", [{"agree": lost}, {"agree": lambda **own: (15, False), "require_same": lost}])
+def test_a_trained_step_is_recorded_before_the_processes_exchange_anything(step, digest, processes):
+    """The weights already have the step: a progress saved now, without its record, would lose it for good."""
+    own, history = saver(step, **processes)
+    with pytest.raises(PeerError):
+        own.after_step(StepReport(step, 0.5, 1e-4, 1.0))
+    assert history == [StepReport(step, 0.5, 1e-4, 1.0, digest)]
