@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
         ("lora_rank", "lora.rank"),
         ("learning_rate", "train_args.learning_rate"),
         ("train_args.seed", "validation.seed or seed"),
-        ("train_args.beta1", "train_args.adam_args.beta1"),
+        ("train_args.multiplier", "train_args.timestep_bias.multiplier"),
         ("train_args.lr_warmup_steps", "train_args.lr_scheduler.lr_warmup_steps"),
         ("name", "model.name, dataset.name or validation.dataset.name"),
         ("validation.num_image", "validation.num_images"),

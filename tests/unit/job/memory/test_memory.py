@@ -207,7 +207,7 @@ class TestWords:
         lines = memory.describe(base_of("sd1"), task_of(), device="cuda", available=None)
         plain, saving = (peak("sd1", recompute=recompute).train for recompute in (False, True))
         assert f"{memory.gib(plain)} training" in lines[0] and "0.5 GiB for CUDA" in lines[0]
-        assert memory.gib(int(plain / 0.9)) in lines[0] and memory.gib(saving) in lines[1]
+        assert memory.gib(int(plain / 0.9)) in lines[1] and memory.gib(saving) in lines[1]
 
     def test_the_decision_and_why(self):
         (line,) = memory.describe(base_of("sd1"), task_of(), device="cuda", available=80 * GIB)
@@ -220,7 +220,7 @@ class TestWords:
     def test_what_does_not_fit_is_said_with_what_would(self):
         task = task_of("no", batch_size=8, gradient_checkpointing=False)
         lines = memory.describe(base_of("sd1"), task, device="cuda", available=10 * GIB)
-        assert lines[-1].startswith("note: that is more than the 10.0 GiB available; what would fit: ")
+        assert lines[-1].startswith("note: that is more than the 10.0 GiB available; what should fit: ")
         assert "gradient_checkpointing true (" in lines[-1]
 
     def test_what_is_proposed_fits_and_trains_as_many_images(self):
@@ -268,7 +268,9 @@ class TestAdvice:
         def advice(continues):
             return memory.advise(self.JOB.base, self.JOB.task, device="cpu", available=8 * GIB, continues=continues)
 
-        assert "another gradient_checkpointing alone" in advice(True) and "checkpoint" not in advice(False)
+        assert "only gradient_checkpointing may differ from the checkpoint's" in advice(
+            True
+        ) and "checkpoint" not in advice(False)
 
 
 def prediction(base, task, available):
