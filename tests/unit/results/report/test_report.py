@@ -326,7 +326,7 @@ def test_skipped_images_are_listed_with_their_reasons():
     assert "Skipped250images" in page.text
     assert "0.pngtruncated1.pngtruncated" in page.text
     assert "And 150 more." in page.text
-    assert "Nothing was skipped." in Page(render(sample())).text
+    assert "No image was skipped." in Page(render(sample())).text
 
 
 class TestHeldOut:
