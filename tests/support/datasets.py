@@ -235,3 +235,15 @@ def require_refused(tmp_path, build, message):
     with pytest.raises(DatasetError, match=message) as caught:
         opened(tmp_path, name=build(tmp_path / "data"))
     assert "\n" not in str(caught.value)
+
+
+def put(folder, name, text=None):
+    """Write a picture, or a text, into a folder."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(PICTURES[0] if text is None else text.encode())
+
+
+def metadata(folder, *names, at="metadata.jsonl"):
+    """Write metadata that lists these names, with a caption each."""
+    rows = [{"file_name": name, "text": f"t{number}"} for number, name in enumerate(names)]
+    put(folder, at, "".join(json.dumps(row) + "\n" for row in rows))
