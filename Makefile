@@ -30,8 +30,8 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 setup: .venv/installed  ## install everything into .venv
 
-demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 5 to 20 minutes
-	@echo "training a LoRA on 192 drawings of emoji, in two tasks of 150 steps: 4 minutes on an idle core, up to 15 on a busy one"
+demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 minutes, longer on a busy machine
+	@echo "training a LoRA on 192 drawings of emoji, in two tasks of 75 steps: 3 minutes on an idle core, longer on a busy one"
 	$(BIN)/python entrypoint.py chain --task examples/demo/task.json --output out/demo -- --device cpu --cache-dir out/cache
 	@printf '\n%s\n\n' "Look at out/demo/001/report.html. To draw with the LoRA: $(BIN)/python examples/demo/draw.py, which is"
 	@cat examples/demo/draw.py

@@ -21,7 +21,7 @@ from engine.core.files import atomic_files
 from engine.core.messages import plural
 from engine.data.media import image
 from engine.data.media.geometry import UnreadableImage, geometry
-from engine.results.checkpoint import LORA_FILE
+from engine.training.methods.lora.start_file import LORA_FILE
 
 Matrix = npt.NDArray[np.float64]
 Factors = tuple[Matrix, Matrix]

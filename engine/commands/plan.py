@@ -7,7 +7,7 @@ from engine.job import memory
 from engine.job.advice import disk_space
 from engine.job.advice.audit import audit
 from engine.job.advice.describe import describe
-from engine.job.precheck import check_adapter, check_device, check_memory, check_output
+from engine.job.precheck import check_device, check_memory, check_method, check_output
 from engine.job.prepare import prepare, read_task, recorded
 from engine.results.output.contents import OutputContents
 from engine.task.settings import Settings
@@ -21,7 +21,7 @@ def print_plan(settings: Settings) -> None:
         JobError: what the job itself would be refused for.
     """
     task = read_task(settings)
-    job = prepare(settings, task, weights=False, report=say, before=recorded(settings, task))
+    job = prepare(settings, task, weights=False, say=say, before=recorded(settings, task))
     if not settings.place.is_first:
         return
     # How much a GPU has is not known without torch.
@@ -32,7 +32,7 @@ def print_plan(settings: Settings) -> None:
         available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
     lines = (
-        describe(job) + predicted + disk_space.describe(job) + check_device(settings) + check_adapter(job) + audit(job)
+        describe(job) + predicted + disk_space.describe(job) + check_device(settings) + check_method(job) + audit(job)
     )
     print("\n".join(lines), flush=True)
     check_output(job, OutputContents(settings.output_dir), overwrite=settings.overwrite)

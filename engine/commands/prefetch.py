@@ -52,7 +52,7 @@ def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
     """
     settings = read_settings(flags, environment)
     task = read_task(settings)
-    job = prepare(settings, task, weights=True, report=say)
+    job = prepare(settings, task, weights=True, say=say)
     say(f"base model: {job.base.identity} is in {job.base.folder}")
     source = public(task.dataset.name or str(task.dataset.url))
     say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} at hand")

@@ -9,10 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from engine.core.messages import plural, short
-from engine.results.checkpoint import HISTORY, LORA_FILE, MANIFEST, STATE_JSON, STATE_TENSORS, WEBUI_FILE, spelled
+from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, STATE_TENSORS, spelled
 from engine.results.history import StepReport
+from engine.training.methods.registry import METHODS
 
-_ORDER: Final = (STATE_TENSORS, LORA_FILE, WEBUI_FILE, HISTORY, STATE_JSON)
+_WEIGHTS: Final = tuple(name for method in METHODS.values() for name in method.files)
+_ORDER: Final = (STATE_TENSORS, *_WEIGHTS, HISTORY, STATE_JSON)
 """Files in the order in which they are compared, the most informative first; then images by name, the manifest last."""
 ORIGIN: Final = ("device", "versions", "origins")
 """Keys that say where a result was made. They are not compared."""

@@ -90,14 +90,17 @@ def _plan(flags: argparse.Namespace, environment: Mapping[str, str], place: Plac
 
 
 def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
-    """Run the job as one of its processes; or return how to start several that do, with the output folder unlocked."""
+    """Run the job as one of its processes; or return how to start several that do, with the output folder unlocked.
+
+    docs/architecture.md says what each of the contexts does with a failure.
+    """
     outcome = Outcome()
     if place.is_first:
         introduce(outcome.introduction)
     with (
         connected(place, stop) as processes,
         _output(output_dir(flags, environment), outcome, place, environment) as output,
-        processes.knowing_why(),
+        processes.translating_peer_errors(),
         ProgressLog(output.root / PROGRESS_LOG, step=lambda: outcome.global_step) as log,
     ):
         return _train(read_settings(flags, environment), output, stop, outcome, processes=processes, log=log)
@@ -129,7 +132,7 @@ def _train(
     parent = parent_folder(settings, task)
     request = request_digest(task, parent)
     in_place = is_in_place(parent, settings.output_dir)
-    outcome.may_overwrite |= in_place or output.is_asked_by(request)
+    outcome.may_overwrite |= in_place or output.is_same_request(request)
     if processes.is_first:
         outcome.clock.watchers.append(log.phase)
         log.begin(may_write=output.is_free_for(request, in_place=in_place))

@@ -21,17 +21,17 @@ from typing import Final
 
 from engine.commands import origins, result_diff
 from engine.commands.program import program
-from engine.core.errors import CheckpointError, JobError, TaskError
+from engine.core.errors import JobError, TaskError
 from engine.core.files import atomic_files
 from engine.core.messages import listing, plural
 from engine.core.process.startup import ENTRYPOINT
 from engine.data.media.image import IMAGE
 from engine.job.prepare import parent_folder, read_task
-from engine.results import checkpoint
 from engine.results import history as history_file
-from engine.results.checkpoint import MANIFEST, Checkpoint, WarmStart
+from engine.results.checkpoint import MANIFEST, Checkpoint
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
 from engine.task.settings import Settings, read_flags, read_settings
+from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
 
 DIFFERENT: Final = 1
 _TAKEN: Final = IMAGE.suffixes | {".mp4", ".safetensors"}
@@ -64,9 +64,7 @@ class Result:
         """
         is_checkpoint = (folder / MANIFEST).is_file()
         own = folder if is_checkpoint else folder / "checkpoint"
-        found = checkpoint.load(own)
-        if isinstance(found, WarmStart):
-            raise CheckpointError(f"{own} holds a LoRA alone, without the record of how it was made")
+        found = load_checkpoint(own)
         return cls(own, None if is_checkpoint else folder / "validation", found)
 
     def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
@@ -207,8 +205,9 @@ def _start_step(settings: Settings, result: Result) -> int:
     Raises:
         TaskError: it is another one.
     """
-    folder = parent_folder(settings, read_task(settings))
-    parent = checkpoint.load(folder) if folder else None
+    task = read_task(settings)
+    folder = parent_folder(settings, task)
+    parent = load_parent(folder, METHODS[task.training_type]) if folder else None
     claimed = result.checkpoint.manifest.get("parent")
     if claimed != (parent.digest if parent else None):
         given = f"{folder} is {parent.digest[:12]}" if parent else "none is given"

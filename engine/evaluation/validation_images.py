@@ -1,12 +1,13 @@
-"""Which validation images a job draws, and the same without the LoRA."""
+"""Which validation images a job draws, and the same prompts and seeds without the training."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from PIL import Image as Pillow
 
 from engine.core import rng
@@ -14,39 +15,41 @@ from engine.core.console import Meter
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
 from engine.evaluation import sampling
-from engine.job.job import Job
-from engine.job.session import Session, Training
 from engine.models.family import Family
 from engine.results.checkpoint import Checkpoint
-from engine.results.output.step_results import IMAGES
-from engine.training.methods.lora.adapter import disabled
+from engine.task.task import Validation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """The validation images, and the same prompts and seeds without the LoRA; PNG by file name."""
+    """A training's validation images. PNG files, by name."""
 
     images: list[sampling.Image]
     drawn: dict[str, bytes]
+    """The images after the task's last step."""
     baseline: list[dict[str, Any]]
+    """What the images without the training show, as `prompts.json` describes images."""
     without: dict[str, bytes]
-    between: dict[str, bytes]
-    """Those of earlier steps of the task."""
+    """These images."""
+    between: dict[str, bytes] = field(default_factory=dict)
+    """The images after earlier steps of the task."""
 
 
-def planned_images(job: Job) -> list[sampling.Image]:
-    """What the task's validation images show: the same after each of its steps."""
-    wanted, seed = job.task.validation, job.task.seed
-    prompts = wanted.given_prompts
+def planned_images(
+    validation: Validation, dataset: ImageDataset, seed: int, trigger_word: str | None
+) -> list[sampling.Image]:
+    """Return what a task's validation images show: the same after each of its steps."""
+    prompts = validation.given_prompts
     if prompts is None:
-        prompts = draw_prompts(job.dataset, seed, wanted.num_images, job.task.dataset.trigger_word)
-    return sampling.plan_images(prompts, seed, wanted)
+        prompts = draw_prompts(dataset, seed, validation.num_images, trigger_word)
+    return sampling.plan_images(prompts, seed, validation)
 
 
 def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
-    """`count` captions for validation, the same for a seed and a dataset, with the trigger word.
+    """Return `count` captions for validation, the same for a seed and a dataset, with the trigger word.
 
-    Of a row's captions not an empty one: that is there to train guidance, and a picture of it would show nothing.
+    A row's empty captions are left out where it has others: they are there to train guidance, and an image of an empty
+    prompt shows nothing of the training.
     """
     order = rng.permutation(seed, "validation prompt", 0, len(dataset))
     draws = rng.words(seed, "validation caption", 0, count)
@@ -59,47 +62,51 @@ def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str
     return prompts
 
 
-def draw_pictures(session: Session, training: Training) -> Pictures:
-    """The validation images, and the same without the LoRA: drawn once in a chain, then carried along."""
-    job, family = session.job, training.family
-    images = planned_images(job)
-    baseline = [replace(image, file=f"without-{image.file}") for image in images]
-    described = [image.described() for image in baseline]
-    drawn = draw(session, family, "validation", images)
-    chain = job.parent if isinstance(job.parent, Checkpoint) else None
-    if chain and chain.baseline == described and set(chain.pictures) == {image.file for image in baseline}:
-        without = chain.pictures
-    else:
-        with disabled([family.denoiser, *family.text_encoders.values()]):
-            without = draw(session, family, "validation without the LoRA", baseline)
-    between = {name: b"".join(file.chunks()) for name, file in training.kept.files(IMAGES).items()}
-    return Pictures(images, drawn, described, without, between)
+def without_training(images: list[sampling.Image]) -> list[sampling.Image]:
+    """Return the same images under the names that they have where they are drawn without the training."""
+    return [replace(image, file=f"without-{image.file}") for image in images]
+
+
+def carried(parent: Checkpoint | None, images: list[sampling.Image]) -> dict[str, bytes] | None:
+    """Return the images without the training that a chain carries along, if they are those of `without_training`."""
+    if parent is None or parent.baseline != [image.described() for image in images]:
+        return None
+    return parent.pictures if set(parent.pictures) == {image.file for image in images} else None
 
 
 def draw(
-    session: Session,
-    family: Family,
-    what: str,
     images: list[sampling.Image],
+    family: Family,
+    *,
+    what: str,
+    resolution: int,
+    device: torch.device,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
-    """Draw images, and let a person see how far it is. The encoders are left on the device."""
+    """Draw images, and show how far it is. The encoders are left on the device.
+
+    Args:
+        images: to draw.
+        family: the model in memory.
+        what: is drawn, in words for a person.
+        resolution: width and height in pixels.
+        device: to draw on.
+        check_stop: called after each denoising step; raises when the job is to stop.
+
+    Returns:
+        PNG files by name.
+    """
     meter = Meter(what, "images", len(images))
     try:
         return sampling.draw(
-            images,
-            family,
-            resolution=session.job.task.train_args.resolution,
-            device=session.device,
-            progress=meter.update,
-            check_stop=check_stop,
+            images, family, resolution=resolution, device=device, progress=meter.update, check_stop=check_stop
         )
     finally:
         meter.close()
 
 
 def smaller(png: bytes, side: int) -> bytes:
-    """A PNG of at most `side` pixels in width and height; the same one where it is that already."""
+    """Return a PNG of at most `side` pixels in width and height; the same one where it is that already."""
     with Pillow.open(io.BytesIO(png)) as picture:
         if max(picture.size) <= side:
             return png

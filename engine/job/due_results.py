@@ -8,26 +8,28 @@ import torch
 
 from engine.evaluation.validation_images import draw, planned_images
 from engine.job import publish
-from engine.job.session import ProgressSaver, Session, Training
+from engine.job.context import RunContext
+from engine.job.progress_saver import ProgressSaver
+from engine.job.start import Training
 from engine.results import checkpoint
 from engine.results.output import step_results
+from engine.results.trackers.tracker import Trackers
 
 
-class InterimResults:
+class DueResults:
     """Makes what is due at the trainer's step, and leaves the training as it was."""
 
-    def __init__(self, session: Session, training: Training, saver: ProgressSaver, tell: Callable[[str], None]) -> None:
-        """`tell` takes the name of an event that somebody may be waiting for."""
-        self._session = session
+    def __init__(self, context: RunContext, training: Training, saver: ProgressSaver, trackers: Trackers) -> None:
+        self._context = context
         self._training = training
         self._saver = saver
-        self._tell = tell
-        job = session.job
+        self._trackers = trackers
+        job = context.job
         self._image_steps = step_results.image_steps(job.task, job.step_range)
-        self._lora_steps = step_results.lora_steps(job.task, job.step_range)
+        self._checkpoint_steps = step_results.checkpoint_steps(job.task, job.step_range)
 
     def make(self) -> None:
-        """Make what is due and not kept yet. In all processes, after each step, and before the first one.
+        """Make what is due and not made yet. In all processes, after each step, and before the first one.
 
         A progress that was saved before these were made is of their own step at the latest, so that whoever goes on
         from it makes them then.
@@ -35,39 +37,44 @@ class InterimResults:
         Raises:
             Interrupted: by a signal while images are drawn; the progress is saved.
         """
-        step, done = self._training.trainer.step, self._training.kept.hashes
-        if step in self._lora_steps and step_results.LORAS + checkpoint.step_files(step)[0] not in done:
-            self._keep(self._loras)
-            self._training.kept.limit_loras(self._session.job.task.checkpoint_limit)
-            self._tell("lora")
+        step, done = self._training.trainer.step, self._training.step_results.hashes
+        if step in self._checkpoint_steps and self._main_file(step) not in done:
+            self._add(self._weights)
+            self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
+            self._trackers.event("lora")
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
-            self._keep(self._images)
+            self._add(self._images)
             self._saver.save()  # drawing them again would take longer
-            self._tell("images")
+            self._trackers.event("images")
 
-    def _keep(self, make: Callable[[], dict[str, bytes]]) -> None:
+    def _add(self, make: Callable[[], dict[str, bytes]]) -> None:
         """Let the first process make files and write them; the others wait for it."""
         self._saver.require_sound()
-        store = self._training.kept
-        store.hashes |= self._session.processes.from_first(lambda: store.write(make()))
+        store = self._training.step_results
+        store.hashes |= self._context.processes.broadcast(lambda: store.write(make()))
 
-    def _loras(self) -> dict[str, bytes]:
-        with self._session.outcome.clock.phase("save"):
+    def _main_file(self, step: int) -> str:
+        method = self._context.job.method
+        return step_results.WEIGHTS + checkpoint.step_file(step, method.files[method.main_file])
+
+    def _weights(self) -> dict[str, bytes]:
+        with self._context.outcome.clock.phase("save"):
             step = self._training.trainer.step
-            files = publish.lora_files_of(self._session.job, self._training)
-            names = checkpoint.step_files(step)
-            return {step_results.LORAS + name: data for name, data in zip(names, files, strict=True)}
+            job = self._context.job
+            files = job.method.step_files(step, publish.exported(job, self._training))
+            return {step_results.WEIGHTS + name: data for name, data in files.items()}
 
     def _images(self) -> dict[str, bytes]:
-        session, family, step = self._session, self._training.family, self._training.trainer.step
-        with session.outcome.clock.phase("validate"):
-            images = planned_images(session.job)
+        context, family, step = self._context, self._training.family, self._training.trainer.step
+        task = context.job.task
+        with context.outcome.clock.phase("validate"):
             drawn = draw(
-                session,
+                planned_images(task.validation, context.job.dataset, task.seed, task.dataset.trigger_word),
                 family,
-                f"validation at step {step}",
-                images,
-                check_stop=lambda: session.stop.check(self._saver.save),
+                what=f"validation at step {step}",
+                resolution=task.train_args.resolution,
+                device=context.device,
+                check_stop=lambda: context.stop.check(self._saver.save),
             )
             # The denoiser gets the device's memory for itself again.
             family.move_encoders(torch.device("cpu"))

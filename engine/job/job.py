@@ -1,4 +1,4 @@
-"""One task with everything it needs, and what it is by: its digests, its world, its settings. No torch."""
+"""One task with everything it needs, its digests, and what a checkpoint records of it. No torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
 from engine.results import held_out_rows
 from engine.results.agreement import differing
-from engine.results.checkpoint import LORA_FILE, Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.task import PredictionType, Task
 from engine.training.buckets import Buckets
+from engine.training.methods.method import MethodSpec
+from engine.training.methods.registry import METHODS
+from engine.training.methods.warm_start import WarmStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,12 @@ class Job:
     prediction_type: PredictionType
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
-    """What is not trained on but measured."""
+    """The images of the held-out loss; None without any."""
+
+    @property
+    def method(self) -> MethodSpec:
+        """How the base model is trained."""
+        return METHODS[self.task.training_type]
 
     @property
     def medium(self) -> Medium:
@@ -50,12 +58,12 @@ class Job:
 
     @property
     def timesteps(self) -> Timesteps:
-        """Which timesteps are drawn. Raises TaskError when the task leaves none."""
+        """The timesteps that are drawn. Raises TaskError if the task leaves none."""
         return self.base.objective.timesteps(self.task.train_args, self.base.num_train_timesteps)
 
     @property
     def task_digest(self) -> str:
-        """What the task asks for, over its canonical form; local folders count by their content."""
+        """The digest of the task in its canonical form; local folders count by their content."""
         value = canonical(self.task)
         if self.base.revision is None:
             value["model"]["name"] = self.base.identity
@@ -69,11 +77,11 @@ class Job:
 
     @property
     def record(self) -> JobRecord:
-        """Which job this is."""
+        """The identity of the job."""
         return JobRecord(
             self.task_digest,
             self.parent.digest if self.parent else None,
-            world=self.world,
+            invariants=self.invariants,
             curve=self.curve,
             rows=len(self.dataset),
             max_steps=self.step_range.max_steps,
@@ -103,7 +111,7 @@ class Job:
 
     @property
     def curve(self) -> str | None:
-        """What held-out losses must have in common to be compared, besides the world; None without any."""
+        """A digest of what held-out losses must share to be comparable, besides the invariants; None without any."""
         if self.held_out is None:
             return None
         dataset = self.task.dataset.as_measured
@@ -113,29 +121,22 @@ class Job:
 
     @property
     def request(self) -> str:
-        """What was asked for, before anything was found."""
+        """The digest of the request (`request_digest`)."""
         return request_digest(self.task, self.parent_folder)
 
     @property
-    def world(self) -> dict[str, Any]:
-        """What all tasks of a chain must agree on."""
+    def invariants(self) -> dict[str, Any]:
+        """Return what all tasks of a chain must agree on (the key `world` of `state.json`)."""
         task = self.task
-        alpha = task.lora.rank if task.lora.alpha is None else task.lora.alpha
         # Only where set: a checkpoint older than these options continues with a task that leaves them out.
         options = {
-            "alpha": float(alpha) if alpha != task.lora.rank else None,
-            "use_rslora": task.lora.use_rslora,
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
         }
-        family = self.base.family
-        targets = family.targets_of(family.denoiser, task.lora.target_modules)
         return {
             "base_model": self.base.identity,
             "variants": dict(self.base.variants),
-            "adapter": "loftq" if task.lora.init_lora_weights == "loftq" else "lora",
-            "rank": task.lora.rank,
-            "target_modules": targets if isinstance(targets, str) else sorted(targets),
+            **self.method.invariants(self.base.family, task),
             **{key: value for key, value in options.items() if value},
             **agreed(task),
             "prediction_type": self.prediction_type,
@@ -144,8 +145,8 @@ class Job:
         }
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """What a checkpoint records beside its world: what may change from task to task of a chain."""
+    def recorded_settings(self) -> dict[str, Any]:
+        """Return what a checkpoint records beside its invariants: what may change from task to task of a chain."""
         settings = recorded(self.task)
         if self.curve is not None:
             settings["validation"]["dataset"] = self.curve
@@ -156,16 +157,16 @@ class Job:
         }
 
     def changed_settings(self) -> dict[str, list[Any]]:
-        """The settings that differ from the parent's: dotted key -> [before, now]."""
+        """Return the settings that differ from the parent's: dotted key -> [before, now]."""
         if not isinstance(self.parent, Checkpoint):
             return {}
-        before, now = dict(_flat(self.parent.settings)), dict(_flat(self.settings))
+        before, now = dict(_flat(self.parent.settings)), dict(_flat(self.recorded_settings))
         keys = [*now, *(key for key in before if key not in now)]
         return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}
 
 
 def request_digest(task: Task, parent: Path | None) -> str:
-    """A digest of a task and its checkpoint's place: the same command, the same request."""
+    """Return a digest of a task and the folder of the checkpoint that it continues, known before anything is read."""
     value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
@@ -183,14 +184,19 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", inner
 
 
-def require_same_world(
-    found: Mapping[str, Any], expected: Mapping[str, Any], *, rows: tuple[int | None, int | None] = (None, None)
+def require_same_invariants(
+    found: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    main_file: str,
+    rows: tuple[int | None, int | None] = (None, None),
 ) -> None:
-    """Refuse to continue a training in a world that would change what its earlier steps meant.
+    """Check that a task agrees with the checkpoint that it continues.
 
     Args:
-        found: the checkpoint's world.
-        expected: this task's.
+        found: the checkpoint's invariants.
+        expected: this task's (`Job.invariants`).
+        main_file: the name of the file of weights that the training can begin with.
         rows: of the dataset, then and now; None where that is not known.
 
     Raises:
@@ -200,5 +206,5 @@ def require_same_world(
     if lines:
         advice = "use the same settings, or start without a checkpoint"
         if found.get("dataset") != expected.get("dataset"):
-            advice += f", or begin with its LoRA alone: a folder that holds only its {LORA_FILE}"
+            advice += f", or begin with its weights alone: a folder that holds only its {main_file}"
         raise CheckpointError(f"the checkpoint cannot be continued by this task: {'; '.join(lines)}; {advice}")

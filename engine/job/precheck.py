@@ -3,64 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
 
-from engine.core.errors import CheckpointError, OutputError
+from engine.core.errors import OutputError
 from engine.core.files import atomic_files
-from engine.core.messages import plural
 from engine.core.process.gpus import num_gpus
 from engine.job import memory
 from engine.job.advice import disk_space
 from engine.job.job import Job
-from engine.models.base_model_files import is_weight
-from engine.models.single_file.header import Tensor, read_header
-from engine.models.spec import FamilySpec
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import Claim, OutputContents
 from engine.task.settings import Settings
-from engine.training.methods.lora.names import places, require_fit, tensor_names
-from engine.training.methods.lora.strength import header_metadata, strengths
-from engine.training.methods.lora.targets import (
-    NO_QUANTISED_START,
-    match_targets,
-    require_decomposable,
-)
-
-_WEIGHT: Final = ".weight"
-_KINDS: Final = {2: "Linear", 4: "Conv2d"}
-"""What a weight of so many dimensions belongs to."""
-_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+from engine.training.methods.warm_start import WarmStart
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    shape: tuple[int, ...]
-
-
-def check_adapter(job: Job) -> list[str]:
-    """Check the adapter's layers and a warm start against the base model's weights; lines on what was not checked.
+def check_method(job: Job) -> list[str]:
+    """Check what the training method can check before a model is loaded; return lines on what was not checked.
 
     Raises:
-        TaskError: `lora.target_modules` names no layer of the base model, or none that can be adapted.
-        CheckpointError: a LoRA to start from is no such file, or another adapter's or model's.
-        ModelError: the weights are malformed.
+        JobError: of the kind of whatever the task asks for and the base model or the weights to start from do not have.
     """
-    family = job.base.family
-    components = family.trained_components(with_text_encoders=job.task.train_args.train_text_encoder)
-    shapes = {component: _weights(job, component) for component in components}
-    layers = {component: _targets(job, component, found) for component, found in shapes.items() if found}
-    lines = []
-    if family.denoiser not in layers:
-        where = "in one file" if job.base.single_file else "not downloaded yet"
-        lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
-    elif job.task.lora.init_lora_weights == "loftq":
-        lines += _check_loftq(job, layers[family.denoiser])
-    if isinstance(job.parent, WarmStart):
-        _check_warm_start(job.parent, family, components, job.task.lora.rank, layers)
-    return lines
+    return job.method.check(job.base, job.task, job.parent if isinstance(job.parent, WarmStart) else None)
 
 
 def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
@@ -112,87 +74,3 @@ def check_memory(job: Job, device: str, *, available: int | None, num_processes:
         most //= num_processes
     continues = isinstance(job.parent, Checkpoint)
     memory.require_enough(job.base, job.task, device=device, available=available, most=most, continues=continues)
-
-
-def _weights(job: Job, component: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a component's tensors; empty where its weights are not at hand under Diffusers' names."""
-    if job.base.single_file is not None:
-        return {}
-    variant = job.base.variants.get(component)
-    paths = [p for p in sorted((job.base.folder / component).glob("*.safetensors")) if is_weight(p.name, variant)]
-    shards = [match for path in paths if (match := _SHARD.search(path.name))]
-    if shards and len(shards) != int(shards[0][1]):  # others are still to be downloaded
-        return {}
-    found: dict[str, Tensor] = {}
-    for path in paths:
-        found |= read_header(path, f"{component}/{path.name}").tensors
-    return {name: tensor.shape for name, tensor in found.items()}
-
-
-def _targets(job: Job, component: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The layers of a component that get an adapter, and their weights' shapes."""
-    kinds: dict[str, str | None] = {}
-    for name, shape in shapes.items():
-        module, _, last = name.rpartition(".")
-        parents = module.split(".")
-        for depth in range(1, len(parents)):
-            kinds.setdefault(".".join(parents[:depth]), "a group of layers")
-        if last == "weight":
-            kinds[module] = (
-                None
-                if len(shape) in _KINDS
-                else f"of another type (its weight has {plural(len(shape), 'axis', 'axes')})"
-            )
-        else:
-            kinds.setdefault(module, "of another type")
-    targets = job.base.family.targets_of(component, job.task.lora.target_modules)
-    return {name: shapes[f"{name}{_WEIGHT}"] for name in match_targets(kinds, targets)}
-
-
-def _check_loftq(job: Job, layers: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What LoftQ would say of the denoiser's layers, of which it quantises the linear ones; a line where none is."""
-    family = job.base.family
-    linear = {name: shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
-    linear = {family.lora_name(family.denoiser, name): shape for name, shape in linear.items()}
-    require_decomposable(linear, job.task.lora.rank)
-    if linear and isinstance(job.parent, WarmStart):
-        raise CheckpointError(NO_QUANTISED_START)
-    return [] if linear else ["note: lora.init_lora_weights 'loftq' has no effect: no target is a linear layer"]
-
-
-def _check_warm_start(
-    parent: WarmStart,
-    family: FamilySpec,
-    components: Sequence[str],
-    rank: int,
-    layers: Mapping[str, Mapping[str, tuple[int, ...]]],
-) -> None:
-    """As `lora.files` reads it and `lora.adapter` fits it, by names and shapes alone."""
-    shapes = _lora_shapes(parent.lora)
-    found = {
-        tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
-        for key, (module, kind) in places(shapes, family, components).items()
-        if kind != "alpha"
-    }
-    strengths(components, metadata=header_metadata(parent.lora), config=parent.config)
-    if layers.keys() != set(components):
-        return
-    expected: dict[str, _Shape] = {}
-    for component, own_layers in layers.items():
-        for module, (outer, inner, *kernel) in own_layers.items():
-            down, up = tensor_names(family.lora_name(component, module))
-            expected[down] = _Shape((rank, inner, *kernel))
-            expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
-    require_fit(found, expected)
-
-
-def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        # No stub says so: a list of names with their dtype, shape and bytes.
-        entries = deserialize(data)  # type: ignore[no-untyped-call]
-        return {name: tuple(entry["shape"]) for name, entry in entries}
-    except (SafetensorError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error).split("\n", 1)[0][:200]
-        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None

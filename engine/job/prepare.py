@@ -1,4 +1,4 @@
-"""From settings to a job that is ready to run: everything is found and checked, nothing is trained. No torch."""
+"""Settings and a task become a job: everything is found and checked, nothing is trained. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from engine.core.files.file_hashes import FileDigests
@@ -15,9 +15,9 @@ from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.data.dataset.open import open_dataset
 from engine.data.dataset.sizes import read_sizes
 from engine.data.media.medium import Medium
-from engine.job.job import Job, medium_of, request_digest, require_same_world
+from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
-from engine.results import checkpoint
+from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
@@ -26,8 +26,14 @@ from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, sort_into_buckets
+from engine.training.distributed.group import Processes
+from engine.training.methods.registry import METHODS, load_parent
 
-Report = Callable[[str], None]
+if TYPE_CHECKING:
+    import torch
+
+Say = Callable[[str], None]
+"""Takes a line for a person."""
 
 
 def read_task(settings: Settings) -> Task:
@@ -50,7 +56,7 @@ def prepare(
     task: Task,
     *,
     weights: bool,
-    report: Report,
+    say: Say,
     digests: FileDigests | None = None,
     before: Mapping[str, Any] | None = None,
 ) -> Job:
@@ -60,7 +66,7 @@ def prepare(
         settings: of the job.
         task: as `read_task` gave it.
         weights: False leaves the base model's weights out of a download.
-        report: takes lines for a person.
+        say: takes lines for a person.
         digests: of local weights that were begun early.
         before: what an earlier start of this job found (`recorded`), so that a branch that has moved since changes
             nothing.
@@ -70,22 +76,22 @@ def prepare(
     """
     folder = parent_folder(settings, task)
     with _permitted(CheckpointError, "the checkpoint"):
-        parent = checkpoint.load(folder) if folder else None
+        parent = load_parent(folder, METHODS[task.training_type]) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
-        report(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
+        say(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
     with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
         base = base_model.locate(
             task.model,
             pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
             weights=weights,
-            report=report,
+            report=say,
             cache_dir=settings.cache_dir,
             limits=settings.limits,
             digests=digests,
         )
     with _permitted(DatasetError, "the dataset"):
-        dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], report)
+        dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], say)
     step_range = StepRange.of(
         task.train_args,
         num_rows=len(dataset),
@@ -112,22 +118,42 @@ def prepare(
     _check_validation(job)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
-        require_same_world(chain.world, job.world, rows=(rows if type(rows) is int else None, len(dataset)))
+        counts = rows if type(rows) is int else None, len(dataset)
+        require_same_invariants(chain.world, job.invariants, main_file=job.method.main_file, rows=counts)
     return job
 
 
 def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
-    """What an earlier start of this job, unfinished or finished, resolved the task's names to; None without one."""
+    """Return what an earlier run of this job, finished or not, resolved the task's names to; None without one."""
     parent = parent_folder(settings, task)
     may_be_done = parent is None and not settings.overwrite
     return OutputContents(settings.output_dir).resolved(request_digest(task, parent), result=may_be_done)
 
 
+def require_same_job(job: Job, device: torch.device, processes: Processes) -> None:
+    """Check that all processes prepared the same job on equal devices: else their gradients are not of one training.
+
+    Raises:
+        JobError: of the kind of what differs.
+    """
+    found: list[tuple[str, Any, type[JobError]]] = [
+        ("the task's digest", job.task_digest, TaskError),
+        ("the base model", job.base.identity, ModelError),
+        ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
+        ("the held-out images", job.curve, DatasetError),
+        ("the checkpoint's digest", job.record.parent, CheckpointError),
+        ("the device", provenance.describe_device(device), DeviceError),
+        ("the installation", provenance.versions(), DeviceError),
+    ]
+    for what, value, error in found if processes.world_size > 1 else ():
+        processes.require_same(what, value, error)
+
+
 def _open_datasets(
-    settings: Settings, task: Task, medium: Medium, before: Sequence[Mapping[str, Any] | None], report: Report
+    settings: Settings, task: Task, medium: Medium, before: Sequence[Mapping[str, Any] | None], say: Say
 ) -> tuple[ImageDataset, HeldOut | None]:
-    """What is trained on, and what is held out to be measured."""
-    places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": report, "limits": settings.limits}
+    """Open the images that are trained on, and those of the held-out loss."""
+    places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": say, "limits": settings.limits}
     with _looking_up(task.dataset.name, settings, "dataset.name"):
         revision = _first(_pinned_dataset(one, task) for one in before)
         dataset = open_dataset(task.dataset, medium, revision=revision, **places)
@@ -140,7 +166,7 @@ def _open_datasets(
 
 
 def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
-    """Look the name under `key` up on the Hub, where it is neither a path nor a model's address."""
+    """Return a context in which the name under `key` is looked up on the Hub, if it is neither a path nor a URL."""
     what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
     if not name or Path(name).is_absolute() or (what == "model" and base_model.is_url(name)):
         return nullcontext()
@@ -153,7 +179,7 @@ def _first(values: Iterable[str | None]) -> str | None:
 
 @contextmanager
 def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
-    """Say that something cannot be read by this user, where the code that looks for it does not."""
+    """Turn a PermissionError in the block into an error of `kind` that says what cannot be read."""
     try:
         yield
     except PermissionError as error:
@@ -172,12 +198,12 @@ def _check_validation(job: Job) -> None:
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:
-    """What the chain's tasks resolved names to, in the shape of `recorded`."""
+    """Return what the chain's tasks resolved names to, in the shape of `recorded`."""
     return {**chain.manifest, "revision": chain.settings.get("revision")} if chain else None
 
 
 def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
-    """The commit that the branch was resolved to before, unless this task asks for another revision."""
+    """Return the commit that the branch was resolved to before, unless this task asks for another revision."""
     if before is None or before.get("revision") != task.model.revision:
         return None
     found = object_at(before, "base_model")
@@ -198,12 +224,12 @@ def _pinned_held_out(before: Mapping[str, Any] | None, task: Task) -> str | None
 
 
 def _commit(value: Any) -> str | None:
-    """The manifest is a stranger's: only a full commit may stand in for a branch."""
+    """Return the value if it is a full commit: a manifest is untrusted input."""
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}", value) else None
 
 
 def parent_folder(settings: Settings, task: Task) -> Path | None:
-    """The checkpoint to continue: the flag's or variable's, else the task's."""
+    """Return the folder of the checkpoint to continue: the flag's or variable's, else the task's."""
     return settings.checkpoint or (Path(task.checkpoint) if task.checkpoint else None)
 
 

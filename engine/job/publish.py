@@ -1,20 +1,19 @@
-"""From a trained adapter to the two folders: files built, everything put in its place."""
+"""The result of a job: validation images drawn, files built, the two folders put in place."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as serialise_tensors
-
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents
 from engine.core.messages import plural
 from engine.core.redact import public
 from engine.evaluation import sampling
-from engine.evaluation.validation_images import Pictures, smaller
+from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, smaller, without_training
+from engine.job.context import RunContext
 from engine.job.job import Job
-from engine.job.session import Session, Training
+from engine.job.start import Training
 from engine.results import checkpoint, held_out_rows, provenance, report
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
@@ -22,13 +21,45 @@ from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.results.state import dump_state
 from engine.task.identity import canonical
-from engine.training.methods.lora import webui_metadata
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.method import About
 
 
-def publish(session: Session, training: Training, pictures: Pictures) -> None:
-    """Put the job's result in place, and end the job: validation first, the checkpoint last, since it means done."""
-    job, output, outcome = session.job, session.output, session.outcome
+def draw_and_publish(context: RunContext, training: Training) -> None:
+    """Draw the validation images, and put the job's result in place. In the job's first process.
+
+    Raises:
+        OutputError: something cannot be written, or a result of an earlier step is gone.
+    """
+    with context.outcome.clock.phase("validate"):
+        pictures = _draw(context, training)
+    _publish(context, training, pictures)
+
+
+def _draw(context: RunContext, training: Training) -> Pictures:
+    """Draw the validation images; the same without the training once in a chain, which then carries them along."""
+    job, task, family = context.job, context.job.task, training.family
+    images = planned_images(task.validation, job.dataset, task.seed, task.dataset.trigger_word)
+    baseline = without_training(images)
+    where: dict[str, Any] = {"resolution": task.train_args.resolution, "device": context.device}
+    drawn = draw(images, family, what="validation", **where)
+    without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
+    if without is None:
+        with training.trainable.baseline():
+            without = draw(baseline, family, what="validation without the LoRA", **where)
+    return Pictures(
+        images=images,
+        drawn=drawn,
+        baseline=[image.described() for image in baseline],
+        without=without,
+        between={
+            name: b"".join(file.chunks()) for name, file in training.step_results.files(step_results.IMAGES).items()
+        },
+    )
+
+
+def _publish(context: RunContext, training: Training, pictures: Pictures) -> None:
+    """Publish the validation images first and the checkpoint last, since it means done; then end the job."""
+    job, output, outcome = context.job, context.output, context.outcome
     with outcome.clock.phase("publish"):
         origin = provenance.origin_of_result(training.origins, training.trainer.step)
         lineage = _lineage(job, training.trainer.step, origin)
@@ -37,10 +68,10 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
         listing = {sampling.PROMPTS_FILE: sampling.listing(pictures.images)}
         images = pictures.drawn | pictures.between
         output.publish(output.validation, images | listing, last=sampling.PROMPTS_FILE)
-        page = _report(session, training, pictures, lineage, digest)
+        page = _report(context, training, pictures, lineage, digest)
         output.write(REPORT, report.render(page).encode())
     # From here on the job is as good as done: a signal no longer undoes that.
-    session.stop.ignore()
+    context.stop.ignore()
     with outcome.clock.phase("publish"):
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
     outcome.finished, outcome.checkpoint_digest = finished, digest
@@ -53,7 +84,7 @@ def publish(session: Session, training: Training, pictures: Pictures) -> None:
 
 
 def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chain's tasks so far, this one last."""
+    """Return the chain's tasks so far, this one last."""
     chain = job.parent if isinstance(job.parent, Checkpoint) else None
     own = {
         "parent": job.record.parent,
@@ -69,18 +100,16 @@ def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]
 def _checkpoint_files(
     job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
 ) -> tuple[dict[str, Contents], str]:
-    """The files of `checkpoint/` and its digest."""
+    """Return the files of `checkpoint/` and its digest."""
     state = training.trainer.state()
     tensors, scalars = dump_state(state)
-    diffusers, webui = lora_files_of(job, training)
     return checkpoint.build_files(
         global_step=state.global_step,
         state_tensors=tensors,
         state_scalars=scalars,
-        lora=diffusers,
-        webui=webui,
-        world=job.world,
-        settings=job.settings,
+        weights=exported(job, training),
+        world=job.invariants,
+        settings=job.recorded_settings,
         lineage=lineage,
         history=history_file.dump(training.history),
         baseline=pictures.baseline,
@@ -98,37 +127,30 @@ def _checkpoint_files(
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
-    """The chain's LoRAs of earlier steps, as many as the task allows."""
+    """Return the chain's LoRAs of earlier steps, as many as the task allows."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
-    files = chain | training.kept.files(step_results.LORAS)
+    files = chain | training.step_results.files(step_results.WEIGHTS)
     stay = step_results.latest(files, job.task.checkpoint_limit)
     return {name: file for name, file in files.items() if name in stay}
 
 
-def lora_files_of(job: Job, training: Training) -> tuple[bytes, bytes]:
-    """The adapter as it is, in Diffusers' format and in the web interfaces'."""
-    diffusers = serialise_tensors(diffusers_state(training.adapter))
-    return diffusers, _webui_file(job, training, training.trainer.step)
-
-
-def _webui_file(job: Job, training: Training, global_step: int) -> bytes:
-    tensors = webui_state(training.adapter, training.family.webui_name)
-    metadata = webui_metadata.describe(
-        tensors,
-        job.base.family.webui_metadata(job.base.config, job.prediction_type),
-        identity=job.base.identity,
+def exported(job: Job, training: Training) -> dict[str, bytes]:
+    """Return the trained weights as they are, as the files that the training method publishes."""
+    about = About(
+        base=job.base,
+        prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,
-        global_step=global_step,
+        global_step=training.trainer.step,
     )
-    return webui_metadata.serialise(tensors, metadata)
+    return training.trainable.export(about)
 
 
 def _report(
-    session: Session, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
+    context: RunContext, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
 ) -> report.Report:
-    job, outcome, whole = session.job, session.outcome, session.outcome.so_far()
+    job, outcome, whole = context.job, context.outcome, context.outcome.so_far()
     source = job.task.dataset.name or str(job.task.dataset.url)
     shown = [
         report.Picture(
@@ -164,7 +186,7 @@ def _report(
 
 
 def _shown(job: Job, file: str) -> list[tuple[int, str]]:
-    """The steps in between whose images the report has room for, with the name of one of theirs."""
+    """Return the earlier steps whose images the report has room for, each with the name of the image `file`."""
     steps = step_results.image_steps(job.task, job.step_range)
     count = min(len(steps), report.STRIP_LENGTH)
     chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
@@ -172,5 +194,5 @@ def _shown(job: Job, file: str) -> list[tuple[int, str]]:
 
 
 def _last_name(source: str) -> str:
-    """A folder's name without its path; a Hub ID or a URL as it is."""
+    """Return a folder's name without its path, or a Hub ID or a URL as it is."""
     return Path(source).name if Path(source).is_absolute() else source

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
-import torch
-
 from engine.core import rng
-from engine.core.console import Meter, begin_log, say
-from engine.core.errors import (
-    CheckpointError,
-    DatasetError,
-    DeviceError,
-    JobError,
-    ModelError,
-    NonFiniteError,
-    OutputError,
-    PeerError,
-    PeerInterrupted,
-    TaskError,
-)
+from engine.core.console import begin_log, say
+from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
 from engine.core.files.file_hashes import FileDigests
 from engine.core.files.retention import prune
 from engine.core.process.signals import Stop
-from engine.evaluation.validation_images import draw_pictures
 from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
-from engine.job.due_results import InterimResults
+from engine.job.claim import claim_output
+from engine.job.context import RunContext
+from engine.job.due_results import DueResults
+from engine.job.memory.device_errors import available_bytes, device_errors
 from engine.job.precheck import check_memory
-from engine.job.prepare import prepare, recorded
-from engine.job.publish import publish
-from engine.job.session import ProgressSaver, Session, Training, start_training
-from engine.models import registry
-from engine.models.family import PRECISIONS, Family, LoadArgs
-from engine.results import checkpoint, held_out_rows, provenance
-from engine.results.checkpoint import Checkpoint
+from engine.job.prepare import prepare, recorded, require_same_job
+from engine.job.progress_saver import ProgressSaver
+from engine.job.publish import draw_and_publish
+from engine.job.start import Training, load_family, start_training
+from engine.models.loading import require_finite_weights
+from engine.results import provenance
 from engine.results.history import StepReport
 from engine.results.outcome import Outcome
-from engine.results.output.contents import Claim
 from engine.results.output.folder import OutputFolder
 from engine.results.trackers.jsonl import ProgressLog
+from engine.results.trackers.registry import tracked
+from engine.results.trackers.tracker import TrackedTraining
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
-from engine.training.device import available_bytes, device_troubles, open_device
+from engine.training.device import open_device
 from engine.training.distributed.group import Processes
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.trainer import train
@@ -76,169 +61,73 @@ def run(
     processes.open_device(device)
     outcome.device = provenance.describe_device(device)
     with outcome.clock.phase("download"):
-        before = processes.from_first(lambda: recorded(settings, task))
-        job = processes.one_first(
-            lambda: prepare(settings, task, weights=True, report=say, digests=digests, before=before)
+        before = processes.broadcast(lambda: recorded(settings, task))
+        job = processes.first_then_others(
+            lambda: prepare(settings, task, weights=True, say=say, digests=digests, before=before)
         )
         outcome.task_digest = job.task_digest
     if not begin_log():  # something had to be said before this was known
         say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
-    session = Session(
-        settings=settings,
-        output=output,
-        stop=stop,
-        outcome=outcome,
-        device=device,
-        job=job,
-        processes=processes,
-        log=log,
+    require_same_job(job, device, processes)
+    _prune_cache(settings, processes)
+    context = RunContext(
+        settings=settings, job=job, device=device, processes=processes, output=output, outcome=outcome, stop=stop
     )
-    _require_one_job(session)
-    _prune_cache(session)
-    if processes.from_first(lambda: _is_done_already(session)):
+    if not processes.broadcast(lambda: claim_output(context, log)):
         return
-    processes.from_first(lambda: disk_space.require(job, output.root))
-    available = available_bytes(session.device, processes.world_size)
-    for line in describe(job) + memory.describe(job.base, job.task, device=device.type, available=available):
+    processes.broadcast(lambda: disk_space.require(job, output.root))
+    available = available_bytes(device, processes.world_size)
+    for line in describe(job) + memory.describe(job.base, task, device=device.type, available=available):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
-    with device_troubles(job, device, available):
+    with device_errors(job, device, available):
         with outcome.clock.phase("load"):
-            training = start_training(session, _load_family(session))
+            training = start_training(context, load_family(job, device))
             digests.require_unchanged()
-            if memory.wants_recompute(job.base, job.task, device=device.type, available=available):
+            if memory.wants_recompute(job.base, task, device=device.type, available=available):
                 recompute_activations(training.family.denoiser)
-        _train(session, training)
-        _prune_cache(session)
-        processes.follow_first()
-        processes.from_first(lambda: _draw_and_publish(session, training))
+        _train(context, training, log)
+        _prune_cache(settings, processes)
+        processes.ignore_signals_unless_first()
+        processes.broadcast(lambda: draw_and_publish(context, training))
 
 
-def _draw_and_publish(session: Session, training: Training) -> None:
-    with session.outcome.clock.phase("validate"):
-        pictures = draw_pictures(session, training)
-    publish(session, training, pictures)
-
-
-def _require_one_job(session: Session) -> None:
-    """All processes have found the same things, on equal devices: else their gradients were not of one training."""
-    job = session.job
-    found: list[tuple[str, Any, type[JobError]]] = [
-        ("the task's digest", job.task_digest, TaskError),
-        ("the base model", job.base.identity, ModelError),
-        ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
-        ("the held-out images", job.curve, DatasetError),
-        ("the checkpoint's digest", job.record.parent, CheckpointError),
-        ("the device", provenance.describe_device(session.device), DeviceError),
-        ("the installation", provenance.versions(), DeviceError),
-    ]
-    for what, value, error in found if session.processes.world_size > 1 else ():
-        session.processes.require_same(what, value, error)
-
-
-def _is_done_already(session: Session) -> bool:
-    """Take the output folder, unless there is nothing left to do in it."""
-    job, output, outcome = session.job, session.output, session.outcome
-    if isinstance(job.parent, Checkpoint):
-        outcome.global_step = outcome.resumed_from_step = job.parent.global_step
-        if job.in_place and job.parent.finished and job.step_range.num_steps == 0:
-            output.settle()
-            _tell_done(session, job.parent)
-            say(f"nothing to do: the training in {output.checkpoint} is finished")
-            return True
-    claim = output.claim(
-        job.record,
-        request=job.request,
-        found={**job.resolved, "revision": job.task.model.revision, **provenance.origin(session.device)},
-        in_place=job.in_place,
-        overwrite=session.settings.overwrite,
-    )
-    if claim is Claim.ANEW:
-        say(
-            "the progress saved here does not say what it was trained on (an earlier version's): this task begins again"
-        )
-    if claim is not Claim.FINISHED:
-        session.log.claimed(is_fresh=claim is not Claim.CONTINUES)
-        return False
-    try:
-        own = checkpoint.load(output.checkpoint)
-    except CheckpointError as error:
-        raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
-    more = ""
-    if isinstance(own, Checkpoint):
-        _tell_done(session, own)
-        if not own.finished:
-            more = f"; to go on from step {own.global_step}, add --checkpoint {output.checkpoint}"
-    say(f"nothing to do: this task's result is already in {output.checkpoint}{more}")
-    return True
-
-
-def _tell_done(session: Session, own: Checkpoint) -> None:
-    """Write `result.json` for a finished result whose job was stopped before it could."""
-    outcome = session.outcome
-    if not session.output.tells_of(own.digest):
-        outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest
-        rows = held_out_rows.parse(own.held_out_losses)
-        outcome.held_out_loss, outcome.best_step = held_out_rows.summary(rows, session.job.curve)
-        outcome.message = "the result was published by an earlier run"
-        session.output.write_result(outcome.done())
-
-
-def _load_family(session: Session) -> Family:
-    job = session.job
-    return registry.load(
-        job.base.family,
-        LoadArgs(
-            folder=job.base.folder,
-            single_file=job.base.single_file,
-            variants=job.base.variants,
-            dtype=PRECISIONS[job.task.mixed_precision],
-            device=session.device,
-            prediction_type=job.prediction_type,
-            zero_terminal_snr=job.task.train_args.zero_terminal_snr,
-            caption_chunks=job.task.dataset.caption_chunks,
-        ),
-    )
-
-
-def _train(session: Session, training: Training) -> None:
-    job, outcome, stop, trainer = session.job, session.outcome, session.stop, training.trainer
-    saver = ProgressSaver(session, training)
-    trainer.notice = saver.notice
-    cache = encoding.encoding_cache(job, session.settings, session.device)
+def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
+    """Train to the task's last step, with all that is due in between."""
+    job, outcome, stop, trainer = context.job, context.outcome, context.stop, training.trainer
+    device, processes, family = context.device, context.processes, training.family
+    saver = ProgressSaver(context, training)
+    cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
         stop.check(saver.save)
 
-    encoder = encoding.visit_encoder(
-        job, training.family, cache, device=session.device, processes=session.processes, check_stop=check_stop
-    )
+    encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
     held_out = encoding.held_out_curve(
         job,
-        training.family,
+        family,
         cache,
-        device=session.device,
-        processes=session.processes,
+        device=device,
+        processes=processes,
         check_stop=check_stop,
         rows=training.held_out_losses,
         outcome=outcome,
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
-
-    with _watched(session, trainer.step) as (seen, tell), stop.deferred():
-        interim = InterimResults(session, training, saver, tell)
+    tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
+    with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
+        due_results = DueResults(context, training, saver, trackers)
 
         def make_due_results() -> None:
-            """Of the step that was reached."""
             row = held_out.measure_if_due(trainer.step)
             if row is not None:
-                tell("evaluation", heldout_loss=row.loss)
-            interim.make()
+                trackers.event("evaluation", heldout_loss=row.loss)
+            due_results.make()
 
         def after_step(report: StepReport) -> None:
             outcome.global_step = report.step
             outcome.steps_trained += 1
-            seen(report)
+            trackers.step(report)
             saver.after_step(report)
             make_due_results()
 
@@ -248,45 +137,16 @@ def _train(session: Session, training: Training) -> None:
             saver.finish()
         except NonFiniteError:
             saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too
-            _blame_base_model(training.family)
+            require_finite_weights(family)
             raise
         except (PeerError, PeerInterrupted):
             saver.save()
             raise
 
 
-def _blame_base_model(family: Family) -> None:
-    """After a loss that is not finite: raise ModelError where the base model's own weights are not."""
-    for name, part in family.parts.items():
-        for key, tensor in part.named_parameters():
-            if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")
-
-
-@contextmanager
-def _watched(session: Session, step: int) -> Iterator[tuple[Callable[[StepReport], None], Callable[..., None]]]:
-    """Let people and tools see each step of the block, which begins at `step`, and other events by their names.
-
-    The first process sees for all.
-    """
-    if not session.processes.is_first:
-        yield lambda report: None, lambda event, **more: None
-        return
-    log, step_range = session.log, session.job.step_range
-    # Encoding the first images has a bar of its own, and is no part of the training's time.
-    meter = Meter("training", "steps", step_range.stop_step, start=step, begins=False)
-    session.outcome.clock.watchers.append(lambda phase: meter.begin() if phase == "train" else None)
-    try:
-        with log.training(step_range, step):
-            yield lambda report: meter.update(report.step, log.step(report)), log.tell
-    finally:
-        meter.close()
-
-
-def _prune_cache(session: Session) -> None:
-    """Keep the cache to its bound, now that all that the job needs of it is held."""
-    settings = session.settings
-    if settings.max_cache_bytes is None or not session.processes.is_first or is_read_only(settings.cache_dir):
+def _prune_cache(settings: Settings, processes: Processes) -> None:
+    """Remove what was used longest ago from a cache beyond its bound; what this job needs is held."""
+    if settings.max_cache_bytes is None or not processes.is_first or is_read_only(settings.cache_dir):
         return
     pruned = prune(settings.cache_dir, settings.max_cache_bytes)
     if pruned.did_anything:

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
 from engine.models.configs import read_json
-from engine.models.family import LoadArgs
+from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
 _ALIGNMENT: Final = 64
@@ -143,3 +143,15 @@ def _file_maps() -> Callable[[int], bool]:
         return number >= 0 and address < ends[number]
 
     return is_mapped
+
+
+def require_finite_weights(family: Family) -> None:
+    """Check the base model after a loss that is not finite.
+
+    Raises:
+        ModelError: one of its weights is not finite.
+    """
+    for name, part in family.parts.items():
+        for key, tensor in part.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")

@@ -19,11 +19,8 @@ from typing import Any, Final
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Contents, Stored, read_plain
-from engine.training.methods.lora.folder import LORA_FILE as LORA_FILE  # noqa: PLC0414  # who imports this module needs it
-from engine.training.methods.lora.folder import PEFT_CONFIG, PEFT_FILE, find_lora
 
 FORMAT: Final = 1
-WEBUI_FILE: Final = "lora_webui.safetensors"
 STATE_TENSORS: Final = "state.safetensors"
 STATE_JSON: Final = "state.json"
 HISTORY: Final = "history.jsonl"
@@ -33,10 +30,11 @@ FINISH: Final = "FINISH"
 MANIFEST: Final = "manifest.json"
 
 STEPS: Final = "steps"
-"""The folder of the LoRAs of earlier steps."""
-_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})(_webui)?\.safetensors")
+"""The folder of the weights of earlier steps."""
+_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})((?:_[a-z]+)?\.safetensors)")
 
-_REQUIRED: Final = {LORA_FILE, WEBUI_FILE, STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
+_REQUIRED: Final = {STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
+"""Besides the weights, whose files the training method names."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 32 << 30
 """Rank 1024 on all linear layers of a denoiser of 2.6 G parameters, with both moments, is about 20 GB."""
@@ -62,27 +60,14 @@ class Checkpoint:
     lineage: list[dict[str, Any]]
     history: bytes
     baseline: list[dict[str, Any]]
-    """What the chain's pictures without the LoRA show: file, prompt, seed."""
+    """What the chain's pictures without the training show: file, prompt, seed."""
     pictures: dict[str, bytes]
     """Those pictures, by file."""
     finished: bool
     held_out_losses: bytes = b""
     """The chain's held-out losses; none where none were measured."""
     steps: dict[str, Stored] = field(default_factory=dict)
-    """LoRAs of earlier steps of the chain, by file (`step_files`). They stay on disk: there may be 200 large ones."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmStart:
-    """A folder that holds nothing but a LoRA, from any trainer: weights to begin with, no training state."""
-
-    digest: str
-    """SHA-256 of the LoRA file, followed by `config`."""
-    lora: bytes
-    name: str = LORA_FILE
-    """The LoRA file's name."""
-    config: bytes | None = None
-    """PEFT's `adapter_config.json` beside its `adapter_model.safetensors`."""
+    """Weights of earlier steps of the chain, by file (`step_file`). They stay on disk: there may be 200 large ones."""
 
 
 def build_files(
@@ -90,8 +75,7 @@ def build_files(
     global_step: int,
     state_tensors: bytes,
     state_scalars: Mapping[str, Any],
-    lora: bytes,
-    webui: bytes,
+    weights: Mapping[str, bytes],
     world: Mapping[str, Any],
     settings: Mapping[str, Any],
     lineage: list[dict[str, Any]],
@@ -103,9 +87,9 @@ def build_files(
     held_out_losses: bytes = b"",
     steps: Mapping[str, Contents] | None = None,
 ) -> tuple[dict[str, Contents], str]:
-    """All files of a `checkpoint/` folder by name, and the checkpoint's digest.
+    """Return all files of a `checkpoint/` folder by name, and the checkpoint's digest.
 
-    The same arguments give the same bytes: no clock, no host, no path.
+    The same arguments give the same bytes: no clock, no host, no path. `weights` are the training method's files.
     """
     state_json = {
         "format": FORMAT,
@@ -116,14 +100,12 @@ def build_files(
         "baseline": baseline,
     }
     files: dict[str, Contents] = {
-        LORA_FILE: lora,
-        WEBUI_FILE: webui,
         STATE_TENSORS: state_tensors,
         STATE_JSON: canonical_json(state_json),
         HISTORY: history,
         GLOBAL_STEP: _step_text(global_step),
     }
-    files |= {**pictures, **(steps or {})}
+    files |= {**weights, **pictures, **(steps or {})}
     if held_out_losses:
         files[HELD_OUT] = held_out_losses
     if finished:
@@ -161,33 +143,48 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
 
 
-def step_files(step: int) -> tuple[str, str]:
-    """The names of a step's LoRA in Diffusers' format and in the web interfaces'."""
-    return f"{STEPS}/{step:06}.safetensors", f"{STEPS}/{step:06}_webui.safetensors"
+def step_file(step: int, ending: str) -> str:
+    """Return the name of an earlier step's file, which has this ending: `.safetensors`, `_<kind>.safetensors`."""
+    return f"{STEPS}/{step:06}{ending}"
 
 
 def step_of(name: str) -> int | None:
-    """The step that such a name is of; None where it is no such name."""
+    """Return the step of such a name; None where it is no such name."""
     found = _STEP_FILE.fullmatch(name)
-    return int(found[1]) if found and name in step_files(int(found[1])) else None
+    return int(found[1]) if found and name == step_file(int(found[1]), found[2]) else None
 
 
-def load(folder: Path) -> Checkpoint | WarmStart:
-    """Read and verify a checkpoint, or a folder that holds a LoRA alone.
+def step_ending(name: str) -> str:
+    """Return the ending of such a name."""
+    return name.removeprefix(step_file(step_of(name) or 0, ""))
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of all that is in a folder.
 
     Raises:
-        CheckpointError: missing, incomplete, corrupt or malformed.
+        CheckpointError: it is not a folder that can be read.
     """
     try:
-        names = {path.name for path in folder.iterdir()}
+        return {path.name for path in folder.iterdir()}
     except NotADirectoryError:
         raise CheckpointError(f"the checkpoint {folder} is a file: name the folder that it lies in") from None
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint {folder} is not a folder that can be read ({error.strerror}); check its path and its mount"
         ) from None
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint; which weights it must hold is the training method's to check.
+
+    Raises:
+        CheckpointError: missing, incomplete, corrupt or malformed.
+    """
+    names = names_in(folder)
     if MANIFEST not in names:
-        return _load_warm_start(folder, names)
+        require_no_remains(folder, names)
+        raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST})")
     manifest = _read_manifest(folder)
     files, steps = _read_files(folder, manifest["files"])
     try:
@@ -285,7 +282,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Stored]]:
-    """The listed files' bytes, and the LoRAs of steps, all verified. Files beside them are never opened."""
+    """The listed files' bytes, and the weights of earlier steps, all verified. Files beside them are never opened."""
     files: dict[str, bytes] = {}
     steps: dict[str, Stored] = {}
     for name, expected in hashes.items():
@@ -311,7 +308,7 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
 
 
 def _is_own(folder: Path, name: str) -> bool:
-    """Whether a name is that of a file in the folder itself, or of a step's LoRA. Raises OSError."""
+    """Whether a name is that of a file in the folder itself, or of an earlier step's weights. Raises OSError."""
     if step_of(name) is not None:
         return stat.S_ISDIR((folder / STEPS).lstat().st_mode)  # a link may lead anywhere
     return Path(name).name == name
@@ -337,29 +334,14 @@ def _is_plain_file(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
-def _load_warm_start(folder: Path, names: Set[str]) -> WarmStart:
+def require_no_remains(folder: Path, names: Set[str]) -> None:
+    """Refuse a folder without a manifest that holds other files of a checkpoint. Raises CheckpointError."""
     leftovers = sorted(names & {STATE_TENSORS, STATE_JSON, GLOBAL_STEP, FINISH})
     if leftovers:
         raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
-    inner = folder / "checkpoint"
-    if (inner / MANIFEST).is_file() or (inner / LORA_FILE).is_file():  # an output folder
-        raise CheckpointError(
-            f"{folder} holds no checkpoint ({MANIFEST}) and no LoRA ({LORA_FILE}); "
-            f"the one in it is named by --checkpoint {inner}"
-        )
-    name = find_lora(folder, names)
-    config = PEFT_CONFIG if name == PEFT_FILE and PEFT_CONFIG in names else None
-    try:
-        data = _read_plain_file(folder / name)
-        peft_config = None if config is None else _read_plain_file(folder / config)
-    except OSError as error:
-        raise CheckpointError(f"{folder / name} cannot be read ({error.strerror})") from None
-    digest = hashlib.sha256(data)
-    digest.update(peft_config or b"")
-    return WarmStart(digest=digest.hexdigest(), lora=data, name=name, config=peft_config)
 
 
-def _read_plain_file(path: Path) -> bytes:
+def read_plain_file(path: Path) -> bytes:
     """A file's bytes. Raises CheckpointError for a link or something endless, OSError where it cannot be read."""
     if not _is_plain_file(path):
         raise CheckpointError(f"{path} is not a plain file; copy the file itself there")

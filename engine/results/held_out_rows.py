@@ -1,4 +1,4 @@
-"""The held-out loss over a training: its rows, when one is due, at which timesteps it is measured. No torch."""
+"""The rows of the held-out loss: when one is due, at which timesteps it is measured, how it is written. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.task.plan.timesteps import Timesteps
 from engine.task.plan.visits import MAX_VISITS
 
 STRATA: Final = 4
-"""Parts of the trained timesteps, of equal size, from each of which every image has one."""
+"""The number of equal parts of the trained timesteps; every image is measured at one timestep of each."""
 _MAX_STRATA: Final = 64
 _MAX_ROWS: Final = 100_000
 _CURVE: Final = re.compile("[0-9a-f]{16}")
@@ -39,7 +39,7 @@ class Row:
 
 
 def row_of(step: int, losses: Sequence[Sequence[float]], curve: str) -> Row:
-    """The row of these losses, one for each of an image's timesteps. The order of the images changes no bit."""
+    """Return the row of the images' losses, one for each timestep. The order of the images changes no bit."""
     means = [math.fsum(column) / len(losses) for column in zip(*losses, strict=True)]
     mean = math.fsum(means) / len(means)
     if not math.isfinite(mean):
@@ -48,7 +48,7 @@ def row_of(step: int, losses: Sequence[Sequence[float]], curve: str) -> Row:
 
 
 def timesteps_of(image: int, timesteps: Timesteps, seed: int) -> list[int]:
-    """The timesteps at which an image is measured, one of each stratum, however often training draws them.
+    """Return the timesteps at which an image is measured, one of each stratum, however often training draws them.
 
     Stratified: a mean over them varies less than over as many independent ones (Kingma et al. 2021, arXiv:2107.00630,
     appendix I.1, do so over a batch).
@@ -76,7 +76,7 @@ def is_due(step: int, rows: Iterable[Row], *, curve: str, step_range: StepRange,
 
 
 def num_due(rows: Sequence[Row], *, curve: str, step_range: StepRange, interval: int | None) -> int:
-    """How many steps of a task are due. Arguments as in `is_due`."""
+    """Return how many steps of a task are due. Arguments as in `is_due`."""
     ends = {step_range.start_step, step_range.stop_step}
     due = sum(is_due(step, rows, curve=curve, step_range=step_range, interval=interval) for step in ends)
     if interval is not None:
@@ -85,18 +85,18 @@ def num_due(rows: Sequence[Row], *, curve: str, step_range: StepRange, interval:
 
 
 def latest_curve(rows: Sequence[Row]) -> list[Row]:
-    """The rows that can be compared with the last one, in the order of their steps."""
+    """Return the rows that can be compared with the last one, in the order of their steps."""
     return sorted((row for row in rows if row.curve == rows[-1].curve), key=lambda row: row.step)
 
 
 def best(rows: Iterable[Row]) -> Row | None:
-    """The row of the lowest loss, the earliest of equal ones."""
+    """Return the row of the lowest loss, the earliest of equal ones."""
     finite = [(row.loss, row.step, row) for row in rows if row.loss is not None]
     return min(finite, key=lambda one: one[:2])[2] if finite else None
 
 
 def summary(rows: Iterable[Row], curve: str | None) -> tuple[float | None, int | None]:
-    """The latest loss of a curve and the step of its lowest one; None where there is none."""
+    """Return the latest loss of a curve and the step of its lowest one; None where there is none."""
     own = [row for row in rows if row.curve == curve]
     lowest = best(own)
     return max(own, key=lambda row: row.step).loss if own else None, lowest.step if lowest else None
@@ -108,7 +108,7 @@ def dump(rows: Iterable[Row]) -> bytes:
 
 
 def parse(data: bytes) -> list[Row]:
-    """The inverse of `dump`.
+    """Return the rows that `dump` wrote.
 
     Raises:
         CheckpointError: the bytes are no such rows.

@@ -42,7 +42,7 @@ def _columns(row: StepReport) -> list[Any]:
 
 
 def parse(data: bytes) -> list[StepReport]:
-    """The inverse of `dump`.
+    """Return the steps that `dump` wrote.
 
     Raises:
         CheckpointError: the bytes are no such history.

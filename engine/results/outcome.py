@@ -1,4 +1,4 @@
-"""How a job ended, for `result.json` and the machine around it."""
+"""How a job ended: `result.json`, the exit code and the message."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What the task's earlier processes have done up to the progress that this one goes on from."""
+    """What the earlier runs of the job did up to the saved progress that this run goes on from."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     skipped: Sequence[tuple[str, str]] = ()
@@ -62,7 +62,7 @@ class Before:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Before:
-        """The inverse of `described`."""
+        """Return the value that `described` gave."""
         skipped = [(name, reason) for name, reason in value["skipped"]]
         return cls(dict(value["seconds"]), skipped, value["peak_memory_bytes"])
 
@@ -81,13 +81,13 @@ class Outcome:
     steps_trained: int = 0
     finished: bool = False
     newly_skipped: Callable[[], list[tuple[str, str]]] = list
-    """Gives the name of each image that this process has found unreadable, and why it is."""
+    """Returns the name of each image that this process has found unreadable, and the reason."""
     before: Before = field(default_factory=Before)
     checkpoint_digest: str | None = None
     held_out_loss: float | None = None
-    """The latest measured."""
+    """The latest held-out loss."""
     best_step: int | None = None
-    """Where it was lowest, of those that can be compared with the latest."""
+    """The step with the lowest held-out loss, of those that can be compared with the latest."""
     clock: Clock = field(default_factory=Clock)
     may_overwrite: bool = False
     """A failure may be recorded in the output folder although there is a result in it."""
@@ -98,12 +98,12 @@ class Outcome:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Name of each image of the task that was found unreadable, and why it is."""
+        """The name of each image of the task that was found unreadable, and the reason."""
         # What both have is the same image; two images of one name may be in one process, as one is held out.
         return list((Counter(self.before.skipped) | Counter(self.newly_skipped())).elements())
 
     def so_far(self) -> Before:
-        """The same for a process that goes on where this one is."""
+        """Return what a later run of the job gets as `before`."""
         return Before(
             seconds=_added(self.before.seconds, self.clock.seconds),
             skipped=self.skipped,
@@ -111,11 +111,11 @@ class Outcome:
         )
 
     def introduction(self) -> tuple[str, Mapping[str, Any]]:
-        """The log's first line, with what is known now."""
+        """Return the log's first line, with what is known now, as text and as facts for JSON."""
         return host.introduction(host.revision(), self.device, self.task_digest)
 
     def result(self, status: str, code: int, kind: str) -> dict[str, Any]:
-        """The contents of `result.json`."""
+        """Return the contents of `result.json`."""
         return {
             "status": status,
             "code": code,
@@ -143,13 +143,13 @@ class Outcome:
         }
 
     def done(self) -> dict[str, Any]:
-        """The contents of `result.json` after a success."""
+        """Return the contents of `result.json` after a success."""
         return self.result("done", 0, "done")
 
 
 @contextmanager
 def recording_failure(output: OutputFolder, outcome: Outcome) -> Iterator[None]:
-    """Write `result.json` when the block fails, unless the folder holds something of another job's."""
+    """Write `result.json` if the block fails, unless the folder holds another job's result or progress."""
     try:
         yield
     except BaseException as error:
@@ -163,17 +163,17 @@ def recording_failure(output: OutputFolder, outcome: Outcome) -> Iterator[None]:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that says what happened."""
+    """Return the exit code for an error."""
     return error.code if isinstance(error, JobError | Interrupted) else BUG_CODE
 
 
 def exit_kind(error: BaseException) -> str:
-    """The code in a word."""
+    """Return the name of an error's exit code."""
     return error.kind if isinstance(error, JobError | Interrupted) else "bug"
 
 
 def describe(error: BaseException) -> str:
-    """One line for a person, whatever a stranger's names in it hold."""
+    """Return an error as one printable line."""
     text = "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))
     if len(text) > _MAX_MESSAGE:
         text = f"{text[: _MAX_MESSAGE * 3 // 4]} … {text[-_MAX_MESSAGE // 8 :]}"
@@ -183,7 +183,7 @@ def describe(error: BaseException) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """The device's peak of allocated memory so far: of a GPU what torch took, of a CPU all that the process took."""
+    """Return the peak of allocated memory so far, in bytes: what torch took of a GPU, or all that the process took."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
@@ -191,5 +191,5 @@ def peak_memory_bytes() -> int:
 
 
 def peak_rss_bytes() -> int:
-    """The peak of this process's main memory so far (resident set size)."""
+    """Return the peak of this process's main memory so far (resident set size), in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

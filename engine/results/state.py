@@ -1,11 +1,15 @@
-"""The training state as one value, and its bytes: safetensors and JSON-able scalars, exact in both directions."""
+"""The training state as one value, and its bytes: safetensors and JSON-able scalars, exact in both directions.
+
+It knows neither what is trained nor by which optimizer: that `slots` and `start` are those of this training is checked
+where they are restored.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -13,81 +17,109 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import CheckpointError
-from engine.training.optim import LossScale, Moments
 
 Tensors = dict[str, torch.Tensor]
+
+MAX_FLOAT32: Final = float(torch.finfo(torch.float32).max)
+
+# The first parts of names in `state.safetensors`; any other is an optimizer's slot.
+_TRAINED: Final = "adapter"
+_START: Final = "initial"
+
+
+@dataclass(frozen=True, slots=True)
+class LossScale:
+    """The fp16 loss scale. Raises ValueError for values that it cannot have."""
+
+    scale: float = 65536.0
+    growth_tracker: int = 0
+    """Updates in a row with finite gradients since the scale last changed."""
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.scale <= MAX_FLOAT32 and self.growth_tracker >= 0):
+            raise ValueError(f"{self.scale!r} with growth tracker {self.growth_tracker!r} is no loss scale")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerState:
+    """What an optimizer remembers."""
+
+    slots: Mapping[str, Tensors]
+    """Slot -> parameter -> float32 tensor, on the CPU."""
+    updates: int
+    """How many updates made it. Not the global step: an fp16 step that the loss scale skips makes no update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """Everything an exact continuation needs. All tensors are float32 and keyed by the adapter's parameter names."""
+    """Everything that an exact continuation needs. All tensors are float32."""
 
     global_step: int
-    adapter: Tensors
-    moments: Moments
-    initial: Tensors = field(default_factory=dict)
-    """The adapter's start values where the base was changed to make room for them (LoftQ), else empty."""
+    trained: Tensors
+    """The trained parameters, by name."""
+    optimizer: OptimizerState
+    start: Tensors = field(default_factory=dict)
+    """Values of the training's start that the method needs later, by parameter; empty where it needs none."""
     loss_scale: LossScale | None = None
     """fp16 only."""
 
 
-def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
-    """The state as safetensors bytes and the JSON-able rest."""
-    groups = {
-        "adapter": state.adapter,
-        "exp_avg": state.moments.exp_avg,
-        "exp_avg_sq": state.moments.exp_avg_sq,
-        "initial": state.initial,
-    }
-    tensors = {
-        f"{group}.{name}": tensor.detach().cpu().contiguous()
-        for group, named in groups.items()
-        for name, tensor in named.items()
-    }
+def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
+    """Return the state's tensors by their names in its file (`<group>.<parameter>`), and the JSON-able rest."""
+    groups = {_TRAINED: state.trained, _START: state.start, **state.optimizer.slots}
+    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     scalars = {
         "global_step": state.global_step,
-        "optimizer_step": state.moments.step,
+        "optimizer_step": state.optimizer.updates,
         "loss_scale": asdict(state.loss_scale) if state.loss_scale else None,
     }
-    return serialise_tensors(tensors), scalars
+    return tensors, scalars
 
 
-def weights_digest(adapter: Tensors) -> str:
-    """SHA-256, in hex, over the names and little-endian float32 bytes of the adapter's tensors, in the order of names.
+def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
+    """The state as safetensors bytes and the JSON-able rest."""
+    tensors, scalars = flatten_state(state)
+    return serialise_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), scalars
 
-    The same tensors are in a checkpoint's `state.safetensors` as `adapter.<name>`.
+
+def weights_digest(trained: Tensors) -> str:
+    """Return the SHA-256, in hex, over the names and little-endian float32 bytes of tensors, in the order of names.
+
+    Those of `TrainState.trained` are in a checkpoint's `state.safetensors` as `adapter.<name>`.
     """
     digest = hashlib.sha256()
-    for name in sorted(adapter):
+    for name in sorted(trained):
         digest.update(name.encode() + b"\0")
-        digest.update(adapter[name].detach().cpu().contiguous().numpy().data)
+        digest.update(trained[name].detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
-    """The inverse of `dump_state`. Tensors own their memory.
+    """Return the state that `dump_state` gave these bytes and scalars of. Tensors own their memory.
 
     Raises:
         CheckpointError: the bytes are no such state.
     """
     try:
-        groups: dict[str, Tensors] = {"adapter": {}, "exp_avg": {}, "exp_avg_sq": {}, "initial": {}}
+        groups: dict[str, Tensors] = {_TRAINED: {}, _START: {}}
         for key, tensor in parse_tensors(data).items():
             group, _, name = key.partition(".")
-            groups[group][name] = tensor.clone()  # the alignment of file-backed memory can change a kernel's bits
+            # A copy: the alignment of file-backed memory can change a kernel's bits.
+            groups.setdefault(group, {})[name] = tensor.clone()
         loss_scale = scalars["loss_scale"]
         state = TrainState(
             global_step=_count(scalars["global_step"]),
-            adapter=groups["adapter"],
-            moments=Moments(groups["exp_avg"], groups["exp_avg_sq"], _count(scalars["optimizer_step"])),
-            initial=groups["initial"],
+            trained=groups.pop(_TRAINED),
+            start=groups.pop(_START),
+            optimizer=OptimizerState(groups, _count(scalars["optimizer_step"])),
             loss_scale=LossScale(float(loss_scale["scale"]), _count(loss_scale["growth_tracker"]))
             if loss_scale
             else None,
         )
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the training state is malformed ({error!r}); take another checkpoint") from None
-    _check_tensors(state)
+    for named in (state.trained, state.start, *state.optimizer.slots.values()):
+        _require_finite(named)
     return state
 
 
@@ -97,17 +129,7 @@ def _count(value: Any) -> int:
     return value
 
 
-def _check_tensors(state: TrainState) -> None:
-    shapes = {name: tensor.shape for name, tensor in state.adapter.items()}
-    for named in (state.moments.exp_avg, state.moments.exp_avg_sq):
-        if {name: tensor.shape for name, tensor in named.items()} != shapes:
-            raise CheckpointError("the training state's moments do not belong to its adapter; take another checkpoint")
-    for named in (state.adapter, state.moments.exp_avg, state.moments.exp_avg_sq, state.initial):
-        for name, tensor in named.items():
-            if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(
-                    f"the training state's tensor {name} is not finite float32; take another checkpoint"
-                )
-    for name, tensor in state.moments.exp_avg_sq.items():
-        if bool((tensor < 0).any()):
-            raise CheckpointError(f"the training state's mean square of {name} is negative; take another checkpoint")
+def _require_finite(named: Tensors) -> None:
+    for name, tensor in named.items():
+        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"the training state's tensor {name} is not finite float32; take another checkpoint")

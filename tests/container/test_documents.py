@@ -183,7 +183,7 @@ def test_every_fence_is_known():
     assert [line for line in lines if not line.startswith(tuple(NOT_RUN))] == []
 
 
-@pytest.mark.timeout(6 * PATIENCE)  # 300 steps at batch 16
+@pytest.mark.timeout(6 * PATIENCE)  # 150 steps at batch 16
 def test_the_quick_start_without_a_gpu(shell):
     shell(fence("docker compose run --rm demo"))
     last = shell.folder / "out/demo/001"

@@ -20,11 +20,12 @@ from engine.data.fetch.archive import extract
 from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.image import IMAGE, image_size, render
 from engine.models.families.sd.spec import SPEC
-from engine.results import checkpoint, held_out_rows, history
+from engine.results import held_out_rows, history
 from engine.results.checkpoint import Checkpoint
 from engine.results.state import TrainState, parse_state
 from engine.task.task import Dataset, Task, parse_task
 from engine.training.methods.lora.files import read_diffusers_file
+from engine.training.methods.registry import METHODS, load_parent
 from tests.fuzz import inputs
 
 LIMITS = Limits(max_dataset_bytes=8 << 20, ratio_free_bytes=1 << 20, max_files=200)
@@ -74,9 +75,9 @@ def _checkpoint(files: dict[str, bytes]) -> object:
     with tempfile.TemporaryDirectory() as name:
         for file, data in files.items():
             Path(name, file).write_bytes(data)
-        found = checkpoint.load(Path(name))
+        found = load_parent(Path(name), METHODS["lora"])
     if not isinstance(found, Checkpoint):
-        return _read_lora(found.lora)
+        return _read_lora(found.weights)
     assert type(found.global_step) is int
     state = _state(found.state_tensors, found.state_scalars)
     return state, history.parse(found.history), held_out_rows.parse(found.held_out_losses)
@@ -84,7 +85,7 @@ def _checkpoint(files: dict[str, bytes]) -> object:
 
 def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:
     state = parse_state(data, scalars)
-    for named in (state.adapter, state.moments.exp_avg, state.moments.exp_avg_sq):
+    for named in (state.trained, *state.optimizer.slots.values()):
         assert all(tensor.dtype == torch.float32 for tensor in named.values())
     return state
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +11,7 @@ from PIL import Image
 
 from engine.data.media.geometry import UnreadableImage
 from engine.models.families.sd.spec import SPEC
-from engine.training.methods.lora.adapter import Adapter
-from engine.training.methods.lora.dropout import Dropping
+from engine.training.methods.method import Trainable
 
 CPU = torch.device("cpu")
 
@@ -110,23 +110,24 @@ class LinearFamily:
 
 
 @dataclass
-class PlainAdapter:
-    """The modules' own weights as the only trained parameters; stands in for `lora.Adapter`."""
+class PlainTrainable:
+    """The modules' own weights as the only trained parameters; stands in for a method's `Trainable`."""
 
     parameters: dict
-    initial: dict = field(default_factory=dict)
-    dropping: Dropping = field(default_factory=Dropping)
-    fused: dict = field(default_factory=dict)
+    groups: list
+    start: dict = field(default_factory=dict)
+    address: int | None = None
+    """Of the micro-batch that is under way."""
 
     @classmethod
     def of(cls, family, size=0.5, *, with_text_encoder=False):
-        lora_like = torch.nn.Parameter(torch.full((family.width, family.width), size))
-        family.denoiser["to_q"].weight = lora_like
-        trained = {"unet.to_q.lora_A.weight": lora_like}
+        weight = torch.nn.Parameter(torch.full((family.width, family.width), size))
+        family.denoiser["to_q"].weight = weight
+        groups = [{"unet.to_q.lora_A.weight": weight}]
         if with_text_encoder:
-            weight = family.text_encoders["text_encoder"].weight.requires_grad_(True)
-            trained = {"text_encoder.q_proj.lora_A.weight": weight} | trained
-        return cls(trained)
+            groups.append({"text_encoder.q_proj.lora_A.weight": family.text_encoders["text_encoder"].weight})
+            groups[1]["text_encoder.q_proj.lora_A.weight"].requires_grad_(True)
+        return cls({name: group[name] for group in reversed(groups) for name in group}, groups)
 
     def state(self):
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -135,5 +136,14 @@ class PlainAdapter:
         for name, parameter in self.parameters.items():
             parameter.data.copy_(state[name])
 
+    def step(self):
+        return nullcontext(list(self.parameters.values()))
 
-assert {"parameters", "initial", "dropping", "fused", "state", "restore"} <= {*dir(Adapter), *Adapter.__annotations__}
+    @contextmanager
+    def micro_batch(self, address):
+        self.address = address
+        yield
+        self.address = None
+
+
+assert {"parameters", "groups", "start", "state", "restore", "step", "micro_batch"} <= {*dir(Trainable)}

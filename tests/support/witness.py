@@ -86,9 +86,9 @@ class Witness:
 
         engine.core.files.atomic_files._exchange = exchange
         if self._orders.save_always:
-            import engine.job.session
+            import engine.job.progress_saver
 
-            engine.job.session._MAX_SAVING_SHARE = float("inf")
+            engine.job.progress_saver._MAX_SAVING_SHARE = float("inf")
         sys.addaudithook(self._hook)
 
     def _wrap_sync(self) -> None:

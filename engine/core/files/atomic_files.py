@@ -10,10 +10,10 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from engine.core.errors import OutputError
 
@@ -88,10 +88,30 @@ def read_plain(path: Path, limit: int) -> bytes | None:
 
 def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
     """Write `path` atomically, readable by everyone, owned like `owner`. One writer at a time."""
+    with _replacing(path, owner) as file:
+        file.write(data)
+
+
+def write_sealed(path: Path, pieces: Iterable[bytes | memoryview], *, owner: Path | None = None) -> None:
+    """Write `path` as `write_file` does, piece by piece, behind the SHA-256 of all of them (`open_sealed` reads it)."""
+    digest = hashlib.sha256()
+    with _replacing(path, owner) as file:
+        file.write(bytes(_DIGEST_BYTES))
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+        file.seek(0)
+        file.write(digest.digest())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, owner: Path | None) -> Iterator[BinaryIO]:
+    """Open a new file beside `path`, which takes its place, synced, when the block ends; else it is removed."""
     beside = path.with_name(f".{path.name}.tmp")
     remove(beside)
     try:
-        write_new(beside, data, owner=owner)
+        with _new_file(beside, owner) as file:
+            yield file
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -148,11 +168,18 @@ Contents = bytes | Stored
 
 def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
     """Create and sync a file. Raises OutputError if `data` is a stored file that is damaged."""
+    with _new_file(path, owner) as file:
+        for chunk in data.chunks() if isinstance(data, Stored) else (data,):
+            file.write(chunk)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, owner: Path | None) -> Iterator[BinaryIO]:
+    """Open a file that is not there yet, and sync what the block wrote."""
     # Whoever may write to the folder may have put a link there: it is not followed.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE), "wb") as file:
         os.fchmod(file.fileno(), FILE_MODE)
-        for chunk in data.chunks() if isinstance(data, Stored) else (data,):
-            file.write(chunk)
+        yield file
         file.flush()
         os.fsync(file.fileno())
         _give(file.fileno(), owner)
@@ -270,3 +297,21 @@ def unseal(data: bytes) -> bytes | None:
     """Return the payload of a sealed file, or None if it is damaged."""
     digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return payload if hashlib.sha256(payload).digest() == digest else None
+
+
+@contextlib.contextmanager
+def open_sealed(path: Path) -> Iterator[BinaryIO | None]:
+    """Open a file that `write_sealed` wrote, behind its digest; None where it is no plain file or a bit of it is wrong.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        yield None
+        return
+    with path.open("rb") as file:
+        digest, found = file.read(_DIGEST_BYTES), hashlib.sha256()
+        while piece := file.read(_CHUNK_BYTES):
+            found.update(piece)
+        file.seek(_DIGEST_BYTES)
+        yield file if found.digest() == digest else None

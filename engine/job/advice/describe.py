@@ -10,11 +10,11 @@ from engine.job.advice import lengths
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
 from engine.results import held_out_rows
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import validation_interval
-from engine.training.methods.lora.folder import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from engine.training.methods.warm_start import WarmStart
 
 
 def describe(job: Job) -> list[str]:
@@ -63,10 +63,10 @@ def _describe_interim(job: Job) -> list[str]:
     lines = []
     if images := step_results.image_steps(job.task, job.step_range):
         lines.append(f"images also    {_listed(images)}")
-    if loras := step_results.lora_steps(job.task, job.step_range):
+    if steps := step_results.checkpoint_steps(job.task, job.step_range):
         limit = job.task.checkpoint_limit
         stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
-        lines.append(f"LoRAs kept     {_listed(loras)}; of the whole chain {stay}")
+        lines.append(f"LoRAs kept     {_listed(steps)}; of the whole chain {stay}")
     return lines
 
 
@@ -93,8 +93,7 @@ def warnings(job: Job) -> list[str]:
     found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size)
-    if isinstance(job.parent, WarmStart) and job.parent.name == PEFT_FILE and job.parent.config is None:
-        found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is taken for 1")
+    found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
     for key, (before, now) in job.changed_settings().items():
@@ -122,7 +121,7 @@ def _describe_parent(job: Job) -> str:
     if job.parent is None:
         return "nothing: a fresh adapter"
     if isinstance(job.parent, WarmStart):
-        name = "" if job.parent.name == LORA_FILE else f"{shown(job.parent.name)}, "
+        name = "" if job.parent.name == job.method.main_file else f"{shown(job.parent.name)}, "
         return f"a LoRA without training state ({name}{job.parent.digest[:12]}): step 0, fresh optimizer"
     return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
 

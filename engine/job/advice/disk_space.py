@@ -13,9 +13,10 @@ from engine.job.job import Job
 from engine.job.memory import gib
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
+from engine.training.optimizers.registry import OPTIMIZERS
 
 _VALUE_BYTES: Final = 4
-"""Bytes of each trained value in a LoRA file and in the state: float32."""
+"""Bytes of each trained value in a published file and in the state: float32."""
 _PIXEL_BYTES: Final = 2
 """Bytes of each pixel of a picture as PNG; at most 3."""
 _STEP_BYTES: Final = 90
@@ -44,20 +45,21 @@ def predict(job: Job) -> Room | None:
     if prediction is None:
         return None
     task, step_range = job.task, job.step_range
-    lora = prediction.trained * _VALUE_BYTES
-    # Weights and both moments; LoftQ's start values besides. The history is the whole chain's.
-    state = lora * (4 if task.lora.init_lora_weights == "loftq" else 3) + _STEP_BYTES * step_range.stop_step
+    weights = prediction.trained * _VALUE_BYTES
+    copies = job.method.copies(task) + len(OPTIMIZERS[task.train_args.optimizer].slots)
+    state = weights * copies + _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
+    exported = weights * len(job.method.files)
     prompts = task.validation.given_prompts
     drawn = task.validation.num_images if prompts is None else len(prompts)
     pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
     between = pictures * len(step_results.image_steps(task, step_range))
-    own = min(len(step_results.lora_steps(task, step_range)), task.checkpoint_limit)
-    earlier = len(job.parent.steps) // 2 if isinstance(job.parent, Checkpoint) else 0
+    own = min(len(step_results.checkpoint_steps(task, step_range)), task.checkpoint_limit)
+    earlier = len(job.parent.steps) // len(job.method.files) if isinstance(job.parent, Checkpoint) else 0
     of_steps = min(own + earlier, task.checkpoint_limit)
-    report = 3 * pictures  # with and without the LoRA, in base 64
+    report = 3 * pictures  # with and without the training, in base 64
     return Room(
-        result=2 * lora * (1 + of_steps) + state + 2 * pictures + between + report + _OTHER_BYTES,
-        progress=state + 2 * lora * own + between,
+        result=exported * (1 + of_steps) + state + 2 * pictures + between + report + _OTHER_BYTES,
+        progress=state + exported * own + between,
     )
 
 

@@ -6,14 +6,16 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from engine.job.job import Job
-from engine.results.checkpoint import WarmStart
 from engine.task.key import about_field, is_set
 from engine.task.task import LrScheduler, Task, TrainArgs
+from engine.training.optimizers.registry import OPTIMIZERS
 
 
 def without_effect(job: Job) -> list[str]:
     """Return a line for each key that is set and has no effect; a key at its default counts as not set."""
-    return _declared(job.task) + _of_data(job) + _of_training(job) + _of_validation(job.task)
+    task = job.task
+    found = _declared(task) + _of_data(job) + _of_training(job)
+    return found + _of_optimizers(task.train_args) + _of_validation(task)
 
 
 def _declared(value: Any, prefix: str = "") -> list[str]:
@@ -33,8 +35,8 @@ def _declared(value: Any, prefix: str = "") -> list[str]:
 
 
 def _of_data(job: Job) -> list[str]:
-    """Return the lines about the model, the dataset and the LoRA that training starts from."""
-    model, dataset, lora = job.task.model, job.task.dataset, job.task.lora
+    """Return the lines about the model and the dataset."""
+    model, dataset = job.task.model, job.task.dataset
     is_folder = job.base.revision is None and job.base.single_file is None
     cases = (
         (model.revision != "main" and is_folder, "model.revision has no effect: the base model is a local folder"),
@@ -42,12 +44,19 @@ def _of_data(job: Job) -> list[str]:
             dataset.shuffle_tags and dataset.caption_dropout == 1,
             "dataset.shuffle_tags has no effect: caption_dropout 1 leaves every caption empty",
         ),
-        (
-            isinstance(job.parent, WarmStart) and lora.init_lora_weights in (False, "gaussian"),
-            "lora.init_lora_weights has no effect: the checkpoint is a LoRA to start from",
-        ),
     )
     return [line for is_so, line in cases if is_so]
+
+
+def _of_optimizers(args: TrainArgs) -> list[str]:
+    """Return the lines about keys that another optimizer than the task's reads."""
+    plain, own = TrainArgs(), OPTIMIZERS[args.optimizer].reads
+    others = sorted({key for row in OPTIMIZERS.values() for key in row.reads} - {*own})
+    return [
+        f"{key} has no effect with the optimizer {args.optimizer}"
+        for key in others
+        if getattr(args, key) != getattr(plain, key)
+    ]
 
 
 def _of_training(job: Job) -> list[str]:

@@ -10,15 +10,14 @@ from engine.core.errors import DeviceMemoryError
 from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
 from engine.models.base_model import BaseModel
 from engine.task.task import Task
+from engine.training.methods.method import Change
+from engine.training.methods.registry import METHODS
 
 _FAR: Final = 1.5
 """How many times what could be had a task is predicted to take to be refused unseen. A prediction is right to within
 15% for the published models, and what is free may change: what could fit is tried."""
 _MANY_MICRO_BATCHES: Final = 1_000_000
 """The number of micro-batches above which fewer are proposed: each takes some bytes."""
-
-Change = tuple[dict[str, str], Task]
-"""The task's keys that change, with their new values as they are written, and the task with them."""
 
 
 def require_enough(
@@ -134,10 +133,8 @@ def _half_precision(task: Task) -> Iterator[Change]:
         yield {"mixed_precision": '"bf16"'}, replace(task, mixed_precision="bf16")
 
 
-def _lower_ranks(task: Task) -> Iterator[Change]:
-    for rank in (1024, 512, 256, 128, 64, 32, 16, 8, 4):
-        if rank < task.lora.rank:
-            yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
+def _less_to_train(task: Task) -> Iterator[Change]:
+    yield from METHODS[task.training_type].smaller(task)
 
 
 def _lower_resolutions(task: Task) -> Iterator[Change]:
@@ -156,7 +153,7 @@ _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
     _checkpointing,
     _smaller_batches,
     _half_precision,
-    _lower_ranks,
+    _less_to_train,
     _lower_resolutions,
     _fewer_micro_batches,
 )

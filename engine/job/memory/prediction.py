@@ -6,23 +6,21 @@ allocator cannot use, and on a CPU the program itself (about 0.6 GiB).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from engine.models.base_model import BaseModel
-from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
 from engine.task.task import Task
-from engine.training.methods.lora.targets import is_target
+from engine.training.methods.registry import METHODS
+from engine.training.optimizers.registry import OPTIMIZERS
 
 SPARE: Final = 0.9
 """The share of the available memory that tensors may be predicted to take."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
-_OPTIMIZER_BYTES: Final = 4 * 6
-"""Bytes of each trained value: itself, two moments, the step's gradients and twice those of a micro-batch. In 16 bits
-these are half as wide until the activations are gone, which makes up for the working copy."""
-_LASTING_BYTES: Final = 4 * 3
-"""The part of them that stays after training."""
+_GRADIENT_BYTES: Final = 4 * 3
+"""Bytes of each trained value for the step's gradients and twice those of a micro-batch. In 16 bits these are half as
+wide until the activations are gone, which makes up for the working copy."""
 _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
 """Bytes of each trained value's working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
@@ -37,7 +35,7 @@ class Prediction:
     """Bytes of device memory at the peak of each phase."""
 
     trained: int
-    """Number of trained values of the adapter."""
+    """Number of trained values."""
     encode: int
     train: int
     validation: int
@@ -66,14 +64,7 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Pre
 
 def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:
     args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
-    denoiser = Tape(
-        is_adapted=is_target(family.targets_of(family.denoiser, task.lora.target_modules)),
-        rank=task.lora.rank,
-        width=width,
-        norm_width=4 if is_cuda else width,
-        is_dropping=task.lora.dropout > 0,
-    )
-    texts = replace(denoiser, is_adapted=is_target(family.text_lora_targets if args.train_text_encoder else ()))
+    denoiser, texts = METHODS[task.training_type].tapes(family, task, width, 4 if is_cuda else width)
     images = family.footprint(
         base.config,
         Workload(
@@ -86,13 +77,15 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
             text_encoders=texts,
         ),
     )
-    trained = denoiser.lora + texts.lora
-    lasting = trained * (_LASTING_BYTES + _COPY_BYTES[task.mixed_precision])
+    trained = denoiser.trained + texts.trained
+    # The values themselves, and what the optimizer remembers of each, stay after training.
+    value_bytes = 4 * (1 + len(OPTIMIZERS[args.optimizer].slots))
+    lasting = trained * (value_bytes + _COPY_BYTES[task.mixed_precision])
     frozen, text_bytes = denoiser.parameters * width, texts.parameters * width
     encoders = text_bytes + images.weight_bytes
     # The frozen encoders leave the device while it trains, where there is another place for them.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * _OPTIMIZER_BYTES + denoiser.peak(recompute=recompute) + texts.kept
+    training = staying + trained * (value_bytes + _GRADIENT_BYTES) + denoiser.peak(recompute=recompute) + texts.kept
     training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
     return Prediction(
         trained=trained,

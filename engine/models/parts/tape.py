@@ -33,8 +33,8 @@ class Tape:
     is_traced: bool = False
     """Whether gradients flow through what comes next."""
     parameters: int = 0
-    lora: int = 0
-    """Parameters of the adapter."""
+    trained: int = 0
+    """Trained parameters, which adapters have."""
     kept: int = 0
     """For the backward pass, all in all."""
     kept_outside: int = 0
@@ -87,7 +87,7 @@ class Tape:
         self.parameters += inputs * outputs * size**2 + outputs
         if self.is_adapted(name):
             self.is_traced = True
-            self.lora += self.rank * (inputs * size**2 + outputs)
+            self.trained += self.rank * (inputs * size**2 + outputs)
             # PEFT's path casts the input once more; dropped, it is another tensor, with a mask.
             copies = self.width if self.width < 4 or self.is_dropping else 0
             self.keep(inputs * rows, copies + self.is_dropping)
@@ -103,7 +103,7 @@ class Tape:
         if not self.is_adapted(name):
             return False
         self.is_traced = True
-        self.lora += self.rank * (inputs + outputs)
+        self.trained += self.rank * (inputs + outputs)
         self.keep(self.rank * rows, self.width)
         self.keep(inputs * rows, self.width + 1 if self.is_dropping else input_width)
         return True

@@ -1,4 +1,4 @@
-"""What lies in an output folder, read without a lock and without changing anything, and whether a job may have it."""
+"""The contents of an output folder, read without a lock and without changes, and whether a job may take the folder."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _REPLACING: Final = "choose another output folder, or pass --overwrite to replac
 
 
 class Claim(enum.Enum):
-    """What a job finds when it takes the output folder."""
+    """What a job finds in the output folder that it takes."""
 
     FRESH = "fresh"
     CONTINUES = "continues"
-    """This very job was interrupted here; its progress, if it had saved any, is exact."""
+    """The same job was interrupted here; its progress, if it had saved any, is exact."""
     ANEW = "anew"
-    """This very job was interrupted here by a version that did not record all that its bytes depend on."""
+    """The same job was interrupted here by a version that did not record all that its bytes depend on."""
     FINISHED = "finished"
-    """This very job's result is already there."""
+    """The job's result is already there."""
 
 
 class OutputContents:
-    """An output folder to look into."""
+    """An output folder that is only read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.checkpoint = root / "checkpoint"
         self.validation = root / "validation"
         self.refused = False
-        """What lies here is another job's: nothing may be touched."""
+        """The folder holds another job's result or progress, so nothing in it may be changed."""
         self._job = root / ".job"
         self._record = self._job / "record.json"
         self._progress = self._job / "progress"
 
     @property
     def is_untouched(self) -> bool:
-        """No result and no unfinished job lie here."""
+        """Whether the folder holds neither a result nor an unfinished job."""
         return not any(os.path.lexists(path) for path in (self.checkpoint, self.validation, self._job))
 
     def look(self, job: JobRecord, *, in_place: bool, overwrite: bool) -> Claim:
-        """What `claim` would find, with the same arguments and errors. Changes nothing, and needs no lock."""
+        """Return what `OutputFolder.claim` would, with the same arguments and errors. Needs no lock."""
         record, published = self._read_record(), self._published()
         completed = record is not None and record.is_same(published)
         same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
@@ -68,37 +68,37 @@ class OutputContents:
         self.refused = False
         if unfinished is None or not job.is_same(unfinished):
             return Claim.FRESH
-        return Claim.ANEW if unfinished.world is None and job.world is not None else Claim.CONTINUES
+        return Claim.ANEW if unfinished.invariants is None and job.invariants is not None else Claim.CONTINUES
 
-    def is_asked_by(self, request: str) -> bool:
-        """Whether the unfinished job here came of the same request: then its failures may be recorded here."""
+    def is_same_request(self, request: str) -> bool:
+        """Whether the unfinished job in the folder came from the same request; then failures may be recorded here."""
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
 
     def is_free_for(self, request: str, *, in_place: bool) -> bool:
-        """Whether nothing here can be another job's, nor this one's finished result; before `claim` knows for certain.
+        """Whether the folder surely holds nothing of another job, nor this job's finished result.
 
         Args:
-            request: as in `is_asked_by`.
+            request: as in `is_same_request`.
             in_place: as in `claim`.
         """
-        if self.is_untouched or self.is_asked_by(request):
+        if self.is_untouched or self.is_same_request(request):
             return True
         return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
 
     def resolved(self, request: str, *, result: bool) -> dict[str, Any] | None:
-        """What names were resolved to by the unfinished job of the same request or, with `result`, for what lies here.
+        """Return what names were resolved to by the unfinished job of the same request, else by the result if `result`.
 
         Returns:
             `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
         """
-        if self.is_asked_by(request):
+        if self.is_same_request(request):
             return object_at(_read_json(self._record))
         manifest = object_at(_read_json(self.checkpoint / MANIFEST)) if result else {}
         return {**manifest, "revision": object_at(self._state(), "settings").get("revision")} if manifest else None
 
-    def tells_of(self, digest: str) -> bool:
-        """Whether `result.json` tells that the checkpoint `digest` is done."""
+    def is_recorded_as_done(self, digest: str) -> bool:
+        """Whether `result.json` says that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)
         return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
 
@@ -129,7 +129,7 @@ class OutputContents:
         if job.is_of_task(published) and changed:
             return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
         step = object_at(_read_json(self.checkpoint / MANIFEST)).get("global_step")
-        known = job.world is not None and published.world is not None
+        known = job.invariants is not None and published.invariants is not None
         goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
         if goes_on and type(step) is int and step < job.max_steps:
             return (
@@ -156,7 +156,7 @@ def _named(job: JobRecord, other: JobRecord) -> str:
 
 
 def require_folder(path: Path) -> None:
-    """Refuse what is not a folder of its own where the job has one: nothing is written through a link."""
+    """Raise OutputError if `path` is a link or a file: the job writes into folders of its own, never through a link."""
     if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
         return
     what = f"a link to {path.readlink()}" if path.is_symlink() else "a file"

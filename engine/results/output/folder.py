@@ -1,4 +1,4 @@
-"""The output folder: one job at a time, nothing of another job's touched, progress that survives a kill.
+"""The output folder: locked by one job at a time; other jobs' files are left alone; progress survives a kill.
 
 `OUT/.job/` belongs to the job under way: `record.json` says which job that is, `progress` holds its exact state, and
 results are built there before they are renamed into place. It is removed last, so its absence means that no job is
@@ -11,11 +11,9 @@ import contextlib
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from engine.core.errors import OutputError
 from engine.core.files import atomic_files, folder_lock
@@ -31,10 +29,10 @@ class OutputFolder(OutputContents):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._kept = self._job / "kept"
+        self._step_files = self._job / "kept"
         self.claimed = False
         self.is_changed = False
-        """Something was written here."""
+        """Whether anything was written to the folder."""
 
     @classmethod
     @contextlib.contextmanager
@@ -75,7 +73,7 @@ class OutputFolder(OutputContents):
 
         Args:
             job: what is about to run.
-            request: a digest of what was asked for, known before anything is found: see `is_asked_by`.
+            request: a digest of what was asked for, known before anything is found: see `is_same_request`.
             found: what else is recorded: revisions for a restart (see `resolved`), versions and device for people.
             in_place: the job continues from this folder's own `checkpoint/`, which its result then replaces.
             overwrite: other results and other jobs' progress may be replaced.
@@ -94,7 +92,7 @@ class OutputFolder(OutputContents):
                 return claim
             atomic_files.make_folder(self._job, owner=self.root)
             (self.root / PROGRESS_LOG).unlink(missing_ok=True)
-            record = {**(found or {}), **asdict(job), "request": request}
+            record = {**(found or {}), **job.described(), "request": request}
             atomic_files.write_file(self._record, _json_bytes(record), owner=self.root)
         return claim
 
@@ -107,35 +105,39 @@ class OutputFolder(OutputContents):
             with atomic_files.writing_to(self.root):
                 self._job.rmdir()
 
-    def save_progress(self, payload: bytes) -> None:
-        """Replace the job's saved progress atomically."""
-        with atomic_files.writing_to(self.root):
-            atomic_files.write_file(self._progress, atomic_files.seal(payload), owner=self.root)
+    def save_progress(self, pieces: Iterable[bytes | memoryview]) -> None:
+        """Replace the job's saved progress atomically, written piece by piece behind its SHA-256.
 
-    def load_progress(self) -> bytes | None:
-        """The job's saved progress, or None where there is none or a bit of it is wrong: then it starts again."""
-        try:
-            sealed = atomic_files.read_plain(self._progress, sys.maxsize)
-        except OSError:
-            return None
-        return None if sealed is None else atomic_files.unseal(sealed)
-
-    def keep(self, digest: str, data: bytes) -> None:
-        """Keep a file for later, durably, under its SHA-256."""
+        `saved_progress.py` says what is in it.
+        """
         with atomic_files.writing_to(self.root):
-            if not self._kept.is_dir():
-                atomic_files.make_folder(self._kept, owner=self.root)
+            atomic_files.write_sealed(self._progress, pieces, owner=self.root)
+
+    @contextlib.contextmanager
+    def open_progress(self) -> Iterator[BinaryIO | None]:
+        """Open the job's saved progress; None where there is none, or a bit of it is wrong."""
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO | None = None
+            with contextlib.suppress(OSError):
+                file = stack.enter_context(atomic_files.open_sealed(self._progress))
+            yield file
+
+    def add_step_file(self, digest: str, data: bytes) -> None:
+        """Write a result of an earlier step, durably, under its SHA-256."""
+        with atomic_files.writing_to(self.root):
+            if not self._step_files.is_dir():
+                atomic_files.make_folder(self._step_files, owner=self.root)
                 atomic_files.sync_folder(self._job)
-            atomic_files.write_file(self._kept / digest, data, owner=self.root)
+            atomic_files.write_file(self._step_files / digest, data, owner=self.root)
 
-    def kept(self, digest: str) -> atomic_files.Stored:
-        """A kept file, if it is still there."""
-        return atomic_files.Stored(self._kept / digest, digest)
+    def step_file(self, digest: str) -> atomic_files.Stored:
+        """Return a result of an earlier step, which may be gone."""
+        return atomic_files.Stored(self._step_files / digest, digest)
 
-    def keep_only(self, digests: Set[str]) -> None:
-        """Delete all other kept files."""
+    def delete_step_files_except(self, digests: Set[str]) -> None:
+        """Delete all results of earlier steps but these."""
         with atomic_files.writing_to(self.root):
-            for path in self._kept.iterdir() if self._kept.is_dir() else ():
+            for path in self._step_files.iterdir() if self._step_files.is_dir() else ():
                 if path.name not in digests:
                     path.unlink()
 
@@ -157,7 +159,7 @@ class OutputFolder(OutputContents):
             atomic_files.publish_folder(built, target, self._replaced(target))
 
     def complete(self) -> None:
-        """Forget the job under way: its result is published."""
+        """Remove the record of the job under way: its result is published."""
         with atomic_files.writing_to(self.root):
             # The record goes last: a folder without it that is half removed would look like a foreign job.
             for path in self._job.iterdir():

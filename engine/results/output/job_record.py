@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.results.agreement import differing
@@ -15,8 +15,8 @@ class JobRecord:
 
     task_digest: str
     parent: str | None
-    world: Mapping[str, Any] | None = None
-    """What its bytes depend on besides; None where that is not known."""
+    invariants: Mapping[str, Any] | None = None
+    """What its bytes depend on besides (`Job.invariants`); None where that is not known."""
     curve: str | None = None
     """Identity of its held-out losses (`Job.curve`)."""
     rows: int | None = None
@@ -24,15 +24,21 @@ class JobRecord:
     max_steps: int = 0
     """The step at which the whole training ends; 0 where that is not known."""
 
+    def described(self) -> dict[str, Any]:
+        """Return it as JSON, for `record.json` and the saved progress; `of_record` is the inverse."""
+        described = asdict(self)
+        described["world"] = described.pop("invariants")  # the key's name of the first versions
+        return described
+
     def is_of_task(self, other: JobRecord | None) -> bool:
         """Whether both are of one task and one checkpoint to continue."""
         return other is not None and (self.task_digest, self.parent) == (other.task_digest, other.parent)
 
     def changed_since(self, other: JobRecord) -> list[str]:
         """What a job of this task would train otherwise than `other` did, in lines for a person."""
-        if self.world is None or other.world is None:
+        if self.invariants is None or other.invariants is None:
             return []
-        lines = differing(other.world, self.world, there="then", here="now", rows=(other.rows, self.rows))
+        lines = differing(other.invariants, self.invariants, there="then", here="now", rows=(other.rows, self.rows))
         if self.curve != other.curve:
             lines.append("the held-out images or captions have changed since")
         return lines
@@ -43,7 +49,7 @@ class JobRecord:
 
     @classmethod
     def of_record(cls, value: Any) -> JobRecord | None:
-        """What the `record.json` of an unfinished job says; one of an earlier version does not know the world."""
+        """Return what the `record.json` of an unfinished job says; an earlier version's has no invariants."""
         return _read(value, object_at(value).get("world"), object_at(value).get("curve"), object_at(value).get("rows"))
 
     @classmethod
@@ -60,7 +66,7 @@ def object_at(value: Any, *keys: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read(value: Any, world: Any, curve: Any, rows: Any) -> JobRecord | None:
+def _read(value: Any, invariants: Any, curve: Any, rows: Any) -> JobRecord | None:
     """What a record or a manifest says, and what lies elsewhere with it."""
     if not isinstance(value, dict) or not isinstance(value.get("task_digest"), str):
         return None
@@ -68,7 +74,7 @@ def _read(value: Any, world: Any, curve: Any, rows: Any) -> JobRecord | None:
     return JobRecord(
         value["task_digest"],
         parent if isinstance(parent, str) else None,
-        world=world if isinstance(world, dict) else None,
+        invariants=invariants if isinstance(invariants, dict) else None,
         curve=curve if isinstance(curve, str) else None,
         rows=rows if type(rows) is int else None,
     )

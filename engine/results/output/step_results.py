@@ -8,8 +8,7 @@ lies there is of steps that it trains again.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from engine.core.files.atomic_files import Stored
@@ -19,20 +18,21 @@ from engine.task.plan.steps import StepRange, validation_interval
 from engine.task.task import Task
 
 IMAGES: Final = "validation/"
-LORAS: Final = "checkpoint/"
-"""Names of what is kept begin with the folder that it is published in."""
+WEIGHTS: Final = "checkpoint/"
+"""How the names of results begin: with the folder that they are published in."""
 
 
 def image_steps(task: Task, step_range: StepRange) -> range:
-    """The steps inside a task after which its validation images are drawn, besides its last."""
+    """Return the steps inside a task after which its validation images are drawn, besides its last."""
     interval = validation_interval(task.validation, step_range)
     return _multiples(interval, step_range.start_step + 1, step_range.stop_step)
 
 
-def lora_steps(task: Task, step_range: StepRange) -> range:
-    """The steps whose LoRA a task keeps beside its last one's.
+def checkpoint_steps(task: Task, step_range: StepRange) -> range:
+    """Return the steps whose LoRA a task keeps beside its last one's.
 
-    That which it begins at is one of them: the task before has it as its result. So a chain keeps what one task would.
+    The step at which the task begins is one of them, since it is the result of the task before. So a chain keeps the
+    same LoRAs as one long task.
     """
     return _multiples(task.checkpoint_every_n_steps, max(step_range.start_step, 1), step_range.stop_step)
 
@@ -42,12 +42,12 @@ def _multiples(interval: int | None, start: int, stop: int) -> range:
 
 
 def image_name(step: int, file: str) -> str:
-    """What an image of a step is called among what is kept."""
+    """Return the name of a step's image among the results of earlier steps."""
     return f"{IMAGES}step-{step:06}/{file}"
 
 
-class Kept:
-    """What a task has kept so far. All processes of a job know it; the first one alone has the files."""
+class StepResults:
+    """The results of earlier steps that a task has made so far. All processes know them; the first has the files."""
 
     def __init__(self, output: OutputFolder, hashes: Mapping[str, str] | None = None) -> None:
         self._output = output
@@ -55,49 +55,33 @@ class Kept:
         """Name -> SHA-256, for the saved progress."""
 
     def write(self, files: Mapping[str, bytes]) -> dict[str, str]:
-        """Put files on disk, durably, and return their hashes. They count as kept once these are in `hashes`."""
+        """Write files, durably, and return their hashes. They are results once these are in `hashes`."""
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         for name, data in files.items():
-            self._output.keep(hashes[name], data)
+            self._output.add_step_file(hashes[name], data)
         return hashes
 
-    def limit_loras(self, limit: int) -> None:
-        """Keep only the LoRAs of the latest `limit` steps. Their files stay until `tidy`."""
-        names = [name.removeprefix(LORAS) for name in self.hashes if name.startswith(LORAS)]
+    def limit_weights(self, limit: int) -> None:
+        """Forget all LoRAs but those of the latest `limit` steps. Their files stay until `delete_unnamed`."""
+        names = [name.removeprefix(WEIGHTS) for name in self.hashes if name.startswith(WEIGHTS)]
         for name in set(names) - latest(names, limit):
-            del self.hashes[LORAS + name]
+            del self.hashes[WEIGHTS + name]
 
-    def tidy(self) -> None:
-        """Delete the files that are not kept any more. Only after a progress is saved that names none of them."""
-        self._output.keep_only(set(self.hashes.values()))
+    def delete_unnamed(self) -> None:
+        """Delete the files that are no results any more. Only after a progress is saved that names none of them."""
+        self._output.delete_step_files_except(set(self.hashes.values()))
 
     def files(self, folder: str) -> dict[str, Stored]:
-        """What is kept of `IMAGES` or `LORAS`, by the names it is published under."""
+        """Return those of the folder `IMAGES` or `WEIGHTS`, by the names that they are published under."""
         return {
-            name.removeprefix(folder): self._output.kept(digest)
+            name.removeprefix(folder): self._output.step_file(digest)
             for name, digest in self.hashes.items()
             if name.startswith(folder)
         }
 
 
 def latest(names: Iterable[str], limit: int) -> set[str]:
-    """Those of a checkpoint's files of steps that are of the latest `limit` steps."""
+    """Return those of a checkpoint's step files that are of the latest `limit` steps."""
     found = {name: step for name in names if (step := checkpoint.step_of(name)) is not None}
     steps = sorted(set(found.values()))[-limit:]
     return {name for name, step in found.items() if step in steps}
-
-
-def load_progress(output: OutputFolder, report: Callable[[str], None]) -> bytes | None:
-    """The saved progress, or None where there is none or something that it names is missing or damaged.
-
-    `report` takes a line about the latter.
-    """
-    payload = output.load_progress()
-    if payload is None:
-        return None
-    hashes = json.loads(payload.partition(b"\n")[0]).get("kept", {})
-    for name, digest in hashes.items():
-        if not output.kept(digest).is_whole():
-            report(f"{name}, which was kept of an earlier step, is gone or damaged: this task begins again")
-            return None
-    return payload

@@ -1,22 +1,23 @@
-"""`progress.jsonl`: what tools see of a running job, from its start to its end. No torch."""
+"""`progress.jsonl`: what other programs see of a running job, from its start to its end. No torch."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from engine.core.console import timestamp
+from engine.core.console import NOTE, say, timestamp
 from engine.core.errors import OutputError
 from engine.core.files import atomic_files
+from engine.results.trackers.speed import Speed
 
 if TYPE_CHECKING:
     from engine.results.history import StepReport
+    from engine.results.trackers.tracker import TrackedTraining
     from engine.task.plan.steps import StepRange
 
 LINE_SECONDS: Final = 2.0
@@ -29,8 +30,10 @@ _MEASURED: Final = ("loss", "learning_rate", "grad_norm", "images_per_second", "
 class ProgressLog:
     """The log of one process of the job, in the file that the processes before it wrote to.
 
-    Nothing is written before somebody says that it may be: the output folder may hold another job's result. Until then
-    lines are held back. There is no lock between the loop and the thread that tells of its life: a line is one write.
+    Nothing is written before `begin` or `claimed` allow it, since the output folder may hold another job's result;
+    until then lines are held back. These two raise where the file cannot be written. A line that cannot be written
+    later is lost, with one warning. The main thread and the thread that writes signs of life need no lock: a line is
+    one write.
     """
 
     def __init__(self, path: Path, *, step: Callable[[], int]) -> None:
@@ -44,8 +47,9 @@ class ProgressLog:
         self._phase: str | None = None
         self._fields: dict[str, Any] = {"step": 0, **dict.fromkeys(_MEASURED)}
         self._step_range: StepRange | None = None
-        self._training_since: float | None = None
-        self._steps = 0
+        self._speed = Speed()
+        self._has_step = False
+        self._has_failed = False
         self._last_line = 0.0
         self._descriptors: list[int] = []
         """Descriptors of the file; the last one is written to, and the thread may still use an earlier one."""
@@ -59,13 +63,12 @@ class ProgressLog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Write the last line; where it cannot be written, that no longer changes how the job ends."""
+        """Write the last line."""
         if self._thread.ident is not None:
             self._stopped.set()
             self._thread.join()
-            with contextlib.suppress(OutputError):
-                if not self._is_handed_on:
-                    self._write("end")
+            if not self._is_handed_on:
+                self._write("end")
         for descriptor in self._descriptors:
             os.close(descriptor)
 
@@ -89,34 +92,26 @@ class ProgressLog:
         self._is_handed_on = True
 
     def phase(self, name: str) -> None:
-        """Tell that a phase begins; the first one is the start of all."""
+        """Write that a phase begins; the first one is the job's start."""
         is_first, self._phase = self._phase is None, name
         if self._thread.ident is None:
             return
         if self._step_range is None:
             self._fields = self._fields | {"step": self._step()}
-        elif name == "train" and self._training_since is None:
-            self._training_since = time.monotonic()
+        elif name == "train":
+            self._speed.begin()
         self._write("start" if is_first else "phase")
 
-    @contextlib.contextmanager
-    def training(self, step_range: StepRange, step: int) -> Iterator[None]:
-        """Tell more often while the block trains from this step on."""
+    def follow(self, step_range: StepRange, step: int) -> Self:
+        """Write more often from now on, until `close`: a training of `step_range` begins at the global step `step`."""
         self._fields = {"step": step, **dict.fromkeys(_MEASURED)}
         self._step_range = step_range
-        try:
-            yield
-        finally:
-            self._step_range = None
+        return self
 
-    def step(self, report: StepReport) -> str:
-        """Record one trained step, and describe it in a few words."""
-        assert self._step_range is not None, "a step is trained inside `training`"
-        now = time.monotonic()
-        if self._training_since is None:
-            self._training_since = now
-        self._steps += 1
-        rate = self._steps / max(now - self._training_since, 1e-9)
+    def step(self, report: StepReport) -> None:
+        """Write a trained step, unless the last line is less than a second old."""
+        assert self._step_range is not None, "`follow` comes before the first step"
+        rate = self._speed.step()
         self._fields = {
             "step": report.step,
             "loss": report.loss,
@@ -125,15 +120,17 @@ class ProgressLog:
             "images_per_second": round(rate * self._step_range.visits_per_step, 3),
             "eta_seconds": round((self._step_range.stop_step - report.step) / rate, 1),
         }
-        if self._steps == 1 or now - self._last_line >= LINE_SECONDS / 2:
+        if not self._has_step or time.monotonic() - self._last_line >= LINE_SECONDS / 2:
+            self._has_step = True
             self._write("step")
-        return (
-            f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {self._fields['images_per_second']:.1f} images/s"
-        )
 
-    def tell(self, event: str, **more: Any) -> None:
-        """Tell of an event between two steps."""
-        self._write(event, **more)
+    def event(self, name: str, **values: Any) -> None:
+        """Write an event between two steps."""
+        self._write(name, **values)
+
+    def close(self) -> None:
+        """Write as seldom as before `follow`: the training has ended."""
+        self._step_range = None
 
     def _open(self) -> None:
         with atomic_files.writing_to(self._path.parent):
@@ -146,7 +143,15 @@ class ProgressLog:
         if self._lines is not None:
             self._lines.append(line)
         if self._descriptors:
-            self._put(line)
+            try:
+                self._put(line)
+            except OutputError as error:
+                self._warn(error)
+
+    def _warn(self, error: OutputError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            say(f"{NOTE}{self._path.name} has gaps: {error}")
 
     def _put(self, line: bytes) -> None:
         with atomic_files.writing_to(self._path.parent):
@@ -157,7 +162,9 @@ class ProgressLog:
         while not self._stopped.wait(LINE_SECONDS / 8):
             due = ALIVE_SECONDS if self._step_range is None else LINE_SECONDS * 3 / 4
             if time.monotonic() - self._last_line >= due:
-                try:
-                    self._write("alive")
-                except OutputError:  # the job's own next write says so, in the right thread
-                    return
+                self._write("alive")
+
+
+def follow_training(training: TrackedTraining) -> ProgressLog:
+    """Have the process's log follow the training."""
+    return training.log.follow(training.step_range, training.step)

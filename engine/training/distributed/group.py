@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEETING_TIME: Final = datetime.timedelta(minutes=10)
-"""For all processes to start: importing from a slow network disk takes minutes."""
+"""The time that all processes have to start: importing from a slow network disk takes minutes."""
 GATHER_TIME: Final = datetime.timedelta(minutes=30)
-"""For the slowest process to bring a gradient. One that died is noticed at once, by the watch."""
+"""The time that the slowest process has to send a gradient. `PeerWatch` notices one that died at once."""
 WAITING_TIME: Final = datetime.timedelta(days=30)
-"""For what may take as long as it takes, as a download does."""
+"""The time for exchanges that wait for something of unknown length, such as a download."""
 
 
 class Processes:
-    """A job's only process: whatever is exchanged is its own."""
+    """A job's only process: it exchanges values with itself."""
 
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
@@ -55,48 +55,59 @@ class Processes:
         return self.place.is_first
 
     def owner(self, micro_batch: int) -> int:
-        """The rank of the process that computes micro-batch k of a step: k = round x W + rank."""
+        """Return the rank of the process that computes micro-batch k of a step: k = round x W + rank."""
         return micro_batch % self.world_size
 
     def open_device(self, device: torch.device) -> None:
-        """Gradients are on `device` from now on."""
+        """Exchange gradients on `device` from now on."""
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
-        """One round of micro-batches: each process's `own`, shape (n,), as the rows of (W, n), in the order of ranks.
+        """Return each process's `own`, shape (n,), as rows in the order of ranks, shape (W, n).
 
         The result is overwritten by the next call.
         """
         return own.unsqueeze(0)
 
     def exchange(self, own: Any) -> list[Any]:
-        """Each process's JSON-able value, in the order of ranks."""
+        """Return each process's JSON-able value, in the order of ranks."""
         return [own]
 
-    def from_first(self, action: Callable[[], T]) -> T:
-        """What `action` gives in the first process, a JSON-able value; the others wait for it."""
+    def broadcast(self, action: Callable[[], T]) -> T:
+        """Call `action` in the first process alone, and return its JSON-able value in all; the others wait for it."""
         return action()
 
-    def bytes_from_first(self, action: Callable[[], bytes | None]) -> bytes | None:
-        """The same for bytes, or None."""
+    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
+        """Do the same as `broadcast` for bytes, or None."""
         return action()
 
-    def one_first(self, action: Callable[[], T]) -> T:
-        """Let the first process do `action` alone, then the others: they find in the cache what it downloaded."""
+    def first_then_others(self, action: Callable[[], T]) -> T:
+        """Call `action` in the first process, then in the others: they find in the cache what it downloaded."""
         return action()
 
-    def decided(self, own: int, carried: int) -> int:
-        """The signal to stop for: this process's own or, where there are several, the one carried by the gradients."""
-        return own
+    def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
+        """Agree on what to do after a step: return the largest signal that a process was sent, and whether one saves.
+
+        Every process of the job calls it after every step, so that all of them act after the same one.
+
+        Args:
+            signum: the signal that this process was sent, or 0.
+            save: this process finds that the progress is to be saved.
+        """
+        return signum, save
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         """Check that all processes have the same JSON-able value, else end with an `error` that names `what`."""
 
-    def follow_first(self) -> None:
-        """From now on signals are the first process's business; the others end as it does."""
+    def ignore_signals_unless_first(self) -> None:
+        """Leave signals to the first process from now on: the others end as it does."""
 
     @contextmanager
-    def knowing_why(self) -> Iterator[None]:
-        """Where the block ends because another process of the job did, let it end for that process's reason."""
+    def translating_peer_errors(self) -> Iterator[None]:
+        """Raise another process's reason where a signal ends the block only because that process has ended.
+
+        Raises:
+            PeerError: another process of the job ended.
+        """
         yield
 
 
@@ -146,12 +157,12 @@ class Group(Processes):
         pieces = zip(rows.view(self.world_size, longest), sizes.tolist(), strict=True)
         return [json.loads(row[:size].numpy().tobytes()) for row, size in pieces]
 
-    def from_first(self, action: Callable[[], T]) -> T:
-        found = self.bytes_from_first(lambda: json.dumps(action()).encode())
+    def broadcast(self, action: Callable[[], T]) -> T:
+        found = self.broadcast_bytes(lambda: json.dumps(action()).encode())
         value: T = json.loads(found or b"null")
         return value
 
-    def bytes_from_first(self, action: Callable[[], bytes | None]) -> bytes | None:
+    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
         import torch
         import torch.distributed as dist
 
@@ -163,9 +174,9 @@ class Group(Processes):
                 return None
             payload = torch.empty(int(size), dtype=torch.uint8) if data is None else _to_tensor(data)
             dist.broadcast(payload, src=0, group=self._control)
-        return payload.numpy().tobytes()
+        return payload.numpy().tobytes() if data is None else data
 
-    def one_first(self, action: Callable[[], T]) -> T:
+    def first_then_others(self, action: Callable[[], T]) -> T:
         if self.is_first:
             result = action()
             self.exchange("done")
@@ -174,8 +185,14 @@ class Group(Processes):
             result = action()
         return result
 
-    def decided(self, own: int, carried: int) -> int:
-        return carried
+    def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor([signum, int(save)])
+        with self._talking():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control)
+        return int(found[0]), bool(found[1])
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         values = self.exchange(own)
@@ -186,12 +203,12 @@ class Group(Processes):
                     "it must be the same in all"
                 )
 
-    def follow_first(self) -> None:
+    def ignore_signals_unless_first(self) -> None:
         if not self.is_first:
             self._stop.ignore()
 
     @contextmanager
-    def knowing_why(self) -> Iterator[None]:
+    def translating_peer_errors(self) -> Iterator[None]:
         try:
             yield
         except PeerInterrupted:
@@ -208,7 +225,7 @@ class Group(Processes):
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """Turn the backend's complaint that somebody is gone into that process's own reason."""
+        """Replace the backend's error about a lost connection by the reason of the process that has ended."""
         try:
             yield
         except RuntimeError as error:

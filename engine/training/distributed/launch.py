@@ -28,11 +28,11 @@ from engine.task.settings import Settings
 from engine.task.task import Task
 
 SHUTDOWN_SECONDS: Final = 110
-"""For the processes to save their progress after SIGTERM. Whoever stops the container allows it two minutes."""
+"""The time that the processes have to save their progress after SIGTERM; a container has two minutes to stop."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _LARGEST_VARIABLE: Final = 100_000
-"""Bytes that surely fit into an environment variable: Linux takes 128 KiB."""
+"""Bytes that fit into an environment variable: Linux takes 128 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class Launch:
         return found
 
     def _end(self, error: JobError | Interrupted) -> NoReturn:
-        """Write down what the first process would have, and end with it."""
+        """Write `result.json` as the first process would have, and raise the error."""
         outcome = Outcome()
         with OutputFolder.lock(self.settings.output_dir) as output, recording_failure(output, outcome):
-            outcome.may_overwrite = self.settings.overwrite or output.is_asked_by(self.request)
+            outcome.may_overwrite = self.settings.overwrite or output.is_same_request(self.request)
             raise error
 
 
@@ -98,7 +98,7 @@ def scratch() -> Iterator[str]:
 
 
 def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:
-    """Why a job ended whose first process could not say so: a signal, another process's reason, or a kill."""
+    """Return why a job ended whose first process was killed: a signal, another process's reason, or the kill itself."""
     if signum:
         name = signal.Signals(signum).name
         return Interrupted(signum, f"stopped by {name}; the same command goes on where it last saved")
@@ -111,7 +111,7 @@ def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:
 
 
 def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
-    """How to start several processes for this task, or None where this one does: it is one of them, or all there is.
+    """Return how to start several processes for this task; None if this process is one of them, or one is enough.
 
     There are as many as `PROCESSES` says, else as there are GPUs, but a number that divides the accumulation.
     """
@@ -129,18 +129,18 @@ def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
 
 
 def num_processes(settings: Settings, task: Task, *, gpus: int | None) -> int:
-    """How many processes train this task where nobody else starts them; `gpus` is None on a CPU."""
+    """Return how many processes train this task where no launcher starts them; `gpus` is None on a CPU."""
     available = settings.processes or 1 if gpus is None else min(settings.processes or gpus, gpus)
     return largest_divisor(task.train_args.gradient_accumulation_steps, available)
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`; 1 where that is less than 1."""
+    """Return the largest divisor of `number` that is at most `limit`; 1 where that is less than 1."""
     return next((divisor for divisor in range(min(number, limit), 1, -1) if number % divisor == 0), 1)
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:
-    """The flags for the processes: a task from standard input reaches them as TASK_JSON."""
+    """Return the flags for the processes: a task from standard input reaches them as TASK_JSON."""
     flags = list(argv)
     for index, flag in enumerate(flags):
         if flag == "--task=-":
@@ -151,7 +151,7 @@ def _arguments(argv: Sequence[str]) -> list[str]:
 
 
 def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> int:
-    """Run the processes to their end; the signal that this process was sent meanwhile, or 0."""
+    """Run the processes to their end; return the signal that this process was sent meanwhile, or 0."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -183,13 +183,13 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
 
 
 def follow_launcher(environment: Mapping[str, str]) -> None:
-    """In a process that a launcher of ours started: die with it, however that ends."""
+    """Have the kernel kill this process when the launcher that started it has ended; only if it is one of ours."""
     if EXIT_CODES in environment:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave_code(environment: Mapping[str, str], code: int) -> None:
-    """In a process that a launcher of ours started: leave the exit code, which torch's launcher does not hand on."""
+    """Leave the exit code to the launcher, if it is one of ours: torch's does not hand it on."""
     if EXIT_CODES in environment and environment.get("RANK"):
         Path(environment[EXIT_CODES], environment["RANK"]).write_text(str(code))
 

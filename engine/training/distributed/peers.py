@@ -23,9 +23,9 @@ from engine.core.process.environment import Place
 
 HEARTBEAT_SECONDS: Final = 10.0
 SILENCE: Final = datetime.timedelta(minutes=5)
-"""After which a process counts as gone."""
+"""The silence after which a process counts as gone."""
 GRACE_SECONDS: Final = 20.0
-"""For the main thread to end by itself once another process has; NCCL may keep it waiting for ever."""
+"""The time that the main thread has to end once another process has; NCCL may keep it waiting for ever."""
 
 _MESSAGE_BYTES: Final = 4096
 _KILLED: Final = 75
@@ -33,7 +33,7 @@ _KILLED: Final = 75
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a process of the job ended; code 0 is a farewell with nothing to tell."""
+    """How a process of the job ended; code 0 is an end without an error."""
 
     rank: int
     code: int = 0
@@ -46,14 +46,14 @@ class Ending:
         return self.kind == Interrupted.kind
 
     def error(self) -> PeerError | PeerInterrupted:
-        """What it means for the others."""
+        """Return the error with which the other processes end."""
         if self.is_interruption:
             return PeerInterrupted(self.code - 128, self.message)
         return PeerError(self.code, self.kind, self.message, origin=self.rank, was_killed=self.was_killed)
 
 
 def ending_of(error: BaseException, rank: int) -> Ending:
-    """The ending of a process by `error`, or the ending elsewhere that `error` passes on."""
+    """Return the ending of a process by `error`; for a PeerError, the ending of the process that it is about."""
     if isinstance(error, PeerError):
         return Ending(error.origin, error.code, error.kind, str(error), error.was_killed)
     if isinstance(error, JobError | Interrupted):
@@ -62,7 +62,7 @@ def ending_of(error: BaseException, rank: int) -> Ending:
 
 
 class PeerWatch:
-    """Listens to the process before this one, and tells the one after it how this one is."""
+    """Receives heartbeats and the ending of the process before this one, and sends them to the one after it."""
 
     def __init__(self, place: Place, on_end: Callable[[BaseException], None]) -> None:
         """`on_end` is called, from another thread, with the error that this process should end with."""
@@ -75,19 +75,19 @@ class PeerWatch:
         self._sending = threading.Lock()
         self._closing = threading.Event()
         self.is_ending = threading.Event()
-        """The main thread is on its way out."""
+        """Set when the main thread is ending."""
         self._listener = threading.Thread(target=self._listen, name="peers", daemon=True)
         self._beater = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._listener.start()
         self._beater.start()
 
     def news(self, *, seconds: float) -> Ending | None:
-        """How another process ended, waiting so long for it."""
+        """Return how another process ended, waiting at most so many seconds for it; None if none has."""
         self._heard.wait(seconds)
         return self._found
 
     def close(self, ending: Ending) -> None:
-        """Say farewell to the next process, and wait a moment for the one before to do so."""
+        """Send this process's ending to the next one, and wait at most 3 seconds for that of the one before."""
         self.is_ending.set()
         self._closing.set()
         self._send(ending)

@@ -1,12 +1,13 @@
 """Which validation images a job draws."""
 
 import io
-from types import SimpleNamespace
+from typing import ClassVar
 
 from PIL import Image
 
 from engine.evaluation import validation_images
 from engine.evaluation.validation_images import draw_prompts
+from engine.results.checkpoint import Checkpoint
 from engine.task.task import Validation
 from tests.support.fakes import FakeDataset
 
@@ -22,9 +23,7 @@ class Rows:
 
 
 def planned(**validation):
-    dataset = SimpleNamespace(trigger_word=None)
-    task = SimpleNamespace(validation=Validation(**validation), seed=3, dataset=dataset)
-    return validation_images.planned_images(SimpleNamespace(task=task, dataset=Rows()))
+    return validation_images.planned_images(Validation(**validation), Rows(), 3, None)
 
 
 def test_given_prompts_and_drawn_captions():
@@ -60,6 +59,26 @@ class TestPrompts:
     def test_prompts_have_the_trigger_word(self):
         prompts = draw_prompts(FakeDataset([b""] * 3), 0, 3, "sks")
         assert sorted(prompts) == [f"sks, caption {k}" for k in range(3)]
+
+
+class TestCarried:
+    """Images without the training, from the checkpoint that is continued."""
+
+    IMAGES = validation_images.without_training(planned(prompts=("a", "b"), num_images=2))
+    FILES: ClassVar = {"without-0.png": b"0", "without-1.png": b"1"}
+
+    def parent(self, **changes):
+        known = {"baseline": [image.described() for image in self.IMAGES], "pictures": self.FILES}
+        return Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | known | changes)
+
+    def test_are_those_of_the_same_prompts_and_seeds(self):
+        assert validation_images.carried(self.parent(), self.IMAGES) == self.FILES
+
+    def test_are_none_where_another_is_asked_for_or_one_is_missing(self):
+        others = validation_images.without_training(planned(prompts=("a", "c"), num_images=2))
+        assert validation_images.carried(self.parent(), others) is None
+        assert validation_images.carried(self.parent(pictures={"without-0.png": b"0"}), self.IMAGES) is None
+        assert validation_images.carried(None, self.IMAGES) is None
 
 
 def png(*size):

@@ -7,18 +7,19 @@ import pytest
 import torch
 
 from engine.job import due_results
-from engine.job.due_results import InterimResults
-from engine.results.output.step_results import Kept
+from engine.job.due_results import DueResults
+from engine.results.output.step_results import StepResults
 from engine.task.task import Dataset, Model, Task, Validation
+from engine.training.methods.registry import METHODS
 
 
 class Output:
-    """Kept files in memory."""
+    """Results of steps in memory."""
 
     def __init__(self):
         self.files = {}
 
-    def keep(self, digest, data):
+    def add_step_file(self, digest, data):
         self.files[digest] = data
 
 
@@ -26,9 +27,10 @@ class Output:
 def made(monkeypatch):
     """Everything that happens, in order."""
     events = []
-    monkeypatch.setattr(due_results.publish, "lora_files_of", lambda job, training: (b"lora", b"webui"))
+    files = {"pytorch_lora_weights.safetensors": b"lora", "lora_webui.safetensors": b"webui"}
+    monkeypatch.setattr(due_results.publish, "exported", lambda job, training: files)
 
-    def draw(session, family, what, images, check_stop):
+    def draw(images, family, *, what, resolution, device, check_stop):
         events.append((what, [image.prompt for image in images]))
         check_stop()
         return {image.file: image.file.encode() for image in images}
@@ -37,20 +39,23 @@ def made(monkeypatch):
     return events
 
 
-def results(made, *, start=0, stop=20, hashes=None, from_first=lambda action: action(), **task):
+def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
-    job = SimpleNamespace(task=task, step_range=SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4))
-    session = SimpleNamespace(
+    step_range = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
+    job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range)
+    context = SimpleNamespace(
         job=job,
-        processes=SimpleNamespace(from_first=from_first),
+        device="cpu",
+        processes=SimpleNamespace(broadcast=broadcast),
         outcome=SimpleNamespace(clock=SimpleNamespace(phase=lambda name: nullcontext())),
         stop=SimpleNamespace(check=lambda save: made.append("looked for a signal")),
     )
     family = SimpleNamespace(move_encoders=lambda device: made.append(("encoders to", device)))
     trainer = SimpleNamespace(step=start)
-    training = SimpleNamespace(trainer=trainer, family=family, kept=Kept(Output(), hashes))
+    training = SimpleNamespace(trainer=trainer, family=family, step_results=StepResults(Output(), hashes))
     saver = SimpleNamespace(save=lambda: made.append("saved"), require_sound=lambda: made.append("sound"))
-    return InterimResults(session, training, saver, lambda event: made.append(f"told {event}")), training
+    trackers = SimpleNamespace(event=lambda name: made.append(f"told {name}"))
+    return DueResults(context, training, saver, trackers), training
 
 
 PROMPTS = Validation(prompts=("a", "b"), num_images=2, every_n_steps=6)
@@ -63,7 +68,7 @@ def test_a_lora_then_the_images_then_the_progress(made):
         training.trainer.step = step
         own.make()
     assert made == ["sound", "told lora", "sound", "told lora", *IMAGES, "saved", "told images"]
-    assert set(training.kept.hashes) == {
+    assert set(training.step_results.hashes) == {
         *(f"checkpoint/steps/00000{step}{suffix}.safetensors" for step in (3, 6) for suffix in ("", "_webui")),
         *(f"validation/step-000006/{k}.png" for k in (0, 1)),
     }
@@ -73,10 +78,10 @@ def test_what_is_kept_is_not_made_again(made):
     own, training = results(made, validation=PROMPTS, checkpoint_every_n_steps=3)
     training.trainer.step = 6
     own.make()
-    names = dict(training.kept.hashes)
+    names = dict(training.step_results.hashes)
     made.clear()
     own.make()
-    assert made == [] and training.kept.hashes == names
+    assert made == [] and training.step_results.hashes == names
     missing = {name: digest for name, digest in names.items() if name.startswith("checkpoint/")}
     own, training = results(made, validation=PROMPTS, checkpoint_every_n_steps=3, hashes=missing)
     training.trainer.step = 6
@@ -89,13 +94,13 @@ def test_nothing_is_due_by_default(made):
     for step in range(20):
         training.trainer.step = step
         own.make()
-    assert made == [] and training.kept.hashes == {}
+    assert made == [] and training.step_results.hashes == {}
 
 
 def test_the_lora_that_a_chain_goes_on_from_is_kept_before_the_first_step(made):
     own, training = results(made, start=6, validation=PROMPTS, checkpoint_every_n_steps=3)
     own.make()
-    assert made == ["sound", "told lora"] and len(training.kept.hashes) == 2
+    assert made == ["sound", "told lora"] and len(training.step_results.hashes) == 2
 
 
 def test_the_limit_is_of_steps(made):
@@ -103,12 +108,12 @@ def test_the_limit_is_of_steps(made):
     for step in range(1, 10):
         training.trainer.step = step
         own.make()
-    assert {name[17:23] for name in training.kept.hashes} == {"000008", "000009"}
+    assert {name[17:23] for name in training.step_results.hashes} == {"000008", "000009"}
 
 
 def test_other_processes_wait_for_the_first_one(made):
     hashes = {"validation/step-000006/0.png": "digest"}
-    own, training = results(made, validation=PROMPTS, from_first=lambda action: hashes)
+    own, training = results(made, validation=PROMPTS, broadcast=lambda action: hashes)
     training.trainer.step = 6
     own.make()
-    assert made == ["sound", "saved", "told images"] and training.kept.hashes == hashes
+    assert made == ["sound", "saved", "told images"] and training.step_results.hashes == hashes

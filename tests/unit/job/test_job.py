@@ -5,8 +5,9 @@ import json
 import pytest
 
 from engine.core.errors import CheckpointError
-from engine.job.job import require_same_world
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.job import job as jobs
+from engine.results.checkpoint import Checkpoint
+from engine.training.methods.warm_start import WarmStart
 from tests.support.jobs import COMMIT, held_out_of, job_of, text
 
 
@@ -38,7 +39,7 @@ class TestDigest:
         assert on_hub[0] != on_hub[1]
 
     def test_the_record_names_the_parent(self):
-        warm = WarmStart(digest="d", lora=b"")
+        warm = WarmStart(digest="d", weights=b"", name="x")
         assert job_of(parent=warm).record.parent == "d" and job_of().record.parent is None
 
 
@@ -47,36 +48,37 @@ def test_changes_against_the_parent_are_found():
     before = job_of()
     chain = Checkpoint(
         **dict.fromkeys(Checkpoint.__dataclass_fields__)
-        | {"settings": before.settings, "digest": "d", "global_step": 1}
+        | {"settings": before.recorded_settings, "digest": "d", "global_step": 1}
     )
     changed = job_of(text(train_args={"learning_rate": 0.5}), parent=chain).changed_settings()
     assert changed == {"train_args.learning_rate": [1e-4, 0.5]}
-    assert now.changed_settings() == {} and now.world == before.world
+    assert now.changed_settings() == {} and now.invariants == before.invariants
 
 
 def test_newer_keys_are_recorded_only_where_they_are_set():
-    plain = job_of().settings
+    plain = job_of().recorded_settings
     assert plain["transforms"] == {"center_crop": False, "random_flip": False}
     assert plain["validation"] == {"prompt": None, "num_images": 4}
-    assert job_of(text(train_args={"gradient_checkpointing": True})).settings == plain
+    assert job_of(text(train_args={"gradient_checkpointing": True})).recorded_settings == plain
     assert "dataset" not in plain and not {"loss_type", "timestep_bias", "huber_c"} & set(plain["train_args"])
     dataset = {"name": "d", "caption_column": "words", "trigger_word": "sks", "caption_dropout": 0.1}
     bias = {"strategy": "later", "multiplier": 2}
-    told = job_of(text(dataset=dataset, train_args={"timestep_bias": bias, "min_timestep": 3})).settings
+    told = job_of(text(dataset=dataset, train_args={"timestep_bias": bias, "min_timestep": 3})).recorded_settings
     assert told["dataset"] == {"trigger_word": "sks", "caption_dropout": 0.1}
     assert told["train_args"]["min_timestep"] == 3 and told["train_args"]["timestep_bias"]["strategy"] == "later"
     assert "loss_type" not in told["train_args"]
 
 
 def test_validation_is_recorded_as_before_and_what_is_set_beside():
-    assert job_of().settings["validation"] == {"prompt": None, "num_images": 4}
-    told = job_of(text(validation={"prompts": ["a", "b"], "seed": 0})).settings["validation"]
+    assert job_of().recorded_settings["validation"] == {"prompt": None, "num_images": 4}
+    told = job_of(text(validation={"prompts": ["a", "b"], "seed": 0})).recorded_settings["validation"]
     assert told == {"prompt": None, "num_images": 4, "prompts": ["a", "b"], "seed": 0}
 
 
 def test_a_setting_that_is_left_out_later_has_changed_too():
     before = job_of(text(dataset={"name": "d", "trigger_word": "sks"}))
-    chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | {"settings": before.settings, "digest": "d"})
+    given = {"settings": before.recorded_settings, "digest": "d"}
+    chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
     assert job_of(parent=chain).changed_settings() == {"dataset.trigger_word": ["sks", None]}
     assert before.task_digest != job_of().task_digest
 
@@ -85,7 +87,8 @@ def test_captions_of_one_row_are_the_default_and_their_length_is_no_setting():
     default = job_of()
     for tokens in (75, 150):
         job = job_of(text(dataset={"name": "d", "max_caption_tokens": tokens}))
-        assert job.settings == default.settings and (job.world == default.world) == (tokens == 75)
+        assert job.recorded_settings == default.recorded_settings
+        assert (job.invariants == default.invariants) == (tokens == 75)
 
 
 @pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column", "max_caption_tokens"])
@@ -99,8 +102,9 @@ def test_lines_of_captions_are_told_by_the_fingerprint_alone():
         for extra in ({}, {"caption_lines": "captions"}, {"caption_lines": "joined"})
     )
     assert named.task_digest == default.task_digest != joined.task_digest
-    assert named.settings == joined.settings == default.settings and joined.world == default.world
-    assert "caption_lines" not in repr(default.settings)
+    assert named.recorded_settings == joined.recorded_settings == default.recorded_settings
+    assert joined.invariants == default.invariants
+    assert "caption_lines" not in repr(default.recorded_settings)
 
 
 class TestHeldOut:
@@ -117,13 +121,13 @@ class TestHeldOut:
         assert len(digests) == 2
         assert job_of(elsewhere, held_out=held_out_of(revision=COMMIT)).task_digest != here.task_digest
         assert here.task_digest != job_of().task_digest
-        told = json.dumps(here.settings) + json.dumps(here.world)
-        assert "/held" not in told and here.settings["validation"]["dataset"] == here.curve
+        told = json.dumps(here.recorded_settings) + json.dumps(here.invariants)
+        assert "/held" not in told and here.recorded_settings["validation"]["dataset"] == here.curve
 
     def test_what_is_taken_out_of_the_training_belongs_to_the_world(self):
-        plain = job_of().world
-        assert job_of(self.FOLDER, held_out=held_out_of()).world == plain
-        assert job_of(self.FRACTION, held_out=held_out_of(taken=5)).world == plain | {"heldout_images": 5}
+        plain = job_of().invariants
+        assert job_of(self.FOLDER, held_out=held_out_of()).invariants == plain
+        assert job_of(self.FRACTION, held_out=held_out_of(taken=5)).invariants == plain | {"heldout_images": 5}
 
     @pytest.mark.parametrize(
         "changes",
@@ -154,40 +158,45 @@ class TestHeldOut:
 WORLD = {"base_model": "m@1", "rank": 8, "seed": 0}
 
 
+def require_same_invariants(found, expected, **rows):
+    jobs.require_same_invariants(found, expected, main_file="weights.safetensors", **rows)
+
+
 class TestSameWorld:
     def test_the_same_is_accepted(self):
-        require_same_world(WORLD, WORLD)
+        require_same_invariants(WORLD, WORLD)
 
     @pytest.mark.parametrize("theirs, ours", [({"alpha": 4.0}, {}), ({}, {"alpha": 4.0})])
     def test_what_only_one_of_them_says_differs(self, theirs, ours):
         default = "at its default"
         said = f"alpha is {theirs.get('alpha', default)} in the checkpoint, {ours.get('alpha', default)} in this task"
         with pytest.raises(CheckpointError, match=said):
-            require_same_world(WORLD | theirs, WORLD | ours)
+            require_same_invariants(WORLD | theirs, WORLD | ours)
 
     def test_each_difference_is_named_with_both_values(self):
         with pytest.raises(CheckpointError) as caught:
-            require_same_world(WORLD, WORLD | {"rank": 16, "seed": 5})
+            require_same_invariants(WORLD, WORLD | {"rank": 16, "seed": 5})
         for part in ("rank is 8 in the checkpoint, 16 in this task", "seed is 0 in the checkpoint, 5 in this task"):
             assert part in str(caught.value)
         assert "base_model" not in str(caught.value) and caught.value.code == 5
 
     def test_what_is_missing_differs(self):
         with pytest.raises(CheckpointError, match="rank is at its default in the checkpoint, 8 in this task"):
-            require_same_world({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)
+            require_same_invariants({k: v for k, v in WORLD.items() if k != "rank"}, WORLD)
 
     def test_another_dataset_is_told_by_what_it_means(self):
         theirs, ours = {"dataset": "a" * 64}, {"dataset": "b" * 64}
         for rows, counted in (((13, 14), r" \(13 rows then, 14 now\)"), ((None, 14), r" \(14 rows now\)")):
-            with pytest.raises(CheckpointError, match=f"images or captions have changed since{counted}; .*LoRA alone"):
-                require_same_world(WORLD | theirs, WORLD | ours, rows=rows)
+            said = f"images or captions have changed since{counted}; .*only its weights.safetensors"
+            with pytest.raises(CheckpointError, match=said):
+                require_same_invariants(WORLD | theirs, WORLD | ours, rows=rows)
 
     def test_the_number_of_micro_batches_is_told_by_its_words(self):
         said = "K, the number of processes times gradient_accumulation_steps, is 2 in the checkpoint, 1 in this task"
         with pytest.raises(CheckpointError, match=said):
-            require_same_world(WORLD | {"micro_batches": 2}, WORLD | {"micro_batches": 1})
+            require_same_invariants(WORLD | {"micro_batches": 2}, WORLD | {"micro_batches": 1})
 
     def test_the_records_world_is_all_that_the_bytes_depend_on(self):
         record = job_of(text(validation={"dataset": {"fraction": 0.5}}), held_out=held_out_of()).record
-        assert record.world["micro_batches"] == 1 and record.world["dataset"] == "f" * 64 and record.curve
+        assert record.invariants["micro_batches"] == 1 and record.invariants["dataset"] == "f" * 64 and record.curve
         assert (record.rows, record.max_steps) == (10, 1)

@@ -58,6 +58,10 @@ def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(t
     assert caught.value.code == 2
 
 
+BASE = SimpleNamespace(family=SimpleNamespace(medium="image"))
+"""A base model as far as the dataset is opened for it."""
+
+
 def test_more_denoising_steps_than_the_model_has_timesteps():
     job = job_of(text(validation={"num_inference_steps": 500}))
     prepare._check_validation(replace(job, base=SimpleNamespace(num_train_timesteps=501)))
@@ -68,7 +72,7 @@ def test_more_denoising_steps_than_the_model_has_timesteps():
 
 @pytest.mark.parametrize(
     ("looked_for", "error"),
-    [("checkpoint.load", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
+    [("load_parent", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
 )
 def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
     """`Path.is_file` and its like raise where a folder on the way is closed."""
@@ -76,11 +80,12 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/home/else/thing")
 
-    for name in ("checkpoint.load", "base_model.locate", "open_dataset"):
-        monkeypatch.setattr(f"engine.job.prepare.{name}", refuse if name == looked_for else lambda *_, **__: None)
+    for name in ("load_parent", "base_model.locate", "open_dataset"):
+        found = refuse if name == looked_for else lambda *_, **__: BASE
+        monkeypatch.setattr(f"engine.job.prepare.{name}", found)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(error, match=r"permission denied .*/home/else/thing"):
-        prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, report=print)
+        prepare.prepare(settings, parse_task(text().encode(), source="task"), weights=False, say=print)
 
 
 @pytest.mark.parametrize("key", ["model.name", "dataset.name", "validation.dataset.name"])
@@ -93,7 +98,7 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
         raise error
 
     for name, function in (
-        ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else None),
+        ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else BASE),
         ("open_dataset", lambda wanted, *_, **__: ask(wanted.name) if key == "dataset.name" else None),
         ("hold_out", lambda wanted, *_, **__: ask(wanted.name)),
     ):
@@ -106,7 +111,7 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
     place[last] = "my-imagse"
     settings = SimpleNamespace(checkpoint=None, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
     with pytest.raises(TemporaryError) as caught:
-        prepare.prepare(settings, parse_task(json.dumps(task).encode(), source="t"), weights=False, report=print)
+        prepare.prepare(settings, parse_task(json.dumps(task).encode(), source="t"), weights=False, say=print)
     assert str(caught.value) == (
         f"there is no folder {tmp_path}/my-imagse (did you mean my-images?), and on the Hub: my-imagse: the Hub could "
         "not be reached in 4 attempts; try later"
@@ -148,7 +153,7 @@ class TestABranchThatMoves:
         task = parse_task(text().encode(), source="task")
         for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):
             with pytest.raises(ModelError):
-                prepare.prepare(settings, task, weights=False, report=print, before=before)
+                prepare.prepare(settings, task, weights=False, say=print, before=before)
         assert asked == [None, COMMIT, None]
 
     def test_it_is_recorded_in_the_output_folder(self, tmp_path):

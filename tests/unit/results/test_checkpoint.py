@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Stored
 from engine.results import checkpoint
-from engine.results.checkpoint import Checkpoint, WarmStart
+from engine.results.checkpoint import Checkpoint
 
 WORLD = {"rank": 8, "seed": 0, "base_model": "sha256:1", "target_modules": ["to_k"]}
 STATE = {"global_step": 3, "optimizer_step": 3, "loss_scale": None}
+
+
+ENDINGS = (".safetensors", "_webui.safetensors")
+
+
+def step_files(step):
+    return [checkpoint.step_file(step, ending) for ending in ENDINGS]
 
 
 def build(**changes):
@@ -23,8 +30,7 @@ def build(**changes):
         "global_step": 3,
         "state_tensors": b"tensors " * 20,
         "state_scalars": STATE,
-        "lora": b"lora",
-        "webui": b"webui",
+        "weights": {"pytorch_lora_weights.safetensors": b"lora", "lora_webui.safetensors": b"webui"},
         "world": WORLD,
         "settings": {"validation": {"num_images": 4}},
         "lineage": [{"from_step": 0, "to_step": 3}],
@@ -105,7 +111,7 @@ class TestThereAndBack:
     def test_bytes_are_the_same_for_the_same_values_in_any_order(self):
         shuffled = build(world=dict(reversed(WORLD.items())), state_scalars=dict(reversed(STATE.items())))
         assert shuffled == build()
-        assert build(lora=b"other")[1] != build()[1]
+        assert build(weights={"pytorch_lora_weights.safetensors": b"other"})[1] != build()[1]
 
     def test_the_manifest_lists_every_other_file(self):
         files, _ = build(finished=True)
@@ -119,7 +125,7 @@ class TestThereAndBack:
 
 
 class TestEarlierSteps:
-    NAMES = (*checkpoint.step_files(1), *checkpoint.step_files(2))
+    NAMES = tuple(step_files(1) + step_files(2))
 
     def build(self, names=NAMES, **changes):
         return build(steps={name: name.encode() for name in names}, **changes)
@@ -145,9 +151,10 @@ class TestEarlierSteps:
         assert build(steps=found.steps) == (files | found.steps, digest)
 
     def test_their_names(self):
-        assert checkpoint.step_files(200) == ("steps/000200.safetensors", "steps/000200_webui.safetensors")
+        assert step_files(200) == ["steps/000200.safetensors", "steps/000200_webui.safetensors"]
         for step in (1, 999_999, 1_000_000, 2**60):
-            assert [checkpoint.step_of(name) for name in checkpoint.step_files(step)] == [step, step]
+            assert [checkpoint.step_of(name) for name in step_files(step)] == [step, step]
+            assert [checkpoint.step_ending(name) for name in step_files(step)] == list(ENDINGS)
 
     @pytest.mark.parametrize(
         "name",
@@ -210,7 +217,7 @@ class TestEarlierSteps:
 
     @pytest.mark.parametrize("step", [0, 3, 4])
     def test_a_step_that_is_not_earlier(self, tmp_path, step):
-        write(tmp_path, self.build(checkpoint.step_files(step))[0])
+        write(tmp_path, self.build(step_files(step))[0])
         with pytest.raises(CheckpointError, match=r"steps/"):
             checkpoint.load(tmp_path)
 
@@ -466,47 +473,7 @@ class TestStrangers:
             checkpoint.load(tmp_path)
 
 
-class TestWarmStart:
-    def test_a_lora_alone(self, tmp_path):
-        found = checkpoint.load(write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", "README.md": b""}))
-        assert found == WarmStart(digest=hashlib.sha256(b"lora").hexdigest(), lora=b"lora")
-
-    @pytest.mark.parametrize("name", ["my_style_v1.safetensors", "adapter_model.safetensors"])
-    def test_under_another_name(self, tmp_path, name):
-        found = checkpoint.load(write(tmp_path, {name: b"lora", "README.md": b"", ".x.safetensors": b"hidden"}))
-        assert (found.name, found.lora, found.config) == (name, b"lora", None)
-        assert found.digest == hashlib.sha256(b"lora").hexdigest()
-
-    def test_pefts_configuration_belongs_to_it(self, tmp_path):
-        files = {"adapter_model.safetensors": b"lora", "adapter_config.json": b"{}"}
-        found, digest = checkpoint.load(write(tmp_path, files)), hashlib.sha256(b"lora{}").hexdigest()
-        assert (found.config, found.digest) == (b"{}", digest)
-
-    @pytest.mark.parametrize(
-        "files, words",
-        [
-            ({"b.safetensors": b"", "a.safetensors": b""}, r"holds 2 \.safetensors files \(a\.safetensors, b\."),
-            ({"adapter_model.bin": b""}, r"adapter_model\.bin, a pickle"),
-            ({"a.txt": b""}, r"holds no checkpoint .* or a single \.safetensors file"),
-        ],
-    )
-    def test_no_telling_which_it_is(self, tmp_path, files, words):
-        with pytest.raises(CheckpointError, match=words):
-            checkpoint.load(write(tmp_path, files))
-
-    def test_a_link_is_not_followed(self, tmp_path):
-        write(tmp_path / "other", {"secret.safetensors": b"lora"})
-        (tmp_path / "own").mkdir()
-        (tmp_path / "own" / "a.safetensors").symlink_to(tmp_path / "other" / "secret.safetensors")
-        with pytest.raises(CheckpointError, match="is not a plain file"):
-            checkpoint.load(tmp_path / "own")
-
-    @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "global_step.txt", "FINISH"])
-    def test_the_rest_of_a_broken_checkpoint_is_no_lora_alone(self, tmp_path, name):
-        write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", name: b""})
-        with pytest.raises(CheckpointError, match=f"has {name} but no manifest.json: it is incomplete"):
-            checkpoint.load(tmp_path)
-
+class TestNothingThere:
     @pytest.mark.parametrize(
         ("make", "said"), [("nothing", "not a folder"), ("empty", "holds no checkpoint"), ("file", "is a file: name")]
     )
@@ -518,12 +485,6 @@ class TestWarmStart:
             folder.write_text("")
         with pytest.raises(CheckpointError, match=said):
             checkpoint.load(folder)
-
-    def test_an_output_folder_is_answered_with_its_checkpoint(self, tmp_path):
-        write(tmp_path / "checkpoint", build()[0])
-        with pytest.raises(CheckpointError, match=f"--checkpoint {tmp_path / 'checkpoint'}$") as caught:
-            checkpoint.load(tmp_path)
-        assert caught.value.code == 5
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stop being root")
     @pytest.mark.parametrize("closed", ["parent", "folder"])

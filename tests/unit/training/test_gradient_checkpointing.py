@@ -12,10 +12,10 @@ from engine.results.state import dump_state
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
+from engine.training.assembly import assemble
 from engine.training.encoding.visit_encoder import Example
 from engine.training.gradient_checkpointing import recompute_activations
-from engine.training.methods.lora.adapter import attach
-from engine.training.trainer import Trainer
+from engine.training.methods import registry as methods
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -55,9 +55,8 @@ def train(folder, precision, options, *, text=False, recompute):
     step_range = StepRange(num_rows=5, batch_size=2, micro_batches=2, start_step=0, stop_step=2, max_steps=2)
     family, calls = load(folder, precision), []
     family.denoiser.mid_block.resnets[1].register_forward_pre_hook(lambda *_: calls.append(1))
-    components = {"unet": family.denoiser} | (dict(family.text_encoders) if text else {})
-    adapter = attach(components, options, 0, spec=family.spec)
-    trainer = Trainer(task, step_range, family, adapter, CPU)
+    trainable = methods.attach(family, task, CPU, start=None, warm_start=None)
+    trainer = assemble(task, step_range, family, trainable, CPU)
     if recompute:
         recompute_activations(family.denoiser)
     stream = VisitStream(seed=0, num_rows=5, random_flip=False, num_train_timesteps=1000)

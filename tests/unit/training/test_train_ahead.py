@@ -9,10 +9,12 @@ from engine.models.family import PRECISIONS
 from engine.results.outcome import Clock
 from engine.results.state import dump_state, parse_state
 from engine.task.task import Lora
-from engine.training import optim
+from engine.training.assembly import assemble
 from engine.training.encoding.batches import BatchMaker
 from engine.training.methods.lora.adapter import attach
-from engine.training.trainer import Trainer, train
+from engine.training.methods.lora.method import LoraTraining
+from engine.training.optimizers.adamw import AdamW
+from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily
 from tests.unit.training.test_trainer import Run, examples_of, make_step_range, make_task
 
@@ -43,7 +45,7 @@ class TestAhead:
 
     def test_it_is_prepared_once_and_before_the_update(self, monkeypatch):
         events = []
-        prepare, update = BatchMaker.prepare, optim.update
+        prepare, update = BatchMaker.prepare, AdamW.update
 
         def prepared(maker, examples):
             events.append(examples[0].visit.number)
@@ -54,7 +56,7 @@ class TestAhead:
             update(*args)
 
         monkeypatch.setattr(BatchMaker, "prepare", prepared)
-        monkeypatch.setattr(optim, "update", updated)
+        monkeypatch.setattr(AdamW, "update", updated)
         run = Run()
         run.trainer.train_step(examples_of(run.step_range, 0), coming := examples_of(run.step_range, 1))
         run.trainer.train_step(coming)
@@ -84,7 +86,8 @@ class TestWorkingCopy:
                 step_range = make_step_range(task, stop - 2, stop)
                 for layer in adapter.fused.values():
                     layer.copies = None
-                trainer = Trainer(task, step_range, family, adapter, CPU)
+                trainable = LoraTraining(family, adapter, PRECISIONS[precision])
+                trainer = assemble(task, step_range, family, trainable, CPU)
                 if stop > 2:
                     trainer.restore(parse_state(*states.pop()))
                 reports = []

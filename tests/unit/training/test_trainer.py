@@ -10,14 +10,15 @@ from engine.core.errors import NonFiniteError
 from engine.models.family import Batch
 from engine.models.objectives.objective import LossOptions
 from engine.results.outcome import Clock
-from engine.results.state import dump_state, parse_state
+from engine.results.state import LossScale, dump_state, parse_state
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, LrScheduler, Model, Task, TrainArgs
-from engine.training import optim
+from engine.training.assembly import assemble
 from engine.training.encoding.visit_encoder import Example
-from engine.training.trainer import Trainer, train
-from tests.support.fakes import CPU, LinearFamily, PlainAdapter
+from engine.training.optimizers.lr_schedule import schedule_factor
+from engine.training.trainer import train
+from tests.support.fakes import CPU, LinearFamily, PlainTrainable
 
 ROWS = 5
 
@@ -72,9 +73,9 @@ class Run:
         self.task = task or make_task()
         self.family = LinearFamily()
         self.text = self.task.train_args.train_text_encoder
-        self.adapter = PlainAdapter.of(self.family, with_text_encoder=self.text)
+        self.trainable = PlainTrainable.of(self.family, with_text_encoder=self.text)
         self.step_range = make_step_range(self.task, start, stop)
-        self.trainer = Trainer(self.task, self.step_range, self.family, self.adapter, CPU)
+        self.trainer = assemble(self.task, self.step_range, self.family, self.trainable, CPU)
         self.reports = []
         if restore is not None:
             self.trainer.restore(restore)
@@ -122,10 +123,10 @@ class TestSplit:
 
     def test_something_was_trained(self):
         run = Run()
-        before = run.adapter.state()
+        before = run.trainable.state()
         losses = [report.loss for report in run.train().reports]
         assert losses[-1] < losses[0]
-        assert not torch.equal(run.adapter.state()["unet.to_q.lora_A.weight"], before["unet.to_q.lora_A.weight"])
+        assert not torch.equal(run.trainable.state()["unet.to_q.lora_A.weight"], before["unet.to_q.lora_A.weight"])
 
     def test_nothing_is_left_to_train(self):
         run = Run(start=8)
@@ -149,7 +150,7 @@ class TestStep:
         task = make_task(max_grad_norm=0.5)
         run = Run(task)
         run.trainer.step = 2  # a step whose rate is not zero
-        step_range, weight = run.step_range, run.adapter.parameters["unet.to_q.lora_A.weight"]
+        step_range, weight = run.step_range, run.trainable.parameters["unet.to_q.lora_A.weight"]
         reference = torch.nn.Parameter(weight.detach().clone())
         adam = torch.optim.AdamW([reference], lr=0.05 * 0.5 * (1 + math.cos(0)), foreach=True)
         total, losses = None, []
@@ -197,7 +198,8 @@ class TestStep:
             scale_lr=True, lr_scheduler=LrScheduler(lr_scheduler=schedule, lr_warmup_steps=3), learning_rate=0.001
         )
         run = Run(task).train()
-        expected = [optim.learning_rate(0.001 * 2 * 3, schedule, k, warmup_steps=3, max_steps=8) for k in range(8)]
+        base = 0.001 * 2 * 3
+        expected = [base * schedule_factor(base, schedule, k, warmup_steps=3, max_steps=8) for k in range(8)]
         assert [report.learning_rate for report in run.reports] == expected
 
     def test_noise_offset_changes_the_noise(self):
@@ -215,8 +217,8 @@ class TestTextEncoder:
 
     def test_it_is_trained_at_its_own_rate_and_clipped_with_the_rest(self):
         run = Run(self.TASK)
-        before, found = run.adapter.state(), {}
-        for name, parameter in run.adapter.parameters.items():
+        before, found = run.trainable.state(), {}
+        for name, parameter in run.trainable.parameters.items():
             parameter.register_hook(lambda gradient, name=name: found.setdefault(name, []).append(gradient))
         report = run.step()
         gradients = {name: (own[0] + own[1] + own[2]) / 3 for name, own in found.items()}
@@ -225,7 +227,7 @@ class TestTextEncoder:
         assert report.learning_rate == 0.05
         for name, rate in (("unet.to_q.lora_A.weight", 0.05), ("text_encoder.q_proj.lora_A.weight", 0.02)):
             # AdamW's first step: the rate times the gradient's sign, after the weights' decay.
-            moved = run.adapter.state()[name] - before[name] * (1 - rate * 0.01)
+            moved = run.trainable.state()[name] - before[name] * (1 - rate * 0.01)
             torch.testing.assert_close(moved, -rate * gradients[name].sign(), rtol=1e-4, atol=1e-6)
 
     def test_without_a_rate_of_its_own_it_has_the_denoisers(self):
@@ -241,12 +243,12 @@ class TestTextEncoder:
             run.step()
 
 
-def test_dropout_is_on_while_a_micro_batch_is_under_way_and_knows_its_first_visit():
+def test_a_method_knows_which_micro_batch_is_under_way():
     run, seen = Run(), []
     loss = run.family.loss
-    run.family.loss = lambda *args, **options: seen.append(run.adapter.dropping.address) or loss(*args, **options)
+    run.family.loss = lambda *args, **options: seen.append(run.trainable.address) or loss(*args, **options)
     run.train(stop=2)
-    assert seen == [0, 2, 4, 6, 8, 10] and run.adapter.dropping.address is None
+    assert seen == [0, 2, 4, 6, 8, 10] and run.trainable.address is None
 
 
 class TestNonFinite:
@@ -262,7 +264,7 @@ class TestNonFinite:
     def test_a_gradient_stops_before_the_update(self):
         run = Run().train(stop=3)
         before = run.bytes()
-        run.adapter.parameters["unet.to_q.lora_A.weight"].register_hook(lambda gradient: gradient * math.inf)
+        run.trainable.parameters["unet.to_q.lora_A.weight"].register_hook(lambda gradient: gradient * math.inf)
         with pytest.raises(NonFiniteError, match="the gradient's norm at step 4"):
             run.step()
         assert run.bytes() == before
@@ -278,7 +280,7 @@ class TestNonFinite:
             run.step()
         except NonFiniteError:
             assert run.bytes() == before
-        weight = run.adapter.parameters["unet.to_q.lora_A.weight"]
+        weight = run.trainable.parameters["unet.to_q.lora_A.weight"]
         assert bool(torch.isfinite(weight).all())
 
 
@@ -287,7 +289,7 @@ class TestLossScale:
 
     def overflowing(self, run, factor=math.inf):
         """The next step's scaled gradients overflow, its loss does not."""
-        parameter = run.adapter.parameters["unet.to_q.lora_A.weight"]
+        parameter = run.trainable.parameters["unet.to_q.lora_A.weight"]
         return parameter.register_hook(lambda gradient: gradient * factor)
 
     def test_the_scale_cancels_exactly(self):
@@ -303,12 +305,12 @@ class TestLossScale:
         after = run.trainer.state()
         assert (report.step, report.grad_norm, after.global_step) == (4, None, 4)
         assert math.isfinite(report.loss)
-        assert after.moments.step == before.moments.step == 3
-        assert after.loss_scale == optim.LossScale(before.loss_scale.scale / 2, 0)
+        assert after.optimizer.updates == before.optimizer.updates == 3
+        assert after.loss_scale == LossScale(before.loss_scale.scale / 2, 0)
         assert dump_state(after)[0] == dump_state(before)[0]
         handle.remove()
         run.step()
-        assert run.trainer.state().moments.step == 4 and run.trainer.step == 5
+        assert run.trainer.state().optimizer.updates == 4 and run.trainer.step == 5
 
     def test_all_steps_skipped_so_far_can_be_continued(self):
         whole, first = Run(make_task("fp16")), Run(make_task("fp16"))
@@ -321,7 +323,7 @@ class TestLossScale:
 
     def test_a_scale_below_one_ends_it(self):
         run = Run(make_task("fp16"))
-        run.trainer._loss_scale = optim.LossScale(1.0, 5)
+        run.trainer._loss_scale = LossScale(1.0, 5)
         before = run.bytes()
         self.overflowing(run)
         with pytest.raises(NonFiniteError, match="loss scale fell below 1 at step 1"):

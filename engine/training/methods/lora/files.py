@@ -12,7 +12,7 @@ from engine.core.errors import CheckpointError
 from engine.models.spec import FamilySpec
 from engine.training.methods.lora.adapter import Adapter, Tensors, tensors_by_name
 from engine.training.methods.lora.names import DOWN, places, tensor_names
-from engine.training.methods.lora.strength import header_metadata, strengths
+from engine.training.methods.lora.start_file import header_metadata, strengths
 
 
 def diffusers_state(adapter: Adapter) -> Tensors:

@@ -26,11 +26,11 @@ class TestAdapterOptions:
         ],
     )
     def test_what_the_weights_mean_belongs_to_the_world_where_set(self, extra, key, value):
-        before, now = job_of().world, job_of(text(**extra)).world
+        before, now = job_of().invariants, job_of(text(**extra)).invariants
         assert key not in before and now == before | {key: value}
 
     def test_an_alpha_that_is_the_rank_is_the_default(self):
-        assert job_of(text(lora={"rank": 3, "alpha": 3})).world == job_of(text(lora={"rank": 3})).world
+        assert job_of(text(lora={"rank": 3, "alpha": 3})).invariants == job_of(text(lora={"rank": 3})).invariants
 
     @pytest.mark.parametrize(
         "extra, change",
@@ -45,10 +45,10 @@ class TestAdapterOptions:
     )
     def test_how_they_are_trained_may_change_and_is_recorded(self, extra, change):
         before = job_of()
-        given = {"settings": before.settings, "digest": "d", "global_step": 1}
+        given = {"settings": before.recorded_settings, "digest": "d", "global_step": 1}
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
         now = job_of(text(**extra), parent=chain)
-        assert now.world == before.world and now.changed_settings() == change
+        assert now.invariants == before.invariants and now.changed_settings() == change
 
     def test_the_text_encoders_rate_is_told_where_it_is_trained(self):
         args = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-5, "batch_size": 4}
@@ -79,8 +79,8 @@ def test_the_plan_tells_what_is_made_in_between():
 
 
 def test_loras_that_are_kept_are_a_setting_where_they_are():
-    assert not any(key.startswith("checkpoint") for key in job_of().settings)
-    told = job_of(text(checkpoint_every_n_steps=7, checkpoint="/c")).settings
+    assert not any(key.startswith("checkpoint") for key in job_of().recorded_settings)
+    told = job_of(text(checkpoint_every_n_steps=7, checkpoint="/c")).recorded_settings
     assert {key: told[key] for key in told if key.startswith("checkpoint")} == {"checkpoint_every_n_steps": 7}
 
 
@@ -98,11 +98,11 @@ class TestHeldOut:
 
     def test_other_images_are_noted_not_refused(self):
         before = job_of(self.FOLDER, held_out=held_out_of())
-        given = {"settings": before.settings, "digest": "d", "global_step": 1}
+        given = {"settings": before.recorded_settings, "digest": "d", "global_step": 1}
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
         now = job_of(self.FOLDER, parent=chain, held_out=held_out_of("d" * 64))
         assert now.changed_settings() == {"validation.dataset": [before.curve, now.curve]}
-        assert now.world == before.world
+        assert now.invariants == before.invariants
         assert any("a new curve begins" in line for line in warnings(now))
         assert f"validation.dataset changes from '{before.curve}' to '{now.curve}' at step 0" in warnings(now)
 
@@ -130,7 +130,7 @@ class TestHeldOut:
     def test_the_plan_knows_what_is_measured_already(self):
         job = job_of(text(validation={"dataset": {"split": "test"}, "every_n_steps": 4}), held_out=held_out_of())
         rows = held_out_rows.dump([held_out_rows.Row(4, 0.5, (0.5,), 3, job.curve)])
-        given = {"settings": job.settings, "digest": "d", "global_step": 4, "held_out_losses": rows}
+        given = {"settings": job.recorded_settings, "digest": "d", "global_step": 4, "held_out_losses": rows}
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
         job = replace(job, parent=chain, step_range=replace(job.step_range, start_step=4, stop_step=10, max_steps=20))
         (line,) = [line for line in describe(job) if line.startswith("held-out loss")]

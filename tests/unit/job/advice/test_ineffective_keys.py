@@ -1,13 +1,9 @@
 """Keys that have no effect, and those that have."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
 from engine.job.advice.describe import describe
 from engine.job.advice.ineffective_keys import without_effect
-from engine.results.checkpoint import WarmStart
 from tests.support.jobs import held_out_of, job_of, text
 
 BOTH_DATASETS = {"name": "d", "url": "https://example.org/d"}
@@ -108,15 +104,6 @@ def test_it_is_told_with_the_plan():
 
 def test_a_model_from_the_hub_has_revisions():
     assert without_effect(job_of(text(model={"name": "m", "revision": "v2"}), base_revision="a" * 40)) == []
-
-
-@pytest.mark.parametrize("init, noted", [(True, False), (False, True), ("gaussian", True), ("loftq", False)])
-def test_a_lora_to_start_from_is_the_start(init, noted):
-    job = job_of(text(lora={"init_lora_weights": init}))
-    assert without_effect(job) == []
-    warm = replace(job, parent=WarmStart(digest="d" * 64, lora=b""), parent_folder=Path("/lora"))
-    note = "lora.init_lora_weights has no effect: the checkpoint is a LoRA to start from"
-    assert without_effect(warm) == [note] * noted
 
 
 @pytest.mark.parametrize("source, noted", [({"fraction": 0.5}, True), ({"split": "x"}, True), ({"name": "x"}, False)])

@@ -65,7 +65,7 @@ def test_it_comes_first_and_once():
 
 def test_who_goes_on_from_a_checkpoint_knows():
     job = job_of(text(train_args={"max_train_steps": 1000}))
-    given = {"settings": job.settings, "digest": "d", "global_step": 1}
+    given = {"settings": job.recorded_settings, "digest": "d", "global_step": 1}
     assert (
         lengths.notes(replace(job, parent=Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given))) == []
     )

@@ -12,11 +12,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
+from engine.job.memory.device_errors import memory_advice
 from engine.models import registry
 from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
-from engine.training.device import memory_advice
 from engine.training.methods.lora.targets import is_target
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 
@@ -83,7 +83,7 @@ class TestSizes:
         unet, adapter, _ = fake_adapted(UNet2DConditionModel, PUBLISHED[name]["unet"], torch.float32, lora)
         trained = sum(parameter.numel() for parameter in adapter.parameters.values())
         tape = footprint_of(name, lora, "no")[0].denoiser
-        assert (tape.parameters, tape.lora) == (num_parameters(unet) - trained, trained)
+        assert (tape.parameters, tape.trained) == (num_parameters(unet) - trained, trained)
 
     def test_of_the_autoencoder(self, name):
         config = PUBLISHED[name]["vae"]
@@ -128,7 +128,7 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
         options=lora,
         is_cuda=is_cuda,
     )
-    assert predicted == pytest.approx(found - 4 * tape.lora, rel=0.15)
+    assert predicted == pytest.approx(found - 4 * tape.trained, rel=0.15)
 
 
 @pytest.mark.parametrize("name, side, dtype", [("sd1", 512, torch.bfloat16), ("xl", 1024, torch.float32)])

@@ -214,7 +214,10 @@ class TestLoading:
         adapter = attach(parts, lora, 0, spec=spec)
         trained = {name: parameter.numel() for name, parameter in adapter.parameters.items()}
         denoisers = sum(count for name, count in trained.items() if spec.is_denoisers(name))
-        assert (workload.denoiser.lora, workload.text_encoders.lora) == (denoisers, sum(trained.values()) - denoisers)
+        assert (workload.denoiser.trained, workload.text_encoders.trained) == (
+            denoisers,
+            sum(trained.values()) - denoisers,
+        )
 
 
 class TestDrawing:

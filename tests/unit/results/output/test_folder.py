@@ -53,6 +53,12 @@ def snapshot(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def progress_of(output):
+    """The saved bytes, or None."""
+    with output.open_progress() as file:
+        return None if file is None else file.read()
+
+
 def claim(out, job=JOB, *, in_place=False, overwrite=False):
     with OutputFolder.lock(out) as output:
         return output.claim(job, in_place=in_place, overwrite=overwrite)
@@ -62,9 +68,9 @@ def run_job(output, job, *, in_place=False):
     """What `engine.job.run` does with the folder, with bytes in place of training."""
     if output.claim(job, in_place=in_place, overwrite=False) is Claim.FINISHED:
         return
-    done = int(output.load_progress() or b"0")
+    done = int(progress_of(output) or b"0")
     for step in range(done + 1, 3):
-        output.save_progress(str(step).encode())
+        output.save_progress([str(step).encode()])
     output.publish(output.validation, files(job), last="manifest.json")
     output.publish(output.checkpoint, files(job), last="manifest.json")
     output.write_result({"status": "done"})
@@ -183,14 +189,14 @@ class TestClaim:
 
     def test_who_asked_and_what_is_told(self, tmp_path):
         with OutputFolder.lock(tmp_path) as output:
-            assert not output.is_asked_by("request") and not output.tells_of("digest")
+            assert not output.is_same_request("request") and not output.is_recorded_as_done("digest")
             output.claim(JOB, in_place=False, overwrite=False, request="request")
-            assert output.is_asked_by("request") and not output.is_asked_by("another")
+            assert output.is_same_request("request") and not output.is_same_request("another")
             for result in ({"status": "interrupted", "checkpoint_digest": "digest"}, {"status": "done"}, []):
                 (tmp_path / "result.json").write_text(json.dumps(result))
-                assert not output.tells_of("digest")
+                assert not output.is_recorded_as_done("digest")
             output.write_result({"status": "done", "checkpoint_digest": "digest"})
-            assert output.tells_of("digest")
+            assert output.is_recorded_as_done("digest")
 
     def test_when_nothing_here_can_be_anothers(self, tmp_path):
         """Then signs of life may be written before the job knows what it is."""
@@ -231,7 +237,7 @@ class TestClaim:
 
 
 WORLD = {"rank": 8, "micro_batches": 1, "dataset": "a" * 64, "base_model": f"m@{'1' * 40}"}
-MINE = JobRecord("task", None, world=WORLD, curve="c" * 16, rows=13, max_steps=30)
+MINE = JobRecord("task", None, invariants=WORLD, curve="c" * 16, rows=13, max_steps=30)
 
 
 def put_published(out, job, *, step=10):
@@ -239,7 +245,7 @@ def put_published(out, job, *, step=10):
     (out / "checkpoint").mkdir(parents=True)
     manifest = {"task_digest": job.task_digest, "parent": job.parent, "global_step": step}
     manifest["dataset"] = {"rows": job.rows} if job.rows else {}
-    state = {"world": job.world, "settings": {"validation": {"dataset": job.curve} if job.curve else {}}}
+    state = {"world": job.invariants, "settings": {"validation": {"dataset": job.curve} if job.curve else {}}}
     (out / "checkpoint" / "manifest.json").write_text(json.dumps(manifest))
     (out / "checkpoint" / "state.json").write_text(json.dumps(state))
 
@@ -247,24 +253,24 @@ def put_published(out, job, *, step=10):
 def put_interrupted(out, job):
     with OutputFolder.lock(out) as output:
         output.claim(job, in_place=False, overwrite=False)
-        output.save_progress(b"exact")
+        output.save_progress([b"exact"])
 
 
 CHANGES = {
     "K": (
-        replace(MINE, world=WORLD | {"micro_batches": 2}),
+        replace(MINE, invariants=WORLD | {"micro_batches": 2}),
         r"K, the number of processes times gradient_accumulation_steps, is 1 then, 2 now",
     ),
     "the dataset": (
-        replace(MINE, world=WORLD | {"dataset": "b" * 64}, rows=14),
+        replace(MINE, invariants=WORLD | {"dataset": "b" * 64}, rows=14),
         r"images or captions have changed since \(13 rows then, 14 now\)",
     ),
     "the model's branch": (
-        replace(MINE, world=WORLD | {"base_model": f"m@{'2' * 40}"}),
+        replace(MINE, invariants=WORLD | {"base_model": f"m@{'2' * 40}"}),
         r"base_model is 'm@111111111111…' then, 'm@222222222222…' now",
     ),
     "an option that was at its default": (
-        replace(MINE, world=WORLD | {"alpha": 4.0}),
+        replace(MINE, invariants=WORLD | {"alpha": 4.0}),
         r"alpha is at its default then, 4.0 now",
     ),
     "the held-out images": (
@@ -363,7 +369,7 @@ class TestGoingOn:
             claim(tmp_path, replace(CHANGES["the dataset"][0], task_digest="with another fingerprint"))
 
     def test_of_two_trainings_that_have_nothing_in_common_little_is_told(self, tmp_path):
-        put_published(tmp_path, replace(MINE, world={f"key{n}": n for n in range(30)}))
+        put_published(tmp_path, replace(MINE, invariants={f"key{n}": n for n in range(30)}))
         with pytest.raises(OutputError, match=r"another job's result: .*, and \d+ other differences; choose another"):
             claim(tmp_path, replace(MINE, task_digest="other"))
 
@@ -372,17 +378,17 @@ class TestProgress:
     def test_there_and_back(self, tmp_path):
         with OutputFolder.lock(tmp_path) as output:
             output.claim(JOB, in_place=False, overwrite=False)
-            assert output.load_progress() is None
+            assert progress_of(output) is None
             for payload in (b"", b"1" * 10_000):
-                output.save_progress(payload)
-                assert output.load_progress() == payload
+                output.save_progress([payload])
+                assert progress_of(output) == payload
 
     def test_a_damaged_one_counts_as_none(self, tmp_path):
         put_unfinished(tmp_path, JOB)
         path = tmp_path / ".job" / "progress"
         path.write_bytes(path.read_bytes()[:-1])
         with OutputFolder.lock(tmp_path) as output:
-            assert output.load_progress() is None
+            assert progress_of(output) is None
 
 
 class TestCrashes:
@@ -442,14 +448,14 @@ class TestCrashes:
             out = tmp_path / str(n)
             with OutputFolder.lock(out) as output:
                 output.claim(JOB, in_place=False, overwrite=False)
-                output.save_progress(b"1")
+                output.save_progress([b"1"])
                 try:
                     with crash_at(n, monkeypatch):
-                        output.save_progress(b"2")
+                        output.save_progress([b"2"])
                 except Crash:
-                    assert output.load_progress() in (b"1", b"2")
+                    assert progress_of(output) in (b"1", b"2")
                 else:
-                    assert output.load_progress() == b"2" and n >= 3
+                    assert progress_of(output) == b"2" and n >= 3
                     return
         raise AssertionError("saving never came to its end")
 
@@ -458,7 +464,7 @@ class TestCrashes:
         a result.json that still says interrupted. Whoever finishes finds none and writes it."""
         with OutputFolder.lock(tmp_path) as output:
             output.claim(JOB, in_place=False, overwrite=False)
-            output.save_progress(b"state")
+            output.save_progress([b"state"])
             output.write_result({"status": "interrupted"})
         assert claim(tmp_path) is Claim.CONTINUES
         assert not (tmp_path / "result.json").exists()
@@ -628,7 +634,7 @@ class TestDisk:
         with OutputFolder.lock(tmp_path) as output:
             if action != "claim":
                 output.claim(JOB, in_place=False, overwrite=False)
-                output.save_progress(b"good")
+                output.save_progress([b"good"])
 
             def full(*arguments):
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -638,14 +644,14 @@ class TestDisk:
             with pytest.raises(OutputError, match="the disk is full: free some space"):
                 {
                     "claim": lambda: output.claim(JOB, in_place=False, overwrite=False),
-                    "progress": lambda: output.save_progress(b"next"),
+                    "progress": lambda: output.save_progress([b"next"]),
                     "publish": lambda: output.publish(output.checkpoint, files(JOB), last="manifest.json"),
                     "result": lambda: output.write_result({}),
                     "complete": output.complete,
                 }[action]()
             assert not output.checkpoint.exists()
             if action in ("progress", "publish", "result"):
-                assert output.load_progress() == b"good"
+                assert progress_of(output) == b"good"
 
     def test_the_file_named_last_is_written_last(self, tmp_path, monkeypatch):
         written = []
@@ -663,7 +669,7 @@ class TestDisk:
         with OutputFolder.lock(tmp_path) as output:
             run_job(output, JOB)
             output.claim(OTHER, in_place=True, overwrite=False)
-            output.save_progress(b"1")
+            output.save_progress([b"1"])
         paths = list(tmp_path.rglob("*"))
         assert len(paths) > 8
         assert {(path.stat().st_uid, path.stat().st_gid) for path in paths} == {(12345, 23456)}
@@ -689,7 +695,7 @@ def test_what_is_kept_belongs_to_the_owner_of_the_folder(tmp_path):
     os.chown(out, 1234, 2345)
     with OutputFolder.lock(out) as output:
         output.claim(JOB, in_place=False, overwrite=False)
-        output.keep("digest", b"data")
+        output.add_step_file("digest", b"data")
         output.publish(output.validation, {"inner/a": b"", "manifest.json": b""}, last="manifest.json")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")} == {(1234, 2345)}
 
@@ -750,4 +756,5 @@ class TestStrangersLinks:
             (tmp_path / ".job" / name).symlink_to("/dev/zero")
         (tmp_path / "result.json").symlink_to("/dev/zero")
         with OutputFolder.lock(tmp_path) as output:
-            assert output.load_progress() is None and not output.is_asked_by("request") and not output.tells_of("x")
+            assert progress_of(output) is None
+            assert not output.is_same_request("request") and not output.is_recorded_as_done("x")

@@ -1,6 +1,5 @@
-"""What is kept of steps before a task's end: when it is due, and that nothing but what the progress names counts."""
+"""Results of steps before a task's end: when they are due, and how they are stored."""
 
-import json
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ from engine.core.errors import OutputError
 from engine.core.files import atomic_files
 from engine.results.output import step_results
 from engine.results.output.folder import JobRecord, OutputFolder
-from engine.results.output.step_results import Kept
+from engine.results.output.step_results import StepResults
 from engine.task.task import Validation
 
 
@@ -51,14 +50,16 @@ class TestWhen:
         ],
     )
     def test_the_lora_that_a_task_begins_at_is_kept_too(self, every, start, stop, steps):
-        assert list(step_results.lora_steps(task(checkpoint_every_n_steps=every), step_range(start, stop))) == steps
+        assert (
+            list(step_results.checkpoint_steps(task(checkpoint_every_n_steps=every), step_range(start, stop))) == steps
+        )
 
     @pytest.mark.parametrize("cuts", [[7], [10, 20], [1, 2, 3, 30, 39], [15, 16, 17]])
     def test_a_chain_keeps_the_loras_of_one_task(self, cuts):
         every = task(checkpoint_every_n_steps=5)
         bounds = [0, *cuts, 40]
-        chain = [step for one in pairwise(bounds) for step in step_results.lora_steps(every, step_range(*one))]
-        assert chain == list(step_results.lora_steps(every, step_range(0, 40)))
+        chain = [step for one in pairwise(bounds) for step in step_results.checkpoint_steps(every, step_range(*one))]
+        assert chain == list(step_results.checkpoint_steps(every, step_range(0, 40)))
 
 
 def test_the_latest_steps_stay_with_both_their_files():
@@ -83,44 +84,35 @@ def contents(store, folder):
     return {name: b"".join(file.chunks()) for name, file in store.files(folder).items()}
 
 
-def save(output, hashes):
-    output.save_progress(json.dumps({"kept": hashes}).encode() + b"\ntensors")
-
-
-def load(output):
-    lines = []
-    return step_results.load_progress(output, lines.append), lines
-
-
-class TestKept:
+class TestStepResults:
     def test_written_read_and_limited(self, output):
-        store = Kept(output)
+        store = StepResults(output)
         for step in (1, 2, 3):
             store.hashes |= store.write({f"checkpoint/steps/{step:06}.safetensors": b"lora %d" % step})
         store.hashes |= store.write({"validation/step-000001/0.png": b"png"})
         assert contents(store, step_results.IMAGES) == {"step-000001/0.png": b"png"}
-        assert set(store.files(step_results.LORAS)) == {f"steps/00000{step}.safetensors" for step in (1, 2, 3)}
+        assert set(store.files(step_results.WEIGHTS)) == {f"steps/00000{step}.safetensors" for step in (1, 2, 3)}
         before = dict(store.hashes)
-        store.limit_loras(1)
-        assert contents(store, step_results.LORAS) == {"steps/000003.safetensors": b"lora 3"}
+        store.limit_weights(1)
+        assert contents(store, step_results.WEIGHTS) == {"steps/000003.safetensors": b"lora 3"}
         assert set(store.hashes) == {"checkpoint/steps/000003.safetensors", "validation/step-000001/0.png"}
         assert stored(output) == set(before.values())  # the saved progress may name them
-        store.tidy()
+        store.delete_unnamed()
         assert stored(output) == set(store.hashes.values())
 
     def test_equal_files_are_one_and_stay_as_long_as_one_is_named(self, output):
-        store = Kept(output)
+        store = StepResults(output)
         store.hashes |= store.write({f"checkpoint/steps/00000{step}.safetensors": b"same" for step in (1, 2)})
-        store.limit_loras(1)
-        store.tidy()
-        assert contents(store, step_results.LORAS) == {"steps/000002.safetensors": b"same"}
+        store.limit_weights(1)
+        store.delete_unnamed()
+        assert contents(store, step_results.WEIGHTS) == {"steps/000002.safetensors": b"same"}
 
     def test_nothing_is_made_where_nothing_is_kept(self, output):
-        Kept(output).tidy()
+        StepResults(output).delete_unnamed()
         assert not (output.root / ".job" / "kept").exists()
 
     def test_a_file_that_is_gone_is_not_published_as_another(self, output):
-        store = Kept(output)
+        store = StepResults(output)
         store.hashes |= store.write({"validation/step-000001/0.png": b"png"})
         (output.root / ".job" / "kept" / store.hashes["validation/step-000001/0.png"]).write_bytes(b"p")
         with pytest.raises(OutputError, match=r"a part of the result, is gone or damaged; run the same command again"):
@@ -128,38 +120,13 @@ class TestKept:
         assert not output.validation.exists()
 
     def test_the_files_are_for_everyone(self, output):
-        hashes = Kept(output).write({"validation/step-000001/0.png": b"png"})
+        hashes = StepResults(output).write({"validation/step-000001/0.png": b"png"})
         (digest,) = hashes.values()
         path = output.root / ".job" / "kept" / digest
         assert path.stat().st_mode & 0o777 == atomic_files.FILE_MODE
         assert path.parent.stat().st_mode & 0o777 == atomic_files.FOLDER_MODE
 
-
-class TestProgress:
-    def test_nothing_saved(self, output):
-        assert load(output) == (None, [])
-
-    def test_without_anything_kept(self, output):
-        output.save_progress(b'{"state": {}}\ntensors')  # as a version before this one wrote it
-        assert load(output) == (b'{"state": {}}\ntensors', [])
-
-    def test_all_that_it_names_is_there(self, output):
-        hashes = Kept(output).write({"a": b"1", "b": b"2"})
-        Kept(output).write({"of a later step": b"3"})
-        save(output, hashes)
-        assert load(output)[0] is not None
-
-    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
-    def test_something_that_it_names_is_not(self, output, damage):
-        hashes = Kept(output).write({"a": b"1", "b": b"2"})
-        save(output, hashes)
-        damage(output.root / ".job" / "kept" / hashes["b"])
-        assert load(output) == (
-            None,
-            ["b, which was kept of an earlier step, is gone or damaged: this task begins again"],
-        )
-
     def test_another_jobs_are_gone(self, output):
-        Kept(output).write({"a": b"1"})
+        StepResults(output).write({"a": b"1"})
         output.claim(JobRecord("another", None), in_place=False, overwrite=True)
         assert stored(output) == set()

@@ -1,16 +1,18 @@
 """Processes that share a step out have the bits of one; here they are threads that meet at a barrier."""
 
+import datetime
 import threading
 
 import pytest
+import torch.distributed as dist
 
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
 from engine.core.process.environment import Place
+from engine.core.process.signals import Stop
 from engine.results.state import dump_state, parse_state, weights_digest
 from engine.training.distributed.group import Group, Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import step_window
-from engine.training.trainer import Notice
 from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
 from tests.unit.training.test_trainer import Run, examples_of, make_task
 
@@ -34,9 +36,8 @@ class Threads(Processes):
 
         return torch.stack(self.exchange(own))
 
-    decided = Group.decided
     require_same = Group.require_same
-    one_first = Group.one_first
+    first_then_others = Group.first_then_others
 
 
 def in_threads(world_size, action):
@@ -68,12 +69,10 @@ def own_examples(run, processes):
     return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
 
 
-def train_in(world_size, task, *, start=0, stop=8, state=None, notices=None):
+def train_in(world_size, task, *, start=0, stop=8, state=None):
     def one(processes):
         run = Run(task, start=start, stop=stop, restore=parse_state(*state) if state else None)
         run.trainer._processes = processes
-        if notices:
-            run.trainer.notice = lambda: notices[processes.rank]
         while run.trainer.step < stop:
             run.reports.append(run.trainer.train_step(own_examples(run, processes)))
         return run
@@ -114,11 +113,6 @@ class TestGradients:
 
         assert in_threads(6, one)[0] != Run(task).train().bytes()
 
-    def test_a_notice_of_one_reaches_all_after_the_same_step(self):
-        task = make_task(gradient_accumulation_steps=6)
-        runs = train_in(3, task, stop=1, notices=[Notice(save=True), Notice(), Notice(signum=15)])
-        assert [run.trainer.noticed for run in runs] == [Notice(15, True)] * 3
-
 
 @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
 @pytest.mark.parametrize("center_crop, window", [(False, 1024), (True, 1024), (False, 2 * BATCH)])
@@ -155,18 +149,38 @@ def test_processes_that_disagree_end():
         in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
 
 
+@pytest.mark.parametrize(
+    "signums, saves, expected", [((0, 15), (True, False), (15, True)), ((0, 0), (False, False), (0, False))]
+)
+def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, expected):
+    """Through gloo, as between processes."""
+    store, agreed = dist.HashStore(), {}
+
+    def run(rank):
+        control = dist.ProcessGroupGloo(store, rank, 2, datetime.timedelta(seconds=60))
+        group = Group(Place(rank, 2, rank), Stop(), None, control)
+        agreed[rank] = group.agree(signum=signums[rank], save=saves[rank])
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert agreed == {0: expected, 1: expected}
+
+
 def test_the_first_goes_first():
     order = []
-    in_threads(3, lambda processes: processes.one_first(lambda: order.append(processes.rank)))
+    in_threads(3, lambda processes: processes.first_then_others(lambda: order.append(processes.rank)))
     assert order[0] == 0 and sorted(order) == [0, 1, 2]
 
 
 def test_one_process_alone_agrees_with_itself():
     alone = Processes()
     alone.require_same("anything", 1, DeviceError)
-    assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.from_first(lambda: 3) == 3
-    assert alone.one_first(lambda: "x") == "x" and alone.bytes_from_first(lambda: None) is None
-    assert alone.decided(15, 0) == 15
+    assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.broadcast(lambda: 3) == 3
+    assert alone.first_then_others(lambda: "x") == "x" and alone.broadcast_bytes(lambda: None) is None
+    assert alone.agree(signum=15, save=False) == (15, False)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,7 @@ def test_what_the_others_end_with(error, expected):
 
 
 def test_the_digest_is_over_names_and_bits():
-    state = Run().trainer.state().adapter
+    state = Run().trainer.state().trained
     digest = weights_digest(state)
     assert digest == weights_digest(dict(reversed(state.items())))
     (name, tensor), *_ = state.items()

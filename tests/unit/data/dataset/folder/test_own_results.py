@@ -25,7 +25,7 @@ def start(out):
     with OutputFolder.lock(out) as output:
         assert output.claim(JOB, in_place=False, overwrite=False) in (Claim.FRESH, Claim.CONTINUES)
         output.write("progress.jsonl", PROGRESS.encode())
-        output.save_progress(b"")
+        output.save_progress([])
         output.keep("digest", picture(8))
 
 

@@ -17,11 +17,11 @@ from peft.tuners.lora import LoraLayer
 
 from engine.core.errors import CheckpointError
 from engine.models.families.sdxl.spec import SPEC
-from engine.results import checkpoint
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora import files
 from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.registry import METHODS, load_parent
 from tests.support.tolerance import assert_equal_but_for_rounding, depth
 from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them
     ATTENTION,
@@ -390,9 +390,9 @@ class TestWarmStart:
         """A UNet adapted and saved by PEFT itself, with a strength of 2."""
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(ATTENTION), init_lora_weights=False)
         get_peft_model(fresh(unet), config).save_pretrained(tmp_path)
-        found = checkpoint.load(tmp_path)
+        found = load_parent(tmp_path, METHODS["lora"])
         assert found.name == "adapter_model.safetensors" and found.config
-        with_config, without = (read_diffusers_file(found.lora, config=each) for each in (found.config, None))
+        with_config, without = (read_diffusers_file(found.weights, config=each) for each in (found.config, None))
         adapter = attach(unet, Lora(rank=RANK, target_modules=ATTENTION), 0)
         assert with_config.keys() == adapter.parameters.keys()
         for key, tensor in with_config.items():

@@ -1,16 +1,62 @@
-"""The strength that a LoRA file's own notes give it: alpha / rank, as Diffusers and PEFT write it down. No torch."""
+"""The LoRA file to start from: which file of a folder it is, and its strength by its metadata. No torch."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 from engine.core.errors import CheckpointError
+from engine.core.messages import listing, shown
 
+LORA_FILE: Final = "pytorch_lora_weights.safetensors"
+PEFT_FILE: Final = "adapter_model.safetensors"
+PEFT_CONFIG: Final = "adapter_config.json"
+"""What PEFT saves beside it: rank, alpha, targets."""
+
+_PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA_KEY: Final = "lora_adapter_metadata"
+
+
+def find_start(folder: Path, names: Set[str]) -> tuple[str, str | None]:
+    """Return the name of the LoRA in a folder, and that of PEFT's configuration where it belongs to it.
+
+    The LoRA is Diffusers' file, PEFT's, or the only .safetensors file.
+
+    Args:
+        folder: for messages.
+        names: of all that is in it.
+
+    Raises:
+        CheckpointError: there is none, or no telling which.
+    """
+    name = _lora_file(folder, names)
+    return name, PEFT_CONFIG if name == PEFT_FILE and PEFT_CONFIG in names else None
+
+
+def _lora_file(folder: Path, names: Set[str]) -> str:
+    for name in (LORA_FILE, PEFT_FILE):
+        if name in names:
+            return name
+    found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{folder} holds {len(found)} .safetensors files ({listing(found)}): put the LoRA to start from into a "
+            f"folder of its own, or call it {LORA_FILE}"
+        )
+    if pickles := sorted(name for name in names if name.endswith(_PICKLES)):
+        raise CheckpointError(
+            f"{folder} holds {shown(pickles[0])}, a pickle, which can run code; convert it to safetensors "
+            "(docs/task.md says how)"
+        )
+    raise CheckpointError(
+        f"{folder} holds no checkpoint (manifest.json) and no LoRA ({LORA_FILE}, or a single .safetensors file)"
+    )
 
 
 def header_metadata(data: bytes) -> Mapping[str, str] | None:

@@ -1,0 +1,107 @@
+"""When a training's progress is saved, and what all processes do together after a step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Final
+
+from engine.core.errors import DeviceError
+from engine.job.context import RunContext
+from engine.job.start import Training
+from engine.results.history import DIGEST_STEPS, StepReport
+from engine.results.output.saved_progress import SavedProgress
+from engine.results.state import weights_digest
+
+_MAX_SAVING_SHARE: Final = 0.05
+"""Upper bound on the share of a training's time that is spent on saving, however slow the disk."""
+
+
+class ProgressSaver:
+    """Saves the exact progress now and then, and when asked to. Only the first process writes."""
+
+    def __init__(self, context: RunContext, training: Training) -> None:
+        self._context = context
+        self._training = training
+        self._saved_at = time.monotonic()
+        self._cost = 0.0
+
+    def save(self) -> None:
+        """Save now; the state must be one after a whole number of steps.
+
+        Raises:
+            NonFiniteError: the last update has left float32; what was saved before stays.
+            OutputError: it cannot be written.
+        """
+        start = time.monotonic()
+        self._require_finite()
+        if self._context.processes.is_first:
+            training = self._training
+            SavedProgress(
+                state=training.trainer.state(),
+                history=training.history,
+                held_out_losses=training.held_out_losses,
+                step_hashes=training.step_results.hashes,
+                origins=training.origins,
+                so_far=self._context.outcome.so_far(),
+            ).write(self._context.output, self._context.job.record)
+            training.step_results.delete_unnamed()
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - start
+
+    def finish(self) -> None:
+        """Save the end of the training.
+
+        Raises:
+            DeviceError: the processes' weights differ.
+        """
+        self.require_sound()
+        self.save()
+
+    def require_sound(self) -> None:
+        """Check the weights in all processes before anything is made of them.
+
+        Raises:
+            NonFiniteError: the last update has left float32.
+            DeviceError: the processes' weights differ.
+        """
+        self._require_finite()
+        if self._context.processes.world_size > 1:
+            self._agreed_digest()
+
+    def _require_finite(self) -> None:
+        self._training.trainable.require_finite(self._training.trainer.step)
+
+    def _agreed_digest(self) -> str:
+        """Return the digest of the weights, which must be the same in all processes.
+
+        Raises:
+            DeviceError: it is not, so a machine's arithmetic or memory is wrong.
+        """
+        digest = weights_digest(self._training.trainable.state())
+        step = self._training.trainer.step
+        self._context.processes.require_same(f"the digest of the weights after step {step}", digest, DeviceError)
+        return digest
+
+    def _is_due(self) -> bool:
+        """Whether the last save is old enough, and cost little enough, for the next one."""
+        due = max(self._context.settings.save_seconds, self._cost / _MAX_SAVING_SHARE)
+        return self._context.processes.is_first and time.monotonic() - self._saved_at >= due
+
+    def after_step(self, report: StepReport) -> None:
+        """Add the step to the history, then save or stop, if the processes agree to. All of them call it.
+
+        Raises:
+            Interrupted: the job is to stop; its progress is saved.
+            DeviceError: the processes' weights differ.
+        """
+        stop, processes = self._context.stop, self._context.processes
+        signum, is_due = processes.agree(signum=stop.signum, save=self._is_due())
+        is_recorded = report.step % DIGEST_STEPS == 0
+        if is_recorded or (processes.world_size > 1 and (is_due or signum)):
+            digest = self._agreed_digest()
+            report = replace(report, weights=digest) if is_recorded else report
+        self._training.history.append(report)
+        if is_due and not signum:
+            self.save()
+        stop.check(self.save, signum=signum)

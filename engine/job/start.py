@@ -1,0 +1,150 @@
+"""The beginning of a training: the base model loaded, what is trained, and the state that it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from engine.core.console import NOTE, say
+from engine.job.context import RunContext
+from engine.job.job import Job
+from engine.models import registry
+from engine.models.family import PRECISIONS, Family, LoadArgs
+from engine.results import held_out_rows, provenance
+from engine.results import history as history_file
+from engine.results.checkpoint import Checkpoint
+from engine.results.history import StepReport
+from engine.results.output import saved_progress
+from engine.results.output.saved_progress import SavedProgress
+from engine.results.output.step_results import StepResults
+from engine.results.state import TrainState, parse_state
+from engine.training.assembly import assemble
+from engine.training.methods import registry as methods
+from engine.training.methods.method import Trainable
+from engine.training.methods.warm_start import WarmStart
+from engine.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is in memory while a job trains."""
+
+    family: Family
+    trainable: Trainable
+    trainer: Trainer
+    history: list[StepReport]
+    step_results: StepResults
+    held_out_losses: list[held_out_rows.Row] = field(default_factory=list)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    """The devices and versions that trained this task's steps (`provenance.extended_origins`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beginning:
+    """What a training goes on from."""
+
+    state: TrainState | None = None
+    history: list[StepReport] = field(default_factory=list)
+    held_out_losses: list[held_out_rows.Row] = field(default_factory=list)
+    step_hashes: Mapping[str, str] = field(default_factory=dict)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+
+
+def load_family(job: Job, device: torch.device) -> Family:
+    """Load the job's base model.
+
+    Raises:
+        ModelError: it is incomplete or of the wrong kind.
+    """
+    return registry.load(
+        job.base.family,
+        LoadArgs(
+            folder=job.base.folder,
+            single_file=job.base.single_file,
+            variants=job.base.variants,
+            dtype=PRECISIONS[job.task.mixed_precision],
+            device=device,
+            prediction_type=job.prediction_type,
+            zero_terminal_snr=job.task.train_args.zero_terminal_snr,
+            caption_chunks=job.task.dataset.caption_chunks,
+        ),
+    )
+
+
+def start_training(context: RunContext, family: Family) -> Training:
+    """Prepare what is trained, and go on from the saved progress, the checkpoint, given weights, or from nothing.
+
+    Raises:
+        TaskError: the task's targets match nothing, or something that cannot be adapted.
+        CheckpointError: what is to be continued does not fit.
+    """
+    job, outcome = context.job, context.outcome
+    beginning = _saved(context) or _parents(job)
+    trainable = methods.attach(
+        family,
+        job.task,
+        context.device,
+        start=beginning.state.start if beginning.state else None,
+        warm_start=job.parent if isinstance(job.parent, WarmStart) and not beginning.state else None,
+    )
+    trainer = assemble(job.task, job.step_range, family, trainable, context.device, processes=context.processes)
+    if beginning.state:
+        trainer.restore(beginning.state)
+    outcome.global_step = outcome.resumed_from_step = trainer.step
+    if trainer.step > job.step_range.start_step:
+        say(f"going on at step {trainer.step}, where this task was interrupted")
+    return Training(
+        family=family,
+        trainable=trainable,
+        trainer=trainer,
+        history=beginning.history,
+        step_results=StepResults(context.output, beginning.step_hashes),
+        held_out_losses=beginning.held_out_losses,
+        origins=_extended_origins(beginning.origins, trainer.step, context.device),
+    )
+
+
+def _extended_origins(origins: list[dict[str, Any]], step: int, device: torch.device) -> list[dict[str, Any]]:
+    """Add this run's device and versions, and warn where the steps before were trained with others."""
+    found = provenance.extended_origins(origins, step, provenance.origin(device))
+    if len(found) > max(1, len(origins)):
+        say(
+            f"{NOTE}the steps before were trained on another device or with other versions, so the result's bits are "
+            "those of neither alone: its lineage says which steps were trained where"
+        )
+    return found
+
+
+def _saved(context: RunContext) -> _Beginning | None:
+    """Return what the first process finds saved in the output folder; None where there is nothing to go on from."""
+    processes, found = context.processes, None
+    if processes.is_first:
+        found = saved_progress.read(context.output, context.job.record, say)
+    header = processes.broadcast(lambda: found and found[0])
+    tensors = processes.broadcast_bytes(lambda: found and found[1])
+    if header is None or tensors is None:
+        return None
+    saved = SavedProgress.parse(header, tensors)
+    context.outcome.before = saved.so_far
+    return _Beginning(
+        state=saved.state,
+        history=saved.history,
+        held_out_losses=saved.held_out_losses,
+        step_hashes=saved.step_hashes,
+        origins=saved.origins,
+    )
+
+
+def _parents(job: Job) -> _Beginning:
+    """Return what the checkpoint to continue holds; nothing where the task begins a training."""
+    parent = job.parent
+    if not isinstance(parent, Checkpoint):
+        return _Beginning()
+    return _Beginning(
+        state=parse_state(parent.state_tensors, parent.state_scalars),
+        history=history_file.parse(parent.history),
+        held_out_losses=held_out_rows.parse(parent.held_out_losses),
+    )

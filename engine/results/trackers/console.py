@@ -1,0 +1,39 @@
+"""The training on the console: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.core.console import Meter
+from engine.results.history import StepReport
+from engine.results.trackers.speed import Speed
+from engine.results.trackers.tracker import TrackedTraining
+
+
+class ConsoleTracker:
+    """Shows how far the training is, its loss, its learning rate and its speed."""
+
+    def __init__(self, training: TrackedTraining) -> None:
+        step_range = training.step_range
+        self._visits_per_step = step_range.visits_per_step
+        self._meter = Meter("training", "steps", step_range.stop_step, start=training.step, begins=False)
+        self._speed = Speed()
+        training.clock.watchers.append(self._phase)
+
+    def _phase(self, name: str) -> None:
+        if name == "train":  # encoding the first images has a bar of its own, and is no part of the training's time
+            self._meter.begin()
+            self._speed.begin()
+
+    def step(self, report: StepReport) -> None:
+        images_per_second = self._speed.step() * self._visits_per_step
+        self._meter.update(
+            report.step,
+            f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {images_per_second:.1f} images/s",
+        )
+
+    def event(self, name: str, **values: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self._meter.close()

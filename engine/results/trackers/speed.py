@@ -1,0 +1,25 @@
+"""How fast a training is."""
+
+from __future__ import annotations
+
+import time
+
+
+class Speed:
+    """Counts a training's steps, and the seconds since it began."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._steps = 0
+
+    def begin(self) -> None:
+        """Count the time from now on; later calls change nothing."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def step(self) -> float:
+        """Count one step, and return the steps per second so far."""
+        self.begin()
+        assert self._since is not None
+        self._steps += 1
+        return self._steps / max(time.monotonic() - self._since, 1e-9)

@@ -1,0 +1,66 @@
+"""Assemble a trainer from a task, a base model in memory, and what is trained of it."""
+
+from __future__ import annotations
+
+import torch
+
+from engine.models.family import PRECISIONS, Batch, Family
+from engine.models.objectives.objective import LossOptions
+from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
+from engine.task.plan.steps import StepRange
+from engine.task.task import Task
+from engine.training.distributed.group import Processes
+from engine.training.encoding.batches import BatchMaker
+from engine.training.methods.method import Trainable
+from engine.training.optimizers import registry as optimizers
+from engine.training.trainer import StepOptions, Trainer
+
+
+def assemble(
+    task: Task,
+    step_range: StepRange,
+    family: Family,
+    trainable: Trainable,
+    device: torch.device,
+    *,
+    processes: Processes | None = None,
+) -> Trainer:
+    """Return the trainer of a task at its first step, with the optimizer and the loss that the task asks for.
+
+    Args:
+        task: the task.
+        step_range: its slice of the training.
+        family: the base model, as `methods.registry.attach` left it.
+        trainable: what is trained of it.
+        device: that it is trained on.
+        processes: that share the micro-batches of a step out; None is this one alone.
+    """
+    args, groups = task.train_args, trainable.groups
+    rates = (base_learning_rate(args, step_range.micro_batches), base_text_encoder_rate(args, step_range.micro_batches))
+    options = StepOptions(
+        base_rates=rates[: len(groups)],
+        lr_scheduler=args.lr_scheduler,
+        max_grad_norm=args.max_grad_norm,
+        scales_loss=task.mixed_precision == "fp16",
+    )
+    loss_options = LossOptions.of(args)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return family.loss(batch, loss_options)
+
+    return Trainer(
+        trainable,
+        optimizers.make(groups, args),
+        BatchMaker(
+            family,
+            device,
+            dtype=PRECISIONS[task.mixed_precision],
+            seed=task.seed,
+            resolution=args.resolution,
+            noise_offset=args.noise_offset,
+        ),
+        loss,
+        options=options,
+        step_range=step_range,
+        processes=processes,
+    )

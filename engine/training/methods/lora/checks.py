@@ -1,0 +1,148 @@
+"""What of a LoRA's task can be refused before a model is loaded, by the headers of files. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engine.core.errors import CheckpointError
+from engine.core.messages import plural
+from engine.models.base_model import BaseModel
+from engine.models.base_model_files import is_weight
+from engine.models.single_file.header import Tensor, read_header
+from engine.models.spec import FamilySpec
+from engine.task.task import Task
+from engine.training.methods.lora.names import places, require_fit, tensor_names
+from engine.training.methods.lora.start_file import header_metadata, strengths
+from engine.training.methods.lora.targets import (
+    NO_QUANTISED_START,
+    match_targets,
+    require_decomposable,
+)
+from engine.training.methods.warm_start import WarmStart
+
+_WEIGHT: Final = ".weight"
+_KINDS: Final = {2: "Linear", 4: "Conv2d"}
+"""What a weight of so many dimensions belongs to."""
+_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    shape: tuple[int, ...]
+
+
+def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str]:
+    """Check the layers to adapt and a LoRA to start from against the base model's weights.
+
+    Returns:
+        Lines on what was not checked.
+
+    Raises:
+        TaskError: `lora.target_modules` names no layer of the base model, or none that can be adapted.
+        CheckpointError: a LoRA to start from is no such file, or another adapter's or model's.
+        ModelError: the weights are malformed.
+    """
+    family = base.family
+    components = family.trained_components(with_text_encoders=task.train_args.train_text_encoder)
+    shapes = {component: _weights(base, component) for component in components}
+    layers = {
+        component: _targets(family.targets_of(component, task.lora.target_modules), found)
+        for component, found in shapes.items()
+        if found
+    }
+    lines = []
+    if family.denoiser not in layers:
+        where = "in one file" if base.single_file else "not downloaded yet"
+        lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
+    elif task.lora.init_lora_weights == "loftq":
+        lines += _check_loftq(family, layers[family.denoiser], task.lora.rank, warm_start)
+    if warm_start:
+        _check_warm_start(warm_start, family, components, task.lora.rank, layers)
+    return lines
+
+
+def _weights(base: BaseModel, component: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a component's tensors; empty where its weights are not at hand under Diffusers' names."""
+    if base.single_file is not None:
+        return {}
+    variant = base.variants.get(component)
+    paths = [p for p in sorted((base.folder / component).glob("*.safetensors")) if is_weight(p.name, variant)]
+    shards = [match for path in paths if (match := _SHARD.search(path.name))]
+    if shards and len(shards) != int(shards[0][1]):  # others are still to be downloaded
+        return {}
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        found |= read_header(path, f"{component}/{path.name}").tensors
+    return {name: tensor.shape for name, tensor in found.items()}
+
+
+def _targets(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The layers that the targets name among a component's tensors, and their weights' shapes."""
+    kinds: dict[str, str | None] = {}
+    for name, shape in shapes.items():
+        module, _, last = name.rpartition(".")
+        parents = module.split(".")
+        for depth in range(1, len(parents)):
+            kinds.setdefault(".".join(parents[:depth]), "a group of layers")
+        if last == "weight":
+            kinds[module] = (
+                None
+                if len(shape) in _KINDS
+                else f"of another type (its weight has {plural(len(shape), 'axis', 'axes')})"
+            )
+        else:
+            kinds.setdefault(module, "of another type")
+    return {name: shapes[f"{name}{_WEIGHT}"] for name in match_targets(kinds, targets)}
+
+
+def _check_loftq(
+    family: FamilySpec, layers: Mapping[str, tuple[int, ...]], rank: int, warm_start: WarmStart | None
+) -> list[str]:
+    """Check the denoiser's layers, of which LoftQ quantises the linear ones; return a line where there is none."""
+    linear = {name: shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
+    linear = {family.lora_name(family.denoiser, name): shape for name, shape in linear.items()}
+    require_decomposable(linear, rank)
+    if linear and warm_start:
+        raise CheckpointError(NO_QUANTISED_START)
+    return [] if linear else ["note: lora.init_lora_weights 'loftq' has no effect: no target is a linear layer"]
+
+
+def _check_warm_start(
+    warm_start: WarmStart,
+    family: FamilySpec,
+    components: Sequence[str],
+    rank: int,
+    layers: Mapping[str, Mapping[str, tuple[int, ...]]],
+) -> None:
+    """Check a LoRA as `files` reads it and `adapter` fits it, by names and shapes alone."""
+    shapes = _lora_shapes(warm_start.weights)
+    found = {
+        tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
+        for key, (module, kind) in places(shapes, family, components).items()
+        if kind != "alpha"
+    }
+    strengths(components, metadata=header_metadata(warm_start.weights), config=warm_start.config)
+    if layers.keys() != set(components):
+        return
+    expected: dict[str, _Shape] = {}
+    for component, own_layers in layers.items():
+        for module, (outer, inner, *kernel) in own_layers.items():
+            down, up = tensor_names(family.lora_name(component, module))
+            expected[down] = _Shape((rank, inner, *kernel))
+            expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
+    require_fit(found, expected)
+
+
+def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        # No stub says so: a list of names with their dtype, shape and bytes.
+        entries = deserialize(data)  # type: ignore[no-untyped-call]
+        return {name: tuple(entry["shape"]) for name, entry in entries}
+    except (SafetensorError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None

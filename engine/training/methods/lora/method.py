@@ -1,0 +1,108 @@
+"""The LoRA method in memory: an attached adapter, as the loop trains it and the results publish it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from safetensors.torch import save as serialise_tensors
+
+from engine.core.errors import NonFiniteError
+from engine.models.family import PRECISIONS, Family
+from engine.task.task import Task
+from engine.training.methods.lora import webui_metadata
+from engine.training.methods.lora.adapter import Adapter, Tensors, disabled
+from engine.training.methods.lora.adapter import attach as attach_adapter
+from engine.training.methods.lora.files import diffusers_state, read_diffusers_file, webui_state
+from engine.training.methods.lora.low_precision import WorkingCopy
+from engine.training.methods.lora.spec import WEBUI_FILE
+from engine.training.methods.lora.start_file import LORA_FILE
+from engine.training.methods.method import About, Parameters
+from engine.training.methods.warm_start import WarmStart
+
+
+class LoraTraining:
+    """A family's adapter while it is trained; see `Trainable`."""
+
+    def __init__(self, family: Family, adapter: Adapter, dtype: torch.dtype) -> None:
+        """
+        Args:
+            family: the base model that the adapter is attached to.
+            adapter: what is trained.
+            dtype: of the layers' computations.
+        """
+        self._family = family
+        self._adapter = adapter
+        self._working_copy = WorkingCopy(adapter.parameters, adapter.fused, dtype)
+
+    @property
+    def parameters(self) -> Parameters:
+        """See `Trainable.parameters`."""
+        return self._adapter.parameters
+
+    @property
+    def groups(self) -> Sequence[Parameters]:
+        """See `Trainable.groups`."""
+        groups: tuple[dict[str, torch.nn.Parameter], ...] = ({}, {})
+        for name, parameter in self.parameters.items():
+            groups[not self._family.spec.is_denoisers(name)][name] = parameter
+        return [group for group in groups if group]
+
+    @property
+    def start(self) -> Tensors:
+        """LoftQ's start values, which the published files subtract; see `Trainable.start`."""
+        return self._adapter.initial
+
+    def state(self) -> Tensors:
+        """See `Trainable.state`."""
+        return self._adapter.state()
+
+    def restore(self, trained: Mapping[str, torch.Tensor]) -> None:
+        """See `Trainable.restore`."""
+        self._adapter.restore(trained)
+
+    def step(self) -> AbstractContextManager[Sequence[torch.Tensor]]:
+        """See `Trainable.step`: gradients are taken of a copy in the precision that the layers compute in."""
+        return self._working_copy.taken()
+
+    def micro_batch(self, address: int) -> AbstractContextManager[None]:
+        """See `Trainable.micro_batch`: dropout is on."""
+        return self._adapter.dropping.at(address)
+
+    def baseline(self) -> AbstractContextManager[None]:
+        """See `Trainable.baseline`: the adapters are switched off; with LoftQ the denoiser stays quantised."""
+        return disabled([self._family.denoiser, *self._family.text_encoders.values()])
+
+    def require_finite(self, step: int) -> None:
+        """See `Trainable.require_finite`: finite weights may leave float32 at the adapter's strength."""
+        for name, tensor in diffusers_state(self._adapter).items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"{name} is not finite after step {step}; try a lower learning_rate or lora.alpha")
+
+    def export(self, about: About) -> dict[str, bytes]:
+        """See `Trainable.export`: the LoRA in Diffusers' format and in the web interfaces'."""
+        tensors = webui_state(self._adapter, self._family.webui_name)
+        metadata = webui_metadata.describe(
+            tensors,
+            about.base.family.webui_metadata(about.base.config, about.prediction_type),
+            identity=about.base.identity,
+            resolution=about.resolution,
+            global_step=about.global_step,
+        )
+        return {
+            LORA_FILE: serialise_tensors(diffusers_state(self._adapter)),
+            WEBUI_FILE: webui_metadata.serialise(tensors, metadata),
+        }
+
+
+def attach(
+    family: Family, task: Task, device: torch.device, *, start: Tensors | None, warm_start: WarmStart | None
+) -> LoraTraining:
+    """Attach an adapter to the denoiser and, where they are trained, the text encoders; see `Trainable`."""
+    names = family.spec.trained_components(with_text_encoders=task.train_args.train_text_encoder)
+    components = {name: family.parts[name].to(device) for name in names}
+    adapter = attach_adapter(components, task.lora, task.seed, spec=family.spec, initial=start)
+    if warm_start:
+        adapter.warm_start(read_diffusers_file(warm_start.weights, family.spec, components, config=warm_start.config))
+    return LoraTraining(family, adapter, PRECISIONS[task.mixed_precision])

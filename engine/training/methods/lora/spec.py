@@ -1,0 +1,85 @@
+"""The row of the LoRA method: its files, its task keys, and what a chain must agree on. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from engine.models.parts.tape import Tape
+from engine.models.spec import FamilySpec
+from engine.task.task import Task
+from engine.training.methods.lora.checks import check
+from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
+from engine.training.methods.lora.targets import is_target
+from engine.training.methods.method import Change, MethodSpec
+from engine.training.methods.warm_start import WarmStart
+
+WEBUI_FILE: Final = "lora_webui.safetensors"
+
+_FILES: Final[Mapping[str, str]] = {LORA_FILE: ".safetensors", WEBUI_FILE: "_webui.safetensors"}
+
+
+def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
+    """Return what all tasks of a chain must agree on; see `MethodSpec.invariants`."""
+    lora, targets = task.lora, family.targets_of(family.denoiser, task.lora.target_modules)
+    alpha = lora.rank if lora.alpha is None else lora.alpha
+    # Only where set: a checkpoint older than these options continues with a task that leaves them out.
+    options = {"alpha": float(alpha) if alpha != lora.rank else None, "use_rslora": lora.use_rslora}
+    return {
+        "adapter": "loftq" if lora.init_lora_weights == "loftq" else "lora",
+        "rank": lora.rank,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        **{key: value for key, value in options.items() if value},
+    }
+
+
+def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
+    """Return what is likely a mistake; see `MethodSpec.notes`."""
+    if warm_start is None:
+        return []
+    found = []
+    if task.lora.init_lora_weights in (False, "gaussian"):
+        found.append("lora.init_lora_weights has no effect: the checkpoint is a LoRA to start from")
+    if warm_start.name == PEFT_FILE and warm_start.config is None:
+        found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is taken for 1")
+    return found
+
+
+def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[Tape, Tape]:
+    """Return the tapes of a training step; see `MethodSpec.tapes`."""
+    lora = task.lora
+    denoiser = Tape(
+        is_adapted=is_target(family.targets_of(family.denoiser, lora.target_modules)),
+        rank=lora.rank,
+        width=value_bytes,
+        norm_width=norm_bytes,
+        is_dropping=lora.dropout > 0,
+    )
+    texts = family.text_lora_targets if task.train_args.train_text_encoder else ()
+    return denoiser, replace(denoiser, is_adapted=is_target(texts))
+
+
+def smaller(task: Task) -> Iterator[Change]:
+    """Yield the task with lower and lower ranks; see `MethodSpec.smaller`."""
+    for rank in (1024, 512, 256, 128, 64, 32, 16, 8, 4):
+        if rank < task.lora.rank:
+            yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
+
+
+def copies(task: Task) -> int:
+    """Return how many values the saved state holds of each trained one: LoftQ's start values count."""
+    return 2 if task.lora.init_lora_weights == "loftq" else 1
+
+
+LORA: Final = MethodSpec(
+    module="engine.training.methods.lora.method",
+    files=_FILES,
+    invariants=invariants,
+    find_start=find_start,
+    check=check,
+    notes=notes,
+    tapes=tapes,
+    smaller=smaller,
+    copies=copies,
+)

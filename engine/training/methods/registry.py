@@ -1,0 +1,68 @@
+"""The training methods that `training_type` can name, and what is read from disk by way of them. No torch."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from engine.core.errors import CheckpointError
+from engine.results import checkpoint
+from engine.results.checkpoint import Checkpoint
+from engine.task.task import Task, TrainingType
+from engine.training.methods import warm_start
+from engine.training.methods.lora.spec import LORA
+from engine.training.methods.method import MethodSpec
+from engine.training.methods.warm_start import WarmStart
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.models.family import Family
+    from engine.training.methods.method import Tensors, Trainable
+
+METHODS: Final[Mapping[TrainingType, MethodSpec]] = {"lora": LORA}
+
+_DEFAULT: Final[TrainingType] = "lora"
+"""The method of a checkpoint that names none: a key at its default is absent."""
+
+
+def attach(
+    family: Family, task: Task, device: torch.device, *, start: Tensors | None, warm_start: WarmStart | None
+) -> Trainable:
+    """Prepare a base model in memory for the method that the task names; see `Trainable`."""
+    module = importlib.import_module(METHODS[task.training_type].module)
+    trainable: Trainable = module.attach(family, task, device, start=start, warm_start=warm_start)
+    return trainable
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: missing, incomplete, corrupt or malformed, or without the files of the method that made it.
+    """
+    found = checkpoint.load(folder)
+    name = found.world.get("training_type", _DEFAULT)
+    method = next((row for key, row in METHODS.items() if key == name), None)  # a stranger's name may be any value
+    if method is None:
+        raise CheckpointError(f"{folder} was made by a training_type that this version does not have")
+    endings = set(method.files.values())
+    if not found.manifest["files"].keys() >= method.files.keys():
+        raise CheckpointError(f"{folder / checkpoint.MANIFEST} is not a checkpoint's manifest; take another checkpoint")
+    for name in found.steps:
+        if checkpoint.step_ending(name) not in endings:
+            raise CheckpointError(f"{folder / checkpoint.MANIFEST} names {name!r}, which no checkpoint holds")
+    return found
+
+
+def load_parent(folder: Path, method: MethodSpec) -> Checkpoint | WarmStart:
+    """Read and verify what a task continues, or begins with.
+
+    Raises:
+        CheckpointError: neither a checkpoint nor weights that the method can start from.
+    """
+    if checkpoint.MANIFEST in checkpoint.names_in(folder):
+        return load_checkpoint(folder)
+    return warm_start.read(folder, method.find_start, main_file=method.main_file)

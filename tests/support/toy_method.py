@@ -1,0 +1,97 @@
+"""A training method in one file: a vector that is added to the output of each of the denoiser's attentions."""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from safetensors.torch import load, save
+
+from engine.core.errors import CheckpointError, NonFiniteError
+from engine.models.parts.tape import Tape
+from engine.training.methods.method import MethodSpec
+
+FILE = "biases.safetensors"
+END = ".to_out.0"
+
+
+def find_start(folder, names):
+    if FILE not in names:
+        raise CheckpointError(f"{folder} has no {FILE}")
+    return FILE, None
+
+
+def tapes(family, task, value_bytes, norm_bytes):
+    """As if each vector were a LoRA of rank 1."""
+    tape = Tape(is_adapted=lambda name: name.endswith(END), rank=1, width=value_bytes, norm_width=norm_bytes)
+    return tape, replace(tape, is_adapted=lambda name: False)
+
+
+TOY_METHOD = MethodSpec(
+    module=__name__,
+    files={FILE: "_biases.safetensors"},
+    invariants=lambda family, task: {"biases_of": "attention"},
+    find_start=find_start,
+    check=lambda base, task, warm_start: [],
+    notes=lambda task, warm_start: [],
+    tapes=tapes,
+    smaller=lambda task: iter(()),
+    copies=lambda task: 1,
+)
+
+
+class Biases:
+    """The vectors while they are trained."""
+
+    def __init__(self, layers, device):
+        self.parameters = {
+            f"{name}.added": torch.nn.Parameter(torch.zeros(layer.out_features, device=device))
+            for name, layer in sorted(layers.items())
+        }
+        self.groups = [self.parameters]
+        self.start = {}
+        self._is_on = True
+        for name, layer in layers.items():
+            layer.register_forward_hook(self._adding(self.parameters[f"{name}.added"]))
+
+    def _adding(self, bias):
+        return lambda layer, inputs, output: output + bias.to(output.dtype) if self._is_on else output
+
+    def state(self):
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def restore(self, trained):
+        if trained.keys() != self.parameters.keys():
+            raise CheckpointError("the checkpoint's biases are of other layers")
+        for name, parameter in self.parameters.items():
+            if trained[name].shape != parameter.shape:
+                raise CheckpointError(f"the checkpoint's bias of {name} has another size")
+            parameter.copy_(trained[name])
+
+    def step(self):
+        return nullcontext(list(self.parameters.values()))
+
+    def micro_batch(self, address):
+        return nullcontext()
+
+    @contextmanager
+    def baseline(self):
+        self._is_on = False
+        yield
+        self._is_on = True
+
+    def require_finite(self, step):
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values()):
+            raise NonFiniteError(f"a bias is not finite after step {step}")
+
+    def export(self, about):
+        return {FILE: save(self.state())}
+
+
+def attach(family, task, device, *, start, warm_start):
+    family.denoiser.requires_grad_(False)
+    layers = {name: layer for name, layer in family.denoiser.named_modules() if name.endswith(END)}
+    biases = Biases(layers, device)
+    if warm_start:
+        biases.restore(load(warm_start.weights))
+    return biases

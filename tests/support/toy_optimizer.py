@@ -1,0 +1,40 @@
+"""An optimizer in one file: gradient descent with momentum, which has one slot (Polyak 1964)."""
+
+import torch
+
+from engine.core.errors import NonFiniteError
+from engine.results.state import OptimizerState
+from engine.training.optimizers.optimizer import OptimizerSpec
+from engine.training.optimizers.slots import copied, require_fit
+
+TOY_OPTIMIZER = OptimizerSpec(module=__name__, slots=("velocity",))
+
+
+class Momentum:
+    def __init__(self, groups):
+        self._groups = groups
+        self._velocity = {name: torch.zeros_like(p) for group in groups for name, p in group.items()}
+        self._updates = 0
+
+    @torch.no_grad()
+    def update(self, gradients, rates):
+        if max(rates) > 1e30:
+            raise NonFiniteError("the learning rate is beyond float32")
+        for group, rate in zip(self._groups, rates, strict=True):
+            for name, parameter in group.items():
+                parameter.sub_(rate * self._velocity[name].mul_(0.9).add_(gradients[name]))
+        self._updates += 1
+
+    def state(self):
+        slots = {"velocity": {name: copied(value, like=value) for name, value in self._velocity.items()}}
+        return OptimizerState(slots, self._updates)
+
+    def restore(self, state):
+        require_fit(state, {"velocity": self._velocity})
+        for name, value in self._velocity.items():
+            value.copy_(state.slots["velocity"][name])
+        self._updates = state.updates
+
+
+def make(groups, args):
+    return Momentum(groups)

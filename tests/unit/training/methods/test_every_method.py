@@ -1,0 +1,168 @@
+"""What each training method of the registry promises, and one that is not in it, on the tiny Stable Diffusion."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.core.errors import CheckpointError, NonFiniteError
+from engine.models import registry as families
+from engine.models.family import LoadArgs
+from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
+from engine.training.methods import registry
+from engine.training.methods.method import About
+from engine.training.methods.registry import METHODS
+from tests.support import tiny
+from tests.support.fakes import CPU
+from tests.support.toy_method import TOY_METHOD
+
+ROWS = {**METHODS, "toy": TOY_METHOD}
+CASES = {
+    "lora": ("lora", Lora(rank=2)),
+    "LoftQ": ("lora", Lora(rank=2, init_lora_weights="loftq", target_modules=("to_q", "conv1"))),
+    "toy": ("toy", Lora()),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.build_sd(tmp_path_factory.mktemp("model"))
+
+
+def load(folder):
+    row = families.detect(json.loads((folder / "model_index.json").read_text()))
+    args = LoadArgs(
+        folder=folder,
+        variants=dict.fromkeys(row.weighted),
+        dtype=torch.float32,
+        device=CPU,
+        prediction_type="epsilon",
+    )
+    return families.load(row, args)
+
+
+@pytest.fixture(params=CASES)
+def task(request, monkeypatch):
+    monkeypatch.setattr(registry, "METHODS", ROWS)
+    name, options = CASES[request.param]
+    args = TrainArgs(train_text_encoder=name == "lora")
+    return Task(model=Model(name="m"), dataset=Dataset(name="d"), training_type=name, lora=options, train_args=args)
+
+
+@pytest.fixture
+def family(folder):
+    return load(folder)
+
+
+def attach(family, task, start=None):
+    return registry.attach(family, task, CPU, start=start, warm_start=None)
+
+
+def change(trainable, amount=0.01):
+    """As a training would."""
+    with torch.no_grad():
+        for i, parameter in enumerate(trainable.parameters.values()):
+            parameter.add_(amount * torch.linspace(-1, 1 + i, parameter.numel()).reshape(parameter.shape))
+
+
+@torch.no_grad()
+def prediction(family):
+    states = torch.linspace(-1, 1, 77 * tiny.HIDDEN).reshape(1, 77, tiny.HIDDEN)
+    return family.denoiser(torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), 3, states).sample
+
+
+def about(folder, step=3):
+    base = SimpleNamespace(
+        family=families.detect(json.loads((folder / "model_index.json").read_text())),
+        identity="sha256:0",
+        config=lambda component: json.loads((folder / component / "config.json").read_text()),
+    )
+    return About(base=base, prediction_type="epsilon", resolution=64, global_step=step)
+
+
+def test_its_parameters_are_all_that_is_trained(family, task):
+    trainable = attach(family, task)
+    parameters = trainable.parameters
+    assert list(parameters) == sorted(parameters) and all(p.dtype == torch.float32 for p in parameters.values())
+    grouped = [name for group in trainable.groups for name in group]
+    assert sorted(grouped) == list(parameters) and all(trainable.groups)
+    assert len(trainable.groups) == 1 + task.train_args.train_text_encoder
+    own = set(map(id, parameters.values()))
+    roots = [family.denoiser, *family.text_encoders.values()]
+    assert {id(p) for root in roots for p in root.parameters() if p.requires_grad} <= own
+    with trainable.step() as trained:
+        assert [tensor.shape for tensor in trained] == [p.shape for p in parameters.values()]
+
+
+def test_another_one_goes_on_from_its_state(folder, family, task):
+    trainable = attach(family, task)
+    change(trainable)
+    start = {name: tensor.clone() for name, tensor in trainable.start.items()}
+    other_family = load(folder)
+    other = attach(other_family, task, start=start)
+    other.restore(trainable.state())
+    assert all(torch.equal(p, other.parameters[name]) for name, p in trainable.parameters.items())
+    assert torch.equal(prediction(family), prediction(other_family))
+    assert trainable.export(about(folder)) == other.export(about(folder))
+
+
+def test_its_state_is_a_copy(family, task):
+    trainable = attach(family, task)
+    state = trainable.state()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    change(trainable)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+    assert not all(torch.equal(trainable.parameters[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("damage", ["missing", "more", "shape"])
+def test_another_state_is_refused(family, task, damage):
+    trainable = attach(family, task)
+    state = trainable.state()
+    name = next(iter(state))
+    tensor = state.pop(name)
+    if damage == "more":
+        state |= {name: tensor, f"{name}.more": tensor}
+    elif damage == "shape":
+        state[name] = tensor[:-1]
+    with pytest.raises(CheckpointError):
+        trainable.restore(state)
+
+
+def test_the_baseline_does_not_depend_on_the_training(family, task):
+    trainable = attach(family, task)
+    with trainable.baseline():
+        before = prediction(family)
+    change(trainable, 0.5)
+    with trainable.baseline():
+        assert torch.equal(prediction(family), before)
+    assert not torch.equal(prediction(family), before)
+
+
+def test_it_publishes_the_files_that_its_row_names(folder, family, task):
+    row, trainable = ROWS[task.training_type], attach(family, task)
+    before = trainable.export(about(folder))
+    change(trainable)
+    files = trainable.export(about(folder))
+    assert list(files) == list(row.files) and row.main_file in files
+    assert all(files[name] != before[name] for name in files)
+    assert files == trainable.export(about(folder))
+    assert len(row.step_files(7, files)) == len(files)
+
+
+def test_what_is_not_finite_is_not_published(family, task):
+    trainable = attach(family, task)
+    trainable.require_finite(3)
+    with torch.no_grad():
+        next(iter(trainable.parameters.values())).view(-1)[0] = torch.inf
+    with pytest.raises(NonFiniteError, match="after step 3"):
+        trainable.require_finite(3)
+
+
+def test_the_saved_values_are_as_many_as_its_row_says(family, task):
+    """By them the disk space is predicted; LoftQ's convolutions have no start values."""
+    trainable = attach(family, task)
+    trained, start = (sum(map(torch.numel, named.values())) for named in (trainable.parameters, trainable.start))
+    copies = ROWS[task.training_type].copies(task)
+    assert (copies - 2) * trained < start <= (copies - 1) * trained

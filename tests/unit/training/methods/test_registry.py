@@ -1,0 +1,31 @@
+"""A checkpoint holds the files of the method that made it, and no others of earlier steps."""
+
+import pytest
+
+from engine.core.errors import CheckpointError
+from engine.training.methods.registry import METHODS, load_checkpoint
+from tests.unit.results.test_checkpoint import WORLD, build, step_files, write
+
+
+def test_what_the_method_writes_is_read(tmp_path):
+    files, digest = build(steps={name: b"weights" for name in step_files(1)})
+    assert load_checkpoint(write(tmp_path, files)).digest == digest
+
+
+@pytest.mark.parametrize("missing", METHODS["lora"].files)
+def test_none_of_its_files_is_missing(tmp_path, missing):
+    weights = {name: b"weights" for name in METHODS["lora"].files if name != missing}
+    with pytest.raises(CheckpointError, match="is not a checkpoint's manifest"):
+        load_checkpoint(write(tmp_path, build(weights=weights)[0]))
+
+
+def test_no_other_file_of_an_earlier_step(tmp_path):
+    files, _ = build(steps={"steps/000001_other.safetensors": b"weights"})
+    with pytest.raises(CheckpointError, match=r"000001_other.*no checkpoint holds"):
+        load_checkpoint(write(tmp_path, files))
+
+
+@pytest.mark.parametrize("name", ["of a later version", ["lora"], 1])
+def test_a_method_that_is_not_there(tmp_path, name):
+    with pytest.raises(CheckpointError, match="training_type that this version does not have"):
+        load_checkpoint(write(tmp_path, build(world=WORLD | {"training_type": name})[0]))

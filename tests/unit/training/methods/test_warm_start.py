@@ -1,0 +1,64 @@
+"""A folder of weights to begin with."""
+
+import hashlib
+
+import pytest
+
+from engine.core.errors import CheckpointError
+from engine.training.methods.registry import METHODS, load_parent
+from engine.training.methods.warm_start import WarmStart
+from tests.unit.results.test_checkpoint import build, write
+
+
+def load(folder):
+    return load_parent(folder, METHODS["lora"])
+
+
+class TestWarmStart:
+    def test_a_lora_alone(self, tmp_path):
+        found = load(write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", "README.md": b""}))
+        assert found == WarmStart(
+            digest=hashlib.sha256(b"lora").hexdigest(), weights=b"lora", name="pytorch_lora_weights.safetensors"
+        )
+
+    @pytest.mark.parametrize("name", ["my_style_v1.safetensors", "adapter_model.safetensors"])
+    def test_under_another_name(self, tmp_path, name):
+        found = load(write(tmp_path, {name: b"lora", "README.md": b"", ".x.safetensors": b"hidden"}))
+        assert (found.name, found.weights, found.config) == (name, b"lora", None)
+        assert found.digest == hashlib.sha256(b"lora").hexdigest()
+
+    def test_pefts_configuration_belongs_to_it(self, tmp_path):
+        files = {"adapter_model.safetensors": b"lora", "adapter_config.json": b"{}"}
+        found, digest = load(write(tmp_path, files)), hashlib.sha256(b"lora{}").hexdigest()
+        assert (found.config, found.digest) == (b"{}", digest)
+
+    @pytest.mark.parametrize(
+        "files, words",
+        [
+            ({"b.safetensors": b"", "a.safetensors": b""}, r"holds 2 \.safetensors files \(a\.safetensors, b\."),
+            ({"adapter_model.bin": b""}, r"adapter_model\.bin, a pickle"),
+            ({"a.txt": b""}, r"holds no checkpoint .* or a single \.safetensors file"),
+        ],
+    )
+    def test_no_telling_which_it_is(self, tmp_path, files, words):
+        with pytest.raises(CheckpointError, match=words):
+            load(write(tmp_path, files))
+
+    def test_a_link_is_not_followed(self, tmp_path):
+        write(tmp_path / "other", {"secret.safetensors": b"lora"})
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "a.safetensors").symlink_to(tmp_path / "other" / "secret.safetensors")
+        with pytest.raises(CheckpointError, match="is not a plain file"):
+            load(tmp_path / "own")
+
+    @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "global_step.txt", "FINISH"])
+    def test_the_rest_of_a_broken_checkpoint_is_no_lora_alone(self, tmp_path, name):
+        write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", name: b""})
+        with pytest.raises(CheckpointError, match=f"has {name} but no manifest.json: it is incomplete"):
+            load(tmp_path)
+
+    def test_an_output_folder_is_answered_with_its_checkpoint(self, tmp_path):
+        write(tmp_path / "checkpoint", build()[0])
+        with pytest.raises(CheckpointError, match=f"--checkpoint {tmp_path / 'checkpoint'}$") as caught:
+            load(tmp_path)
+        assert caught.value.code == 5

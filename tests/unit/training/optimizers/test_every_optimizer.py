@@ -1,0 +1,118 @@
+"""What each optimizer of the registry promises, and one that is not in it: an exact state, complete, by name."""
+
+import pytest
+import torch
+
+from engine.core.errors import CheckpointError, NonFiniteError
+from engine.results.state import OptimizerState, TrainState, dump_state, parse_state
+from engine.task.task import TrainArgs
+from engine.training.optimizers import registry
+from engine.training.optimizers.registry import OPTIMIZERS
+from tests.support.toy_optimizer import TOY_OPTIMIZER
+from tests.unit.training.optimizers.test_adamw import by_name, parameters
+
+ROWS = {**OPTIMIZERS, "toy": TOY_OPTIMIZER}
+
+
+@pytest.fixture(params=ROWS)
+def name(request, monkeypatch):
+    monkeypatch.setattr(registry, "OPTIMIZERS", ROWS)
+    return request.param
+
+
+def make(name, named):
+    """The optimizer over two groups, whose order is not that of the names."""
+    groups = [{key: named[key] for key in keys} for keys in ("bd", "ac")]
+    return registry.make(groups, TrainArgs(optimizer=name))
+
+
+def train(optimizer, named, start, stop):
+    for step in range(start, stop):
+        optimizer.update(by_name(named, step), [1e-3 / (step + 1), 1e-4])
+
+
+def through_a_file(state, named):
+    """What a checkpoint gives back of it."""
+    trained = {name: parameter.detach() for name, parameter in named.items()}
+    return parse_state(*dump_state(TrainState(global_step=9, trained=trained, optimizer=state))).optimizer
+
+
+def same(one, other):
+    return (one.updates, one.slots.keys()) == (other.updates, other.slots.keys()) and all(
+        torch.equal(tensor, other.slots[slot][name]) for slot in one.slots for name, tensor in one.slots[slot].items()
+    )
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+def test_the_state_has_each_slot_of_each_parameter(name, updates):
+    named = parameters()
+    optimizer = make(name, named)
+    train(optimizer, named, 0, updates)
+    state = optimizer.state()
+    assert state.updates == updates and state.slots.keys() == set(ROWS[name].slots)
+    assert not {"adapter", "initial"} & set(ROWS[name].slots), "these are other parts of the state's file"
+    for slot in state.slots.values():
+        assert {key: tensor.shape for key, tensor in slot.items()} == {key: p.shape for key, p in named.items()}
+        assert all(bool(tensor.any()) == (updates > 0) for tensor in slot.values())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 10])
+def test_cut_and_continued_has_the_same_bits(name, cut):
+    whole = parameters()
+    uninterrupted = make(name, whole)
+    train(uninterrupted, whole, 0, 10)
+
+    before = parameters()
+    optimizer = make(name, before)
+    train(optimizer, before, 0, cut)
+    after = {key: torch.nn.Parameter(parameter.detach().clone()) for key, parameter in before.items()}
+    continued = make(name, after)
+    continued.restore(through_a_file(optimizer.state(), before))
+    train(continued, after, cut, 10)
+
+    assert all(torch.equal(after[key], whole[key]) for key in whole)
+    assert not torch.equal(whole["a"], parameters()["a"]), "something was trained"
+    assert same(continued.state(), uninterrupted.state())
+
+
+def test_state_and_optimizer_share_no_memory(name):
+    named = parameters()
+    optimizer = make(name, named)
+    train(optimizer, named, 0, 1)
+    saved = optimizer.state()
+    copy = through_a_file(saved, named)
+    optimizer.restore(saved)
+    train(optimizer, named, 1, 2)
+    assert same(saved, copy)
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "shape", "no slot", "another slot"])
+def test_foreign_state_is_refused_by_name(name, change):
+    named = parameters()
+    optimizer = make(name, named)
+    state = optimizer.state()
+    slots = {slot: dict(tensors) for slot, tensors in state.slots.items()}
+    first = ROWS[name].slots[-1]
+    words = f"{first} .* at c$"
+    tensor = slots[first].pop("c")
+    if change == "more":
+        slots[first] |= {"c": tensor, "bb": tensor}
+        words = f"{first} .* at bb$"
+    elif change == "shape":
+        slots[first]["c"] = tensor[:1]
+    elif change == "no slot":
+        del slots[first]
+        words = f"another optimizer .{first}"
+    elif change == "another slot":
+        slots[first]["c"] = tensor
+        slots["stranger"] = slots[first]
+        words = "another optimizer .stranger"
+    with pytest.raises(CheckpointError, match=words):
+        optimizer.restore(OptimizerState(slots, state.updates))
+
+
+def test_a_rate_beyond_float32_changes_nothing(name):
+    named = parameters()
+    with pytest.raises(NonFiniteError, match="beyond float32"):
+        make(name, named).update(by_name(named, 0), [1e308, 1e308])
+    assert all(torch.equal(named[key], parameter) for key, parameter in parameters().items())
