@@ -14,8 +14,6 @@ from engine.core.limits import Limits
 from engine.data.fetch.archive import extract
 
 LIMITS = Limits(max_dataset_bytes=32 << 20, ratio_free_bytes=1 << 20, max_files=1000)
-
-
 FILES = {"metadata.jsonl": b'{"file_name": "1.png", "text": "a"}\n', "1.png": b"\x89PNG image"}
 
 

@@ -17,11 +17,7 @@ from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
 
 CAPTIONS = ["a red square", "ein grünes Quadrat", ""]
-
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
 TICK = 0.02
 """Longer than the kernel's clock for files stands still."""
 

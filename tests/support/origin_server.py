@@ -10,11 +10,7 @@ from engine.data.fetch import Limits
 from tests.support.archives import zip_of
 
 FILES = {"metadata.jsonl": b'{"file_name": "1.png", "text": "a"}\n', "1.png": os.urandom(300_000)}
-
-
 ARCHIVE = zip_of(FILES)
-
-
 OPEN = Limits(allow_private_urls=True)
 
 

@@ -161,8 +161,6 @@ def values_of(part: dict) -> st.SearchStrategy:
 
 
 NEARLY_TASKS = values_of(DEFINITION)
-
-
 STOP_AT_FIRST = fastjsonschema.compile(DEFINITION, use_default=False, use_formats=False)
 
 

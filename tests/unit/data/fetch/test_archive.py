@@ -224,8 +224,6 @@ def test_a_broken_header_in_the_middle_is_not_the_end(tmp_path):
 
 
 ZEROS = bytes(40 << 20)
-
-
 BOMBS = {
     "zip": lambda: zip_of({"a": ZEROS}),
     "many in a zip": lambda: zip_of({str(i): ZEROS[: 1 << 20] for i in range(40)}),

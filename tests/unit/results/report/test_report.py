@@ -13,8 +13,6 @@ from engine.results.report import Picture, render
 from tests.support.reports import GPU, VERSIONS, Page, curve, measured, numbers, png, sample, task_entry
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-
 REPORTS = {
     "usual": {},
     "finished": {"finished": True, "global_step": 100, "max_steps": 100},

@@ -7,8 +7,6 @@ import pytest
 from tests.support.datasets import PICTURES, metadata, opened, put, write_tar
 
 NAME = "café été"
-
-
 FORMS = [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC"), ("NFD", "NFD")]
 
 
