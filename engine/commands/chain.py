@@ -31,7 +31,7 @@ again after an interruption it goes on where it was: a task whose result is ther
 max_train_steps or max_train_epochs was raised since, a finished chain is made longer.
 """
 ATTEMPTS: Final = 3
-"""How often a task is started that ends with a temporary failure."""
+"""The number of starts of a task that ends with a temporary failure each time."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What all programs have in common: how they end."""
+"""The common end of all programs: exit codes, and errors as one line."""
 
 from __future__ import annotations
 

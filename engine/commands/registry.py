@@ -15,7 +15,7 @@ class Program(NamedTuple):
     """A row of `PROGRAMS`."""
 
     module: str
-    """Where its `main` is. Imported when the program is started."""
+    """The module that holds its `main`, imported when the program is started."""
     summary: str
 
 
