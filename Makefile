@@ -5,7 +5,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # A process for each core; the tests of a file stay together, since they share what is built for them.
 PARALLEL := -n logical --dist loadfile
 
-.PHONY: help setup demo test test-slow test-container check schema fmt image image-cpu lock clean
+# The rooms that need no torch to train, what holds for the whole repository, and one training through the entry point.
+QUICK := $(addprefix tests/unit/,core task results data commands) $(wildcard tests/test_*.py) tests/tools tests/integration/test_one_job.py
+
+.PHONY: help setup demo test test-quick test-slow test-container check schema fmt image image-cpu lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +41,9 @@ demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 mi
 
 test: setup  ## the tests, on all cores
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-quick: setup  ## a selection: without the training's parts, with one training
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long and not gpu and not container" $(QUICK)
 
 test-slow: setup  ## the tests that take long
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
