@@ -1,7 +1,7 @@
-# One training job as an image: docs/container.md says how to build and run it, and why it is as it is.
+# One training job as an image: docs/image.md says how to build it, docs/container.md how to run it, and why it is as it is.
 #
 # torch's wheels bring CUDA 13 themselves, so the base image only says which driver is needed. Any Debian or Ubuntu does.
-# The digest is that of the tag's index of platforms; docs/container.md says how to look up a newer one.
+# The digest is that of the tag's index of platforms; docs/image.md says how to look up a newer one.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04@sha256:2ab6381d970b211fb93853796dc6707eb8a72575a375c422b17cf4d8b2641701
 
 # Wheels that no index offers may come from a folder: docker build --build-context wheels=FOLDER

@@ -22,7 +22,7 @@ esac
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' engine/__init__.py)
 flags+=(--build-arg "VERSION=$version")
 if revision=$(git rev-parse HEAD 2>/dev/null); then
-  # The image's creation time is the commit's; docs/container.md has the flags that set its files' times too.
+  # The image's creation time is the commit's; docs/image.md has the flags that set its files' times too.
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
   export SOURCE_DATE_EPOCH
   flags+=(--build-arg "REVISION=$revision")

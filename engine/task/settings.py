@@ -67,7 +67,7 @@ def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) ->
     parser = _Parser(
         prog=prog,
         description=description,
-        epilog="In brackets: the variable that says the same, and the default. README.md has the exit codes.",
+        epilog="In brackets: the variable that says the same, and the default. docs/contract.md has the exit codes.",
         allow_abbrev=False,  # an abbreviation may become ambiguous with a later flag
     )
     parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")

@@ -1,4 +1,4 @@
-"""What README.md and the documents on containers tell people to type, typed: every `sh` fence, word for word.
+"""What README.md and the users' documents tell people to type, typed: every `sh` fence, word for word.
 
 The commands run in a folder that looks like a checkout, with two programs in front: a `docker` that adds what this
 machine lacks (a GPU, the Hub, the image's name), and a `make` that only knows whether there is such a target. Nothing
@@ -22,13 +22,24 @@ from tests.support.fake_hub import serving_hub
 
 pytestmark = pytest.mark.container
 
-DOCUMENTS = ("README.md", "docs/container.md", "deploy/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/chains.md",
+    "docs/container.md",
+    "docs/cookbook.md",
+    "docs/image.md",
+    "docs/trust.md",
+    "docs/verify.md",
+    "deploy/README.md",
+)
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 VENV_PYTHON = ".venv/bin/python"
 NOT_RUN = {
     "make demo": "CI's own step",
     "make test": "CI's own step",
     ".venv/bin/python entrypoint.py caption": "needs a captioner from the Hub",
+    "docker compose run --rm train": "tests/container/test_compose.py",
+    "docker compose run --rm chain": "tests/container/test_compose.py",
     "docker buildx build": "the base image is on a registry, and it takes minutes: tried by hand",
     "docker buildx imagetools": "the image would have to be on a registry",
     "cosign": "the image would have to be on a registry",
@@ -160,6 +171,17 @@ def is_whole(folder):
     )
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def empty(folder):
+    """Replace a folder by an empty one of the same person."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    give(folder, CALLER)
+
+
 def is_done(folder):
     result = json.loads((folder / "result.json").read_text())
     return result["status"] == "done" and (folder / "checkpoint/manifest.json").exists()
@@ -177,6 +199,7 @@ def test_every_fence_is_known():
         fence("entrypoint.py verify out", "entrypoint.py compare"),
         fence("sd-lora-task prefetch", "--network=none"),
         fence("sd-lora-task prefetch", "--prune"),
+        fence("--read-only --cap-drop ALL"),
     ]
     left = [text for name in DOCUMENTS for text in fences(name) if text not in tried]
     lines = [line for text in left for line in text.splitlines() if not line.startswith("export ")]
@@ -200,13 +223,11 @@ def test_a_task_of_ones_own(shell):
     assert not (shell.folder / "out/result.json").exists()
     shell(train)
     assert is_done(shell.folder / "out") and owners(shell.folder / "out") == {CALLER}
-    whole = {path.name: path.read_bytes() for path in (shell.folder / "out/checkpoint").iterdir()}
+    whole = contents(shell.folder / "out/checkpoint")
     for line in fence("--task - < task/task.json").splitlines():
-        shutil.rmtree(shell.folder / "out")
-        (shell.folder / "out").mkdir()
-        give(shell.folder / "out", CALLER)
+        empty(shell.folder / "out")
         shell(line)
-        assert {path.name: path.read_bytes() for path in (shell.folder / "out/checkpoint").iterdir()} == whole
+        assert contents(shell.folder / "out/checkpoint") == whole
 
 
 def test_ahead_of_time(shell):
@@ -215,8 +236,13 @@ def test_ahead_of_time(shell):
     assert "5 images" in shell(fill)
     shell(train)
     assert is_done(shell.folder / "out")
+    whole = contents(shell.folder / "out/checkpoint")
     # The folders belong to that person.
-    prune = f"id() {{ echo {CALLER[0]}; }}\n" + fence("sd-lora-task prefetch", "--prune")
+    identity = f"id() {{ echo {CALLER[0]}; }}\n"
+    empty(shell.folder / "out")
+    shell(identity + fence("--read-only --cap-drop ALL"))
+    assert contents(shell.folder / "out/checkpoint") == whole
+    prune = identity + fence("sd-lora-task prefetch", "--prune")
     assert "removed nothing" in shell(prune)
     assert "1 Hub model" in shell(prune.replace("200000000000", "0"))
 

@@ -26,7 +26,7 @@ def start(out):
         assert output.claim(JOB, in_place=False, overwrite=False) in (Claim.FRESH, Claim.CONTINUES)
         output.write("progress.jsonl", PROGRESS.encode())
         output.save_progress([])
-        output.keep("digest", picture(8))
+        output.add_step_file("digest", picture(8))
 
 
 def publish(out, *, whole=True):
