@@ -11,7 +11,7 @@ QUICK := $(addprefix tests/unit/,core task results data commands) $(wildcard tes
 .PHONY: help setup demo test test-quick test-slow test-container check schema fmt image image-cpu lock clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 # torch's CPU build, where pip's own sources or PyTorch's index have one for this machine; else what pip's index offers, whose CUDA
 # libraries then come with requirements.txt. It is installed by itself, as no other package should be asked of that index.
@@ -39,10 +39,10 @@ demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 mi
 	@printf '\n%s\n\n' "Look at out/demo/001/report.html. To draw with the LoRA: $(BIN)/python examples/demo/draw.py, which is"
 	@cat examples/demo/draw.py
 
-test: setup  ## the tests, on all cores
+test: setup  ## the tests, on all cores: 7 minutes on two idle ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-quick: setup  ## a selection: without the training's parts, with one training
+test-quick: setup  ## a selection, with one training: about a minute on two idle cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long and not gpu and not container" $(QUICK)
 
 test-slow: setup  ## the tests that take long
