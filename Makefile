@@ -42,7 +42,7 @@ demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 mi
 test: setup  ## the tests, on all cores: 7 minutes on two idle ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-quick: setup  ## a selection, with one training: about a minute on two idle cores
+test-quick: setup  ## a selection, with one training: 70 seconds on two idle cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long and not gpu and not container" $(QUICK)
 
 test-slow: setup  ## the tests that take long
