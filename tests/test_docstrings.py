@@ -7,8 +7,6 @@ import pytest
 
 ENGINE = Path(__file__).parents[1] / "engine"
 ROOMS = sorted(path.name for path in ENGINE.iterdir() if (path / "__init__.py").exists())
-TO_BE_REWRITTEN = {"data", "evaluation", "job", "models", "results", "task", "training"}
-"""Rooms that have such docstrings still. To be emptied."""
 FRAGMENT = {
     *(
         "about",
@@ -52,11 +50,7 @@ def fragments(folder):
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_docstrings_begin_as_those_of_a_manual(room):
-    found = list(fragments(ENGINE / room))
-    if room in TO_BE_REWRITTEN:
-        assert found, f"take {room!r} from TO_BE_REWRITTEN"
-    else:
-        assert found == []
+    assert list(fragments(ENGINE / room)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Write captions beside the images of a folder, by a BLIP model: `entrypoint.py caption FOLDER`.
 
-An image with a caption file of any kind is passed over, and no file is ever overwritten: the program can be stopped and
-started again, and captions can be corrected in between.
+An image that has a caption file is passed over, and no file is ever overwritten: the program can be stopped and started
+again, and captions can be corrected in between.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hub ID or a folder [%(default)s]")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a model on the Hub [%(default)s]")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="where the captioner runs [cuda where there is one]")
-    parser.add_argument("--prompt", help="what every caption begins with, or what an instructed model is asked")
+    parser.add_argument("--prompt", help="the beginning of every caption, or the question to an instructed model")
     parser.add_argument("--max-tokens", type=int, default=50, help="maximum length of a caption [%(default)s]")
     arguments = parser.parse_args(argv)
     if arguments.max_tokens < 1:
@@ -73,7 +73,7 @@ def find_images(folder: Path) -> list[str]:
     """Return the images below `folder` that have no caption beside them, as sorted relative paths.
 
     Raises:
-        DatasetError: no folder, no images, or a metadata file, which would win over captions beside the images.
+        DatasetError: there is no folder or no image, or a metadata file, which takes precedence over caption files.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
@@ -81,7 +81,7 @@ def find_images(folder: Path) -> list[str]:
     if not images_among(files, IMAGE):
         raise DatasetError(f"{folder} holds no images")
     if metadata := [file for file in files if Path(file).name in METADATA_NAMES]:
-        raise DatasetError(f"{shown(metadata[0])} has the captions of {folder}: text files would not be read")
+        raise DatasetError(f"{shown(metadata[0])} has the captions of {folder}: caption files would not be read")
     return without_caption(folder, files, IMAGE)
 
 
@@ -107,11 +107,11 @@ def load(name: str, *, revision: str, device: str | None, prompt: str | None, ma
             name, revision=revision, dtype=torch.float32, use_safetensors=True
         )
         processor = AutoProcessor.from_pretrained(name, revision=revision)
-    # What the libraries raise for a model that is missing, gated, offline or damaged.
+    # The libraries' errors for a model that is missing, gated, offline or damaged.
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"the captioner {name!r} cannot be loaded ({first_line(error)}); download it once with a connection "
-            f"(hf download {name}), or name a folder or another model with --model"
+            f"(hf download {name}), or use a folder or another model with --model"
         ) from error
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model.to(where).eval()
@@ -151,7 +151,7 @@ def caption_all(folder: Path, images: Sequence[str], captioner: Captioner) -> No
 def write_caption(image: Path, caption: str) -> bool:
     """Write a caption beside `image` unless one exists by now. Return whether it was written."""
     try:
-        # By one call on a new file: never over another's, never through a link.
+        # One call that makes a new file: it never overwrites one, and never follows a link.
         descriptor = os.open(image.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE)
     except FileExistsError:
         return False

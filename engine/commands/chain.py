@@ -2,7 +2,7 @@
 
     entrypoint.py chain --task examples/demo/task.json --output out/demo [-- any flag of the training]
 
-It starts the training as any client would, each time as a process of its own.
+It starts each task as any client would, in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from engine.core.process.startup import ENTRYPOINT
 DESCRIPTION: Final = """\
 Cut a training into a chain of tasks and run them until one writes FINISH.
 
-Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next one's checkpoint. Started
-again after an interruption it goes on where it was: a task whose result is there returns at once. When the task's
-max_train_steps or max_train_epochs was raised since, a finished chain is made longer.
+Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next task's checkpoint. Started
+again after an interruption, it continues where it was: a task whose result exists ends at once. If the task's
+max_train_steps or max_train_epochs was raised meanwhile, a finished chain is extended.
 """
 ATTEMPTS: Final = 3
-"""The number of starts of a task that ends with a temporary failure each time."""
+"""Maximum number of starts of a task that ends with a temporary failure."""
 
 
 @contextmanager
 def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave SIGTERM and SIGINT to the task, which saves its progress and ends; then so does the chain."""
+    """Pass SIGTERM and SIGINT on to the task, which saves its progress and ends; then the chain ends as well."""
 
     def pass_on(signum: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -51,13 +51,13 @@ def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def run_task(flags: list[str]) -> int:
-    """Run one task, again after a temporary failure, and return its exit code."""
+    """Run one task, repeat it after a temporary failure, and return its exit code."""
     for attempt in range(ATTEMPTS):
-        # In a session of its own, so that a signal to the whole group reaches it once: a second one would hurry it.
+        # In its own session, so that a signal to the process group reaches it only once: a second one would kill it.
         task = subprocess.Popen([sys.executable, ENTRYPOINT, *flags], start_new_session=True)
         with passing_signals_on(task):
             code = task.wait()
-        if code < 0:  # killed: by its number as a shell tells it, 137 for SIGKILL
+        if code < 0:  # killed by a signal: the exit code of a shell, such as 137 for SIGKILL
             code = 128 - code
         if code != TemporaryError.code or attempt == ATTEMPTS - 1:
             break
@@ -74,18 +74,18 @@ def results_in(output: Path) -> list[Path]:
 
 
 def is_raised(task: Path, result: Path) -> bool:
-    """Return whether the task now trains longer than it did for this result: then the chain goes on after it."""
+    """Return whether the task now trains longer than for this result, so that the chain continues after it."""
     try:
         now = json.loads(task.read_bytes())["train_args"]
         before = json.loads((result / "checkpoint" / "state.json").read_bytes())["settings"]["train_args"]
         ends = [(before.get(key), now.get(key)) for key in ("max_train_steps", "max_train_epochs")]
         return any(None not in (one, other) and one < other for one, other in ends)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # the job itself says what is wrong with the task or the result
+        return False  # the job reports what is wrong with the task or the result
 
 
 def progress_text(task: Path, result: Path) -> str:
-    """Say how far the training is and, where the task says at which step it ends, how long the rest takes."""
+    """Describe how far the training is and, if the task has a last step, how long the rest takes."""
     args = json.loads(task.read_bytes())["train_args"]
     done = json.loads((result / "result.json").read_bytes())
     step, trained = done["global_step"], done["steps_trained"]
@@ -110,7 +110,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("flags", nargs="*", help="more flags for the training, after --")
     args = parser.parse_args(argv)
     done = results_in(args.output)
-    # The last result is looked at again, in case that it is another task's; unless this task goes beyond its end.
+    # The last task is run again, in case its result is another task's, unless this task ends later than it did.
     number = len(done) if done and is_raised(Path(args.task), done[-1]) else max(len(done) - 1, 0)
     checkpoint = done[number - 1] / "checkpoint" if number else None
     while True:
@@ -124,5 +124,5 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
             break
         print(progress_text(Path(args.task), result), flush=True)
         number += 1
-    print(f"the training is finished: look at {result / 'report.html'}; the LoRA is in {checkpoint}")
+    print(f"the training is finished: open {result / 'report.html'}; the LoRA is in {checkpoint}")
     return 0

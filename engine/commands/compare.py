@@ -1,6 +1,6 @@
 """Say how alike two results are, which may come from different devices: `entrypoint.py compare A B`.
 
-Prints how far apart the two LoRAs' effects on the weights are, and the validation images' perceptual hashes.
+Prints the distance between the two LoRAs' effects on the weights, and between the validation images' perceptual hashes.
 Exit codes: 0 compared, 2 a wrong flag, 5 a result that cannot be read, 70 a bug.
 """
 
@@ -67,7 +67,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def read_lora(folder: Path) -> dict[str, Factors]:
-    """Read a result's LoRA: float64 factors by module name, the component's name in front.
+    """Read a result's LoRA: float64 factors by module name, which begins with the component's name.
 
     Raises:
         CheckpointError: the file is missing or malformed.
@@ -101,7 +101,7 @@ def _factors(path: Path, module: str, tensors: Mapping[str, npt.NDArray[Any]]) -
 
 
 def module_distances(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> dict[str, float]:
-    """Return ‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; one that only one of them adapts counts as 0 in the other.
+    """Return ‖B₁·A₁ - B₂·A₂‖ (Frobenius) of each module; a module that only one adapts counts as 0 in the other.
 
     Raises:
         CheckpointError: they are LoRAs of different models.
@@ -132,7 +132,8 @@ def norm(down: Matrix, up: Matrix) -> float:
     """Return ‖B·A‖ (Frobenius), without forming B·A.
 
     With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors change no norm. The shorter way through the
-    Gram matrices BᵀB and AAᵀ would lose half of the digits where two LoRAs are nearly equal.
+    With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors do not change the norm. Computing it from the
+    Gram matrices BᵀB and AAᵀ would lose half of the digits if two LoRAs are nearly equal.
     """
     (_, left), (_, right) = np.linalg.qr(up), np.linalg.qr(down.T)
     return float(np.linalg.norm(left @ right.T))
@@ -166,7 +167,7 @@ def _compare_images(one: Path, other: Path) -> list[str]:
 
 
 def hamming(one: bytes, other: bytes) -> int:
-    """Return how many of the 64 bits of two images' pHash differ (Zauner 2010; ImageHash's: a DCT of 32 x 32 pixels).
+    """Return the number of bits in which two images' 64-bit pHash differs (Zauner 2010; ImageHash: DCT of 32 x 32).
 
     Raises:
         CheckpointError: one is not a readable image.
@@ -192,7 +193,7 @@ def _read_or_refuse(path: Path, limit: int) -> bytes:
     try:
         data = atomic_files.read_plain(path, limit)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); name an output folder") from None
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); give an output folder") from None
     if data is None:
         raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
     return data

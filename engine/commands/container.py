@@ -1,10 +1,10 @@
-"""Start what a container of the image is to run: choose the user, then become the job, another program or a command.
+"""Start the container: choose the user, then replace this process by the job, another program or a command.
 
     entrypoint.py container-start [arguments of entrypoint.py | command and its arguments]
 
-Results belong to whoever owns the output folder, so the job runs as its owner, and never as root unless RUN_AS_ROOT=1
-asks for it. docs/container.md says who it is in each case, and why the image starts as `IMAGE_USER`, which first gets
-root's rights through `RISE` and then gives them up for good. No torch, no third-party package.
+Results belong to the owner of the output folder, so the job runs as that user, and as root only if RUN_AS_ROOT=1 asks
+for it. docs/container.md lists the cases, and explains why the image starts as `IMAGE_USER`, which first gets root's
+rights through `RISE` and then gives them up for good. No torch, no third-party package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.core.process.termination import write_termination_message
 from engine.task.settings import DEFAULT_CACHE, DEFAULT_TASK, output_dir, salvage_output_dir
 
 INIT: Final = ("tini", "-g", "--")
-"""Process 1 of a container: signals reach the workers too (`-g`), and no zombie stays."""
+"""Process 1 of a container: it passes signals to the workers too (`-g`), and removes zombies."""
 RISE: Final = Path("/usr/local/libexec/sd-lora-task-rise")
 """A copy of Python that belongs to root, has the set-user-ID bit, and may be run by `IMAGE_USER`'s group alone."""
 SHARED_MEMORY: Final = "/dev/shm"
@@ -38,7 +38,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 class Owner(NamedTuple):
-    """A user and a group, by number: they need no names."""
+    """A user and a group, by number; they may have no names."""
 
     uid: int
     gid: int
@@ -52,10 +52,9 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Become the user that the job runs as, and replace this process by the job. Return only on failure.
 
     Returns:
-        127, as from a shell, for a command that does not exist; a JobError's code where no user fit to run the job was
-        found.
+        127, as a shell, if the command does not exist; a JobError's code if no user to run the job as was found.
     """
-    if may_rise():  # in the process that this starts it is False
+    if may_rise():  # False in the process that this starts
         os.execv(RISE, [str(RISE), "-I", "-S", ENTRYPOINT, CONTAINER_START, *argv])
     _end_on_signals()
     try:
@@ -73,12 +72,12 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     if program is not None:
         init = shutil.which(INIT[0]) if os.getpid() == 1 else None
         os.execv(init or program, [*(INIT if init else ()), program, *command[1:]])
-    say(f"{command[0]}: no such command in this image, and no program of the job (see --help)")
+    say(f"{command[0]}: not a command in this image, nor a program of the job (see --help)")
     return NOT_FOUND
 
 
 def command_line(argv: Sequence[str]) -> list[str]:
-    """Return the command: flags and programs' names are entrypoint.py's; anything else is a command of its own."""
+    """Return the command: flags and names of programs belong to entrypoint.py; anything else is a command itself."""
     if argv and not argv[0].startswith("-") and argv[0] not in PROGRAMS:
         return list(argv)
     return ["python", ENTRYPOINT, *argv]
@@ -87,7 +86,7 @@ def command_line(argv: Sequence[str]) -> list[str]:
 def may_rise() -> bool:
     """Return whether to use `RISE`: as the image's own user, where set-user-ID programs work.
 
-    Only as process 1: another program there (`docker run --init`) could send no signal to a process of another user.
+    Only as process 1: another process 1 (`docker run --init`) could not send signals to a process of another user.
     """
     if os.getpid() != 1 or os.geteuid() != IMAGE_USER.uid or not os.access(RISE, os.X_OK):
         return False
@@ -99,7 +98,7 @@ def choose_user(output: Path, *, wants_root: bool) -> None:
     """Become the user that the job runs as, for good.
 
     Raises:
-        OutputError: it would have to be root, cannot become whom it should, or cannot tell who that is.
+        OutputError: it would have to be root, cannot change to the right user, or cannot find out who that is.
         TaskError: RUN_AS_ROOT=1, but the container was not started as root.
     """
     if os.geteuid() == 0:
@@ -115,9 +114,9 @@ def choose_user(output: Path, *, wants_root: bool) -> None:
 def _leave_root(output: Path, *, wants_root: bool) -> None:
     try:
         owner = Owner(0, 0) if wants_root else find_owner(output, DEFAULT_TASK.parent, DEFAULT_CACHE)
-    except OSError as error:  # a mount whose server is gone, or keeps root out
+    except OSError as error:  # a mount whose server is gone, or which denies root access
         raise OutputError(
-            f"the owner of {output} cannot be found ({error.strerror}); mount it anew, or start with --user"
+            f"the owner of {output} cannot be found ({error.strerror}); mount it again, or start with --user"
         ) from None
     if owner.uid == os.getuid() == 0:
         return
@@ -140,15 +139,15 @@ def _stay(owner: Owner) -> None:
 
 
 def _say_if_closed(output: Path) -> None:
-    """Say how to start the container where this user may not write to the output folder; the job itself refuses."""
+    """Print how to start the container if this user may not write to the output folder; the job itself refuses it."""
     if os.access(output, os.W_OK | os.X_OK):
         return
     try:
         owner = _owner(output)
     except OSError:
-        return  # the job says what is wrong with it
+        return  # the job reports what is wrong with it
     if owner.uid == os.geteuid():
-        return  # mounted read-only, say: no other user could write there
+        return  # for example mounted read-only: no other user could write there either
     if owner.uid == 0:
         advice = f"give it to them: chown {os.geteuid()}:{os.getegid()}"
     else:
@@ -168,7 +167,7 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
 def existing(folder: Path) -> Path:
     """Return `folder`, or the nearest folder above it that exists and whose path has no links.
 
-    With links, the owner of the output folder could make one to a folder of root's, and have the job run as root.
+    With links, the owner of the output folder could link to a folder of root's, and make the job run as root.
     """
     candidates = (folder.absolute(), *folder.absolute().parents)
     return next(path for path in candidates if _is_folder(path) and path.resolve() == path)
@@ -180,12 +179,12 @@ def _is_folder(path: Path) -> bool:
 
 
 def find_owner(output: Path, *others: Path) -> Owner:
-    """Return whose the results are: the output folder's owner, or, where that is root, somebody who is not.
+    """Return the owner of the results: the output folder's owner, or if that is root, a user who is not.
 
-    A folder that does not exist is made by Docker, as root and empty. Then the results are for whoever owns the task's
-    folder (the first of `others`), else for `IMAGE_USER`, and the empty folders become theirs. What root has filled
-    stays root's, and is `IMAGE_USER`'s to try. Where root is an ordinary user outside (rootless Docker and Podman),
-    its folder is a person's like any other.
+    Docker creates a missing folder as root, empty. Then the owner is that of the task's folder (the first of `others`),
+    else `IMAGE_USER`, and the empty folders are given to that user. A folder that root has filled stays root's, and
+    `IMAGE_USER` tries to use it. If root is an ordinary user outside (rootless Docker and Podman), its folder counts
+    like any other user's.
     """
     owner = _owner(output)
     task, *caches = others
@@ -206,10 +205,10 @@ def root_is_a_person(uid_map: Path = Path("/proc/self/uid_map")) -> bool:
 
 
 def become(owner: Owner) -> None:
-    """Become somebody for good, with the groups that `--group-add` names.
+    """Become another user for good, with the groups of `--group-add`.
 
     Raises:
-        PermissionError: without the capabilities to do so (`--cap-drop ALL`).
+        PermissionError: the capabilities to do so are missing (`--cap-drop ALL`).
     """
     os.setgroups([group for group in os.getgroups() if group not in (0, IMAGE_USER.gid)])
     os.setresgid(owner.gid, owner.gid, owner.gid)
@@ -217,7 +216,7 @@ def become(owner: Owner) -> None:
 
 
 def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return variables for writable scratch folders, none where HOME is writable: the root may be read-only."""
+    """Return variables for writable scratch folders, none if HOME is writable: the root may be mounted read-only."""
     home = environment.get("HOME", "/")
     if is_writable(home):
         return {}
@@ -225,7 +224,7 @@ def writable_places(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_writable(folder: str) -> bool:
-    """Return whether files can be made in a folder; False if it does not exist or is read-only."""
+    """Return whether files can be created in a folder; False if it does not exist or is read-only."""
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)  # noqa: PTH112
 
 
@@ -237,7 +236,7 @@ def say(line: str) -> None:
 def _end_on_signals() -> None:
     """End on SIGTERM and SIGINT, which the kernel does not deliver to a process 1 without handlers.
 
-    The image starts with them blocked, so that one that came while Python was starting is still pending here.
+    The image starts with them blocked, so one that was sent while Python was starting is still pending here.
     """
     stops = (signal.SIGTERM, signal.SIGINT)
     for signum in stops:
@@ -255,13 +254,13 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _gives(folder: Path, owner: Owner) -> bool:
-    """Give an empty folder of root's to another user. Return False if there is none or it is not permitted."""
+    """Give an empty folder of root's to another user. Return False if there is none or that is not permitted."""
     if owner.uid == 0 or not _is_folder(folder):
         return False
     try:
         if _owner(folder).uid != 0 or not _is_empty(folder):
             return False
         os.chown(folder, *owner, follow_symlinks=False)
-    except OSError:  # no capability, read-only, or closed to root too
+    except OSError:  # no capability, read-only, or closed to root
         return False
     return True

@@ -1,4 +1,4 @@
-"""Compare the devices and library versions of a result and its re-run: do they explain a difference?"""
+"""Compare the devices and library versions of a result and its re-run, which may explain a difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLACE: Final = ("device", "versions")
 
 
 def same_until(told: Sequence[StepReport], rerun: Sequence[StepReport], end: int) -> int:
-    """Return the step before the first whose histories differ; `end` if none differs."""
+    """Return the last step before the first one that differs between the histories; `end` if none differs."""
     known = {row.step: row for row in told}
     return next((row.step - 1 for row in rerun if known.get(row.step) != row), end)
 
@@ -42,7 +42,8 @@ def describe(
     if not found:
         device = json.dumps(here["device"], sort_keys=True)
         return [
-            f"the same environment by both manifests: {device}" + ("" if same_until is None else _accusation(is_other))
+            f"the same environment according to both manifests: {device}"
+            + ("" if same_until is None else _accusation(is_other))
         ]
     if same_until is None:
         return found
@@ -59,9 +60,9 @@ def _accusation(is_other: bool) -> str:
 
 
 def _ranges(result: Checkpoint, start: int) -> list[tuple[int, int, dict[str, Any]]]:
-    """Return the ranges of steps that a result says were made in one environment: the step before, the last, and where.
+    """Return the ranges of steps that were made in one environment by a result's manifest: (before, last, environment).
 
-    The result may come from a stranger: what is malformed counts as absent.
+    The manifest is untrusted: malformed entries count as absent.
     """
     found = result.manifest.get("origins")
     if not isinstance(found, list) or len(found) < 2 or not all(map(_is_range, found)):
@@ -74,7 +75,7 @@ def _is_range(value: Any) -> bool:
 
 
 def _extent(begin: int, end: int, start: int, result: Checkpoint) -> str:
-    """Name the steps of a range, where a result has several."""
+    """Return words for a range of steps; empty if it is all of the result's."""
     if (begin, end) == (start, result.global_step):
         return ""
     return f"steps {begin + 1} to {end}: " if end > begin else "the images: "

@@ -18,17 +18,17 @@ def print_plan(settings: Settings) -> None:
     """Check everything that can be checked without training, and print what would run.
 
     Raises:
-        JobError: what the job itself would be refused for.
+        JobError: the job itself would be refused for the same reason.
     """
     task = read_task(settings)
     job = prepare(settings, task, weights=False, say=say, before=recorded(settings, task))
     if not settings.place.is_first:
         return
-    # How much a GPU has is not known without torch.
+    # The memory of a GPU is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
     share = num_processes(settings, job.task, gpus=None)
     if available is not None:
-        # Each process has its share; nobody knows how many a launcher has put on this machine, so it counts all.
+        # Each process has an equal share. A launcher's processes all count, since their machines are not known.
         available //= max(settings.place.world_size, share)
     predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
     lines = (

@@ -1,13 +1,13 @@
-"""Fill the cache with what a task needs, ahead of time, so that the job itself runs without a network.
+"""Fill the cache with everything that a task needs, so that the job itself runs without a network.
 
     entrypoint.py prefetch --task task.json [any flag of the training]
 
-Task and cache folders are found as the job finds them (`--task`, `TASK_JSON`, `TASK_FILE`, …), and all is checked as
-the job would check it. Afterwards the job runs with `HF_HUB_OFFLINE=1` and without a network. No torch.
+Task and cache folders are found in the same way as by the job (`--task`, `TASK_JSON`, `TASK_FILE`, …), and everything
+is checked in the same way. Afterwards the job runs with `HF_HUB_OFFLINE=1` and without a network. No torch.
 
     MAX_CACHE_BYTES=… entrypoint.py prefetch --prune
 
-removes from the cache what was used least recently, and needs no task.
+removes the least recently used entries from the cache, and needs no task.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
-    """Download what is missing of the task's base model, with its weights, and of its dataset.
+    """Download the missing parts of the task's base model, with its weights, and of its dataset.
 
     With a checkpoint to continue, both are pinned to the commits in its manifest, as in the job.
 
     Raises:
-        JobError: what the job would be refused for.
+        JobError: the job itself would be refused for the same reason.
     """
     settings = read_settings(flags, environment)
     task = read_task(settings)
     job = prepare(settings, task, weights=True, say=say)
     say(f"base model: {job.base.identity} is in {job.base.folder}")
     source = public(task.dataset.name or str(task.dataset.url))
-    say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} at hand")
+    say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} in place")
     if settings.max_cache_bytes is not None and not is_read_only(settings.cache_dir):
         _prune(settings.cache_dir, settings.max_cache_bytes)
     return job
 
 
 def prune_cache(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
-    """Remove from the cache what was used least recently, until it holds no more than MAX_CACHE_BYTES.
+    """Remove the least recently used entries from the cache, until it holds at most MAX_CACHE_BYTES.
 
     Raises:
         TaskError: the variable is not set, or not a number.
@@ -70,9 +70,11 @@ def prune_cache(flags: argparse.Namespace, environment: Mapping[str, str]) -> No
     """
     most, folder = max_cache_bytes(environment), cache_dir(flags, environment)
     if most is None:
-        raise TaskError("--prune needs MAX_CACHE_BYTES, what the cache may hold; 0 removes all that is not in use")
+        raise TaskError(
+            "--prune needs MAX_CACHE_BYTES, the bytes that the cache may hold; 0 removes all unused entries"
+        )
     if failures := _prune(folder, most):
-        raise OutputError(f"{folder} cannot be pruned: {failures[0]}; run as the user whose files these are")
+        raise OutputError(f"{folder} cannot be pruned: {failures[0]}; run as the user who owns these files")
 
 
 def _prune(folder: Path, max_bytes: int) -> list[str]:

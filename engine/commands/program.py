@@ -1,4 +1,4 @@
-"""The common end of all programs: exit codes, and errors as one line."""
+"""End a program as the training ends: with an exit code and one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from engine.results.outcome import describe, exit_code, exit_kind
 
 
 def program(run: Main) -> Main:
-    """Decorate the `main` of a program that stands beside the training, so that it ends as the training does.
+    """Decorate the `main` of a program other than the training, so that it ends in the same way.
 
-    A JobError or a signal ends it with that error's code and one line. Anything else is a bug: 70 and a traceback. The
-    log is written as `LOG_FORMAT` says.
+    A JobError or a signal ends it with that error's code and one line. Any other exception is a bug: code 70 and a
+    traceback. The log has the format of `LOG_FORMAT`.
     """
 
     @functools.wraps(run)
@@ -36,7 +36,7 @@ def program(run: Main) -> Main:
 
 
 def fail(error: BaseException) -> int:
-    """Say why a program ends, on stderr and as the container's last message, and return the exit code."""
+    """Print why a program ends, on stderr and as the container's termination message, and return the exit code."""
     message = describe(error)
     say_error(message, code=exit_code(error), kind=exit_kind(error))
     write_termination_message(message)

@@ -1,4 +1,4 @@
-"""The programs beside the training, each named by the first word of the command line. No third-party package."""
+"""The programs besides the training, each chosen by the first word of the command line. No third-party package."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 Main = Callable[[Sequence[str], Mapping[str, str]], int]
-"""A program: the command line without its name, and the environment, to the exit code."""
+"""The main function of a program: takes the command line after its name and the environment, returns the exit code."""
 
 
 class Program(NamedTuple):
     """A row of `PROGRAMS`."""
 
     module: str
-    """The module that holds its `main`, imported when the program is started."""
+    """The module that has its `main`. It is imported when the program is started."""
     summary: str
 
 
@@ -26,12 +26,12 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "compare": Program("engine.commands.compare", "say how far apart two results are"),
     "prefetch": Program("engine.commands.prefetch", "download what a task needs into the cache, or prune the cache"),
     "caption": Program("engine.commands.caption", "write captions beside the images of a folder"),
-    "chain": Program("engine.commands.chain", "run a task again and again until its training is finished"),
+    "chain": Program("engine.commands.chain", "run a training as a chain of tasks until it is finished"),
     "torchrun": Program(
         "engine.training.distributed.torchrun", "torch's launcher for several machines, with the job's exit code"
     ),
     CONTAINER_START: Program(
-        "engine.commands.container", "what the image starts: choose the user, then run a program or a command"
+        "engine.commands.container", "the image's start: choose the user, then run a program or a command"
     ),
 }
 
@@ -52,6 +52,6 @@ def overview() -> str:
     """Return the list of programs for `entrypoint.py --help`."""
     width = max(map(len, PROGRAMS)) + 2
     lines = [f"{name:<{width}}{program.summary}" for name, program in PROGRAMS.items()]
-    return "other programs, which a first word chooses, each with a --help of its own:\n" + textwrap.indent(
+    return "other programs, chosen by the first word, each with its own --help:\n" + textwrap.indent(
         "\n".join(lines), "  "
     )

@@ -1,4 +1,4 @@
-"""Find where two results differ first: the step, then the file and the tensor. Pure functions of bytes."""
+"""Find the first difference between two results: the step, then the file and the tensor. Pure functions of bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WEIGHTS: Final = tuple(name for method in METHODS.values() for name in method.f
 _ORDER: Final = (STATE_TENSORS, *_WEIGHTS, HISTORY, STATE_JSON)
 """Files in the order in which they are compared, the most informative first; then images by name, the manifest last."""
 ORIGIN: Final = ("device", "versions", "origins")
-"""Keys that say where a result was made. They are not compared."""
+"""Keys of the device and versions with which a result was made. They are not compared."""
 _ABSENT: Final = object()
 
 
@@ -63,7 +63,7 @@ def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -
 
 
 def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
-    """Describe the first of the result's files that the re-run has not made; None if it has made all."""
+    """Describe the first of the result's files that the re-run did not make; None if there is none."""
     more = sorted(set(result) - set(rerun))
     return f"{short(more[0])} is only in the result" if more else None
 
@@ -80,7 +80,7 @@ def _where(name: str, found: bytes, expected: bytes) -> str | None:
         return _tensor(found, expected)
     if name in (MANIFEST, STATE_JSON):
         return _key(name, found, expected)
-    return f"{plural(len(found), 'byte')} in the result, {len(expected)} in the re-run, not the same"
+    return f"the contents differ ({plural(len(found), 'byte')} in the result, {len(expected)} in the re-run)"
 
 
 def _tensor(found: bytes, expected: bytes) -> str:
@@ -90,7 +90,7 @@ def _tensor(found: bytes, expected: bytes) -> str:
     try:
         ours, theirs = parse_tensors(expected), parse_tensors(found)
     except (SafetensorError, KeyError, TypeError, ValueError):
-        return "it is not a valid safetensors file"
+        return "not a valid safetensors file"
     for name, tensor in sorted(ours.items()):
         other = theirs.get(name)
         if other is None:
@@ -116,14 +116,14 @@ def _differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.nda
 
 
 def _key(name: str, found: bytes, expected: bytes) -> str | None:
-    """Describe the first key that differs, except `ORIGIN` (at the top of a manifest, in the lineage of a state)."""
+    """Describe the first key that differs, without `ORIGIN` (in a manifest, and in the last entry of a lineage)."""
     ours, theirs = json.loads(expected), json.loads(found)
     if spelled(name, theirs) != found:
         return "the same values, serialized differently"
     for value in (ours, theirs):
         if name == MANIFEST:
-            value.pop("digest")  # it is over the rest, and was checked on reading
-            value["files"].pop(STATE_JSON)  # it holds `ORIGIN` too, and is compared itself
+            value.pop("digest")  # of the rest, checked on reading
+            value["files"].pop(STATE_JSON)  # it contains `ORIGIN` too, and is compared separately
         for part in (value,) if name == MANIFEST else value["lineage"][-1:]:
             for key in ORIGIN:
                 part.pop(key, None)

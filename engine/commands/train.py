@@ -1,4 +1,4 @@
-"""Train one task: flags and environment in, an exit code out."""
+"""Train one task, from flags and environment to an exit code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     quiet_libraries()
     place = Place()
     try:
-        choose_format(environment)  # first: what is wrong with the others is said in it
+        choose_format(environment)  # first, since errors in the others are printed in this format
         flags = _read_flags(argv, environment)
         place = read_place(environment)
         if not place.is_first:
@@ -60,14 +60,14 @@ def _main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the command line. A wrong flag is recorded in the output folder, as every failure is, unless it only plans.
+    """Parse the command line. A wrong flag is recorded in the output folder, like any failure, except with `--plan`.
 
     Raises:
-        TaskError: a word that is no program, an unknown flag or an invalid value.
+        TaskError: a word that is not a program, an unknown flag or an invalid value.
     """
     if argv and not argv[0].startswith("-"):
         names = ", ".join(registry.PROGRAMS)
-        raise TaskError(f"{argv[0]!r} is no program: expected one of {names}, or flags alone, to train (see --help)")
+        raise TaskError(f"{argv[0]!r} is not a program: expected one of {names}, or only flags, to train (see --help)")
     parser = flag_parser()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"{textwrap.fill(parser.epilog or '', 100)}\n\n{registry.overview()}"
@@ -90,9 +90,9 @@ def _plan(flags: argparse.Namespace, environment: Mapping[str, str], place: Plac
 
 
 def _run(flags: argparse.Namespace, environment: Mapping[str, str], place: Place, stop: Stop) -> Launch | None:
-    """Run the job as one of its processes; or return how to start several that do, with the output folder unlocked.
+    """Run the job as one of its processes, or return the launch of several processes, with the output folder unlocked.
 
-    docs/architecture.md says what each of the contexts does with a failure.
+    docs/architecture.md explains what each of the contexts does with a failure.
     """
     outcome = Outcome()
     if place.is_first:
@@ -120,7 +120,7 @@ def _output(folder: Path, outcome: Outcome, place: Place, environment: Mapping[s
 def _train(
     settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes, log: ProgressLog
 ) -> Launch | None:
-    """Run the task. One that is refused is refused before torch is imported, which takes seconds."""
+    """Run the task. A task that is refused is refused before torch is imported, which takes seconds."""
     from engine.core.files.file_hashes import FileDigests
     from engine.job.job import request_digest
     from engine.job.prepare import is_in_place, parent_folder, read_task
@@ -142,7 +142,7 @@ def _train(
             log.hand_on()
             return launch
         digests = FileDigests(settings.cache_dir)
-        if processes.is_first:  # the others find its notes
+        if processes.is_first:  # the others use its hashes from the cache
             hash_ahead(task.model, digests)
         import engine.models.parts.vae  # noqa: F401 - imports what most families need
         from engine.job.run import run
@@ -153,10 +153,10 @@ def _train(
 
 @contextlib.contextmanager
 def _importing() -> Iterator[None]:
-    """Import without the garbage collector, and exempt what was imported from it for good.
+    """Import without the garbage collector, and permanently exempt the imported objects from it.
 
-    The libraries make millions of objects that live as long as the process: scanning them again and again is a fifth of
-    the time that their import takes.
+    The libraries make millions of objects that live as long as the process; scanning them repeatedly would take a fifth
+    of the time of their import.
     """
     gc.disable()
     try:
@@ -167,7 +167,7 @@ def _importing() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keep advice that only this program's developers can follow off an operator's screen."""
+    """Suppress libraries' advice that only developers of this program can follow."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     if not sys.warnoptions:
@@ -175,7 +175,7 @@ def quiet_libraries() -> None:
 
 
 def _fail(error: BaseException, place: Place) -> int:
-    """Say why the job ends, once: in the first of its processes; where that was killed, in its launcher or the next."""
+    """Print why the job ends, once: in its first process or, if that was killed, in its launcher or the next one."""
     is_next = place.rank == 1 and not place.shares_task
     if place.is_first or (is_next and isinstance(error, PeerError) and error.origin == 0 and error.was_killed):
         return fail(error)

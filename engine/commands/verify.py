@@ -1,8 +1,8 @@
 """Check a result by training it again: `entrypoint.py verify RESULT --task task.json`.
 
-Prints `identical`, or the first step, file and tensor that differ, with what is known about where the two were made.
+Prints `identical`, or the first step, file and tensor that differ, with what is known of the devices and versions.
 Exit codes: 0 identical, 1 different, else the job's own: 2 task or flag, 5 unreadable result or checkpoint, 70 a bug,
-or whatever ended the re-run.
+or the code of a failed re-run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
 class RerunError(JobError):
-    """The re-run failed, with this code and reason."""
+    """An error for a re-run that failed, with its code and reason."""
 
     def __init__(self, code: int, kind: str, message: str) -> None:
         super().__init__(f"the re-run failed: {message}")
@@ -49,7 +49,7 @@ class RerunError(JobError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result on disk. Its checkpoint agrees with its own hashes, which is all that is known about it."""
+    """A result on disk. Its checkpoint matches its own hashes; nothing else is known about it."""
 
     checkpoint_folder: Path
     validation_folder: Path | None
@@ -68,7 +68,7 @@ class Result:
         return cls(own, None if is_checkpoint else folder / "validation", found)
 
     def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
-        """Read the files of these names (`checkpoint/…`, `validation/…`); None for each that is not a plain file."""
+        """Read the files with these names (`checkpoint/…`, `validation/…`); None for each that is not a plain file."""
         folders = {"checkpoint": self.checkpoint_folder, "validation": self.validation_folder}
         found: dict[str, bytes | None] = {}
         for name, expected in names.items():
@@ -76,15 +76,15 @@ class Result:
             folder = folders[kind]
             if folder is not None:
                 found[name] = None
-                with contextlib.suppress(OSError):  # nothing larger than what it is compared with could be
+                with contextlib.suppress(OSError):  # a much larger file would differ anyway
                     found[name] = atomic_files.read_plain(folder / base, max(4 * len(expected), 1 << 20))
         return found
 
     def names(self) -> tuple[set[str], set[str]]:
-        """Return the names that readers take for part of the result, and the names of the other files there.
+        """Return the names that belong to the result, and the names of the other files there.
 
-        Part of the result is all that a checkpoint lists or has: loaders take weights and configurations by whatever
-        name they find first, hidden ones and those in subfolders too. In `validation/` it is pictures and weights.
+        Everything that a checkpoint lists or has belongs to it: loaders take weights and configurations by whatever
+        name they find first, including hidden ones and those in subfolders. In `validation/` it is images and weights.
         """
         taken = {f"checkpoint/{name}" for name in self.checkpoint.manifest["files"]}
         found = {f"checkpoint/{name}" for name in _everything_below(self.checkpoint_folder)}
@@ -99,7 +99,7 @@ class Result:
 
 
 def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
-    """Yield the relative paths of all files, links and, with `folders`, folders. Links are not followed."""
+    """Yield the relative paths of all files and links, and with `folders` of folders. Links are not followed."""
     for at, inner, files in os.walk(folder):
         names = inner if folders else [name for name in inner if Path(at, name).is_symlink()]
         yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *names))
@@ -109,7 +109,7 @@ def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
     flags = _parser().parse_args(argv)
-    # The re-run goes to a temporary folder: in the image that is no mount, and need not be one.
+    # The re-run goes to a temporary folder, which need not be a mount.
     lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
     print("\n".join(lines))
     return code
@@ -138,7 +138,7 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
 
     Raises:
         TaskError: the task is invalid, or the checkpoint is not the one that the result continues.
-        CheckpointError: the result is not complete.
+        CheckpointError: the result is incomplete.
         RerunError: the re-run failed.
     """
     if flags.steps is not None and flags.steps < 1:
@@ -177,9 +177,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
 
 
 def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | None, set[str]]:
-    """Describe the first file that differs or that only the result has; and return the names of files not compared."""
+    """Describe the first file that differs or that only the result has, and return the names of files not compared."""
     files, (taken, others) = result.files(expected), result.names()
-    listing_all = f"checkpoint/{MANIFEST}"  # it lists the others, so it differs whenever one does: it comes last
+    listing_all = f"checkpoint/{MANIFEST}"  # it lists the others, so it differs if any does: it is compared last
     told = {name: data for name, data in expected.items() if name != listing_all}
     file = result_diff.first_file(files, told) or result_diff.first_more(taken, expected)
     return file or result_diff.first_file(files, {listing_all: expected[listing_all]}), others
@@ -200,10 +200,10 @@ def _job_flags(flags: argparse.Namespace, out: Path) -> list[str]:
 
 
 def _start_step(settings: Settings, result: Result) -> int:
-    """Check that the parent at hand is the one that the result continues, and return the step that its task began at.
+    """Check that the result continues the given checkpoint, and return the step at which its task began.
 
     Raises:
-        TaskError: it is another one.
+        TaskError: it continues another one.
     """
     task = read_task(settings)
     folder = parent_folder(settings, task)
@@ -212,7 +212,7 @@ def _start_step(settings: Settings, result: Result) -> int:
     if claimed != (parent.digest if parent else None):
         given = f"{folder} is {parent.digest[:12]}" if parent else "none is given"
         wanted = f"the checkpoint {str(claimed)[:12]}" if claimed else "no checkpoint"
-        raise TaskError(f"the result continues {wanted}, and {given}; name its parent by --checkpoint")
+        raise TaskError(f"the result continues {wanted}, but {given}; give its parent with --checkpoint")
     return parent.global_step if isinstance(parent, Checkpoint) else 0
 
 
@@ -234,7 +234,7 @@ def _rerun(
 
 
 def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str, str]) -> int:
-    """Run a job and pass its log on, except lines that name files in `out`, which is removed in the end."""
+    """Run a job and print its log, except lines with names of files in `out`, which is removed at the end."""
     with subprocess.Popen(
         command,
         env=dict(environment),
@@ -254,13 +254,13 @@ def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str,
 
 
 def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
-    """Write the task of the first steps alone, with the absolute paths of the task's own folder, into a new `folder`.
+    """Write a task of only the first steps into a new `folder`, with absolute paths in place of relative ones.
 
-    Nothing else may lie there: a name that is a Hub ID in the task must not become a path.
+    The folder must be empty otherwise: a name that is a Hub ID in the task must not become a path.
     """
     task, value = read_task(settings), json.loads(settings.task_bytes)
     value["train_args"]["num_train_steps"] = steps
-    value["validation"]["num_images"] = 1  # images do not affect the steps
+    value["validation"]["num_images"] = 1  # images have no effect on the steps
     value["validation"].pop("prompts", None)
     value["model"]["name"] = task.model.name
     if task.dataset.name is not None:
@@ -282,7 +282,7 @@ def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
 
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
-    """Describe where the result's own files say that it is of another task."""
+    """Describe the differences by which the result's own files show that it is of another task."""
     found = list(result_diff.differing_keys(result.world, rerun.world))
     return found + [
         line
@@ -292,6 +292,6 @@ def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:
 
 
 def _other_lengths(result: Checkpoint, rerun: Checkpoint) -> list[str]:
-    """Describe where the result says that it ends at another step than its task."""
+    """Describe the difference if the result ends at another step than its task."""
     told, again = ({"global_step": one.global_step, "finished": one.finished} for one in (result, rerun))
     return list(result_diff.differing_keys(told, again))

@@ -1,8 +1,7 @@
-"""The held-out loss: how well the denoiser predicts images that it is not trained on, measured the same each time.
+"""The held-out loss: how well the denoiser predicts images that it is not trained on.
 
-Every image has its own timesteps, noise and posterior draw, addressed by its number alone: two measurements of a
-training, in whichever of a chain's tasks, differ by the weights and nothing else. A measurement changes nothing that
-is trained.
+Every image has its own timesteps, noise and posterior draw, addressed only by its number. So two measurements of a
+chain differ only if the weights do. A measurement has no effect on the training.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ from engine.training.encoding.unreadable import UnreadableImages
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """One held-out image with what the encoders made of it, on the CPU."""
+    """One held-out image with its encodings, on the CPU."""
 
     number: int
-    """Its place in the order of measuring, which addresses what is drawn for it."""
+    """Its number in the order of measuring, which addresses everything random about it."""
     moments: Tensors
     conditioning: Tensors
     tokens: Tensors
 
 
 class HeldOutLoss:
-    """Measures the loss of each held-out image by the weights as they are; encodes the images at the first time.
+    """Measures the loss of each held-out image with the current weights. Images are encoded at the first measurement.
 
-    The images are shown whole in the middle and with their first caption, without what training does to see more of
-    them: no random crops, flips, dropout, shuffled tags or masks. They stay in memory.
+    Each image is shown in a central crop and with its first caption, without the augmentations of training: no random
+    crops, flips, dropout, shuffled tags or masks. The encodings stay in memory.
     """
 
     def __init__(
@@ -68,11 +67,11 @@ class HeldOutLoss:
     ) -> None:
         """
         Args:
-            task: whose resolution, captions, precision and seed are measured with.
+            task: the task, for its resolution, captions, precision and seed.
             dataset: the held-out images.
-            medium: of the images.
-            timesteps: those that are trained.
-            processes: that share the images out.
+            medium: the medium of the images.
+            timesteps: the timesteps that are trained.
+            processes: the processes that share the images.
             check_stop: called between images; raises when the job is to stop.
         """
         self._dataset = dataset
@@ -115,7 +114,7 @@ class HeldOutLoss:
         return self._unreadable.skipped
 
     def measure(self) -> list[list[float]]:
-        """Return each readable image's losses at its timesteps, in the order of the images. A collective call.
+        """Return the losses of each readable image at its timesteps, in the order of the images. A collective call.
 
         Raises:
             DatasetError: none of the images is readable.
@@ -136,8 +135,10 @@ class HeldOutLoss:
 
     @torch.no_grad()
     def _losses_of(self, one: _Measured) -> Iterator[float]:
-        """The mean squared error at each of the image's timesteps, each in a batch of its own: the loss must not depend
-        on what else is measured."""
+        """Yield the mean squared error at each of the image's timesteps.
+
+        Batch size 1: the loss must not depend on which other images are measured.
+        """
         shape = self._family.latent_shape(self._resolution, self._resolution)
         conditioning = stacked([one.conditioning], self._device)
         if one.tokens:
@@ -192,7 +193,7 @@ class HeldOutLoss:
 
 
 class HeldOutCurve:
-    """Measures the held-out loss of a training after the steps where it is due, and keeps its rows."""
+    """Measures the held-out loss of a training when it is due, and collects the rows."""
 
     def __init__(
         self,
@@ -206,11 +207,11 @@ class HeldOutCurve:
     ) -> None:
         """
         Args:
-            loss: what to measure; None where the task holds nothing out.
-            rows: the chain's so far, to which this adds.
-            curve: what the rows that can be compared have in common.
-            interval: of steps; None measures at the ends of the task's steps alone.
-            outcome: is told the latest loss and the best step.
+            loss: the held-out loss; None if the task has none.
+            rows: the chain's rows so far, which are extended.
+            curve: the curve of the measurements.
+            interval: number of steps between measurements; None measures only before the first and after the last step.
+            outcome: receives the latest loss and the best step.
         """
         self._loss = loss
         self._rows = rows
@@ -226,9 +227,9 @@ class HeldOutCurve:
         return self._loss.skipped if self._loss else []
 
     def measure_if_due(self, step: int) -> Row | None:
-        """Measure after this step, and add the row; None where nothing is due.
+        """Measure after this step, and add the row; return None if no measurement is due.
 
-        All of a job's processes come here after the same steps; each measures its share.
+        All processes call this after the same steps; each measures its share.
 
         Raises:
             DatasetError: none of the images is readable.

@@ -1,4 +1,4 @@
-"""Validation images, from the trained parts in memory: never a second copy of the model."""
+"""Draw validation images with the model in memory, without a second copy of it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _DEFAULT: Final = Validation()
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What one validation image shows, and how Diffusers draws the same from the same LoRA."""
+    """A validation image's prompt, seed and options, with which Diffusers draws the same from the same LoRA."""
 
     file: str
     prompt: str
     seed: int
-    """Of a CPU `torch.Generator`."""
+    """The seed of a CPU `torch.Generator`."""
     negative_prompt: str | None = _DEFAULT.negative_prompt
     guidance_scale: float = _DEFAULT.guidance_scale
     num_inference_steps: int = _DEFAULT.num_inference_steps
 
     def described(self) -> dict[str, Any]:
-        """A line of `prompts.json`: the last three only where they are not the default."""
+        """Return an entry of `prompts.json`. It has the last three options only if they are not at their defaults."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {name: value for name, value in values.items() if name in _TOLD or value != getattr(_DEFAULT, name)}
 
@@ -43,12 +43,12 @@ _TOLD: Final = ("file", "prompt", "seed")
 
 
 def plan_images(prompts: Sequence[str], seed: int, wanted: Validation = _DEFAULT) -> list[Image]:
-    """The images for these prompts: the same through a whole chain.
+    """Return the images for these prompts. They are the same through a whole chain.
 
     Args:
         prompts: one for each image.
-        seed: the task's, for an image's seed where `wanted` has none.
-        wanted: how they are drawn.
+        seed: the task's seed, from which images get theirs if `wanted` has none.
+        wanted: the options of drawing.
     """
     drawn = rng.words(seed, "validation seed", 0, len(prompts))[:, 0]
     return [
@@ -73,15 +73,15 @@ def draw(
     progress: Callable[[int], None],
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
-    """PNG files of `resolution` pixels square, by name. The encoders are left on the device.
+    """Draw images of `resolution` x `resolution` pixels, and return PNG files by name. Encoders stay on the device.
 
-    One prompt at a time, because an image's bits depend on the batch it is made in.
+    One image at a time, because an image's bits depend on its batch.
 
     Args:
-        images: to draw.
-        family: the model, with its adapter.
-        resolution: height and width in pixels.
-        device: that the denoiser is on.
+        images: the images to draw.
+        family: the model, with what is trained of it.
+        resolution: width and height in pixels.
+        device: the denoiser's device.
         progress: called with the number of images done.
         check_stop: called after each denoising step; raises when the job is to stop.
     """
@@ -102,7 +102,7 @@ def draw(
 
 
 def listing(images: Sequence[Image]) -> bytes:
-    """The contents of `prompts.json`."""
+    """Return the content of `prompts.json`."""
     return (json.dumps([image.described() for image in images], indent=2, ensure_ascii=False) + "\n").encode()
 
 

@@ -1,4 +1,4 @@
-"""Which validation images a job draws, and the same prompts and seeds without the training."""
+"""Plan and draw a job's validation images, and the baseline's images of the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from engine.task.task import Validation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """A training's validation images. PNG files, by name."""
+    """A training's validation images, as PNG files by name."""
 
     images: list[sampling.Image]
     drawn: dict[str, bytes]
     """The images after the task's last step."""
     baseline: list[dict[str, Any]]
-    """What the images without the training show, as `prompts.json` describes images."""
+    """Descriptions of the baseline's images, as in `prompts.json`."""
     without: dict[str, bytes]
-    """These images."""
+    """The baseline's images."""
     between: dict[str, bytes] = field(default_factory=dict)
     """The images after earlier steps of the task."""
 
@@ -38,7 +38,7 @@ class Pictures:
 def planned_images(
     validation: Validation, dataset: ImageDataset, seed: int, trigger_word: str | None
 ) -> list[sampling.Image]:
-    """Return what a task's validation images show: the same after each of its steps."""
+    """Return a task's validation images. They are the same after each of its steps."""
     prompts = validation.given_prompts
     if prompts is None:
         prompts = draw_prompts(dataset, seed, validation.num_images, trigger_word)
@@ -46,10 +46,10 @@ def planned_images(
 
 
 def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
-    """Return `count` captions for validation, the same for a seed and a dataset, with the trigger word.
+    """Return `count` captions as validation prompts, with the trigger word; a function of the seed and the dataset.
 
-    A row's empty captions are left out where it has others: they are there to train guidance, and an image of an empty
-    prompt shows nothing of the training.
+    Empty captions of a row are left out if it has others: they train guidance, and an image of an empty prompt shows
+    nothing of the training.
     """
     order = rng.permutation(seed, "validation prompt", 0, len(dataset))
     draws = rng.words(seed, "validation caption", 0, count)
@@ -63,12 +63,12 @@ def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str
 
 
 def without_training(images: list[sampling.Image]) -> list[sampling.Image]:
-    """Return the same images under the names that they have where they are drawn without the training."""
+    """Return the same images under the file names of the baseline's."""
     return [replace(image, file=f"without-{image.file}") for image in images]
 
 
 def carried(parent: Checkpoint | None, images: list[sampling.Image]) -> dict[str, bytes] | None:
-    """Return the images without the training that a chain carries along, if they are those of `without_training`."""
+    """Return the baseline's images that the parent carries, if they are those of `images`, else None."""
     if parent is None or parent.baseline != [image.described() for image in images]:
         return None
     return parent.pictures if set(parent.pictures) == {image.file for image in images} else None
@@ -83,14 +83,14 @@ def draw(
     device: torch.device,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
-    """Draw images, and show how far it is. The encoders are left on the device.
+    """Draw images and show the progress. The encoders stay on the device.
 
     Args:
-        images: to draw.
+        images: the images to draw.
         family: the model in memory.
-        what: is drawn, in words for a person.
+        what: words for the images in the progress line.
         resolution: width and height in pixels.
-        device: to draw on.
+        device: the device to draw on.
         check_stop: called after each denoising step; raises when the job is to stop.
 
     Returns:
@@ -106,7 +106,7 @@ def draw(
 
 
 def smaller(png: bytes, side: int) -> bytes:
-    """Return a PNG of at most `side` pixels in width and height; the same one where it is that already."""
+    """Return a PNG of at most `side` pixels in width and height; the same one if it is small enough."""
     with Pillow.open(io.BytesIO(png)) as picture:
         if max(picture.size) <= side:
             return png

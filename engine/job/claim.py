@@ -1,4 +1,4 @@
-"""The job takes its output folder, or finds that its result is already there."""
+"""Claim the output folder for the job, or find that the job's result is already there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.training.methods.registry import load_checkpoint
 
 
 def claim_output(context: RunContext, log: ProgressLog) -> bool:
-    """Take the output folder for the job, in its first process; False where its result is already there.
+    """Claim the output folder for the job, in its first process; return False where its result is already there.
 
     Raises:
         OutputError: another job's result or unfinished progress lies there, or this job's result is damaged.
@@ -32,15 +32,13 @@ def claim_output(context: RunContext, log: ProgressLog) -> bool:
         _report_own_result(context)
         return False
     if claim is Claim.ANEW:
-        say(
-            "the progress saved here does not say what it was trained on (an earlier version's): this task begins again"
-        )
+        say("the saved progress is of an earlier version and does not record its dataset: this task starts over")
     log.claimed(is_fresh=claim is not Claim.CONTINUES)
     return True
 
 
 def _ends_finished_chain(context: RunContext) -> bool:
-    """Whether the job is to continue a finished training in place: then there is nothing to do."""
+    """Return whether the job would continue a finished training in place: then there is nothing to do."""
     job, output, outcome = context.job, context.output, context.outcome
     if not isinstance(job.parent, Checkpoint):
         return False
@@ -57,20 +55,20 @@ def _report_own_result(context: RunContext) -> None:
     """Say that the job's result is already there.
 
     Raises:
-        OutputError: it is damaged.
+        OutputError: the result is damaged.
     """
     folder = context.output.checkpoint
     try:
         own = load_checkpoint(folder)
     except CheckpointError as error:
-        raise OutputError(f"this task's result is there but damaged: {error}; delete it and run again") from None
+        raise OutputError(f"this task's result exists but is damaged: {error}; delete it and run again") from None
     _record_as_done(context, own)
-    more = "" if own.finished else f"; to go on from step {own.global_step}, add --checkpoint {folder}"
+    more = "" if own.finished else f"; to continue from step {own.global_step}, add --checkpoint {folder}"
     say(f"nothing to do: this task's result is already in {folder}{more}")
 
 
 def _record_as_done(context: RunContext, own: Checkpoint) -> None:
-    """Write `result.json` for a finished result whose job was stopped before it could."""
+    """Write `result.json` for a finished result whose job was stopped before it wrote that file."""
     outcome = context.outcome
     if not context.output.is_recorded_as_done(own.digest):
         outcome.global_step, outcome.finished, outcome.checkpoint_digest = own.global_step, own.finished, own.digest

@@ -1,4 +1,4 @@
-"""What one run of a job works with."""
+"""The objects that one run of a job works with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from engine.training.distributed.group import Processes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What one run of a job works with, from the moment at which the job is prepared until its result is published."""
+    """The objects that one run works with, from the prepared job until its result is published."""
 
     settings: Settings
     job: Job
     device: torch.device
     processes: Processes
-    """All of the job; the first one alone writes to `output`."""
+    """All processes of the job; only the first one writes to `output`."""
     output: OutputFolder
     outcome: Outcome
     stop: Stop

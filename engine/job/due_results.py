@@ -1,4 +1,4 @@
-"""Images and LoRAs of steps before a task's end, made while it trains."""
+"""Make the images and LoRAs of steps before a task's last one, while it trains."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.results.trackers.tracker import Trackers
 
 
 class DueResults:
-    """Makes what is due at the trainer's step, and leaves the training as it was."""
+    """Makes what is due at the trainer's step, without any effect on the training."""
 
     def __init__(self, context: RunContext, training: Training, saver: ProgressSaver, trackers: Trackers) -> None:
         self._context = context
@@ -29,10 +29,10 @@ class DueResults:
         self._checkpoint_steps = step_results.checkpoint_steps(job.task, job.step_range)
 
     def make(self) -> None:
-        """Make what is due and not made yet. In all processes, after each step, and before the first one.
+        """Make what is due and not made yet. All processes call it, after each step and before the first one.
 
-        A progress that was saved before these were made is of their own step at the latest, so that whoever goes on
-        from it makes them then.
+        Progress that was saved before these were made is of this step or an earlier one, so a job that continues from
+        it makes them then.
 
         Raises:
             Interrupted: by a signal while images are drawn; the progress is saved.
@@ -76,6 +76,6 @@ class DueResults:
                 device=context.device,
                 check_stop=lambda: context.stop.check(self._saver.save),
             )
-            # The denoiser gets the device's memory for itself again.
+            # Free the device's memory for the denoiser again.
             family.move_encoders(torch.device("cpu"))
         return {step_results.image_name(step, file): data for file, data in drawn.items()}

@@ -1,4 +1,4 @@
-"""What a job encodes with: its cache of encodings, the encoder of its visits, its held-out loss."""
+"""Build a job's cache of encodings, the encoder of its visits, and its held-out loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.training.encoding.visit_encoder import VisitEncoder
 
 
 def encoding_cache(job: Job, settings: Settings, device: torch.device) -> EncodingCache:
-    """Return the cache of what the job's base model encodes on this device, with these versions."""
+    """Return the cache of what the job's base model encodes, on this device and with these library versions."""
     namespace = {
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
@@ -83,7 +83,7 @@ def held_out_curve(
     rows: list[Row],
     outcome: Outcome,
 ) -> HeldOutCurve:
-    """Return what measures the job's held-out loss and adds it to the chain's `rows`."""
+    """Return the job's held-out loss, which adds its measurements to the chain's `rows`."""
     loss = None
     if job.held_out is not None:
         loss = HeldOutLoss(

@@ -1,4 +1,4 @@
-"""One task with everything it needs, its digests, and what a checkpoint records of it. No torch."""
+"""A task with everything that it needs, its digests, and what a checkpoint records of it. No torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from engine.training.methods.warm_start import WarmStart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One task with everything it needs, found and checked."""
+    """A task with everything that it needs, found and checked."""
 
     task: Task
     base: BaseModel
@@ -39,21 +39,21 @@ class Job:
     parent: Checkpoint | WarmStart | None
     parent_folder: Path | None = None
     in_place: bool
-    """The parent is the output folder's own checkpoint, which this job's result replaces."""
+    """True if the parent is the output folder's own checkpoint, which this job's result replaces."""
     step_range: StepRange
     prediction_type: PredictionType
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
-    """The images of the held-out loss; None without any."""
+    """The images of the held-out loss; None where it is not measured."""
 
     @property
     def method(self) -> MethodSpec:
-        """How the base model is trained."""
+        """The training method of the task."""
         return METHODS[self.task.training_type]
 
     @property
     def medium(self) -> Medium:
-        """What the dataset's samples are."""
+        """The kind of the dataset's samples."""
         return medium_of(self.base)
 
     @property
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def task_digest(self) -> str:
-        """The digest of the task in its canonical form; local folders count by their content."""
+        """The digest of the task in its canonical form, with content digests in place of local folders' names."""
         value = canonical(self.task)
         if self.base.revision is None:
             value["model"]["name"] = self.base.identity
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def record(self) -> JobRecord:
-        """The identity of the job."""
+        """The job record of the output folder: which job this is, and what its result's bytes depend on."""
         return JobRecord(
             self.task_digest,
             self.parent.digest if self.parent else None,
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What names were resolved to, as the manifest has it."""
+        """The commits and fingerprints that names were resolved to, with the keys of the manifest."""
         return {
             "dataset": {
                 "name": self.task.dataset.name if self.dataset.revision else None,
@@ -111,7 +111,7 @@ class Job:
 
     @property
     def curve(self) -> str | None:
-        """A digest of what held-out losses must share to be comparable, besides the invariants; None without any."""
+        """A digest of what comparable held-out losses share, besides the invariants; None if none is measured."""
         if self.held_out is None:
             return None
         dataset = self.task.dataset.as_measured
@@ -166,7 +166,7 @@ class Job:
 
 
 def request_digest(task: Task, parent: Path | None) -> str:
-    """Return a digest of a task and the folder of the checkpoint that it continues, known before anything is read."""
+    """Return the digest of a task and the parent's folder. It is known before anything is read."""
     value = {"task": canonical(task), "checkpoint": str(parent) if parent else None}
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
@@ -196,8 +196,8 @@ def require_same_invariants(
     Args:
         found: the checkpoint's invariants.
         expected: this task's (`Job.invariants`).
-        main_file: the name of the file of weights that the training can begin with.
-        rows: of the dataset, then and now; None where that is not known.
+        main_file: the name of the file of weights that a training can start from.
+        rows: number of rows of the dataset, in the checkpoint and now; None where that is not known.
 
     Raises:
         CheckpointError: naming each setting that differs, with both values.
@@ -206,5 +206,5 @@ def require_same_invariants(
     if lines:
         advice = "use the same settings, or start without a checkpoint"
         if found.get("dataset") != expected.get("dataset"):
-            advice += f", or begin with its weights alone: a folder that holds only its {main_file}"
+            advice += f", or start from its weights alone: a folder that holds only its {main_file}"
         raise CheckpointError(f"the checkpoint cannot be continued by this task: {'; '.join(lines)}; {advice}")

@@ -1,4 +1,4 @@
-"""What can be refused before a model is loaded, by the headers of files: for `--plan` and the job. No torch."""
+"""Checks that need no loaded model, for `--plan` and the job. They read only headers of files. No torch."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ def check_method(job: Job) -> list[str]:
     """Check what the training method can check before a model is loaded; return lines on what was not checked.
 
     Raises:
-        JobError: of the kind of whatever the task asks for and the base model or the weights to start from do not have.
+        JobError: the task asks for something that the base model, or the weights to start from, do not have.
     """
     return job.method.check(job.base, job.task, job.parent if isinstance(job.parent, WarmStart) else None)
 
 
 def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
-    """Refuse an output folder that the job would refuse. Changes nothing.
+    """Check that the job could use the output folder. Nothing is changed.
 
     Raises:
-        OutputError: another job's result or progress is in it, nothing can be written to it, or too little.
+        OutputError: another job's result or progress is in it, it cannot be written to, or the disk is too full.
     """
     root, parent = output.root, job.parent
     is_over = isinstance(parent, Checkpoint) and parent.finished and job.step_range.num_steps == 0
-    with atomic_files.writing_to(root):  # which would not be allowed to, either
+    with atomic_files.writing_to(root):  # turns a PermissionError into an OutputError, as in the job
         if found := atomic_files.obstacle(root):
             raise OutputError(f"cannot write to {root}: {found}; remove it, or choose another folder")
         place = next(path for path in (root, *root.parents) if path.exists())
         if not os.access(place, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {root}: make {place} writable for the user that runs the job")
-        if place.resolve().is_relative_to("/proc") or place.resolve().is_relative_to("/sys"):  # open to root, it seems
-            raise OutputError(f"cannot write to {root}: {place} is the kernel's; choose another folder")
+        if place.resolve().is_relative_to("/proc") or place.resolve().is_relative_to("/sys"):  # root passes os.access
+            raise OutputError(f"cannot write to {root}: {place} belongs to the kernel; choose another folder")
         if job.in_place and is_over:  # the job would find nothing to do
             return
         if output.look(job.record, in_place=job.in_place, overwrite=overwrite) is not Claim.FINISHED:
@@ -48,7 +48,7 @@ def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
 
 
 def check_device(settings: Settings) -> list[str]:
-    """Return a note where the device is not there: it may be elsewhere, where the job is to run."""
+    """Return a note where no GPU is visible; the job may run on another machine, so this is not an error."""
     if settings.device == "cpu" or num_gpus():
         return []
     return [
@@ -58,16 +58,16 @@ def check_device(settings: Settings) -> list[str]:
 
 
 def check_memory(job: Job, device: str, *, available: int | None, num_processes: int) -> None:
-    """Refuse a job that is predicted to take far more memory than it could have.
+    """Refuse a job that is predicted to take far more memory than could be available.
 
     Args:
-        job: what would run.
+        job: the job.
         device: cuda or cpu.
-        available: bytes that each process may take; None is unknown, as of a GPU before torch is imported.
-        num_processes: the number of processes that are known to share this machine's memory.
+        available: bytes that each process may take; None is unknown, as for a GPU before torch is imported.
+        num_processes: the number of processes that share this machine's memory, as far as it is known.
 
     Raises:
-        DeviceMemoryError: says what would fit.
+        DeviceMemoryError: the message says what should fit.
     """
     most = available
     if device == "cpu" and (most := memory.most_bytes()) is not None:

@@ -1,4 +1,4 @@
-"""Settings and a task become a job: everything is found and checked, nothing is trained. No torch."""
+"""Turn settings and a task into a job: find and check everything that it needs. No torch."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     import torch
 
 Say = Callable[[str], None]
-"""Takes a line for a person."""
+"""A function that takes a line for a person."""
 
 
 def read_task(settings: Settings) -> Task:
-    """Parse the task, and check what it asks of the device.
+    """Parse the task, and check that the device supports it.
 
     Raises:
-        TaskError: it is invalid, or its resolution has no buckets.
-        DeviceError: its precision does not exist on the device.
+        TaskError: the task is invalid, or there are no buckets for its resolution.
+        DeviceError: the device does not support its precision.
     """
     task = parse_task(settings.task_bytes, source=settings.task_source)
     if settings.device == "cpu" and task.mixed_precision == "fp16":
@@ -63,23 +63,23 @@ def prepare(
     """Find the checkpoint, the base model and the dataset, and check that they go together.
 
     Args:
-        settings: of the job.
-        task: as `read_task` gave it.
+        settings: the job's settings.
+        task: the task, as returned by `read_task`.
         weights: False leaves the base model's weights out of a download.
         say: takes lines for a person.
-        digests: of local weights that were begun early.
-        before: what an earlier start of this job found (`recorded`), so that a branch that has moved since changes
-            nothing.
+        digests: hashes of local weights, if they were begun early.
+        before: what an earlier start of this job resolved names to (`recorded`), so that a branch that has moved since
+            has no effect.
 
     Raises:
-        JobError: of the kind of whatever is missing or does not fit.
+        JobError: something is missing or does not fit; the error's class says what.
     """
     folder = parent_folder(settings, task)
     with _permitted(CheckpointError, "the checkpoint"):
         parent = load_parent(folder, METHODS[task.training_type]) if folder else None
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
-        say(f"the cache {settings.cache_dir} cannot be written: what is in it is used, nothing is added")
+        say(f"the cache {settings.cache_dir} is read-only: its entries are used, none is added")
     with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
         base = base_model.locate(
             task.model,
@@ -131,10 +131,10 @@ def recorded(settings: Settings, task: Task) -> dict[str, Any] | None:
 
 
 def require_same_job(job: Job, device: torch.device, processes: Processes) -> None:
-    """Check that all processes prepared the same job on equal devices: else their gradients are not of one training.
+    """Check that all processes prepared the same job on equal devices; otherwise their gradients cannot be combined.
 
     Raises:
-        JobError: of the kind of what differs.
+        JobError: something differs; the error's class says what.
     """
     found: list[tuple[str, Any, type[JobError]]] = [
         ("the task's digest", job.task_digest, TaskError),
@@ -152,7 +152,7 @@ def require_same_job(job: Job, device: torch.device, processes: Processes) -> No
 def _open_datasets(
     settings: Settings, task: Task, medium: Medium, before: Sequence[Mapping[str, Any] | None], say: Say
 ) -> tuple[ImageDataset, HeldOut | None]:
-    """Open the images that are trained on, and those of the held-out loss."""
+    """Open the training images, and the images of the held-out loss."""
     places: dict[str, Any] = {"cache_dir": settings.cache_dir, "report": say, "limits": settings.limits}
     with _looking_up(task.dataset.name, settings, "dataset.name"):
         revision = _first(_pinned_dataset(one, task) for one in before)
@@ -179,11 +179,11 @@ def _first(values: Iterable[str | None]) -> str | None:
 
 @contextmanager
 def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
-    """Turn a PermissionError in the block into an error of `kind` that says what cannot be read."""
+    """Turn a PermissionError in the block into an error of `kind` that names the file."""
     try:
         yield
     except PermissionError as error:
-        raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user who can") from None
+        raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user with access") from None
 
 
 def _check_noise(job: Job) -> None:
@@ -193,17 +193,17 @@ def _check_noise(job: Job) -> None:
 
 def _check_validation(job: Job) -> None:
     steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
-    if steps >= most:  # schedulers that begin one timestep later would run out of them
+    if steps >= most:  # schedulers that start one timestep later would run out of timesteps
         raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:
-    """Return what the chain's tasks resolved names to, in the shape of `recorded`."""
+    """Return what the tasks of the chain resolved names to, in the shape of `recorded`."""
     return {**chain.manifest, "revision": chain.settings.get("revision")} if chain else None
 
 
 def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
-    """Return the commit that the branch was resolved to before, unless this task asks for another revision."""
+    """Return the commit that the base model's branch was resolved to before; None if this task asks for another one."""
     if before is None or before.get("revision") != task.model.revision:
         return None
     found = object_at(before, "base_model")
@@ -224,16 +224,16 @@ def _pinned_held_out(before: Mapping[str, Any] | None, task: Task) -> str | None
 
 
 def _commit(value: Any) -> str | None:
-    """Return the value if it is a full commit: a manifest is untrusted input."""
+    """Return the value if it is a full commit hash, else None: a manifest is untrusted input."""
     return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}", value) else None
 
 
 def parent_folder(settings: Settings, task: Task) -> Path | None:
-    """Return the folder of the checkpoint to continue: the flag's or variable's, else the task's."""
+    """Return the folder of the checkpoint to continue: from the flag or variable, else from the task."""
     return settings.checkpoint or (Path(task.checkpoint) if task.checkpoint else None)
 
 
 def is_in_place(folder: Path | None, output_dir: Path) -> bool:
-    """Whether the checkpoint to continue is the output folder's own, which the result then replaces."""
+    """Return whether the checkpoint to continue is the output folder's own, which the result then replaces."""
     own = output_dir / "checkpoint"
     return folder is not None and folder.exists() and own.exists() and folder.samefile(own)

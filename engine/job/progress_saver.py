@@ -1,4 +1,4 @@
-"""When a training's progress is saved, and what all processes do together after a step."""
+"""Save a training's progress when it is due, and coordinate the processes after each step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine.results.output.saved_progress import SavedProgress
 from engine.results.state import weights_digest
 
 _MAX_SAVING_SHARE: Final = 0.05
-"""Upper bound on the share of a training's time that is spent on saving, however slow the disk."""
+"""Upper bound on the fraction of training time that is spent on saving, however slow the disk is."""
 
 
 class ProgressSaver:
-    """Saves the exact progress now and then, and when asked to. Only the first process writes."""
+    """Saves the exact progress at intervals, and on request. Only the first process writes."""
 
     def __init__(self, context: RunContext, training: Training) -> None:
         self._context = context
@@ -27,11 +27,11 @@ class ProgressSaver:
         self._cost = 0.0
 
     def save(self) -> None:
-        """Save now; the state must be one after a whole number of steps.
+        """Save now. The trainer must be between two steps.
 
         Raises:
-            NonFiniteError: the last update has left float32; what was saved before stays.
-            OutputError: it cannot be written.
+            NonFiniteError: the last update has overflowed float32; the progress saved before is kept.
+            OutputError: the progress cannot be written.
         """
         start = time.monotonic()
         self._require_finite()
@@ -50,7 +50,7 @@ class ProgressSaver:
         self._cost = self._saved_at - start
 
     def finish(self) -> None:
-        """Save the end of the training.
+        """Save the progress after the training's last step.
 
         Raises:
             DeviceError: the processes' weights differ.
@@ -59,10 +59,10 @@ class ProgressSaver:
         self.save()
 
     def require_sound(self) -> None:
-        """Check the weights in all processes before anything is made of them.
+        """Check the weights in all processes before they are used for a result.
 
         Raises:
-            NonFiniteError: the last update has left float32.
+            NonFiniteError: the last update has overflowed float32.
             DeviceError: the processes' weights differ.
         """
         self._require_finite()
@@ -76,7 +76,7 @@ class ProgressSaver:
         """Return the digest of the weights, which must be the same in all processes.
 
         Raises:
-            DeviceError: it is not, so a machine's arithmetic or memory is wrong.
+            DeviceError: it is not, so the arithmetic or memory of one machine is wrong.
         """
         digest = weights_digest(self._training.trainable.state())
         step = self._training.trainer.step
@@ -84,12 +84,12 @@ class ProgressSaver:
         return digest
 
     def _is_due(self) -> bool:
-        """Whether the last save is old enough, and cost little enough, for the next one."""
+        """Return whether the last save is old enough, and was cheap enough, for the next one."""
         due = max(self._context.settings.save_seconds, self._cost / _MAX_SAVING_SHARE)
         return self._context.processes.is_first and time.monotonic() - self._saved_at >= due
 
     def after_step(self, report: StepReport) -> None:
-        """Add the step to the history, then save or stop, if the processes agree to. All of them call it.
+        """Add the step to the history, then save or stop if the processes agree to. All processes call it.
 
         Raises:
             Interrupted: the job is to stop; its progress is saved.

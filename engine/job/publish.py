@@ -1,4 +1,4 @@
-"""The result of a job: validation images drawn, files built, the two folders put in place."""
+"""Publish the result of a job: draw the validation images, build the files, put the folders in place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.training.methods.method import About
 
 
 def draw_and_publish(context: RunContext, training: Training) -> None:
-    """Draw the validation images, and put the job's result in place. In the job's first process.
+    """Draw the validation images, and put the job's result in place. Only the job's first process calls it.
 
     Raises:
         OutputError: something cannot be written, or a result of an earlier step is gone.
@@ -36,7 +36,7 @@ def draw_and_publish(context: RunContext, training: Training) -> None:
 
 
 def _draw(context: RunContext, training: Training) -> Pictures:
-    """Draw the validation images; the same without the training once in a chain, which then carries them along."""
+    """Draw the validation images, and the baseline's if this chain does not have them yet."""
     job, task, family = context.job, context.job.task, training.family
     images = planned_images(task.validation, job.dataset, task.seed, task.dataset.trigger_word)
     baseline = without_training(images)
@@ -58,7 +58,7 @@ def _draw(context: RunContext, training: Training) -> Pictures:
 
 
 def _publish(context: RunContext, training: Training, pictures: Pictures) -> None:
-    """Publish the validation images first and the checkpoint last, since it means done; then end the job."""
+    """Publish the validation images first and the checkpoint last, since it marks the job as done; then end the job."""
     job, output, outcome = context.job, context.output, context.outcome
     with outcome.clock.phase("publish"):
         origin = provenance.origin_of_result(training.origins, training.trainer.step)
@@ -70,7 +70,7 @@ def _publish(context: RunContext, training: Training, pictures: Pictures) -> Non
         output.publish(output.validation, images | listing, last=sampling.PROMPTS_FILE)
         page = _report(context, training, pictures, lineage, digest)
         output.write(REPORT, report.render(page).encode())
-    # From here on the job is as good as done: a signal no longer undoes that.
+    # A signal from here on does not stop the job.
     context.stop.ignore()
     with outcome.clock.phase("publish"):
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
@@ -80,11 +80,11 @@ def _publish(context: RunContext, training: Training, pictures: Pictures) -> Non
     output.write_result(outcome.done())
     output.complete()
     say(f"done: {outcome.message}")
-    say(f"look at {output.root / REPORT}")
+    say(f"open {output.root / REPORT}")
 
 
 def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the chain's tasks so far, this one last."""
+    """Return an entry for each task of the chain so far, this one last."""
     chain = job.parent if isinstance(job.parent, Checkpoint) else None
     own = {
         "parent": job.record.parent,
@@ -127,7 +127,7 @@ def _checkpoint_files(
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
-    """Return the chain's LoRAs of earlier steps, as many as the task allows."""
+    """Return the LoRAs of the chain's earlier steps, as many as the task keeps."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
@@ -137,7 +137,7 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
 
 
 def exported(job: Job, training: Training) -> dict[str, bytes]:
-    """Return the trained weights as they are, as the files that the training method publishes."""
+    """Return the trained weights of the current step as the files that the training method publishes."""
     about = About(
         base=job.base,
         prediction_type=job.prediction_type,
@@ -194,5 +194,5 @@ def _shown(job: Job, file: str) -> list[tuple[int, str]]:
 
 
 def _last_name(source: str) -> str:
-    """Return a folder's name without its path, or a Hub ID or a URL as it is."""
+    """Return a local folder's name without its path; a Hub ID or a URL unchanged."""
     return Path(source).name if Path(source).is_absolute() else source

@@ -1,4 +1,4 @@
-"""The whole job, readable as a table of contents: wiring only."""
+"""Run a whole job. This module reads as a table of contents: it only connects the parts."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def run(
 ) -> None:
     """Train one task's slice and publish its result, or find that it is published already.
 
-    Each of a job's processes comes here; `output` is locked in the first one, and the others leave it alone, as they do
-    `log`. `digests` may have been begun on the base model's files.
+    All processes of a job call this. `output` is locked by the first one; the others use neither `output` nor `log`.
+    `digests` may already be hashing the base model's files.
 
     Raises:
-        JobError: of the kind of whatever went wrong.
+        JobError: something went wrong; the error's class says what.
         Interrupted: by a signal, after the exact progress was saved.
     """
     rng.check_known_answers()
@@ -66,7 +66,7 @@ def run(
             lambda: prepare(settings, task, weights=True, say=say, digests=digests, before=before)
         )
         outcome.task_digest = job.task_digest
-    if not begin_log():  # something had to be said before this was known
+    if not begin_log():  # lines were already written before the digest was known
         say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
     require_same_job(job, device, processes)
     _prune_cache(settings, processes)
@@ -93,7 +93,7 @@ def run(
 
 
 def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
-    """Train to the task's last step, with all that is due in between."""
+    """Train to the task's last step, and make all results that are due in between."""
     job, outcome, stop, trainer = context.job, context.outcome, context.stop, training.trainer
     device, processes, family = context.device, context.processes, training.family
     saver = ProgressSaver(context, training)
@@ -136,7 +136,8 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
             saver.finish()
         except NonFiniteError:
-            saver.save()  # mostly found before the update: this is the last good state; else the save refuses, too
+            # Mostly found before the update, so this is the last good state; otherwise saving raises as well.
+            saver.save()
             require_finite_weights(family)
             raise
         except (PeerError, PeerInterrupted):
@@ -145,7 +146,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
 
 
 def _prune_cache(settings: Settings, processes: Processes) -> None:
-    """Remove what was used longest ago from a cache beyond its bound; what this job needs is held."""
+    """Remove the least recently used entries of a cache above its bound; entries that this job uses are locked."""
     if settings.max_cache_bytes is None or not processes.is_first or is_read_only(settings.cache_dir):
         return
     pruned = prune(settings.cache_dir, settings.max_cache_bytes)

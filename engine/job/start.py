@@ -1,4 +1,4 @@
-"""The beginning of a training: the base model loaded, what is trained, and the state that it goes on from."""
+"""Start a training: load the base model, attach what is trained, and restore the state to continue from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from engine.training.trainer import Trainer
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is in memory while a job trains."""
+    """The objects that are in memory while a job trains."""
 
     family: Family
     trainable: Trainable
@@ -44,7 +44,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Beginning:
-    """What a training goes on from."""
+    """The state that a training starts or continues from."""
 
     state: TrainState | None = None
     history: list[StepReport] = field(default_factory=list)
@@ -57,7 +57,7 @@ def load_family(job: Job, device: torch.device) -> Family:
     """Load the job's base model.
 
     Raises:
-        ModelError: it is incomplete or of the wrong kind.
+        ModelError: the model is incomplete or of the wrong kind.
     """
     return registry.load(
         job.base.family,
@@ -75,10 +75,10 @@ def load_family(job: Job, device: torch.device) -> Family:
 
 
 def start_training(context: RunContext, family: Family) -> Training:
-    """Prepare what is trained, and go on from the saved progress, the checkpoint, given weights, or from nothing.
+    """Attach what is trained, and restore the saved progress, the checkpoint or given weights, if there are any.
 
     Raises:
-        TaskError: the task's targets match nothing, or something that cannot be adapted.
+        TaskError: the task's targets match no module, or a module that cannot be adapted.
         CheckpointError: what is to be continued does not fit.
     """
     job, outcome = context.job, context.outcome
@@ -95,7 +95,7 @@ def start_training(context: RunContext, family: Family) -> Training:
         trainer.restore(beginning.state)
     outcome.global_step = outcome.resumed_from_step = trainer.step
     if trainer.step > job.step_range.start_step:
-        say(f"going on at step {trainer.step}, where this task was interrupted")
+        say(f"continuing at step {trainer.step}, where this task was interrupted")
     return Training(
         family=family,
         trainable=trainable,
@@ -108,18 +108,18 @@ def start_training(context: RunContext, family: Family) -> Training:
 
 
 def _extended_origins(origins: list[dict[str, Any]], step: int, device: torch.device) -> list[dict[str, Any]]:
-    """Add this run's device and versions, and warn where the steps before were trained with others."""
+    """Add this run's device and versions, and print a note if earlier steps were trained with others."""
     found = provenance.extended_origins(origins, step, provenance.origin(device))
     if len(found) > max(1, len(origins)):
         say(
-            f"{NOTE}the steps before were trained on another device or with other versions, so the result's bits are "
-            "those of neither alone: its lineage says which steps were trained where"
+            f"{NOTE}the steps before were trained on another device or with other library versions, so neither "
+            "environment alone reproduces the result; its lineage says which steps were trained where"
         )
     return found
 
 
 def _saved(context: RunContext) -> _Beginning | None:
-    """Return what the first process finds saved in the output folder; None where there is nothing to go on from."""
+    """Return the progress saved in the output folder, as the first process finds it; None if there is none."""
     processes, found = context.processes, None
     if processes.is_first:
         found = saved_progress.read(context.output, context.job.record, say)
@@ -139,7 +139,7 @@ def _saved(context: RunContext) -> _Beginning | None:
 
 
 def _parents(job: Job) -> _Beginning:
-    """Return what the checkpoint to continue holds; nothing where the task begins a training."""
+    """Return the state in the checkpoint to continue; an empty one if the task starts a training."""
     parent = job.parent
     if not isinstance(parent, Checkpoint):
         return _Beginning()

@@ -1,4 +1,4 @@
-"""The base model on disk: which files it consists of, where they are, and what identifies them. No torch."""
+"""Find a base model on disk or download it: its files, its family, and its identity. No torch."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ class BaseModel:
     folder: Path
     family: FamilySpec
     variants: Mapping[str, str | None]
-    """For each component with weights, the variant that its file names carry."""
+    """Component with weights -> the variant in its file names."""
     identity: str
-    """What the bytes are: `<id>@<commit>` from the Hub, a content hash for a folder or a file. Never a path."""
+    """The identity of the bytes: `<id>@<commit>` for the Hub, a content hash for a folder or a file; not a path."""
     revision: str | None
     """The Hub commit, None for a folder or a file."""
     single_file: SingleFile | None = None
-    """Where everything is when it is not in `folder`."""
+    """The file that holds the model; None for a model in `folder`."""
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
-        """One of a component's JSON files, as a dict."""
+        """Return one of a component's JSON files. Raises ModelError."""
         if self.single_file is not None:
             return dict(self.single_file.configs[component])
         return read_json(self.folder / component / name)
 
     @property
     def objective(self) -> ObjectiveSpec:
-        """What the family is trained for."""
+        """The row of the family's training objective."""
         return OBJECTIVES[self.family.objective]
 
     @property
     def prediction_type(self) -> PredictionType:
-        """What the model was trained to predict, by its scheduler's configuration. Raises ModelError."""
+        """The quantity that the model predicts, from its scheduler's configuration. Raises ModelError."""
         return self.objective.prediction_type(self.config("scheduler", SCHEDULER_FILE))
 
     @property
     def num_train_timesteps(self) -> int:
-        """The length of the noise schedule. Raises ModelError."""
+        """The number of timesteps of the noise schedule. Raises ModelError."""
         return self.objective.num_train_timesteps(self.config("scheduler", SCHEDULER_FILE))
 
 
@@ -79,20 +79,20 @@ def locate(
     limits: Limits = _DEFAULT_LIMITS,
     digests: FileDigests | None = None,
 ) -> BaseModel:
-    """Find the base model, downloading the files it needs and no others.
+    """Find the base model, and download those of its files that are needed.
 
     Args:
         model: the task's model; a local folder or file is an absolute path.
-        pinned: the Hub commit that earlier tasks of the chain resolved `model.revision` to.
+        pinned: the Hub commit to which earlier tasks of the chain resolved `model.revision`.
         weights: False leaves the weights out of a download from the Hub (for `--plan`). A single file is always
             downloaded: its content is its identity.
-        report: called with a line on long work.
-        cache_dir: where a single file is downloaded to.
+        report: called with a line to print.
+        cache_dir: the folder to which a single file is downloaded.
         limits: of that download.
-        digests: of files that `hash_ahead` began on; None has begun on none.
+        digests: those that `hash_ahead` began to compute; None if it was not called.
 
     Raises:
-        ModelError: not found, no family of ours, or incomplete.
+        ModelError: not found, not of a supported family, or incomplete.
         TemporaryError: the Hub or the server cannot be reached.
         OutputError: the cache cannot be written.
     """
@@ -114,7 +114,7 @@ def locate(
 
 
 def hash_ahead(model: Model, digests: FileDigests) -> None:
-    """Begin on the weights of a base model on this machine; what is wrong with it, `locate` says."""
+    """Begin to hash the weights of a local base model in the background. Errors are ignored: `locate` raises them."""
     path = Path(model.name)
     with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
         if path.is_absolute() and path.is_dir():
@@ -127,13 +127,13 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
 
 
 def is_url(name: str) -> bool:
-    """Whether a model's name is the address of a file."""
+    """Return whether a model's name is the http(s) URL of a file."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Report) -> None:
     if plain := sorted(component for component, found in variants.items() if found != wanted):
-        report(f"base model: no {wanted} weights of {', '.join(plain)}; their plain weights are used")
+        report(f"base model: there are no {wanted} weights of {', '.join(plain)}; the plain weights are used")
 
 
 def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDigests) -> BaseModel:
@@ -170,13 +170,13 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, d
 
 def _locate_file(path: Path, name: str, model: Model, report: Report, digests: FileDigests) -> BaseModel:
     if not path.is_file():
-        raise ModelError(f"the base model {path} is not there{nearest(path)}")
+        raise ModelError(f"the base model {path} does not exist{nearest(path)}")
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise ModelError(f"the base model {name} {_PICKLED}")
     file = single_file.inspect(path, name, report)
     family = registry.detect({"_class_name": file.layout.pipeline})
     if model.variant or model.revision != "main":
-        report("base model: a single file has neither variants nor revisions; model.variant and .revision are ignored")
+        report("base model: a single file has no variants or revisions; model.variant and model.revision are ignored")
     try:
         digest = digests.of(path)
     except OSError as error:
@@ -207,7 +207,7 @@ def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: R
 
 
 def _download(name: str, commit: str, files: list[str]) -> Path:
-    """The folder of the Hub's cache that holds these files of a repository at a commit."""
+    """Download files of a repository at a commit, and return their folder in the Hub's cache."""
     import huggingface_hub
 
     folder = hub.with_retries(
@@ -217,7 +217,7 @@ def _download(name: str, commit: str, files: list[str]) -> Path:
 
 
 def _list_files(name: str, commit: str, folder: Path) -> list[str]:
-    """A repository's files; with HF_HUB_OFFLINE, those of them that are in the cache."""
+    """Return the names of a repository's files; with HF_HUB_OFFLINE, of those that are in the cache."""
     import huggingface_hub
     from huggingface_hub import constants
 

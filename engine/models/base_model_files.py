@@ -1,4 +1,4 @@
-"""The files of a base model in Diffusers' layout: which are needed, and what their bytes are. No torch."""
+"""Select the files of a base model in Diffusers' layout, and hash them. No torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _PICKLES: Final = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES)
 
 
 def files_below(folder: Path) -> list[str]:
-    """All files below a folder, relative to it, sorted."""
+    """Return all files below a folder, as sorted paths relative to it."""
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def select_files(
     names: Iterable[str], family: FamilySpec, variant: str | None, source: str
 ) -> tuple[list[str], dict[str, str | None]]:
-    """The files of a Diffusers folder that training needs, and each weighted component's variant.
+    """Return the files of a Diffusers folder that training needs, and each weighted component's variant.
 
-    A component that has no weights of the asked-for variant falls back to its plain ones, as in Diffusers.
+    A component without weights of this variant falls back to its plain weights, as in Diffusers.
 
     Raises:
-        ModelError: a component is missing or has no safetensors weights, or none has the variant.
+        ModelError: a component is missing or has no safetensors weights, or no component has the variant.
     """
     names = sorted(names)
     selected = [INDEX]
@@ -43,7 +43,7 @@ def select_files(
         inside = [name for name in names if Path(name).parent.as_posix() == component]
         selected += [name for name in inside if _matches(name, _SIDE_FILES)]
         if not inside:
-            raise ModelError(f"the base model {source} has no {component}/; it is incomplete")
+            raise ModelError(f"the base model {source} is incomplete: it has no folder {component}/")
         if component not in family.weighted:
             continue
         for candidate in dict.fromkeys((variant, None)):
@@ -60,7 +60,7 @@ def select_files(
 
 
 def is_weight(name: str, variant: str | None) -> bool:
-    """Whether a file holds a component's weights of a variant, whole or in part."""
+    """Return whether a file holds weights of a component in a variant, in one file or as a shard."""
     middle = f".{variant}" if variant else ""
     file = Path(name).name
     return any(
@@ -80,12 +80,12 @@ def _no_weights(source: str, component: str, inside: list[str]) -> str:
             "convert it to safetensors (Diffusers: pipe.save_pretrained(folder, safe_serialization=True))"
         )
     variants = sorted(name for name in inside if name.endswith(".safetensors"))
-    found = f"; it has {', '.join(variants)}: name that in model.variant" if variants else ""
+    found = f"; it has {', '.join(variants)}: set model.variant to the variant in that name" if variants else ""
     return f"the base model {source} has no safetensors weights in {component}/{found}"
 
 
 def content_identity(folder: Path, names: list[str], digests: FileDigests) -> str:
-    """`sha256:` and a digest of these files' names and bytes. Raises ModelError where one cannot be read."""
+    """Return `sha256:` and a digest of these files' names and bytes. Raises ModelError if one cannot be read."""
     digests.begin(folder / name for name in names if _is_large(name))
     try:
         found = {name: digests.of(folder / name) if _is_large(name) else _small(folder / name) for name in names}

@@ -1,4 +1,4 @@
-"""A base model's JSON files, from a stranger's folder. No torch."""
+"""Read a base model's JSON files, which are untrusted. No torch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 
 SCHEDULER_FILE: Final = "scheduler_config.json"
-"""The configuration in a base model's scheduler/."""
+"""The name of the configuration in a base model's scheduler/."""
 _MAX_JSON_BYTES: Final = 64 << 20
 
 
 def refuse_large(path: Path) -> None:
-    """Raise ModelError for a file that no configuration would fill, OSError where it is not there."""
+    """Raise ModelError if a file is too large for a configuration, OSError if it does not exist."""
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise ModelError(f"the base model's {path} is too large for a configuration; download it again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Return a JSON object.
 
     Raises:
         ModelError: missing, too large or malformed.
@@ -30,7 +30,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError:
         raise ModelError(
-            f"the base model has no {path.parent.name}/{path.name}; a Diffusers folder is expected"
+            f"the base model has no {path.parent.name}/{path.name}; expected a folder in Diffusers' layout"
         ) from None
     except (ValueError, RecursionError):
         raise ModelError(f"the base model's {path} is not JSON; download it again") from None

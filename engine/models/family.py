@@ -1,4 +1,4 @@
-"""The protocol of a loaded base model: its parts, encodings, loss and images."""
+"""The interface of a loaded base model: its parts, encodings, loss and images."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ PRECISIONS: Final[Mapping[MixedPrecision, torch.dtype]] = {
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
 }
-"""The dtype of frozen weights and of autocast."""
+"""Mixed precision -> the dtype of frozen weights and of autocast."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return a context in which operations on the device are computed in `dtype`; float32 computes as it is written.
+    """Return a context in which operations on the device are computed in `dtype`; float32 switches autocast off.
 
-    A context is for one micro-batch: its cache of cast weights must not outlive an optimizer step.
+    Use a new context for each micro-batch: its cache of cast weights must not outlive an optimizer step.
     """
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadArgs:
-    """How to load a base model."""
+    """The arguments for loading a base model."""
 
     folder: Path
     variants: Mapping[str, str | None]
     dtype: torch.dtype
-    """Of all frozen weights."""
+    """The dtype of all frozen weights."""
     device: torch.device
     prediction_type: PredictionType
     single_file: SingleFile | None = None
-    """Where the weights and configurations are when they are not in `folder`."""
+    """The file that holds the weights and configurations; None for a model in `folder`."""
     zero_terminal_snr: bool = False
-    """Rescale the noise schedule, in training and for the pipeline."""
+    """True rescales the noise schedule to zero terminal SNR, for training and for the pipeline."""
     caption_chunks: int = 1
-    """Rows of tokens that each caption, and each prompt of the pipeline, is encoded in."""
+    """Rows of tokens in which each caption, and each prompt of the pipeline, is encoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +60,20 @@ class Batch:
     """One micro-batch on the device; the first axis of every tensor is the batch."""
 
     latents: torch.Tensor
-    """Clean, scaled latents, float32, of any rank."""
+    """Clean, scaled latents: float32, shape (B, …)."""
     noise: torch.Tensor
-    """Like `latents`."""
+    """Standard normal noise: dtype and shape of `latents`."""
     timesteps: torch.Tensor
     """int64, shape (B,)."""
     conditioning: Tensors
-    """Whatever the family's `encode_caption` and `place` gave, stacked."""
+    """The stacked results of the family's `encode_caption` and `place`."""
     mask: torch.Tensor | None = None
-    """Weights of places, float32, broadcasting to the latents; None weighs them alike."""
+    """Weights of the latents' positions: float32, broadcastable to the latents; None weights all positions equally."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """How an image is drawn."""
+    """The settings of one validation image."""
 
     prompt: str
     negative_prompt: str | None
@@ -88,24 +88,28 @@ class Family(Protocol):
 
     spec: FamilySpec
     parts: Mapping[str, torch.nn.Module]
-    """Everything with weights, by component."""
+    """All modules with weights, by component."""
     denoiser: torch.nn.Module
-    """The part that is trained: `parts[spec.denoiser]`."""
+    """The module that predicts the target: `parts[spec.denoiser]`."""
     text_encoders: Mapping[str, torch.nn.Module]
-    """The parts that `train_args.train_text_encoder` trains, too: those that `spec.text_encoders` names."""
+    """The text encoders that can be trained (`train_args.train_text_encoder`): the components `spec.text_encoders`."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of one sample's latents for images of this size in pixels."""
         ...
 
     def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
-        """Encode one image, uint8 (H, W, 3), to the moments of its latents, on the CPU. Independent of other images."""
+        """Encode one image, uint8 (H, W, 3), to the moments of its latents, on the CPU.
+
+        The result must not depend on other images.
+        """
         ...
 
     def encode_caption(self, caption: str) -> Tensors:
-        """Encode one caption to the conditioning of one sample, on the CPU. Independent of other captions.
+        """Encode one caption to the conditioning of one sample, on the CPU.
 
-        That is `embed` of one sample of `tokenize`, without gradients, by the text encoders as they are.
+        This is `embed` of a batch of one `tokenize`, without gradients, with the text encoders' current weights. The
+        result must not depend on other captions.
         """
         ...
 
@@ -114,15 +118,15 @@ class Family(Protocol):
         ...
 
     def embed(self, tokens: Tensors) -> Tensors:
-        """Encode a batch of stacked `tokenize` ids on the device to its conditioning there, with gradients."""
+        """Encode a batch of stacked `tokenize` results on the device to its conditioning there, with gradients."""
         ...
 
     def place(self, geometry: Geometry) -> Tensors:
-        """Return the conditioning that comes from how a sample's image is shown, on the CPU; often none."""
+        """Return a sample's conditioning on its geometry (sizes, crop), on the CPU; {} for most families."""
         ...
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
-        """Return latents drawn from an image's posterior with standard normal noise, scaled for the denoiser."""
+        """Return latents drawn from an image's posterior with standard normal `noise`, scaled for the denoiser."""
         ...
 
     def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
@@ -130,18 +134,18 @@ class Family(Protocol):
         ...
 
     def move_encoders(self, device: torch.device) -> None:
-        """Move the encoders to a device, except text encoders that are trained."""
+        """Move the encoders to a device, except for text encoders that are trained."""
         ...
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
     ) -> npt.NDArray[np.uint8]:
-        """Draw one image from the parts in memory: uint8 (frames, H, W, 3). Prompts are encoded like captions.
+        """Draw one image with the parts in memory: uint8, shape (frames, H, W, 3). Prompts are encoded like captions.
 
         Args:
-            drawing: what is drawn.
+            drawing: the prompt and the settings.
             generator: on the CPU; the image depends on its state.
-            after_step: called after each denoising step; what it raises ends the drawing.
+            after_step: called after each denoising step; an exception that it raises ends the drawing.
         """
         ...
 
@@ -150,6 +154,6 @@ class Family(Protocol):
 
         Args:
             component: the denoiser or a text encoder.
-            module: the module's name in it as Diffusers' LoRA files have it.
+            module: the module's name in the component, as in Diffusers' LoRA files.
         """
         ...

@@ -1,4 +1,4 @@
-"""Loading the parts of a Diffusers folder or single file, strictly: what is missing is an error, not a random init."""
+"""Load the parts of a Diffusers folder or single file strictly: missing weights are an error, not initialised."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
 _ALIGNMENT: Final = 64
-"""Bytes, of torch's own allocations."""
+"""The alignment of torch's own allocations, in bytes."""
 
 for logging in (transformers_logging, diffusers_logging):
     logging.disable_progress_bar()  # of shards, among a job's own lines
 
 
 def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
-    """One of a component's JSON files.
+    """Return one of a component's JSON files.
 
     Raises:
         ModelError: missing or malformed.
@@ -35,7 +35,7 @@ def read_config(args: LoadArgs, component: str, name: str = "config.json") -> di
 
 
 def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
-    """A component with weights, frozen, in `args.dtype`, on the CPU, in memory of its own.
+    """Load a component with weights: frozen, in `args.dtype`, on the CPU, not memory-mapped.
 
     Args:
         cls: the component's class in Diffusers or transformers.
@@ -43,9 +43,9 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
         component: its sub-folder.
 
     Raises:
-        ModelError: weights missing, malformed, or of another shape than its configuration says.
+        ModelError: weights are missing, malformed, or of another shape than in the configuration.
     """
-    read_config(args, component)  # Diffusers takes an empty list for a path
+    read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
     try:
         if args.single_file is not None:
             module, info = single_file_weights.load(cls, args.single_file, component, args.dtype), {}
@@ -53,7 +53,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             module, info = cls.from_pretrained(
                 args.folder / component,
                 variant=args.variants[component],
-                # Always said: transformers otherwise takes the dtype that config.json names, often float16.
+                # Always given: the default of transformers is the dtype in config.json, often float16.
                 dtype=args.dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -61,7 +61,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             )
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the libraries' readers of configurations and weights raise almost anything
+    except Exception as error:  # the libraries raise many types for malformed configurations and weights
         raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
@@ -77,7 +77,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
 
 
 def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
-    """A tokenizer.
+    """Load a tokenizer.
 
     Raises:
         ModelError: files missing or malformed.
@@ -96,32 +96,32 @@ def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
 
 
 def _require_known_tokens(tokenizer: Any, args: LoadArgs, component: str) -> None:
-    """Raise ModelError for a tokenizer whose rows its text encoder has no place for, or no embeddings of."""
+    """Raise ModelError if a tokenizer's rows are too long for its text encoder, or its ids have no embeddings."""
     config = read_config(args, component.replace("tokenizer", "text_encoder"))
     length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
     token, words = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 49408)
     if not 3 <= length <= positions:  # start, end, and something in between
         raise ModelError(
             f"the base model's {component} makes rows of {length:g} tokens, its text encoder takes {positions}: "
-            "these parts do not belong together"
+            "these parts are of different models"
         )
     if token >= words:
         raise ModelError(
-            f"the base model's {component} knows {token + 1} tokens, its text encoder {words}: "
-            "these parts do not belong together"
+            f"the base model's {component} has {token + 1} tokens, its text encoder {words}: "
+            "these parts are of different models"
         )
 
 
 def move_frozen(module: torch.nn.Module, device: torch.device) -> None:
-    """Move a module, unless some of it is trained: that stays where the optimizer has it."""
+    """Move a module to a device, unless parameters of it are trained: those stay on the optimizer's device."""
     if not any(parameter.requires_grad for parameter in module.parameters()):
         module.to(device)
 
 
 def _own_memory(module: torch.nn.Module) -> None:
-    """Copy every tensor out of its file's memory map: its alignment there can change the bits of a kernel's result.
+    """Copy every tensor out of its file's memory map, where its alignment can change the bits of a kernel's result.
 
-    What was converted to another dtype on the way has memory of its own already, as torch aligns it.
+    Tensors that were converted to another dtype already have memory of their own, aligned by torch.
     """
     is_mapped = _file_maps()
     for tensor in (*module.parameters(), *module.buffers()):
@@ -130,23 +130,23 @@ def _own_memory(module: torch.nn.Module) -> None:
 
 
 def _file_maps() -> Callable[[int], bool]:
-    """Tells whether an address is in a file's memory map (proc(5), maps); where these are hidden, all may be."""
+    """Return a test for addresses in a file's memory map (proc(5), maps); without /proc it is always true."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
     except OSError:
         return lambda address: True
-    files = [line.split(" ", 1)[0].split("-") for line in lines if line.split(None, 5)[4] != "0"]  # by their inodes
+    files = [line.split(" ", 1)[0].split("-") for line in lines if line.split(None, 5)[4] != "0"]  # it has an inode
     starts, ends = ([int(place[side], 16) for place in files] for side in (0, 1))
 
     def is_mapped(address: int) -> bool:
-        number = bisect_right(starts, address) - 1  # they are sorted, and do not overlap
+        number = bisect_right(starts, address) - 1  # the maps are sorted and do not overlap
         return number >= 0 and address < ends[number]
 
     return is_mapped
 
 
 def require_finite_weights(family: Family) -> None:
-    """Check the base model after a loss that is not finite.
+    """Check the base model's weights after a loss that is not finite.
 
     Raises:
         ModelError: one of its weights is not finite.
@@ -154,4 +154,6 @@ def require_finite_weights(family: Family) -> None:
     for name, part in family.parts.items():
         for key, tensor in part.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
-                raise ModelError(f"the base model's {name} holds {key}, which is not finite; take another base model")
+                raise ModelError(
+                    f"the base model's {name} has weights {key} that are not finite; use another base model"
+                )

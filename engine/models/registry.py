@@ -1,4 +1,4 @@
-"""The model families that can be trained: one literal table. A family is one folder of `families`."""
+"""The model families that can be trained. A family is one folder in `families` and one row here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from engine.models.family import Family, LoadArgs
 
 FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in (SD, SDXL)}
-"""Diffusers pipeline class (`_class_name` in `model_index.json`) -> family."""
+"""Diffusers' pipeline class (`_class_name` in `model_index.json`) -> family."""
 
 _OTHERS: Final = {
-    "StableDiffusionXLImg2ImgPipeline": "XL's refiner, or another image-to-image model",
+    "StableDiffusionXLImg2ImgPipeline": "the refiner of Stable Diffusion XL, or another image-to-image model",
     "StableDiffusionXLInpaintPipeline": "an inpainting model",
     "StableDiffusionInpaintPipeline": "an inpainting model",
     "StableDiffusionInstructPix2PixPipeline": "an image-editing model",
@@ -27,14 +27,14 @@ _OTHERS: Final = {
     "StableDiffusionUpscalePipeline": "an upscaler",
     "StableDiffusionLatentUpscalePipeline": "an upscaler",
 }
-"""What people may take for one of these families."""
+"""Pipelines that may be confused with one of these families -> what they are."""
 
 
 def detect(model_index: Mapping[str, Any]) -> FamilySpec:
-    """The family of a base model.
+    """Return the family of a base model.
 
     Raises:
-        ModelError: no family of ours; says what it is.
+        ModelError: the family is not supported; the message names it.
     """
     name = model_index.get("_class_name")
     spec = FAMILIES.get(name) if isinstance(name, str) else None

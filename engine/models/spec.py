@@ -1,4 +1,4 @@
-"""What is known of a model family without importing torch: the row of the registry."""
+"""The description of a model family, which does not import torch: a row of the registry."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from engine.models.single_file import SingleFile
 from engine.task.task import PredictionType
 
 Configs = Callable[[str], Mapping[str, Any]]
-"""A component's name -> its config.json. A key that it leaves out has the default of Diffusers' or transformers'."""
+"""Maps a component's name to its config.json. A missing key has the default of Diffusers or transformers."""
 
 
 class TokenCounter(Protocol):
-    """Counts the tokens of captions as the base model's tokenizer makes them."""
+    """A counter of captions' tokens, with the base model's tokenizer."""
 
     limit: int
     """Tokens that a caption may have, start and end not counted, as `dataset.max_caption_tokens` counts them."""
@@ -29,7 +29,7 @@ class TokenCounter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a task does with a base model, as far as memory depends on it."""
+    """The properties of a task on which the memory of a training depends."""
 
     batch: int
     resolution: int
@@ -39,72 +39,72 @@ class Workload:
     """Bytes of a value in the task's precision."""
     trains_text_encoders: bool
     denoiser: Tape
-    """Records the denoiser's training step."""
+    """The record of the denoiser's training step."""
     text_encoders: Tape
-    """Records that of all text encoders."""
+    """The record of all text encoders' training step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageEncoder:
-    """The footprint of what turns images into latents, and back."""
+    """The memory footprint of the module that encodes images to latents and decodes them."""
 
     parameters: int
     weight_bytes: int
     encode_bytes: int
-    """The peak while one image is encoded, besides the weights."""
+    """Peak bytes while one image is encoded, without the weights."""
     decode_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilySpec:
-    """A family's row."""
+    """A family's row in the registry."""
 
     pipeline: str
     """Diffusers' pipeline class: `_class_name` in `model_index.json`."""
     module: str
-    """The module with the torch part, `load(args: LoadArgs) -> Family`."""
+    """The name of the module with `load(args: LoadArgs) -> Family`, which may import torch."""
     components: tuple[str, ...]
     """The sub-folders of the base model that training and validation need."""
     weighted: tuple[str, ...]
-    """Those of them that hold weights."""
+    """The components that hold weights."""
     denoiser: str
     """The denoiser's component, in Diffusers' folders and in LoRA files."""
     text_encoders: tuple[str, ...]
-    """The components that `train_args.train_text_encoder` trains."""
+    """The components that are trained with `train_args.train_text_encoder`."""
     lora_targets: tuple[str, ...]
-    """What `lora.target_modules: null` means in the denoiser."""
+    """The denoiser's layers that get an adapter with `lora.target_modules: null`."""
     text_lora_targets: tuple[str, ...]
-    """The adapted layers of a text encoder that is trained."""
+    """The layers of a trained text encoder that get an adapter."""
     text_root: str | None
-    """The level that LoRA files have around a text encoder's layers, whether its class has it or not; None for none."""
+    """The outer name of a text encoder's layers in LoRA files, which its class may lack; None for no outer name."""
     objective: str
     """A key of `objectives.registry.OBJECTIVES`."""
     medium: str
-    """What is trained on: "image"."""
+    """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
-    """Raises ModelError for configurations that do not make this family."""
+    """Raises ModelError if the configurations are not those of this family."""
     webui_metadata: Callable[[Configs, PredictionType], dict[str, str]]
-    """Returns what LoRA files in the web interfaces' format say of the base model."""
+    """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]
-    """Returns the counter for a model's folder or single file and captions of so many chunks; None where the tokenizer
-    is not on disk. Raises ModelError for a malformed tokenizer."""
+    """Returns the token counter for a model's folder or single file and a number of chunks; None if the tokenizer is
+    not on disk. Raises ModelError for a malformed tokenizer."""
     footprint: Callable[[Configs, Workload], ImageEncoder]
     """Records a training step on the tapes of the workload. Raises KeyError, TypeError, ValueError, IndexError or
-    AttributeError for configurations that do not say how large the model is."""
+    AttributeError if the configurations do not give the sizes of the model."""
 
     def lora_name(self, component: str, module: str) -> str:
-        """Return what Diffusers' LoRA files call a module of a component."""
+        """Return the name of a component's module in Diffusers' LoRA files."""
         is_text = component in self.text_encoders
         if is_text and self.text_root and module.partition(".")[0] != self.text_root:
             module = f"{self.text_root}.{module}"
         return f"{component}.{module}"
 
     def is_denoisers(self, name: str) -> bool:
-        """Whether a name in a LoRA file, or one of `lora_name`, is about the denoiser."""
+        """Return whether a name in a LoRA file (see `lora_name`) belongs to the denoiser."""
         return name.startswith(f"{self.denoiser}.")
 
     def targets_of(self, component: str, wanted: tuple[str, ...] | str | None) -> tuple[str, ...] | str:
-        """Return what is adapted in a component, where `wanted` is the task's `lora.target_modules`."""
+        """Return the layers of a component that get an adapter; `wanted` is the task's `lora.target_modules`."""
         if component in self.text_encoders:
             return self.text_lora_targets
         return self.lora_targets if wanted is None else wanted
@@ -113,11 +113,11 @@ class FamilySpec:
         """Return the names of the components that a task trains.
 
         Raises:
-            TaskError: text encoders are to be trained, and this family has none that can be.
+            TaskError: the task trains text encoders, and this family has none that can be trained.
         """
         if with_text_encoders and not self.text_encoders:
             raise TaskError(
                 "train_args.train_text_encoder: this kind of base model has no text encoder that can be trained; "
-                "leave it out"
+                "remove this key"
             )
         return (self.denoiser, *(self.text_encoders if with_text_encoders else ()))

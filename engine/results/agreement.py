@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from engine.core.messages import short
 
-# What messages call a key whose name a task does not have.
+# Names that messages use for keys that a task does not have.
 _SAID: Final = {
     "heldout_images": "the number of images that validation.dataset.fraction holds out",
     "micro_batches": "K, the number of processes times gradient_accumulation_steps,",
@@ -25,14 +25,14 @@ def differing(
     here: str,
     rows: tuple[int | None, int | None] = (None, None),
 ) -> list[str]:
-    """Return a line with both values for each key that differs; a key at its default is absent.
+    """Return a line with both values for each key that differs. An absent key is at its default.
 
     Args:
-        found: what a checkpoint, a result or a saved progress was made of.
-        expected: what this task would train.
-        there: where the first one is, in words.
-        here: where the second one is.
-        rows: of the dataset, in both; None where that is not known.
+        found: the invariants of a checkpoint, a result or saved progress.
+        expected: those of this task.
+        there: words that say where `found` applies, such as "in the checkpoint".
+        here: words that say where `expected` applies.
+        rows: number of rows of the dataset in `found` and in `expected`; None where that is not known.
     """
     lines = []
     for key in dict.fromkeys((*expected, *found)):

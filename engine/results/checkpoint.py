@@ -1,8 +1,8 @@
-"""A checkpoint is one value: written whole, hashed, and believed only after its hashes agree.
+"""Write a checkpoint as one value, and read it only after all its hashes are verified.
 
-It is input from a stranger: safetensors and JSON, no pickle, nothing parsed before it is verified. `manifest.json`
-lists every file with its SHA-256; its own `digest` is over everything else in it, so one digest names all the bytes.
-This module deals in bytes and needs no torch; `state.py` turns the training state into bytes and back.
+A checkpoint is untrusted input: safetensors and JSON, no pickle, and nothing is parsed before it is verified.
+`manifest.json` lists every file with its SHA-256; its own `digest` is over everything else in it, so one digest names
+all the bytes. This module handles bytes and needs no torch; `state.py` turns the training state into bytes and back.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ FINISH: Final = "FINISH"
 MANIFEST: Final = "manifest.json"
 
 STEPS: Final = "steps"
-"""The folder of the weights of earlier steps."""
+"""The folder for the weights of earlier steps."""
 _STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})((?:_[a-z]+)?\.safetensors)")
 
 _REQUIRED: Final = {STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
-"""Besides the weights, whose files the training method names."""
+"""Files of every checkpoint, besides the weights, whose files the training method names."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 32 << 30
-"""Rank 1024 on all linear layers of a denoiser of 2.6 G parameters, with both moments, is about 20 GB."""
+"""Upper bound for one file. Rank 1024 on all linear layers of a denoiser of 2.6 G parameters, with both moments, is
+about 20 GB."""
 _MAX_BYTES: Final = {STATE_JSON: 32 << 20, HISTORY: 1 << 30, HELD_OUT: 1 << 30, GLOBAL_STEP: 1 << 10, FINISH: 1 << 10}
-"""Of files that are parsed: their values take twenty times as much memory. A task in `state.json` takes 1 KB, a step
-in `history.jsonl` 100 bytes."""
+"""Upper bounds for files that are parsed: their values take twenty times as much memory. A task in `state.json` takes
+1 KB, a step in `history.jsonl` 100 bytes."""
 _NOT_AS_WRITTEN: Final = "is not written as this program writes it"
 _MAX_DEPTH: Final = 64
-"""Of values in `state.json`, which are written again deeper in this program than they are read."""
+"""Upper bound for the nesting of values in `state.json`: writing them again recurses deeper than reading them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A verified checkpoint. `world` holds what every task of a chain must agree on, `lineage` one entry per task."""
+    """A verified checkpoint. `world` holds the invariants of its chain, `lineage` has one entry per task."""
 
     digest: str
     manifest: dict[str, Any]
@@ -60,14 +61,14 @@ class Checkpoint:
     lineage: list[dict[str, Any]]
     history: bytes
     baseline: list[dict[str, Any]]
-    """What the chain's pictures without the training show: file, prompt, seed."""
+    """The images of the chain's baseline: file, prompt and seed of each."""
     pictures: dict[str, bytes]
-    """Those pictures, by file."""
+    """The baseline's images as PNG, by file."""
     finished: bool
     held_out_losses: bytes = b""
-    """The chain's held-out losses; none where none were measured."""
+    """The chain's held-out losses; empty if none were measured."""
     steps: dict[str, Stored] = field(default_factory=dict)
-    """Weights of earlier steps of the chain, by file (`step_file`). They stay on disk: there may be 200 large ones."""
+    """Weights of earlier steps of the chain, by file (`step_file`). They stay on disk, since they may be large."""
 
 
 def build_files(
@@ -124,7 +125,7 @@ def spelled(name: str, value: Any) -> bytes:
     """Return the only bytes that `manifest.json` or `state.json` may have for a value.
 
     Raises:
-        ValueError: it holds what JSON has no word for.
+        ValueError: JSON cannot represent the value.
     """
     if name == MANIFEST:
         return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -149,42 +150,42 @@ def step_file(step: int, ending: str) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """Return the step of such a name; None where it is no such name."""
+    """Return the step in the name of an earlier step's file; None for any other name."""
     found = _STEP_FILE.fullmatch(name)
     return int(found[1]) if found and name == step_file(int(found[1]), found[2]) else None
 
 
 def step_ending(name: str) -> str:
-    """Return the ending of such a name."""
+    """Return the ending of the name of an earlier step's file (see `step_file`)."""
     return name.removeprefix(step_file(step_of(name) or 0, ""))
 
 
 def names_in(folder: Path) -> set[str]:
-    """Return the names of all that is in a folder.
+    """Return the names of a folder's entries.
 
     Raises:
-        CheckpointError: it is not a folder that can be read.
+        CheckpointError: it is not a folder, or cannot be read.
     """
     try:
         return {path.name for path in folder.iterdir()}
     except NotADirectoryError:
-        raise CheckpointError(f"the checkpoint {folder} is a file: name the folder that it lies in") from None
+        raise CheckpointError(f"the checkpoint {folder} is a file: give the folder that contains it") from None
     except OSError as error:
         raise CheckpointError(
-            f"the checkpoint {folder} is not a folder that can be read ({error.strerror}); check its path and its mount"
+            f"the checkpoint folder {folder} cannot be read ({error.strerror}); check its path and its mount"
         ) from None
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read and verify a checkpoint; which weights it must hold is the training method's to check.
+    """Read and verify a checkpoint. The training method checks which weights are in it.
 
     Raises:
-        CheckpointError: missing, incomplete, corrupt or malformed.
+        CheckpointError: it is missing, incomplete, corrupt or malformed.
     """
     names = names_in(folder)
     if MANIFEST not in names:
         require_no_remains(folder, names)
-        raise CheckpointError(f"{folder} holds no checkpoint ({MANIFEST})")
+        raise CheckpointError(f"{folder} holds no checkpoint: there is no {MANIFEST} in it")
     manifest = _read_manifest(folder)
     files, steps = _read_files(folder, manifest["files"])
     try:
@@ -194,15 +195,15 @@ def load(folder: Path) -> Checkpoint:
         world, lineage = dict(state_json["world"]), _objects(state_json["lineage"])
         problem = _misspelling(STATE_JSON, state_json, files[STATE_JSON], state_json, world, *lineage)
         if problem:
-            raise CheckpointError(f"{folder / STATE_JSON} {_NOT_AS_WRITTEN} ({problem}); take another checkpoint")
+            raise CheckpointError(f"{folder / STATE_JSON} {_NOT_AS_WRITTEN} ({problem}); use another checkpoint")
         if state_json["format"] != FORMAT:
-            raise CheckpointError(f"{folder} is in format {state_json['format']!r}, this version reads format {FORMAT}")
+            raise CheckpointError(f"{folder} has format {state_json['format']!r}, but this version reads only {FORMAT}")
         scalars = dict(state_json["state"])
         step = scalars["global_step"]
         if type(step) is not int or step < 0:
             raise ValueError(f"step {step!r}")
         if not step == manifest["global_step"] or files[GLOBAL_STEP] != _step_text(step):
-            raise CheckpointError(f"{folder} contradicts itself about its global step; take another checkpoint")
+            raise CheckpointError(f"the files of {folder} disagree about its global step; use another checkpoint")
         return Checkpoint(
             digest=manifest["digest"],
             manifest=manifest,
@@ -220,14 +221,14 @@ def load(folder: Path) -> Checkpoint:
             steps=_earlier(steps, step),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); take another checkpoint") from None
+        raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); use another checkpoint") from None
 
 
 def _misspelling(name: str, value: Any, data: bytes, *objects: Mapping[str, Any]) -> str | None:
-    """Return how the bytes of a JSON file differ from those that this program writes for its value, or None.
+    """Describe how the bytes of a JSON file differ from those that this program writes for its value; None if equal.
 
-    A digest is over values, so other bytes of the same value, or a null where an absent key says the same, would be
-    two results under one digest. `objects` are the parts of the value in which only a parent may be null.
+    A digest is over values. If other bytes of the same value were accepted, or a null in place of an absent key, two
+    different results could have one digest. `objects` are the parts of the value in which only `parent` may be null.
     """
     nulls = [key for part in objects for key in part if part[key] is None and key != "parent"]
     if nulls:
@@ -238,12 +239,12 @@ def _misspelling(name: str, value: Any, data: bytes, *objects: Mapping[str, Any]
 def _earlier(steps: dict[str, Stored], global_step: int) -> dict[str, Stored]:
     for name in steps:
         if not 0 < (step_of(name) or 0) < global_step:
-            raise CheckpointError(f"the checkpoint holds {name} at its step {global_step}; take another checkpoint")
+            raise CheckpointError(f"the checkpoint holds {name}, but is of step {global_step}; use another checkpoint")
     return steps
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether a JSON value is nested in more than so many levels."""
+    """Return whether a JSON value has more than `levels` levels of nesting."""
     if not isinstance(value, dict | list):
         return False
     return levels == 0 or any(
@@ -259,7 +260,7 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    problem = f"{path} is not a checkpoint's manifest; take another checkpoint"
+    problem = f"{path} is not a checkpoint's manifest; use another checkpoint"
     try:
         data = read_plain(path, _MAX_MANIFEST_BYTES)
         if data is None:
@@ -273,16 +274,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or not set(files) >= _REQUIRED:
         raise CheckpointError(problem)
     if not digest_agrees:
-        raise CheckpointError(f"{path} is corrupt: its digest does not agree with its contents; copy it again")
+        raise CheckpointError(f"{path} is corrupt: its digest does not match its contents; copy it again")
     if misspelling:
-        raise CheckpointError(f"{path} {_NOT_AS_WRITTEN} ({misspelling}); take another checkpoint")
+        raise CheckpointError(f"{path} {_NOT_AS_WRITTEN} ({misspelling}); use another checkpoint")
     if not isinstance(manifest.get("base_model"), dict) or not isinstance(manifest.get("dataset"), dict):
         raise CheckpointError(problem)
     return dict(manifest)
 
 
 def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Stored]]:
-    """The listed files' bytes, and the weights of earlier steps, all verified. Files beside them are never opened."""
+    """Return the bytes of the listed files, and the weights of earlier steps, verified. No other file is opened."""
     files: dict[str, bytes] = {}
     steps: dict[str, Stored] = {}
     for name, expected in hashes.items():
@@ -290,7 +291,7 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
         try:
             if not _is_own(folder, name) or not _is_plain_file(path):
                 raise CheckpointError(
-                    f"{folder / MANIFEST} names {name[:100]!r}, which is not a plain file of the checkpoint"
+                    f"{folder / MANIFEST} lists {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
             _require_size(path, _MAX_BYTES.get(name, _MAX_FILE_BYTES))
             if step_of(name) is None:
@@ -303,12 +304,12 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is incomplete: {name[:100]!r} cannot be read ({error})") from None
         if found != expected:
-            raise CheckpointError(f"{path} is corrupt: its SHA-256 is not the manifest's; copy the checkpoint again")
+            raise CheckpointError(f"{path} is corrupt: its SHA-256 differs from the manifest's; copy it again")
     return files, steps
 
 
 def _is_own(folder: Path, name: str) -> bool:
-    """Whether a name is that of a file in the folder itself, or of an earlier step's weights. Raises OSError."""
+    """Return whether a name is that of a file in the folder itself, or of an earlier step's weights. Raises OSError."""
     if step_of(name) is not None:
         return stat.S_ISDIR((folder / STEPS).lstat().st_mode)  # a link may lead anywhere
     return Path(name).name == name
@@ -317,33 +318,33 @@ def _is_own(folder: Path, name: str) -> bool:
 def _require_size(path: Path, most: int = _MAX_FILE_BYTES) -> None:
     size = path.stat().st_size
     if size > most:
-        raise CheckpointError(f"{path} has {size:,} bytes, more than any checkpoint; take another one")
+        raise CheckpointError(f"{path} has {size:,} bytes, too many for a checkpoint; use another one")
 
 
 def _read_file(path: Path) -> bytes:
-    """A file's bytes. Raises CheckpointError when this machine has no room for them."""
+    """Return a file's bytes. Raises CheckpointError if they do not fit into memory."""
     try:
         return path.read_bytes()
     except MemoryError:
         size = path.stat().st_size
-        raise CheckpointError(f"{path} has {size:,} bytes, more than this machine has memory for") from None
+        raise CheckpointError(f"{path} has {size:,} bytes, more than fit into this machine's memory") from None
 
 
 def _is_plain_file(path: Path) -> bool:
-    """Neither a link, which may lead anywhere, nor a pipe, which may never end. Raises OSError when it is not there."""
+    """Return whether a path is a plain file: not a link, nor a pipe without end. Raises OSError if it is missing."""
     return stat.S_ISREG(path.lstat().st_mode)
 
 
 def require_no_remains(folder: Path, names: Set[str]) -> None:
-    """Refuse a folder without a manifest that holds other files of a checkpoint. Raises CheckpointError."""
+    """Raise CheckpointError if a folder without a manifest holds other files of a checkpoint."""
     leftovers = sorted(names & {STATE_TENSORS, STATE_JSON, GLOBAL_STEP, FINISH})
     if leftovers:
-        raise CheckpointError(f"{folder} has {leftovers[0]} but no {MANIFEST}: it is incomplete; copy it again")
+        raise CheckpointError(f"{folder} is incomplete: it has {leftovers[0]} but no {MANIFEST}; copy it again")
 
 
 def read_plain_file(path: Path) -> bytes:
-    """A file's bytes. Raises CheckpointError for a link or something endless, OSError where it cannot be read."""
+    """Return a file's bytes. Raises CheckpointError if it is not a plain file, OSError if it cannot be read."""
     if not _is_plain_file(path):
-        raise CheckpointError(f"{path} is not a plain file; copy the file itself there")
+        raise CheckpointError(f"{path} is a link or not a file; copy the file itself there")
     _require_size(path)
     return _read_file(path)

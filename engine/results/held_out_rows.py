@@ -1,4 +1,4 @@
-"""The rows of the held-out loss: when one is due, at which timesteps it is measured, how it is written. No torch."""
+"""Rows of the held-out loss: when one is due, at which timesteps it is measured, how it is stored. No torch."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ _CURVE: Final = re.compile("[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measurement."""
+    """One measurement of the held-out loss."""
 
     step: int
-    """The global step after which it was made; 0 is before the first."""
+    """The global step after which it was measured; 0 is before the first step."""
     loss: float | None
-    """The mean over all images and their timesteps; None where it was not finite."""
+    """The mean over all images and their timesteps; None if it was not finite."""
     strata: tuple[float, ...]
-    """The same for each part of the timesteps, from the least noise to the most; empty where `loss` is None."""
+    """The mean in each part of the timesteps, from the least noise to the most; empty if `loss` is None."""
     images: int
-    """How many images could be read."""
+    """Number of images that could be read."""
     curve: str
-    """Losses are comparable where this is the same: the same images, captions, timesteps and noise."""
+    """Losses are comparable if this is equal: the same images, captions, timesteps and noise."""
 
 
 def row_of(step: int, losses: Sequence[Sequence[float]], curve: str) -> Row:
-    """Return the row of the images' losses, one for each timestep. The order of the images changes no bit."""
+    """Return the row of the images' losses, one per timestep each. It does not depend on the order of the images."""
     means = [math.fsum(column) / len(losses) for column in zip(*losses, strict=True)]
     mean = math.fsum(means) / len(means)
     if not math.isfinite(mean):
@@ -48,10 +48,10 @@ def row_of(step: int, losses: Sequence[Sequence[float]], curve: str) -> Row:
 
 
 def timesteps_of(image: int, timesteps: Timesteps, seed: int) -> list[int]:
-    """Return the timesteps at which an image is measured, one of each stratum, however often training draws them.
+    """Return the timesteps at which an image is measured, one in each stratum, regardless of the training's weights.
 
-    Stratified: a mean over them varies less than over as many independent ones (Kingma et al. 2021, arXiv:2107.00630,
-    appendix I.1, do so over a batch).
+    A mean over stratified timesteps varies less than one over as many independent ones (Kingma et al. 2021,
+    arXiv:2107.00630, appendix I.1, stratify over a batch).
     """
     words = rng.words(seed, "held-out timestep", image * STRATA, STRATA)
     extent = timesteps.end - timesteps.begin
@@ -62,21 +62,21 @@ def timesteps_of(image: int, timesteps: Timesteps, seed: int) -> list[int]:
 
 
 def is_due(step: int, rows: Iterable[Row], *, curve: str, step_range: StepRange, interval: int | None) -> bool:
-    """Whether the loss is to be measured after this step, of which there is no row yet.
+    """Return whether the loss is to be measured after this step and has not been yet.
 
     Args:
-        step: of the whole training.
-        rows: the chain's so far.
-        curve: of the measurement.
-        step_range: whose ends are measured: before the first step, and where a chain is cut.
-        interval: of steps, through the whole training; None measures at the ends alone.
+        step: step of the whole training.
+        rows: the chain's rows so far.
+        curve: the curve of the measurement.
+        step_range: the task's steps. The loss is measured at both ends: before the first step and after the last.
+        interval: number of steps between measurements, through the whole training; None measures only at the ends.
     """
     is_wanted = step in (step_range.start_step, step_range.stop_step) or (interval is not None and step % interval == 0)
     return is_wanted and not any(row.step == step and row.curve == curve for row in rows)
 
 
 def num_due(rows: Sequence[Row], *, curve: str, step_range: StepRange, interval: int | None) -> int:
-    """Return how many steps of a task are due. Arguments as in `is_due`."""
+    """Return the number of measurements that are due in a task. Arguments as in `is_due`."""
     ends = {step_range.start_step, step_range.stop_step}
     due = sum(is_due(step, rows, curve=curve, step_range=step_range, interval=interval) for step in ends)
     if interval is not None:
@@ -85,25 +85,25 @@ def num_due(rows: Sequence[Row], *, curve: str, step_range: StepRange, interval:
 
 
 def latest_curve(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that can be compared with the last one, in the order of their steps."""
+    """Return the rows that are comparable with the last one, ordered by step."""
     return sorted((row for row in rows if row.curve == rows[-1].curve), key=lambda row: row.step)
 
 
 def best(rows: Iterable[Row]) -> Row | None:
-    """Return the row of the lowest loss, the earliest of equal ones."""
+    """Return the row of the lowest loss, the earliest of equal ones; None if no loss is finite."""
     finite = [(row.loss, row.step, row) for row in rows if row.loss is not None]
     return min(finite, key=lambda one: one[:2])[2] if finite else None
 
 
 def summary(rows: Iterable[Row], curve: str | None) -> tuple[float | None, int | None]:
-    """Return the latest loss of a curve and the step of its lowest one; None where there is none."""
+    """Return the latest loss of a curve and the step of its lowest one; None for what does not exist."""
     own = [row for row in rows if row.curve == curve]
     lowest = best(own)
     return max(own, key=lambda row: row.step).loss if own else None, lowest.step if lowest else None
 
 
 def dump(rows: Iterable[Row]) -> bytes:
-    """Write a JSON object on a line for each row."""
+    """Return a line with a JSON object for each row."""
     return dump_lines(map(asdict, rows))
 
 
@@ -111,7 +111,7 @@ def parse(data: bytes) -> list[Row]:
     """Return the rows that `dump` wrote.
 
     Raises:
-        CheckpointError: the bytes are no such rows.
+        CheckpointError: the bytes are malformed.
     """
     try:
         if (num_lines := data.count(b"\n")) > _MAX_ROWS:
@@ -119,13 +119,13 @@ def parse(data: bytes) -> list[Row]:
         return [_row(value) for value in parse_lines(data)]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
-            f"the checkpoint's held-out losses are malformed ({error}); take another checkpoint"
+            f"the checkpoint's held-out losses are malformed ({error}); use another checkpoint"
         ) from None
 
 
 def _row(value: Any) -> Row:
     if not isinstance(value, dict) or value.keys() != {"step", "loss", "strata", "images", "curve"}:
-        raise ValueError("a line is no row")
+        raise ValueError("a line is not a row of losses")
     step, loss, strata, images, curve = (value[key] for key in ("step", "loss", "strata", "images", "curve"))
     counts = all(type(count) is int and 0 <= count <= MAX_VISITS for count in (step, images))
     numbers = isinstance(strata, list) and len(strata) <= _MAX_STRATA

@@ -1,4 +1,4 @@
-"""The training's curve: one row for each optimizer step of the whole chain, carried from checkpoint to checkpoint."""
+"""The history of a training: one row per optimizer step of the whole chain, carried from checkpoint to checkpoint."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from engine.core.errors import CheckpointError
 from engine.core.json_reader import dump_lines, parse_lines
 
 DIGEST_STEPS: Final = 50
-"""A digest of the weights is recorded at each multiple, counted through the whole chain: wherever a chain is cut, and
-whenever it is killed, the same steps have one. The last weights are in the checkpoint themselves."""
+"""Interval of digests of the weights: one is recorded at each multiple, counted through the whole chain. So the same
+steps have one wherever a chain is cut, and whenever it is killed. The last weights are in the checkpoint themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One trained step."""
+    """The numbers of one trained step."""
 
     step: int
-    """The global step reached."""
+    """The global step that was reached."""
     loss: float
-    """Mean over the step's samples."""
+    """The mean over the step's samples."""
     learning_rate: float
     grad_norm: float | None
-    """L2 norm before clipping; None where the fp16 loss scaler skipped the step."""
+    """The gradient's L2 norm before clipping; None if the fp16 loss scaler skipped the step."""
     weights: str | None = None
-    """`state.weights_digest` of the adapter after the step, for every `DIGEST_STEPS`-th step."""
+    """`state.weights_digest` of the trained parameters after the step, at every `DIGEST_STEPS`-th step."""
 
 
 def dump(history: Iterable[StepReport]) -> bytes:
-    """Write a JSON line for each step."""
+    """Return a JSON line for each step."""
     return dump_lines(map(_columns, history))
 
 
@@ -45,12 +45,12 @@ def parse(data: bytes) -> list[StepReport]:
     """Return the steps that `dump` wrote.
 
     Raises:
-        CheckpointError: the bytes are no such history.
+        CheckpointError: the bytes are malformed.
     """
     try:
         return [_row(*value) for value in parse_lines(data)]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"the checkpoint's history is malformed ({error}); take another checkpoint") from None
+        raise CheckpointError(f"the checkpoint's history is malformed ({error}); use another checkpoint") from None
 
 
 def _row(

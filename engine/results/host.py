@@ -1,4 +1,4 @@
-"""Which build of this program runs, and where: for the log and `result.json`, never for the two folders. No torch."""
+"""Describe this build and this machine, for the log and `result.json`, never for the two result folders. No torch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _COMMIT: Final = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def name() -> str:
-    """Return this machine's name; in Kubernetes that is the pod's."""
+    """Return this machine's name; in Kubernetes it is the pod's."""
     return platform.node()
 
 
 def revision() -> str | None:
-    """The commit that this program was built of: the image knows it, and so does a clone of its repository."""
+    """Return the commit that this program was built from: the image's variable, else that of a clone; None: unknown."""
     return os.environ.get("SD_LORA_TASK_REVISION") or _checked_out(_ROOT / ".git")
 
 
 def _checked_out(git: Path) -> str | None:
-    """The commit of a clone, read from its files: a job starts no other programs (gitrepository-layout(5))."""
+    """Return the commit of a clone, read from its files (gitrepository-layout(5)): a job does not run git."""
     with contextlib.suppress(OSError, UnicodeError):
-        if git.is_file():  # of a worktree: it says where its folder is
+        if git.is_file():  # a worktree's file, which contains the path of its folder
             git = git.parent / git.read_text().removeprefix("gitdir:").strip()
         found = (git / "HEAD").read_text().strip()
         common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
@@ -49,11 +49,11 @@ def _packed(common: Path, name: str) -> str:
 
 
 def expected_device(device: str) -> dict[str, Any]:
-    """What is known of a device before torch has opened it, in the words of `world.describe_device`."""
+    """Return what is known of a device before torch has opened it, in the form of `provenance.describe_device`."""
     if device != "cuda":
         return {"type": device, "machine": platform.machine()}
     models = {model for path in _CARDS.glob("*/information") if (model := _model(path))}
-    # Of several kinds nobody knows yet which one it will be.
+    # With several models it is not known yet which one the job will use.
     named = {"name": models.pop()} if len(models) == 1 else {}
     return {"type": device, **named, "driver": provenance.driver_version()}
 
@@ -70,7 +70,7 @@ def _model(information: Path) -> str | None:
 def introduction(
     revision: str | None, device: Mapping[str, Any] | None, task_digest: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """The log's first line: what runs where, as far as it is known; and the same as facts."""
+    """Return the log's first line, with version, device and task as far as they are known, and the same as facts."""
     build = f"sd-lora-task {__version__}" + (f" ({revision[:12]})" if revision else "")
     where = f" on {_device_words(device)}" if device else ""
     what = f", task sha256:{task_digest}" if task_digest else ""

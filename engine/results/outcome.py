@@ -1,4 +1,4 @@
-"""How a job ended: `result.json`, the exit code and the message."""
+"""The outcome of a job: `result.json`, the exit code and the message."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from engine.results import host
 from engine.results.output.folder import OutputFolder
 
 _MAX_MESSAGE: Final = 16_000
-"""Characters; a hundred problems of a task have room."""
+"""Maximum number of characters; it suffices for a hundred problems in a task."""
 _STARTED: Final = timestamp()
-"""When this process began."""
+"""The time at which this process began."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent by phase. A phase may be entered any number of times; phases do not nest."""
+    """Seconds spent in each phase. A phase may be entered any number of times; phases do not nest."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     watchers: list[Callable[[str], None]] = field(default_factory=list)
-    """Called with the name of each phase that begins; not when the last one is entered again."""
+    """Functions that are called with the name of each phase that begins, unless the same phase is entered again."""
     _last: str | None = None
 
     @contextmanager
@@ -49,20 +49,20 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What the earlier runs of the job did up to the saved progress that this run goes on from."""
+    """The work of the job's earlier runs, up to the saved progress from which this run continues."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     skipped: Sequence[tuple[str, str]] = ()
     peak_memory_bytes: int = 0
 
     def described(self) -> dict[str, Any]:
-        """Return it as JSON, for the saved progress."""
-        seconds = [[name, round(value, 3)] for name, value in self.seconds.items()]  # in their order
+        """Return it as a JSON value, for the saved progress."""
+        seconds = [[name, round(value, 3)] for name, value in self.seconds.items()]  # keeps the order of the phases
         return {"seconds": seconds, "skipped": self.skipped, "peak_memory_bytes": self.peak_memory_bytes}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> Before:
-        """Return the value that `described` gave."""
+        """Return the value from its JSON form (`described`)."""
         skipped = [(name, reason) for name, reason in value["skipped"]]
         return cls(dict(value["seconds"]), skipped, value["peak_memory_bytes"])
 
@@ -73,7 +73,7 @@ def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, fl
 
 @dataclass(slots=True)
 class Outcome:
-    """What the job has done so far."""
+    """The state of the job so far, and its outcome at the end."""
 
     message: str = ""
     global_step: int = 0
@@ -81,25 +81,25 @@ class Outcome:
     steps_trained: int = 0
     finished: bool = False
     newly_skipped: Callable[[], list[tuple[str, str]]] = list
-    """Returns the name of each image that this process has found unreadable, and the reason."""
+    """Function that returns name and reason of each image that this process has found unreadable."""
     before: Before = field(default_factory=Before)
     checkpoint_digest: str | None = None
     held_out_loss: float | None = None
     """The latest held-out loss."""
     best_step: int | None = None
-    """The step with the lowest held-out loss, of those that can be compared with the latest."""
+    """The step with the lowest held-out loss, among those comparable with the latest."""
     clock: Clock = field(default_factory=Clock)
     may_overwrite: bool = False
-    """A failure may be recorded in the output folder although there is a result in it."""
+    """True if a failure may be recorded in the output folder although there is a result in it."""
     device: dict[str, Any] | None = None
-    """The device as the manifest describes it; before it is opened, what is known of it."""
+    """The device as the manifest describes it; before it is opened, `host.expected_device`."""
     task_digest: str | None = None
     """The task's digest; None until the dataset has been read."""
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The name of each image of the task that was found unreadable, and the reason."""
-        # What both have is the same image; two images of one name may be in one process, as one is held out.
+        """Name and reason of each image of the task that was found unreadable."""
+        # An image in both lists counts once. One process may list a name twice, if one of two such images is held out.
         return list((Counter(self.before.skipped) | Counter(self.newly_skipped())).elements())
 
     def so_far(self) -> Before:
@@ -111,7 +111,7 @@ class Outcome:
         )
 
     def introduction(self) -> tuple[str, Mapping[str, Any]]:
-        """Return the log's first line, with what is known now, as text and as facts for JSON."""
+        """Return the log's first line with what is known now, as text and as facts for JSON."""
         return host.introduction(host.revision(), self.device, self.task_digest)
 
     def result(self, status: str, code: int, kind: str) -> dict[str, Any]:
@@ -157,7 +157,9 @@ def recording_failure(output: OutputFolder, outcome: Outcome) -> Iterator[None]:
         may_record = output.claimed or output.is_untouched or outcome.may_overwrite
         if may_record and not output.refused:
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
-            with contextlib.suppress(JobError):  # the folder itself may be what failed; the first error counts
+            with contextlib.suppress(
+                JobError
+            ):  # the folder itself may have failed; the first error is the one to report
                 output.write_result(outcome.result(status, exit_code(error), exit_kind(error)))
         raise
 
@@ -168,12 +170,12 @@ def exit_code(error: BaseException) -> int:
 
 
 def exit_kind(error: BaseException) -> str:
-    """Return the name of an error's exit code."""
+    """Return the name of the exit code for an error."""
     return error.kind if isinstance(error, JobError | Interrupted) else "bug"
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one printable line."""
+    """Format an error as one printable line."""
     text = "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))
     if len(text) > _MAX_MESSAGE:
         text = f"{text[: _MAX_MESSAGE * 3 // 4]} … {text[-_MAX_MESSAGE // 8 :]}"
@@ -183,7 +185,7 @@ def describe(error: BaseException) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak of allocated memory so far, in bytes: what torch took of a GPU, or all that the process took."""
+    """Return the peak of allocated memory so far, in bytes: torch's on a GPU, else the whole process's."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())

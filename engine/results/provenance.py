@@ -1,4 +1,4 @@
-"""Where a result was made: library versions and device, as the manifest records them. No clock, host or path."""
+"""Library versions and device with which a result was made, for the manifest. No clock, host name or path."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _LIBRARIES: Final = (
 
 
 def versions() -> dict[str, str]:
-    """The versions that the bits may depend on."""
+    """Return the versions that the result's bits may depend on."""
     found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {"sd-lora-task": __version__, "python": platform.python_version(), **found}
 
 
 def origin(device: torch.device) -> dict[str, Any]:
-    """Return the device and versions of this process, as the manifest has them."""
+    """Return the device and versions of this process, as they are written to the manifest."""
     return {"versions": versions(), "device": describe_device(device)}
 
 
 def extended_origins(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return where a task's steps are trained when it goes on at `step` in the place `here`.
+    """Return the origins of a task's steps when it continues at `step` with the origin `here`.
 
     Args:
-        origins: where it was trained so far, each with its `from_step`, the step that was reached there before it.
-        step: the step that is reached.
-        here: as `origin` gives it.
+        origins: the origins so far, each with `from_step`, the step that had been reached before it.
+        step: the step that has been reached.
+        here: the origin of this process (`origin`).
 
     Returns:
-        `origins`, with one more where it goes on in another place than the last.
+        `origins`, extended by `here` if it differs from the last one.
     """
     found = [dict(one) for one in origins]
     if not found or {key: found[-1].get(key) for key in here} != here:
@@ -51,9 +51,9 @@ def extended_origins(origins: Sequence[Mapping[str, Any]], step: int, here: Mapp
 
 
 def origin_of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
-    """Return what a result at `step` says of where it was made: the last place, and all with their steps if several.
+    """Return the entries of a result's manifest: the last origin, and if there are several, all with their steps.
 
-    The last one made the images, even where it trained no step.
+    The last one made the images, even if it trained no step.
     """
     last = {key: value for key, value in origins[-1].items() if key != "from_step"}
     if len(origins) == 1:
@@ -63,7 +63,7 @@ def origin_of_result(origins: Sequence[Mapping[str, Any]], step: int) -> dict[st
 
 
 def driver_version() -> str | None:
-    """The NVIDIA kernel driver's version, where it tells."""
+    """Return the version of the NVIDIA kernel driver; None if it cannot be read."""
     with contextlib.suppress(OSError):
         found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", _DRIVER.read_text(errors="replace"))
         return found[1] if found else None
@@ -71,11 +71,11 @@ def driver_version() -> str | None:
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    """What the bits depend on in a device.
+    """Return the properties of a device that a result's bits depend on.
 
-    For a GPU its model, its memory and multiprocessors (which tell a partition), CUDA, the driver, and what its host
-    computes with (the posterior's draw, masks); for a CPU its model, instruction set, caches and the number of
-    threads. For both, the variables that choose kernels, where any is set.
+    For a GPU: its model, memory and multiprocessors (which identify a partition), CUDA, the driver, and the host's
+    architecture and instruction set, since the host draws from the posterior and reads masks. For a CPU: its model,
+    instruction set, caches and number of threads. For both: the variables that choose kernels, if any is set.
     """
     import torch
 

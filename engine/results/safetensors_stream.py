@@ -1,4 +1,4 @@
-"""Safetensors files written one tensor after the other, so that the file is never in memory as a whole."""
+"""Write safetensors files tensor by tensor, so that the file is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 def pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     """Yield a safetensors file in pieces: first its header, then each tensor.
 
-    Together they are the bytes that `safetensors.torch.save` returns. A tensor of a GPU is copied to the host only
-    when its turn comes.
+    Together they are the bytes that `safetensors.torch.save` returns. A tensor on a GPU is copied to the host only when
+    it is written.
 
     Args:
-        tensors: float32, of any shapes.
+        tensors: float32 tensors of any shape, by name.
     """
     ordered, header, end = sorted(tensors.items()), {}, 0
     for name, tensor in ordered:
@@ -23,7 +23,7 @@ def pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
+    text += b" " * (-len(text) % 8)  # aligns the tensors to eight bytes
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:
         yield tensor.detach().cpu().contiguous().numpy().data

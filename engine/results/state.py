@@ -1,7 +1,7 @@
-"""The training state as one value, and its bytes: safetensors and JSON-able scalars, exact in both directions.
+"""The training state as one value, and its conversion to bytes: safetensors and a JSON value, exact both ways.
 
-It knows neither what is trained nor by which optimizer: that `slots` and `start` are those of this training is checked
-where they are restored.
+This module depends neither on the training method nor on the optimizer: code that restores a state checks that its
+`slots` and `start` fit the training.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ Tensors = dict[str, torch.Tensor]
 
 MAX_FLOAT32: Final = float(torch.finfo(torch.float32).max)
 
-# The first parts of names in `state.safetensors`; any other is an optimizer's slot.
+# First parts of names in `state.safetensors`; every other first part is an optimizer slot.
 _TRAINED: Final = "adapter"
 _START: Final = "initial"
 
 
 @dataclass(frozen=True, slots=True)
 class LossScale:
-    """The fp16 loss scale. Raises ValueError for values that it cannot have."""
+    """The fp16 loss scale. Raises ValueError if a value is out of range."""
 
     scale: float = 65536.0
     growth_tracker: int = 0
-    """Updates in a row with finite gradients since the scale last changed."""
+    """Number of consecutive updates with finite gradients since the scale last changed."""
 
     def __post_init__(self) -> None:
         if not (0.0 < self.scale <= MAX_FLOAT32 and self.growth_tracker >= 0):
-            raise ValueError(f"{self.scale!r} with growth tracker {self.growth_tracker!r} is no loss scale")
+            raise ValueError(
+                f"the loss scale {self.scale!r} or its growth tracker {self.growth_tracker!r} is out of range"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerState:
-    """What an optimizer remembers."""
+    """The state of an optimizer."""
 
     slots: Mapping[str, Tensors]
-    """Slot -> parameter -> float32 tensor, on the CPU."""
+    """Float32 tensors on the CPU, by slot and parameter."""
     updates: int
-    """How many updates made it. Not the global step: an fp16 step that the loss scale skips makes no update."""
+    """Number of updates. It may be less than the global step: fp16 skips the update if a gradient is not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +61,13 @@ class TrainState:
     """The trained parameters, by name."""
     optimizer: OptimizerState
     start: Tensors = field(default_factory=dict)
-    """Values of the training's start that the method needs later, by parameter; empty where it needs none."""
+    """Values of the training's start that the method needs later, by parameter; empty if it needs none."""
     loss_scale: LossScale | None = None
-    """fp16 only."""
+    """The loss scale; None unless the precision is fp16."""
 
 
 def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
-    """Return the state's tensors by their names in its file (`<group>.<parameter>`), and the JSON-able rest."""
+    """Return the state's tensors by their names in its file (`<group>.<parameter>`), and the rest as a JSON value."""
     groups = {_TRAINED: state.trained, _START: state.start, **state.optimizer.slots}
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     scalars = {
@@ -77,15 +79,15 @@ def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
 
 
 def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
-    """The state as safetensors bytes and the JSON-able rest."""
+    """Return the state's tensors as safetensors bytes, and the rest as a JSON value."""
     tensors, scalars = flatten_state(state)
     return serialise_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), scalars
 
 
 def weights_digest(trained: Tensors) -> str:
-    """Return the SHA-256, in hex, over the names and little-endian float32 bytes of tensors, in the order of names.
+    """Return the SHA-256, in hex, over the names and little-endian float32 bytes of tensors, ordered by name.
 
-    Those of `TrainState.trained` are in a checkpoint's `state.safetensors` as `adapter.<name>`.
+    The tensors of `TrainState.trained` are in a checkpoint's `state.safetensors` as `adapter.<name>`.
     """
     digest = hashlib.sha256()
     for name in sorted(trained):
@@ -95,16 +97,16 @@ def weights_digest(trained: Tensors) -> str:
 
 
 def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
-    """Return the state that `dump_state` gave these bytes and scalars of. Tensors own their memory.
+    """Return the state from the bytes and scalars of `dump_state`. Tensors own their memory.
 
     Raises:
-        CheckpointError: the bytes are no such state.
+        CheckpointError: they are malformed.
     """
     try:
         groups: dict[str, Tensors] = {_TRAINED: {}, _START: {}}
         for key, tensor in parse_tensors(data).items():
             group, _, name = key.partition(".")
-            # A copy: the alignment of file-backed memory can change a kernel's bits.
+            # Copied, because the alignment of file-backed memory can change a kernel's bits.
             groups.setdefault(group, {})[name] = tensor.clone()
         loss_scale = scalars["loss_scale"]
         state = TrainState(
@@ -117,7 +119,7 @@ def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
             else None,
         )
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"the training state is malformed ({error!r}); take another checkpoint") from None
+        raise CheckpointError(f"the training state is malformed ({error!r}); use another checkpoint") from None
     for named in (state.trained, state.start, *state.optimizer.slots.values()):
         _require_finite(named)
     return state
@@ -132,4 +134,4 @@ def _count(value: Any) -> int:
 def _require_finite(named: Tensors) -> None:
     for name, tensor in named.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"the training state's tensor {name} is not finite float32; take another checkpoint")
+            raise CheckpointError(f"the training state's tensor {name} is not finite float32; use another checkpoint")

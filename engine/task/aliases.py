@@ -1,4 +1,4 @@
-"""Other trainers' names for the task's keys: Diffusers' and kohya's scripts, SimpleTuner, OneTrainer, ai-toolkit."""
+"""Equivalents of other trainers' keys: Diffusers' and kohya's scripts, SimpleTuner, OneTrainer, ai-toolkit."""
 
 from __future__ import annotations
 
@@ -106,25 +106,25 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "resume_from_checkpoint": ("checkpoint",),
     "network_weights": ("checkpoint",),
 }
-"""Another trainer's key -> the task's dotted keys that do the same."""
+"""Another trainer's key -> the dotted keys of the task with the same effect."""
 
 NOT_KEYS: Final[Mapping[str, str]] = {
     "caption_extension": (
         "no key is needed: captions are read from NAME.txt or NAME.caption beside the images, rename other files"
     ),
-    "output_dir": "the output folder is no part of a task: --output-dir or OUTPUT_DIR names it",
+    "output_dir": "the output folder is not part of a task: set --output-dir or OUTPUT_DIR",
     "output_name": "the files' names are fixed: rename a copy of checkpoint/pytorch_lora_weights.safetensors",
     "logging_dir": "no key is needed: progress.jsonl and report.html are in the output folder",
-    "device": "the device is no part of a task: --device or DEVICE names it",
-    "cache_dir": "the cache is no part of a task: --cache-dir or CACHE_DIR names it",
-    "use_8bit_adam": "AdamW always trains in float32, leave it out",
-    "network_module": "a LoRA is always trained, leave it out",
-    "cache_latents": "latents are always cached, leave it out",
-    "xformers": "torch's own attention is used, leave it out",
-    "enable_xformers_memory_efficient_attention": "torch's own attention is used, leave it out",
-    "clip_skip": "captions are encoded as the model's own pipeline does, leave it out",
-    "reg_data_dir": "regularisation images are not offered, leave it out",
-    "class_prompt": "prior preservation is not offered, leave it out",
-    "with_prior_preservation": "prior preservation is not offered, leave it out",
+    "device": "the device is not part of a task: set --device or DEVICE",
+    "cache_dir": "the cache is not part of a task: set --cache-dir or CACHE_DIR",
+    "use_8bit_adam": "AdamW always trains in float32, remove this key",
+    "network_module": "a LoRA is always trained, remove this key",
+    "cache_latents": "latents are always cached, remove this key",
+    "xformers": "torch's own attention is used, remove this key",
+    "enable_xformers_memory_efficient_attention": "torch's own attention is used, remove this key",
+    "clip_skip": "captions are encoded as in the model's own pipeline, remove this key",
+    "reg_data_dir": "regularisation images are not supported, remove this key",
+    "class_prompt": "prior preservation is not supported, remove this key",
+    "with_prior_preservation": "prior preservation is not supported, remove this key",
 }
 """Another trainer's key that has no equivalent in a task -> what to do instead."""

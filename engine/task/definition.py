@@ -1,4 +1,4 @@
-"""The task's JSON Schema, made of its dataclasses.
+"""Generate the task's JSON Schema from its dataclasses.
 
 `schema/task.schema.json` is this schema as a file, for editors and clients; `python -m tools.task_docs` writes it.
 """
@@ -24,7 +24,7 @@ _TYPES: Final[dict[Any, str]] = {
 
 
 def _given(name: str, *empty: str | None) -> Definition:
-    """Return the definition of an object that has the key `name` with none of the values that mean "absent"."""
+    """Return the definition of an object that has the key `name`, with a value other than those in `empty`."""
     return {"required": [name], "properties": {name: {"not": {"enum": list(empty)}}}}
 
 
@@ -42,14 +42,14 @@ _RULES: Final[dict[str, Definition]] = {
         ]
     },
 }
-"""Rules about several keys of one object; a `$comment` is what messages say was expected."""
+"""Rules about several keys of one object. A `$comment` is the text for "expected …" in messages."""
 
 
 def definition(task: type) -> Definition:
     """Return the JSON Schema (draft-07) of the dataclass `Task`."""
     schema_key = {
         "title": "Schema",
-        "description": "The place of this schema, for editors that check the task by it. It has no effect.",
+        "description": "The location of this schema, for editors that check the task with it. It has no effect.",
         "type": "string",
     }
     return {
@@ -63,7 +63,7 @@ def definition(task: type) -> Definition:
 
 
 def _object(cls: type, path: str, *, first: Definition | None = None) -> Definition:
-    """Return what a dataclass says of an object: its keys, those that it must have, and the rules about several."""
+    """Return the definition of an object: its keys, the required ones, and the rules about several keys."""
     hints = get_type_hints(cls)
     parts = fields(cls)
     required = [part.name for part in parts if about_field(part).required or default_of(part) is MISSING]
@@ -79,7 +79,7 @@ def _object(cls: type, path: str, *, first: Definition | None = None) -> Definit
 
 
 def _key(part: Field[Any], hint: Any, path: str) -> Definition:
-    """Return the definition of one key, whose dotted name is `path`."""
+    """Return the definition of one key; `path` is its dotted name."""
     about = about_field(part)
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     result = {"title": about.title, "description": _description(about), **_values(kinds), **about.rules}
@@ -96,7 +96,7 @@ def _key(part: Field[Any], hint: Any, path: str) -> Definition:
 
 
 def _values(kinds: tuple[Any, ...]) -> Definition:
-    """Return the `type`, the `enum` or both of a key whose value is of one of these types."""
+    """Return `type`, `enum` or both for a key whose value has one of these types."""
     literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
     names = ["object" if is_dataclass(kind) else _TYPES[kind] for kind in kinds if get_origin(kind) is not Literal]
     if not literals:
@@ -104,15 +104,15 @@ def _values(kinds: tuple[Any, ...]) -> Definition:
     values: list[Any] = [None] if types.NoneType in kinds else []
     for kind in kinds:
         values += [True, False] if kind is bool else get_args(kind) if get_origin(kind) is Literal else []
-    if all(type(value) is int for value in literals):  # an enum alone takes 75.0 for 75
+    if all(type(value) is int for value in literals):  # an enum alone accepts 75.0 as 75
         return {"type": ["integer", *names] if names else "integer", "enum": values}
     return {"enum": values}
 
 
 def text_of(about: About) -> str:
-    """Return what a key does, in Markdown, with the key of the same object that decides whether it has an effect."""
+    """Return a key's text in Markdown, with the key of the same object that decides whether it has an effect."""
     needs = f" It has no effect without `{about.needs}`." if about.needs else ""
-    return f"{about.text}{needs}" + (f" It has no effect beside `{about.yields_to}`." if about.yields_to else "")
+    return f"{about.text}{needs}" + (f" It has no effect if `{about.yields_to}` is given." if about.yields_to else "")
 
 
 def _description(about: About) -> str:

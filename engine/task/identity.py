@@ -1,4 +1,4 @@
-"""What identifies a task, and what a chain's checkpoints say of it: both follow from the `Chain` of each key."""
+"""Derive a task's canonical form and the values that checkpoints record, from the `Chain` of each key."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from engine.task.key import Chain, about_field, is_set
 
 
 def canonical(value: Any) -> dict[str, Any]:
-    """Return the keys of a task, or of one of its objects, that make it this task, as JSON.
+    """Return the keys that identify a task, or one of its objects, as JSON.
 
-    These are the keys that differ from their default, without those that change no bit of the result. A key that is
-    added to the format later changes no old task's canonical form.
+    These are the keys that differ from their defaults, without those that do not change the result. So a key that is
+    added to the format later does not change the canonical form of older tasks.
     """
     found: dict[str, Any] = {}
     for part in fields(value):
@@ -28,12 +28,12 @@ def canonical(value: Any) -> dict[str, Any]:
 
 
 def recorded(value: Any) -> dict[str, Any]:
-    """Return what a checkpoint's settings record of a task or of one of its objects, as JSON."""
+    """Return the keys of a task, or of one of its objects, that a checkpoint's settings record, as JSON."""
     return _chosen(value, Chain.RECORDED, Chain.RECORDED_IF_SET)
 
 
 def agreed(task: Any) -> dict[str, Any]:
-    """Return the keys that all tasks of a chain must agree on, as JSON: name without its object -> value."""
+    """Return the keys on which all tasks of a chain must agree, as JSON: name without its object -> value."""
     found: dict[str, Any] = {}
     for name, item in _chosen(task, Chain.AGREED, Chain.AGREED_IF_SET).items():
         found |= item if isinstance(item, dict) else {name: item}

@@ -1,7 +1,8 @@
-"""What is known of a task's key beside its name, type and default.
+"""The description of a task's key: its texts, its rules and its role in a chain.
 
 A key is a field of a dataclass in `engine/task/keys/` or of `engine.task.task.Task`. The schema, the tables in
-docs/task.md, the task's digest and what a checkpoint records all follow from what `key` and `about` are given.
+docs/task.md, the task's digest and the values that a checkpoint records are derived from the arguments of `key` and
+`about`.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from typing import Any, Final, TypedDict, Unpack, cast
 
 
 class Chain(enum.Flag):
-    """What a key means to a chain of tasks.
+    """The role of a key in a chain of tasks.
 
-    A key that is newer than the first checkpoints is agreed on or recorded only where it is set, that is, where it
-    differs from its default. So a checkpoint from before it continues with a task that leaves it out.
+    A key that is newer than the first checkpoints is agreed on or recorded only if it is set, that is, if it differs
+    from its default. So a checkpoint that is older than the key continues with a task that leaves it out.
     """
 
     AGREED = enum.auto()
-    """All tasks of a chain have the same value, which is one of the chain's invariants."""
+    """All tasks of a chain must have the same value, which is one of the chain's invariants."""
     AGREED_IF_SET = enum.auto()
     RECORDED = enum.auto()
-    """The checkpoint's settings record it. What is recorded and not agreed on may change from task to task."""
+    """The checkpoint's settings record the value. If it is not agreed on, it may change from task to task."""
     RECORDED_IF_SET = enum.auto()
     UNRECORDED = enum.auto()
-    """It says what this task alone does, or the job records what it leads to: of the dataset the fingerprint, not the
-    name."""
+    """The checkpoint does not record the value: it concerns this task only, or the job records its result (the
+    dataset's fingerprint instead of its name)."""
     NO_EFFECT = enum.auto()
-    """It changes no bit of the result: tasks that differ in it alone are the same task."""
+    """The value does not change the result: tasks that differ only in this key are the same task."""
     BY_ITS_KEYS = enum.auto()
-    """An object whose keys are looked at one by one. Any other object is recorded whole."""
+    """An object whose keys have roles of their own. Any other object is recorded as a whole."""
 
 
 class Rules(TypedDict, total=False):
@@ -49,11 +50,11 @@ class Rules(TypedDict, total=False):
     minItems: int
     maxItems: int
     items: Mapping[str, Any]
-    """Of an array's items: such keywords again."""
+    """The keywords for an array's items."""
 
 
 class Options(Rules, total=False):
-    """What `key` and `about` take beside the texts: the keywords of `Rules`, and the attributes of `About`."""
+    """The keyword arguments of `key` and `about`: the keywords of `Rules`, and the attributes of `About`."""
 
     chain: Chain
     required: bool
@@ -65,25 +66,25 @@ class Options(Rules, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """One key's texts, rules and meaning."""
+    """The description of one key."""
 
     title: str
-    """What a form would call it."""
+    """The label for a form."""
     text: str
-    """What it does, in one or more sentences. Markdown: names in backticks, links as seen from docs/task.md."""
+    """Its effect, in one or more sentences of Markdown: names in backticks, links relative to docs/task.md."""
     rules: Mapping[str, Any]
-    """Keywords of `Rules`."""
+    """The keywords of `Rules`."""
     chain: Chain = Chain.RECORDED_IF_SET
     required: bool = False
-    """Whether a task has to have it although it has a default."""
+    """True if a task must have the key although it has a default."""
     empty_is_absent: bool = False
-    """Whether an empty string means the default; clients that fill in a template leave such keys empty."""
+    """True if an empty string means the default; clients that fill in a template leave such keys empty."""
     training_only: bool = False
-    """Whether it changes images or captions in training alone, and not where the held-out loss is measured."""
+    """True if it changes images or captions for the training but not for the held-out loss."""
     needs: str | None = None
     """The key of the same object without which this one has no effect."""
     yields_to: str | None = None
-    """The key of the same object beside which this one has no effect."""
+    """The key of the same object that takes precedence over this one."""
 
 
 _METADATA: Final = "about"
@@ -97,7 +98,7 @@ def about(title: str, text: str, **options: Unpack[Options]) -> dict[str, About]
 
 
 def key(default: object, title: str, text: str, **options: Unpack[Options]) -> Any:
-    """Return the dataclass field of a key. A class as `default` means an object of that class with its defaults."""
+    """Return the dataclass field of a key. A class as `default` means an object of this class with its defaults."""
     metadata = about(title, text, **options)
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
@@ -105,15 +106,15 @@ def key(default: object, title: str, text: str, **options: Unpack[Options]) -> A
 
 
 def about_field(part: Field[Any]) -> About:
-    """Return what is known of a field that `key` or `about` made."""
+    """Return the description of a field that was made by `key` or `about`."""
     return cast(About, part.metadata[_METADATA])
 
 
 def default_of(part: Field[Any]) -> Any:
-    """Return a field's default, `MISSING` where it has none."""
+    """Return a field's default, `MISSING` if it has none."""
     return part.default if part.default_factory is MISSING else part.default_factory()
 
 
 def is_set(value: Any, part: Field[Any]) -> bool:
-    """Return whether a key of an object differs from its default."""
+    """Return whether a key's value in an object differs from its default."""
     return bool(getattr(value, part.name) != default_of(part))

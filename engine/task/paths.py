@@ -1,4 +1,4 @@
-"""Paths in a task: which names are paths, and what messages say about one that is not there."""
+"""Resolve the paths in a task, and explain errors about paths that do not exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FILES: Final = {
         *(".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt"),
     ),
 }
-"""Endings of names that are files and not Hub IDs."""
+"""Suffixes of names that are files and not Hub IDs."""
 _HUB_PAGE: Final = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:datasets/)?([^/?#]+/[^/?#]+)/?"
 )
@@ -53,14 +53,14 @@ def resolve_paths(task: Task, folder: Path) -> Task:
 
 @contextmanager
 def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: str) -> Iterator[None]:
-    """Explain errors about a name that `resolve_paths` took for a Hub ID, as no file in `folder` has that name.
+    """Explain errors about a name that `resolve_paths` took for a Hub ID because `folder` has no file of that name.
 
-    An error of the Hub, raised inside the context, is raised again with the note that no such folder exists here.
+    An error of the Hub that is raised inside the context is raised again with the note that there is no such folder.
 
     Args:
         name: the Hub ID.
         folder: where relative paths start.
-        what: decides on the class of the error, and which endings a file's name would have.
+        what: decides on the class of the error and on the suffixes that a file's name would have.
         key: the task's key that holds the name.
 
     Raises:
@@ -83,7 +83,7 @@ def looking_up(name: str, folder: Path, what: Literal["model", "dataset"], key: 
 
 
 def nearest(path: Path) -> str:
-    """Return a hint for a message about a path that does not exist: a similar name, or whether it is mounted."""
+    """Return a hint for a message about a path that does not exist: a similar name, or "is it mounted?"."""
     path = path.absolute()
     parent = next((parent for parent in path.parents if parent.is_dir()), path)
     wanted = path.relative_to(parent).parts[0] if parent != path else path.name
@@ -98,15 +98,16 @@ def nearest(path: Path) -> str:
 
 
 def hub_page(name: str) -> str | None:
-    """Return the Hub ID in the address of a repository's page; None where it is not such an address."""
+    """Return the Hub ID in the address of a repository's page; None if it is not such an address."""
     match = _HUB_PAGE.fullmatch(name)
     return shown(match[1]) if match else None
 
 
 def as_spelled(path: str) -> str:
-    """Return the path as the file system spells it.
+    """Return the path with its last name as the file system spells it.
 
-    Names that differ only in Unicode normalisation, as macOS and other systems write accents, count as the same.
+    Names that differ only in Unicode normalisation count as the same: macOS writes accents in another form than other
+    systems.
     """
     if path.isascii() or "\0" in path or os.path.lexists(path):
         return path
@@ -121,26 +122,26 @@ def as_spelled(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def _composed_names(folder: str, changed: int) -> dict[str, str]:
-    """Return composed form -> name for a folder's entries; `changed` (ns) makes a cached result depend on its state."""
+    """Return composed form -> name for a folder's entries; `changed` (mtime in ns) invalidates cached results."""
     return {composed(name): name for name in sorted(os.listdir(folder), reverse=True)}  # noqa: PTH208
 
 
 def _no_hub_id(name: str, what: str) -> str | None:
-    """Return why a name cannot be a Hub ID and what to write instead; None where it may be one."""
+    """Return why a name cannot be a Hub ID and what to write instead; None if it may be one."""
     if page := hub_page(name):
         return f"write the Hub ID alone, {page}"
     if re.match(r"https?://", name, re.IGNORECASE):
-        return "it is an address: put it into dataset.url"
+        return "it is a URL: put it into dataset.url"
     if re.match(r"file://", name, re.IGNORECASE):
         return "write the path alone, without file://"
     if "://" in name:
         return (
-            f"it is an address of another kind; expected a path or a Hub ID{' or http(s)' if what == 'model' else ''}"
+            f"it is a URL of another kind; expected a path or a Hub ID{' or an http(s) URL' if what == 'model' else ''}"
         )
     if re.match(r"[A-Za-z]:", name) or "\\" in name:
         return (
-            "it is a Windows path; write it with / and from the task's folder on, and in a container as it is mounted "
-            "there, such as /task/images"
+            "it is a Windows path; write it with / and relative to the task's folder; in a container write the mounted "
+            "path, such as /task/images"
         )
     return None
 
@@ -153,7 +154,7 @@ def _local_or_hub(name: str, folder: Path) -> str:
 
 def _absolute(name: str, folder: Path) -> Path:
     path = Path(name)
-    with contextlib.suppress(RuntimeError):  # without such a user or a home folder, ~ is an ordinary name
+    with contextlib.suppress(RuntimeError):  # if there is no such user or home folder, ~ is an ordinary name
         path = path.expanduser()
     return Path(as_spelled(str(folder.absolute() / path)))
 
@@ -161,7 +162,7 @@ def _absolute(name: str, folder: Path) -> Path:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except PermissionError:  # something is there; loading it will report the error
+    except PermissionError:  # it exists; loading it will report the error
         return True
     except OSError:  # not a possible path, such as a name that is too long
         return False

@@ -1,4 +1,4 @@
-"""Check a value by a JSON Schema and describe every problem in one line.
+"""Check a value against a JSON Schema and describe each problem in one line.
 
 fastjsonschema finds the problems; this module writes the messages.
 """
@@ -20,7 +20,7 @@ from engine.task.aliases import ALIASES, NOT_KEYS
 Definition = dict[str, Any]
 
 SCHEMA_KEY: Final = "$schema"
-"""The key of a document that names its schema, for editors. It is no key of the task."""
+"""The key of a document that names its schema, for editors. It is not a key of the task."""
 
 _TYPES = {
     "string": "a string",
@@ -41,15 +41,15 @@ _BOUNDS = {
 
 
 def is_http_url(text: str) -> bool:
-    """Return whether `text` is an http or https address with a host, or empty, which means no address."""
+    """Return whether `text` is an http or https URL with a host, or empty, which means no URL."""
     if any(c < " " or c == "\x7f" for c in text):  # urlsplit drops some of these silently
         return False
     try:
         parts = urlsplit(text)
-        _ = parts.port  # raises when it is not a number below 65536
+        _ = parts.port  # raises ValueError if it is not a number below 65536
     except ValueError:
         return False
-    # Programs disagree about which part of an address with a backslash is the host.
+    # Programs disagree about which part of a URL with a backslash is the host.
     return text == "" or (parts.scheme in ("http", "https") and bool(parts.hostname) and "\\" not in parts.netloc)
 
 
@@ -65,15 +65,15 @@ _FORMATS: dict[str, tuple[str, Callable[[str], bool]]] = {
 
 
 class Schema:
-    """A JSON Schema, compiled."""
+    """A compiled JSON Schema."""
 
     def __init__(self, definition: Definition) -> None:
         import fastjsonschema
 
         self.definition = definition
         self._errors = fastjsonschema.JsonSchemaValuesException
-        # use_default would write defaults into the value, but only where their object is there; fast_fail would stop
-        # at the first problem.
+        # use_default would write defaults into the value, but only into existing objects; fast_fail would stop at the
+        # first problem.
         self._validate: Callable[[object], object] = fastjsonschema.compile(
             self.definition,
             formats={name: check for name, (_, check) in _FORMATS.items()},
@@ -82,9 +82,9 @@ class Schema:
         )
 
     def problems(self, value: object) -> list[Problem]:
-        """Return what is wrong with a value that `json_reader.parse` read: at most one problem for each path.
+        """Return the problems of a value that `json_reader.parse` has read, at most one for each path.
 
-        Not more than `MAX_PROBLEMS` + 1 of them.
+        There are at most `MAX_PROBLEMS` + 1 of them.
         """
         try:
             self._validate(value)
@@ -99,7 +99,7 @@ class Schema:
         return []
 
     def _worded(self, error: Any, listed: set[str]) -> Iterator[Problem]:
-        """Yield the problems of one error; `listed` collects the paths of objects whose keys a message has listed."""
+        """Yield the problems of one error; `listed` collects the paths of objects whose keys a message lists."""
         # the name is built from keys of the schema and list indexes only, never from the value
         path = error.name.removeprefix("data").removeprefix(".")
         value, definition = error.value, error.definition
@@ -112,14 +112,14 @@ class Schema:
                 if key not in definition["properties"]:
                     advice = self._advice(path, key, definition["properties"], listed)
                     yield Problem(child(path, key), f"got {as_json(value[key])} for an unknown key, {advice}")
-        elif not (isinstance(value, float) and not math.isfinite(value)):  # the reader has said so
+        elif not (isinstance(value, float) and not math.isfinite(value)):  # the reader has reported it
             yield Problem(path, f"got {as_json(value)}, expected {expected(definition)}{_hint(error)}")
 
     def _advice(self, path: str, key: str, siblings: Collection[str], listed: set[str]) -> str:
-        """Return what to write instead of an unknown key.
+        """Return advice on an unknown key.
 
-        A key of the same object with a similar name, a key of another object with this name, or what another trainer's
-        key of this name is called here; otherwise, once for each object, the list of its keys.
+        It names a key of the same object with a similar name, a key of another object with this name, or the equivalent
+        of another trainer's key; otherwise, once for each object, it lists the object's keys.
         """
         wanted = key[:100].lower().replace("-", "_")
         everywhere = [".".join(keys) for keys, _ in properties(self.definition)]
@@ -133,7 +133,7 @@ class Schema:
         if meant:
             return f"did you mean {_either(meant)}?"
         if path in listed:
-            return "which is none of those listed here before"
+            return "which is not one of the keys listed before"
         listed.add(path)
         return f"the known ones here are {', '.join(name for name in siblings if name != SCHEMA_KEY)}"
 
@@ -151,7 +151,7 @@ def properties(definition: Definition, keys: tuple[str, ...] = ()) -> Iterator[t
 
 
 def expected(definition: Definition) -> str:
-    """Return what a definition expects, in words: `an integer of at least 64 and divisible by 8`."""
+    """Return the expected value of a definition in words: `an integer of at least 64 and divisible by 8`."""
     if "$comment" in definition:
         return str(definition["$comment"])
     if "enum" in definition:
@@ -172,7 +172,7 @@ def _noun(kind: str, definition: Definition) -> str:
     if kind == "object":
         required = ", ".join(definition.get("required", ()))
         required = required or _either([branch["required"][0] for branch in definition.get("anyOf", ())])
-        if "oneOf" in definition:  # of which one may be null
+        if "oneOf" in definition:  # one of the branches may be null
             keys = [branch["required"][0] for branch in definition["oneOf"] if "required" in branch]
             required = f"exactly one of {_either(keys)}"
         return f"an object with {required}" if required else "an object"
@@ -190,7 +190,7 @@ def _either(words: list[str]) -> str:
 
 
 def _hint(error: Any) -> str:
-    """Return what `expected` leaves out: the pattern, the greatest length, or that `1.0` is to be written as `1`."""
+    """Return an addition to `expected`: the pattern, the maximal length, or that `1.0` must be written as `1`."""
     if error.rule == "format" and error.definition["format"] == "regular-expression":
         return f": it {compiled(error.value)}"
     if error.rule == "type" and isinstance(error.value, str) and "object" in error.definition["type"]:
@@ -205,7 +205,7 @@ def _hint(error: Any) -> str:
 
 
 def _as_object(name: str, text: str, definition: Definition) -> str:
-    """Return how to write the object `name` where `text` was given in its place."""
+    """Return how to write the object `name`, if `text` was given in its place."""
     parts = definition.get("properties", {})
     for key, part in parts.items():
         takes_text = "string" in part.get("type", ()) and "enum" not in part

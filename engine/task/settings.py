@@ -1,4 +1,4 @@
-"""Flags and environment variables. A flag wins over a variable; an empty variable counts as not set."""
+"""Read flags and environment variables. A flag overrides a variable; an empty variable counts as not set."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ DEFAULT_TASK: Final = Path("/task/task.json")
 DEFAULT_OUTPUT: Final = Path("/out")
 DEFAULT_CACHE: Final = Path("/cache")
 CACHED: Final = ("datasets", "models", "encoded")
-"""Folders in a cache folder. A cache folder that is read-only and has one of them is used for reading."""
+"""Names of folders in a cache folder. A read-only cache folder that has one of them is used for reading."""
 
 Device = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that a job is told outside its task."""
+    """The settings of a job that are not part of its task."""
 
     task_bytes: bytes
     task_source: str
-    """What messages call the task: a path, `TASK_JSON` or `standard input`."""
+    """The task's name in messages: a path, `TASK_JSON` or `standard input`."""
     task_folder: Path
     """The folder where relative paths in the task start."""
     output_dir: Path
@@ -44,14 +44,14 @@ class Settings:
     save_seconds: float
     """Seconds between two saves of the progress."""
     encoded_cache_bytes: int
-    """Bytes of encoded images and captions that the cache may hold."""
+    """Limit on the bytes of encoded images and captions in the cache."""
     max_cache_bytes: int | None
-    """Bytes that the whole cache may hold; None is no limit."""
+    """Limit on the bytes of the whole cache; None is no limit."""
     limits: Limits
     place: Place
     """The rank of this process among the job's processes."""
     processes: int | None
-    """How many processes to start; None starts one for each GPU."""
+    """The number of processes to start; None starts one for each GPU."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,18 +63,18 @@ _DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, wri
 
 
 def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) -> argparse.ArgumentParser:
-    """Return a parser of the job's flags, which raises TaskError. Other programs may add flags of their own."""
+    """Return a parser of the job's flags that raises TaskError. Other programs may add flags of their own."""
     parser = _Parser(
         prog=prog,
         description=description,
-        epilog="In brackets: the variable that says the same, and the default. docs/contract.md has the exit codes.",
+        epilog="In brackets: the equivalent variable, and the default. docs/contract.md lists the exit codes.",
         allow_abbrev=False,  # an abbreviation may become ambiguous with a later flag
     )
     parser.add_argument("--task", metavar="PATH", help="the task file, - for standard input [TASK_JSON, TASK_FILE]")
-    parser.add_argument("--output-dir", metavar="DIR", help=f"where results go [OUTPUT_DIR, {DEFAULT_OUTPUT}]")
-    parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint/ to continue [CHECKPOINT_DIR]")
-    parser.add_argument("--cache-dir", metavar="DIR", help="downloads and encoded images [CACHE_DIR]")
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="where to train [DEVICE, cuda]")
+    parser.add_argument("--output-dir", metavar="DIR", help=f"the folder for results [OUTPUT_DIR, {DEFAULT_OUTPUT}]")
+    parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint/ to continue from [CHECKPOINT_DIR]")
+    parser.add_argument("--cache-dir", metavar="DIR", help="the folder for downloads and encoded images [CACHE_DIR]")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="the device to train on [DEVICE, cuda]")
     parser.add_argument("--overwrite", action="store_true", help="replace another job's result in the output folder")
     parser.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
     parser.add_argument("--version", action="version", version=f"sd-lora-task {__version__}")
@@ -91,7 +91,7 @@ def read_flags(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def salvage_output_dir(argv: Sequence[str]) -> argparse.Namespace:
-    """Return --output-dir of a command line with errors elsewhere, so that the failure can be recorded there."""
+    """Return the --output-dir of a command line with other errors, so that the failure can be recorded there."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--output-dir")
     return parser.parse_known_args(argv)[0]
@@ -110,8 +110,8 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
     """
     if sys.flags.optimize > 1:
         raise TaskError(
-            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which the libraries here read: "
-            "unset PYTHONOPTIMIZE; 1 is fine"
+            "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which the libraries need: "
+            "unset PYTHONOPTIMIZE or set it to 1"
         )
     env = {name: value for name, value in environment.items() if value}
     place = read_place(env)
@@ -143,7 +143,7 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
 
 
 def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Path]:
-    """Return the task's bytes, what messages call them, and the folder where relative paths start."""
+    """Return the task's bytes, its name in messages, and the folder where relative paths start."""
     if flag == "-":
         return sys.stdin.buffer.read(), "standard input", Path.cwd()
     if flag is None and "TASK_JSON" in env:
@@ -157,9 +157,9 @@ def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Pa
 
 def _why_unreadable(path: Path, error: OSError) -> str:
     """Return why a task file cannot be read, and what to do."""
-    advice = "name the task file by --task or TASK_FILE, or give its text as TASK_JSON"
+    advice = "name the task file with --task or TASK_FILE, or put its text into TASK_JSON"
     if isinstance(error, IsADirectoryError):
-        mounted = "; Docker makes one where the file to be mounted is not there" if path == DEFAULT_TASK else ""
+        mounted = "; Docker creates one if the file to mount does not exist" if path == DEFAULT_TASK else ""
         return f"it is a folder{mounted}: {advice}"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return f"{atomic_files.obstacle(path) or 'there is no such file'}; {advice}"
@@ -167,12 +167,12 @@ def _why_unreadable(path: Path, error: OSError) -> str:
 
 
 def is_read_only(folder: Path) -> bool:
-    """Return whether a folder can be read and not written, not even by root, as on a read-only file system."""
+    """Return whether a folder can be read but not written, not even by root, as on a read-only file system."""
     return os.access(folder, os.R_OK | os.X_OK) and not os.access(folder, os.W_OK)
 
 
 def max_cache_bytes(environment: Mapping[str, str]) -> int | None:
-    """Return MAX_CACHE_BYTES, None where it is not set.
+    """Return MAX_CACHE_BYTES, None if it is not set.
 
     Raises:
         TaskError: it is not a number of at least 0.
@@ -191,7 +191,7 @@ def cache_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path
     if chosen := flags.cache_dir or env.get("CACHE_DIR"):
         folder = Path(chosen).absolute()
         if found := atomic_files.obstacle(folder):
-            raise TaskError(f"the cache folder cannot be used: {found}; remove it, or name another by CACHE_DIR")
+            raise TaskError(f"the cache folder cannot be used: {found}; remove it, or set CACHE_DIR to another folder")
         return folder
     if DEFAULT_CACHE.is_dir() and os.access(DEFAULT_CACHE, os.W_OK):
         return DEFAULT_CACHE

@@ -1,7 +1,8 @@
-"""The task: JSON bytes in, one frozen value out. Nothing that is given a task sees JSON or changes it.
+"""Parse the task: JSON bytes to a frozen value.
 
-Each key is written down once, as a field of one of these dataclasses: `engine/task/key.py` says what a field tells of
-its key, and `docs/extending/task-key.md` how to add one. `engine.task.definition` makes the schema of them.
+Each key is defined once, as a field of a dataclass in this module or in `engine/task/keys/`. `engine/task/key.py`
+documents the descriptions of keys, and `docs/extending/task-key.md` how to add one. `engine.task.definition` makes the
+schema from them.
 """
 
 from __future__ import annotations
@@ -70,27 +71,27 @@ class Task:
     dataset: Dataset = field(
         metadata=about(
             "Dataset",
-            "Images with captions. It needs a name or a url; the name wins when both are given.",
+            "Images with captions. It needs a name or a url; if both are given, the name is used.",
             chain=Chain.BY_ITS_KEYS,
         )
     )
     validation: Validation = key(
         Validation,
         "Validation",
-        "The images, and the loss of held-out images, that show what has been learned.",
+        "The validation images and the loss of held-out images, which show what has been learned.",
         chain=Chain.BY_ITS_KEYS,
         required=True,
     )
     training_type: TrainingType = key(
         "lora",
         "Training type",
-        "What is trained: `lora`, a LoRA beside the base model's frozen weights.",
+        "The training method: `lora` trains a LoRA, with the base model's weights frozen.",
         chain=Chain.AGREED_IF_SET,
     )
     train_args: TrainArgs = key(
         TrainArgs,
         "Training arguments",
-        "How the training goes, how far this task goes, and how long the whole training is.",
+        "The settings of the training, the steps of this task, and the length of the whole training.",
         chain=Chain.BY_ITS_KEYS,
         required=True,
     )
@@ -151,11 +152,11 @@ def parse_task(data: bytes, *, source: str) -> Task:
 
     Args:
         data: JSON in UTF-8.
-        source: what messages call the task: a path, `TASK_JSON`.
+        source: the task's name in messages: a path, `TASK_JSON`.
 
     Raises:
-        TaskError: everything that is wrong with it, each with its JSON path (or its line and column, where the text is
-            not JSON), the value and what was expected.
+        TaskError: lists all problems, each with its JSON path (or line and column if the text is not JSON), the value
+            and what was expected.
     """
     value, problems = json_reader.parse(data)
     readable = value is not None or not problems
@@ -177,7 +178,7 @@ def task_schema() -> Schema:
 
 
 def _build(cls: type[_T], value: dict[str, Any]) -> _T:
-    """Return the dataclass of an object that the schema has accepted."""
+    """Return the dataclass instance of an object that the schema has accepted."""
     hints = get_type_hints(cls)
     parts = {part.name: part for part in fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
@@ -187,7 +188,7 @@ def _build(cls: type[_T], value: dict[str, Any]) -> _T:
         elif isinstance(item, list):
             arguments[name] = tuple(item)
         elif item is not None and float in (hints[name], *get_args(hints[name])):
-            arguments[name] = float(item) + 0.0  # 1 and 1.0, 0.0 and -0.0 are the same task: one canonical form
+            arguments[name] = float(item) + 0.0  # 1 and 1.0, 0.0 and -0.0 must give the same canonical form
         elif item or not about_field(parts[name]).empty_is_absent:
             arguments[name] = item
     return cls(**arguments)

@@ -1,4 +1,4 @@
-"""Assemble a trainer from a task, a base model in memory, and what is trained of it."""
+"""Assemble a trainer from a task, a base model in memory, and its trained parameters."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def assemble(
     Args:
         task: the task.
         step_range: its slice of the training.
-        family: the base model, as `methods.registry.attach` left it.
+        family: the base model, prepared by `methods.registry.attach`.
         trainable: what is trained of it.
-        device: that it is trained on.
-        processes: that share the micro-batches of a step out; None is this one alone.
+        device: the device to train on.
+        processes: the processes that share the micro-batches of a step; None if this is the only one.
     """
     args, groups = task.train_args, trainable.groups
     rates = (base_learning_rate(args, step_range.micro_batches), base_text_encoder_rate(args, step_range.micro_batches))

@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: images of any shape, in micro-batches of one size each, with little cropped away. No torch.
+"""Aspect-ratio buckets: micro-batches of images of one size each, so that little of an image is cropped. No torch.
 
-The sizes have about the pixels of the square and sides that are multiples of 64 (Podell et al. 2023, arXiv:2307.01952,
-section 2.3 and appendix I). Which bucket a micro-batch is taken from is a pure function of its number, as everything in
-the plan is.
+The sizes have about as many pixels as the square, and sides that are multiples of 64 (Podell et al. 2023,
+arXiv:2307.01952, section 2.3 and appendix I). The bucket of a micro-batch is a pure function of its number, like
+everything in the plan.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage
 from engine.task.plan.visits import Epochs, Slot, Visit
 
 STEP: Final = 64
-"""What sides are multiples of: a VAE halves images three times, and a denoiser the latents up to three times more."""
+"""Divisor of all sides: a VAE halves images three times, and a denoiser its latents up to three times more."""
 _MAX_RATIO: Final = 4
-"""The largest ratio of a bucket's longer side to its shorter one, as in the paper's appendix I."""
+"""The largest ratio of a bucket's longer side to its shorter one (appendix I of the paper)."""
 
 
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
-    """The sizes of the buckets, from the narrowest to the widest.
+    """Return the sizes of the buckets, from the narrowest to the widest, with ratios from 1 : 4 to 4 : 1.
 
-    For each width the largest height with which the area is at most `resolution` squared, and the same on its side;
-    from 1 : 4 to 4 : 1.
+    For each width it is the largest height with an area of at most `resolution` squared, and the same with width and
+    height exchanged.
 
     Raises:
-        TaskError: the resolution is no multiple of 64, leaves no choice, or is more than images are resized to.
+        TaskError: the resolution is not a multiple of 64, is less than 128, or exceeds the size limit of images.
     """
     if resolution**2 > MAX_RESIZED_PIXELS:
         raise TaskError(
             f"train_args.resolution is {resolution}: images are resized to at most "
-            f"{MAX_RESIZED_PIXELS:,} pixels; give a smaller one"
+            f"{MAX_RESIZED_PIXELS:,} pixels; use a smaller one"
         )
     if resolution % STEP or resolution < 2 * STEP:
         below = max(2 * STEP, resolution // STEP * STEP)
@@ -59,16 +59,16 @@ def bucket_sizes(resolution: int) -> tuple[Size, ...]:
 
 
 def nearest(size: Size, sizes: Sequence[Size]) -> int:
-    """The place in `sizes` of the one that crops the least off an image of `size`; of two alike the narrower one.
+    """Return the index in `sizes` of the size that crops the least off an image; the narrower of two equally good.
 
-    `sizes` go from the narrowest to the widest. What remains of an image of the ratio a in a bucket of the ratio b is
-    min(a / b, b / a), so the border between two buckets is at the geometric mean of their ratios. In whole numbers: an
-    image on a border must not change sides with the machine.
+    `sizes` go from the narrowest to the widest. An image of ratio a keeps min(a / b, b / a) in a bucket of ratio b, so
+    the border between two buckets is the geometric mean of their ratios. The comparison uses integers: which side an
+    image on a border belongs to must not depend on the machine.
     """
     width, height = size
 
     def is_wider(index: int) -> bool:
-        """Whether the image is wider than the border between this bucket and the next one."""
+        """Return whether the image is wider than the border between this bucket and the next one."""
         (w1, h1), (w2, h2) = sizes[index], sizes[index + 1]
         return width * width * h1 * h2 > height * height * w1 * w2
 
@@ -77,36 +77,37 @@ def nearest(size: Size, sizes: Sequence[Size]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One size and what is shown at it."""
+    """One size and the rows that are shown at it."""
 
     size: Size
     rows: npt.NDArray[np.int64]
-    """The dataset's rows in it, in order, repeats included: int64."""
+    """The bucket's rows of the dataset, ascending, repeats included: int64."""
     num_images: int
 
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Where each row of a dataset belongs; buckets without an image are left out."""
+    """The buckets of a dataset, without empty ones."""
 
     sizes: tuple[Size, ...]
-    """All possible sizes, also those without an image."""
+    """All possible sizes, also those of empty buckets."""
     members: tuple[Bucket, ...]
     kept: float
-    """The share of an image that is shown, 0 to 1, on average."""
+    """The average share of an image that is shown, from 0 to 1."""
     kept_by_squares: float
-    """The same without buckets."""
+    """The same share if all images were cropped to squares."""
 
     def target(self, size: Size) -> Size:
-        """The size at which an image of `size` is shown."""
+        """Return the size at which an image of `size` is shown."""
         return self.sizes[nearest(size, self.sizes)]
 
     def lines(self) -> list[str]:
-        """Return lines for a person: the number of images of each bucket, and what is cropped."""
+        """Return lines for a person: the number of images in each bucket, and how much is cropped."""
         counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
         return [
             f"buckets        {counts} images",
-            f"cropped        {1 - self.kept:.1%} of an image on average, {1 - self.kept_by_squares:.1%} by squares",
+            f"cropped        {1 - self.kept:.1%} of an image on average, "
+            f"{1 - self.kept_by_squares:.1%} without buckets",
         ]
 
     def warnings(self, batch_size: int) -> list[str]:
@@ -116,24 +117,24 @@ class Buckets:
             return []
         return [
             f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer images than "
-            f"batch_size {batch_size}: such a micro-batch shows an image more than once, and comes around less than "
-            "once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
+            f"batch_size {batch_size}: their micro-batches show an image more than once, and come up less than once an "
+            "epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
 
 
 def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
-    """Put every row into the bucket that crops the least off its image.
+    """Sort every row into the bucket that crops the least off its image.
 
-    An image whose header says that it cannot be shown goes into the fullest bucket, where another one best takes its
-    place.
+    An image whose header says that it cannot be shown goes into the fullest bucket, which has the most replacements
+    for it.
 
     Args:
-        dataset: its rows.
-        image_sizes: of each of `dataset.image_indices()`; (0, 0) where it is unreadable.
-        resolution: of the square with the area of the buckets.
+        dataset: the dataset.
+        image_sizes: the size of each of `dataset.image_indices()`; (0, 0) if it is unreadable.
+        resolution: the side of the square with the same area as the buckets.
 
     Raises:
-        TaskError: the resolution has no buckets.
+        TaskError: there are no buckets for the resolution.
     """
     sizes = bucket_sizes(resolution)
     places = [_place(size, sizes) for size in image_sizes]
@@ -159,7 +160,7 @@ def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolu
 
 
 def _place(size: Size, sizes: Sequence[Size]) -> int | None:
-    """The bucket of an image; None where it cannot be shown at all."""
+    """Return the index of an image's bucket; None if the image cannot be shown at all."""
     place = nearest(size, sizes)
     try:
         covering(size, sizes[place])
@@ -180,9 +181,9 @@ def _mean(values: Sequence[float]) -> float:
 class BucketOrder:
     """The order of a dataset's rows in micro-batches of one bucket each. Random access.
 
-    Each bucket has an endless stream of its rows, pass after pass in a fresh permutation, and its i-th micro-batch of B
-    takes the visits [iB, (i + 1)B) of it. With n rows it has had n e / B micro-batches before epoch e, rounded: so
-    it is never more than B / 2 visits ahead or behind. Those of one epoch come in a permutation of their own.
+    Each bucket has an endless stream of its rows, pass after pass in a fresh permutation. Its i-th micro-batch of B
+    takes the visits [iB, (i + 1)B) of the stream. A bucket with n rows has had n e / B micro-batches before epoch e,
+    rounded, so it is never more than B / 2 visits ahead or behind. The micro-batches of an epoch are permuted as well.
     """
 
     def __init__(self, *, seed: int, members: Sequence[Bucket], batch_size: int) -> None:
@@ -195,7 +196,7 @@ class BucketOrder:
         self._all = Epochs(seed, self._num_rows)
 
     def slots(self, start: int, count: int) -> Iterator[Slot]:
-        """Those of the visits number `start … start + count - 1`."""
+        """Yield the slots of the visits number `start … start + count - 1`."""
         for number in range(start, start + count):
             micro_batch, offset = divmod(number, self._batch_size)
             bucket, index = self._micro_batch(micro_batch)
@@ -204,7 +205,7 @@ class BucketOrder:
             yield Slot(turn, position, int(one.rows[self._pass(bucket, turn)[position]]), one.size)
 
     def candidates(self, visit: Visit) -> Iterator[int]:
-        """The visit's own row, those after it in its bucket's pass, and at last all rows, whatever their shape."""
+        """Yield the visit's own row, then those after it in its bucket's pass, then all rows of any shape."""
         yield visit.sample
         bucket = next(index for index, one in enumerate(self._members) if one.size == visit.bucket)
         rows, order = self._members[bucket].rows, self._pass(bucket, visit.epoch)
@@ -213,7 +214,7 @@ class BucketOrder:
         yield from self._all.candidates(visit)
 
     def _micro_batch(self, number: int) -> tuple[int, int]:
-        """Which bucket the micro-batch `number` is of, and its number among those of that bucket."""
+        """Return the bucket of the micro-batch `number`, and its number among the micro-batches of that bucket."""
         if self._epoch is None or not 0 <= number - self._epoch.start < len(self._epoch.order):
             self._epoch = self._find_epoch(number)
         place = int(self._epoch.order[number - self._epoch.start])
@@ -221,7 +222,7 @@ class BucketOrder:
         return bucket, self._epoch.before[bucket] + place - (self._epoch.ends[bucket - 1] if bucket else 0)
 
     def _find_epoch(self, number: int) -> _Epoch:
-        # Before epoch e there were N e / B micro-batches, to within one for each bucket.
+        # The number of micro-batches before epoch e is N e / B, to within one for each bucket.
         first = max(0, number - len(self._members)) * self._batch_size // self._num_rows
         last = (number + len(self._members) + 1) * self._batch_size // self._num_rows + 1
         epochs = range(first, last + 1)
@@ -231,18 +232,18 @@ class BucketOrder:
         return _Epoch(sum(before), before, ends, rng.permutation(self._seed, "bucket order", epoch, ends[-1]))
 
     def _before(self, epoch: int) -> list[int]:
-        """How many micro-batches each bucket has had before `epoch`."""
+        """Return how many micro-batches each bucket has had before `epoch`."""
         size = self._batch_size
         return [(len(one.rows) * epoch + size // 2) // size for one in self._members]
 
     def _pass(self, bucket: int, turn: int) -> npt.NDArray[np.int64]:
-        """The order of a bucket's rows in one pass over them."""
+        """Return the order of a bucket's rows in one of its passes."""
         if (bucket, turn) not in self._passes:
-            # An epoch may straddle two passes of a bucket; memory holds no more.
+            # An epoch may cover parts of two passes of a bucket; older ones are dropped.
             own = sorted(known for known in self._passes if known[0] == bucket)
             for old in own[:-1]:
                 del self._passes[old]
-            # By its size: what a bucket's neighbours are does not matter to it.
+            # Named by the size, so that a bucket does not depend on the other buckets.
             stream = "bucket {} x {}".format(*self._members[bucket].size)
             self._passes[bucket, turn] = rng.permutation(self._seed, stream, turn, len(self._members[bucket].rows))
         return self._passes[bucket, turn]
@@ -253,10 +254,10 @@ class _Epoch:
     """The micro-batches of one epoch."""
 
     start: int
-    """The first one's number."""
+    """The number of the first one."""
     before: list[int]
-    """How many each bucket has had before."""
+    """Number of micro-batches of each bucket before the epoch."""
     ends: list[int]
-    """The places where each bucket's share ends, when the shares are in a row."""
+    """Ends of the buckets' shares, if the shares are placed one after the other."""
     order: npt.NDArray[np.int64]
-    """The micro-batches in the order in which they come, as places in that row."""
+    """The order of the micro-batches, as positions among those shares."""

@@ -1,4 +1,4 @@
-"""Opening the device."""
+"""Open the device."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from engine.training import determinism
 
 
 def open_device(settings: Settings, mixed_precision: str) -> torch.device:
-    """Open the device that the settings name, and make torch deterministic on it.
+    """Open the device of the settings, and make torch deterministic on it.
 
     Raises:
-        DeviceError: there is none, it cannot be used, or it lacks the precision.
+        DeviceError: there is no such device, it cannot be used, or it does not support the precision.
     """
     determinism.switch_on(settings.cpu_threads)
     if settings.device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise DeviceError(
-            "no CUDA device is visible: start the container with --gpus all (and an NVIDIA driver that is new enough), "
+            "no CUDA device is visible: start the container with --gpus all (and a recent enough NVIDIA driver), "
             "or set DEVICE=cpu to train on the CPU"
         )
-    # A launcher may show each process its own GPU alone, or all of them.
+    # A launcher may show each process only its own GPU, or all of them.
     device = torch.device("cuda", settings.place.local_rank % torch.cuda.device_count())
     try:
         torch.cuda.set_device(device)

@@ -1,8 +1,8 @@
-"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): keep the inputs of the denoiser's blocks, not what is
-computed inside; the backward pass computes that again, block by block.
+"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174).
 
-The bits do not depend on it: deterministic operations on the same inputs, under the same autocast, give the same, and
-what is random in a block, the adapter's dropout, is addressed.
+Only the inputs of the denoiser's blocks are kept; the backward pass computes the inside of each block again. The bits
+do not change: deterministic operations on the same inputs, under the same autocast, give the same result, and the only
+randomness in a block, the adapter's dropout, is addressed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_activations(denoiser: Any) -> None:
-    """Let a model of Diffusers' compute its blocks again in the backward pass; without gradients nothing changes."""
+    """Let a Diffusers model recompute its blocks in the backward pass; without gradients it has no effect."""
     denoiser.enable_gradient_checkpointing(_block)
 
 
 def _block(module: torch.nn.Module, *args: Any) -> Any:
-    # torch's generators, which nothing in a block draws from, need not be saved and set back for each of them.
+    # Nothing in a block draws from torch's generators, so their states need not be saved.
     return checkpoint(module.__call__, *args, use_reentrant=False, preserve_rng_state=False)

@@ -1,4 +1,4 @@
-"""The loop: one optimizer step after the other, each the ordered sum of its canonical micro-batches."""
+"""The training loop. An optimizer step is the ordered sum of its micro-batches' gradients, then one update."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from engine.training.optimizers.optimizer import Optimizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
-    """What a step needs of the task."""
+    """The task's options for a step."""
 
     base_rates: Sequence[float]
-    """The learning rates of the optimizer's groups before the schedule's factor."""
+    """The learning rate of each optimizer group, before the schedule's factor."""
     lr_scheduler: LrScheduler
     max_grad_norm: float
     scales_loss: bool
-    """Whether the loss is scaled, as fp16 needs it."""
+    """True if the loss is scaled, as fp16 requires."""
 
 
 class Trainer:
-    """What is trained, its optimizer and the step reached: all that changes while training."""
+    """Trains a step at a time. Holds everything that changes in training: parameters, optimizer, loss scale, step."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class Trainer:
     ) -> None:
         """
         Args:
-            trainable: what the method trains.
-            optimizer: over the trainable's groups.
+            trainable: what is trained.
+            optimizer: the optimizer of the trainable's groups.
             batches: makes the micro-batches.
-            loss: of a micro-batch: a float32 scalar with gradients.
-            options: of the task.
+            loss: returns the loss of a micro-batch, a float32 scalar with gradients.
+            options: the task's options for a step.
             step_range: the task's slice of the training.
-            processes: that share the micro-batches of a step out; None is this one alone.
+            processes: the processes that share the micro-batches of a step; None if this is the only one.
         """
         self._trainable = trainable
         self._optimizer = optimizer
@@ -75,7 +75,7 @@ class Trainer:
         self.step = step_range.start_step
 
     def state(self) -> TrainState:
-        """Return everything that an exact continuation needs, after a whole number of steps."""
+        """Return everything that an exact continuation needs. Not to be called within a step."""
         return TrainState(
             global_step=self.step,
             trained=self._trainable.state(),
@@ -85,35 +85,35 @@ class Trainer:
         )
 
     def restore(self, state: TrainState) -> None:
-        """Go on from `state` instead of from the beginning.
+        """Continue from `state`.
 
         Raises:
-            CheckpointError: it is not a state of this training.
+            CheckpointError: the state does not fit this training.
         """
         if (state.loss_scale is None) != (self._loss_scale is None):
-            raise CheckpointError("the checkpoint's loss scale contradicts its precision; take another checkpoint")
+            raise CheckpointError("the checkpoint's loss scale does not fit its precision; use another checkpoint")
         self._trainable.restore(state.trained)
         self._optimizer.restore(state.optimizer)
         self._loss_scale = state.loss_scale
         self.step = state.global_step
 
     def train_step(self, examples: Sequence[Example], coming: Sequence[Example] = ()) -> StepReport:
-        """One optimizer step over the examples of this process's micro-batches: all K x B where it is the only one.
+        """Train one optimizer step on the examples of this process's micro-batches (K x B if it is the only process).
 
         Args:
-            examples: of this step.
-            coming: of the next step, where they are at hand: its first micro-batch is prepared while the device
-                computes, before the host waits for it.
+            examples: the examples of this step.
+            coming: the examples of the next step, if they are encoded already: its first micro-batch is prepared
+                while the device computes, before the host waits for the device.
 
         Raises:
-            NonFiniteError: before the update, so that the state stays the last good one.
+            NonFiniteError: before the update, so the state is still the last good one.
         """
         total: torch.Tensor | None = None
         num_micro_batches = len(examples) // self._step_range.batch_size * self._processes.world_size
         parameters = self._trainable.parameters
         losses = torch.empty(num_micro_batches, device=next(iter(parameters.values())).device)
         with self._trainable.step() as trained:
-            # Summed in the order of the micro-batches: the same bits whoever computed them.
+            # Summed in the order of the micro-batches: the bits do not depend on which process computed them.
             for k, row in enumerate(self._micro_batches(examples, coming, trained)):
                 own = row[:-1]
                 total = own.clone() if total is None else total.add_(own)
@@ -132,28 +132,28 @@ class Trainer:
     def _micro_batches(
         self, examples: Sequence[Example], coming: Sequence[Example], trained: Sequence[torch.Tensor]
     ) -> Iterator[torch.Tensor]:
-        """For each micro-batch of the step, in order: all gradients in a row, then the loss; float32."""
+        """Yield all gradients and then the loss, in one float32 tensor, for each micro-batch of the step in order."""
         size = self._step_range.batch_size
-        # One at a time: a step may have more micro-batches than memory has room for.
+        # One at a time: the micro-batches of a step may not all fit into memory.
         parts = (examples[start : start + size] for start in range(0, len(examples), size))
         for part, following in pairwise(chain(parts, (coming[:size],))):
             prepared = self._prepared(part)
             with self._trainable.micro_batch(prepared.address):
                 loss, own = self._gradients(self._batches.complete(prepared), trained)
             yield from self._processes.gather(_row(own, loss))
-            # A GPU is still at work on all that.
+            # Meanwhile a GPU is still computing.
             self._ahead = self._batches.prepare(following) if following else None
 
     def _prepared(self, examples: Sequence[Example]) -> Prepared:
-        """A micro-batch of them: the one that was prepared ahead, if it is that."""
+        """Return the micro-batch of these examples, which may have been prepared ahead."""
         ahead, self._ahead = self._ahead, None
         return ahead if ahead and ahead.is_of(examples) else self._batches.prepare(examples)
 
     def _rates(self) -> list[float]:
-        """The optimizer groups' learning rates in the coming step.
+        """Return the learning rate of each optimizer group in the coming step.
 
         Raises:
-            NonFiniteError: so high that an update may leave float32.
+            NonFiniteError: a rate is so high that an update may overflow float32.
         """
         base_rates, scheduler = self._options.base_rates, self._options.lr_scheduler
         factor = schedule_factor(
@@ -164,12 +164,12 @@ class Trainer:
             max_steps=self._step_range.max_steps,
         )
         rates = [base * factor for base in base_rates]
-        if not all(rate <= _MAX_RATE for rate in rates):  # nor NaN
+        if not all(rate <= _MAX_RATE for rate in rates):  # also if a rate is NaN
             raise NonFiniteError(f"the learning rate of step {self.step + 1} is {max(rates):g}; {_ADVICE}")
         return rates
 
     def _gradients(self, batch: Batch, trained: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """One micro-batch's loss (detached) and its own gradients, scaled by the fp16 loss scale."""
+        """Return a micro-batch's loss (detached), and its gradients scaled by the fp16 loss scale."""
         loss = self._loss(batch)
         scaled = loss * self._loss_scale.scale if self._loss_scale else loss
         found = torch.autograd.grad(scaled, trained, allow_unused=True)
@@ -177,7 +177,7 @@ class Trainer:
         return loss.detach(), gradients
 
     def _is_update_wanted(self, loss: float, grad_norm: float) -> bool:
-        """False for a step that the fp16 loss scaler skips: the gradients overflowed, the loss did not."""
+        """Return False if the fp16 loss scaler skips the step: a gradient overflowed, but not the loss."""
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss of step {self.step + 1} is {loss}; {_ADVICE}")
         finite = math.isfinite(grad_norm)
@@ -193,20 +193,20 @@ class Trainer:
 
 
 _MAX_RATE: Final = 1e30
-"""Beyond it one update may leave float32."""
+"""The learning rate above which one update may overflow float32."""
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
 
 
 def _row(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
-    """All of them in a row, the loss last, shape (n,), float32. The gradients are of one dtype."""
+    """Return all values in one float32 tensor of shape (n,), the loss last. The gradients have one dtype."""
     flat = [gradient.reshape(-1) for gradient in gradients]
     if flat[0].dtype != torch.float32:
-        flat = [torch.cat(flat).to(torch.float32)]  # once, not each by itself
+        flat = [torch.cat(flat).to(torch.float32)]  # one cast for all
     return torch.cat([*flat, loss.reshape(1)])
 
 
 def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Views of `flat` with the parameters' shapes, in their order."""
+    """Return views of `flat` with the parameters' shapes, in their order."""
     pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
     return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
 
@@ -220,11 +220,12 @@ def train(
     *,
     at_hand: Callable[[int], Sequence[Example]] = lambda step: (),
 ) -> None:
-    """Train from the trainer's step to `step_range.stop_step`. `after_step` sees a whole number of steps, always.
+    """Train from the trainer's step to `step_range.stop_step`.
 
     Args:
-        examples: those of a step, which may take encoding them.
-        at_hand: those of a step that takes nothing, else none; not asked for again.
+        examples: returns the examples of a step, which may require encoding them.
+        after_step: called after each step, with the trainer between two steps.
+        at_hand: returns the examples of a step if they are encoded already, else none. Called once per step.
     """
     visited: Sequence[Example] = ()
     while trainer.step < step_range.stop_step:

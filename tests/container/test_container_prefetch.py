@@ -42,7 +42,7 @@ def test_a_job_without_a_network(tmp_path, out, made_by_docker):
 
     offline = ["-e", "HF_HUB_OFFLINE=1", "-v", f"{cache}:/cache:ro", "--read-only"]
     trained = succeed(out, task=folder, options=offline)
-    assert "/cache cannot be written: what is in it is used" in trained.stderr
+    assert "/cache is read-only: its entries are used" in trained.stderr
     # Its metadata name the base model: a Hub ID here, a folder's content there.
     ours, other = (
         {name: data for name, data in one.weights().items() if "webui" not in name} for one in (trained, made_by_docker)

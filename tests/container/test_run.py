@@ -196,7 +196,7 @@ def test_nothing_in_the_task_folder_is_imported(task_folder, tmp_path, out):
 def test_a_command_that_is_not_there(out):
     finished = run(out, "no-such-command")
     assert finished.code == 127
-    assert "no-such-command: no such command" in finished.stderr
+    assert "no-such-command: not a command in this image" in finished.stderr
 
 
 def test_the_image_says_what_it_is():

@@ -1,4 +1,4 @@
-"""A method and an optimizer that are one file and one row each: whole jobs, cut and interrupted anywhere."""
+"""Methods and optimizers that are not the default, and one of each in no registry: whole jobs, cut and interrupted."""
 
 import json
 import signal
@@ -6,30 +6,42 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import entrypoint
 from engine.commands import plan
 from engine.job import prepare
+from engine.task.task import Dataset, Model, Task
 from engine.training.methods import registry as methods
 from engine.training.optimizers import registry as optimizers
 from engine.training.trainer import Trainer
 from tests.support.harness import clean_environment, folder_bytes
-from tests.support.toy_method import FILE, TOY_METHOD
+from tests.support.toy_method import TOY_METHOD
 from tests.support.toy_optimizer import TOY_OPTIMIZER
 
+TASK = Task(model=Model(name="m"), dataset=Dataset(name="d"))
+"""The defaults."""
+CASES = [
+    *(("method", name) for name in methods.METHODS if name != TASK.training_type),
+    ("method", "toy"),
+    *(("optimizer", name) for name in optimizers.OPTIMIZERS if name != TASK.train_args.optimizer),
+    ("optimizer", "toy"),
+]
+"""What the tasks ask for: its seam, and its name there. The defaults are trained in test_chain.py."""
 
-@pytest.fixture(params=["method", "optimizer"])
-def kind(request, monkeypatch):
-    """What is added: all tasks of the test ask for it."""
+
+@pytest.fixture(params=CASES, ids=" ".join)
+def case(request, monkeypatch):
+    """One of `CASES`: all tasks of the test ask for it."""
     monkeypatch.setitem(methods.METHODS, "toy", TOY_METHOD)
     monkeypatch.setitem(optimizers.OPTIMIZERS, "toy", TOY_OPTIMIZER)
-    read = prepare.read_task
+    (seam, name), read = request.param, prepare.read_task
 
     def read_task(settings):
         task = read(settings)
-        if request.param == "method":
-            return replace(task, training_type="toy")
-        return replace(task, train_args=replace(task.train_args, optimizer="toy"))
+        if seam == "method":
+            return replace(task, training_type=name)
+        return replace(task, train_args=replace(task.train_args, optimizer=name))
 
     for module in (prepare, plan):
         monkeypatch.setattr(module, "read_task", read_task)
@@ -49,7 +61,7 @@ def left_as_it_was():
 
 
 @pytest.fixture
-def run(short_task, tmp_path, kind):
+def run(short_task, tmp_path, case):
     """Run the program in this process: up to a step, from a checkpoint; returns its exit code and output folder."""
 
     def run_job(name, stop, *flags):
@@ -72,14 +84,15 @@ def weights(out):
     return {name: data for name, data in files.items() if name.endswith(".safetensors")}
 
 
-def test_a_chain_and_an_interrupted_job_are_the_job_in_one_go(run, kind, monkeypatch):
+def test_a_chain_and_an_interrupted_job_are_the_job_in_one_go(run, case, monkeypatch):
     code, whole = run("whole", 4)
     assert code == 0
     files = weights(whole)
-    if kind == "method":
-        assert files.keys() == {FILE, "state.safetensors", "steps/000003_biases.safetensors"}
-    else:
-        assert b'"velocity.' in files["state.safetensors"] and b"exp_avg" not in files["state.safetensors"]
+    method, slots = rows(case)
+    steps = {f"steps/000003{ending}" for ending in method.files.values()}
+    assert files.keys() == {"state.safetensors", *method.files, *steps}
+    slots_there = {name.partition(".")[0] for name in load_file(whole / "checkpoint" / "state.safetensors")}
+    assert slots_there - {"adapter", "initial"} == set(slots)
 
     assert run("first", 2)[0] == 0
     code, second = run("second", 2, "--checkpoint", whole.with_name("first") / "checkpoint")
@@ -94,6 +107,12 @@ def test_a_chain_and_an_interrupted_job_are_the_job_in_one_go(run, kind, monkeyp
     assert folder_bytes(again / "checkpoint") == folder_bytes(whole / "checkpoint")
 
 
+def rows(case):
+    """The rows of the method and of the optimizer, of which the case says one."""
+    named = {"method": TASK.training_type, "optimizer": TASK.train_args.optimizer} | dict([case])
+    return methods.METHODS[named["method"]], optimizers.OPTIMIZERS[named["optimizer"]].slots
+
+
 def stopped_in_step(number):
     """`Trainer.train_step`, during whose step of this number the program is sent a signal."""
     train_step = Trainer.train_step
@@ -106,19 +125,22 @@ def stopped_in_step(number):
     return wrapper
 
 
-def test_weights_to_start_from_and_a_chain_of_another_kind(run, kind, monkeypatch, capsys):
+def test_weights_to_start_from_and_a_chain_of_another_kind(run, case, monkeypatch, capsys):
     _, first = run("first", 2)
-    if kind == "method":
+    seam, name = case
+    if seam == "method":
+        main_file = methods.METHODS[name].main_file
         (first / "alone").mkdir()
-        (first / "checkpoint" / FILE).rename(first / "alone" / FILE)
+        (first / "checkpoint" / main_file).rename(first / "alone" / main_file)
         assert run("warm", 2, "--checkpoint", first / "alone")[0] == 0
         return
     capsys.readouterr()
     monkeypatch.undo()
     code, _ = run("other", 2, "--checkpoint", first / "checkpoint")
-    assert code == 5 and "optimizer is 'toy' in the checkpoint, at its default in this task" in capsys.readouterr().err
+    words = f"optimizer is '{name}' in the checkpoint, at its default in this task"
+    assert code == 5 and words in capsys.readouterr().err
 
 
-def test_the_plan(run, kind, capsys):
+def test_the_plan(run, capsys):
     code, out = run("planned", 4, "--plan")
     assert code == 0 and "steps 0 to 4 of 4" in capsys.readouterr().out and not out.exists()

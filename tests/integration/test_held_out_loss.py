@@ -154,7 +154,7 @@ def test_the_same_images_from_anywhere_are_one_curve(task, tmp_path):
     found = rows(chain[-1])
     assert [row["step"] for row in found] == [0, 1, 2, 2, 3]
     assert [len({row["curve"] for row in part}) for part in (found[:3], found[3:], found)] == [1, 1, 2]
-    assert "a new curve begins" in chain[2].stderr and "a new curve begins" not in chain[1].stderr
+    assert "it begins a new curve" in chain[2].stderr and "it begins a new curve" not in chain[1].stderr
     fingerprints = [one.manifest["heldout"]["fingerprint"] for one in chain]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
     assert "3 measurements of other images or timesteps" in (chain[-1].out / "report.html").read_text()

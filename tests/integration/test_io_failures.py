@@ -152,7 +152,7 @@ def test_a_full_disk(heavy, short_task, tmp_path, kilobytes):
     with small_disk(disk, f"{kilobytes}k"):
         full = heavy.run(short_task, disk / "out", env={"SAVE_SECONDS": "0"})
         assert full.code == 7, full.stderr
-        assert "the disk is full" in full.error or "not enough room in" in full.error
+        assert "the disk is full" in full.error or "not enough disk space in" in full.error
         assert not (disk / "out" / ".job" / "progress").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         again = heavy.run(short_task, disk / "out")

@@ -84,7 +84,7 @@ def test_a_model_in_one_file_with_a_local_dataset(short_task, tmp_path, layout):
             done = prefetch("--task", "-", env=caches, stdin=json.dumps(task))
             assert done.returncode == 0, done.stderr
             assert f"base model: sha256:{hashlib.sha256(content).hexdigest()}" in done.stderr
-            assert f"8 images of {short_task['dataset']['name']} are at hand" in done.stderr
+            assert f"8 images of {short_task['dataset']['name']} are in place" in done.stderr
         assert asked == ["/m.safetensors"]
     # The server is gone.
     assert succeed(task, tmp_path / "out", "--plan", env=caches).code == 0

@@ -249,7 +249,7 @@ def test_gpus_give_the_bytes_of_one(task, tmp_path, precision):
     own = changed(sharing(task, 4), {"mixed_precision": precision})
     one = succeed(own, tmp_path / "one", env={"DEVICE": "cuda", "PROCESSES": "1"})
     two = succeed(own, tmp_path / "two", env={"DEVICE": "cuda"})
-    assert "processes, which share the accumulation out" in two.stderr
+    assert "processes, which share the gradient accumulation steps" in two.stderr
     assert_same(two.folders(), one.folders())
 
 

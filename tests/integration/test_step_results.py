@@ -209,7 +209,7 @@ def test_a_damaged_file_in_between_makes_the_progress_unusable(own, server, run,
         victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     again = run(own, out)
     assert again.result["resumed_from_step"] == 0
-    assert "is gone or damaged: this task begins again" in again.stderr
+    assert "is missing or damaged: this task starts over" in again.stderr
     assert_same(again.folders(), whole.folders())
 
 

@@ -26,6 +26,6 @@ def test_trackers_are_told_and_change_no_byte(short_task, tmp_path):
         "StepReport",
         "'close'",
     ]
-    warning = "the tracker failing failed (no route to the tracking server); the training goes on without it"
+    warning = "the tracker failing failed (no route to the tracking server); the training is not affected"
     assert finished.result["warnings"].count(warning) == 1
     assert_same(finished.folders(), succeed(task, tmp_path / "plain").folders())

@@ -80,7 +80,7 @@ def test_a_true_result_is_identical(verify, whole, tmp_path):
     assert code == 0
     assert said.startswith("identical: steps 1 to 10, ")
     assert "\nnot compared, not part of a result: validation/notes.txt\n" in said
-    assert "the same environment by both manifests" in said
+    assert "the same environment according to both manifests" in said
 
 
 def test_no_code_beside_the_task_is_run(whole, task, dataset, tmp_path):
@@ -152,7 +152,7 @@ def test_a_slice_of_a_chain(verify, task, tmp_path):
     code, said, _ = verify(second.out / "checkpoint", own, *parent, "--steps", "2")
     assert (code, said.splitlines()[0]) == (0, "identical: steps 5 to 6, only the history")
     code, _, error = verify(second.out, own)
-    assert code == 2 and "and none is given; name its parent by --checkpoint" in error
+    assert code == 2 and "but none is given; give its parent with --checkpoint" in error
     code, _, error = verify(second.out, own, "--checkpoint", second.out / "checkpoint")
     assert code == 2 and "the result continues the checkpoint" in error
 

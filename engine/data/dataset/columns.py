@@ -1,6 +1,6 @@
 """A table's columns: what each of them holds, and which of them the task asks for.
 
-What is wrong with a table is a `DatasetError` that names table, column and what there is instead.
+A `DatasetError` names the table, the column, and what is there instead.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _SEVERAL: Final = "several columns of one name"
 
 
 class NoSuchColumnError(DatasetError):
-    """A table without the columns asked for: it may be none of the dataset's at all."""
+    """A table lacks the columns asked for; it may not belong to the dataset at all."""
 
     def __init__(self, message: str, kinds: Mapping[str, str], medium: Medium) -> None:
         super().__init__(message)
         self.names_images = "images" in kinds.values() or any(map(medium.has_name, kinds))
-        """Whether any column holds images or is called like one: then the table is hardly another thing's."""
+        """True if a column holds images or is named after an image format: the table may belong to the dataset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns that the task asks for, and what the images in them are."""
+    """The columns that the task asks for, and the medium of the samples in them."""
 
     image: str
     caption: str
     medium: Medium
     fallback: str | None = None
-    """The caption of a row that has none; None where that is a mistake."""
+    """The caption of a row that has none; None makes such a row an error."""
     mask: str | None = None
     """The column of masks, if any."""
 
     def pick_mask(self, kinds: Mapping[str, str], label: str) -> str | None:
-        """The mask column's name in a table, or None where none is asked for. Raises DatasetError."""
+        """Return the mask column's name in a table; None if the task asks for no masks. Raises NoSuchColumnError."""
         if self.mask is None:
             return None
         for name in (self.mask, f"{self.mask}_file_name"):
@@ -57,20 +57,25 @@ class Columns:
 
     @property
     def image_spellings(self) -> tuple[str, ...]:
-        """Under which names the image column may stand: an imagefolder's metadata calls `image` `file_name`."""
+        """The names that the image column may have: an imagefolder's metadata calls it `file_name`."""
         return (self.image, f"{self.image}_file_name", *(["file_name"] if self.image == "image" else []))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name under which one of the columns may stand."""
+        """All names that one of the columns may have."""
         masks = (self.mask, f"{self.mask}_file_name") if self.mask else ()
         return (*self.image_spellings, self.caption, *masks)
 
     def pick(self, kinds: Mapping[str, str], label: str) -> tuple[str, str]:
-        """The image column's and the caption column's name in a table.
+        """Return the names of the image column and of the caption column in a table.
 
-        `kinds` describes every column: "images", "text", or the type it has instead. Raises DatasetError that lists
-        some when one of the two is missing or holds something else.
+        Args:
+            kinds: what every column holds: "images", "text", or its type.
+            label: the table's name in messages.
+
+        Raises:
+            NoSuchColumnError: one of the two is missing; lists the table's columns.
+            DatasetError: the caption column is there twice, or the image column holds something else.
         """
         found = [name for name in self.image_spellings if name in kinds]
         for name, key, there in (
@@ -94,7 +99,7 @@ class Columns:
 
 
 def listed(kinds: Mapping[str, str]) -> str:
-    """A table's columns for a message: a few of them, each with what it holds, and quoted where a blank would hide."""
+    """Return a table's first columns for a message, each with what it holds; names with outer blanks are quoted."""
     few = [
         f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({kinds[name]})"
         for name in islice(kinds, _MAX_LISTED)
@@ -104,7 +109,7 @@ def listed(kinds: Mapping[str, str]) -> str:
 
 
 def arrow_kinds(schema: pa.Schema) -> dict[str, str]:
-    """What each column of an Arrow schema holds: "images", "text", or its type."""
+    """Return what each column of an Arrow schema holds: "images", "text", or its type."""
     kinds = {field.name: arrow_kind(field.type) for field in schema}
     counts = Counter(schema.names)
     return {name: kind if counts[name] == 1 else _SEVERAL for name, kind in kinds.items()}
@@ -133,7 +138,7 @@ def is_list(type_: pa.DataType) -> bool:
 
 
 def kind_of(value: Any, medium: Medium) -> str:
-    """What a column of JSON or CSV holds, going by one of its values."""
+    """Return what a column of JSON or CSV holds, judged by one of its values."""
     if value is None:
         return "null"
     if isinstance(value, str):

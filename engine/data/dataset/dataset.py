@@ -1,4 +1,4 @@
-"""A dataset: rows of an encoded image and its captions, fingerprinted by their content."""
+"""A dataset: rows of encoded images with their captions, and the fingerprint of their content."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from engine.data.media.geometry import UnreadableImage
 
 @dataclass(frozen=True, slots=True)
 class ImageDataset:
-    """Rows of images and captions on disk. Reads an image when it is asked for, and keeps none in memory.
-
-    `fingerprint` is 64 hex digits over every row's encoded image and captions, in order: equal content has an equal
-    fingerprint in any folder and any table format. `revision` is the Hub commit, None for data from elsewhere.
-    """
+    """Rows of images and captions on disk. An image is read when it is asked for, and not kept in memory."""
 
     parts: tuple[Rows, ...]
     ends: tuple[int, ...]
+    """The number of visits of an epoch after which each part ends."""
     fingerprint: str
+    """A digest of every row's encoded image, mask and captions, in order, as 64 hex digits: equal content has an equal
+    fingerprint in any folder and any table format."""
     revision: str | None
+    """The Hub commit, None for data from elsewhere."""
     selection: str | None = None
-    """Names the images that `picked` took, where these are not all."""
+    """A digest of the indices of the images that `picked` took; None for the whole dataset."""
 
     def __len__(self) -> int:
         """Return the number of visits of an epoch: a repeated image counts that often."""
@@ -40,14 +40,14 @@ class ImageDataset:
 
     @property
     def caption_rules(self) -> dict[str, int]:
-        """Where the captions come from: rule -> number of images, in the order of the rows."""
+        """The number of images for each rule by which captions were found, in the order of the rows."""
         rules: Counter[str] = Counter()
         for part in self.parts:
             rules.update({name: len(rows) for name, rows in part.rules} or {part.label: len(part.images)})
         return dict(rules)
 
     def image_index(self, index: int) -> int:
-        """Return the first row that shows the same image: it stands for all repeats."""
+        """Return the first of the rows that repeat the same image."""
         number, row = self._locate(index)
         return self._start(number) + row
 
@@ -58,7 +58,7 @@ class ImageDataset:
             yield from range(start, start + len(part.images))
 
     def image_bytes(self, index: int) -> bytes:
-        """Return the image as it was encoded (PNG, JPEG, …). Raises UnreadableImage where there is none."""
+        """Return the encoded image (PNG, JPEG, …). Raises UnreadableImage, DatasetError."""
         number, row = self._locate(index)
         part = self.parts[number]
         data = bytes(part.images.read(row))
@@ -67,7 +67,7 @@ class ImageDataset:
         return data
 
     def mask_bytes(self, index: int) -> bytes | None:
-        """Return the mask as it was encoded; None where the dataset has none for this image. Raises UnreadableImage."""
+        """Return the encoded mask; None if the dataset has none for this image. Raises UnreadableImage."""
         number, row = self._locate(index)
         masks = self.parts[number].masks
         if masks is None or not masks.has(row):
@@ -85,15 +85,17 @@ class ImageDataset:
         return (value,) if isinstance(value, str) else tuple(value)
 
     def name(self, index: int) -> str:
-        """Return the image's name for messages: its file name where it has one, else its row."""
+        """Return the image's name for messages: its file name, else its row."""
         number, row = self._locate(index)
         part = self.parts[number]
         return part.images.name(row)
 
     def picked(self, images: Iterable[int], *, repeated: bool = True) -> ImageDataset:
-        """Return a dataset of some of the images, given by their numbers from 0 without repeats; at least one.
+        """Return a dataset of some of the images. Its fingerprint stays that of the whole dataset.
 
-        `repeated`: each with its repeats, else once. The fingerprint stays that of the whole.
+        Args:
+            images: their numbers, counted from 0 without repeats; at least one.
+            repeated: False takes each image once, without its repeats.
         """
         wanted, start, parts = sorted(images), 0, []
         for part in self.parts:
@@ -106,7 +108,7 @@ class ImageDataset:
         return ImageDataset(tuple(parts), ends_of(parts), self.fingerprint, self.revision, _name_of(wanted))
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """The number of the part that a row is in, and its place there."""
+        """Return the number of the part that a row is in, and its index there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect_right(self.ends, index)
@@ -117,7 +119,7 @@ class ImageDataset:
 
 
 def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
-    """Return the message for a dataset, called `what`, without a readable image; `name` and `reason` are of one."""
+    """Return the message for a dataset, called `what`, without a readable image; `name` and `reason` are an example."""
     if num_images == 1:
         return f"{what}: its only image, {name}, is not readable ({reason}); save it as PNG or JPEG, or take another"
     return (

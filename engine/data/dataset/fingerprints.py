@@ -1,4 +1,4 @@
-"""The fingerprint of a dataset: one digest over every row's encoded image, mask and captions, in order."""
+"""The fingerprint of a dataset: one digest of every row's encoded image, mask and captions, in order."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ from engine.data.media.geometry import UnreadableImage
 
 FINGERPRINT_VERSION: Final = "sd-lora-task dataset v1"
 MAX_CAPTION_BYTES: Final = 100_000
-"""A tokenizer's time and memory grow with what it reads, however little of it is kept."""
+"""Size limit of a caption. A tokenizer's time and memory grow with the whole text, even if most of it is cut off."""
 _FINGERPRINT_BYTES: Final = 64
 _MAX_FRAME_ROWS: Final = 1024
 _FRAMES: Final = 64
 
 
 def fingerprint(parts: Sequence[Rows]) -> str:
-    """SHA-256 over all rows, as 64 hex digits. Reads every image once, on all cores, and keeps none.
+    """Return the SHA-256 of all rows, as 64 hex digits. Every image is read once, by up to 8 threads.
 
-    A row is framed by fixed-size digests and explicit counts and lengths, so that no two datasets frame alike:
-    0x01 and the image's SHA-256 (0x00 for a row without a readable file), the number of captions, then each one's
-    length and UTF-8. A caption alone and a list of that one caption are the same data. Rows that are repeated follow
-    0x02, how often, and how many rows. With masks, each image is followed by 0x03 and its mask's
-    SHA-256, 0x04 for none, or 0x05 for an unreadable one.
+    Rows are encoded with fixed-size digests, counts and lengths, so that different datasets have different encodings. A
+    row is 0x01 and the image's SHA-256 (0x00 alone if the image is unreadable), the number of captions, then the length
+    and the UTF-8 of each. A single caption and a list of that one caption are the same data. A part with repeats begins
+    with 0x02, the repeats, and the number of rows. With masks, each image is followed by 0x03 and its mask's SHA-256,
+    by 0x04 for no mask, or by 0x05 for an unreadable one.
+
+    Raises DatasetError if a caption is longer than `MAX_CAPTION_BYTES`, or an image must not be read.
     """
     digest = hashlib.sha256(FINGERPRINT_VERSION.encode())
-    # hashlib lets go of the interpreter lock, so threads hash in parallel.
+    # hashlib releases the interpreter lock, so threads hash in parallel.
     with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
         for part in parts:
-            if part.repeats > 1:  # of that many rows
+            if part.repeats > 1:
                 digest.update(b"\x02" + struct.pack("<QQ", part.repeats, len(part.images)))
-            # Rows by the hundred where there are many: handing one over costs as much as hashing a small image.
+            # Many rows for each task of the pool: submitting a task costs as much as hashing a small image.
             count = max(1, min(len(part.images) // _FRAMES, _MAX_FRAME_ROWS))
             starts = range(0, len(part.images), count)
             for frame in pool.map(partial(_frame, part, count), starts):
@@ -51,7 +53,7 @@ def fingerprint(parts: Sequence[Rows]) -> str:
 
 
 def _frame(part: Rows, count: int, start: int) -> bytes:
-    """`count` rows from `start` on, framed."""
+    """Return the encoding of `count` rows from `start` on."""
     captions = part.captions.slice(start, count).to_pylist()
     return b"".join(piece for row, value in enumerate(captions, start) for piece in _row_frame(part, row, value))
 
@@ -70,7 +72,7 @@ def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
         if len(encoded) > MAX_CAPTION_BYTES:
             raise DatasetError(
                 f"row {row} of {part.label} has a caption of {len(encoded):,} bytes, more than {MAX_CAPTION_BYTES:,}; "
-                "of so much a text encoder reads its first words alone"
+                "shorten it: a text encoder reads only the first words"
             )
         yield struct.pack("<Q", len(encoded)) + encoded
 
@@ -85,12 +87,12 @@ def _mask_frame(masks: Images, row: int) -> bytes:
 
 
 def _digest(images: Images, row: int) -> bytes:
-    """SHA-256 of an encoded image. Raises UnreadableImage."""
+    """Return the SHA-256 of an encoded image. Raises UnreadableImage."""
     return images.digest(row) if isinstance(images, Pinned) else hashlib.sha256(images.read(row)).digest()
 
 
 def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
-    """The same rows, whose images and masks must stay what they are when they are first read."""
+    """Return the same rows with `Pinned` images and masks: reading one that has changed is an error."""
     return tuple(
         replace(part, images=Pinned.of(part.images), masks=None if part.masks is None else Pinned.of(part.masks))
         for part in parts
@@ -98,9 +100,9 @@ def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
 
 
 def remembered_fingerprint(parts: Sequence[Rows], cache_dir: Path) -> str:
-    """The fingerprint, as noted by an earlier job that found the same captions and files, else computed.
+    """Return the fingerprint: the one that an earlier job cached for the same captions and files, else computed.
 
-    Of `pinned` parts the note has what each image is, too.
+    The digests of `pinned` images are cached with it.
     """
     found = [images for part in parts for images in (part.images, part.masks) if isinstance(images, Pinned)]
     identity = Identity(f"{FINGERPRINT_VERSION}, {len(found)} pinned", cache_dir)

@@ -1,4 +1,4 @@
-"""The images that are held out of the training, to measure a loss on: which they are, and from where."""
+"""Choose the images that are held out of the training to measure a loss on."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class HeldOut:
     """The held-out images."""
 
     images: ImageDataset
-    """Those that are measured, without repeats."""
+    """The images that are measured, without repeats."""
     num_images: int
-    """How many there are, of which `images` are a sample."""
+    """The number of held-out images; `images` is a sample of them."""
     fingerprint: str
-    """SHA-256 over which images of which dataset are measured, as 64 hex digits."""
+    """The SHA-256 of the dataset's fingerprint and the indices of the measured images, as 64 hex digits."""
     revision: str | None
     """The Hub commit, None for data from elsewhere."""
     num_taken: int = 0
-    """How many of them were taken out of the training dataset."""
+    """The number of images that were taken out of the training dataset."""
 
 
 def hold_out(
@@ -45,24 +45,24 @@ def hold_out(
     report: Report,
     limits: Limits,
 ) -> tuple[ImageDataset, HeldOut]:
-    """Return what is left to train on, and what is held out, as `validation.dataset` says.
+    """Return the dataset to train on and the held-out images, as `validation.dataset` asks.
 
     Args:
         wanted: the task's `validation.dataset`.
         dataset: the task's `dataset`.
-        training: all of it, opened.
-        medium: as for `open_dataset`, and so are `cache_dir`, `report` and `limits`.
-        seed: the task's: it addresses which images are held out and measured.
-        revision: at which a Hub dataset of its own is opened; None resolves its main branch.
+        training: that dataset, opened, with all images.
+        medium: as for `open_dataset`, like `cache_dir`, `report` and `limits`.
+        seed: the task's; it decides which images are held out and measured.
+        revision: the commit of a Hub dataset that `wanted` names; None resolves its main branch.
 
     Raises:
-        DatasetError: of the held-out images' source, or nothing would be left to train on.
-        TemporaryError, OutputError: as `open_dataset`.
+        DatasetError: the held-out dataset cannot be opened, or nothing would be left to train on.
+        TemporaryError, OutputError: as for `open_dataset`.
     """
     if wanted.fraction is not None:
         if training.num_images < 2:
             raise DatasetError("validation.dataset.fraction: the dataset has one image, none would be left to train on")
-        # At least one on either side.
+        # At least one image is held out, and at least one is trained on.
         count = max(1, min(training.num_images - 1, round(wanted.fraction * training.num_images)))
         order = _order(seed, training)
         held_out = _held_out(training, order[:count], wanted.max_images)
@@ -85,14 +85,14 @@ def hold_out(
 
 
 def _source(dataset: Dataset, wanted: HeldOutDataset) -> Dataset:
-    """The training dataset's columns and captions; another place, or another split in the same place."""
+    """Return the held-out dataset: another source or split, with the columns and captions of the training dataset."""
     if wanted.split is None:
         dataset = replace(dataset, name=wanted.name, url=wanted.url, config_name=wanted.config_name)
     return dataset.as_measured
 
 
 def _order(seed: int, dataset: ImageDataset) -> list[int]:
-    """All images in the order in which they are held out and measured: fair to a dataset sorted by whatever."""
+    """Return all images in a random order, in which they are held out and measured: the dataset may be sorted."""
     order: list[int] = rng.permutation(seed, "held out", 0, dataset.num_images).tolist()
     return order
 

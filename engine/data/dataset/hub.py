@@ -1,4 +1,4 @@
-"""A dataset on the Hugging Face Hub -> one Arrow table at one commit, through 🤗 datasets."""
+"""Load a dataset from the Hugging Face Hub as one Arrow table at one commit, through 🤗 datasets."""
 
 from __future__ import annotations
 
@@ -34,15 +34,30 @@ def load_hub_table(
     report: Report,
     wanted: str | None = None,
 ) -> tuple[pa.Table, Reach, str, tuple[Path, ...]]:
-    """The table of the `wanted` split (memory-mapped), what its rows may name, the commit it is at, and the mapped
-    files (none where that is not known).
+    """Load one split of a Hub dataset.
 
-    None wants the training split. The images are never opened by 🤗 datasets: its table holds their bytes, or paths
-    into its caches, which is all that `Reach` then allows. Raises DatasetError, TemporaryError, OutputError.
+    The images are not decoded by 🤗 datasets: its table holds their bytes, or paths into its caches.
+
+    Args:
+        name: the Hub ID.
+        config_name: the configuration; None is the default one.
+        revision: a branch, tag or commit; None is `main`.
+        columns: the columns that the task asks for.
+        cache_dir: the folder that the dataset is downloaded to.
+        report: called with a line to print.
+        wanted: the split; None is the training split.
+
+    Returns:
+        The memory-mapped table, the files that its rows may name, its commit, and the mapped files (empty if they are
+        not known).
+
+    Raises:
+        DatasetError, TemporaryError, OutputError: it cannot be loaded, the Hub cannot be reached, the cache cannot be
+            written.
     """
     hold_repository(cache_dir, name, "dataset")
     commit = resolve_commit(name, "dataset", revision or "main")
-    # A folder for each commit: when the Hub is away, 🤗 datasets takes whichever version its cache folder holds.
+    # A folder for each commit: without the Hub, 🤗 datasets takes whichever version is in its cache folder.
     folder = cache_dir / "hub" / f"{name.replace('/', '--')}@{commit}"
     hold(cache_dir, folder)
     asked = [config_name, columns.image, *([] if wanted is None else [wanted])]
@@ -57,7 +72,7 @@ def load_hub_table(
 
 
 def _load_split(name: str, config_name: str | None, commit: str, folder: Path, wanted: str | None) -> Any:
-    """The wanted split as a 🤗 `Dataset`."""
+    """Return the wanted split as a 🤗 `Dataset`."""
     import datasets
 
     datasets.logging.set_verbosity_error()
@@ -72,7 +87,7 @@ def _load_split(name: str, config_name: str | None, commit: str, folder: Path, w
         )
     except FileNotFoundError as error:
         raise DatasetError(f"{what}: {_line(error)}; if it is private or gated, set HF_TOKEN") from error
-    # What a builder makes of strange data: its own errors, Arrow's, and ValueError for an unknown configuration.
+    # A builder raises its own errors for malformed data, Arrow's, and ValueError for an unknown configuration.
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, RuntimeError, OSError) as error:
         raise DatasetError(f"{what} cannot be loaded: {_line(error.__cause__ or error)}") from error
     return loaded[choose_split(loaded, what, wanted)]
@@ -85,14 +100,14 @@ def _line(error: BaseException) -> str:
 def _reach(folder: Path) -> Reach:
     from huggingface_hub import constants
 
-    roots = (folder, constants.HF_HUB_CACHE)  # not HF_HOME, where the token lies
+    roots = (folder, constants.HF_HUB_CACHE)  # not HF_HOME, which holds the token
     return Reach(roots=tuple(os.path.realpath(root) for root in roots), absolute=True, zipped=True)
 
 
 def _note_prepared(note: Path, split: Any, columns: Columns) -> None:
-    """Remember a split's Arrow files, so that the next task of a chain needs neither the library nor the network.
+    """Note a split's Arrow files, so that the next task of a chain needs neither the library nor the network.
 
-    Only where they hold the images themselves: paths into other caches may be cleaned away.
+    Nothing is noted if the rows hold paths instead of images: the files in other caches may be deleted.
     """
     column = next((column for column in columns.image_spellings if column in split.column_names), None)
     files = [entry["filename"] for entry in split.cache_files]

@@ -30,7 +30,7 @@ MAX_IMAGE_FILE_BYTES: Final = 1 << 30
 
 
 def images_among(files: Iterable[str], medium: Medium) -> list[str]:
-    """Return the samples of a medium among relative paths; OneTrainer's labels are none."""
+    """Return the samples of a medium among relative paths, without OneTrainer's labels (`-masklabel`, `-condlabel`)."""
     return [file for file in files if medium.has_name(file) and label_of(file) is None]
 
 
@@ -40,25 +40,31 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes | memoryview:
-        """The encoded bytes. Raises UnreadableImage when there are none, DatasetError when the row must not be read."""
+        """Return the encoded bytes.
+
+        Raises:
+            UnreadableImage: there is no image, or it cannot be read.
+            TemporaryError: reading fails for a reason that may pass.
+            DatasetError: the row names a file that it must not name.
+        """
         ...
 
     def has(self, index: int) -> bool:
-        """Whether the row names or holds one at all."""
+        """Return whether the row names or holds an image."""
         ...
 
     def name(self, index: int) -> str:
-        """What a message calls the image: the file's name where the row has one."""
+        """Return the image's name for messages: the file's name if the row has one."""
         ...
 
     def identify(self, identity: Identity) -> None:
-        """Add what stands for all that `read` gives."""
+        """Add to an identity everything that the results of `read` depend on."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The files that a column in memory is mapped from, whole, in order."""
+    """The files that a column is memory-mapped from, in order; they hold nothing but its table."""
 
     files: tuple[Path, ...]
     column: str
@@ -75,7 +81,7 @@ class Cells:
     reach: Reach
     label: str
     origin: Origin | None = None
-    """The origin of `payloads`; None where it is not known."""
+    """The origin of `payloads`; None if it is not known."""
 
     def __len__(self) -> int:
         return self.length
@@ -109,7 +115,7 @@ class Cells:
         return shown(value) if value else f"row {index} of {self.label}"
 
     def files(self) -> Iterator[str]:
-        """The paths that are read, as the rows write them: of rows that hold no bytes."""
+        """Yield the paths of the rows that hold no bytes, as they are written in the rows."""
         for row, value in enumerate([] if self.paths is None else self.paths.to_pylist()):
             if value and (self.payloads is None or not self.payloads[row].is_valid):
                 yield value
@@ -131,7 +137,7 @@ class Cells:
             identity.add_files(self._file_of(value) for row in rows if (value := self._path(row)) is not None)
 
     def _file_of(self, value: str) -> str:
-        """The file that has to be read for a path."""
+        """Return the file to read for a path; for `zip://`, the archive."""
         if self.reach.zipped and value.startswith("zip://"):
             return value.partition("::")[2]
         return as_spelled(f"{self.folder}/{value}" if value[:1] != "/" else value)
@@ -147,12 +153,12 @@ class Cells:
         try:
             opened = _open_zip(archive)
             if opened.getinfo(member).file_size > MAX_IMAGE_FILE_BYTES:
-                raise UnreadableImage("it is larger than an image")
+                raise UnreadableImage(f"it is larger than {MAX_IMAGE_FILE_BYTES:,} bytes")
             return opened.read(member)
         except OSError as error:
             raise unreadable(error, where) from error
         except (KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-            raise UnreadableImage(f"it cannot be taken out of its archive ({error})") from error
+            raise UnreadableImage(f"it cannot be extracted from its archive ({error})") from error
 
 
 @lru_cache(maxsize=8)
@@ -162,7 +168,7 @@ def _open_zip(path: str) -> zipfile.ZipFile:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Image files below a folder, by their relative paths; an empty path is none."""
+    """Image files below a folder, by their relative paths; an empty path means that the row has no image."""
 
     folder: Path
     paths: Sequence[str]
@@ -187,7 +193,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class TarMembers:
-    """Images inside an uncompressed tar, read where they lie: nothing is unpacked."""
+    """Images inside an uncompressed tar, read in place without unpacking it."""
 
     path: Path
     offsets: array[int]
@@ -202,7 +208,9 @@ class TarMembers:
 
     def read(self, index: int) -> bytes:
         if self.sizes[index] > MAX_IMAGE_FILE_BYTES:
-            raise UnreadableImage(f"its {self.sizes[index]:,} bytes are more than an image has")
+            raise UnreadableImage(
+                f"it has {self.sizes[index]:,} bytes, more than the limit of {MAX_IMAGE_FILE_BYTES:,}"
+            )
         try:
             with self.path.open("rb") as file:
                 return os.pread(file.fileno(), self.sizes[index], self.offsets[index])
@@ -224,9 +232,9 @@ _UNREADABLE: Final = b"\xff" * _DIGEST_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Images that stay what they were when they were first read: every later read is compared with that by digest.
+    """Images that must not change: each read is compared with the first one by digest.
 
-    So what is trained on and encoded is what the fingerprint was taken of, or the job ends.
+    So the images that are encoded and trained on are those of the fingerprint, or the job ends with an error.
     """
 
     images: Images
@@ -244,7 +252,7 @@ class Pinned:
         return self.images.has(index)
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes. Raises DatasetError when they have changed."""
+        """Return the encoded bytes. Raises DatasetError if they have changed, and the errors of `Images.read`."""
         try:
             data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
         except UnreadableImage:
@@ -254,7 +262,7 @@ class Pinned:
         return data
 
     def digest(self, index: int) -> bytes:
-        """SHA-256 of the encoded bytes, which are read. Raises as `read`."""
+        """Read the image and return the SHA-256 of its encoded bytes. Raises the errors of `read`."""
         self.read(index)
         return bytes(self.digests[_place(index)])
 
@@ -270,8 +278,8 @@ class Pinned:
             self.digests[place] = found
         elif self.digests[place] != found:
             raise DatasetError(
-                f"{self.name(index)} has changed since the job began, which trains on what was there then; "
-                "leave the dataset alone until a job has ended, and start it again"
+                f"{self.name(index)} has changed since the job began; do not change the dataset while a job runs, "
+                "and start it again"
             )
 
 
@@ -281,7 +289,7 @@ def _place(index: int) -> slice:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Some of other images, by their indices."""
+    """A selection of other images, by their indices."""
 
     images: Images
     rows: npt.NDArray[np.int64]

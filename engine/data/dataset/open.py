@@ -1,4 +1,4 @@
-"""Open the dataset that a task names: a folder or table here, a dataset on the Hub, or an archive at a URL."""
+"""Open the dataset that a task names: a local folder or table, a dataset on the Hub, or a download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.task.paths import nearest
 from engine.task.task import Dataset
 
 MAX_EPOCH_VISITS: Final = 100_000_000
-"""An epoch's permutation is in memory; a folder's name must not be able to ask for more of it than there is."""
+"""Limit on the visits of an epoch, whose permutation is in memory; folder names (`N_name`) can ask for any number."""
 _DEFAULT_LIMITS: Final = Limits()
 
 
@@ -39,14 +39,23 @@ def open_dataset(
 ) -> ImageDataset:
     """Open a task's dataset: `dataset.name` (a local path, else a Hub ID), or `dataset.url`.
 
-    A local dataset's rows may name any local image, also by absolute path; a downloaded one's only files inside its
-    own folder; nobody's may name a URL. A Hub dataset is opened at the commit `revision` (a chain's first task passes
-    None: its main branch, resolved once). `report` takes lines for a person; `limits` bound
-    downloads and what they unpack to. `split` is one by name instead of the training split. `medium` says which files
-    are samples.
+    The rows of a local dataset may name any local image, also by absolute path; those of a downloaded one only files
+    inside its own folder. No row may name a URL.
 
-    Raises DatasetError (not found, no such column, no rows, unsafe rows), TemporaryError (network or Hub trouble),
-    OutputError (the cache cannot be written).
+    Args:
+        wanted: the task's `dataset`.
+        medium: decides which files are samples.
+        cache_dir: the folder for downloads and copies.
+        revision: the commit at which a Hub dataset is opened. The first task of a chain passes None, which resolves the
+            main branch once.
+        report: called with a line to print.
+        limits: of downloads, and of what they unpack to.
+        split: a split's name; None is the training split.
+
+    Raises:
+        DatasetError: not found, no such column, no rows, or rows that name what they must not.
+        TemporaryError: the network or the Hub fails.
+        OutputError: the cache cannot be written.
     """
     columns = Columns(
         wanted.image_column, wanted.caption_column, medium, fallback=wanted.fallback_caption, mask=wanted.mask_column
@@ -74,7 +83,7 @@ def open_dataset(
 
 
 def _named(name: str, source: Source, revision: str | None, report: Report) -> tuple[tuple[Rows, ...], str | None]:
-    """The rows of a local path or a Hub ID, and the commit of the latter."""
+    """Return the rows of a local path or of a Hub ID, and the Hub commit."""
     path = Path(name)
     if path.exists():
         return read_local(path, source, report), None
@@ -114,6 +123,6 @@ def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: 
     if ends[-1] > MAX_EPOCH_VISITS and any(part.repeats > 1 for part in parts):
         raise DatasetError(
             f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
-            "repeat less (dataset.repeats, folders called N_name)"
+            "use fewer repeats (dataset.repeats, folders called N_name)"
         )
     return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision)

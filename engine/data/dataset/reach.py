@@ -1,7 +1,7 @@
-"""Which files a dataset's rows may name, and how these are read.
+"""Restrict the files that a dataset's rows may name, and read them.
 
-Rows come from strangers. `Reach` says how far they reach; an image that cannot be read is an `UnreadableImage`, which
-costs that row alone, and a row that names what it must not is a `DatasetError` with row and value.
+Datasets are untrusted. `Reach` defines the files that rows may name. An image that cannot be read is an
+`UnreadableImage`, and that row alone is skipped; a row that names a forbidden file is a `DatasetError`.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ _URL: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The files that rows may name. URLs are never among them, wherever the table came from.
-
-    `roots`: folders, fully resolved, that hold every file once links are followed; None is anywhere on this machine.
-    `absolute`: whether a row may write an absolute path or go up by `..` at all.
-    `zipped`: whether `zip://member::/archive.zip` may stand for a file, as 🤗 datasets writes it for Hub archives.
-    """
+    """The files that rows may name. URLs are never allowed."""
 
     roots: tuple[str, ...] | None = None
+    """Resolved folders that every file must be in after links are followed; None allows any file of this machine."""
     absolute: bool = True
+    """True if a row may contain an absolute path or `..`."""
     zipped: bool = False
+    """True if `zip://member::/archive.zip` may name a file, as 🤗 datasets writes it for archives on the Hub."""
 
     @classmethod
     def within(cls, folder: Path) -> Reach:
-        """Relative paths inside `folder` only: what a downloaded dataset may name."""
+        """Return the reach of a downloaded dataset: relative paths inside `folder` only."""
         return cls(roots=(os.path.realpath(folder),), absolute=False)
 
     def check(self, value: str, where: str) -> None:
-        """Refuse a value by its spelling. Raises DatasetError."""
+        """Raise DatasetError if a row's value is a URL, or a path that this reach does not allow."""
         if _URL.match(value):
-            raise DatasetError(f"{where} names {short(value)}: images are never fetched; put the file beside the table")
+            raise DatasetError(
+                f"{where} names {short(value)}: images are not downloaded one by one; put the file beside the table"
+            )
         if not self.absolute and (value.startswith("/") or ".." in PurePosixPath(value).parts):
             raise DatasetError(f"{where} names {short(value)}, which is not inside the dataset's own folder")
 
     def check_resolved(self, path: Path | str, value: str, where: str) -> None:
-        """Refuse a path whose links lead out of the roots. Raises DatasetError."""
+        """Raise DatasetError if a path, with its links followed, is outside the roots."""
         if self.roots is None:
             return
         resolved = os.path.realpath(path)
@@ -61,7 +61,7 @@ class Reach:
 
 
 def read_below(folder: Path, name: str, reach: Reach, max_bytes: int) -> bytes:
-    """A file that was listed below `folder`. Raises UnreadableImage, DatasetError (a link that leads out)."""
+    """Return the bytes of a file below `folder`. Raises UnreadableImage, TemporaryError, DatasetError (see `Reach`)."""
     path = f"{folder}/{name}"
     try:
         reach.check_resolved(path, name, folder.name)
@@ -71,24 +71,30 @@ def read_below(folder: Path, name: str, reach: Reach, max_bytes: int) -> bytes:
 
 
 def read_regular(path: str, max_bytes: int) -> bytes:
-    """A file's bytes. Raises UnreadableImage for what is no file or too large, OSError, ValueError for a NUL."""
-    # Without O_NONBLOCK, opening a pipe would wait for ever.
+    """Return a file's bytes.
+
+    Raises:
+        UnreadableImage: it is not a regular file, or too large.
+        OSError: it cannot be opened or read.
+        ValueError: the path contains a NUL character.
+    """
+    # Without O_NONBLOCK, opening a pipe could block forever.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):  # a device has no end
             raise UnreadableImage("it is not a file")
         if status.st_size > max_bytes:
-            raise UnreadableImage(f"its {status.st_size:,} bytes are more than the {max_bytes:,} that are read")
+            raise UnreadableImage(f"it has {status.st_size:,} bytes, more than the limit of {max_bytes:,}")
         data = file.read(status.st_size + 1)
-        if len(data) > status.st_size:  # it grows, or is one of /proc's, which say they are empty and may have no end
-            raise UnreadableImage("it is longer than it says")
+        if len(data) > status.st_size:  # it grows, or is in /proc, where files have size 0 and may be endless
+            raise UnreadableImage("it is longer than its size in the file system")
         return data
 
 
 def unreadable(error: OSError, where: str) -> UnreadableImage | TemporaryError:
     """Return the error for a file: UnreadableImage if it is missing or may not be read, else TemporaryError.
 
-    Skipping an image for the latter would train on other images than every other machine does.
+    An image must not be skipped for a temporary error: the job would train on other images than on another machine.
     """
     if error.errno in _FACTS:
         return UnreadableImage(error.strerror or str(error))

@@ -1,6 +1,6 @@
-"""One table's rows: their images, and captions that are there for every row.
+"""A table's rows: their images, and at least one caption for each row.
 
-What is wrong with a table is a `DatasetError` that names table, column, row (counting from 0) and value.
+A `DatasetError` names the table, the column, the row (counted from 0) and the value.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class Rows:
     captions: pa.ChunkedArray
     label: str
     repeats: int = 1
-    """How often an epoch visits each row."""
+    """The number of visits of each row in an epoch."""
     masks: Images | None = None
-    """The masks of the same rows; None where the task asks for none."""
+    """The masks of the same rows; None if the task asks for no masks."""
     rules: Rules = ()
-    """Where captions come from, with the numbers of the rows; nothing means the table."""
+    """The rules by which captions were found, each with its rows; () means that all are from the table."""
 
     def picked(self, rows: Sequence[int]) -> Rows:
-        """Some of the rows."""
+        """Return some of the rows, by their indices."""
         numbers = np.array(rows, dtype=np.int64)
-        taken = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])  # not by way of pandas
+        taken = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])  # without pandas
         masks = None if self.masks is None else Picked(self.masks, numbers)
         kept = [(name, np.flatnonzero(np.isin(numbers, own)).tolist()) for name, own in self.rules]
         rules = tuple((name, own) for name, own in kept if own)
         try:
             captions = self.captions.take(taken)
-        except pa.ArrowNotImplementedError:  # of string views
+        except pa.ArrowNotImplementedError:  # string views
             captions = caption_array([self.captions[row].as_py() for row in rows], "captions", self.label)
         return replace(self, images=Picked(self.images, numbers), captions=captions, masks=masks, rules=rules)
 
@@ -57,13 +57,25 @@ class Rows:
 def rows_from_arrow(
     table: pa.Table, columns: Columns, *, folder: Path, reach: Reach, label: str, files: tuple[Path, ...] = ()
 ) -> Rows:
-    """Rows over a table in memory, or memory-mapped from `files`; nothing is copied. Raises DatasetError."""
+    """Return the rows of an Arrow table without copying its data.
+
+    Args:
+        table: in memory, or memory-mapped from `files`.
+        columns: the columns that the task asks for.
+        folder: relative image paths start there.
+        reach: the files that the rows may name.
+        label: the table's name in messages.
+        files: the files that the table is mapped from; empty if they are not known.
+
+    Raises:
+        DatasetError: a column is missing, damaged or of another type, or a caption is missing.
+    """
     kinds = arrow_kinds(table.schema)
     image, caption = columns.pick(kinds, label)
     mask = columns.pick_mask(kinds, label)
     for name in (image, *([caption] if caption in table.column_names else []), *([mask] if mask else [])):
         try:
-            # An Arrow file is memory as it is: offsets that point elsewhere would crash the process later.
+            # An Arrow file is mapped without parsing: wrong offsets in it would crash the process later.
             table.column(name).validate(full=True)
         except pa.ArrowException as error:
             raise DatasetError(f"column {name!r} of {label} is damaged: {short(str(error))}") from error
@@ -80,7 +92,7 @@ def rows_from_arrow(
 
 
 def _split_cells(cells: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
-    """The parts of an image column that hold bytes and that hold paths."""
+    """Return the part of an image column that holds bytes, and the part that holds paths; None for a missing one."""
     if is_binary(cells.type):
         return cells, None
     if is_string(cells.type):
@@ -106,7 +118,7 @@ def _lacks_captions(column: pa.ChunkedArray) -> bool:
 
 
 def _checked_captions(column: pa.ChunkedArray, name: str, label: str) -> pa.ChunkedArray:
-    """An Arrow column as captions. Raises DatasetError naming the first row that has none."""
+    """Return an Arrow column as captions. Raises DatasetError with the first row that has none."""
     if pa.types.is_null(column.type):
         refuse_missing_captions(range(len(column)), name, label)
         return column
@@ -130,7 +142,7 @@ def _where(mask: pa.ChunkedArray) -> list[int]:
 
 
 def _where_inside(column: pa.ChunkedArray) -> list[int]:
-    """Rows whose list holds a null."""
+    """Return the rows whose list contains a null."""
     nulls = pc.is_null(pc.list_flatten(column))
     if not pc.any(nulls).as_py():
         return []
@@ -139,18 +151,18 @@ def _where_inside(column: pa.ChunkedArray) -> list[int]:
 
 
 def refuse_missing_captions(rows: Sequence[int], name: str, label: str) -> None:
-    """Raise DatasetError if rows have no caption. An image without a caption is asked for by an empty one, ""."""
+    """Raise DatasetError if there are rows without a caption. An empty caption ("") is a caption."""
     if len(rows):
         raise DatasetError(
             f"{label}: no caption in column {name!r} of {plural(len(rows), 'row')} (the first is row {rows[0]}); "
-            'write one, or "" to train without'
+            'write one, or "" to train without a caption'
         )
 
 
 def captions_from_values(values: Sequence[Any], columns: Columns, label: str) -> tuple[pa.ChunkedArray, Rules]:
-    """Captions out of JSON or CSV: strings, lists of strings, or both mixed; and where they come from.
+    """Return captions from JSON or CSV values (strings, lists of strings, or both), and the rules that they came by.
 
-    Raises DatasetError naming the row.
+    Raises DatasetError with the row.
     """
     name = columns.caption
     missing = [i for i, value in enumerate(values) if value is None or value == []]
@@ -165,7 +177,7 @@ def captions_from_values(values: Sequence[Any], columns: Columns, label: str) ->
 
 
 def caption_array(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
-    """Strings, lists of strings, or both mixed, as Arrow. Raises DatasetError naming the row."""
+    """Return strings, lists of strings, or both as an Arrow array. Raises DatasetError with the row."""
     for index, value in enumerate(values):
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str) for item in items):
@@ -178,7 +190,7 @@ def caption_array(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArr
 
 
 def paths_from_values(values: Sequence[Any], name: str, label: str) -> pa.ChunkedArray:
-    """Image paths out of JSON or CSV. Raises DatasetError naming the row."""
+    """Return image paths from JSON or CSV values as an Arrow array. Raises DatasetError with the row."""
     for index, value in enumerate(values):
         if value is not None and not isinstance(value, str):
             raise DatasetError(f"column {name!r}, row {index} of {label} holds {short(value)}; expected a path")
@@ -186,7 +198,7 @@ def paths_from_values(values: Sequence[Any], name: str, label: str) -> pa.Chunke
 
 
 def _strings(values: Sequence[str | None], name: str, label: str) -> pa.ChunkedArray:
-    """Python strings as Arrow, by its builder: `pa.array` would import pandas, a quarter of a second."""
+    """Return strings as an Arrow array. `pa.array` would import pandas, which takes a quarter of a second."""
     chunks = []
     for start in range(0, len(values), _ROWS_PER_CHUNK):
         builder = pa.lib.StringBuilder()
@@ -194,14 +206,14 @@ def _strings(values: Sequence[str | None], name: str, label: str) -> pa.ChunkedA
             builder.append_values(values[start : start + _ROWS_PER_CHUNK])
         except UnicodeEncodeError as error:  # JSON can spell half a character ("\ud800"), which no tokenizer takes
             raise DatasetError(
-                f"column {name!r} of {label} holds text that is no Unicode: {short(error.object)}"
+                f"column {name!r} of {label} holds text that is not valid Unicode: {short(error.object)}"
             ) from None
         chunks.append(builder.finish())
     return pa.chunked_array(chunks, pa.string())
 
 
 def _lists(values: Sequence[list[str]], name: str, label: str) -> pa.ChunkedArray:
-    """Lists of strings as Arrow, without pandas too."""
+    """Return lists of strings as an Arrow array, without importing pandas."""
     items = _strings([item for value in values for item in value], name, label).combine_chunks()
     ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
     offsets = pa.Array.from_buffers(pa.int64(), len(ends), [None, pa.py_buffer(ends)])
@@ -209,7 +221,7 @@ def _lists(values: Sequence[list[str]], name: str, label: str) -> pa.ChunkedArra
 
 
 def parse_object(line: bytes, where: str) -> dict[str, Any]:
-    """One JSON object. Raises DatasetError."""
+    """Return the JSON object in a line. Raises DatasetError."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The sizes of all images of a dataset, from their headers, remembered in the cache folder. No torch."""
+"""Read the sizes of all images of a dataset from their headers, and cache them. No torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _FORMAT: Final = "sd-lora-task image sizes v1"
 
 
 def read_sizes(dataset: ImageDataset, medium: Medium, cache_dir: Path) -> list[Size]:
-    """Return the upright size of each of `dataset.image_indices()`; (0, 0) where it is unreadable.
+    """Return the upright (width, height) in pixels of each of `dataset.image_indices()`; (0, 0) if it is unreadable.
 
-    By the dataset's content, so that a note of them in `cache_dir` says what the headers would.
+    The sizes are cached in `cache_dir` under the dataset's fingerprint.
     """
     identity = canonical_json([_FORMAT, medium.reader_version, dataset.fingerprint, dataset.selection])
     note = cache_dir / "sizes" / hashlib.sha256(identity).hexdigest()
@@ -45,12 +45,12 @@ def read_sizes(dataset: ImageDataset, medium: Medium, cache_dir: Path) -> list[S
 def _size(dataset: ImageDataset, medium: Medium, index: int) -> Size:
     try:
         return medium.read_size(dataset.image_bytes(index))
-    except UnreadableImage:  # as it was for the fingerprint, or the dataset raises
+    except UnreadableImage:  # it was unreadable for the fingerprint too, else the dataset raises DatasetError
         return _UNREADABLE
 
 
 def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
-    """What an earlier job has noted of the same images; None where there is nothing, or not whole."""
+    """Return the sizes that an earlier job cached for the same images; None if the file is missing or damaged."""
     payload = None
     with contextlib.suppress(OSError):
         payload = atomic_files.unseal(note.read_bytes())
@@ -61,5 +61,5 @@ def _noted(note: Path, identity: bytes, count: int) -> list[Size] | None:
 
 
 def _note(note: Path, identity: bytes, sizes: Sequence[Size]) -> None:
-    # Where it cannot, the next job takes its time, nothing else.
+    # If the file cannot be written, the next job reads the headers again.
     atomic_files.write_cached(note, atomic_files.seal(identity + np.array(sizes, dtype="<i4").tobytes()))

@@ -1,4 +1,4 @@
-"""Which part of a picture a visit shows: arithmetic on sizes, without pixels."""
+"""The geometry of a visit: how an image is resized and cropped. Arithmetic on sizes, without pixels."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ Size = tuple[int, int]
 """(width, height) in pixels, upright (EXIF applied)."""
 
 MAX_RESIZED_PIXELS: Final = 2**26
-"""A sliver of 1 x 100,000 is small until its shorter side is 512. 2**26 pixels are 200 MB of RGB."""
+"""Limit on the pixels of a resized image: one of 1 x 100,000 pixels grows huge when its shorter side becomes 512.
+2**26 pixels are 200 MB of RGB."""
 
 
-class UnreadableImage(Exception):  # noqa: N818  # a fact about the image, which the job survives
-    """These bytes are not an image that can be trained on. `str(error)` says why, in a few words."""
+class UnreadableImage(Exception):  # noqa: N818  # a property of the image: the job goes on without it
+    """The bytes are not an image that can be trained on. `str(error)` is the reason, in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How one visit cuts its part out of an image. Sizes are (width, height) in pixels, upright (EXIF applied).
+    """The resizing, crop and flip of one visit. Sizes are (width, height) in pixels, upright (EXIF applied).
 
-    The image of size `original` is resized to `resized`, then the part of size `target` whose upper left corner is at
-    (`left`, `top`) is taken and, with `flip`, mirrored left to right. `repeatable`: no crop word could have given
-    another part, so that all visits with this `flip` show the same pixels (and caching them on disk pays).
+    The image of size `original` is resized to `resized`, then cropped to `target` with the upper left corner at
+    (`left`, `top`) and, with `flip`, mirrored left to right. `repeatable` means that all visits with this `flip` show
+    the same pixels, whatever their crop words, so that caching them on disk is useful.
     """
 
     original: Size
@@ -35,14 +36,14 @@ class Geometry:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """The part of the resized image that is shown: left, upper, right, lower."""
+        """The crop of the resized image: left, upper, right, lower."""
         return (self.left, self.top, self.left + self.target[0], self.top + self.target[1])
 
 
 def covering(size: Size, target: Size) -> Size:
-    """The smallest (width, height) of this shape that covers `target`; for a square torchvision's own rounding.
+    """Return the smallest (width, height) of this shape that covers `target`; for a square rounded as in torchvision.
 
-    Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
+    Raises UnreadableImage if the result has more than `MAX_RESIZED_PIXELS`.
     """
     width, height = size
     if min(size) < 1:
@@ -58,10 +59,17 @@ def covering(size: Size, target: Size) -> Size:
 
 
 def geometry(size: Size, *, target: Size, center_crop: bool, crop_words: tuple[int, int], flip: bool) -> Geometry:
-    """Resize to cover `target` (width, height), then crop in the middle or at random.
+    """Return the geometry that resizes an image to cover `target`, then crops the centre or a random place.
 
-    `size` is upright (width, height). `crop_words` are two raw 64-bit words, for top and left; unused in a centre
-    crop. Raises UnreadableImage when the shape is so extreme that resizing it would need gigabytes.
+    Args:
+        size: the image's upright (width, height) in pixels.
+        target: (width, height) of the result in pixels.
+        center_crop: crop the centre.
+        crop_words: two raw 64-bit random words, for top and left; not used for a centre crop.
+        flip: mirror left to right.
+
+    Raises:
+        UnreadableImage: the shape is so extreme that resizing it would need gigabytes.
     """
     resized = covering(size, target)
     slack_x, slack_y = resized[0] - target[0], resized[1] - target[1]
@@ -81,5 +89,5 @@ def geometry(size: Size, *, target: Size, center_crop: bool, crop_words: tuple[i
 
 
 def _start(word: int, extent: int) -> int:
-    """One of the `extent + 1` crop positions from the word's upper half: multiply and shift, without modulo bias."""
+    """Return one of the `extent + 1` crop positions, from the word's upper 32 bits by multiplication and shift."""
     return ((word >> 32) * (extent + 1)) >> 32

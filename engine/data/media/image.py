@@ -1,7 +1,6 @@
-"""The medium `image`: encoded images to pixels. NumPy and Pillow only: image workers import this and nothing heavier.
+"""The medium `image`: decode images to pixels. NumPy and Pillow only: worker processes import this module.
 
-The bytes come from strangers. Whatever is wrong with them comes out as `UnreadableImage`, so that the caller skips that
-image alone.
+The bytes are untrusted. Any failure to decode them becomes `UnreadableImage`, and the caller skips that image alone.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError,
 from engine.data.media.geometry import Geometry, Size, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
 
-# What cameras, the web and image editors write, decoded inside this process. Left out on purpose: formats that start
-# other programs (EPS), that are documents (PDF) or that training sets do not contain, each a parser less to trust.
+# The formats of cameras, the web and image editors. Left out: formats that start other programs (EPS), documents (PDF)
+# and formats that datasets do not contain, because each parser is an attack surface.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 _ONE_FRAME = ("JPEG", "MPO", "BMP")
 _PLUGINS = (AvifImagePlugin, TiffImagePlugin, WebPImagePlugin)  # registered here: asking Pillow for them imports all 40
 
-# How their files are named; content decides what they are.
+# Suffixes of the files; the format is detected from the content.
 _SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"]
 )
 
-# Pillow's own limit for an error; its default merely warns below it. Checked on the header, before any decoding.
+# The size at which Pillow raises an error by default. Checked on the header, before any decoding.
 MAX_PIXELS = 178_956_970
-# A progressive JPEG may go over all its pixels again every few bytes. Editors write about ten scans; what is appended
-# to a photograph, such as a film, has the mark of one by chance in 64 KiB.
+# Each scan of a progressive JPEG goes over all pixels and may take a few bytes. Editors write about ten scans; in data
+# appended to a photograph, such as a video, the marker occurs by chance about once in 64 KiB.
 _MAX_SCANS = 500
 _BYTES_PER_SCAN = 16 << 10
 
-# Pillow also logs what it raises; without a handler of its own that would be printed on stderr.
+# Pillow also logs the errors that it raises; without a handler they would be printed on stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _ORIENTATION_TAG = 0x0112
@@ -54,13 +53,13 @@ _TRANSPOSITIONS = {
 
 
 def image_size(data: bytes) -> Size:
-    """Upright (width, height) of an encoded image, from its header alone. Raises UnreadableImage."""
+    """Return the upright (width, height) of an encoded image, from its header alone. Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
         return _upright_size(image.size, _orientation(image))
 
 
 def check(data: bytes) -> Size:
-    """Decode `data` whole and forget it: its upright (width, height). Raises UnreadableImage."""
+    """Decode an image completely and return its upright (width, height). Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
         size = _upright_size(image.size, _orientation(image))
         image.load()
@@ -70,9 +69,9 @@ def check(data: bytes) -> Size:
 
 
 def decode(data: bytes, *, size: Size | None = None) -> Image.Image:
-    """The whole image, RGB and upright, with transparency on white; `size` is what it must be, from its header.
+    """Return the whole image in RGB, upright, with transparency composited on white.
 
-    Raises UnreadableImage.
+    Raises UnreadableImage, also if `size` is given and the image's upright (width, height) is another one.
     """
     with _refusing(), _open(data) as image:
         orientation = _orientation(image)
@@ -84,10 +83,10 @@ def decode(data: bytes, *, size: Size | None = None) -> Image.Image:
 
 
 def render(data: bytes, view: Geometry) -> Pixels:
-    """Decode `data` and cut out `view`: uint8, (height, width, 3), RGB, C-contiguous, writable.
+    """Decode `data` and return the part `view`: RGB, uint8, shape (height, width, 3), C-contiguous, writable.
 
-    Transparency is composited on white; an animation gives its first frame; 16-bit grey keeps its upper byte. ICC
-    profiles are ignored, as other trainers and the base models' own training did: the numbers are taken as sRGB.
+    Transparency is composited on white; of an animation the first frame is taken; 16-bit grey keeps its upper byte. ICC
+    profiles are ignored, as in other trainers and in the base models' own training: the values are taken as sRGB.
     Raises UnreadableImage.
     """
     pixels = decode(data, size=view.original)
@@ -101,48 +100,48 @@ def render(data: bytes, view: Geometry) -> Pixels:
 
 
 def check_mask(data: bytes, size: Size) -> None:
-    """Refuse what `render_mask` would refuse as the mask of an image of `size`. Raises UnreadableImage."""
+    """Raise UnreadableImage if `render_mask` would refuse `data` as the mask of an image of `size`."""
     _decode_mask(data, size)
 
 
 def has_alpha(data: bytes) -> bool:
-    """Whether an image has an alpha channel, or anything else that makes parts of it transparent."""
+    """Return whether an image has an alpha channel or other transparency. Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
         return image.has_transparency_data
 
 
 def has_more_frames(data: bytes) -> bool:
-    """Whether an image goes on after the frame that is shown: an animation, or a TIFF of several pages.
+    """Return whether an image has more than one frame: an animation, or a TIFF of several pages.
 
-    Cameras' JPEGs do not count: what follows in them is a preview of the same picture.
+    Further frames of JPEGs are not counted: cameras store previews of the same picture there.
     """
     try:
         with _refusing(), _open(data) as image:
             if image.format in _ONE_FRAME:
                 return False
             image.seek(1)
-    except UnreadableImage:  # there is none, or none that could be read
+    except UnreadableImage:  # there is no second frame, or it cannot be read
         return False
     return True
 
 
 def _decode_mask(data: bytes, size: Size) -> Image.Image:
-    """A mask's brightness; `size` is its image's, whose shape it must have. Raises UnreadableImage."""
+    """Return a mask as greyscale. Raises UnreadableImage, also if its aspect ratio differs from that of `size`."""
     try:
         mask = decode(data).convert("L")
     except UnreadableImage as error:
         raise UnreadableImage(f"its mask cannot be read: {error}") from error
     wanted, found = size[0] / size[1], mask.width / mask.height
     if not 0.98 < found / wanted < 1.02:
-        raise UnreadableImage(f"its mask has another shape ({mask.width} x {mask.height})")
+        raise UnreadableImage(f"its mask has another aspect ratio ({mask.width} x {mask.height} pixels)")
     return mask
 
 
 def render_mask(data: bytes, view: Geometry, size: Size, *, alpha: bool) -> Pixels:
-    """The part of a mask that `view` shows, averaged down to `size` (width, height): uint8, (height, width).
+    """Return the part `view` of a mask, averaged down to `size` (width, height): uint8, shape (height, width).
 
-    `data` is the mask, an image of the same shape whose brightness counts; or, with `alpha`, the image itself, whose
-    opacity counts. Raises UnreadableImage.
+    `data` is the mask, an image of the same aspect ratio whose brightness is the weight; or, with `alpha`, the image
+    itself, whose opacity is the weight. Raises UnreadableImage.
     """
     if alpha:
         with _refusing(), _open(data) as image:
@@ -162,22 +161,22 @@ def render_mask(data: bytes, view: Geometry, size: Size, *, alpha: bool) -> Pixe
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Any failure inside becomes UnreadableImage; Pillow's warnings neither reach a terminal nor become errors."""
+    """Return a context that turns failures into UnreadableImage and ignores Pillow's warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UnreadableImage, MemoryError):  # short of memory is the machine, and skipping would depend on it
+    except (UnreadableImage, MemoryError):  # which images are skipped must not depend on the machine's memory
         raise
-    # Broad by need: on damaged input Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, KeyError,
-    # struct.error, zlib.error, EOFError, OverflowError and more, and none of them means anything else.
+    # On damaged input Pillow's decoders raise OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error,
+    # zlib.error, EOFError, OverflowError and more.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UnreadableImage(f"{type(error).__name__}: {reason}" if reason else type(error).__name__) from error
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header and refuse pixel bombs: nothing is decoded yet."""
+    """Open an image and check its size, without decoding pixels. Raises UnreadableImage."""
     if not data:
         raise UnreadableImage("the file is empty")
     _refuse_large_webp_canvas(data)
@@ -193,31 +192,31 @@ def _open(data: bytes) -> Image.Image:
 def _check_pixels(size: Size) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+        raise UnreadableImage(f"it has {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
 def _refuse_large_webp_canvas(data: bytes) -> None:
-    """libwebp allocates an extended file's canvas while opening it, up to 32 GB, before a size can be asked for."""
+    """Check the canvas size of an extended WebP file: libwebp allocates up to 32 GB for it when it opens the file."""
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
         width, height = int.from_bytes(data[24:27], "little"), int.from_bytes(data[27:30], "little")
         _check_pixels((width + 1, height + 1))
 
 
 def _refuse_endless_scans(data: bytes) -> None:
-    """Ten megabytes of scans of a large JPEG are decoded for half an hour (libjpeg-turbo, report LJT-01-005)."""
+    """Refuse JPEGs with very many scans: ten megabytes can take half an hour (libjpeg-turbo, report LJT-01-005)."""
     most = _MAX_SCANS + len(data) // _BYTES_PER_SCAN
     if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > most:
         raise UnreadableImage(f"it has more than {most} scans")
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation in the header, 1 to 8; 1 (as stored) when there is none or it makes no sense."""
+    """Return the EXIF orientation in the header, 1 to 8; 1 (as stored) if it is missing or invalid."""
     if image.format == "TIFF":
-        return 1  # Pillow turns TIFF images itself, and already reports the turned size
+        return 1  # Pillow rotates TIFF images itself, and already reports the rotated size
     try:
-        # The base class's method: PNG's own would decode all pixels to look for EXIF behind them.
+        # The base class's method: that of PNG decodes all pixels to look for EXIF behind them.
         orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF is common and says nothing about the pixels
+    except Exception:  # damaged EXIF is common, also in images with intact pixels
         return 1
     return orientation if orientation in _TRANSPOSITIONS else 1
 
@@ -227,12 +226,12 @@ def _upright_size(size: Size, orientation: int) -> Size:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, its transparency composited on white."""
+    """Return an image of any mode in RGB, with transparency composited on white. Raises UnreadableImage."""
     if image.mode == "F":
-        raise UnreadableImage("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        raise UnreadableImage("floating-point pixels have no defined range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return _grey16(image).convert("RGB")
-    if image.mode == "La":  # premultiplied: Pillow has no direct way to RGBA
+    if image.mode == "La":  # premultiplied: Pillow has no direct conversion to RGBA
         image = image.convert("LA")
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -243,10 +242,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey16(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits by its upper byte, as 16-bit colour is read; `convert` would clip nearly all to white."""
+    """Return 16-bit grey in 8 bits, by its upper byte like 16-bit colour; `convert` would clip most values to white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise UnreadableImage("32-bit grey pixels have no agreed range; save it with 8 or 16 bits")
+        raise UnreadableImage("32-bit grey pixels have no defined range; save it with 8 or 16 bits")
     grey = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

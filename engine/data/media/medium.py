@@ -1,7 +1,7 @@
-"""What a medium answers for: the size of an encoded sample, the pixels of one view of it, its mask, and its files.
+"""The interface of a medium: the size of an encoded sample, the pixels of one view of it, its mask, its file names.
 
-A medium is one module with these functions and a `Medium` of them, and a row in `registry.py`. The functions belong to
-modules, not to closures: workers of another process find them by name.
+A medium is one module with these functions, a `Medium` that holds them, and a row in `registry.py`. The functions are
+defined at module level, not as closures, because worker processes import them by name.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Pixels = npt.NDArray[np.uint8]
 
 class RenderMask(Protocol):
     def __call__(self, data: bytes, view: Geometry, size: Size, *, alpha: bool) -> Pixels:
-        """Return the part of a mask that `view` shows, at `size`: uint8, (height, width).
+        """Return the part `view` of a mask at `size` (width, height): uint8, shape (height, width).
 
-        `data` is the mask or, with `alpha`, the sample itself, whose opacity counts. Raises UnreadableImage.
+        `data` is the mask or, with `alpha`, the sample itself, whose opacity is the weight. Raises UnreadableImage.
         """
         ...
 
@@ -32,24 +32,24 @@ class Medium:
     """The functions of a medium. All of them raise UnreadableImage for bytes that cannot be trained on."""
 
     suffixes: frozenset[str]
-    """How its files are named: lower-case, with the dot. The content decides what they are."""
+    """The suffixes of its files, in lower case with the dot. The format is detected from the content."""
     reader_version: str
-    """The version of what reads headers: sizes that are remembered are forgotten when it changes."""
+    """The version of the code that reads headers: cached sizes of another version are not used."""
     read_size: Callable[[bytes], Size]
-    """Upright (width, height) of an encoded sample, from its header alone."""
+    """Returns the upright (width, height) of an encoded sample in pixels, from its header alone."""
     check: Callable[[bytes], Size]
-    """Decode a sample whole and forget it; its size."""
+    """Decodes a sample completely and returns its upright (width, height)."""
     render: Callable[[bytes, Geometry], Pixels]
-    """One view of a sample: uint8, of the shape that the families of this medium encode; (height, width, 3) for an
-    image."""
+    """Returns one view of a sample: uint8, of the shape that the families of this medium encode; (height, width, 3)
+    for an image."""
     check_mask: Callable[[bytes, Size], None]
-    """Refuse what `render_mask` would refuse as the mask of a sample of this size."""
+    """Raises UnreadableImage if `render_mask` would refuse the mask for a sample of this size."""
     render_mask: RenderMask
     has_alpha: Callable[[bytes], bool]
-    """Whether parts of a sample are transparent."""
+    """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
-    """Whether a sample goes on after what is shown of it."""
+    """Returns whether a sample has frames besides the one that is shown."""
 
     def has_name(self, name: str) -> bool:
-        """Whether a file's name ends as one of this medium does."""
+        """Return whether a file's name has one of this medium's suffixes."""
         return f".{name.rpartition('.')[2].lower()}" in self.suffixes

@@ -1,4 +1,4 @@
-"""The media that can be trained on: one literal table. A family's row names its medium."""
+"""The media that can be trained on, by name. `FamilySpec.medium` names one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decode samples to pixels, in this process or in workers that live no longer than it does."""
+"""Decode samples to pixels, in this process or in worker processes, which end with it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from engine.data.media.medium import Pixels
 T = TypeVar("T")
 Render = Callable[[bytes, Geometry], Pixels]
 Request = tuple[Callable[[], bytes], Geometry]
-"""How to read an encoded image, and the view of it."""
+"""A function that reads an encoded sample, and the view to render."""
 
 _AHEAD: Final = 4
-"""Images under way per worker, so that memory stays bounded."""
+"""Pending images per worker, which bounds the memory."""
 _PR_SET_PDEATHSIG: Final = 1
 _LEFT_TO_THE_PARENT: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def render_all(requests: Iterable[Request], render: Render, num_workers: int) -> Iterator[Pixels | UnreadableImage]:
-    """Yield each request's pixels, or why there are none, in the order of the requests.
+    """Yield each request's pixels, or the UnreadableImage that was raised, in the order of the requests.
 
     Args:
         requests: the samples to read, and their views.
@@ -44,19 +44,19 @@ def render_all(requests: Iterable[Request], render: Render, num_workers: int) ->
         for read, geometry in requests:
             yield _attempt(functools.partial(_read_and_render, read, render, geometry))
         return
-    # Spawned, not forked: torch's threads do not survive a fork, and a worker needs no torch.
+    # Spawned, not forked: torch's threads do not survive a fork, and workers do not need torch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         yield from _render_in(pool, requests, render, _AHEAD * num_workers)
     except BrokenProcessPool:
         raise TemporaryError(
-            "an image-loading worker was killed, most often for lack of memory; run the same command again, "
+            "an image-loading worker was killed, usually because memory ran out; run the same command again, "
             "with a smaller dataloader_num_workers if it repeats"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        # They ignore SIGTERM, by which the pool would end the siblings of a dead one, and wait for them for ever.
+        # If a worker dies, the pool sends SIGTERM to the others, which ignore it, and would wait for them forever.
         for worker in multiprocessing.active_children():
             worker.kill()
 
@@ -96,7 +96,7 @@ def _attempt(action: Callable[[], T]) -> T | UnreadableImage:
 
 @contextlib.contextmanager
 def _no_signals() -> Iterator[None]:
-    """Keep the signals waiting. A worker that is started meanwhile inherits that, until it ignores them."""
+    """Block signals. A worker that is started meanwhile inherits the mask until `_start_worker` ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
     try:
         yield
@@ -105,7 +105,7 @@ def _no_signals() -> Iterator[None]:
 
 
 def _start_worker(parent: int) -> None:
-    """A worker leaves signals to its parent, and dies with it however that ends."""
+    """Make a worker ignore the signals that its parent handles, and have it killed when the parent dies."""
     for signum in _LEFT_TO_THE_PARENT:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_PARENT)

@@ -1,6 +1,6 @@
-"""What a dataset is like, before anything is trained on it: the lines that `--plan` prints. No torch.
+"""Examine a dataset before training, and report on it in lines that `--plan` prints. No torch.
 
-Each look is bounded in time, so that a plan of a million images takes seconds; what was not looked at is said.
+Each examination is bounded in time, so that a plan of a million images takes seconds. A line about a sample says so.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from engine.job.job import Job
 from engine.models.spec import TokenCounter
 
 SECONDS: Final = 10.0
-"""For the images, and again for the captions."""
+"""Time limit of the examination of images, and again of that of captions."""
 
 Clock = Callable[[], float]
 Target = Callable[[tuple[int, int]], tuple[int, int]]
-"""(width, height) of an image -> that of what is shown of it, in pixels."""
+"""The mapping of an image's (width, height) to that of the view that is trained on, in pixels."""
 
 
 @dataclass(slots=True)
 class ImageAudit:
-    """What decoding images has shown."""
+    """Findings from decoding images."""
 
     num_seen: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """(width, height) of each readable one."""
+    """(width, height) of each readable image."""
     num_enlarged: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason."""
+    """Name and reason of each unreadable image."""
     animated: list[str] = field(default_factory=list)
-    """Names of readable ones of which only the first of several frames or pages is shown."""
+    """Names of readable images with several frames or pages, of which only the first is shown."""
     num_masked: int = 0
-    """How many of the readable ones have a mask."""
+    """Number of readable images that have a mask."""
     duplicates: list[tuple[str, str]] = field(default_factory=list)
-    """An image's name, and that of an earlier one with the same bytes."""
+    """Name of an image, and that of an earlier image with the same bytes."""
 
 
 @dataclass(slots=True)
 class CaptionAudit:
-    """What counting tokens has shown; an image may have several captions."""
+    """Findings from counting tokens; an image may have several captions."""
 
     num_seen: int = 0
     num_captions: int = 0
@@ -62,11 +62,11 @@ class CaptionAudit:
 
 
 def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) -> list[str]:
-    """Lines for a person about the job's dataset.
+    """Return lines for a person about the job's dataset.
 
     Raises:
         ModelError: the base model's tokenizer is malformed.
-        DatasetError: a row names what it must not, or no image is readable.
+        DatasetError: a row has a caption or mask that is not allowed, or no image is readable.
     """
     dataset, resolution = job.dataset, job.task.train_args.resolution
     target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
@@ -89,25 +89,25 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         if measured.unreadable:
             lines.append(f"not measured   {_counted(_broken(measured))}")
         num_seen, names = look_for_held_out(dataset, job.held_out.images, seconds, clock)
-        lines.append(f"held out, too  {_counted(names)}{_sampled(num_seen, dataset.num_images)}")
+        lines.append(f"also held out  {_counted(names)}{_sampled(num_seen, dataset.num_images)}")
     return lines
 
 
 def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> None:
-    """Refuse what the job would refuse: images of which none can be shown."""
+    """Raise the error that the job would raise where no image can be read."""
     if len(found.unreadable) == dataset.num_images:
         name, reason = found.unreadable[0]
         raise DatasetError(none_readable(what, dataset.num_images, name, reason))
 
 
 def _counter(job: Job) -> TokenCounter | None:
-    """Of the base model's tokens, where its tokenizer is at hand."""
+    """Return a counter of the base model's tokens; None where its tokenizer has not been downloaded."""
     base = job.base
     return base.family.token_counter(base.folder, base.single_file, job.task.dataset.caption_chunks)
 
 
 def _from(rule: str) -> str:
-    return "have none" if rule == NO_CAPTION else f"from {rule}"
+    return "without caption" if rule == NO_CAPTION else f"from {rule}"
 
 
 def look_at_images(
@@ -120,9 +120,9 @@ def look_at_images(
     masks: bool = False,
     alpha: bool = False,
 ) -> ImageAudit:
-    """Decode the images, in a fixed order without pattern, until all are seen or the time is up.
+    """Decode the images in a fixed pseudorandom order, until all are seen or the time is up.
 
-    `masks`, `alpha`: also the masks of `dataset.mask_column` and of the alpha channel, where the task asks for them.
+    `masks`, `alpha`: also check the masks of `dataset.mask_column`, and count those of the alpha channel.
     """
     found, first = ImageAudit(), dict[bytes, int]()
     for index in _spread(dataset, seconds, clock):
@@ -152,7 +152,11 @@ def look_at_images(
 def look_for_held_out(
     dataset: ImageDataset, held_out: ImageDataset, seconds: float, clock: Clock
 ) -> tuple[int, list[str]]:
-    """How many images were looked at, and those of them whose bytes are measured as well: their loss says little."""
+    """Find the training images that are held out as well, by their bytes: their held-out loss is misleading.
+
+    Returns:
+        The number of images that were looked at, and the names of those whose bytes are also in `held_out`.
+    """
     measured = {digest for index in held_out.image_indices() if (digest := _digest(held_out, index)) is not None}
     num_seen, names = 0, []
     for index in _spread(dataset, seconds, clock):
@@ -172,7 +176,7 @@ def _digest(dataset: ImageDataset, index: int) -> bytes | None:
 def look_at_captions(
     dataset: ImageDataset, counter: TokenCounter, trigger_word: str | None, *, seconds: float, clock: Clock
 ) -> CaptionAudit:
-    """Count the tokens of captions as they are trained, until all are seen or the time is up."""
+    """Count the tokens of captions as they are trained (with trigger word), until all are seen or the time is up."""
     found = CaptionAudit()
     for index in _spread(dataset, seconds, clock):
         found.num_seen += 1
@@ -188,7 +192,7 @@ def look_at_captions(
 
 
 def _spread(dataset: ImageDataset, seconds: float, clock: Clock) -> Iterator[int]:
-    """Images in an order that leaves a fair sample when the time is up; one at least."""
+    """Yield images in a pseudorandom order, so that those until the time is up are a fair sample; at least one."""
     rows = array("q", dataset.image_indices())
     end = clock() + seconds
     for place in rng.permutation(0, "audit", 0, len(rows)):
@@ -218,12 +222,12 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
     lines.append(f"duplicates     {_counted(pairs)}{sampled}")
     lines.append(f"unreadable     {_counted(_broken(found))}{sampled}")
     if found.animated:
-        lines.append(f"first frame    alone is trained on, of {_counted(found.animated)}{sampled}")
+        lines.append(f"several frames {_counted(found.animated)}{sampled}; only the first of each is trained on")
     return lines
 
 
 def _mask_line(found: ImageAudit, num_images: int) -> str:
-    some = "none has one, all of each image counts"
+    some = "no image has a mask: all of each image counts"
     if found.num_masked:
         some = f"{found.num_masked:,} of {plural(len(found.sizes), 'image')}"
     return f"masks          {some}{_sampled(found.num_seen, num_images)}"

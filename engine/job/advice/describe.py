@@ -1,4 +1,4 @@
-"""A job in lines for a person: what would run, and what in it is likely a mistake. No torch."""
+"""Describe a job in lines for a person: what would run, and what is likely a mistake. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.training.methods.warm_start import WarmStart
 
 
 def describe(job: Job) -> list[str]:
-    """What would run, in lines for a person; first of all, where it is likely to end sooner than was meant."""
+    """Return lines on what would run, after notes on a training that probably ends sooner than was meant."""
     step_range, args = job.step_range, job.task.train_args
     rate = base_learning_rate(args, step_range.micro_batches)
     effective = step_range.visits_per_step
@@ -42,7 +42,7 @@ def describe(job: Job) -> list[str]:
     if job.held_out:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines += _describe_interim(job)
-    lines.append(f"continues      {_describe_parent(job)}")
+    lines.append(f"starts from    {_describe_parent(job)}")
     return [f"note: {note}" for note in lengths.notes(job)] + lines + [f"note: {note}" for note in warnings(job)]
 
 
@@ -54,7 +54,7 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     taken = " taken out of the dataset" if held_out.num_taken else ""
     between = f", every {plural(interval, 'step')}" if interval else ""
     return (
-        f"of {some}{plural(held_out.num_images, 'image')}{taken}, before and after this task{between}: "
+        f"{some}{plural(held_out.num_images, 'image')}{taken}, measured before and after this task{between}: "
         f"{plural(times, 'time')} {measured * held_out_rows.STRATA} forward passes"
     )
 
@@ -65,14 +65,14 @@ def _describe_interim(job: Job) -> list[str]:
         lines.append(f"images also    {_listed(images)}")
     if steps := step_results.checkpoint_steps(job.task, job.step_range):
         limit = job.task.checkpoint_limit
-        stay = "that of the latest step stays" if limit == 1 else f"those of the latest {limit} steps stay"
-        lines.append(f"LoRAs kept     {_listed(steps)}; of the whole chain {stay}")
+        stay = "latest one" if limit == 1 else f"latest {limit}"
+        lines.append(f"LoRAs also     {_listed(steps)}; the checkpoint keeps the {stay} of the whole chain")
     return lines
 
 
 def _listed(steps: range) -> str:
     shown = [str(step) for step in (steps if len(steps) <= 6 else [*steps[:3], "…", *steps[-1:]])]
-    return f"after step {', '.join(shown)}"
+    return f"after {'step' if len(steps) == 1 else 'steps'} {', '.join(shown)}"
 
 
 def _size(dataset: ImageDataset) -> str:
@@ -81,12 +81,12 @@ def _size(dataset: ImageDataset) -> str:
 
 
 def warnings(job: Job) -> list[str]:
-    """What is allowed but likely a mistake."""
+    """Return lines on what is allowed but likely a mistake."""
     step_range, scheduler = job.step_range, job.task.train_args.lr_scheduler
     found = []
     if scheduler.lr_scheduler != "constant" and scheduler.lr_warmup_steps >= step_range.max_steps:
         found.append(
-            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, the whole training "
+            f"lr_warmup_steps is {scheduler.lr_warmup_steps}, but the whole training has "
             f"{plural(step_range.max_steps, 'step')}: the learning rate never reaches its full value"
         )
     found += without_effect(job)
@@ -99,19 +99,19 @@ def warnings(job: Job) -> list[str]:
     for key, (before, now) in job.changed_settings().items():
         found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {step_range.start_step}")
         if key == "validation.dataset" and before and now:
-            found.append("other images, captions or timesteps are measured than before: a new curve begins")
+            found.append("the held-out loss is measured on other images, captions or timesteps: it begins a new curve")
     return found
 
 
 def _beyond_the_end(job: Job) -> list[str]:
-    """Intervals of which no multiple lies inside the whole training: nothing is made in between."""
+    """Return a note for each interval that is at least as long as the whole training."""
     most = job.step_range.max_steps
     intervals = {
         "validation is due": validation_interval(job.task.validation, job.step_range),
         "a LoRA is kept": job.task.checkpoint_every_n_steps,
     }
     return [
-        f"{what} every {plural(interval, 'step')}, the whole training has {most:,}: there is none in between"
+        f"{what} every {plural(interval, 'step')}, but the whole training has {most:,}: this happens only at its end"
         for what, interval in intervals.items()
         if interval is not None and interval >= most
     ]
@@ -119,10 +119,10 @@ def _beyond_the_end(job: Job) -> list[str]:
 
 def _describe_parent(job: Job) -> str:
     if job.parent is None:
-        return "nothing: a fresh adapter"
+        return "a new LoRA"
     if isinstance(job.parent, WarmStart):
         name = "" if job.parent.name == job.method.main_file else f"{shown(job.parent.name)}, "
-        return f"a LoRA without training state ({name}{job.parent.digest[:12]}): step 0, fresh optimizer"
+        return f"a LoRA without training state ({name}{job.parent.digest[:12]}): step 0, new optimizer state"
     return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
 
 

@@ -16,23 +16,23 @@ from engine.results.output import step_results
 from engine.training.optimizers.registry import OPTIMIZERS
 
 _VALUE_BYTES: Final = 4
-"""Bytes of each trained value in a published file and in the state: float32."""
+"""Bytes of each trained value in a published file and in the training state: float32."""
 _PIXEL_BYTES: Final = 2
-"""Bytes of each pixel of a picture as PNG; at most 3."""
+"""Typical bytes per pixel of an image as PNG; the maximum is 3."""
 _STEP_BYTES: Final = 90
-"""Bytes of a line of the history."""
+"""Bytes per line of the history."""
 _OTHER_BYTES: Final = 1 << 20
 """Bytes of the manifest and the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Bytes in the output folder at their most, when the result is built beside the saved progress."""
+    """The bytes that the output folder takes at its peak, when the result is built beside the saved progress."""
 
     result: int
-    """Both folders and the report."""
+    """Bytes of `checkpoint/`, `validation/` and the report."""
     progress: int
-    """The saved progress, with what is kept of earlier steps."""
+    """Bytes of the saved progress, with the results of earlier steps."""
 
     @property
     def total(self) -> int:
@@ -40,7 +40,7 @@ class Room:
 
 
 def predict(job: Job) -> Room | None:
-    """What a job writes; None where the base model's configurations do not say how large it is."""
+    """Predict what a job writes; None where the base model's configurations do not say how large it is."""
     prediction = memory.predict(job.base, job.task, recompute=True, device="cpu")
     if prediction is None:
         return None
@@ -56,7 +56,7 @@ def predict(job: Job) -> Room | None:
     own = min(len(step_results.checkpoint_steps(task, step_range)), task.checkpoint_limit)
     earlier = len(job.parent.steps) // len(job.method.files) if isinstance(job.parent, Checkpoint) else 0
     of_steps = min(own + earlier, task.checkpoint_limit)
-    report = 3 * pictures  # with and without the training, in base 64
+    report = 3 * pictures  # with and without the trained weights, in Base64
     return Room(
         result=exported * (1 + of_steps) + state + 2 * pictures + between + report + _OTHER_BYTES,
         progress=state + exported * own + between,
@@ -64,36 +64,36 @@ def predict(job: Job) -> Room | None:
 
 
 def describe(job: Job) -> list[str]:
-    """What is predicted, in a line for a person."""
+    """Return a line for a person with the prediction; none where nothing can be predicted."""
     found = predict(job)
     if found is None:
         return []
-    return [f"disk           {gib(found.result)} result, besides {gib(found.progress)} saved progress while it trains"]
+    return [f"disk           {gib(found.result)} for the result, {gib(found.progress)} more while it trains"]
 
 
 def require(job: Job, root: Path) -> None:
-    """Refuse a job whose result would not fit beside what lies in the output folder.
+    """Check that the result fits on the disk of the output folder.
 
     Raises:
-        OutputError: with what it takes and what is free.
+        OutputError: it would not; the message says how much it takes and how much is free.
     """
     needed, free = predict(job), free_bytes(root)
     if needed is None or free is None:
         return
-    there = _bytes_below(root / ".job")  # of an interrupted start: written anew in its place
+    there = _bytes_below(root / ".job")  # an earlier start's saved progress, which this job's replaces
     if needed.total > free + there:
         raise OutputError(
-            f"not enough room in {root}: result and saved progress take about {gib(needed.total)}, and "
+            f"not enough disk space in {root}: result and saved progress take about {gib(needed.total)}, and "
             f"{gib(free + there)} are free; free some space, or choose another output folder"
         )
 
 
 def free_bytes(folder: Path) -> int | None:
-    """What this user can still write to the disk of `folder`, which need not be there yet; None is unknown."""
+    """Return the bytes that this user can still write to the disk of `folder`, which may not exist; None is unknown."""
     place = next(path for path in (folder, *folder.parents) if path.exists())
     found = os.statvfs(place)
     blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail
-    return blocks * found.f_frsize if found.f_blocks else None  # some network storage does not tell
+    return blocks * found.f_frsize if found.f_blocks else None  # some network storage does not report it
 
 
 def _bytes_below(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""Keys of a task that are set and have no effect, beside its other keys or in this job. No torch."""
+"""Find keys of a task that are set but have no effect, because of its other keys or of this job. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def without_effect(job: Job) -> list[str]:
 
 
 def _declared(value: Any, prefix: str = "") -> list[str]:
-    """Return the lines that follow from what each key says it needs or yields to."""
+    """Return the lines that follow from the `needs` and `yields_to` of each key."""
     found = []
     for part in fields(value):
         item, about = getattr(value, part.name), about_field(part)
@@ -49,7 +49,7 @@ def _of_data(job: Job) -> list[str]:
 
 
 def _of_optimizers(args: TrainArgs) -> list[str]:
-    """Return the lines about keys that another optimizer than the task's reads."""
+    """Return the lines about keys that only other optimizers read."""
     plain, own = TrainArgs(), OPTIMIZERS[args.optimizer].reads
     others = sorted({key for row in OPTIMIZERS.values() for key in row.reads} - {*own})
     return [

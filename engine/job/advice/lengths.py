@@ -1,4 +1,4 @@
-"""Notes on a training, or a task of it, that is probably shorter than was meant. No torch."""
+"""Find trainings, and tasks of them, that are probably shorter than was meant. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULTS = TrainArgs()
 def notes(job: Job) -> list[str]:
     """Return a note where the training ends sooner than the task says, or a default decides its length.
 
-    Of a training's first task alone: whoever goes on from a checkpoint knows.
+    Only the first task of a training gets one.
     """
     if isinstance(job.parent, Checkpoint):
         return []
@@ -48,7 +48,7 @@ def _one_epoch_of_many(job: Job) -> list[str]:
     return [
         f"this task trains {step_range.num_steps:,} of {plural(step_range.max_steps, 'step')}, one epoch by "
         f"num_train_epochs {args.num_train_epochs}: to train all of them in one task, set "
-        f"train_args.num_train_{key} to {number}; otherwise the next task goes on from its checkpoint"
+        f"train_args.num_train_{key} to {number}; otherwise the next task continues from its checkpoint"
     ]
 
 

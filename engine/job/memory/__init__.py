@@ -1,4 +1,4 @@
-"""How much memory a job takes, predicted before it runs; how much there is; what would fit. No torch."""
+"""Predict how much memory a job takes, find out how much there is, and advise on what would fit. No torch."""
 
 from __future__ import annotations
 
@@ -24,26 +24,29 @@ __all__ = [
 
 
 def describe(base: BaseModel, task: Task, *, device: str, available: int | None) -> list[str]:
-    """What is predicted, in lines for a person."""
+    """Return lines for a person with the prediction."""
     both = [predict(base, task, recompute=recompute, device=device) for recompute in (False, True)]
     plain, saving = both
     if plain is None or saving is None:
-        return ["memory         not predicted: the model's configurations do not say how large it is"]
+        return ["memory         not predicted: the base model's configurations do not say how large it is"]
     asked = task.train_args.gradient_checkpointing
     is_open = asked == "auto" and available is None
     chosen = saving if wants_recompute(base, task, device=device, available=available) else plain
-    kind = "of the GPU, besides about 0.5 GiB for CUDA" if device == "cuda" else "of the machine, besides the program"
+    kind = "on the GPU, plus about 0.5 GiB for CUDA" if device == "cuda" else "on this machine, plus the program itself"
     if is_open:
         limit = gib(int(plain.train / SPARE))
-        lines = [f"memory         {_phases(plain)} {kind}; below {limit} free, training with gradient checkpointing"]
-        return [*lines, f"               with gradient checkpointing: {gib(saving.train)} training"]
+        lines = [f"memory         {_phases(plain)} {kind}"]
+        return [
+            *lines,
+            f"               with gradient checkpointing (if less than {limit} is free): {gib(saving.train)} training",
+        ]
     why = "" if asked != "auto" else f" (auto: {gib(available or 0)} available)"
     with_it = "with" if chosen.recompute else "without"
     lines = [f"memory         {_phases(chosen)} {kind}; {with_it} gradient checkpointing{why}"]
     if available is not None and chosen.peak > available:
         fits = "; ".join(fitting(base, task, device=device, available=available))
         lines.append(
-            f"note: that is more than the {gib(available)} available" + (f"; what would fit: {fits}" if fits else "")
+            f"note: that is more than the {gib(available)} available" + (f"; what should fit: {fits}" if fits else "")
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""What would fit in the place of a task that does not, and the refusal of one that is far too large. No torch."""
+"""Find changes that make a task fit into memory, and refuse a task that is far too large. No torch."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from engine.training.methods.method import Change
 from engine.training.methods.registry import METHODS
 
 _FAR: Final = 1.5
-"""How many times what could be had a task is predicted to take to be refused unseen. A prediction is right to within
-15% for the published models, and what is free may change: what could fit is tried."""
+"""A task is refused before it starts where its prediction exceeds the most that could be available by this factor.
+
+Predictions are right to within 15% for the published models, and free memory may change: what could fit is tried."""
 _MANY_MICRO_BATCHES: Final = 1_000_000
-"""The number of micro-batches above which fewer are proposed: each takes some bytes."""
+"""The number of micro-batches above which fewer are proposed: each of them takes some bytes."""
 
 
 def require_enough(
     base: BaseModel, task: Task, *, device: str, available: int | None, most: int | None, continues: bool
 ) -> None:
-    """Refuse a task that is predicted to take `_FAR` times as much as could be had, before anything is loaded.
+    """Refuse, before anything is loaded, a task that is predicted to take more than `_FAR` times the memory there is.
 
     Args:
         base: the base model.
         task: the task.
         device: cuda or cpu.
         available: bytes that tensors may take; None is unknown.
-        most: bytes that they could take at the very most; None is unknown, and refuses nothing.
-        continues: the task goes on from a checkpoint.
+        most: bytes that could be made available at most; None is unknown, and refuses nothing.
+        continues: whether the task continues from a checkpoint.
 
     Raises:
-        DeviceMemoryError: says what would fit.
+        DeviceMemoryError: the message says what should fit.
     """
     found = _prediction(base, task, device=device, available=available)
     if found is None or most is None or found.peak <= _FAR * most or _claims_too_much(base, found):
@@ -43,35 +44,35 @@ def require_enough(
     advice = advise(base, task, device=device, available=available or 0, continues=continues)
     raise DeviceMemoryError(
         f"the task needs about {gib(found.peak)} of memory ({gib(found.encode)} encoding, {gib(found.train)} training, "
-        f"{gib(found.validation)} validation), this {what} has {gib(most)}, so it is not begun; {advice}"
+        f"{gib(found.validation)} validation), this {what} has {gib(most)}, so it was not started; {advice}"
     )
 
 
 def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
-    """Whether the configurations speak of more than twice what the files hold: loading says what is wrong with them."""
-    if base.single_file is not None:  # its configurations come of its weights
+    """Return whether the configurations claim more than twice the values that the files hold; loading reports that."""
+    if base.single_file is not None:  # its configurations are derived from its weights
         return False
     paths = (path for component in base.family.weighted for path in (base.folder / component).glob("*.safetensors"))
     held = sum(path.stat().st_size for path in paths)
-    return 0 < 2 * held < found.parameters  # of a byte each, at the least
+    return 0 < 2 * held < found.parameters  # at least one byte per value
 
 
 def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool) -> str:
-    """What should fit into `available` bytes, in words; empty where nothing can be predicted."""
+    """Return a text on what should fit into `available` bytes; empty where nothing can be predicted."""
     if _prediction(base, task, device=device, available=available) is None:
         return ""
     found = fitting(base, task, device=device, available=available)
     if not found:
-        return "no change of the task would fit: take a smaller base model, or a machine with more memory"
-    kept = "; a checkpoint can be continued with another gradient_checkpointing alone" if continues else ""
+        return "no change of the task would fit: use a smaller base model, or a machine with more memory"
+    kept = "; of these, only gradient_checkpointing may differ from the checkpoint's" if continues else ""
     return f"what should fit: {', or '.join(found)}{kept}"
 
 
 def fitting(base: BaseModel, task: Task, *, device: str, available: int) -> list[str]:
-    """Changes of the task that would fit into `available` bytes: of each kind the one that changes least.
+    """Return changes of the task that should fit into `available` bytes: the smallest change of each kind.
 
-    Each would do by itself; where none does, several together are one item. What is proposed takes less than the task
-    itself, which may have run out of memory although it was predicted to fit.
+    Each of them suffices alone; where none does, one item combines several. Every proposal is predicted to take less
+    than the task itself, which may have run out of memory although it was predicted to fit.
     """
     now = _prediction(base, task, device=device, available=available)
 
@@ -96,7 +97,7 @@ def _prediction(base: BaseModel, task: Task, *, device: str, available: int | No
 
 
 def _together(task: Task) -> Iterator[Change]:
-    """One kind of change after the other, each as far as it goes before the next one begins."""
+    """Yield combined changes: one kind after the other, each taken to its limit before the next begins."""
     before: dict[str, str] = {}
     for kind in _KINDS:
         options = list(kind(task))
@@ -120,7 +121,7 @@ def _checkpointing(task: Task) -> Iterator[Change]:
 
 
 def _smaller_batches(task: Task) -> Iterator[Change]:
-    """Smaller batches with as many images a step."""
+    """Yield smaller batches with the same number of images per step."""
     size, steps = task.train_args.batch_size, task.train_args.gradient_accumulation_steps
     for parts in sorted({2, 4, 8, 16, 32, 64, size} - {1}):
         if size % parts == 0:
@@ -157,4 +158,4 @@ _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
     _lower_resolutions,
     _fewer_micro_batches,
 )
-"""The one that changes the result least first."""
+"""Kinds of changes, in the order of their effect on the result: the smallest first."""

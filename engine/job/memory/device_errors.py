@@ -1,4 +1,4 @@
-"""The device's memory before a job, and what its refusals mean to whoever runs the job."""
+"""Measure the device's free memory before a job, and explain errors of the device during it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNUSABLE_DEVICE: Final = ("no kernel image", "busy or unavailable", "driver ver
 
 
 def available_bytes(device: torch.device, world_size: int) -> int | None:
-    """Return the free memory of the device before anything is loaded; each process on a CPU has its share of it."""
+    """Return the device's free bytes before anything is loaded; on a CPU each process gets an equal share."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
@@ -36,10 +36,10 @@ def available_bytes(device: torch.device, world_size: int) -> int | None:
 
 @contextmanager
 def device_errors(job: Job, device: torch.device, available: int | None) -> Iterator[None]:
-    """Turn the device's refusals inside the block into errors that say what would help.
+    """Turn the device's errors inside the block into errors that say what would help.
 
     Raises:
-        DeviceMemoryError: out of memory, of which `available` bytes were free before the block.
+        DeviceMemoryError: out of memory; `available` bytes were free before the block.
         DeviceError: the device cannot be used.
     """
     try:
@@ -55,7 +55,7 @@ def device_errors(job: Job, device: torch.device, available: int | None) -> Iter
 
 
 def memory_advice(job: Job, device: torch.device, available: int | None) -> str:
-    """Return the message for an out-of-memory error: what would fit by the prediction, else what takes less."""
+    """Return the message for an out-of-memory error: what should fit by the prediction, else what takes less."""
     where = "this machine"
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -69,7 +69,7 @@ def memory_advice(job: Job, device: torch.device, available: int | None) -> str:
 
 
 def _lighter(job: Job) -> list[str]:
-    """Return what takes less memory, where it is not known how much less."""
+    """Return changes that take less memory, where it cannot be predicted how much less."""
     args, advice = job.task.train_args, []
     if job.task.mixed_precision == "no":
         advice.append('mixed_precision "bf16"')

@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container that this is in, has left. No torch."""
+"""Find out how much memory this machine, or this container, has left. No torch."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import Final
 
 PROGRAM_BYTES: Final = 600 << 20
-"""What the program itself takes of a machine's memory, before the first tensor."""
+"""Memory that the program itself takes on the machine, before the first tensor."""
 _CONTROL_GROUPS: Final = (
     ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Folder, limit, use, and which line of memory.stat is of files' contents that can be let go."""
+"""Folder, file of the limit, file of the use, and the line of memory.stat for file contents that can be dropped."""
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """The memory that this machine, or the container that this is in, has left for tensors; None where it hides that.
+    """Return the memory that this machine or container has left for tensors; None if it cannot be found out.
 
-    The least of /proc/meminfo's MemAvailable and of what the control group still allows (version 2 or 1), where file
-    contents that nobody has looked at lately count as free.
+    It is the lesser of MemAvailable in /proc/meminfo and of what the control group (version 2 or 1) still allows, where
+    inactive file contents count as free.
     """
     found = _free_bytes(root)
     return None if found is None else max(0, found - PROGRAM_BYTES)
 
 
 def most_bytes(root: Path = Path("/")) -> int | None:
-    """The most that could be had: with swap, and with what this program, which is running already, takes itself."""
+    """Return the most that could become available: with swap and this program's own share; None is unknown."""
     found = _free_bytes(root)
     if found is None:
         return None
@@ -41,13 +41,13 @@ def _free_bytes(root: Path) -> int | None:
         found.append(_numbers(root / "proc/meminfo")["MemAvailable:"] << 10)
     for folder, limit, usage, inactive in _CONTROL_GROUPS:
         group = root / folder
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no number, and no limit
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is not a number, and not a limit
             free = int((group / limit).read_text()) - int((group / usage).read_text())
             found.append(free + _numbers(group / "memory.stat")[inactive])
     return max(0, min(found)) if found else None
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """Each line's first word and the number behind it."""
+    """Return the number after the first word of each line."""
     words = (line.split() for line in path.read_text().splitlines())
     return {line[0]: int(line[1]) for line in words if len(line) > 1}

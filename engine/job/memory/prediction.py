@@ -1,7 +1,7 @@
-"""How much memory a job takes, predicted before it runs, from configurations alone. No torch.
+"""Predict from configurations alone how much memory a job takes, before it runs. No torch.
 
-The figures are of tensors. What they leave out: CUDA's own context (about 0.5 GiB), libraries' workspaces, what an
-allocator cannot use, and on a CPU the program itself (about 0.6 GiB).
+Only tensors are counted. Not counted: CUDA's own context (about 0.5 GiB), libraries' workspaces, fragmentation of the
+allocator, and on a CPU the program itself (about 0.6 GiB).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from engine.training.methods.registry import METHODS
 from engine.training.optimizers.registry import OPTIMIZERS
 
 SPARE: Final = 0.9
-"""The share of the available memory that tensors may be predicted to take."""
+"""The share of the available memory up to which a prediction counts as fitting."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _GRADIENT_BYTES: Final = 4 * 3
-"""Bytes of each trained value for the step's gradients and twice those of a micro-batch. In 16 bits these are half as
-wide until the activations are gone, which makes up for the working copy."""
+"""Bytes per trained value: the step's gradients once, and those of a micro-batch twice. In 16 bits the latter take half
+until the activations are freed, which makes up for the working copy."""
 _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
-"""Bytes of each trained value's working copy."""
+"""Bytes per trained value of the working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
-"""Bytes of each micro-batch of a step: its loss, and what the processes tell each other."""
+"""Bytes per micro-batch of a step: its loss, and what the processes exchange."""
 _NO_MODEL: Final = 1 << 60
-"""Values that no model has; a task may well ask for more than any machine holds."""
+"""A number of values beyond that of any model; a task may ask for more than any machine holds."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
@@ -40,24 +40,24 @@ class Prediction:
     train: int
     validation: int
     recompute: bool
-    """Whether with gradient checkpointing."""
+    """True if gradient checkpointing is used."""
     parameters: int
-    """Number of parameters of the base model, all components together."""
+    """Number of parameters of the base model, of all components together."""
 
     @property
     def peak(self) -> int:
-        """The peak of the whole job."""
+        """The peak of the whole job, in bytes."""
         return max(self.encode, self.train, self.validation)
 
 
 def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Prediction | None:
-    """What a task takes on a `device` of type cuda or cpu; None where the model's configurations do not say.
+    """Predict what a task takes on a `device` of type cuda or cpu; None where the model's configurations do not say.
 
-    For the published models within 15% of what torch holds, as the tests find.
+    For the published models it is within 15% of what torch allocates, as the tests check.
     """
     try:
         found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
-    except _MALFORMED:  # loading the model says what is wrong with it
+    except _MALFORMED:  # loading the model reports what is wrong with it
         return None
     return found if found.peak > 0 and found.parameters < _NO_MODEL else None
 
@@ -78,12 +78,12 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         ),
     )
     trained = denoiser.trained + texts.trained
-    # The values themselves, and what the optimizer remembers of each, stay after training.
+    # The values themselves, and the optimizer's slots, stay after training.
     value_bytes = 4 * (1 + len(OPTIMIZERS[args.optimizer].slots))
     lasting = trained * (value_bytes + _COPY_BYTES[task.mixed_precision])
     frozen, text_bytes = denoiser.parameters * width, texts.parameters * width
     encoders = text_bytes + images.weight_bytes
-    # The frozen encoders leave the device while it trains, where there is another place for them.
+    # The frozen encoders leave a GPU while it trains.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
     training = staying + trained * (value_bytes + _GRADIENT_BYTES) + denoiser.peak(recompute=recompute) + texts.kept
     training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
@@ -98,7 +98,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
 
 
 def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int | None) -> bool:
-    """Whether to train with gradient checkpointing: as the task says, or where it would not fit without.
+    """Return whether to train with gradient checkpointing: as the task says, or if it would not fit without.
 
     Args:
         base: the base model.
@@ -110,10 +110,10 @@ def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int 
     if asked != "auto":
         return bool(asked)
     plain = predict(base, task, recompute=False, device=device)
-    # The bits are the same, so where nothing is known the careful way costs only time.
+    # The bits are the same, so where the memory is unknown, gradient checkpointing costs only time.
     return plain is None or available is None or plain.train > SPARE * available
 
 
 def gib(count: int) -> str:
-    """Bytes for a person."""
+    """Format a number of bytes for a person."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""The training loss of one micro-batch, for any objective: tensors in, a tensor out."""
+"""Compute the training loss of one micro-batch, for any objective."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.models.family import Batch, autocast
 from engine.models.objectives.objective import LossOptions, Objective
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Noisy latents and timesteps -> the prediction, of the latents' shape."""
+"""Maps noisy latents and timesteps to the prediction, which has the shape of the latents."""
 
 
 def training_loss(
@@ -19,14 +19,14 @@ def training_loss(
     """Return the loss of one micro-batch: a float32 scalar.
 
     Args:
-        objective: how latents are noised, and what is predicted.
+        objective: adds noise, and defines the target and the weights.
         denoise: called under autocast, with noisy latents of `dtype`.
-        batch: on the device; its conditioning is not looked at.
-        options: of the task.
-        dtype: of the frozen weights and of autocast.
+        batch: on the device; its conditioning is not used.
+        options: the task's loss options.
+        dtype: the dtype of the frozen weights and of autocast.
     """
     noisy = objective.add_noise(batch.latents, batch.noise, batch.timesteps)
-    # A context for each micro-batch: across an optimizer step, autocast's cache would hold stale weights.
+    # A new context for each micro-batch: after an optimizer step, autocast's cache would hold stale weights.
     with autocast(noisy.device, dtype):
         prediction = denoise(noisy.to(dtype), batch.timesteps)
     target = objective.target(batch.latents, batch.noise, batch.timesteps)
@@ -46,12 +46,12 @@ def mean_error(
     """Return the mean over the batch of each sample's (weighted) mean error: a float32 scalar.
 
     Args:
-        prediction: any floating dtype, shape (B, …); the arithmetic is float32 whatever it is.
+        prediction: any floating dtype, shape (B, …); it is converted to float32.
         target: like `prediction`.
-        weights: float32, shape (B,); None weighs all samples alike.
-        errors: differences -> each one's error; see `Objective.errors`.
-        mask: weights of places, float32, 0 to 1, of a shape that broadcasts to that of `prediction`; None weighs all
-            places alike. The mean stays over all places: what is masked out teaches nothing and counts as no error.
+        weights: float32, shape (B,); None weights all samples equally.
+        errors: maps differences to errors, elementwise; see `Objective.errors`.
+        mask: weights of positions, float32, 0 to 1, broadcastable to `prediction`; None weights all positions equally.
+            The mean is over all positions: a masked position has no gradient and counts as error 0.
     """
     assert prediction.shape == target.shape, (prediction.shape, target.shape)
     found = errors(prediction.to(torch.float32) - target.to(torch.float32))
@@ -62,7 +62,7 @@ def mean_error(
 
 
 def offset_noise(noise: torch.Tensor, scale: float, offsets: torch.Tensor) -> torch.Tensor:
-    """Return noise with a random shift of each whole channel: a model learns very dark and very bright images with it.
+    """Return noise with a random shift of each channel, with which a model learns very dark and very bright images.
 
     Guttenberg 2023, "Diffusion with offset noise" (crosslabs.org).
 

@@ -1,4 +1,4 @@
-"""What a training objective answers for: noising, target, weights, errors, and the task keys that it reads."""
+"""The interface of a training objective: noising, target, weights, errors, and checks of the task's keys."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Huber:
     kind: Literal["huber", "smooth_l1"]
     schedule: HuberSchedule
     c: float
-    """The threshold, at its smallest."""
+    """The smallest threshold between the quadratic and the linear part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOptions:
-    """How a task weighs differences; the defaults are the plain mean squared error."""
+    """A task's loss function and weighting; the defaults are the plain mean squared error."""
 
     snr_gamma: float | None = None
-    """γ of Min-SNR weighting, None for none."""
+    """γ of Min-SNR weighting; None switches it off."""
     huber: Huber | None = None
-    """None is the squared error."""
+    """The pseudo-Huber loss; None is the squared error."""
 
     @classmethod
     def of(cls, args: TrainArgs) -> Self:
-        """Return those of a task."""
+        """Return the loss options of a task."""
         huber = None if args.loss_type == "l2" else Huber(args.loss_type, args.huber_schedule, args.huber_c)
         return cls(snr_gamma=args.snr_gamma, huber=huber)
 
@@ -50,15 +50,15 @@ class Objective(Protocol):
         ...
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return what the denoiser is to predict: the shape and dtype of `latents`."""
+        """Return the target of the prediction: the shape and dtype of `latents`."""
         ...
 
     def weights(self, timesteps: torch.Tensor, options: LossOptions) -> torch.Tensor | None:
-        """Return each sample's loss weight: float32, shape (B,); None weighs all alike."""
+        """Return each sample's loss weight: float32, shape (B,); None weights all samples equally."""
         ...
 
     def errors(self, timesteps: torch.Tensor, options: LossOptions) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return a function from differences, float32, shape (B, …), to each one's error, the same shape."""
+        """Return a function that maps differences, float32, shape (B, …), to errors of the same shape."""
         ...
 
 
@@ -68,17 +68,17 @@ SchedulerConfig = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveSpec:
-    """An objective's row: known without importing torch."""
+    """An objective's row in the registry, which does not import torch."""
 
     module: str
-    """The module with `load(scheduler_config, args: LoadArgs) -> Objective`."""
+    """The name of the module with `load(scheduler_config, args: LoadArgs) -> Objective`."""
     check: Callable[[SchedulerConfig], list[str]]
-    """Return notes on a base model's scheduler; raise ModelError for one that this objective is not for."""
+    """Returns notes on a base model's scheduler. Raises ModelError if it belongs to another objective."""
     prediction_type: Callable[[SchedulerConfig], PredictionType]
-    """Return what the base model was trained to predict. Raises ModelError."""
+    """Returns the quantity that the base model predicts. Raises ModelError."""
     num_train_timesteps: Callable[[SchedulerConfig], int]
-    """Return the number of timesteps; a timestep is an integer index below it. Raises ModelError."""
+    """Returns the number of timesteps; a timestep is an integer index below it. Raises ModelError."""
     timesteps: Callable[[TrainArgs, int], Timesteps]
-    """Return which timesteps are drawn, with their weights, of so many. Raises TaskError where none is left."""
+    """Returns the timesteps to draw and their weights, for a model's number of timesteps. Raises TaskError if none."""
     check_task: Callable[[TrainArgs, PredictionType], None]
-    """Raise TaskError for keys that make no sense with this prediction type."""
+    """Raises TaskError for keys that do not fit the prediction type."""

@@ -1,4 +1,4 @@
-"""The training objectives: one literal table."""
+"""The training objectives, by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from engine.models.family import LoadArgs
 
 OBJECTIVES: Final[dict[str, ObjectiveSpec]] = {"diffusion": DIFFUSION}
-"""What `FamilySpec.objective` names -> the objective."""
+"""`FamilySpec.objective` -> the objective's row."""
 
 
 def load(name: str, scheduler_config: SchedulerConfig, args: LoadArgs) -> Objective:
     """Return an objective for a base model's scheduler, on the device.
 
     Raises:
-        ModelError: a noise schedule that cannot be trained.
+        ModelError: the noise schedule cannot be trained.
     """
     module = importlib.import_module(OBJECTIVES[name].module)
     objective: Objective = module.load(scheduler_config, args)

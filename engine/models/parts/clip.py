@@ -1,4 +1,4 @@
-"""CLIP's text encoders (Radford et al. 2021, arXiv:2103.00020): captions to token ids, and rows of them joined."""
+"""Tokenise captions for CLIP's text encoders (Radford et al. 2021, arXiv:2103.00020), and join rows of text states."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from engine.models.family import Tensors
 
 
 def token_ids(tokenizer: Any, caption: str, chunks: int = 1) -> torch.Tensor:
-    """A caption's token ids, cut or padded to the encoder's full length: int64, shape (77,) for CLIP, on the CPU.
+    """Return a caption's token ids, truncated or padded to the encoder's length: int64, shape (77,), on the CPU.
 
-    With several chunks of shape (chunks, 77): the caption goes on in the next row after 75 tokens, wherever that is,
-    each row has a start and an end of its own, and rows that nothing is left for are those of an empty caption. These
-    are the rows that sd-scripts makes (`--max_token_length`, `_get_input_ids` in library/strategy_base.py), and ComfyUI
-    of a prompt without weights (`tokenize_with_weights` in comfy/sd1_clip.py).
+    With several chunks the shape is (chunks, 77): the caption continues in the next row after each 75 tokens, each row
+    has its own start and end token, and the remaining rows are those of an empty caption. sd-scripts makes the same
+    rows (`--max_token_length`, `_get_input_ids` in library/strategy_base.py), and so does ComfyUI for a prompt without
+    weights (`tokenize_with_weights` in comfy/sd1_clip.py).
     """
     length = tokenizer.model_max_length
-    # Always full-length rows: the bits must not depend on what else is encoded, or on its length.
+    # Rows of full length: the bits must not depend on other captions or their lengths.
     row = tokenizer("" if chunks > 1 else caption, max_length=length, padding="max_length", truncation=True).input_ids
     if chunks == 1:
         return torch.tensor(row)
@@ -30,21 +30,24 @@ def token_ids(tokenizer: Any, caption: str, chunks: int = 1) -> torch.Tensor:
 
 
 def encoder_rows(ids: torch.Tensor) -> torch.Tensor:
-    """Stacked `token_ids` as a text encoder takes them: shape (B x chunks, 77)."""
+    """Return stacked `token_ids` in the shape that a text encoder takes: (B x chunks, 77)."""
     return ids.reshape(-1, ids.shape[-1])
 
 
 def join_chunks(states: torch.Tensor, size: int) -> torch.Tensor:
-    """The states of a batch of `size` captions' rows, one row after the other: shape (B, chunks x 77, width).
+    """Return the text states of `size` captions with their rows concatenated: shape (B, chunks x 77, width).
 
-    Whole, with every start and end, as ComfyUI joins them (`encode_token_weights` in comfy/sd1_clip.py), where a LoRA
-    is used; sd-scripts trains on one start and one end (chunks x 75 + 2 states).
+    The rows keep their start and end tokens, as in ComfyUI (`encode_token_weights` in comfy/sd1_clip.py); sd-scripts
+    keeps one start and one end (chunks x 75 + 2 states).
     """
     return states.reshape(size, -1, states.shape[-1])
 
 
 @torch.no_grad()
 def embed_one(embed: Callable[[Tensors], Tensors], tokens: Tensors, device: torch.device) -> Tensors:
-    """One sample's tokens to its conditioning, on the CPU: as a batch of one, so that its bits are its own."""
+    """Return the conditioning of one sample's tokens, on the CPU.
+
+    The batch size is 1: the bits must not depend on other samples.
+    """
     conditioning = embed({name: ids.unsqueeze(0).to(device) for name, ids in tokens.items()})
     return {name: tensor[0].cpu() for name, tensor in conditioning.items()}

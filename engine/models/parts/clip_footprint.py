@@ -1,4 +1,4 @@
-"""How large CLIP's text encoders are, and what running or training one keeps. No torch."""
+"""Count the parameters of CLIP's text encoders and the memory of training them. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine.models.parts.tape import Config, Tape, count_of
 
 
 def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
-    """Walk a text encoder over `batch` captions of full length. Raises as `unet_footprint.unet` does."""
+    """Record a text encoder on `batch` captions of full length. Raises the errors of `unet_footprint.unet`."""
     width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
     length = int(config.get("max_position_embeddings", 77))
     rows, heads = batch * length, int(config.get("num_attention_heads", 8))
@@ -24,7 +24,7 @@ def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
         tape.linear(f"{name}.self_attn.out_proj", width, width, rows)
         tape.norm(width, rows)
         tape.linear(f"{name}.mlp.fc1", width, inner, rows, input_width=tape.norm_width)
-        # quick_gelu multiplies twice, and keeps a sigmoid.
+        # quick_gelu has two multiplications and keeps a sigmoid.
         tape.keep((3 if config.get("hidden_act", "quick_gelu") == "quick_gelu" else 1) * inner * rows, tape.width)
         tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
     tape.norm(width, rows)

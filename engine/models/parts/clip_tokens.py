@@ -1,4 +1,4 @@
-"""How many tokens a caption has, without transformers and torch: what `--plan` needs to know."""
+"""Count the tokens of captions, for `--plan`, without importing transformers or torch."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _NUM_SPECIAL: Final = 2
-"""Start and end of text."""
+"""The start token and the end token."""
 _DEFAULT_ROW: Final = 77
 
 
 class TokenCounter:
-    """A base model's CLIP tokenizer (Radford et al. 2021, arXiv:2103.00020, section 2.4), counting only."""
+    """A counter of tokens, with a base model's CLIP tokenizer (Radford et al. 2021, arXiv:2103.00020, section 2.4)."""
 
     def __init__(self, tokenizer: Tokenizer, row: object, chunks: int) -> None:
         self._tokenizer = tokenizer
         length = row if isinstance(row, int) and 2 < row < 10_000 else _DEFAULT_ROW
         self.limit = (length - _NUM_SPECIAL) * chunks
-        """Tokens that a caption may have, start and end aside, as `dataset.max_caption_tokens` counts them."""
+        """The tokens that a caption may have, start and end not counted, as in `dataset.max_caption_tokens`."""
 
     @classmethod
     def of_folder(cls, folder: Path, chunks: int = 1) -> TokenCounter:
-        """That of a model's tokenizer/; a caption may fill `chunks` rows. Raises ModelError."""
+        """Return the counter of a model's tokenizer/; a caption may fill `chunks` rows. Raises ModelError."""
         path = folder / "tokenizer_config.json"
         config = read_json(path) if path.is_file() else {}
         return cls(_load(folder), config.get("model_max_length"), chunks)
 
     @classmethod
     def of_single_file(cls, file: SingleFile, chunks: int = 1) -> TokenCounter:
-        """That which every single file leaves out; a caption may fill `chunks` rows."""
+        """Return the counter of CLIP's own tokenizer, which all single files use; a caption may fill `chunks` rows."""
         config = file.configs["tokenizer"]
         tokenizer = _clip(*read_vocabulary())
-        tokenizer.add_special_tokens([config["pad_token"]])  # which is no part of a word anymore, even if it is "!"
+        tokenizer.add_special_tokens([config["pad_token"]])  # then it is never part of a word, even if it is "!"
         return cls(tokenizer, config["model_max_length"], chunks)
 
     def count(self, caption: str) -> int:
-        """Tokens of a caption, start and end aside."""
+        """Return the number of tokens of a caption, start and end not counted."""
         return len(self._tokenizer.encode(caption, add_special_tokens=False).ids)
 
 
 def counter(folder: Path, file: SingleFile | None, chunks: int) -> TokenCounter | None:
-    """Return the counter of a folder's or a single file's tokenizer; None where it is not on disk."""
-    if file is not None:  # a tokenizer that lies beside it is another model's
+    """Return the counter of a folder's or a single file's tokenizer; None if it is not on disk. Raises ModelError."""
+    if file is not None:  # a tokenizer in the folder of a single file belongs to another model
         return TokenCounter.of_single_file(file, chunks)
     own = folder / "tokenizer"
     return TokenCounter.of_folder(own, chunks) if own.is_dir() else None
@@ -73,7 +73,7 @@ def _load(folder: Path) -> Tokenizer:
 
 
 def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
-    """Byte pair encoding of lower-cased text, with CLIP's way of splitting it into words."""
+    """Return a byte pair encoding of lower-cased text that splits words as CLIP does."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 

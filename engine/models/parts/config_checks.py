@@ -1,6 +1,6 @@
-"""What the configurations of a UNet, a VAE and text encoders must say. No torch.
+"""Check the configurations of a UNet, a VAE and text encoders. No torch.
 
-They are checked before anything heavy is imported or downloaded.
+The checks run before heavy libraries are imported and before weights are downloaded.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MOST: Final = {
     "max_position_embeddings": 1 << 16,
     "vocab_size": 1 << 22,
 }
-"""Upper bounds of what is built before weights are looked at, layer by layer or whole."""
+"""Upper bounds of sizes that a module is built with before its weights are checked."""
 _MOST_BLOCKS: Final = 64
 
 
 def require_bounds(config: Configs, *components: str) -> None:
-    """Raise ModelError for towers of layers, and for numbers that the training or the validation could not use."""
+    """Raise ModelError for excessive numbers of layers, and for values that training or validation cannot use."""
     for component in components:
         found = config(component)
         values = {key: found[key] for key in _MOST if found.get(key) is not None}
@@ -43,7 +43,7 @@ def require_bounds(config: Configs, *components: str) -> None:
 
 
 def _flat(value: Any) -> list[Any]:
-    """A value, or those of a list of values or lists."""
+    """Return the values of nested lists as one list."""
     return [inner for item in value for inner in _flat(item)] if isinstance(value, list) else [value]
 
 
@@ -56,7 +56,7 @@ def _is_scale(value: Any) -> bool:
 
 
 def require_text_to_image(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    """Raise ModelError unless the UNet takes and gives as many channels as the VAE has."""
+    """Raise ModelError unless the UNet's input and output have as many channels as the VAE's latents."""
     channels_in, channels_out = unet.get("in_channels", 4), unet.get("out_channels", 4)
     latent_channels = vae.get("latent_channels", 4)
     if channels_in != latent_channels or channels_out != latent_channels:

@@ -1,4 +1,4 @@
-"""Drawing with Diffusers' pipelines of Stable Diffusion."""
+"""Draw images with Diffusers' pipelines of Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.models.family import Drawing, Tensors
 def draw(
     pipeline: Any, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
 ) -> npt.NDArray[np.uint8]:
-    """Draw one image as `Family.draw` does, with a pipeline that consists of the family's parts."""
+    """Draw one image, as specified by `Family.draw`, with a pipeline that is made of the family's parts."""
 
     def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         after_step()
@@ -38,13 +38,13 @@ def draw(
 
 
 def encoding_chunks(base: Any, encode: Callable[[str], Tensors], names: tuple[str, ...]) -> Any:
-    """Return a pipeline class that encodes its prompts with `encode`, the way captions of several chunks are encoded.
+    """Return a pipeline class that encodes its prompts with `encode`, like captions of several chunks.
 
     Args:
         base: the pipeline's class in Diffusers.
-        encode: a prompt to its conditioning, without a batch axis.
-        names: the tensors of the conditioning that `base.encode_prompt` returns, in its order; for each of them that
-            of the prompt, then that of the negative prompt.
+        encode: returns a prompt's conditioning, without a batch axis.
+        names: the tensors of the conditioning in the order of `base.encode_prompt`, which returns each for the prompt
+            and then for the negative prompt.
     """
 
     class ChunkedPipeline(base):  # type: ignore[misc]  # Diffusers is not typed

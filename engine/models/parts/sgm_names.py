@@ -1,4 +1,4 @@
-"""The names that Stability AI's own code (generative-models) gives the modules of a UNet of Diffusers.
+"""Translate the module names of a Diffusers UNet to those of Stability AI's code (generative-models).
 
 There the UNet is three flat lists: each resnet of the downward path, with its attention, and each downsampler is one
 of `input_blocks`, each resnet of the upward path one of `output_blocks`. LoRA files for XL use these names.
@@ -31,22 +31,22 @@ class SgmNames:
     """The names of one UNet's linear and convolution layers."""
 
     resnets: tuple[int, ...]
-    """Of each block of the downward path; the upward path has one more in each, in the opposite order."""
+    """Resnets in each block of the downward path; the upward path has one more in each, in reverse order."""
     attended: tuple[bool, ...]
-    """Whether each block of the upward path has attention."""
+    """True for each block of the upward path that has attention."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """For the configuration of a UNet2DConditionModel."""
+        """Return the names for the configuration of a UNet2DConditionModel."""
         layers, blocks = config["layers_per_block"], len(config["down_block_types"])
         resnets = (layers,) * blocks if isinstance(layers, int) else tuple(layers)
         return cls(resnets, tuple(name.startswith("CrossAttn") for name in config["up_block_types"]))
 
     def name(self, module: str) -> str:
-        """A layer's name there, for its name in Diffusers, both with dots.
+        """Return a layer's name in Stability AI's code for its name in Diffusers, both with dots.
 
         Raises:
-            KeyError: no linear or convolution layer of such a UNet.
+            KeyError: it is not a linear or convolution layer of such a UNet.
         """
         if module in _OUTSIDE_BLOCKS:
             return _OUTSIDE_BLOCKS[module]

@@ -1,4 +1,4 @@
-"""The memory of a model made of CLIP's text encoders, a UNet and an `AutoencoderKL`. No torch."""
+"""Predict the memory of a model with CLIP text encoders, a UNet and an `AutoencoderKL`. No torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _CLIP_LENGTH: Final = 77
 def footprint(
     config: Configs, workload: Workload, *, text_encoders: Sequence[str], has_float32_vae: bool
 ) -> ImageEncoder:
-    """Record a training step on the workload's tapes, as `FamilySpec.footprint` does.
+    """Record a training step on the workload's tapes, as specified by `FamilySpec.footprint`.
 
     Args:
-        config: the base model's.
-        workload: whose tapes are filled in.
-        text_encoders: the names of its text encoders.
-        has_float32_vae: whether the VAE is in float32 whatever the task's precision.
+        config: the base model's configurations.
+        workload: its tapes are filled in.
+        text_encoders: the names of the text encoders' components.
+        has_float32_vae: True if the VAE is in float32 whatever the task's precision.
     """
     vae = config("vae")
     side = max(1, workload.resolution // 2 ** (len(vae["block_out_channels"]) - 1))

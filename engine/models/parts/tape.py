@@ -1,8 +1,8 @@
-"""A record of what training a model keeps in memory, filled in by walking its configuration. No torch.
+"""A record of the tensors that training a model keeps in memory, made from its configuration. No torch.
 
-Counted is what autograd keeps for the backward pass of frozen layers with adapters: the inputs of norms, activations,
-convolutions, of products of two tensors and of adapted layers; a frozen linear layer keeps nothing. Under autocast on
-CUDA norms are computed in float32 (on a CPU they are not). Nothing is kept before the first adapted layer.
+It counts what autograd keeps for the backward pass of frozen layers with adapters: the inputs of norms, activations,
+convolutions, products of two tensors, and adapted layers; a frozen linear layer keeps nothing. Under autocast on CUDA
+norms are computed in float32 (on a CPU they are not). Nothing is kept before the first adapted layer.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from typing import Any, Final
 Config = Mapping[str, Any]
 
 _MAX_LAYERS: Final = 1000
-"""The highest count of layers that is accepted; more is no model, and walking it would take forever."""
+"""Limit on the number of layers: a malformed configuration could give any number."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Tape:
-    """What a walk finds: parameters by number, activations in bytes."""
+    """The counts of a model: parameters by number, kept activations in bytes."""
 
     is_adapted: Callable[[str], bool]
     rank: int
     width: int
     """Bytes of a value in the task's precision."""
     norm_width: int
-    """Bytes of a value that goes into or comes out of a norm."""
+    """Bytes of a value in the input or output of a norm."""
     is_dropping: bool = False
+    """True if adapters have dropout."""
     is_traced: bool = False
-    """Whether gradients flow through what comes next."""
+    """True if gradients flow through the following layers."""
     parameters: int = 0
     trained: int = 0
-    """Trained parameters, which adapters have."""
+    """Trained parameters, those of the adapters."""
     kept: int = 0
-    """For the backward pass, all in all."""
+    """Bytes kept for the backward pass."""
     kept_outside: int = 0
-    """Of them, outside of the blocks that are computed again with gradient checkpointing, and these blocks' inputs."""
+    """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
     highest: int = 0
-    """With gradient checkpointing, the most that is kept while one of these blocks is computed again."""
+    """The most bytes kept with gradient checkpointing while a block is recomputed."""
     largest: int = 0
-    """The largest single tensor."""
+    """Bytes of the largest single tensor."""
     _block: int | None = None
 
     def keep(self, values: int, width: int) -> None:
-        """Something kept for the backward pass."""
+        """Record a tensor of so many values that is kept for the backward pass; `width` is the bytes of a value."""
         self.largest = max(self.largest, values * width)
         if not self.is_traced:
             return
@@ -58,7 +59,7 @@ class Tape:
 
     @contextmanager
     def block(self, values: int, *, is_recomputed: bool = True) -> Iterator[None]:
-        """A block whose input of so many values is all that is kept of it with gradient checkpointing."""
+        """Return a context for a block of which gradient checkpointing keeps only the input of so many values."""
         if not is_recomputed:
             yield
             return
@@ -66,16 +67,16 @@ class Tape:
         self._block = 0
         yield
         inside, self._block = self._block, None
-        # A block before the first adapted layer keeps nothing; the first one that holds such a layer, its input.
+        # A block before the first adapted layer keeps nothing; the block with that layer keeps its input.
         if traced or self.is_traced:
             self.kept_outside += values * self.width
-        # By then, what came after it has been used and let go.
+        # When the block is recomputed, the tensors of later layers are already freed.
         self.highest = max(self.highest, self.kept_outside + inside)
 
     def peak(self, *, recompute: bool) -> int:
-        """Bytes at the peak of the forward and backward pass; `recompute` is gradient checkpointing."""
+        """Return the peak bytes of the forward and backward pass; `recompute` is gradient checkpointing."""
         kept = max(self.highest, self.kept_outside) if recompute else self.kept
-        # Besides what is kept there is what is being computed: about as much as the largest tensor.
+        # The current operation needs about as much as the largest tensor, besides the kept tensors.
         return kept + self.largest
 
     def norm(self, channels: int, rows: int) -> None:
@@ -83,12 +84,12 @@ class Tape:
         self.keep(channels * rows, self.norm_width)
 
     def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
-        """A convolution that reads `rows` places of all samples; `is_kept` when something else keeps its input."""
+        """Record a convolution over `rows` positions of all samples; `is_kept` if its input is already counted."""
         self.parameters += inputs * outputs * size**2 + outputs
         if self.is_adapted(name):
             self.is_traced = True
             self.trained += self.rank * (inputs * size**2 + outputs)
-            # PEFT's path casts the input once more; dropped, it is another tensor, with a mask.
+            # PEFT casts the input again; with dropout it is another tensor, with a mask.
             copies = self.width if self.width < 4 or self.is_dropping else 0
             self.keep(inputs * rows, copies + self.is_dropping)
             self.keep(self.rank * rows, self.width)
@@ -98,7 +99,10 @@ class Tape:
     def linear(
         self, name: str, inputs: int, outputs: int, rows: int, *, bias: bool = True, input_width: int = 0
     ) -> bool:
-        """A linear layer; `input_width` of its input where nothing else keeps that. True when it is adapted."""
+        """Record a linear layer, and return whether it has an adapter.
+
+        `input_width` is the bytes of a value of its input, 0 if the input is already counted.
+        """
         self.parameters += inputs * outputs + bias * outputs
         if not self.is_adapted(name):
             return False
@@ -119,12 +123,12 @@ def linear_parameters(inputs: int, outputs: int) -> int:
 
 def count_of(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _MAX_LAYERS:
-        raise ValueError(f"{value!r} is no number of layers")
+        raise ValueError(f"{value!r} is not a number of layers")
     return value
 
 
 def each_level(value: Any, length: int) -> list[int]:
-    """One number for each resolution, from a list or a number for all of them."""
+    """Return a number for each resolution, from a list, or from one number for all of them. Raises ValueError."""
     found = [count_of(item) for item in value] if isinstance(value, list | tuple) else [count_of(value)] * length
     if len(found) != length or math.prod((len(found), sum(found))) > _MAX_LAYERS**2:
         raise ValueError(f"{value!r} is not for {length} resolutions")

@@ -1,4 +1,4 @@
-"""How large a `UNet2DConditionModel` is, and what training it keeps. No torch."""
+"""Count the parameters of a `UNet2DConditionModel` and the memory of training it. No torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final
 from engine.models.parts.tape import Config, Tape, each_level
 
 _MAX_BLOCKS: Final = 2_000
-"""The highest count of attention blocks on one side of a UNet; published models have some twenty."""
+"""Limit on the attention blocks on one side of a UNet; published models have about twenty."""
 
 
 def unet(config: Config, tape: Tape, *, batch: int, side: int, text_length: int, text_is_traced: bool = False) -> None:
-    """Walk a `UNet2DConditionModel` over `batch` latents of `side` x `side`.
+    """Record a `UNet2DConditionModel` on `batch` latents of `side` x `side`.
 
     Raises:
-        KeyError, TypeError, ValueError, IndexError: no such configuration.
+        KeyError, TypeError, ValueError, IndexError: the configuration is not that of such a UNet.
     """
     walk = _UNet(config, tape, batch, text_length)
     walk.tape.is_traced = text_is_traced
@@ -29,7 +29,7 @@ class _UNet:
         self.layers = each_level(config.get("layers_per_block", 2), depth)
         self.depths = each_level(config.get("transformer_layers_per_block", 1), depth)
         if sum(layers * depth for layers, depth in zip(self.layers, self.depths, strict=True)) > _MAX_BLOCKS:
-            raise ValueError("no model has so many blocks")
+            raise ValueError("too many attention blocks")
         heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
         self.heads = each_level(heads, depth)
         self.text_rows = batch * text_length
@@ -57,7 +57,7 @@ class _UNet:
                 side = (side + 1) // 2
                 rows = self.batch * side**2
                 skips.append(width)
-        # Diffusers' checkpointing leaves the middle's first one out.
+        # Diffusers does not checkpoint the first resnet of the middle block.
         self._resnet("mid_block.resnets.0", width, width, rows, is_recomputed=False)
         self._transformer("mid_block.attentions.0", len(self.widths) - 1, width, rows)
         self._resnet("mid_block.resnets.1", width, width, rows)
@@ -99,7 +99,7 @@ class _UNet:
             tape.keep(outputs * rows, tape.norm_width)
             tape.conv(f"{name}.conv2", outputs, outputs, rows)
             if inputs != outputs:
-                # Where the norm keeps a cast of the block's input, this keeps the input itself.
+                # If the norm keeps a cast of the block's input, the shortcut keeps the input itself.
                 is_kept = tape.width == tape.norm_width
                 tape.conv(f"{name}.conv_shortcut", inputs, outputs, rows, size=1, is_kept=is_kept)
 
@@ -126,13 +126,13 @@ class _UNet:
         self._attention(f"{name}.attn2", width, rows, heads, is_cross=True)
         tape.norm(width, rows)
         tape.linear(f"{name}.ff.net.0.proj", width, 8 * width, rows, input_width=tape.norm_width)
-        # The gate, what it opens, and what came of the gate (GEGLU).
+        # GEGLU keeps its input (values and gate) and the activated gate.
         tape.keep(8 * width * rows, tape.width)
         tape.keep(4 * width * rows, tape.width)
         tape.linear(f"{name}.ff.net.2", 4 * width, width, rows, input_width=tape.width)
 
     def _attention(self, name: str, width: int, rows: int, heads: int, *, is_cross: bool) -> None:
-        """Of the places among themselves, or of the places to the text's."""
+        """Record an attention: self-attention over the positions, or cross-attention to the text (`is_cross`)."""
         tape = self.tape
         context, context_rows = (self.text_width, self.text_rows) if is_cross else (width, rows)
         shared = tape.linear(f"{name}.to_q", width, width, rows, bias=False, input_width=tape.norm_width)
@@ -144,7 +144,7 @@ class _UNet:
             )
             shared |= found
             self.has_text |= found and is_cross
-        tape.keep(2 * width * rows, tape.width)  # queries and what comes out
-        tape.keep(2 * width * context_rows, tape.width)
+        tape.keep(2 * width * rows, tape.width)  # queries and output
+        tape.keep(2 * width * context_rows, tape.width)  # keys and values
         tape.keep(heads * rows, 4)  # the softmax's logarithms
         tape.linear(f"{name}.to_out.0", width, width, rows)

@@ -1,4 +1,4 @@
-"""The latents of an image (Rombach et al. 2022, arXiv:2112.10752): an `AutoencoderKL` as the training sees it."""
+"""Encode images to latents with an `AutoencoderKL` (Rombach et al. 2022, arXiv:2112.10752)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from engine.models.family import Tensors
 
 
 class ImageLatents:
-    """A VAE as the training sees it: images to the moments of their latents, and latents drawn from these."""
+    """A VAE that encodes images to the moments of their latents, and draws latents from them."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self._vae = vae
 
     def shape(self, height: int, width: int) -> tuple[int, ...]:
-        """(channels, height, width) of the latents of an image of this size in pixels."""
+        """Return the shape (channels, height, width) of the latents of an image of this size in pixels."""
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
         return (self._vae.config.latent_channels, height // factor, width // factor)
 
     @torch.no_grad()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
-        """One image, uint8 (H, W, 3), to `mean` and `logvar`, in the VAE's dtype, on the CPU."""
+        """Encode one image, uint8 (H, W, 3), to `mean` and `logvar`, in the VAE's dtype, on the CPU."""
         image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(torch.float32) / 127.5 - 1.0
         posterior = self._vae.encode(image.to(self._vae.device, self._vae.dtype)).latent_dist
         return {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
 
     def sample(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
-        """Mean + standard deviation x noise, in float32 (Kingma & Welling 2014, arXiv:1312.6114, section 2.4)."""
+        """Return scaled mean + standard deviation x noise: float32 (Kingma & Welling 2014, arXiv:1312.6114, 2.4)."""
         deviation = torch.exp(0.5 * moments["logvar"].to(torch.float32))
         drawn = moments["mean"].to(torch.float32) + deviation * noise
         latents: torch.Tensor = drawn * self._vae.config.scaling_factor

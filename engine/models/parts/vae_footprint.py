@@ -1,4 +1,4 @@
-"""How large an `AutoencoderKL` is, and what encoding and decoding an image takes. No torch."""
+"""Count the parameters of an `AutoencoderKL` and the memory of encoding and decoding an image. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engine.models.parts.tape import Config, conv_parameters, count_of, linear_p
 
 
 def vae_parameters(config: Config) -> int:
-    """Return its number of parameters. Raises as `unet_footprint.unet` does."""
+    """Return the number of parameters of a VAE. Raises the errors of `unet_footprint.unet`."""
     widths: list[int] = list(config["block_out_channels"])
     latent = int(config.get("latent_channels", 4))
     layers = count_of(config.get("layers_per_block", 1))
@@ -26,11 +26,11 @@ def vae_parameters(config: Config) -> int:
 
 
 def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
-    """Return the bytes that encoding or decoding one image of `side` x `side` holds at its peak, without gradients.
+    """Return the peak bytes of encoding or decoding one image of `side` x `side` pixels, without gradients.
 
-    That is in the residual blocks at full size. Encoding: what came to this size, and at the end of a block its input,
-    what is added to it, the sum, and the sum scaled. Decoding: a block's input, which is wider, its norm, and what the
-    norm's activation gives.
+    The peak is in the residual blocks at full resolution. Encoding holds the input at this resolution and, at the end
+    of a block, its input, the residual, their sum, and the scaled sum. Decoding holds a block's input, which is wider,
+    its norm, and the activation of the norm.
     """
     widths: list[int] = list(config["block_out_channels"])
     values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]

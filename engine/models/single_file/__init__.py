@@ -1,4 +1,4 @@
-"""A whole model in one safetensors file, as model sites offer it: what it is, how it is configured. No torch here."""
+"""A base model in one safetensors file, as model sites offer it: its kind and its configurations. No torch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class SingleFile:
 
     path: Path
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     layout: Layout
     configs: Mapping[str, Mapping[str, Any]]
-    """Component -> its configuration, as Diffusers' folder would have it in config.json (or scheduler_config.json)."""
+    """Component -> its configuration, as in the config.json (or scheduler_config.json) of a Diffusers folder."""
 
     def part(self, component: str) -> Part:
-        """Where a component's weights are.
+        """Return the part of the file that holds a component's weights.
 
         Raises:
             ModelError: this layout has no such component.
@@ -34,19 +34,19 @@ class SingleFile:
         try:
             return self.layout.parts[component]
         except KeyError:
-            raise ModelError(f"the base model {self.name} holds no {component}") from None
+            raise ModelError(f"the base model {self.name} has no {component}") from None
 
 
 def inspect(path: Path, name: str, report: Callable[[str], None]) -> SingleFile:
-    """What a file holds, by its header alone.
+    """Return the kind and the configurations of a model in one file, from the file's header alone.
 
     Args:
         path: the file.
-        name: what messages call it.
-        report: called with a line that says what it is, and what had to be assumed.
+        name: its name in messages.
+        report: called with a line about the model and what was assumed.
 
     Raises:
-        ModelError: no safetensors file, or none that holds a whole Stable Diffusion; says what it is.
+        ModelError: not a safetensors file, or not a complete Stable Diffusion; the message names what it is.
     """
     header = read_header(path, name)
     layout = detect(header, name)
@@ -54,6 +54,6 @@ def inspect(path: Path, name: str, report: Callable[[str], None]) -> SingleFile:
     prediction = configs["scheduler"]["prediction_type"]
     source = "as the file says"
     if said_prediction(header) is None:
-        source = "assumed, as the file does not say: train_args.prediction_type names another"
+        source = "assumed, since the file does not say; train_args.prediction_type can name another"
     report(f"base model: a single file of {layout.title} that predicts {prediction} ({source})")
     return SingleFile(path=path, name=name, layout=layout, configs=configs)

@@ -1,4 +1,4 @@
-"""The header of a safetensors file from a stranger: names, dtypes and shapes of its tensors, without reading one."""
+"""Read the header of an untrusted safetensors file: names, dtypes and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 
 MAX_HEADER_BYTES: Final = 16 << 20
-"""A whole Stable Diffusion XL has 0.4 MB. The parsed header takes about ten times its bytes in memory."""
+"""Limit on the header: that of a whole Stable Diffusion XL has 0.4 MB. Parsed, it takes about ten times its bytes."""
 
 _PEEK_BYTES: Final = 512
 _ITEM_BITS: Final = {
@@ -31,7 +31,7 @@ _OTHER_FORMATS: Final = (
 )
 _ADVICE: Final = {
     "pickle": "convert it to safetensors (docs/task.md says how)",
-    "GGUF": "take the model's fp16 or full-precision .safetensors file",
+    "GGUF": "use the model's fp16 or full-precision .safetensors file",
     "LFS": "get it by `git lfs pull`",
     "web": "give the address of the download itself (on the Hub, /resolve/ in place of /blob/)",
 }
@@ -39,7 +39,7 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What the header says of one tensor."""
+    """A tensor's entry in the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,13 +54,13 @@ class Header:
 
 
 def read_header(path: Path, name: str) -> Header:
-    """Read and check a safetensors file's header. `name` is what messages call the file.
+    """Read and check a safetensors file's header. `name` is the file's name in messages.
 
-    Every tensor lies inside the file and has the bytes that its shape and dtype ask for, so nothing that is computed
-    from the shapes can be larger than the file.
+    Every tensor is inside the file and has the number of bytes of its shape and dtype, so that sizes computed from the
+    shapes cannot exceed the file's.
 
     Raises:
-        ModelError: not such a file (says what it is instead, where it shows), cut short, or malformed.
+        ModelError: it is not a safetensors file (the message names its format, if known), truncated, or malformed.
     """
     try:
         with path.open("rb") as file:
@@ -85,14 +85,14 @@ def read_header(path: Path, name: str) -> Header:
 
 
 def _tensor(entry: Any, num_bytes: int) -> Tensor:
-    """One entry. Raises EOFError where its bytes lie behind the end of the file, ValueError where it is nonsense."""
+    """Return one entry. Raises EOFError if its bytes are beyond the end of the file, ValueError if it is malformed."""
     begin, end = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
-        raise ValueError("no natural number")
+        raise ValueError("not a natural number")
     if end > num_bytes:
         raise EOFError
-    # A dtype that came after this program: its tensors are refused where weights are expected.
+    # An unknown dtype is accepted here; its tensors are refused where weights are expected.
     bits = _ITEM_BITS.get(dtype)
     if begin > end or (bits and math.prod(shape) * bits != (end - begin) * 8):
         raise ValueError("shape and bytes disagree")

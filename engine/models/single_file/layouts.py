@@ -1,4 +1,4 @@
-"""Which model a single file holds, by its tensors' names and shapes; what is none of ours is named and refused."""
+"""Detect the model in a single file by its tensors' names and shapes, and refuse other models by name."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from engine.models.single_file.header import Header
 UNET: Final = "model.diffusion_model."
 VAE: Final = "first_stage_model."
 INDEX: Final = ""
-"""The component whose configuration is the pipeline's own, Diffusers' model_index.json."""
+"""The component name under which the pipeline's own configuration (model_index.json) is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Where a component's weights are in the file, and in whose names."""
+    """The part of a file with a component's weights: its prefix, and the naming scheme of its tensors."""
 
     kind: str
-    """`unet`, `vae`: the original Stable Diffusion's names; `clip`: transformers'; `open_clip`: OpenCLIP's."""
+    """The naming scheme: `unet` or `vae` (original Stable Diffusion), `clip` (transformers), `open_clip` (OpenCLIP)."""
     prefix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """One way to put a whole model into one file."""
+    """A layout of a whole model in one file."""
 
     title: str
     pipeline: str
-    """Diffusers' pipeline class: the key of the family's row."""
+    """Diffusers' pipeline class: the family's key in the registry."""
     marks: tuple[str, ...]
-    """Prefixes that only this layout has, all of them."""
+    """Prefixes that a file of this layout has, all of them, and other layouts do not have."""
     parts: Mapping[str, Part]
     """Component with weights -> its place in the file."""
     configs_file: str
     assumed_prediction: str
-    """What the best-known models of this layout predict: the weights do not say."""
+    """The prediction type of the best-known models of this layout: it cannot be told from the weights."""
 
     def skeleton(self) -> dict[str, dict[str, Any]]:
-        """Component -> the configuration of the best-known model of this layout."""
+        """The configurations of the best-known model of this layout, by component."""
         value: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / self.configs_file).read_bytes())
         return value
 
@@ -82,7 +82,7 @@ LAYOUTS: Final = (
     ),
 )
 
-_FOLDER: Final = "give the whole folder in Diffusers' layout"
+_FOLDER: Final = "name the whole folder in Diffusers' layout"
 _OTHERS: Final = tuple(
     (re.compile(pattern), what)
     for pattern, what in (
@@ -100,8 +100,8 @@ _OTHERS: Final = tuple(
         (r"double_layers\.\d", "an AuraFlow"),
         (r"cap_embedder\.", "a Lumina or Z-Image model"),
         (r"^clip_txt_mapper\.|\.channelwise\.", "a Stable Cascade"),
-        (r"^edm_", "a model of the EDM kind (Playground 2.5, CosXL), whose noise is scaled in another way"),
-        (r"^conditioner\.embedders\.0\.model\.", "a Stable Diffusion XL refiner, which only finishes images"),
+        (r"^edm_", "an EDM model (Playground 2.5, CosXL), whose noise is scaled in another way"),
+        (r"^conditioner\.embedders\.0\.model\.", "a Stable Diffusion XL refiner, which only refines images"),
         (r"^depth_model\.", "a depth-to-image model"),
         (r"^noise_augmentor\.|^embedder\.model\.", "an image-variation model (unCLIP)"),
         (r"^(down_blocks|mid_block|up_blocks)\.", f"a UNet alone, in Diffusers' layout; {_FOLDER}"),
@@ -109,7 +109,7 @@ _OTHERS: Final = tuple(
         (r"^(text_model\.|transformer\.resblocks\.)", f"a text encoder alone; {_FOLDER}"),
     )
 )
-"""Tried in this order on all names: what a file can be other than a text-to-image Stable Diffusion."""
+"""Patterns of tensor names -> kinds of files that are not a text-to-image Stable Diffusion, tried in this order."""
 
 _CHANNELS: Final = {
     9: "an inpainting model",
@@ -127,14 +127,14 @@ _SIZES: Final[Mapping[str, Callable[[sizes.Shapes, Mapping[str, Any]], sizes.Con
 
 
 def detect(header: Header, name: str) -> Layout:
-    """The layout of a file.
+    """Return the layout of a file.
 
     Args:
-        header: of the file.
-        name: what messages call it.
+        header: the file's header.
+        name: its name in messages.
 
     Raises:
-        ModelError: no whole text-to-image Stable Diffusion; says what it seems to be.
+        ModelError: not a whole text-to-image Stable Diffusion; the message names what it seems to be.
     """
     names = header.tensors
     complete = [layout for layout in LAYOUTS if all(_has(names, mark) for mark in layout.marks)]
@@ -146,7 +146,7 @@ def detect(header: Header, name: str) -> Layout:
     if not _has(names, f"{UNET}input_blocks."):
         first = ", ".join(sorted(names)[:2])
         raise ModelError(
-            f"the base model {name} is no Stable Diffusion that this program knows (its tensors: {first[:120]}, …)"
+            f"the base model {name} is not a Stable Diffusion that this program knows (its tensors: {first[:120]}, …)"
         )
     shape = names[f"{UNET}input_blocks.0.0.weight"].shape if f"{UNET}input_blocks.0.0.weight" in names else ()
     if len(shape) == 4 and shape[1] in _CHANNELS:
@@ -156,12 +156,12 @@ def detect(header: Header, name: str) -> Layout:
         )
     missing = [what for what, there in (("text encoder", complete), ("VAE", _has(names, VAE))) if not there]
     if missing:
-        raise ModelError(f"the base model {name} holds no {' and no '.join(missing)}; take the whole checkpoint")
+        raise ModelError(f"the base model {name} has no {' and no '.join(missing)}; use the whole checkpoint")
     return complete[0]
 
 
 def configurations(header: Header, layout: Layout) -> dict[str, dict[str, Any]]:
-    """Component -> its configuration in Diffusers' or transformers' form, sizes as in the file.
+    """Return component -> its configuration in the form of Diffusers or transformers, with the sizes in the file.
 
     Raises:
         ModelError: incomplete, irregular or quantised.
@@ -174,7 +174,7 @@ def configurations(header: Header, layout: Layout) -> dict[str, dict[str, Any]]:
         if foreign := sorted({tensor.dtype for key, tensor in inside.items() if not is_buffer(key)} - _FLOATS):
             raise ModelError(
                 f"the base model's {component} is stored as {', '.join(foreign)}, a quantised form; "
-                "take the fp16 or the full-precision file"
+                "use the fp16 or the full-precision file"
             )
         shapes = {key: tensor.shape for key, tensor in inside.items()}
         configs[component] = _SIZES[part.kind](shapes, configs[component])
@@ -184,10 +184,10 @@ def configurations(header: Header, layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def said_prediction(header: Header) -> str | None:
-    """What the file says that the model predicts, None where it does not say.
+    """Return the prediction type that the file gives, None if it gives none.
 
-    A tensor named `v_pred` is a convention of velocity-predicting models, `modelspec.prediction_type` one of
-    Stability AI's model metadata specification.
+    A tensor named `v_pred` is a convention for velocity prediction; `modelspec.prediction_type` is a key of Stability
+    AI's model metadata specification.
     """
     if "v_pred" in header.tensors:
         return "v_prediction"
@@ -196,7 +196,7 @@ def said_prediction(header: Header) -> str | None:
 
 
 def original_name(key: str, part: Part) -> str:
-    """A tensor's name inside its part. Some old files leave the level `text_model` out of CLIP's names."""
+    """Return a tensor's name inside its part. Some old files leave `text_model` out of CLIP's names."""
     name = key.removeprefix(part.prefix)
     if part.kind == "clip" and re.match(r"(embeddings|encoder|final_layer_norm)\.", name):
         return f"text_model.{name}"
@@ -204,16 +204,16 @@ def original_name(key: str, part: Part) -> str:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a text encoder's tensor is no weight of it: the numbers 0 … 76, or the scale of CLIP's logits."""
+    """Return whether a text encoder's tensor is not a weight: the position ids 0 … 76, or CLIP's logit scale."""
     return name.endswith("position_ids") or name == "logit_scale"
 
 
 def _scheduler(header: Header, skeleton: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     config = {**skeleton, "prediction_type": said_prediction(header) or layout.assumed_prediction}
     if "ztsnr" in header.tensors:
-        # Trained on a schedule that ends in pure noise (Lin et al. 2023, arXiv:2305.08891, section 3.1).
+        # The model was trained on a schedule that ends in pure noise (Lin et al. 2023, arXiv:2305.08891, section 3.1).
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if config["_class_name"] == "PNDMScheduler":  # which cannot
+        if config["_class_name"] == "PNDMScheduler":  # which does not support this
             del config["skip_prk_steps"]
             config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
     return config

@@ -1,7 +1,7 @@
-"""From the shapes of a checkpoint's tensors to the configurations of its parts.
+"""Derive the configurations of a model's parts from the shapes of its tensors.
 
-A layout's configuration (`sd1.json` and its kin) says what shapes cannot: normalisation groups, activation, the size of
-an attention head. What they can say is read from them, so a smaller, larger or distilled model is no special case.
+A layout's configuration (`sd1.json` and others) gives what shapes do not show: normalisation groups, activation, the
+size of an attention head. Everything else is read from the shapes, so that smaller, larger and distilled models work.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
 
 HEAD_WIDTH: Final = 64
-"""Channels of an attention head in all of CLIP's text encoders, and in the UNets of SD 2.x and XL."""
+"""Channels of an attention head in CLIP's text encoders, and in the UNets of SD 2.x and XL."""
 
 
 def unet(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
-    """The configuration of a UNet in the original names (`input_blocks.1.0.…`).
+    """Return the configuration of a UNet with the original names (`input_blocks.1.0.…`).
 
     Raises:
-        ModelError: its blocks are not regular, as in some distilled models.
+        ModelError: its blocks are irregular, as in some distilled models.
     """
     levels = _unet_levels(shapes)
     middle = _depth(shapes, "middle_block.1")
     if not levels or not middle or any(len(set(level)) != 1 or len(level) != len(levels[0]) for level in levels):
-        raise ModelError("the base model's UNet has an irregular shape; take it as a folder in Diffusers' layout")
+        raise ModelError("the base model's UNet has an irregular shape; use a folder in Diffusers' layout")
     channels = [level[0][0] for level in levels]
     depths = [level[0][1] for level in levels]
     attends = [depth > 0 for depth in depths]
@@ -47,7 +47,7 @@ def unet(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
         "use_linear_projection": len(_shape(shapes, "middle_block.1.proj_in.weight")) == 2,
     }
     if isinstance(skeleton["attention_head_dim"], list):
-        # Diffusers' name is wrong for Stable Diffusion: it holds the number of heads.
+        # Diffusers' name is misleading for Stable Diffusion: the value is the number of heads.
         config["attention_head_dim"] = [max(1, width // HEAD_WIDTH) for width in channels]
     if "projection_class_embeddings_input_dim" in skeleton:
         config["projection_class_embeddings_input_dim"] = _shape(shapes, "label_emb.0.0.weight")[1]
@@ -55,7 +55,7 @@ def unet(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
 
 
 def _unet_levels(shapes: Shapes) -> list[list[tuple[int, int]]]:
-    """For each resolution of the way down its residual blocks: output channels, transformer layers behind it."""
+    """Return for each resolution of the downward path its residual blocks: output channels, transformer layers."""
     levels: list[list[tuple[int, int]]] = [[]]
     index = 1
     while True:
@@ -74,7 +74,7 @@ def _depth(shapes: Shapes, attention: str) -> int:
 
 
 def vae(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
-    """The configuration of an autoencoder in the original names (`encoder.down.0.block.0.…`)."""
+    """Return the configuration of an autoencoder with the original names (`encoder.down.0.block.0.…`)."""
     num_levels = max(1, _count(shapes, lambda k: f"encoder.down.{k}.block.0.conv1.weight"))
     return {
         **skeleton,
@@ -89,7 +89,7 @@ def vae(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
 
 
 def clip(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
-    """The configuration of a text encoder in transformers' names (`text_model.embeddings.…`)."""
+    """Return the configuration of a text encoder with transformers' names (`text_model.embeddings.…`)."""
     tokens, width = _shape(shapes, "text_model.embeddings.token_embedding.weight")[:2]
     return {
         **skeleton,
@@ -103,7 +103,7 @@ def clip(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
 
 
 def open_clip(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
-    """The configuration of a text encoder in OpenCLIP's names (`transformer.resblocks.0.…`)."""
+    """Return the configuration of a text encoder with OpenCLIP's names (`transformer.resblocks.0.…`)."""
     tokens, width = _shape(shapes, "token_embedding.weight")[:2]
     config = {
         **skeleton,
@@ -117,8 +117,8 @@ def open_clip(shapes: Shapes, skeleton: Mapping[str, Any]) -> Config:
     if skeleton["architectures"] == ["CLIPTextModelWithProjection"]:
         config["projection_dim"] = _shape(shapes, "text_projection")[1]
     elif "text_projection" in shapes or config["num_hidden_layers"] == _WHOLE_VIT_H:
-        # Stable Diffusion 2.x takes the states before the last layer, so Diffusers leaves that one out, and so do files
-        # that were written from Diffusers' layout.
+        # Stable Diffusion 2.x uses the states before the last layer, so Diffusers leaves that layer out; files that
+        # were written from Diffusers' layout do not have it.
         config["num_hidden_layers"] -= 1
     return config
 
@@ -129,12 +129,12 @@ _WHOLE_VIT_H: Final = 24
 def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     found = shapes.get(name)
     if found is None or len(found) < 2:
-        raise ModelError(f"the base model's file is incomplete: it has no {name}, or not as a matrix")
+        raise ModelError(f"the base model's file is incomplete: {name} is missing or has too few dimensions")
     return found
 
 
 def _count(shapes: Shapes, name: Callable[[int], str]) -> int:
-    """How many of the tensors with this name and the numbers 0, 1, … there are."""
+    """Return the number of consecutive tensors with this name and the numbers 0, 1, …"""
     number = 0
     while name(number) in shapes:
         number += 1

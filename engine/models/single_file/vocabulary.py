@@ -1,4 +1,4 @@
-"""CLIP's vocabulary, which single files leave out: every layout's text encoders share it. No torch here."""
+"""CLIP's vocabulary, which single files leave out: the text encoders of all layouts share it. No torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ MERGES: Final = Path(__file__).parent / "clip-merges.txt"
 
 
 def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Each token's id, and the merges.
+    """Return token -> id, and the merges.
 
-    The tokens are the 256 bytes, the same at a word's end, one for each merge, and the two marks (Radford et al. 2021,
-    arXiv:2103.00020, section 2.4).
+    The tokens are the 256 bytes, the 256 bytes at the end of a word, one for each merge, and the start and end of text
+    (Radford et al. 2021, arXiv:2103.00020, section 2.4).
     """
     merges = MERGES.read_text(encoding="utf-8").split("\n")[:-1]
     letters = _byte_letters()
@@ -23,6 +23,6 @@ def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes, in the vocabulary's order."""
+    """Return GPT-2's printable characters for the 256 bytes, in the order of the vocabulary."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(256 - len(printable))]

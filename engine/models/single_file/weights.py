@@ -1,4 +1,4 @@
-"""A single file's parts as loaded modules: Diffusers' converters between the names, and nothing left to chance."""
+"""Load a single file's parts as modules strictly, with Diffusers' converters of tensor names."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from engine.models.single_file.vocabulary import read_vocabulary
 Tensors = dict[str, torch.Tensor]
 
 _IGNORED: Final = ("loss.", "model_ema.")
-"""What the training of an autoencoder may have left in the file."""
+"""Prefixes of tensors that the training of an autoencoder may have left in the file."""
 
 
 def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
-    """A component with its weights, on the CPU, in memory of its own.
+    """Load a component with its weights, on the CPU, not memory-mapped.
 
     Args:
         cls: the component's class in Diffusers or transformers.
         file: the base model.
         component: its name in Diffusers' layout.
-        dtype: of its weights.
+        dtype: the dtype of its weights.
 
     Raises:
-        Exception: whatever the libraries' converters and constructors raise, and RuntimeError with the names of weights
-            that are missing, left over, or of another shape than the configuration says.
+        Exception: any error of the libraries' converters and constructors; RuntimeError if weights are missing, left
+            over, or of another shape than in the configuration.
     """
     part, config = file.part(component), dict(file.configs[component])
     with init_empty_weights(include_buffers=False):
@@ -46,7 +46,7 @@ def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
     tensors = _CONVERT[part.kind](original, module)
     if left := _num_elements(original) - _num_elements(tensors):
         raise RuntimeError(f"{left:,} of its {_num_elements(original):,} weights have no place in a {cls.__name__}")
-    # Some text encoders' files carry a projection that this class does without.
+    # Some files have a projection that this class of text encoder does not use.
     if "text_projection.weight" not in module.state_dict():
         tensors.pop("text_projection.weight", None)
     module.load_state_dict(tensors, strict=True, assign=True)
@@ -54,13 +54,13 @@ def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
 
 
 def build_tokenizer(cls: Any, file: SingleFile, component: str) -> Any:
-    """CLIP's tokenizer: every layout's text encoders share one vocabulary, and differ in what fills a caption up."""
+    """Return CLIP's tokenizer. All layouts share one vocabulary; they differ in the padding token."""
     vocabulary, merges = read_vocabulary()
     return cls(vocab=vocabulary, merges=merges, **file.configs[component])
 
 
 def _read(path: Path, part: Part, dtype: torch.dtype) -> Tensors:
-    """A part's weights by their original names; copied, for a memory map's alignment can change a kernel's bits."""
+    """Return copies of a part's weights by original name: a memory map's alignment can change a kernel's bits."""
     with safe_open(path, framework="pt", device="cpu") as file:
         names = {key: original_name(key, part) for key in sorted(file.keys()) if key.startswith(part.prefix)}
         return {
@@ -91,7 +91,7 @@ def _convert_open_clip(tensors: Tensors, module: Any) -> Tensors:
 
 
 def _is_behind(name: str, module: Any) -> bool:
-    """Whether a weight belongs to a layer after the last one that the model uses."""
+    """Return whether a weight belongs to a layer after the last one that the model uses."""
     block = name.removeprefix("transformer.resblocks.")
     return block != name and int(block.partition(".")[0]) >= module.config.num_hidden_layers
 
@@ -101,7 +101,7 @@ def _num_elements(tensors: Tensors) -> int:
 
 
 def _without_wrapper(tensors: Tensors, module: Any) -> Tensors:
-    """transformers 5 flattened `CLIPTextModel`, and not the one with a projection."""
+    """Return tensors whose names fit the class: transformers 5 removed `text_model` from `CLIPTextModel` only."""
     if hasattr(module, "text_model"):
         return tensors
     return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}

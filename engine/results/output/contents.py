@@ -1,4 +1,4 @@
-"""The contents of an output folder, read without a lock and without changes, and whether a job may take the folder."""
+"""Read the contents of an output folder, without a lock or changes, and decide whether a job may use the folder."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ _REPLACING: Final = "choose another output folder, or pass --overwrite to replac
 
 
 class Claim(enum.Enum):
-    """What a job finds in the output folder that it takes."""
+    """The state of the output folder that a job claims."""
 
     FRESH = "fresh"
     CONTINUES = "continues"
-    """The same job was interrupted here; its progress, if it had saved any, is exact."""
+    """The same job was interrupted here; its saved progress, if there is any, is exact."""
     ANEW = "anew"
-    """The same job was interrupted here by a version that did not record all that its bytes depend on."""
+    """The same job was interrupted here by a version that did not record everything that its bytes depend on."""
     FINISHED = "finished"
     """The job's result is already there."""
 
 
 class OutputContents:
-    """An output folder that is only read."""
+    """An output folder, read only."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.checkpoint = root / "checkpoint"
         self.validation = root / "validation"
         self.refused = False
-        """The folder holds another job's result or progress, so nothing in it may be changed."""
+        """True if the folder holds another job's result or progress, so that nothing in it may be changed."""
         self._job = root / ".job"
         self._record = self._job / "record.json"
         self._progress = self._job / "progress"
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the folder holds neither a result nor an unfinished job."""
+        """True if the folder holds neither a result nor an unfinished job."""
         return not any(os.path.lexists(path) for path in (self.checkpoint, self.validation, self._job))
 
     def look(self, job: JobRecord, *, in_place: bool, overwrite: bool) -> Claim:
-        """Return what `OutputFolder.claim` would, with the same arguments and errors. Needs no lock."""
+        """Return what `OutputFolder.claim` would return, with the same arguments and errors. Needs no lock."""
         record, published = self._read_record(), self._published()
         completed = record is not None and record.is_same(published)
         same_again = in_place and completed and record is not None and record.task_digest == job.task_digest
@@ -61,7 +61,7 @@ class OutputContents:
         self.refused = True
         for folder in (self.checkpoint, self.validation, self._job):
             require_folder(folder)
-        # Without progress there is nothing to lose: the job failed before it trained a step.
+        # Without saved progress nothing can be lost: the job failed before it trained a step.
         unfinished = record if self._progress.exists() and not completed else None
         if not overwrite:
             self._refuse_foreign(job, unfinished, published, in_place=in_place)
@@ -71,26 +71,26 @@ class OutputContents:
         return Claim.ANEW if unfinished.invariants is None and job.invariants is not None else Claim.CONTINUES
 
     def is_same_request(self, request: str) -> bool:
-        """Whether the unfinished job in the folder came from the same request; then failures may be recorded here."""
+        """Return whether the folder's unfinished job came from the same request, so that failures may be recorded."""
         found = _read_json(self._record)
         return isinstance(found, dict) and found.get("request") == request
 
     def is_free_for(self, request: str, *, in_place: bool) -> bool:
-        """Whether the folder surely holds nothing of another job, nor this job's finished result.
+        """Return whether the folder certainly holds nothing of another job, nor this job's finished result.
 
         Args:
             request: as in `is_same_request`.
-            in_place: as in `claim`.
+            in_place: as in `OutputFolder.claim`.
         """
         if self.is_untouched or self.is_same_request(request):
             return True
         return in_place and not self._job.exists() and not (self.checkpoint / "FINISH").exists()
 
     def resolved(self, request: str, *, result: bool) -> dict[str, Any] | None:
-        """Return what names were resolved to by the unfinished job of the same request, else by the result if `result`.
+        """Return what names were resolved to by the same request's unfinished job, else, with `result`, the result.
 
         Returns:
-            `base_model`, `dataset` and `heldout` as a manifest has them, and the `revision` that was asked for.
+            `base_model`, `dataset` and `heldout` as in a manifest, and the `revision` that was asked for.
         """
         if self.is_same_request(request):
             return object_at(_read_json(self._record))
@@ -98,7 +98,7 @@ class OutputContents:
         return {**manifest, "revision": object_at(self._state(), "settings").get("revision")} if manifest else None
 
     def is_recorded_as_done(self, digest: str) -> bool:
-        """Whether `result.json` says that the checkpoint `digest` is done."""
+        """Return whether `result.json` says that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)
         return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
 
@@ -117,9 +117,9 @@ class OutputContents:
         if not job.is_of_task(unfinished):
             return f"{self.root} holds the unfinished progress of another task{_named(job, unfinished)}; {_REPLACING}"
         return (
-            f"{self.root} holds this task's unfinished progress, and what is trained is another now: "
-            f"{'; '.join(job.changed_since(unfinished))}; start it as before, choose another output folder, "
-            "or pass --overwrite to begin anew"
+            f"{self.root} holds this task's unfinished progress, but what it trains has changed since: "
+            f"{'; '.join(job.changed_since(unfinished))}; restore that, choose another output folder, "
+            "or pass --overwrite to start over"
         )
 
     def _in_the_way(self, job: JobRecord, folder: Path, published: JobRecord | None) -> str:
@@ -127,14 +127,16 @@ class OutputContents:
             return f"{folder} is another job's result; {_REPLACING}"
         changed = job.changed_since(published)
         if job.is_of_task(published) and changed:
-            return f"{folder} is this task's result of another training: {'; '.join(changed)}; {_REPLACING}"
+            return (
+                f"{folder} is a result of this task, but what it trains has changed: {'; '.join(changed)}; {_REPLACING}"
+            )
         step = object_at(_read_json(self.checkpoint / MANIFEST)).get("global_step")
         known = job.invariants is not None and published.invariants is not None
         goes_on = known and not replace(job, curve=None).changed_since(replace(published, curve=None))
         if goes_on and type(step) is int and step < job.max_steps:
             return (
                 f"{folder} is another job's result; to continue it from step {step}, add --checkpoint "
-                f"{self.checkpoint}; else {_REPLACING}"
+                f"{self.checkpoint}; otherwise {_REPLACING}"
             )
         return f"{folder} is another job's result{_named(job, published)}; {_REPLACING}"
 
@@ -149,18 +151,18 @@ class OutputContents:
 
 
 def _named(job: JobRecord, other: JobRecord) -> str:
-    """Return the first differences that make two trainings of them; empty where nothing is known."""
-    changed = job.changed_since(replace(other, curve=job.curve))  # measuring more or less changes no training
+    """Return the first differences between two trainings; empty if none is known."""
+    changed = job.changed_since(replace(other, curve=job.curve))  # the held-out loss has no effect on the training
     more = f", and {plural(len(changed) - _MAX_NAMED, 'other difference')}" if len(changed) > _MAX_NAMED else ""
     return f": {'; '.join(changed[:_MAX_NAMED])}{more}" if changed else ""
 
 
 def require_folder(path: Path) -> None:
-    """Raise OutputError if `path` is a link or a file: the job writes into folders of its own, never through a link."""
+    """Raise OutputError if `path` is a link or a file: the job writes only into folders of its own."""
     if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
         return
     what = f"a link to {path.readlink()}" if path.is_symlink() else "a file"
-    raise OutputError(f"{path} is {what}, where the job has a folder of its own: remove it, or choose another folder")
+    raise OutputError(f"{path} is {what}, but the job needs a folder there: remove it, or choose another folder")
 
 
 def _read_json(path: Path) -> Any:

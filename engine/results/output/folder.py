@@ -1,7 +1,7 @@
-"""The output folder: locked by one job at a time; other jobs' files are left alone; progress survives a kill.
+"""The output folder: one job at a time locks it, other jobs' files are not touched, and progress survives a kill.
 
-`OUT/.job/` belongs to the job under way: `record.json` says which job that is, `progress` holds its exact state, and
-results are built there before they are renamed into place. It is removed last, so its absence means that no job is
+`OUT/.job/` belongs to the unfinished job: `record.json` identifies the job, `progress` holds its exact state, and
+results are built there before they are renamed into place. It is removed last, so if it is absent, no job is
 unfinished.
 """
 
@@ -32,21 +32,21 @@ class OutputFolder(OutputContents):
         self._step_files = self._job / "kept"
         self.claimed = False
         self.is_changed = False
-        """Whether anything was written to the folder."""
+        """True if anything was written to the folder."""
 
     @classmethod
     @contextlib.contextmanager
     def lock(cls, root: Path) -> Iterator[OutputFolder]:
-        """Create the folder if needed and hold it for this process alone.
+        """Create the folder if needed, and lock it for this process.
 
         Raises:
-            TemporaryError: another job holds it.
+            TemporaryError: another job has locked it.
             OutputError: it cannot be created, or nothing can be written to it.
         """
         with atomic_files.writing_to(root):
             if not root.is_dir():
                 root.mkdir(parents=True)
-                root.chmod(atomic_files.FOLDER_MODE)  # whatever the umask: its files are for everyone
+                root.chmod(atomic_files.FOLDER_MODE)  # independent of the umask: everyone may read the results
         if not os.access(root, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {root}: make it writable for the user that runs the job")
         output = cls(root)
@@ -69,17 +69,17 @@ class OutputFolder(OutputContents):
         request: str = "",
         found: Mapping[str, Any] | None = None,
     ) -> Claim:
-        """Take the folder for `job`, touching nothing unless it is free, this job's own, or `overwrite` is set.
+        """Claim the folder for `job`. It must be free or this job's own, unless `overwrite` is set.
 
         Args:
-            job: what is about to run.
-            request: a digest of what was asked for, known before anything is found: see `is_same_request`.
+            job: the job that is about to run.
+            request: a digest of the request, known before anything is resolved: see `is_same_request`.
             found: what else is recorded: revisions for a restart (see `resolved`), versions and device for people.
-            in_place: the job continues from this folder's own `checkpoint/`, which its result then replaces.
-            overwrite: other results and other jobs' progress may be replaced.
+            in_place: whether the job continues from this folder's own `checkpoint/`, which its result then replaces.
+            overwrite: whether other results and other jobs' progress may be replaced.
 
         Raises:
-            OutputError: another job's result or unfinished progress lies here.
+            OutputError: another job's result or unfinished progress is in the folder, which stays unchanged.
         """
         claim = self.look(job, in_place=in_place, overwrite=overwrite)
         if claim is Claim.FINISHED:
@@ -87,7 +87,7 @@ class OutputFolder(OutputContents):
             return claim
         self.claimed = self.is_changed = True
         with atomic_files.writing_to(self.root):
-            (self.root / RESULT).unlink(missing_ok=True)  # it tells of an earlier run
+            (self.root / RESULT).unlink(missing_ok=True)  # an earlier run's
             if claim is Claim.CONTINUES:
                 return claim
             atomic_files.make_folder(self._job, owner=self.root)
@@ -97,25 +97,25 @@ class OutputFolder(OutputContents):
         return claim
 
     def settle(self) -> None:
-        """Clear up after a job that was killed between publishing its result and clearing up."""
+        """Clean up after a job that was killed between publishing its result and cleaning up."""
         record = self._read_record()
         if record is not None and record.is_same(self._published()):
             self.complete()
-        elif self._job.is_dir() and not any(self._job.iterdir()):  # the record, removed last, is gone already
+        elif self._job.is_dir() and not any(self._job.iterdir()):  # the record, removed last, is already gone
             with atomic_files.writing_to(self.root):
                 self._job.rmdir()
 
     def save_progress(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Replace the job's saved progress atomically, written piece by piece behind its SHA-256.
+        """Replace the job's saved progress atomically: the SHA-256 of the pieces, then the pieces.
 
-        `saved_progress.py` says what is in it.
+        For the content see `saved_progress.py`.
         """
         with atomic_files.writing_to(self.root):
             atomic_files.write_sealed(self._progress, pieces, owner=self.root)
 
     @contextlib.contextmanager
     def open_progress(self) -> Iterator[BinaryIO | None]:
-        """Open the job's saved progress; None where there is none, or a bit of it is wrong."""
+        """Open the job's saved progress; None if there is none, or its SHA-256 does not match."""
         with contextlib.ExitStack() as stack:
             file: BinaryIO | None = None
             with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ class OutputFolder(OutputContents):
             yield file
 
     def add_step_file(self, digest: str, data: bytes) -> None:
-        """Write a result of an earlier step, durably, under its SHA-256."""
+        """Write a result of an earlier step and sync it to disk. Its file name is its SHA-256."""
         with atomic_files.writing_to(self.root):
             if not self._step_files.is_dir():
                 atomic_files.make_folder(self._step_files, owner=self.root)
@@ -131,20 +131,20 @@ class OutputFolder(OutputContents):
             atomic_files.write_file(self._step_files / digest, data, owner=self.root)
 
     def step_file(self, digest: str) -> atomic_files.Stored:
-        """Return a result of an earlier step, which may be gone."""
+        """Return a reference to a result of an earlier step. The file may be missing."""
         return atomic_files.Stored(self._step_files / digest, digest)
 
     def delete_step_files_except(self, digests: Set[str]) -> None:
-        """Delete all results of earlier steps but these."""
+        """Delete all results of earlier steps except these."""
         with atomic_files.writing_to(self.root):
             for path in self._step_files.iterdir() if self._step_files.is_dir() else ():
                 if path.name not in digests:
                     path.unlink()
 
     def publish(self, target: Path, files: Mapping[str, atomic_files.Contents], *, last: str) -> None:
-        """Put a folder with these files in place of `target`, whole or not at all; the file `last` is written last.
+        """Replace `target` by a folder with these files, whole or not at all; the file `last` is written last.
 
-        A name may have one folder before it. Raises OutputError also where a stored file is not whole.
+        A name may contain one folder. Raises OutputError also if a stored file is damaged.
         """
         built = self._job / target.name
         with atomic_files.writing_to(self.root):
@@ -159,9 +159,9 @@ class OutputFolder(OutputContents):
             atomic_files.publish_folder(built, target, self._replaced(target))
 
     def complete(self) -> None:
-        """Remove the record of the job under way: its result is published."""
+        """Remove `.job/`: the job's result is published."""
         with atomic_files.writing_to(self.root):
-            # The record goes last: a folder without it that is half removed would look like a foreign job.
+            # The record is removed last: without it, a half removed folder would look like another job's.
             for path in self._job.iterdir():
                 if path != self._record:
                     atomic_files.remove(path)

@@ -1,4 +1,4 @@
-"""The identity of a job, compared before it takes an output folder. No torch."""
+"""The identity of a job, which is compared before it uses an output folder. No torch."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from engine.results.agreement import differing
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """Which job a result or an unfinished progress belongs to: what was asked for, and what was found for it."""
+    """The identity of the job that a result or saved progress belongs to: its task, its parent, and its invariants."""
 
     task_digest: str
     parent: str | None
     invariants: Mapping[str, Any] | None = None
-    """What its bytes depend on besides (`Job.invariants`); None where that is not known."""
+    """Everything else that the result's bytes depend on (`Job.invariants`); None if that is not known."""
     curve: str | None = None
-    """Identity of its held-out losses (`Job.curve`)."""
+    """The curve of its held-out losses (`Job.curve`)."""
     rows: int | None = None
-    """Number of its dataset's rows, for messages."""
+    """Number of rows of its dataset, for messages."""
     max_steps: int = 0
-    """The step at which the whole training ends; 0 where that is not known."""
+    """The step at which the whole training ends; 0 if that is not known."""
 
     def described(self) -> dict[str, Any]:
-        """Return it as JSON, for `record.json` and the saved progress; `of_record` is the inverse."""
+        """Return it as a JSON value, for `record.json` and the saved progress; `of_record` is the inverse."""
         described = asdict(self)
         described["world"] = described.pop("invariants")  # the key's name of the first versions
         return described
 
     def is_of_task(self, other: JobRecord | None) -> bool:
-        """Whether both are of one task and one checkpoint to continue."""
+        """Return whether both have the same task and the same parent."""
         return other is not None and (self.task_digest, self.parent) == (other.task_digest, other.parent)
 
     def changed_since(self, other: JobRecord) -> list[str]:
-        """What a job of this task would train otherwise than `other` did, in lines for a person."""
+        """Return lines for a person on what has changed since `other`; empty if that is not known."""
         if self.invariants is None or other.invariants is None:
             return []
         lines = differing(other.invariants, self.invariants, there="then", here="now", rows=(other.rows, self.rows))
@@ -44,30 +44,30 @@ class JobRecord:
         return lines
 
     def is_same(self, other: JobRecord | None) -> bool:
-        """Whether both are one job, which would give the same bytes on the same device."""
+        """Return whether both are the same job, which gives the same bytes on the same device."""
         return other is not None and self.is_of_task(other) and not self.changed_since(other)
 
     @classmethod
     def of_record(cls, value: Any) -> JobRecord | None:
-        """Return what the `record.json` of an unfinished job says; an earlier version's has no invariants."""
+        """Parse the `record.json` of an unfinished job; None if it is malformed. Old versions wrote no invariants."""
         return _read(value, object_at(value).get("world"), object_at(value).get("curve"), object_at(value).get("rows"))
 
     @classmethod
     def of_result(cls, manifest: Any, state: Any) -> JobRecord | None:
-        """What the two JSON files of a published checkpoint say, which nobody has verified."""
+        """Parse the two JSON files of a published checkpoint, which are not verified; None if they are malformed."""
         curve = object_at(state, "settings", "validation").get("dataset")
         return _read(manifest, object_at(state).get("world"), curve, object_at(manifest, "dataset").get("rows"))
 
 
 def object_at(value: Any, *keys: str) -> dict[str, Any]:
-    """The object at these keys of a JSON value; empty where there is none."""
+    """Return the object at these keys of a JSON value; empty if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def _read(value: Any, invariants: Any, curve: Any, rows: Any) -> JobRecord | None:
-    """What a record or a manifest says, and what lies elsewhere with it."""
+    """Return the job of a record or a manifest, with the values that are stored elsewhere."""
     if not isinstance(value, dict) or not isinstance(value.get("task_digest"), str):
         return None
     parent = value.get("parent")

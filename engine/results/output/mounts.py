@@ -1,4 +1,4 @@
-"""Whether the output folder outlives its container."""
+"""Check that the output folder outlives its container."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from engine.core.process.environment import IN_IMAGE, flag_variable
 from engine.task.settings import DEFAULT_OUTPUT
 
 ALLOW_EPHEMERAL_OUT: Final = "ALLOW_EPHEMERAL_OUT"
-"""The variable by which somebody says that the result may be lost with the container."""
+"""The variable that allows a result to be lost with the container."""
 MOUNTS: Final = Path("/proc/self/mountinfo")
 _SYSTEM: Final = frozenset(
     "bin dev etc lib lib64 opt proc root run sbin sys tmp usr var task cache".split()  # noqa: SIM905 - it fits a line
 )
-"""Top-level folders whose mounts are the container runtime's, the GPU driver's, or meant for something else."""
+"""Top-level folders whose mounts belong to the container runtime or the GPU driver, or have another purpose."""
 
 
 def require_mount(folder: Path, environment: Mapping[str, str], *, mounts: Path = MOUNTS) -> None:
-    """Refuse an output folder that is deleted together with its container; outside the image, nothing is refused.
+    """Refuse an output folder that is deleted together with its container. Outside the image, nothing is refused.
 
     Raises:
         OutputError: the folder is on the container's own file system, and ALLOW_EPHEMERAL_OUT is not 1.
@@ -30,25 +30,25 @@ def require_mount(folder: Path, environment: Mapping[str, str], *, mounts: Path 
     if not environment.get(IN_IMAGE) or flag_variable(environment, ALLOW_EPHEMERAL_OUT):
         return
     points = mount_points(os.fsdecode(mounts.read_bytes()))
-    real = PurePath(os.path.realpath(folder))  # a link leads to where the files are
+    real = PurePath(os.path.realpath(folder))  # the files are where a link leads to
     if _mount_of(real, points) != PurePath("/"):
         return
     others = [str(point) for point in points if len(point.parts) > 1 and point.parts[1] not in _SYSTEM]
-    elsewhere = f" (mounted is {', '.join(others[:5])})" if others else ""
+    elsewhere = f" (mounted instead: {', '.join(others[:5])})" if others else ""
     target = DEFAULT_OUTPUT if folder.is_relative_to(DEFAULT_OUTPUT) else folder
     raise OutputError(
         f"nothing is mounted at {folder}{elsewhere}: the result would be lost with the container; "
-        f"add -v ./out:{target} to docker run, in Kubernetes a volume, or set ALLOW_EPHEMERAL_OUT=1"
+        f"add -v ./out:{target} to docker run, or a volume in Kubernetes, or set ALLOW_EPHEMERAL_OUT=1"
     )
 
 
 def _mount_of(path: PurePath, points: Iterable[PurePath]) -> PurePath:
-    """Return the mount point that is nearest above a path."""
+    """Return the nearest mount point above a path."""
     return max((point for point in points if path.is_relative_to(point)), key=lambda point: len(point.parts))
 
 
 def mount_points(mountinfo: str) -> list[PurePath]:
-    """Return where something is mounted, the root included, from the text of /proc/self/mountinfo (proc(5))."""
+    """Return all mount points, the root included, from the text of /proc/self/mountinfo (proc(5))."""
     return [PurePath(_unescape(line.split(" ")[4])) for line in mountinfo.splitlines()]
 
 

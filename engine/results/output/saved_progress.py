@@ -1,4 +1,4 @@
-"""The saved progress of an unfinished job, `OUT/.job/progress`: its format, written and read here alone.
+"""The saved progress of an unfinished job, `OUT/.job/progress`. Only this module knows its format.
 
 The file is the SHA-256 of the rest, a header (JSON in one line), and the tensors of the training state (safetensors).
 """
@@ -22,7 +22,7 @@ from engine.results.state import TrainState, flatten_state, parse_state
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedProgress:
-    """Everything by which an interrupted job goes on and ends with the bytes of an undisturbed one."""
+    """Everything that an interrupted job needs to continue and end with the same bytes as without interruption."""
 
     state: TrainState
     history: list[StepReport]
@@ -31,15 +31,15 @@ class SavedProgress:
     step_hashes: Mapping[str, str]
     """The SHA-256 of each result of an earlier step, by name (`StepResults.hashes`)."""
     origins: list[dict[str, Any]]
-    """The devices and versions that trained the task's steps."""
+    """The devices and versions that trained the task's steps (`provenance.extended_origins`)."""
     so_far: Before
-    """What the task's processes have done so far, for the report."""
+    """The work of the job's runs so far, for the report."""
 
     def write(self, output: OutputFolder, job: JobRecord) -> None:
-        """Replace the saved progress in `output` by this one of `job`, atomically, one tensor after the other.
+        """Replace the saved progress of `job` in `output` atomically, writing one tensor after the other.
 
         Raises:
-            OutputError: it cannot be written; the one before is still there.
+            OutputError: it cannot be written; the previous progress is still there.
         """
         tensors, scalars = flatten_state(self.state)
         header = {
@@ -56,7 +56,7 @@ class SavedProgress:
 
     @classmethod
     def parse(cls, header: Mapping[str, Any], tensors: bytes) -> SavedProgress:
-        """Return the progress of which `read` gave the parts. What earlier versions did not save is empty.
+        """Return the progress from the header and tensors of `read`. What earlier versions did not save is empty.
 
         Raises:
             CheckpointError: the training state is malformed.
@@ -72,11 +72,11 @@ class SavedProgress:
 
 
 def read(output: OutputFolder, job: JobRecord, say: Callable[[str], None]) -> tuple[dict[str, Any], bytes] | None:
-    """Return the header and the tensors of the progress that `job` saved in `output`; None where it begins again.
+    """Return the header and the tensors of the progress that `job` saved in `output`; None if it has to start over.
 
-    That is where nothing is saved, or a bit of it is wrong, or a result of an earlier step that it names is gone or
-    damaged, or it is another job's. (The lock and the record keep other jobs away, except where a file system's locks
-    fail.) `say` takes a line about the last two.
+    It has to if nothing is saved or the file is damaged, and, with a line to `say`, if a result of an earlier step that
+    it names is missing or damaged, or if it is another job's. (The lock and the record prevent the last, unless the
+    file system's locks fail.)
     """
     with output.open_progress() as file:
         if file is None:
@@ -84,9 +84,9 @@ def read(output: OutputFolder, job: JobRecord, say: Callable[[str], None]) -> tu
         header: dict[str, Any] = json.loads(file.readline())
         for name, digest in header.get("kept", {}).items():
             if not output.step_file(digest).is_whole():
-                say(f"{name}, which was made at an earlier step, is gone or damaged: this task begins again")
+                say(f"{name}, a result of an earlier step, is missing or damaged: this task starts over")
                 return None
         if not job.is_same(JobRecord.of_record(header.get("job"))):
-            say("the saved progress here is not this task's: this task begins again")
+            say("the saved progress belongs to another task: this task starts over")
             return None
         return header, file.read()

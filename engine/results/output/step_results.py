@@ -1,8 +1,8 @@
-"""Results of steps before a task's end, images and LoRAs: when they are due, and how they outlive a kill. No torch.
+"""Results of steps before a task's last one (images and LoRAs): when they are due, and how they survive a kill.
 
 Each is written to disk before the progress is saved at its step or a later one, and the saved progress names each with
-its SHA-256. So an interrupted job goes on with exactly those that belong to the steps it has trained; whatever else
-lies there is of steps that it trains again.
+its SHA-256. So an interrupted job continues with exactly the results of the steps that it has trained; other files
+there belong to steps that it trains again. No torch.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from engine.task.task import Task
 
 IMAGES: Final = "validation/"
 WEIGHTS: Final = "checkpoint/"
-"""How the names of results begin: with the folder that they are published in."""
+"""First parts of results' names: the folder in which they are published."""
 
 
 def image_steps(task: Task, step_range: StepRange) -> range:
-    """Return the steps inside a task after which its validation images are drawn, besides its last."""
+    """Return the steps of a task after which validation images are drawn, without its last step."""
     interval = validation_interval(task.validation, step_range)
     return _multiples(interval, step_range.start_step + 1, step_range.stop_step)
 
 
 def checkpoint_steps(task: Task, step_range: StepRange) -> range:
-    """Return the steps whose LoRA a task keeps beside its last one's.
+    """Return the steps whose LoRA a task keeps, without its last step.
 
-    The step at which the task begins is one of them, since it is the result of the task before. So a chain keeps the
-    same LoRAs as one long task.
+    The step at which the task begins is included, since it is the result of the task before. So a chain keeps the same
+    LoRAs as one long task.
     """
     return _multiples(task.checkpoint_every_n_steps, max(step_range.start_step, 1), step_range.stop_step)
 
@@ -52,27 +52,27 @@ class StepResults:
     def __init__(self, output: OutputFolder, hashes: Mapping[str, str] | None = None) -> None:
         self._output = output
         self.hashes = dict(hashes or {})
-        """Name -> SHA-256, for the saved progress."""
+        """The SHA-256 of each result by name, for the saved progress."""
 
     def write(self, files: Mapping[str, bytes]) -> dict[str, str]:
-        """Write files, durably, and return their hashes. They are results once these are in `hashes`."""
+        """Write files, sync them to disk, and return their SHA-256 by name. Results are only those in `hashes`."""
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         for name, data in files.items():
             self._output.add_step_file(hashes[name], data)
         return hashes
 
     def limit_weights(self, limit: int) -> None:
-        """Forget all LoRAs but those of the latest `limit` steps. Their files stay until `delete_unnamed`."""
+        """Keep only the LoRAs of the latest `limit` steps. The others' files stay until `delete_unnamed`."""
         names = [name.removeprefix(WEIGHTS) for name in self.hashes if name.startswith(WEIGHTS)]
         for name in set(names) - latest(names, limit):
             del self.hashes[WEIGHTS + name]
 
     def delete_unnamed(self) -> None:
-        """Delete the files that are no results any more. Only after a progress is saved that names none of them."""
+        """Delete files that are not results any more. Call it only after saving a progress that names none of them."""
         self._output.delete_step_files_except(set(self.hashes.values()))
 
     def files(self, folder: str) -> dict[str, Stored]:
-        """Return those of the folder `IMAGES` or `WEIGHTS`, by the names that they are published under."""
+        """Return the results of the folder `IMAGES` or `WEIGHTS`, by the names under which they are published."""
         return {
             name.removeprefix(folder): self._output.step_file(digest)
             for name, digest in self.hashes.items()
@@ -81,7 +81,7 @@ class StepResults:
 
 
 def latest(names: Iterable[str], limit: int) -> set[str]:
-    """Return those of a checkpoint's step files that are of the latest `limit` steps."""
+    """Return those names of step files that belong to the latest `limit` steps."""
     found = {name: step for name in names if (step := checkpoint.step_of(name)) is not None}
     steps = sorted(set(found.values()))[-limit:]
     return {name for name, step in found.items() if step in steps}

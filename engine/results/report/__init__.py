@@ -1,7 +1,7 @@
-"""`report.html`: what a job did, as one page for a person; no network, no script, no file beside it.
+"""Render `report.html`, a job's result as one page for a person: no network, no script, no file beside it.
 
-Prompts, names and all that a checkpoint carries come from strangers: every text goes through `as_html`, and the page's
-policy lets a browser load nothing but the images that are in it.
+Prompts, names and everything in a checkpoint are untrusted: every text is escaped by `as_html`, and the page's policy
+allows a browser to load only the images in the page itself.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MAX_ROWS: Final = 100
 _SMALL_PIXELS: Final = 256
 STRIP_LENGTH: Final = 12
-"""How many images of steps in between there is room for."""
+"""Maximum number of images of earlier steps beside one validation image."""
 STRIP_PIXELS: Final = 192
-"""Their width and height at most."""
+"""Maximum width and height of these images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A validation image, and the same prompt and seed without the LoRA where there is one. PNG files."""
+    """A validation image, and the baseline's image of the same prompt and seed. PNG files."""
 
     prompt: str
     seed: int
     png: bytes
     without_png: bytes | None
     between: Sequence[tuple[int, bytes]] = ()
-    """The same after earlier steps of the task: step and PNG."""
+    """The image after earlier steps of the task: step and PNG."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What the page shows."""
+    """The content of the page."""
 
     title: str
-    """What was trained, in a line: base model and dataset."""
+    """The title: base model and dataset, in one line."""
     task: Mapping[str, Any]
     """The task as JSON."""
     history: Sequence[StepReport]
     """Every step of the chain so far."""
     pictures: Sequence[Picture]
     start_step: int
-    """The global step that this task began at."""
+    """The global step at which this task began."""
     global_step: int
-    """The global step that it reached."""
+    """The global step that this task reached."""
     max_steps: int
     visits_per_step: int
     finished: bool
-    """The whole training, not just this task."""
+    """True if the whole training is finished, not only this task."""
     seconds: Mapping[str, float]
-    """Of the whole task by phase, in their order. A process counts up to the progress that the next one went on from.
-    Their sum is called the wall time; `encode` and `train` give the images per second."""
+    """Seconds of the whole task by phase, in their order; a run counts up to the progress that the next one continued.
+    Their sum is the wall time; `encode` and `train` give the images per second."""
     peak_memory_bytes: int
     skipped: Sequence[tuple[str, str]]
-    """Name and reason of what was not trained on."""
+    """Name and reason of each image that was not trained on."""
     lineage: Sequence[Mapping[str, Any]]
     """The chain's tasks, this one last: `from_step`, `to_step`, `parent`, `changed`, `device`, `versions`."""
     checkpoint_digest: str
@@ -78,7 +78,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page. The same report gives the same text."""
+    """Return the page as HTML. The same report gives the same text."""
     style = _STYLE.read_text(encoding="utf-8")
     sections = (_headline, _pictures, _held_out, _training, _timings, _chain, _task, _origin)
     body = "\n".join(section(report) for section in sections)
@@ -130,7 +130,7 @@ def _headline(report: Report) -> str:
 
 
 def _track(report: Report) -> str:
-    """How much of the whole training each task did."""
+    """Return the bar of the whole training, with the part of each task."""
     own = report.start_step
     bounds = [*(start for start in _starts(report) if start < own), own]
     parts = [(start, end, "") for start, end in pairwise(bounds)]
@@ -143,12 +143,12 @@ def _track(report: Report) -> str:
 
 def _pictures(report: Report) -> str:
     if not report.pictures:
-        return '<section><h2>Validation images</h2><p class="note">None were asked for.</p></section>'
+        return '<section><h2>Validation images</h2><p class="note">The task asks for none.</p></section>'
     widths = [_png_width(picture.png) for picture in report.pictures]
     small = " small" if max(widths) <= _SMALL_PIXELS else ""
     pairs = "\n".join(_pair(number, picture) for number, picture in enumerate(report.pictures, start=1))
     has_strip = any(picture.between for picture in report.pictures)
-    below = "; below, with it as it was after earlier steps of this task" if has_strip else ""
+    below = "; below, the images after earlier steps of this task" if has_strip else ""
     return f"""<section><h2>Validation images</h2>
 <p class="note">The same prompt and seed, without the LoRA and with it{below}.</p>
 <div class="pairs{small}">{pairs}</div></section>"""
@@ -158,7 +158,7 @@ def _pair(number: int, picture: Picture) -> str:
     without = '<div class="missing">not drawn</div>'
     if picture.without_png is not None:
         without = _image(picture.without_png, f"Validation image {number} without the LoRA")
-    reach = ' tabindex="0"' if len(picture.prompt) > 200 else ""  # it scrolls, by keyboard too
+    reach = ' tabindex="0"' if len(picture.prompt) > 200 else ""  # a long prompt scrolls, also by keyboard
     return f"""<figure class="card pair"><div class="sides">
 <div><span class="side">Without</span>{without}</div>
 <div><span class="side with">With the LoRA</span>{_image(picture.png, f"Validation image {number} with the LoRA")}</div>
@@ -192,7 +192,7 @@ def _held_out(report: Report) -> str:
 
 
 def _starts(report: Report) -> list[int]:
-    """The global steps that the chain's tasks began at."""
+    """Return the global steps at which the chain's tasks began."""
     found = [mapping_of(entry).get("from_step") for entry in report.lineage]
     return sorted({step for step in found if type(step) is int and 0 <= step <= report.global_step})
 
@@ -210,10 +210,10 @@ def _timings(report: Report) -> str:
     more = len(report.skipped) - _MAX_ROWS
     rest = f'<p class="note">And {more:,} more.</p>' if more > 0 else ""
     steps = plural(report.global_step - report.start_step, "step")
-    skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else '<p class="note">Nothing was skipped.</p>'
+    skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else '<p class="note">No image was skipped.</p>'
     return f"""<section><h2>This task</h2><div class="columns">
 <div class="card"><h3>Time by phase</h3><ul class="bars">{bars}</ul>
-<p class="note">{duration_text(sum(report.seconds.values()))} in all for {steps}; \
+<p class="note">{duration_text(sum(report.seconds.values()))} in total for {steps}; \
 {size_text(report.peak_memory_bytes)} of memory at the peak.</p></div>
 <div class="card"><h3>Skipped images</h3>{skipped}</div></div></section>"""
 
@@ -225,7 +225,7 @@ def _chain(report: Report) -> str:
     note = f'<p class="note">The latest {_MAX_ROWS} of {len(rows):,} tasks.</p>' if hidden > 0 else ""
     return f"""<section><h2>The chain</h2>{note}
 <div class="card"><table class="lineage"><thead><tr><th scope="col">Task</th><th scope="col">Steps</th>\
-<th scope="col">Continues</th><th scope="col">What changed</th><th scope="col">Device</th></tr></thead>
+<th scope="col">Starts from</th><th scope="col">What changed</th><th scope="col">Device</th></tr></thead>
 <tbody>{"".join(rows[max(0, hidden) :])}</tbody></table></div></section>"""
 
 
@@ -243,7 +243,7 @@ def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any])
     cells = {
         "Task": f"{number:,}",
         "Steps": f"{step_text(entry.get('from_step'))} to {step_text(entry.get('to_step'))}",
-        "Continues": f"<code>{as_html(parent[:12])}</code>" if isinstance(parent, str) else "nothing: a fresh LoRA",
+        "Starts from": f"<code>{as_html(parent[:12])}</code>" if isinstance(parent, str) else "a new LoRA",
         "What changed": f'<ul class="changes">{changes}</ul>' if changes else "nothing",
         "Device": as_html(device_text(mapping_of(entry.get("device")))),
     }

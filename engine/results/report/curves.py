@@ -1,4 +1,4 @@
-"""A curve over the steps of a training, as inline SVG that stretches to whatever width there is. Text out, no page."""
+"""Draw curves over the steps of a training, as inline SVG text that stretches to the width of the page."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from engine.results import held_out_rows
 from engine.results.history import StepReport
 
 _MAX_DOTS: Final = 800
-"""A curve of more steps is drawn in at most `_BINS` bins."""
+"""Maximum number of points of a curve; a longer one is drawn in at most `_BINS` bins."""
 _BINS: Final = 400
 _MAX_LINES: Final = 100
 _LABEL_ROOM: Final = 0.16
-"""Of a chart's height, below a marked point: 31 pixels where the chart is at its smallest."""
+"""Share of a chart's height for the label below a marked point: 31 pixels in the smallest chart."""
 _SMALLEST_MOVE: Final = 1e-5
-"""The smallest range to draw, as a share of the values: a hundred times the rounding of a float32."""
+"""The smallest range to draw, relative to the values: a hundred times the rounding error of float32."""
 LARGEST: Final = 1e15
-"""A curve has no use for what is larger, and arithmetic with it no trouble."""
+"""The largest value to draw; arithmetic up to here is safe."""
 
 Points = list[tuple[int, float]]
 
 
 def curves(history: Sequence[StepReport], starts: list[int]) -> str:
-    """The section with the charts. `starts` are the steps after which the chain's tasks began."""
+    """Return the section with the training's charts. `starts` are the global steps at which the chain's tasks began."""
     rows = sorted(history, key=lambda row: row.step)
     loss = [(row.step, row.loss) for row in rows if _is_drawable(row.loss)]
     rate = [(row.step, row.learning_rate) for row in rows if _is_drawable(row.learning_rate)]
@@ -44,7 +44,7 @@ def curves(history: Sequence[StepReport], starts: list[int]) -> str:
 
 
 def held_out(rows: Sequence[held_out_rows.Row], starts: list[int]) -> str:
-    """The section with the held-out loss, its lowest point marked; nothing where none was measured."""
+    """Return the section with the held-out loss and its lowest point; empty if it was not measured."""
     if not rows:
         return ""
     curve = held_out_rows.latest_curve(rows)
@@ -58,14 +58,14 @@ def held_out(rows: Sequence[held_out_rows.Row], starts: list[int]) -> str:
     if missing := len(curve) - len(points):
         remarks.append(f"{plural(missing, 'measurement')} not finite.")
     if older := len(rows) - len(curve):
-        remarks.append(f"{plural(older, 'measurement')} of other images or timesteps, which do not compare, not shown.")
+        remarks.append(f"{plural(older, 'measurement')} of other images or timesteps not shown: they do not compare.")
     later = [start for start in starts if start > curve[0].step]
     chart = _chart("heldout", "Mean squared error", points, later, noisy=False, remark=" ".join(remarks), marked=lowest)
     return f"<section><h2>Held-out loss</h2>\n{chart}{noise}</section>"
 
 
 def _by_noise(curve: Sequence[held_out_rows.Row], best: int) -> str:
-    """How the loss fell from the first row to the best one, at little noise and at much; nothing where it did not."""
+    """Return how the loss changed from the first row to the best one, by amount of noise; empty if it did not."""
     first, lowest = curve[0], next(row for row in curve if row.step == best)
     parts = len(first.strata)
     if not parts or parts != len(lowest.strata) or first is lowest:
@@ -74,13 +74,13 @@ def _by_noise(curve: Sequence[held_out_rows.Row], best: int) -> str:
     rows = "".join(f"<dt>{_noise_words(k, parts)}</dt><dd>{_fall(pair)}</dd>" for k, pair in enumerate(pairs, start=1))
     span = f"From step {first.step:,} to the best, step {best:,}, in {parts} equal parts of the trained timesteps"
     return f"""
-<div class="card"><h3>The same by how much noise was added</h3>
-<p class="note">{span}: at little noise it is about texture and detail, at much noise about composition and colour.</p>
+<div class="card"><h3>By amount of noise</h3>
+<p class="note">{span}: little noise shows texture and detail, much noise composition and colour.</p>
 <dl class="facts">{rows}</dl></div>"""
 
 
 def _noise_words(part: int, parts: int) -> str:
-    """What a part of the timesteps is called, from 1."""
+    """Return the label of a part of the timesteps. Parts are numbered from 1."""
     ends = {1: "least noise", parts: "most noise"}
     return f"Part {part} of {parts}" + (f", {ends[part]}" if part in ends else "")
 
@@ -103,7 +103,7 @@ def _chart(
     remark: str = "",
     marked: tuple[int, float] | None = None,
 ) -> str:
-    """A noisy curve is smoothed; one that marks a point shows all its points."""
+    """Return a chart with its texts. A noisy curve is smoothed; one with a marked point shows all its points."""
     if not points:
         return f'<figure class="card chart"><h3>{title}</h3><p class="note">No step to show. {remark}</p></figure>'
     half = min(max(2, len(points) // 40), (len(points) - 1) // 2) if noisy else 0
@@ -122,7 +122,7 @@ def _chart(
 
 
 def _marks(points: Points, plane: _Plane, marked: tuple[int, float] | None) -> str:
-    """Every point, while they can be told apart, and the marked one."""
+    """Return all points, if there are few enough to tell them apart, and the marked one."""
     if marked is None:
         return ""
     dots = "".join(f"M{plane.place(*point)}h0" for point in points) if len(points) <= _MAX_LINES else ""
@@ -134,14 +134,14 @@ def _label(plane: _Plane, marked: tuple[int, float] | None) -> str:
         return ""
     x, y = plane.x(marked[0]) / 10, plane.y(marked[1]) / 10
     anchor = "start" if x < 10 else "end" if x > 90 else "middle"
-    # Below it: the curve, of which it is the lowest point, is above.
+    # Below the point: it is the lowest one, so the curve is above it.
     place = f'x="{x:.2f}%" y="{y:.2f}%" dy="1.6em" text-anchor="{anchor}"'
     return f'<text class="best" {place}>best: step {marked[0]:,}</text>'
 
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """What a chart shows, on 1000 x 1000: stretched to whatever width there is, while its labels keep their shape."""
+    """The range of a chart, mapped to 1000 x 1000 units. The drawing stretches to the page, its labels do not."""
 
     left: int
     right: int
@@ -159,11 +159,10 @@ class _Plane:
 
 
 def _plane(points: Points, *, noisy: bool, marked: tuple[int, float] | None) -> _Plane:
-    """From zero, unless the values are close together: a curve that moves by a hundredth is no flat line.
+    """Return the range of a chart.
 
-    A few outliers must not flatten a noisy curve.
-
-    Below the marked point, which is the lowest, there is room for its label.
+    It begins at zero, unless the values are so close together that the curve would look flat. A few outliers do not
+    extend the range of a noisy curve. There is room for a label below the marked point, which is the lowest.
     """
     values = sorted(value for _, value in points)
     low, high = values[0], values[-1]
@@ -179,13 +178,13 @@ def _plane(points: Points, *, noisy: bool, marked: tuple[int, float] | None) -> 
 
 
 def _bins(points: Points) -> list[Points]:
-    """At most `_BINS` runs of neighbours."""
+    """Return the points in at most `_BINS` groups of neighbours."""
     size = math.ceil(len(points) / _BINS)
     return [points[i : i + size] for i in range(0, len(points), size)]
 
 
 def _smoothed(points: Points, half: int) -> Points:
-    """The mean over each step and `half` steps to either side, at the middle of each bin and at both ends."""
+    """Return the mean over each step and `half` steps on either side, at the middle of each bin and at both ends."""
     size = math.ceil(len(points) / _BINS)
     last = len(points) - 1
     result = []
@@ -196,7 +195,7 @@ def _smoothed(points: Points, half: int) -> Points:
 
 
 def _extremes(points: Points) -> Points:
-    """The lowest and the highest point of each bin, in their order, and both ends."""
+    """Return the lowest and the highest point of each bin, in their order, and both ends."""
     found = {points[0], points[-1]}
     for part in _bins(points):
         found |= {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
@@ -204,7 +203,7 @@ def _extremes(points: Points) -> Points:
 
 
 def _raw(points: Points, plane: _Plane) -> str:
-    """A dot for each step or, where they are too many, a bar from the lowest to the highest of each bin."""
+    """Return a dot for each step, or if there are too many, a bar from the lowest to the highest of each bin."""
     if len(points) <= _MAX_DOTS:
         return f'<path class="raw" d="{"".join(f"M{plane.place(*point)}h0" for point in points)}"/>'
     bars = [(part[len(part) // 2][0], [value for _, value in part]) for part in _bins(points)]
@@ -226,7 +225,7 @@ def _grid(plane: _Plane, starts: list[int]) -> str:
 
 
 def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[float]:
-    """Round numbers from `low` to `high`, about `most` of them."""
+    """Return about `most` round numbers from `low` to `high`."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= most)
     step = max(1.0, step) if whole else step
@@ -234,7 +233,7 @@ def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> list[f
 
 
 def _labels(ticks: Sequence[float]) -> list[str]:
-    """The ticks in as many digits as tell them apart."""
+    """Return the ticks as text, with enough digits to be different from each other."""
     labels: list[str] = []
     for digits in range(4, 17):
         labels = [_number(value, digits) for value in ticks]
@@ -255,7 +254,7 @@ def _describe(points: Points, line: Points, half: int, above: int) -> str:
             else f"bar: lowest to highest of {len(_bins(points)[0]):,} steps"
         )
         drawn = f" Line: mean of the {2 * half + 1:,} steps around each (fewer at both ends); faint {dots}."
-    outside = f" {plural(above, 'step')} higher than the chart." if above else ""
+    outside = f" {plural(above, 'step')} above the chart." if above else ""
     ends = f"{_number(first[1])} at step {first[0]:,} to {_number(last[1])} at step {last[0]:,}"
     begin = "Smoothed, from" if half else "From"
     return f"{begin} {ends}, between {_number(low[1])} and {_number(high[1])}.{drawn}{outside}"
@@ -265,7 +264,7 @@ def _describe_starts(starts: list[int]) -> str:
     if len(starts) < 2:
         return "Every optimizer step so far."
     where = f", after step {' and '.join(f'{step:,}' for step in starts[1:])}" if len(starts) <= 4 else ""
-    return f"Every optimizer step of the chain's {len(starts):,} tasks. Dashed: where the next one begins{where}."
+    return f"Every optimizer step of the chain's {len(starts):,} tasks. Dashed: start of the next task{where}."
 
 
 def _number(value: float, digits: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""Values as the report shows them: text from strangers that cannot act, figures with their units."""
+"""Format values for the report: untrusted text as harmless HTML, numbers with their units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTROLS: Final = re.compile(
 
 
 def as_html(value: str) -> str:
-    """As HTML, in content or an attribute. What would act instead of show (controls, directions) is named instead."""
+    """Escape text for HTML content or attributes. Control and direction characters are shown as their code points."""
     lines = value.replace("\r\n", "\n")
     return html.escape(_CONTROLS.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", lines))
 

@@ -1,4 +1,4 @@
-"""The training on the console: a bar on a terminal, a line now and then elsewhere."""
+"""Show the training on the console: a progress bar on a terminal, a line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.results.trackers.tracker import TrackedTraining
 
 
 class ConsoleTracker:
-    """Shows how far the training is, its loss, its learning rate and its speed."""
+    """Shows the training's progress, loss, learning rate and speed."""
 
     def __init__(self, training: TrackedTraining) -> None:
         step_range = training.step_range
@@ -21,7 +21,7 @@ class ConsoleTracker:
         training.clock.watchers.append(self._phase)
 
     def _phase(self, name: str) -> None:
-        if name == "train":  # encoding the first images has a bar of its own, and is no part of the training's time
+        if name == "train":  # encoding the first images has a bar of its own, and does not count as training time
             self._meter.begin()
             self._speed.begin()
 

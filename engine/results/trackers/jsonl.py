@@ -1,4 +1,4 @@
-"""`progress.jsonl`: what other programs see of a running job, from its start to its end. No torch."""
+"""Write `progress.jsonl`, by which other programs follow a running job from start to end. No torch."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 LINE_SECONDS: Final = 2.0
 """The longest time between two lines while the job trains."""
 ALIVE_SECONDS: Final = 20.0
-"""The same at any other time. A minute is promised, but importing keeps other threads waiting."""
+"""The longest time between two lines otherwise. A minute is promised, but imports delay other threads."""
 _MEASURED: Final = ("loss", "learning_rate", "grad_norm", "images_per_second", "eta_seconds")
 
 
 class ProgressLog:
-    """The log of one process of the job, in the file that the processes before it wrote to.
+    """The log of one of the job's processes. It appends to the lines of earlier processes.
 
     Nothing is written before `begin` or `claimed` allow it, since the output folder may hold another job's result;
-    until then lines are held back. These two raise where the file cannot be written. A line that cannot be written
-    later is lost, with one warning. The main thread and the thread that writes signs of life need no lock: a line is
-    one write.
+    until then lines are buffered. These two raise OutputError if the file cannot be written. A later line that cannot
+    be written is lost, with one warning. The main thread and the thread that writes `alive` need no lock: a line is one
+    write.
     """
 
     def __init__(self, path: Path, *, step: Callable[[], int]) -> None:
         """
         Args:
-            path: of the file, in the output folder.
-            step: gives the step reached as far as it is known, for lines outside the training.
+            path: the file, in the output folder.
+            step: returns the step reached as far as it is known, for lines outside the training.
         """
         self._path = path
         self._step = step
@@ -54,7 +54,7 @@ class ProgressLog:
         self._descriptors: list[int] = []
         """Descriptors of the file; the last one is written to, and the thread may still use an earlier one."""
         self._lines: list[bytes] | None = []
-        """All lines so far, while the folder is not claimed."""
+        """All lines so far; None once the folder is claimed."""
         self._is_handed_on = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
@@ -73,13 +73,13 @@ class ProgressLog:
             os.close(descriptor)
 
     def begin(self, *, may_write: bool) -> None:
-        """Log from now on; held back unless `may_write`."""
+        """Start logging; lines are buffered unless `may_write`."""
         if may_write:
             self._open()
         self._thread.start()
 
     def claimed(self, *, is_fresh: bool) -> None:
-        """Write to the file: the output folder is this job's. `is_fresh`: what lay there of other jobs is gone."""
+        """Start writing to the file: the output folder is this job's. `is_fresh`: other jobs' files were removed."""
         lines, self._lines = self._lines or [], None
         if self._thread.ident is None or (self._descriptors and not is_fresh):
             return
@@ -88,11 +88,11 @@ class ProgressLog:
             self._put(line)
 
     def hand_on(self) -> None:
-        """Leave the last line to the processes that this one starts."""
+        """Leave writing the last line to the processes that this one starts."""
         self._is_handed_on = True
 
     def phase(self, name: str) -> None:
-        """Write that a phase begins; the first one is the job's start."""
+        """Write that a phase begins. The first phase is the start of the job."""
         is_first, self._phase = self._phase is None, name
         if self._thread.ident is None:
             return
@@ -103,7 +103,7 @@ class ProgressLog:
         self._write("start" if is_first else "phase")
 
     def follow(self, step_range: StepRange, step: int) -> Self:
-        """Write more often from now on, until `close`: a training of `step_range` begins at the global step `step`."""
+        """Write at shorter intervals until `close`: a training of `step_range` begins at the global step `step`."""
         self._fields = {"step": step, **dict.fromkeys(_MEASURED)}
         self._step_range = step_range
         return self
@@ -129,7 +129,7 @@ class ProgressLog:
         self._write(name, **values)
 
     def close(self) -> None:
-        """Write as seldom as before `follow`: the training has ended."""
+        """Write at the longer intervals again: the training has ended."""
         self._step_range = None
 
     def _open(self) -> None:
@@ -166,5 +166,5 @@ class ProgressLog:
 
 
 def follow_training(training: TrackedTraining) -> ProgressLog:
-    """Have the process's log follow the training."""
+    """Let the process's log follow the training."""
     return training.log.follow(training.step_range, training.step)

@@ -1,4 +1,4 @@
-"""Which trackers there are, by name."""
+"""The registry of trackers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TRACKERS: Final[dict[str, Callable[[TrackedTraining], Tracker]]] = {
     "jsonl": follow_training,
     "console": ConsoleTracker,
 }
-"""What opens each tracker. All of them are on in every job."""
+"""Functions that open a tracker, by its name. Every job opens all of them."""
 
 
 @contextmanager
 def tracked(training: TrackedTraining, *, is_first: bool) -> Iterator[Trackers]:
-    """Open all trackers for the block that trains; none in a process that is not the job's first."""
+    """Open all trackers while the block trains. A process that is not the job's first one opens none."""
     trackers = Trackers()
     for name, opener in TRACKERS.items() if is_first else ():
         trackers.open(name, opener, training)

@@ -1,4 +1,4 @@
-"""How fast a training is."""
+"""Measure the speed of a training."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 
 
 class Speed:
-    """Counts a training's steps, and the seconds since it began."""
+    """A counter of a training's steps and of the seconds since its start."""
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._steps = 0
 
     def begin(self) -> None:
-        """Count the time from now on; later calls change nothing."""
+        """Start the time. Later calls have no effect."""
         if self._since is None:
             self._since = time.monotonic()
 

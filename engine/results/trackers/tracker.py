@@ -1,7 +1,7 @@
-"""Trackers: whoever is told of a training while it runs. No torch.
+"""Trackers: receivers of a training's steps and events. No torch.
 
-A tracker is one file in this folder and one row in `registry.py`. It is opened, told and closed in the job's first
-process. It may fail: that is a warning in `result.json`, and changes neither the training nor its bytes.
+A tracker is one file in this folder and one row in `registry.py`. It is opened, called and closed in the job's first
+process. A tracker that fails causes a warning in `result.json`; the training and its bytes do not change.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedTraining:
-    """What a tracker may need when it is opened."""
+    """The values with which a tracker is opened."""
 
     step_range: StepRange
     """The task's steps."""
     step: int
     """The global step at which the training begins."""
     clock: Clock
-    """Its watchers are told of each phase of the job."""
+    """Its `watchers` are called at the start of each phase of the job."""
     log: ProgressLog
 
 
 class Tracker(Protocol):
-    """Is told of a training. Any exception that a method raises becomes a warning."""
+    """A receiver of a training's steps and events. An exception in one of its methods becomes a warning."""
 
     def step(self, report: StepReport) -> None:
-        """Take the numbers of a step that was trained."""
+        """Receive the numbers of a trained step."""
 
     def event(self, name: str, **values: Any) -> None:
-        """Take an event between two steps, with JSON-able values.
+        """Receive an event between two steps, with JSON-able values.
 
-        There are `evaluation` (`heldout_loss`: a float, or None where it is not finite), `lora` and `images` (results
-        of a step before the task's end).
+        Events are `evaluation` (`heldout_loss`: a float, or None if it is not finite), and `lora` and `images` (results
+        of a step before the task's last one).
         """
 
     def close(self) -> None:
-        """Take the end of the training, however it ended."""
+        """Receive the end of the training, whatever its reason."""
 
 
 class Trackers:
-    """Tells every tracker. One that fails is told the next time again, and warned of once."""
+    """Calls all trackers. One that fails is warned of once, and called again the next time."""
 
     def __init__(self) -> None:
         self._trackers: dict[str, Tracker] = {}
         self._failed: set[str] = set()
 
     def open(self, name: str, opener: Callable[[TrackedTraining], Tracker], training: TrackedTraining) -> None:
-        """Open a tracker, and tell it from now on."""
+        """Open a tracker. It is called from now on."""
 
         def add() -> None:
             self._trackers[name] = opener(training)
@@ -67,25 +67,25 @@ class Trackers:
         self._warning_of(name, add)
 
     def step(self, report: StepReport) -> None:
-        """Tell all of a step that was trained."""
+        """Pass a trained step to all trackers."""
         for name, tracker in self._trackers.items():
             self._warning_of(name, partial(tracker.step, report))
 
     def event(self, event: str, **values: Any) -> None:
-        """Tell all of an event between two steps."""
+        """Pass an event between two steps to all trackers."""
         for name, tracker in self._trackers.items():
             self._warning_of(name, partial(tracker.event, event, **values))
 
     def close(self) -> None:
-        """Tell all that the training has ended."""
+        """Tell all trackers to close: the training has ended."""
         for name, tracker in self._trackers.items():
             self._warning_of(name, tracker.close)
 
     def _warning_of(self, name: str, tell: Callable[[], None]) -> None:
-        """Call `tell`; warn, once for each tracker, where it raises."""
+        """Call `tell`. If it raises, print a warning, but only once per tracker."""
         try:
             tell()
         except Exception as error:
             if name not in self._failed:
                 self._failed.add(name)
-                say(f"{NOTE}the tracker {name} failed ({first_line(error)}); the training goes on without it")
+                say(f"{NOTE}the tracker {name} failed ({first_line(error)}); the training is not affected")

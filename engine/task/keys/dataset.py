@@ -9,7 +9,7 @@ from engine.task.key import Chain, about_field, default_of, key
 from engine.task.keys.patterns import NO_NUL
 
 CHUNK_TOKENS: Final = 75
-"""Tokens of a caption that a text encoder takes at a time, start and end not counted."""
+"""The tokens that a text encoder takes at a time, start and end not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Dataset:
         None,
         "Name",
         "A Hub dataset ID or a local path.",
-        chain=Chain.UNRECORDED,  # the job records the fingerprint, which stands for this and the next four
+        chain=Chain.UNRECORDED,  # the job records the fingerprint, which covers this key and the next four
         empty_is_absent=True,
         pattern=NO_NUL,
     )
@@ -87,16 +87,16 @@ class Dataset:
     mask_column: str | None = key(
         None,
         "Mask column",
-        "The column with masks, images of the same shape: each place counts in the loss by the mask's brightness, "
-        "white fully, black not at all; a row without a mask counts fully. In a folder without a table, any name "
-        "takes `cat-masklabel.png` as the mask of `cat.jpg`.",
+        "The column with masks, images of the same shape: the mask's brightness is the weight of each position in the "
+        "loss, white fully, black not at all; a row without a mask counts fully. In a folder without a table, any name "
+        "makes `cat-masklabel.png` the mask of `cat.jpg`.",
         training_only=True,
         empty_is_absent=True,
     )
     alpha_mask: bool = key(
         False,
         "Alpha channel as mask",
-        "Take the alpha channel for the mask: transparent parts of an image do not count in the loss. "
+        "Use the alpha channel as the mask: transparent parts of an image do not count in the loss. "
         "An image with a mask from `mask_column` keeps that one.",
         training_only=True,
     )
@@ -105,14 +105,14 @@ class Dataset:
         "Longest caption",
         "How many tokens of a caption count, start and end not included. They are encoded 75 at a time, "
         "which is what a text encoder takes; null means 75.",
-        chain=Chain.UNRECORDED,  # the job records it as an invariant where it is more than 75
+        chain=Chain.UNRECORDED,  # the job records it as an invariant if it is more than 75
     )
     caption_lines: Literal["captions", "joined"] = key(
         "captions",
         "Lines of caption files",
         "Whether each line of a text file beside an image is a caption of its own, or the whole file is one caption, "
         "its lines `joined` by blanks.",
-        chain=Chain.UNRECORDED,  # the fingerprint stands for this, too
+        chain=Chain.UNRECORDED,  # the fingerprint covers this, too
     )
 
     @property
@@ -122,18 +122,18 @@ class Dataset:
 
     @property
     def joins_lines(self) -> bool:
-        """Whether the lines of a text file beside an image are one caption."""
+        """True if all lines of a text file beside an image are one caption."""
         return self.caption_lines == "joined"
 
     @property
     def fallback_caption(self) -> str | None:
-        """The caption of an image that has none; None where an image without a caption is an error."""
+        """The caption of an image that has none; None makes an image without a caption an error."""
         if self.default_caption is None and self.trigger_word:
             return ""  # the trigger word is put in front of it
         return self.default_caption
 
     @property
     def as_measured(self) -> Dataset:
-        """The dataset as the held-out loss takes it: keys that change the training alone are at their defaults."""
+        """The dataset for the held-out loss: keys that concern only the training have their defaults."""
         training_only = [part for part in fields(self) if about_field(part).training_only]
         return replace(self, **{part.name: default_of(part) for part in training_only})

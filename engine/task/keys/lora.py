@@ -10,14 +10,14 @@ from engine.task.key import Chain, key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """The method records what a chain must agree on: rank, targets, and the strength that alpha and rank give."""
+    """The LoRA. The method records what a chain must agree on: rank, targets, and the scale from alpha and rank."""
 
     rank: int = key(8, "Rank", "The dimension of the low-rank update.", chain=Chain.UNRECORDED, minimum=1)
     init_lora_weights: bool | Literal["gaussian", "loftq"] = key(
         True,
         "Initial weights",
-        "How the matrices A and B begin: true A uniform (Kaiming), B zero; false both random; `gaussian` A normal, "
-        "B zero; `loftq` LoftQ (arXiv:2310.08659), on the model quantised to 4 bits.",
+        "The initial values of the matrices A and B: true A uniform (Kaiming), B zero; false both random; `gaussian` A "
+        "normal, B zero; `loftq` LoftQ (arXiv:2310.08659), on the model quantised to 4 bits.",
         chain=Chain.UNRECORDED,
     )
     target_modules: tuple[str, ...] | str | None = key(

@@ -3,4 +3,4 @@
 from typing import Final
 
 NO_NUL: Final = "^[^\\u0000]*$"
-"""Of names and paths, which no operating system takes with a NUL character."""
+"""The pattern of names and paths: operating systems accept no NUL character in them."""

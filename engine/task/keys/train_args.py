@@ -1,4 +1,4 @@
-"""How the training goes, and how far: `train_args`."""
+"""The training's settings and length: `train_args`."""
 
 from __future__ import annotations
 
@@ -176,8 +176,8 @@ class TrainArgs:
     zero_terminal_snr: bool = key(
         False,
         "Zero terminal SNR",
-        "Rescale the noise schedule so that the last timestep is noise alone (arXiv:2305.08891); validation images "
-        "are then drawn that way, too. The model has to predict `v_prediction`.",
+        "Rescale the noise schedule so that the last timestep is pure noise (arXiv:2305.08891), for the training and "
+        "for validation images. The prediction type must be `v_prediction`.",
         chain=Chain.AGREED_IF_SET,
     )
     loss_type: LossType = key(
@@ -203,8 +203,8 @@ class TrainArgs:
     gradient_checkpointing: Literal["auto"] | bool = key(
         "auto",
         "Gradient checkpointing",
-        "Compute the denoiser's activations again in the backward pass instead of keeping them: less memory, more "
-        "time, the same result. `auto` does it where the predicted peak of memory would not fit otherwise.",
+        "Recompute the denoiser's activations in the backward pass instead of keeping them: less memory, more time, "
+        "the same result. `auto` does so if the predicted peak of memory would not fit otherwise.",
         chain=Chain.NO_EFFECT,
     )
     optimizer: OptimizerName = key(

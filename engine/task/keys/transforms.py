@@ -1,4 +1,4 @@
-"""What happens to an image before it is trained on: `transforms`."""
+"""The transforms of images before they are trained on: `transforms`."""
 
 from __future__ import annotations
 

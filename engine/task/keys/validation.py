@@ -1,4 +1,4 @@
-"""What shows whether the model has learned: `validation`, images and the held-out loss."""
+"""The validation images and the held-out loss: `validation`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HeldOutDataset:
     split: str | None = key(
         None,
         "Split",
-        "A split of the training dataset, such as `validation`; where nothing names a split, all of it is `train`.",
+        "A split of the training dataset, such as `validation`; if nothing names a split, all of it is `train`.",
         empty_is_absent=True,
         pattern=NO_NUL,
     )
@@ -51,7 +51,7 @@ class HeldOutDataset:
     max_images: int = key(
         64,
         "Most images",
-        "How many of the held-out images are measured at most. More represent the others better, and each "
+        "The largest number of held-out images that are measured. More of them represent the rest better, but each "
         "measurement takes longer.",
         minimum=1,
         maximum=1000,
@@ -63,16 +63,16 @@ class Validation:
     prompt: str | None = key(
         None,
         "Prompt",
-        "The prompt of every validation image; null draws as many captions from the dataset, of an image with several "
-        "not an empty one.",
+        "The prompt of all validation images; null draws a caption from the dataset for each (of an image with several "
+        "captions, not an empty one).",
         chain=Chain.RECORDED,
         maxLength=_MAX_PROMPT,
     )
     prompts: tuple[str, ...] | None = key(
         None,
         "Prompts",
-        "Several prompts in place of `prompt`, which has to be null then: the first image has the first one, and so "
-        "on, beginning again after the last.",
+        "Several prompts in place of `prompt`, which must be null then: the first image has the first prompt, and so "
+        "on, starting again after the last.",
         minItems=1,
         maxItems=_MAX_IMAGES,
         items={"maxLength": _MAX_PROMPT},
@@ -88,7 +88,7 @@ class Validation:
     negative_prompt: str | None = key(
         None,
         "Negative prompt",
-        "What guidance leads the validation images away from; null is nothing in particular.",
+        "The prompt that guidance leads the validation images away from; null is no negative prompt.",
         maxLength=_MAX_PROMPT,
     )
     guidance_scale: float = key(
@@ -108,8 +108,8 @@ class Validation:
     seed: int | None = key(
         None,
         "Seed of the images",
-        "The seed of the first validation image, `0.png`; that of each next one is one more. "
-        "Null draws them by the task's `seed`.",
+        "The seed of the first validation image, `0.png`; each following image has the next number. "
+        "Null derives the seeds from the task's `seed`.",
         minimum=0,
         maximum=4294967295,
     )
@@ -137,7 +137,7 @@ class Validation:
 
     @property
     def given_prompts(self) -> list[str] | None:
-        """The prompt of each image; None where they are drawn from the dataset."""
+        """The prompt of each image; None if they are drawn from the dataset."""
         given = self.prompts or (() if self.prompt is None else (self.prompt,))
         count = max(self.num_images, len(given))
         return [given[i % len(given)] for i in range(count)] if given else None

@@ -1,4 +1,4 @@
-"""The learning rates before the scheduler's factor."""
+"""Compute the learning rates before the scheduler's factor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def base_learning_rate(args: TrainArgs, micro_batches: int) -> float:
 
 
 def base_text_encoder_rate(args: TrainArgs, micro_batches: int) -> float:
-    """Return the same for the text encoders."""
+    """Return the text encoders' learning rate before the scheduler's factor."""
     own = args.text_encoder_learning_rate
     return base_learning_rate(args if own is None else replace(args, learning_rate=own), micro_batches)

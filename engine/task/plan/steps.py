@@ -1,4 +1,4 @@
-"""The optimizer steps that a task trains of the whole training, and the steps after which it validates."""
+"""Compute the optimizer steps that a task trains, and the interval of its validations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engine.task.task import TrainArgs, Validation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRange:
-    """The optimizer steps [start_step, stop_step) that a task trains of the whole training's `max_steps`."""
+    """The optimizer steps [start_step, stop_step) of the whole training's `max_steps` that a task trains."""
 
     num_rows: int
     batch_size: int
     micro_batches: int
-    """Micro-batches per optimizer step: processes x gradient accumulation steps. Called K elsewhere."""
+    """Micro-batches per optimizer step: processes x gradient accumulation steps. Called K in the glossary."""
     start_step: int
     stop_step: int
     max_steps: int
@@ -25,7 +25,7 @@ class StepRange:
     def of(cls, args: TrainArgs, *, num_rows: int, processes: int, start_step: int) -> StepRange:
         """Return the steps of a task: from `start_step` to min(start_step + num, max).
 
-        A checkpoint that already lies beyond `max` gives an empty range that finishes the training.
+        If the checkpoint's step is already at or beyond `max`, the range is empty and finishes the training.
 
         Raises:
             TaskError: more visits than `MAX_VISITS`.
@@ -37,8 +37,8 @@ class StepRange:
         stop_step = max(start_step, min(start_step + num_steps, max_steps))
         if stop_step * args.batch_size * micro_batches > MAX_VISITS:
             raise TaskError(
-                "train_args: so many steps of so many images are too many to count; "
-                "give a smaller batch_size, gradient_accumulation_steps or number of steps"
+                "train_args: the number of steps times the images of a step is too large; "
+                "set a smaller batch_size, gradient_accumulation_steps or number of steps"
             )
         return cls(
             num_rows=num_rows,
@@ -59,7 +59,7 @@ class StepRange:
 
     @property
     def finishes(self) -> bool:
-        """Whether the task ends the whole training."""
+        """True if the task ends the whole training."""
         return self.stop_step >= self.max_steps
 
     @property
@@ -68,9 +68,9 @@ class StepRange:
 
 
 def validation_interval(validation: Validation, step_range: StepRange) -> int | None:
-    """Return every how many optimizer steps a training is validated on its way; None: only at its end.
+    """Return the number of optimizer steps between validations; None if a training is validated only at its end.
 
-    Steps are counted from the start of the whole training, so that it does not matter where a chain is cut.
+    Steps are counted from the start of the whole training, so that the cuts of a chain into tasks do not matter.
     """
     if validation.every_n_steps is not None:
         return validation.every_n_steps

@@ -1,4 +1,4 @@
-"""The timesteps that a task trains, and how often each is drawn."""
+"""Draw the timesteps that a task trains, uniformly or by weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from engine.task.task import TrainArgs
 
 @dataclass(frozen=True, slots=True)
 class Timesteps:
-    """The timesteps [begin, end) that are drawn: all equally often, or by `weights`."""
+    """The timesteps [begin, end) that are drawn, uniformly or by `weights`."""
 
     begin: int
     end: int
     weights: tuple[float, ...] = ()
-    """One positive weight for each timestep of [begin, end); () draws all equally often."""
+    """One positive weight for each timestep of [begin, end); () draws uniformly."""
 
     def draw(self, words: rng.Words) -> npt.NDArray[np.int64]:
         """Return a timestep for each raw 64-bit word: int64, of the shape of `words`."""
@@ -27,31 +27,31 @@ class Timesteps:
         if not self.weights:
             drawn = rng.below(words, self.end - self.begin) + self.begin
             return drawn
-        # Inverse transform sampling; cumsum adds in order, so that every machine has the same bounds.
+        # Inverse transform sampling. cumsum adds in order, so that the bounds are the same on every machine.
         bounds = np.cumsum(np.array(self.weights, dtype=np.float64))
         found = np.searchsorted(bounds, rng.fractions(words) * bounds[-1], side="right")
-        # a product that was rounded up to the last bound belongs to the last timestep
+        # A product that is rounded up to the last bound belongs to the last timestep.
         drawn = np.minimum(found, len(bounds) - 1).astype(np.int64) + self.begin
         return drawn
 
     @classmethod
     def of(cls, args: TrainArgs, num_train_timesteps: int) -> Timesteps:
-        """Return the timesteps that a task trains of a model with `num_train_timesteps`.
+        """Return the timesteps that a task trains, for a model with `num_train_timesteps`.
 
-        `timestep_bias` is that of Diffusers' text-to-image examples (`generate_timestep_weights`): the earliest
-        or latest `portion` of all timesteps, or those of [`begin`, `end`), are drawn `multiplier` times as often as the
-        others, with no correction of the loss. Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.3, found that it
-        helps to draw some noise levels more often; Choi et al. 2022 (arXiv:2204.00227), section 3, which of them decide
-        on composition and which on detail.
+        `timestep_bias` follows Diffusers' text-to-image examples (`generate_timestep_weights`): the earliest or latest
+        `portion` of all timesteps, or those of [`begin`, `end`), are drawn `multiplier` times as often as the others,
+        without a correction of the loss. Nichol & Dhariwal 2021 (arXiv:2102.09672), section 3.3, found that drawing
+        some noise levels more often helps; Choi et al. 2022 (arXiv:2204.00227), section 3, describe which of them
+        determine the composition and which the details.
 
         Raises:
-            TaskError: the range is empty or exceeds the model's, or the bias concerns no timestep of it.
+            TaskError: the range is empty or exceeds the model's timesteps, or the bias applies to none of them.
         """
         total = num_train_timesteps
         begin, end = args.min_timestep, total if args.max_timestep is None else args.max_timestep
         if not begin < end <= total:
             raise TaskError(
-                f"train_args: timesteps from min_timestep {begin} to below max_timestep {end} are none of the model's; "
+                f"train_args: min_timestep {begin} and max_timestep {end} are not a range of the model's timesteps; "
                 f"it has {total}"
             )
         bias = args.timestep_bias
@@ -65,7 +65,5 @@ class Timesteps:
         }[bias.strategy]
         weights = tuple(bias.multiplier if first <= step < stop else 1.0 for step in range(begin, end))
         if not (first < end and begin < stop and first < stop):
-            raise TaskError(
-                f"train_args.timestep_bias: none of the timesteps from {first} to below {stop} is among those trained"
-            )
+            raise TaskError(f"train_args.timestep_bias: none of the timesteps from {first} to below {stop} is trained")
         return cls(begin, end, weights)

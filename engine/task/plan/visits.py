@@ -1,9 +1,9 @@
-"""The visits of a training: which row of the dataset each one uses, and its random draws.
+"""The visits of a training: the row of the dataset that each one uses, and its random draws.
 
-A training is one endless stream of visits over epochs; each epoch is a new permutation of the dataset. Optimizer step k
-uses the visits [k x K x B, (k+1) x K x B): K micro-batches of B visits each. Every visit is a function of the seed and
-its number alone. It does not depend on where the stream is cut into tasks, on the number of processes that share the
-micro-batches, or on what was drawn before.
+A training is an endless stream of visits over epochs; each epoch is a new permutation of the dataset. Optimizer step k
+uses the visits [k x K x B, (k+1) x K x B): K micro-batches of B visits each. A visit is a function of the seed and its
+number only. It does not depend on where the stream is cut into tasks, on the number of processes that share the
+micro-batches, or on earlier draws.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.core import rng
 from engine.task.plan.timesteps import Timesteps
 
 MAX_VISITS: Final = 2**63 - 1
-"""The greatest number of visits: they are numbered with 64 bits."""
+"""The largest number of visits: they are numbered with 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Visit:
     """One use of one sample in training."""
 
     number: int
-    """Counted from the start of the whole training; it is the address of all random numbers of the visit."""
+    """The visit's number from the start of the whole training, and the address of all its random numbers."""
     epoch: int
-    """With buckets, the number of the pass over the visit's own bucket."""
+    """The number of the epoch; with buckets, of the pass over the visit's bucket."""
     position: int
-    """The place in the epoch's permutation; the search for a replacement of an unreadable image starts there."""
+    """The position in the epoch's permutation; the search for a replacement of an unreadable image starts there."""
     sample: int
     """The row of the dataset."""
     flip: bool
@@ -38,9 +38,9 @@ class Visit:
     caption_word: int
     timestep: int
     drop_caption: bool = False
-    """Whether the visit has an empty caption."""
+    """True if the visit has an empty caption."""
     bucket: tuple[int, int] | None = None
-    """(width, height) in pixels of all images in the visit's micro-batch; None: a square of the task's resolution."""
+    """(width, height) in pixels of all images in the visit's micro-batch; None is a square of the task's resolution."""
 
     def size(self, resolution: int) -> tuple[int, int]:
         """Return the (width, height) in pixels at which the image is trained on."""
@@ -49,7 +49,7 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The fields of a `Visit` that an `Order` decides; they have the same names."""
+    """The fields of a `Visit` that an `Order` decides, under the same names."""
 
     epoch: int
     position: int
@@ -58,14 +58,14 @@ class Slot:
 
 
 class Order(Protocol):
-    """Which row each visit of a training uses: an endless sequence with random access."""
+    """The order of rows in a training: an endless sequence with random access."""
 
     def slots(self, start: int, count: int) -> Iterator[Slot]:
-        """Yield the slots of the visits number `start` to `start + count - 1`."""
+        """Yield the slots of the visits numbered `start` to `start + count - 1`."""
         ...
 
     def candidates(self, visit: Visit) -> Iterator[int]:
-        """Yield the visit's own row, then its replacements, to be tried in this order where a row is unreadable."""
+        """Yield the visit's row, then its replacements, which are tried in this order if a row is unreadable."""
         ...
 
 
@@ -80,9 +80,9 @@ class Epochs:
     def permutation(self, epoch: int) -> Sequence[int]:
         """Return the order of the rows in an epoch."""
         if epoch not in self._permutations:
-            for old in sorted(self._permutations)[:-1]:  # a window may straddle two epochs; memory holds no more
+            for old in sorted(self._permutations)[:-1]:  # a window may span two epochs
                 del self._permutations[old]
-            # An array gives ints as a list does, and keeps a million of them in 8 MB instead of 40.
+            # An array returns ints like a list, and stores a million of them in 8 MB instead of 40.
             order = rng.permutation(self._seed, "permutation", epoch, self._num_rows)
             self._permutations[epoch] = array("q", order.tobytes())
         return self._permutations[epoch]
@@ -112,14 +112,14 @@ class VisitStream:
         caption_dropout: float = 0.0,
         order: Order | None = None,
     ) -> None:
-        """Describe the stream.
+        """Create the stream.
 
         Args:
-            seed: the task's.
-            num_rows: of the dataset, repeats included.
-            random_flip: whether half of the visits are mirrored.
-            num_train_timesteps: of the model.
-            timesteps: None draws all `num_train_timesteps` equally often.
+            seed: the task's seed.
+            num_rows: the rows of the dataset, repeats included.
+            random_flip: True mirrors half of the visits.
+            num_train_timesteps: the model's number of timesteps.
+            timesteps: None draws all `num_train_timesteps` uniformly.
             caption_dropout: the probability that a visit has an empty caption.
             order: None makes each epoch a new permutation of all rows.
         """
@@ -154,5 +154,5 @@ class VisitStream:
             )
 
     def tag_order(self, number: int, length: int) -> list[int]:
-        """Return the order of the `length` tags of the caption in visit `number`: a permutation of range(length)."""
+        """Return the order of the caption's `length` tags in visit `number`: a permutation of range(length)."""
         return rng.permutation(self.seed, "tag order", number, length).tolist()  # type: ignore[no-any-return]

@@ -1,1 +1,1 @@
-"""Several processes that train as one."""
+"""Train with several processes that act as one."""

@@ -1,8 +1,8 @@
-"""Several processes that train as one: what they exchange, what only the first does, and how the end of one ends all.
+"""The processes of a job: what they exchange, what only the first one does, and how the end of one ends all.
 
-A `Processes` is a job's only process, a `Group` one of several; the loop cannot tell them apart. Gradients travel
-through the device's backend (NCCL, or gloo on a CPU), everything else through gloo as JSON: no pickle here either.
-All exchanges are collective: every process must come to the same ones in the same order.
+`Processes` is a job with one process, `Group` one of several; the loop does not depend on which. Gradients are sent by
+the device's backend (NCCL, or gloo on a CPU), everything else by gloo as JSON; no pickle is used. All exchanges are
+collective: every process must call the same ones in the same order.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEETING_TIME: Final = datetime.timedelta(minutes=10)
-"""The time that all processes have to start: importing from a slow network disk takes minutes."""
+"""The time that all processes have for starting: importing from a slow network disk takes minutes."""
 GATHER_TIME: Final = datetime.timedelta(minutes=30)
-"""The time that the slowest process has to send a gradient. `PeerWatch` notices one that died at once."""
+"""The time that the slowest process has for sending a gradient. `PeerWatch` notices at once if one ends."""
 WAITING_TIME: Final = datetime.timedelta(days=30)
-"""The time for exchanges that wait for something of unknown length, such as a download."""
+"""The time for exchanges that wait for work of unknown length, such as a download."""
 
 
 class Processes:
-    """A job's only process: it exchanges values with itself."""
+    """The only process of a job: it exchanges values with itself."""
 
     def __init__(self, place: Place | None = None) -> None:
         self.place = place or Place()
@@ -51,15 +51,15 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """The process that writes, prints and publishes."""
+        """True for the process that writes, prints and publishes."""
         return self.place.is_first
 
     def owner(self, micro_batch: int) -> int:
-        """Return the rank of the process that computes micro-batch k of a step: k = round x W + rank."""
+        """Return the rank of the process that computes a step's micro-batch k = round x W + rank."""
         return micro_batch % self.world_size
 
     def open_device(self, device: torch.device) -> None:
-        """Exchange gradients on `device` from now on."""
+        """Use `device` for exchanging gradients from now on."""
 
     def gather(self, own: torch.Tensor) -> torch.Tensor:
         """Return each process's `own`, shape (n,), as rows in the order of ranks, shape (W, n).
@@ -69,50 +69,50 @@ class Processes:
         return own.unsqueeze(0)
 
     def exchange(self, own: Any) -> list[Any]:
-        """Return each process's JSON-able value, in the order of ranks."""
+        """Return the JSON-able values of all processes, in the order of ranks."""
         return [own]
 
     def broadcast(self, action: Callable[[], T]) -> T:
-        """Call `action` in the first process alone, and return its JSON-able value in all; the others wait for it."""
+        """Call `action` only in the first process, and return its JSON-able value in all; the others wait for it."""
         return action()
 
     def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
-        """Do the same as `broadcast` for bytes, or None."""
+        """Do the same as `broadcast` for bytes or None."""
         return action()
 
     def first_then_others(self, action: Callable[[], T]) -> T:
-        """Call `action` in the first process, then in the others: they find in the cache what it downloaded."""
+        """Call `action` in the first process, then in the others, which find its downloads in the cache."""
         return action()
 
     def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
-        """Agree on what to do after a step: return the largest signal that a process was sent, and whether one saves.
+        """Agree on what to do after a step. Return the highest signal that any process received, and whether any saves.
 
-        Every process of the job calls it after every step, so that all of them act after the same one.
+        All processes call it after every step, so that they act after the same one.
 
         Args:
-            signum: the signal that this process was sent, or 0.
-            save: this process finds that the progress is to be saved.
+            signum: the signal that this process received, or 0.
+            save: whether this process finds that the progress is to be saved.
         """
         return signum, save
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
-        """Check that all processes have the same JSON-able value, else end with an `error` that names `what`."""
+        """Raise an `error` that names `what`, unless all processes have the same JSON-able value."""
 
     def ignore_signals_unless_first(self) -> None:
-        """Leave signals to the first process from now on: the others end as it does."""
+        """Ignore signals from now on, except in the first process: the others end when it does."""
 
     @contextmanager
     def translating_peer_errors(self) -> Iterator[None]:
-        """Raise another process's reason where a signal ends the block only because that process has ended.
+        """Replace a signal that ends the block by the reason of another process, if that process's end caused it.
 
         Raises:
-            PeerError: another process of the job ended.
+            PeerError: another process of the job has ended.
         """
         yield
 
 
 class Group(Processes):
-    """One of several processes. Use `connected`, which makes and closes it."""
+    """One of several processes. Use `connected`, which opens and closes it."""
 
     def __init__(self, place: Place, stop: Stop, watch: PeerWatch, control: dist.ProcessGroup) -> None:
         super().__init__(place)
@@ -133,8 +133,8 @@ class Group(Processes):
         import torch
         import torch.distributed as dist
 
-        # An all-gather, since every process needs every row: it adds them up itself, in the order of the ranks, and
-        # has the bits of one process that did all the work. An all-reduce would add in an order of its own.
+        # An all-gather, because every process adds up all rows itself, in the order of the ranks. So the bits are those
+        # of one process that does all the work. An all-reduce would add in an order of its own.
         if self._rows is None:
             self._rows = torch.empty(self.world_size * own.numel(), dtype=own.dtype, device=own.device)
         with self._talking():
@@ -199,8 +199,8 @@ class Group(Processes):
         for rank, value in enumerate(values):
             if value != values[0]:
                 raise error(
-                    f"{what} is {value!r} in process {rank} of the job, {values[0]!r} in process 0: "
-                    "it must be the same in all"
+                    f"{what} must be the same in all processes of the job, but is {values[0]!r} in process 0 and "
+                    f"{value!r} in process {rank}"
                 )
 
     def ignore_signals_unless_first(self) -> None:
@@ -214,7 +214,7 @@ class Group(Processes):
         except PeerInterrupted:
             raise
         except Interrupted as error:
-            # torchrun sends SIGTERM as soon as one process has ended: the reason may be on its way to here.
+            # torchrun sends SIGTERM as soon as one process has ended: the reason may still be on its way.
             found = self._watch.news(seconds=1.0)
             if found is None or found.is_interruption:
                 raise
@@ -232,7 +232,7 @@ class Group(Processes):
             found = self._watch.news(seconds=5.0)
             if found is None:
                 reason = str(error).splitlines()[0]
-                raise TemporaryError(f"the processes of the job lost touch with each other ({reason})") from error
+                raise TemporaryError(f"the processes of the job lost their connection ({reason})") from error
             raise found.error() from error
 
 
@@ -244,10 +244,10 @@ def _to_tensor(data: bytes) -> torch.Tensor:
 
 @contextmanager
 def connected(place: Place, stop: Stop) -> Iterator[Processes]:
-    """Meet the other processes of the job, and tell them how this one ended.
+    """Connect to the other processes of the job, and finally tell them how this one ended.
 
     Raises:
-        TemporaryError: they did not come.
+        TemporaryError: they did not connect in time.
     """
     if place.world_size == 1:
         yield Processes(place)
@@ -266,7 +266,7 @@ def connected(place: Place, stop: Stop) -> Iterator[Processes]:
 
 
 def _meet(place: Place, stop: Stop) -> tuple[Group, PeerWatch]:
-    # Nothing is there to save yet, and waiting in C++ no Python handler would run.
+    # There is nothing to save yet, and a Python handler would not run while C++ code waits.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_DFL)
     import torch.distributed as dist
@@ -274,7 +274,7 @@ def _meet(place: Place, stop: Stop) -> tuple[Group, PeerWatch]:
     from engine.training.distributed.peers import PeerWatch
 
     if os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1", "::1"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container without a network has nothing else
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the only interface of a container without a network
     try:
         dist.init_process_group("gloo", rank=place.rank, world_size=place.world_size, timeout=MEETING_TIME)
         control = dist.new_group(backend="gloo", timeout=WAITING_TIME)
@@ -283,7 +283,7 @@ def _meet(place: Place, stop: Stop) -> tuple[Group, PeerWatch]:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).splitlines()[0]
         raise TemporaryError(
-            f"the {place.world_size} processes of the job did not meet at {where} ({reason})"
+            f"the {place.world_size} processes of the job could not connect to {where} ({reason})"
         ) from error
     stop.install()
     return Group(place, stop, watch, control), watch

@@ -1,6 +1,6 @@
-"""Starting one process for each GPU of this machine, through torch's own launcher, and ending as they end.
+"""Start one process for each GPU of this machine, by torch's own launcher, and return their exit code.
 
-The processes share the task's own `gradient_accumulation_steps` out, so the result has the bits of one GPU.
+The processes share the task's own `gradient_accumulation_steps`, so the result has the bits of one GPU.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from engine.task.settings import Settings
 from engine.task.task import Task
 
 SHUTDOWN_SECONDS: Final = 110
-"""The time that the processes have to save their progress after SIGTERM; a container has two minutes to stop."""
+"""The time that the processes have for saving their progress after SIGTERM; a container has two minutes to stop."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _LARGEST_VARIABLE: Final = 100_000
-"""Bytes that fit into an environment variable: Linux takes 128 KiB."""
+"""Upper bound in bytes for an environment variable; Linux allows 128 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A job of several processes that is to be started; call it to do so."""
+    """A job with several processes that is to be started by calling this object."""
 
     settings: Settings
     request: str
-    """`job.request_digest` of the job."""
+    """The job's `job.request_digest`."""
     processes: int
 
     def __call__(self, argv: Sequence[str], stop: Stop) -> int:
         """Start the processes, wait for them, and return the job's exit code.
 
         Raises:
-            OutputError: no temporary folder can be written to.
+            OutputError: there is no writable temporary folder.
             TemporaryError: the first process was killed.
-            PeerError: another process ended, and the first one was found hanging.
-            Interrupted: by a signal, and the first process did not live to say so itself.
+            PeerError: another process ended, and the first one was hanging and had to be killed.
+            Interrupted: by a signal, and the first process was killed before it could report that.
         """
         from engine.core.console import say
 
-        say(f"starting {self.processes} processes, which share the accumulation out")
+        say(f"starting {self.processes} processes, which share the gradient accumulation steps")
         with scratch() as folder:
             signum = _start(self.processes, _arguments(argv), self._environment(folder), folder)
             found = left_codes(folder)
             codes = [found.get(rank) for rank in range(self.processes)]
-        # The first process hears of every other's end, and says and writes down why, if it lives to do so.
+        # The first process is told how every other one ended, and reports the reason, unless it was killed.
         if codes[0] is None:
             stop.install()
             self._end(_reason(signum, codes))
@@ -68,12 +68,12 @@ class Launch:
 
     def _environment(self, folder: str) -> dict[str, str]:
         found = {LAUNCHED: "1", EXIT_CODES: folder}
-        if self.settings.task_source == "standard input":  # it has been read
+        if self.settings.task_source == "standard input":  # it has been read and is empty now
             found["TASK_JSON"] = os.fsdecode(self.settings.task_bytes)
         return found
 
     def _end(self, error: JobError | Interrupted) -> NoReturn:
-        """Write `result.json` as the first process would have, and raise the error."""
+        """Write `result.json` in place of the first process, and raise the error."""
         outcome = Outcome()
         with OutputFolder.lock(self.settings.output_dir) as output, recording_failure(output, outcome):
             outcome.may_overwrite = self.settings.overwrite or output.is_same_request(self.request)
@@ -82,10 +82,10 @@ class Launch:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
-    """Make a temporary folder, and remove it with all that is in it.
+    """Make a temporary folder, and remove it with its contents after the block.
 
     Raises:
-        OutputError: there is no place for one.
+        OutputError: there is no writable place for one.
     """
     try:
         folder = tempfile.mkdtemp(prefix="sd-lora-task-")
@@ -98,10 +98,10 @@ def scratch() -> Iterator[str]:
 
 
 def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:
-    """Return why a job ended whose first process was killed: a signal, another process's reason, or the kill itself."""
+    """Return why the job ended, if its first process was killed: a signal, another process's reason, or the kill."""
     if signum:
         name = signal.Signals(signum).name
-        return Interrupted(signum, f"stopped by {name}; the same command goes on where it last saved")
+        return Interrupted(signum, f"stopped by {name}; the same command continues from the saved progress")
     for rank, code in enumerate(codes):
         if code and code != TemporaryError.code:
             kinds = {kind.code: kind.kind for kind in JobError.__subclasses__() if hasattr(kind, "code")}
@@ -111,14 +111,14 @@ def _reason(signum: int, codes: Sequence[int | None]) -> JobError | Interrupted:
 
 
 def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
-    """Return how to start several processes for this task; None if this process is one of them, or one is enough.
+    """Return the launch of several processes for this task; None if this process is one of them, or one is enough.
 
-    There are as many as `PROCESSES` says, else as there are GPUs, but a number that divides the accumulation.
+    Their number divides the accumulation steps, and is at most `PROCESSES`, or the number of GPUs if that is not set.
     """
     if settings.place != Place() or "WORLD_SIZE" in os.environ:
         return None
     if settings.task_source == "standard input" and len(settings.task_bytes) > _LARGEST_VARIABLE:
-        return None  # it could not be handed on; the bits are the same
+        return None  # it could not be passed on; one process gives the same bits
     gpus = None
     if settings.device == "cuda":
         import torch
@@ -129,18 +129,18 @@ def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
 
 
 def num_processes(settings: Settings, task: Task, *, gpus: int | None) -> int:
-    """Return how many processes train this task where no launcher starts them; `gpus` is None on a CPU."""
+    """Return how many processes train this task if no launcher starts them; `gpus` is None on a CPU."""
     available = settings.processes or 1 if gpus is None else min(settings.processes or gpus, gpus)
     return largest_divisor(task.train_args.gradient_accumulation_steps, available)
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """Return the largest divisor of `number` that is at most `limit`; 1 where that is less than 1."""
+    """Return the largest divisor of `number` that is at most `limit`; 1 if there is none."""
     return next((divisor for divisor in range(min(number, limit), 1, -1) if number % divisor == 0), 1)
 
 
 def _arguments(argv: Sequence[str]) -> list[str]:
-    """Return the flags for the processes: a task from standard input reaches them as TASK_JSON."""
+    """Return the flags for the processes: they get a task from standard input as TASK_JSON."""
     flags = list(argv)
     for index, flag in enumerate(flags):
         if flag == "--task=-":
@@ -151,13 +151,13 @@ def _arguments(argv: Sequence[str]) -> list[str]:
 
 
 def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> int:
-    """Run the processes to their end; return the signal that this process was sent meanwhile, or 0."""
+    """Run the processes until they end; return the signal that this process received meanwhile, or 0."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # It would tell, in tables, what the first process tells in a line.
+    # The launcher would print tables about what the first process reports in one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.update(environment)
     config = LaunchConfig(
@@ -183,18 +183,18 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
 
 
 def follow_launcher(environment: Mapping[str, str]) -> None:
-    """Have the kernel kill this process when the launcher that started it has ended; only if it is one of ours."""
+    """Let the kernel kill this process when its launcher ends, if the launcher is this program's."""
     if EXIT_CODES in environment:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave_code(environment: Mapping[str, str], code: int) -> None:
-    """Leave the exit code to the launcher, if it is one of ours: torch's does not hand it on."""
+    """Write the exit code to a file for the launcher, if it is this program's: torch's does not pass codes on."""
     if EXIT_CODES in environment and environment.get("RANK"):
         Path(environment[EXIT_CODES], environment["RANK"]).write_text(str(code))
 
 
 def left_codes(folder: str) -> dict[int, int]:
-    """Return the exit code that each process of this machine left, by rank; one that was killed left none."""
+    """Return the exit codes of this machine's processes by rank; a killed process has none."""
     ranks = {int(path.name): path.read_text() for path in Path(folder).iterdir() if path.name.isdecimal()}
     return {rank: int(text) for rank, text in sorted(ranks.items()) if text.isdecimal()}

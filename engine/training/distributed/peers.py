@@ -1,7 +1,7 @@
-"""A ring of processes in which each listens to the one before it, so that the end of one is soon known to all.
+"""A ring of processes in which each listens to the one before it, so that all soon know when one ends.
 
-What a process leaves behind, its code and its reason, goes round the ring. One that was killed leaves nothing, but the
-operating system closes its connection at once; one whose machine is gone or frozen is missed after five minutes.
+The ending of a process, its code and reason, is passed around the ring. A killed process sends none, but the operating
+system closes its connection at once; a process whose machine is lost or frozen is noticed after five minutes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from engine.core.process.environment import Place
 
 HEARTBEAT_SECONDS: Final = 10.0
 SILENCE: Final = datetime.timedelta(minutes=5)
-"""The silence after which a process counts as gone."""
+"""The silence after which a process counts as lost."""
 GRACE_SECONDS: Final = 20.0
-"""The time that the main thread has to end once another process has; NCCL may keep it waiting for ever."""
+"""The time that the main thread has for ending after another process has ended; NCCL may block it forever."""
 
 _MESSAGE_BYTES: Final = 4096
 _KILLED: Final = 75
@@ -33,7 +33,7 @@ _KILLED: Final = 75
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a process of the job ended; code 0 is an end without an error."""
+    """The ending of a process of the job; code 0 means without an error."""
 
     rank: int
     code: int = 0
@@ -53,7 +53,7 @@ class Ending:
 
 
 def ending_of(error: BaseException, rank: int) -> Ending:
-    """Return the ending of a process by `error`; for a PeerError, the ending of the process that it is about."""
+    """Return the ending of a process that `error` ends; for a PeerError, the ending of the process it is about."""
     if isinstance(error, PeerError):
         return Ending(error.origin, error.code, error.kind, str(error), error.was_killed)
     if isinstance(error, JobError | Interrupted):
@@ -65,7 +65,7 @@ class PeerWatch:
     """Receives heartbeats and the ending of the process before this one, and sends them to the one after it."""
 
     def __init__(self, place: Place, on_end: Callable[[BaseException], None]) -> None:
-        """`on_end` is called, from another thread, with the error that this process should end with."""
+        """`on_end` is called, from another thread, with the error with which this process should end."""
         self._before = (place.rank - 1) % place.world_size
         self._after = (place.rank + 1) % place.world_size
         self._on_end = on_end
@@ -75,23 +75,23 @@ class PeerWatch:
         self._sending = threading.Lock()
         self._closing = threading.Event()
         self.is_ending = threading.Event()
-        """Set when the main thread is ending."""
+        """Set while the main thread is ending."""
         self._listener = threading.Thread(target=self._listen, name="peers", daemon=True)
         self._beater = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._listener.start()
         self._beater.start()
 
     def news(self, *, seconds: float) -> Ending | None:
-        """Return how another process ended, waiting at most so many seconds for it; None if none has."""
+        """Return how another process ended, after waiting for it up to `seconds`; None if none has."""
         self._heard.wait(seconds)
         return self._found
 
     def close(self, ending: Ending) -> None:
-        """Send this process's ending to the next one, and wait at most 3 seconds for that of the one before."""
+        """Send this process's ending to the next one, and wait up to 3 seconds for that of the one before."""
         self.is_ending.set()
         self._closing.set()
         self._send(ending)
-        # A farewell may be lost if its sender is gone before it is read.
+        # A message may be lost if its sender ends before it is read.
         self._listener.join(timeout=3.0)
 
     def _listen(self) -> None:
@@ -112,10 +112,10 @@ class PeerWatch:
             try:
                 dist.recv(message, src=self._before, group=self._group)
             except RuntimeError:
-                reason = f"process {self._before} of the job was killed, or its machine is gone; run the command again"
+                reason = f"process {self._before} of the job or its machine was killed or lost; run the command again"
                 return Ending(self._before, _KILLED, "temporary", reason, was_killed=True)
             text = message.numpy().tobytes().rstrip(b"\0")
-            if text:  # else a heartbeat
+            if text:  # an empty message is a heartbeat
                 return Ending(**json.loads(text))
 
     def _beat(self) -> None:
@@ -125,8 +125,8 @@ class PeerWatch:
     def _send(self, ending: Ending | None) -> None:
         message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
         if ending is not None:
-            short = asdict(ending) | {"message": ending.message[:300]}  # at most 12 bytes a character
+            short = asdict(ending) | {"message": ending.message[:300]}  # at most 12 bytes per character
             data = json.dumps(short).encode()
             message[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        with self._sending, contextlib.suppress(RuntimeError):  # the next one may be gone itself
+        with self._sending, contextlib.suppress(RuntimeError):  # the next process may have ended
             dist.send(message, dst=self._after, group=self._group)

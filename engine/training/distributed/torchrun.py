@@ -1,9 +1,9 @@
-"""torchrun that ends with the job's own exit code, for jobs on several machines.
+"""A torchrun that ends with the job's own exit code, for jobs on several machines.
 
     entrypoint.py torchrun [torchrun's flags] --max-restarts=0 entrypoint.py [the job's flags]
 
-torch's own launcher exits with 1 whatever its processes' codes were, so Kubernetes could not tell a wrong task from a
-lost connection. All processes of a job end with the same code, and here each leaves it in a file for its launcher.
+torch's own launcher always exits with 1, so Kubernetes could not distinguish a wrong task from a lost connection. All
+processes of a job end with the same code, and here each writes it to a file for its launcher.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> JobError | Interrupted | None:
-    """Run the processes to their end. Return what torch's launcher knows of it, None where all ended well."""
+    """Run the processes until they end. Return the launcher's view of their failure; None if all succeeded."""
     import torch.distributed as dist
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    # It would tell, in tables, what the job's first process tells in a line.
+    # The launcher would print tables about what the job's first process reports in one line.
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -56,14 +56,14 @@ def _run(argv: Sequence[str]) -> JobError | Interrupted | None:
         return TemporaryError("the processes of the job on this machine were killed; run the same command again")
     except SignalException as error:
         name = signal.Signals(error.sigval).name
-        return Interrupted(error.sigval, f"stopped by {name}; the same command goes on where it last saved")
+        return Interrupted(error.sigval, f"stopped by {name}; the same command continues from the saved progress")
     except (RendezvousError, dist.DistError) as error:
-        return TemporaryError(f"the machines of the job did not meet ({first_line(error)}); run the same command again")
+        return TemporaryError(f"the machines could not connect ({first_line(error)}); run the same command again")
     return None
 
 
 def _message(reason: JobError | Interrupted, codes: Mapping[int, int], code: int) -> str | None:
-    """Return what this launcher has to say; None where the job's first process, on this machine, has said it."""
+    """Return this launcher's message; None if the job's first process, on this machine, has printed one."""
     if codes.get(0):
         return None
     if not codes:

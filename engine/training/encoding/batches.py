@@ -1,6 +1,6 @@
-"""Examples to a micro-batch on the device: all that the host does for one, so that it can be done ahead of time.
+"""Make micro-batches on the device from encoded visits, if possible ahead of time.
 
-Everything drawn is addressed by visits, so when it is drawn changes no bit.
+Everything random is addressed by visits, so the bits do not depend on when it is drawn.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from engine.training.encoding.visit_encoder import Example
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A micro-batch on the device, without what trained text encoders make of its captions."""
+    """A micro-batch on the device, without the conditioning from trained text encoders."""
 
     examples: Sequence[Example]
     batch: Batch
     tokens: Tensors
-    """On the device; empty where no text encoder is trained."""
+    """The captions' token ids, on the device; empty if no text encoder is trained."""
 
     @property
     def address(self) -> int:
@@ -31,7 +31,7 @@ class Prepared:
         return self.examples[0].visit.number
 
     def is_of(self, examples: Sequence[Example]) -> bool:
-        """Return whether it was made of exactly these examples."""
+        """Return whether it was made from exactly these examples."""
         return list(map(id, self.examples)) == list(map(id, examples))
 
 
@@ -50,10 +50,10 @@ class BatchMaker:
     ) -> None:
         """
         Args:
-            dtype: in which trained text encoders compute.
-            seed: the task's: with a visit's number it addresses what is drawn.
-            resolution: the side of the square of a visit without a bucket, in pixels.
-            noise_offset: the weight of the noise that is the same all over a channel.
+            dtype: the dtype in which trained text encoders compute.
+            seed: the task's seed: with a visit's number it addresses everything random.
+            resolution: width and height of a visit without a bucket, in pixels.
+            noise_offset: the weight of noise that is constant over each channel.
         """
         self._family = family
         self._device = device
@@ -63,8 +63,9 @@ class BatchMaker:
         self._noise_offset = noise_offset
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
-        """Stack a micro-batch's examples, with their addressed noise drawn, on the device: the same whatever is
-        trained meanwhile. Copies to a GPU wait for their turn, the host does not wait for them.
+        """Stack the examples of a micro-batch on the device, with their addressed noise.
+
+        The result does not depend on the trained parameters. The host does not wait for copies to a GPU.
         """
         width, height = examples[0].visit.size(self._resolution)
         shape = self._family.latent_shape(height, width)
@@ -90,7 +91,7 @@ class BatchMaker:
         return Prepared(examples, batch, stacked([example.tokens for example in examples], self._device))
 
     def complete(self, prepared: Prepared) -> Batch:
-        """Return the micro-batch, with its captions encoded by the trained text encoders as they now are."""
+        """Return the micro-batch, with its captions encoded by the current text encoders if these are trained."""
         if not prepared.tokens:
             return prepared.batch
         embedded = embed_captions(self._family, prepared.tokens, self._dtype, self._device)
@@ -98,22 +99,22 @@ class BatchMaker:
 
 
 def embed_captions(family: Family, tokens: Tensors, dtype: torch.dtype, device: torch.device) -> Tensors:
-    """Return the conditioning that the text encoders, as they now are, make of a batch of token ids on the device."""
-    # A context for each micro-batch, as around the denoiser: autocast's cache must not outlive a step.
+    """Return the current text encoders' conditioning for a batch of token ids on the device."""
+    # One context per micro-batch, as for the denoiser: autocast's cache must not outlive a step.
     with autocast(device, dtype):
         return family.embed(tokens)
 
 
 def stacked(samples: Sequence[Tensors], device: torch.device) -> Tensors:
-    """Return samples of equal keys and shapes as one batch on the device."""
+    """Stack samples of equal keys and shapes to one batch on the device."""
     return {name: copied(torch.stack([sample[name] for sample in samples]), device) for name in samples[0]}
 
 
 def copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a CPU tensor on the device: to a GPU from pinned memory, else the host would wait for all its work."""
+    """Copy a CPU tensor to the device: for a GPU from pinned memory, so that the host need not wait for the GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def normal(seed: int, stream: str, address: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return the standard normal numbers at an address: float32, of `shape`, on the CPU."""
+    """Return the standard normal numbers at an address: float32, of the given shape, on the CPU."""
     return torch.from_numpy(rng.normal(seed, stream, address, shape))

@@ -1,4 +1,4 @@
-"""Put the encoder of a training together, as its task asks."""
+"""Build the encoder of a training's visits."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def build_visit_encoder(
     """Return the encoder of a task's visits.
 
     Args:
-        medium: of the dataset's samples.
-        processes: that share the micro-batches out.
-        check_stop: called between encodings; raises when the job is to stop.
-        say: takes a line about each image that is skipped.
+            medium: the medium of the dataset's samples.
+            processes: the processes that share the micro-batches.
+            check_stop: called between encodings; raises when the job is to stop.
+            say: takes a line about each image that is skipped.
     """
     placement = EncoderPlacement(family, device)
     images = ImageEncoder(

@@ -1,4 +1,4 @@
-"""The cache of encodings on disk, for later visits, epochs, tasks and jobs."""
+"""The cache of encodings on disk, shared by visits, epochs, tasks and jobs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Tensors = dict[str, torch.Tensor]
 
 
 def cache_key(kind: str, *what: object) -> str:
-    """Return the key of what is encoded. It says of what kind it is: a caption may be spelled like an image's key."""
+    """Return the key of an encoding. It includes the kind, so a caption's key never equals an image's."""
     return hashlib.sha256(canonical_json([kind, *what])).hexdigest()
 
 
 class EncodingCache:
-    """Tensors by key, in small sealed files under one folder that any number of jobs may share.
+    """Tensors by key, in small sealed files in one folder, which any number of jobs may share.
 
-    Failures to write are ignored: they only cost a later job the time to encode again.
+    Failures to write are ignored: they only make a later job encode again.
 
     `namespace` holds everything besides the key that the bits depend on: encoder, dtype, device, library versions.
     """
@@ -40,12 +40,12 @@ class EncodingCache:
         self._max_bytes = max_bytes
         self._is_writable = max_bytes > 0
         self._stored_bytes = 0
-        """Bytes stored since `trim` last looked."""
+        """Bytes stored since `trim` last examined the cache."""
         self._room: int | None = None
-        """Bytes that `trim` then found free; None before its first look."""
+        """Bytes that were free then; None before the first time."""
 
     def load(self, key: str) -> Tensors | None:
-        """Return the tensors stored under `key` (a hex digest); None where they are missing or damaged."""
+        """Return the tensors stored under `key` (a hex digest); None if they are missing or damaged."""
         if not self._max_bytes:
             return None
         path = self._path(key)
@@ -57,27 +57,27 @@ class EncodingCache:
         if tensors is None:
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)  # used now: `trim` removes what was not used for longest
+            os.utime(path)  # `trim` removes the least recently used files
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def store(self, key: str, tensors: Tensors) -> None:
-        """Store the tensors under `key`, unless the disk is full, read-only or broken."""
+        """Store the tensors under `key`. Nothing happens if that fails, or if nothing can be written."""
         if not self._is_writable:
             return
         sealed = atomic_files.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
         if atomic_files.write_cached(self._path(key), sealed):
             self._stored_bytes += len(sealed)
         else:
-            self._is_writable = False  # it would fail again for each of thousands of images
+            self._is_writable = False  # avoids thousands of failures, one for each image
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / key
 
     def trim(self) -> None:
-        """Remove the files used least recently until all jobs' encodings together take at most the allowed bytes.
+        """Remove the least recently used files until all jobs' encodings together take at most the allowed bytes.
 
-        Looking through hundreds of thousands of files takes seconds, so that is done only when this job has stored
-        something, and again when it has filled the room that it found then, and a little more than that.
+        Examining hundreds of thousands of files takes seconds. So it is done only after this job has stored something,
+        and again only after it has filled the space that was free then, and `1 / _SLACK` of the allowed bytes more.
         """
         if not self._stored_bytes:
             return
@@ -95,4 +95,4 @@ class EncodingCache:
 
 
 _SLACK: Final = 64
-"""One job may exceed the allowed bytes by 1 / _SLACK of them before `trim` looks again."""
+"""Divisor of the allowed bytes: a job may exceed them by this share before `trim` examines the cache again."""

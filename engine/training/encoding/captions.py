@@ -1,4 +1,4 @@
-"""Captions to conditioning or, where the text encoders are trained, to the token ids that the loop encodes."""
+"""Encode captions to conditioning, or if the text encoders are trained, to token ids that the loop encodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.training.encoding.encoder_placement import EncoderPlacement
 
 
 class CaptionEncoder:
-    """Encodes captions through a cache on disk, each by itself: its bits depend on no other caption."""
+    """Encodes captions, with a cache on disk. Each is encoded alone, so its bits do not depend on other captions."""
 
     def __init__(
         self,
@@ -26,9 +26,9 @@ class CaptionEncoder:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
-            num_chunks: rows of tokens in which the family encodes each caption.
-            is_trained: the text encoders are trained, so that captions are only tokenized here.
-            is_stored: whether encodings are stored in the cache; an order of tags is hardly ever seen again.
+            num_chunks: number of chunks of tokens in which the family encodes each caption.
+            is_trained: whether the text encoders are trained, so that captions are only tokenized here.
+            is_stored: whether encodings are stored in the cache; shuffled tags rarely occur twice in the same order.
         """
         self._family = family
         self._cache = cache

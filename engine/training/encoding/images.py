@@ -1,7 +1,7 @@
-"""Images to the moments of their latents, each view of an image once: from the cache, or decoded and encoded.
+"""Encode images to the moments of their latents. Each view of an image is encoded once, or comes from the cache.
 
-The bits of an encoding depend on its own image alone: everything is encoded singly, so cache hits and workers change
-nothing.
+The bits of an encoding depend only on its own image: images are encoded one at a time, so cache hits and workers make
+no difference.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.training.encoding.cache import EncodingCache, cache_key
 from engine.training.encoding.encoder_placement import EncoderPlacement
 
 Skip = Callable[[int, UnreadableImage], None]
-"""Called with the index of an image that cannot be shown, and why."""
+"""A function that is called with the index of an image that cannot be shown, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class View:
     """The image's index in the dataset."""
     geometry: Geometry
     key: str
-    """Names these pixels, and their mask, in the cache."""
+    """The key of these pixels, and of their mask, in the cache."""
 
 
 class ImageEncoder:
-    """Encodes views of a dataset's images through a cache on disk."""
+    """Encodes views of a dataset's images, with a cache on disk."""
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class ImageEncoder:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
-            has_masks: encode each image's mask with it; an image without one counts in all its parts.
-            has_alpha_masks: of an image without a mask, the opacity is the mask.
-            num_workers: processes that decode; more workers than cores only wait for each other.
+            has_masks: whether each image's mask is encoded with it; without a mask, all of an image counts.
+            has_alpha_masks: whether the opacity of an image without a mask is its mask.
+            num_workers: number of processes that decode, limited to the number of cores.
         """
         self._dataset = dataset
         self._medium = medium
@@ -85,21 +85,21 @@ class ImageEncoder:
         mask = [self._mask_name(sample)] if self._has_masks else []
         shown = geometry(size, target=target, center_crop=center_crop, crop_words=crop_words, flip=flip)
         width, height = target
-        # A square by its side alone, as before there were others: what is encoded already stays so.
+        # A square is named only by its side, as before buckets existed: existing cache entries stay valid.
         side = width if width == height else [width, height]
         return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *mask))
 
     def encode(self, views: Sequence[View], skip: Skip) -> dict[str, Tensors]:
-        """Return the moments of the views by their keys, on the CPU; those of masked images with a `mask`.
+        """Return the moments of the views by their keys, on the CPU; those of masked images include `mask`.
 
         Args:
-            views: with different keys.
-            skip: called for an image that turns out unreadable; its views are left out.
+            views: views with different keys.
+            skip: called for an image that is found unreadable; its views are left out.
 
         Raises:
             TemporaryError: a worker process was killed.
         """
-        # A random crop is hardly ever seen again: it would only fill the disk.
+        # Random crops are not stored: they rarely occur twice, and would only fill the disk.
         stored = {one.key: self._cache.load(one.key) for one in views if one.geometry.repeatable}
         moments = {key: found for key, found in stored.items() if found is not None}
         unseen = [one for one in views if one.key not in moments]
@@ -124,14 +124,14 @@ class ImageEncoder:
         return lambda: self._dataset.image_bytes(sample)
 
     def _fact(self, sample: int) -> tuple[str, Size]:
-        """The SHA-256 of an image's bytes, and its size."""
+        """Return the SHA-256 of an image's bytes, and its size."""
         if sample not in self._facts:
             data = self._dataset.image_bytes(sample)
             self._facts[sample] = hashlib.sha256(data).hexdigest(), self._medium.read_size(data)
         return self._facts[sample]
 
     def _mask_name(self, sample: int) -> str | None:
-        """What names an image's mask; None where all of it counts."""
+        """Return the part of the key for an image's mask; None if all of the image counts."""
         if sample not in self._mask_names:
             data = self._dataset.mask_bytes(sample)
             alpha = "alpha" if self._has_alpha_masks else None
@@ -139,7 +139,7 @@ class ImageEncoder:
         return self._mask_names[sample]
 
     def _mask(self, one: View) -> torch.Tensor:
-        """The mask of the view at the size of its latents, float32, 0 to 1, of a shape that broadcasts to them.
+        """Return the mask of a view at the size of its latents: float32, 0 to 1, broadcastable to the latents.
 
         Raises UnreadableImage.
         """
@@ -156,7 +156,7 @@ class ImageEncoder:
 
 
 def _meter(views: Sequence[View]) -> Meter:
-    """A progress bar. An image may be encoded several times: mirrored, or cut elsewhere."""
+    """Return a progress bar. An image may have several views: mirrored, or cropped differently."""
     num_images = len({one.sample for one in views})
     if num_images == len(views):
         return Meter("encoding", "images", num_images)

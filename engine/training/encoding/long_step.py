@@ -1,4 +1,4 @@
-"""An optimizer step of more visits than are kept in memory: its examples are made a window at a time. No torch."""
+"""An optimizer step with more visits than fit into memory: its examples are made a window at a time. No torch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, eq=False)
 class LongStep(Sequence[T], Generic[T]):
-    """This process's examples of one step, made some rounds of micro-batches at a time.
+    """This process's examples of one step, made for several rounds of micro-batches at a time.
 
-    To be read forwards: what lies before the window in memory is forgotten.
+    It must be read forwards: examples before the window in memory are dropped.
     """
 
     make: Callable[[int, int], list[T]]
-    """Gives this process's examples among so many visits from a number on."""
+    """Function of a first visit's number and a number of visits that returns this process's examples among them."""
     start: int
     """The number of the step's first visit."""
     size: int
-    """Examples of a micro-batch, of which this process has one a round."""
+    """Number of examples in a micro-batch. This process has one micro-batch per round."""
     round_visits: int
-    """Visits of a round, those of all processes."""
+    """Number of visits in a round, over all processes."""
     num_rounds: int
-    """Rounds of the step."""
+    """Number of rounds in the step."""
     window: int
-    """Rounds in memory at once."""
+    """Number of rounds in memory at once."""
     check_stop: Callable[[], None]
-    """Called with each micro-batch; raises when the job is to stop, which may not wait for the end of a long step."""
+    """Called with each micro-batch; raises when the job is to stop, which must not wait for the end of a long step."""
     _places: range = range(0)
-    """The places of the examples in memory."""
+    """The indices of the examples in memory."""
     _examples: list[T] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -52,8 +52,8 @@ class LongStep(Sequence[T], Generic[T]):
         return self._examples[place - self._places.start]
 
     def _fill(self, first: int) -> None:
-        """Make the window that begins with the round number `first`."""
+        """Make the window that begins with the round `first`."""
         stop = min(first + self.window, self.num_rounds)
-        self._examples = []  # the window before need not be in memory meanwhile
+        self._examples = []  # frees the previous window first
         self._examples = self.make(self.start + first * self.round_visits, (stop - first) * self.round_visits)
         self._places = range(first * self.size, stop * self.size)

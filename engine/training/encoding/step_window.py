@@ -11,12 +11,12 @@ from engine.training.encoding.long_step import LongStep
 T = TypeVar("T")
 
 WINDOW_VISITS: Final = 1024
-"""Visits whose encodings are in memory at once, unless one round of micro-batches has more: about 0.4 GB for Stable
-Diffusion 1.5 at 512 pixels in float32, 1.2 GB at 1024 pixels with text states of width 2048."""
+"""Number of visits whose encodings are in memory at once, unless one round of micro-batches has more. They take about
+0.4 GB for Stable Diffusion 1.5 at 512 pixels in float32, 1.2 GB at 1024 pixels with text states of width 2048."""
 
 
 class StepWindow(Generic[T]):
-    """Gives the examples of any step; makes those of a window of coming steps when it first needs one."""
+    """Returns the examples of any step, and makes those of a window of steps when the first of them is needed."""
 
     def __init__(
         self,
@@ -28,8 +28,8 @@ class StepWindow(Generic[T]):
     ) -> None:
         """
         Args:
-            make: gives this process's examples among so many visits from a number on, whole rounds of micro-batches.
-            world_size: the number of processes that share the micro-batches of a step.
+            make: returns this process's examples among a number of visits from a first one, whole rounds only.
+            world_size: number of processes that share the micro-batches of a step.
             check_stop: called with each micro-batch of a long step; raises when the job is to stop.
         """
         self._make = make
@@ -41,14 +41,15 @@ class StepWindow(Generic[T]):
     def examples(self, step: int) -> Sequence[T]:
         """Return the examples of a step, in the order of their visits.
 
-        Steps are asked for once, in order, here or `at_hand`. A step of more visits than a window is a `LongStep`.
+        Each step is asked for once, in order, here or by `at_hand`. If a step has more visits than a window, the result
+        is a `LongStep`.
         """
         if step not in self._examples:
             self._fill(step)
         return self._examples.pop(step)
 
     def at_hand(self, step: int) -> Sequence[T]:
-        """Return `examples` of a step that is made already; else none."""
+        """Return the examples of a step if they are made already, else none."""
         return self._examples.pop(step, [])
 
     def _fill(self, start: int) -> None:

@@ -1,4 +1,4 @@
-"""The images of a dataset that cannot be shown: the same ones in all processes of a job."""
+"""Collect the images of a dataset that cannot be shown. All processes of a job agree on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.training.distributed.group import Processes
 
 
 class UnreadableImages:
-    """Collects the images that turn out unreadable, with the reasons, and exchanges them between the processes."""
+    """The images found unreadable, with the reasons. Processes exchange them."""
 
     def __init__(
         self, dataset: ImageDataset, processes: Processes, say: Callable[[str], None], *, what: str = "the dataset"
@@ -18,7 +18,7 @@ class UnreadableImages:
         """
         Args:
             say: takes a line about each image that is skipped.
-            what: messages call the dataset.
+            what: the dataset's name in messages.
         """
         self._dataset = dataset
         self._processes = processes
@@ -39,13 +39,13 @@ class UnreadableImages:
         return [(self._dataset.name(sample), reason) for sample, reason in self._reasons.items()]
 
     def add(self, sample: int, reason: Exception | str) -> None:
-        """Note an image that cannot be shown."""
+        """Record an image that cannot be shown."""
         if sample not in self._reasons:
             self._reasons[sample] = str(reason)
             self._say(f"skipping image {self._dataset.name(sample)}: {reason}")
 
     def exchange(self) -> bool:
-        """Make the images of one process known to all; a collective call. Return whether there were new ones."""
+        """Share each process's images with all others; a collective call. Return whether there were new ones."""
         own = [[sample, reason] for sample, reason in self._reasons.items() if sample not in self._exchanged]
         found = {sample: reason for news in self._processes.exchange(own) for sample, reason in news}
         for sample, reason in sorted(found.items()):
@@ -54,5 +54,5 @@ class UnreadableImages:
         return bool(found)
 
     def none_readable(self) -> DatasetError:
-        """Return the error for a dataset of which no image can be shown."""
+        """Return the error for a dataset without a single image that can be shown."""
         return DatasetError(none_readable(self._what, self._dataset.num_images, *self.skipped[0]))

@@ -1,4 +1,4 @@
-"""What each visit shows and says: which image, which part of it, with which caption."""
+"""Choose what each visit shows: the image, the view of it, and the caption."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class VisitChoice:
     ) -> None:
         """
         Args:
-            wording: the task's keys about captions.
-            resolution: the side of the square of a visit without a bucket, in pixels.
+            wording: the task's keys for captions.
+            resolution: width and height of a visit without a bucket, in pixels.
         """
         self._stream = stream
         self._dataset = dataset
@@ -41,7 +41,7 @@ class VisitChoice:
         self._center_crop = center_crop
 
     def view(self, visit: Visit) -> View:
-        """Return the view of the visit's image or, where that is unreadable, of the next readable one in the order.
+        """Return the view of the visit's image, or if that is unreadable, of the next readable one in the order.
 
         Raises:
             DatasetError: no image of the dataset is readable.
@@ -63,6 +63,6 @@ class VisitChoice:
         raise self._unreadable.none_readable()
 
     def caption(self, visit: Visit, sample: int) -> str:
-        """Return the caption of the image `sample` as this visit has it."""
+        """Return the caption of the image `sample` for this visit."""
         order = partial(self._stream.tag_order, visit.number)
         return caption_choice.caption_of_visit(self._dataset.captions(sample), self._wording, visit, order)

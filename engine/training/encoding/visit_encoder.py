@@ -1,7 +1,7 @@
-"""Visits to encodings: each image and caption is encoded once, ahead of the loop, a window of steps at a time.
+"""Encode visits ahead of the loop, a window of steps at a time. Each image and caption is encoded once.
 
-The bits of an encoding depend on its own image or caption alone, so windows, cache hits and workers change nothing.
-Moments are kept, not samples: the posterior is drawn freshly on each visit.
+The bits of an encoding depend only on its own image or caption, so windows, cache hits and workers make no difference.
+The moments are stored, not samples: each visit draws its own latents from the posterior.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from engine.training.encoding.visit_choice import VisitChoice
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One visit with what the encoders made of it, on the CPU."""
+    """One visit with its encodings, on the CPU."""
 
     visit: Visit
     moments: Tensors
-    """What `Family.encode_image` gave; with masks also `mask`."""
+    """The moments from `Family.encode_image`; with masks also `mask`."""
     conditioning: Tensors
     tokens: Tensors = field(default_factory=dict)
-    """The caption's, where the text encoders are trained and encode it in the loop; else empty."""
+    """The caption's token ids if the text encoders are trained, and so encode it in the loop; else empty."""
 
 
 class VisitEncoder:
-    """Gives the examples of any step, encoding the visits of a window of coming steps when it first needs one."""
+    """Returns the examples of any step, and encodes a window of steps when the first of them is needed."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class VisitEncoder:
     ) -> None:
         """
         Args:
-            processes: that share the micro-batches out.
+            processes: the processes that share the micro-batches.
             check_stop: called between encodings; raises when the job is to stop.
         """
         self._stream = stream
@@ -71,11 +71,11 @@ class VisitEncoder:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Name and reason of each image that cannot be trained on; they are found when they are visited."""
+        """Name and reason of each image that cannot be trained on, as far as visits have found them."""
         return self._unreadable.skipped
 
     def examples(self, step: int) -> Sequence[Example]:
-        """Return the examples of this process's micro-batches of a step. As `StepWindow.examples`.
+        """Return the examples of this process's micro-batches of a step; see `StepWindow.examples`.
 
         Raises:
             DatasetError: no image of the dataset is readable.
@@ -84,13 +84,13 @@ class VisitEncoder:
         return self._window.examples(step)
 
     def at_hand(self, step: int) -> Sequence[Example]:
-        """Return `examples` of a step that is encoded already; else none."""
+        """Return the examples of a step if they are encoded already, else none."""
         return self._window.at_hand(step)
 
     def _encode(self, start: int, count: int) -> list[Example]:
-        """This process's examples among the visits number `start … start + count - 1`, whole rounds of micro-batches.
+        """Encode visits from number `start` on, whole rounds of micro-batches; return this process's examples.
 
-        All processes encode the same visits in the same order.
+        All processes call this for the same visits in the same order.
         """
         visits = list(self._stream.visits(start, count))
         own = list(filter(self._is_own, visits))
@@ -106,15 +106,15 @@ class VisitEncoder:
         ]
 
     def _is_own(self, visit: Visit) -> bool:
-        """Whether this process trains on a visit."""
+        """Return whether this process trains on a visit."""
         micro_batch = visit.number % self._step_range.visits_per_step // self._step_range.batch_size
         return self._processes.owner(micro_batch) == self._processes.rank
 
     def _encode_images(self, visits: Sequence[Visit]) -> list[tuple[View, Tensors]]:
-        """What each own visit of a window shows; the other processes do the same with theirs.
+        """Return the view and its moments for each of this process's visits; other processes do the same with theirs.
 
-        An image that several processes show is encoded by the one that shows it first; the others find it on the disk.
-        Repeated until all of it is encoded: an unreadable image is only then found out.
+        An image that several processes show is encoded by the process of its first visit; the others then find it in
+        the cache. If images are found unreadable meanwhile, all processes choose replacements and repeat.
         """
         moments: dict[str, Tensors] = {}
         while True:
@@ -127,7 +127,7 @@ class VisitEncoder:
             mine = [view for view in missing.values() if self._is_own(first[view.key])]
             others = [view for view in missing.values() if not self._is_own(first[view.key])]
             moments |= self._images.encode(mine, self._unreadable.add)
-            # A round of exchange is also what the others wait for before they look on the disk.
+            # The exchange is also a barrier, before the others look into the cache.
             has_news = self._unreadable.exchange()
             moments |= self._images.encode(others, self._unreadable.add)
             has_news |= self._unreadable.exchange()

@@ -1,4 +1,4 @@
-"""What a training method offers: what is trained of a base model, and what becomes of it. No torch until it trains."""
+"""The interface of a training method: what it trains of a base model, and how it exports that. No torch."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ Parameters: TypeAlias = "Mapping[str, torch.nn.Parameter]"
 
 
 Change = tuple[dict[str, str], Task]
-"""The task's keys that change, with their new values as they are written, and the task with them."""
+"""The changed task keys with their new values as text, and the changed task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What the published files tell of a training."""
+    """Facts about a training for the metadata of published files."""
 
     base: BaseModel
     prediction_type: PredictionType
     resolution: int
-    """In pixels."""
+    """The resolution in pixels."""
     global_step: int
 
 
 class Trainable(Protocol):
-    """What is trained of a base model that is in memory.
+    """The trained part of a base model in memory.
 
     A row's module has a function `attach(family: Family, task: Task, device: torch.device, *, start: Tensors | None,
-    warm_start: WarmStart | None) -> Trainable`. It freezes the base model and adds to it, or releases of it, what is
-    trained. `start` is `Trainable.start` of the training that is continued, None for one that begins. It raises
-    TaskError where the task asks for what the base model does not have, and CheckpointError where `start` or
-    `warm_start` does not fit.
+    warm_start: WarmStart | None) -> Trainable`. It freezes the base model, and adds or unfreezes the parameters to
+    train. `start` is `Trainable.start` of the training that is continued, None for a new one. It raises TaskError if
+    the task asks for something that the base model does not have, and CheckpointError if `start` or `warm_start` does
+    not fit.
     """
 
     @property
     def parameters(self) -> Parameters:
-        """All that is trained: float32, sorted by name, on the device."""
+        """All trained parameters: float32, sorted by name, on the device."""
         ...
 
     @property
     def groups(self) -> Sequence[Parameters]:
-        """The same by learning rate: the denoiser's; then, where they are trained, the text encoders'."""
+        """The parameters by learning rate: the denoiser's, then the text encoders' if they are trained."""
         ...
 
     @property
     def start(self) -> Tensors:
-        """What a continued training needs of its start besides the parameters: float32, on the CPU; often empty."""
+        """Values of the training's start that a continuation needs: float32, on the CPU; often empty."""
         ...
 
     def state(self) -> Tensors:
@@ -67,17 +67,17 @@ class Trainable(Protocol):
         ...
 
     def restore(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Overwrite the parameters with those of another `state`.
+        """Overwrite the parameters with another `state`.
 
         Raises:
-            CheckpointError: not exactly the same names and shapes.
+            CheckpointError: names or shapes differ.
         """
         ...
 
     def step(self) -> AbstractContextManager[Sequence[torch.Tensor]]:
-        """Return the context of a step's micro-batches, with what to take gradients of, in the order of the parameters.
+        """Return the context of a step's micro-batches. It gives the tensors to take gradients of, like `parameters`.
 
-        The parameters do not change inside of it. The gradients are of one dtype.
+        They are in the order of the parameters, which do not change inside, and their gradients have one dtype.
         """
         ...
 
@@ -85,16 +85,16 @@ class Trainable(Protocol):
         """Return the context of a micro-batch's forward and backward pass.
 
         Args:
-            address: the number of its first visit, by which all that is drawn in it is addressed.
+            address: the number of its first visit, which addresses everything random in it.
         """
         ...
 
     def baseline(self) -> AbstractContextManager[None]:
-        """Return a context in which the model computes as it would without the training."""
+        """Return a context in which the model computes as without the training."""
         ...
 
     def require_finite(self, step: int) -> None:
-        """Check the weights as they would be published after a step.
+        """Check the weights after a step, in the form in which they would be published.
 
         Raises:
             NonFiniteError: a value is not finite.
@@ -102,42 +102,42 @@ class Trainable(Protocol):
         ...
 
     def export(self, about: About) -> dict[str, bytes]:
-        """Return the files to publish in `checkpoint/`: those that the row names, all of them."""
+        """Return the files to publish in `checkpoint/`: exactly those that the row names."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSpec:
-    """A method's row: what is known of it without importing torch."""
+    """The row of a method: what is known of it without importing torch."""
 
     module: str
     """The full name of the module that has `attach`."""
     files: Mapping[str, str]
-    """The files that it publishes in `checkpoint/`, the main one first, each with what its name ends in where it is of
-    an earlier step: `steps/000100<ending>`."""
+    """The files that it publishes in `checkpoint/`, the main one first, each with the ending of its name for an earlier
+    step: `steps/000100<ending>`."""
     invariants: Callable[[FamilySpec, Task], dict[str, Any]]
-    """What all tasks of a chain must agree on, of the method's own task keys."""
+    """Returns the invariants of a chain that come from the method's own task keys."""
     find_start: Callable[[Path, Set[str]], tuple[str, str | None]]
-    """Finds the weights to start from in a folder, of which it is told the names of all files: the weights' file, and
-    one that describes it, if any. Raises CheckpointError where there are none."""
+    """Finds the weights to start from in a folder with these file names. Returns the name of the weights' file, and of
+    one that describes it, if any. Raises CheckpointError if there are none."""
     check: Callable[[BaseModel, Task, WarmStart | None], list[str]]
-    """Checks a task against the base model's configurations and the headers of its weights, before anything is loaded;
-    returns lines on what could not be checked. Raises what `attach` would."""
+    """Checks a task against the base model's configurations and the headers of its weights, before anything is loaded.
+    Returns lines on what could not be checked. Raises the errors of `attach`."""
     notes: Callable[[Task, WarmStart | None], list[str]]
-    """Returns what is allowed but likely a mistake in the method's own keys and the weights to start from."""
+    """Returns notes on likely mistakes in the method's own keys and the weights to start from."""
     tapes: Callable[[FamilySpec, Task, int, int], tuple[Tape, Tape]]
-    """Returns the tapes that record the memory of a training step, the denoiser's and the text encoders', for values
-    and norms of so many bytes."""
+    """Returns the tapes that record the memory of a training step for the denoiser and for the text encoders. The
+    numbers are the bytes of a value, and of a value in normalisation layers."""
     smaller: Callable[[Task], Iterator[Change]]
-    """Yields the task with less and less to train, for one that does not fit into memory."""
+    """Yields changes of the task with less and less to train, for one that does not fit into memory."""
     copies: Callable[[Task], int]
-    """The values that the saved state holds of each trained one, besides the optimizer's."""
+    """Returns the number of values per trained value in the saved state, without the optimizer's."""
 
     @property
     def main_file(self) -> str:
-        """The file that a training can start from."""
+        """The file from which a training can start."""
         return next(iter(self.files))
 
     def step_files(self, step: int, files: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Return exported files by their names as those of an earlier step."""
+        """Return exported files under their names for an earlier step."""
         return {step_file(step, self.files[name]): data for name, data in files.items()}

@@ -1,4 +1,4 @@
-"""The training methods that `training_type` can name, and what is read from disk by way of them. No torch."""
+"""The training methods for `training_type`, and reading of checkpoints, which depend on the method. No torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 METHODS: Final[Mapping[TrainingType, MethodSpec]] = {"lora": LORA}
 
 _DEFAULT: Final[TrainingType] = "lora"
-"""The method of a checkpoint that names none: a key at its default is absent."""
+"""The method of a checkpoint without the key `training_type`: keys at their defaults are absent."""
 
 
 def attach(
     family: Family, task: Task, device: torch.device, *, start: Tensors | None, warm_start: WarmStart | None
 ) -> Trainable:
-    """Prepare a base model in memory for the method that the task names; see `Trainable`."""
+    """Prepare a base model in memory for the task's method; see `Trainable`."""
     module = importlib.import_module(METHODS[task.training_type].module)
     trainable: Trainable = module.attach(family, task, device, start=start, warm_start=warm_start)
     return trainable
@@ -41,27 +41,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Raises:
-        CheckpointError: missing, incomplete, corrupt or malformed, or without the files of the method that made it.
+        CheckpointError: it is missing, incomplete, corrupt or malformed, or lacks files of the method that made it.
     """
     found = checkpoint.load(folder)
     name = found.world.get("training_type", _DEFAULT)
-    method = next((row for key, row in METHODS.items() if key == name), None)  # a stranger's name may be any value
+    method = next((row for key, row in METHODS.items() if key == name), None)  # an untrusted name may be of any type
     if method is None:
         raise CheckpointError(f"{folder} was made by a training_type that this version does not have")
     endings = set(method.files.values())
     if not found.manifest["files"].keys() >= method.files.keys():
-        raise CheckpointError(f"{folder / checkpoint.MANIFEST} is not a checkpoint's manifest; take another checkpoint")
+        raise CheckpointError(f"{folder / checkpoint.MANIFEST} is not a checkpoint's manifest; use another checkpoint")
     for name in found.steps:
         if checkpoint.step_ending(name) not in endings:
-            raise CheckpointError(f"{folder / checkpoint.MANIFEST} names {name!r}, which no checkpoint holds")
+            raise CheckpointError(f"{folder / checkpoint.MANIFEST} lists {name!r}, which is not a file of a checkpoint")
     return found
 
 
 def load_parent(folder: Path, method: MethodSpec) -> Checkpoint | WarmStart:
-    """Read and verify what a task continues, or begins with.
+    """Read and verify the checkpoint that a task continues, or the weights from which it starts.
 
     Raises:
-        CheckpointError: neither a checkpoint nor weights that the method can start from.
+        CheckpointError: the folder holds neither a checkpoint nor weights that the method can start from.
     """
     if checkpoint.MANIFEST in checkpoint.names_in(folder):
         return load_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""A folder to begin or continue from: a checkpoint of this program, or weights alone from any trainer. No torch."""
+"""Read weights without training state, made by any trainer, from which a training can start. No torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from engine.results import checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStart:
-    """Weights to begin a training with, without a training state."""
+    """Weights without training state, from which a training starts."""
 
     digest: str
-    """SHA-256 of the weights' file, followed by `config`."""
+    """The SHA-256 of the weights' file followed by `config`."""
     weights: bytes
     name: str
     """The name of the weights' file."""
     config: bytes | None = None
-    """The file beside it that describes it."""
+    """The content of the file that describes the weights, if any."""
 
 
 def read(folder: Path, find: Callable[[Path, Set[str]], tuple[str, str | None]], *, main_file: str) -> WarmStart:
-    """Read a folder's weights to start from.
+    """Read the weights to start from in a folder.
 
     Args:
-        folder: one without a manifest.
+        folder: a folder without a manifest.
         find: `MethodSpec.find_start`.
         main_file: `MethodSpec.main_file`.
 
@@ -41,7 +41,7 @@ def read(folder: Path, find: Callable[[Path, Set[str]], tuple[str, str | None]],
     if (inner / checkpoint.MANIFEST).is_file() or (inner / main_file).is_file():  # an output folder
         raise CheckpointError(
             f"{folder} holds no checkpoint ({checkpoint.MANIFEST}) and no weights to start from ({main_file}); "
-            f"the one in it is named by --checkpoint {inner}"
+            f"the checkpoint is in a folder below: use --checkpoint {inner}"
         )
     name, beside = find(folder, names)
     try:

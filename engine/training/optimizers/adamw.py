@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), as torch computes it, with an exact state."""
+"""AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): torch's implementation, with an exact state."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _SLOTS: Final = ("exp_avg", "exp_avg_sq")
 
 
 class AdamW:
-    """The optimizer of one training."""
+    """AdamW over the parameters of one training; see `Optimizer`."""
 
     def __init__(self, optimizer: torch.optim.AdamW, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """
         Args:
-            optimizer: over the same parameters, in groups.
-            parameters: all of them, by name.
+            optimizer: torch's optimizer of the same parameters, in groups.
+            parameters: all parameters by name.
         """
         self._optimizer = optimizer
         self._parameters = parameters
@@ -42,7 +42,7 @@ class AdamW:
         self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> OptimizerState:
-        """See `Optimizer.state`. Before the first update torch has none: zeros."""
+        """See `Optimizer.state`. Before the first update torch has no state, so the slots are zeros."""
         states: dict[str, dict[str, Any]] = {
             name: self._optimizer.state.get(parameter, {}) for name, parameter in self._parameters.items()
         }
@@ -59,12 +59,10 @@ class AdamW:
         require_fit(state, {slot: self._parameters for slot in _SLOTS})
         for name, tensor in state.slots["exp_avg_sq"].items():
             if bool((tensor < 0).any()):  # its square root would be NaN
-                raise CheckpointError(
-                    f"the training state's mean square of {name} is negative; take another checkpoint"
-                )
+                raise CheckpointError(f"the training state's mean square of {name} is negative; use another checkpoint")
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
-                # A float32 tensor on the CPU wherever the parameter is: torch's own choice, and part of its arithmetic.
+                # On the CPU in float32 for every device: torch's own choice, which its arithmetic depends on.
                 "step": torch.tensor(float(state.updates), dtype=torch.float32),
                 **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype, copy=True) for slot in _SLOTS},
             }
@@ -73,8 +71,8 @@ class AdamW:
 def make(groups: Groups, args: TrainArgs) -> AdamW:
     """Make AdamW over parameters in groups, with `train_args.adam_args`.
 
-    Always torch's foreach implementation: it gives the bits of the for-loop with fewer launches, the fused one gives
-    others.
+    It always uses torch's foreach implementation, which has the bits of the for-loop with fewer launches; the fused one
+    has other bits.
     """
     adam = args.adam_args
     optimizer = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""How the fp16 loss scale changes: `torch.amp.GradScaler`'s rule (Micikevicius et al. 2018, arXiv:1710.03740)."""
+"""The fp16 loss scale's rule of change: `torch.amp.GradScaler`'s (Micikevicius et al. 2018, arXiv:1710.03740)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GROWTH_INTERVAL: Final = 2000
 
 
 def updated(loss_scale: LossScale, *, finite: bool) -> LossScale:
-    """Return the scale after a step: halved where a gradient is not finite, doubled after 2000 finite in a row."""
+    """Return the scale after a step: halved if a gradient is not finite, doubled after 2000 finite steps in a row."""
     if not finite:
         return LossScale(loss_scale.scale * 0.5, 0)
     if loss_scale.growth_tracker + 1 < _GROWTH_INTERVAL:
@@ -20,5 +20,5 @@ def updated(loss_scale: LossScale, *, finite: bool) -> LossScale:
 
 
 def is_collapsed(loss_scale: LossScale) -> bool:
-    """Return whether the scale is below 1, where it no longer protects small gradients: the training is broken."""
+    """Return whether the scale is below 1, where it no longer protects small gradients: the training has failed."""
     return loss_scale.scale < 1.0

@@ -1,4 +1,4 @@
-"""What an optimizer offers to the training, and its row in the registry. No torch until a training begins."""
+"""The interface of an optimizer, and its row in the registry. No torch until a training begins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engine.results.state import OptimizerState
 
 Groups: TypeAlias = "Sequence[Mapping[str, torch.nn.Parameter]]"
-"""Float32 parameters by name, in groups that each have a learning rate of their own."""
+"""Float32 parameters by name, in groups that each have their own learning rate."""
 
 
 class Optimizer(Protocol):
@@ -25,35 +25,35 @@ class Optimizer(Protocol):
         """Make one update of all parameters.
 
         Args:
-            gradients: float32, by parameter name, of the parameters' shapes.
-            rates: the groups' learning rates.
+            gradients: float32 gradients of all parameters, by name.
+            rates: the learning rate of each group.
 
         Raises:
-            NonFiniteError: a rate is too high for float32; nothing has changed.
+            NonFiniteError: a rate is too high for float32; nothing was changed.
         """
         ...
 
     def state(self) -> OptimizerState:
-        """Return a copy of the state, on the CPU: every slot that the row names, with every parameter's tensor."""
+        """Return a copy of the state on the CPU, with a tensor for every slot of the row and every parameter."""
         ...
 
     def restore(self, state: OptimizerState) -> None:
-        """Continue from a saved state, which is copied: the next updates have the bits that they would have had.
+        """Continue from a saved state, which is copied. The next updates have the same bits as without the restart.
 
         Raises:
-            CheckpointError: the state is not one of these parameters, or holds what no update makes.
+            CheckpointError: the state is for other parameters, or has values that no update can produce.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """An optimizer's row: what is known of it without importing torch."""
+    """The row of an optimizer: what is known of it without importing torch."""
 
     module: str
     """The full name of the module that has `make`."""
     slots: tuple[str, ...]
-    """What it remembers of each parameter: names in `state.safetensors`, `<slot>.<parameter>`. Each slot holds as many
-    float32 values as there are trained ones."""
+    """The optimizer slots; their tensors are called `<slot>.<parameter>` in `state.safetensors`. Each slot holds as
+    many float32 values as there are trained ones."""
     reads: tuple[str, ...] = ()
-    """The keys of `train_args` that it alone reads."""
+    """The keys of `train_args` that only this optimizer reads."""

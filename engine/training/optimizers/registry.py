@@ -1,4 +1,4 @@
-"""The optimizers that `train_args.optimizer` can name. No torch until one is made."""
+"""The optimizers for `train_args.optimizer`. No torch until one is made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIMIZERS: Final[Mapping[OptimizerName, OptimizerSpec]] = {
 
 
 def make(groups: Groups, args: TrainArgs) -> Optimizer:
-    """Make the optimizer that the task names, over parameters in groups by learning rate."""
+    """Make the task's optimizer over parameters in groups by learning rate."""
     module = importlib.import_module(OPTIMIZERS[args.optimizer].module)
     optimizer: Optimizer = module.make(groups, args)
     return optimizer

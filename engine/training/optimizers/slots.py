@@ -1,4 +1,4 @@
-"""What optimizers share in handling their state: copies out of it, and the check of one that is restored."""
+"""Copy and check optimizer slots."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from engine.results.state import OptimizerState
 
 
 def copied(tensor: torch.Tensor | None, *, like: torch.Tensor) -> torch.Tensor:
-    """Return a copy on the CPU; zeros of the parameter's shape where there is no tensor yet."""
+    """Return a copy on the CPU; zeros of the parameter's shape if there is no tensor yet."""
     if tensor is None:
         return torch.zeros_like(like, device="cpu", requires_grad=False)
     return tensor.detach().to("cpu", copy=True)
 
 
 def require_fit(state: OptimizerState, expected: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Check that a saved state has exactly the expected slots, and in each the expected names and shapes.
+    """Check that a saved state has exactly the expected slots, names and shapes.
 
     Raises:
-        CheckpointError: names the first slot and parameter that differ.
+        CheckpointError: it has not; names the first slot and parameter that differ.
     """
     if state.slots.keys() != expected.keys():
         differing = sorted(state.slots.keys() ^ expected.keys())
         raise CheckpointError(
-            f"the checkpoint's optimizer state is of another optimizer ({differing[0]}); take another checkpoint"
+            f"the checkpoint's optimizer state is of another optimizer ({differing[0]}); use another checkpoint"
         )
     for slot, parameters in expected.items():
         saved = state.slots[slot]
         for name in sorted(saved.keys() | parameters.keys()):
             if name not in saved or name not in parameters or saved[name].shape != parameters[name].shape:
-                raise CheckpointError(f"the checkpoint's {slot} does not fit what is trained at {name}")
+                raise CheckpointError(f"the checkpoint's {slot} does not fit the trained parameter {name}")

@@ -137,10 +137,12 @@ CASES: Cases = {
     "a hash that is a number": resumed(
         forge(manifest=lambda d: d.replace(b'"files": {', b'"files": {"FINISH": 0, ', 1)), 5
     ),
-    "a step of a gigabyte": resumed(claimed("global_step.txt", 1 << 30), 5, "more than any", seconds=120),
-    "a state.json of a gigabyte": resumed(claimed("state.json", 1 << 30), 5, "more than any", seconds=120),
+    "a step of a gigabyte": resumed(claimed("global_step.txt", 1 << 30), 5, "too many for a checkpoint", seconds=120),
+    "a state.json of a gigabyte": resumed(claimed("state.json", 1 << 30), 5, "too many for a checkpoint", seconds=120),
     "a state.json of small things": resumed(
-        forge(state__json=lambda d: d[:-1] + b', "x": [' + b"{}," * (40 * MIB // 3) + b"0]}"), 5, "more than any"
+        forge(state__json=lambda d: d[:-1] + b', "x": [' + b"{}," * (40 * MIB // 3) + b"0]}"),
+        5,
+        "too many for a checkpoint",
     ),
     **{
         f"a depth of {levels} in {key}": resumed(

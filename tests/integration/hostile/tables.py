@@ -191,7 +191,9 @@ CASES: Cases = {
         for name in NAMES
     },
     **{
-        f"{what} in a local table": local(naming(value.format(root="/", port=1), "metadata.jsonl"), 3, "never fetched")
+        f"{what} in a local table": local(
+            naming(value.format(root="/", port=1), "metadata.jsonl"), 3, "not downloaded one by one"
+        )
         for what, value in OUTSIDE.items()
         if ":" in value
     },

@@ -18,7 +18,7 @@ def test_help_lists_the_other_programs(capsys):
 
 
 def test_a_word_that_is_no_program_is_refused_without_touching_a_folder(tmp_path):
-    with pytest.raises(TaskError, match="'verfy' is no program: expected one of verify, compare"):
+    with pytest.raises(TaskError, match="'verfy' is not a program: expected one of verify, compare"):
         train._read_flags(["verfy", "--output-dir", str(tmp_path / "out")], {})
     assert not (tmp_path / "out").exists()
 

@@ -70,11 +70,14 @@ class TestSelectFiles:
         "names, message",
         [
             ([*SIDE, *PLAIN[:2]], r"no safetensors weights in vae/$"),
-            ([*SIDE, *FP16], r"in text_encoder/; it has text_encoder/model\.fp16\.safetensors: name that in"),
+            (
+                [*SIDE, *FP16],
+                r"in text_encoder/; it has text_encoder/model\.fp16\.safetensors: set model.variant to the variant",
+            ),
             ([*SIDE, *PLAIN[:2], "vae/diffusion_pytorch_model.bin"], r"only pickled weights in vae/.*convert it"),
             ([*SIDE, *PLAIN[:2], "vae/diffusion_pytorch_model.ckpt"], r"only pickled weights in vae/"),
-            ([n for n in SIDE if "tokenizer" not in n] + PLAIN, r"no tokenizer/; it is incomplete"),
-            ([], r"no scheduler/"),
+            ([n for n in SIDE if "tokenizer" not in n] + PLAIN, r"is incomplete: it has no folder tokenizer/"),
+            ([], r"no folder scheduler/"),
         ],
     )
     def test_what_is_missing_is_said(self, names, message):
@@ -182,7 +185,7 @@ class TestFolder:
 
     @pytest.mark.parametrize("name", ["RePaintScheduler", "Nonsense", None, 3])
     def test_so_is_what_stable_diffusion_is_not_drawn_with(self, tmp_path, name):
-        with pytest.raises(ModelError, match=f"scheduler '{name}' is none of Diffusers'"):
+        with pytest.raises(ModelError, match=f"scheduler '{name}' is not a Diffusers scheduler"):
             locate(write_model(tmp_path, scheduler={"_class_name": name}))
 
     def test_a_scheduler_that_needs_a_package_is_replaced_and_said(self, tmp_path):
@@ -244,13 +247,13 @@ class TestFile:
         for task in ({"variant": "fp16"}, {"revision": "v2"}):
             lines = []
             assert self.locate(file, tmp_path, lines.append, **task).identity == self.locate(file, tmp_path).identity
-            assert any("model.variant and .revision are ignored" in line for line in lines)
+            assert any("model.variant and model.revision are ignored" in line for line in lines)
 
     @pytest.mark.parametrize(
         "name, message",
         [
-            ("/nowhere/model.safetensors", r"model.safetensors is not there \(nor /nowhere: is it mounted"),
-            ("/nowhere/model.ckpt", "model.ckpt is not there"),
+            ("/nowhere/model.safetensors", r"model.safetensors does not exist \(nor /nowhere: is it mounted"),
+            ("/nowhere/model.ckpt", "model.ckpt does not exist"),
             ("https://huggingface.co/me/model", "write the Hub ID alone, me/model"),
             ("https://example.org/model.ckpt?type=Model", r"https://example.org/model.ckpt\?… is a pickle.*convert it"),
         ],

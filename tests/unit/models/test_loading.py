@@ -177,7 +177,7 @@ class TestTokenizer:
     def test_words_that_the_text_encoder_does_not_know(self, folder):
         path = folder / "text_encoder" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
-        with pytest.raises(ModelError, match=r"tokenizer knows .* its text encoder 10"):
+        with pytest.raises(ModelError, match=r"tokenizer has .* its text encoder 10"):
             load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
 
 
@@ -187,7 +187,7 @@ def test_a_configuration_is_a_json_object(folder, text):
     path.unlink()
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ModelError, match=r"config\.json(; a Diffusers folder| is not JSON| is not a JSON object)"):
+    with pytest.raises(ModelError, match=r"config\.json(; expected a folder| is not JSON| is not a JSON object)"):
         read_config(args_for(folder), "unet")
 
 

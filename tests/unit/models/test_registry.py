@@ -16,7 +16,10 @@ def test_known(name):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("StableDiffusionXLImg2ImgPipeline", r"'StableDiffusionXLImg2ImgPipeline' \(XL's refiner, or .*image-to-image"),
+        (
+            "StableDiffusionXLImg2ImgPipeline",
+            r"'StableDiffusionXLImg2ImgPipeline' \(the refiner of Stable Diffusion XL, or .*image-to-image",
+        ),
         ("StableDiffusionInpaintPipeline", r"'StableDiffusionInpaintPipeline' \(an inpainting model\)"),
         ("FluxPipeline", "a 'FluxPipeline'; this program trains StableDiffusionPipeline, StableDiffusionXLPipeline"),
         (None, "a None; this program"),

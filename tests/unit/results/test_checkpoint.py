@@ -305,14 +305,14 @@ class TestDamage:
             checkpoint.load(write(tmp_path, forged(state=state, step=text, global_step=step)))
 
     def test_another_format_is_named(self, tmp_path):
-        with pytest.raises(CheckpointError, match="format 2, this version reads format 1"):
+        with pytest.raises(CheckpointError, match="format 2, but this version reads only 1"):
             checkpoint.load(write(tmp_path, forged(state=state_json() | {"format": 2})))
 
     @pytest.mark.parametrize("name", ["global_step.txt", "state.json", "FINISH"])
     def test_a_gigabyte_of_what_is_parsed_is_not_read(self, tmp_path, name):
         write(tmp_path, build(finished=True)[0])
         os.truncate(tmp_path / name, 1 << 30)
-        with pytest.raises(CheckpointError, match="more than any checkpoint"):
+        with pytest.raises(CheckpointError, match="too many for a checkpoint"):
             checkpoint.load(tmp_path)
 
     def test_depths_that_could_be_read_but_not_written_are_refused(self, tmp_path):
@@ -475,7 +475,7 @@ class TestStrangers:
 
 class TestNothingThere:
     @pytest.mark.parametrize(
-        ("make", "said"), [("nothing", "not a folder"), ("empty", "holds no checkpoint"), ("file", "is a file: name")]
+        ("make", "said"), [("nothing", "cannot be read"), ("empty", "holds no checkpoint"), ("file", "is a file: give")]
     )
     def test_nothing_to_load(self, tmp_path, make, said):
         folder = tmp_path / "checkpoint"

@@ -64,11 +64,11 @@ def test_accents_in_two_forms_are_one_name(tmp_path, there, written):
 
 
 NO_HUB_ID = {
-    ("dataset", "https://example.org/cats.zip"): "it is an address: put it into dataset.url",
+    ("dataset", "https://example.org/cats.zip"): "it is a URL: put it into dataset.url",
     ("dataset", "https://huggingface.co/datasets/me/cats"): "write the Hub ID alone, me/cats",
     ("model", "hf://me/model"): "write the Hub ID alone, me/model",
     ("dataset", "file:///data/cats"): "write the path alone",
-    ("dataset", "s3://bucket/cats"): "an address of another kind; expected a path or a Hub ID",
+    ("dataset", "s3://bucket/cats"): "a URL of another kind; expected a path or a Hub ID",
     ("dataset", "C:\\data\\cats"): "it is a Windows path",
     ("dataset", "D:/data/cats"): "it is a Windows path",
     ("model", "models\\sd15"): "it is a Windows path",

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
         ("lora_rank", "lora.rank"),
         ("learning_rate", "train_args.learning_rate"),
         ("train_args.seed", "validation.seed or seed"),
-        ("train_args.beta1", "train_args.adam_args.beta1"),
+        ("train_args.multiplier", "train_args.timestep_bias.multiplier"),
         ("train_args.lr_warmup_steps", "train_args.lr_scheduler.lr_warmup_steps"),
         ("name", "model.name, dataset.name or validation.dataset.name"),
         ("validation.num_image", "validation.num_images"),
@@ -53,7 +53,7 @@ def test_what_there_is_is_listed_once_for_each_object():
     found = problems(MINIMAL | {"train_args": {"foo": 1, "bar": 2, "lr": 3}, "zzz": 4, "qqq": 5})
     assert sum("the known ones here are learning_rate, " in problem for problem in found) == 1
     assert sum("the known ones here are model, " in problem for problem in found) == 1
-    assert sum("none of those listed here before" in problem for problem in found) == 2
+    assert sum("not one of the keys listed before" in problem for problem in found) == 2
     assert not any("$schema" in problem for problem in found)
 
 

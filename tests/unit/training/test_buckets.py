@@ -103,7 +103,7 @@ class TestSorting:
         found = self.sorted(dataset_of(tmp_path, files), tmp_path, 128)
         assert found.lines() == [
             "buckets        128 x 128: 1, 256 x 64: 2 images",
-            "cropped        0.0% of an image on average, 50.0% by squares",
+            "cropped        0.0% of an image on average, 50.0% without buckets",
         ]
         (note,) = found.warnings(2)
         assert "1 of 2 buckets has fewer images than batch_size 2" in note and found.warnings(1) == []

@@ -1,4 +1,4 @@
-"""Captions in files of a folder of images: a text beside each image, or JSON, else what a folder's name says."""
+"""Find the captions of a folder of images: in a text or JSON file beside each image, else in a folder's name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.data.media.medium import Medium
 
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_FILE_BYTES: Final = 64 << 10
-"""A page of text has 4 KB; whatever is larger was not written as a caption."""
+"""Size limit of a caption file. A page of text has 4 KB; a larger file was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
 JSON_RULE: Final = "a .json file beside the image"
 _TEXT_RULES: Final = {suffix: f"a {suffix} file beside the image" for suffix in CAPTION_SUFFIXES}
@@ -31,23 +31,23 @@ _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """An image's captions, by which rule they were found, and in which file."""
+    """An image's captions, the rule by which they were found, and their file."""
 
     texts: list[str]
     rule: str
     file: str | None = None
     is_in_paragraphs: bool = False
-    """Whether blank lines are between the lines of a text file."""
+    """True if the text file has blank lines between its lines."""
 
 
 def has_sidecars(files: Sequence[str], medium: Medium) -> bool:
-    """Whether any image among these relative paths has a caption beside it, or JSON, which may hold one."""
+    """Return whether any image among these relative paths has a caption file or a JSON file beside it."""
     texts = _texts(files)
     return bool(files_beside(files, medium)) or any(_sidecar(file, texts) for file in images_among(files, medium))
 
 
 def without_caption(root: Path, files: Sequence[str], medium: Medium) -> list[str]:
-    """The images among these paths relative to `root` that have no caption in a file beside them."""
+    """Return the images among these paths relative to `root` that have no caption in a file beside them."""
     texts, beside, source = _texts(files), files_beside(files, medium), Reach()
     return [
         file
@@ -58,18 +58,18 @@ def without_caption(root: Path, files: Sequence[str], medium: Medium) -> list[st
 
 
 def json_beside(images: Iterable[str], files: Sequence[str], medium: Medium) -> list[str]:
-    """The JSON files beside these images."""
+    """Return the JSON files beside these images."""
     beside = files_beside(files, medium)
     return [beside[stem] for image in images if (stem := stem_of(image)) in beside] if beside else []
 
 
 def is_text_beside(rule: str) -> bool:
-    """Whether captions found by this rule are in text files beside the images."""
+    """Return whether captions found by this rule are in text files beside the images."""
     return rule in _TEXT_RULES.values()
 
 
 def repeats(file: str) -> tuple[int, str | None]:
-    """How often an image is visited and what it shows, as the nearest folder of kohya's `N_name` says; else 1, None."""
+    """Return an image's repeats and caption from the nearest folder named `N_name` (kohya's layout); else 1, None."""
     return _repeats_of_folder(file.rpartition("/")[0])
 
 
@@ -81,7 +81,10 @@ def _repeats_of_folder(folder: str) -> tuple[int, str | None]:
 def find_captions(
     root: Path, images: Sequence[str], files: Sequence[str], listed: Mapping[str, PathCaptions], source: Source
 ) -> list[Caption]:
-    """Each image's captions, in `files` or in kohya's metadata. Raises DatasetError: text files that are no UTF-8."""
+    """Return each image's captions, from `files` or from kohya's metadata (`listed`).
+
+    Raises DatasetError if text files are not UTF-8.
+    """
     texts, beside, problems = _texts(files), files_beside(files, source.columns.medium), list[str]()
 
     def in_text(image: str) -> Caption | None:
@@ -122,9 +125,10 @@ def _in_name(image: str) -> Caption | None:
 
 
 def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
-    """What a caption file belongs to (its path without suffix) -> suffix in lower case -> its path.
+    """Return the caption files: path without suffix -> suffix in lower case -> path.
 
-    Names with accents are keyed as they are spelled and composed; of several, the one spelled as the key goes first.
+    Names with accents have a key as they are spelled, and one in composed form (Unicode NFC). Where several files share
+    a key, the one that is spelled like the key wins.
     """
     texts: dict[str, dict[str, str]] = {}
     other_spellings: list[tuple[str, str, str]] = []
@@ -142,7 +146,7 @@ def _texts(files: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
     owners: tuple[str, ...] = (image.rpartition(".")[0], image)
-    if not image.isascii():  # one spelled otherwise is meant where none is spelled the same
+    if not image.isascii():  # a file with another Unicode spelling counts where none has the same spelling
         owners = tuple(dict.fromkeys([*owners, *map(composed, owners)]))
     for suffix in CAPTION_SUFFIXES:
         for owner in owners:
@@ -152,9 +156,9 @@ def _sidecar(image: str, texts: Mapping[str, Mapping[str, str]]) -> str | None:
 
 
 def _read(root: Path, file: str, reach: Reach) -> tuple[list[str], bool]:
-    """The lines of a caption file, and whether blank ones are between them; an empty file is an empty caption.
+    """Return the lines of a caption file, and whether it has blank lines between them.
 
-    Never guesses an encoding.
+    An empty file is an empty caption. The encoding is UTF-8 and is never guessed. Raises UnreadableImage.
     """
     data = read_below(root, file, reach, MAX_FILE_BYTES)
     if name := _BYTE_ORDER_MARKS.get(data[:2]):
@@ -164,6 +168,6 @@ def _read(root: Path, file: str, reach: Reach) -> tuple[list[str], bool]:
     except UnicodeDecodeError as error:
         raise UnreadableImage(f"it is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from None
     if "\0" in text:
-        raise UnreadableImage("it is not text: it holds a NUL")
+        raise UnreadableImage("it is not text: it contains a NUL character")
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.strip())]
     return [line for line in lines if line] or [""], "" in lines[1:]

@@ -1,4 +1,4 @@
-"""Notes about captions: several for one image, and syntax of other programs, which is trained as text."""
+"""Notes about captions: images with several captions, and prompt syntax of other programs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """Prompt syntax of other programs, which is trained as text here."""
+    """Prompt syntax of other programs. It has no special meaning here: it is trained as text."""
 
     pattern: str
-    """A regular expression of RE2, which Arrow uses."""
+    """A regular expression in RE2 syntax, which Arrow uses."""
     words: str
 
 
@@ -39,7 +39,7 @@ _MARKS: Final = (
 
 
 def caption_notes(parts: Sequence[Rows]) -> list[str]:
-    """Lines for a person: how many images have several captions, with those of one, and how many have such marks."""
+    """Return notes: how many images have several captions, with an example, and how many have other prompt syntax."""
     lines = []
     several = [(part, rows) for part in parts if (rows := _several(part))]
     if several:
@@ -60,22 +60,22 @@ def caption_notes(parts: Sequence[Rows]) -> list[str]:
 
 
 def _names(found: Sequence[tuple[Rows, list[int]]], count: int) -> str:
-    """The first few images' names, and how many more there are."""
+    """Return the names of the first few images, and how many more there are."""
     names = [part.images.name(row) for part, rows in found for row in rows[:_MAX_SHOWN]][:_MAX_SHOWN]
     more = f" and {count - len(names):,} more" if count > len(names) else ""
     return ", ".join(names) + more
 
 
 def _several(part: Rows) -> list[int]:
-    """The rows that have several captions."""
+    """Return the rows that have several captions."""
     if not is_list(part.captions.type):
         return []
-    # Not by comparing with 1: making that an Arrow scalar imports pandas, a quarter of a second.
+    # Compared in Python: making 1 an Arrow scalar imports pandas, which takes a quarter of a second.
     return [row for row, count in enumerate(pc.list_value_length(part.captions).to_pylist()) if count > 1]
 
 
 def _matching(part: Rows, pattern: str) -> list[int]:
-    """The rows with a caption that holds the pattern."""
+    """Return the rows with a caption that matches the pattern."""
     captions = part.captions
     texts = pc.list_flatten(captions) if is_list(captions.type) else captions
     found = pc.indices_nonzero(pc.match_substring_regex(texts.cast(pa.large_string()), pattern))

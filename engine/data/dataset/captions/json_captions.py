@@ -1,4 +1,4 @@
-"""Captions in JSON: one file beside each image, or kohya's metadata, one file for all of them."""
+"""Read captions from JSON: one file beside each image, or kohya's metadata, one file for all images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OBJECT_OF_OBJECTS: Final = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 
 
 def files_beside(files: Sequence[str], medium: Medium) -> dict[str, str]:
-    """The JSON files that are named after an image beside them: the composed path without its suffix -> the file."""
+    """Return the JSON files that have an image of the same name beside them: composed path without suffix -> file."""
     found = {stem_of(file): file for file in files if file.lower().endswith(".json")}
     if not found:
         return {}
@@ -30,7 +30,7 @@ def files_beside(files: Sequence[str], medium: Medium) -> dict[str, str]:
 
 
 def read_beside(root: Path, file: str, column: str, reach: Reach) -> list[str] | None:
-    """The captions under `column`, else under `caption`, of the object in a file; None where there plainly are none."""
+    """Return the captions under the key `column`, else `caption`, of the object in a file; None if there are none."""
     try:
         record = json.loads(read_below(root, file, reach, MAX_FILE_BYTES))
     except (UnreadableImage, ValueError, RecursionError):
@@ -43,7 +43,7 @@ def read_beside(root: Path, file: str, column: str, reach: Reach) -> list[str] |
 
 
 class PathCaptions:
-    """kohya's metadata: an object that maps the path of each image, on any machine, to its caption and tags."""
+    """kohya's metadata: captions by image path. The paths may be those of another machine."""
 
     def __init__(self, captions: Mapping[str, str], medium: Medium) -> None:
         self._medium = medium
@@ -53,7 +53,7 @@ class PathCaptions:
             self._by_name.setdefault(parts[-1], []).append((parts, caption))
 
     def of(self, image: str) -> str | None:
-        """The caption of the path that ends most like the image's; None where there is none, or several."""
+        """Return the caption of the path with the longest common end; None if no caption or several are found."""
         parts = self._parts(image)
         found = self._by_name.get(parts[-1], [])
         most = max((same_end(path, parts) for path, _ in found), default=0)
@@ -61,13 +61,13 @@ class PathCaptions:
         return best.pop() if len(best) == 1 else None
 
     def _parts(self, path: str) -> tuple[str, ...]:
-        """A path's folders and its name without an image's suffix, composed; at least one part."""
+        """Return a path's folders and its name without an image's suffix, in composed form; at least one part."""
         stem = path.rpartition(".")[0] if self._medium.has_name(path) else path
         return PurePosixPath(composed(stem)).parts
 
 
 def read_by_path(root: Path, files: Iterable[str], reach: Reach, medium: Medium) -> dict[str, PathCaptions]:
-    """Which of the JSON files are kohya's metadata, with what they say."""
+    """Return the captions of those JSON files that are kohya's metadata, by file."""
     found = {}
     for file in files:
         if file.lower().endswith(".json") and (captions := _captions_by_path(root, file, reach)):
@@ -93,7 +93,7 @@ def _captions_by_path(root: Path, file: str, reach: Reach) -> dict[str, str]:
 
 
 def _caption(value: Mapping[str, Any]) -> str | None:
-    """Return caption and tags joined as sd-scripts does (`FineTuningDataset`, library/train_util.py)."""
+    """Return caption and tags, joined as in sd-scripts (`FineTuningDataset`, library/train_util.py)."""
     given = [value.get("caption"), value.get("tags")]
     texts = [text for text in given if isinstance(text, str) and text]
     return ", ".join(texts) if texts else None

@@ -1,9 +1,9 @@
-"""A folder of images as artists have it: a caption beside each image, folders that say how often and of what.
+"""Read a folder of images that has no table: captions in files beside the images, repeats in folder names.
 
-Beside `cat.png` its caption is `cat.txt` or `cat.caption` (also `cat.png.txt`), in UTF-8; several lines are several
-captions. An image without has the one in `cat.json`, or in kohya's metadata. A folder `10_sks dog` is visited ten times
-an epoch, and its images without a caption of their own have `sks dog`: kohya's layout. OneTrainer's `cat-masklabel.png`
-is a mask.
+The caption of `cat.png` is in `cat.txt` or `cat.caption` (also `cat.png.txt`), in UTF-8; several lines are several
+captions. Without such a file it is taken from `cat.json`, or from kohya's metadata. In a folder named `10_sks dog`
+(kohya's layout) each image is visited ten times an epoch, and images without a caption of their own have the caption
+`sks dog`. `cat-masklabel.png` (OneTrainer's naming) is the mask of `cat.png`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,17 @@ _PLAIN: Final = Dataset()
 def read_sidecars(
     account: Account, listed: Mapping[str, PathCaptions], source: Source, *, declared: Sequence[str] | None = None
 ) -> tuple[tuple[Rows, ...], list[str]]:
-    """Rows of the images of a folder, in the order of their paths, and lines for a person.
+    """Return rows of the images of a folder, in the order of their paths, and notes to print.
 
-    `listed` is kohya's metadata, by file; `declared` are the images of the wanted split in their order, where something
-    says which they are. Raises DatasetError: no image has a caption and the task gives none, captions
-    that are no UTF-8 text, or no masks where the task asks for them.
+    Args:
+        account: of the dataset's folder; gets an entry for each file that is used or left out.
+        listed: kohya's metadata, by file.
+        source: the columns, split and captions that the task asks for.
+        declared: the images of the wanted split in their order; None takes the split from the names of folders.
+
+    Raises:
+        DatasetError: there are no images, none has a caption and the task gives none, captions are not UTF-8 text, or
+            there are no masks and the task asks for them.
     """
     root = account.root
     if declared is None:
@@ -53,7 +59,7 @@ def read_sidecars(
     if not images or (source.columns.fallback is None and all(one.rule == NO_CAPTION for one in captions)):
         if not images and (told := account.told(ZERO_TIMES)):
             raise DatasetError(f"{root.name} holds nothing to train on: {told}")
-        elsewhere = f"; {listing(list(listed))}, kohya's metadata, names none of them" if listed else ""
+        elsewhere = f"; {listing(list(listed))} (kohya's metadata) lists none of them" if listed else ""
         in_json = f"; {told}" if (told := account.told(NO_CAPTION_IN_JSON)) else ""
         raise DatasetError(no_captions(root.name, len(images)) + elsewhere + in_json)
     account.use(one.file for one in captions if one.file is not None)
@@ -70,12 +76,12 @@ def read_sidecars(
                 rules=_rules([captions[index].rule for index in own]),
             )
         )
-    notes = _columns_in_vain(root.name, source.columns, captions) + _of_fallback(images, captions, source)
-    return tuple(parts), notes + _of_paragraphs(captions, source)
+    notes = _unused_columns(root.name, source.columns, captions) + _fallback_notes(images, captions, source)
+    return tuple(parts), notes + _paragraph_notes(captions, source)
 
 
 def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[str] | None:
-    """Each image's mask, an empty string for none; None where the task asks for none. Raises DatasetError."""
+    """Return each image's mask, an empty string for none; None if the task asks for no masks. Raises DatasetError."""
     if columns.mask is None:
         return None
     labels = ((file, label_of(file)) for file in reversed(account.files) if account.medium.has_name(file))
@@ -83,14 +89,14 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
     masks = [found.get(stem_of(image), "") for image in images]
     if not any(masks):
         raise DatasetError(
-            f"dataset.mask_column asks for masks, and {account.root.name} has no table that names any: put "
-            "cat-masklabel.png beside cat.jpg, name the masks in a metadata.jsonl, or use dataset.alpha_mask"
+            f"dataset.mask_column asks for masks, but {account.root.name} has none: put cat-masklabel.png beside "
+            "cat.jpg, list the masks in a metadata.jsonl, or use dataset.alpha_mask"
         )
     return masks
 
 
-def _columns_in_vain(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
-    """Columns are a table's, and the captions' one that of JSON, too."""
+def _unused_columns(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
+    """Return a note for each column name in the task that has no effect: only tables and JSON captions have them."""
     named = {"image_column": columns.image}
     if not any(one.rule == JSON_RULE for one in captions):
         named["caption_column"] = columns.caption
@@ -109,7 +115,7 @@ def _rules(found: Sequence[str]) -> Rules:
 
 
 def no_captions(label: str, num_images: int) -> str:
-    """What to do about images without any caption."""
+    """Return the message for images of which none has a caption: where to put captions."""
     return (
         f"{label} holds {plural(num_images, 'image')} but no captions: put a text file of the same name beside each "
         '(cat.png, cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
@@ -118,9 +124,9 @@ def no_captions(label: str, num_images: int) -> str:
 
 
 def _images_of_split(images: list[str], label: str, wanted: str | None) -> list[str]:
-    """Those of the wanted split; of none, those of the training split, else all.
+    """Return the images of the wanted split; if that is None, those of the training split, else all.
 
-    Raises DatasetError: there is no such split.
+    Raises DatasetError if there is no such split.
     """
     splits = by_split(images, split_of_image, rest_is_train=True)
     if wanted is not None:
@@ -128,8 +134,8 @@ def _images_of_split(images: list[str], label: str, wanted: str | None) -> list[
     return splits.get(TRAIN, images)
 
 
-def _of_fallback(images: Sequence[str], captions: Sequence[Caption], source: Source) -> list[str]:
-    """How many images have no caption, and which."""
+def _fallback_notes(images: Sequence[str], captions: Sequence[Caption], source: Source) -> list[str]:
+    """Return a note on the images that have no caption, and what they get instead."""
     without = [image for image, one in zip(images, captions, strict=True) if one.rule == NO_CAPTION]
     if not without:
         return []
@@ -141,13 +147,13 @@ def _of_fallback(images: Sequence[str], captions: Sequence[Caption], source: Sou
     return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
 
 
-def _of_paragraphs(captions: Sequence[Caption], source: Source) -> list[str]:
-    """Which texts look as if they were one caption."""
+def _paragraph_notes(captions: Sequence[Caption], source: Source) -> list[str]:
+    """Return a note on text files with blank lines, which may be meant as one caption each."""
     files = [one.file for one in captions if one.file is not None and one.is_in_paragraphs]
     if source.joins_lines or not files:
         return []
     have = plural(len(files), "text file has blank lines", "text files have blank lines")
     return [
-        f"dataset: {have} as between paragraphs, and each line is a caption of its own; "
-        f'dataset.caption_lines "joined" makes a file one caption: {listing(files)}'
+        f"dataset: {have} between paragraphs, and each line is taken as a caption of its own; "
+        f'set dataset.caption_lines to "joined" to make each file one caption: {listing(files)}'
     ]

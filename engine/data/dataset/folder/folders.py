@@ -1,7 +1,7 @@
-"""A local folder or file -> the tables in it: what 🤗 datasets would load from there, without its copies and caches.
+"""Read a local folder or file: the rows that 🤗 datasets would load from there, without its copies and caches.
 
-Which files belong to the training split follows its rules too (`splits.py`), but for metadata files: 🤗 datasets leaves
-out one beside folders that name splits, here it is the training split's where none of them is.
+The split of a file follows the rules of 🤗 datasets too (`splits.py`), except for metadata files: 🤗 datasets ignores a
+metadata file beside folders that name splits; here it belongs to the training split if no folder names that one.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ Report = Callable[[str], None]
 
 
 def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
-    """The rows of a dataset on this machine, in an order that does not depend on how the folder lists.
+    """Return the rows of a dataset on this machine. Their order does not depend on the order of directory entries.
 
-    `report` takes a line for each reason for which files there are not trained on. Raises DatasetError when nothing
-    there can be loaded.
+    `report` is called with a line for each reason for which files are not trained on. Raises DatasetError if nothing
+    can be loaded.
     """
     if path.is_file():
         return _read_file(path, source)
@@ -80,7 +80,7 @@ def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
     parts = _read_declared(configuration, account, source, report) or _read_folder(account, source, report)
     account.use(file for part in parts for file in _files_of(part, path))
     account.close()
-    if source.split is None:  # of a folder with several splits the training says it
+    if source.split is None:  # a folder that is read again for a held-out split is reported once
         for line in account.lines():
             report(line)
     return parts
@@ -119,12 +119,12 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
 def _read_declared(
     configuration: Configuration | None, account: Account, source: Source, report: Report
 ) -> tuple[Rows, ...]:
-    """The rows of a configuration that names its files; nothing where none does."""
+    """Return the rows of a configuration that lists its files; () if it lists none."""
     if configuration is None or configuration.patterns is None:
         return ()
     splits = configuration.files(account.files)
     if not source.config_name and not any(splits.values()):
-        report(f"dataset: {README} declares files that are not there; the folder is read as it is")
+        report(f"dataset: {README} lists files that do not exist; the folder is read without it")
         return ()
     split = choose_split(splits, f"configuration {configuration.name!r} of {account.root.name}", source.split)
     files = splits[split]
@@ -161,7 +161,7 @@ def _is_data(file: str, medium: Medium) -> bool:
 
 
 def _files_of(part: Rows, root: Path) -> Iterator[str]:
-    """The files that rows name, as paths relative to `root` where they are below it."""
+    """Yield the files that rows name, as paths relative to `root` if they are below it."""
     top = f"{os.path.abspath(root)}/"  # noqa: PTH100  # links stay as they are written
     for images in (part.images, part.masks):
         if isinstance(images, Files):
@@ -178,7 +178,7 @@ def _inside(folder: Path, root: Path) -> str:
 
 
 def _leave_projects(account: Account) -> None:
-    """Leave out the folders of kohya projects that are beside their training images."""
+    """Leave out a kohya project's folders of regularisation images and results, beside its training images."""
     regularisation, results = project_folders(account.files)
     account.drop(REGULARISATION, [file for file in account.files if file.startswith(regularisation)])
     account.drop(PROJECT_RESULTS, [file for file in account.files if file.startswith(results)])
@@ -195,14 +195,17 @@ def _kohyas_metadata(account: Account, source: Source) -> dict[str, PathCaptions
 
 def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
     if is_part_of_archive(path.name):
-        raise DatasetError(f"{path} is a part of a split archive: join its parts, unpack them and name the folder")
+        raise DatasetError(f"{path} is one part of a split archive: join its parts, unpack them and name the folder")
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DatasetError(
-            f"{path} is no dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
+            f"{path} is not a dataset: expected a folder or a file {', '.join(TABLE_SUFFIXES)} "
             "(unpack an archive and name the folder, or give it as dataset.url)"
         )
     if source.config_name not in (None, "", "default"):
-        raise DatasetError(f"is {source.config_name!r}, but {path.name} is one file", key="dataset.config_name")
+        raise DatasetError(
+            f"is {source.config_name!r}, but {path.name} is a single file without configurations",
+            key="dataset.config_name",
+        )
     refuse_split(path.name, source.split)
     return (read_table(path, source, shown(path.name)),)
 
@@ -213,12 +216,12 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
 def _read_imagefolder(
     metadata: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report
 ) -> tuple[Rows, ...]:
-    """Rows in the order of the chosen metadata, whose image paths are relative to the metadata file's own folder."""
+    """Return rows in the order of the chosen metadata files. Image paths are relative to the metadata file's folder."""
     root, files = account.root, account.files
     folders = [posixpath.dirname(file) for file in chosen]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise DatasetError(f"{folder or root.name} holds more than one of {', '.join(METADATA_NAMES)}: keep one")
+            raise DatasetError(f"{folder or root.name} has more than one of {', '.join(METADATA_NAMES)}: keep one")
     parts = tuple(read_table(root / file, source, shown(file)) for file in chosen)
     account_for(metadata, chosen, account, source, report)
     named = {file for part in parts for file in _files_of(part, root)}
@@ -247,7 +250,7 @@ def _read_saved_splits(account: Account, source: Source, report: Report) -> tupl
 
 
 def _read_saved(inside: str, account: Account, source: Source) -> tuple[Rows, ...]:
-    """The Arrow files that state.json in the folder `inside` lists, in its order."""
+    """Return the rows of the Arrow files that state.json in the folder `inside` lists, in its order."""
     path = account.root / inside
     label = f"{account.root.name}/{inside}".rstrip("/")
     refuse_split(path.name, source.split)

@@ -1,4 +1,4 @@
-"""The configurations that a Hub dataset's README.md declares -> the files of one of them, as 🤗 datasets takes them.
+"""Read the configurations that a Hub dataset's README.md declares, and match the files of one as 🤗 datasets does.
 
 https://huggingface.co/docs/hub/datasets-manual-configuration
 """
@@ -21,20 +21,20 @@ from engine.data.media.medium import Medium
 
 README: Final = "README.md"
 STANDALONE: Final = ".huggingface.yaml"
-"""Takes precedence over the README."""
+"""The file that takes precedence over the README."""
 DESCRIPTIONS: Final = frozenset({README, "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
 """Files that no pattern matches."""
 MAX_README_BYTES: Final = 1 << 20
 MAX_PATTERNS: Final = 1000
 METADATA_NAMES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 IMAGES: Final = "images"
-# In the order in which equally many files of a kind are decided.
+# The order decides between kinds with equally many files.
 _TABLES: Final = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".ndjson", ".tar", ".tsv")
 _KINDS: Final = {".jsonl": ".json", ".ndjson": ".json", ".tsv": ".csv"}
-"""Tables that one reader of 🤗 datasets reads together."""
+"""Suffix -> the suffix of the kind that the same reader of 🤗 datasets reads."""
 
 _UNDERSTOOD: Final = frozenset({"config_name", "data_files", "data_dir", "default"})
-# They are about labels, names and types of columns that are not asked for, or say nothing about rows.
+# Keys about labels, names and types of columns that are not used here, or that do not concern rows.
 _WITHOUT_EFFECT: Final = frozenset({"description", "version", "drop_labels", "features", "sep", "delimiter"})
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|.*::", re.DOTALL)
@@ -42,20 +42,21 @@ _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|.*::", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A configuration: where it is, and which files belong to which split."""
+    """A configuration: its folder, and the files of each split."""
 
     name: str
     folder: str
-    """Relative to the dataset's; patterns and what is read start from there."""
+    """Relative to the dataset's folder; patterns are relative to it."""
     patterns: Mapping[str, Sequence[str]] | None
-    """Split -> patterns; None where names of files and folders decide."""
+    """Split -> patterns; None if the names of files and folders decide on the split."""
 
     def files(self, files: Sequence[str]) -> dict[str, list[str]]:
-        """Split -> those of the `files` (relative paths, sorted) that its patterns match, in the order of the patterns.
+        """Return split -> the files that its patterns match, in the order of the patterns.
 
-        Raises DatasetError: a pattern without wildcards names no file, or one that is no pattern.
+        `files` are sorted relative paths. Raises DatasetError if a pattern without wildcards matches no file, or a
+        pattern is invalid.
         """
-        assert self.patterns is not None, "names decide"
+        assert self.patterns is not None, "this configuration has no patterns"
         there = {file: [file] for file in files}
         return {split: self._matched(split, patterns, files, there) for split, patterns in self.patterns.items()}
 
@@ -68,7 +69,7 @@ class Configuration:
             among = there.get(pattern.removeprefix("./"), []) if is_plain else files
             own = _matching(pattern, among, f"{self._where(split)}: the pattern {short(pattern)}")
             if is_plain and not own:
-                raise DatasetError(f"{self._where(split)} names {short(pattern)}: there is no such file")
+                raise DatasetError(f"{self._where(split)} lists {short(pattern)}: there is no such file")
             found += own
         return found
 
@@ -77,10 +78,10 @@ class Configuration:
 
 
 def choose_configuration(root: Path, wanted: str | None) -> Configuration | None:
-    """The `wanted` configuration of a dataset's folder, of none the default one; None means the folder as it is.
+    """Return a configuration of a dataset's folder; None means that the folder is read as it is.
 
-    A folder of that name is one, too. Raises DatasetError that lists those declared where there is no such one or no
-    default, and for what is not understood.
+    `wanted` is a declared configuration or a sub-folder; None is the default configuration. Raises DatasetError, with
+    the list of declared configurations, if it does not exist or there is no default, and for a malformed declaration.
     """
     wanted = wanted or None
     declared = _declared(root)
@@ -89,7 +90,7 @@ def choose_configuration(root: Path, wanted: str | None) -> Configuration | None
             return None
         if is_folder(root, wanted):
             return Configuration(wanted, wanted, None)
-        raise DatasetError(f"is {wanted!r}, but {root.name} holds no folder of that name", key="dataset.config_name")
+        raise DatasetError(f"is {wanted!r}, but {root.name} has no folder of that name", key="dataset.config_name")
     listed = listing(list(declared), most=8)
     if wanted is None or (wanted == "default" and wanted not in declared):
         wanted = _default(declared, listed)
@@ -104,12 +105,12 @@ def choose_configuration(root: Path, wanted: str | None) -> Configuration | None
 
 
 def is_folder(root: Path, name: str) -> bool:
-    """Whether a configuration is simply the folder of that name, as `push_to_hub` lays them out."""
+    """Return whether a configuration is a sub-folder of that name, as `push_to_hub` writes them."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name and (root / name).is_dir()
 
 
 def kind_of_files(files: Iterable[str], medium: Medium) -> str | None:
-    """What the files of a configuration are read as: the suffix of most of its tables, or `IMAGES`; None if neither."""
+    """Return the most frequent kind of a configuration's files: a table's suffix, or `IMAGES`; None if neither."""
     counts: Counter[str] = Counter()
     metadata: Counter[str] = Counter()
     for file in files:
@@ -123,7 +124,7 @@ def kind_of_files(files: Iterable[str], medium: Medium) -> str | None:
 
 
 def is_of_kind(file: str, kind: str) -> bool:
-    """Whether a table is of what `kind_of_files` found."""
+    """Return whether a table is of the kind that `kind_of_files` returned."""
     suffix = PurePosixPath(file).suffix.lower()
     return _KINDS.get(suffix, suffix) == kind
 
@@ -143,7 +144,7 @@ def _declared(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _card(root: Path) -> tuple[str, dict[str, Any]]:
-    """The YAML about a dataset, and the file that it stands in. Raises DatasetError."""
+    """Return the file with a dataset's YAML, and the YAML. Raises DatasetError."""
     standalone = root / STANDALONE
     if standalone.is_file():
         found = _parsed(_text(standalone), STANDALONE)
@@ -157,21 +158,21 @@ def _card(root: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _text(path: Path) -> str:
-    """Raises DatasetError: too large to be a README."""
+    """Return a file's text. Raises DatasetError if it is larger than `MAX_README_BYTES`."""
     if path.stat().st_size > MAX_README_BYTES:
-        raise DatasetError(f"{path.name} has more than {MAX_README_BYTES:,} bytes; take it out of the folder")
+        raise DatasetError(f"{path.name} has more than {MAX_README_BYTES:,} bytes; remove it from the folder")
     return path.read_text("utf-8-sig", errors="replace")
 
 
 def _parsed(text: str, label: str) -> dict[str, Any]:
-    """Raises DatasetError only where it could be about configurations: a README may begin with anything."""
+    """Return the parsed YAML; {} if it has no key `configs`. Raises DatasetError if YAML with that key is malformed."""
     if not re.search(r"^configs\s*:", text, re.MULTILINE):
         return {}
     import yaml
 
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases (*), which may stand for more than memory holds")
+            raise ValueError("it has aliases (*), which are refused because they can expand without limit")
         found = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = shown(" ".join(str(error).split()))
@@ -194,8 +195,8 @@ def _configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
     unknown = sorted(str(key) for key in entry if key not in _UNDERSTOOD | _WITHOUT_EFFECT)
     if unknown:
         raise DatasetError(
-            f"{where} has {listing(unknown)}, which is not understood here; make a table of the images and captions "
-            "that you mean, and name that"
+            f"{where} has {listing(unknown)}, which is not supported; write a table of the wanted images and captions, "
+            "and name that table"
         )
     folder = entry.get("data_dir") or ""
     if not isinstance(folder, str) or not _is_inside(folder):
@@ -204,7 +205,7 @@ def _configuration(name: str, entry: Mapping[str, Any]) -> Configuration:
 
 
 def _patterns(data_files: Any, where: str) -> dict[str, list[str]] | None:
-    """Split -> patterns, of any of the forms in which `data_files` is written."""
+    """Return split -> patterns, from any of the forms in which `data_files` is written."""
     if data_files is None:
         return None
     entries = [data_files] if isinstance(data_files, str) else data_files
@@ -216,7 +217,7 @@ def _patterns(data_files: Any, where: str) -> dict[str, list[str]] | None:
     for entry in entries:
         split, paths = _split_and_paths(entry)
         if split is None or split in patterns or not all(isinstance(path, str) for path in paths):
-            raise DatasetError(f"{where}: data_files has {short(entry)}; expected a split of its own and its path")
+            raise DatasetError(f"{where}: data_files has {short(entry)}; expected a new split and its path")
         patterns[split] = paths
     if sum(bool(_WILDCARD.search(path)) for paths in patterns.values() for path in paths) > MAX_PATTERNS:
         raise DatasetError(f"{where}: data_files has more than {MAX_PATTERNS:,} patterns")
@@ -230,26 +231,29 @@ def _split_and_paths(entry: Any) -> tuple[str | None, list[Any]]:
 
 
 def _matching(pattern: str, files: Sequence[str], what: str) -> list[str]:
-    """The files that a pattern matches. Raises DatasetError: it is none, or leads elsewhere."""
+    """Return the files that a pattern matches. Raises DatasetError if it is invalid or leads out of the folder."""
     if _ADDRESS.match(pattern) or not _is_inside(pattern):
-        raise DatasetError(f"{what} leads out of the dataset's folder or into an archive: put the files there")
+        raise DatasetError(
+            f"{what} leads out of the dataset's folder or into an archive: put the files into the folder"
+        )
     parts = pattern.removeprefix("./").split("/")
     if any("**" in part and part != "**" for part in parts):
-        raise DatasetError(f"{what} is not understood: ** stands for whole folders")
+        raise DatasetError(f"{what} is not supported: ** stands for whole folders")
     return [
         file for file in files if PurePosixPath(file).name not in DESCRIPTIONS and glob_matches(parts, file.split("/"))
     ]
 
 
 def glob_matches(parts: Sequence[str], path: Sequence[str]) -> bool:
-    """Whether the parts of a path match those of a pattern, as fsspec's `glob` has it, in bounded time.
+    """Return whether a path matches a pattern, both split at "/", with the rules of fsspec's `glob`, in bounded time.
 
-    Follows all places of the pattern at once: a regular expression made of a stranger's pattern may never end.
+    All states of the pattern are followed at once: a regular expression made from an untrusted pattern could take
+    exponential time.
     """
     end = len(parts)
     reached = {0}
     for segment in path:
-        for place in range(end - 1):  # two stars may stand for no folder, but at the end for some file
+        for place in range(end - 1):  # ** matches no folder too, but at the end of the pattern at least one name
             if place in reached and parts[place] == "**":
                 reached.add(place + 1)
         stays = {place for place in reached if place < end and parts[place] == "**"}
@@ -260,7 +264,7 @@ def glob_matches(parts: Sequence[str], path: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=1024)
 def _compiled(part: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(part))  # which never goes back over what a star took
+    return re.compile(fnmatch.translate(part))  # uses atomic groups, so that it does not backtrack
 
 
 def _is_inside(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of metadata that name files which do not exist: how many, and what to write instead."""
+"""Report the rows of metadata whose files do not exist, with advice on what to write instead."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ Report = Callable[[str], None]
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _ALIKE: Final = 3
-"""How many names a message shows."""
+"""The number of names that a message shows."""
 
 
 def report_missing(
     account: Account, folders: Sequence[str], named: Iterable[str], report: Report, *, column: str = "file_name"
 ) -> None:
-    """Say how many rows name no file, and why that may be.
+    """Report how many rows name a file that does not exist, with advice.
 
     Args:
         account: of the dataset's folder.
-        folders: of the metadata files or tables, relative to it.
-        named: what the rows name, relative to it.
-        report: takes lines for a person.
-        column: what the rows call it.
+        folders: the folders of the metadata files or tables, relative to the dataset's folder.
+        named: the files that the rows name, relative to the dataset's folder.
+        report: called with a line to print.
+        column: the column with the files' names.
 
     Raises:
-        DatasetError: none of the files is there, and it is plain what has to be written.
+        DatasetError: none of the files exists, and there is advice on what to write.
     """
     everything = list(named)
     inside = [
@@ -78,12 +78,12 @@ def _advice(missing: Sequence[str], folders: Sequence[str], account: Account, co
     archives = [file for file in account.files if is_archive(file)]
     if archives:
         has = "is not unpacked: unpack it" if len(archives) == 1 else "are not unpacked: unpack them"
-        return f"{listing(archives)} {has} there, so that the files lie where {shown(column)} says"
+        return f"{listing(archives)} {has} there, so that the files are where {shown(column)} says"
     return ""
 
 
 def _meant(written: str, folder: str, by_name: Mapping[str, Sequence[str]]) -> str | None:
-    """The one file that shares most of a path's end with what is written, as a path from `folder` on."""
+    """Return the file with the longest common end with `written`, relative to `folder`; None if several have it."""
     wanted = written.replace("\\", "/").casefold().split("/")
     found = by_name.get(wanted[-1], [])
     alike = {file: same_end(file.casefold().split("/"), wanted) for file in found}

@@ -1,7 +1,7 @@
-"""The files that this program's own jobs have written into a dataset's folder: no part of the dataset.
+"""Find the files in a dataset's folder that jobs of this program have written. They are not part of the dataset.
 
-The output folder may be the dataset's own, or lie in it, as the folders of a chain's earlier tasks do. It is told by
-what is in its files, not by their names alone: a dataset may well have a folder `validation`.
+The output folder may be the dataset's folder or a folder in it, such as that of a chain's earlier task. Its files are
+recognised by their content, not by their names alone: a dataset may have a folder `validation` of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_LINE: Final = 1 << 16
 
 
 def result_files(root: Path, files: Sequence[str]) -> list[str]:
-    """Those of `files`, paths relative to `root`, that jobs have written."""
+    """Return those of the files (paths relative to `root`) that jobs have written."""
     names: set[str] = set()
     folders: list[str] = []
     for mark, is_ours in _MARKS.items():
@@ -31,7 +31,7 @@ def result_files(root: Path, files: Sequence[str]) -> list[str]:
 
 
 def _folders_of(root: Path, files: Sequence[str], mark: str, is_ours: Callable[[Path], bool]) -> list[str]:
-    """The folders, as prefixes of what is in them, in which the file `mark` is a job's."""
+    """Return the folders in which the file `mark` is a job's, as prefixes of paths."""
     places = [file for file in files if file == mark or file.endswith(f"/{mark}")]
     return [place.removesuffix(mark) for place in places if is_ours(root / place)]
 
@@ -74,6 +74,7 @@ _MARKS: Final[Mapping[str, Callable[[Path], bool]]] = {
     "result.json": _is_object_with("status", "code", "kind", "global_step", "checkpoint_digest"),
     "progress.jsonl": _is_log,
 }
-"""Files of an output folder, and whether one of that name is a job's; if so, all of `checkpoint/` and the like is."""
+"""Files of an output folder -> whether a file of that name is a job's. If it is, so is everything in its own folder
+(`checkpoint/`, `validation/`, `.job/`)."""
 _BESIDE: Final = ("report.html", ".lock")
-"""Further files of a job, beside one of `_MARKS`."""
+"""Further files that a job writes beside those of `_MARKS`."""

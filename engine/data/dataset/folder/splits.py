@@ -1,6 +1,6 @@
-"""Which files belong to the training split, and to the others: by the words in the names of folders, else of files.
+"""Assign files to splits by words in the names of their folders, else in their own names.
 
-The words, and what a name is made of, are 🤗 datasets'.
+The words, and the way in which names are split into words, are those of 🤗 datasets.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _WORDS: Final = {
 _SHARD: Final = re.compile(r"(?:.*/)?data/([^/]+)-\d{5}-of-\d{5}[^/]*")
 
 SplitOf = Callable[[str], str | None]
-"""A relative path -> the split that it names, or None."""
+"""Maps a relative path to the split that it names, or None."""
 
 
 def split_of_table(file: str) -> str | None:
-    """By the shard's name, a word in a folder's name, or one in the file's."""
+    """Return the split in a shard's name, else of a word in a folder's name, else of a word in the file's name."""
     if shard := _SHARD.fullmatch(file):
         return _WORDS.get(shard[1], shard[1])
     return split_of_folder(file) or _named(PurePosixPath(file).stem)
 
 
 def split_of_folder(file: str) -> str | None:
-    """By a word in the name of a folder that it is in."""
+    """Return the split of a word in the name of a folder that the file is in."""
     return next(filter(None, map(_named, PurePosixPath(file).parent.parts)), None)
 
 
 def split_of_image(file: str) -> str | None:
-    """By the whole name of a folder that it is in: `5_test` and `test shots` are what somebody calls their images."""
+    """Return the split that the whole name of a folder is; folders of images such as `test shots` name no split."""
     return next((_WORDS[part] for part in file.split("/")[:-1] if part in _WORDS), None)
 
 
@@ -47,10 +47,10 @@ def _named(name: str) -> str | None:
 
 
 def by_split(files: Iterable[str], split_of: SplitOf, *, rest_is_train: bool) -> dict[str, list[str]]:
-    """Split -> its files, in their order.
+    """Return split -> its files, in their order.
 
-    Files that name no split are the training split's where no file names that one (`rest_is_train`), or only where no
-    file names any; else they are left out.
+    Files that name no split belong to the training split if no file names that one (`rest_is_train`) or if no file
+    names any split (not `rest_is_train`); otherwise they are left out.
     """
     splits: dict[str, list[str]] = {}
     rest: list[str] = []
@@ -63,7 +63,7 @@ def by_split(files: Iterable[str], split_of: SplitOf, *, rest_is_train: bool) ->
 
 
 def choose_split(names: Iterable[str], label: str, wanted: str | None = None) -> str:
-    """The wanted split; of none `train`, or the only one there is. Raises DatasetError that lists them otherwise."""
+    """Return the wanted split; if that is None, `train` or the only split. Raises DatasetError with all splits."""
     splits = list(names)
     listed = listing(sorted(splits), most=8) or "none"
     if wanted is not None:
@@ -74,16 +74,16 @@ def choose_split(names: Iterable[str], label: str, wanted: str | None = None) ->
         return TRAIN
     if len(splits) == 1:
         return splits[0]
-    raise DatasetError(f"{label} has no split 'train', and not just one: {listed}")
+    raise DatasetError(f"{label} has no split 'train', and several others: {listed}")
 
 
 def choose_named_split(names: Iterable[str], label: str, wanted: str | None) -> str:
-    """The same where splits are named by words, of which any kin of the wanted one does."""
+    """Return the same for splits that words name: `wanted` may be any word for a split, such as `val`."""
     return choose_split(names, label, None if wanted is None else _WORDS.get(wanted, wanted))
 
 
 def refuse_split(label: str, wanted: str | None) -> None:
-    """Raise DatasetError if a split other than the training one is asked for: there is no other."""
+    """Raise DatasetError if a split other than the training split is asked for, which is the only one here."""
     if wanted is not None:
         choose_named_split((TRAIN,), label, wanted)
 
@@ -91,9 +91,9 @@ def refuse_split(label: str, wanted: str | None) -> None:
 def files_of_split(
     files: Sequence[str], split_of: SplitOf, label: str, wanted: str | None, *, rest_is_train: bool
 ) -> Sequence[str]:
-    """The files of the wanted split; of none, those of the training split, or of the only one there is.
+    """Return the files of the wanted split; if that is None, of the training split or of the only split.
 
-    Raises DatasetError that lists the splits where there is no such one.
+    Raises DatasetError, with the list of splits, if there is no such split.
     """
     splits = by_split(files, split_of, rest_is_train=rest_is_train)
     return splits[choose_named_split(splits, label, wanted)]

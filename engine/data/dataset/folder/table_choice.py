@@ -24,10 +24,10 @@ _DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "st
 
 
 def read_tables(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
-    """The rows of the first kind of table among `files` that has the columns; nothing where no table is needed.
+    """Return the rows of the first kind of table that has the columns asked for; () if no table is needed.
 
-    Beside images with captions a preset, a log or a task is nobody's mistake: it is noted and passed over. Raises
-    DatasetError for a table that should have been the dataset's.
+    If images have captions without a table, files that cannot be read as one (a preset, a log, a task) are left out
+    with a note. Raises DatasetError if a table is needed, and none has the columns or one cannot be read.
     """
     captioned = _has_captions(account)
     problems: list[DatasetError] = []
@@ -57,7 +57,7 @@ def read_tables(files: Sequence[str], account: Account, source: Source, report: 
 
 
 def account_for(tables: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report) -> None:
-    """Note which tables are trained on, and say so where others are of other splits."""
+    """Enter the tables that are trained on, and report them if there are tables of other splits."""
     account.use(chosen)
     not_noted = set(account.open)
     others = [file for file in tables if file in not_noted]
@@ -69,9 +69,9 @@ def account_for(tables: Sequence[str], chosen: Sequence[str], account: Account, 
 def _read_kind(
     tables: Sequence[str], account: Account, source: Source, captioned: bool
 ) -> tuple[tuple[Rows, ...], list[str]]:
-    """The rows of tables of one suffix, and which of them they are; those without the columns are left out.
+    """Return the rows of tables of one suffix, and the tables; those without the columns are left out.
 
-    Raises DatasetError: none has the columns, or one cannot be read.
+    Raises DatasetError if none has the columns, or one cannot be read.
     """
     problems: list[DatasetError] = []
     while tables:
@@ -88,13 +88,13 @@ def _read_kind(
                 account.leave(reason, [file])
         if parts:
             return tuple(parts.values()), list(parts)
-        # What is no table of the dataset does not make those that name no split another one.
+        # The tables without the columns are not the dataset's: try those that name no split.
         tables = [file for file in tables if file not in chosen and split_of_table(file) is None]
     raise problems[0]
 
 
 def _has_captions(account: Account) -> bool:
-    """Whether any image has a caption without a table: its own, or the name of its folder."""
+    """Return whether any image has a caption without a table: in a file beside it, or in the name of its folder."""
     images = images_among(account.files, account.medium)
     return has_sidecars(account.files, account.medium) or any(
         any(map(repeated_folder, image.split("/")[:-1])) for image in images

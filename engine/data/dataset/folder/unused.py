@@ -1,4 +1,4 @@
-"""The files in a dataset's folder that are not trained on: one reason for each, one line for each reason."""
+"""The account of a dataset's folder: each file that is not trained on has a reason, which is reported in one line."""
 
 from __future__ import annotations
 
@@ -17,31 +17,40 @@ from engine.data.media.medium import Medium
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why files are not trained on, and what to do: the words after their number, for one file and for several."""
+    """A reason for which files are not trained on, with advice: the words after the number of files.
+
+    `one` are the words for one file, `many` those for several.
+    """
 
     one: str
     many: str
     by_type: bool = False
-    """Whether the line says how many there are of each type."""
+    """True if the line gives the number of files of each type."""
     is_quiet: bool = False
-    """Whether no line is printed about such files, as for a README."""
+    """True if no line is printed about such files, such as a README."""
 
 
 NOT_READ: Final = Reason(
-    "picture is of a kind that is not read, save it as JPEG or PNG",
-    "pictures are of kinds that are not read, save them as JPEG or PNG",
+    "picture is in a format that is not supported, save it as JPEG or PNG",
+    "pictures are in formats that are not supported, save them as JPEG or PNG",
     by_type=True,
 )
-UNNAMED: Final = Reason("image is not used, named by no metadata row", "images are not used, named by no metadata row")
+UNNAMED: Final = Reason(
+    "image is not used, not listed in the metadata", "images are not used, not listed in the metadata"
+)
 OTHER_SPLITS: Final = Reason(
-    "image is of other splits and not trained on", "images are of other splits and not trained on"
+    "image belongs to another split and is not trained on", "images belong to other splits and are not trained on"
 )
 OTHER_SPLIT_TABLES: Final = Reason(
-    "data file is of other splits and not trained on", "data files are of other splits and not trained on"
+    "data file belongs to another split and is not trained on",
+    "data files belong to other splits and are not trained on",
 )
-ZERO_TIMES: Final = Reason("image is not used, a folder says 0 times", "images are not used, a folder says 0 times")
+ZERO_TIMES: Final = Reason(
+    "image is not used, its folder's name asks for 0 repeats",
+    "images are not used, their folders' names ask for 0 repeats",
+)
 LOST_CAPTIONS: Final = Reason(
-    "text file is beside no image of that name", "text files are beside no image of that name"
+    "text file has no image of that name beside it", "text files have no image of that name beside them"
 )
 REGULARISATION: Final = Reason(
     "file of regularisation images (reg/ of a kohya project) is not trained on",
@@ -52,8 +61,8 @@ PROJECT_RESULTS: Final = Reason(
     "files of a kohya project's results (model/, log/, sample/) are not trained on",
 )
 RESULTS: Final = Reason(
-    "file is of a training's result, written here by a job, and not trained on",
-    "files are of trainings' results, written here by jobs, and not trained on",
+    "file is the result of an earlier training job and not trained on",
+    "files are results of earlier training jobs and not trained on",
 )
 MASKS: Final = Reason(
     "mask is left out, dataset.mask_column would use it", "masks are left out, dataset.mask_column would use them"
@@ -61,14 +70,14 @@ MASKS: Final = Reason(
 CONDITIONS: Final = Reason(
     "image for an inpainting model (-condlabel) is not used", "images for an inpainting model (-condlabel) are not used"
 )
-LOST_MASKS: Final = Reason("mask is beside no image of that name", "masks are beside no image of that name")
+LOST_MASKS: Final = Reason("mask has no image of that name beside it", "masks have no image of that name beside them")
 OTHER_CAPTIONS: Final = Reason(
-    "file beside an image is not read, its caption is elsewhere",
-    "files beside images are not read, their captions are elsewhere",
+    "file beside an image is not read, the image's caption is taken from another file",
+    "files beside images are not read, the images' captions are taken from other files",
 )
 NO_CAPTION_IN_JSON: Final = Reason(
-    "JSON file beside an image holds no caption (text in UTF-8 under dataset.caption_column or 'caption')",
-    "JSON files beside images hold no captions (text in UTF-8 under dataset.caption_column or 'caption')",
+    "JSON file beside an image has no caption (UTF-8 text under the key of dataset.caption_column, or 'caption')",
+    "JSON files beside images have no captions (UTF-8 text under the key of dataset.caption_column, or 'caption')",
 )
 OTHER_TABLES: Final = Reason(
     "data file is not used, it is not this dataset's table",
@@ -84,21 +93,21 @@ UNREADABLE_TABLES: Final = Reason(
     "data files are not used, they cannot be read as tables",
 )
 OTHER_CONFIGURATIONS: Final = Reason(
-    "file is of other configurations or splits in README.md and not trained on",
-    "files are of other configurations or splits in README.md and not trained on",
+    "file belongs to another configuration or split in README.md and is not trained on",
+    "files belong to other configurations or splits in README.md and are not trained on",
 )
 ARCHIVES: Final = Reason(
-    "archive is not unpacked, unpack it there to train on what is in it",
-    "archives are not unpacked, unpack them there to train on what is in them",
+    "archive is not read, unpack it there to train on its content",
+    "archives are not read, unpack them there to train on their content",
 )
 VIDEOS: Final = Reason("video is not read, save frames of it as images", "videos are not read, save frames as images")
 OF_SYSTEMS: Final = Reason(
     "image is left out, hidden or in a folder of thumbnails or deleted files",
     "images are left out, hidden or in folders of thumbnails or deleted files",
 )
-DEAD_LINKS: Final = Reason("link leads nowhere", "links lead nowhere")
+DEAD_LINKS: Final = Reason("link is broken, its target does not exist", "links are broken, their targets do not exist")
 LINKED_TWICE: Final = Reason(
-    "link leads to a folder that is read already", "links lead to folders that are read already"
+    "link leads to a folder that is already read", "links lead to folders that are already read"
 )
 NOT_FOLLOWED: Final = Reason(
     "link to a folder is not followed, the dataset was downloaded",
@@ -106,7 +115,9 @@ NOT_FOLLOWED: Final = Reason(
 )
 OTHERS: Final = Reason("other file is not used", "other files are not used", by_type=True)
 USUAL: Final = Reason(
-    "file is about the dataset or a system's", "files are about the dataset or a system's", is_quiet=True
+    "file describes the dataset or belongs to the operating system",
+    "files describe the dataset or belong to the operating system",
+    is_quiet=True,
 )
 
 _KINDS: Final = tuple(
@@ -136,14 +147,14 @@ _TOLD_KINDS: Final = (NOT_READ, VIDEOS, ARCHIVES)
 
 
 class Account:
-    """Which files of a dataset's folder are used, and why the others are not; the first entry of a file stands."""
+    """The files of a dataset's folder that are used, and the reasons for the others; a file's first entry counts."""
 
     def __init__(self, tree: Tree, medium: Medium) -> None:
         self.root = tree.root
         self.medium = medium
-        """Whose files the samples are."""
+        """The medium of the samples."""
         self.files = tree.files
-        """Those that may be used: sorted paths relative to `root`."""
+        """The files that may be used: sorted paths relative to `root`."""
         self._open = dict.fromkeys([*tree.files, *tree.hidden, *tree.linked_twice, *tree.not_followed])
         self._used: set[str] = set()
         self._has_links = bool(tree.linked_twice or tree.not_followed)
@@ -163,7 +174,7 @@ class Account:
 
     @property
     def left(self) -> Mapping[Reason, Sequence[str]]:
-        """Reason -> files; those beside an image that is left out are among them."""
+        """Reason -> files, with the captions and masks of images that are left out."""
         return {reason: [*files, *self._beside.get(reason, ())] for reason, files in self._left.items()}
 
     def use(self, files: Iterable[str]) -> None:
@@ -178,14 +189,14 @@ class Account:
         return name in self._open or name in self._used
 
     def _behind_links(self, name: str) -> str:
-        """The file that a row names by way of a link that was not entered."""
+        """Return the file for a path that leads through a link that was not entered."""
         if not self._has_links or "\0" in name:
             return name
         root = os.path.realpath(self.root)
         return os.path.relpath(os.path.realpath(self.root / name), root)
 
     def leave(self, reason: Reason, files: Iterable[str]) -> None:
-        """Enter files that are not trained on, unless they have an entry."""
+        """Enter files that are not trained on, except those that already have an entry."""
         found = [file for file in files if file in self._open]
         for file in found:
             del self._open[file]
@@ -193,13 +204,13 @@ class Account:
             self._left.setdefault(reason, []).extend(found)
 
     def drop(self, reason: Reason, files: Sequence[str]) -> None:
-        """Leave files out before anything is looked for among them."""
+        """Leave files out and remove them from `files`."""
         self.leave(reason, files)
         dropped = set(files)
         self.files = [file for file in self.files if file not in dropped]
 
     def close(self) -> None:
-        """Find a reason for each file without an entry, by its name and the files beside it."""
+        """Give each file without an entry a reason, by its name and the files beside it."""
         files = sorted(self._open)
         for file in files:
             if not self._is_beside(file):
@@ -210,11 +221,11 @@ class Account:
             self._close_beside(file, owners, images)
 
     def lines(self) -> list[str]:
-        """Return a line for each reason, for a person."""
+        """Return the lines to print, one for each reason."""
         return [f"dataset: {self.told(reason)}" for reason in self._left if not reason.is_quiet]
 
     def told(self, reason: Reason) -> str:
-        """Return how many files have this reason, and some of their names; nothing where none has."""
+        """Return a line with the number of files that have this reason and some names; "" if there are none."""
         files, beside = self._left.get(reason, []), self._beside.get(reason, [])
         if not files:
             return ""
@@ -228,7 +239,7 @@ class Account:
         return f"{words}: {listing(files)}"
 
     def _close_beside(self, file: str, owners: Mapping[str, Reason], images: set[str]) -> None:
-        """Give a caption or a mask the reason of its image, or the reason for having none."""
+        """Give a caption or mask file the reason of its image, or that of a file without an image."""
         label = label_of(file)
         owner = composed(label[0]) if label else stem_of(file)
         if owner in images:
@@ -240,7 +251,7 @@ class Account:
             self.leave(self._reason(file), [file])
 
     def _is_beside(self, file: str) -> bool:
-        """Whether a file may be an image's caption or mask."""
+        """Return whether a file may be an image's caption or mask."""
         return _suffix(file) in _TEXTS or (self.medium.has_name(file) and label_of(file) is not None)
 
     def _reason(self, file: str) -> Reason:
@@ -258,7 +269,7 @@ class Account:
 
 
 def is_archive(file: str) -> bool:
-    """Whether a file is an archive by its name."""
+    """Return whether a file's name is that of an archive."""
     return any(reason is ARCHIVES and kind.fullmatch(_suffix(file)) for kind, reason in _KINDS)
 
 
@@ -268,5 +279,5 @@ def _suffix(file: str) -> str:
 
 
 def _owners(file: str) -> tuple[str, str]:
-    """Return the names by which a caption may belong to an image: `cat` and `cat.png`."""
+    """Return the names that a caption file of this image may have, without suffix: `cat` and `cat.png`."""
     return stem_of(file), composed(file)

@@ -1,4 +1,4 @@
-"""The files below a folder, in an order that does not depend on how it lists."""
+"""List the files below a folder, in an order that does not depend on the order of directory entries."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from engine.core.files.folder_names import is_of_system, is_system_folder
 
 @dataclass(slots=True)
 class Tree:
-    """What was found below a folder, as sorted paths relative to it."""
+    """The files and links below a folder, as sorted paths relative to it."""
 
     root: Path
     files: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
-    """Hidden files, and those in folders that systems leave (`is_system_folder`)."""
+    """Hidden files, and those in folders of operating systems (`is_system_folder`)."""
     linked_twice: list[str] = field(default_factory=list)
-    """Links to folders whose files are found already under another name."""
+    """Links to folders whose files are already listed under another name."""
     not_followed: list[str] = field(default_factory=list)
-    """Links to folders, where these are not followed."""
+    """Links to folders that were not followed."""
 
 
 def walk(root: Path, *, follow_links: bool = True) -> Tree:
-    """List all files below `root`, behind links to folders too.
+    """List all files below `root`, also those behind links to folders.
 
-    Each folder is entered once, under its own name where it has one below `root`, so that loops end. Raises
-    DatasetError: a folder cannot be listed.
+    Each folder is entered once, so that cycles of links end; a folder below `root` is listed under its own path rather
+    than under that of a link. Raises DatasetError if a folder cannot be listed.
     """
     tree = Tree(root)
     entered: set[tuple[int, int]] = set()
@@ -49,13 +49,13 @@ def walk(root: Path, *, follow_links: bool = True) -> Tree:
 
 
 def _enter(top: str, tree: Tree, entered: set[tuple[int, int]]) -> list[str]:
-    """Add the files below the folder `top` to the tree; the links to folders there."""
+    """Add the files below the folder `top` to the tree, and return the links to folders there."""
     links: list[str] = []
     for folder, folders, files in os.walk(tree.root / top, onerror=_refuse):
         mark = _mark(folder)
         inside = Path(folder).relative_to(tree.root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
-        if mark in entered:  # behind a link that leads above what was entered
+        if mark in entered:  # reached through a link to a folder above one that was entered
             folders.clear()
             continue
         entered.add(mark)
@@ -71,7 +71,7 @@ def _enter(top: str, tree: Tree, entered: set[tuple[int, int]]) -> list[str]:
 
 
 def _below(folder: str, name: str) -> Iterator[str]:
-    """Yield the files of a system's folder. Errors are ignored: nothing in it could be trained on."""
+    """Yield the files of an operating system's folder. Errors are ignored: none of these files is trained on."""
     for inside, _, files in os.walk(folder):
         yield from (name + inside[len(folder) :] + f"/{file}" for file in files)
 

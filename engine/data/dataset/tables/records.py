@@ -1,4 +1,4 @@
-"""JSON and CSV files -> dictionaries, parsed by the standard library, which keeps every caption as written ("007")."""
+"""Read JSON and CSV files as dictionaries, with the standard library: it keeps captions as they are written ("007")."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
-    """The objects of a file: one in each line, one JSON list of them, or one after the other however they are laid out.
+    """Yield the objects of a file: one in each line, a JSON list of objects, or objects over several lines each.
 
-    Raises DatasetError naming the line or the row.
+    Raises DatasetError with the line or the row.
     """
     with path.open("rb") as file:
         if file.read(2) in _UTF16:
-            yield from _json_values(path, label, DatasetError(f"{label} is UTF-16, and no JSON; save it in UTF-8"))
+            yield from _json_values(path, label, DatasetError(f"{label} is UTF-16 and not JSON; save it in UTF-8"))
             return
         file.seek(0)
         lines = _numbered_lines(file, label)
@@ -51,12 +51,12 @@ def json_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
 
 
 def _numbered_lines(file: IO[bytes], label: str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, without a byte order mark, and their numbers."""
+    """Yield the number and the text of each line that is not blank, without a byte order mark."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
-            if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # a list, on one line
+            if number == 1 and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):  # a list on one line
                 yield number, line
                 return
             raise DatasetError(f"line {number} of {label} is longer than {MAX_LINE_BYTES:,} bytes")
@@ -74,8 +74,8 @@ def _objects(records: list[Any], label: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_values(path: Path, label: str, problem: DatasetError) -> Iterator[dict[str, Any]]:
-    """Objects that take several lines each, or share one. Raises `problem`, what is wrong with the first line, where
-    the file is not even that."""
+    """Yield objects that take several lines each, or share one. Raises `problem`, the error of the first line, if the
+    file does not consist of such objects."""
     text, decoder = _whole(path, label), json.JSONDecoder()
     position, number = _after_blanks(text, 0), 0
     while position < len(text):
@@ -115,12 +115,18 @@ _DELIMITERS: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
 def csv_records(path: Path, wanted: Sequence[str], label: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file as spreadsheets write it. `wanted`: names of columns that its header may have.
+    """Yield the rows of a CSV file as spreadsheets write it.
 
-    UTF-8, or UTF-16 with a byte order mark. Fields are kept as they are, unless the header has blanks around a wanted
-    name: then they are cut off there and everywhere. Columns without a name are left out.
+    The encoding is UTF-8, or UTF-16 with a byte order mark. Fields are kept as they are, unless the header has blanks
+    around a wanted name: then outer blanks are removed from all names and fields. Columns without a name are left out.
 
-    Raises DatasetError naming the line.
+    Args:
+        path: the file; `.tsv` is separated by tabs.
+        wanted: names of columns that the header may have; they decide on the delimiter.
+        label: the file's name in messages.
+
+    Raises:
+        DatasetError: names the line.
     """
     with path.open("rb") as opened:
         encoding = "utf-16" if opened.read(2) in _UTF16 else "utf-8"
@@ -137,18 +143,18 @@ def csv_records(path: Path, wanted: Sequence[str], label: str) -> Iterator[dict[
 def _csv_rows(file: IO[str], tabs: bool, wanted: Sequence[str], label: str) -> Iterator[dict[str, str]]:
     line, skipped = file.readline().removeprefix(_BOM), 0
     told = None
-    if line.startswith("sep=") and len(line.rstrip("\r\n")) == 5:  # Excel's
+    if line.startswith("sep=") and len(line.rstrip("\r\n")) == 5:  # written by Excel
         told, line, skipped = line[4], file.readline(), 1
     if "\0" in line:
-        raise DatasetError(f"{label} is UTF-16 without a byte order mark, or no text; save it as CSV in UTF-8")
+        raise DatasetError(f"{label} is UTF-16 without a byte order mark, or not text; save it as CSV in UTF-8")
     header, delimiter = _header(line, told, tabs, wanted)
-    # Quoted names may hold line breaks, so the reader takes the header once more.
+    # Quoted names may contain line breaks, so the reader parses the header again.
     padded = any(name not in wanted and name.strip() in wanted for name in header)
     reader = csv.reader(_again(line, file), delimiter=delimiter, skipinitialspace=padded)
     header = [name.strip() if padded else name for name in next(reader, [])]
     named = [name for name in header if name]
     if len(set(named)) != len(named):
-        raise DatasetError(f"{label} has two columns of one name in its header: {short(header)}")
+        raise DatasetError(f"{label} has two columns of the same name in its header: {short(header)}")
     for fields in reader:
         if len(fields) > len(header):
             what = _DELIMITERS.get(delimiter, short(delimiter))
@@ -167,7 +173,7 @@ def _again(line: str, file: Iterable[str]) -> Iterator[str]:
 
 
 def _header(line: str, told: str | None, tabs: bool, wanted: Sequence[str]) -> tuple[list[str], str]:
-    """The names in a header, and what separates them: that by which a wanted name is found, else the usual one."""
+    """Return the names in a header, and their delimiter: the first one that gives a wanted name, else the usual one."""
     usual = told or ("\t" if tabs else ",")
     names = next(csv.reader([line], delimiter=usual), [])
     if told is None:

@@ -1,4 +1,4 @@
-"""Table files -> rows: JSON lines, JSON, CSV, Parquet, Arrow and WebDataset tars, each read without trusting it."""
+"""Read the rows of table files: JSON lines, JSON, CSV, Parquet, Arrow and WebDataset tars. The files are untrusted."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from engine.data.dataset.rows import Rows, captions_from_values, paths_from_valu
 from engine.data.dataset.tables.records import csv_records, json_records
 from engine.data.dataset.tables.webdataset import read_tar
 
-# In the order in which a folder's tables are looked for.
+# The order in which a folder is searched for tables.
 TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
 MAX_PARSING_BYTES: Final = 2 << 30
-"""The memory limit while a table is parsed. Parquet and compressed Arrow can claim anything in a few kilobytes."""
+"""The memory limit while a table is parsed. A few kilobytes of Parquet or compressed Arrow can unpack to any size."""
 _BATCH_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How tables are read: the columns asked for, what their rows may name, and where copies may be kept."""
+    """The settings for reading tables: columns, files that rows may name, the folder for copies."""
 
     columns: Columns
     reach: Reach
@@ -45,15 +45,18 @@ class Source:
     max_bytes: int
     """The size limit of one Parquet file, unpacked."""
     split: str | None = None
-    """Which split is read; None is the training one."""
+    """The split to read; None is the training split."""
     config_name: str | None = None
-    """Which configuration is read; None is the default one, or all that is there."""
+    """The configuration to read; None is the default one, or the whole folder if none is declared."""
     joins_lines: bool = False
-    """Whether the lines of a text file beside an image are one caption."""
+    """True if all lines of a text file beside an image are one caption."""
 
 
 def read_table(path: Path, source: Source, label: str) -> Rows:
-    """Rows of a table file, by its suffix. `label` is what messages call it. Raises DatasetError."""
+    """Return the rows of a table file; its suffix decides on the format. `label` is its name in messages.
+
+    Raises DatasetError.
+    """
     suffix = path.suffix.lower()
     source.reach.check_resolved(path, label, "the dataset")
     require_file(path, label)
@@ -70,14 +73,14 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
 
 
 def require_file(path: Path, label: str) -> None:
-    """Refuse a pipe, which may never end, and a link that leads nowhere. Raises DatasetError."""
+    """Raise DatasetError unless a path is a regular file: a pipe could block forever, a link may be broken."""
     if not path.is_file():
         raise DatasetError(f"{label} is not a file")
 
 
 @contextmanager
 def reading(label: str) -> Iterator[None]:
-    """Whatever a parser makes of a broken file becomes a DatasetError that names it."""
+    """Return a context that turns the errors of parsers into a DatasetError that names the file."""
     try:
         yield
     except MemoryError as error:
@@ -99,7 +102,7 @@ def _from_arrow(table: pa.Table, path: Path, source: Source, label: str, *, mapp
 
 
 def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Source, label: str) -> Rows:
-    """Rows from dictionaries; a key may be missing here and there. Only the columns that may be meant are kept."""
+    """Return rows from dictionaries, in which keys may be missing. Only the columns that the task may mean are kept."""
     columns = source.columns
     kinds: dict[str, str] = {}
     kept: dict[str, list[Any]] = {name: [] for name in columns.names}
@@ -126,7 +129,7 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """An Arrow IPC file, stream (as 🤗 datasets writes it) or random access, memory-mapped."""
+    """Return the memory-mapped table of an Arrow IPC file: a stream, as 🤗 datasets writes it, or the file format."""
     source = pa.memory_map(str(path))
     if source.read(6) == b"ARROW1":
         return pa.ipc.open_file(source).read_all()
@@ -149,9 +152,9 @@ def _read_parquet(path: Path, source: Source, label: str) -> Rows:
 
 
 def _copy_to_map(file: Any, path: Path, names: list[str], source: Source, label: str) -> Path:
-    """Parquet gives no random access: the columns that are asked for, once, as an Arrow file to map.
+    """Copy columns to an Arrow file in the cache, unless it exists, and return it: Parquet has no random access.
 
-    The copy is named by content, never by path or time: another dataset at the same path is another file.
+    The copy's name depends on the content and not on path or time: another dataset at the same path is another file.
     """
     identity = Identity("sha256", source.cache_dir)
     identity.add_files([path])
@@ -172,7 +175,7 @@ def _sha256(path: Path) -> str:
 
 
 def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
-    """These columns in pieces of about 64 MB, going by the file's own account of its size."""
+    """Yield these columns in batches of about 64 MB, estimated from the sizes in the file's metadata."""
     groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     mean = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
     with reading(label):
@@ -181,7 +184,10 @@ def _batches(file: Any, names: list[str], label: str) -> Iterator[Any]:
 
 
 def _bounded(batches: Iterator[Any], source: Source, packed_bytes: int, label: str) -> Iterator[Any]:
-    """A small Parquet file can claim the same image a billion times; a downloaded one is bounded like an archive."""
+    """Yield the batches up to a size limit: a small Parquet file can repeat an image a billion times.
+
+    A downloaded file has the limits of an archive, too. Raises DatasetError.
+    """
     total = 0
     budget = Budget(Limits(max_dataset_bytes=source.max_bytes), packed_bytes)
     for batch in batches:
@@ -194,7 +200,7 @@ def _bounded(batches: Iterator[Any], source: Source, packed_bytes: int, label: s
 
 
 def _write_stream(batches: Iterator[Any], target: Path) -> None:
-    """Atomically, under a name of its own until then: two jobs may share a cache."""
+    """Write batches to `target` atomically, under a temporary name of its own first: jobs may share a cache."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
     beside = Path(name)
     try:

@@ -1,4 +1,4 @@
-"""WebDataset tars -> rows, read where they lie: nothing is unpacked."""
+"""Read the rows of WebDataset tars in place, without unpacking them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ _TEXTS: Final = ("txt", "caption", "text", "json")
 
 
 def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = False) -> Rows:
-    """A WebDataset tar: members `key.ext` of one key are a sample; a column is an extension, or a key of its `.json`.
+    """Return the rows of a WebDataset tar.
 
-    The key ends at the first dot of a name. Where only the last dot leaves each image a text, as in `2024.01 cat.jpg`
-    and `2024.01 cat.txt`, it ends there, and texts are read as they are beside images (`joins_lines`: as one caption).
-    Where the task leaves the columns at `image` and `text`, they mean the first image and the `.txt` of each sample.
+    The members `key.ext` with the same key are one sample; the columns are its extensions and the keys of its `.json`.
+    The key ends at the first dot of a name. If only the last dot gives each image a text, as in `2024.01 cat.jpg` and
+    `2024.01 cat.txt`, the key ends there, and texts are read like caption files (with `joins_lines` as one caption).
+    The default columns `image` and `text` mean the first image and the `.txt` or `.caption` of each sample.
+
+    Raises DatasetError.
     """
     samples: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
@@ -42,7 +45,7 @@ def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = Fa
             key, extension = (_split_last if in_lines else _split_key)(member[0])
             fields = samples.setdefault(key, {})
             if extension in fields:
-                raise DatasetError(f"{label} holds {short(member[0])} twice")
+                raise DatasetError(f"{label} contains {short(member[0])} twice")
             _add_field(file, member, extension, fields, kinds, medium=medium, in_lines=in_lines)
             if in_lines and joins_lines and isinstance(fields[extension], list):
                 fields[extension] = " ".join(fields[extension])
@@ -53,13 +56,13 @@ def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = Fa
 
 
 Member = tuple[str, int, int]
-"""A name, where the content begins, and its size."""
+"""A member's name, and the offset and size of its content in bytes."""
 
 
 def _members(file: _Headers, path: Path, label: str) -> Iterator[Member]:
-    """The regular files of a tar. Raises DatasetError: it is truncated."""
+    """Yield the regular files of a tar. Raises DatasetError if it is truncated."""
     end = path.stat().st_size
-    # Plain tar only ("r:"): a compressed one has no random access, and unpacking is the business of fetch.
+    # Uncompressed only ("r:"): a compressed tar has no random access; engine/data/fetch unpacks those.
     with tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
@@ -84,7 +87,7 @@ def _split_last(name: str) -> tuple[str, str]:
 
 
 def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]], medium: Medium) -> bool:
-    """Whether there are images, and a text for each, where names are split that way."""
+    """Return whether there are images, and a text for each, if names are split by `split`."""
     images, texts = set[str](), set[str]()
     for name, _, _ in members:
         key, extension = split(name)
@@ -96,7 +99,7 @@ def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]
 
 
 class _Headers(io.FileIO):
-    """A tar as tarfile reads it: one that lies about the size of a header would be read into memory whole."""
+    """A tar for tarfile that limits the size of headers: a header can claim a size that would fill the memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER_BYTES:
@@ -116,7 +119,7 @@ def _add_field(
     medium: Medium,
     in_lines: bool,
 ) -> None:
-    """Note where an image lies; read a text, or its lines. Anything else is only noted as being there."""
+    """Add a member to its sample's `fields`: an image's offset, size and name, or a text. Other data is None."""
     name, offset, size = member
     if medium.has_name(extension):
         fields[extension] = (offset, size, name)
@@ -141,7 +144,7 @@ def _add_field(
 
 
 def _lines(text: str) -> list[str]:
-    """Several lines are several captions, as in a text file beside an image."""
+    """Return the lines of a text that are not blank, each a caption, as in a text file beside an image."""
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
     return [line for line in lines if line] or [""]
 
@@ -175,7 +178,7 @@ def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, column
 
 
 class _Places:
-    """Where members of a tar lie."""
+    """The offsets, sizes and names of members of a tar."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

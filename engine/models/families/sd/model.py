@@ -1,5 +1,5 @@
-"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv:2112.10752): one family; the scheduler's configuration and
-the text encoder's width are all that differs."""
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv:2112.10752). They are one family: only the scheduler's
+configuration and the text encoder differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class StableDiffusion:
-    """A loaded Stable Diffusion 1.x or 2.x."""
+    """A loaded Stable Diffusion 1.x or 2.x base model; methods as in `Family`."""
 
     spec = SPEC
 
@@ -63,7 +63,7 @@ class StableDiffusion:
         return {"encoder_hidden_states": join_chunks(self.text_encoder(encoder_rows(ids))[0], len(ids))}
 
     def place(self, geometry: Geometry) -> Tensors:
-        return {}  # they are told nothing but the caption
+        return {}  # this family is conditioned on the caption only
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
         return self._latents.sample(moments, noise)
@@ -86,7 +86,7 @@ class StableDiffusion:
 
     @cached_property
     def pipeline(self) -> StableDiffusionPipeline:
-        """Diffusers' pipeline, from the parts already in memory. It encodes prompts like captions."""
+        """Diffusers' pipeline, made of the parts in memory. It encodes prompts like captions."""
         cls: Any = StableDiffusionPipeline
         if self._chunks > 1:
             cls = pipelines.encoding_chunks(cls, self.encode_caption, ("encoder_hidden_states",))
@@ -107,5 +107,5 @@ class StableDiffusion:
 
 
 def load(args: LoadArgs) -> StableDiffusion:
-    """Load all parts; the encoders stay on the CPU until they are moved."""
+    """Load all parts. The encoders stay on the CPU until `move_encoders`. Raises ModelError."""
     return StableDiffusion(args)

@@ -1,4 +1,4 @@
-"""The row of Stable Diffusion 1.x and 2.x. No torch."""
+"""The specification of Stable Diffusion 1.x and 2.x. No torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _OPEN_CLIP_WIDTH: Final = 1024
 
 
 def check(config: Configs) -> None:
-    """Refuse what shares Stable Diffusion's classes and is something else: inpainting, depth, XL's parts.
+    """Refuse other models with the classes of Stable Diffusion: inpainting and depth models, parts of XL.
 
     Raises:
-        ModelError: says what does not fit.
+        ModelError: the model is of another kind; the message gives the reason.
     """
     unet, text_encoder = config("unet"), config("text_encoder")
     require_bounds(config, "unet", "vae", "text_encoder")
@@ -29,14 +29,16 @@ def check(config: Configs) -> None:
     if wanted != given:
         raise ModelError(
             f"the base model's UNet expects text states of width {wanted}, its text encoder gives {given}: "
-            "these parts do not belong together"
+            "these parts are of different models"
         )
     if unet.get("class_embed_type") or unet.get("addition_embed_type"):
-        raise ModelError("the base model's UNet wants more than a caption: it is not a Stable Diffusion 1.x or 2.x")
+        raise ModelError(
+            "the base model's UNet is conditioned on more than a caption: it is not a Stable Diffusion 1.x or 2.x"
+        )
 
 
 def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
-    """Return the metadata of Stable Diffusion 1.x or 2.x, whose modules have Diffusers' names."""
+    """Return the web interfaces' metadata for Stable Diffusion 1.x or 2.x. Modules keep Diffusers' names."""
     suffix, kind = ("_v", "768-v") if prediction_type == "v_prediction" else ("", "512")
     is_v2 = config("unet").get("cross_attention_dim") == _OPEN_CLIP_WIDTH
     architecture = f"stable-diffusion-v2-{kind}" if is_v2 else "stable-diffusion-v1"

@@ -1,5 +1,5 @@
-"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): two text encoders, and a UNet that is also told the
-pooled text, the image's size before it was resized, and what of it is shown."""
+"""Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952). It has two text encoders, and its UNet is also
+conditioned on the pooled text embedding, the image's original size, the crop and the target size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FIRST, SECOND = SPEC.text_encoders
 
 
 class StableDiffusionXL:
-    """A loaded Stable Diffusion XL base model."""
+    """A loaded Stable Diffusion XL base model; methods as in `Family`."""
 
     spec = SPEC
 
@@ -71,11 +71,11 @@ class StableDiffusionXL:
         return {name: token_ids(tokenizer, caption, self._chunks) for name, tokenizer in self.tokenizers.items()}
 
     def embed(self, tokens: Tensors) -> Tensors:
-        """`encoder_hidden_states` (B, 77, both encoders' widths) and the second one's `text_embeds` (B, its width).
+        """Return `encoder_hidden_states` (B, 77, both encoders' widths) and the second's `text_embeds` (B, its width).
 
-        The states are those before the last layer, the pooled text is the projected one (section 2.1). With several
-        chunks the states are B x (77 chunks), the pooled text is that of the first, as in sd-scripts
-        (library/strategy_sdxl.py) and ComfyUI (`first_pooled` in comfy/sd1_clip.py).
+        The hidden states are those before the last layer, the pooled text is projected (section 2.1). With several
+        chunks the states have shape (B, chunks x 77, widths), and the pooled text is that of the first chunk, as in
+        sd-scripts (library/strategy_sdxl.py) and ComfyUI (`first_pooled` in comfy/sd1_clip.py).
         """
         size = len(tokens[FIRST])
         outputs = {
@@ -87,10 +87,10 @@ class StableDiffusionXL:
         return {"encoder_hidden_states": join_chunks(states, size), "text_embeds": pooled}
 
     def place(self, geometry: Geometry) -> Tensors:
-        """`time_ids`: original height and width, the crop's top and left, target height and width (section 2.2).
+        """Return `time_ids`: original height and width, crop top and left, target height and width (section 2.2).
 
-        In pixels, float32, shape (6,). The crop's corner is that in the resized image, as it is shown: mirrored, where
-        the visit mirrors it.
+        In pixels, float32, shape (6,). The crop's corner is that in the resized image, mirrored if the visit mirrors
+        the image.
         """
         (width, height), (target_width, target_height) = geometry.original, geometry.target
         left = geometry.left
@@ -126,7 +126,7 @@ class StableDiffusionXL:
 
     @cached_property
     def pipeline(self) -> StableDiffusionXLPipeline:
-        """Diffusers' pipeline, from the parts already in memory. It encodes prompts like captions."""
+        """Diffusers' pipeline, made of the parts in memory. It encodes prompts like captions."""
         cls: Any = StableDiffusionXLPipeline
         if self._chunks > 1:
             cls = pipelines.encoding_chunks(cls, self.encode_caption, ("encoder_hidden_states", "text_embeds"))
@@ -138,9 +138,9 @@ class StableDiffusionXL:
             tokenizer_2=self.tokenizers[SECOND],
             unet=self.denoiser,
             scheduler=self.scheduler,
-            # Of the negative prompt that nobody gives, not of an image's empty caption.
+            # Concerns a missing negative prompt, not an image's empty caption.
             force_zeros_for_empty_prompt=self._forces_zeros,
-            add_watermarker=False,  # it would depend on what else is installed
+            add_watermarker=False,  # its default depends on installed packages
         )
 
     def webui_name(self, component: str, module: str) -> str:
@@ -150,26 +150,26 @@ class StableDiffusionXL:
 
 
 def _forces_zeros(args: LoadArgs) -> bool:
-    """What the model's index says, or Diffusers' default where it says nothing; a single file has no index."""
+    """Return `force_zeros_for_empty_prompt` of the model's index, or Diffusers' default; a single file has no index."""
     index = args.folder / "model_index.json"
-    # An index that happens to lie beside a single file is another model's.
+    # An index in the folder of a single file belongs to another model.
     found = read_json(index) if args.single_file is None and index.is_file() else {}
     return bool(found.get("force_zeros_for_empty_prompt", True))
 
 
 class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
-    """Decodes latents of any precision in its own. The pipeline hands over the UNet's."""
+    """A VAE that casts latents to its own dtype: the pipeline passes those of the UNet's dtype."""
 
     def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return super().decode(z.to(self.dtype), *args, **kwargs)
 
 
 def _load_vae(args: LoadArgs) -> AutoencoderKL:
-    """The VAE: in float32, whatever the task's precision, unless its configuration says that half of it is enough."""
+    """Load the VAE: in float32, whatever the task's precision, unless its configuration allows half precision."""
     is_float32 = has_float32_vae(lambda component: read_config(args, component))
     return load_module(_AnyLatentsVAE, replace(args, dtype=torch.float32) if is_float32 else args, "vae")
 
 
 def load(args: LoadArgs) -> StableDiffusionXL:
-    """Load all parts; the encoders stay on the CPU until they are moved."""
+    """Load all parts. The encoders stay on the CPU until `move_encoders`. Raises ModelError."""
     return StableDiffusionXL(args)

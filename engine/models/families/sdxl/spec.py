@@ -1,4 +1,4 @@
-"""The row of Stable Diffusion XL. No torch."""
+"""The specification of Stable Diffusion XL. No torch."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ _BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttn
 
 
 def check(config: Configs) -> None:
-    """Refuse what shares Stable Diffusion XL's classes and is no base model: refiner, inpainting, distilled UNets.
+    """Refuse other models with the classes of Stable Diffusion XL: the refiner, inpainting models, distilled UNets.
 
     Raises:
-        ModelError: says what does not fit.
+        ModelError: the model is of another kind; the message gives the reason.
     """
     unet, vae = config("unet"), config("vae")
     require_bounds(config, "unet", "vae", "text_encoder", "text_encoder_2")
     require_text_to_image(unet, vae)
     if unet.get("addition_embed_type") != "text_time":
-        raise ModelError("the base model's UNet is not told the image's size: it is not a Stable Diffusion XL")
+        raise ModelError("the base model's UNet is not conditioned on image sizes: it is not a Stable Diffusion XL")
     _require_widths(unet, config("text_encoder"), config("text_encoder_2"))
     if unet.get("time_cond_proj_dim") is not None:
         raise ModelError("the base model's UNet takes the guidance scale as input: distilled models cannot be trained")
     blocks = {str(name) for key in ("down_block_types", "up_block_types") for name in _listed(unet, key)}
     if unet.get("class_embed_type") or unet.get("encoder_hid_dim_type") or not blocks <= _BLOCKS:
-        raise ModelError("the base model's UNet has layers that Stable Diffusion XL's has not: it is another model")
+        raise ModelError("the base model's UNet has layers that Stable Diffusion XL does not have: it is another model")
     if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-        raise ModelError("the base model's VAE scales each channel by itself: it is not Stable Diffusion XL's")
+        raise ModelError("the base model's VAE scales each channel separately: it is not that of Stable Diffusion XL")
 
 
 def has_float32_vae(config: Configs) -> bool:
-    """Whether the VAE, which overflows in fp16, is in float32 in any precision: unless its configuration denies it."""
+    """Return whether the VAE needs float32: it overflows in fp16, unless its configuration says otherwise."""
     return config("vae").get("force_upcast", True) is not False
 
 
 def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
-    """Return the metadata of Stable Diffusion XL, whose modules have Stability AI's names."""
+    """Return the web interfaces' metadata for Stable Diffusion XL. Modules have Stability AI's names."""
     return {
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
@@ -55,20 +55,23 @@ def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str
 
 
 def _require_widths(unet: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
-    """Text states of both encoders side by side; the pooled text, and six numbers, in the added embedding."""
+    """Raise ModelError unless the UNet's widths fit the text encoders.
+
+    Its text states are those of both encoders, concatenated; its added embedding is the pooled text and six numbers.
+    """
     wanted = _width("unet", unet, "cross_attention_dim", 1280)
     each, added = (_width("unet", unet, key) for key in ("addition_time_embed_dim", _ADDED_WIDTH))
     states = _width("text_encoder", first, "hidden_size", 512) + _width("text_encoder_2", second, "hidden_size", 512)
     pooled = _width("text_encoder_2", second, "projection_dim", 512)
     if added == 5 * each + pooled:
         raise ModelError(
-            "the base model's UNet is told an aesthetic score: it is Stable Diffusion XL's refiner, "
-            "which is not trained by itself; name the base model that it belongs to"
+            "the base model's UNet is conditioned on an aesthetic score: it is the refiner of Stable Diffusion XL, "
+            "which cannot be trained; name the base model that it belongs to"
         )
     if wanted != states or added != 6 * each + pooled:
         raise ModelError(
             f"the base model's UNet expects text states of width {wanted} and a pooled text of width {added - 6 * each}"
-            f", its text encoders give {states} and {pooled}: these parts do not belong together"
+            f", its text encoders give {states} and {pooled}: these parts are of different models"
         )
 
 

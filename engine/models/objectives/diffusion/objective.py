@@ -1,4 +1,4 @@
-"""Diffusion training of one base model: its noise schedule, and whether it predicts the noise or the velocity."""
+"""The diffusion objective of a loaded base model: its noise schedule and its prediction type."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load(scheduler_config: SchedulerConfig, args: LoadArgs) -> Diffusion:
     """Return the objective for a scheduler's configuration, on the device.
 
     Raises:
-        ModelError: a noise schedule that cannot be trained.
+        ModelError: the noise schedule cannot be trained.
     """
     schedule = NoiseSchedule.from_config(scheduler_config, zero_terminal_snr=args.zero_terminal_snr)
     return Diffusion(schedule.to(args.device), args.prediction_type)

@@ -1,7 +1,7 @@
-"""The scheduler that a base model names: what can be trained and drawn with, known without importing Diffusers.
+"""Check a base model's scheduler, and choose the one that draws validation images. Does not import Diffusers.
 
-Training takes the betas alone from a scheduler's configuration, validation draws with the scheduler itself. Some of
-Diffusers' need a package that this program comes without; another one of the same kind then draws.
+Training uses only the betas of a scheduler's configuration; validation images are drawn with the scheduler. Some
+schedulers need a package that is not installed with this program; a similar scheduler then takes their place.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 
 MAX_TIMESTEPS: Final = 1_000_000
-"""The longest noise schedule that is accepted: it is built whole."""
+"""Limit on the length of a noise schedule, which is built in memory."""
 
 KNOWN: Final = frozenset(
     {
@@ -38,24 +38,24 @@ KNOWN: Final = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-"""Diffusers' schedulers with betas that Stable Diffusion's pipelines draw with, and that need no further package."""
+"""Diffusers' schedulers that have betas, work with Stable Diffusion's pipelines and need no further package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Substitute:
-    """What draws in a scheduler's place."""
+    """A scheduler that takes the place of another one."""
 
     name: str
     package: str
     """The package that the replaced scheduler needs."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the substitute, whatever the configuration says."""
+    """Settings of the substitute that override the configuration."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Defaults of the replaced scheduler that may differ: the betas, which training depends on."""
+    """Defaults of the replaced scheduler that may differ: those of the betas, on which training depends."""
 
 
 SUBSTITUTES: Final[Mapping[str, Substitute]] = {
-    # Both are stochastic DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095); it also seeds its noise by itself.
+    # Both are stochastic DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095); the replaced one seeds its noise itself.
     "DPMSolverSDEScheduler": Substitute(
         name="DPMSolverMultistepScheduler",
         package="torchsde",
@@ -71,16 +71,16 @@ SUBSTITUTES: Final[Mapping[str, Substitute]] = {
 }
 
 _WITHOUT_BETAS: Final = ("EDM", "FlowMatch", "CosineDPMSolver")
-"""Beginnings of the names of schedulers for other kinds of diffusion."""
+"""Prefixes of the names of schedulers for other kinds of diffusion."""
 
 
 def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-    """What draws validation images for a scheduler's configuration: a class of Diffusers', and its configuration.
+    """Return the Diffusers scheduler class that draws validation images, its configuration, and notes to print.
 
-    The third is a line for a person on each thing that is not as the base model says.
+    There is a note on each deviation from the base model's configuration.
 
     Raises:
-        ModelError: no scheduler that Stable Diffusion is trained for.
+        ModelError: the scheduler does not work with Stable Diffusion.
     """
     name, found, lines = config.get("_class_name"), dict(config), []
     substitute = SUBSTITUTES.get(name) if isinstance(name, str) else None
@@ -103,10 +103,10 @@ def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
 
 
 def num_train_timesteps(config: Mapping[str, Any]) -> int:
-    """Return the length of the noise schedule, Diffusers' default where the configuration does not say.
+    """Return the length of the noise schedule; Diffusers' default if the configuration does not give it.
 
     Raises:
-        ModelError: not a count, or one that no memory would hold.
+        ModelError: it is not a positive integer, or above `MAX_TIMESTEPS`.
     """
     found = config.get("num_train_timesteps", 1000)
     if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
@@ -120,6 +120,6 @@ def _refusal(name: object) -> str:
     if isinstance(name, str) and name.startswith(_WITHOUT_BETAS):
         return f"the base model's {name} has no betas: EDM and flow matching cannot be trained"
     return (
-        f"the base model's scheduler {str(name)[:60]!r} is none of Diffusers' that Stable Diffusion is drawn with; "
+        f"the base model's scheduler {str(name)[:60]!r} is not a Diffusers scheduler for Stable Diffusion; "
         "a PNDMScheduler or DDIMScheduler with the same betas in its scheduler_config.json can be trained"
     )

@@ -1,4 +1,4 @@
-"""The row of diffusion (Ho et al. 2020, arXiv:2006.11239): what is checked of a model and a task. No torch."""
+"""The specification of the diffusion objective (Ho et al. 2020, arXiv:2006.11239). No torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from engine.task.plan.timesteps import Timesteps
 from engine.task.task import PredictionType, TrainArgs
 
 WEBUI_PREDICTION: Final[Mapping[PredictionType, str]] = {"epsilon": "epsilon", "v_prediction": "v"}
-"""Names in Stability AI's metadata specification (`modelspec.prediction_type`)."""
+"""Prediction type -> its name in Stability AI's metadata specification (`modelspec.prediction_type`)."""
 
 
 def _check(config: SchedulerConfig) -> list[str]:
-    """Refuse the schedulers of other kinds of diffusion; return a note on what draws in a scheduler's place."""
+    """Raise ModelError for schedulers of other kinds of diffusion; return notes on the scheduler for validation."""
     _, _, notes = schedulers.drawing(config)
     offset = config.get("steps_offset", 0)
-    if type(offset) is not int or offset not in (0, 1):  # a validation would begin behind the last timestep
+    if type(offset) is not int or offset not in (0, 1):  # the validation would begin after the last timestep
         raise ModelError(
             f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
         )
@@ -39,8 +39,8 @@ def _prediction_type(config: SchedulerConfig) -> PredictionType:
 def _check_task(args: TrainArgs, prediction_type: PredictionType) -> None:
     if args.zero_terminal_snr and prediction_type != "v_prediction":
         raise TaskError(
-            "train_args.zero_terminal_snr needs prediction_type v_prediction: where nothing of the image is left, "
-            "predicting the noise teaches nothing"
+            "train_args.zero_terminal_snr needs prediction_type v_prediction: at the last timestep the input is pure "
+            "noise, and a model that predicts the noise learns nothing from it"
         )
 
 

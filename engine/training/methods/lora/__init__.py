@@ -1,1 +1,1 @@
-"""The LoRA adapter: attached, started, exported, named as other trainers name it."""
+"""The LoRA method: attach an adapter, initialise it, export it, and read and write LoRA files."""

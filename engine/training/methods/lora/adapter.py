@@ -1,7 +1,7 @@
-"""The LoRA adapter (Hu et al. 2021, arXiv:2106.09685): attached by PEFT, started from addressed randomness, exported.
+"""The LoRA adapter (Hu et al. 2021, arXiv:2106.09685): attached by PEFT, with addressed random start values.
 
-Everything is keyed as in Diffusers' LoRA files: `<component>.<module>.lora_A.weight` and `lora_B.weight`, where
-`<component>` is the denoiser's or a text encoder's, and `<module>` the adapted layer's name in it.
+Tensors have the names of Diffusers' LoRA files: `<component>.<module>.lora_A.weight` and `lora_B.weight`, where
+`<component>` is the denoiser or a text encoder, and `<module>` the name of the adapted layer in it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _ADAPTER: Final = "default"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An attached adapter."""
+    """An attached LoRA adapter."""
 
     parameters: dict[str, torch.nn.Parameter]
-    """All that is trained, float32, sorted by name."""
+    """All trained parameters, float32, sorted by name."""
     initial: Tensors
-    """LoftQ's start values by the same names (float32, CPU), which the export subtracts; empty for other inits."""
+    """LoftQ's start values by the same names (float32, CPU), which the export subtracts; empty for other starts."""
     strength: float = 1.0
-    """What every product B·A is multiplied by; see `strength_of`."""
+    """The factor of every product B·A; see `strength_of`."""
     dropping: Dropping = field(default_factory=Dropping)
-    """The switch of the adapter's dropout, off but while a micro-batch is under way."""
+    """The switch of the adapter's dropout, which is on only during a micro-batch."""
     fused: Mapping[str, LoraLinear] = field(default_factory=dict)
-    """The layers that compute their LoRA in one operation in every micro-batch, by their full names."""
+    """The layers that compute their LoRA in one operation in every micro-batch, by full name."""
 
     def state(self) -> Tensors:
-        """A copy of the trained tensors: float32, on the CPU."""
+        """Return a copy of the trained tensors: float32, on the CPU."""
         return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
@@ -56,17 +56,17 @@ class Adapter:
         """Overwrite the adapter with `tensors`: another `state`, or a LoRA file read by `from_diffusers_file`.
 
         Raises:
-            CheckpointError: not exactly the same names and shapes; names the first that differs.
+            CheckpointError: names or shapes differ; it names the first.
         """
         require_fit(tensors, self.parameters)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
 
     def warm_start(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Start from another training's LoRA, which acts on the unchanged base at strength 1.
+        """Start from another training's LoRA, which applies to the unchanged base model at strength 1.
 
         Raises:
-            CheckpointError: it does not fit, or this adapter's base is not the unchanged one.
+            CheckpointError: it does not fit, or this adapter's base model is quantised.
         """
         if self.initial:
             raise CheckpointError(NO_QUANTISED_START)
@@ -74,7 +74,7 @@ class Adapter:
 
 
 def strength_of(lora: Lora) -> float:
-    """alpha / rank (Hu et al. 2021, section 4.1), or alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
+    """Return alpha / rank (Hu et al. 2021, section 4.1), or alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
     alpha = lora.rank if lora.alpha is None else lora.alpha
     return alpha / (math.sqrt(lora.rank) if lora.use_rslora else lora.rank)
 
@@ -87,30 +87,30 @@ def attach(
     spec: FamilySpec,
     initial: Mapping[str, torch.Tensor] | None = None,
 ) -> Adapter:
-    """Freeze the components and inject a trainable adapter, whose start values depend on nothing but seed and names.
+    """Freeze the components and inject a trainable adapter, whose start values depend only on the seed and on names.
 
-    With `init_lora_weights: "loftq"` the denoiser's target linear layers' weights are replaced by their quantised
+    With `init_lora_weights: "loftq"` the weights of the denoiser's target linear layers are replaced by their quantised
     values.
 
     Args:
-        components: the denoiser and the text encoders that are trained, by their names in Diffusers' LoRA files; in
-            memory, on their device, without an adapter; changed in place.
+        components: the denoiser and the trained text encoders, by their names in Diffusers' LoRA files; in memory, on
+            their device, without an adapter; changed in place.
         lora: rank, targets and kind of initialisation.
-        seed: the task's.
-        spec: of the model's family.
-        initial: `Adapter.initial` of the training that is continued: LoftQ then quantises the base again, but need not
-            decompose it. None starts a training.
+        seed: the task's seed.
+        spec: the base model's family.
+        initial: `Adapter.initial` of the training that is continued: LoftQ then quantises the base again, but does not
+            decompose it again. None for a new training.
 
     Raises:
-        TaskError: the targets match nothing, or something that cannot be adapted.
+        TaskError: the targets match no layer, or a layer that cannot be adapted.
         CheckpointError: `initial` does not fit.
     """
     targets = {
         component: find_targets(root, spec.targets_of(component, lora.target_modules))
         for component, root in components.items()
     }
-    # LoftQ is about matrices: convolutions among the targets keep their weights and get the ordinary start. So do the
-    # text encoders.
+    # LoftQ applies to matrices: convolutions among the targets keep their weights and get ordinary start values, and so
+    # do the text encoders.
     quantised = _linears(targets[spec.denoiser], spec) if lora.init_lora_weights == "loftq" else {}
     require_decomposable({name: tuple(layer.weight.shape) for name, layer in quantised.items()}, lora.rank)
     layers: dict[str, Any] = {}
@@ -131,14 +131,14 @@ def attach(
         value = starts[name] if name in starts else _draw(name, tuple(parameter.shape), lora, seed)
         parameter.data = value.to(parameter.device, torch.float32, copy=True)
         parameter.requires_grad_(True)
-    # Where inputs are dropped, PEFT's own path computes with the parameters themselves.
+    # With dropout, PEFT's own implementation computes with the parameters themselves.
     fused = {} if lora.dropout else {name: layer for name, layer in layers.items() if isinstance(layer, LoraLinear)}
     return Adapter(parameters, starts, strength, dropping, fused)
 
 
 @contextmanager
 def disabled(components: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """The components as they are without the adapter; with LoftQ, the denoiser's quantised self."""
+    """Switch the components' adapters off in the block; with LoftQ the denoiser's weights stay quantised."""
     layers = [module for root in components for module in root.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -150,25 +150,25 @@ def disabled(components: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> Tensors:
-    """Each module's (down, up) under their names."""
+    """Return each module's (down, up) pair as tensors by name."""
     return {
         name: tensor for module, pair in pairs.items() for name, tensor in zip(tensor_names(module), pair, strict=True)
     }
 
 
 def _with_up_divided(tensors: Mapping[str, torch.Tensor], strength: float) -> Tensors:
-    """An adapter for strength 1 as one for `strength`: the same change of the weights."""
+    """Convert an adapter for strength 1 to one for `strength` with the same effect on the weights."""
     return {name: tensor / strength if name.endswith(UP) else tensor for name, tensor in tensors.items()}
 
 
 def _linears(layers: Mapping[str, torch.nn.Module], spec: FamilySpec) -> dict[str, torch.nn.Linear]:
-    """The linear ones of the denoiser's layers, by their full names."""
+    """Return the linear layers among the denoiser's layers, by full name."""
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, torch.nn.Linear)}
     return {spec.lora_name(spec.denoiser, name): layer for name, layer in linear.items()}
 
 
 def _replace_dropout(layers: Mapping[str, Any], probability: float, seed: int) -> Dropping:
-    """Put our own dropout in the place of PEFT's, where there is any to be."""
+    """Replace PEFT's dropout by addressed dropout, if there is any."""
     dropping = Dropping()
     for name, layer in layers.items() if probability else ():
         layer.lora_dropout[_ADAPTER] = AddressedDropout(probability, seed=seed, layer=name, dropping=dropping)
@@ -186,21 +186,21 @@ def _parameters(layers: Mapping[str, Any]) -> dict[str, torch.nn.Parameter]:
 def _inject(root: torch.nn.Module, layers: Iterable[str], lora: Lora) -> None:
     config = LoraConfig(
         r=lora.rank,
-        # PEFT's default is 8 whatever the rank; equal to the rank, it makes the adapter's scale 1.
+        # PEFT's default is 8 for any rank; an alpha equal to the rank makes the adapter's scale 1.
         lora_alpha=lora.rank if lora.alpha is None else lora.alpha,
         use_rslora=lora.use_rslora,
-        # Exact names as an expression: PEFT would match a list of names by their ends too.
+        # An expression of exact names: PEFT would also match a list of names by their ends.
         target_modules="|".join(map(re.escape, layers)),
         init_lora_weights=True,
     )
     config._register_custom_module({torch.nn.Linear: LoraLinear})
-    # PEFT draws start values, which are all overwritten, from torch's global generator.
+    # PEFT draws start values from torch's global generator; all of them are overwritten.
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, root, adapter_name=_ADAPTER)
 
 
 def _draw(name: str, shape: tuple[int, ...], lora: Lora, seed: int) -> torch.Tensor:
-    """The start values that PEFT's initialisation of that name has, from the parameter's own stream."""
+    """Return start values by the same rule as PEFT's initialisation, from the parameter's own random stream."""
     is_up = name.endswith(UP)
     if is_up and lora.init_lora_weights is not False:
         return torch.zeros(shape)

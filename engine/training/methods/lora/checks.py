@@ -1,4 +1,4 @@
-"""What of a LoRA's task can be refused before a model is loaded, by the headers of files. No torch."""
+"""Checks of a LoRA task that need no loaded model: they read only headers of files. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from engine.training.methods.warm_start import WarmStart
 
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
-"""What a weight of so many dimensions belongs to."""
+"""The type of layer of a weight, by its number of dimensions."""
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 
 
@@ -35,14 +35,14 @@ class _Shape:
 
 
 def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str]:
-    """Check the layers to adapt and a LoRA to start from against the base model's weights.
+    """Check the target layers, and a LoRA to start from, against the base model's weights.
 
     Returns:
         Lines on what was not checked.
 
     Raises:
-        TaskError: `lora.target_modules` names no layer of the base model, or none that can be adapted.
-        CheckpointError: a LoRA to start from is no such file, or another adapter's or model's.
+        TaskError: `lora.target_modules` matches no layer of the base model, or one that cannot be adapted.
+        CheckpointError: a LoRA to start from is malformed, or of another rank, other layers or another model.
         ModelError: the weights are malformed.
     """
     family = base.family
@@ -65,13 +65,13 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
 
 
 def _weights(base: BaseModel, component: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of a component's tensors; empty where its weights are not at hand under Diffusers' names."""
+    """Return the shapes of a component's tensors; empty unless all its weights are there under Diffusers' names."""
     if base.single_file is not None:
         return {}
     variant = base.variants.get(component)
     paths = [p for p in sorted((base.folder / component).glob("*.safetensors")) if is_weight(p.name, variant)]
     shards = [match for path in paths if (match := _SHARD.search(path.name))]
-    if shards and len(shards) != int(shards[0][1]):  # others are still to be downloaded
+    if shards and len(shards) != int(shards[0][1]):  # not all of them are downloaded
         return {}
     found: dict[str, Tensor] = {}
     for path in paths:
@@ -80,7 +80,7 @@ def _weights(base: BaseModel, component: str) -> dict[str, tuple[int, ...]]:
 
 
 def _targets(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The layers that the targets name among a component's tensors, and their weights' shapes."""
+    """Return the target layers among a component's tensors, with their weights' shapes."""
     kinds: dict[str, str | None] = {}
     for name, shape in shapes.items():
         module, _, last = name.rpartition(".")
@@ -101,7 +101,7 @@ def _targets(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...
 def _check_loftq(
     family: FamilySpec, layers: Mapping[str, tuple[int, ...]], rank: int, warm_start: WarmStart | None
 ) -> list[str]:
-    """Check the denoiser's layers, of which LoftQ quantises the linear ones; return a line where there is none."""
+    """Check the denoiser's linear layers, which LoftQ quantises; return a line if there is none."""
     linear = {name: shape for name, shape in layers.items() if _KINDS[len(shape)] == "Linear"}
     linear = {family.lora_name(family.denoiser, name): shape for name, shape in linear.items()}
     require_decomposable(linear, rank)
@@ -117,7 +117,7 @@ def _check_warm_start(
     rank: int,
     layers: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> None:
-    """Check a LoRA as `files` reads it and `adapter` fits it, by names and shapes alone."""
+    """Check by names and shapes that a LoRA can be read by `files` and fits the `adapter`."""
     shapes = _lora_shapes(warm_start.weights)
     found = {
         tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
@@ -140,9 +140,9 @@ def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        # No stub says so: a list of names with their dtype, shape and bytes.
+        # Untyped: it returns a list of names, each with dtype, shape and bytes.
         entries = deserialize(data)  # type: ignore[no-untyped-call]
         return {name: tuple(entry["shape"]) for name, entry in entries}
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:
         reason = str(error).split("\n", 1)[0][:200]
-        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None
+        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); use another file") from None

@@ -1,6 +1,6 @@
-"""Dropout (Srivastava et al. 2014, JMLR 15) whose masks are addressed: nothing is drawn from a global generator.
+"""Dropout (Srivastava et al. 2014, JMLR 15) with addressed masks.
 
-PEFT's own dropout draws from torch's generator, so that a mask would depend on everything that was drawn before it.
+PEFT's own dropout draws from torch's global generator, so a mask would depend on everything drawn before it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ _LEVELS: Final = 1 << 16
 
 
 class Dropping:
-    """Which micro-batch is under way, for all dropout layers of one adapter."""
+    """The micro-batch for which all dropout layers of one adapter drop inputs, if any."""
 
     def __init__(self) -> None:
         self.address: int | None = None
-        """The number of the micro-batch's first visit; None drops nothing."""
+        """The number of the micro-batch's first visit; None if nothing is dropped."""
 
     @contextmanager
     def at(self, address: int) -> Iterator[None]:
-        """Drop inputs while the block computes a micro-batch: its forward pass, and what is computed again for its
-        gradients."""
+        """Drop inputs while the block computes a micro-batch, including recomputation in its backward pass."""
         self.address = address
         try:
             yield
@@ -35,19 +34,19 @@ class Dropping:
 
 
 class AddressedDropout(torch.nn.Module):
-    """Inverted dropout: each value is kept with probability 1 - p and divided by it, else zero.
+    """Inverted dropout: each value is kept with probability 1 - p and divided by 1 - p, or else set to zero.
 
-    The mask depends on nothing but the seed, the layer and the micro-batch, and is the same however often it is asked
-    for. p is taken to the nearest of 65536 steps, 0 excluded, and the division is by what is kept in fact.
+    The mask depends only on the seed, the layer and the micro-batch, however often it is computed. p is rounded to the
+    nearest of 65536 steps, but not to 0 or 1, and the division uses the rounded value.
     """
 
     def __init__(self, probability: float, *, seed: int, layer: str, dropping: Dropping) -> None:
         """
         Args:
-            probability: of being dropped, in (0, 1).
-            seed: the task's.
-            layer: a name that is this layer's own.
-            dropping: shared by all layers.
+            probability: the probability that a value is dropped, in (0, 1).
+            seed: the task's seed.
+            layer: a name unique to this layer.
+            dropping: the switch, shared by all layers.
         """
         super().__init__()
         self.dropped: Final = min(max(1, round(probability * _LEVELS)), _LEVELS - 1)
@@ -55,14 +54,14 @@ class AddressedDropout(torch.nn.Module):
 
     @property
     def is_dropping(self) -> bool:
-        """Whether a micro-batch is under way."""
+        """True during a micro-batch."""
         return self._dropping.address is not None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape and floating dtype; the first axis is the micro-batch. Outside of `Dropping.at`, `x` itself."""
+        """Apply dropout to any shape and floating dtype, the micro-batch first; outside `Dropping.at` return `x`."""
         if self._dropping.address is None:
             return x
         lanes = rng.lanes(self._seed, self._stream, self._dropping.address, tuple(x.shape))
         kept = torch.from_numpy(lanes >= self.dropped).to(x.device)
-        # A mask of bytes is all that the backward pass has to keep.
+        # The backward pass keeps only the mask, in bytes.
         return torch.where(kept, x, 0.0) * (_LEVELS / (_LEVELS - self.dropped))

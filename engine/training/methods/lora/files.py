@@ -1,4 +1,4 @@
-"""An adapter as files: written for Diffusers and the web interfaces, read from any trainer that writes Diffusers'."""
+"""LoRA files: write an adapter for Diffusers and the web interfaces, and read Diffusers' files of any trainer."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from engine.training.methods.lora.start_file import header_metadata, strengths
 
 
 def diffusers_state(adapter: Adapter) -> Tensors:
-    """The adapter as Diffusers and PEFT load it: `<component>.<module>.lora_A.weight`, float32, on the CPU.
+    """Return the adapter in Diffusers' and PEFT's format: `<component>.<module>.lora_A.weight`, float32, on the CPU.
 
-    It acts on the original base model and at strength 1 by itself, with neither metadata nor alpha.
+    It applies to the original base model at strength 1, without metadata or alpha.
     """
     return tensors_by_name(_exported(adapter))
 
 
 def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tensors:
-    """The adapter as ComfyUI, AUTOMATIC1111/Forge and kohya's tools load it: float32, on the CPU.
+    """Return the adapter in the format of ComfyUI, AUTOMATIC1111/Forge and kohya's tools: float32, on the CPU.
 
     `<name>.lora_down.weight`, `<name>.lora_up.weight`, and `<name>.alpha`, a scalar equal to the rank: strength 1.
 
     Args:
         adapter: the adapter.
-        webui_name: a component and a module in it to their name in this format: `lora_te_…`.
+        webui_name: returns the name of a component's module in this format, such as `lora_te_…`.
     """
     tensors: Tensors = {}
     for module, (down, up) in _exported(adapter).items():
@@ -42,11 +42,11 @@ def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tens
 
 
 def _exported(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Each adapted module's down and up matrices for the original base, at strength 1: the adapter's own is folded in.
+    """Return each module's down and up matrices for the original base model, with the adapter's strength folded in.
 
     A LoftQ adapter was trained on quantised weights ≈ W - B₀·A₀, and started at A₀, B₀. On the original W its change is
-    B·A - B₀·A₀: a LoRA of twice the rank, [B, -B₀]·[A; A₀], which does nothing before training. Its convolutions are
-    filled up with zeros, because Diffusers ignores alphas that differ between the layers of a webui file.
+    B·A - B₀·A₀: a LoRA of twice the rank, [B, -B₀]·[A; A₀], which has no effect before training. Its convolutions are
+    padded with zeros, because Diffusers ignores alphas that differ between the layers of a webui file.
     """
     tensors, pairs = adapter.state(), {}
     for module in (name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)):
@@ -68,25 +68,25 @@ def from_diffusers_file(
     metadata: Mapping[str, str] | None = None,
     config: bytes | None = None,
 ) -> Tensors:
-    """A LoRA file of any trainer that writes `pytorch_lora_weights.safetensors`, as `Adapter.warm_start` takes it.
+    """Return the tensors of a `pytorch_lora_weights.safetensors`, written by any trainer, for `Adapter.warm_start`.
 
-    Reads PEFT's spelling (`lora_A`, `lora_B`), also as PEFT itself saves it (`base_model.model.…`,
+    It understands PEFT's names (`lora_A`, `lora_B`), also as PEFT itself saves them (`base_model.model.…`,
     `lora_A.default`), and Diffusers' older ones (`to_q.lora.down`, `processor.to_q_lora.down`,
-    `q_proj.lora_linear_layer.down`), also mixed and, for the denoiser, without the component's name, and folds alpha
-    into the up matrices.
+    `q_proj.lora_linear_layer.down`), in any mixture, and for the denoiser also without the component's name. Alpha is
+    folded into the up matrices.
 
     Args:
-        tensors: the file's.
-        spec: of the model's family.
-        components: those that are trained.
-        metadata: the file's; Diffusers keeps there what is no tensor: rank and alpha.
-        config: PEFT's adapter_config.json, which has these; None where there is none.
+        tensors: the file's tensors.
+        spec: the base model's family.
+        components: the trained components.
+        metadata: the file's metadata, where Diffusers stores rank and alpha.
+        config: PEFT's adapter_config.json, which contains them; None if there is none.
 
     Returns:
         float32 tensors by the adapter's names.
 
     Raises:
-        CheckpointError: not such a file, or one that adapts more than the components.
+        CheckpointError: the file is not a LoRA in these formats, or adapts other components as well.
     """
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
     for key, (module, kind) in places(tensors, spec, components).items():
@@ -105,24 +105,24 @@ def from_diffusers_file(
 def read_diffusers_file(
     data: bytes, spec: FamilySpec, components: Collection[str], *, config: bytes | None = None
 ) -> Tensors:
-    """The same from the file's bytes.
+    """Do the same as `from_diffusers_file` for the bytes of a file.
 
     Raises:
         CheckpointError: as `from_diffusers_file`, or not a safetensors file.
     """
     try:
         tensors = parse_tensors(data)
-    except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # shapes that no tensor can have, too
+    except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # also impossible shapes
         reason = str(error).split("\n", 1)[0][:200]
-        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); take another file") from None
+        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); use another file") from None
     return from_diffusers_file(tensors, spec, components=components, metadata=header_metadata(data), config=config)
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
-    """What a stranger's file must not bring along: shapes without a rank, and numbers that would end the training."""
+    """Return the tensor if its shape can be a LoRA's and its values are finite; otherwise raise CheckpointError."""
     is_shaped = tensor.numel() == 1 if kind == "alpha" else tensor.ndim >= 2 and tensor.numel() > 0
     if not is_shaped:
-        raise CheckpointError(f"the LoRA file's {key} has shape {tuple(tensor.shape)}; take another file")
+        raise CheckpointError(f"the LoRA file's {key} has shape {tuple(tensor.shape)}; use another file")
     if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"the LoRA file's {key} holds values that are not finite; take another file")
+        raise CheckpointError(f"the LoRA file's {key} holds values that are not finite; use another file")
     return tensor

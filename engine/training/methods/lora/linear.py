@@ -1,8 +1,8 @@
-"""A frozen linear layer with its LoRA as one operation: y = W·x + b + s·B·(A·x), with gradients for x, A and B alone.
+"""A frozen linear layer with its LoRA as one operation: y = W·x + b + s·B·(A·x), with gradients only for x, A and B.
 
-PEFT's own layer does the same in generic pieces: a cast of x to float32 and back, a product, a scaling and a sum, each
-with a node and a saved tensor of its own. Here the LoRA is added into W's product, and all that is kept for the
-backward pass is x itself, which the projections of one attention share, and the narrow A·x.
+PEFT's own layer does the same in generic steps: a cast of x to float32 and back, a product, a scaling and a sum, each
+with its own node and saved tensor. Here the LoRA is added into W's product, and the backward pass keeps only x itself,
+which the projections of one attention share, and the narrow A·x.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.training.methods.lora.dropout import AddressedDropout
 
 
 class _LoraProduct(torch.autograd.Function):
-    """Everything in the frozen weight's dtype: x, A and B are cast to it where they differ, their gradients back."""
+    """Computes in the frozen weight's dtype: x, A and B are cast to it if they differ, and their gradients back."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd calls it by position
@@ -31,14 +31,14 @@ class _LoraProduct(torch.autograd.Function):
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        """x (…, in), weight (out, in), bias (out,), down (rank, in), up (out, rank) -> (…, out) in weight's dtype."""
+        """Map x (…, in), weight (out, in), bias (out,), A (rank, in), B (out, rank) to (…, out) in weight's dtype."""
         dtype = weight.dtype
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         ctx.adapter_dtype = down.dtype
         down, up = down.to(dtype), up.to(dtype)
         hidden = rows @ down.t()
         result = functional.linear(rows, weight, bias).addmm_(hidden, up.t(), alpha=scale)
-        # x as it came, not cast: the projections that share it then share its memory.
+        # x is saved uncast: the projections that share it then share its memory.
         ctx.save_for_backward(x, weight, down, up, hidden)
         ctx.scale = scale
         return result.view(*x.shape[:-1], weight.shape[0])
@@ -62,19 +62,19 @@ class _LoraProduct(torch.autograd.Function):
 
 @dataclass(slots=True)
 class Taken:
-    """Whether the layers of one adapter compute with copies of their A and B: while these are up to date."""
+    """A switch that tells the layers of one adapter to compute with copies of their A and B, which are up to date."""
 
     now: bool = False
 
 
 class LoraLinear(peft_lora.Linear):  # type: ignore[misc]
-    """PEFT's linear layer with one active adapter, in one operation; switched off, or dropping inputs, PEFT's own."""
+    """PEFT's linear layer with one active adapter, as one operation. Disabled or with dropout, it is PEFT's own."""
 
     copies: tuple[Taken, torch.Tensor, torch.Tensor] | None = None
-    """A and B in the dtype that it computes in, and when to take them; see `working.WorkingCopy`."""
+    """The switch, and copies of A and B in the dtype of the computation; see `low_precision.WorkingCopy`."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """x: (…, in), any floating dtype -> (…, out), in autocast's dtype or, outside of it, the base weight's."""
+        """Map x (…, in) of any floating dtype to (…, out) in autocast's dtype; without autocast, the base weight's."""
         (adapter,) = self.active_adapters
         dropout = self.lora_dropout[adapter]
         if self.disable_adapters or (isinstance(dropout, AddressedDropout) and dropout.is_dropping):

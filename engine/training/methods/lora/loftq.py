@@ -1,7 +1,7 @@
-"""LoftQ (Li et al. 2023, arXiv:2310.08659): start an adapter so that a 4-bit base plus adapter is near the base.
+"""LoftQ (Li et al. 2023, arXiv:2310.08659): start an adapter so that a 4-bit base plus adapter is close to the base.
 
-One iteration of its algorithm 1: quantise the weight, then take the adapter from the singular value decomposition of
-what the quantisation lost. Written here because PEFT's needs scipy, bitsandbytes and a CUDA device.
+This is one iteration of its algorithm 1: quantise the weight, then take the adapter from the singular value
+decomposition of the quantisation error. PEFT's implementation needs scipy, bitsandbytes and a CUDA device.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final
 import torch
 
 BLOCK: Final = 64
-"""Weights that share one scale, as in QLoRA."""
+"""The number of weights that share one scale, as in QLoRA."""
 
-# NormalFloat4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E): quantiles of a normal distribution, 0 among them.
+# NormalFloat4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E): quantiles of a normal distribution, with a zero.
 _NF4: Final = (
     -1.0,
     -0.6961928009986877,
@@ -36,50 +36,51 @@ _NF4: Final = (
 
 
 def quantise(weight: torch.Tensor) -> torch.Tensor:
-    """The weight as a 4-bit base would have it: each value the nearest NF4 code times its block's largest magnitude.
+    """Return the weight of a 4-bit base: the nearest NF4 code of each value, times its block's largest magnitude.
 
-    Blocks are runs of 64 values in row-major order. Any shape and floating dtype; the same shape, dtype and device out,
-    in memory of its own. The arithmetic is elementwise float32, so its bits do not depend on the device.
+    Blocks are runs of 64 values in row-major order. The input has any shape and floating dtype; the result has the same
+    shape, dtype and device, and its own memory. The arithmetic is elementwise float32, so its bits do not depend on the
+    device.
     """
     codes = torch.tensor(_NF4, dtype=torch.float32, device=weight.device)
     values = weight.detach().to(torch.float32).flatten()
     blocks = torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
     largest = blocks.abs().amax(dim=1, keepdim=True)
-    # A block of zeros has no scale; any positive one gives zeros again.
+    # A block of zeros has no scale; any positive scale gives zeros again.
     scaled = blocks * torch.where(largest > 0, largest, 1.0).reciprocal()
     nearest = torch.bucketize(scaled, (codes[1:] + codes[:-1]) / 2)
     return (codes[nearest] * largest).flatten()[: len(values)].reshape(weight.shape).to(weight.dtype)
 
 
 def init(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """An adapter's start values that make up for quantising `weight`, as far as `rank` allows.
+    """Return start values of an adapter that compensate for quantising `weight`, as far as `rank` allows.
 
     Args:
-        weight: a linear layer's, any floating dtype, shape (out, in).
+        weight: a linear layer's weight of shape (out, in), any floating dtype.
         rank: at most min(out, in).
 
     Returns:
-        A₀ of shape (rank, in) and B₀ of shape (out, rank), float32 on the CPU, and `quantise(weight)`:
-        quantised + B₀·A₀ is the nearest to `weight` of that rank.
+        A₀ of shape (rank, in) and B₀ of shape (out, rank), float32 on the CPU, and `quantise(weight)`. Among products
+        of that rank, B₀·A₀ makes quantised + B₀·A₀ the nearest to `weight`.
     """
     quantised = quantise(weight)
-    # On the CPU in float64: the decomposition there is the same for the same matrix, and runs once per training.
+    # On the CPU in float64: there the decomposition of equal matrices is equal. It runs once per training.
     residual = weight.detach().to("cpu", torch.float64) - quantised.to("cpu", torch.float64)
     left, singular, right = torch.linalg.svd(residual, full_matrices=False)
     left, singular, right = left[:, :rank], singular[:rank], right[:rank]
-    # A pair of singular vectors is defined up to its sign: let each right one's largest component be positive.
+    # A pair of singular vectors is defined up to its sign: the largest component of the right one is made positive.
     peaks = right.gather(1, right.abs().argmax(dim=1, keepdim=True))
     signs = torch.where(peaks < 0, -1.0, 1.0)
     root = singular.sqrt()
     a = root[:, None] * right * signs
     b = left * root * signs.T
-    # Row by row, as a file gives them back: the layout of a parameter is part of the bits that a kernel computes.
+    # Row-major, as when read from a file: a kernel's bits depend on a parameter's memory layout.
     return a.to(torch.float32).contiguous(), b.to(torch.float32).contiguous(), quantised
 
 
 @torch.no_grad()
 def replace_weights(layers: Mapping[str, torch.nn.Linear], rank: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Quantise the layers' weights in place; A₀ and B₀ of each, as `init` gives them."""
+    """Quantise the layers' weights in place; return A₀ and B₀ of each, as `init` does."""
     starts = {}
     for name, layer in layers.items():
         a, b, layer.weight.data = init(layer.weight, rank)
@@ -89,6 +90,6 @@ def replace_weights(layers: Mapping[str, torch.nn.Linear], rank: int) -> dict[st
 
 @torch.no_grad()
 def requantise_weights(layers: Mapping[str, torch.nn.Linear]) -> None:
-    """Quantise the layers' weights in place, as `replace_weights` did when the training began."""
+    """Quantise the layers' weights in place, as `replace_weights` did at the start of the training."""
     for layer in layers.values():
         layer.weight.data = quantise(layer.weight)

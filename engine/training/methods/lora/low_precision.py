@@ -1,5 +1,7 @@
-"""The trained parameters in the precision that layers compute in, cast once a step: each layer would cast its own A and
-B in every micro-batch, and their gradients back, which at batch 1 is a fifth of all that the host has to launch.
+"""A working copy of the trained parameters in the precision of the computation, cast once per step.
+
+Otherwise each layer would cast its own A and B in every micro-batch, and their gradients back, which at batch size 1 is
+a fifth of all operations that the host launches.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from engine.training.methods.lora.linear import LoraLinear, Taken
 from engine.training.methods.lora.names import tensor_names
 
 _ALIGNMENT: Final = 512
-"""Bytes: as CUDA's allocator places a tensor of its own. Where a tensor begins is part of the bits of a kernel."""
+"""Alignment in bytes: that of a separate CUDA allocation. A kernel's bits depend on the alignment of a tensor."""
 
 
 class WorkingCopy:
-    """What a step's gradients are taken of: a copy of the parameters in a narrower dtype, where layers compute in one.
+    """A copy of the parameters in a narrower dtype, if layers compute in one; a step's gradients are taken of it.
 
-    Layers look at the copy inside of `taken` alone, which makes it anew: it is never older than the parameters. The
-    bits are those of layers that cast for themselves.
+    Layers use the copy only inside `taken`, which updates it first. The bits are the same as if layers cast for
+    themselves.
     """
 
     def __init__(
@@ -29,10 +31,10 @@ class WorkingCopy:
     ) -> None:
         """
         Args:
-            parameters: all that is trained, float32, by their names.
-            layers: those that compute with a copy where there is one, by their full names. Unless all parameters are
-                theirs there is none: the gradients would be of two dtypes.
-            dtype: that the layers compute in.
+            parameters: all trained parameters, float32, by name.
+            layers: the layers that can compute with a copy, by full name. Unless they have all parameters, there is no
+                copy: the gradients would have two dtypes.
+            dtype: the dtype in which the layers compute.
         """
         self._parameters: list[torch.Tensor] = list(parameters.values())
         self._copies: list[torch.Tensor] = []
@@ -49,7 +51,7 @@ class WorkingCopy:
 
     @contextmanager
     def taken(self) -> Iterator[list[torch.Tensor]]:
-        """What to take gradients of, in the order of the parameters, which must not change inside of the block."""
+        """Yield the tensors to take gradients of, in the order of the parameters, which must not change meanwhile."""
         if not self._copies:
             yield list(self._parameters)
             return
@@ -63,7 +65,7 @@ class WorkingCopy:
 
 
 def _leaves(parameters: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Tensors of these shapes in one piece of memory, each beginning as far into it as one of its own might."""
+    """Return tensors of these shapes in one block of memory, each aligned like a separate allocation."""
     unit = _ALIGNMENT // dtype.itemsize
     places = [-(-parameter.numel() // unit) * unit for parameter in parameters]
     pieces = torch.split(torch.zeros(sum(places), dtype=dtype, device=parameters[0].device), places)

@@ -1,4 +1,4 @@
-"""The LoRA method in memory: an attached adapter, as the loop trains it and the results publish it."""
+"""The LoRA method in memory: an attached adapter that can be trained and exported."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from engine.training.methods.warm_start import WarmStart
 
 
 class LoraTraining:
-    """A family's adapter while it is trained; see `Trainable`."""
+    """A family's adapter in training; see `Trainable`."""
 
     def __init__(self, family: Family, adapter: Adapter, dtype: torch.dtype) -> None:
         """
         Args:
             family: the base model that the adapter is attached to.
-            adapter: what is trained.
-            dtype: of the layers' computations.
+            adapter: the adapter.
+            dtype: the dtype of the layers' computations.
         """
         self._family = family
         self._adapter = adapter
@@ -75,13 +75,13 @@ class LoraTraining:
         return disabled([self._family.denoiser, *self._family.text_encoders.values()])
 
     def require_finite(self, step: int) -> None:
-        """See `Trainable.require_finite`: finite weights may leave float32 at the adapter's strength."""
+        """See `Trainable.require_finite`: multiplied by the adapter's strength, finite weights may overflow float32."""
         for name, tensor in diffusers_state(self._adapter).items():
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"{name} is not finite after step {step}; try a lower learning_rate or lora.alpha")
 
     def export(self, about: About) -> dict[str, bytes]:
-        """See `Trainable.export`: the LoRA in Diffusers' format and in the web interfaces'."""
+        """See `Trainable.export`: the LoRA in the formats of Diffusers and of the web interfaces."""
         tensors = webui_state(self._adapter, self._family.webui_name)
         metadata = webui_metadata.describe(
             tensors,
@@ -99,7 +99,7 @@ class LoraTraining:
 def attach(
     family: Family, task: Task, device: torch.device, *, start: Tensors | None, warm_start: WarmStart | None
 ) -> LoraTraining:
-    """Attach an adapter to the denoiser and, where they are trained, the text encoders; see `Trainable`."""
+    """Attach an adapter to the denoiser and, if they are trained, the text encoders; see `Trainable`."""
     names = family.spec.trained_components(with_text_encoders=task.train_args.train_text_encoder)
     components = {name: family.parts[name].to(device) for name in names}
     adapter = attach_adapter(components, task.lora, task.seed, spec=family.spec, initial=start)

@@ -1,4 +1,4 @@
-"""What an adapter's tensors are called: here, and in the LoRA files of other trainers. No torch."""
+"""Names of an adapter's tensors: in this program, and in the LoRA files of other trainers. No torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ UP: Final = ".lora_B.weight"
 
 
 class Shaped(Protocol):
-    """A tensor, or what a file's header says of one."""
+    """A tensor, or the description of one in a file's header."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
 
 def tensor_names(module: str) -> tuple[str, str]:
-    """The names of an adapted module's down and up matrices."""
+    """Return the names of an adapted module's down and up matrices."""
     return f"{module}{DOWN}", f"{module}{UP}"
 
 
@@ -44,53 +44,52 @@ _OTHER_KINDS: Final = tuple(
     for pattern, words in (
         (
             r"lora_magnitude_vector|\.dora_scale$",
-            "is a DoRA, which is not offered (docs/task.md says why); take a LoRA that was trained without",
+            "is a DoRA, which is not supported (docs/task.md says why); use a LoRA that was trained without DoRA",
         ),
         (
             r"^lycoris_|\.(hada|lokr|oft|on_input|a1|b1)([_.]|$)",
-            "is of LyCORIS (LoHa, LoKr, OFT, …), which is not offered; take a LoRA",
+            "is of LyCORIS (LoHa, LoKr, OFT, …), which is not supported; use a LoRA",
         ),
         (
             r"^lora_[a-z0-9]+_",
-            "is in kohya's format (lora_…), which web interfaces load; it is not read here: "
-            "take the same LoRA in Diffusers' format (lora_A, lora_B)",
+            "is in kohya's format (lora_…) for web interfaces, which is not read here: "
+            "use the same LoRA in Diffusers' format (lora_A, lora_B)",
         ),
-        (r"^(emb_params|string_to_param|clip_[lg]$)", "is an embedding (textual inversion); take a LoRA"),
+        (r"^(emb_params|string_to_param|clip_[lg]$)", "is an embedding (textual inversion); use a LoRA"),
         (
             r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.",
-            "is a whole model; model.name takes it, a checkpoint is a LoRA",
+            "is a whole model: set it as model.name; checkpoint expects a LoRA",
         ),
     )
 )
-"""What people take for a LoRA in Diffusers' format, by the names of its tensors; the surest sign first."""
+"""Other files that are mistaken for LoRAs in Diffusers' format, by their tensors' names; the surest sign first."""
 
 _TRANSFORMER: Final = re.compile(r"^(?:base_model\.model\.)?(?:transformer|diffusion_model)\.")
-"""The beginning of a name in a LoRA of a transformer."""
+"""First part of names in a LoRA of a transformer."""
 _WRAPPED: Final = re.compile(r"^(?:(?P<component>\w+)\.)?base_model\.model\.")
-"""The beginning of a name in PEFT's own files: it wraps a model twice."""
+"""First part of names in PEFT's own files: PEFT wraps a model twice."""
 _ADAPTER: Final = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
-"""The adapter's name, which PEFT puts into the names of a model's own state: `lora_A.default.weight`."""
+"""The adapter's name in names of a PEFT model's own state: `lora_A.default.weight`."""
 
 
 def places(keys: Collection[str], spec: FamilySpec, components: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Return where a LoRA file's tensors belong: each key's module, by its full name, and its part (`parse_key`).
+    """Return the module, by its full name, and the part (`parse_key`) of each of a LoRA file's tensors.
 
     Args:
-        keys: the file's, in Diffusers' spellings or PEFT's.
-        spec: of the model's family.
-        components: what is trained.
+        keys: the tensors' names, as Diffusers or PEFT spell them.
+        spec: the base model's family.
+        components: the trained components.
 
     Raises:
-        CheckpointError: no such file, or one that adapts more than the components. It names the first key in
-            alphabetical order: parsers give them in any.
+        CheckpointError: the file is not a LoRA in these formats, or adapts other components as well. It names the first
+            key in alphabetical order, since parsers return them in any order.
     """
     for pattern, words in _OTHER_KINDS:
         if any(map(pattern.search, keys)):
             raise CheckpointError(f"the LoRA file {words}")
     if not _TRANSFORMER.match(f"{spec.denoiser}.") and any(map(_TRANSFORMER.match, keys)):
         raise CheckpointError(
-            "the LoRA file is of another kind of model (its layers are a transformer's); take one of this base "
-            "model's kind"
+            "the LoRA file is for another kind of model (its layers are a transformer's); use one for this base model"
         )
     plain = {key: _ADAPTER.sub("", _unwrapped(key, spec)) for key in sorted(keys)}
     is_prefixed = any(key.startswith(f"{component}.") for key in plain.values() for component in components)
@@ -102,15 +101,15 @@ def places(keys: Collection[str], spec: FamilySpec, components: Collection[str])
         found[key] = place = (spec.lora_name(component, module), kind)
         if place in known:
             raise CheckpointError(
-                f"the LoRA file has {known[place]} and {key}, which are for the same layer: it holds several "
-                "adapters; save the one to start from alone"
+                f"the LoRA file has {known[place]} and {key}, which are for the same layer: it contains several "
+                "adapters; save only the one to start from"
             )
         known[place] = key
     return found
 
 
 def _unwrapped(key: str, spec: FamilySpec) -> str:
-    """A key of PEFT's as Diffusers spells it; others as they are."""
+    """Return PEFT's key as Diffusers spells it; other keys unchanged."""
     found = _WRAPPED.match(key)
     if not found:
         return key
@@ -120,14 +119,15 @@ def _unwrapped(key: str, spec: FamilySpec) -> str:
         return f"{found['component']}.{own}"
     if component == spec.denoiser or component.startswith("text_encoder"):
         return own
-    # One model's adapter alone: a text encoder's layers have this in front, a denoiser's have not.
+    # The adapter of a single model: a text encoder's layers have the prefix `text_root`, a denoiser's do not.
     return f"{'text_encoder' if component == spec.text_root else spec.denoiser}.{own}"
 
 
 def own_key(key: str, components: Collection[str]) -> tuple[str, str]:
-    """The component that a key is about, and the rest of the key. Only the oldest files' have no such prefix.
+    """Return the component of a key, and the rest of the key.
 
-    Raises CheckpointError for a component that is not trained.
+    Raises:
+        CheckpointError: the component is not trained.
     """
     component, _, own = key.partition(".")
     if component not in components:
@@ -137,32 +137,32 @@ def own_key(key: str, components: Collection[str]) -> tuple[str, str]:
 
 
 def parse_key(key: str, own: str) -> tuple[str, str]:
-    """The module that a key is about, and which of its parts: `lora_A`, `lora_B` or `alpha`. Raises CheckpointError."""
+    """Return the module of a key, and its part: `lora_A`, `lora_B` or `alpha`. Raises CheckpointError."""
     own = own.replace(".processor.", ".")
     for ending, kind in _SPELLINGS.items():
         if own.endswith(ending):
             module = own.removesuffix(ending)
-            # The oldest spelling, `to_out_lora`, leaves out that the projection is the first of a list.
+            # The oldest spelling, `to_out_lora`, omits that the projection is the first item of a list.
             return (f"{module}.0" if module.endswith(".to_out") else module), kind
-    raise CheckpointError(f"the LoRA file's {key} is not in Diffusers' format (lora_A, lora_B); take another file")
+    raise CheckpointError(f"the LoRA file's {key} is not in Diffusers' format (lora_A, lora_B); use another file")
 
 
 def require_fit(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -> None:
-    """Raise CheckpointError unless both have the same names and shapes; names the first that differs."""
+    """Raise CheckpointError unless both have the same names and shapes; it names the first difference."""
     for name in sorted(tensors.keys() | expected.keys()):
         if name not in tensors:
-            raise CheckpointError(f"the checkpoint's LoRA has no {name}, which {_chosen_by(name)} asks for")
+            raise CheckpointError(f"the checkpoint's LoRA has no {name}, which {_chosen_by(name)} requires")
         if name not in expected:
-            raise CheckpointError(f"the checkpoint's LoRA has {name}, which {_chosen_by(name)} leaves out")
+            raise CheckpointError(f"the checkpoint's LoRA has {name}, which {_chosen_by(name)} excludes")
         found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
         if found == wanted:
             continue
         axis = 0 if name.endswith(DOWN) else 1
         if len(found) == len(wanted) and found[:axis] + found[axis + 1 :] == wanted[:axis] + wanted[axis + 1 :]:
             raise CheckpointError(
-                f"the checkpoint's LoRA has rank {found[axis]}, lora.rank is {wanted[axis]} (at {name})"
+                f"the checkpoint's LoRA has rank {found[axis]}, but lora.rank is {wanted[axis]} (at {name})"
             )
-        raise CheckpointError(f"the checkpoint's LoRA is of another model: {name} is {found}, here {wanted}")
+        raise CheckpointError(f"the checkpoint's LoRA is for another model: {name} is {found}, here it is {wanted}")
 
 
 def _chosen_by(name: str) -> str:

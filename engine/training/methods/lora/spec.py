@@ -1,4 +1,4 @@
-"""The row of the LoRA method: its files, its task keys, and what a chain must agree on. No torch."""
+"""The row of the LoRA method: its files, task keys and invariants. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILES: Final[Mapping[str, str]] = {LORA_FILE: ".safetensors", WEBUI_FILE: "_web
 
 
 def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
-    """Return what all tasks of a chain must agree on; see `MethodSpec.invariants`."""
+    """Return the method's part of a chain's invariants; see `MethodSpec.invariants`."""
     lora, targets = task.lora, family.targets_of(family.denoiser, task.lora.target_modules)
     alpha = lora.rank if lora.alpha is None else lora.alpha
     # Only where set: a checkpoint older than these options continues with a task that leaves them out.
@@ -35,14 +35,14 @@ def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
 
 
 def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
-    """Return what is likely a mistake; see `MethodSpec.notes`."""
+    """Return notes on what is likely a mistake; see `MethodSpec.notes`."""
     if warm_start is None:
         return []
     found = []
     if task.lora.init_lora_weights in (False, "gaussian"):
-        found.append("lora.init_lora_weights has no effect: the checkpoint is a LoRA to start from")
+        found.append("lora.init_lora_weights has no effect: the training starts from the LoRA of the checkpoint")
     if warm_start.name == PEFT_FILE and warm_start.config is None:
-        found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is taken for 1")
+        found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is assumed to be 1")
     return found
 
 
@@ -68,7 +68,7 @@ def smaller(task: Task) -> Iterator[Change]:
 
 
 def copies(task: Task) -> int:
-    """Return how many values the saved state holds of each trained one: LoftQ's start values count."""
+    """Return the number of values per trained value in the saved state: LoftQ adds its start values."""
     return 2 if task.lora.init_lora_weights == "loftq" else 1
 
 

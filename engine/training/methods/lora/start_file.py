@@ -1,4 +1,4 @@
-"""The LoRA file to start from: which file of a folder it is, and its strength by its metadata. No torch."""
+"""Find the LoRA file to start from in a folder, and read its strength from its metadata. No torch."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from engine.core.messages import listing, shown
 LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 PEFT_FILE: Final = "adapter_model.safetensors"
 PEFT_CONFIG: Final = "adapter_config.json"
-"""What PEFT saves beside it: rank, alpha, targets."""
+"""The file that PEFT saves beside it: rank, alpha, targets."""
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA_KEY: Final = "lora_adapter_metadata"
 
 
 def find_start(folder: Path, names: Set[str]) -> tuple[str, str | None]:
-    """Return the name of the LoRA in a folder, and that of PEFT's configuration where it belongs to it.
+    """Return the name of the LoRA file in a folder, and that of PEFT's configuration if it belongs to it.
 
     The LoRA is Diffusers' file, PEFT's, or the only .safetensors file.
 
     Args:
-        folder: for messages.
-        names: of all that is in it.
+        folder: the folder, for messages.
+        names: the names of its entries.
 
     Raises:
-        CheckpointError: there is none, or no telling which.
+        CheckpointError: there is no LoRA, or there are several.
     """
     name = _lora_file(folder, names)
     return name, PEFT_CONFIG if name == PEFT_FILE and PEFT_CONFIG in names else None
@@ -47,7 +47,7 @@ def _lora_file(folder: Path, names: Set[str]) -> str:
     if found:
         raise CheckpointError(
             f"{folder} holds {len(found)} .safetensors files ({listing(found)}): put the LoRA to start from into a "
-            f"folder of its own, or call it {LORA_FILE}"
+            f"folder of its own, or rename it to {LORA_FILE}"
         )
     if pickles := sorted(name for name in names if name.endswith(_PICKLES)):
         raise CheckpointError(
@@ -60,7 +60,7 @@ def _lora_file(folder: Path, names: Set[str]) -> str:
 
 
 def header_metadata(data: bytes) -> Mapping[str, str] | None:
-    """The metadata in the header of a safetensors file, whose length and JSON a parser has accepted."""
+    """Return the metadata in the header of a safetensors file that a parser has accepted; None if it has none."""
     found: Mapping[str, str] | None = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
     return found
 
@@ -68,10 +68,10 @@ def header_metadata(data: bytes) -> Mapping[str, str] | None:
 def strengths(
     components: Collection[str], *, metadata: Mapping[str, str] | None, config: bytes | None
 ) -> dict[str, float]:
-    """Each component's strength: by PEFT's configuration where there is one, else by the file's metadata.
+    """Return each component's strength: by PEFT's configuration if there is one, else by the file's metadata.
 
     Raises:
-        CheckpointError: they are malformed, or give the layers different ones.
+        CheckpointError: they are malformed, or differ between layers.
     """
     if config is not None:
         with _malformed("the LoRA's adapter_config.json is"):
@@ -80,7 +80,7 @@ def strengths(
 
 
 def _metadata_scale(metadata: Mapping[str, str], prefix: str) -> float:
-    """The strength that the file's metadata give the whole adapter: alpha / rank, and 1 where they say nothing."""
+    """Return the strength of the adapter by the file's metadata, alpha / rank; 1 if they do not contain it."""
     packed = metadata.get(_METADATA_KEY)
     if packed is None:
         return 1.0
@@ -93,11 +93,11 @@ def _metadata_scale(metadata: Mapping[str, str], prefix: str) -> float:
 
 @contextmanager
 def _malformed(what: str) -> Iterator[None]:
-    """Turn what comes of values that nobody expects into a CheckpointError."""
+    """Turn the exceptions that malformed values cause in the block into a CheckpointError."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise CheckpointError(f"{what} malformed ({error!r}); take another file") from None
+        raise CheckpointError(f"{what} malformed ({error!r}); use another file") from None
 
 
 def _scale(own: Mapping[str, Any]) -> float:

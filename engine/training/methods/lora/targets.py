@@ -1,4 +1,4 @@
-"""Which layers get an adapter. No torch until there are modules."""
+"""Find the layers that get an adapter. No torch until there are modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 NO_QUANTISED_START: Final = (
-    "a LoRA file acts on the original weights, but lora.init_lora_weights 'loftq' trains on quantised; "
+    "a LoRA file applies to the original weights, but lora.init_lora_weights 'loftq' trains on quantised weights; "
     "start without the file, or with init_lora_weights true"
 )
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> None:
-    """Raise TaskError for a linear layer that LoftQ cannot take so high a rank from; name -> its weight's shape."""
+    """Raise TaskError if a linear layer's rank is too low for LoftQ. `layers` maps names to weights' shapes."""
     for name, shape in layers.items():
         if rank > min(shape):
             raise TaskError(
@@ -35,7 +35,7 @@ def require_decomposable(layers: Mapping[str, tuple[int, ...]], rank: int) -> No
 
 
 def find_targets(root: torch.nn.Module, targets: tuple[str, ...] | str) -> dict[str, torch.nn.Module]:
-    """The layers that `lora.target_modules` means, by name, sorted.
+    """Return the layers that `lora.target_modules` matches, by name, sorted.
 
     Raises:
         TaskError: as `match_targets`.
@@ -51,39 +51,42 @@ def find_targets(root: torch.nn.Module, targets: tuple[str, ...] | str) -> dict[
 
 
 def match_targets(kinds: Mapping[str, str | None], targets: tuple[str, ...] | str) -> list[str]:
-    """The names of the layers that `lora.target_modules` means, sorted.
+    """Return the names of the layers that `lora.target_modules` matches, sorted.
 
-    As in PEFT: a list holds whole names or ends of names at a dot, a string is a regular expression for the whole name.
+    As in PEFT, a list holds whole names or ends of names after a dot, and a string is a regular expression for the
+    whole name.
 
     Args:
-        kinds: each module's name, with None for what can be adapted, else with what it is.
-        targets: as `FamilySpec.targets_of` gives them.
+        kinds: for each module's name None if it can be adapted, else words for what it is.
+        targets: as returned by `FamilySpec.targets_of`.
 
     Raises:
-        TaskError: a malformed expression, nothing matched, or a match that is neither linear nor a 2-D convolution.
+        TaskError: a malformed expression, no match, or a match that is neither linear nor a 2-D convolution.
     """
     matched = [*filter(_matcher(targets), kinds)] if isinstance(targets, str) else _match_ends(targets, kinds)
     if not matched:
-        raise TaskError(f"lora.target_modules: {as_json(targets)} matches no layer; there are {_layer_names(kinds)}")
+        raise TaskError(
+            f"lora.target_modules: {as_json(targets)} matches no layer; the layers are {_layer_names(kinds)}"
+        )
     for name in matched:
         if kinds[name] is not None:
             inside = _layer_names({other: kinds[other] for other in kinds if other.startswith(f"{name}.")})
             raise TaskError(
-                f"lora.target_modules: {name} is {kinds[name]}, only Linear and Conv2d layers "
-                f"can be adapted" + (f"; name those in it: {inside}" if inside else "")
+                f"lora.target_modules: {name} is {kinds[name]}, but only Linear and Conv2d layers "
+                f"can be adapted" + (f"; use those in it: {inside}" if inside else "")
             )
     return sorted(matched)
 
 
 def is_target(targets: tuple[str, ...] | str) -> Callable[[str], bool]:
-    """Whether a layer's name is meant by `lora.target_modules`: see `match_targets`, whose errors it raises."""
+    """Return a predicate for names that `lora.target_modules` matches. Raises the errors of `match_targets`."""
     if isinstance(targets, str):
         return _matcher(targets)
     return lambda name: not _ends_of(name).isdisjoint(targets)
 
 
 def _matcher(expression: str) -> Callable[[str], bool]:
-    """Whether a regular expression matches a whole name."""
+    """Return a predicate for names that a regular expression matches as a whole."""
     pattern = patterns.compiled(expression)
     if isinstance(pattern, str):
         raise TaskError(f"lora.target_modules: {as_json(expression)} {pattern}")
@@ -95,14 +98,14 @@ def _matcher(expression: str) -> Callable[[str], bool]:
         except patterns.TakesTooLongError:
             raise TaskError(
                 f"lora.target_modules: {as_json(expression)} takes more than {patterns.SECONDS:g} s to match "
-                "against the layers' names; repeat nothing that repeats itself, or list the names"
+                "against the layers' names; avoid nested repetition, or list the names"
             ) from None
 
     return is_matched
 
 
 def _ends_of(name: str) -> set[str]:
-    """A dotted name's ends, itself among them."""
+    """Return all ends of a dotted name, including the whole name."""
     parts = name.split(".")
     return {".".join(parts[start:]) for start in range(len(parts))}
 
@@ -115,13 +118,13 @@ def _match_ends(ends: tuple[str, ...], names: Iterable[str]) -> list[str]:
     matched = {name for matches in found.values() for name in matches}
     without = [end for end, matches in found.items() if not matches]
     for end in without[:_MAX_LISTED] if matched else ():
-        # Lists are shared between models, so this is no error.
+        # Lists are shared between models, so this is not an error.
         logger.warning("lora.target_modules: %r matches no layer of this model", end)
     return sorted(matched)
 
 
 def _layer_names(kinds: Mapping[str, str | None]) -> str:
-    """The distinct ends of the adaptable layers' names, from the last part that is not a number: `to_q`, `to_out.0`."""
+    """Return the distinct ends of adaptable layers' names, from the last part with a non-digit: `to_q`, `to_out.0`."""
     ends = set()
     for name, kind in kinds.items():
         if kind is None and (end := re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)):

@@ -1,8 +1,8 @@
-"""What `lora_webui.safetensors` says about itself, in the words that the web interfaces and model managers read.
+"""The metadata of `lora_webui.safetensors`, as web interfaces and model managers read it.
 
-Two vocabularies: kohya's (`ss_…`; AUTOMATIC1111 sorts LoRAs by `ss_base_model_version` and `ss_v2`, and takes any file
-with metadata and neither of them for an SD 1.x one) and Stability AI's metadata specification (`modelspec.…`, 1.0.0).
-Nothing in it depends on names, clocks or how the training was cut into tasks.
+There are two vocabularies: kohya's (`ss_…`; AUTOMATIC1111 sorts LoRAs by `ss_base_model_version` and `ss_v2`, and takes
+any file that has metadata but neither of them for an SD 1.x one) and Stability AI's metadata specification
+(`modelspec.…`, 1.0.0). The content does not depend on names, clocks or how the training was cut into tasks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def describe(
     resolution: int,
     global_step: int,
 ) -> dict[str, str]:
-    """The metadata of a LoRA in kohya's format.
+    """Return the metadata of a LoRA in kohya's format.
 
     Args:
-        tensors: the file's.
-        base: what the base model's family says of it (`FamilySpec.webui_metadata`).
-        identity: the base model's: `<Hub ID>@<commit>`, or `sha256:` and the digest of a folder or a file.
-        resolution: of the training, in pixels.
-        global_step: the steps trained.
+        tensors: the file's tensors.
+        base: the base model's part (`FamilySpec.webui_metadata`).
+        identity: the base model's identity: `<Hub ID>@<commit>`, or `sha256:` and the digest of a folder or a file.
+        resolution: the training's resolution in pixels.
+        global_step: the number of steps trained.
     """
     name, _, _ = identity.partition("@")
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if key.endswith(DOWN_ENDING)}
@@ -53,9 +53,9 @@ def describe(
 
 
 def serialise(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with metadata in sorted order; the library writes several keys in a random one.
+    """Return a safetensors file with metadata in sorted order; the library writes several keys in random order.
 
-    Adds `sshs_model_hash`, by which web interfaces know a file's weights: the SHA-256 of all bytes behind the header.
+    It adds `sshs_model_hash`, by which web interfaces identify weights: the SHA-256 of all bytes after the header.
     """
     data: bytes = serialise_tensors(dict(tensors))
     start = 8 + int.from_bytes(data[:8], "little")
@@ -63,10 +63,10 @@ def serialise(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
     everything = {**metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}
     header = {"__metadata__": dict(sorted(everything.items())), **json.loads(data[8:start])}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes, as the library has them
+    text += b" " * (-len(text) % 8)  # aligns the tensors to eight bytes, as the library does
     return len(text).to_bytes(8, "little") + text + body
 
 
 def _only(values: set[int] | set[float]) -> str:
-    """The one value, or what kohya's tools write where layers differ."""
+    """Return the only value as text, or "Dynamic" as kohya's tools do if layers differ."""
     return f"{next(iter(values)):g}" if len(values) == 1 else "Dynamic"

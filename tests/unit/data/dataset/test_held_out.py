@@ -248,7 +248,7 @@ class TestAnother:
         own, said = numbered(tmp_path / "own", 3), []
         (own / "more.png").write_bytes(picture(50))
         held(tmp_path, {"name": str(own)}, name=str(numbered(tmp_path / "data", 4)), said=said)
-        assert said == ["held out: 1 image is not used, named by no metadata row: more.png"]
+        assert said == ["held out: 1 image is not used, not listed in the metadata: more.png"]
 
 
 class TestHub:

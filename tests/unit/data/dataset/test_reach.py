@@ -71,7 +71,7 @@ def test_a_downloaded_table_may_not_be_a_link(fetched, tmp_path):
 @pytest.mark.parametrize("value", ["http://127.0.0.1/x.png", "zip://a::b", "file:///x.png"])
 def test_local_rows_name_no_urls_either(value, tmp_path):
     write_jsonl(tmp_path / "d/metadata.jsonl", [{"file_name": value, "text": "x"}])
-    with pytest.raises(DatasetError, match="never fetched"):
+    with pytest.raises(DatasetError, match="not downloaded one by one"):
         opened(tmp_path, name=tmp_path / "d")
 
 

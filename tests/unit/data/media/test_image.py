@@ -303,5 +303,5 @@ class TestMask:
         view = geometry((200, 300), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         assert (render_mask(data, view, (8, 8), alpha=False) == 255).all()
         other = geometry((300, 200), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
-        with pytest.raises(UnreadableImage, match="another shape"):
+        with pytest.raises(UnreadableImage, match="another aspect ratio"):
             render_mask(data, other, (8, 8), alpha=False)

@@ -53,7 +53,7 @@ def test_says_what_there_is(model, tmp_path):
     *lines, unreadable = audit.audit(job_of(model, tmp_path, FILES))
     assert lines == [
         "captions       1 from the folder's name, 3 from a .txt file beside the image, "
-        "1 from a .caption file beside the image, 1 have none",
+        "1 from a .caption file beside the image, 1 without caption",
         "tokens         longest caption 200 (a.png), 1 of 6 is cut at 75, 1 is empty",
         "sizes          32 x 48 to 200 x 100, 1 is enlarged",
         "duplicates     1: c.png = a.png",
@@ -82,7 +82,7 @@ def test_captions_are_counted_of_what_is_trained_on(model, tmp_path):
     job = job_of(model, tmp_path, FILES)
     job.dataset = job.dataset.picked([0, 1, 5])
     assert audit.audit(job)[0] == (
-        "captions       1 from the folder's name, 1 from a .txt file beside the image, 1 have none"
+        "captions       1 from the folder's name, 1 from a .txt file beside the image, 1 without caption"
     )
 
 
@@ -96,7 +96,7 @@ def with_masks(model, tmp_path, masks):
 def test_masks_that_training_would_refuse_are_named(model, tmp_path):
     lines = audit.audit(with_masks(model, tmp_path / "some", {0: png(5, (80, 40)), 1: png(5, (9, 9))}))
     assert lines[-2:] == [
-        "unreadable     1: 1.png (its mask has another shape (9 x 9))",
+        "unreadable     1: 1.png (its mask has another aspect ratio (9 x 9 pixels))",
         "masks          1 of 2 images",
     ]
     lines = audit.audit(with_masks(model, tmp_path / "broken", {0: b"x", 1: None}))
@@ -107,7 +107,7 @@ def test_masks_that_training_would_refuse_are_named(model, tmp_path):
 def test_an_alpha_channel_that_is_not_there_is_told(model, tmp_path):
     files = {"a.png": png(1), "a.txt": "x"}
     assert audit.audit(job_of(model, tmp_path, files, alpha_mask=True))[-1] == (
-        "masks          none has one, all of each image counts"
+        "masks          no image has a mask: all of each image counts"
     )
     assert not any("masks" in line for line in audit.audit(job_of(model, tmp_path, files)))
 
@@ -145,9 +145,9 @@ def test_images_that_are_held_out_and_trained_on_are_named(model, tmp_path):
     job = job_of(model, tmp_path, FILES)
     others = {"x.png": png(4, (200, 100)), "x.txt": "x", "y.png": png(9), "y.txt": "y", "z.png": b"", "z.txt": "z"}
     job.held_out = SimpleNamespace(images=job_of(model, tmp_path / "held-out", others).dataset)
-    assert audit.audit(job)[-1] == "held out, too  1: 3_sks/e.png"
+    assert audit.audit(job)[-1] == "also held out  1: 3_sks/e.png"
     job.held_out = SimpleNamespace(images=job_of(model, tmp_path / "none", {"y.png": png(9), "y.txt": "y"}).dataset)
-    assert audit.audit(job)[-1] == "held out, too  none"
+    assert audit.audit(job)[-1] == "also held out  none"
 
 
 def test_images_of_which_none_is_readable_are_refused(model, tmp_path):
@@ -171,5 +171,5 @@ def test_images_of_several_frames_are_named(model, tmp_path, kind):
         stream = io.BytesIO()
         frames[0].save(stream, kind, save_all=True, append_images=more)
         files |= {f"{name}.{kind.lower()}": stream.getvalue(), f"{name}.txt": "a caption"}
-    told = [line for line in audit.audit(job_of(model, tmp_path, files)) if line.startswith("first frame ")]
-    assert told == [f"first frame    alone is trained on, of 1: many.{kind.lower()}"]
+    told = [line for line in audit.audit(job_of(model, tmp_path, files)) if line.startswith("several frames ")]
+    assert told == [f"several frames 1: many.{kind.lower()}; only the first of each is trained on"]

@@ -73,9 +73,9 @@ def described(**extra):
 def test_the_plan_tells_what_is_made_in_between():
     steps = {"num_train_steps": 100, "max_train_steps": 1000}
     lines = described(train_args=steps, validation={"every_n_steps": 40}, checkpoint_every_n_steps=10)
-    assert "images also    after step 40, 80" in lines
-    assert "LoRAs kept     after step 10, 20, 30, …, 90; of the whole chain those of the latest 5 steps stay" in lines
-    assert not any("images also" in line or "LoRAs kept" in line for line in described(train_args=steps))
+    assert "images also    after steps 40, 80" in lines
+    assert "LoRAs also     after steps 10, 20, 30, …, 90; the checkpoint keeps the latest 5 of the whole chain" in lines
+    assert not any("images also" in line or "LoRAs also" in line for line in described(train_args=steps))
 
 
 def test_loras_that_are_kept_are_a_setting_where_they_are():
@@ -89,7 +89,8 @@ def test_an_interval_beyond_the_end_is_noted(key):
     for max_steps, expected in ((100, 1), (102, 0)):
         lines = described(train_args={"max_train_steps": max_steps}, **key)
         assert (
-            sum(f"the whole training has {max_steps}: there is none in between" in line for line in lines) == expected
+            sum(f"the whole training has {max_steps}: this happens only at its end" in line for line in lines)
+            == expected
         )
 
 
@@ -103,7 +104,7 @@ class TestHeldOut:
         now = job_of(self.FOLDER, parent=chain, held_out=held_out_of("d" * 64))
         assert now.changed_settings() == {"validation.dataset": [before.curve, now.curve]}
         assert now.invariants == before.invariants
-        assert any("a new curve begins" in line for line in warnings(now))
+        assert any("it begins a new curve" in line for line in warnings(now))
         assert f"validation.dataset changes from '{before.curve}' to '{now.curve}' at step 0" in warnings(now)
 
     @pytest.mark.parametrize(
@@ -112,12 +113,13 @@ class TestHeldOut:
             (
                 {"fraction": 0.5},
                 {"taken": 5},
-                "of 3 of 5 images taken out of the dataset, before and after this task: 2 times 12 forward passes",
+                "3 of 5 images taken out of the dataset, measured before and after this task: "
+                "2 times 12 forward passes",
             ),
             (
                 {"name": "x"},
                 {},
-                "of 3 of 5 images, before and after this task: 2 times 12 forward passes",
+                "3 of 5 images, measured before and after this task: 2 times 12 forward passes",
             ),
         ],
     )
@@ -134,7 +136,9 @@ class TestHeldOut:
         chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
         job = replace(job, parent=chain, step_range=replace(job.step_range, start_step=4, stop_step=10, max_steps=20))
         (line,) = [line for line in describe(job) if line.startswith("held-out loss")]
-        assert line.endswith(", before and after this task, every 4 steps: 2 times 12 forward passes")  # after 8 and 10
+        assert line.endswith(
+            ", measured before and after this task, every 4 steps: 2 times 12 forward passes"
+        )  # after 8 and 10
 
 
 def test_a_plan_tells_of_the_buckets():

@@ -75,9 +75,7 @@ class TestPrediction:
 
     def test_in_a_line(self):
         found = disk_space.predict(job_of())
-        line = (
-            f"disk           {gib(found.result)} result, besides {gib(found.progress)} saved progress while it trains"
-        )
+        line = f"disk           {gib(found.result)} for the result, {gib(found.progress)} more while it trains"
         assert disk_space.describe(job_of()) == [line]
 
 
@@ -105,7 +103,8 @@ class TestRequire:
         disk(needed)
         disk_space.require(job, tmp_path)
         disk(needed - 1)
-        words = f"not enough room in {tmp_path}: .* take about {gib(needed)}, and {gib(needed - 1)} are free; free some"
+        figures = f"{gib(needed)}, and {gib(needed - 1)} are free"
+        words = f"not enough disk space in {tmp_path}: .* take about {figures}; free some"
         with pytest.raises(OutputError, match=words) as caught:
             disk_space.require(job, tmp_path)
         assert caught.value.code == 7

@@ -38,4 +38,6 @@ class TestAdvice:
         def advice(continues):
             return memory.advise(self.JOB.base, self.JOB.task, device="cpu", available=8 * GIB, continues=continues)
 
-        assert "another gradient_checkpointing alone" in advice(True) and "checkpoint" not in advice(False)
+        assert "only gradient_checkpointing may differ from the checkpoint's" in advice(
+            True
+        ) and "checkpoint" not in advice(False)

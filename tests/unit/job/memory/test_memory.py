@@ -11,7 +11,7 @@ class TestWords:
         lines = memory.describe(base_of("sd1"), task_of(), device="cuda", available=None)
         plain, saving = (peak("sd1", recompute=recompute).train for recompute in (False, True))
         assert f"{memory.gib(plain)} training" in lines[0] and "0.5 GiB for CUDA" in lines[0]
-        assert memory.gib(int(plain / 0.9)) in lines[0] and memory.gib(saving) in lines[1]
+        assert memory.gib(int(plain / 0.9)) in lines[1] and memory.gib(saving) in lines[1]
 
     def test_the_decision_and_why(self):
         (line,) = memory.describe(base_of("sd1"), task_of(), device="cuda", available=80 * GIB)
@@ -24,7 +24,7 @@ class TestWords:
     def test_what_does_not_fit_is_said_with_what_would(self):
         task = task_of("no", batch_size=8, gradient_checkpointing=False)
         lines = memory.describe(base_of("sd1"), task, device="cuda", available=10 * GIB)
-        assert lines[-1].startswith("note: that is more than the 10.0 GiB available; what would fit: ")
+        assert lines[-1].startswith("note: that is more than the 10.0 GiB available; what should fit: ")
         assert "gradient_checkpointing true (" in lines[-1]
 
     def test_what_is_proposed_fits_and_trains_as_many_images(self):

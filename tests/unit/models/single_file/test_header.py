@@ -57,7 +57,7 @@ def test_an_unknown_dtype_is_left_to_whoever_wants_the_tensor(tmp_path):
     [
         (b"PK\x03\x04archive/data.pkl", "is a pickled checkpoint.*can run code; convert it to safetensors"),
         (b"\x80\x02}q\x00(X\x05\x00\x00\x00", "is a pickle.*can run code; convert it"),
-        (b"GGUF\x03\x00\x00\x00", "is a GGUF file.*take the model's fp16"),
+        (b"GGUF\x03\x00\x00\x00", "is a GGUF file.*use the model's fp16"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a Git LFS pointer.*git lfs pull"),
         (b"\n <!DOCTYPE html><html>log in</html>", "is a web page.*/resolve/ in place of /blob/"),
         (b"hello, I am a text file", "is not a safetensors file"),

@@ -109,20 +109,20 @@ def test_the_real_models(tmp_path, layout, counts):
         ({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}, "is a Stable Diffusion 3"),
         ({"double_blocks.0.img_attn.qkv.weight": (8, 8)}, "is a Flux"),
         ({"clip_txt_mapper.weight": (8, 8)}, "is a Stable Cascade"),
-        (XL | {"edm_mean": (4,)}, "is a model of the EDM kind"),
+        (XL | {"edm_mean": (4,)}, "is an EDM model"),
         ({CONV: (384, 4, 3, 3), "conditioner.embedders.0.model.ln_final.weight": (8,)}, "XL refiner"),
         (SD1 | {CONV: (320, 9, 3, 3)}, "is an inpainting model .its UNet takes 9 channels"),
         (SD1 | {CONV: (320, 8, 3, 3)}, "is an image-editing model"),
         (SD1 | {CONV: (320, 7, 3, 3)}, "is an upscaling model"),
         (SD1 | {CONV: (320, 5, 3, 3)}, "is a depth-to-image model"),
-        ({"down_blocks.0.resnets.0.conv1.weight": (8, 8, 3, 3)}, "is a UNet alone, in Diffusers' layout; give the"),
+        ({"down_blocks.0.resnets.0.conv1.weight": (8, 8, 3, 3)}, "is a UNet alone, in Diffusers' layout; name the"),
         ({"encoder.down.0.block.0.conv1.weight": (8, 8, 3, 3)}, "is an autoencoder .VAE. alone"),
         ({"text_model.encoder.layers.0.mlp.fc1.weight": (8, 8)}, "is a text encoder alone"),
-        ({"some.thing": (8, 8), "other": (8,)}, r"is no Stable Diffusion that .* .its tensors: other, some\.thing"),
-        ({}, "is no Stable Diffusion"),
-        (without(SD1, "cond_stage_model"), "holds no text encoder; take the whole checkpoint"),
-        (without(SD1, "first_stage_model"), "holds no VAE; take"),
-        (without(XL, "conditioner", "first_stage_model"), "holds no text encoder and no VAE; take"),
+        ({"some.thing": (8, 8), "other": (8,)}, r"is not a Stable Diffusion that .* .its tensors: other, some\.thing"),
+        ({}, "is not a Stable Diffusion"),
+        (without(SD1, "cond_stage_model"), "has no text encoder; use the whole checkpoint"),
+        (without(SD1, "first_stage_model"), "has no VAE; use"),
+        (without(XL, "conditioner", "first_stage_model"), "has no text encoder and no VAE; use"),
     ],
 )
 def test_what_is_something_else_is_named(shapes, message):
@@ -179,12 +179,12 @@ def test_an_irregular_unet(tmp_path):
             del shapes[name]
 
     path = write_altered(tmp_path, "sd1", alter)
-    assert "irregular shape; take it as a folder" in refusal(lambda: single_file.inspect(path, "m", lambda line: None))
+    assert "irregular shape; use a folder" in refusal(lambda: single_file.inspect(path, "m", lambda line: None))
 
 
 def test_quantised_weights(tmp_path):
     path = write_altered(tmp_path, "sd1", dtype="F8_E4M3")
-    assert "stored as F8_E4M3, a quantised form; take the fp16" in refusal(
+    assert "stored as F8_E4M3, a quantised form; use the fp16" in refusal(
         lambda: single_file.inspect(path, "m", lambda line: None)
     )
 
@@ -208,7 +208,7 @@ def test_the_prediction_type_that_is_assumed_is_said(tmp_path, layout, assumed):
     lines = []
     found = single_file.inspect(write_altered(tmp_path, layout), "m", lines.append)
     assert found.configs["scheduler"]["prediction_type"] == assumed
-    assert f"predicts {assumed} (assumed, as the file does not say: train_args.prediction_type" in lines[0]
+    assert f"predicts {assumed} (assumed, since the file does not say; train_args.prediction_type" in lines[0]
 
 
 @pytest.mark.parametrize("layout", ["sd1", "sd2", "xl"])
@@ -231,4 +231,4 @@ def test_old_names_of_the_first_text_encoder():
 
 def test_a_component_that_the_layout_lacks(tmp_path):
     found = single_file.inspect(write_altered(tmp_path, "sd1"), "m", lambda line: None)
-    assert "the base model m holds no text_encoder_2" in refusal(lambda: found.part("text_encoder_2"))
+    assert "the base model m has no text_encoder_2" in refusal(lambda: found.part("text_encoder_2"))

@@ -163,14 +163,14 @@ class TestStrangersLinks:
         out = tmp_path / "out"
         out.mkdir()
         (out / name).symlink_to(tmp_path / target)
-        with pytest.raises(OutputError, match=f"{name} is a link to {tmp_path / target}, where the job has a folder"):
+        with pytest.raises(OutputError, match=f"{name} is a link to {tmp_path / target}, but the job needs a folder"):
             claim(out, overwrite=overwrite)
         assert list(out.iterdir()) == [out / name] and list((tmp_path / "folder").iterdir()) == []
 
     @pytest.mark.parametrize("name", ["checkpoint", "validation", ".job"])
     def test_a_file_where_the_job_has_a_folder(self, tmp_path, name):
         (tmp_path / name).write_text("theirs")
-        with pytest.raises(OutputError, match=f"{name} is a file, where the job has a folder of its own: remove it"):
+        with pytest.raises(OutputError, match=f"{name} is a file, but the job needs a folder there: remove it"):
             claim(tmp_path)
 
     @pytest.mark.parametrize("kind", ["link", "link to nowhere", "second name"])

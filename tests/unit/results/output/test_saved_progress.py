@@ -20,8 +20,8 @@ from engine.results.state import dump_state
 from tests.unit.training.test_trainer import Run
 
 MINE = JobRecord("task", None, invariants={"micro_batches": 2}, curve=None, rows=8, max_steps=10)
-GONE = "which was made at an earlier step, is gone or damaged: this task begins again"
-NOT_MINE = "the saved progress here is not this task's: this task begins again"
+GONE = "a result of an earlier step, is missing or damaged: this task starts over"
+NOT_MINE = "the saved progress belongs to another task: this task starts over"
 
 
 @pytest.fixture

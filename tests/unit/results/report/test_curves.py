@@ -16,12 +16,12 @@ def test_curves_say_in_words_what_they_draw():
     assert len(page.classed("start")) == 3  # in each chart, where the second task begins
     assert "Line: mean of the 5 steps around each (fewer at both ends); faint dot: one step." in page.text
     assert "From 9.836e-5 at step 1 to 1.639e-6 at step 60, between 1.639e-6 and 9.836e-5." in page.text
-    assert "Dashed: where the next one begins, after step 40." in page.text
+    assert "Dashed: start of the next task, after step 40." in page.text
 
 
 def test_a_few_outliers_do_not_flatten_the_curve():
     page = Page(render(sample(history=[StepReport(1, 1e6, 1e-4, 1.0), *curve(300)[1:]])))
-    assert "1 step higher than the chart." in page.text
+    assert "1 step above the chart." in page.text
     assert "900,000" not in page.text
 
 
@@ -70,7 +70,7 @@ class TestHeldOut:
     def test_the_best_step_is_marked_where_it_is(self):
         page = Page(render(sample(held_out_losses=[measured(k, 0.2 + abs(k - 40) / 100) for k in (0, 20, 40, 60)])))
         assert "From 0.6 at step 0 to 0.4 at step 60" in page.text and "Best at step 40: 0.2." in page.text
-        assert "The same by how much noise was added From step 0 to the best, step 40, in 4 equal parts" in page.text
+        assert "By amount of noise From step 0 to the best, step 40, in 4 equal parts" in page.text
         assert "Part 1 of 4, least noise0.9 → 0.5Part 2 of 40.7 → 0.3" in page.text
         assert "Part 4 of 4, most noise0.6 → 0.2" in page.text
         assert "32 images held out" in page.text and "best: step 40" in page.text
@@ -96,4 +96,4 @@ class TestHeldOut:
         rows = [measured(0, 0.01, "b" * 16), measured(10, 0.3), measured(20, 0.2), measured(30, None)]
         page = Page(render(sample(held_out_losses=rows)))
         assert "best: step 20" in page.text and "1 measurement not finite." in page.text
-        assert "1 measurement of other images or timesteps, which do not compare, not shown." in page.text
+        assert "1 measurement of other images or timesteps not shown: they do not compare." in page.text

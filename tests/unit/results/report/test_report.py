@@ -139,7 +139,7 @@ def test_the_chain_shows_what_changed():
     changed = {"train_args.learning_rate": [1e-4, 5e-5], "validation.prompt": [None, "a castle"]}
     second = task_entry(40, 1060, changed=changed, device=GPU, versions=VERSIONS | {"torch": "2.14.0"})
     text = Page(render(sample(lineage=[task_entry(0, 40), second]))).text
-    assert "10 to 40nothing: a fresh LoRAnothingx86_64, AVX2, threads: 1" in text
+    assert "10 to 40a new LoRAnothingx86_64, AVX2, threads: 1" in text
     assert "240 to 1,060abababababab" in text
     assert "train_args.learning_rate 0.0001 → 5e-05" in text
     assert "validation.prompt null → a castle" in text

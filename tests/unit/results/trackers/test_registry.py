@@ -66,7 +66,7 @@ def test_all_are_told_in_order_whatever_others_raise(training, opened):
     assert recorder.told == [("open", 4, 14), STEP, *events, "close"]
     assert failing.num_told == 5
     (note,) = console.notes()
-    assert note == "the tracker failing failed (no route to the tracking server); the training goes on without it"
+    assert note == "the tracker failing failed (no route to the tracking server); the training is not affected"
 
 
 def test_one_that_cannot_be_opened_is_a_warning(training, opened, monkeypatch):

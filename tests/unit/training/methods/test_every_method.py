@@ -25,6 +25,10 @@ CASES = {
 }
 
 
+def test_every_row_has_a_case():
+    assert {name for name, _ in CASES.values()} == ROWS.keys()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny.build_sd(tmp_path_factory.mktemp("model"))

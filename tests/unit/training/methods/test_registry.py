@@ -21,7 +21,7 @@ def test_none_of_its_files_is_missing(tmp_path, missing):
 
 def test_no_other_file_of_an_earlier_step(tmp_path):
     files, _ = build(steps={"steps/000001_other.safetensors": b"weights"})
-    with pytest.raises(CheckpointError, match=r"000001_other.*no checkpoint holds"):
+    with pytest.raises(CheckpointError, match=r"000001_other.*not a file of a checkpoint"):
         load_checkpoint(write(tmp_path, files))
 
 

@@ -19,7 +19,9 @@ def test_captions_go_by_the_same_spelling_first(folder, tmp_path):
 
 def test_a_folder_of_images_to_be_visited_no_time_says_so(folder, tmp_path):
     write(folder, images("0_no/0.png"))
-    with pytest.raises(DatasetError, match="nothing to train on: 1 image is not used, a folder says 0 times: 0_no/0"):
+    with pytest.raises(
+        DatasetError, match="nothing to train on: 1 image is not used, its folder's name asks for 0 repeats: 0_no/0"
+    ):
         opened(folder, tmp_path)
 
 
@@ -102,7 +104,7 @@ def test_a_pipe_or_a_huge_file_is_not_waited_for(folder, tmp_path):
         opened(folder, tmp_path)
     (folder / "a.txt").unlink()
     (folder / "a.txt").symlink_to("/proc/self/status")  # a file without a size
-    with pytest.raises(DatasetError, match="longer than it says"):
+    with pytest.raises(DatasetError, match="longer than its size"):
         opened(folder, tmp_path)
 
 
@@ -120,8 +122,8 @@ class TestSeveralLines:
             "Trees.",
         )
         assert said == [
-            "dataset: 1 text file has blank lines as between paragraphs, and each line is a caption of its own; "
-            'dataset.caption_lines "joined" makes a file one caption: b.txt',
+            "dataset: 1 text file has blank lines between paragraphs, and each line is taken as a caption of its own; "
+            'set dataset.caption_lines to "joined" to make each file one caption: b.txt',
             "dataset: 2 images have several captions (up to 4), of which each visit draws one; "
             "b.png: 'A red house.', 'The light comes from the left.', 'Trees.'",
         ]

@@ -26,7 +26,10 @@ class TestJsonBesideImages:
             ("d.png", ("a column of the task",)),
         ]
         assert dataset.caption_rules == {"a .json file beside the image": 3, "a .txt file beside the image": 1}
-        assert "dataset: 1 file beside an image is not read, its caption is elsewhere: c.json" in said
+        assert (
+            "dataset: 1 file beside an image is not read, the image's caption is taken from another file: c.json"
+            in said
+        )
         (folder / "d.json").unlink()
         (folder / "d.txt").write_text("d")
         assert rows(opened(folder, tmp_path))[1] == ("b.png", ("one", "two"))
@@ -76,7 +79,7 @@ class TestKohyasMetadata:
             folder, images("a.png") | {"meta.json": json.dumps({f"/x/{i}.png": {"caption": "c"} for i in range(2000)})}
         )
         with pytest.raises(
-            DatasetError, match=r"1 image but no captions.*meta.json, kohya's metadata, names none"
+            DatasetError, match=r"1 image but no captions.*meta.json \(kohya's metadata\) lists none"
         ) as caught:
             opened(folder, tmp_path)
         assert len(str(caught.value)) < 500
@@ -92,8 +95,8 @@ def test_json_that_holds_no_caption_is_not_told_as_superseded(text, folder, tmp_
     write(folder, images("0.png", "1.png") | {"0.json": text, "1.txt": "one"})
     said = []
     opened(folder, tmp_path, said=said)
-    assert said[1].startswith("dataset: 1 JSON file beside an image holds no caption")
+    assert said[1].startswith("dataset: 1 JSON file beside an image has no caption")
     assert said[1].endswith(": 0.json")
     (folder / "1.txt").unlink()
-    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image holds no caption"):
+    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image has no caption"):
         opened(folder, tmp_path)

@@ -116,7 +116,7 @@ def test_images_without_a_caption_are_counted(folder, tmp_path):
     assert [captions for _, captions in rows(dataset)] == [("one",), ("",), ("",)]
     assert said == [
         "dataset: 2 of 3 images have no caption and get an empty caption: b.png, c.png",
-        "dataset: 1 text file is beside no image of that name: d.txt",
+        "dataset: 1 text file has no image of that name beside it: d.txt",
     ]
     said.clear()
     dataset = opened(folder, tmp_path, said=said, default_caption="a picture")
@@ -199,7 +199,8 @@ def test_folders_of_another_split_are_left_out(folder, tmp_path):
     said = []
     assert {name for name, _ in rows(opened(folder, tmp_path, said=said))} == {"a.png", "5_test/d.png"}
     assert said == [
-        "dataset: 2 images are of other splits and not trained on, with 2 files beside: test/b.png, validation/c.png"
+        "dataset: 2 images belong to other splits and are not trained on, with 2 files beside: "
+        "test/b.png, validation/c.png"
     ]
     write(folder, images("train/e.png") | {"train/e.txt": "e"})
     assert [name for name, _ in rows(opened(folder, tmp_path))] == ["train/e.png"]

@@ -85,8 +85,8 @@ def test_metadata_at_the_top_beside_another_split_is_the_training_one(tmp_path):
     assert content(dataset) == [(PICTURES[0], ("top",))]
     assert lines == [
         "dataset: the training split is metadata.jsonl",
-        "dataset: 1 data file is of other splits and not trained on: validation/metadata.jsonl",
-        "dataset: 1 image is of other splits and not trained on: validation/x.png",
+        "dataset: 1 data file belongs to another split and is not trained on: validation/metadata.jsonl",
+        "dataset: 1 image belongs to another split and is not trained on: validation/x.png",
     ]
 
 

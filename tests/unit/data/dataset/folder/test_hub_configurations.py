@@ -121,7 +121,7 @@ def test_other_configurations_are_counted(tmp_path):
     lines = []
     opened(tmp_path, name=tmp_path / "clone", report=lines.append)
     (line,) = lines
-    assert "3 files are of other configurations or splits in README.md" in line
+    assert "3 files belong to other configurations or splits in README.md" in line
 
 
 def test_the_separate_file_wins(tmp_path):
@@ -155,7 +155,7 @@ def test_a_readme_about_files_that_are_gone(tmp_path):
     readme(tmp_path / "clone", [{"config_name": "default", "data_files": "data/train-*"}])
     lines = []
     assert len(opened(tmp_path, name=tmp_path / "clone", report=lines.append)) == 2
-    assert "declares files that are not there" in lines[0]
+    assert "lists files that do not exist" in lines[0]
 
 
 REFUSED = {
@@ -173,11 +173,11 @@ REFUSED = {
     "an archive": ([SMALL | {"data_files": "zip://*.png::a.zip"}], None, "leads out of"),
     "up": ([SMALL | {"data_files": "../*"}], None, "leads out of"),
     "up, as a folder": ([SMALL | {"data_dir": "../x"}], None, "data_dir"),
-    "a pattern that is none": ([SMALL | {"data_files": "a/**x"}], None, "not understood"),
+    "a pattern that is none": ([SMALL | {"data_files": "a/**x"}], None, "not supported"),
     "a key with a meaning": ([SMALL | {"filters": [["a", "=", 1]]}], None, "'small' has filters"),
     "no list": ({"small": {}}, None, "expected a list of configurations"),
     "no name": ([{"data_files": "a"}], None, "no config_name"),
-    "a split twice": ([SMALL | {"data_files": [split("a", "x"), split("a", "y")]}], None, "a split of its own"),
+    "a split twice": ([SMALL | {"data_files": [split("a", "x"), split("a", "y")]}], None, "a new split"),
     "no paths": ([SMALL | {"data_files": 7}], None, "expected patterns"),
 }
 

@@ -47,7 +47,7 @@ def test_an_address_is_no_missing_file(tmp_path):
     put(tmp_path / "data", "0.png")
     metadata(tmp_path / "data", "0.png", "https://example.org/1.png")
     lines = []
-    with pytest.raises(DatasetError, match="images are never fetched"):
+    with pytest.raises(DatasetError, match="images are not downloaded one by one"):
         opened(tmp_path, name=tmp_path / "data", report=lines.append)
     assert not any("not there" in line for line in lines)
 
@@ -75,14 +75,14 @@ def test_an_archive_beside_the_metadata(tmp_path):
 @pytest.mark.parametrize("name", ["images.zip", "images.z01", "images.zip.001"])
 def test_nothing_but_an_archive(name, tmp_path):
     put(tmp_path / "data", name, "PK")
-    with pytest.raises(DatasetError, match="1 archive is not unpacked, unpack it there"):
+    with pytest.raises(DatasetError, match="1 archive is not read, unpack it there"):
         opened(tmp_path, name=tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["images.z01", "images.zip.002", "images.part2.rar"])
 def test_a_part_of_an_archive(name, tmp_path):
     put(tmp_path, name, "x")
-    with pytest.raises(DatasetError, match="is a part of a split archive: join its parts"):
+    with pytest.raises(DatasetError, match="is one part of a split archive: join its parts"):
         opened(tmp_path, name=tmp_path / name)
 
 

@@ -69,7 +69,7 @@ def test_the_dataset_stays_what_it_was(tmp_path, kind, place):
         said = []
         after = opened(folder, tmp_path, trigger_word="x", said=said)
         assert (after.fingerprint, len(after)) == (before.fingerprint, len(before)), stage
-    told = [line for line in said if "of trainings' results, written here by jobs, and not trained on" in line]
+    told = [line for line in said if "files are results of earlier training jobs and not trained on" in line]
     assert len(told) == (place != ".."), said
 
 

@@ -58,5 +58,5 @@ def test_the_split_that_is_read():
         DatasetError, match=r"^d has no split 'x' \(validation\.dataset\.split\); its splits: test, train$"
     ):
         files_of_split(files, split_of_image, "d", "x", rest_is_train=True)
-    with pytest.raises(DatasetError, match=r"^d has no split 'train', and not just one: a, b$"):
+    with pytest.raises(DatasetError, match=r"^d has no split 'train', and several others: a, b$"):
         choose_split(["b", "a"], "d")

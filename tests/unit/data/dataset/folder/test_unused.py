@@ -155,14 +155,16 @@ def test_pictures_that_are_not_read_are_counted_by_type(tmp_path):
     dataset = opened(write(tmp_path / "data", names | others | texts), tmp_path, said=said)
     assert [name for name, _ in rows(dataset)] == ["1.jpg", "2.jfif", "3.jif", "4.JPE"]
     assert said == [
-        "dataset: 4 pictures are of kinds that are not read, save them as JPEG or PNG (1 .cr2, 2 .heic, 1 .jxl), "
-        "with 4 files beside: 6.jxl, 7.heic, IMG_5.HEIC and 1 more"
+        "dataset: 4 pictures are in formats that are not supported, save them as JPEG or PNG "
+        "(1 .cr2, 2 .heic, 1 .jxl), with 4 files beside: 6.jxl, 7.heic, IMG_5.HEIC and 1 more"
     ]
 
 
 def test_nothing_but_such_pictures(tmp_path):
     write(tmp_path / "data", {"1.heic": b"x", "2.HEIC": b"x", "1.txt": "one"})
-    with pytest.raises(DatasetError, match=r"nothing to train on: 2 pictures are of kinds .* JPEG or PNG \(2 .heic\)"):
+    with pytest.raises(
+        DatasetError, match=r"nothing to train on: 2 pictures are in formats .* JPEG or PNG \(2 .heic\)"
+    ):
         opened(tmp_path / "data", tmp_path)
 
 
@@ -170,7 +172,8 @@ def test_nothing_but_a_link_that_leads_nowhere_and_hidden_images(tmp_path):
     folder = write(tmp_path / "data", images(".hidden/a.png"))
     (folder / "10_dog").symlink_to(tmp_path / "not there")
     with pytest.raises(
-        DatasetError, match=r"1 image is left out, hidden .*: \.hidden/a\.png; 1 link leads nowhere: 10_dog"
+        DatasetError,
+        match=r"1 image is left out, hidden .*: \.hidden/a\.png; 1 link is broken, its target does not exist: 10_dog",
     ):
         opened(folder, tmp_path)
 
@@ -182,9 +185,9 @@ def test_what_is_called_like_a_readme_is_named_where_it_may_be_data(tmp_path):
     listed = {"metadata.jsonl": '{"file_name": "a.png", "text": "one"}'}
     opened(write(tmp_path / "data", files | usual | listed), tmp_path, said=said)
     assert said == [
-        "dataset: 2 images are not used, named by no metadata row: license_plate.jpg, readme.png",
-        "dataset: 1 picture is of a kind that is not read, save it as JPEG or PNG (1 .heic): readme.heic",
-        "dataset: 1 text file is beside no image of that name: notice_board.txt",
+        "dataset: 2 images are not used, not listed in the metadata: license_plate.jpg, readme.png",
+        "dataset: 1 picture is in a format that is not supported, save it as JPEG or PNG (1 .heic): readme.heic",
+        "dataset: 1 text file has no image of that name beside it: notice_board.txt",
     ]
 
 
@@ -202,11 +205,11 @@ def test_what_is_lost_archived_or_another_programs_is_named(tmp_path):
     said = []
     opened(write(tmp_path / "data", files), tmp_path, said=said)
     assert sorted(said) == [
-        "dataset: 1 archive is not unpacked, unpack it there to train on what is in it: more.zip",
-        "dataset: 1 file beside an image is not read, its caption is elsewhere: a.caption",
-        "dataset: 1 mask is beside no image of that name: b-masklabel.png",
+        "dataset: 1 archive is not read, unpack it there to train on its content: more.zip",
+        "dataset: 1 file beside an image is not read, the image's caption is taken from another file: a.caption",
+        "dataset: 1 mask has no image of that name beside it: b-masklabel.png",
         "dataset: 1 other file is not used (1 .safetensors): last.safetensors",
-        "dataset: 1 text file is beside no image of that name: lost.txt",
+        "dataset: 1 text file has no image of that name beside it: lost.txt",
         "dataset: 1 video is not read, save frames of it as images: film.mp4",
     ]
 
@@ -247,7 +250,7 @@ class TestLinks:
         said = []
         assert [name for name, _ in rows(opened(folder, tmp_path, said=said))] == ["a.png", "sub/b.png", "x/c.png"]
         assert said == [
-            "dataset: 4 links lead to folders that are read already: again, sub/up, y and 1 more",
+            "dataset: 4 links lead to folders that are already read: again, sub/up, y and 1 more",
         ]
 
     def test_rows_may_name_files_by_way_of_any_link(self, tmp_path):
@@ -257,8 +260,8 @@ class TestLinks:
         said = []
         assert opened(folder, tmp_path, said=said).image_bytes(0) == picture(0)
         assert said == [
-            "dataset: 1 link leads to a folder that is read already: again",
-            "dataset: 1 image is not used, named by no metadata row: sub/b.png",
+            "dataset: 1 link leads to a folder that is already read: again",
+            "dataset: 1 image is not used, not listed in the metadata: sub/b.png",
         ]
 
     def test_above_the_folder(self, tmp_path):
@@ -272,7 +275,7 @@ class TestLinks:
         (folder / "10_dog").symlink_to(tmp_path / "not there")
         said = []
         opened(folder, tmp_path, said=said)
-        assert said == ["dataset: 1 link leads nowhere: 10_dog"]
+        assert said == ["dataset: 1 link is broken, its target does not exist: 10_dog"]
 
     def test_hidden_ones_are_not_looked_into(self, tmp_path):
         folder = write(tmp_path / "data", images("a.png") | {"a.txt": "one"})

@@ -71,7 +71,7 @@ REFUSED = {
     "UTF-16 without a mark": ("file_name,text\n0.png,a\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
     "other names": ("File Name;Caption\n0.png;a\n", "has no column 'image'"),
     "a field too many": ("file_name;text\n0.png;a;b\n", "a caption with a semicolon in it needs"),
-    "two of one name": ("file_name,text,text\n0.png,a,b\n", "two columns of one name"),
+    "two of one name": ("file_name,text,text\n0.png,a,b\n", "two columns of the same name"),
 }
 
 

@@ -58,5 +58,5 @@ def test_refused(configs, message):
 def test_xls_parts_are_no_stable_diffusion():
     encoder = {"hidden_size": 768}
     configs = {"unet": WHOLE["unet"] | {"cross_attention_dim": 2048}, "vae": {}, "text_encoder": encoder}
-    with pytest.raises(ModelError, match="do not belong together"):
+    with pytest.raises(ModelError, match="are of different models"):
         check(configs.__getitem__)

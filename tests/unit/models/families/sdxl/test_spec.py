@@ -34,10 +34,10 @@ def test_accepted():
     "configs, message",
     [
         (whole_with(in_channels=9), "takes 9 channels and gives 4.*inpainting"),
-        (whole_with(addition_embed_type=None), "not told the image's size"),
-        (whole_with(addition_embed_type="image"), "not told the image's size"),
+        (whole_with(addition_embed_type=None), "not conditioned on image sizes"),
+        (whole_with(addition_embed_type="image"), "not conditioned on image sizes"),
         (whole_with(projection_class_embeddings_input_dim=2560), "aesthetic score.*refiner"),
-        (whole_with(projection_class_embeddings_input_dim=2815), "pooled text of width 1279.*do not belong together"),
+        (whole_with(projection_class_embeddings_input_dim=2815), "pooled text of width 1279.*are of different models"),
         (whole_with(cross_attention_dim=768), "text states of width 768.*give 2048 and 1280"),
         (whole_with("text_encoder_2", projection_dim=768), "pooled text of width 1280.*give 2048 and 768"),
         (whole_with("text_encoder", hidden_size="x"), "text_encoder/config.json gives hidden_size as 'x'"),
@@ -47,7 +47,7 @@ def test_accepted():
         (whole_with(class_embed_type="timestep"), "another model"),
         (whole_with(encoder_hid_dim_type="text_proj"), "another model"),
         (whole_with(down_block_types=["DownBlock2D", "KCrossAttnDownBlock2D"]), "another model"),
-        (whole_with("vae", latents_mean=[0.0] * 4), "scales each channel by itself"),
+        (whole_with("vae", latents_mean=[0.0] * 4), "scales each channel separately"),
     ],
 )
 def test_refused(configs, message):

@@ -156,7 +156,7 @@ class TestWarmStart:
     @pytest.mark.parametrize(
         "changes, words",
         [
-            ({"rank": 4}, "rank 3, lora.rank is 4"),
+            ({"rank": 4}, "rank 3, but lora.rank is 4"),
             ({"target_modules": ("to_q",)}, "lora.target_modules leaves out"),
             ({"target_modules": ("to_q", "to_k", "conv1")}, "lora.target_modules asks for"),
             ({"text": True}, "train_text_encoder asks for"),

@@ -20,7 +20,7 @@ def task_of(**options):
 def test_a_lora_to_start_from_is_the_start(init, noted):
     task = task_of(init_lora_weights=init)
     assert LORA.notes(task, None) == []
-    note = "lora.init_lora_weights has no effect: the checkpoint is a LoRA to start from"
+    note = "lora.init_lora_weights has no effect: the training starts from the LoRA of the checkpoint"
     assert LORA.notes(task, WEIGHTS) == [note] * noted
 
 

@@ -32,21 +32,21 @@ class TestTargets:
     @pytest.mark.parametrize("targets", [("to_kk",), "all-linear", (), ""])
     def test_nothing_matched_lists_what_there_is(self, unet, targets):
         with pytest.raises(
-            TaskError, match=r"matches no layer; there are conv, conv1,.* to_k, to_out\.0, to_q"
+            TaskError, match=r"matches no layer; the layers are conv, conv1,.* to_k, to_out\.0, to_q"
         ) as caught:
             find_targets(unet, targets)
         assert caught.value.code == 2
         assert "\n" not in str(caught.value)
 
     def test_a_container_is_refused_with_what_is_in_it(self, unet):
-        with pytest.raises(TaskError, match=r"attn1\.to_out is of type ModuleList.*name those in it: "):
+        with pytest.raises(TaskError, match=r"attn1\.to_out is of type ModuleList.*use those in it: "):
             find_targets(unet, ("to_out",))
         with pytest.raises(TaskError, match=r"attn1 is of type Attention.*: to_k, to_out\.0, to_q, to_v$"):
             find_targets(unet, ("attn1",))
 
     def test_a_norm_is_refused(self, unet):
         with pytest.raises(
-            TaskError, match=r"norm1 is of type LayerNorm, only Linear and Conv2d layers can be adapted$"
+            TaskError, match=r"norm1 is of type LayerNorm, but only Linear and Conv2d layers can be adapted$"
         ):
             find_targets(unet, r".*transformer_blocks\.0\.norm1")
 
