@@ -5,10 +5,13 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # A process for each core; the tests of a file stay together, since they share what is built for them.
 PARALLEL := -n logical --dist loadfile
 
-.PHONY: help setup demo test test-slow test-container check schema fmt image image-cpu lock clean
+# The rooms that need no torch to train, what holds for the whole repository, and one training through the entry point.
+QUICK := $(addprefix tests/unit/,core task results data commands) $(wildcard tests/test_*.py) tests/tools tests/integration/test_one_job.py
+
+.PHONY: help setup demo test test-quick test-slow test-container check schema fmt image image-cpu lock clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 # torch's CPU build, where pip's own sources or PyTorch's index have one for this machine; else what pip's index offers, whose CUDA
 # libraries then come with requirements.txt. It is installed by itself, as no other package should be asked of that index.
@@ -36,8 +39,11 @@ demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 mi
 	@printf '\n%s\n\n' "Look at out/demo/001/report.html. To draw with the LoRA: $(BIN)/python examples/demo/draw.py, which is"
 	@cat examples/demo/draw.py
 
-test: setup  ## the tests, on all cores
+test: setup  ## the tests, on all cores: 7 minutes on two idle ones
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-quick: setup  ## a selection, with one training: 70 seconds on two idle cores
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long and not gpu and not container" $(QUICK)
 
 test-slow: setup  ## the tests that take long
 	$(BIN)/python -m pytest $(PARALLEL) -m slow

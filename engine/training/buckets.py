@@ -21,7 +21,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
-from engine.task.plan.visits import Epochs, Slot, Visit
+from engine.task.plan.visits import Epochs, OrderedRow, Visit
 
 STEP: Final = 64
 """Divisor of all sides: a VAE halves images three times, and a denoiser its latents up to three times more."""
@@ -195,14 +195,14 @@ class BucketOrder:
         self._epoch: _Epoch | None = None
         self._all = Epochs(seed, self._num_rows)
 
-    def slots(self, start: int, count: int) -> Iterator[Slot]:
-        """Yield the slots of the visits number `start … start + count - 1`."""
+    def ordered_rows(self, start: int, count: int) -> Iterator[OrderedRow]:
+        """Yield the rows of the visits number `start … start + count - 1`."""
         for number in range(start, start + count):
             micro_batch, offset = divmod(number, self._batch_size)
             bucket, index = self._micro_batch(micro_batch)
             one = self._members[bucket]
             turn, position = divmod(index * self._batch_size + offset, len(one.rows))
-            yield Slot(turn, position, int(one.rows[self._pass(bucket, turn)[position]]), one.size)
+            yield OrderedRow(turn, position, int(one.rows[self._pass(bucket, turn)[position]]), one.size)
 
     def candidates(self, visit: Visit) -> Iterator[int]:
         """Yield the visit's own row, then those after it in its bucket's pass, then all rows of any shape."""

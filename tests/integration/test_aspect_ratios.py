@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.support.harness import assert_same, changed, perturbed, run_chain, run_job, start_job, succeed
+from tests.support.harness import assert_same, changed, run_chain, run_job, slice_environment, start_job, succeed
 from tests.support.tiny import build_dataset
 
 SHAPES = ((160, 100), (100, 160), (128, 128), (300, 90), (260, 64), (64, 64))
@@ -45,8 +45,8 @@ def in_one_go(bucketed, tmp_path_factory):
 
 
 def elsewhere(root, index):
-    """Another number of processes, cache and locale for each slice."""
-    return {"PROCESSES": str(1 + index % 2), "CACHE_DIR": str(root / f"cache-{index % 2}"), **perturbed(index)}
+    """Return a slice's environment: every other one has two processes, and what `slice_environment` changes."""
+    return {"PROCESSES": str(1 + index % 2)} | slice_environment(root, index)
 
 
 def test_split_shared_out_and_with_workers(bucketed, in_one_go, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from tests.support.harness import assert_same, changed, perturbed, run_chain, run_job, succeed, together
+from tests.support.harness import assert_same, changed, run_chain, run_job, slice_environment, succeed, together
 from tests.support.tiny import build_dataset
 
 LIMIT = "dataset.max_caption_tokens"
@@ -60,7 +60,7 @@ def test_split_anywhere(long_task, model, xl_model, tmp_path, kind):
             task,
             tmp_path,
             (2, 3),
-            each=lambda index: {"CACHE_DIR": str(tmp_path / f"cache-{index % 2}"), **perturbed(index)},
+            each=lambda index: slice_environment(tmp_path, index),
             changes=lambda index: {"dataloader_num_workers": index % 2},
         ),
     )

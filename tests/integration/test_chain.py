@@ -15,6 +15,7 @@ from tests.support.harness import (
     perturbed,
     run_chain,
     run_job,
+    slice_environment,
     snapshot,
     start_job,
     succeed,
@@ -76,11 +77,6 @@ WRITTEN_OUT = {
 """Defaults."""
 
 
-def split_environment(root, index):
-    """For every other slice another cache, and an interpreter of its own with other things that must not matter."""
-    return {"CACHE_DIR": str(root / f"cache-{index % 2}"), **(perturbed(index) if index % 2 else {})}
-
-
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_KINDS)])
 def test_split_anywhere(task, base, whole, tmp_path, kind):
     task = changed(task, {"model.name": str(base), **(KINDS | SLOW_KINDS)[kind]})
@@ -91,7 +87,7 @@ def test_split_anywhere(task, base, whole, tmp_path, kind):
             task,
             tmp_path,
             CUTS,
-            each=lambda index: split_environment(tmp_path, index),
+            each=lambda index: slice_environment(tmp_path, index),
             changes=lambda index: {"dataloader_num_workers": 2 * (index % 2)},
         ),
     )
@@ -229,7 +225,7 @@ def test_random_cuts(task, base, tmp_path, kind, seed):
     task = changed(task, {"model.name": str(base), **KINDS[kind], **sizes, "train_args.max_train_steps": sum(cuts)})
     whole, chain = together(
         lambda: succeed(changed(task, {"train_args.num_train_steps": sum(cuts)}), tmp_path / "whole"),
-        lambda: run_chain(task, tmp_path, cuts, each=lambda index: split_environment(tmp_path, index)),
+        lambda: run_chain(task, tmp_path, cuts, each=lambda index: slice_environment(tmp_path, index)),
     )
     assert_same(chain[-1].weights(), whole.weights())
 

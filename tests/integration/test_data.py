@@ -9,7 +9,16 @@ import zipfile
 import pytest
 from PIL import Image
 
-from tests.support.harness import assert_same, changed, perturbed, run_chain, run_job, serving, succeed, together
+from tests.support.harness import (
+    assert_same,
+    changed,
+    run_chain,
+    run_job,
+    serving,
+    slice_environment,
+    succeed,
+    together,
+)
 from tests.support.tiny import build_dataset
 
 OPTIONS = {
@@ -58,7 +67,7 @@ def test_a_chain_with_every_option_is_one_run_of_the_archive(task, artists_folde
                 local,
                 tmp_path,
                 (2, 1, 2),
-                each=lambda i: {"CACHE_DIR": str(tmp_path / f"cache-{i % 2}"), **perturbed(i)},
+                each=lambda i: slice_environment(tmp_path, i),
                 changes=lambda i: {"dataloader_num_workers": i % 2},
             ),
         )

@@ -15,11 +15,11 @@ from tests.support.harness import (
     assert_whole,
     changed,
     folder_bytes,
-    perturbed,
     progress,
     run_chain,
     run_job,
     serving,
+    slice_environment,
     start_job,
     succeed,
     together,
@@ -57,7 +57,7 @@ def test_split_anywhere(sharing, measured, tmp_path):
         sharing,
         tmp_path,
         (2, 8),
-        each=lambda index: {"CACHE_DIR": str(tmp_path / f"cache-{index}"), **perturbed(index)},
+        each=lambda index: slice_environment(tmp_path, index),
         changes=lambda index: {"dataloader_num_workers": index, "validation.dataset": {"fraction": 0.39}},
     )
     assert_same(chain[-1].weights(), measured.weights())

@@ -14,7 +14,7 @@ import pytest
 
 from engine.results.report import Picture, render
 from tests.support.harness import serving
-from tests.unit.results.report.test_report import GPU, curve, png, sample, task_entry
+from tests.support.reports import GPU, curve, png, sample, task_entry
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

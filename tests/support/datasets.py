@@ -17,11 +17,7 @@ from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
 
 CAPTIONS = ["a red square", "ein grünes Quadrat", ""]
-
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
 TICK = 0.02
 """Longer than the kernel's clock for files stands still."""
 
@@ -235,3 +231,15 @@ def require_refused(tmp_path, build, message):
     with pytest.raises(DatasetError, match=message) as caught:
         opened(tmp_path, name=build(tmp_path / "data"))
     assert "\n" not in str(caught.value)
+
+
+def put(folder, name, text=None):
+    """Write a picture, or a text, into a folder."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(PICTURES[0] if text is None else text.encode())
+
+
+def metadata(folder, *names, at="metadata.jsonl"):
+    """Write metadata that lists these names, with a caption each."""
+    rows = [{"file_name": name, "text": f"t{number}"} for number, name in enumerate(names)]
+    put(folder, at, "".join(json.dumps(row) + "\n" for row in rows))

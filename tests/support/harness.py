@@ -373,6 +373,14 @@ def perturbed(index: int) -> dict[str, str]:
     }
 
 
+def slice_environment(root: Path, index: int) -> dict[str, str]:
+    """Return the environment of one slice of a chain: every other one has another cache, and an interpreter of its own.
+
+    The others are forked: starting an interpreter takes longer than training a slice.
+    """
+    return {"CACHE_DIR": str(root / f"cache-{index % 2}"), **(perturbed(index) if index % 2 else {})}
+
+
 @contextlib.contextmanager
 def serving(answers: Mapping[str, bytes | int]) -> Iterator[tuple[str, list[str]]]:
     """A server on this machine: its address, and the paths asked for so far.

@@ -287,3 +287,7 @@ SMALL_PNG = _small_png()
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     print(build_sd(target / "model"), build_dataset(target / "dataset"))
+
+
+BUILDERS = {"StableDiffusionPipeline": build_sd, "StableDiffusionXLPipeline": build_sdxl}
+"""A builder of a tiny model for each family of the engine, by its pipeline in Diffusers."""

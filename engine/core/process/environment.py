@@ -53,7 +53,7 @@ class Place:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes, logs and publishes."""
+        """Return True for rank 0, which writes, logs and publishes."""
         return self.rank == 0
 
     @property

@@ -17,7 +17,7 @@ from engine.results.trackers.speed import Speed
 
 if TYPE_CHECKING:
     from engine.results.history import StepReport
-    from engine.results.trackers.tracker import TrackedTraining
+    from engine.results.trackers.tracker import TrackedTraining, Tracker
     from engine.task.plan.steps import StepRange
 
 LINE_SECONDS: Final = 2.0
@@ -165,6 +165,6 @@ class ProgressLog:
                 self._write("alive")
 
 
-def follow_training(training: TrackedTraining) -> ProgressLog:
+def follow_training(training: TrackedTraining) -> Tracker:
     """Let the process's log follow the training."""
     return training.log.follow(training.step_range, training.step)

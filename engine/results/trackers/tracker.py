@@ -17,8 +17,15 @@ from engine.core.errors import first_line
 if TYPE_CHECKING:
     from engine.results.history import StepReport
     from engine.results.outcome import Clock
-    from engine.results.trackers.jsonl import ProgressLog
     from engine.task.plan.steps import StepRange
+
+
+class JobLog(Protocol):
+    """The job's own log, which is open before and after the training."""
+
+    def follow(self, step_range: StepRange, step: int) -> Tracker:
+        """Return the tracker that logs a training of `step_range`, which begins at the global step `step`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +38,7 @@ class TrackedTraining:
     """The global step at which the training begins."""
     clock: Clock
     """Its `watchers` are called at the start of each phase of the job."""
-    log: ProgressLog
+    log: JobLog
 
 
 class Tracker(Protocol):

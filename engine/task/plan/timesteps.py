@@ -51,7 +51,7 @@ class Timesteps:
         begin, end = args.min_timestep, total if args.max_timestep is None else args.max_timestep
         if not begin < end <= total:
             raise TaskError(
-                f"train_args: min_timestep {begin} and max_timestep {end} are not a range of the model's timesteps; "
+                f"train_args: min_timestep {begin} to below max_timestep {end} is not a range of the model's; "
                 f"it has {total}"
             )
         bias = args.timestep_bias

@@ -48,7 +48,7 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class OrderedRow:
     """The fields of a `Visit` that an `Order` decides, under the same names."""
 
     epoch: int
@@ -60,8 +60,8 @@ class Slot:
 class Order(Protocol):
     """The order of rows in a training: an endless sequence with random access."""
 
-    def slots(self, start: int, count: int) -> Iterator[Slot]:
-        """Yield the slots of the visits numbered `start` to `start + count - 1`."""
+    def ordered_rows(self, start: int, count: int) -> Iterator[OrderedRow]:
+        """Yield the rows of the visits numbered `start` to `start + count - 1`."""
         ...
 
     def candidates(self, visit: Visit) -> Iterator[int]:
@@ -87,10 +87,10 @@ class Epochs:
             self._permutations[epoch] = array("q", order.tobytes())
         return self._permutations[epoch]
 
-    def slots(self, start: int, count: int) -> Iterator[Slot]:
+    def ordered_rows(self, start: int, count: int) -> Iterator[OrderedRow]:
         for number in range(start, start + count):
             epoch, position = divmod(number, self._num_rows)
-            yield Slot(epoch, position, self.permutation(epoch)[position])
+            yield OrderedRow(epoch, position, self.permutation(epoch)[position])
 
     def candidates(self, visit: Visit) -> Iterator[int]:
         order = self.permutation(visit.epoch)
@@ -139,18 +139,18 @@ class VisitStream:
         if self.caption_dropout:
             draws = rng.words(self.seed, "caption dropout", start, count)[:, 0]
             dropped = [bool(draw) for draw in rng.fractions(draws) < self.caption_dropout]
-        for i, slot in enumerate(self.order.slots(start, count)):
+        for i, row in enumerate(self.order.ordered_rows(start, count)):
             yield Visit(
                 number=start + i,
-                epoch=slot.epoch,
-                position=slot.position,
-                sample=slot.sample,
+                epoch=row.epoch,
+                position=row.position,
+                sample=row.sample,
                 flip=self.random_flip and bool(flips[i]),
                 crop_words=(int(crops[i, 0]), int(crops[i, 1])),
                 caption_word=int(captions[i, 0]),
                 timestep=int(timesteps[i]),
                 drop_caption=dropped[i],
-                bucket=slot.bucket,
+                bucket=row.bucket,
             )
 
     def tag_order(self, number: int, length: int) -> list[int]:

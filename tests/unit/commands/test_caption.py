@@ -12,8 +12,8 @@ from engine.core.errors import DatasetError, ModelError
 from engine.data.dataset.open import open_dataset
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
+from tests.support.caption_folders import write
 from tests.support.fakes import png
-from tests.unit.data.dataset.captions.test_sidecars import write
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{k}" for k in range(40))]
 

@@ -377,7 +377,7 @@ class TestSpelling:
 
     @pytest.mark.parametrize("step", [b"3", b" 3\n", b"+3\n", b"3\n\n", b"03\n"])
     def test_of_the_step(self, tmp_path, step):
-        with pytest.raises(CheckpointError, match="contradicts itself"):
+        with pytest.raises(CheckpointError, match="disagree about its global step"):
             checkpoint.load(write(tmp_path, forged(step=step)))
 
     def test_names_in_any_script_and_any_number_come_back(self, tmp_path):

@@ -9,7 +9,7 @@ from engine.core.errors import Interrupted, NonFiniteError, OutputError, TaskErr
 from engine.core.process.termination import write_termination_message
 from engine.results.outcome import Before, Clock, Outcome, describe, exit_code, exit_kind, recording_failure
 from engine.results.output.folder import JobRecord, OutputFolder
-from tests.unit.results.output.test_folder import put_result, put_unfinished, snapshot
+from tests.support.output_folders import put_result, put_unfinished, snapshot
 
 JOB, OTHER = JobRecord("task", None), JobRecord("other", None)
 FIELDS = {

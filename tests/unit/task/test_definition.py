@@ -57,7 +57,7 @@ class Toy:
         ),
         (
             "kind",
-            {"enum": [None, "a", "b"], "default": None, "description": "Which. It has no effect beside size."},
+            {"enum": [None, "a", "b"], "default": None, "description": "Which. It has no effect if size is given."},
         ),
         ("start", {"enum": [True, False, "auto"], "default": True, "description": "How."}),
         # an enum alone accepts 1.0 and true for 1

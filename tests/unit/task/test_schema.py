@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 
 import fastjsonschema
@@ -12,11 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.core import json_reader
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import TaskError
-from engine.task import aliases, schema
+from engine.task import schema
 from engine.task.identity import canonical
+from tests.support.json_values import json_values, plain
 from tests.support.tasks import DEFINITION, KEYS, MINIMAL, problems, read, refusal, task_with
 
 ROOT = Path(__file__).parents[3]
@@ -56,38 +55,6 @@ def test_what_there_is_is_listed_once_for_each_object():
     assert sum("the known ones here are model, " in problem for problem in found) == 1
     assert sum("not one of the keys listed before" in problem for problem in found) == 2
     assert not any("$schema" in problem for problem in found)
-
-
-@pytest.mark.parametrize(
-    ("path", "meant"),
-    [
-        ("train_args.lr", "train_args.learning_rate"),
-        ("train_args.steps", "train_args.max_train_steps or train_args.num_train_steps"),
-        ("epochs", "train_args.max_train_epochs or train_args.num_train_epochs"),
-        ("train_args.train_batch_size", "train_args.batch_size"),
-        ("network_dim", "lora.rank"),
-        ("lora.network_alpha", "lora.alpha"),
-        ("lora.R", "lora.rank"),
-    ],
-)
-def test_other_trainers_names_get_ours(path, meant):
-    (problem,) = problems(task_with(path, 3))
-    assert problem.endswith(f": got 3 for an unknown key, did you mean {meant}?")
-
-
-def test_a_key_that_there_is_none_for_says_what_to_do():
-    (problem,) = problems(task_with("dataset.caption_extension", ".txt"))
-    assert "unknown key, no key is needed: captions are read from NAME.txt or NAME.caption" in problem
-
-
-def test_aliases_are_of_keys_that_there_are_and_of_no_others():
-    last = {path.rpartition(".")[2] for path in KEYS}
-    for alias, meant in aliases.ALIASES.items():
-        assert set(meant) <= set(KEYS), alias
-        assert alias not in last, f"{alias} is found by itself"
-    assert not set(aliases.NOT_KEYS) & (last | set(aliases.ALIASES))
-    # one problem ends where the next begins
-    assert not any("; " in advice for advice in aliases.NOT_KEYS.values())
 
 
 @pytest.mark.parametrize(
@@ -156,15 +123,6 @@ def test_long_values_are_shortened():
     message = refusal(task_with("seed", "x" * 10_000))
     assert len(message) < 200
     assert 'got "xxx' in message
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just(""),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.sampled_from([*KEYS]), inner, max_size=4)
-    ),
-    max_leaves=8,
-)
 
 
 STRINGS = {
@@ -272,15 +230,6 @@ def accepts(part: dict, value) -> bool:
     return all(rules)
 
 
-def plain(value) -> bool:
-    """Whether the reader has nothing to say about a value: finite numbers, whole characters."""
-    if isinstance(value, dict):
-        return all(plain(key) and plain(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(plain(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 @settings(max_examples=400, deadline=None)
 @given(broken_tasks())
 @example(task_with("train_args.batch_size", 1.0))
@@ -305,32 +254,6 @@ def test_the_verdict_is_the_schemas(value):
     again["train_args"] = again["train_args"] | {"gradient_checkpointing": task.train_args.gradient_checkpointing}
     assert read(canonical_json(again | environment)) == task
     assert hash(task) is not None
-
-
-@settings(max_examples=300, deadline=None)
-@given(json_values)
-def test_the_reader_reads_what_json_writes(value):
-    text = json.dumps(value, ensure_ascii=False)
-    read_value, found = json_reader.parse(text.encode())
-    assert bool(found) == (not plain(value))
-    if not found:
-        assert json.dumps(read_value, ensure_ascii=False) == text
-
-
-@settings(max_examples=600, deadline=None)
-@given(st.data())
-def test_the_reader_accepts_no_more_than_json(data):
-    text = json.dumps(data.draw(json_values), indent=data.draw(st.sampled_from([None, 1])))
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(text)))
-        inserted = data.draw(st.sampled_from(["", *',:"{}[]\\\n\t 01-.eE/#', "NaN", "null", "\xa0", "\ufeff", "'"]))
-        text = text[:place] + inserted + text[place + data.draw(st.integers(0, 2)) :]
-    value, found = json_reader.parse(text.encode())
-    if not found:
-        assert json.loads(text) == value
-    elif any(re.match(r"line \d+, column \d+: ", problem.message) for problem in found) and "nested" not in str(found):
-        with pytest.raises(json.JSONDecodeError):
-            json.loads(text)
 
 
 @settings(max_examples=300, deadline=None)

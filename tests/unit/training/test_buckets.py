@@ -136,7 +136,7 @@ class TestOrder:
     def test_every_row_once_an_epoch_up_to_half_a_batch(self, counts, batch, epochs):
         """After e epochs a bucket of n rows has had n e visits, B / 2 more or less; a micro-batch has one size."""
         members, end = members_of(counts), epoch_ends(counts, batch, epochs)[-1]
-        slots = list(order_of(counts, batch).slots(0, end * batch))
+        slots = list(order_of(counts, batch).ordered_rows(0, end * batch))
         for start in range(0, len(slots), batch):
             assert len({slot.bucket for slot in slots[start : start + batch]}) == 1
         seen = Counter(slot.sample for slot in slots)
@@ -150,19 +150,19 @@ class TestOrder:
     @given(counts=COUNTS, batch=st.integers(1, 6), cuts=st.lists(st.integers(0, 25), min_size=1, max_size=5))
     @settings(max_examples=60, deadline=None)
     def test_cut_anywhere_it_is_the_same_order(self, counts, batch, cuts):
-        whole = list(order_of(counts, batch).slots(0, sum(cuts)))
+        whole = list(order_of(counts, batch).ordered_rows(0, sum(cuts)))
         start, pieces = 0, []
         for count in cuts:
-            pieces += order_of(counts, batch).slots(start, count)  # a new process each time
+            pieces += order_of(counts, batch).ordered_rows(start, count)  # a new process each time
             start += count
         assert pieces == whole
         jumping = order_of(counts, batch)
         for number in (len(whole) - 1, 0, len(whole) // 2) if whole else ():
-            assert list(jumping.slots(number, 1)) == whole[number : number + 1]
+            assert list(jumping.ordered_rows(number, 1)) == whole[number : number + 1]
 
     def test_a_buckets_visits_are_pass_after_pass_in_fresh_permutations(self):
         counts, batch = [6, 3], 3
-        slots = list(order_of(counts, batch).slots(0, 9 * 40))
+        slots = list(order_of(counts, batch).ordered_rows(0, 9 * 40))
         for one in members_of(counts):
             own = sorted((slot.epoch, slot.position, slot.sample) for slot in slots if slot.bucket == one.size)
             passes = [[sample for turn, _, sample in own if turn == wanted] for wanted in range(40)]
@@ -170,7 +170,7 @@ class TestOrder:
             assert len({tuple(found) for found in passes}) > 3
 
     def test_the_buckets_of_an_epoch_are_mixed_differently_each_time(self):
-        slots = list(order_of([40, 40], 2).slots(0, 240))
+        slots = list(order_of([40, 40], 2).ordered_rows(0, 240))
         epochs = [tuple(slot.bucket for slot in slots[start : start + 80 : 2]) for start in (0, 80, 160)]
         assert len(set(epochs)) == 3
         assert all(sum(one != other for one, other in pairwise(found)) > 8 for found in epochs)
@@ -180,22 +180,22 @@ class TestOrder:
         beside = BucketOrder(seed=0, members=[bucket(64, 128, [5, 6]), bucket(64, 64, range(5))], batch_size=1)
         passes = []
         for order in (alone, beside):
-            own = [slot for slot in order.slots(0, 70) if slot.bucket == (64, 64)][:50]
+            own = [slot for slot in order.ordered_rows(0, 70) if slot.bucket == (64, 64)][:50]
             passes.append(sorted((slot.epoch, slot.position, slot.sample) for slot in own))
         assert passes[0] == passes[1]
 
     def test_it_depends_on_the_seed(self):
-        assert list(order_of([8, 5], 2).slots(0, 40)) != list(order_of([8, 5], 2, seed=1).slots(0, 40))
+        assert list(order_of([8, 5], 2).ordered_rows(0, 40)) != list(order_of([8, 5], 2, seed=1).ordered_rows(0, 40))
 
     @pytest.mark.parametrize("counts, batch", [([1], 1), ([1], 1000), ([3, 1, 9], 7), ([1000, 1], 4)])
     def test_the_last_countable_visit_is_reached(self, counts, batch):
-        (slot,) = order_of(counts, batch).slots(MAX_VISITS - 1, 1)
+        (slot,) = order_of(counts, batch).ordered_rows(MAX_VISITS - 1, 1)
         assert slot.sample < sum(counts)
 
     @pytest.mark.parametrize("counts", [[4, 4], [1, 2], [9, 1, 1]])
     def test_memory_holds_two_passes_of_a_bucket_at_most(self, counts):
         order = order_of(counts, 3)
-        for _ in order.slots(0, 300):
+        for _ in order.ordered_rows(0, 300):
             assert max(Counter(known for known, _ in order._passes).values()) <= 2
 
     @given(counts=COUNTS, batch=st.integers(1, 4), start=st.integers(0, 60))
@@ -210,7 +210,7 @@ class TestOrder:
         assert sorted(rows[: len(one.rows)]) == one.rows.tolist()
         assert sorted(rows[len(one.rows) :]) == list(range(sum(counts)))
         if len(counts) == 1:  # the only bucket's visits follow each other as their passes do
-            following = list(order_of(counts, 1).slots(0, 200))
+            following = list(order_of(counts, 1).ordered_rows(0, 200))
             by_position = sorted((slot.position, slot.sample) for slot in following if slot.epoch == visit.epoch)
             own = [sample for _, sample in by_position]
             assert rows[: len(own)] == own[visit.position :] + own[: visit.position]

@@ -109,6 +109,7 @@ def computed(**variables):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="MKL's and oneDNN's variables name x86-64's instructions")
 def test_what_computes_otherwise_describes_itself_otherwise():
     """MKL and oneDNN are made to choose other kernels, as they would on another processor with the same ATen level."""

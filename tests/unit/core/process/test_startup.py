@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # an interpreter of its own for each test
+
 ROOT = Path(__file__).parents[4]
 ENTRYPOINT = ROOT / "entrypoint.py"
 CUSTOM = {"sitecustomize", "usercustomize"}

@@ -10,8 +10,8 @@ from PIL import Image
 
 from engine.core.errors import DatasetError
 from engine.data.media.geometry import UnreadableImage
+from tests.support.caption_folders import images, opened, write
 from tests.support.datasets import PICTURES, write_tar
-from tests.unit.data.dataset.captions.test_sidecars import images, opened, write
 
 
 def mask(value, size=(8, 8)):

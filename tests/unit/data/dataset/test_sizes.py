@@ -11,8 +11,8 @@ from engine.data.dataset.open import open_dataset
 from engine.data.dataset.sizes import read_sizes
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
+from tests.support.caption_folders import write
 from tests.support.fakes import png
-from tests.unit.data.dataset.captions.test_sidecars import write
 
 
 def turned():

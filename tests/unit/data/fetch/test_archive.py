@@ -21,65 +21,8 @@ from hypothesis import strategies as st
 
 from engine.core.errors import DatasetError
 from engine.core.limits import Limits
-from engine.data.fetch.archive import Kind, extract, notes_of, sniff
-from engine.data.fetch.members import clean_name, is_webdataset
-
-LIMITS = Limits(max_dataset_bytes=32 << 20, ratio_free_bytes=1 << 20, max_files=1000)
-FILES = {"metadata.jsonl": b'{"file_name": "1.png", "text": "a"}\n', "1.png": b"\x89PNG image"}
-
-
-def zip_of(files: dict, **options) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", options.pop("method", zipfile.ZIP_DEFLATED), **options) as file:
-        for name, data in files.items():
-            file.writestr(name, data)
-    return buffer.getvalue()
-
-
-def tar_of(files: dict, format=tarfile.PAX_FORMAT) -> bytes:
-    """A value may be bytes, or a dictionary of the header's fields."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as file:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            fields = data if isinstance(data, dict) else {"size": len(data), "mode": 0o6777}
-            for field, value in fields.items():
-                setattr(info, field, value)
-            file.addfile(info, io.BytesIO(b"" if isinstance(data, dict) else data))
-    return buffer.getvalue()
-
-
-def zip_with(name: str, data: bytes = b"x", **fields) -> bytes:
-    info = zipfile.ZipInfo("placeholder")
-    info.filename = name
-    for field, value in fields.items():
-        setattr(info, field, value)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr(info, data)
-    return buffer.getvalue()
-
-
-def pages(tmp_path, data: bytes, limits: Limits = LIMITS) -> dict[str, bytes]:
-    """What extracting `data` leaves in the folder, by path."""
-    archive, into = tmp_path / "archive", tmp_path / "into"
-    archive.write_bytes(data)
-    into.mkdir()
-    extract(archive, into, limits)
-    return {str(path.relative_to(into)): path.read_bytes() for path in into.rglob("*") if path.is_file()}
-
-
-def refusal(tmp_path, data: bytes, limits: Limits = LIMITS) -> str:
-    before = set(tmp_path.iterdir())
-    with pytest.raises(DatasetError) as caught:
-        pages(tmp_path, data, limits)
-    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"archive", "into"}
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def pack(kind: str, data: bytes) -> bytes:
-    return {"": lambda d: d, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[kind](data)
+from engine.data.fetch.archive import notes_of
+from tests.support.archives import FILES, LIMITS, pack, pages, refusal, tar_of, zip_of, zip_with
 
 
 @pytest.mark.parametrize("packing", ["", "gz", "bz2", "xz"])
@@ -124,14 +67,6 @@ def test_two_top_folders_stay(tmp_path):
     assert set(pages(tmp_path, zip_of({"a/x/1.png": b"1", "b/2.png": b"2"}))) == {"a/x/1.png", "b/2.png"}
 
 
-def test_streams_one_after_the_other(tmp_path):
-    tar = tar_of(FILES)
-    for compress in (gzip.compress, bz2.compress, lzma.compress):
-        folder = tmp_path / compress.__module__
-        folder.mkdir()
-        assert pages(folder, compress(tar[:700]) + compress(tar[700:])) == FILES
-
-
 SAMPLES = {"1.png": b"i", "1.txt": b"c", "2.png": b"i", "2.txt": b"c"}
 
 
@@ -139,23 +74,6 @@ SAMPLES = {"1.png": b"i", "1.txt": b"c", "2.png": b"i", "2.txt": b"c"}
 def test_webdataset_stays_a_tar(tmp_path, packing):
     tar = tar_of(SAMPLES)
     assert pages(tmp_path, pack(packing, tar)) == {"data.tar": tar}
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["1.png", "1.txt"], True),
-        (["a/1.seg.png", "a/1.jpg", "a/1.json", "README"], True),
-        (["1.JPG", "1.cls"], True),
-        (["1.png", "1.txt", "2.png"], False),
-        (["1.png", "1.txt", "metadata.jsonl"], False),
-        (["1.png", "b/1.txt"], False),
-        (["1.txt"], False),
-        ([], False),
-    ],
-)
-def test_what_a_webdataset_is(names, expected):
-    assert is_webdataset(names) is expected
 
 
 def parquet() -> bytes:
@@ -187,98 +105,6 @@ TABLES = [
 @pytest.mark.parametrize(("name", "data"), TABLES)
 def test_single_tables(tmp_path, packing, name, data):
     assert pages(tmp_path, pack(packing, data)) == {name: data}
-
-
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"", Kind.EMPTY),
-        (b"<!DOCTYPE html><html>", Kind.WEB_PAGE),
-        (b"\n <?xml version='1.0'?><Error/>", Kind.WEB_PAGE),
-        (b"\x89PNG\r\n\x1a\n....", Kind.IMAGE),
-        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", Kind.IMAGE),
-        (b"\x28\xb5\x2f\xfd...", Kind.ZSTD),
-        (b"Rar!\x1a\x07\x01\x00", Kind.RAR),
-        (b"7z\xbc\xaf\x27\x1c", Kind.SEVEN_ZIP),
-        (b"version https://git-lfs.github.com/spec/v1\n", Kind.POINTER),
-        (b"no table, this\x00", Kind.UNKNOWN),
-        (b"plain words", Kind.UNKNOWN),
-        ("plain words".encode("utf-16"), Kind.UNKNOWN),
-        (b"\xff\xfea\x00", Kind.UNKNOWN),
-    ],
-)
-def test_what_is_no_dataset_says_what_it_is(tmp_path, data, kind):
-    assert refusal(tmp_path, data).startswith(f"it is {kind.value}")
-    assert sniff(tmp_path / "archive") is kind
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    {
-        "a;b\n1;2\n": "data.csv",
-        "sep=;\na;b\n": "data.csv",
-        "a|b\n1|2\n": "data.csv",
-        "a\tb\n1\t2\n": "data.tsv",
-        '{"a": 1}\n': "data.jsonl",
-        '[{"a": 1}]\n': "data.json",
-    }.items(),
-)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_tables_of_spreadsheets_are_known_by_their_content(tmp_path, text, name, encoding):
-    assert pages(tmp_path, text.encode(encoding)) == {name: text.encode(encoding)}
-
-
-UNSAFE_NAMES = {
-    "../x": "leads out",
-    "a/../../x": "leads out",
-    "a/..": "leads out",
-    "/etc/x": "absolute",
-    "C:x": "Windows",
-    "a\nb": "control",
-    "a\x9bb": "control",
-    "n" * 256: "too long",
-    "d/" * 600 + "x": "too long",
-    "d/" * 80 + "x": "deep",
-}
-
-
-@pytest.mark.parametrize(("name", "reason"), UNSAFE_NAMES.items())
-def test_unsafe_names(tmp_path, name, reason):
-    for number, data in enumerate([tar_of({"ok.png": b"1", name: b"x"}), zip_with(name)]):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        assert reason in refusal(folder, data)
-
-
-def test_backslashes_in_a_tar_are_refused(tmp_path):
-    assert "Windows" in refusal(tmp_path, tar_of({"a\\x": b"x"}))
-
-
-def test_a_zip_packed_with_backslashes_is_read(tmp_path):
-    """As Windows PowerShell 5 writes them."""
-    data = zip_of({f"cats_{name}": data for name, data in FILES.items()}).replace(b"cats_", b"cats\\")
-    assert pages(tmp_path, data) == FILES
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    {
-        "a\\..\\x": "leads out",
-        "..\\x": "leads out",
-        "\\etc\\x": "absolute",
-        "C:\\x": "Windows",
-        "\\C:\\x": "Windows",
-        "\\\\host\\share\\x": "Windows",
-        "d\\" * 80 + "x": "deep",
-    }.items(),
-)
-def test_backslashes_get_nothing_past_the_checks(tmp_path, name, reason):
-    assert reason in refusal(tmp_path, zip_with(name))
-
-
-def test_two_spellings_of_one_path(tmp_path):
-    data = zip_of({"a/x.png": b"1", "a_x.png": b"2"}).replace(b"a_x.png", b"a\\x.png")
-    assert "there twice" in refusal(tmp_path, data)
 
 
 GBK = "猫娘".encode("gbk")
@@ -467,42 +293,6 @@ def test_endless_numbers_in_headers(tmp_path):
         member = tarfile.TarInfo("1.png").tobuf(tarfile.USTAR_FORMAT)
         archive = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512) + member + bytes(1024)
         assert "endless number" in refusal(folder, archive)
-
-
-def test_zeros_between_streams_are_padding(tmp_path):
-    assert pages(tmp_path, lzma.compress(tar_of(FILES)) + bytes(100_000) + lzma.compress(b"")) == FILES
-
-
-def test_an_endless_chain_of_headers(tmp_path):
-    info = tarfile.TarInfo("h")
-    info.type, info.size = tarfile.XHDTYPE, 12
-    link = info.tobuf(tarfile.USTAR_FORMAT) + b"12 path=abc\n".ljust(512, b"\x00")
-    message = refusal(tmp_path, gzip.compress(link * 5000))
-    assert "headers" in message or "damaged" in message
-
-
-def test_xz_dictionaries_are_bounded(tmp_path):
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
-    data = bytearray(lzma.compress(tar_of(FILES), filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 12}]))
-    huge = lzma.LZMACompressor(filters=filters)
-    del data
-    try:
-        packed = huge.compress(tar_of(FILES)) + huge.flush()
-    except MemoryError:
-        pytest.skip("no memory to build it")
-    assert "damaged" in refusal(tmp_path, packed)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.text(max_size=40))
-def test_clean_names_stay_inside(name):
-    try:
-        path = clean_name(name)
-    except DatasetError:
-        return
-    if path is not None:
-        assert path and not path.startswith("/")
-        assert not {"", ".", ".."} & set(path.split("/"))
 
 
 SEEDS = [zip_of(FILES), tar_of(FILES), gzip.compress(tar_of(FILES)), bz2.compress(tar_of(FILES)), TABLES[0][1]]

@@ -14,8 +14,8 @@ from engine.job.advice import audit
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Dataset, Model, Task, TrainArgs
 from tests.support import tiny
+from tests.support.caption_folders import write
 from tests.support.fakes import png
-from tests.unit.data.dataset.captions.test_sidecars import write
 
 
 @pytest.fixture(scope="module")

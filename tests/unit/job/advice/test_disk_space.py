@@ -14,7 +14,7 @@ from engine.results.checkpoint import Checkpoint
 from engine.task.plan.steps import StepRange
 from engine.task.task import parse_task
 from tests.support.jobs import Rows
-from tests.unit.job.memory.test_memory import base_of
+from tests.support.published_models import base_of
 
 MIB = 1 << 20
 

@@ -23,11 +23,7 @@ from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
 
 CPU = torch.device("cpu")
-BUILDERS = {
-    "StableDiffusionPipeline": tiny.build_sd,
-    "StableDiffusionXLPipeline": tiny.build_sdxl,
-    toy_family.SPEC.pipeline: toy_family.build_toy,
-}
+BUILDERS = tiny.BUILDERS | {toy_family.SPEC.pipeline: toy_family.build_toy}
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
 

@@ -55,7 +55,7 @@ def test_what_is_mounted_is_fine_wherever_it_is(tmp_path, folder, mount):
 
 
 def test_a_mount_beside_it_is_named(tmp_path):
-    with pytest.raises(OutputError, match=r"mounted is /output\)"):
+    with pytest.raises(OutputError, match=r"mounted instead: /output\)"):
         check(tmp_path, "/out", OUT.replace("/out rw", "/output rw"))
     with pytest.raises(OutputError):  # it only begins the same
         check(tmp_path, "/output", OUT)

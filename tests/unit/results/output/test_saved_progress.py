@@ -141,6 +141,7 @@ with OutputFolder.lock(Path(sys.argv[1])) as output:
 """
 
 
+@pytest.mark.long
 def test_a_large_state_is_never_in_memory_twice(tmp_path):
     """300 MB of tensors; in a process of its own, whose peak is not an earlier test's."""
     root = Path(__file__).parents[4]

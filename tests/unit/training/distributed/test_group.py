@@ -145,7 +145,7 @@ def test_each_encodes_its_own_visits_and_all_know_what_is_unreadable(
 def test_processes_that_disagree_end():
     """A machine whose memory or arithmetic is wrong."""
     in_threads(3, lambda processes: processes.require_same("the digest", "a", DeviceError))
-    with pytest.raises(DeviceError, match="the digest is 'b' in process 2 of the job, 'a' in process 0"):
+    with pytest.raises(DeviceError, match="in all processes of the job, but is 'a' in process 0 and 'b' in process 2"):
         in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
 
 

@@ -48,13 +48,13 @@ class TestWarmStart:
         write(tmp_path / "other", {"secret.safetensors": b"lora"})
         (tmp_path / "own").mkdir()
         (tmp_path / "own" / "a.safetensors").symlink_to(tmp_path / "other" / "secret.safetensors")
-        with pytest.raises(CheckpointError, match="is not a plain file"):
+        with pytest.raises(CheckpointError, match="is a link or not a file"):
             load(tmp_path / "own")
 
     @pytest.mark.parametrize("name", ["state.safetensors", "state.json", "global_step.txt", "FINISH"])
     def test_the_rest_of_a_broken_checkpoint_is_no_lora_alone(self, tmp_path, name):
         write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", name: b""})
-        with pytest.raises(CheckpointError, match=f"has {name} but no manifest.json: it is incomplete"):
+        with pytest.raises(CheckpointError, match=f"is incomplete: it has {name} but no manifest.json"):
             load(tmp_path)
 
     def test_an_output_folder_is_answered_with_its_checkpoint(self, tmp_path):

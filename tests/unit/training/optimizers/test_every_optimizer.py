@@ -93,11 +93,11 @@ def test_foreign_state_is_refused_by_name(name, change):
     state = optimizer.state()
     slots = {slot: dict(tensors) for slot, tensors in state.slots.items()}
     first = ROWS[name].slots[-1]
-    words = f"{first} .* at c$"
+    words = f"{first} .* parameter c$"
     tensor = slots[first].pop("c")
     if change == "more":
         slots[first] |= {"c": tensor, "bb": tensor}
-        words = f"{first} .* at bb$"
+        words = f"{first} .* parameter bb$"
     elif change == "shape":
         slots[first]["c"] = tensor[:1]
     elif change == "no slot":

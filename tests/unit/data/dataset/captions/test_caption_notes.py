@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.caption_folders import opened
 from tests.support.datasets import picture
-from tests.unit.data.dataset.captions.test_sidecars import opened
 
 WEIGHTS = "weights such as (red:1.2), which are trained as text; leave them out"
 TYPES = [

@@ -13,40 +13,13 @@ import pytest
 from engine.core.errors import DatasetError
 from engine.core.files import stat_cache
 from engine.core.limits import Limits
-from engine.data.dataset.captions import caption_files
 from engine.data.dataset.fingerprints import fingerprint
-from engine.data.dataset.open import MAX_EPOCH_VISITS, open_dataset
+from engine.data.dataset.open import open_dataset
 from engine.data.fetch.archive import extract
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
+from tests.support.caption_folders import images, opened, rows, write
 from tests.support.datasets import PICTURES, TICK, picture, write_tar
-
-
-def write(folder, files):
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return folder
-
-
-def images(*names):
-    return {name: picture(index) for index, name in enumerate(names)}
-
-
-def opened(folder, tmp_path, *, said=None, **dataset):
-    wanted = Dataset(name=str(folder), **dataset)
-    lines = [] if said is None else said
-    return open_dataset(wanted, IMAGE, cache_dir=tmp_path / "cache", revision=None, report=lines.append)
-
-
-def rows(dataset):
-    return [(dataset.name(i), dataset.captions(i)) for i in range(len(dataset))]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "data"
 
 
 def test_captions_beside_images(folder, tmp_path):
@@ -105,115 +78,6 @@ def test_a_table_about_something_else_is_passed_over(folder, tmp_path):
         opened(folder, tmp_path)
 
 
-class TestJsonBesideImages:
-    def test_captions(self, folder, tmp_path):
-        files = images("a.png", "b.png", "c.png", "d.png") | {
-            "a.json": '{"caption": "a thing", "width": 64}',
-            "b.JSON": '\n{"text": ["one", "two"],\n"caption": "three"}\n',
-            "c.json": '{"caption": "overruled"}',
-            "c.txt": "beside",
-            "d.json": '{"prompt": "a column of the task"}',
-        }
-        said = []
-        dataset = opened(write(folder, files), tmp_path, said=said, caption_column="prompt")
-        assert rows(dataset) == [
-            ("a.png", ("a thing",)),
-            ("b.png", ("three",)),
-            ("c.png", ("beside",)),
-            ("d.png", ("a column of the task",)),
-        ]
-        assert dataset.caption_rules == {"a .json file beside the image": 3, "a .txt file beside the image": 1}
-        assert (
-            "dataset: 1 file beside an image is not read, the image's caption is taken from another file: c.json"
-            in said
-        )
-        (folder / "d.json").unlink()
-        (folder / "d.txt").write_text("d")
-        assert rows(opened(folder, tmp_path))[1] == ("b.png", ("one", "two"))
-
-    @pytest.mark.parametrize(
-        "text",
-        ['{"id": 0, "tags": ["a"], "image": "https://x.org/0.png"}', "[1]", "no JSON", '{"caption": 3}', "[" * 100_000],
-    )
-    def test_what_is_plainly_none_is_named(self, text, folder, tmp_path):
-        write(folder, images("a.png", "b.png") | {"a.json": text, "b.txt": "two"})
-        said = []
-        assert rows(opened(folder, tmp_path, said=said)) == [("a.png", ("",)), ("b.png", ("two",))]
-        assert any("a.json" in line for line in said)
-        (folder / "a.txt").write_text("one")
-        assert rows(opened(folder, tmp_path)) == [("a.png", ("one",)), ("b.png", ("two",))]
-        for name in ("a.txt", "b.txt"):
-            (folder / name).unlink()
-        with pytest.raises(DatasetError, match="2 images but no captions"):
-            opened(folder, tmp_path)
-
-
-class TestKohyasMetadata:
-    def test_captions_by_path(self, folder, tmp_path):
-        listed = {
-            "C:\\data\\x\\0.png": {"caption": "a thing", "tags": "x, y"},
-            "/home/me/x/1": {"tags": "only tags", "train_resolution": [64, 64]},
-            "/home/me/y/1.png": {"caption": "another folder's"},
-            "/home/me/x/e\u0301.png": {"caption": "an accent"},
-            "/home/me/x/gone.png": {"caption": "of no image"},
-        }
-        files = images("x/0.png", "x/1.png", "x/2.png", "x/\u00e9.png", "x/3.png") | {"x/2.txt": "beside"}
-        said = []
-        folder = write(folder, files | {"meta_cap.json": json.dumps(listed, indent=1)})
-        dataset = opened(folder, tmp_path, said=said)
-        assert rows(dataset) == [
-            ("x/0.png", ("a thing, x, y",)),
-            ("x/1.png", ("only tags",)),
-            ("x/2.png", ("beside",)),
-            ("x/3.png", ("",)),
-            ("x/\u00e9.png", ("an accent",)),
-        ]
-        assert dataset.caption_rules["meta_cap.json, kohya's"] == 3
-        assert said == ["dataset: 1 of 5 images has no caption and gets an empty caption: x/3.png"]
-
-    def test_of_other_images(self, folder, tmp_path):
-        write(
-            folder, images("a.png") | {"meta.json": json.dumps({f"/x/{i}.png": {"caption": "c"} for i in range(2000)})}
-        )
-        with pytest.raises(
-            DatasetError, match=r"1 image but no captions.*meta.json \(kohya's metadata\) lists none"
-        ) as caught:
-            opened(folder, tmp_path)
-        assert len(str(caught.value)) < 500
-
-    def test_a_name_in_two_folders_is_no_guess(self, folder, tmp_path):
-        listed = {"/a/0.png": {"caption": "one"}, "/b/0.png": {"caption": "two"}}
-        write(folder, images("0.png", "b/0.png") | {"meta.json": json.dumps(listed)})
-        assert rows(opened(folder, tmp_path)) == [("0.png", ("",)), ("b/0.png", ("two",))]
-
-
-def test_captions_go_by_the_same_spelling_first(folder, tmp_path):
-    names = ("cafe\u0301", "caf\u00e9")
-    texts = {f"{name}.txt": str(index) for index, name in enumerate(names)}
-    write(folder, images(*(f"{name}.png" for name in names)) | texts)
-    assert set(rows(opened(folder, tmp_path))) == {("cafe\u0301.png", ("0",)), ("caf\u00e9.png", ("1",))}
-
-
-@pytest.mark.parametrize("text", ['{"caption": "\u00e9"}'.encode("latin-1"), b'{"caption": 5}', b'{"tags": {}}', b"["])
-def test_json_that_holds_no_caption_is_not_told_as_superseded(text, folder, tmp_path):
-    write(folder, images("0.png", "1.png") | {"0.json": text, "1.txt": "one"})
-    said = []
-    opened(folder, tmp_path, said=said)
-    assert said[1].startswith("dataset: 1 JSON file beside an image has no caption")
-    assert said[1].endswith(": 0.json")
-    (folder / "1.txt").unlink()
-    with pytest.raises(DatasetError, match=r"no captions.*; 1 JSON file beside an image has no caption"):
-        opened(folder, tmp_path)
-
-
-def test_a_folder_of_images_to_be_visited_no_time_says_so(folder, tmp_path):
-    write(folder, images("0_no/0.png"))
-    with pytest.raises(
-        DatasetError, match="nothing to train on: 1 image is not used, its folder's name asks for 0 repeats: 0_no/0"
-    ):
-        opened(folder, tmp_path)
-
-
 def test_of_a_kohya_project_only_the_images_are_trained_on(folder, tmp_path):
     files = images("img/10_sks dog/0.png", "reg/1_dog/0.png", "model/sample/last_10.png", "log/x.png")
     files |= {"img/10_sks dog/0.txt": "a dog", "reg/1_dog/0.txt": "dog", "model/last.json": "{}", "log/x.txt": "loss"}
@@ -245,50 +109,6 @@ def test_a_folder_called_reg_is_not_always_kohyas(names, trained, folder, tmp_pa
     assert [name for name, _ in sorted(set(rows(opened(folder, tmp_path))))] == trained
 
 
-def test_kohyas_folders_repeat_and_name(folder, tmp_path):
-    files = images("10_sks dog/a.png", "10_sks dog/b.png", "3_style/deep/c.png", "2024_summer/d.png", "0_no/e.png")
-    write(folder, files | {"10_sks dog/a.txt": "own", "2024_summer/d.txt": "a year"})
-    said = []
-    dataset = opened(folder, tmp_path, said=said)
-    assert len(dataset) == 2 * 10 + 3 + 1 and dataset.num_images == 4
-    dogs = [("10_sks dog/a.png", ("own",)), ("10_sks dog/b.png", ("sks dog",))]
-    assert rows(dataset) == dogs * 10 + [("2024_summer/d.png", ("a year",))] + [("3_style/deep/c.png", ("style",))] * 3
-    assert [dataset.image_index(i) for i in (0, 1, 2, 19, 20, 21, 23)] == [0, 1, 0, 1, 20, 21, 21]
-    assert list(dataset.image_indices()) == [0, 1, 20, 21]
-    assert dataset.caption_rules == {"a .txt file beside the image": 2, "the folder's name": 2}
-    assert any("0_no/e.png" in line for line in said)
-
-
-def test_repeats_multiply_and_are_part_of_the_fingerprint(folder, tmp_path):
-    write(folder, images("a.png", "2_x/b.png") | {"a.txt": "one"})
-    plain, thrice = opened(folder, tmp_path), opened(folder, tmp_path, repeats=3)
-    assert (len(plain), len(thrice), thrice.num_images) == (3, 9, 2)
-    (folder / "2_x").rename(folder / "1_x")
-    once = opened(folder, tmp_path)
-    assert len({plain.fingerprint, thrice.fingerprint, once.fingerprint}) == 3
-    (folder / "b.txt").write_text("x")  # the same rows, said in another way
-    (folder / "1_x/b.png").rename(folder / "0.png")
-    (folder / "b.txt").rename(folder / "0.txt")
-    assert opened(folder, tmp_path).fingerprint == once.fingerprint
-
-
-def test_the_dataset_folders_own_name_says_nothing(tmp_path):
-    found = []
-    for name in ("10_sks", "plain"):
-        write(tmp_path / name, images("a.png") | {"a.txt": "one"})
-        found.append(opened(tmp_path / name, tmp_path))
-    assert [len(dataset) for dataset in found] == [1, 1]
-    assert found[0].fingerprint == found[1].fingerprint
-
-
-def test_a_name_cannot_ask_for_endless_repeats(folder, tmp_path, monkeypatch):
-    write(folder, images("999_x/a.png"))
-    assert len(opened(folder, tmp_path, repeats=10_000)) == 9_990_000 < MAX_EPOCH_VISITS
-    monkeypatch.setattr("engine.data.dataset.open.MAX_EPOCH_VISITS", 1000)
-    with pytest.raises(DatasetError, match="an epoch of the dataset has 1,998 visits"):
-        opened(folder, tmp_path, repeats=2)
-
-
 def test_images_without_a_caption_are_counted(folder, tmp_path):
     write(folder, images("a.png", "b.png", "c.png") | {"a.txt": "one", "d.txt": "nobody's"})
     said = []
@@ -310,45 +130,6 @@ def test_no_captions_at_all_is_an_error_with_advice_unless_one_is_given(folder, 
         opened(folder, tmp_path)
     assert rows(opened(folder, tmp_path, default_caption="")) == [("a.png", ("",)), ("b.png", ("",))]
     assert rows(opened(folder, tmp_path, trigger_word="sks")) == [("a.png", ("",)), ("b.png", ("",))]
-
-
-@pytest.mark.parametrize(
-    "data, reason",
-    [
-        ("ein grünes Quadrat".encode("latin-1"), "not UTF-8: byte 0xfc at 6"),
-        ("text".encode("utf-16"), "UTF-16"),
-        ("text".encode("utf-16-be"), "NUL"),
-        (b"x" * (caption_files.MAX_FILE_BYTES + 1), "65,537 bytes"),
-    ],
-)
-def test_what_is_no_utf8_text_is_refused_by_name(folder, tmp_path, data, reason):
-    write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": data})
-    with pytest.raises(DatasetError, match=rf"1 caption file cannot be read; .*UTF-8.*b\.txt.*{reason}"):
-        opened(folder, tmp_path)
-
-
-def test_many_bad_captions_are_one_line(folder, tmp_path):
-    names = [f"{k}.png" for k in range(5)]
-    write(folder, images(*names) | {f"{k}.txt": b"\xe9" for k in range(5)})
-    with pytest.raises(DatasetError, match=r"5 caption files.*0\.txt.*2\.txt.* and 2 more") as caught:
-        opened(folder, tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_pipe_or_a_huge_file_is_not_waited_for(folder, tmp_path):
-    write(folder, images("a.png"))
-    os.mkfifo(folder / "a.txt")
-    with pytest.raises(DatasetError, match=r"a\.txt \(it is not a file\)"):
-        opened(folder, tmp_path)
-    (folder / "a.txt").unlink()
-    with (folder / "a.txt").open("wb") as file:
-        file.truncate(1 << 40)  # sparse: a terabyte that takes no room
-    with pytest.raises(DatasetError, match="1,099,511,627,776 bytes"):
-        opened(folder, tmp_path)
-    (folder / "a.txt").unlink()
-    (folder / "a.txt").symlink_to("/proc/self/status")  # a file without a size
-    with pytest.raises(DatasetError, match="longer than its size"):
-        opened(folder, tmp_path)
 
 
 def serve(tmp_path, files, monkeypatch, links=()):
@@ -494,48 +275,6 @@ def test_columns_without_a_table_have_no_effect(folder, tmp_path):
     said.clear()
     opened(folder, tmp_path, said=said)
     assert said == []
-
-
-class TestSeveralLines:
-    TEXT = "A red house.\n\n  The light comes from the left. \r\n\nTrees.\n\n"
-
-    def test_are_several_captions_and_said(self, folder, tmp_path):
-        write(
-            folder, images("a.png", "b.png", "c.png") | {"a.txt": "one\n\n", "b.txt": self.TEXT, "c.txt": "x\ny\nz\nw"}
-        )
-        said = []
-        assert rows(opened(folder, tmp_path, said=said))[1][1] == (
-            "A red house.",
-            "The light comes from the left.",
-            "Trees.",
-        )
-        assert said == [
-            "dataset: 1 text file has blank lines between paragraphs, and each line is taken as a caption of its own; "
-            'set dataset.caption_lines to "joined" to make each file one caption: b.txt',
-            "dataset: 2 images have several captions (up to 4), of which each visit draws one; "
-            "b.png: 'A red house.', 'The light comes from the left.', 'Trees.'",
-        ]
-
-    def test_joined(self, folder, tmp_path):
-        write(folder, images("a.png", "b.png") | {"a.txt": "one", "b.txt": self.TEXT})
-        said = []
-        dataset = opened(folder, tmp_path, said=said, caption_lines="joined")
-        assert rows(dataset) == [
-            ("a.png", ("one",)),
-            ("b.png", ("A red house. The light comes from the left. Trees.",)),
-        ]
-        assert said == []
-        (folder / "b.txt").write_text("A red house. The light comes from the left. Trees.")
-        assert opened(folder, tmp_path).fingerprint == dataset.fingerprint
-
-    def test_joined_in_vain(self, folder, tmp_path):
-        write(folder, images("a.png") | {"metadata.jsonl": '{"file_name": "a.png", "text": ["one", "two"]}'})
-        said = []
-        assert rows(opened(folder, tmp_path, said=said, caption_lines="joined")) == [("a.png", ("one", "two"))]
-        assert said == [
-            "dataset: 1 image has several captions (up to 2), of which each visit draws one; a.png: 'one', 'two'",
-            'dataset: caption_lines "joined" has no effect: no text files beside images are read',
-        ]
 
 
 @pytest.mark.parametrize(

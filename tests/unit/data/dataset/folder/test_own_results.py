@@ -9,8 +9,8 @@ from engine.core.errors import DatasetError
 from engine.data.dataset.folder.own_results import result_files
 from engine.evaluation.sampling import Image, listing
 from engine.results.output.folder import Claim, JobRecord, OutputFolder
+from tests.support.caption_folders import images, opened, write
 from tests.support.datasets import picture
-from tests.unit.data.dataset.captions.test_sidecars import images, opened, write
 
 JOB = JobRecord("task", None)
 MANIFEST = json.dumps({"files": {}, "digest": "d", "task_digest": "task", "global_step": 1, "parent": None})

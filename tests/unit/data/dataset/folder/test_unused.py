@@ -19,8 +19,8 @@ from engine.data.dataset.images import Cells, Files
 from engine.data.dataset.reach import Reach
 from engine.data.dataset.tables.tables import Source
 from engine.data.media.image import IMAGE
+from tests.support.caption_folders import images, opened, rows, write
 from tests.support.datasets import picture
-from tests.unit.data.dataset.captions.test_sidecars import images, opened, rows, write
 
 NAMES = (
     *("a.png", "b.JPG", "c.jfif", "a.txt", "b.caption", "c.jfif.txt", "d.heic", "d.txt", "lost.txt", "a-masklabel.png"),

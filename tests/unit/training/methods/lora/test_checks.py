@@ -157,9 +157,9 @@ class TestWarmStart:
         "changes, words",
         [
             ({"rank": 4}, "rank 3, but lora.rank is 4"),
-            ({"target_modules": ("to_q",)}, "lora.target_modules leaves out"),
-            ({"target_modules": ("to_q", "to_k", "conv1")}, "lora.target_modules asks for"),
-            ({"text": True}, "train_text_encoder asks for"),
+            ({"target_modules": ("to_q",)}, "lora.target_modules excludes"),
+            ({"target_modules": ("to_q", "to_k", "conv1")}, "lora.target_modules requires"),
+            ({"text": True}, "train_text_encoder requires"),
         ],
     )
     def test_one_of_another_adapter(self, folder, name, trained, changes, words):

@@ -1,0 +1,35 @@
+"""Configurations of the published models, without weights, and tasks to train them."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from engine.job import memory
+from engine.models import registry
+from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
+
+GIB = 2**30
+SKELETONS = Path(memory.__file__).parents[2] / "models" / "single_file"
+PUBLISHED = {name: json.loads((SKELETONS / f"{name}.json").read_text()) for name in ("sd1", "sd2", "xl")}
+PIPELINES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline", "xl": "StableDiffusionXLPipeline"}
+
+
+def base_of(name, **changes):
+    """A base model of a published size: its configurations alone."""
+    configs = PUBLISHED[name] | changes
+    family = registry.FAMILIES[PIPELINES[name]]
+    return SimpleNamespace(config=configs.__getitem__, family=family, single_file="whole")
+
+
+def task_of(mixed_precision="bf16", lora=None, **train_args):
+    return Task(
+        model=Model(name="m"),
+        dataset=Dataset(name="d"),
+        lora=lora or Lora(rank=4),
+        train_args=TrainArgs(**({"batch_size": 1} | train_args)),
+        mixed_precision=mixed_precision,
+    )
+
+
+def peak(name, *, recompute, device="cuda", **options):
+    return memory.predict(base_of(name), task_of(**options), recompute=recompute, device=device)

@@ -1,0 +1,82 @@
+"""Tasks that need more memory than there is: refused, with changes that fit."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from engine.core.errors import DeviceMemoryError
+from engine.job import memory
+from engine.task.task import Lora
+from tests.support.published_models import GIB, base_of, peak, task_of
+
+
+def prediction(base, task, available):
+    recompute = memory.wants_recompute(base, task, device="cpu", available=available)
+    return memory.predict(base, task, recompute=recompute, device="cpu")
+
+
+def changed(task, advice):
+    """The task with what a piece of advice says."""
+    for change in advice.split(" (")[0].replace(" with ", " and ").split(" and "):
+        key, value = change.split()
+        value = json.loads(value)
+        if key == "mixed_precision":
+            task = replace(task, mixed_precision=value)
+        elif key == "lora.rank":
+            task = replace(task, lora=replace(task.lora, rank=value))
+        else:
+            task = replace(task, train_args=replace(task.train_args, **{key: value}))
+    return task
+
+
+EXTREMES = [
+    ("no", Lora(rank=10**6), {}),
+    ("no", Lora(), {"batch_size": 10**7}),
+    ("no", Lora(), {"batch_size": 7, "gradient_checkpointing": False, "resolution": 1024}),
+    ("bf16", Lora(), {"gradient_accumulation_steps": 10**10}),
+    ("bf16", Lora(), {"gradient_accumulation_steps": 10**18}),
+    ("bf16", Lora(), {"batch_size": 10**15}),
+    ("bf16", Lora(rank=10**15), {}),
+    ("no", Lora(rank=10**4), {"batch_size": 10**4, "resolution": 4096, "train_text_encoder": True}),
+]
+
+
+class TestRefusal:
+    """Of what would be ended by the system's out-of-memory killer, without a line."""
+
+    @pytest.mark.parametrize("precision, lora, args", EXTREMES)
+    def test_what_is_far_too_large_is_refused_and_the_advice_fits(self, precision, lora, args):
+        base, task, available = base_of("sd1"), task_of(precision, lora, **args), 20 * GIB
+        with pytest.raises(DeviceMemoryError, match=r"20\.0 GiB.*what should fit"):
+            memory.require_enough(base, task, device="cpu", available=available, most=available, continues=False)
+        found = memory.fitting(base, task, device="cpu", available=available)
+        assert found
+        for advice in found:
+            assert prediction(base, changed(task, advice), available).peak <= memory.SPARE * available
+            assert advice.count("gradient_accumulation_steps") <= 1, "of each key the value to write"
+
+    def test_what_might_fit_is_not(self):
+        base, task = base_of("sd1"), task_of("no", gradient_checkpointing=True)
+        peak = prediction(base, task, 20 * GIB).peak
+        for most in (None, peak * 2, peak, int(peak / 1.49)):
+            memory.require_enough(base, task, device="cpu", available=most, most=most, continues=False)
+        with pytest.raises(DeviceMemoryError):
+            memory.require_enough(base, task, device="cpu", available=1, most=int(peak / 1.51), continues=False)
+
+    def test_what_cannot_be_predicted_is_not(self):
+        memory.require_enough(base_of("sd1", unet={}), task_of(), device="cpu", available=1, most=1, continues=False)
+
+    def test_what_the_files_do_not_hold_is_left_to_be_found_by_loading(self, tmp_path):
+        """A configuration that claims a terabyte is no reason to blame the machine."""
+        base, claims = base_of("sd1"), {"device": "cpu", "available": 1, "most": 1, "continues": False}
+        base.single_file, base.folder = None, tmp_path
+        (tmp_path / "unet").mkdir()
+        with pytest.raises(DeviceMemoryError):  # not downloaded yet
+            memory.require_enough(base, task_of(), **claims)
+        (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 1000)
+        memory.require_enough(base, task_of(), **claims)
+
+    def test_the_micro_batches_of_a_step_are_counted(self):
+        few, many = (peak("sd1", recompute=True, gradient_accumulation_steps=n).train for n in (1, 10**9 + 1))
+        assert many - few == 12 * 10**9
