@@ -191,7 +191,8 @@ class Group(Processes):
 
         found = torch.tensor([signum, int(save)])
         with self._talking():
-            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control)
+            work = dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
+            work.wait(GATHER_TIME)  # the group itself would wait for a process that hangs as long as for a download
         return int(found[0]), bool(found[1])
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:

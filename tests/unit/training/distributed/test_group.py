@@ -2,14 +2,16 @@
 
 import datetime
 import threading
+import time
 
 import pytest
 import torch.distributed as dist
 
-from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError
+from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError, TemporaryError
 from engine.core.process.environment import Place
 from engine.core.process.signals import Stop
 from engine.results.state import dump_state, parse_state, weights_digest
+from engine.training.distributed import group as group_module
 from engine.training.distributed.group import Group, Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import step_window
@@ -149,24 +151,57 @@ def test_processes_that_disagree_end():
         in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
 
 
-@pytest.mark.parametrize(
-    "signums, saves, expected", [((0, 15), (True, False), (15, True)), ((0, 0), (False, False), (0, False))]
-)
-def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, expected):
-    """Through gloo, as between processes."""
-    store, agreed = dist.HashStore(), {}
+class Silent:
+    """A watch that hears of no process's end."""
+
+    def news(self, *, seconds):
+        return None
+
+
+def through_gloo(action):
+    """Call `action(group)` in two threads that are connected as two processes are."""
+    store = dist.HashStore()
 
     def run(rank):
         control = dist.ProcessGroupGloo(store, rank, 2, datetime.timedelta(seconds=60))
-        group = Group(Place(rank, 2, rank), Stop(), None, control)
-        agreed[rank] = group.agree(signum=signums[rank], save=saves[rank])
+        action(Group(Place(rank, 2, rank), Stop(), Silent(), control))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "signums, saves, expected", [((0, 15), (True, False), (15, True)), ((0, 0), (False, False), (0, False))]
+)
+def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, expected):
+    agreed = {}
+
+    def agree(group):
+        agreed[group.rank] = group.agree(signum=signums[group.rank], save=saves[group.rank])
+
+    through_gloo(agree)
     assert agreed == {0: expected, 1: expected}
+
+
+def test_after_a_step_no_process_waits_for_one_that_hangs_longer_than_for_a_gradient(monkeypatch):
+    monkeypatch.setattr(group_module, "GATHER_TIME", datetime.timedelta(seconds=0.5))
+    seconds, is_over = [], threading.Event()
+
+    def agree(group):
+        if group.rank == 1:
+            is_over.wait(30)  # connected, alive, and stuck
+            return
+        start = time.monotonic()
+        with pytest.raises(TemporaryError, match="lost"):
+            group.agree(signum=0, save=False)
+        seconds.append(time.monotonic() - start)
+        is_over.set()
+
+    through_gloo(agree)
+    assert seconds and seconds[0] < 20
 
 
 def test_the_first_goes_first():
