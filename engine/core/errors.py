@@ -96,7 +96,7 @@ class PeerError(JobError):
 
 
 class Interrupted(BaseException):
-    """Stopped by a signal; the same command goes on where it stopped.
+    """A signal stopped the job; the same command continues from the saved progress.
 
     Not an `Exception`, so that no library's broad `except` swallows it.
     """

@@ -88,4 +88,4 @@ class Stop:
         if self._peer_error is not None:  # why other processes end, this one does too
             return self._peer_error
         name = signal.Signals(signum).name
-        return Interrupted(signum, f"stopped by {name}; the same command goes on where it stopped")
+        return Interrupted(signum, f"stopped by {name}; the same command continues from the saved progress")
