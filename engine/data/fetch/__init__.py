@@ -24,7 +24,7 @@ from engine.core.files.folder_names import is_part_of_archive
 from engine.core.files.retention import hold
 from engine.core.limits import Limits
 from engine.core.redact import shown_url
-from engine.data.fetch.archive import JOIN_PARTS, extract, notes_of
+from engine.data.fetch.archive import JOIN_PARTS, SplitArchiveError, extract, notes_of
 from engine.data.fetch.download import Download, Policy
 from engine.data.fetch.files import fetch_file
 
@@ -117,7 +117,7 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
         except DatasetError as error:
             # The same bytes would be refused again; the server may have better ones next time.
             download.discard()
-            if is_part_of_archive(urlsplit(label).path) and JOIN_PARTS not in str(error):
+            if is_part_of_archive(urlsplit(label).path) and not isinstance(error, SplitArchiveError):
                 error = DatasetError(f"{error}; by its name it is a part of a split archive: {JOIN_PARTS}")
             raise DatasetError(f"{label} is not usable: {error}") from error
         finally:

@@ -39,6 +39,10 @@ _ZIP_END_BYTES: Final = (64 << 10) + 22
 JOIN_PARTS: Final = "join its parts (7-Zip unpacks them; `cat NAME.zip.*`, `zip -s 0`) and give the whole"
 
 
+class SplitArchiveError(DatasetError):
+    """The archive is one part of a split archive; the message says how to join the parts."""
+
+
 def extract(archive: Path, into: Path, limits: Limits) -> None:
     """Unpack `archive` into the existing, empty folder `into`: regular files (0644) and folders (0755), nothing else.
 
@@ -274,9 +278,11 @@ def _refuse_part(archive: Path) -> None:
         tail = file.read()
     place = tail.rfind(b"PK\x05\x06")
     if head == _ZIP_SPLIT or (place >= 0 and tail[place + 4 : place + 6] not in (b"\0\0", b"\xff\xff")):
-        raise DatasetError(f"it is a part of a split archive; {JOIN_PARTS}")
+        raise SplitArchiveError(f"it is a part of a split archive; {JOIN_PARTS}")
     if place < 0:
-        raise DatasetError(f"it is truncated, or the first part of a split archive: upload it again, or {JOIN_PARTS}")
+        raise SplitArchiveError(
+            f"it is truncated, or the first part of a split archive: upload it again, or {JOIN_PARTS}"
+        )
 
 
 def _chunks(content: IO[bytes]) -> Iterator[bytes]:
