@@ -52,6 +52,9 @@ class Limits:
         )
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 def refuse_endless_number(header: bytes) -> None:
     """Refuse a tar header on which tarfile would take hours: its time is quadratic in a run of digits.
 

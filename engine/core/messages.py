@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+Say = Callable[[str], None]
+"""Takes one line for a person."""
 _MAX_JSON: Final = 80
 
 

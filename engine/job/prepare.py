@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from engine.core.files.file_hashes import FileDigests
+from engine.core.messages import Say
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.data.dataset.open import open_dataset
@@ -31,9 +32,6 @@ from engine.training.methods.registry import METHODS, load_parent
 
 if TYPE_CHECKING:
     import torch
-
-Say = Callable[[str], None]
-"""A function that takes a line for a person."""
 
 
 def read_task(settings: Settings) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from engine.core.errors import ModelError
 from engine.core.files.file_hashes import FileDigests
 from engine.core.files.retention import hold_repository
-from engine.core.limits import Limits
+from engine.core.limits import DEFAULT_LIMITS, Limits
+from engine.core.messages import Say
 from engine.core.redact import shown_url
 from engine.data.fetch import hub
 from engine.models import registry, single_file
@@ -27,9 +28,6 @@ from engine.task.task import Model, PredictionType
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
 _PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
-_DEFAULT_LIMITS: Final = Limits()
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +72,9 @@ def locate(
     *,
     pinned: str | None,
     weights: bool,
-    report: Report,
+    report: Say,
     cache_dir: Path,
-    limits: Limits = _DEFAULT_LIMITS,
+    limits: Limits = DEFAULT_LIMITS,
     digests: FileDigests | None = None,
 ) -> BaseModel:
     """Find the base model, and download those of its files that are needed.
@@ -131,12 +129,12 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
-def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Report) -> None:
+def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Say) -> None:
     if plain := sorted(component for component, found in variants.items() if found != wanted):
         report(f"base model: there are no {wanted} weights of {', '.join(plain)}; the plain weights are used")
 
 
-def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDigests) -> BaseModel:
+def _locate_folder(folder: Path, model: Model, report: Say, digests: FileDigests) -> BaseModel:
     if not folder.is_dir():
         raise ModelError(f"the base model {folder} is neither a folder nor a file{nearest(folder)}")
     family = registry.detect(read_json(folder / INDEX))
@@ -146,7 +144,7 @@ def _locate_folder(folder: Path, model: Model, report: Report, digests: FileDige
     return BaseModel(folder=folder, family=family, variants=variants, identity=identity, revision=None)
 
 
-def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, digests: FileDigests) -> BaseModel:
+def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Say, digests: FileDigests) -> BaseModel:
     from engine.data.fetch import fetch_file
 
     address = shown_url(model.name)
@@ -168,7 +166,7 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Report, d
     return base
 
 
-def _locate_file(path: Path, name: str, model: Model, report: Report, digests: FileDigests) -> BaseModel:
+def _locate_file(path: Path, name: str, model: Model, report: Say, digests: FileDigests) -> BaseModel:
     if not path.is_file():
         raise ModelError(f"the base model {path} does not exist{nearest(path)}")
     if path.suffix.lower() in PICKLE_SUFFIXES:
@@ -191,7 +189,7 @@ def _locate_file(path: Path, name: str, model: Model, report: Report, digests: F
     )
 
 
-def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: Report) -> BaseModel:
+def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: Say) -> BaseModel:
     commit = pinned or hub.resolve_commit(model.name, "model", model.revision)
     report(f"base model {model.name} at commit {commit[:12]}")
     folder = _download(model.name, commit, [INDEX])

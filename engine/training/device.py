@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from engine.core.errors import DeviceError
+from engine.core.errors import DeviceError, first_line
 from engine.task.settings import Settings
 from engine.training import determinism
 
@@ -29,7 +29,7 @@ def open_device(settings: Settings, mixed_precision: str) -> torch.device:
         torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except RuntimeError as error:
-        raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
+        raise DeviceError(f"the GPU cannot be used: {first_line(error)}") from error
     if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise DeviceError(f'{torch.cuda.get_device_name()} has no bf16; use mixed_precision "fp16" or "no"')
     return device

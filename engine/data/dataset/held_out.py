@@ -10,8 +10,8 @@ from engine.core import rng
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import DatasetError
 from engine.core.limits import Limits
+from engine.core.messages import Say
 from engine.data.dataset.dataset import ImageDataset
-from engine.data.dataset.folder.folders import Report
 from engine.data.dataset.open import open_dataset
 from engine.data.media.medium import Medium
 from engine.task.task import Dataset, HeldOutDataset
@@ -42,7 +42,7 @@ def hold_out(
     seed: int,
     cache_dir: Path,
     revision: str | None,
-    report: Report,
+    report: Say,
     limits: Limits,
 ) -> tuple[ImageDataset, HeldOut]:
     """Return the dataset to train on and the held-out images, as `validation.dataset` asks.

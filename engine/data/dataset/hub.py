@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from engine.core.errors import DatasetError
 from engine.core.files.atomic_files import write_file
 from engine.core.files.retention import hold, hold_repository
+from engine.core.messages import Say
 from engine.data.dataset.columns import Columns
-from engine.data.dataset.folder.folders import Report
 from engine.data.dataset.folder.splits import choose_split
 from engine.data.dataset.reach import Reach
 from engine.data.dataset.tables.tables import read_arrow
@@ -31,7 +31,7 @@ def load_hub_table(
     columns: Columns,
     *,
     cache_dir: Path,
-    report: Report,
+    report: Say,
     wanted: str | None = None,
 ) -> tuple[pa.Table, Reach, str, tuple[Path, ...]]:
     """Load one split of a Hub dataset.

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.limits import Limits
+from engine.core.limits import DEFAULT_LIMITS, Limits
+from engine.core.messages import Say
 from engine.data.dataset.captions.caption_files import is_text_beside
 from engine.data.dataset.captions.caption_notes import caption_notes
 from engine.data.dataset.columns import Columns, arrow_kinds
 from engine.data.dataset.dataset import ImageDataset, ends_of
 from engine.data.dataset.fingerprints import pinned, remembered_fingerprint
-from engine.data.dataset.folder.folders import Report, read_local
+from engine.data.dataset.folder.folders import read_local
 from engine.data.dataset.reach import Reach
 from engine.data.dataset.rows import Rows, rows_from_arrow
 from engine.data.dataset.tables.tables import Source
@@ -24,7 +25,6 @@ from engine.task.task import Dataset
 
 MAX_EPOCH_VISITS: Final = 100_000_000
 """Limit on the visits of an epoch, whose permutation is in memory; folder names (`N_name`) can ask for any number."""
-_DEFAULT_LIMITS: Final = Limits()
 
 
 def open_dataset(
@@ -33,8 +33,8 @@ def open_dataset(
     *,
     cache_dir: Path,
     revision: str | None,
-    report: Report,
-    limits: Limits = _DEFAULT_LIMITS,
+    report: Say,
+    limits: Limits = DEFAULT_LIMITS,
     split: str | None = None,
 ) -> ImageDataset:
     """Open a task's dataset: `dataset.name` (a local path, else a Hub ID), or `dataset.url`.
@@ -82,7 +82,7 @@ def open_dataset(
     return dataset
 
 
-def _named(name: str, source: Source, revision: str | None, report: Report) -> tuple[tuple[Rows, ...], str | None]:
+def _named(name: str, source: Source, revision: str | None, report: Say) -> tuple[tuple[Rows, ...], str | None]:
     """Return the rows of a local path or of a Hub ID, and the Hub commit."""
     path = Path(name)
     if path.exists():
@@ -92,7 +92,7 @@ def _named(name: str, source: Source, revision: str | None, report: Report) -> t
     return _loaded_from_hub(name, source, revision, report)
 
 
-def _fetched(url: str, source: Source, report: Report, limits: Limits) -> tuple[Rows, ...]:
+def _fetched(url: str, source: Source, report: Say, limits: Limits) -> tuple[Rows, ...]:
     from engine.data.fetch import fetch_dataset
 
     folder = fetch_dataset(url, source.cache_dir, report=report, limits=limits)
@@ -100,7 +100,7 @@ def _fetched(url: str, source: Source, report: Report, limits: Limits) -> tuple[
 
 
 def _loaded_from_hub(
-    name: str, source: Source, revision: str | None, report: Report
+    name: str, source: Source, revision: str | None, report: Say
 ) -> tuple[tuple[Rows, ...], str | None]:
     from engine.data.dataset.hub import load_hub_table
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,7 +21,8 @@ from engine.core.files.atomic_files import make_folder, sync_folder, write_file,
 from engine.core.files.file_lock import locked, try_lock
 from engine.core.files.folder_names import is_part_of_archive
 from engine.core.files.retention import hold
-from engine.core.limits import Limits
+from engine.core.limits import DEFAULT_LIMITS, Limits
+from engine.core.messages import Say
 from engine.core.redact import shown_url
 from engine.data.fetch.archive import JOIN_PARTS, SplitArchiveError, extract, notes_of
 from engine.data.fetch.download import Download, Policy
@@ -31,18 +31,15 @@ from engine.data.fetch.files import fetch_file
 __all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file"]
 
 _BUILDING: Final = ".building"
-_DEFAULT_LIMITS: Final = Limits()
 _DEFAULT_POLICY: Final = Policy()
-
-Report = Callable[[str], None]
 
 
 def fetch_dataset(
     url: str,
     cache_dir: Path,
     *,
-    report: Report,
-    limits: Limits = _DEFAULT_LIMITS,
+    report: Say,
+    limits: Limits = DEFAULT_LIMITS,
     policy: Policy = _DEFAULT_POLICY,
 ) -> Path:
     """Download `url` and unpack it, unless that has been done. Returns the content's folder, which is only to be read.
@@ -93,13 +90,13 @@ def _published(root: Path, pointer: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _report_notes(pointer: Path, label: str, report: Report) -> None:
-    """Report the notes made when the archive was unpacked: each task of a chain has its own log."""
+def _report_notes(pointer: Path, label: str, report: Say) -> None:
+    """Say the notes made when the archive was unpacked: each task of a chain has its own log."""
     for note in json.loads(pointer.read_bytes()).get("notes", []):
         report(f"{label}: {note}")
 
 
-def _publish(root: Path, key: str, download: Download, *, label: str, limits: Limits, report: Report) -> Path:
+def _publish(root: Path, key: str, download: Download, *, label: str, limits: Limits, report: Say) -> Path:
     """Unpack the downloaded file and record it in the cache. The URL's lock must be held."""
     _sweep(root, key)
     with download.part.open("rb") as file:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, cast
 
-from engine.core.errors import DatasetError
+from engine.core.errors import DatasetError, first_line
 from engine.core.files.atomic_files import FILE_MODE, FOLDER_MODE
 from engine.core.limits import Budget, Limits
 from engine.data.fetch.members import Listing, clean_name, is_webdataset, refused, too_many
@@ -96,8 +96,8 @@ def _reading() -> Iterator[None]:
         OverflowError,
         NotImplementedError,
     ) as error:
-        reason = str(error).split("\n", 1)[0][:120] or type(error).__name__
-        raise DatasetError(f"it is damaged or truncated ({ascii(reason)[1:-1]}); pack or upload it again") from error
+        reason = ascii(first_line(error))[1:-1]
+        raise DatasetError(f"it is damaged or truncated ({reason}); pack or upload it again") from error
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise  # the disk failed, not the archive

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import urllib3.exceptions
 from engine.core.errors import OutputError, TemporaryError
 from engine.core.files.atomic_files import FILE_MODE, write_file, writing_to
 from engine.core.limits import Limits
+from engine.core.messages import Say
 from engine.core.redact import shown_url
 from engine.data.fetch.http_hops import Hops, Policy, TransientError, Watchdog, innermost
 from engine.data.fetch.responses import check_status, display_name, length_of, range_of, validator_of
@@ -25,8 +25,6 @@ __all__ = ["Download", "Policy"]
 
 _CHUNK_BYTES: Final = 256 << 10
 _PROGRESS_BYTES: Final = 1 << 20
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +40,7 @@ class _Meta:
 class Download:
     """A download. `part` holds the first bytes, `part` + `.json` their version. One process at a time."""
 
-    def __init__(self, url: str, part: Path, *, limits: Limits, policy: Policy, report: Report) -> None:
+    def __init__(self, url: str, part: Path, *, limits: Limits, policy: Policy, report: Say) -> None:
         self._url = url
         self.part = part
         self._meta_file = part.with_name(f"{part.name}.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import functools
 import multiprocessing
 import os
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Final, TypeVar
 
 from engine.core.errors import TemporaryError
+from engine.core.process.signals import die_with_parent
 from engine.data.media.geometry import Geometry, UnreadableImage
 from engine.data.media.medium import Pixels
 
@@ -25,7 +25,6 @@ Request = tuple[Callable[[], bytes], Geometry]
 
 _AHEAD: Final = 4
 """Pending images per worker, which bounds the memory."""
-_PR_SET_PDEATHSIG: Final = 1
 _LEFT_TO_THE_PARENT: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -109,6 +108,6 @@ def _start_worker(parent: int) -> None:
     for signum in _LEFT_TO_THE_PARENT:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_PARENT)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:  # it died before the request above
         os._exit(1)

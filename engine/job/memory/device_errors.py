@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from engine.core.errors import DeviceError, DeviceMemoryError
+from engine.core.errors import DeviceError, DeviceMemoryError, first_line
 from engine.job import memory
 from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ def device_errors(job: Job, device: torch.device, available: int | None) -> Iter
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
             raise DeviceMemoryError(memory_advice(job, device, available)) from error
         if any(words in str(error) for words in _UNUSABLE_DEVICE):
-            raise DeviceError(f"the GPU cannot be used: {str(error).splitlines()[0]}") from error
+            raise DeviceError(f"the GPU cannot be used: {first_line(error)}") from error
         raise
 
 

@@ -11,11 +11,10 @@ from accelerate import init_empty_weights
 from diffusers.loaders import single_file_utils as converters
 from safetensors import safe_open
 
+from engine.models.family import Tensors
 from engine.models.single_file import SingleFile
 from engine.models.single_file.layouts import Part, is_buffer, original_name
 from engine.models.single_file.vocabulary import read_vocabulary
-
-Tensors = dict[str, torch.Tensor]
 
 _IGNORED: Final = ("loss.", "model_ema.")
 """Prefixes of tensors that the training of an autoencoder may have left in the file."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from engine.core.errors import Interrupted, JobError, PeerInterrupted, TemporaryError
+from engine.core.errors import Interrupted, JobError, PeerInterrupted, TemporaryError, first_line
 from engine.core.process.environment import Place
 from engine.core.process.signals import Stop
 
@@ -232,7 +232,7 @@ class Group(Processes):
         except RuntimeError as error:
             found = self._watch.news(seconds=5.0)
             if found is None:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise TemporaryError(f"the processes of the job lost their connection ({reason})") from error
             raise found.error() from error
 
@@ -282,7 +282,7 @@ def _meet(place: Place, stop: Stop) -> tuple[Group, PeerWatch]:
         watch = PeerWatch(place, stop.peer_ended)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise TemporaryError(
             f"the {place.world_size} processes of the job could not connect to {where} ({reason})"
         ) from error

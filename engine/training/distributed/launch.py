@@ -6,7 +6,6 @@ The processes share the task's own `gradient_accumulation_steps`, so the result 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import Final, NoReturn
 
 from engine.core.errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
 from engine.core.process.environment import EXIT_CODES, LAUNCHED, Place
-from engine.core.process.signals import Stop
+from engine.core.process.signals import Stop, die_with_parent
 from engine.core.process.startup import ENTRYPOINT
 from engine.results.outcome import Outcome, recording_failure
 from engine.results.output.folder import OutputFolder
@@ -30,7 +29,6 @@ from engine.task.task import Task
 SHUTDOWN_SECONDS: Final = 110
 """The time that the processes have for saving their progress after SIGTERM; a container has two minutes to stop."""
 
-_PR_SET_PDEATHSIG: Final = 1
 _LARGEST_VARIABLE: Final = 100_000
 """Upper bound in bytes for an environment variable; Linux allows 128 KiB."""
 
@@ -185,7 +183,7 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
 def follow_launcher(environment: Mapping[str, str]) -> None:
     """Let the kernel kill this process when its launcher ends, if the launcher is this program's."""
     if EXIT_CODES in environment:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
 
 
 def leave_code(environment: Mapping[str, str], code: int) -> None:

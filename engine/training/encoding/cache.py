@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
@@ -17,8 +16,7 @@ from safetensors.torch import save as serialise_tensors
 from engine.core.canonical_json import canonical_json
 from engine.core.files import atomic_files
 from engine.core.files.retention import cached_files
-
-Tensors = dict[str, torch.Tensor]
+from engine.models.family import Tensors
 
 
 def cache_key(kind: str, *what: object) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from engine.core.errors import DatasetError
 from engine.core.files.folder_names import is_part_of_archive, project_folders
 from engine.core.limits import bounded_memory
-from engine.core.messages import listing, short, shown
+from engine.core.messages import Say, listing, short, shown
 from engine.data.dataset.captions.json_captions import PathCaptions, files_beside, read_by_path
 from engine.data.dataset.captions.sidecars import read_sidecars
 from engine.data.dataset.folder.hub_configurations import (
@@ -59,10 +59,8 @@ from engine.data.fetch.hub import snapshot_of
 from engine.data.media.medium import Medium
 from engine.task.paths import as_spelled
 
-Report = Callable[[str], None]
 
-
-def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
+def read_local(path: Path, source: Source, report: Say) -> tuple[Rows, ...]:
     """Return the rows of a dataset on this machine. Their order does not depend on the order of directory entries.
 
     `report` is called with a line for each reason for which files are not trained on. Raises DatasetError if nothing
@@ -86,7 +84,7 @@ def read_local(path: Path, source: Source, report: Report) -> tuple[Rows, ...]:
     return parts
 
 
-def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+def _read_folder(account: Account, source: Source, report: Say) -> tuple[Rows, ...]:
     path, files = account.root, account.files
     if (path / "dataset_dict.json").is_file():
         return _read_saved_splits(account, source, report)
@@ -117,7 +115,7 @@ def _read_folder(account: Account, source: Source, report: Report) -> tuple[Rows
 
 
 def _read_declared(
-    configuration: Configuration | None, account: Account, source: Source, report: Report
+    configuration: Configuration | None, account: Account, source: Source, report: Say
 ) -> tuple[Rows, ...]:
     """Return the rows of a configuration that lists its files; () if it lists none."""
     if configuration is None or configuration.patterns is None:
@@ -145,7 +143,7 @@ def _read_declared(
     return parts
 
 
-def _read_declared_images(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+def _read_declared_images(files: Sequence[str], account: Account, source: Source, report: Say) -> tuple[Rows, ...]:
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
         return _read_imagefolder(metadata, metadata, account, source, report)
@@ -214,7 +212,7 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
 
 
 def _read_imagefolder(
-    metadata: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report
+    metadata: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Say
 ) -> tuple[Rows, ...]:
     """Return rows in the order of the chosen metadata files. Image paths are relative to the metadata file's folder."""
     root, files = account.root, account.files
@@ -235,7 +233,7 @@ def _read_imagefolder(
 # --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------
 
 
-def _read_saved_splits(account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+def _read_saved_splits(account: Account, source: Source, report: Say) -> tuple[Rows, ...]:
     path = account.root
     splits = _read_json(path / "dataset_dict.json").get("splits")
     if not isinstance(splits, list) or not all(isinstance(name, str) and _is_plain(name) for name in splits):

@@ -1,19 +1,17 @@
-"""Report the rows of metadata whose files do not exist, with advice on what to write instead."""
+"""Say the rows of metadata whose files do not exist, with advice on what to write instead."""
 
 from __future__ import annotations
 
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from engine.core.errors import DatasetError
 from engine.core.files.folder_names import same_end
-from engine.core.messages import listing, plural, shown
+from engine.core.messages import Say, listing, plural, shown
 from engine.data.dataset.folder.unused import Account, is_archive
-
-Report = Callable[[str], None]
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _ALIKE: Final = 3
@@ -21,9 +19,9 @@ _ALIKE: Final = 3
 
 
 def report_missing(
-    account: Account, folders: Sequence[str], named: Iterable[str], report: Report, *, column: str = "file_name"
+    account: Account, folders: Sequence[str], named: Iterable[str], report: Say, *, column: str = "file_name"
 ) -> None:
-    """Report how many rows name a file that does not exist, with advice.
+    """Say how many rows name a file that does not exist, with advice.
 
     Args:
         account: of the dataset's folder.

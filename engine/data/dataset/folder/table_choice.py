@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
 from engine.core.errors import DatasetError
 from engine.core.files.folder_names import repeated_folder
-from engine.core.messages import listing, shown
+from engine.core.messages import Say, listing, shown
 from engine.data.dataset.captions.caption_files import has_sidecars
 from engine.data.dataset.columns import NoSuchColumnError
 from engine.data.dataset.folder.splits import files_of_split, split_of_table
@@ -17,13 +17,11 @@ from engine.data.dataset.images import images_among
 from engine.data.dataset.rows import Rows
 from engine.data.dataset.tables.tables import TABLE_SUFFIXES, Source, read_table
 
-Report = Callable[[str], None]
-
 # JSON files that describe a dataset and hold none of its rows.
 _DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
 
 
-def read_tables(files: Sequence[str], account: Account, source: Source, report: Report) -> tuple[Rows, ...]:
+def read_tables(files: Sequence[str], account: Account, source: Source, report: Say) -> tuple[Rows, ...]:
     """Return the rows of the first kind of table that has the columns asked for; () if no table is needed.
 
     If images have captions without a table, files that cannot be read as one (a preset, a log, a task) are left out
@@ -56,7 +54,7 @@ def read_tables(files: Sequence[str], account: Account, source: Source, report: 
     raise problems[0]
 
 
-def account_for(tables: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Report) -> None:
+def account_for(tables: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Say) -> None:
     """Enter the tables that are trained on, and report them if there are tables of other splits."""
     account.use(chosen)
     not_noted = set(account.open)

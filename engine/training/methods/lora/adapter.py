@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from engine.core import rng
 from engine.core.errors import CheckpointError
+from engine.models.family import Tensors
 from engine.models.spec import FamilySpec
 from engine.task.task import Lora
 from engine.training.methods.lora import loftq
@@ -26,8 +27,6 @@ from engine.training.methods.lora.dropout import AddressedDropout, Dropping
 from engine.training.methods.lora.linear import LoraLinear
 from engine.training.methods.lora.names import UP, require_fit, tensor_names
 from engine.training.methods.lora.targets import NO_QUANTISED_START, find_targets, require_decomposable
-
-Tensors = dict[str, torch.Tensor]
 
 _ADAPTER: Final = "default"
 

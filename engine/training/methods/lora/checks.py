@@ -14,7 +14,7 @@ from engine.models.base_model_files import is_weight
 from engine.models.single_file.header import Tensor, read_header
 from engine.models.spec import FamilySpec
 from engine.task.task import Task
-from engine.training.methods.lora.names import places, require_fit, tensor_names
+from engine.training.methods.lora.names import not_safetensors, places, require_fit, tensor_names
 from engine.training.methods.lora.start_file import header_metadata, strengths
 from engine.training.methods.lora.targets import (
     NO_QUANTISED_START,
@@ -144,5 +144,4 @@ def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
         entries = deserialize(data)  # type: ignore[no-untyped-call]
         return {name: tuple(entry["shape"]) for name, entry in entries}
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error).split("\n", 1)[0][:200]
-        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); use another file") from None
+        raise not_safetensors(error) from None

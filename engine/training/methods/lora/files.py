@@ -9,9 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 
 from engine.core.errors import CheckpointError
+from engine.models.family import Tensors
 from engine.models.spec import FamilySpec
-from engine.training.methods.lora.adapter import Adapter, Tensors, tensors_by_name
-from engine.training.methods.lora.names import DOWN, places, tensor_names
+from engine.training.methods.lora.adapter import Adapter, tensors_by_name
+from engine.training.methods.lora.names import DOWN, not_safetensors, places, tensor_names
 from engine.training.methods.lora.start_file import header_metadata, strengths
 
 
@@ -113,8 +114,7 @@ def read_diffusers_file(
     try:
         tensors = parse_tensors(data)
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # also impossible shapes
-        reason = str(error).split("\n", 1)[0][:200]
-        raise CheckpointError(f"the LoRA file is not a safetensors file ({reason!r}); use another file") from None
+        raise not_safetensors(error) from None
     return from_diffusers_file(tensors, spec, components=components, metadata=header_metadata(data), config=config)
 
 

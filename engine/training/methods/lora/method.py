@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import NonFiniteError
-from engine.models.family import PRECISIONS, Family
+from engine.models.family import PRECISIONS, Family, Tensors
 from engine.task.task import Task
 from engine.training.methods.lora import webui_metadata
-from engine.training.methods.lora.adapter import Adapter, Tensors, disabled
+from engine.training.methods.lora.adapter import Adapter, disabled
 from engine.training.methods.lora.adapter import attach as attach_adapter
 from engine.training.methods.lora.files import diffusers_state, read_diffusers_file, webui_state
 from engine.training.methods.lora.low_precision import WorkingCopy

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
-from engine.core.errors import CheckpointError
+from engine.core.errors import CheckpointError, first_line
 from engine.models.spec import FamilySpec
 
 DOWN: Final = ".lora_A.weight"
@@ -167,3 +167,8 @@ def require_fit(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -
 
 def _chosen_by(name: str) -> str:
     return "train_args.train_text_encoder" if name.startswith("text_encoder") else "lora.target_modules"
+
+
+def not_safetensors(error: Exception) -> CheckpointError:
+    """Return the error about a LoRA file that the safetensors library cannot read."""
+    return CheckpointError(f"the LoRA file is not a safetensors file ({first_line(error)!r}); use another file")
