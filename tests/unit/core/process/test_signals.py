@@ -26,7 +26,7 @@ def send(number=signal.SIGTERM):
 @pytest.mark.parametrize("number, code, name", [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")])
 class TestCodes:
     def test_outside_it_raises_at_once(self, stop, number, code, name):
-        with pytest.raises(Interrupted, match=f"stopped by {name}; the same command goes on") as caught:
+        with pytest.raises(Interrupted, match=f"stopped by {name}; the same command continues") as caught:
             send(number)
         assert caught.value.code == code
 
