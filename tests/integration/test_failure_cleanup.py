@@ -48,7 +48,7 @@ def test_the_report_after_an_interruption_tells_of_the_whole_task(task, tmp_path
     assert done.result["resumed_from_step"] > 0 and done.result["skipped_images"] == 1
     page = " ".join(re.sub("<[^>]*>", " ", (done.out / "report.html").read_text()).split())
     assert "Skipped 1 image" in page and "0002.png" in page
-    assert "in all for 80 steps" in page
+    assert "in total for 80 steps" in page
     both = [result["seconds"]["train"] for result in (stopped, done.result)]
     shown = float(re.search(r" train ([0-9.]+) s ", page)[1])
     assert shown == pytest.approx(sum(both), rel=0.1, abs=0.1) and shown > both[1]

@@ -125,7 +125,7 @@ class TestAChangeWhileTheJobRuns:
             swap()
         else:
             setup.on_stop = lambda: swap() if len(setup.family.encoded_images) == 1 else None
-        with pytest.raises(DatasetError, match=r"^\d\.png has changed since the job began, .*start it again$"):
+        with pytest.raises(DatasetError, match=r"^\d\.png has changed since the job began; .*start it again$"):
             setup.run()
         for path in folder.glob("*.png"):
             path.unlink()
