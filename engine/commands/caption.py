@@ -81,7 +81,10 @@ def find_images(folder: Path) -> list[str]:
     if not images_among(files, IMAGE):
         raise DatasetError(f"{folder} holds no images")
     if metadata := [file for file in files if Path(file).name in METADATA_NAMES]:
-        raise DatasetError(f"{shown(metadata[0])} has the captions of {folder}: caption files would not be read")
+        raise DatasetError(
+            f"{shown(metadata[0])} already gives the captions of {folder}, so caption files would be ignored; "
+            "edit the captions there"
+        )
     return without_caption(folder, files, IMAGE)
 
 

@@ -61,7 +61,7 @@ def refuse_endless_number(header: bytes) -> None:
     This is CVE-2024-6232, fixed in Python 3.11.10 and 3.12.6. Raises DatasetError.
     """
     if len(header) > _TAR_BLOCK and max(map(len, re.findall(rb"[0-9]+", header)), default=0) > _MAX_DIGITS:
-        raise DatasetError("it has a member whose headers hold an endless number; pack it again")
+        raise DatasetError("it has a member with too long a run of digits in its headers; pack it again")
 
 
 class Budget:

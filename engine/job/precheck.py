@@ -40,7 +40,7 @@ def check_output(job: Job, output: OutputContents, *, overwrite: bool) -> None:
         if not os.access(place, os.W_OK | os.X_OK):
             raise OutputError(f"cannot write to {root}: make {place} writable for the user that runs the job")
         if place.resolve().is_relative_to("/proc") or place.resolve().is_relative_to("/sys"):  # root passes os.access
-            raise OutputError(f"cannot write to {root}: {place} belongs to the kernel; choose another folder")
+            raise OutputError(f"cannot write to {root}: {place} is in a kernel file system; choose another folder")
         if job.in_place and is_over:  # the job would find nothing to do
             return
         if output.look(job.record, in_place=job.in_place, overwrite=overwrite) is not Claim.FINISHED:

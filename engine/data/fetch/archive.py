@@ -101,7 +101,7 @@ def _reading() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise  # the disk failed, not the archive
-        raise DatasetError("it is damaged: an offset in it leads nowhere; pack or upload it again") from error
+        raise DatasetError("it is damaged: an offset in it points outside the file; pack or upload it again") from error
 
 
 def _move_table(file: Path, kind: Kind, into: Path) -> None:

@@ -33,7 +33,8 @@ def check_status(response: requests.Response) -> None:
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip", "x-gzip"):
             raise DatasetError(
-                f"{shown_url(response.url)} is sent encoded as {encoding[:20]!a}, which nobody asked for"
+                f"{shown_url(response.url)} is sent with Content-Encoding {encoding[:20]!a}, which was not requested; "
+                "use a URL that serves the plain file"
             )
         return
     if status in _RETRIED or status >= 500:

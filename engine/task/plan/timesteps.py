@@ -51,8 +51,8 @@ class Timesteps:
         begin, end = args.min_timestep, total if args.max_timestep is None else args.max_timestep
         if not begin < end <= total:
             raise TaskError(
-                f"train_args: min_timestep {begin} to below max_timestep {end} is not a range of the model's; "
-                f"it has {total}"
+                f"train_args: min_timestep is {begin} and max_timestep is {end}: expected min_timestep < max_timestep "
+                f"<= {total}, the model's number of timesteps"
             )
         bias = args.timestep_bias
         if bias.strategy == "none":

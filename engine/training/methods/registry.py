@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     name = found.world.get("training_type", _DEFAULT)
     method = next((row for key, row in METHODS.items() if key == name), None)  # an untrusted name may be of any type
     if method is None:
-        raise CheckpointError(f"{folder} was made by a training_type that this version does not have")
+        raise CheckpointError(f"{folder} was made by a training_type that this version does not support")
     endings = set(method.files.values())
     if not found.manifest["files"].keys() >= method.files.keys():
         raise CheckpointError(f"{folder / checkpoint.MANIFEST} is not a checkpoint's manifest; use another checkpoint")

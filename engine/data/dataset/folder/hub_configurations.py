@@ -217,7 +217,9 @@ def _patterns(data_files: Any, where: str) -> dict[str, list[str]] | None:
     for entry in entries:
         split, paths = _split_and_paths(entry)
         if split is None or split in patterns or not all(isinstance(path, str) for path in paths):
-            raise DatasetError(f"{where}: data_files has {short(entry)}; expected a new split and its path")
+            raise DatasetError(
+                f"{where}: data_files has {short(entry)}; expected a split not listed before, and its path"
+            )
         patterns[split] = paths
     if sum(bool(_WILDCARD.search(path)) for paths in patterns.values() for path in paths) > MAX_PATTERNS:
         raise DatasetError(f"{where}: data_files has more than {MAX_PATTERNS:,} patterns")

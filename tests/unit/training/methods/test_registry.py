@@ -27,5 +27,5 @@ def test_no_other_file_of_an_earlier_step(tmp_path):
 
 @pytest.mark.parametrize("name", ["of a later version", ["lora"], 1])
 def test_a_method_that_is_not_there(tmp_path, name):
-    with pytest.raises(CheckpointError, match="training_type that this version does not have"):
+    with pytest.raises(CheckpointError, match="training_type that this version does not support"):
         load_checkpoint(write(tmp_path, build(world=WORLD | {"training_type": name})[0]))
