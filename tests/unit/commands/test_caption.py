@@ -131,7 +131,7 @@ def test_a_model_without_weights(folder, blip, tmp_path, capfd):
 def test_folders_that_need_no_captions(tmp_path, blip):
     for name, files, message in (
         ("nothing", {"x.txt": ""}, "no images"),
-        ("table", {"a.png": png(1), "metadata.jsonl": "{}"}, r"metadata\.jsonl has the captions"),
+        ("table", {"a.png": png(1), "metadata.jsonl": "{}"}, r"metadata\.jsonl already gives the captions"),
     ):
         with pytest.raises(DatasetError, match=message):
             caption.find_images(write(tmp_path / name, files))

@@ -66,7 +66,7 @@ class TestTimesteps:
         "args, message",
         [
             ({"min_timestep": 500, "max_timestep": 500}, "min_timestep is 500 and max_timestep is 500: expected"),
-            ({"max_timestep": 1001}, "it has 1000"),
+            ({"max_timestep": 1001}, "<= 1000, the model"),
             ({"min_timestep": 1000}, "min_timestep is 1000 and max_timestep is 1000: expected"),
             ({"timestep_bias": TimestepBias(strategy="range", begin=7, end=7)}, "timestep_bias: none .* from 7"),
             ({"timestep_bias": TimestepBias(strategy="range", begin=1000, end=1001)}, "timestep_bias: none"),
