@@ -99,7 +99,7 @@ def test_images_alone_end_with_advice(task, artists_folder, tmp_path):
     "change, message",
     [
         ({"train_args.zero_terminal_snr": True}, "zero_terminal_snr needs prediction_type v_prediction"),
-        ({"train_args.max_timestep": 2000}, "it has 1000"),
+        ({"train_args.max_timestep": 2000}, "<= 1000, the model"),
     ],
 )
 def test_noise_that_the_model_cannot_have_is_refused_by_the_plan(task, tmp_path, change, message):

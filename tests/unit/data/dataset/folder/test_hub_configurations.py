@@ -177,7 +177,7 @@ REFUSED = {
     "a key with a meaning": ([SMALL | {"filters": [["a", "=", 1]]}], None, "'small' has filters"),
     "no list": ({"small": {}}, None, "expected a list of configurations"),
     "no name": ([{"data_files": "a"}], None, "no config_name"),
-    "a split twice": ([SMALL | {"data_files": [split("a", "x"), split("a", "y")]}], None, "a new split"),
+    "a split twice": ([SMALL | {"data_files": [split("a", "x"), split("a", "y")]}], None, "a split not listed before"),
     "no paths": ([SMALL | {"data_files": 7}], None, "expected patterns"),
 }
 
