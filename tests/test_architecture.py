@@ -168,6 +168,24 @@ def test_a_row_is_imported_by_its_registry_alone(seam, registry):
         assert outside - MADE_FOR.get(row, set()) == {f"engine.models.{registry}"}
 
 
+def test_a_tracker_is_imported_by_its_registry_alone():
+    """Besides the protocol, the registry and what trackers share, each file of the folder is a row."""
+    folder = "engine.results.trackers"
+    rows = {name for name in TREES if name.startswith(f"{folder}.")}
+    rows -= {f"{folder}.{name}" for name in ("tracker", "registry", "speed")}
+    assert rows
+    importers = {module for module in TREES if ours(imports(module, lazy=True)) & rows}
+    assert importers == {f"{folder}.registry"}
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if not name.startswith("engine.models")])
+def test_no_objective_is_named_outside_the_models_room(module):
+    """As an identifier or a whole string; Stable Diffusion is a model, not the objective."""
+    objectives = {path.name for path in (ENGINE / "models" / "objectives").iterdir() if (path / "spec.py").exists()}
+    assert objectives
+    assert not {text.lower() for text in names_and_texts(TREES[module])} & objectives
+
+
 def test_there_is_no_import_cycle():
     state = {}
 

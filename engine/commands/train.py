@@ -22,7 +22,7 @@ from engine.results.host import expected_device
 from engine.results.outcome import Outcome, exit_code, recording_failure
 from engine.results.output.folder import PROGRESS_LOG, OutputFolder
 from engine.results.output.mounts import require_mount
-from engine.results.trackers.jsonl import ProgressLog
+from engine.results.progress_log import ProgressLog
 from engine.task.settings import Settings, flag_parser, output_dir, read_settings, salvage_output_dir
 from engine.training.distributed.group import Processes, connected
 from engine.training.distributed.launch import Launch, follow_launcher, launch_of, leave_code

@@ -8,7 +8,7 @@ from engine.job.context import RunContext
 from engine.results import held_out_rows, provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import Claim
-from engine.results.trackers.jsonl import ProgressLog
+from engine.results.progress_log import ProgressLog
 from engine.training.methods.registry import load_checkpoint
 
 

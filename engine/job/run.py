@@ -25,7 +25,7 @@ from engine.results import provenance
 from engine.results.history import StepReport
 from engine.results.outcome import Outcome
 from engine.results.output.folder import OutputFolder
-from engine.results.trackers.jsonl import ProgressLog
+from engine.results.progress_log import ProgressLog
 from engine.results.trackers.registry import tracked
 from engine.results.trackers.tracker import TrackedTraining
 from engine.task.settings import Settings, is_read_only

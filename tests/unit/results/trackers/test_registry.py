@@ -6,8 +6,8 @@ from engine.core import console
 from engine.core.errors import Interrupted
 from engine.results.history import StepReport
 from engine.results.outcome import Clock
+from engine.results.progress_log import ProgressLog
 from engine.results.trackers import registry
-from engine.results.trackers.jsonl import ProgressLog
 from engine.results.trackers.registry import TRACKERS, tracked
 from engine.results.trackers.tracker import TrackedTraining
 from engine.task.plan.steps import StepRange

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from engine.core.errors import OutputError
+from engine.results import progress_log
 from engine.results.history import StepReport
 from engine.results.outcome import Clock
-from engine.results.trackers import jsonl
-from engine.results.trackers.jsonl import ProgressLog
+from engine.results.progress_log import ProgressLog
 from engine.task.plan.steps import StepRange
 
 STEP_RANGE = StepRange(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=14, max_steps=20)
@@ -68,9 +68,9 @@ class TestPhases:
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
     def test_a_sign_of_life_in_every_one_that_takes_long(self, log, path, monkeypatch):
-        assert jsonl.ALIVE_SECONDS <= 30.0, "one a minute is promised"
-        monkeypatch.setattr(jsonl, "ALIVE_SECONDS", 0.2)
-        monkeypatch.setattr(jsonl, "LINE_SECONDS", 0.2)
+        assert progress_log.ALIVE_SECONDS <= 30.0, "one a minute is promised"
+        monkeypatch.setattr(progress_log, "ALIVE_SECONDS", 0.2)
+        monkeypatch.setattr(progress_log, "LINE_SECONDS", 0.2)
         begun(log)
         for name in ("download", "validate"):
             log.phase(name)
@@ -142,6 +142,26 @@ class TestTheFolder:
             begun(log)
         assert path.stat().st_uid == 12345
 
+    def test_a_line_that_was_cut_spoils_no_other(self, path, monkeypatch):
+        """By a disk that is full in the middle of it, and by the end of an earlier process."""
+        path.write_text('{"event": "end", "pha')
+        write = os.write
+
+        def half(descriptor, data):
+            if len(data) > 20:
+                return write(descriptor, data[: len(data) - 20])
+            raise OSError(errno.ENOSPC, "full")
+
+        with ProgressLog(path, step=int) as log:
+            begun(log)
+            monkeypatch.setattr(progress_log.os, "write", half)
+            log.phase("download")
+            monkeypatch.setattr(progress_log.os, "write", write)
+            log.phase("load")
+        found = path.read_text().splitlines()
+        assert found[0] == '{"event": "end", "pha' and found[2].startswith('{"time"') and not found[2].endswith("}")
+        assert [json.loads(line)["phase"] for line in (found[1], *found[3:])] == ["start", "load", "load"]
+
     def test_a_full_disk_is_a_warning_and_a_gap(self, path, monkeypatch, capsys):
         write = os.write
 
@@ -150,10 +170,10 @@ class TestTheFolder:
 
         with ProgressLog(path, step=int) as log:
             begun(log)
-            monkeypatch.setattr(jsonl.os, "write", full)
+            monkeypatch.setattr(progress_log.os, "write", full)
             log.phase("download")
             log.phase("load")
-            monkeypatch.setattr(jsonl.os, "write", write)
+            monkeypatch.setattr(progress_log.os, "write", write)
             log.phase("train")
         assert events(path)[1:] == [("start", "start"), ("phase", "train"), ("end", "train")]
         assert capsys.readouterr().err.count("note: progress.jsonl has gaps: cannot write to") == 1
@@ -174,8 +194,8 @@ class TestTraining:
         assert trained[0]["images_per_second"] > 0 and trained[0]["eta_seconds"] >= 0
 
     def test_a_line_at_least_every_two_seconds_in_a_step_that_takes_longer(self, log, path, monkeypatch):
-        assert jsonl.LINE_SECONDS == 2.0
-        monkeypatch.setattr(jsonl, "LINE_SECONDS", 0.4)
+        assert progress_log.LINE_SECONDS == 2.0
+        monkeypatch.setattr(progress_log, "LINE_SECONDS", 0.4)
         sizes = []
         begun(log)
         with closing(log.follow(STEP_RANGE, 4)):
@@ -201,7 +221,7 @@ class TestTraining:
 
     def test_encoding_ahead_of_the_first_step_is_no_part_of_the_speed(self, log, path, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr(jsonl.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(progress_log.time, "monotonic", lambda: now[0])
         begun(log)
         with closing(log.follow(STEP_RANGE, 4)):
             log.phase("encode")
@@ -225,7 +245,7 @@ class TestTraining:
 
 def test_the_documented_probe_tells_a_job_that_is_alive(tmp_path):
     """Word for word as the document gives it, and the manifests."""
-    root = Path(__file__).parents[4]
+    root = Path(__file__).parents[3]
     (probe,) = re.findall(r"`(\[sh, -c, '.*?'\])`", (root / "docs" / "container.md").read_text())
     manifests = [text for path in (root / "deploy").glob("*.yaml") if "livenessProbe" in (text := path.read_text())]
     assert manifests and all(text.count(f"command: {probe}") == text.count("Probe:") for text in manifests)
