@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from engine.core.canonical_json import canonical_json
-from engine.results import held_out_rows, history, safetensors_stream
+from engine.results import held_out_rows, history, safetensors_file
 from engine.results.history import StepReport
 from engine.results.outcome import Before
 from engine.results.output.folder import OutputFolder
@@ -52,7 +52,7 @@ class SavedProgress:
         }
         if self.held_out_losses:
             header["heldout"] = held_out_rows.dump(self.held_out_losses).decode()
-        output.save_progress(chain([canonical_json(header) + b"\n"], safetensors_stream.pieces(tensors)))
+        output.save_progress(chain([canonical_json(header) + b"\n"], safetensors_file.pieces(tensors)))
 
     @classmethod
     def parse(cls, header: Mapping[str, Any], tensors: bytes) -> SavedProgress:
@@ -81,7 +81,10 @@ def read(output: OutputFolder, job: JobRecord, say: Callable[[str], None]) -> tu
     with output.open_progress() as file:
         if file is None:
             return None
-        header: dict[str, Any] = json.loads(file.readline())
+        try:
+            header, tensors = json.loads(file.readline()), file.read()
+        except (OSError, ValueError):  # it was whole a moment ago: the disk fails, or somebody writes to it
+            return None
         for name, digest in header.get("kept", {}).items():
             if not output.step_file(digest).is_whole():
                 say(f"{name}, a result of an earlier step, is missing or damaged: this task starts over")
@@ -89,4 +92,4 @@ def read(output: OutputFolder, job: JobRecord, say: Callable[[str], None]) -> tu
         if not job.is_same(JobRecord.of_record(header.get("job"))):
             say("the saved progress belongs to another task: this task starts over")
             return None
-        return header, file.read()
+        return header, tensors

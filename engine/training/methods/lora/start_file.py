@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from engine.core.errors import CheckpointError
 from engine.core.messages import listing, shown
+from engine.results import safetensors_file
 
 LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 PEFT_FILE: Final = "adapter_model.safetensors"
@@ -61,7 +62,8 @@ def _lora_file(folder: Path, names: Set[str]) -> str:
 
 def header_metadata(data: bytes) -> Mapping[str, str] | None:
     """Return the metadata in the header of a safetensors file that a parser has accepted; None if it has none."""
-    found: Mapping[str, str] | None = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
+    header, _ = safetensors_file.split(data)
+    found: Mapping[str, str] | None = header.get("__metadata__")
     return found
 
 

@@ -8,11 +8,12 @@ any file that has metadata but neither of them for an SD 1.x one) and Stability 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 
 import torch
 from safetensors.torch import save as serialise_tensors
+
+from engine.results import safetensors_file
 
 DOWN_ENDING = ".lora_down.weight"
 ALPHA_ENDING = ".alpha"
@@ -58,13 +59,10 @@ def serialise(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) 
     It adds `sshs_model_hash`, by which web interfaces identify weights: the SHA-256 of all bytes after the header.
     """
     data: bytes = serialise_tensors(dict(tensors))
-    start = 8 + int.from_bytes(data[:8], "little")
-    body = data[start:]
+    tensors_header, body = safetensors_file.split(data)
     everything = {**metadata, "sshs_model_hash": hashlib.sha256(body).hexdigest()}
-    header = {"__metadata__": dict(sorted(everything.items())), **json.loads(data[8:start])}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # aligns the tensors to eight bytes, as the library does
-    return len(text).to_bytes(8, "little") + text + body
+    header = {"__metadata__": dict(sorted(everything.items())), **tensors_header}
+    return b"".join((safetensors_file.encode_header(header), body))
 
 
 def _only(values: set[int] | set[float]) -> str:
