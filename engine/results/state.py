@@ -47,7 +47,7 @@ class OptimizerState:
     """The state of an optimizer."""
 
     slots: Mapping[str, Tensors]
-    """Float32 tensors on the CPU, by slot and parameter."""
+    """Float32 tensors, by slot and parameter."""
     updates: int
     """Number of updates. It may be less than the global step: fp16 skips the update if a gradient is not finite."""
 

@@ -75,7 +75,10 @@ class Trainer:
         self.step = step_range.start_step
 
     def state(self) -> TrainState:
-        """Return everything that an exact continuation needs. Not to be called within a step."""
+        """Return everything that an exact continuation needs. Not to be called within a step.
+
+        The tensors are no copies, so that saving needs no memory: use them before the next step.
+        """
         return TrainState(
             global_step=self.step,
             trained=self._trainable.state(),

@@ -130,7 +130,7 @@ class PlainTrainable:
         return cls({name: group[name] for group in reversed(groups) for name in group}, groups)
 
     def state(self):
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def restore(self, state):
         for name, parameter in self.parameters.items():

@@ -57,7 +57,7 @@ class Biases:
         return lambda layer, inputs, output: output + bias.to(output.dtype) if self._is_on else output
 
     def state(self):
-        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def restore(self, trained):
@@ -85,7 +85,7 @@ class Biases:
             raise NonFiniteError(f"a bias is not finite after step {step}")
 
     def export(self, about):
-        return {FILE: save(self.state())}
+        return {FILE: save({name: tensor.cpu() for name, tensor in self.state().items()})}
 
 
 def attach(family, task, device, *, start, warm_start):

@@ -5,7 +5,7 @@ import torch
 from engine.core.errors import NonFiniteError
 from engine.results.state import OptimizerState
 from engine.training.optimizers.optimizer import OptimizerSpec
-from engine.training.optimizers.slots import copied, require_fit
+from engine.training.optimizers.slots import require_fit
 
 TOY_OPTIMIZER = OptimizerSpec(module=__name__, slots=("velocity",))
 
@@ -26,7 +26,7 @@ class Momentum:
         self._updates += 1
 
     def state(self):
-        slots = {"velocity": {name: copied(value, like=value) for name, value in self._velocity.items()}}
+        slots = {"velocity": dict(self._velocity)}
         return OptimizerState(slots, self._updates)
 
     def restore(self, state):

@@ -39,10 +39,10 @@ def build_visit_encoder(
     """Return the encoder of a task's visits.
 
     Args:
-            medium: the medium of the dataset's samples.
-            processes: the processes that share the micro-batches.
-            check_stop: called between encodings; raises when the job is to stop.
-            say: takes a line about each image that is skipped.
+        medium: the medium of the dataset's samples.
+        processes: the processes that share the micro-batches.
+        check_stop: called between encodings; raises when the job is to stop.
+        say: takes a line about each image that is skipped.
     """
     placement = EncoderPlacement(family, device)
     images = ImageEncoder(

@@ -63,7 +63,7 @@ class Trainable(Protocol):
         ...
 
     def state(self) -> Tensors:
-        """Return a copy of the parameters: float32, on the CPU."""
+        """Return the parameters without gradients. They are no copies: they change with the next update."""
         ...
 
     def restore(self, trained: Mapping[str, torch.Tensor]) -> None:

@@ -11,7 +11,7 @@ from engine.core.errors import CheckpointError, NonFiniteError
 from engine.results.state import MAX_FLOAT32, OptimizerState
 from engine.task.task import TrainArgs
 from engine.training.optimizers.optimizer import Groups
-from engine.training.optimizers.slots import copied, require_fit
+from engine.training.optimizers.slots import require_fit
 
 _SLOTS: Final = ("exp_avg", "exp_avg_sq")
 
@@ -49,7 +49,10 @@ class AdamW:
         updates = {int(state["step"]) for state in states.values() if state}
         assert len(updates) <= 1, f"the parameters' update counts differ: {sorted(updates)}"
         slots = {
-            slot: {name: copied(states[name].get(slot), like=p) for name, p in self._parameters.items()}
+            slot: {
+                name: states[name][slot] if states[name] else torch.zeros_like(p)
+                for name, p in self._parameters.items()
+            }
             for slot in _SLOTS
         }
         return OptimizerState(slots=slots, updates=updates.pop() if updates else 0)

@@ -34,7 +34,10 @@ class Optimizer(Protocol):
         ...
 
     def state(self) -> OptimizerState:
-        """Return a copy of the state on the CPU, with a tensor for every slot of the row and every parameter."""
+        """Return the state, with a tensor for every slot of the row and every parameter.
+
+        The tensors are on their parameter's device and are no copies: they change with the next update.
+        """
         ...
 
     def restore(self, state: OptimizerState) -> None:

@@ -1,4 +1,4 @@
-"""Copy and check optimizer slots."""
+"""Check optimizer slots."""
 
 from __future__ import annotations
 
@@ -8,13 +8,6 @@ import torch
 
 from engine.core.errors import CheckpointError
 from engine.results.state import OptimizerState
-
-
-def copied(tensor: torch.Tensor | None, *, like: torch.Tensor) -> torch.Tensor:
-    """Return a copy on the CPU; zeros of the parameter's shape if there is no tensor yet."""
-    if tensor is None:
-        return torch.zeros_like(like, device="cpu", requires_grad=False)
-    return tensor.detach().to("cpu", copy=True)
 
 
 def require_fit(state: OptimizerState, expected: Mapping[str, Mapping[str, torch.Tensor]]) -> None:

@@ -47,8 +47,8 @@ class Adapter:
     """The layers that compute their LoRA in one operation in every micro-batch, by full name."""
 
     def state(self) -> Tensors:
-        """Return a copy of the trained tensors: float32, on the CPU."""
-        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+        """Return the trained tensors, float32, on their device. They share memory with the parameters."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:

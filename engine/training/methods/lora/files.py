@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ def diffusers_state(adapter: Adapter) -> Tensors:
 
     It applies to the original base model at strength 1, without metadata or alpha.
     """
-    return tensors_by_name(_exported(adapter))
+    return tensors_by_name(dict(exported(adapter)))
 
 
 def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tensors:
@@ -34,7 +34,7 @@ def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tens
         webui_name: returns the name of a component's module in this format, such as `lora_te_…`.
     """
     tensors: Tensors = {}
-    for module, (down, up) in _exported(adapter).items():
+    for module, (down, up) in exported(adapter):
         name = webui_name(*module.split(".", 1))
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
@@ -42,23 +42,22 @@ def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tens
     return tensors
 
 
-def _exported(adapter: Adapter) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return each module's down and up matrices for the original base model, with the adapter's strength folded in.
+def exported(adapter: Adapter) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Yield each module's down and up matrices for the original base model, with the adapter's strength folded in.
 
     A LoftQ adapter was trained on quantised weights ≈ W - B₀·A₀, and started at A₀, B₀. On the original W its change is
     B·A - B₀·A₀: a LoRA of twice the rank, [B, -B₀]·[A; A₀], which has no effect before training. Its convolutions are
     padded with zeros, because Diffusers ignores alphas that differ between the layers of a webui file.
     """
-    tensors, pairs = adapter.state(), {}
+    tensors = adapter.state()
     for module in (name.removesuffix(DOWN) for name in tensors if name.endswith(DOWN)):
-        down, up = (tensors[name] for name in tensor_names(module))
+        down, up = (tensors[name].to("cpu", copy=True) for name in tensor_names(module))
         if adapter.initial:
-            start_down, start_up = (
-                adapter.initial.get(name, torch.zeros_like(tensors[name])) for name in tensor_names(module)
-            )
+            names = tensor_names(module)
+            start_down = adapter.initial.get(names[0], torch.zeros_like(down))
+            start_up = adapter.initial.get(names[1], torch.zeros_like(up))
             down, up = torch.cat([down, start_down], dim=0), torch.cat([up, -start_up], dim=1)
-        pairs[module] = (down, up * adapter.strength)
-    return pairs
+        yield module, (down, up * adapter.strength)
 
 
 def from_diffusers_file(

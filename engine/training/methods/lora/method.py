@@ -14,8 +14,9 @@ from engine.task.task import Task
 from engine.training.methods.lora import webui_metadata
 from engine.training.methods.lora.adapter import Adapter, disabled
 from engine.training.methods.lora.adapter import attach as attach_adapter
-from engine.training.methods.lora.files import diffusers_state, read_diffusers_file, webui_state
+from engine.training.methods.lora.files import diffusers_state, exported, read_diffusers_file, webui_state
 from engine.training.methods.lora.low_precision import WorkingCopy
+from engine.training.methods.lora.names import tensor_names
 from engine.training.methods.lora.spec import WEBUI_FILE
 from engine.training.methods.lora.start_file import LORA_FILE
 from engine.training.methods.method import About, Parameters
@@ -76,9 +77,12 @@ class LoraTraining:
 
     def require_finite(self, step: int) -> None:
         """See `Trainable.require_finite`: multiplied by the adapter's strength, finite weights may overflow float32."""
-        for name, tensor in diffusers_state(self._adapter).items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise NonFiniteError(f"{name} is not finite after step {step}; try a lower learning_rate or lora.alpha")
+        for module, pair in exported(self._adapter):
+            for name, tensor in zip(tensor_names(module), pair, strict=True):
+                if not bool(torch.isfinite(tensor).all()):
+                    raise NonFiniteError(
+                        f"{name} is not finite after step {step}; try a lower learning_rate or lora.alpha"
+                    )
 
     def export(self, about: About) -> dict[str, bytes]:
         """See `Trainable.export`: the LoRA in the formats of Diffusers and of the web interfaces."""

@@ -1,9 +1,11 @@
 """The saved progress: what is written is read back, and only by the job that wrote it."""
 
+import errno
 import hashlib
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,24 +128,25 @@ from pathlib import Path
 from tests.unit.results.output.test_saved_progress import MINE, progress_of
 from tests.unit.training.test_trainer import Run
 from engine.results.output.folder import OutputFolder
+from engine.results.state import weights_digest
 
-run = Run()
-state = run.trainer.state()
-name = next(iter(state.trained))
-for named in (state.trained, *state.optimizer.slots.values()):
-    named[name] = torch.zeros(1000, 25_000)
-progress = progress_of(run, state=state)
+run = Run().train(stop=1)
+name, parameter = next(iter(run.trainable.parameters.items()))
+parameter.data = torch.zeros(1000, 25_000)
+slots = run.trainer._optimizer._optimizer.state[parameter]
+slots |= {"exp_avg": torch.zeros(1000, 25_000), "exp_avg_sq": torch.zeros(1000, 25_000)}
 with OutputFolder.lock(Path(sys.argv[1])) as output:
     output.claim(MINE, in_place=False, overwrite=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    progress.write(output, MINE)
+    weights_digest(run.trainable.state())
+    progress_of(run).write(output, MINE)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
 @pytest.mark.long
 def test_a_large_state_is_never_in_memory_twice(tmp_path):
-    """300 MB of tensors; in a process of its own, whose peak is not an earlier test's."""
+    """300 MB of tensors, as the trainer has them; in a process of its own, whose peak is not an earlier test's."""
     root = Path(__file__).parents[4]
     command = [sys.executable, "-c", LARGE, str(tmp_path / "out")]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
@@ -172,3 +175,15 @@ def test_an_error_while_it_is_written_leaves_the_one_before(output):
     with output.open_progress() as file:
         assert file.read() == b"good"
     assert [path.name for path in (output.root / ".job").iterdir() if path.name.startswith(".")] == []
+
+
+def test_one_that_cannot_be_read_a_second_time_counts_as_none(output, monkeypatch):
+    """It is read once to be checked: after that the disk may fail."""
+    progress_of(Run()).write(output, MINE)
+
+    class Failing:
+        def readline(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(OutputFolder, "open_progress", lambda self: nullcontext(Failing()))
+    assert read(output) == (None, [])

@@ -188,7 +188,7 @@ class TestState:
         second.restore(state)
         assert all(torch.equal(second.parameters[name], first.parameters[name]) for name in state)
         second.parameters[next(iter(state))].data.zero_()
-        assert state[next(iter(state))].any(), "the state shares memory with the adapter"
+        assert state[next(iter(state))].any(), "what is restored shares memory with the adapter"
 
     def test_differences_are_named(self, unet):
         adapter = attach(unet, Lora(rank=RANK), 0)
