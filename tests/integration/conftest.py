@@ -39,11 +39,11 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def task(model, dataset):
-    """Ten steps of 3 x 2 images over 8 images, with everything random switched on."""
+    """Ten steps of 3 x 2 images over 8 images, with everything random switched on; images of few denoising steps."""
     return {
         "model": {"name": str(model)},
         "dataset": {"name": str(dataset)},
-        "validation": {"num_images": 1},
+        "validation": {"num_images": 1, "num_inference_steps": 8},
         "train_args": {
             "learning_rate": 1e-3,
             "batch_size": 3,

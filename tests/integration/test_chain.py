@@ -255,4 +255,5 @@ def test_published_names(whole):
     assert (whole.out / "checkpoint" / "FINISH").read_bytes() == b""
     assert (whole.out / "checkpoint" / "global_step.txt").read_text().strip() == "10"
     assert set(folder_bytes(whole.out / "validation")) == {"0.png", "prompts.json"}
-    assert json.loads((whole.out / "validation" / "prompts.json").read_bytes())[0].keys() == {"file", "prompt", "seed"}
+    (image,) = json.loads((whole.out / "validation" / "prompts.json").read_bytes())
+    assert image.keys() == {"file", "prompt", "seed", "num_inference_steps"}, "the last one is not the default here"

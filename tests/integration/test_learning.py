@@ -32,6 +32,7 @@ def task():
             "model.name": str(BASE),
             "dataset.name": str(DATASET),
             "validation.num_images": 1,
+            "validation.num_inference_steps": 8,
             "validation.every_n_steps": 8,
             "validation.dataset": {"fraction": 0.05, "max_images": 8},
             "train_args.batch_size": 4,
@@ -132,7 +133,10 @@ def test_the_loss_of_images_that_are_not_trained_on_falls(learned):
 def test_the_style_moves(task, tmp_path):
     """From colour to black and white, as far as the dataset's own images go, at the same prompts and seeds."""
     longer = {"train_args.num_train_steps": 150, "train_args.max_train_steps": 150, "train_args.batch_size": 8}
-    ends = {"validation.num_images": 4, "validation.every_n_steps": None, "validation.dataset": None}
+    ends = {
+        **{"validation.num_images": 4, "validation.num_inference_steps": 30},
+        **{"validation.every_n_steps": None, "validation.dataset": None},
+    }
     finished = succeed(changed(task, {**longer, **ends}), tmp_path / "out")
     drawn, without = [], []
     pipe = load_pipeline()

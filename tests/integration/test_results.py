@@ -97,7 +97,7 @@ def strong(task, base, tmp_path_factory):
         "lora.dropout": 0.1,
         "train_args.train_text_encoder": True,
         "train_args.text_encoder_learning_rate": 3e-3,
-        "validation.num_images": 3,
+        **{"validation.num_images": 3, "validation.num_inference_steps": 30},
     }
     return succeed(changed(task, changes), tmp_path_factory.mktemp("strong") / "out")
 
@@ -130,6 +130,7 @@ def test_files_load_in_diffusers(strong, base, complaints, name):
     for key, tensor in file.items():
         assert torch.equal(attached[key.replace("text_encoder.text_model.", "text_encoder.")], tensor), key
     for row in rows(strong):
+        assert row.keys() == {"file", "prompt", "seed"}, "drawn with the defaults"
         with Image.open(strong.out / "validation" / row["file"]) as picture:
             drawn = np.asarray(picture).astype(int)
         again = draw(pipe, row)
