@@ -11,11 +11,10 @@ import numpy as np
 from engine.core.messages import plural, short
 from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, STATE_TENSORS, spelled
 from engine.results.history import StepReport
-from engine.training.methods.registry import METHODS
 
-_WEIGHTS: Final = tuple(name for method in METHODS.values() for name in method.files)
-_ORDER: Final = (STATE_TENSORS, *_WEIGHTS, HISTORY, STATE_JSON)
-"""Files in the order in which they are compared, the most informative first; then images by name, the manifest last."""
+_ORDER: Final = (STATE_TENSORS, ".safetensors", HISTORY, STATE_JSON)
+"""Files, or a file name's ending, in the order in which they are compared, the most informative first; then images by
+name, the manifest last."""
 ORIGIN: Final = ("device", "versions", "origins")
 """Keys of the device and versions with which a result was made. They are not compared."""
 _ABSENT: Final = object()
@@ -72,7 +71,7 @@ def _rank(name: str) -> int:
     base = name.rpartition("/")[2]
     if base == MANIFEST:
         return len(_ORDER) + 1
-    return _ORDER.index(base) if base in _ORDER else len(_ORDER)
+    return next((rank for rank, ending in enumerate(_ORDER) if base.endswith(ending)), len(_ORDER))
 
 
 def _where(name: str, found: bytes, expected: bytes) -> str | None:

@@ -38,7 +38,7 @@ class DueResults:
             Interrupted: by a signal while images are drawn; the progress is saved.
         """
         step, done = self._training.trainer.step, self._training.step_results.hashes
-        if step in self._checkpoint_steps and self._main_file(step) not in done:
+        if step in self._checkpoint_steps and not step_results.has_weights(done, step):
             self._add(self._weights)
             self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
             self._trackers.event("lora")
@@ -53,16 +53,15 @@ class DueResults:
         store = self._training.step_results
         store.hashes |= self._context.processes.broadcast(lambda: store.write(make()))
 
-    def _main_file(self, step: int) -> str:
-        method = self._context.job.method
-        return step_results.WEIGHTS + checkpoint.step_file(step, method.files[method.main_file])
-
     def _weights(self) -> dict[str, bytes]:
         with self._context.outcome.clock.phase("save"):
             step = self._training.trainer.step
             job = self._context.job
-            files = job.method.step_files(step, publish.exported(job, self._training))
-            return {step_results.WEIGHTS + name: data for name, data in files.items()}
+            files = publish.exported(job, self._training)
+            return {
+                step_results.WEIGHTS + checkpoint.step_file(step, job.method.step_ending(name) or ""): data
+                for name, data in files.items()
+            }
 
     def _images(self) -> dict[str, bytes]:
         context, family, step = self._context, self._training.family, self._training.trainer.step

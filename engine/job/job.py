@@ -132,6 +132,7 @@ class Job:
         options = {
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
+            "ema": task.train_args.ema_decay is not None,
         }
         return {
             "base_model": self.base.identity,

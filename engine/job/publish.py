@@ -144,7 +144,8 @@ def exported(job: Job, training: Training) -> dict[str, bytes]:
         resolution=job.task.train_args.resolution,
         global_step=training.trainer.step,
     )
-    return training.trainable.export(about)
+    files = training.trainable.export(about)
+    return {name: content if isinstance(content, bytes) else b"".join(content()) for name, content in files.items()}
 
 
 def _report(

@@ -66,6 +66,7 @@ def load_family(job: Job, device: torch.device) -> Family:
             single_file=job.base.single_file,
             variants=job.base.variants,
             dtype=PRECISIONS[job.task.mixed_precision],
+            float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
             device=device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,

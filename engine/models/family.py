@@ -45,6 +45,8 @@ class LoadArgs:
     variants: Mapping[str, str | None]
     dtype: torch.dtype
     """The dtype of all frozen weights."""
+    float32: frozenset[str] = frozenset()
+    """The components that are loaded in float32, whatever `dtype` is, because their weights are trained."""
     device: torch.device
     prediction_type: PredictionType
     single_file: SingleFile | None = None
@@ -93,6 +95,19 @@ class Family(Protocol):
     """The module that predicts the target: `parts[spec.denoiser]`."""
     text_encoders: Mapping[str, torch.nn.Module]
     """The text encoders that can be trained (`train_args.train_text_encoder`): the components `spec.text_encoders`."""
+
+    def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
+        """Load a component with weights again, on the CPU.
+
+        Args:
+            component: its name.
+            folder: a folder in Diffusers' layout, from which it is loaded in float32; None loads it from the base
+                model's files, in the dtype of the frozen weights.
+
+        Raises:
+            ModelError: its weights are missing, malformed, or of another shape than in its configuration.
+        """
+        ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of one sample's latents for images of this size in pixels."""

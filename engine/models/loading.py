@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ def read_config(args: LoadArgs, component: str, name: str = "config.json") -> di
 
 
 def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
-    """Load a component with weights: frozen, in `args.dtype`, on the CPU, not memory-mapped.
+    """Load a component with weights: frozen, in `args.dtype` or float32, on the CPU, not memory-mapped.
 
     Args:
         cls: the component's class in Diffusers or transformers.
@@ -46,15 +47,16 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
         ModelError: weights are missing, malformed, or of another shape than in the configuration.
     """
     read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
+    dtype = torch.float32 if component in args.float32 else args.dtype
     try:
         if args.single_file is not None:
-            module, info = single_file_weights.load(cls, args.single_file, component, args.dtype), {}
+            module, info = single_file_weights.load(cls, args.single_file, component, dtype), {}
         else:
             module, info = cls.from_pretrained(
                 args.folder / component,
                 variant=args.variants[component],
                 # Always given: the default of transformers is the dtype in config.json, often float16.
-                dtype=args.dtype,
+                dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -74,6 +76,15 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
     if args.device.type == "cpu" and args.single_file is None:
         _own_memory(module)
     return module
+
+
+def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> Any:
+    """Load a component again, from another folder or not, as specified by `Family.load_part`."""
+    if folder is None:
+        again = replace(args, float32=frozenset(), device=torch.device("cpu"))
+    else:
+        again = replace(args, folder=folder, single_file=None, variants={component: None}, dtype=torch.float32)
+    return load_module(cls, again, component)
 
 
 def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:

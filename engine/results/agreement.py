@@ -10,6 +10,7 @@ from engine.core.messages import short
 
 # Names that messages use for keys that a task does not have.
 _SAID: Final = {
+    "ema": "whether train_args.ema_decay is set",
     "heldout_images": "the number of images that validation.dataset.fraction holds out",
     "micro_batches": "K, the number of processes times gradient_accumulation_steps,",
 }

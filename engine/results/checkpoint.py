@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,7 @@ about 20 GB."""
 _MAX_BYTES: Final = {STATE_JSON: 32 << 20, HISTORY: 1 << 30, HELD_OUT: 1 << 30, GLOBAL_STEP: 1 << 10, FINISH: 1 << 10}
 """Upper bounds for files that are parsed: their values take twenty times as much memory. A task in `state.json` takes
 1 KB, a step in `history.jsonl` 100 bytes."""
+_CHUNK_BYTES: Final = 1 << 20
 _NOT_AS_WRITTEN: Final = "is not written as this program writes it"
 _MAX_DEPTH: Final = 64
 """Upper bound for the nesting of values in `state.json`: writing them again recurses deeper than reading them."""
@@ -344,7 +345,19 @@ def require_no_remains(folder: Path, names: Set[str]) -> None:
 
 def read_plain_file(path: Path) -> bytes:
     """Return a file's bytes. Raises CheckpointError if it is not a plain file, OSError if it cannot be read."""
+    _require_plain(path)
+    return _read_file(path)
+
+
+def plain_chunks(path: Path) -> Iterator[bytes]:
+    """Yield a file's bytes in pieces. Raises the errors of `read_plain_file`."""
+    _require_plain(path)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _require_plain(path: Path) -> None:
     if not _is_plain_file(path):
         raise CheckpointError(f"{path} is a link or not a file; copy the file itself there")
     _require_size(path)
-    return _read_file(path)

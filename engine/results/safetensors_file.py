@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import torch
+
+MAX_SHARD_BYTES: Final = 5_000_000_000
+"""The most bytes of tensors in one file of several; a single tensor may be larger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor that is fetched when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        count = self.dtype.itemsize
+        for extent in self.shape:
+            count *= extent
+        return count
+
+
+def source_of(tensor: torch.Tensor) -> Source:
+    """Return the source of a tensor in memory."""
+    return Source(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
@@ -24,22 +49,42 @@ def split(data: bytes) -> tuple[dict[str, Any], memoryview]:
     return header, memoryview(data)[start:]
 
 
-def pieces(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+def shards(sources: Mapping[str, Source], stem: str) -> dict[str, dict[str, Source]]:
+    """Return the tensors of each file by the files' names: `<stem>.safetensors`, or several if they are large."""
+    files: list[dict[str, Source]] = [{}]
+    size = 0
+    for name, source in sorted(sources.items()):
+        if files[-1] and size + source.num_bytes > MAX_SHARD_BYTES:
+            files.append({})
+            size = 0
+        files[-1][name] = source
+        size += source.num_bytes
+    if len(files) == 1:
+        return {f"{stem}.safetensors": files[0]}
+    return {f"{stem}-{k:05}-of-{len(files):05}.safetensors": own for k, own in enumerate(files, start=1)}
+
+
+def pieces(
+    sources: Mapping[str, torch.Tensor | Source], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """Yield a safetensors file in pieces, first its header, then each tensor, so that it is never in memory as a whole.
 
     Together they are the bytes that `safetensors.torch.save` returns. A tensor on a GPU is copied to the host only when
     it is written.
 
     Args:
-        tensors: float32 tensors of any shape, by name.
+        sources: tensors of any shape, by name: all of them float32, float16 or bfloat16.
+        metadata: the file's metadata.
     """
     import torch
 
-    ordered, header, end = sorted(tensors.items()), {}, 0
-    for name, tensor in ordered:
-        assert tensor.dtype == torch.float32, f"{name} is {tensor.dtype}"
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    ordered = {name: one if isinstance(one, Source) else source_of(one) for name, one in sorted(sources.items())}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, source in ordered.items():
+        start, end = end, end + source.num_bytes
+        header[name] = {"dtype": kinds[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
     yield encode_header(header)
-    for _, tensor in ordered:
-        yield tensor.detach().cpu().contiguous().numpy().data
+    for source in ordered.values():
+        yield source.read().detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
-TrainingType = Literal["lora"]
+TrainingType = Literal["lora", "full"]
 Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
 
@@ -85,7 +85,8 @@ class Task:
     training_type: TrainingType = key(
         "lora",
         "Training type",
-        "The training method: `lora` trains a LoRA, with the base model's weights frozen.",
+        "The training method: `lora` trains a LoRA, with the base model's weights frozen; `full` trains all weights of "
+        "the denoiser.",
         chain=Chain.AGREED_IF_SET,
     )
     train_args: TrainArgs = key(
@@ -109,7 +110,7 @@ class Task:
     mixed_precision: MixedPrecision = key(
         "no",
         "Mixed precision",
-        "The precision of the frozen weights and of the computation; the LoRA itself stays in fp32.",
+        "The precision of the frozen weights and of the computation; what is trained stays in fp32.",
         chain=Chain.AGREED,
     )
     seed: int = key(0, "Seed", "The seed of everything that is random.", chain=Chain.AGREED, minimum=0)

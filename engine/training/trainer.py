@@ -129,6 +129,7 @@ class Trainer:
         rates = self._rates()
         if self._is_update_wanted(mean_loss, grad_norm):
             self._optimizer.update(dict(zip(parameters, gradients, strict=True)), rates)
+            self._trainable.refresh()
         self.step += 1
         return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
 

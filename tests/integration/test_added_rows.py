@@ -81,7 +81,11 @@ def run(short_task, tmp_path, case):
 def weights(out):
     """The files that must not depend on how the training was cut."""
     files = folder_bytes(out / "checkpoint")
-    return {name: data for name, data in files.items() if name.endswith(".safetensors")}
+    return {name: data for name, data in files.items() if is_weights(name)}
+
+
+def is_weights(name):
+    return name.endswith(".safetensors")
 
 
 def test_a_chain_and_an_interrupted_job_are_the_job_in_one_go(run, case, monkeypatch):
@@ -89,8 +93,10 @@ def test_a_chain_and_an_interrupted_job_are_the_job_in_one_go(run, case, monkeyp
     assert code == 0
     files = weights(whole)
     method, slots = rows(case)
-    steps = {f"steps/000003{ending}" for ending in method.files.values()}
-    assert files.keys() == {"state.safetensors", *method.files, *steps}
+    published = {name for name in folder_bytes(whole / "checkpoint") if method.step_ending(name)}
+    assert method.is_complete(published)
+    steps = {f"steps/000003{method.step_ending(name)}" for name in published}
+    assert set(weights(whole)) == {"state.safetensors", *filter(is_weights, {*published, *steps})}
     slots_there = {name.partition(".")[0] for name in load_file(whole / "checkpoint" / "state.safetensors")}
     assert slots_there - {"adapter", "initial"} == set(slots)
 
@@ -129,9 +135,9 @@ def test_weights_to_start_from_and_a_chain_of_another_kind(run, case, monkeypatc
     _, first = run("first", 2)
     seam, name = case
     if seam == "method":
-        main_file = methods.METHODS[name].main_file
-        (first / "alone").mkdir()
-        (first / "checkpoint" / main_file).rename(first / "alone" / main_file)
+        for file in filter(methods.METHODS[name].step_ending, folder_bytes(first / "checkpoint")):
+            (first / "alone" / file).parent.mkdir(parents=True, exist_ok=True)
+            (first / "checkpoint" / file).rename(first / "alone" / file)
         assert run("warm", 2, "--checkpoint", first / "alone")[0] == 0
         return
     capsys.readouterr()

@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models.parts.tape import Tape
 from engine.training.methods.method import MethodSpec
+from engine.training.methods.swapping import swapped
 
 FILE = "biases.safetensors"
 END = ".to_out.0"
@@ -17,7 +18,7 @@ END = ".to_out.0"
 def find_start(folder, names):
     if FILE not in names:
         raise CheckpointError(f"{folder} has no {FILE}")
-    return FILE, None
+    return [FILE]
 
 
 def tapes(family, task, value_bytes, norm_bytes):
@@ -28,7 +29,12 @@ def tapes(family, task, value_bytes, norm_bytes):
 
 TOY_METHOD = MethodSpec(
     module=__name__,
-    files={FILE: "_biases.safetensors"},
+    noun="biases",
+    main_file=FILE,
+    step_ending={FILE: "_biases.safetensors"}.get,
+    is_step_ending=lambda ending: ending == "_biases.safetensors",
+    is_complete=lambda names: FILE in names,
+    trained_weights=lambda family, task: (),
     invariants=lambda family, task: {"biases_of": "attention"},
     find_start=find_start,
     check=lambda base, task, warm_start: [],
@@ -49,6 +55,7 @@ class Biases:
         }
         self.groups = [self.parameters]
         self.start = {}
+        self.is_whole_model = False
         self._is_on = True
         for name, layer in layers.items():
             layer.register_forward_hook(self._adding(self.parameters[f"{name}.added"]))
@@ -71,6 +78,9 @@ class Biases:
     def step(self):
         return nullcontext(list(self.parameters.values()))
 
+    def refresh(self):
+        pass
+
     def micro_batch(self, address):
         return nullcontext()
 
@@ -79,6 +89,9 @@ class Biases:
         self._is_on = False
         yield
         self._is_on = True
+
+    def replaced(self, values):
+        return swapped(self.parameters, values)
 
     def require_finite(self, step):
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values()):
@@ -93,5 +106,5 @@ def attach(family, task, device, *, start, warm_start):
     layers = {name: layer for name, layer in family.denoiser.named_modules() if name.endswith(END)}
     biases = Biases(layers, device)
     if warm_start:
-        biases.restore(load(warm_start.weights))
+        biases.restore(load(warm_start.content(FILE)))
     return biases

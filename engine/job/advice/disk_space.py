@@ -48,13 +48,13 @@ def predict(job: Job) -> Room | None:
     weights = prediction.trained * _VALUE_BYTES
     copies = job.method.copies(task) + len(OPTIMIZERS[task.train_args.optimizer].slots)
     state = weights * copies + _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
-    exported = weights * len(job.method.files)
+    exported = weights * 2
     prompts = task.validation.given_prompts
     drawn = task.validation.num_images if prompts is None else len(prompts)
     pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
     between = pictures * len(step_results.image_steps(task, step_range))
     own = min(len(step_results.checkpoint_steps(task, step_range)), task.checkpoint_limit)
-    earlier = len(job.parent.steps) // len(job.method.files) if isinstance(job.parent, Checkpoint) else 0
+    earlier = len(job.parent.steps) // 2 if isinstance(job.parent, Checkpoint) else 0
     of_steps = min(own + earlier, task.checkpoint_limit)
     report = 3 * pictures  # with and without the trained weights, in Base64
     return Room(

@@ -41,6 +41,11 @@ def _multiples(interval: int | None, start: int, stop: int) -> range:
     return range(-(-start // interval) * interval, stop, interval) if interval else range(0)
 
 
+def has_weights(names: Iterable[str], step: int) -> bool:
+    """Return whether the names of results have a step's weights."""
+    return any(checkpoint.step_of(name.removeprefix(WEIGHTS)) == step for name in names if name.startswith(WEIGHTS))
+
+
 def image_name(step: int, file: str) -> str:
     """Return the name of a step's image among the results of earlier steps."""
     return f"{IMAGES}step-{step:06}/{file}"

@@ -207,6 +207,14 @@ class TrainArgs:
         "the same result. `auto` does so if the predicted peak of memory would not fit otherwise.",
         chain=Chain.NO_EFFECT,
     )
+    ema_decay: float | None = key(
+        None,
+        "Decay of the moving average",
+        "Keep an exponential moving average of the trained weights, and publish it in their place; null is off. The "
+        "decay of the step after i steps is min(`ema_decay`, (1 + i) / (10 + i)).",
+        exclusiveMinimum=0,
+        exclusiveMaximum=1,
+    )
     optimizer: OptimizerName = key(
         "adamw", "Optimizer", "The optimizer; `adam_args` has its constants.", chain=Chain.AGREED_IF_SET
     )

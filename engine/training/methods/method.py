@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
-from engine.results.checkpoint import step_file
 from engine.task.task import PredictionType, Task
 from engine.training.methods.warm_start import WarmStart
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 Parameters: TypeAlias = "Mapping[str, torch.nn.Parameter]"
+Pieces: TypeAlias = "Callable[[], Iterator[bytes | memoryview]]"
+"""Returns a file's content in pieces that are made when they are written, so that it is never in memory as a whole."""
 
 
 Change = tuple[dict[str, str], Task]
@@ -58,6 +59,14 @@ class Trainable(Protocol):
         ...
 
     @property
+    def is_whole_model(self) -> bool:
+        """True if so much is trained that each process keeps only a share of the optimizer's state.
+
+        Gradients are then summed tensor by tensor as they appear, and each tensor has one owner among the processes.
+        """
+        ...
+
+    @property
     def start(self) -> Tensors:
         """Values of the training's start that a continuation needs: float32, on the CPU; often empty."""
         ...
@@ -81,6 +90,10 @@ class Trainable(Protocol):
         """
         ...
 
+    def refresh(self) -> None:
+        """Bring what the layers compute with up to date. Called after the parameters have changed."""
+        ...
+
     def micro_batch(self, address: int) -> AbstractContextManager[None]:
         """Return the context of a micro-batch's forward and backward pass.
 
@@ -90,7 +103,20 @@ class Trainable(Protocol):
         ...
 
     def baseline(self) -> AbstractContextManager[None]:
-        """Return a context in which the model computes as without the training."""
+        """Return a context in which the model computes as without the training.
+
+        Raises:
+            ModelError: the base model's weights are read again, and cannot be.
+        """
+        ...
+
+    def replaced(self, values: MutableMapping[str, torch.Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which the parameters have other values, for drawing, measuring and exporting.
+
+        Args:
+            values: float32 tensors on the device, by parameter. Inside, the mapping holds the parameters' own values:
+                memory is swapped, not copied.
+        """
         ...
 
     def require_finite(self, step: int) -> None:
@@ -101,8 +127,11 @@ class Trainable(Protocol):
         """
         ...
 
-    def export(self, about: About) -> dict[str, bytes]:
-        """Return the files to publish in `checkpoint/`: exactly those that the row names."""
+    def export(self, about: About) -> Mapping[str, bytes | Pieces]:
+        """Return the files to publish in `checkpoint/`, by names that may have one folder: those that the row knows.
+
+        Pieces are to be used before the parameters change.
+        """
         ...
 
 
@@ -112,14 +141,24 @@ class MethodSpec:
 
     module: str
     """The full name of the module that has `attach`."""
-    files: Mapping[str, str]
-    """The files that it publishes in `checkpoint/`, the main one first, each with the ending of its name for an earlier
-    step: `steps/000100<ending>`."""
+    noun: str
+    """The trained thing in messages, with its article: "a LoRA"."""
+    main_file: str
+    """The file, or the folder, from which a training can start, in messages."""
+    step_ending: Callable[[str], str | None]
+    """Returns what the name of a published file becomes for an earlier step: `steps/000100<ending>`. Returns None for a
+    name that the method does not publish."""
+    is_step_ending: Callable[[str], bool]
+    """Returns whether `step_ending` can return this."""
+    is_complete: Callable[[Set[str]], bool]
+    """Returns whether the names of a checkpoint's files have all weights that the method publishes."""
     invariants: Callable[[FamilySpec, Task], dict[str, Any]]
     """Returns the invariants of a chain that come from the method's own task keys."""
-    find_start: Callable[[Path, Set[str]], tuple[str, str | None]]
-    """Finds the weights to start from in a folder with these file names. Returns the name of the weights' file, and of
-    one that describes it, if any. Raises CheckpointError if there are none."""
+    trained_weights: Callable[[FamilySpec, Task], Collection[str]]
+    """Returns the components of the base model whose own weights are trained, and therefore loaded in float32."""
+    find_start: Callable[[Path, Set[str]], Sequence[str]]
+    """Finds the weights to start from in a folder with these entries. Returns the names of the files that are read, the
+    main one first. Raises CheckpointError if there are none."""
     check: Callable[[BaseModel, Task, WarmStart | None], list[str]]
     """Checks a task against the base model's configurations and the headers of its weights, before anything is loaded.
     Returns lines on what could not be checked. Raises the errors of `attach`."""
@@ -132,12 +171,3 @@ class MethodSpec:
     """Yields changes of the task with less and less to train, for one that does not fit into memory."""
     copies: Callable[[Task], int]
     """Returns the number of values per trained value in the saved state, without the optimizer's."""
-
-    @property
-    def main_file(self) -> str:
-        """The file from which a training can start."""
-        return next(iter(self.files))
-
-    def step_files(self, step: int, files: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Return exported files under their names for an earlier step."""
-        return {step_file(step, self.files[name]): data for name, data in files.items()}

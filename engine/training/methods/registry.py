@@ -12,6 +12,7 @@ from engine.results import checkpoint
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import Task, TrainingType
 from engine.training.methods import warm_start
+from engine.training.methods.full.spec import FULL
 from engine.training.methods.lora.spec import LORA
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.warm_start import WarmStart
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from engine.models.family import Family
     from engine.training.methods.method import Tensors, Trainable
 
-METHODS: Final[Mapping[TrainingType, MethodSpec]] = {"lora": LORA}
+METHODS: Final[Mapping[TrainingType, MethodSpec]] = {"lora": LORA, "full": FULL}
 
 _DEFAULT: Final[TrainingType] = "lora"
 """The method of a checkpoint without the key `training_type`: keys at their defaults are absent."""
@@ -48,11 +49,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     method = next((row for key, row in METHODS.items() if key == name), None)  # an untrusted name may be of any type
     if method is None:
         raise CheckpointError(f"{folder} was made by a training_type that this version does not support")
-    endings = set(method.files.values())
-    if not found.manifest["files"].keys() >= method.files.keys():
+    if not method.is_complete(found.manifest["files"].keys()):
         raise CheckpointError(f"{folder / checkpoint.MANIFEST} is not a checkpoint's manifest; use another checkpoint")
     for name in found.steps:
-        if checkpoint.step_ending(name) not in endings:
+        if not method.is_step_ending(checkpoint.step_ending(name)):
             raise CheckpointError(f"{folder / checkpoint.MANIFEST} lists {name!r}, which is not a file of a checkpoint")
     return found
 

@@ -1,9 +1,9 @@
-"""Read weights without training state, made by any trainer, from which a training can start. No torch."""
+"""Find weights without training state, made by any trainer, from which a training can start. No torch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +13,33 @@ from engine.results import checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStart:
-    """Weights without training state, from which a training starts."""
+    """Weights without training state, from which a training starts. The files stay on disk, since they may be large."""
 
+    folder: Path
     digest: str
-    """The SHA-256 of the weights' file followed by `config`."""
-    weights: bytes
-    name: str
-    """The name of the weights' file."""
-    config: bytes | None = None
-    """The content of the file that describes the weights, if any."""
+    """The SHA-256 of all files' contents, one after the other."""
+    hashes: Mapping[str, str]
+    """The SHA-256 of each file, by its name in the folder; the main one first."""
+
+    @property
+    def name(self) -> str:
+        """The name of the main file."""
+        return next(iter(self.hashes))
+
+    def content(self, name: str) -> bytes:
+        """Return one of the files. Raises CheckpointError if it has changed since it was found, or cannot be read."""
+        path = self.folder / name
+        try:
+            data = checkpoint.read_plain_file(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+        if hashlib.sha256(data).hexdigest() != self.hashes[name]:
+            raise CheckpointError(f"{path} changed while the job was running; run the same command again")
+        return data
 
 
-def read(folder: Path, find: Callable[[Path, Set[str]], tuple[str, str | None]], *, main_file: str) -> WarmStart:
-    """Read the weights to start from in a folder.
+def read(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]], *, main_file: str) -> WarmStart:
+    """Find the weights to start from in a folder, and hash them.
 
     Args:
         folder: a folder without a manifest.
@@ -38,17 +52,29 @@ def read(folder: Path, find: Callable[[Path, Set[str]], tuple[str, str | None]],
     names = checkpoint.names_in(folder)
     checkpoint.require_no_remains(folder, names)
     inner = folder / "checkpoint"
-    if (inner / checkpoint.MANIFEST).is_file() or (inner / main_file).is_file():  # an output folder
+    if _holds_start(inner, find):  # an output folder
         raise CheckpointError(
             f"{folder} holds no checkpoint ({checkpoint.MANIFEST}) and no weights to start from ({main_file}); "
             f"the checkpoint is in a folder below: use --checkpoint {inner}"
         )
-    name, beside = find(folder, names)
+    hashes: dict[str, str] = {}
+    digest = hashlib.sha256()
+    for name in find(folder, names):
+        own = hashlib.sha256()
+        try:
+            for chunk in checkpoint.plain_chunks(folder / name):
+                own.update(chunk)
+                digest.update(chunk)
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read ({error.strerror})") from None
+        hashes[name] = own.hexdigest()
+    return WarmStart(folder=folder, digest=digest.hexdigest(), hashes=hashes)
+
+
+def _holds_start(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]]) -> bool:
+    """Return whether a folder holds a checkpoint or weights to start from."""
     try:
-        data = checkpoint.read_plain_file(folder / name)
-        config = None if beside is None else checkpoint.read_plain_file(folder / beside)
-    except OSError as error:
-        raise CheckpointError(f"{folder / name} cannot be read ({error.strerror})") from None
-    digest = hashlib.sha256(data)
-    digest.update(config or b"")
-    return WarmStart(digest=digest.hexdigest(), weights=data, name=name, config=config)
+        names = checkpoint.names_in(folder)
+        return checkpoint.MANIFEST in names or bool(find(folder, names))
+    except CheckpointError:
+        return False

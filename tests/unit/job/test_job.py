@@ -1,6 +1,7 @@
 """What identifies a job, and what the tasks of a chain must agree on."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ class TestDigest:
         assert on_hub[0] != on_hub[1]
 
     def test_the_record_names_the_parent(self):
-        warm = WarmStart(digest="d", weights=b"", name="x")
+        warm = WarmStart(folder=Path("f"), digest="d", hashes={"x": "h"})
         assert job_of(parent=warm).record.parent == "d" and job_of().record.parent is None
 
 

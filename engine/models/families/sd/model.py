@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from engine.models.families.sd.spec import SPEC
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_tokenizer, move_frozen
+from engine.models.loading import load_module, load_part, load_tokenizer, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
 
 
+_CLASSES: Final = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+
+
 class StableDiffusion:
     """A loaded Stable Diffusion 1.x or 2.x base model; methods as in `Family`."""
 
@@ -36,15 +40,19 @@ class StableDiffusion:
     def __init__(self, args: LoadArgs) -> None:
         self.scheduler = load_scheduler(args)
         self.tokenizer = load_tokenizer(CLIPTokenizer, args, "tokenizer")
-        self.text_encoder = load_module(CLIPTextModel, args, "text_encoder")
+        self.text_encoder = load_module(_CLASSES["text_encoder"], args, "text_encoder")
         self.text_encoders = {"text_encoder": self.text_encoder}
-        self.vae = load_module(AutoencoderKL, args, "vae")
-        self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
+        self.vae = load_module(_CLASSES["vae"], args, "vae")
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
+        self._args = args
         self._chunks = args.caption_chunks
         self._dtype = args.dtype
+
+    def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
+        return cast(torch.nn.Module, load_part(_CLASSES[component], self._args, component, folder))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         return self._latents.shape(height, width)

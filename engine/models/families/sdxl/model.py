@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from engine.models.configs import read_json
 from engine.models.families.sdxl.spec import SPEC, has_float32_vae
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_tokenizer, move_frozen, read_config
+from engine.models.loading import load_module, load_part, load_tokenizer, move_frozen, read_config
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
 
 FIRST, SECOND = SPEC.text_encoders
+_CLASSES: Final = {FIRST: CLIPTextModel, SECOND: CLIPTextModelWithProjection, "unet": UNet2DConditionModel}
+"""The classes of the components that can be trained."""
 
 
 class StableDiffusionXL:
@@ -45,18 +48,19 @@ class StableDiffusionXL:
             FIRST: load_tokenizer(CLIPTokenizer, args, "tokenizer"),
             SECOND: load_tokenizer(CLIPTokenizer, args, "tokenizer_2"),
         }
-        self.text_encoders = {
-            FIRST: load_module(CLIPTextModel, args, FIRST),
-            SECOND: load_module(CLIPTextModelWithProjection, args, SECOND),
-        }
+        self.text_encoders = {name: load_module(_CLASSES[name], args, name) for name in SPEC.text_encoders}
         self.vae = _load_vae(args)
-        self.denoiser = load_module(UNet2DConditionModel, args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
+        self._args = args
         self._chunks = args.caption_chunks
         self._dtype = args.dtype
         self._sgm_names = SgmNames.from_config(self.denoiser.config)
+
+    def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
+        return cast(torch.nn.Module, load_part(_CLASSES[component], self._args, component, folder))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         return self._latents.shape(height, width)

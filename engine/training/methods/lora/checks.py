@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,12 +9,11 @@ from typing import Final
 from engine.core.errors import CheckpointError
 from engine.core.messages import plural
 from engine.models.base_model import BaseModel
-from engine.models.base_model_files import is_weight
-from engine.models.single_file.header import Tensor, read_header
 from engine.models.spec import FamilySpec
 from engine.task.task import Task
+from engine.training.methods.base_weights import weight_shapes
 from engine.training.methods.lora.names import not_safetensors, places, require_fit, tensor_names
-from engine.training.methods.lora.start_file import header_metadata, strengths
+from engine.training.methods.lora.start_file import header_metadata, peft_config, strengths
 from engine.training.methods.lora.targets import (
     NO_QUANTISED_START,
     match_targets,
@@ -26,7 +24,6 @@ from engine.training.methods.warm_start import WarmStart
 _WEIGHT: Final = ".weight"
 _KINDS: Final = {2: "Linear", 4: "Conv2d"}
 """The type of layer of a weight, by its number of dimensions."""
-_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
     """
     family = base.family
     components = family.trained_components(with_text_encoders=task.train_args.train_text_encoder)
-    shapes = {component: _weights(base, component) for component in components}
+    shapes = {component: weight_shapes(base, component) for component in components}
     layers = {
         component: _targets(family.targets_of(component, task.lora.target_modules), found)
         for component, found in shapes.items()
@@ -62,21 +59,6 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
     if warm_start:
         _check_warm_start(warm_start, family, components, task.lora.rank, layers)
     return lines
-
-
-def _weights(base: BaseModel, component: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a component's tensors; empty unless all its weights are there under Diffusers' names."""
-    if base.single_file is not None:
-        return {}
-    variant = base.variants.get(component)
-    paths = [p for p in sorted((base.folder / component).glob("*.safetensors")) if is_weight(p.name, variant)]
-    shards = [match for path in paths if (match := _SHARD.search(path.name))]
-    if shards and len(shards) != int(shards[0][1]):  # not all of them are downloaded
-        return {}
-    found: dict[str, Tensor] = {}
-    for path in paths:
-        found |= read_header(path, f"{component}/{path.name}").tensors
-    return {name: tensor.shape for name, tensor in found.items()}
 
 
 def _targets(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -118,13 +100,14 @@ def _check_warm_start(
     layers: Mapping[str, Mapping[str, tuple[int, ...]]],
 ) -> None:
     """Check by names and shapes that a LoRA can be read by `files` and fits the `adapter`."""
-    shapes = _lora_shapes(warm_start.weights)
+    weights = warm_start.content(warm_start.name)
+    shapes = _lora_shapes(weights)
     found = {
         tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
         for key, (module, kind) in places(shapes, family, components).items()
         if kind != "alpha"
     }
-    strengths(components, metadata=header_metadata(warm_start.weights), config=warm_start.config)
+    strengths(components, metadata=header_metadata(weights), config=peft_config(warm_start))
     if layers.keys() != set(components):
         return
     expected: dict[str, _Shape] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -18,8 +18,9 @@ from engine.training.methods.lora.files import diffusers_state, exported, read_d
 from engine.training.methods.lora.low_precision import WorkingCopy
 from engine.training.methods.lora.names import tensor_names
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE
+from engine.training.methods.lora.start_file import LORA_FILE, peft_config
 from engine.training.methods.method import About, Parameters
+from engine.training.methods.swapping import swapped
 from engine.training.methods.warm_start import WarmStart
 
 
@@ -51,6 +52,11 @@ class LoraTraining:
         return [group for group in groups if group]
 
     @property
+    def is_whole_model(self) -> bool:
+        """See `Trainable.is_whole_model`."""
+        return False
+
+    @property
     def start(self) -> Tensors:
         """LoftQ's start values, which the published files subtract; see `Trainable.start`."""
         return self._adapter.initial
@@ -67,6 +73,9 @@ class LoraTraining:
         """See `Trainable.step`: gradients are taken of a copy in the precision that the layers compute in."""
         return self._working_copy.taken()
 
+    def refresh(self) -> None:
+        """See `Trainable.refresh`: the layers' copies are made at the beginning of a step."""
+
     def micro_batch(self, address: int) -> AbstractContextManager[None]:
         """See `Trainable.micro_batch`: dropout is on."""
         return self._adapter.dropping.at(address)
@@ -74,6 +83,10 @@ class LoraTraining:
     def baseline(self) -> AbstractContextManager[None]:
         """See `Trainable.baseline`: the adapters are switched off; with LoftQ the denoiser stays quantised."""
         return disabled([self._family.denoiser, *self._family.text_encoders.values()])
+
+    def replaced(self, values: MutableMapping[str, torch.Tensor]) -> AbstractContextManager[None]:
+        """See `Trainable.replaced`. Outside of a step, layers compute with the parameters themselves."""
+        return swapped(self.parameters, values)
 
     def require_finite(self, step: int) -> None:
         """See `Trainable.require_finite`: multiplied by the adapter's strength, finite weights may overflow float32."""
@@ -108,5 +121,6 @@ def attach(
     components = {name: family.parts[name].to(device) for name in names}
     adapter = attach_adapter(components, task.lora, task.seed, spec=family.spec, initial=start)
     if warm_start:
-        adapter.warm_start(read_diffusers_file(warm_start.weights, family.spec, components, config=warm_start.config))
+        weights, config = warm_start.content(warm_start.name), peft_config(warm_start)
+        adapter.warm_start(read_diffusers_file(weights, family.spec, components, config=config))
     return LoraTraining(family, adapter, PRECISIONS[task.mixed_precision])

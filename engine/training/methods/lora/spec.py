@@ -17,7 +17,7 @@ from engine.training.methods.warm_start import WarmStart
 
 WEBUI_FILE: Final = "lora_webui.safetensors"
 
-_FILES: Final[Mapping[str, str]] = {LORA_FILE: ".safetensors", WEBUI_FILE: "_webui.safetensors"}
+_STEP_ENDINGS: Final[Mapping[str, str]] = {LORA_FILE: ".safetensors", WEBUI_FILE: "_webui.safetensors"}
 
 
 def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
     found = []
     if task.lora.init_lora_weights in (False, "gaussian"):
         found.append("lora.init_lora_weights has no effect: the training starts from the LoRA of the checkpoint")
-    if warm_start.name == PEFT_FILE and warm_start.config is None:
+    if warm_start.name == PEFT_FILE and PEFT_CONFIG not in warm_start.hashes:
         found.append(f"{PEFT_FILE} has no {PEFT_CONFIG} beside it: its strength, lora_alpha / r, is assumed to be 1")
     return found
 
@@ -74,8 +74,13 @@ def copies(task: Task) -> int:
 
 LORA: Final = MethodSpec(
     module="engine.training.methods.lora.method",
-    files=_FILES,
+    noun="a LoRA",
+    main_file=LORA_FILE,
+    step_ending=_STEP_ENDINGS.get,
+    is_step_ending=lambda ending: ending in _STEP_ENDINGS.values(),
+    is_complete=lambda names: names >= _STEP_ENDINGS.keys(),
     invariants=invariants,
+    trained_weights=lambda family, task: (),
     find_start=find_start,
     check=check,
     notes=notes,

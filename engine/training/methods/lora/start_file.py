@@ -12,6 +12,7 @@ from typing import Any, Final
 from engine.core.errors import CheckpointError
 from engine.core.messages import listing, shown
 from engine.results import safetensors_file
+from engine.training.methods.warm_start import WarmStart
 
 LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 PEFT_FILE: Final = "adapter_model.safetensors"
@@ -22,8 +23,8 @@ _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA_KEY: Final = "lora_adapter_metadata"
 
 
-def find_start(folder: Path, names: Set[str]) -> tuple[str, str | None]:
-    """Return the name of the LoRA file in a folder, and that of PEFT's configuration if it belongs to it.
+def find_start(folder: Path, names: Set[str]) -> list[str]:
+    """Return the name of the LoRA file in a folder, followed by that of PEFT's configuration if it belongs to it.
 
     The LoRA is Diffusers' file, PEFT's, or the only .safetensors file.
 
@@ -35,7 +36,12 @@ def find_start(folder: Path, names: Set[str]) -> tuple[str, str | None]:
         CheckpointError: there is no LoRA, or there are several.
     """
     name = _lora_file(folder, names)
-    return name, PEFT_CONFIG if name == PEFT_FILE and PEFT_CONFIG in names else None
+    return [name, PEFT_CONFIG] if name == PEFT_FILE and PEFT_CONFIG in names else [name]
+
+
+def peft_config(warm_start: WarmStart) -> bytes | None:
+    """Return the content of PEFT's configuration; None if the LoRA has none. Raises CheckpointError."""
+    return warm_start.content(PEFT_CONFIG) if PEFT_CONFIG in warm_start.hashes else None
 
 
 def _lora_file(folder: Path, names: Set[str]) -> str:

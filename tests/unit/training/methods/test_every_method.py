@@ -9,7 +9,7 @@ import torch
 
 from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models import registry as families
-from engine.models.family import LoadArgs
+from engine.models.family import PRECISIONS, LoadArgs
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
 from engine.training.methods import registry
 from engine.training.methods.method import About
@@ -22,6 +22,8 @@ ROWS = {**METHODS, "toy": TOY_METHOD}
 CASES = {
     "lora": ("lora", Lora(rank=2)),
     "LoftQ": ("lora", Lora(rank=2, init_lora_weights="loftq", target_modules=("to_q", "conv1"))),
+    "full": ("full", Lora()),
+    "full, bf16": ("full", Lora()),
     "toy": ("toy", Lora()),
 }
 
@@ -35,12 +37,13 @@ def folder(tmp_path_factory):
     return tiny.build_sd(tmp_path_factory.mktemp("model"))
 
 
-def load(folder):
+def load(folder, task):
     row = families.detect(json.loads((folder / "model_index.json").read_text()))
     args = LoadArgs(
         folder=folder,
         variants=dict.fromkeys(row.weighted),
-        dtype=torch.float32,
+        dtype=PRECISIONS[task.mixed_precision],
+        float32=frozenset(ROWS[task.training_type].trained_weights(row, task)),
         device=CPU,
         prediction_type="epsilon",
     )
@@ -51,13 +54,20 @@ def load(folder):
 def task(request, monkeypatch):
     monkeypatch.setattr(registry, "METHODS", ROWS)
     name, options = CASES[request.param]
-    args = TrainArgs(train_text_encoder=name == "lora")
-    return Task(model=Model(name="m"), dataset=Dataset(name="d"), training_type=name, lora=options, train_args=args)
+    args = TrainArgs(train_text_encoder=name in ("lora", "full"))
+    return Task(
+        model=Model(name="m"),
+        dataset=Dataset(name="d"),
+        training_type=name,
+        lora=options,
+        train_args=args,
+        mixed_precision="bf16" if "bf16" in request.param else "no",
+    )
 
 
 @pytest.fixture
-def family(folder):
-    return load(folder)
+def family(folder, task):
+    return load(folder, task)
 
 
 def attach(family, task, start=None):
@@ -68,13 +78,21 @@ def change(trainable, amount=0.01):
     """As a training would."""
     with torch.no_grad():
         for i, parameter in enumerate(trainable.parameters.values()):
-            parameter.add_(amount * torch.linspace(-1, 1 + i, parameter.numel()).reshape(parameter.shape))
+            parameter.add_(amount * torch.linspace(-1, 1 + i % 50, parameter.numel()).reshape(parameter.shape))
+    trainable.refresh()
 
 
 @torch.no_grad()
 def prediction(family):
+    dtype = next(family.denoiser.parameters()).dtype
     states = torch.linspace(-1, 1, 77 * tiny.HIDDEN).reshape(1, 77, tiny.HIDDEN)
-    return family.denoiser(torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8), 3, states).sample
+    return family.denoiser(torch.linspace(-1, 1, 256).reshape(1, 4, 8, 8).to(dtype), 3, states.to(dtype)).sample
+
+
+def published(trainable, folder):
+    """All files that it publishes, with their bytes."""
+    files = trainable.export(about(folder))
+    return {name: content if isinstance(content, bytes) else b"".join(content()) for name, content in files.items()}
 
 
 def about(folder, step=3):
@@ -93,10 +111,10 @@ def test_its_parameters_are_all_that_is_trained(family, task):
     grouped = [name for group in trainable.groups for name in group]
     assert sorted(grouped) == list(parameters) and all(trainable.groups)
     assert len(trainable.groups) == 1 + task.train_args.train_text_encoder
-    own = set(map(id, parameters.values()))
     roots = [family.denoiser, *family.text_encoders.values()]
-    assert {id(p) for root in roots for p in root.parameters() if p.requires_grad} <= own
     with trainable.step() as trained:
+        own = {*map(id, parameters.values()), *map(id, trained)}
+        assert {id(p) for root in roots for p in root.parameters() if p.requires_grad} <= own
         assert [tensor.shape for tensor in trained] == [p.shape for p in parameters.values()]
 
 
@@ -104,12 +122,12 @@ def test_another_one_goes_on_from_its_state(folder, family, task):
     trainable = attach(family, task)
     change(trainable)
     start = {name: tensor.clone() for name, tensor in trainable.start.items()}
-    other_family = load(folder)
+    other_family = load(folder, task)
     other = attach(other_family, task, start=start)
     other.restore(trainable.state())
     assert all(torch.equal(p, other.parameters[name]) for name, p in trainable.parameters.items())
     assert torch.equal(prediction(family), prediction(other_family))
-    assert trainable.export(about(folder)) == other.export(about(folder))
+    assert published(trainable, folder) == published(other, folder)
 
 
 def test_its_state_takes_no_memory(family, task):
@@ -155,15 +173,31 @@ def test_the_baseline_does_not_depend_on_the_training(family, task):
     assert not torch.equal(prediction(family), before)
 
 
+def test_values_of_its_own_come_back(folder, family, task):
+    trainable = attach(family, task)
+    change(trainable)
+    own, files, predicted = copy.deepcopy(trainable.state()), published(trainable, folder), prediction(family)
+    values = {name: tensor * 0.5 for name, tensor in own.items()}
+    given = copy.deepcopy(values)
+    with trainable.replaced(values):
+        assert all(torch.equal(p, given[name]) for name, p in trainable.parameters.items())
+        assert all(torch.equal(values[name], tensor) for name, tensor in own.items())
+        assert not torch.equal(prediction(family), predicted) and published(trainable, folder) != files
+    assert all(torch.equal(p, own[name]) for name, p in trainable.parameters.items())
+    assert torch.equal(prediction(family), predicted) and published(trainable, folder) == files
+
+
 def test_it_publishes_the_files_that_its_row_names(folder, family, task):
     row, trainable = ROWS[task.training_type], attach(family, task)
-    before = trainable.export(about(folder))
+    before = published(trainable, folder)
     change(trainable)
-    files = trainable.export(about(folder))
-    assert list(files) == list(row.files) and row.main_file in files
-    assert all(files[name] != before[name] for name in files)
-    assert files == trainable.export(about(folder))
-    assert len(row.step_files(7, files)) == len(files)
+    files = published(trainable, folder)
+    assert row.is_complete(files.keys()) and not row.is_complete({"state.safetensors"})
+    assert all(files[name] != before[name] for name in files if name.endswith(".safetensors"))
+    assert files == published(trainable, folder)
+    assert len({row.step_ending(name) for name in files}) == len(files)
+    assert all(row.is_step_ending(row.step_ending(name)) for name in files)
+    assert row.step_ending("state.safetensors") is None and not row.is_step_ending("/state.safetensors")
 
 
 def test_what_is_not_finite_is_not_published(family, task):
@@ -171,6 +205,7 @@ def test_what_is_not_finite_is_not_published(family, task):
     trainable.require_finite(3)
     with torch.no_grad():
         next(iter(trainable.parameters.values())).view(-1)[0] = torch.inf
+    trainable.refresh()
     with pytest.raises(NonFiniteError, match="after step 3"):
         trainable.require_finite(3)
 

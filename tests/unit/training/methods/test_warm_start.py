@@ -17,20 +17,30 @@ def load(folder):
 class TestWarmStart:
     def test_a_lora_alone(self, tmp_path):
         found = load(write(tmp_path, {"pytorch_lora_weights.safetensors": b"lora", "README.md": b""}))
-        assert found == WarmStart(
-            digest=hashlib.sha256(b"lora").hexdigest(), weights=b"lora", name="pytorch_lora_weights.safetensors"
-        )
+        digest = hashlib.sha256(b"lora").hexdigest()
+        hashes = {"pytorch_lora_weights.safetensors": digest}
+        assert found == WarmStart(folder=tmp_path, digest=digest, hashes=hashes)
+        assert found.content(found.name) == b"lora"
+
+    def test_one_that_changes_meanwhile(self, tmp_path):
+        found = load(write(tmp_path, {"a.safetensors": b"lora"}))
+        write(tmp_path, {"a.safetensors": b"other"})
+        with pytest.raises(CheckpointError, match="changed while the job was running"):
+            found.content(found.name)
+        (tmp_path / "a.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            found.content(found.name)
 
     @pytest.mark.parametrize("name", ["my_style_v1.safetensors", "adapter_model.safetensors"])
     def test_under_another_name(self, tmp_path, name):
         found = load(write(tmp_path, {name: b"lora", "README.md": b"", ".x.safetensors": b"hidden"}))
-        assert (found.name, found.weights, found.config) == (name, b"lora", None)
+        assert list(found.hashes) == [found.name] == [name]
         assert found.digest == hashlib.sha256(b"lora").hexdigest()
 
     def test_pefts_configuration_belongs_to_it(self, tmp_path):
         files = {"adapter_model.safetensors": b"lora", "adapter_config.json": b"{}"}
         found, digest = load(write(tmp_path, files)), hashlib.sha256(b"lora{}").hexdigest()
-        assert (found.config, found.digest) == (b"{}", digest)
+        assert (found.content("adapter_config.json"), found.digest) == (b"{}", digest)
 
     @pytest.mark.parametrize(
         "files, words",

@@ -17,9 +17,11 @@ from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora import checks
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state
+from engine.training.methods.lora.start_file import find_start
 from engine.training.methods.lora.targets import find_targets
-from engine.training.methods.warm_start import WarmStart
+from engine.training.methods.warm_start import read
 from tests.support import tiny
+from tests.unit.results.test_checkpoint import write
 
 TARGETS = [
     None,
@@ -76,7 +78,7 @@ class TestTargets:
     @pytest.mark.parametrize("targets", TARGETS, ids=str)
     def test_are_those_of_the_job(self, folder, name, denoiser, targets, variant):
         base, task, _ = arguments(folder, name, variant=variant, target_modules=targets)
-        shapes = checks._weights(base, SPEC.denoiser)
+        shapes = checks.weight_shapes(base, SPEC.denoiser)
         wanted = SPEC.targets_of(SPEC.denoiser, task.lora.target_modules)
         found = outcome(lambda: checks._targets(wanted, shapes))
         expected = outcome(lambda: find_targets(denoiser, wanted))
@@ -142,13 +144,21 @@ def trained(folder, tmp_path_factory):
     return files
 
 
-def start(folder, name, data, **options):
-    given = {"rank": 3, "target_modules": ("to_q", "conv1"), **options}
-    return checks.check(*arguments(folder, name, parent=WarmStart(digest="d", weights=data, name="x"), **given))
+@pytest.fixture
+def start(tmp_path):
+    """Check a LoRA to start from, with PEFT's configuration if one is given."""
+
+    def check(folder, name, data, config=None, **options):
+        given = {"rank": 3, "target_modules": ("to_q", "conv1"), **options}
+        files = {"adapter_model.safetensors": data} | ({"adapter_config.json": config} if config else {})
+        parent = read(write(tmp_path / "start", files), find_start, main_file="x")
+        return checks.check(*arguments(folder, name, parent=parent, **given))
+
+    return check
 
 
 class TestWarmStart:
-    def test_one_that_fits(self, folder, name, trained):
+    def test_one_that_fits(self, start, folder, name, trained):
         assert start(folder, name, trained[False]) == []
         if name == "StableDiffusionPipeline":
             assert start(folder, name, trained[True], text=True) == []
@@ -162,31 +172,30 @@ class TestWarmStart:
             ({"text": True}, "train_text_encoder requires"),
         ],
     )
-    def test_one_of_another_adapter(self, folder, name, trained, changes, words):
+    def test_one_of_another_adapter(self, start, folder, name, trained, changes, words):
         with pytest.raises(CheckpointError, match=words):
             start(folder, name, trained[False], **changes)
 
-    def test_none_on_a_quantised_base(self, folder, name, trained):
+    def test_none_on_a_quantised_base(self, start, folder, name, trained):
         with pytest.raises(CheckpointError, match="'loftq' trains on quantised"):
             start(folder, name, trained[False], init_lora_weights="loftq")
 
-    def test_text_encoders_that_are_not_trained(self, folder, name, trained):
+    def test_text_encoders_that_are_not_trained(self, start, folder, name, trained):
         with pytest.raises(CheckpointError, match="also adapts text_encoder"):
             start(folder, name, trained[True])
 
     @pytest.mark.parametrize("data", [b"", b"no safetensors", struct.pack("<Q", 2) + b"[]"])
-    def test_no_such_file(self, folder, name, data):
+    def test_no_such_file(self, start, folder, name, data):
         with pytest.raises(CheckpointError, match="not a safetensors file"):
             start(folder, name, data)
 
-    def test_another_format_is_named_without_weights_too(self, name, tmp_path):
+    def test_another_format_is_named_without_weights_too(self, start, name, tmp_path):
         key = "lora_unet_down_blocks_0.lora_down.weight"
         header = json.dumps({key: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
         data = struct.pack("<Q", len(header)) + header + b"\0" * 4
         with pytest.raises(CheckpointError, match="is in kohya's format"):
             start(tmp_path, name, data)
 
-    def test_a_malformed_strength(self, folder, name, trained):
-        parent = WarmStart(digest="d", weights=trained[False], name="x", config=b'{"lora_alpha": 4}')
+    def test_a_malformed_strength(self, start, folder, name, trained):
         with pytest.raises(CheckpointError, match=r"adapter_config\.json is malformed"):
-            checks.check(*arguments(folder, name, parent=parent, rank=3, target_modules=("to_q", "conv1")))
+            start(folder, name, trained[False], config=b'{"lora_alpha": 4}')

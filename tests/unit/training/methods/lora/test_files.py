@@ -21,6 +21,7 @@ from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora import files
 from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.lora.start_file import peft_config
 from engine.training.methods.registry import METHODS, load_parent
 from tests.support.tolerance import assert_equal_but_for_rounding, depth
 from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them
@@ -391,8 +392,9 @@ class TestWarmStart:
         config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(ATTENTION), init_lora_weights=False)
         get_peft_model(fresh(unet), config).save_pretrained(tmp_path)
         found = load_parent(tmp_path, METHODS["lora"])
-        assert found.name == "adapter_model.safetensors" and found.config
-        with_config, without = (read_diffusers_file(found.weights, config=each) for each in (found.config, None))
+        assert found.name == "adapter_model.safetensors" and peft_config(found)
+        weights = found.content(found.name)
+        with_config, without = (read_diffusers_file(weights, config=each) for each in (peft_config(found), None))
         adapter = attach(unet, Lora(rank=RANK, target_modules=ATTENTION), 0)
         assert with_config.keys() == adapter.parameters.keys()
         for key, tensor in with_config.items():

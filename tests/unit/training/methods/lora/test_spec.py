@@ -1,6 +1,7 @@
 """What the LoRA's row says of a task."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from engine.task.task import Dataset, Lora, Model, Task
 from engine.training.methods.lora.spec import LORA
 from engine.training.methods.warm_start import WarmStart
 
-WEIGHTS = WarmStart(digest="d", weights=b"", name="pytorch_lora_weights.safetensors")
+WEIGHTS = WarmStart(folder=Path("f"), digest="d", hashes={"pytorch_lora_weights.safetensors": "h"})
 
 
 def task_of(**options):
@@ -24,9 +25,9 @@ def test_a_lora_to_start_from_is_the_start(init, noted):
     assert LORA.notes(task, WEIGHTS) == [note] * noted
 
 
-@pytest.mark.parametrize("config, noted", [(None, True), (b"{}", False)])
-def test_pefts_file_alone_has_no_strength(config, noted):
-    weights = replace(WEIGHTS, name="adapter_model.safetensors", config=config)
+@pytest.mark.parametrize("more, noted", [({}, True), ({"adapter_config.json": "h"}, False)])
+def test_pefts_file_alone_has_no_strength(more, noted):
+    weights = replace(WEIGHTS, hashes={"adapter_model.safetensors": "h", **more})
     assert len(LORA.notes(task_of(), weights)) == noted
 
 
@@ -41,6 +42,7 @@ def test_only_options_that_are_set_are_invariants():
 
 
 def test_files_of_an_earlier_step():
-    files = {"pytorch_lora_weights.safetensors": b"a", "lora_webui.safetensors": b"b"}
-    names = {"steps/000020.safetensors": b"a", "steps/000020_webui.safetensors": b"b"}
-    assert LORA.step_files(20, files) == names
+    endings = {"pytorch_lora_weights.safetensors": ".safetensors", "lora_webui.safetensors": "_webui.safetensors"}
+    assert {name: LORA.step_ending(name) for name in endings} == endings
+    assert all(map(LORA.is_step_ending, endings.values()))
+    assert LORA.step_ending("state.safetensors") is None and not LORA.is_step_ending("_other.safetensors")
