@@ -67,7 +67,7 @@ class AdamW:
             self._optimizer.state[parameter] = {
                 # On the CPU in float32 for every device: torch's own choice, which its arithmetic depends on.
                 "step": torch.tensor(float(state.updates), dtype=torch.float32),
-                **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype, copy=True) for slot in _SLOTS},
+                **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype) for slot in _SLOTS},
             }
 
 

@@ -10,12 +10,13 @@ import torch.distributed as dist
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError, TemporaryError
 from engine.core.process.environment import Place
 from engine.core.process.signals import Stop
-from engine.results.state import dump_state, parse_state, weights_digest
+from engine.results.state import weights_digest
 from engine.training.distributed import group as group_module
 from engine.training.distributed.group import Group, Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import step_window
 from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
+from tests.support.states import dump_state, parse_state
 from tests.unit.training.test_trainer import Run, examples_of, make_task
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from engine.core.errors import CheckpointError, NonFiniteError
-from engine.results.state import OptimizerState, TrainState, dump_state, parse_state
+from engine.results.state import OptimizerState, TrainState
 from engine.task.task import TrainArgs
 from engine.training.optimizers import registry
 from engine.training.optimizers.registry import OPTIMIZERS
+from tests.support.states import dump_state, parse_state
 from tests.support.toy_optimizer import TOY_OPTIMIZER
 from tests.unit.training.optimizers.test_adamw import by_name, parameters
 
