@@ -19,9 +19,8 @@ import torch
 
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Pieces, Stored
-from engine.results.safetensors_file import reading
 from engine.results.checkpoint import STATE_STEM
-from engine.results.safetensors_file import Source, pieces, shards, source_of
+from engine.results.safetensors_file import Source, pieces, reading, shards, source_of
 from engine.results.safetensors_file.reading import DamagedFileError, Reader, open_file
 
 Tensors = dict[str, torch.Tensor]
