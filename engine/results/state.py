@@ -25,6 +25,7 @@ MAX_FLOAT32: Final = float(torch.finfo(torch.float32).max)
 # First parts of names in `state.safetensors`; every other first part is an optimizer slot.
 _TRAINED: Final = "adapter"
 _START: Final = "initial"
+_EMA: Final = "ema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,11 @@ class OptimizerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """Everything that an exact continuation needs. All tensors are float32."""
+    """Everything that an exact continuation needs. All tensors are float32.
+
+    When a state is saved, its mappings may hold a `safetensors_file.Source` in place of a tensor that another process
+    has.
+    """
 
     global_step: int
     trained: Tensors
@@ -62,13 +67,15 @@ class TrainState:
     optimizer: OptimizerState
     start: Tensors = field(default_factory=dict)
     """Values of the training's start that the method needs later, by parameter; empty if it needs none."""
+    ema: Tensors = field(default_factory=dict)
+    """The moving average of the trained parameters, by name; empty without `train_args.ema_decay`."""
     loss_scale: LossScale | None = None
     """The loss scale; None unless the precision is fp16."""
 
 
 def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
     """Return the state's tensors by their names in its file (`<group>.<parameter>`), and the rest as a JSON value."""
-    groups = {_TRAINED: state.trained, _START: state.start, **state.optimizer.slots}
+    groups = {_TRAINED: state.trained, _START: state.start, _EMA: state.ema, **state.optimizer.slots}
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     scalars = {
         "global_step": state.global_step,
@@ -103,7 +110,7 @@ def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
         CheckpointError: they are malformed.
     """
     try:
-        groups: dict[str, Tensors] = {_TRAINED: {}, _START: {}}
+        groups: dict[str, Tensors] = {_TRAINED: {}, _START: {}, _EMA: {}}
         for key, tensor in parse_tensors(data).items():
             group, _, name = key.partition(".")
             # Copied, because the alignment of file-backed memory can change a kernel's bits.
@@ -113,6 +120,7 @@ def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
             global_step=_count(scalars["global_step"]),
             trained=groups.pop(_TRAINED),
             start=groups.pop(_START),
+            ema=groups.pop(_EMA),
             optimizer=OptimizerState(groups, _count(scalars["optimizer_step"])),
             loss_scale=LossScale(float(loss_scale["scale"]), _count(loss_scale["growth_tracker"]))
             if loss_scale
@@ -120,7 +128,7 @@ def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
         )
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the training state is malformed ({error!r}); use another checkpoint") from None
-    for named in (state.trained, state.start, *state.optimizer.slots.values()):
+    for named in (state.trained, state.start, state.ema, *state.optimizer.slots.values()):
         _require_finite(named)
     return state
 
