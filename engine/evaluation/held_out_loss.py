@@ -7,6 +7,7 @@ chain differ only if the weights do. A measurement has no effect on the training
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -204,6 +205,7 @@ class HeldOutCurve:
         step_range: StepRange,
         interval: int | None,
         outcome: Outcome,
+        averaged: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         """
         Args:
@@ -212,6 +214,8 @@ class HeldOutCurve:
             curve: the curve of the measurements.
             interval: number of steps between measurements; None measures only before the first and after the last step.
             outcome: receives the latest loss and the best step.
+            averaged: returns a context in which the weights are their moving average, in all processes; None if there
+                is none.
         """
         self._loss = loss
         self._rows = rows
@@ -219,6 +223,7 @@ class HeldOutCurve:
         self._step_range = step_range
         self._interval = interval
         self._outcome = outcome
+        self._averaged = averaged
         self._tell()
 
     @property
@@ -241,11 +246,19 @@ class HeldOutCurve:
         ):
             return None
         with self._outcome.clock.phase("evaluate"):
-            row = held_out_rows.row_of(step, self._loss.measure(), self._curve)
+            raw = self._loss.measure() if self._averaged else None
+            with self._averaged() if self._averaged else nullcontext():
+                losses = self._loss.measure()
+            row = held_out_rows.row_of(step, losses, self._curve, raw=raw)
         self._rows.append(row)
         self._tell()
-        say(f"held-out loss after step {step}: {'not finite' if row.loss is None else format(row.loss, '.5f')}")
+        average = f" with averaged weights, {_said(row.raw_loss)} without" if self._averaged else ""
+        say(f"held-out loss after step {step}: {_said(row.loss)}{average}")
         return row
 
     def _tell(self) -> None:
         self._outcome.held_out_loss, self._outcome.best_step = held_out_rows.summary(self._rows, self._curve)
+
+
+def _said(loss: float | None) -> str:
+    return "not finite" if loss is None else format(loss, ".5f")

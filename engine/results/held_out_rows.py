@@ -19,6 +19,8 @@ STRATA: Final = 4
 """The number of equal parts of the trained timesteps; every image is measured at one timestep of each."""
 _MAX_STRATA: Final = 64
 _MAX_ROWS: Final = 100_000
+_RAW: Final = "raw_loss"
+"""The key that only rows of a training with a moving average have."""
 _CURVE: Final = re.compile("[0-9a-f]{16}")
 
 
@@ -36,15 +38,33 @@ class Row:
     """Number of images that could be read."""
     curve: str
     """Losses are comparable if this is equal: the same images, captions, timesteps and noise."""
+    raw_loss: float | None = None
+    """The mean with the weights themselves, where `loss` is that of their moving average, which is published. None if
+    there is no moving average, or the mean was not finite."""
 
 
-def row_of(step: int, losses: Sequence[Sequence[float]], curve: str) -> Row:
-    """Return the row of the images' losses, one per timestep each. It does not depend on the order of the images."""
-    means = [math.fsum(column) / len(losses) for column in zip(*losses, strict=True)]
-    mean = math.fsum(means) / len(means)
+def row_of(
+    step: int, losses: Sequence[Sequence[float]], curve: str, *, raw: Sequence[Sequence[float]] | None = None
+) -> Row:
+    """Return the row of the images' losses, one per timestep each. It does not depend on the order of the images.
+
+    Args:
+        step: the step after which they were measured.
+        losses: those with the weights that are published.
+        curve: the curve of the measurement.
+        raw: those with the trained weights, where their moving average is published.
+    """
+    means, raw_means = _means(losses), _means(raw) if raw else [math.nan]
+    mean, raw_mean = (math.fsum(each) / len(each) for each in (means, raw_means))
+    raw_loss = raw_mean if math.isfinite(raw_mean) else None
     if not math.isfinite(mean):
-        return Row(step, None, (), len(losses), curve)
-    return Row(step, mean, tuple(means), len(losses), curve)
+        return Row(step, None, (), len(losses), curve, raw_loss)
+    return Row(step, mean, tuple(means), len(losses), curve, raw_loss)
+
+
+def _means(losses: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean over the images at each of their timesteps."""
+    return [math.fsum(column) / len(losses) for column in zip(*losses, strict=True)]
 
 
 def timesteps_of(image: int, timesteps: Timesteps, seed: int) -> list[int]:
@@ -104,7 +124,9 @@ def summary(rows: Iterable[Row], curve: str | None) -> tuple[float | None, int |
 
 def dump(rows: Iterable[Row]) -> bytes:
     """Return a line with a JSON object for each row."""
-    return dump_lines(map(asdict, rows))
+    return dump_lines(
+        {key: value for key, value in asdict(row).items() if key != _RAW or value is not None} for row in rows
+    )
 
 
 def parse(data: bytes) -> list[Row]:
@@ -124,15 +146,17 @@ def parse(data: bytes) -> list[Row]:
 
 
 def _row(value: Any) -> Row:
-    if not isinstance(value, dict) or value.keys() != {"step", "loss", "strata", "images", "curve"}:
+    if not isinstance(value, dict) or value.keys() - {_RAW} != {"step", "loss", "strata", "images", "curve"}:
         raise ValueError("a line is not a row of losses")
+    raw = value.get(_RAW)
     step, loss, strata, images, curve = (value[key] for key in ("step", "loss", "strata", "images", "curve"))
     counts = all(type(count) is int and 0 <= count <= MAX_VISITS for count in (step, images))
     numbers = isinstance(strata, list) and len(strata) <= _MAX_STRATA
-    numbers = numbers and all(map(_is_number, strata)) and (loss is None or _is_number(loss))
+    numbers = numbers and all(map(_is_number, strata)) and all(each is None or _is_number(each) for each in (loss, raw))
     if not (counts and numbers and isinstance(curve, str) and _CURVE.fullmatch(curve)):
         raise ValueError(f"the row of step {repr(step)[:20]} is malformed")
-    return Row(step, None if loss is None else float(loss), tuple(map(float, strata)), images, curve)
+    loss, raw = (None if each is None else float(each) for each in (loss, raw))
+    return Row(step, loss, tuple(map(float, strata)), images, curve, raw)
 
 
 def _is_number(value: Any) -> bool:

@@ -84,11 +84,6 @@ class Trainer:
         self._loss_scale = LossScale() if options.scales_loss else None
         self.step = step_range.start_step
 
-    @property
-    def is_saved_together(self) -> bool:
-        """True if other processes have a part of the state, so that saving it takes all of them."""
-        return len(self._gradients.owned) < len(self._trainable.parameters)
-
     def state(self) -> TrainState:
         """Return everything that an exact continuation needs. Not to be called within a step.
 
@@ -98,7 +93,7 @@ class Trainer:
         """
         trained, shadow = self._trainable.state(), self._ema.shadow if self._ema else {}
         if self._is_averaged:
-            assert not self.is_saved_together, "the other processes' own values are not here"
+            assert len(self._gradients.owned) == len(trained), "the other processes' own values are not here"
             trained, shadow = shadow, trained
         optimizer = self._optimizer.state()
         slots = {slot: self._gradients.sources(tensors) for slot, tensors in optimizer.slots.items()}

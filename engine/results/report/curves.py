@@ -55,6 +55,10 @@ def held_out(rows: Sequence[held_out_rows.Row], starts: list[int]) -> str:
     if lowest:
         remarks.insert(0, f"Best at step {lowest[0]:,}: {_number(lowest[1])}.")
         noise = _by_noise(curve, lowest[0])
+    if (raw := curve[-1].raw_loss) is not None and _is_drawable(raw):
+        remarks.append(
+            f"With the moving average of the weights, which is published; without it, {_number(raw)} at last."
+        )
     if missing := len(curve) - len(points):
         remarks.append(f"{plural(missing, 'measurement')} not finite.")
     if older := len(rows) - len(curve):

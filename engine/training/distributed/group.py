@@ -101,9 +101,13 @@ class Processes:
         """Call `action` only in the first process, and return its JSON-able value in all; the others wait for it."""
         return action()
 
-    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
-        """Do the same as `broadcast` for bytes or None."""
-        return action()
+    def broadcast_into(self, buffer: memoryview, fill: Callable[[memoryview], int]) -> int:
+        """Call `fill` in the first process; the others get the first bytes of its buffer, as many as it returns.
+
+        Returns:
+            What `fill` returns, in all processes; a negative number means no bytes.
+        """
+        return fill(buffer)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
         """Call `action` in the first process, then in the others, which find its downloads in the cache."""
@@ -214,23 +218,29 @@ class Group(Processes):
         return [json.loads(row[:size].numpy().tobytes()) for row, size in pieces]
 
     def broadcast(self, action: Callable[[], T]) -> T:
-        found = self.broadcast_bytes(lambda: json.dumps(action()).encode())
-        value: T = json.loads(found or b"null")
-        return value
-
-    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
         import torch
         import torch.distributed as dist
 
-        data = action() if self.is_first else None
-        size = torch.tensor([-1 if data is None else len(data)])
+        data = json.dumps(action()).encode() if self.is_first else b""
+        size = torch.tensor([len(data)])
         with self._talking():
             dist.broadcast(size, src=0, group=self._control)
-            if int(size) < 0:
-                return None
-            payload = torch.empty(int(size), dtype=torch.uint8) if data is None else _to_tensor(data)
+            payload = _to_tensor(data) if self.is_first else torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(payload, src=0, group=self._control)
-        return payload.numpy().tobytes() if data is None else data
+        value: T = json.loads(payload.numpy().tobytes())
+        return value
+
+    def broadcast_into(self, buffer: memoryview, fill: Callable[[memoryview], int]) -> int:
+        import torch
+        import torch.distributed as dist
+
+        count = torch.tensor([fill(buffer) if self.is_first else 0])
+        with self._talking():
+            dist.broadcast(count, src=0, group=self._control)
+            if int(count) > 0:
+                received = torch.frombuffer(buffer[: int(count)], dtype=torch.uint8)
+                dist.broadcast(received, src=0, group=self._control)
+        return int(count)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
         if self.is_first:

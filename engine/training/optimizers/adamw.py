@@ -87,7 +87,7 @@ class AdamW:
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
                 "step": self._step_of(parameter),
-                **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype, copy=True) for slot in _SLOTS},
+                **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype) for slot in _SLOTS},
             }
 
 

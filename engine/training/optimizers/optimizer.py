@@ -43,7 +43,9 @@ class Optimizer(Protocol):
         ...
 
     def restore(self, state: OptimizerState) -> None:
-        """Continue from a saved state, which is copied. The next updates have the same bits as without the restart.
+        """Continue from a saved state. The next updates have the same bits as without the restart.
+
+        Its tensors are taken over where they are on their parameter's device: use them for nothing else.
 
         Raises:
             CheckpointError: the state is for other parameters, or has values that no update can produce.

@@ -11,7 +11,7 @@ from engine.core.errors import NonFiniteError
 from engine.models.family import Batch
 from engine.models.objectives.objective import LossOptions
 from engine.results.outcome import Clock
-from engine.results.state import LossScale, dump_state, parse_state
+from engine.results.state import LossScale
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, LrScheduler, Model, Task, TrainArgs
@@ -21,6 +21,7 @@ from engine.training.encoding.visit_encoder import Example
 from engine.training.optimizers.lr_schedule import schedule_factor
 from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily, PlainTrainable
+from tests.support.states import dump_state, parse_state
 
 ROWS = 5
 

@@ -7,12 +7,13 @@ import time
 import pytest
 
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError, TemporaryError
-from engine.results.state import dump_state, parse_state, weights_digest
+from engine.results.state import weights_digest
 from engine.training.distributed import group as group_module
 from engine.training.distributed.group import Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import step_window
 from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
+from tests.support.states import dump_state, parse_state
 from tests.support.threads import Threads, in_threads, through_gloo
 from tests.unit.training.test_trainer import Run, make_task
 
@@ -132,7 +133,7 @@ def test_one_process_alone_agrees_with_itself():
     alone = Processes()
     alone.require_same("anything", 1, DeviceError)
     assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.broadcast(lambda: 3) == 3
-    assert alone.first_then_others(lambda: "x") == "x" and alone.broadcast_bytes(lambda: None) is None
+    assert alone.first_then_others(lambda: "x") == "x"
     assert alone.agree(signum=15, save=False) == (15, False)
 
 

@@ -128,10 +128,9 @@ class TestProcesses:
         alone = run_type(own).train()
         found = train_in(world_size, run_type, own)
         assert same(found[0][0], alone.saved())
-        for _, reports, values, trainer in found:
+        for _, reports, values, _ in found:
             assert reports == alone.reports
             assert all(torch.equal(values[name], value) for name, value in alone.trainable.state().items())
-            assert trainer.is_saved_together
         owned = [set(trainer._optimizer.state().slots["exp_avg"]) for *_, trainer in found]
         assert sum(map(len, owned)) == len(set().union(*owned)) == len(alone.trainable.parameters)
 
