@@ -11,7 +11,7 @@ import datetime
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -67,6 +67,31 @@ class Processes:
         The result is overwritten by the next call.
         """
         return own.unsqueeze(0)
+
+    def deal(self, own: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Send a part of `own`, shape (n,), to each process, and return the parts that all of them have for this one.
+
+        Args:
+            own: the parts for all processes, one after the other in the order of ranks.
+            lengths: the length of each part. All processes call this with the same lengths.
+
+        Returns:
+            The parts as rows, in the order of ranks, shape (W, lengths[rank]).
+        """
+        return own.unsqueeze(0)
+
+    def bring_to_first(self, own: torch.Tensor | None, owner: int, shape: Sequence[int]) -> torch.Tensor:
+        """Return a float32 tensor that another process has, on the CPU; only the first process and the owner need it.
+
+        All processes call it. The result is empty in those that are neither.
+
+        Args:
+            own: the tensor, in the process that has it.
+            owner: the rank of that process.
+            shape: the tensor's shape.
+        """
+        assert own is not None, "the only process has all tensors"
+        return own
 
     def exchange(self, own: Any) -> list[Any]:
         """Return the JSON-able values of all processes, in the order of ranks."""
@@ -139,11 +164,42 @@ class Group(Processes):
 
         # An all-gather, because every process adds up all rows itself, in the order of the ranks. So the bits are those
         # of one process that does all the work. An all-reduce would add in an order of its own.
-        if self._rows is None:
+        if self._rows is None or self._rows.numel() != self.world_size * own.numel():
             self._rows = torch.empty(self.world_size * own.numel(), dtype=own.dtype, device=own.device)
         with self._talking():
             dist.all_gather_single(self._rows, own, group=self._gradients)
         return self._rows.view(self.world_size, -1)
+
+    def deal(self, own: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        import torch
+        import torch.distributed as dist
+
+        size = own.dtype.itemsize
+        received = torch.empty(self.world_size * lengths[self.rank], dtype=own.dtype, device=own.device)
+        with self._talking():
+            dist.all_to_all_single(
+                received.view(torch.uint8),  # not every backend knows 16-bit numbers
+                own.view(torch.uint8),
+                [lengths[self.rank] * size] * self.world_size,
+                [length * size for length in lengths],
+                group=self._gradients,
+            )
+        return received.view(self.world_size, lengths[self.rank])
+
+    def bring_to_first(self, own: torch.Tensor | None, owner: int, shape: Sequence[int]) -> torch.Tensor:
+        import torch
+        import torch.distributed as dist
+
+        if owner == self.rank == 0 and own is not None:
+            return own
+        tensor = torch.empty(0) if own is None else own.detach().cpu().contiguous()
+        with self._talking():
+            if owner == self.rank:
+                dist.send(tensor, dst=0, group=self._control)
+            elif self.is_first:
+                tensor = torch.empty(tuple(shape))
+                dist.recv(tensor, src=owner, group=self._control)
+        return tensor
 
     def exchange(self, own: Any) -> list[Any]:
         import torch

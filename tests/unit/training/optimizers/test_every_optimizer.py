@@ -24,7 +24,7 @@ def name(request, monkeypatch):
 def make(name, named):
     """The optimizer over two groups, whose order is not that of the names."""
     groups = [{key: named[key] for key in keys} for keys in ("bd", "ac")]
-    return registry.make(groups, TrainArgs(optimizer=name))
+    return registry.make(groups, TrainArgs(optimizer=name), is_whole_model=False)
 
 
 def train(optimizer, named, start, stop):
