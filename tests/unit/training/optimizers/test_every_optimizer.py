@@ -81,6 +81,17 @@ def test_cut_and_continued_has_the_same_bits(name, cut):
     assert same(continued.state(), uninterrupted.state())
 
 
+def test_what_is_restored_is_taken_over(name):
+    """A copy would be as large as the model, or larger."""
+    named = parameters()
+    optimizer = make(name, named)
+    train(optimizer, named, 0, 1)
+    saved = through_a_file(optimizer.state(), named)
+    optimizer.restore(saved)
+    for slot, tensors in optimizer.state().slots.items():
+        assert all(tensor.data_ptr() == saved.slots[slot][key].data_ptr() for key, tensor in tensors.items())
+
+
 def test_its_state_takes_no_memory(name):
     named = parameters()
     optimizer = make(name, named)
