@@ -82,6 +82,17 @@ def test_cut_and_continued_has_the_same_bits(name, cut, of_whole_model):
     assert same(continued.state(), uninterrupted.state())
 
 
+def test_what_is_restored_is_taken_over(name):
+    """A copy would be as large as the model, or larger."""
+    named = parameters()
+    optimizer = make(name, named)
+    train(optimizer, named, 0, 1)
+    saved = through_a_file(optimizer.state(), named)
+    optimizer.restore(saved)
+    for slot, tensors in optimizer.state().slots.items():
+        assert all(tensor.data_ptr() == saved.slots[slot][key].data_ptr() for key, tensor in tensors.items())
+
+
 @pytest.mark.parametrize("shares", [("abcd", ""), ("a", "bcd"), ("bd", "ac"), ("a", "b", "c", "d")])
 def test_parameters_divided_among_several_have_the_bits_of_one(name, shares):
     """Whole models: each process updates some of the parameters, and may have none."""
