@@ -321,14 +321,15 @@ class TestEndings:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_gpus_give_the_bytes_of_one(task, tmp_path, precision):
+def test_gpus_give_the_bytes_of_one(task, tmp_path, precision, method):
     """Through NCCL; on a machine with two GPUs or more."""
     import torch
 
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
-    own = changed(sharing(task, 4), {"mixed_precision": precision})
+    own = changed(sharing(task, 4), {**(WHOLE if method == "full" else {}), "mixed_precision": precision})
     one = succeed(own, tmp_path / "one", env={"DEVICE": "cuda", "PROCESSES": "1"})
     two = succeed(own, tmp_path / "two", env={"DEVICE": "cuda"})
     assert "processes, which share the gradient accumulation steps" in two.stderr
