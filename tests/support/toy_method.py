@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load, save
 
 from engine.core.errors import CheckpointError, NonFiniteError
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import AdapterTape
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.swapping import swapped
 
@@ -23,7 +23,7 @@ def find_start(folder, names):
 
 def tapes(family, task, value_bytes, norm_bytes):
     """As if each vector were a LoRA of rank 1."""
-    tape = Tape(is_adapted=lambda name: name.endswith(END), rank=1, width=value_bytes, norm_width=norm_bytes)
+    tape = AdapterTape(is_adapted=lambda name: name.endswith(END), rank=1, width=value_bytes, norm_width=norm_bytes)
     return tape, replace(tape, is_adapted=lambda name: False)
 
 
@@ -39,8 +39,10 @@ TOY_METHOD = MethodSpec(
     find_start=find_start,
     check=lambda base, task, warm_start: [],
     notes=lambda task, warm_start: [],
+    is_whole_model=False,
     tapes=tapes,
     smaller=lambda task: iter(()),
+    lighter=None,
     copies=lambda task: 1,
 )
 

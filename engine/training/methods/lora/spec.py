@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import AdapterTape
 from engine.models.spec import FamilySpec
 from engine.task.task import Task
 from engine.training.methods.lora.checks import check
@@ -46,10 +46,10 @@ def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
     return found
 
 
-def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[Tape, Tape]:
+def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[AdapterTape, AdapterTape]:
     """Return the tapes of a training step; see `MethodSpec.tapes`."""
     lora = task.lora
-    denoiser = Tape(
+    denoiser = AdapterTape(
         is_adapted=is_target(family.targets_of(family.denoiser, lora.target_modules)),
         rank=lora.rank,
         width=value_bytes,
@@ -84,7 +84,9 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    is_whole_model=False,
     tapes=tapes,
     smaller=smaller,
+    lighter=None,
     copies=copies,
 )
