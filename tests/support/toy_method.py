@@ -8,6 +8,7 @@ from safetensors.torch import load, save
 
 from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models.parts.tape import AdapterTape
+from engine.results.report.words import Words
 from engine.training.methods.method import MethodSpec
 
 FILE = "biases.safetensors"
@@ -28,7 +29,16 @@ def tapes(family, task, value_bytes, norm_bytes):
 
 TOY_METHOD = MethodSpec(
     module=__name__,
-    noun="biases",
+    noun="a set of biases",
+    words=Words(
+        many="biases",
+        new="biases of zero",
+        trained="the biases",
+        title="Bias training",
+        event="biases",
+    ),
+    reads=(),
+    usual_rate=None,
     main_file=FILE,
     step_ending={FILE: "_biases.safetensors"}.get,
     is_step_ending=lambda ending: ending == "_biases.safetensors",
@@ -43,6 +53,7 @@ TOY_METHOD = MethodSpec(
     smaller=lambda task: iter(()),
     lighter=None,
     copies=lambda task: 1,
+    published_bytes=lambda task: 4,
 )
 
 

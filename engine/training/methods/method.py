@@ -12,6 +12,7 @@ from engine.core.files import atomic_files
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
+from engine.results.report.words import Words
 from engine.task.task import PredictionType, Task, TrainingType
 from engine.training.methods.warm_start import WarmStart
 
@@ -134,6 +135,13 @@ class MethodSpec:
     """The full name of the module that has `attach`."""
     noun: str
     """The trained thing in messages, with its article: "a LoRA"."""
+    words: Words
+    """More words for it."""
+    reads: Collection[str]
+    """The keys of a task that only this method reads."""
+    usual_rate: float | None
+    """The learning rate that is usual for this method at four images a step; a much higher one gets a note. None if
+    none is too high in general."""
     main_file: str
     """The file, or the folder, from which a training can start, in messages."""
     step_ending: Callable[[str], str | None]
@@ -166,4 +174,6 @@ class MethodSpec:
     lighter: TrainingType | None
     """The method that takes less memory with the same base model, to be proposed where nothing else fits."""
     copies: Callable[[Task], int]
-    """Returns the number of values per trained value in the saved state, without the optimizer's."""
+    """Returns the number of values per trained value in the saved state, without the optimizer's and the average."""
+    published_bytes: Callable[[Task], int]
+    """Returns the bytes of a trained value in the files that the method publishes, all together."""

@@ -9,11 +9,15 @@ from typing import Any, Final
 
 from engine.models.parts.tape import Tape, WholeTape
 from engine.models.spec import FamilySpec
+from engine.results.report.words import Words
 from engine.task.task import Task
 from engine.training.methods.full.checks import check, notes
 from engine.training.methods.full.files import is_complete, is_step_ending, step_ending
 from engine.training.methods.full.start_folder import DENOISERS, find_start
 from engine.training.methods.method import MethodSpec
+
+_USUAL_RATE: Final = 1e-5
+"""The learning rate in the documentation of Diffusers' `train_text_to_image.py`, which trains four images a step."""
 
 
 def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
@@ -33,6 +37,15 @@ def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> 
 FULL: Final = MethodSpec(
     module="engine.training.methods.full.method",
     noun="a whole model",
+    words=Words(
+        many="models",
+        new="the base model's weights",
+        trained="the training",
+        title="Whole-model training",
+        event="weights",
+    ),
+    reads=(),
+    usual_rate=_USUAL_RATE,
     main_file=" or ".join(sorted(f"{name}/" for name in DENOISERS)),
     step_ending=step_ending,
     is_step_ending=is_step_ending,
@@ -49,4 +62,5 @@ FULL: Final = MethodSpec(
     smaller=lambda task: iter(()),
     lighter="lora",
     copies=lambda task: 1,
+    published_bytes=lambda task: 4 if task.mixed_precision == "no" else 2,
 )

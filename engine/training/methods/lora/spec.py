@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from engine.models.parts.tape import AdapterTape
 from engine.models.spec import FamilySpec
+from engine.results.report.words import Words
 from engine.task.task import Task
 from engine.training.methods.lora.checks import check
 from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
@@ -75,6 +76,15 @@ def copies(task: Task) -> int:
 LORA: Final = MethodSpec(
     module="engine.training.methods.lora.method",
     noun="a LoRA",
+    words=Words(
+        many="LoRAs",
+        new="a new LoRA",
+        trained="the LoRA",
+        title="LoRA training",
+        event="lora",
+    ),
+    reads=("lora",),
+    usual_rate=None,
     main_file=LORA_FILE,
     step_ending=_STEP_ENDINGS.get,
     is_step_ending=lambda ending: ending in _STEP_ENDINGS.values(),
@@ -89,4 +99,5 @@ LORA: Final = MethodSpec(
     smaller=smaller,
     lighter=None,
     copies=copies,
+    published_bytes=lambda task: 4 * len(_STEP_ENDINGS),  # float32 in each file
 )
