@@ -44,6 +44,13 @@ class TestMeans:
         assert (found.loss, found.strata) == (None, ())
         assert held_out_rows.parse(held_out_rows.dump([found])) == [found]
 
+    @pytest.mark.parametrize("raw, told", [(None, None), ([[4.0, 4.0, 5.0, 7.0]], 5.0), ([[math.inf] * 4], None)])
+    def test_the_weights_themselves_beside_their_average(self, raw, told):
+        found = held_out_rows.row_of(7, [[1.0, 2.0, 3.0, 6.0]], CURVE, raw=raw)
+        assert (found.loss, found.raw_loss) == (3.0, told)
+        assert held_out_rows.parse(held_out_rows.dump([found])) == [found]
+        assert ("raw_loss" in json.loads(held_out_rows.dump([found]))) == (told is not None)
+
 
 class TestTimesteps:
     @given(begin=st.integers(0, 900), extent=st.integers(1, 1000), image=st.integers(0, 1000), seed=st.integers(0, 9))
