@@ -69,7 +69,9 @@ def test_older_and_newer_spellings(kind, name, plain):
     assert plain_name(kind, name) == plain
 
 
-@pytest.mark.parametrize("kind, name", [("unet", "conv_in.lora.weight"), ("vae", "encoder.x.weight"), ("open_clip", "a.b")])
+@pytest.mark.parametrize(
+    "kind, name", [("unet", "conv_in.lora.weight"), ("vae", "encoder.x.weight"), ("open_clip", "a.b")]
+)
 def test_an_unknown_tensor_has_no_place(kind, name):
     with pytest.raises((KeyError, ValueError)):
         place(kind, name, single_files.skeleton("sd1").get(kind, {}))
