@@ -57,10 +57,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return found
 
 
-def method_of(checkpoint: Checkpoint) -> MethodSpec:
-    """Return the row of the method that made a checkpoint of `load_checkpoint`."""
+def training_type(checkpoint: Checkpoint) -> TrainingType:
+    """Return the name of the method that made a checkpoint of `load_checkpoint`."""
     name: TrainingType = checkpoint.world.get("training_type", _DEFAULT)
-    return METHODS[name]
+    return name
 
 
 def load_parent(folder: Path, method: MethodSpec) -> Checkpoint | WarmStart:

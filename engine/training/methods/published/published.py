@@ -11,16 +11,14 @@ from engine.core.files.built_beside import Streamed
 from engine.models.export.weights import Weights
 from engine.models.spec import FamilySpec
 from engine.results.checkpoint import Checkpoint
-from engine.training.methods.registry import method_of
-
-__all__ = ["Published", "load"]
+from engine.training.methods.registry import training_type
 
 
 class Published(Protocol):
     """The weights that a checkpoint publishes.
 
-    The module `published` beside a row's module has a function `load(folder: Path, checkpoint: Checkpoint) ->
-    Published`, which raises CheckpointError if the files are malformed.
+    This folder has a module for each method, of its name, with a function `load(folder: Path, checkpoint: Checkpoint)
+    -> Published`, which raises CheckpointError if the files are malformed.
     """
 
     def components(self, spec: FamilySpec) -> Collection[str]:
@@ -66,6 +64,6 @@ def load(folder: Path, checkpoint: Checkpoint) -> Published:
     Raises:
         CheckpointError: its files are malformed.
     """
-    package, _, _ = method_of(checkpoint).module.rpartition(".")
-    published: Published = importlib.import_module(f"{package}.published").load(folder, checkpoint)
+    package, _, _ = __name__.rpartition(".")
+    published: Published = importlib.import_module(f"{package}.{training_type(checkpoint)}").load(folder, checkpoint)
     return published

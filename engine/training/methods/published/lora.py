@@ -149,7 +149,7 @@ def _webui_file(sources: Mapping[str, Source], metadata: Mapping[str, str]) -> S
 
 
 def _peft_files(sources: Mapping[str, Source], dtype_name: str) -> dict[str, bytes | Streamed]:
-    """Return the files of PEFT's layout, for `PeftModel.from_pretrained(pipe.unet, folder)`.
+    """Return the files of PEFT's layout, for `PeftModel.from_pretrained(model, folder)`.
 
     Raises:
         TaskError: text encoders are adapted, too: PEFT's files are of one model.

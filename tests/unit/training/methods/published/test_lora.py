@@ -14,9 +14,10 @@ from engine.core.errors import CheckpointError, TaskError
 from engine.models.export.weights import Weights, with_dtype
 from engine.models.registry import FAMILIES
 from engine.results.safetensors_file import source_of
-from engine.training.methods.lora import published, webui_metadata
+from engine.training.methods.lora import webui_metadata
 from engine.training.methods.lora.spec import WEBUI_FILE
 from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG
+from engine.training.methods.published import lora as published
 
 SPEC = FAMILIES["StableDiffusionPipeline"]
 RANK = 24
@@ -28,8 +29,6 @@ LAYERS = {
 
 
 class Model(torch.nn.Module):
-    config = {"model_type": "custom"}
-
     def __init__(self):
         super().__init__()
         for name, make in LAYERS.items():
@@ -112,10 +111,10 @@ def test_half_precision_is_merged_in_float32_and_rounded_once(model, lora, store
 def test_a_layer_that_the_model_does_not_have(model, lora):
     base = weights_of(model)
     without = {name: source for name, source in base.tensors.items() if name != "linear.weight"}
-    with pytest.raises(CheckpointError, match="no layer for unet.linear.lora_A.weight"):
+    with pytest.raises(CheckpointError, match=r"no layer for unet.linear.lora_A.weight"):
         lora.weights("unet", Weights(config={}, tensors=without), SPEC, 1.0)
     other = {**base.tensors, "linear.weight": source_of(torch.zeros(640, 321))}
-    with pytest.raises(CheckpointError, match="does not fit the base model: unet.linear"):
+    with pytest.raises(CheckpointError, match=r"does not fit the base model: unet.linear"):
         lora.weights("unet", Weights(config={}, tensors=other), SPEC, 1.0)
 
 
@@ -163,5 +162,5 @@ def test_peft_has_no_form_for_several_models(lora):
 
 
 def test_values_beyond_the_range_of_a_precision(lora):
-    with pytest.raises(TaskError, match="beyond the range of torch.float16; choose bf16 or fp32"):
+    with pytest.raises(TaskError, match=r"beyond the range of torch.float16; choose bf16 or fp32"):
         bytes_of(lora.alone("diffusers", 1e6, "fp16"))
