@@ -89,7 +89,8 @@ def run(
         _train(context, training, log)
         _prune_cache(settings, processes)
         processes.ignore_signals_unless_first()
-        processes.broadcast(lambda: draw_and_publish(context, training))
+        with training.trainer.averaged():
+            processes.broadcast(lambda: draw_and_publish(context, training))
 
 
 def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
@@ -112,6 +113,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
         check_stop=check_stop,
         rows=training.held_out_losses,
         outcome=outcome,
+        averaged=trainer.averaged,
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
