@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.core.console import say
-from engine.core.files.atomic_files import Contents
+from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
 from engine.core.redact import public
 from engine.evaluation import sampling
@@ -19,13 +20,14 @@ from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
-from engine.results.state import dump_state
 from engine.task.identity import canonical
 from engine.training.methods.method import About
 
 
 def draw_and_publish(context: RunContext, training: Training) -> None:
-    """Draw the validation images, and put the job's result in place. Only the job's first process calls it.
+    """Draw the validation images, and put the job's result in place.
+
+    Only the job's first process calls it, with the weights that are published: inside `Trainer.averaged`.
 
     Raises:
         OutputError: something cannot be written, or a result of an earlier step is gone.
@@ -45,7 +47,7 @@ def _draw(context: RunContext, training: Training) -> Pictures:
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
         with training.trainable.baseline():
-            without = draw(baseline, family, what="validation without the LoRA", **where)
+            without = draw(baseline, family, what=f"validation without {job.method.words.trained}", **where)
     return Pictures(
         images=images,
         drawn=drawn,
@@ -101,13 +103,13 @@ def _checkpoint_files(
     job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
 ) -> tuple[dict[str, Contents], str]:
     """Return the files of `checkpoint/` and its digest."""
-    state = training.trainer.state()
-    tensors, scalars = dump_state(state)
+    store, step = training.step_results, training.trainer.step
+    assert store.state is not None and store.state.is_of(step), "the progress is saved after the last step"
     return checkpoint.build_files(
-        global_step=state.global_step,
-        state_tensors=tensors,
-        state_scalars=scalars,
-        weights=exported(job, training),
+        global_step=step,
+        state_files=store.state_files(),
+        state_scalars=store.state.scalars,
+        weights=store.stored(exported(job, training)),
         world=job.invariants,
         settings=job.recorded_settings,
         lineage=lineage,
@@ -127,7 +129,7 @@ def _checkpoint_files(
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
-    """Return the LoRAs of the chain's earlier steps, as many as the task keeps."""
+    """Return the weights of the chain's earlier steps, as many as the task keeps."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
@@ -136,16 +138,15 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     return {name: file for name, file in files.items() if name in stay}
 
 
-def exported(job: Job, training: Training) -> dict[str, bytes]:
-    """Return the trained weights of the current step as the files that the training method publishes."""
+def exported(job: Job, training: Training) -> Mapping[str, bytes | Pieces]:
+    """Return the current weights as the files that the training method publishes."""
     about = About(
         base=job.base,
         prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,
         global_step=training.trainer.step,
     )
-    files = training.trainable.export(about)
-    return {name: content if isinstance(content, bytes) else b"".join(content()) for name, content in files.items()}
+    return training.trainable.export(about)
 
 
 def _report(
@@ -166,6 +167,7 @@ def _report(
         for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
     ]
     return report.Report(
+        words=job.method.words,
         title=f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}",
         task=canonical(job.task),
         history=training.history,

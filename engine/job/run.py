@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.core import rng
 from engine.core.console import begin_log, say
 from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
@@ -77,19 +79,25 @@ def run(
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
-    for line in describe(job) + memory.describe(job.base, task, device=device.type, available=available):
+    place: dict[str, Any] = {
+        "device": device.type,
+        "available": available,
+        "num_processes": processes.world_size,
+    }
+    for line in describe(job) + memory.describe(job.base, task, **place):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
-    with device_errors(job, device, available):
+    with device_errors(job, device, available, num_processes=processes.world_size):
         with outcome.clock.phase("load"):
             training = start_training(context, load_family(job, device))
             digests.require_unchanged()
-            if memory.wants_recompute(job.base, task, device=device.type, available=available):
+            if memory.wants_recompute(job.base, task, **place):
                 recompute_activations(training.family.denoiser)
         _train(context, training, log)
         _prune_cache(settings, processes)
         processes.ignore_signals_unless_first()
-        processes.broadcast(lambda: draw_and_publish(context, training))
+        with training.trainer.averaged():
+            processes.broadcast(lambda: draw_and_publish(context, training))
 
 
 def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
@@ -100,7 +108,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
     cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
-        stop.check(saver.save)
+        stop.check(saver.save_alone)
 
     encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
     held_out = encoding.held_out_curve(
@@ -112,6 +120,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
         check_stop=check_stop,
         rows=training.held_out_losses,
         outcome=outcome,
+        averaged=trainer.averaged,
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
@@ -129,6 +138,8 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             outcome.steps_trained += 1
             trackers.step(report)
             saver.after_step(report)
+            if saver.saves_together and held_out.is_due(report.step):
+                saver.save()  # a signal while they measure ends them at different points, where none can
             make_due_results()
 
         try:
@@ -141,7 +152,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             require_finite_weights(family)
             raise
         except (PeerError, PeerInterrupted):
-            saver.save()
+            saver.save_alone()
             raise
 
 
