@@ -95,6 +95,7 @@ def run(
                 recompute_activations(training.family.denoiser)
         _train(context, training, log)
         _prune_cache(settings, processes)
+        training.trainer.end()
         processes.ignore_signals_unless_first()
         with training.trainer.averaged():
             processes.broadcast(lambda: draw_and_publish(context, training))
