@@ -138,6 +138,8 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             outcome.steps_trained += 1
             trackers.step(report)
             saver.after_step(report)
+            if saver.saves_together and held_out.is_due(report.step):
+                saver.save()  # a signal while they measure ends them at different points, where none can
             make_due_results()
 
         try:
