@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine.commands.program import program
 from engine.core.console import Meter, say
-from engine.core.errors import ModelError, OutputError, TaskError
+from engine.core.errors import Interrupted, ModelError, OutputError, TaskError
 from engine.core.files import built_beside
 from engine.core.files.built_beside import Content, Streamed
 from engine.core.limits import Limits
@@ -144,12 +144,12 @@ def _base(flags: argparse.Namespace, environment: Mapping[str, str], checkpoint:
         ModelError: it is not named, not found, or another one than in the training.
     """
     wanted = str(checkpoint.manifest["base_model"].get("identity"))
-    name, _, revision = _named(flags.base, wanted).partition("@")
+    name, revision = _named(flags.base, wanted)
     variants = checkpoint.world.get("variants") or {}
     variant = next((value for _, value in sorted(variants.items()) if value), None)
     base = base_model.locate(
-        Model(name=local_or_hub(name, Path.cwd()), variant=variant, revision=revision or "main"),
-        pinned=None,
+        Model(name=name, variant=variant, revision=revision),
+        pinned=revision if f"{name}@{revision}" == wanted else None,
         weights=True,
         report=say,
         cache_dir=cache_dir(flags, environment),
@@ -162,18 +162,26 @@ def _base(flags: argparse.Namespace, environment: Mapping[str, str], checkpoint:
     return base
 
 
-def _named(given: str | None, wanted: str) -> str:
-    """Return the base model's name: as given, else as the checkpoint names it."""
+def _named(given: str | None, wanted: str) -> tuple[str, str]:
+    """Return the base model's name and revision: as given, else as the checkpoint names them.
+
+    Raises:
+        ModelError: nothing is given, and the checkpoint names none that can be found.
+    """
+    identity, _, commit = wanted.partition("@")
     if given is None:
-        if wanted.startswith("sha256:"):
+        if not commit:
             raise ModelError(
                 "the checkpoint was trained on a local base model, which has to be named: add --base with the folder "
                 f"or the .safetensors file that was the task's model.name (its content is {wanted})"
             )
-        return wanted
-    identity, _, commit = wanted.partition("@")
-    # A branch may have moved since the training.
-    return f"{given}@{commit}" if given == identity and commit else given
+        return identity, commit
+    name = local_or_hub(given, Path.cwd())
+    if Path(name).is_absolute() or base_model.is_url(name):
+        return name, "main"
+    name, _, revision = name.partition("@")
+    # Without a revision, the commit of the training: a branch may have moved since.
+    return name, revision or (commit if name == identity else "main")
 
 
 def _advice(wanted: str, variants: Mapping[str, Any]) -> str:
@@ -230,6 +238,8 @@ def _write(output: Path, content: Streamed | Mapping[str, Content], *, overwrite
             built_beside.write_one(output, content, overwrite=overwrite, written=written)
         else:
             built_beside.write_folder(output, content, overwrite=overwrite, written=written)
+    except Interrupted as error:
+        raise Interrupted(error.code - 128, f"stopped by a signal; nothing was written to {output}") from None
     finally:
         meter.close()
 

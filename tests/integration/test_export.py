@@ -161,7 +161,7 @@ def test_another_precision(trained, dtype, wanted):
     out = trained.checkpoint("lora", trained.folder)
     expected = fused(trained, out / "checkpoint")
     pipe = DiffusionPipeline.from_pretrained(
-        trained.export(out, "diffusers", trained.folder, "--dtype", dtype), torch_dtype=wanted
+        trained.export(out, "diffusers", trained.folder, "--dtype", dtype), dtype=wanted
     )
     assert all(torch.equal(tensor, expected[name].to(wanted)) for name, tensor in weights_of(pipe).items())
     file = load_file(trained.export(out, "single_file", trained.folder, "--dtype", dtype))
@@ -176,7 +176,10 @@ def test_diffusers_reads_the_single_file(trained):
     cls = type(load(trained.folder))
     options = {"safety_checker": None} if trained.layout != "xl" else {}
     pipe = cls.from_single_file(str(path), config=str(trained.folder), local_files_only=True, **options)
-    assert differing(weights_of(pipe), expected) == []
+    # It tells the text encoders of XL apart by their widths, which are equal in the small model.
+    names = [name for name in expected if not name.startswith("text_encoder_2.")]
+    found = weights_of(pipe)
+    assert differing({name: found[name] for name in names}, {name: expected[name] for name in names}) == []
 
 
 def test_what_is_refused(trained, tmp_path):

@@ -76,9 +76,7 @@ def write_folder(target: Path, files: Mapping[str, Content], *, overwrite: bool,
         for folder in reversed(folders):
             atomic_files.sync_folder(folder)
         require_free(target, overwrite=overwrite)
-        replaced = built.with_name(f"{built.name}.replaced")
-        atomic_files.publish_folder(built, target, replaced)
-        atomic_files.remove(replaced)
+        atomic_files.publish_folder(built, target, _replaced(target))
 
 
 def new_bytes(target: Path, files: Mapping[str, Content]) -> int:
@@ -97,15 +95,27 @@ def new_bytes(target: Path, files: Mapping[str, Content]) -> int:
 @contextlib.contextmanager
 def _beside(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield the place where the output is built; what is left there is removed, whatever ends the block."""
-    require_free(target, overwrite=overwrite)
     built = target.with_name(f".{target.name}.exporting")
     with atomic_files.writing_to(target.parent):
+        _clean(target, built)  # what a killed export left
+        require_free(target, overwrite=overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_files.remove(built)
         try:
             yield built
         finally:
-            atomic_files.remove(built)
+            _clean(target, built)
+
+
+def _replaced(target: Path) -> Path:
+    """Return where a folder lies while another one takes its place."""
+    return target.with_name(f".{target.name}.exporting.replaced")
+
+
+def _clean(target: Path, built: Path) -> None:
+    """Remove what is beside the target, after restoring what was to be replaced and was not."""
+    atomic_files.recover_folder(target, _replaced(target))
+    atomic_files.remove(_replaced(target))
+    atomic_files.remove(built)
 
 
 def _write(path: Path, content: Content, written: Written) -> None:

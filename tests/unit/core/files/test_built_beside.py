@@ -75,6 +75,16 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert (target / "c").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_folder_comes_back_if_its_replacement_was_killed(tmp_path):
+    """Where names cannot be swapped at once, the old folder is aside for a moment."""
+    (tmp_path / ".out.exporting.replaced").mkdir()
+    (tmp_path / ".out.exporting.replaced" / "old").write_bytes(b"old")
+    with pytest.raises(OutputError, match="is there already"):
+        write(tmp_path / "out", kind="folder")
+    assert (tmp_path / "out" / "old").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_files_are_linked_or_copied(tmp_path, monkeypatch):
     """Links of the Hub's cache lead to files, which are linked themselves."""
     blob = tmp_path / "blob"
