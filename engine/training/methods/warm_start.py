@@ -44,9 +44,7 @@ class WarmStart:
 
     def _require(self, name: str, sha256: str) -> None:
         if sha256 != self.hashes[name]:
-            raise CheckpointError(
-                f"{self.folder / name} changed while the job was running; run the same command again"
-            )
+            raise CheckpointError(f"{self.folder / name} changed while the job was running; run the same command again")
 
 
 def read(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]], *, main_file: str) -> WarmStart:
