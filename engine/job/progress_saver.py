@@ -136,4 +136,4 @@ class ProgressSaver:
             self._require_same(digest or self._digest())
         if is_due and not signum:
             self.save()
-        stop.check(self.save, signum=signum)
+        stop.check(self.save if signum else self.save_alone, signum=signum)  # without a signal a process has ended
