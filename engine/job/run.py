@@ -11,11 +11,12 @@ from engine.core.process.signals import Stop
 from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
+from engine.job.advice.precheck import check_memory
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
 from engine.job.due_results import DueResults
+from engine.job.hub.push import push_result
 from engine.job.memory.device_errors import available_bytes, device_errors
-from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded, require_same_job
 from engine.job.progress_saver import ProgressSaver
 from engine.job.publish import draw_and_publish
@@ -28,6 +29,7 @@ from engine.results.output.folder import OutputFolder
 from engine.results.progress_log import ProgressLog
 from engine.results.trackers.registry import tracked
 from engine.results.trackers.tracker import TrackedTraining
+from engine.task.push import describe as describe_push
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
 from engine.training.device import open_device
@@ -74,10 +76,12 @@ def run(
         settings=settings, job=job, device=device, processes=processes, output=output, outcome=outcome, stop=stop
     )
     if not processes.broadcast(lambda: claim_output(context, log)):
+        processes.broadcast(lambda: push_result(context, is_new=False))
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
-    for line in describe(job) + memory.describe(job.base, task, device=device.type, available=available):
+    predicted = memory.describe(job.base, task, device=device.type, available=available)
+    for line in describe(job) + predicted + describe_push(settings.push):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
     with device_errors(job, device, available):
@@ -90,6 +94,7 @@ def run(
         _prune_cache(settings, processes)
         processes.ignore_signals_unless_first()
         processes.broadcast(lambda: draw_and_publish(context, training))
+    processes.broadcast(lambda: push_result(context, is_new=True))
 
 
 def _train(context: RunContext, training: Training, log: ProgressLog) -> None:

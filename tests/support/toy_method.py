@@ -42,6 +42,9 @@ TOY_METHOD = MethodSpec(
     tapes=tapes,
     smaller=lambda task: iter(()),
     copies=lambda task: 1,
+    hub_tags=("biases",),
+    relation="adapter",
+    usage=lambda about, image: f"Load `{FILE}`.",
 )
 
 

@@ -5,7 +5,7 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,7 +15,8 @@ from engine.task.task import Task
 from engine.training.methods.full.checks import check, notes
 from engine.training.methods.full.files import is_complete, is_step_ending, step_ending
 from engine.training.methods.full.start_folder import DENOISERS, find_start
-from engine.training.methods.method import Change, MethodSpec
+from engine.training.methods.method import About, Change, MethodSpec
+from engine.training.methods.usage import class_of, diffusers
 
 
 def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
@@ -36,6 +37,27 @@ def smaller(task: Task) -> Iterator[Change]:
         yield {"train_text_encoder": "false"}, replace(task, train_args=replace(args, train_text_encoder=False))
 
 
+def usage(about: About, image: Mapping[str, Any]) -> str:
+    """Return how the files are used; see `MethodSpec.usage`."""
+    spec, args = about.base.family, about.task.train_args
+    components = spec.trained_components(with_text_encoders=args.train_text_encoder)
+    classes = {name: class_of(about.base, name) for name in components}
+    code = diffusers(
+        about,
+        image,
+        imports=classes.values(),
+        load_before=[
+            f'{name} = {classes[name][1]}.from_pretrained(folder, subfolder="{name}", dtype=torch.float32)'
+            for name in components
+        ],
+        parts=[f"{name}={name}" for name in components],
+    )
+    return (
+        f"### Diffusers\n\n{code}\n\n### ComfyUI, AUTOMATIC1111, Forge\n\nThey load whole models from one file: "
+        "`entrypoint.py export --help` of sd-lora-task says how to write it."
+    )
+
+
 FULL: Final = MethodSpec(
     module="engine.training.methods.full.method",
     noun="a whole model",
@@ -53,4 +75,7 @@ FULL: Final = MethodSpec(
     tapes=tapes,
     smaller=smaller,
     copies=lambda task: 1,
+    hub_tags=("full",),
+    relation="finetune",
+    usage=usage,
 )
