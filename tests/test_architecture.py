@@ -250,7 +250,7 @@ FIXED_WORDS = {
     "engine/task/aliases.py": {"unet", "epsilon"},  # keys of other trainers' tasks
     "engine/task/keys/train_args.py": {"epsilon"},  # AdamW's, and the value of a key
     "engine/training/optimizers/adamw.py": {"epsilon"},  # AdamW's
-    "engine/training/methods/lora/webui_metadata.py": {"unet"},  # a key of kohya's metadata
+    "engine/training/methods/lora/webui_metadata.py": {"unet", "epsilon"},  # a key of kohya's metadata, and AdamW's
 }
 """Words that the task format or other programs fix, by file."""
 

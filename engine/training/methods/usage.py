@@ -88,6 +88,6 @@ def class_of(base: BaseModel, component: str) -> tuple[str, str]:
     config = base.config(component)
     module, found = "diffusers", config.get("_class_name")
     if found is None:
-        module, found = "transformers", next(iter(config.get("architectures") or ()), None)
-    name = str(found)
-    return module, name if _IDENTIFIER.fullmatch(name) else "AutoModel"
+        named = config.get("architectures")
+        module, found = "transformers", named[0] if isinstance(named, list) and named else None
+    return module, found if isinstance(found, str) and _IDENTIFIER.fullmatch(found) else "AutoModel"
