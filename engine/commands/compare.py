@@ -1,6 +1,7 @@
 """Say how alike two results are, which may come from different devices: `entrypoint.py compare A B`.
 
-Prints the distance between the two LoRAs' effects on the weights, and between the validation images' perceptual hashes.
+Prints the distance between the two LoRAs' effects on the weights, or between two whole models' weights, and between
+the validation images' perceptual hashes.
 Exit codes: 0 compared, 2 a wrong flag, 5 a result that cannot be read, 70 a bug.
 """
 
@@ -21,6 +22,7 @@ from engine.core.files import atomic_files
 from engine.core.messages import plural
 from engine.data.media import image
 from engine.data.media.geometry import UnreadableImage, geometry
+from engine.training.methods.full import distance as whole_model
 from engine.training.methods.lora.start_file import LORA_FILE
 
 Matrix = npt.NDArray[np.float64]
@@ -50,17 +52,33 @@ def compare(one: Path, other: Path) -> list[str]:
     Raises:
         CheckpointError: one of them cannot be read.
     """
-    pairs = [read_lora(folder) for folder in (one, other)]
-    distances, norms = module_distances(*pairs), module_norms(*pairs)
+    models = [whole_model.files(_checkpoint(folder)) for folder in (one, other)]
+    if all(models):
+        distances, norms = whole_model.distances(*models)
+        what = f"{plural(len(distances), 'tensor')} (0: equal)"
+    elif any(models):
+        raise CheckpointError("one result is a whole model, the other is not: their weights cannot be compared")
+    else:
+        pairs = [read_lora(folder) for folder in (one, other)]
+        distances, norms = module_distances(*pairs), module_norms(*pairs)
+        what = f"{plural(len(distances), 'module')} (0: equal; about 1.4: unrelated)"
+    lines = _describe(distances, norms, what)
+    return lines + _compare_images(one / "validation", other / "validation")
+
+
+def _checkpoint(folder: Path) -> Path:
+    """Return the checkpoint of an output folder; a checkpoint's own folder unchanged."""
+    return folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+
+
+def _describe(distances: Mapping[str, float], norms: Mapping[str, float], what: str) -> list[str]:
     total = _ratio(_length(distances.values()), _length(norms.values()))
-    relative = {module: _ratio(distances[module], norms[module]) for module in distances}
-    worst = max(relative, key=lambda module: relative[module])
-    lines = [
-        f"weights  relative distance {total:.3e} over {plural(len(distances), 'module')}"
-        " (0: equal; about 1.4: unrelated)",
+    relative = {name: _ratio(distances[name], norms[name]) for name in distances}
+    worst = max(relative, key=lambda name: relative[name])
+    return [
+        f"weights  relative distance {total:.3e} over {what}",
         f"         largest {relative[worst]:.3e}, in {worst!r}",
     ]
-    return lines + _compare_images(one / "validation", other / "validation")
 
 
 # --- weights ---
@@ -75,9 +93,7 @@ def read_lora(folder: Path) -> dict[str, Factors]:
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse_tensors
 
-    path = folder / LORA_FILE
-    if not path.exists():
-        path = folder / "checkpoint" / LORA_FILE
+    path = _checkpoint(folder) / LORA_FILE
     data = _read_or_refuse(path, _MAX_LORA_BYTES)
     try:
         tensors = parse_tensors(data)
@@ -131,7 +147,6 @@ def module_norms(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> di
 def norm(down: Matrix, up: Matrix) -> float:
     """Return ‖B·A‖ (Frobenius), without forming B·A.
 
-    With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors change no norm. The shorter way through the
     With B = Q₁R₁ and Aᵀ = Q₂R₂ it is ‖R₁R₂ᵀ‖, since orthogonal factors do not change the norm. Computing it from the
     Gram matrices BᵀB and AAᵀ would lose half of the digits if two LoRAs are nearly equal.
     """

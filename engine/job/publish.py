@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.core.console import say
-from engine.core.files.atomic_files import Contents
+from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
 from engine.core.redact import public
 from engine.data.tag_counts import count_tags
@@ -21,13 +22,14 @@ from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
-from engine.results.state import dump_state
 from engine.task.identity import canonical
 from engine.training.methods.method import About
 
 
 def draw_and_publish(context: RunContext, training: Training) -> None:
-    """Draw the validation images, and put the job's result in place. Only the job's first process calls it.
+    """Draw the validation images, and put the job's result in place.
+
+    Only the job's first process calls it, with the weights that are published: inside `Trainer.averaged`.
 
     Raises:
         OutputError: something cannot be written, or a result of an earlier step is gone.
@@ -103,13 +105,13 @@ def _checkpoint_files(
     job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
 ) -> tuple[dict[str, Contents], str]:
     """Return the files of `checkpoint/` and its digest."""
-    state = training.trainer.state()
-    tensors, scalars = dump_state(state)
+    store, step = training.step_results, training.trainer.step
+    assert store.state is not None and store.state.is_of(step), "the progress is saved after the last step"
     return checkpoint.build_files(
-        global_step=state.global_step,
-        state_tensors=tensors,
-        state_scalars=scalars,
-        weights=exported(job, training),
+        global_step=step,
+        state_files=store.state_files(),
+        state_scalars=store.state.scalars,
+        weights=store.stored(exported(job, training)),
         world=job.invariants,
         settings=job.recorded_settings,
         lineage=lineage,
@@ -139,10 +141,9 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     return {name: file for name, file in files.items() if name in stay}
 
 
-def exported(job: Job, training: Training) -> dict[str, bytes]:
-    """Return the trained weights of the current step as the files that the training method publishes."""
-    files = training.trainable.export(_about(job, training))
-    return {name: content if isinstance(content, bytes) else b"".join(content()) for name, content in files.items()}
+def exported(job: Job, training: Training) -> Mapping[str, bytes | Pieces]:
+    """Return the current weights as the files that the training method publishes."""
+    return training.trainable.export(_about(job, training))
 
 
 def _about(job: Job, training: Training) -> About:

@@ -93,7 +93,8 @@ def run(
         _train(context, training, log)
         _prune_cache(settings, processes)
         processes.ignore_signals_unless_first()
-        processes.broadcast(lambda: draw_and_publish(context, training))
+        with training.trainer.averaged():
+            processes.broadcast(lambda: draw_and_publish(context, training))
     processes.broadcast(lambda: push_result(context, is_new=True))
 
 
@@ -105,7 +106,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
     cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
-        stop.check(saver.save)
+        stop.check(saver.save_alone)
 
     encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
     held_out = encoding.held_out_curve(
@@ -117,6 +118,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
         check_stop=check_stop,
         rows=training.held_out_losses,
         outcome=outcome,
+        averaged=trainer.averaged,
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
@@ -146,7 +148,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             require_finite_weights(family)
             raise
         except (PeerError, PeerInterrupted):
-            saver.save()
+            saver.save_alone()
             raise
 
 

@@ -96,7 +96,9 @@ class Task:
         chain=Chain.BY_ITS_KEYS,
         required=True,
     )
-    lora: Lora = key(Lora, "LoRA", "The adapter that is trained.", chain=Chain.BY_ITS_KEYS)
+    lora: Lora = key(
+        Lora, "LoRA", "The adapter that is trained with the training type `lora`.", chain=Chain.BY_ITS_KEYS
+    )
     transforms: Transforms = key(
         Transforms, "Transforms", "What happens to an image before it is trained on.", chain=Chain.BY_ITS_KEYS
     )
@@ -124,15 +126,15 @@ class Task:
     )
     checkpoint_every_n_steps: int | None = key(
         None,
-        "Steps between LoRAs that are kept",
-        "Keep the LoRA after each multiple of this number of optimizer steps of the whole training in "
-        "`checkpoint/steps/`; null keeps none.",
+        "Steps between weights that are kept",
+        "Keep the LoRA, or the whole model, after each multiple of this number of optimizer steps of the whole "
+        "training in `checkpoint/steps/`; null keeps none.",
         minimum=1,
     )
     checkpoint_limit: int = key(
         5,
-        "Number of LoRAs that are kept",
-        "How many steps' LoRAs are kept through the whole chain; the latest stay.",
+        "Number of steps that are kept",
+        "How many steps' weights are kept through the whole chain; the latest stay.",
         needs="checkpoint_every_n_steps",
         minimum=1,
         maximum=100,

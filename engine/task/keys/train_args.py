@@ -150,14 +150,14 @@ class TrainArgs:
     train_text_encoder: bool = key(
         False,
         "Train the text encoder",
-        "Give the text encoders a LoRA, too: on `q_proj`, `k_proj`, `v_proj`, `out_proj`, of the same rank and "
-        "strength.",
+        "Train the text encoders, too: a LoRA on `q_proj`, `k_proj`, `v_proj`, `out_proj`, of the same rank and "
+        "strength, or with the training type `full` all their weights.",
         chain=Chain.AGREED_IF_SET,
     )
     text_encoder_learning_rate: float | None = key(
         None,
         "Learning rate of the text encoder",
-        "The learning rate of the text encoders' LoRA, before `scale_lr` and the schedule; null takes `learning_rate`.",
+        "The text encoders' learning rate, before `scale_lr` and the schedule; null takes `learning_rate`.",
         needs="train_text_encoder",
         exclusiveMinimum=0,
     )

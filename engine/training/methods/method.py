@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from engine.core.files import atomic_files
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 Parameters: TypeAlias = "Mapping[str, torch.nn.Parameter]"
-Pieces: TypeAlias = "Callable[[], Iterator[bytes | memoryview]]"
-"""Returns a file's content in pieces that are made when they are written, so that it is never in memory as a whole."""
+Pieces: TypeAlias = atomic_files.Pieces
 
 
 Change = tuple[dict[str, str], Task]
@@ -114,15 +114,6 @@ class Trainable(Protocol):
 
         Raises:
             ModelError: the base model's weights are read again, and cannot be.
-        """
-        ...
-
-    def replaced(self, values: MutableMapping[str, torch.Tensor]) -> AbstractContextManager[None]:
-        """Return a context in which the parameters have other values, for drawing, measuring and exporting.
-
-        Args:
-            values: float32 tensors on the device, by parameter. Inside, the mapping holds the parameters' own values:
-                memory is swapped, not copied.
         """
         ...
 
