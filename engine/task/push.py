@@ -74,7 +74,9 @@ def read_push(flags: argparse.Namespace, env: Mapping[str, str]) -> Push | None:
         raise TaskError(f"{PUSH_TO_HUB} is {short(repo)}: expected a repository on the Hub, OWNER/NAME")
     if (env.get("HF_HUB_OFFLINE") or env.get("TRANSFORMERS_OFFLINE") or "").upper() in _TRUE:
         raise TaskError(f"HF_HUB_OFFLINE forbids to push to {repo}: unset it or {PUSH_TO_HUB}")
-    token = env.get("HF_TOKEN") or get_token()
+    token = (env.get("HF_TOKEN") or get_token() or "").strip()
+    if not (token.isascii() and token.isprintable()):  # the client would show it in its error
+        raise TaskError("HF_TOKEN holds characters that are not a token's: set it again")
     if not token:
         raise TaskError(f"pushing to {repo} needs a token that may write there: set HF_TOKEN, or unset {PUSH_TO_HUB}")
     return Push(repo=repo, token=token, every_result=every)

@@ -1,9 +1,20 @@
 """Results pushed to a Hub on this machine, by the whole program and the real client."""
 
+import signal
+
 import pytest
 
-from tests.support.fake_hub_uploads import TOKEN, taking_uploads
-from tests.support.harness import assert_same, changed, folder_bytes, read_json, run_job, succeed
+from tests.support.fake_hub_uploads import HANG, TOKEN, taking_uploads
+from tests.support.harness import (
+    PATIENCE,
+    assert_same,
+    changed,
+    folder_bytes,
+    read_json,
+    run_job,
+    start_job,
+    succeed,
+)
 
 REPO = "someone/my-lora"
 PUSHED = {"README.md", "manifest.json", "pytorch_lora_weights.safetensors", "lora_webui.safetensors"}
@@ -35,6 +46,7 @@ def test_a_push_that_fails_is_a_warning_and_the_same_command_makes_up_for_it(sho
     before = folder_bytes(first.out)
     again = succeed(task, first.out, env=pushing(hub))
     repository = hub.repositories[REPO]
+    assert repository.commits == ["Step 2"]
     assert "nothing to do" in again.stderr and f"pushed: {hub.commit_address(REPO)}" in again.stderr
     pictures = {f"validation/{name}" for name in folder_bytes(first.out / "validation")}
     steps = {"steps/000001.safetensors", "steps/000001_webui.safetensors"}
@@ -58,6 +70,31 @@ def test_the_results_of_a_chain(short_task, hub, tmp_path):
     assert hub.repositories[REPO].commits == ["Step 1", "Step 2"]
     card = (tmp_path / "second/checkpoint/README.md").read_bytes()
     assert hub.repositories[REPO].files["README.md"] == card
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_push(short_task, hub, tmp_path):
+    hub.trouble = lambda request: HANG if request.startswith("PUT") else None
+    running = start_job(short_task, tmp_path / "out", env=pushing(hub))
+    running.until(lambda: any(one.startswith("PUT") for one in hub.requests), "upload")
+    running.signal(signal.SIGKILL)
+    assert running.process.wait(PATIENCE) == -signal.SIGKILL
+    result = read_json(tmp_path / "out" / "result.json")
+    assert result["status"] == "done" and not hub.repositories[REPO].commits
+
+    hub.trouble = lambda request: None
+    succeed(short_task, tmp_path / "out", env=pushing(hub))
+    assert hub.repositories[REPO].commits == ["Step 2"] and hub.repositories[REPO].files.keys() >= PUSHED
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_push_that_hangs_but_the_job_is_done(short_task, hub, tmp_path):
+    hub.trouble = lambda request: HANG
+    running = start_job(short_task, tmp_path / "out", env=pushing(hub))
+    running.until(lambda: hub.requests, "request")
+    running.signal(signal.SIGTERM)
+    finished = running.finish()
+    assert finished.code == 0 and any("the job was stopped" in line for line in finished.result["warnings"])
 
 
 def test_a_missing_token_is_found_before_training(short_task, hub, tmp_path):

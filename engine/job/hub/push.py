@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -33,14 +34,15 @@ def push_result(context: RunContext, *, is_new: bool) -> None:
     wanted, output = context.settings.push, context.output
     if wanted is None or not (wanted.every_result or (output.checkpoint / FINISH).exists()):
         return
+    manifest = json.loads((output.checkpoint / MANIFEST).read_bytes())
     say(f"pushing the result to {wanted.repo} on the Hub")
     try:
         with context.outcome.clock.phase("push"):
             where = hub_push.push(
                 wanted.repo,
-                files_to_push(output, context.job.method),
+                files_to_push(output, manifest["files"], context.job.method),
                 token=wanted.token,
-                message=f"Step {context.outcome.global_step}",
+                message=f"Step {manifest['global_step']}",
                 must_stop=lambda: context.stop.signum != 0,
             )
     except JobError as error:
@@ -52,11 +54,16 @@ def push_result(context: RunContext, *, is_new: bool) -> None:
             output.write_result(context.outcome.done())
 
 
-def files_to_push(output: OutputContents, method: MethodSpec) -> dict[str, Path]:
-    """Return the published files by their names in the repository: card, manifest, weights, images and the report."""
-    listed = json.loads((output.checkpoint / MANIFEST).read_bytes())["files"]
+def files_to_push(output: OutputContents, listed: Collection[str], method: MethodSpec) -> dict[str, Path]:
+    """Return the published files by their names in the repository: card, manifest, weights, images and the report.
+
+    Args:
+        output: the output folder.
+        listed: the names of the checkpoint's files in its manifest.
+        method: the training method, which knows its weights.
+    """
     weights = (name for name in listed if method.step_ending(name) is not None or step_of(name) is not None)
-    found = {name: output.checkpoint / name for name in (*weights, *({CARD} & listed.keys()), MANIFEST)}
+    found = {name: output.checkpoint / name for name in (*weights, *({CARD} & set(listed)), MANIFEST)}
     for path in sorted(output.validation.rglob("*")):
         if path.is_file():
             found[f"{PICTURES}/{path.relative_to(output.validation).as_posix()}"] = path

@@ -32,6 +32,7 @@ def test_flag_then_variable():
 
 def test_the_token_is_not_shown():
     assert "secret" not in repr(read(PUSH_TO_HUB="c/d", **TOKEN))
+    assert read(PUSH_TO_HUB="c/d", HF_TOKEN="hf_secret\n").token == "hf_secret"
 
 
 def test_a_token_of_a_login(monkeypatch):
@@ -45,6 +46,8 @@ def test_a_token_of_a_login(monkeypatch):
         ({"PUSH_TO_HUB": "c/d"}, "set HF_TOKEN"),
         ({"PUSH_TO_HUB": "c/d", "HF_HUB_OFFLINE": "1", **TOKEN}, "HF_HUB_OFFLINE forbids"),
         *(({"PUSH_TO_HUB": name, **TOKEN}, "OWNER/NAME") for name in ("d", "a/b/c", "a/b c", "/b", "../b", "a/..")),
+        ({"PUSH_TO_HUB": "c/d", "HF_TOKEN": " "}, "set HF_TOKEN"),
+        ({"PUSH_TO_HUB": "c/d", "HF_TOKEN": "hf_secret\nx"}, "HF_TOKEN holds"),
         ({"PUSH_EVERY_RESULT": "1"}, "but no repository"),
         ({"PUSH_TO_HUB": "c/d", "PUSH_EVERY_RESULT": "yes", **TOKEN}, "PUSH_EVERY_RESULT is 'yes'"),
     ],

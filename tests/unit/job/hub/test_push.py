@@ -30,7 +30,9 @@ class Output(OutputContents):
 
 def published(root, names=LORA):
     files = {f"checkpoint/{name}": b"" for name in (*names, *REST)}
-    files["checkpoint/manifest.json"] = json.dumps({"files": {name: "" for name in (*names, *REST)}}).encode()
+    files["checkpoint/manifest.json"] = json.dumps(
+        {"files": dict.fromkeys((*names, *REST), ""), "global_step": 9}
+    ).encode()
     files |= {name: b"" for name in ("validation/0.png", "validation/step-000100/0.png", "report.html", "result.json")}
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,7 @@ def published(root, names=LORA):
 
 @pytest.mark.parametrize("method, names", [("lora", LORA), ("full", FULL)])
 def test_weights_card_images_and_report_but_no_state(tmp_path, method, names):
-    found = push.files_to_push(published(tmp_path, names), METHODS[method])
+    found = push.files_to_push(published(tmp_path, names), [*names, *REST], METHODS[method])
     images = {"validation/0.png", "validation/step-000100/0.png"}
     assert found.keys() == {*names, "README.md", "manifest.json", *images, "report.html"}
     assert all(path.is_file() for path in found.values())
@@ -51,6 +53,7 @@ def run(output, monkeypatch, *, every=False, error=None, is_new=True):
     pushed = []
 
     def pushing(repo, files, **options):
+        assert options["message"] == "Step 9"
         pushed.append(sorted(files))
         if error:
             raise error
