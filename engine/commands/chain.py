@@ -124,5 +124,5 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
             break
         print(progress_text(Path(args.task), result), flush=True)
         number += 1
-    print(f"the training is finished: open {result / 'report.html'}; the LoRA is in {checkpoint}")
+    print(f"the training is finished: open {result / 'report.html'}; the weights are in {checkpoint}")
     return 0

@@ -231,6 +231,12 @@ class HeldOutCurve:
         """Name and reason of each held-out image that cannot be read."""
         return self._loss.skipped if self._loss else []
 
+    def is_due(self, step: int) -> bool:
+        """Return whether `measure_if_due` measures after this step."""
+        return self._curve is not None and held_out_rows.is_due(
+            step, self._rows, curve=self._curve, step_range=self._step_range, interval=self._interval
+        )
+
     def measure_if_due(self, step: int) -> Row | None:
         """Measure after this step, and add the row; return None if no measurement is due.
 
@@ -239,11 +245,7 @@ class HeldOutCurve:
         Raises:
             DatasetError: none of the images is readable.
         """
-        if self._loss is None or self._curve is None:
-            return None
-        if not held_out_rows.is_due(
-            step, self._rows, curve=self._curve, step_range=self._step_range, interval=self._interval
-        ):
+        if self._loss is None or self._curve is None or not self.is_due(step):
             return None
         with self._outcome.clock.phase("evaluate"):
             raw = self._loss.measure() if self._averaged else None

@@ -1,4 +1,4 @@
-"""Make the images and LoRAs of steps before a task's last one, while it trains."""
+"""Make the images and weights of steps before a task's last one, while it trains."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DueResults:
         if step in self._checkpoint_steps and not step_results.has_weights(done, step):
             self._add(self._weights)
             self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
-            self._trackers.event("lora")
+            self._trackers.event(self._context.job.method.words.event)
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
             if self._saver.saves_together:
                 self._saver.save()  # a signal while the first process draws could not be followed by it

@@ -49,7 +49,7 @@ def _draw(context: RunContext, training: Training) -> Pictures:
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
         with training.trainable.baseline():
-            without = draw(baseline, family, what="validation without the LoRA", **where)
+            without = draw(baseline, family, what=f"validation without {job.method.words.trained}", **where)
     return Pictures(
         images=images,
         drawn=drawn,
@@ -132,7 +132,7 @@ def _checkpoint_files(
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
-    """Return the LoRAs of the chain's earlier steps, as many as the task keeps."""
+    """Return the weights of the chain's earlier steps, as many as the task keeps."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
@@ -177,6 +177,7 @@ def _report(
         for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
     ]
     return report.Report(
+        words=job.method.words,
         title=f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}",
         task=canonical(job.task),
         history=training.history,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.core import rng
 from engine.core.console import begin_log, say
 from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
@@ -80,15 +82,19 @@ def run(
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
-    predicted = memory.describe(job.base, task, device=device.type, available=available)
-    for line in describe(job) + predicted + describe_push(settings.push):
+    place: dict[str, Any] = {
+        "device": device.type,
+        "available": available,
+        "num_processes": processes.world_size,
+    }
+    for line in describe(job) + memory.describe(job.base, task, **place) + describe_push(settings.push):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
-    with device_errors(job, device, available):
+    with device_errors(job, device, available, num_processes=processes.world_size):
         with outcome.clock.phase("load"):
             training = start_training(context, load_family(job, device))
             digests.require_unchanged()
-            if memory.wants_recompute(job.base, task, device=device.type, available=available):
+            if memory.wants_recompute(job.base, task, **place):
                 recompute_activations(training.family.denoiser)
         _train(context, training, log)
         _prune_cache(settings, processes)
@@ -136,6 +142,8 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
             outcome.steps_trained += 1
             trackers.step(report)
             saver.after_step(report)
+            if saver.saves_together and held_out.is_due(report.step):
+                saver.save()  # a signal while they measure ends them at different points, where none can
             make_due_results()
 
         try:
