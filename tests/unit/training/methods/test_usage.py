@@ -23,6 +23,12 @@ from tests.support.fakes import CPU
 IMAGE = {"file": "0.png", "prompt": "a 'cat' \"```\n", "seed": 5, "num_inference_steps": 3, "negative_prompt": "a dog"}
 BUILDERS = {"sd": tiny.build_sd, "xl": tiny.build_sdxl}
 SIZE = 64
+QUICK = {("lora", "sd"), ("full", "xl")}
+CASES = [
+    pytest.param(method, kind, marks=() if (method, kind) in QUICK else pytest.mark.slow)
+    for method in METHODS
+    for kind in BUILDERS
+]
 
 
 def python_in(text):
@@ -30,9 +36,8 @@ def python_in(text):
     return code[1]
 
 
-@pytest.mark.parametrize("kind", BUILDERS)
-@pytest.mark.parametrize("method", METHODS)
-def test_it_draws_the_validation_image(tmp_path, monkeypatch, kind, method):
+@pytest.mark.parametrize("method, kind", CASES)
+def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
     folder, published = BUILDERS[kind](tmp_path / "base"), tmp_path / "published"
     task = task_of(training_type=method, lora=Lora(rank=2), train_args={"resolution": SIZE, "train_text_encoder": True})
     spec = families.detect(json.loads((folder / "model_index.json").read_text()))
