@@ -34,6 +34,7 @@ def push_result(context: RunContext, *, is_new: bool) -> None:
     wanted, output = context.settings.push, context.output
     if wanted is None or not (wanted.every_result or (output.checkpoint / FINISH).exists()):
         return
+    context.stop.ignore()  # the result is there: a signal ends the push, not the job
     manifest = json.loads((output.checkpoint / MANIFEST).read_bytes())
     say(f"pushing the result to {wanted.repo} on the Hub")
     try:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.errors import OutputError, TemporaryError
+from engine.core.process.signals import Stop
 from engine.job.hub import push
 from engine.results.outcome import Outcome
 from engine.results.output.contents import OutputContents
@@ -64,7 +65,7 @@ def run(output, monkeypatch, *, every=False, error=None, is_new=True):
         settings=SimpleNamespace(push=Push(repo="a/b", token="t", every_result=every)),
         output=output,
         outcome=Outcome(),
-        stop=SimpleNamespace(signum=0),
+        stop=Stop(),
         job=SimpleNamespace(method=METHODS["lora"]),
     )
     push.push_result(context, is_new=is_new)
