@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE, POLL, Running, progress, start_job
+from tests.support.harness import PATIENCE, Running, reached_step, start_job
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 2
+POLL = 0.05
 SAVING_MARGIN = 1.05
 """How much memory saving and publishing may take beside training."""
 
@@ -56,7 +57,7 @@ def wait(job: Running) -> tuple[int, int]:
         assert time.monotonic() < deadline, job.stderr
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{job.process.pid}/status").read_text())
         peak = int(found[1]) if found else peak
-        if not trained and any(line["event"] == "step" and line["step"] == STEPS for line in progress(job.out)):
+        if not trained and reached_step(job.out) == STEPS:
             trained = peak
         time.sleep(POLL)
     assert job.process.returncode == 0, job.stderr
