@@ -31,6 +31,7 @@ from engine.job.prepare import parent_folder, read_task
 from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
+from engine.task.push import PUSH_EVERY_RESULT, PUSH_TO_HUB
 from engine.task.settings import Settings, read_flags, read_settings
 from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
 
@@ -114,8 +115,8 @@ def _is_plain_file(path: Path) -> bool:
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
     flags = _parser().parse_args(argv)
-    # The re-run goes to a temporary folder, which need not be a mount.
-    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1"})
+    # The re-run goes to a temporary folder, which need not be a mount, and is pushed nowhere.
+    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1", PUSH_TO_HUB: "", PUSH_EVERY_RESULT: ""})
     print("\n".join(lines))
     return code
 

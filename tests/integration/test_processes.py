@@ -140,10 +140,16 @@ class TestWholeModels:
         one = succeed(own, tmp_path / "one")
         numbers = ["2", "1", "4"]
         chain = run_chain(own, tmp_path, [1, 3, 2], each=lambda index: {"PROCESSES": numbers[index]})
-        expected = one.folders()
-        files = {name for name in expected if name.endswith((".safetensors", ".png", "history.jsonl"))}
-        assert len(files) > 8
-        assert_same({name: chain[-1].folders()[name] for name in files}, {name: expected[name] for name in files})
+        found, expected = (
+            {
+                name: data
+                for name, data in finished.folders().items()
+                if name.endswith((".safetensors", ".png", "history.jsonl")) and "/step-" not in name
+            }
+            for finished in (chain[-1], one)
+        )
+        assert "checkpoint/state.safetensors" in found and "checkpoint/steps/000003/unet/" in "".join(found)
+        assert_same(found, expected)
 
     @pytest.mark.slow
     def test_sigterm_saves_a_step_that_all_have_made(self, task, tmp_path):
@@ -185,7 +191,7 @@ class TestWholeModels:
             for pid in list(ranks(job).values())[count % 2 :][:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            assert job.finish().code in (0, 75)
+            assert job.finish().code in (0, 75, 143)  # 143: killed before they had met
         assert_same(succeed(own, tmp_path / "out").folders(), expected.folders())
 
 
