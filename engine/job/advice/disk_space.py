@@ -119,5 +119,5 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def _bytes_below(folder: Path) -> int:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.stat().st_size for path in files)
+    found = [path.stat() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())  # one may have two names

@@ -20,6 +20,8 @@ class PublishedComponents:
 
     folder: Path
     names: frozenset[str]
+    files: frozenset[str]
+    """The names of all files that were verified."""
 
     def components(self, spec: FamilySpec) -> Collection[str]:
         """See `Published.components`."""
@@ -32,6 +34,8 @@ class PublishedComponents:
         if strength != 1:
             raise TaskError("--strength is for LoRAs: this checkpoint has a whole model")
         found = of_folder(self.folder / component, None, CheckpointError)
+        if foreign := sorted(name for name in found.files if f"{component}/{name}" not in self.files):
+            raise CheckpointError(f"{self.folder / component / foreign[0]} is no file of the checkpoint: remove it")
         shapes, expected = ({name: one.shape for name, one in own.tensors.items()} for own in (found, base))
         if len(shapes) != len(expected) or sorted(shapes.values()) != sorted(expected.values()):
             raise CheckpointError(f"{self.folder / component} has other tensors than the base model's {component}")
@@ -44,5 +48,6 @@ class PublishedComponents:
 
 def load(folder: Path, checkpoint: Checkpoint) -> PublishedComponents:
     """Return the components of a verified checkpoint."""
-    names = (name.split("/") for name in checkpoint.manifest["files"])
-    return PublishedComponents(folder, frozenset(parts[0] for parts in names if parts[1:] == [CONFIG]))
+    files = frozenset(checkpoint.manifest["files"])
+    names = (name.split("/") for name in files)
+    return PublishedComponents(folder, frozenset(parts[0] for parts in names if parts[1:] == [CONFIG]), files)

@@ -150,6 +150,8 @@ class TestRequire:
         (tmp_path / ".job" / "progress").write_bytes(bytes(1000))
         (tmp_path / ".job" / "kept" / "x").write_bytes(bytes(500))
         (tmp_path / ".job" / "link").symlink_to("/dev/zero")
+        (tmp_path / ".job" / "checkpoint").mkdir()
+        (tmp_path / ".job" / "checkpoint" / "state.safetensors").hardlink_to(tmp_path / ".job" / "kept" / "x")
         needed = disk_space.predict(job).total
         disk(needed - 1500)
         disk_space.require(job, tmp_path)
