@@ -29,6 +29,7 @@ from engine.data.media.image import IMAGE
 from engine.job.prepare import parent_folder, read_task
 from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint
+from engine.results.output.contents import FINISH_NOW
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
 from engine.task.settings import Settings, read_flags, read_settings
 from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
@@ -151,6 +152,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         start = _start_step(settings, result)
         trained = result.checkpoint.global_step - start
         steps = flags.steps if flags.steps is not None and flags.steps < trained else None
+        if steps is None and "ended_at_step" in result.checkpoint.manifest:
+            out.mkdir()
+            (out / FINISH_NOW).write_text(f"{result.checkpoint.global_step}\n")
         _rerun(flags, settings, out, steps, environment)
         again = Result.read(out)
         rerun = history_file.parse(again.checkpoint.history)

@@ -231,18 +231,19 @@ class HeldOutCurve:
         """Name and reason of each held-out image that cannot be read."""
         return self._loss.skipped if self._loss else []
 
-    def measure_if_due(self, step: int) -> Row | None:
+    def measure_if_due(self, step: int, *, is_last: bool = False) -> Row | None:
         """Measure after this step, and add the row; return None if no measurement is due.
 
-        All processes call this after the same steps; each measures its share.
+        All processes call this after the same steps; each measures its share. `is_last`: the task ends early here.
 
         Raises:
             DatasetError: none of the images is readable.
         """
         if self._loss is None or self._curve is None:
             return None
+        step_range = self._step_range.ended_at(step) if is_last else self._step_range
         if not held_out_rows.is_due(
-            step, self._rows, curve=self._curve, step_range=self._step_range, interval=self._interval
+            step, self._rows, curve=self._curve, step_range=step_range, interval=self._interval
         ):
             return None
         with self._outcome.clock.phase("evaluate"):

@@ -12,6 +12,7 @@ from engine.core.redact import public
 from engine.evaluation import sampling
 from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, smaller, without_training
 from engine.job.context import RunContext
+from engine.job.finish_now import FinishNow
 from engine.job.job import Job
 from engine.job.start import Training
 from engine.results import checkpoint, held_out_rows, provenance, report
@@ -75,7 +76,9 @@ def _publish(context: RunContext, training: Training, pictures: Pictures) -> Non
     with outcome.clock.phase("publish"):
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
     outcome.finished, outcome.checkpoint_digest = finished, digest
-    ending = "the whole training is finished" if finished else "the next task continues from it"
+    outcome.is_told_to_finish = FinishNow(context).is_due(outcome.global_step)
+    told = "told to finish; " if job.is_ended_early else ""
+    ending = "the whole training is finished" if finished else f"{told}the next task continues from it"
     outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
     output.write_result(outcome.done())
     output.complete()
@@ -122,6 +125,7 @@ def _checkpoint_files(
             "parent": job.record.parent,
             **job.resolved,
             **origin,
+            **({"ended_at_step": state.global_step} if job.is_ended_early else {}),
         },
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.core import rng
 from engine.core.console import begin_log, say
 from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
@@ -14,6 +16,7 @@ from engine.job.advice.describe import describe
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
 from engine.job.due_results import DueResults
+from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
 from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded, require_same_job
@@ -86,14 +89,19 @@ def run(
             digests.require_unchanged()
             if memory.wants_recompute(job.base, task, device=device.type, available=available):
                 recompute_activations(training.family.denoiser)
-        _train(context, training, log)
+        job = _train(context, training, log)
+        context = replace(context, job=job)
         _prune_cache(settings, processes)
         processes.ignore_signals_unless_first()
         processes.broadcast(lambda: draw_and_publish(context, training))
 
 
-def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
-    """Train to the task's last step, and make all results that are due in between."""
+def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
+    """Train to the task's last step, and make all results that are due in between.
+
+    Returns:
+        The job that was trained: `context.job`, or a shorter one if the task was told to finish.
+    """
     job, outcome, stop, trainer = context.job, context.outcome, context.stop, training.trainer
     device, processes, family = context.device, context.processes, training.family
     saver = ProgressSaver(context, training)
@@ -118,22 +126,26 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
         due_results = DueResults(context, training, saver, trackers)
 
-        def make_due_results() -> None:
-            row = held_out.measure_if_due(trainer.step)
+        def make_due_results(*, ends: bool) -> None:
+            row = held_out.measure_if_due(trainer.step, is_last=ends)
             if row is not None:
                 trackers.event("evaluation", heldout_loss=row.loss)
-            due_results.make()
+            if not ends:
+                due_results.make()
 
-        def after_step(report: StepReport) -> None:
+        def after_step(report: StepReport) -> bool:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             trackers.step(report)
-            saver.after_step(report)
-            make_due_results()
+            ends = saver.after_step(report)
+            make_due_results(ends=ends)
+            return ends
 
         try:
-            make_due_results()
-            train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
+            is_ended = saver.is_ended()
+            make_due_results(ends=is_ended)
+            if not is_ended:
+                train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
             saver.finish()
         except NonFiniteError:
             # Mostly found before the update, so this is the last good state; otherwise saving raises as well.
@@ -143,6 +155,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
         except (PeerError, PeerInterrupted):
             saver.save()
             raise
+    return job.ended_at(trainer.step)
 
 
 def _prune_cache(settings: Settings, processes: Processes) -> None:

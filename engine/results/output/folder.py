@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final
 
 from engine.core.errors import OutputError
 from engine.core.files import atomic_files, folder_lock
-from engine.results.output.contents import RESULT, Claim, OutputContents, require_folder
+from engine.results.output.contents import FINISH_NOW, RESULT, Claim, OutputContents, require_folder
 from engine.results.output.job_record import JobRecord
 
 PROGRESS_LOG: Final = "progress.jsonl"
@@ -158,8 +158,14 @@ class OutputFolder(OutputContents):
                 atomic_files.sync_folder(folder)
             atomic_files.publish_folder(built, target, self._replaced(target))
 
+    def record_finish(self, step: int) -> None:
+        """Write `FINISH_NOW`, so that a job that is killed before its result is published ends early all the same."""
+        self.write(FINISH_NOW, f"{step}\n".encode())
+
     def complete(self) -> None:
-        """Remove `.job/`: the job's result is published."""
+        """Remove `.job/`, and the request to finish: the job's result is published."""
+        with contextlib.suppress(OSError):  # what a stranger has put there
+            atomic_files.remove(self._finish_now)
         with atomic_files.writing_to(self.root):
             # The record is removed last: without it, a half removed folder would look like another job's.
             for path in self._job.iterdir():

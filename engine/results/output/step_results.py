@@ -51,6 +51,11 @@ def image_name(step: int, file: str) -> str:
     return f"{IMAGES}step-{step:06}/{file}"
 
 
+def is_of_step(name: str, step: int) -> bool:
+    """Return whether a result of an earlier step belongs to this step."""
+    return has_weights([name], step) or name.startswith(image_name(step, ""))
+
+
 class StepResults:
     """The results of earlier steps that a task has made so far. All processes know them; the first has the files."""
 
