@@ -143,7 +143,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         if (checkpoint / "FINISH").exists():
             break
         print(progress_text(Path(args.task), result), flush=True)
-        if is_told_to_finish(result):
+        if result not in done and is_told_to_finish(result):
             print(f"told to finish: the LoRA is in {checkpoint}; the same command goes on from it")
             return 0
         number += 1
