@@ -1,20 +1,22 @@
-"""Find the first difference between two results: the step, then the file and the tensor. Pure functions of bytes."""
+"""Find the first difference between two results: the step, then the file and the tensor."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
+from engine.commands.tensor_diff import first_tensor
 from engine.core.messages import plural, short
-from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, STATE_TENSORS, spelled
+from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, is_state_file, spelled
 from engine.results.history import StepReport
 
-_ORDER: Final = (STATE_TENSORS, ".safetensors", HISTORY, STATE_JSON)
-"""Files, or a file name's ending, in the order in which they are compared, the most informative first; then images by
-name, the manifest last."""
+_ORDER: Final = (".safetensors", HISTORY, STATE_JSON)
+"""Files, or a file name's ending, in the order in which they are compared, the most informative first: before them the
+state's tensors, after them images by name, the manifest last."""
+_CHUNK_BYTES: Final = 1 << 20
 ORIGIN: Final = ("device", "versions", "origins")
 """Keys of the device and versions with which a result was made. They are not compared."""
 _ABSENT: Final = object()
@@ -43,22 +45,38 @@ def _columns(result: StepReport, rerun: StepReport) -> str:
     return "; ".join(f"{name} {one!r} in the result, {two!r} in the re-run" for name, one, two in pairs if one != two)
 
 
-def first_file(result: Mapping[str, bytes | None], rerun: Mapping[str, bytes]) -> str | None:
+def first_file(result: Mapping[str, Path | None], rerun: Mapping[str, Path]) -> str | None:
     """Describe the first of the re-run's files that differs in the result, and where in it; None if all are equal.
 
     Args:
         result: the result's files by the same names; None for a missing one.
         rerun: the files that the result should have; `manifest.json` and `state.json` count without `ORIGIN`.
+
+    Raises:
+        OSError: one of them cannot be read.
     """
     for name in sorted(rerun, key=lambda name: (_rank(name), name)):
         found, expected = result.get(name), rerun[name]
         if found is None:
             return f"{name} is missing from the result"
-        if found != expected:
+        if not _are_equal(found, expected):
             where = _where(name.rpartition("/")[2], found, expected)
             if where is not None:
                 return f"{name}: {where}"
     return None
+
+
+def _are_equal(one: Path, other: Path) -> bool:
+    """Return whether two files have the same bytes; they may be large."""
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    return all(left == right for left, right in zip_longest(_chunks(one), _chunks(other)))
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def first_more(result: Collection[str], rerun: Collection[str]) -> str | None:
@@ -71,47 +89,18 @@ def _rank(name: str) -> int:
     base = name.rpartition("/")[2]
     if base == MANIFEST:
         return len(_ORDER) + 1
+    if is_state_file(base):
+        return -1
     return next((rank for rank, ending in enumerate(_ORDER) if base.endswith(ending)), len(_ORDER))
 
 
-def _where(name: str, found: bytes, expected: bytes) -> str | None:
+def _where(name: str, found: Path, expected: Path) -> str | None:
     if name.endswith(".safetensors"):
-        return _tensor(found, expected)
+        return first_tensor(found, expected)
     if name in (MANIFEST, STATE_JSON):
-        return _key(name, found, expected)
-    return f"the contents differ ({plural(len(found), 'byte')} in the result, {len(expected)} in the re-run)"
-
-
-def _tensor(found: bytes, expected: bytes) -> str:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as parse_tensors
-
-    try:
-        ours, theirs = parse_tensors(expected), parse_tensors(found)
-    except (SafetensorError, KeyError, TypeError, ValueError):
-        return "not a valid safetensors file"
-    for name, tensor in sorted(ours.items()):
-        other = theirs.get(name)
-        if other is None:
-            return f"tensor {name} is missing from the result"
-        if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-            shapes = f"{other.dtype} {other.shape} in the result, {tensor.dtype} {tensor.shape} in the re-run"
-            return f"tensor {name} is {shapes}"
-        differing = _differing(other, tensor)
-        if differing.size:
-            first = int(differing[0])
-            values = f"{other.reshape(-1)[first]!s} in the result, {tensor.reshape(-1)[first]!s} in the re-run"
-            count = f"{differing.size} of {plural(tensor.size, 'value')}"
-            return f"tensor {name} differs in {count}, first at {first}: {values}"
-    more = sorted(theirs.keys() - ours.keys())
-    return f"tensor {more[0]!r} is only in the result" if more else "the same tensors, serialized differently"
-
-
-def _differing(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the flat indices of the values whose bits differ: NaN equals NaN, and 0 differs from -0."""
-    size = one.dtype.itemsize
-    bits = [np.frombuffer(array.tobytes(), np.uint8).reshape(-1, size) for array in (one, other)]
-    return np.flatnonzero((bits[0] != bits[1]).any(axis=1))
+        return _key(name, found.read_bytes(), expected.read_bytes())
+    sizes = [path.stat().st_size for path in (found, expected)]
+    return f"the contents differ ({plural(sizes[0], 'byte')} in the result, {sizes[1]} in the re-run)"
 
 
 def _key(name: str, found: bytes, expected: bytes) -> str | None:

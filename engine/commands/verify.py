@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,6 @@ from typing import Final
 from engine.commands import origins, result_diff
 from engine.commands.program import program
 from engine.core.errors import JobError, TaskError
-from engine.core.files import atomic_files
 from engine.core.messages import listing, plural
 from engine.core.process.startup import ENTRYPOINT
 from engine.data.media.image import IMAGE
@@ -68,17 +68,15 @@ class Result:
         found = load_checkpoint(own)
         return cls(own, None if is_checkpoint else folder / "validation", found)
 
-    def files(self, names: Mapping[str, bytes]) -> dict[str, bytes | None]:
-        """Read the files with these names (`checkpoint/…`, `validation/…`); None for each that is not a plain file."""
+    def files(self, names: Mapping[str, Path]) -> dict[str, Path | None]:
+        """Find the files with these names (`checkpoint/…`, `validation/…`); None for each that is not a plain file."""
         folders = {"checkpoint": self.checkpoint_folder, "validation": self.validation_folder}
-        found: dict[str, bytes | None] = {}
-        for name, expected in names.items():
+        found: dict[str, Path | None] = {}
+        for name in names:
             kind, _, base = name.partition("/")
             folder = folders[kind]
             if folder is not None:
-                found[name] = None
-                with contextlib.suppress(OSError):  # a much larger file would differ anyway
-                    found[name] = atomic_files.read_plain(folder / base, max(4 * len(expected), 1 << 20))
+                found[name] = folder / base if _is_plain_file(folder / base) else None
         return found
 
     def names(self) -> tuple[set[str], set[str]]:
@@ -104,6 +102,12 @@ def _everything_below(folder: Path, *, folders: bool = True) -> Iterator[str]:
     for at, inner, files in os.walk(folder):
         names = inner if folders else [name for name in inner if Path(at, name).is_symlink()]
         yield from (os.path.relpath(f"{at}/{name}", folder) for name in (*files, *names))
+
+
+def _is_plain_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode) and os.access(path, os.R_OK)
+    return False
 
 
 @program
@@ -180,11 +184,11 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
     return lines + verdict, DIFFERENT
 
 
-def _first_file(result: Result, expected: Mapping[str, bytes]) -> tuple[str | None, set[str]]:
+def _first_file(result: Result, expected: Mapping[str, Path]) -> tuple[str | None, set[str]]:
     """Describe the first file that differs or that only the result has, and return the names of files not compared."""
     files, (taken, others) = result.files(expected), result.names()
     listing_all = f"checkpoint/{MANIFEST}"  # it lists the others, so it differs if any does: it is compared last
-    told = {name: data for name, data in expected.items() if name != listing_all}
+    told = {name: path for name, path in expected.items() if name != listing_all}
     file = result_diff.first_file(files, told) or result_diff.first_more(taken, expected)
     return file or result_diff.first_file(files, {listing_all: expected[listing_all]}), others
 
@@ -279,10 +283,10 @@ def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
     return path
 
 
-def _folders(out: Path, *, with_validation: bool) -> dict[str, bytes]:
+def _folders(out: Path, *, with_validation: bool) -> dict[str, Path]:
     names = ("checkpoint", "validation") if with_validation else ("checkpoint",)
     files = (path for name in names for path in sorted((out / name).rglob("*")) if path.is_file())
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(out).as_posix(): path for path in files}
 
 
 def _claims(result: Checkpoint, rerun: Checkpoint) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
+from engine.core.files.atomic_files import Pieces
 from engine.evaluation.validation_images import draw, planned_images
 from engine.job import publish
 from engine.job.context import RunContext
@@ -43,17 +44,19 @@ class DueResults:
             self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
             self._trackers.event("lora")
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
+            if self._saver.saves_together:
+                self._saver.save()  # a signal while the first process draws could not be followed by it
             self._add(self._images)
             self._saver.save()  # drawing them again would take longer
             self._trackers.event("images")
 
-    def _add(self, make: Callable[[], dict[str, bytes]]) -> None:
+    def _add(self, make: Callable[[], Mapping[str, bytes | Pieces]]) -> None:
         """Let the first process make files and write them; the others wait for it."""
         self._saver.require_sound()
         store = self._training.step_results
         store.hashes |= self._context.processes.broadcast(lambda: store.write(make()))
 
-    def _weights(self) -> dict[str, bytes]:
+    def _weights(self) -> dict[str, bytes | Pieces]:
         with self._context.outcome.clock.phase("save"):
             step = self._training.trainer.step
             job = self._context.job
@@ -73,7 +76,7 @@ class DueResults:
                 what=f"validation at step {step}",
                 resolution=task.train_args.resolution,
                 device=context.device,
-                check_stop=lambda: context.stop.check(self._saver.save),
+                check_stop=lambda: context.stop.check(self._saver.save_alone),
             )
             # Free the device's memory for the denoiser again.
             family.move_encoders(torch.device("cpu"))

@@ -12,7 +12,8 @@ from engine.job.finish_now import FinishNow
 from engine.job.start import Training
 from engine.results.history import DIGEST_STEPS, StepReport
 from engine.results.output.saved_progress import SavedProgress
-from engine.results.state import weights_digest
+from engine.results.output.step_results import SavedState
+from engine.results.state import read_along, state_files, weights_digest
 
 _MAX_SAVING_SHARE: Final = 0.05
 """Upper bound on the fraction of training time that is spent on saving, however slow the disk is."""
@@ -29,7 +30,7 @@ class ProgressSaver:
         self._cost = 0.0
 
     def save(self) -> None:
-        """Save now. The trainer must be between two steps.
+        """Save now. The trainer must be between two steps, and all processes call it if `saves_together`.
 
         Raises:
             NonFiniteError: the last update has overflowed float32; the progress saved before is kept.
@@ -37,10 +38,12 @@ class ProgressSaver:
         """
         start = time.monotonic()
         self._require_finite()
+        self._save_state()
         if self._context.processes.is_first:
             training = self._training
+            assert training.step_results.state is not None, "it is saved just now"
             SavedProgress(
-                state=training.trainer.state(),
+                state=training.step_results.state,
                 history=training.history,
                 held_out_losses=training.held_out_losses,
                 step_hashes=training.step_results.hashes,
@@ -50,6 +53,34 @@ class ProgressSaver:
             training.step_results.delete_unnamed()
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - start
+
+    @property
+    def saves_together(self) -> bool:
+        """True if the first process cannot save alone, since the others have parts of the state."""
+        return self._training.trainable.is_whole_model and self._context.processes.world_size > 1
+
+    def save_alone(self) -> None:
+        """Save now, where the other processes may be at another point; keep the last saved progress if that cannot be.
+
+        Raises:
+            NonFiniteError, OutputError: as `save` does.
+        """
+        if not self.saves_together:
+            self.save()
+
+    def _save_state(self) -> None:
+        """Write the files of the state, unless they are there already: a task may save twice after a step."""
+        trainer, results = self._training.trainer, self._training.step_results
+        if results.state is not None and results.state.is_of(trainer.step):
+            return
+        state = trainer.state()
+        files, scalars = state_files(state)
+        hashes: dict[str, str] = {}
+        if self._context.processes.is_first:
+            hashes = results.write(files)
+        elif self.saves_together:
+            read_along(state)
+        results.state = SavedState(scalars, hashes)
 
     def finish(self) -> None:
         """Save the progress after the training's last step.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.core.console import say
-from engine.core.files.atomic_files import Contents
+from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
 from engine.core.redact import public
 from engine.evaluation import sampling
@@ -20,7 +21,6 @@ from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
-from engine.results.state import dump_state
 from engine.task.identity import canonical
 from engine.training.methods.method import About
 
@@ -104,13 +104,13 @@ def _checkpoint_files(
     job: Job, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], origin: dict[str, Any]
 ) -> tuple[dict[str, Contents], str]:
     """Return the files of `checkpoint/` and its digest."""
-    state = training.trainer.state()
-    tensors, scalars = dump_state(state)
+    store, step = training.step_results, training.trainer.step
+    assert store.state is not None and store.state.is_of(step), "the progress is saved after the last step"
     return checkpoint.build_files(
-        global_step=state.global_step,
-        state_tensors=tensors,
-        state_scalars=scalars,
-        weights=exported(job, training),
+        global_step=step,
+        state_files=store.state_files(),
+        state_scalars=store.state.scalars,
+        weights=store.stored(exported(job, training)),
         world=job.invariants,
         settings=job.recorded_settings,
         lineage=lineage,
@@ -125,7 +125,7 @@ def _checkpoint_files(
             "parent": job.record.parent,
             **job.resolved,
             **origin,
-            **({"ended_at_step": state.global_step} if job.is_ended_early else {}),
+            **({"ended_at_step": training.trainer.step} if job.is_ended_early else {}),
         },
     )
 
@@ -140,7 +140,7 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
     return {name: file for name, file in files.items() if name in stay}
 
 
-def exported(job: Job, training: Training) -> dict[str, bytes]:
+def exported(job: Job, training: Training) -> Mapping[str, bytes | Pieces]:
     """Return the trained weights of the current step as the files that the training method publishes."""
     about = About(
         base=job.base,

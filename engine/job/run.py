@@ -108,7 +108,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
     cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
-        stop.check(saver.save)
+        stop.check(saver.save_alone)
 
     encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
     held_out = encoding.held_out_curve(
@@ -153,7 +153,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
             require_finite_weights(family)
             raise
         except (PeerError, PeerInterrupted):
-            saver.save()
+            saver.save_alone()
             raise
     return job.ended_at(trainer.step)
 

@@ -19,9 +19,10 @@ from engine.results.checkpoint import Checkpoint
 from engine.results.history import StepReport
 from engine.results.output import saved_progress
 from engine.results.output.saved_progress import SavedProgress
-from engine.results.output.step_results import StepResults
-from engine.results.state import TrainState, parse_state
+from engine.results.output.step_results import SavedState, StepResults
+from engine.results.state import DamagedStateError, TrainState, read_state
 from engine.training.assembly import assemble
+from engine.training.distributed.shared_file import open_shared
 from engine.training.methods import registry as methods
 from engine.training.methods.method import Trainable
 from engine.training.methods.warm_start import WarmStart
@@ -47,6 +48,8 @@ class _Beginning:
     """The state that a training starts or continues from."""
 
     state: TrainState | None = None
+    saved_state: SavedState | None = None
+    """The state's files, if it is that of the saved progress."""
     history: list[StepReport] = field(default_factory=list)
     held_out_losses: list[held_out_rows.Row] = field(default_factory=list)
     step_hashes: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +105,7 @@ def start_training(context: RunContext, family: Family) -> Training:
         trainable=trainable,
         trainer=trainer,
         history=beginning.history,
-        step_results=StepResults(context.output, beginning.step_hashes),
+        step_results=StepResults(context.output, beginning.step_hashes, beginning.saved_state),
         held_out_losses=beginning.held_out_losses,
         origins=_extended_origins(beginning.origins, trainer.step, context.device),
     )
@@ -121,17 +124,21 @@ def _extended_origins(origins: list[dict[str, Any]], step: int, device: torch.de
 
 def _saved(context: RunContext) -> _Beginning | None:
     """Return the progress saved in the output folder, as the first process finds it; None if there is none."""
-    processes, found = context.processes, None
-    if processes.is_first:
-        found = saved_progress.read(context.output, context.job.record, say)
-    header = processes.broadcast(lambda: found and found[0])
-    tensors = processes.broadcast_bytes(lambda: found and found[1])
-    if header is None or tensors is None:
+    processes, output = context.processes, context.output
+    header = processes.broadcast(lambda: saved_progress.read(output, context.job.record, say))
+    if header is None:
         return None
-    saved = SavedProgress.parse(header, tensors)
+    saved = SavedProgress.parse(header)
+    files = {name: output.stored(digest) for name, digest in saved.state.files.items()}
+    try:
+        state = read_state(files, saved.state.scalars, lambda path: open_shared(processes, path))
+    except DamagedStateError as error:
+        say(f"{error}: this task starts over")
+        return None
     context.outcome.before = saved.so_far
     return _Beginning(
-        state=saved.state,
+        state=state,
+        saved_state=saved.state,
         history=saved.history,
         held_out_losses=saved.held_out_losses,
         step_hashes=saved.step_hashes,
@@ -145,7 +152,7 @@ def _parents(job: Job) -> _Beginning:
     if not isinstance(parent, Checkpoint):
         return _Beginning()
     return _Beginning(
-        state=parse_state(parent.state_tensors, parent.state_scalars),
+        state=read_state(parent.state_files, parent.state_scalars),
         history=history_file.parse(parent.history),
         held_out_losses=held_out_rows.parse(parent.held_out_losses),
     )

@@ -2,7 +2,7 @@
 
 A checkpoint is untrusted input: safetensors and JSON, no pickle, and nothing is parsed before it is verified.
 `manifest.json` lists every file with its SHA-256; its own `digest` is over everything else in it, so one digest names
-all the bytes. This module handles bytes and needs no torch; `state.py` turns the training state into bytes and back.
+all the bytes. This module needs no torch; `state.py` turns the training state into files and back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from engine.core.canonical_json import canonical_json
@@ -21,7 +21,8 @@ from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Contents, Stored, read_plain
 
 FORMAT: Final = 1
-STATE_TENSORS: Final = "state.safetensors"
+STATE_STEM: Final = "state"
+"""The first part of the names of the files with the training state's tensors: `state.safetensors`, or shards."""
 STATE_JSON: Final = "state.json"
 HISTORY: Final = "history.jsonl"
 HELD_OUT: Final = "heldout.jsonl"
@@ -31,10 +32,14 @@ MANIFEST: Final = "manifest.json"
 
 STEPS: Final = "steps"
 """The folder for the weights of earlier steps."""
-_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})((?:_[a-z]+)?\.safetensors)")
+_IN_FOLDER: Final = r"[a-z][a-z0-9_]*/[A-Za-z0-9_][A-Za-z0-9_.-]*"
+"""A file of the weights in the folder of a component."""
+_FOLDER_FILE: Final = re.compile(_IN_FOLDER)
+_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})((?:_[a-z]+)?\.safetensors|/{_IN_FOLDER})")
+_STATE_FILE: Final = re.compile(rf"{STATE_STEM}(?:-([0-9]{{5}})-of-([0-9]{{5}}))?\.safetensors")
 
-_REQUIRED: Final = {STATE_TENSORS, STATE_JSON, HISTORY, GLOBAL_STEP}
-"""Files of every checkpoint, besides the weights, whose files the training method names."""
+_REQUIRED: Final = {STATE_JSON, HISTORY, GLOBAL_STEP}
+"""Files of every checkpoint, besides the state's tensors and the weights, whose files the training method names."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 32 << 30
 """Upper bound for one file. Rank 1024 on all linear layers of a denoiser of 2.6 G parameters, with both moments, is
@@ -55,7 +60,8 @@ class Checkpoint:
     digest: str
     manifest: dict[str, Any]
     global_step: int
-    state_tensors: bytes
+    state_files: dict[str, Stored]
+    """The files of the training state's tensors by name. They stay on disk, since they may be large."""
     state_scalars: dict[str, Any]
     world: dict[str, Any]
     settings: dict[str, Any]
@@ -75,9 +81,9 @@ class Checkpoint:
 def build_files(
     *,
     global_step: int,
-    state_tensors: bytes,
+    state_files: Mapping[str, Contents],
     state_scalars: Mapping[str, Any],
-    weights: Mapping[str, bytes],
+    weights: Mapping[str, Contents],
     world: Mapping[str, Any],
     settings: Mapping[str, Any],
     lineage: list[dict[str, Any]],
@@ -102,12 +108,11 @@ def build_files(
         "baseline": baseline,
     }
     files: dict[str, Contents] = {
-        STATE_TENSORS: state_tensors,
         STATE_JSON: canonical_json(state_json),
         HISTORY: history,
         GLOBAL_STEP: _step_text(global_step),
     }
-    files |= {**weights, **pictures, **(steps or {})}
+    files |= {**state_files, **weights, **pictures, **(steps or {})}
     if held_out_losses:
         files[HELD_OUT] = held_out_losses
     if finished:
@@ -161,6 +166,11 @@ def step_ending(name: str) -> str:
     return name.removeprefix(step_file(step_of(name) or 0, ""))
 
 
+def is_state_file(name: str) -> bool:
+    """Return whether a file of this name has tensors of the training state."""
+    return _STATE_FILE.fullmatch(name) is not None
+
+
 def names_in(folder: Path) -> set[str]:
     """Return the names of a folder's entries.
 
@@ -188,7 +198,7 @@ def load(folder: Path) -> Checkpoint:
         require_no_remains(folder, names)
         raise CheckpointError(f"{folder} holds no checkpoint: there is no {MANIFEST} in it")
     manifest = _read_manifest(folder)
-    files, steps = _read_files(folder, manifest["files"])
+    files, stored = _read_files(folder, manifest["files"])
     try:
         state_json = json.loads(files[STATE_JSON])
         if _is_deeper(state_json, _MAX_DEPTH):
@@ -209,7 +219,7 @@ def load(folder: Path) -> Checkpoint:
             digest=manifest["digest"],
             manifest=manifest,
             global_step=step,
-            state_tensors=files[STATE_TENSORS],
+            state_files={name: file for name, file in stored.items() if _STATE_FILE.fullmatch(name)},
             state_scalars=scalars,
             world=world,
             settings=dict(state_json["settings"]),
@@ -219,7 +229,7 @@ def load(folder: Path) -> Checkpoint:
             pictures={name: data for name, data in files.items() if name.endswith(".png")},
             finished=FINISH in files,
             held_out_losses=files.get(HELD_OUT, b""),
-            steps=_earlier(steps, step),
+            steps=_earlier({name: file for name, file in stored.items() if step_of(name) is not None}, step),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_JSON} is malformed ({error!r}); use another checkpoint") from None
@@ -280,13 +290,28 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} {_NOT_AS_WRITTEN} ({misspelling}); use another checkpoint")
     if not isinstance(manifest.get("base_model"), dict) or not isinstance(manifest.get("dataset"), dict):
         raise CheckpointError(problem)
+    _require_whole_state(path, files.keys())
     return dict(manifest)
 
 
+def _require_whole_state(path: Path, names: Set[str]) -> None:
+    """Raise CheckpointError unless a manifest lists the state's only file, or each of its shards and no other file."""
+    found = sorted(name for name in names if _STATE_FILE.fullmatch(name))
+    shards = [match for name in found if (match := _STATE_FILE.fullmatch(name)) and match[1]]
+    count = int(shards[0][2]) if shards else 0
+    expected = [f"{STATE_STEM}-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1)]
+    expected = expected or [f"{STATE_STEM}.safetensors"]
+    missing = next((name for name in expected if name not in names), None)
+    if missing:
+        raise CheckpointError(f"{path} does not list {missing}, a file of the training state; use another checkpoint")
+    if found != expected:
+        raise CheckpointError(f"{path} lists files of two training states; use another checkpoint")
+
+
 def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, Stored]]:
-    """Return the bytes of the listed files, and the weights of earlier steps, verified. No other file is opened."""
+    """Return the bytes of the listed files that are parsed or shown, and the others, verified. No other is opened."""
     files: dict[str, bytes] = {}
-    steps: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for name, expected in hashes.items():
         path = folder / name
         try:
@@ -295,25 +320,32 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
                     f"{folder / MANIFEST} lists {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
             _require_size(path, _MAX_BYTES.get(name, _MAX_FILE_BYTES))
-            if step_of(name) is None:
+            if name in _MAX_BYTES or ("/" not in name and name.endswith(".png")):
                 files[name] = _read_file(path)
                 found = _sha256(files[name])
             else:
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
-                steps[name] = Stored(path, found)
+                stored[name] = Stored(path, found)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is incomplete: {name[:100]!r} cannot be read ({error})") from None
         if found != expected:
             raise CheckpointError(f"{path} is corrupt: its SHA-256 differs from the manifest's; copy it again")
-    return files, steps
+    return files, stored
 
 
 def _is_own(folder: Path, name: str) -> bool:
-    """Return whether a name is that of a file in the folder itself, or of an earlier step's weights. Raises OSError."""
-    if step_of(name) is not None:
-        return stat.S_ISDIR((folder / STEPS).lstat().st_mode)  # a link may lead anywhere
-    return Path(name).name == name
+    """Return whether a name is that of a file in the folder itself, in a component's folder, or of an earlier step.
+
+    Raises:
+        OSError: a folder of it is missing.
+    """
+    if Path(name).name == name:
+        return True
+    if step_of(name) is None and (not _FOLDER_FILE.fullmatch(name) or name.startswith(f"{STEPS}/")):
+        return False
+    inner = PurePath(name).parents[:-1]
+    return all(stat.S_ISDIR((folder / one).lstat().st_mode) for one in inner)  # a link may lead anywhere
 
 
 def _require_size(path: Path, most: int = _MAX_FILE_BYTES) -> None:
@@ -338,7 +370,8 @@ def _is_plain_file(path: Path) -> bool:
 
 def require_no_remains(folder: Path, names: Set[str]) -> None:
     """Raise CheckpointError if a folder without a manifest holds other files of a checkpoint."""
-    leftovers = sorted(names & {STATE_TENSORS, STATE_JSON, GLOBAL_STEP, FINISH})
+    own = {STATE_JSON, GLOBAL_STEP, FINISH}
+    leftovers = sorted(name for name in names if name in own or _STATE_FILE.fullmatch(name))
     if leftovers:
         raise CheckpointError(f"{folder} is incomplete: it has {leftovers[0]} but no {MANIFEST}; copy it again")
 

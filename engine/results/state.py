@@ -1,4 +1,4 @@
-"""The training state as one value, and its conversion to bytes: safetensors and a JSON value, exact both ways.
+"""The training state as one value, and its conversion to files: safetensors and a JSON value, exact both ways.
 
 This module depends neither on the training method nor on the optimizer: code that restores a state checks that its
 `slots` and `start` fit the training.
@@ -7,24 +7,34 @@ This module depends neither on the training method nor on the optimizer: code th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import CheckpointError
+from engine.core.files.atomic_files import Pieces, Stored
+from engine.results.checkpoint import STATE_STEM
+from engine.results.safetensors_file import Source, pieces, reading, shards, source_of
+from engine.results.safetensors_file.reading import DamagedFileError, Reader, open_file
 
 Tensors = dict[str, torch.Tensor]
 
 MAX_FLOAT32: Final = float(torch.finfo(torch.float32).max)
 
-# First parts of names in `state.safetensors`; every other first part is an optimizer slot.
+# First parts of the tensors' names in the state's files; every other first part is an optimizer slot.
 _TRAINED: Final = "adapter"
 _START: Final = "initial"
+_EMA: Final = "ema"
+
+
+class DamagedStateError(CheckpointError):
+    """An error for a file of the state that is missing or damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,11 @@ class OptimizerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """Everything that an exact continuation needs. All tensors are float32."""
+    """Everything that an exact continuation needs. All tensors are float32.
+
+    When a state is saved, its mappings may hold a `safetensors_file.Source` in place of a tensor that another process
+    has.
+    """
 
     global_step: int
     trained: Tensors
@@ -62,13 +76,15 @@ class TrainState:
     optimizer: OptimizerState
     start: Tensors = field(default_factory=dict)
     """Values of the training's start that the method needs later, by parameter; empty if it needs none."""
+    ema: Tensors = field(default_factory=dict)
+    """The moving average of the trained parameters, by name; empty without `train_args.ema_decay`."""
     loss_scale: LossScale | None = None
     """The loss scale; None unless the precision is fp16."""
 
 
 def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
     """Return the state's tensors by their names in its file (`<group>.<parameter>`), and the rest as a JSON value."""
-    groups = {_TRAINED: state.trained, _START: state.start, **state.optimizer.slots}
+    groups = {_TRAINED: state.trained, _START: state.start, _EMA: state.ema, **state.optimizer.slots}
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     scalars = {
         "global_step": state.global_step,
@@ -78,10 +94,23 @@ def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
     return tensors, scalars
 
 
-def dump_state(state: TrainState) -> tuple[bytes, dict[str, Any]]:
-    """Return the state's tensors as safetensors bytes, and the rest as a JSON value."""
+def state_files(state: TrainState) -> tuple[dict[str, Pieces], dict[str, Any]]:
+    """Return the files of the state's tensors by name, and the rest as a JSON value.
+
+    The names are `state.safetensors`, or `state-00001-of-00002.safetensors` and so on where the state is large. The
+    pieces are to be used in this order and before the next step.
+    """
     tensors, scalars = flatten_state(state)
-    return serialise_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), scalars
+    sources = {name: one if isinstance(one, Source) else source_of(one) for name, one in tensors.items()}
+    return {name: partial(pieces, own) for name, own in shards(sources, STATE_STEM).items()}, scalars
+
+
+def read_along(state: TrainState) -> None:
+    """Fetch the tensors that have to be fetched, in the order in which another process does that writes the files."""
+    tensors, _ = flatten_state(state)
+    for _, tensor in sorted(tensors.items()):
+        if isinstance(tensor, Source):
+            tensor.read()
 
 
 def weights_digest(trained: Tensors) -> str:
@@ -96,31 +125,62 @@ def weights_digest(trained: Tensors) -> str:
     return digest.hexdigest()
 
 
-def parse_state(data: bytes, scalars: Mapping[str, Any]) -> TrainState:
-    """Return the state from the bytes and scalars of `dump_state`. Tensors own their memory.
+def read_state(
+    files: Mapping[str, Stored],
+    scalars: Mapping[str, Any],
+    opening: Callable[[Path], AbstractContextManager[Reader]] = open_file,
+) -> TrainState:
+    """Read a state that was written with `state_files`, each file once. Tensors own their memory.
+
+    Args:
+        files: the files of the tensors by name.
+        scalars: the rest of the state.
+        opening: opens a file.
+
+    Raises:
+        DamagedStateError: a file is missing or damaged.
+        CheckpointError: the state is malformed.
+    """
+    tensors: Tensors = {}
+    for name, file in sorted(files.items()):
+        try:
+            with opening(file.path) as reader:
+                found = reading.read(reader, file.sha256)
+            if found.keys() & tensors.keys():
+                raise ValueError("a tensor is in two files")
+        except (OSError, DamagedFileError):
+            raise DamagedStateError(f"{name}, a file of the training state, is missing or damaged") from None
+        except ValueError as error:
+            raise CheckpointError(f"the training state's {name} is malformed ({error}); use another one") from None
+        tensors |= found
+    return parse_state(tensors, scalars)
+
+
+def parse_state(tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> TrainState:
+    """Return the state from its tensors, by their names in its files, and its scalars. No tensor is copied.
 
     Raises:
         CheckpointError: they are malformed.
     """
     try:
-        groups: dict[str, Tensors] = {_TRAINED: {}, _START: {}}
-        for key, tensor in parse_tensors(data).items():
+        groups: dict[str, Tensors] = {_TRAINED: {}, _START: {}, _EMA: {}}
+        for key, tensor in tensors.items():
             group, _, name = key.partition(".")
-            # Copied, because the alignment of file-backed memory can change a kernel's bits.
-            groups.setdefault(group, {})[name] = tensor.clone()
+            groups.setdefault(group, {})[name] = tensor
         loss_scale = scalars["loss_scale"]
         state = TrainState(
             global_step=_count(scalars["global_step"]),
             trained=groups.pop(_TRAINED),
             start=groups.pop(_START),
+            ema=groups.pop(_EMA),
             optimizer=OptimizerState(groups, _count(scalars["optimizer_step"])),
             loss_scale=LossScale(float(loss_scale["scale"]), _count(loss_scale["growth_tracker"]))
             if loss_scale
             else None,
         )
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the training state is malformed ({error!r}); use another checkpoint") from None
-    for named in (state.trained, state.start, *state.optimizer.slots.values()):
+    for named in (state.trained, state.start, state.ema, *state.optimizer.slots.values()):
         _require_finite(named)
     return state
 
@@ -133,5 +193,10 @@ def _count(value: Any) -> int:
 
 def _require_finite(named: Tensors) -> None:
     for name, tensor in named.items():
-        if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype != torch.float32 or not _is_finite(tensor):
             raise CheckpointError(f"the training state's tensor {name} is not finite float32; use another checkpoint")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Return whether all values are finite, without a copy of them: NaN is the least and the greatest of its values."""
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in torch.aminmax(tensor))

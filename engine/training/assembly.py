@@ -10,7 +10,11 @@ from engine.task.plan.learning_rates import base_learning_rate, base_text_encode
 from engine.task.plan.steps import StepRange
 from engine.task.task import Task
 from engine.training.distributed.group import Processes
+from engine.training.ema import Ema
 from engine.training.encoding.batches import BatchMaker
+from engine.training.gradients.by_tensor import TensorGradients
+from engine.training.gradients.flat import FlatGradients
+from engine.training.gradients.gradients import Gradients
 from engine.training.methods.method import Trainable
 from engine.training.optimizers import registry as optimizers
 from engine.training.trainer import StepOptions, Trainer
@@ -35,7 +39,10 @@ def assemble(
         device: the device to train on.
         processes: the processes that share the micro-batches of a step; None if this is the only one.
     """
-    args, groups = task.train_args, trainable.groups
+    args = task.train_args
+    gradients = _gradients(trainable, processes or Processes())
+    owned = gradients.owned
+    groups = [{name: own for name, own in group.items() if name in owned} for group in trainable.groups]
     rates = (base_learning_rate(args, step_range.micro_batches), base_text_encoder_rate(args, step_range.micro_batches))
     options = StepOptions(
         base_rates=rates[: len(groups)],
@@ -50,7 +57,8 @@ def assemble(
 
     return Trainer(
         trainable,
-        optimizers.make(groups, args),
+        gradients,
+        optimizers.make(groups, args, is_whole_model=trainable.is_whole_model),
         BatchMaker(
             family,
             device,
@@ -62,5 +70,12 @@ def assemble(
         loss,
         options=options,
         step_range=step_range,
-        processes=processes,
+        num_processes=processes.world_size if processes else 1,
+        ema=None if args.ema_decay is None else Ema(owned, args.ema_decay),
     )
+
+
+def _gradients(trainable: Trainable, processes: Processes) -> Gradients:
+    if trainable.is_whole_model:
+        return TensorGradients(trainable.parameters, processes)
+    return FlatGradients(trainable.parameters, processes)

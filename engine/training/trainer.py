@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Final
@@ -14,15 +15,17 @@ from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models.family import Batch
 from engine.results.history import StepReport
 from engine.results.outcome import Clock
-from engine.results.state import LossScale, TrainState
+from engine.results.state import LossScale, OptimizerState, TrainState
 from engine.task.plan.steps import StepRange
 from engine.task.task import LrScheduler
-from engine.training.distributed.group import Processes
+from engine.training.ema import Ema
 from engine.training.encoding.batches import BatchMaker, Prepared
 from engine.training.encoding.visit_encoder import Example
-from engine.training.methods.method import Trainable
-from engine.training.optimizers import loss_scale
-from engine.training.optimizers.clipping import clip
+from engine.training.gradients.gradients import Gradients
+from engine.training.methods.method import Tensors, Trainable
+from engine.training.methods.swapping import swapped
+from engine.training.optimizers import clipping, loss_scale
+from engine.training.optimizers.clipping import clip_factor
 from engine.training.optimizers.lr_schedule import schedule_factor
 from engine.training.optimizers.optimizer import Optimizer
 
@@ -45,60 +48,107 @@ class Trainer:
     def __init__(
         self,
         trainable: Trainable,
+        gradients: Gradients,
         optimizer: Optimizer,
         batches: BatchMaker,
         loss: Callable[[Batch], torch.Tensor],
         *,
         options: StepOptions,
         step_range: StepRange,
-        processes: Processes | None = None,
+        num_processes: int,
+        ema: Ema | None,
     ) -> None:
         """
         Args:
             trainable: what is trained.
-            optimizer: the optimizer of the trainable's groups.
+            gradients: sums the gradients of the trainable's parameters over all processes.
+            optimizer: the optimizer of the parameters that this process owns, in the trainable's groups.
             batches: makes the micro-batches.
             loss: returns the loss of a micro-batch, a float32 scalar with gradients.
             options: the task's options for a step.
             step_range: the task's slice of the training.
-            processes: the processes that share the micro-batches of a step; None if this is the only one.
+            num_processes: the number of processes that share the micro-batches of a step.
+            ema: the moving average of the parameters that this process owns; None if the task asks for none.
         """
         self._trainable = trainable
+        self._gradients = gradients
         self._optimizer = optimizer
         self._batches = batches
         self._loss = loss
         self._options = options
         self._step_range = step_range
+        self._num_processes = num_processes
+        self._ema = ema
+        self._is_averaged = False
         self._ahead: Prepared | None = None
         self._loss_scale = LossScale() if options.scales_loss else None
-        self._processes = processes or Processes()
         self.step = step_range.start_step
 
     def state(self) -> TrainState:
         """Return everything that an exact continuation needs. Not to be called within a step.
 
-        The tensors are no copies, so that saving needs no memory: use them before the next step.
+        The tensors are no copies, so that saving needs no memory: use them before the next step. What another process
+        has is fetched when it is read: all processes then read all sources, in the order of their names in the file,
+        and the state in the first process is the whole one. Not in that case, it may be called inside `averaged`.
         """
+        trained, shadow = self._trainable.state(), self._ema.shadow if self._ema else {}
+        if self._is_averaged:
+            assert len(self._gradients.owned) == len(trained), "the other processes' own values are not here"
+            trained, shadow = shadow, trained
+        optimizer = self._optimizer.state()
+        slots = {slot: self._gradients.sources(tensors) for slot, tensors in optimizer.slots.items()}
         return TrainState(
             global_step=self.step,
-            trained=self._trainable.state(),
-            optimizer=self._optimizer.state(),
+            trained=trained,
+            optimizer=OptimizerState(slots, optimizer.updates),
             start=self._trainable.start,
             loss_scale=self._loss_scale,
+            ema=self._gradients.sources(shadow) if self._ema else {},
         )
 
     def restore(self, state: TrainState) -> None:
-        """Continue from `state`.
+        """Continue from `state`. Of tensors that other processes own, nothing is kept but the parameters.
 
         Raises:
             CheckpointError: the state does not fit this training.
         """
         if (state.loss_scale is None) != (self._loss_scale is None):
             raise CheckpointError("the checkpoint's loss scale does not fit its precision; use another checkpoint")
+        if bool(state.ema) != (self._ema is not None):
+            raise CheckpointError("the checkpoint's moving average does not fit train_args.ema_decay")
         self._trainable.restore(state.trained)
-        self._optimizer.restore(state.optimizer)
+        slots = {slot: self._kept(tensors) for slot, tensors in state.optimizer.slots.items()}
+        self._optimizer.restore(OptimizerState(slots, state.optimizer.updates))
+        if self._ema is not None:
+            self._ema.restore(self._kept(state.ema))
         self._loss_scale = state.loss_scale
         self.step = state.global_step
+
+    def _kept(self, tensors: Tensors) -> Tensors:
+        """Return the tensors that are not another process's, and those that belong to no parameter, which are wrong."""
+        others = self._trainable.parameters.keys() - self._gradients.owned.keys()
+        return {name: tensor for name, tensor in tensors.items() if name not in others}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the parameters their averaged values for a while; without `train_args.ema_decay` it does nothing.
+
+        All processes enter and leave it. It takes no memory: values are swapped, and each process sends round the
+        averages that it has, and afterwards the parameters' own values, which return exactly.
+        """
+        if self._ema is None:
+            yield
+            return
+        self._is_averaged = True
+        try:
+            with swapped(self._gradients.owned, self._ema.shadow):
+                self._gradients.share_parameters()
+                self._trainable.refresh()
+                yield
+            self._gradients.share_parameters()  # not after an error: the other processes would not answer
+        finally:
+            self._is_averaged = False
+            self._trainable.refresh()
 
     def train_step(self, examples: Sequence[Example], coming: Sequence[Example] = ()) -> StepReport:
         """Train one optimizer step on the examples of this process's micro-batches (K x B if it is the only process).
@@ -111,40 +161,44 @@ class Trainer:
         Raises:
             NonFiniteError: before the update, so the state is still the last good one.
         """
-        total: torch.Tensor | None = None
-        num_micro_batches = len(examples) // self._step_range.batch_size * self._processes.world_size
-        parameters = self._trainable.parameters
-        losses = torch.empty(num_micro_batches, device=next(iter(parameters.values())).device)
-        with self._trainable.step() as trained:
-            # Summed in the order of the micro-batches: the bits do not depend on which process computed them.
-            for k, row in enumerate(self._micro_batches(examples, coming, trained)):
-                own = row[:-1]
-                total = own.clone() if total is None else total.add_(own)
-                losses[k] = row[-1]
-        assert total is not None, "a step has a micro-batch"
-        total.div_(num_micro_batches * (self._loss_scale.scale if self._loss_scale else 1.0))
-        gradients = _unflatten(total, list(parameters.values()))
-        norm = clip(gradients, self._options.max_grad_norm)
-        mean_loss, grad_norm = torch.stack([losses.mean(), norm]).tolist()
+        num_micro_batches = len(examples) // self._step_range.batch_size * self._num_processes
+        scale = self._loss_scale.scale if self._loss_scale else 1.0
+        if self._ema is not None:
+            self._ema.begin()
+        with (
+            self._trainable.step() as trained,
+            self._gradients.step(trained, num_micro_batches) as total,
+        ):
+            for prepared in self._micro_batches(examples, coming):
+                with self._trainable.micro_batch(prepared.address):
+                    loss = self._loss(self._batches.complete(prepared))
+                    total.add(loss, loss * scale if self._loss_scale else loss)
+        gradients = total.divided(num_micro_batches * scale)
+        norm = self._gradients.norm(gradients)
+        # Read from the device at once, before the update.
+        values = torch.stack([total.losses.mean(), norm, clip_factor(norm, self._options.max_grad_norm)])
+        mean_loss, grad_norm, factor = values.tolist()
         rates = self._rates()
         if self._is_update_wanted(mean_loss, grad_norm):
-            self._optimizer.update(dict(zip(parameters, gradients, strict=True)), rates)
+            clipping.scale(list(gradients.values()), factor)
+            self._optimizer.update(gradients, rates)
+            self._gradients.share_parameters()
             self._trainable.refresh()
+        if self._ema is not None:
+            self._ema.update(self.step)
         self.step += 1
         return StepReport(self.step, mean_loss, rates[0], grad_norm if math.isfinite(grad_norm) else None)
 
-    def _micro_batches(
-        self, examples: Sequence[Example], coming: Sequence[Example], trained: Sequence[torch.Tensor]
-    ) -> Iterator[torch.Tensor]:
-        """Yield all gradients and then the loss, in one float32 tensor, for each micro-batch of the step in order."""
+    def _micro_batches(self, examples: Sequence[Example], coming: Sequence[Example]) -> Iterator[Prepared]:
+        """Yield this process's micro-batches of the step in order, and prepare each while the one before is computed.
+
+        The first one of the next step is prepared, too, if its examples are among the `coming` ones.
+        """
         size = self._step_range.batch_size
         # One at a time: the micro-batches of a step may not all fit into memory.
         parts = (examples[start : start + size] for start in range(0, len(examples), size))
         for part, following in pairwise(chain(parts, (coming[:size],))):
-            prepared = self._prepared(part)
-            with self._trainable.micro_batch(prepared.address):
-                loss, own = self._gradients(self._batches.complete(prepared), trained)
-            yield from self._processes.gather(_row(own, loss))
+            yield self._prepared(part)
             # Meanwhile a GPU is still computing.
             self._ahead = self._batches.prepare(following) if following else None
 
@@ -172,14 +226,6 @@ class Trainer:
             raise NonFiniteError(f"the learning rate of step {self.step + 1} is {max(rates):g}; {_ADVICE}")
         return rates
 
-    def _gradients(self, batch: Batch, trained: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return a micro-batch's loss (detached), and its gradients scaled by the fp16 loss scale."""
-        loss = self._loss(batch)
-        scaled = loss * self._loss_scale.scale if self._loss_scale else loss
-        found = torch.autograd.grad(scaled, trained, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
-        return loss.detach(), gradients
-
     def _is_update_wanted(self, loss: float, grad_norm: float) -> bool:
         """Return False if the fp16 loss scaler skips the step: a gradient overflowed, but not the loss."""
         if not math.isfinite(loss):
@@ -199,20 +245,6 @@ class Trainer:
 _MAX_RATE: Final = 1e30
 """The learning rate above which one update may overflow float32."""
 _ADVICE: Final = "the state before this step is kept; try a lower learning_rate, or mixed_precision bf16 or no"
-
-
-def _row(gradients: Sequence[torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
-    """Return all values in one float32 tensor of shape (n,), the loss last. The gradients have one dtype."""
-    flat = [gradient.reshape(-1) for gradient in gradients]
-    if flat[0].dtype != torch.float32:
-        flat = [torch.cat(flat).to(torch.float32)]  # one cast for all
-    return torch.cat([*flat, loss.reshape(1)])
-
-
-def _unflatten(flat: torch.Tensor, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Return views of `flat` with the parameters' shapes, in their order."""
-    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
-    return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
 
 
 def train(

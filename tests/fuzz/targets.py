@@ -22,11 +22,12 @@ from engine.data.media.image import IMAGE, image_size, render
 from engine.models.families.sd.spec import SPEC
 from engine.results import held_out_rows, history
 from engine.results.checkpoint import Checkpoint
-from engine.results.state import TrainState, parse_state
+from engine.results.state import TrainState, read_state
 from engine.task.task import Dataset, Task, parse_task
 from engine.training.methods.lora.files import read_diffusers_file
 from engine.training.methods.registry import METHODS, load_parent
 from tests.fuzz import inputs
+from tests.support.states import parse_state
 
 LIMITS = Limits(max_dataset_bytes=8 << 20, ratio_free_bytes=1 << 20, max_files=200)
 SCALARS = {"global_step": 1, "optimizer_step": 1, "loss_scale": None}
@@ -76,15 +77,18 @@ def _checkpoint(files: dict[str, bytes]) -> object:
         for file, data in files.items():
             Path(name, file).write_bytes(data)
         found = load_parent(Path(name), METHODS["lora"])
-    if not isinstance(found, Checkpoint):
-        return _read_lora(found.weights)
-    assert type(found.global_step) is int
-    state = _state(found.state_tensors, found.state_scalars)
+        if not isinstance(found, Checkpoint):
+            return _read_lora(found.weights)
+        assert type(found.global_step) is int
+        state = _checked(read_state(found.state_files, found.state_scalars))
     return state, history.parse(found.history), held_out_rows.parse(found.held_out_losses)
 
 
 def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:
-    state = parse_state(data, scalars)
+    return _checked(parse_state(data, scalars))
+
+
+def _checked(state: TrainState) -> TrainState:
     for named in (state.trained, *state.optimizer.slots.values()):
         assert all(tensor.dtype == torch.float32 for tensor in named.values())
     return state

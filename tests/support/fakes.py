@@ -116,6 +116,7 @@ class PlainTrainable:
     parameters: dict
     groups: list
     start: dict = field(default_factory=dict)
+    is_whole_model: bool = False
     address: int | None = None
     """Of the micro-batch that is under way."""
 
@@ -138,6 +139,9 @@ class PlainTrainable:
 
     def step(self):
         return nullcontext(list(self.parameters.values()))
+
+    def refresh(self):
+        pass
 
     @contextmanager
     def micro_batch(self, address):

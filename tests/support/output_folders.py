@@ -41,8 +41,7 @@ def snapshot(folder):
 
 def progress_of(output):
     """The saved bytes, or None."""
-    with output.open_progress() as file:
-        return None if file is None else file.read()
+    return output.read_progress()
 
 
 def claim(out, job=JOB, *, in_place=False, overwrite=False):
@@ -56,7 +55,7 @@ def run_job(output, job, *, in_place=False):
         return
     done = int(progress_of(output) or b"0")
     for step in range(done + 1, 3):
-        output.save_progress([str(step).encode()])
+        output.save_progress(str(step).encode())
     output.publish(output.validation, files(job), last="manifest.json")
     output.publish(output.checkpoint, files(job), last="manifest.json")
     output.write_result({"status": "done"})

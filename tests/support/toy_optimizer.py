@@ -22,7 +22,8 @@ class Momentum:
             raise NonFiniteError("the learning rate is beyond float32")
         for group, rate in zip(self._groups, rates, strict=True):
             for name, parameter in group.items():
-                parameter.sub_(rate * self._velocity[name].mul_(0.9).add_(gradients[name]))
+                if name in gradients:
+                    parameter.sub_(rate * self._velocity[name].mul_(0.9).add_(gradients[name]))
         self._updates += 1
 
     def state(self):
@@ -36,5 +37,5 @@ class Momentum:
         self._updates = state.updates
 
 
-def make(groups, args):
+def make(groups, args, *, is_whole_model):
     return Momentum(groups)

@@ -10,10 +10,10 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NoReturn
 
 from engine.core.errors import OutputError
 
@@ -24,6 +24,8 @@ _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _CHUNK_BYTES: Final = 1 << 20
+_NO_LINKS: Final = {errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP}
+"""Errors of file systems without hard links, or that refuse one here."""
 
 
 @contextlib.contextmanager
@@ -88,35 +90,22 @@ def read_plain(path: Path, limit: int) -> bytes | None:
 
 def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
     """Write `path` atomically, readable by everyone, owned like `owner`. One writer at a time."""
-    with _replacing(path, owner) as file:
+    with _renamed(path.with_name(f".{path.name}.tmp"), owner, lambda: path) as file:
         file.write(data)
 
 
-def write_sealed(path: Path, pieces: Iterable[bytes | memoryview], *, owner: Path | None = None) -> None:
-    """Write `path` as `write_file` does, piece by piece, behind the SHA-256 of all of them (`open_sealed` reads it)."""
-    digest = hashlib.sha256()
-    with _replacing(path, owner) as file:
-        file.write(bytes(_DIGEST_BYTES))
-        for piece in pieces:
-            digest.update(piece)
-            file.write(piece)
-        file.seek(0)
-        file.write(digest.digest())
-
-
 @contextlib.contextmanager
-def _replacing(path: Path, owner: Path | None) -> Iterator[BinaryIO]:
-    """Open a new file beside `path`, which takes its place, synced, when the block ends; else it is removed."""
-    beside = path.with_name(f".{path.name}.tmp")
+def _renamed(beside: Path, owner: Path | None, name: Callable[[], Path]) -> Iterator[BinaryIO]:
+    """Open a new file `beside`. When the block ends, it is synced and gets its name; after an error it is removed."""
     remove(beside)
     try:
         with _new_file(beside, owner) as file:
             yield file
-        beside.replace(path)
+        beside.replace(name())
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_folder(beside.parent)
 
 
 def write_cached(path: Path, data: bytes) -> bool:
@@ -160,10 +149,31 @@ class Stored:
                 digest.update(chunk)
                 yield chunk
         if digest.hexdigest() != self.sha256:
-            raise OutputError(f"{self.path}, a part of the result, is gone or damaged; run the same command again")
+            self._refuse()
+
+    def require_whole(self) -> None:
+        """Raise OutputError if the file is missing or damaged."""
+        if not self.is_whole():
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise OutputError(f"{self.path}, a part of the result, is gone or damaged; run the same command again")
 
 
 Contents = bytes | Stored
+Pieces = Callable[[], Iterator[bytes | memoryview]]
+"""Returns a file's content in pieces that are made when they are written, so that it is never in memory as a whole."""
+
+
+def store(folder: Path, pieces: Iterable[bytes | memoryview], *, owner: Path | None = None) -> Stored:
+    """Write and sync a file whose name is the SHA-256 of its content. One writer to the folder at a time."""
+    digest = hashlib.sha256()
+    beside = folder / ".tmp"
+    with _renamed(beside, owner, lambda: folder / digest.hexdigest()) as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+    return Stored(folder / digest.hexdigest(), digest.hexdigest())
 
 
 def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
@@ -171,6 +181,21 @@ def write_new(path: Path, data: Contents, *, owner: Path | None = None) -> None:
     with _new_file(path, owner) as file:
         for chunk in data.chunks() if isinstance(data, Stored) else (data,):
             file.write(chunk)
+
+
+def link_new(path: Path, stored: Stored, *, owner: Path | None = None) -> None:
+    """Give a stored file of this job a second name; copy it where the file system has no hard links.
+
+    Raises:
+        OutputError: it is missing or damaged.
+    """
+    stored.require_whole()
+    try:
+        path.hardlink_to(stored.path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        write_new(path, stored, owner=owner)
 
 
 @contextlib.contextmanager
@@ -297,21 +322,3 @@ def unseal(data: bytes) -> bytes | None:
     """Return the payload of a sealed file, or None if it is damaged."""
     digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return payload if hashlib.sha256(payload).digest() == digest else None
-
-
-@contextlib.contextmanager
-def open_sealed(path: Path) -> Iterator[BinaryIO | None]:
-    """Open a file that `write_sealed` wrote, behind its digest; None where it is no plain file or a bit of it is wrong.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if not stat.S_ISREG(path.lstat().st_mode):
-        yield None
-        return
-    with path.open("rb") as file:
-        digest, found = file.read(_DIGEST_BYTES), hashlib.sha256()
-        while piece := file.read(_CHUNK_BYTES):
-            found.update(piece)
-        file.seek(_DIGEST_BYTES)
-        yield file if found.digest() == digest else None

@@ -1,8 +1,8 @@
 """The output folder: one job at a time locks it, other jobs' files are not touched, and progress survives a kill.
 
-`OUT/.job/` belongs to the unfinished job: `record.json` identifies the job, `progress` holds its exact state, and
-results are built there before they are renamed into place. It is removed last, so if it is absent, no job is
-unfinished.
+`OUT/.job/` belongs to the unfinished job: `record.json` identifies the job, `progress` names the files of its exact
+state, which are in `kept/` under their SHA-256 with other large files of the result, and results are built there before
+they are renamed into place. It is removed last, so if it is absent, no job is unfinished.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
-from pathlib import Path
-from typing import Any, BinaryIO, Final
+from pathlib import Path, PurePath
+from typing import Any, Final
 
 from engine.core.errors import OutputError
 from engine.core.files import atomic_files, folder_lock
@@ -22,6 +22,8 @@ from engine.results.output.job_record import JobRecord
 
 PROGRESS_LOG: Final = "progress.jsonl"
 REPORT: Final = "report.html"
+_MAX_PROGRESS_BYTES: Final = 4 << 30
+"""Upper bound for the saved progress. Most of it is the history: 100 bytes for each step."""
 
 
 class OutputFolder(OutputContents):
@@ -29,7 +31,7 @@ class OutputFolder(OutputContents):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._step_files = self._job / "kept"
+        self._kept = self._job / "kept"
         self.claimed = False
         self.is_changed = False
         """True if anything was written to the folder."""
@@ -105,55 +107,56 @@ class OutputFolder(OutputContents):
             with atomic_files.writing_to(self.root):
                 self._job.rmdir()
 
-    def save_progress(self, pieces: Iterable[bytes | memoryview]) -> None:
-        """Replace the job's saved progress atomically: the SHA-256 of the pieces, then the pieces.
+    def save_progress(self, data: bytes) -> None:
+        """Replace the job's saved progress atomically. For the content see `saved_progress.py`."""
+        with atomic_files.writing_to(self.root):
+            atomic_files.write_file(self._progress, atomic_files.seal(data), owner=self.root)
 
-        For the content see `saved_progress.py`.
+    def read_progress(self) -> bytes | None:
+        """Return the job's saved progress; None if there is none, or it is damaged."""
+        with contextlib.suppress(OSError):
+            data = atomic_files.read_plain(self._progress, _MAX_PROGRESS_BYTES)
+            return None if data is None else atomic_files.unseal(data)
+        return None
+
+    def store(self, pieces: Iterable[bytes | memoryview]) -> atomic_files.Stored:
+        """Write a file of the job's result, or of its state, and sync it to disk, before it is published.
+
+        Its name in `.job/kept/` is its SHA-256. It stays until `delete_stored_except`, or until the job is complete.
         """
         with atomic_files.writing_to(self.root):
-            atomic_files.write_sealed(self._progress, pieces, owner=self.root)
-
-    @contextlib.contextmanager
-    def open_progress(self) -> Iterator[BinaryIO | None]:
-        """Open the job's saved progress; None if there is none, or its SHA-256 does not match."""
-        with contextlib.ExitStack() as stack:
-            file: BinaryIO | None = None
-            with contextlib.suppress(OSError):
-                file = stack.enter_context(atomic_files.open_sealed(self._progress))
-            yield file
-
-    def add_step_file(self, digest: str, data: bytes) -> None:
-        """Write a result of an earlier step and sync it to disk. Its file name is its SHA-256."""
-        with atomic_files.writing_to(self.root):
-            if not self._step_files.is_dir():
-                atomic_files.make_folder(self._step_files, owner=self.root)
+            if not self._kept.is_dir():
+                atomic_files.make_folder(self._kept, owner=self.root)
                 atomic_files.sync_folder(self._job)
-            atomic_files.write_file(self._step_files / digest, data, owner=self.root)
+            return atomic_files.store(self._kept, pieces, owner=self.root)
 
-    def step_file(self, digest: str) -> atomic_files.Stored:
-        """Return a reference to a result of an earlier step. The file may be missing."""
-        return atomic_files.Stored(self._step_files / digest, digest)
+    def stored(self, digest: str) -> atomic_files.Stored:
+        """Return a reference to a file that was written by `store`. The file may be missing."""
+        return atomic_files.Stored(self._kept / digest, digest)
 
-    def delete_step_files_except(self, digests: Set[str]) -> None:
-        """Delete all results of earlier steps except these."""
+    def delete_stored_except(self, digests: Set[str]) -> None:
+        """Delete all files that were written by `store` except these."""
         with atomic_files.writing_to(self.root):
-            for path in self._step_files.iterdir() if self._step_files.is_dir() else ():
+            for path in self._kept.iterdir() if self._kept.is_dir() else ():
                 if path.name not in digests:
                     path.unlink()
 
     def publish(self, target: Path, files: Mapping[str, atomic_files.Contents], *, last: str) -> None:
         """Replace `target` by a folder with these files, whole or not at all; the file `last` is written last.
 
-        A name may contain one folder. Raises OutputError also if a stored file is damaged.
+        Names may contain folders. Files from `store` get a second name and are not copied.
+
+        Raises:
+            OutputError: the disk refuses, or a stored file is damaged.
         """
         built = self._job / target.name
         with atomic_files.writing_to(self.root):
             atomic_files.make_folder(built, owner=self.root)
-            inner = sorted({(built / name).parent for name in files} - {built})
+            inner = sorted({built / folder for name in files for folder in PurePath(name).parents[:-1]})
             for folder in inner:
                 atomic_files.make_folder(folder, owner=self.root)
             for name in (*(name for name in files if name != last), last):
-                atomic_files.write_new(built / name, files[name], owner=self.root)
+                self._place(built / name, files[name])
             for folder in inner:
                 atomic_files.sync_folder(folder)
             atomic_files.publish_folder(built, target, self._replaced(target))
@@ -161,6 +164,13 @@ class OutputFolder(OutputContents):
     def record_finish(self, step: int) -> None:
         """Write `FINISH_NOW`, so that a job that is killed before its result is published ends early all the same."""
         self.write(FINISH_NOW, f"{step}\n".encode())
+
+    def _place(self, path: Path, data: atomic_files.Contents) -> None:
+        # A file of another result is copied: who changes one of two results in place must not change the other.
+        if isinstance(data, atomic_files.Stored) and data.path.parent == self._kept:
+            atomic_files.link_new(path, data, owner=self.root)
+        else:
+            atomic_files.write_new(path, data, owner=self.root)
 
     def complete(self) -> None:
         """Remove `.job/`, and the request to finish: the job's result is published."""

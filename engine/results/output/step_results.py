@@ -2,16 +2,16 @@
 
 Each is written to disk before the progress is saved at its step or a later one, and the saved progress names each with
 its SHA-256. So an interrupted job continues with exactly the results of the steps that it has trained; other files
-there belong to steps that it trains again. No torch.
+there belong to steps that it trains again. The files of the training state are written in the same way. No torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from engine.core.files.atomic_files import Stored
+from engine.core.files.atomic_files import Contents, Pieces, Stored
 from engine.results import checkpoint
 from engine.results.output.folder import OutputFolder
 from engine.task.plan.steps import StepRange, validation_interval
@@ -56,20 +56,51 @@ def is_of_step(name: str, step: int) -> bool:
     return has_weights([name], step) or name.startswith(image_name(step, ""))
 
 
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A training state on disk."""
+
+    scalars: Mapping[str, Any]
+    """A JSON value with the counters, which are not in its files."""
+    files: Mapping[str, str]
+    """The SHA-256 of each file by the name under which it is published. Known in the first process only."""
+
+    def is_of(self, step: int) -> bool:
+        """Return whether it is the state after this step."""
+        return bool(self.scalars["global_step"] == step)
+
+
 class StepResults:
     """The results of earlier steps that a task has made so far. All processes know them; the first has the files."""
 
-    def __init__(self, output: OutputFolder, hashes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, output: OutputFolder, hashes: Mapping[str, str] | None = None, state: SavedState | None = None
+    ) -> None:
         self._output = output
+        self.state = state
+        """The state that is saved; None if there is none."""
         self.hashes = dict(hashes or {})
         """The SHA-256 of each result by name, for the saved progress."""
 
-    def write(self, files: Mapping[str, bytes]) -> dict[str, str]:
+    def write(self, files: Mapping[str, bytes | Pieces]) -> dict[str, str]:
         """Write files, sync them to disk, and return their SHA-256 by name. Results are only those in `hashes`."""
-        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        for name, data in files.items():
-            self._output.add_step_file(hashes[name], data)
-        return hashes
+        return {
+            name: self._output.store([content] if isinstance(content, bytes) else content()).sha256
+            for name, content in files.items()
+        }
+
+    def stored(self, files: Mapping[str, bytes | Pieces]) -> dict[str, Contents]:
+        """Write the files that come in pieces, and return all by name. Small ones stay in memory."""
+        written = self.write({name: content for name, content in files.items() if not isinstance(content, bytes)})
+        return {
+            name: content if isinstance(content, bytes) else self._output.stored(written[name])
+            for name, content in files.items()
+        }
+
+    def state_files(self) -> dict[str, Stored]:
+        """Return the files of the saved state, by the names under which they are published."""
+        files = self.state.files if self.state else {}
+        return {name: self._output.stored(digest) for name, digest in files.items()}
 
     def limit_weights(self, limit: int) -> None:
         """Keep only the LoRAs of the latest `limit` steps. The others' files stay until `delete_unnamed`."""
@@ -78,13 +109,17 @@ class StepResults:
             del self.hashes[WEIGHTS + name]
 
     def delete_unnamed(self) -> None:
-        """Delete files that are not results any more. Call it only after saving a progress that names none of them."""
-        self._output.delete_step_files_except(set(self.hashes.values()))
+        """Delete files that are neither results nor of the saved state.
+
+        Call it only after saving a progress that names none of them.
+        """
+        state = self.state_files().values()
+        self._output.delete_stored_except({*self.hashes.values(), *(file.sha256 for file in state)})
 
     def files(self, folder: str) -> dict[str, Stored]:
         """Return the results of the folder `IMAGES` or `WEIGHTS`, by the names under which they are published."""
         return {
-            name.removeprefix(folder): self._output.step_file(digest)
+            name.removeprefix(folder): self._output.stored(digest)
             for name, digest in self.hashes.items()
             if name.startswith(folder)
         }

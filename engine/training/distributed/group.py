@@ -11,7 +11,7 @@ import datetime
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -68,6 +68,31 @@ class Processes:
         """
         return own.unsqueeze(0)
 
+    def deal(self, own: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Send a part of `own`, shape (n,), to each process, and return the parts that all of them have for this one.
+
+        Args:
+            own: the parts for all processes, one after the other in the order of ranks.
+            lengths: the length of each part. All processes call this with the same lengths.
+
+        Returns:
+            The parts as rows, in the order of ranks, shape (W, lengths[rank]).
+        """
+        return own.unsqueeze(0)
+
+    def bring_to_first(self, own: torch.Tensor | None, owner: int, shape: Sequence[int]) -> torch.Tensor:
+        """Return a float32 tensor that another process has, on the CPU; only the first process and the owner need it.
+
+        All processes call it. The result is empty in those that are neither.
+
+        Args:
+            own: the tensor, in the process that has it.
+            owner: the rank of that process.
+            shape: the tensor's shape.
+        """
+        assert own is not None, "the only process has all tensors"
+        return own
+
     def exchange(self, own: Any) -> list[Any]:
         """Return the JSON-able values of all processes, in the order of ranks."""
         return [own]
@@ -76,9 +101,13 @@ class Processes:
         """Call `action` only in the first process, and return its JSON-able value in all; the others wait for it."""
         return action()
 
-    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
-        """Do the same as `broadcast` for bytes or None."""
-        return action()
+    def broadcast_into(self, buffer: memoryview, fill: Callable[[memoryview], int]) -> int:
+        """Call `fill` in the first process; the others get the first bytes of its buffer, as many as it returns.
+
+        Returns:
+            What `fill` returns, in all processes; a negative number means no bytes.
+        """
+        return fill(buffer)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
         """Call `action` in the first process, then in the others, which find its downloads in the cache."""
@@ -139,11 +168,42 @@ class Group(Processes):
 
         # An all-gather, because every process adds up all rows itself, in the order of the ranks. So the bits are those
         # of one process that does all the work. An all-reduce would add in an order of its own.
-        if self._rows is None:
+        if self._rows is None or self._rows.numel() != self.world_size * own.numel():
             self._rows = torch.empty(self.world_size * own.numel(), dtype=own.dtype, device=own.device)
         with self._talking():
             dist.all_gather_single(self._rows, own, group=self._gradients)
         return self._rows.view(self.world_size, -1)
+
+    def deal(self, own: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        import torch
+        import torch.distributed as dist
+
+        size = own.dtype.itemsize
+        received = torch.empty(self.world_size * lengths[self.rank], dtype=own.dtype, device=own.device)
+        with self._talking():
+            dist.all_to_all_single(
+                received.view(torch.uint8),  # not every backend knows 16-bit numbers
+                own.view(torch.uint8),
+                [lengths[self.rank] * size] * self.world_size,
+                [length * size for length in lengths],
+                group=self._gradients,
+            )
+        return received.view(self.world_size, lengths[self.rank])
+
+    def bring_to_first(self, own: torch.Tensor | None, owner: int, shape: Sequence[int]) -> torch.Tensor:
+        import torch
+        import torch.distributed as dist
+
+        if owner == self.rank == 0 and own is not None:
+            return own
+        tensor = torch.empty(0) if own is None else own.detach().cpu().contiguous()
+        with self._talking():
+            if owner == self.rank:
+                dist.send(tensor, dst=0, group=self._control)
+            elif self.is_first:
+                tensor = torch.empty(tuple(shape))
+                dist.recv(tensor, src=owner, group=self._control)
+        return tensor
 
     def exchange(self, own: Any) -> list[Any]:
         import torch
@@ -162,23 +222,29 @@ class Group(Processes):
         return [json.loads(row[:size].numpy().tobytes()) for row, size in pieces]
 
     def broadcast(self, action: Callable[[], T]) -> T:
-        found = self.broadcast_bytes(lambda: json.dumps(action()).encode())
-        value: T = json.loads(found or b"null")
-        return value
-
-    def broadcast_bytes(self, action: Callable[[], bytes | None]) -> bytes | None:
         import torch
         import torch.distributed as dist
 
-        data = action() if self.is_first else None
-        size = torch.tensor([-1 if data is None else len(data)])
+        data = json.dumps(action()).encode() if self.is_first else b""
+        size = torch.tensor([len(data)])
         with self._talking():
             dist.broadcast(size, src=0, group=self._control)
-            if int(size) < 0:
-                return None
-            payload = torch.empty(int(size), dtype=torch.uint8) if data is None else _to_tensor(data)
+            payload = _to_tensor(data) if self.is_first else torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(payload, src=0, group=self._control)
-        return payload.numpy().tobytes() if data is None else data
+        value: T = json.loads(payload.numpy().tobytes())
+        return value
+
+    def broadcast_into(self, buffer: memoryview, fill: Callable[[memoryview], int]) -> int:
+        import torch
+        import torch.distributed as dist
+
+        count = torch.tensor([fill(buffer) if self.is_first else 0])
+        with self._talking():
+            dist.broadcast(count, src=0, group=self._control)
+            if int(count) > 0:
+                received = torch.frombuffer(buffer[: int(count)], dtype=torch.uint8)
+                dist.broadcast(received, src=0, group=self._control)
+        return int(count)
 
     def first_then_others(self, action: Callable[[], T]) -> T:
         if self.is_first:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from engine.core.files import atomic_files
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "dict[str, torch.Tensor]"
 Parameters: TypeAlias = "Mapping[str, torch.nn.Parameter]"
-Pieces: TypeAlias = "Callable[[], Iterator[bytes | memoryview]]"
-"""Returns a file's content in pieces that are made when they are written, so that it is never in memory as a whole."""
+Pieces: TypeAlias = atomic_files.Pieces
 
 
 Change = tuple[dict[str, str], Task]

@@ -27,6 +27,7 @@ class AdamW:
         """
         self._optimizer = optimizer
         self._parameters = parameters
+        self._updates = 0
 
     def update(self, gradients: Mapping[str, torch.Tensor], rates: Sequence[float]) -> None:
         """See `Optimizer.update`."""
@@ -35,19 +36,38 @@ class AdamW:
             if rate / (1.0 - group["betas"][0]) > MAX_FLOAT32:
                 raise NonFiniteError(f"a learning rate of {rate:g} is beyond float32; try a lower learning_rate")
         for name, parameter in self._parameters.items():
-            parameter.grad = gradients[name]
+            parameter.grad = gradients.get(name)
+            self._count_missed(parameter)
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._updates += 1
+
+    def _count_missed(self, parameter: torch.nn.Parameter) -> None:
+        """Let the bias correction of a parameter count every update, although torch skips those without a gradient.
+
+        Otherwise each parameter would need a number of updates of its own in the saved state.
+        """
+        state = self._optimizer.state.get(parameter)
+        if parameter.grad is None and state:
+            state["step"] += 1
+        elif parameter.grad is not None and not state and self._updates:
+            zeros = {slot: torch.zeros_like(parameter) for slot in _SLOTS}
+            self._optimizer.state[parameter] = {"step": self._step_of(parameter), **zeros}
+
+    def _step_of(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Return the number of updates as torch's own state has it: float32, on the CPU, or for `fused` beside it."""
+        device = parameter.device if self._optimizer.defaults["fused"] else torch.device("cpu")
+        return torch.tensor(float(self._updates), dtype=torch.float32, device=device)
 
     def state(self) -> OptimizerState:
-        """See `Optimizer.state`. Before the first update torch has no state, so the slots are zeros."""
+        """See `Optimizer.state`. Before a parameter's first gradient torch has no state, so the slots are zeros."""
         states: dict[str, dict[str, Any]] = {
             name: self._optimizer.state.get(parameter, {}) for name, parameter in self._parameters.items()
         }
         updates = {int(state["step"]) for state in states.values() if state}
-        assert len(updates) <= 1, f"the parameters' update counts differ: {sorted(updates)}"
+        assert updates <= {self._updates}, f"the parameters' update counts differ: {sorted(updates)}"
         slots = {
             slot: {
                 name: states[name][slot] if states[name] else torch.zeros_like(p)
@@ -55,7 +75,7 @@ class AdamW:
             }
             for slot in _SLOTS
         }
-        return OptimizerState(slots=slots, updates=updates.pop() if updates else 0)
+        return OptimizerState(slots=slots, updates=self._updates)
 
     def restore(self, state: OptimizerState) -> None:
         """See `Optimizer.restore`."""
@@ -63,19 +83,20 @@ class AdamW:
         for name, tensor in state.slots["exp_avg_sq"].items():
             if bool((tensor < 0).any()):  # its square root would be NaN
                 raise CheckpointError(f"the training state's mean square of {name} is negative; use another checkpoint")
+        self._updates = state.updates
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
-                # On the CPU in float32 for every device: torch's own choice, which its arithmetic depends on.
-                "step": torch.tensor(float(state.updates), dtype=torch.float32),
-                **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype, copy=True) for slot in _SLOTS},
+                "step": self._step_of(parameter),
+                **{slot: state.slots[slot][name].to(parameter.device, parameter.dtype) for slot in _SLOTS},
             }
 
 
-def make(groups: Groups, args: TrainArgs) -> AdamW:
+def make(groups: Groups, args: TrainArgs, *, is_whole_model: bool) -> AdamW:
     """Make AdamW over parameters in groups, with `train_args.adam_args`.
 
-    It always uses torch's foreach implementation, which has the bits of the for-loop with fewer launches; the fused one
-    has other bits.
+    For a whole model it uses torch's fused implementation, which passes over the memory once and needs no more of it.
+    Otherwise it uses the foreach implementation, which has the bits of the for-loop with fewer launches. The two differ
+    in the last bits, so the choice depends on nothing but the training method.
     """
     adam = args.adam_args
     optimizer = torch.optim.AdamW(
@@ -84,7 +105,7 @@ def make(groups: Groups, args: TrainArgs) -> AdamW:
         betas=(adam.beta1, adam.beta2),
         eps=adam.epsilon,
         weight_decay=adam.weight_decay,
-        foreach=True,
-        fused=False,
+        foreach=not is_whole_model,
+        fused=is_whole_model,
     )
     return AdamW(optimizer, {name: parameter for group in groups for name, parameter in group.items()})

@@ -18,14 +18,16 @@ Groups: TypeAlias = "Sequence[Mapping[str, torch.nn.Parameter]]"
 class Optimizer(Protocol):
     """An optimizer over the named parameters of one training.
 
-    A row's module has a function `make(groups: Groups, args: TrainArgs) -> Optimizer`.
+    A row's module has a function `make(groups: Groups, args: TrainArgs, *, is_whole_model: bool) -> Optimizer`. Groups
+    may be empty: with several processes each has an optimizer of a part of a whole model (`is_whole_model`). Parameters
+    must not influence each other, and an update of a whole model must not need a copy of it.
     """
 
     def update(self, gradients: Mapping[str, torch.Tensor], rates: Sequence[float]) -> None:
-        """Make one update of all parameters.
+        """Make one update of all parameters that have a gradient, and leave the others as they are.
 
         Args:
-            gradients: float32 gradients of all parameters, by name.
+            gradients: float32 gradients, by name. A parameter that the loss does not depend on may have none.
             rates: the learning rate of each group.
 
         Raises:
@@ -41,7 +43,9 @@ class Optimizer(Protocol):
         ...
 
     def restore(self, state: OptimizerState) -> None:
-        """Continue from a saved state, which is copied. The next updates have the same bits as without the restart.
+        """Continue from a saved state. The next updates have the same bits as without the restart.
+
+        Its tensors are taken over where they are on their parameter's device: use them for nothing else.
 
         Raises:
             CheckpointError: the state is for other parameters, or has values that no update can produce.

@@ -20,8 +20,8 @@ OPTIMIZERS: Final[Mapping[OptimizerName, OptimizerSpec]] = {
 }
 
 
-def make(groups: Groups, args: TrainArgs) -> Optimizer:
-    """Make the task's optimizer over parameters in groups by learning rate."""
+def make(groups: Groups, args: TrainArgs, *, is_whole_model: bool) -> Optimizer:
+    """Make the task's optimizer over parameters in groups by learning rate; see `Optimizer`."""
     module = importlib.import_module(OPTIMIZERS[args.optimizer].module)
-    optimizer: Optimizer = module.make(groups, args)
+    optimizer: Optimizer = module.make(groups, args, is_whole_model=is_whole_model)
     return optimizer

@@ -2,12 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from engine.commands.result_diff import differing_keys, first_file, first_more, first_step
+from engine.commands import result_diff
+from engine.commands.result_diff import differing_keys, first_more, first_step
 from engine.results.checkpoint import spelled
 from engine.results.history import StepReport
 
@@ -48,6 +50,26 @@ def flipped(tensors, name, index):
     copy = {key: value.copy() for key, value in tensors.items()}
     copy[name].reshape(-1).view(np.uint32)[index] ^= 1
     return save(copy)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def first_file(result, rerun):
+    """Of files with these bytes; None for one that is missing."""
+    return result_diff.first_file(written("result", result), written("rerun", rerun))
+
+
+def written(kind, files):
+    found = {}
+    for name, data in files.items():
+        found[name] = None if data is None else Path(kind, name)
+        if data is not None:
+            found[name].parent.mkdir(parents=True, exist_ok=True)
+            found[name].write_bytes(data)
+    return found
 
 
 class TestFirstFile:

@@ -1,11 +1,14 @@
 """What is made in between, by whom and when; the real thing is in tests/integration/test_step_results.py."""
 
+import hashlib
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from engine.core.files.atomic_files import Stored
 from engine.job import due_results
 from engine.job.due_results import DueResults
 from engine.results.output.step_results import StepResults
@@ -19,8 +22,11 @@ class Output:
     def __init__(self):
         self.files = {}
 
-    def add_step_file(self, digest, data):
-        self.files[digest] = data
+    def store(self, pieces):
+        data = b"".join(pieces)
+        stored = Stored(Path("kept"), hashlib.sha256(data).hexdigest())
+        self.files[stored.sha256] = data
+        return stored
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def made(monkeypatch):
     return events
 
 
-def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), **task):
+def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), together=False, **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
     step_range = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
     job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range)
@@ -53,7 +59,12 @@ def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: act
     family = SimpleNamespace(move_encoders=lambda device: made.append(("encoders to", device)))
     trainer = SimpleNamespace(step=start)
     training = SimpleNamespace(trainer=trainer, family=family, step_results=StepResults(Output(), hashes))
-    saver = SimpleNamespace(save=lambda: made.append("saved"), require_sound=lambda: made.append("sound"))
+    saver = SimpleNamespace(
+        save=lambda: made.append("saved"),
+        save_alone=lambda: made.append("saved alone"),
+        saves_together=together,
+        require_sound=lambda: made.append("sound"),
+    )
     trackers = SimpleNamespace(event=lambda name: made.append(f"told {name}"))
     return DueResults(context, training, saver, trackers), training
 
@@ -117,3 +128,10 @@ def test_other_processes_wait_for_the_first_one(made):
     training.trainer.step = 6
     own.make()
     assert made == ["sound", "saved", "told images"] and training.step_results.hashes == hashes
+
+
+def test_where_all_processes_save_together_they_save_before_the_first_one_draws(made):
+    own, training = results(made, validation=PROMPTS, together=True)
+    training.trainer.step = 6
+    own.make()
+    assert made == ["saved", *IMAGES, "saved", "told images"]

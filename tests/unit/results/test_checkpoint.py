@@ -28,7 +28,7 @@ def step_files(step):
 def build(**changes):
     values = {
         "global_step": 3,
-        "state_tensors": b"tensors " * 20,
+        "state_files": {"state.safetensors": b"tensors " * 20},
         "state_scalars": STATE,
         "weights": {"pytorch_lora_weights.safetensors": b"lora", "lora_webui.safetensors": b"webui"},
         "world": WORLD,
@@ -95,7 +95,8 @@ class TestThereAndBack:
         assert isinstance(found, Checkpoint)
         assert found.digest == digest == json.loads(files["manifest.json"])["digest"]
         assert (found.global_step, found.finished, found.world, found.state_scalars) == (3, finished, WORLD, STATE)
-        assert found.state_tensors == files["state.safetensors"]
+        state = Stored(tmp_path / "state.safetensors", hashlib.sha256(files["state.safetensors"]).hexdigest())
+        assert found.state_files == {"state.safetensors": state}
         assert found.lineage == [{"from_step": 0, "to_step": 3}]
         assert found.settings == {"validation": {"num_images": 4}}
         assert found.history == files["history.jsonl"] and found.pictures == {"0.png": b"PNG"}
@@ -171,7 +172,14 @@ class TestEarlierSteps:
             "/steps/000001.safetensors",
             "./steps/000001.safetensors",
             "steps//000001.safetensors",
-            "step/000001.safetensors",
+            "Step/000001.safetensors",
+            "part/.hidden",
+            "part/inner/000001.safetensors",
+            "steps/000001",
+            "steps/000001/../../../000001.safetensors",
+            "steps/000001/000001.safetensors",
+            "steps/000001/part/inner/000001.safetensors",
+            "steps/manifest.json",
             "steps",
         ],
     )

@@ -9,7 +9,8 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import CheckpointError
-from engine.results.state import LossScale, OptimizerState, TrainState, dump_state, parse_state
+from engine.results.state import LossScale, OptimizerState, TrainState
+from tests.support.states import dump_state, parse_state
 
 NAMES = ("a.lora_A.weight", "a.lora_B.weight", "b.c.0.lora_A.weight")
 

@@ -8,7 +8,6 @@ import torch
 from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import LoadArgs
-from engine.results.state import dump_state
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
@@ -17,6 +16,7 @@ from engine.training.encoding.visit_encoder import Example
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.methods import registry as methods
 from tests.support import tiny
+from tests.support.states import dump_state
 
 CPU = torch.device("cpu")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}

@@ -11,15 +11,17 @@ from engine.core.errors import NonFiniteError
 from engine.models.family import Batch
 from engine.models.objectives.objective import LossOptions
 from engine.results.outcome import Clock
-from engine.results.state import LossScale, dump_state, parse_state
+from engine.results.state import LossScale
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, LrScheduler, Model, Task, TrainArgs
 from engine.training.assembly import assemble
+from engine.training.distributed.group import Processes
 from engine.training.encoding.visit_encoder import Example
 from engine.training.optimizers.lr_schedule import schedule_factor
 from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily, PlainTrainable
+from tests.support.states import dump_state, parse_state
 
 ROWS = 5
 
@@ -70,24 +72,34 @@ def examples_of(step_range, step, text=False):
 class Run:
     """A trainer with all its parts."""
 
-    def __init__(self, task=None, *, start=0, stop=8, restore=None):
+    def __init__(self, task=None, *, start=0, stop=8, restore=None, processes=None):
         self.task = task or make_task()
-        self.family = LinearFamily()
         self.text = self.task.train_args.train_text_encoder
-        self.trainable = PlainTrainable.of(self.family, with_text_encoder=self.text)
+        self.family, self.trainable = self.model()
+        self.processes = processes or Processes()
         self.step_range = make_step_range(self.task, start, stop)
-        self.trainer = assemble(self.task, self.step_range, self.family, self.trainable, CPU)
+        self.trainer = assemble(self.task, self.step_range, self.family, self.trainable, CPU, processes=processes)
         self.reports = []
         if restore is not None:
             self.trainer.restore(restore)
 
+    def model(self):
+        family = LinearFamily()
+        return family, PlainTrainable.of(family, with_text_encoder=self.text)
+
     def train(self, stop=None):
         step_range = make_step_range(self.task, self.step_range.start_step, stop or self.step_range.stop_step)
-        train(self.trainer, step_range, lambda k: examples_of(step_range, k, self.text), self.reports.append, Clock())
+        train(self.trainer, step_range, self.examples, self.reports.append, Clock())
         return self
 
+    def examples(self, step):
+        """Those of this process's micro-batches."""
+        found = examples_of(self.step_range, step, self.text)
+        size, processes = self.step_range.batch_size, self.processes
+        return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
+
     def step(self):
-        return self.trainer.train_step(examples_of(self.step_range, self.trainer.step, self.text))
+        return self.trainer.train_step(self.examples(self.trainer.step))
 
     def bytes(self):
         return dump_state(self.trainer.state())
@@ -117,8 +129,8 @@ class TestSplit:
 
         run, plain = Run(), Run()
         step = Counted(examples_of(run.step_range, 0))
-        gradients = run.trainer._gradients
-        run.trainer._gradients = lambda *args: trained.append(len(asked)) or gradients(*args)
+        loss = run.family.loss
+        run.family.loss = lambda *args: trained.append(len(asked)) or loss(*args)
         assert run.trainer.train_step(step) == plain.step() and run.bytes() == plain.bytes()
         assert asked == [(0, 2), (2, 4), (4, 6)] and trained == [2, 3, 3], "one ahead, no more"
 

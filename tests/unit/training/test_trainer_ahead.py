@@ -8,7 +8,6 @@ import torch
 
 from engine.models.family import PRECISIONS
 from engine.results.outcome import Clock
-from engine.results.state import dump_state, parse_state
 from engine.task.task import Lora
 from engine.training.assembly import assemble
 from engine.training.encoding.batches import BatchMaker
@@ -17,6 +16,7 @@ from engine.training.methods.lora.method import LoraTraining
 from engine.training.optimizers.adamw import AdamW
 from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily
+from tests.support.states import dump_state, parse_state
 from tests.unit.training.test_trainer import Run, examples_of, make_step_range, make_task
 
 

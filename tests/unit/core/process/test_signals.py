@@ -11,7 +11,9 @@ from engine.core.process.signals import Stop
 
 @pytest.fixture
 def stop():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    }
     stop = Stop()
     stop.install()
     yield stop

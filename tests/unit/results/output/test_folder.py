@@ -201,7 +201,7 @@ def put_published(out, job, *, step=10):
 def put_interrupted(out, job):
     with OutputFolder.lock(out) as output:
         output.claim(job, in_place=False, overwrite=False)
-        output.save_progress([b"exact"])
+        output.save_progress(b"exact")
 
 
 CHANGES = {
@@ -328,7 +328,7 @@ class TestProgress:
             output.claim(JOB, in_place=False, overwrite=False)
             assert progress_of(output) is None
             for payload in (b"", b"1" * 10_000):
-                output.save_progress([payload])
+                output.save_progress(payload)
                 assert progress_of(output) == payload
 
     def test_a_damaged_one_counts_as_none(self, tmp_path):
@@ -359,6 +359,6 @@ def test_what_is_kept_belongs_to_the_owner_of_the_folder(tmp_path):
     os.chown(out, 1234, 2345)
     with OutputFolder.lock(out) as output:
         output.claim(JOB, in_place=False, overwrite=False)
-        output.add_step_file("digest", b"data")
+        output.store([b"data"])
         output.publish(output.validation, {"inner/a": b"", "manifest.json": b""}, last="manifest.json")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")} == {(1234, 2345)}

@@ -82,10 +82,10 @@ class TestCrashes:
             out = tmp_path / str(n)
             with OutputFolder.lock(out) as output:
                 output.claim(JOB, in_place=False, overwrite=False)
-                output.save_progress([b"1"])
+                output.save_progress(b"1")
                 try:
                     with crash_at(n, monkeypatch):
-                        output.save_progress([b"2"])
+                        output.save_progress(b"2")
                 except Crash:
                     assert progress_of(output) in (b"1", b"2")
                 else:
@@ -98,7 +98,7 @@ class TestCrashes:
         a result.json that still says interrupted. Whoever finishes finds none and writes it."""
         with OutputFolder.lock(tmp_path) as output:
             output.claim(JOB, in_place=False, overwrite=False)
-            output.save_progress([b"state"])
+            output.save_progress(b"state")
             output.write_result({"status": "interrupted"})
         assert claim(tmp_path) is Claim.CONTINUES
         assert not (tmp_path / "result.json").exists()
@@ -110,7 +110,7 @@ class TestDisk:
         with OutputFolder.lock(tmp_path) as output:
             if action != "claim":
                 output.claim(JOB, in_place=False, overwrite=False)
-                output.save_progress([b"good"])
+                output.save_progress(b"good")
 
             def full(*arguments):
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -120,7 +120,7 @@ class TestDisk:
             with pytest.raises(OutputError, match="the disk is full: free some space"):
                 {
                     "claim": lambda: output.claim(JOB, in_place=False, overwrite=False),
-                    "progress": lambda: output.save_progress([b"next"]),
+                    "progress": lambda: output.save_progress(b"next"),
                     "publish": lambda: output.publish(output.checkpoint, files(JOB), last="manifest.json"),
                     "result": lambda: output.write_result({}),
                     "complete": output.complete,
@@ -145,7 +145,7 @@ class TestDisk:
         with OutputFolder.lock(tmp_path) as output:
             run_job(output, JOB)
             output.claim(OTHER, in_place=True, overwrite=False)
-            output.save_progress([b"1"])
+            output.save_progress(b"1")
         paths = list(tmp_path.rglob("*"))
         assert len(paths) > 8
         assert {(path.stat().st_uid, path.stat().st_gid) for path in paths} == {(12345, 23456)}

@@ -5,79 +5,23 @@ import threading
 import time
 
 import pytest
-import torch.distributed as dist
 
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError, TemporaryError
-from engine.core.process.environment import Place
-from engine.core.process.signals import Stop
-from engine.results.state import dump_state, parse_state, weights_digest
+from engine.results.state import weights_digest
 from engine.training.distributed import group as group_module
-from engine.training.distributed.group import Group, Processes
+from engine.training.distributed.group import Processes
 from engine.training.distributed.peers import Ending, ending_of
 from engine.training.encoding import step_window
 from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
-from tests.unit.training.test_trainer import Run, examples_of, make_task
-
-
-class Threads(Processes):
-    """One of several threads, as `Group` is one of several processes."""
-
-    def __init__(self, place, meeting, table):
-        super().__init__(place)
-        self.meeting, self.table = meeting, table
-
-    def exchange(self, own):
-        self.table[self.rank] = own
-        self.meeting.wait(60)
-        found = list(self.table)
-        self.meeting.wait(60)
-        return found
-
-    def gather(self, own):
-        import torch
-
-        return torch.stack(self.exchange(own))
-
-    require_same = Group.require_same
-    first_then_others = Group.first_then_others
-
-
-def in_threads(world_size, action):
-    """What `action(processes)` gives in each of the threads."""
-    meeting, table, results = threading.Barrier(world_size), [None] * world_size, [None] * world_size
-
-    def run(rank):
-        try:
-            results[rank] = action(Threads(Place(rank, world_size, rank), meeting, table))
-        except BaseException as error:
-            results[rank] = error
-            meeting.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    errors = [result for result in results if isinstance(result, BaseException)]
-    own = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]  # not a consequence
-    for error in own or errors:
-        raise error
-    return results
-
-
-def own_examples(run, processes):
-    size = run.step_range.batch_size
-    found = examples_of(run.step_range, run.trainer.step)
-    return [example for k, example in enumerate(found) if processes.owner(k // size) == processes.rank]
+from tests.support.states import dump_state, parse_state
+from tests.support.threads import Threads, in_threads, through_gloo
+from tests.unit.training.test_trainer import Run, make_task
 
 
 def train_in(world_size, task, *, start=0, stop=8, state=None):
     def one(processes):
-        run = Run(task, start=start, stop=stop, restore=parse_state(*state) if state else None)
-        run.trainer._processes = processes
-        while run.trainer.step < stop:
-            run.reports.append(run.trainer.train_step(own_examples(run, processes)))
-        return run
+        run = Run(task, start=start, stop=stop, restore=parse_state(*state) if state else None, processes=processes)
+        return run.train()
 
     return in_threads(world_size, one)
 
@@ -107,11 +51,8 @@ class TestGradients:
                 return super().gather(own).flip(0)
 
         def one(processes):
-            run = Run(task)
-            run.trainer._processes = Backwards(processes.place, processes.meeting, processes.table)
-            while run.trainer.step < 8:
-                run.trainer.train_step(own_examples(run, processes))
-            return run.bytes()
+            run = Run(task, processes=Backwards(processes.place, processes.meeting, processes.table))
+            return run.train().bytes()
 
         assert in_threads(6, one)[0] != Run(task).train().bytes()
 
@@ -149,28 +90,6 @@ def test_processes_that_disagree_end():
     in_threads(3, lambda processes: processes.require_same("the digest", "a", DeviceError))
     with pytest.raises(DeviceError, match="in all processes of the job, but is 'a' in process 0 and 'b' in process 2"):
         in_threads(3, lambda processes: processes.require_same("the digest", "aab"[processes.rank], DeviceError))
-
-
-class Silent:
-    """A watch that hears of no process's end."""
-
-    def news(self, *, seconds):
-        return None
-
-
-def through_gloo(action):
-    """Call `action(group)` in two threads that are connected as two processes are."""
-    store = dist.HashStore()
-
-    def run(rank):
-        control = dist.ProcessGroupGloo(store, rank, 2, datetime.timedelta(seconds=60))
-        action(Group(Place(rank, 2, rank), Stop(), Silent(), control))
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -214,7 +133,7 @@ def test_one_process_alone_agrees_with_itself():
     alone = Processes()
     alone.require_same("anything", 1, DeviceError)
     assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.broadcast(lambda: 3) == 3
-    assert alone.first_then_others(lambda: "x") == "x" and alone.broadcast_bytes(lambda: None) is None
+    assert alone.first_then_others(lambda: "x") == "x"
     assert alone.agree(signum=15, save=False, finish=True) == (15, False, True)
 
 

@@ -9,7 +9,6 @@ from engine.data.dataset.open import open_dataset
 from engine.data.dataset.sizes import read_sizes
 from engine.data.media.registry import MEDIA
 from engine.results.outcome import Clock
-from engine.results.state import parse_state
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset
 from engine.training.buckets import BucketOrder, sort_into_buckets
@@ -18,6 +17,7 @@ from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily, png
+from tests.support.states import parse_state
 from tests.support.toy_medium import CLIP, clip
 from tests.unit.training.test_trainer import Run, make_task
 

@@ -29,7 +29,7 @@ def by_name(named, step):
 
 
 def make(groups, **options):
-    return adamw.make(groups, TrainArgs(adam_args=AdamArgs(**options)))
+    return adamw.make(groups, TrainArgs(adam_args=AdamArgs(**options)), is_whole_model=False)
 
 
 class TestAdamW:

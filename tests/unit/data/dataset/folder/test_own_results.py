@@ -25,8 +25,8 @@ def start(out):
     with OutputFolder.lock(out) as output:
         assert output.claim(JOB, in_place=False, overwrite=False) in (Claim.FRESH, Claim.CONTINUES)
         output.write("progress.jsonl", PROGRESS.encode())
-        output.save_progress([])
-        output.add_step_file("digest", picture(8))
+        output.save_progress(b"")
+        output.store([picture(8)])
 
 
 def publish(out, *, whole=True):
