@@ -220,7 +220,7 @@ NAMES_OF_ROWS = {
     # What captions of other programs have.
     "engine.data.dataset.captions.caption_notes": {"lora"},
     # The name of an event in progress.jsonl.
-    "engine.job.due_results": {"lora"},
+    "engine.job.results.due_results": {"lora"},
 }
 """What the contract fixes: the names of methods and optimizers, and of their files and keys, outside of their rooms."""
 

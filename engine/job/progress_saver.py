@@ -8,7 +8,7 @@ from typing import Final
 
 from engine.core.errors import DeviceError
 from engine.job.context import RunContext
-from engine.job.finish_now import FinishNow
+from engine.job.results.finish_now import FinishNow
 from engine.job.start import Training
 from engine.results.history import DIGEST_STEPS, StepReport
 from engine.results.output.saved_progress import SavedProgress

@@ -15,13 +15,14 @@ from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
-from engine.job.due_results import DueResults
 from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
 from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded, require_same_job
 from engine.job.progress_saver import ProgressSaver
-from engine.job.publish import draw_and_publish
+from engine.job.results.due_results import DueResults
+from engine.job.results.publish import draw_and_publish
+from engine.job.results.watch import Watch
 from engine.job.start import Training, load_family, start_training
 from engine.models.loading import require_finite_weights
 from engine.results import provenance
@@ -89,14 +90,15 @@ def run(
             digests.require_unchanged()
             if memory.wants_recompute(job.base, task, device=device.type, available=available):
                 recompute_activations(training.family.denoiser)
-        job = _train(context, training, log)
-        context = replace(context, job=job)
-        _prune_cache(settings, processes)
-        processes.ignore_signals_unless_first()
-        processes.broadcast(lambda: draw_and_publish(context, training))
+        with Watch.opened(context, training) as watch:
+            job = _train(context, training, log, watch)
+            context = replace(context, job=job)
+            _prune_cache(settings, processes)
+            processes.ignore_signals_unless_first()
+            processes.broadcast(lambda: draw_and_publish(context, training, watch))
 
 
-def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
+def _train(context: RunContext, training: Training, log: ProgressLog, watch: Watch) -> Job:
     """Train to the task's last step, and make all results that are due in between.
 
     Returns:
@@ -108,6 +110,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
     cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
+        watch.renew_if_due()
         stop.check(saver.save_alone)
 
     encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
@@ -124,12 +127,13 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
-        due_results = DueResults(context, training, saver, trackers)
+        due_results = DueResults(context, training, saver, trackers, watch)
 
         def make_due_results(*, ends: bool) -> None:
             row = held_out.measure_if_due(trainer.step, is_last=ends)
             if row is not None:
                 trackers.event("evaluation", heldout_loss=row.loss)
+                watch.services.held_out_loss(trainer.step, row.loss)
             if not ends:
                 due_results.make()
 
@@ -137,8 +141,10 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> Job:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             trackers.step(report)
+            watch.step(report)
             ends = saver.after_step(report)
             make_due_results(ends=ends)
+            watch.renew_if_due()
             return ends
 
         try:

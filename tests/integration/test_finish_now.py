@@ -72,10 +72,12 @@ def test_it_can_be_verified(long_task, ended, tmp_path):
 def test_killed_before_publication_it_ends_at_the_same_step(long_task, expected, tmp_path):
     out = asked(tmp_path / "out")
     running = start_job(long_task, out)
-    running.until(
-        lambda: progress(out) and progress(out)[-1:][0]["phase"] == "validate" and "told to finish" in running.stderr,
-        "last images",
-    )
+
+    def draws_last_images():
+        lines = progress(out)
+        return lines and lines[-1]["phase"] == "validate" and "told to finish" in running.stderr
+
+    running.until(draws_last_images, "last images")
     running.process.kill()
     running.process.wait()
     assert (out / "FINISH_NOW").read_text() == f"{ENDS_AT}\n" and not (out / "checkpoint").exists()

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from engine.core.errors import OutputError
 from engine.core.files import atomic_files, folder_lock
+from engine.results.output import preview
 from engine.results.output.contents import FINISH_NOW, RESULT, Claim, OutputContents, require_folder
 from engine.results.output.job_record import JobRecord
 
@@ -92,6 +93,7 @@ class OutputFolder(OutputContents):
             (self.root / RESULT).unlink(missing_ok=True)  # an earlier run's
             if claim is Claim.CONTINUES:
                 return claim
+            preview.remove(self.root)
             atomic_files.make_folder(self._job, owner=self.root)
             (self.root / PROGRESS_LOG).unlink(missing_ok=True)
             record = {**(found or {}), **job.described(), "request": request}
@@ -173,7 +175,8 @@ class OutputFolder(OutputContents):
             atomic_files.write_new(path, data, owner=self.root)
 
     def complete(self) -> None:
-        """Remove `.job/`, and the request to finish: the job's result is published."""
+        """Remove `.job/`, the preview and the request to finish: the job's result is published."""
+        preview.remove(self.root)
         with contextlib.suppress(OSError):  # what a stranger has put there
             atomic_files.remove(self._finish_now)
         with atomic_files.writing_to(self.root):

@@ -10,7 +10,7 @@ import torch
 
 from engine.core.files.atomic_files import Stored
 from engine.job import due_results
-from engine.job.due_results import DueResults
+from engine.job.results.due_results import DueResults
 from engine.results.output.step_results import StepResults
 from engine.task.task import Dataset, Model, Task, Validation
 from engine.training.methods.registry import METHODS

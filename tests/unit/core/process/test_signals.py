@@ -103,6 +103,14 @@ def test_a_job_that_is_as_good_as_done_is_not_stopped(stop):
         send(signal.SIGINT)
 
 
+def test_a_request_to_finish_ends_nothing_by_itself(stop):
+    assert not stop.is_finish_requested
+    with stop.deferred():
+        send(signal.SIGUSR1)
+        stop.check(lambda: pytest.fail("saved"))
+    assert stop.is_finish_requested and not stop.signum
+
+
 class TestPeers:
     """Another process of the job has ended: as a signal would, but with that process's own reason."""
 

@@ -93,13 +93,19 @@ def test_processes_that_disagree_end():
 
 
 @pytest.mark.parametrize(
-    "signums, saves, expected", [((0, 15), (True, False), (15, True)), ((0, 0), (False, False), (0, False))]
+    "signums, saves, finishes, expected",
+    [
+        ((0, 15), (True, False), (False, True), (15, True, True)),
+        ((0, 0), (False, False), (False, False), (0, False, False)),
+    ],
 )
-def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, expected):
+def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, finishes, expected):
     agreed = {}
 
     def agree(group):
-        agreed[group.rank] = group.agree(signum=signums[group.rank], save=saves[group.rank])
+        agreed[group.rank] = group.agree(
+            signum=signums[group.rank], save=saves[group.rank], finish=finishes[group.rank]
+        )
 
     through_gloo(agree)
     assert agreed == {0: expected, 1: expected}
