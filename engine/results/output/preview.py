@@ -23,7 +23,7 @@ def preview_name(name: str) -> str:
     """Return the name in the preview for the published name of a result of an earlier step.
 
     `step-000200/0.png` becomes `step-000200-0.png`, `steps/000200_webui.safetensors` becomes
-    `step-000200_webui.safetensors`, and `steps/000200/unet/config.json` becomes `step-000200/unet/config.json`.
+    `step-000200_webui.safetensors`; what lies in folders stays there.
     """
     if name.startswith("steps/"):
         return f"step-{name.removeprefix('steps/')}"

@@ -1,4 +1,4 @@
-"""What a tracking service is told. A service is one file in this folder and one row in `registry.py`. No torch."""
+"""The protocol of tracking services. A service is one file in this folder and one row in `registry.py`. No torch."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.core.files.atomic_files import Stored
-from engine.job import due_results
+from engine.job.results import due_results
 from engine.job.results.due_results import DueResults
 from engine.results.output.step_results import StepResults
 from engine.task.task import Dataset, Model, Task, Validation
@@ -66,7 +66,9 @@ def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: act
         require_sound=lambda: made.append("sound"),
     )
     trackers = SimpleNamespace(event=lambda name: made.append(f"told {name}"))
-    return DueResults(context, training, saver, trackers), training
+    return DueResults(
+        context, training, saver, trackers, SimpleNamespace(results_changed=lambda **_: None, renew_if_due=lambda: None)
+    ), training
 
 
 PROMPTS = Validation(prompts=("a", "b"), num_images=2, every_n_steps=6)
