@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -82,8 +83,12 @@ def held_out_curve(
     check_stop: Callable[[], None],
     rows: list[Row],
     outcome: Outcome,
+    averaged: Callable[[], AbstractContextManager[None]],
 ) -> HeldOutCurve:
-    """Return the job's held-out loss, which adds its measurements to the chain's `rows`."""
+    """Return the job's held-out loss, which adds its measurements to the chain's `rows`.
+
+    `averaged` is `Trainer.averaged`.
+    """
     loss = None
     if job.held_out is not None:
         loss = HeldOutLoss(
@@ -98,4 +103,12 @@ def held_out_curve(
             check_stop=check_stop,
         )
     interval = validation_interval(job.task.validation, job.step_range)
-    return HeldOutCurve(loss, rows, curve=job.curve, step_range=job.step_range, interval=interval, outcome=outcome)
+    return HeldOutCurve(
+        loss,
+        rows,
+        curve=job.curve,
+        step_range=job.step_range,
+        interval=interval,
+        outcome=outcome,
+        averaged=averaged if job.task.train_args.ema_decay is not None else None,
+    )

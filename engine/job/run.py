@@ -95,7 +95,8 @@ def run(
             context = replace(context, job=job)
             _prune_cache(settings, processes)
             processes.ignore_signals_unless_first()
-            processes.broadcast(lambda: draw_and_publish(context, training, watch))
+            with training.trainer.averaged():
+                processes.broadcast(lambda: draw_and_publish(context, training, watch))
 
 
 def _train(context: RunContext, training: Training, log: ProgressLog, watch: Watch) -> Job:
@@ -123,6 +124,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog, watch: Wat
         check_stop=check_stop,
         rows=training.held_out_losses,
         outcome=outcome,
+        averaged=trainer.averaged,
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)

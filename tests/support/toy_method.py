@@ -9,7 +9,6 @@ from safetensors.torch import load, save
 from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models.parts.tape import Tape
 from engine.training.methods.method import MethodSpec
-from engine.training.methods.swapping import swapped
 
 FILE = "biases.safetensors"
 END = ".to_out.0"
@@ -89,9 +88,6 @@ class Biases:
         self._is_on = False
         yield
         self._is_on = True
-
-    def replaced(self, values):
-        return swapped(self.parameters, values)
 
     def require_finite(self, step):
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values()):

@@ -32,8 +32,9 @@ class Momentum:
 
     def restore(self, state):
         require_fit(state, {"velocity": self._velocity})
-        for name, value in self._velocity.items():
-            value.copy_(state.slots["velocity"][name])
+        self._velocity = {
+            name: state.slots["velocity"][name].to(value.device) for name, value in self._velocity.items()
+        }
         self._updates = state.updates
 
 

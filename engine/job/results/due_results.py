@@ -57,10 +57,11 @@ class DueResults:
             self._watch.results_changed(has_pictures=True)
 
     def _add(self, make: Callable[[], Mapping[str, bytes | Pieces]]) -> None:
-        """Let the first process make files and write them; the others wait for it."""
+        """Let the first process make files with the weights that are published, and write them; the others wait."""
         self._saver.require_sound()
         store = self._training.step_results
-        store.hashes |= self._context.processes.broadcast(lambda: store.write(make()))
+        with self._training.trainer.averaged():
+            store.hashes |= self._context.processes.broadcast(lambda: store.write(make()))
 
     def _weights(self) -> dict[str, bytes | Pieces]:
         with self._context.outcome.clock.phase("save"):

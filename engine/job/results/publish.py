@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 def draw_and_publish(context: RunContext, training: Training, watch: Watch) -> None:
-    """Draw the validation images, and put the job's result in place. Only the job's first process calls it.
+    """Draw the validation images, and put the job's result in place.
+
+    Only the job's first process calls it, with the weights that are published: inside `Trainer.averaged`.
 
     Raises:
         OutputError: something cannot be written, or a result of an earlier step is gone.
@@ -152,15 +154,14 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
 
 
 def exported(job: Job, training: Training) -> Mapping[str, bytes | Pieces]:
-    """Return the trained weights of the current step as the files that the training method publishes."""
+    """Return the current weights as the files that the training method publishes."""
     about = About(
         base=job.base,
         prediction_type=job.prediction_type,
         resolution=job.task.train_args.resolution,
         global_step=training.trainer.step,
     )
-    files = training.trainable.export(about)
-    return {name: content if isinstance(content, bytes) else b"".join(content()) for name, content in files.items()}
+    return training.trainable.export(about)
 
 
 def report_of(

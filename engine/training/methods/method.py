@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,15 +107,6 @@ class Trainable(Protocol):
 
         Raises:
             ModelError: the base model's weights are read again, and cannot be.
-        """
-        ...
-
-    def replaced(self, values: MutableMapping[str, torch.Tensor]) -> AbstractContextManager[None]:
-        """Return a context in which the parameters have other values, for drawing, measuring and exporting.
-
-        Args:
-            values: float32 tensors on the device, by parameter. Inside, the mapping holds the parameters' own values:
-                memory is swapped, not copied.
         """
         ...
 

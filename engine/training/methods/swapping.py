@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def swapped(parameters: Mapping[str, torch.nn.Parameter], values: MutableMapping[str, torch.Tensor]) -> Iterator[None]:
-    """Swap the memory of parameters and of tensors of the same shape, dtype and device; see `Trainable.replaced`."""
+    """Swap the memory of parameters and of tensors of the same shape, dtype and device."""
     _swap(parameters, values)
     try:
         yield

@@ -7,7 +7,7 @@ arXiv:1710.03740, section 3.1). They are what is published, so that images are d
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from engine.training.methods.full.checks import OTHER_MODEL, require_same_shapes
 from engine.training.methods.full.export import exported, published_name
 from engine.training.methods.full.files import CONFIG
 from engine.training.methods.method import About, Parameters, Pieces
-from engine.training.methods.swapping import swapped
 from engine.training.methods.warm_start import WarmStart
 
 _NOT_COMPUTED: Final = frozenset({"sample_size", "dtype", "torch_dtype", "transformers_version", "architectures"})
@@ -116,16 +115,6 @@ class FullTraining:
         finally:
             for name, data in kept.items():
                 self._layers[name].data = data
-
-    @contextmanager
-    def replaced(self, values: MutableMapping[str, torch.Tensor]) -> Iterator[None]:
-        """See `Trainable.replaced`."""
-        try:
-            with swapped(self._parameters, values):
-                self.refresh()
-                yield
-        finally:
-            self.refresh()
 
     def require_finite(self, step: int) -> None:
         """See `Trainable.require_finite`: rounded to float16, finite weights may overflow."""

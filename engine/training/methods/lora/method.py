@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -20,7 +20,6 @@ from engine.training.methods.lora.names import tensor_names
 from engine.training.methods.lora.spec import WEBUI_FILE
 from engine.training.methods.lora.start_file import LORA_FILE, peft_config
 from engine.training.methods.method import About, Parameters
-from engine.training.methods.swapping import swapped
 from engine.training.methods.warm_start import WarmStart
 
 
@@ -83,10 +82,6 @@ class LoraTraining:
     def baseline(self) -> AbstractContextManager[None]:
         """See `Trainable.baseline`: the adapters are switched off; with LoftQ the denoiser stays quantised."""
         return disabled([self._family.denoiser, *self._family.text_encoders.values()])
-
-    def replaced(self, values: MutableMapping[str, torch.Tensor]) -> AbstractContextManager[None]:
-        """See `Trainable.replaced`. Outside of a step, layers compute with the parameters themselves."""
-        return swapped(self.parameters, values)
 
     def require_finite(self, step: int) -> None:
         """See `Trainable.require_finite`: multiplied by the adapter's strength, finite weights may overflow float32."""

@@ -139,7 +139,7 @@ def test_one_process_alone_agrees_with_itself():
     alone = Processes()
     alone.require_same("anything", 1, DeviceError)
     assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.broadcast(lambda: 3) == 3
-    assert alone.first_then_others(lambda: "x") == "x"
+    assert alone.first_then_others(lambda: "x") == "x" and alone.broadcast_into(memoryview(b"x"), len) == 1
     assert alone.agree(signum=15, save=False, finish=True) == (15, False, True)
 
 

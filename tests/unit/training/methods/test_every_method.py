@@ -14,6 +14,7 @@ from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
 from engine.training.methods import registry
 from engine.training.methods.method import About
 from engine.training.methods.registry import METHODS
+from engine.training.methods.swapping import swapped
 from tests.support import tiny
 from tests.support.fakes import CPU
 from tests.support.toy_method import TOY_METHOD
@@ -179,10 +180,12 @@ def test_values_of_its_own_come_back(folder, family, task):
     own, files, predicted = copy.deepcopy(trainable.state()), published(trainable, folder), prediction(family)
     values = {name: tensor * 0.5 for name, tensor in own.items()}
     given = copy.deepcopy(values)
-    with trainable.replaced(values):
+    with swapped(trainable.parameters, values):
+        trainable.refresh()
         assert all(torch.equal(p, given[name]) for name, p in trainable.parameters.items())
         assert all(torch.equal(values[name], tensor) for name, tensor in own.items())
         assert not torch.equal(prediction(family), predicted) and published(trainable, folder) != files
+    trainable.refresh()
     assert all(torch.equal(p, own[name]) for name, p in trainable.parameters.items())
     assert torch.equal(prediction(family), predicted) and published(trainable, folder) == files
 

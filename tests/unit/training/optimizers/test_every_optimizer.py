@@ -21,10 +21,10 @@ def name(request, monkeypatch):
     return request.param
 
 
-def make(name, named):
-    """The optimizer over two groups, whose order is not that of the names."""
-    groups = [{key: named[key] for key in keys} for keys in ("bd", "ac")]
-    return registry.make(groups, TrainArgs(optimizer=name), is_whole_model=False)
+def make(name, named, *, whole=False):
+    """The optimizer over two groups, whose order is not that of the names; of those parameters that there are."""
+    groups = [{key: named[key] for key in keys if key in named} for keys in ("bd", "ac")]
+    return registry.make(groups, TrainArgs(optimizer=name), is_whole_model=whole)
 
 
 def train(optimizer, named, start, stop):
@@ -62,23 +62,76 @@ def test_the_state_has_each_slot_of_each_parameter(name, updates):
         assert all(bool(tensor.any()) == (updates > 0) for tensor in slot.values())
 
 
+@pytest.mark.parametrize("of_whole_model", [False, True])
 @pytest.mark.parametrize("cut", [0, 1, 4, 10])
-def test_cut_and_continued_has_the_same_bits(name, cut):
+def test_cut_and_continued_has_the_same_bits(name, cut, of_whole_model):
     whole = parameters()
-    uninterrupted = make(name, whole)
+    uninterrupted = make(name, whole, whole=of_whole_model)
     train(uninterrupted, whole, 0, 10)
 
     before = parameters()
-    optimizer = make(name, before)
+    optimizer = make(name, before, whole=of_whole_model)
     train(optimizer, before, 0, cut)
     after = {key: torch.nn.Parameter(parameter.detach().clone()) for key, parameter in before.items()}
-    continued = make(name, after)
+    continued = make(name, after, whole=of_whole_model)
     continued.restore(through_a_file(optimizer.state(), before))
     train(continued, after, cut, 10)
 
     assert all(torch.equal(after[key], whole[key]) for key in whole)
     assert not torch.equal(whole["a"], parameters()["a"]), "something was trained"
     assert same(continued.state(), uninterrupted.state())
+
+
+def test_what_is_restored_is_taken_over(name):
+    """A copy would be as large as the model, or larger."""
+    named = parameters()
+    optimizer = make(name, named)
+    train(optimizer, named, 0, 1)
+    saved = through_a_file(optimizer.state(), named)
+    optimizer.restore(saved)
+    for slot, tensors in optimizer.state().slots.items():
+        assert all(tensor.data_ptr() == saved.slots[slot][key].data_ptr() for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("shares", [("abcd", ""), ("a", "bcd"), ("bd", "ac"), ("a", "b", "c", "d")])
+def test_parameters_divided_among_several_have_the_bits_of_one(name, shares):
+    """Whole models: each process updates some of the parameters, and may have none."""
+    together, apart = parameters(), parameters()
+    one = make(name, together, whole=True)
+    several = [make(name, {key: apart[key] for key in share}, whole=True) for share in shares]
+    train(one, together, 0, 5)
+    for optimizer, share in zip(several, shares, strict=True):
+        for step in range(5):
+            own = {key: gradient for key, gradient in by_name(apart, step).items() if key in share}
+            optimizer.update(own, [1e-3 / (step + 1), 1e-4])
+        state = optimizer.state()
+        assert state.updates == 5 and all(slot.keys() == set(share) for slot in state.slots.values())
+    assert all(torch.equal(together[key], apart[key]) for key in together)
+
+
+@pytest.mark.parametrize("of_whole_model", [False, True])
+@pytest.mark.parametrize("having", [(), (0, 1, 2, 3), (3,), (0, 2, 5)])
+def test_a_parameter_without_a_gradient_is_left_as_it_is(name, of_whole_model, having):
+    """It is not decayed. When it has a gradient in some steps only, cut and continued still has the same bits."""
+
+    def update(optimizer, named, start, stop):
+        for step in range(start, stop):
+            before = named["c"].detach().clone()
+            own = {key: g for key, g in by_name(named, step).items() if key != "c" or step in having}
+            optimizer.update(own, [1e-2, 1e-2])
+            assert torch.equal(named["c"], before) == (step not in having)
+
+    named = parameters()
+    whole = make(name, named, whole=of_whole_model)
+    update(whole, named, 0, 6)
+    parts = parameters()
+    saved = through_a_file(make(name, parts, whole=of_whole_model).state(), parts)
+    for step in range(6):
+        optimizer = make(name, parts, whole=of_whole_model)
+        optimizer.restore(saved)
+        update(optimizer, parts, step, step + 1)
+        saved = through_a_file(optimizer.state(), parts)
+    assert all(torch.equal(named[key], parts[key]) for key in named) and same(whole.state(), saved)
 
 
 def test_its_state_takes_no_memory(name):
