@@ -57,7 +57,7 @@ def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: act
         stop=SimpleNamespace(check=lambda save: made.append("looked for a signal")),
     )
     family = SimpleNamespace(move_encoders=lambda device: made.append(("encoders to", device)))
-    trainer = SimpleNamespace(step=start)
+    trainer = SimpleNamespace(step=start, averaged=nullcontext)
     training = SimpleNamespace(trainer=trainer, family=family, step_results=StepResults(Output(), hashes))
     saver = SimpleNamespace(
         save=lambda: made.append("saved"),
