@@ -278,10 +278,11 @@ class Meter:
 
     def close(self) -> None:
         """Close the bar, finished or not."""
-        if self._bar is None or self._bar not in _log.bars:
+        others = [bar for bar in _log.bars if bar is not self._bar]  # tqdm's bars are equal if their positions are
+        if self._bar is None or len(others) == len(_log.bars):
             return
         self._bar.close()
-        _log.bars.remove(self._bar)
-        if _log.bars:
+        _log.bars = others
+        if others:
             _log.bars[-1].is_hidden = False
             _log.bars[-1].refresh()

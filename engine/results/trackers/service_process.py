@@ -1,7 +1,6 @@
 """Follow a training for one tracking service: `entrypoint.py tracker NAME`, started by the job (`services.py`).
 
-Reads JSON lines from standard input until it ends, and writes JSON lines to standard output: `{"error": …}` and ends,
-or `{"say": …}` for the log.
+Reads JSON lines from standard input until it ends. After an error it writes a line `{"error": …}` to standard output.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 CLOSE_SECONDS: Final = 5.0
 """The time that all services together have for sending the rest when the job ends."""
+_LAST_LINE_SECONDS: Final = 0.5
 _MAX_WAITING_BYTES: Final = 64 << 20
 """The bytes that wait for a service that does not take them. Beyond that it counts as hanging."""
 
@@ -39,7 +40,6 @@ class ServiceProcess:
     """A service, followed by a process that runs until `end`."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
         self._problem: str | None = None
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -50,8 +50,9 @@ class ServiceProcess:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a signal to the job is no signal to it, and its own processes end with it
         )
-        for target in (self._write, self._read):
-            threading.Thread(target=target, name=f"{name} {target.__name__}", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name=f"{name} reader", daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._write, name=f"{name} writer", daemon=True).start()
 
     def send(self, message: Message) -> None:
         """Send a message without waiting for it to be taken.
@@ -80,7 +81,7 @@ class ServiceProcess:
         """
         try:
             code = self._process.wait(max(0.0, deadline - time.monotonic()))
-            time.sleep(0.0 if self._problem or not code else 0.05)  # its last line may still be on its way
+            self._reader.join(_LAST_LINE_SECONDS)  # its last line may still be on its way
             if self._problem is None and code:
                 self._problem = f"its process ended with code {code}"
         except subprocess.TimeoutExpired:
@@ -102,13 +103,9 @@ class ServiceProcess:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):
-                told = json.loads(line)
-                if "error" in told:
-                    self._problem = str(told["error"])
-                elif "say" in told:
-                    say(f"{self.name}: {told['say']}")
+        with self._process.stdout as pipe:
+            for line in pipe:
+                self._problem = str(json.loads(line)["error"])
 
 
 class Services:
