@@ -68,11 +68,13 @@ def _delete(folder: Path, *, keep: Mapping[str, Stored]) -> None:
         return
     for path in _below(folder):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir():
+        if not _OURS.fullmatch(name.removeprefix(".")) or name in keep:
+            continue
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
             with contextlib.suppress(OSError):  # it is not empty
                 path.rmdir()
-        elif _OURS.fullmatch(name.removeprefix(".")) and name not in keep:
-            path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -80,5 +82,4 @@ def _delete(folder: Path, *, keep: Mapping[str, Stored]) -> None:
 def _below(folder: Path) -> Iterator[Path]:
     """Yield everything below a folder, the contents of folders before them. Links are not followed."""
     for at, folders, files in os.walk(folder, topdown=False):
-        yield from (Path(at, name) for name in files)
-        yield from (path for name in folders if _OURS.fullmatch(name) and not (path := Path(at, name)).is_symlink())
+        yield from (Path(at, name) for name in (*files, *folders))

@@ -52,7 +52,7 @@ def require_services(names: Iterable[str]) -> None:
         if importlib.util.find_spec(package) is None:
             raise TaskError(
                 f"--trackers or TRACKERS names {name}, but the package {package} is not installed: run "
-                "pip install -r requirements-trackers.txt, or build the image with --build-arg TRACKERS=1"
+                "pip install --no-deps -r requirements-trackers.txt, or build the image with --build-arg TRACKERS=1"
             )
 
 

@@ -154,6 +154,6 @@ def test_a_service_that_is_not_there_is_refused():
 def test_a_service_that_is_not_installed_is_refused_with_advice(monkeypatch, name):
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda package: None)
     with pytest.raises(
-        TaskError, match=rf"names {name}, but .* pip install -r requirements-trackers.txt, or .*TRACKERS=1"
+        TaskError, match=rf"names {name}, but .* pip install --no-deps -r requirements-trackers.txt, or .*TRACKERS=1"
     ):
         require_services([name])
