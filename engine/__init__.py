@@ -1,3 +1,3 @@
-"""LoRA fine-tuning of Stable Diffusion as one exact, resumable job."""
+"""Fine-tuning of Stable Diffusion as one exact, resumable job."""
 
 __version__ = "0.1.0"

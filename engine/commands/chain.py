@@ -147,5 +147,5 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
             print(f"told to finish: the LoRA is in {checkpoint}; the same command goes on from it")
             return 0
         number += 1
-    print(f"the training is finished: open {result / 'report.html'}; the LoRA is in {checkpoint}")
+    print(f"the training is finished: open {result / 'report.html'}; the weights are in {checkpoint}")
     return 0

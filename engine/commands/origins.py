@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from engine.commands import result_diff
+from engine.commands.diffs import result_diff
 from engine.results.checkpoint import Checkpoint
 from engine.results.history import StepReport
 

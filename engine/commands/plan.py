@@ -27,10 +27,13 @@ def print_plan(settings: Settings) -> None:
     # The memory of a GPU is not known without torch.
     available = memory.available_bytes() if settings.device == "cpu" else None
     share = num_processes(settings, job.task, gpus=None)
+    world_size = max(settings.place.world_size, share)
     if available is not None:
         # Each process has an equal share. A launcher's processes all count, since their machines are not known.
-        available //= max(settings.place.world_size, share)
-    predicted = memory.describe(job.base, job.task, device=settings.device, available=available)
+        available //= world_size
+    predicted = memory.describe(
+        job.base, job.task, device=settings.device, available=available, num_processes=world_size
+    )
     lines = (
         describe(job) + predicted + disk_space.describe(job) + check_device(settings) + check_method(job) + audit(job)
     )

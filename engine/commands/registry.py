@@ -29,6 +29,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "prefetch": Program("engine.commands.prefetch", "download what a task needs into the cache, or prune the cache"),
     "caption": Program("engine.commands.caption", "write captions beside the images of a folder"),
     "chain": Program("engine.commands.chain", "run a training as a chain of tasks until it is finished"),
+    "export": Program("engine.commands.export", "make a whole model or a LoRA file for other programs"),
     "torchrun": Program(
         "engine.training.distributed.torchrun", "torch's launcher for several machines, with the job's exit code"
     ),

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from engine.commands import origins, result_diff
+from engine.commands import origins
+from engine.commands.diffs import result_diff
 from engine.commands.program import program
 from engine.core.errors import JobError, TaskError
 from engine.core.messages import listing, plural

@@ -31,7 +31,7 @@ _PHASES: Final = {
     "load": "loading the base model",
     "encode": "encoding images and captions",
 }
-"""What is said as these phases of a job begin."""
+"""The lines for the phases before the first step, said as they begin."""
 
 T = TypeVar("T")
 Level = Literal["info", "warning", "error"]

@@ -231,20 +231,25 @@ class HeldOutCurve:
         """Name and reason of each held-out image that cannot be read."""
         return self._loss.skipped if self._loss else []
 
-    def measure_if_due(self, step: int, *, is_last: bool = False) -> Row | None:
+    def end_at(self, step: int) -> None:
+        """Take note that the task ends after this step, earlier than planned: a measurement is due there."""
+        self._step_range = self._step_range.ended_at(step)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether `measure_if_due` measures after this step."""
+        return self._curve is not None and held_out_rows.is_due(
+            step, self._rows, curve=self._curve, step_range=self._step_range, interval=self._interval
+        )
+
+    def measure_if_due(self, step: int) -> Row | None:
         """Measure after this step, and add the row; return None if no measurement is due.
 
-        All processes call this after the same steps; each measures its share. `is_last`: the task ends early here.
+        All processes call this after the same steps; each measures its share.
 
         Raises:
             DatasetError: none of the images is readable.
         """
-        if self._loss is None or self._curve is None:
-            return None
-        step_range = self._step_range.ended_at(step) if is_last else self._step_range
-        if not held_out_rows.is_due(
-            step, self._rows, curve=self._curve, step_range=step_range, interval=self._interval
-        ):
+        if self._loss is None or self._curve is None or not self.is_due(step):
             return None
         with self._outcome.clock.phase("evaluate"):
             raw = self._loss.measure() if self._averaged else None

@@ -50,7 +50,7 @@ class Job:
 
     def ended_at(self, step: int) -> Job:
         """Return the job as it is if it was told to finish after `step`: the same one at its last step."""
-        if step == self.step_range.stop_step:
+        if step == self.step_range.stop_step:  # also if it was ended here before
             return self
         return replace(self, step_range=self.step_range.ended_at(step), is_ended_early=True)
 

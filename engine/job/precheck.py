@@ -64,7 +64,7 @@ def check_memory(job: Job, device: str, *, available: int | None, num_processes:
         job: the job.
         device: cuda or cpu.
         available: bytes that each process may take; None is unknown, as for a GPU before torch is imported.
-        num_processes: the number of processes that share this machine's memory, as far as it is known.
+        num_processes: the number of processes on this machine, which share its memory, as far as it is known.
 
     Raises:
         DeviceMemoryError: the message says what should fit.
@@ -73,4 +73,12 @@ def check_memory(job: Job, device: str, *, available: int | None, num_processes:
     if device == "cpu" and (most := memory.most_bytes()) is not None:
         most //= num_processes
     continues = isinstance(job.parent, Checkpoint)
-    memory.require_enough(job.base, job.task, device=device, available=available, most=most, continues=continues)
+    memory.require_enough(
+        job.base,
+        job.task,
+        device=device,
+        available=available,
+        most=most,
+        continues=continues,
+        num_processes=num_processes,
+    )

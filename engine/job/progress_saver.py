@@ -122,10 +122,6 @@ class ProgressSaver:
         due = max(self._context.settings.save_seconds, self._cost / _MAX_SAVING_SHARE)
         return self._context.processes.is_first and time.monotonic() - self._saved_at >= due
 
-    def is_ended(self) -> bool:
-        """Return whether an earlier start was told to finish after the restored step, before it was killed."""
-        return self._context.processes.broadcast(lambda: self._finish_now.has_ended(self._training))
-
     def after_step(self, report: StepReport) -> bool:
         """Add the step to the history, then save or stop if the processes agree to. All processes call it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from engine.core import rng
 from engine.core.console import begin_log, say
@@ -21,6 +22,7 @@ from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded, require_same_job
 from engine.job.progress_saver import ProgressSaver
 from engine.job.results.due_results import DueResults
+from engine.job.results.finish_now import FinishNow
 from engine.job.results.publish import draw_and_publish
 from engine.job.results.watch import Watch
 from engine.job.start import Training, load_family, start_training
@@ -81,15 +83,22 @@ def run(
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
-    for line in describe(job) + memory.describe(job.base, task, device=device.type, available=available):
+    place: dict[str, Any] = {
+        "device": device.type,
+        "available": available,
+        "num_processes": processes.world_size,
+    }
+    for line in describe(job) + memory.describe(job.base, task, **place):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
-    with device_errors(job, device, available):
+    with device_errors(job, device, available, num_processes=processes.world_size):
         with outcome.clock.phase("load"):
             training = start_training(context, load_family(job, device))
             digests.require_unchanged()
-            if memory.wants_recompute(job.base, task, device=device.type, available=available):
+            if memory.wants_recompute(job.base, task, **place):
                 recompute_activations(training.family.denoiser)
+        if processes.broadcast(lambda: FinishNow(context).has_ended(training)):
+            context = replace(context, job=job.ended_at(training.trainer.step))
         with Watch.opened(context, training) as watch:
             job = _train(context, training, log, watch)
             context = replace(context, job=job)
@@ -131,29 +140,30 @@ def _train(context: RunContext, training: Training, log: ProgressLog, watch: Wat
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
         due_results = DueResults(context, training, saver, trackers, watch)
 
-        def make_due_results(*, ends: bool) -> None:
-            row = held_out.measure_if_due(trainer.step, is_last=ends)
+        def make_due_results() -> None:
+            row = held_out.measure_if_due(trainer.step)
             if row is not None:
                 trackers.event("evaluation", heldout_loss=row.loss)
                 watch.services.held_out_loss(trainer.step, row.loss)
-            if not ends:
-                due_results.make()
+            due_results.make()
 
         def after_step(report: StepReport) -> bool:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             trackers.step(report)
             watch.step(report)
-            ends = saver.after_step(report)
-            make_due_results(ends=ends)
+            if ends := saver.after_step(report):
+                held_out.end_at(report.step)
+                due_results.end_at(report.step)
+            if saver.saves_together and held_out.is_due(report.step):
+                saver.save()  # a signal while they measure ends them at different points, where none can
+            make_due_results()
             watch.renew_if_due()
             return ends
 
         try:
-            is_ended = saver.is_ended()
-            make_due_results(ends=is_ended)
-            if not is_ended:
-                train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
+            make_due_results()
+            train(trainer, job.step_range, encoder.examples, after_step, outcome.clock, at_hand=encoder.at_hand)
             saver.finish()
         except NonFiniteError:
             # Mostly found before the update, so this is the last good state; otherwise saving raises as well.

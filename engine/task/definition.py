@@ -55,8 +55,8 @@ def definition(task: type) -> Definition:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": "task.schema.json",
-        "title": "LoRA training task",
-        "description": "One task: train a LoRA on a Stable Diffusion model for some steps of a whole training.",
+        "title": "Training task",
+        "description": "One task: train a LoRA, or a whole Stable Diffusion model, for some steps of a whole training.",
         "type": "object",
         **_object(task, "", first={SCHEMA_KEY: schema_key}),
     }

@@ -41,11 +41,11 @@ def resolve_paths(task: Task, folder: Path) -> Task:
     """
     name, checkpoint, held_out = task.dataset.name, task.checkpoint, task.validation.dataset
     if held_out is not None and held_out.name is not None:
-        held_out = replace(held_out, name=_local_or_hub(held_out.name, folder))
+        held_out = replace(held_out, name=local_or_hub(held_out.name, folder))
     return replace(
         task,
-        model=replace(task.model, name=_local_or_hub(task.model.name, folder)),
-        dataset=replace(task.dataset, name=None if name is None else _local_or_hub(name, folder)),
+        model=replace(task.model, name=local_or_hub(task.model.name, folder)),
+        dataset=replace(task.dataset, name=None if name is None else local_or_hub(name, folder)),
         validation=replace(task.validation, dataset=held_out),
         checkpoint=None if checkpoint is None else str(_absolute(checkpoint, folder)),
     )
@@ -146,7 +146,8 @@ def _no_hub_id(name: str, what: str) -> str | None:
     return None
 
 
-def _local_or_hub(name: str, folder: Path) -> str:
+def local_or_hub(name: str, folder: Path) -> str:
+    """Return the absolute path that a name in a folder stands for, or the name if it is a Hub ID (`resolve_paths`)."""
     path = _absolute(name, folder)
     explicit = name in (".", "..") or name.startswith(("/", "./", "../", "~"))
     return str(path) if explicit or _exists(path) else name

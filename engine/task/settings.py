@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
         raise TaskError(f"{message} (see --help)")
 
 
-_DESCRIPTION: Final = "Train a LoRA for Stable Diffusion from one task file, write checkpoint/ and validation/, exit."
+_DESCRIPTION: Final = "Fine-tune Stable Diffusion as one task file says, write checkpoint/ and validation/, exit."
 
 
 def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) -> argparse.ArgumentParser:

@@ -24,7 +24,6 @@ from safetensors.torch import save
 
 from engine.core.canonical_json import canonical_json
 from engine.results.checkpoint import build_files, spelled
-from engine.training.methods.registry import METHODS
 from tests.support.tiny import SMALL_PNG
 
 SCALARS = (
@@ -205,7 +204,7 @@ FILES, _ = build_files(
     global_step=3,
     state_files={"state.safetensors": STATE},
     state_scalars={"global_step": 3, "optimizer_step": 3, "loss_scale": None},
-    weights=dict.fromkeys(METHODS["lora"].files, LORA),
+    weights=dict.fromkeys(("pytorch_lora_weights.safetensors", "lora_webui.safetensors"), LORA),
     world={"seed": 1, "rank": 2},
     settings={"revision": "main"},
     lineage=[{"parent": None}],

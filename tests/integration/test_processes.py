@@ -107,6 +107,94 @@ class TestBytes:
         assert two.stderr.count("skipping image") == 2
 
 
+WHOLE = {
+    **{"training_type": "full", "mixed_precision": "bf16", "train_args.ema_decay": 0.9},
+    **{f"train_args.{key}": 6 for key in ("num_train_steps", "max_train_steps")},
+    **{"validation.dataset": {"fraction": 0.25}, "validation.every_n_steps": 3, "checkpoint_every_n_steps": 3},
+    **{"train_args.batch_size": 1, "validation.num_inference_steps": 2},
+}
+"""The changes for a training of a whole model, with everything in it that processes do together."""
+NOTHING_BETWEEN = {
+    "validation.dataset": None,
+    "validation.every_n_steps": None,
+    "checkpoint_every_n_steps": None,
+}
+
+
+class TestWholeModels:
+    """Each process owns some of the tensors: their sums, moments and averages."""
+
+    def test_two_by_two(self, task, tmp_path):
+        """Saved after each step: the first process writes what the other one has."""
+        own = sharing(changed(task, WHOLE), 4)
+        one = succeed(own, tmp_path / "one")
+        two = succeed(own, tmp_path / "two", env={**TOGETHER, "SAVE_SECONDS": "0"})
+        assert_same(two.folders(), one.folders())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("base, precision", [("sd", "no"), ("xl", "no"), ("xl", "bf16")])
+    def test_a_chain_may_change_their_number(self, task, xl_model, tmp_path, base, precision):
+        own = sharing(changed(task, {**WHOLE, "mixed_precision": precision}), 4)
+        own = changed(own, {"train_args.train_text_encoder": True, "validation.dataset": None})
+        own = changed(own, {"model.name": str(xl_model)} if base == "xl" else {})
+        one = succeed(own, tmp_path / "one")
+        numbers = ["2", "1", "4"]
+        chain = run_chain(own, tmp_path, [1, 3, 2], each=lambda index: {"PROCESSES": numbers[index]})
+        found, expected = (
+            {
+                name: data
+                for name, data in finished.folders().items()
+                if name.endswith((".safetensors", ".png", "history.jsonl")) and "/step-" not in name
+            }
+            for finished in (chain[-1], one)
+        )
+        assert "checkpoint/state.safetensors" in found and "checkpoint/steps/000003/unet/" in "".join(found)
+        assert_same(found, expected)
+
+    @pytest.mark.slow
+    def test_sigterm_saves_a_step_that_all_have_made(self, task, tmp_path):
+        """The first process receives what the others own, and writes it, before all of them end."""
+        steps = {f"train_args.{key}": 60 for key in ("num_train_steps", "max_train_steps")}
+        own = sharing(changed(task, {**WHOLE, **steps, **NOTHING_BETWEEN}), 2)
+        job = start_job(own, tmp_path / "out", env={**TOGETHER, "SAVE_SECONDS": "1000"})
+        job.until_step(5)
+        job.signal(signal.SIGTERM)
+        stopped = job.finish()
+        assert stopped.code == 143, stopped.stderr
+        reached = stopped.result["global_step"]
+        finished = succeed(own, tmp_path / "out")
+        assert finished.result["resumed_from_step"] == reached >= 5
+        assert_same(finished.folders(), succeed(own, tmp_path / "undisturbed").folders())
+
+    @pytest.mark.slow
+    def test_sigterm_while_the_first_process_draws_loses_no_step(self, task, tmp_path):
+        """The state was saved together before."""
+        images = {"validation.every_n_steps": 3, "validation.num_inference_steps": 100}
+        own = sharing(changed(task, {**WHOLE, **NOTHING_BETWEEN, **images}), 2)
+        job = start_job(own, tmp_path / "out", env={**TOGETHER, "SAVE_SECONDS": "1000"})
+        job.until((job.out / ".job" / "progress").exists, "the state before the images of step 3")
+        job.signal(signal.SIGTERM)
+        assert job.finish().code == 143
+        assert succeed(own, tmp_path / "out").result["resumed_from_step"] == 3
+
+    @pytest.mark.slow
+    def test_killed_again_and_again(self, task, tmp_path):
+        """The others cannot save what the killed one has, so the job goes on from what was saved before."""
+        steps = {"train_args.num_train_steps": 40, "train_args.max_train_steps": 40}
+        own = sharing(changed(task, {**WHOLE, **steps}), 4)
+        expected = succeed(own, tmp_path / "undisturbed")
+        for count in range(6):
+            env = {"PROCESSES": ("2", "4")[count % 2], "SAVE_SECONDS": "0"}
+            job = start_job(own, tmp_path / "out", env=env)
+            job.until(lambda job=job: len(ranks(job)) >= 2, "processes")
+            time.sleep(5 + count)
+            for pid in list(ranks(job).values())[count % 2 :][:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert job.finish().code in (0, 75, 143)  # 143: killed before they had met
+        assert_same(succeed(own, tmp_path / "out").folders(), expected.folders())
+
+
 def ranks(job):
     """The job's processes by rank, without their image workers."""
     found = {}
@@ -239,14 +327,15 @@ class TestEndings:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_gpus_give_the_bytes_of_one(task, tmp_path, precision):
+def test_gpus_give_the_bytes_of_one(task, tmp_path, precision, method):
     """Through NCCL; on a machine with two GPUs or more."""
     import torch
 
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
-    own = changed(sharing(task, 4), {"mixed_precision": precision})
+    own = changed(sharing(task, 4), {**(WHOLE if method == "full" else {}), "mixed_precision": precision})
     one = succeed(own, tmp_path / "one", env={"DEVICE": "cuda", "PROCESSES": "1"})
     two = succeed(own, tmp_path / "two", env={"DEVICE": "cuda"})
     assert "processes, which share the gradient accumulation steps" in two.stderr

@@ -1,4 +1,4 @@
-"""A task that runs shows where it is: the report and the preview, current when it is interrupted, gone with the result."""
+"""A task that runs shows where it is: its report and preview, also when it is interrupted, until there is a result."""
 
 from __future__ import annotations
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora
@@ -81,10 +83,14 @@ def fake_adapted(
 ) -> tuple[nn.Module, Adapter, FakeTensorMode]:
     """A denoiser with an adapter, its tensors fake, on the CPU; and the mode that they live in."""
     with torch.device("meta"):
-        denoiser = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
+        denoiser = cls(**_without_class(config))
     nn.Module.to(denoiser.eval(), dtype)
     adapter = attach({SPEC.denoiser: denoiser}, options, 0, spec=SPEC)
     return denoiser, adapter, _faked(denoiser)
+
+
+def _without_class(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _faked(root: nn.Module) -> FakeTensorMode:
@@ -101,6 +107,20 @@ def _faked(root: nn.Module) -> FakeTensorMode:
 def _drop(_: AddressedDropout, x: torch.Tensor) -> torch.Tensor:
     """As `AddressedDropout`, with a mask that is not drawn."""
     return torch.where(torch.empty(x.shape, dtype=torch.bool), x, 0.0) * 1.5
+
+
+def _inputs(config: Mapping[str, Any], side: int, batch: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of a denoiser."""
+    found = {
+        "sample": torch.empty(batch, 4, side, side).to(dtype),
+        "timestep": torch.zeros(batch, dtype=torch.int64),
+        "encoder_hidden_states": torch.empty(batch, 77, config["cross_attention_dim"], dtype=dtype),
+    }
+    if config.get("addition_embed_type") == "text_time":
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        added = {"text_embeds": torch.empty(batch, pooled, dtype=dtype), "time_ids": torch.empty(batch, 6)}
+        found["added_cond_kwargs"] = added
+    return found
 
 
 def training_bytes(
@@ -120,19 +140,78 @@ def training_bytes(
         recompute_activations(denoiser)
     trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
     with mode, cuda_autocast() if is_cuda else contextlib.nullcontext():
-        latents, timesteps = torch.empty(batch, 4, side, side), torch.zeros(batch, dtype=torch.int64)
-        conditioning: dict[str, Any] = {
-            "encoder_hidden_states": torch.empty(batch, 77, config["cross_attention_dim"], dtype=dtype)
-        }
-        if config.get("addition_embed_type") == "text_time":
-            pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-            added = {"text_embeds": torch.empty(batch, pooled, dtype=dtype), "time_ids": torch.empty(batch, 6)}
-            conditioning["added_cond_kwargs"] = added
+        inputs = _inputs(config, side, batch, dtype)
         dropping = mock.patch.object(AddressedDropout, "forward", _drop)
         with dropping, adapter.dropping.at(0), LiveBytes([*denoiser.parameters(), *denoiser.buffers()]) as live:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                prediction = denoiser(latents.to(dtype), timesteps, **conditioning).sample
-            torch.autograd.grad((prediction.float() - latents).square().mean(), trained)
+                prediction = denoiser(**inputs).sample
+            torch.autograd.grad((prediction.float() - inputs["sample"]).square().mean(), trained)
+    return live.peak
+
+
+class _Whole(nn.Module):
+    """A denoiser and, if they are trained, its text encoders: what a whole-model training computes."""
+
+    def __init__(self, configs: Mapping[str, Any], texts: Sequence[str]) -> None:
+        super().__init__()
+        self.denoiser = UNet2DConditionModel(**_without_class(configs["unet"]))
+        self.texts = nn.ModuleList()
+        for name in texts:
+            pooled = configs[name]["architectures"] == ["CLIPTextModelWithProjection"]
+            cls = CLIPTextModelWithProjection if pooled else CLIPTextModel
+            self.texts.append(cls(CLIPTextConfig(**configs[name])))
+
+    def forward(self, tokens: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        if len(self.texts) == 1:
+            inputs["encoder_hidden_states"] = self.texts[0](tokens).last_hidden_state
+        elif self.texts:
+            found = [text(tokens, output_hidden_states=True) for text in self.texts]
+            inputs["encoder_hidden_states"] = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
+            inputs["added_cond_kwargs"]["text_embeds"] = found[-1].text_embeds
+        return self.denoiser(**inputs).sample
+
+
+def whole_training_bytes(
+    configs: Mapping[str, Any],
+    *,
+    side: int,
+    batch: int,
+    dtype: torch.dtype,
+    recompute: bool,
+    micro_batches: int = 1,
+    texts: Sequence[str] = (),
+    is_cuda: bool = True,
+) -> int:
+    """The peak of a step in which all weights of a UNet and of these text encoders are trained, without the weights
+    and the optimizer's state. Gradients are summed in float32 as they appear.
+    """
+    with torch.device("meta"):
+        whole = _Whole(configs, texts)
+    if recompute:
+        recompute_activations(whole.denoiser)
+    nn.Module.to(whole.eval(), dtype)
+    mode, sums = _faked(whole), dict[nn.Parameter, torch.Tensor]()
+
+    def take(parameter: nn.Parameter) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if parameter in sums:
+            sums[parameter].add_(gradient)
+        else:
+            sums[parameter] = gradient.float()
+
+    for parameter in whole.parameters():
+        parameter.register_post_accumulate_grad_hook(take)
+    with mode, cuda_autocast() if is_cuda else contextlib.nullcontext():
+        for text in whole.texts:  # not the meta tensor that it was built with
+            embeddings = next(module for module in text.modules() if hasattr(module, "position_ids"))
+            embeddings.position_ids = torch.zeros(1, 77, dtype=torch.int64)
+        with LiveBytes([*whole.parameters(), *whole.buffers()]) as live:
+            for _ in range(micro_batches):
+                tokens, inputs = torch.zeros(batch, 77, dtype=torch.int64), _inputs(configs["unet"], side, batch, dtype)
+                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                    found = whole(tokens, inputs)
+                found.float().square().mean().backward()
+                del found, inputs
     return live.peak
 
 
@@ -141,7 +220,7 @@ def autoencoding_bytes(
 ) -> int:
     """The peak of encoding or decoding an image without gradients, besides the weights."""
     with torch.device("meta"):
-        vae = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
+        vae = cls(**_without_class(config))
     nn.Module.to(vae.eval(), dtype)
     with _faked(vae), LiveBytes([*vae.parameters()]) as live, torch.no_grad():
         if decode:

@@ -10,6 +10,7 @@ from PIL import Image
 from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
 from engine.results.report import Picture, Report
+from engine.training.methods.registry import METHODS
 
 VOID = {"meta", "img", "br", "link", "input"}
 GPU = {"type": "cuda", "name": "NVIDIA H200", "capability": "9.0", "memory_bytes": 140 << 30, "cuda": "13.0"}
@@ -35,6 +36,7 @@ def task_entry(start, end, **changes):
 def sample(**changes):
     """A report of a chain of two tasks."""
     values = {
+        "words": METHODS["lora"].words,
         "title": "a tiny model on 8 images",
         "task": {"model": {"name": "tiny"}, "train_args": {"learning_rate": 1e-4}},
         "history": curve(60),

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load, save
 
 from engine.core.errors import CheckpointError, NonFiniteError
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import AdapterTape
+from engine.results.report.words import Words
 from engine.training.methods.method import MethodSpec
 
 FILE = "biases.safetensors"
@@ -22,13 +23,22 @@ def find_start(folder, names):
 
 def tapes(family, task, value_bytes, norm_bytes):
     """As if each vector were a LoRA of rank 1."""
-    tape = Tape(is_adapted=lambda name: name.endswith(END), rank=1, width=value_bytes, norm_width=norm_bytes)
+    tape = AdapterTape(is_adapted=lambda name: name.endswith(END), rank=1, width=value_bytes, norm_width=norm_bytes)
     return tape, replace(tape, is_adapted=lambda name: False)
 
 
 TOY_METHOD = MethodSpec(
     module=__name__,
-    noun="biases",
+    noun="a set of biases",
+    words=Words(
+        many="biases",
+        new="biases of zero",
+        trained="the biases",
+        title="Bias training",
+        event="biases",
+    ),
+    reads=(),
+    usual_rate=None,
     main_file=FILE,
     step_ending={FILE: "_biases.safetensors"}.get,
     is_step_ending=lambda ending: ending == "_biases.safetensors",
@@ -38,9 +48,12 @@ TOY_METHOD = MethodSpec(
     find_start=find_start,
     check=lambda base, task, warm_start: [],
     notes=lambda task, warm_start: [],
+    is_whole_model=False,
     tapes=tapes,
     smaller=lambda task: iter(()),
+    lighter=None,
     copies=lambda task: 1,
+    published_bytes=lambda task: 4,
 )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 from engine.core.messages import plural, short, shown
 from engine.core.redact import public
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
+from engine.job import memory
 from engine.job.advice import lengths
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
@@ -16,6 +20,11 @@ from engine.task.plan.learning_rates import base_learning_rate, base_text_encode
 from engine.task.plan.steps import validation_interval
 from engine.training.methods.warm_start import WarmStart
 
+_USUAL_IMAGES: Final = 4
+"""The number of images a step for which `MethodSpec.usual_rate` holds."""
+_HIGH: Final = 5
+"""The factor above the usual learning rate at which there is a note."""
+
 
 def describe(job: Job) -> list[str]:
     """Return lines on what would run, after notes on a training that probably ends sooner than was meant."""
@@ -23,6 +32,7 @@ def describe(job: Job) -> list[str]:
     rate = base_learning_rate(args, step_range.micro_batches)
     effective = step_range.visits_per_step
     lines = [
+        *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
@@ -46,6 +56,15 @@ def describe(job: Job) -> list[str]:
     return [f"note: {note}" for note in lengths.notes(job)] + lines + [f"note: {note}" for note in warnings(job)]
 
 
+def _describe_trained(job: Job) -> list[str]:
+    found = memory.predict(job.base, job.task, recompute=True, device="cpu")
+    if found is None:
+        return []
+    decay = job.task.train_args.ema_decay
+    averaged = "" if decay is None else f"; moving average with a decay of up to {decay:g}"
+    return [f"trains         {job.method.noun}: {found.trained:,} values{averaged}"]
+
+
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     interval, measured = validation_interval(job.task.validation, job.step_range), len(held_out.images)
     rows = held_out_rows.parse(job.parent.held_out_losses) if isinstance(job.parent, Checkpoint) else []
@@ -66,7 +85,8 @@ def _describe_interim(job: Job) -> list[str]:
     if steps := step_results.checkpoint_steps(job.task, job.step_range):
         limit = job.task.checkpoint_limit
         stay = "latest one" if limit == 1 else f"latest {limit}"
-        lines.append(f"LoRAs also     {_listed(steps)}; the checkpoint keeps the {stay} of the whole chain")
+        label = f"{job.method.words.many} also"
+        lines.append(f"{label:<15}{_listed(steps)}; the checkpoint keeps the {stay} of the whole chain")
     return lines
 
 
@@ -93,6 +113,7 @@ def warnings(job: Job) -> list[str]:
     found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size)
+    found += _high_rates(job)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
@@ -103,12 +124,32 @@ def warnings(job: Job) -> list[str]:
     return found
 
 
+def _high_rates(job: Job) -> list[str]:
+    """Return a note for each learning rate that is far above what is usual for the method.
+
+    With Adam the rate grows with the square root of the images a step (Malladi et al. 2022, arXiv:2205.10287).
+    """
+    if job.method.usual_rate is None:
+        return []
+    args, step_range = job.task.train_args, job.step_range
+    usual = job.method.usual_rate * math.sqrt(max(1.0, step_range.visits_per_step / _USUAL_IMAGES))
+    rates = {"learning rate": base_learning_rate(args, step_range.micro_batches)}
+    if args.train_text_encoder:
+        rates["text encoder's learning rate"] = base_text_encoder_rate(args, step_range.micro_batches)
+    return [
+        f"the {name} of {rate:g} is high for {job.method.noun}, which may forget what it has learned: usual is "
+        f"about {usual:.1g} at {plural(step_range.visits_per_step, 'image')} a step"
+        for name, rate in rates.items()
+        if rate > _HIGH * usual
+    ]
+
+
 def _beyond_the_end(job: Job) -> list[str]:
     """Return a note for each interval that is at least as long as the whole training."""
     most = job.step_range.max_steps
     intervals = {
         "validation is due": validation_interval(job.task.validation, job.step_range),
-        "a LoRA is kept": job.task.checkpoint_every_n_steps,
+        f"{job.method.noun} is kept": job.task.checkpoint_every_n_steps,
     }
     return [
         f"{what} every {plural(interval, 'step')}, but the whole training has {most:,}: this happens only at its end"
@@ -119,10 +160,10 @@ def _beyond_the_end(job: Job) -> list[str]:
 
 def _describe_parent(job: Job) -> str:
     if job.parent is None:
-        return "a new LoRA"
+        return job.method.words.new
     if isinstance(job.parent, WarmStart):
         name = "" if job.parent.name == job.method.main_file else f"{shown(job.parent.name)}, "
-        return f"a LoRA without training state ({name}{job.parent.digest[:12]}): step 0, new optimizer state"
+        return f"{job.method.noun} without training state ({name}{job.parent.digest[:12]}): step 0, new optimizer state"
     return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
 
 

@@ -11,28 +11,39 @@ from engine.core.errors import OutputError
 from engine.job import memory
 from engine.job.job import Job
 from engine.job.memory import gib
-from engine.results.checkpoint import Checkpoint
+from engine.results.checkpoint import Checkpoint, step_of
 from engine.results.output import step_results
-from engine.training.optimizers.registry import OPTIMIZERS
 
 _VALUE_BYTES: Final = 4
-"""Bytes of each trained value in a published file and in the training state: float32."""
+"""Bytes of each value in the training state: float32."""
 _PIXEL_BYTES: Final = 2
 """Typical bytes per pixel of an image as PNG; the maximum is 3."""
 _STEP_BYTES: Final = 90
 """Bytes per line of the history."""
+_LARGE: Final = 1 << 30
+"""Bytes of one step's weights from which a note says what is kept."""
 _OTHER_BYTES: Final = 1 << 20
 """Bytes of the manifest and the logs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """The bytes that the output folder takes at its peak, when the result is built beside the saved progress."""
+    """The bytes that the output folder takes at its peak.
+
+    The files of the state, and the weights of earlier steps, are written once: the result has links to those of the
+    saved progress. While the progress is saved, the former one is still there.
+    """
 
     result: int
     """Bytes of `checkpoint/`, `validation/` and the report."""
     progress: int
-    """Bytes of the saved progress, with the results of earlier steps."""
+    """Bytes more, for the progress that is saved a second time and images of earlier steps."""
+    state: int
+    """Bytes of the training state in the result."""
+    weights: int
+    """Bytes of the weights that are published after one step."""
+    kept: int
+    """Number of earlier steps whose weights are kept in the end."""
 
     @property
     def total(self) -> int:
@@ -45,30 +56,41 @@ def predict(job: Job) -> Room | None:
     if prediction is None:
         return None
     task, step_range = job.task, job.step_range
-    weights = prediction.trained * _VALUE_BYTES
-    copies = job.method.copies(task) + len(OPTIMIZERS[task.train_args.optimizer].slots)
-    state = weights * copies + _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
-    exported = weights * 2
+    values = prediction.trained * (job.method.copies(task) + prediction.slots)
+    state = values * _VALUE_BYTES + _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
+    exported = prediction.trained * job.method.published_bytes(task)
     prompts = task.validation.given_prompts
     drawn = task.validation.num_images if prompts is None else len(prompts)
     pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
     between = pictures * len(step_results.image_steps(task, step_range))
     own = min(len(step_results.checkpoint_steps(task, step_range)), task.checkpoint_limit)
-    earlier = len(job.parent.steps) // 2 if isinstance(job.parent, Checkpoint) else 0
-    of_steps = min(own + earlier, task.checkpoint_limit)
+    earlier = len(set(map(step_of, job.parent.steps))) if isinstance(job.parent, Checkpoint) else 0
+    of_steps = min(own + earlier, task.checkpoint_limit) if task.checkpoint_every_n_steps else 0
     report = 3 * pictures  # with and without the trained weights, in Base64
     return Room(
         result=exported * (1 + of_steps) + state + 2 * pictures + between + report + _OTHER_BYTES,
-        progress=state + exported * own + between,
+        progress=state + between,
+        state=state,
+        weights=exported,
+        kept=of_steps,
     )
 
 
 def describe(job: Job) -> list[str]:
-    """Return a line for a person with the prediction; none where nothing can be predicted."""
+    """Return lines for a person with the prediction; none where nothing can be predicted."""
     found = predict(job)
     if found is None:
         return []
-    return [f"disk           {gib(found.result)} for the result, {gib(found.progress)} more while it trains"]
+    lines = [
+        f"disk           {gib(found.result)} for the result (training state {gib(found.state)}, weights "
+        f"{gib(found.weights)}), {gib(found.progress)} more while it trains"
+    ]
+    if found.kept and found.weights >= _LARGE:
+        lines.append(
+            f"note: the weights of each step that is kept take {gib(found.weights)}, all of them in the end "
+            f"{gib(found.kept * found.weights)}; checkpoint_limit says how many are kept"
+        )
+    return lines
 
 
 def require(job: Job, root: Path) -> None:

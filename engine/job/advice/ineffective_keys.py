@@ -8,6 +8,7 @@ from typing import Any
 from engine.job.job import Job
 from engine.task.key import about_field, is_set
 from engine.task.task import LrScheduler, Task, TrainArgs
+from engine.training.methods.registry import METHODS
 from engine.training.optimizers.registry import OPTIMIZERS
 
 
@@ -15,6 +16,7 @@ def without_effect(job: Job) -> list[str]:
     """Return a line for each key that is set and has no effect; a key at its default counts as not set."""
     task = job.task
     found = _declared(task) + _of_data(job) + _of_training(job)
+    found += _of_methods(task)
     return found + _of_optimizers(task.train_args) + _of_validation(task)
 
 
@@ -46,6 +48,18 @@ def _of_data(job: Job) -> list[str]:
         ),
     )
     return [line for is_so, line in cases if is_so]
+
+
+def _of_methods(task: Task) -> list[str]:
+    """Return the lines about keys that only other methods read."""
+    own = METHODS[task.training_type].reads
+    others = sorted({key for row in METHODS.values() for key in row.reads} - {*own})
+    return [
+        f"{key}.{part.name} has no effect with the training_type {task.training_type}"
+        for key in others
+        for part in fields(getattr(task, key))
+        if is_set(getattr(task, key), part)
+    ]
 
 
 def _of_optimizers(args: TrainArgs) -> list[str]:

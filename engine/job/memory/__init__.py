@@ -23,15 +23,19 @@ __all__ = [
 ]
 
 
-def describe(base: BaseModel, task: Task, *, device: str, available: int | None) -> list[str]:
-    """Return lines for a person with the prediction."""
-    both = [predict(base, task, recompute=recompute, device=device) for recompute in (False, True)]
+def describe(base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int = 1) -> list[str]:
+    """Return lines for a person with the prediction; with several processes, for one of them."""
+    both = [
+        predict(base, task, recompute=recompute, device=device, num_processes=num_processes)
+        for recompute in (False, True)
+    ]
     plain, saving = both
     if plain is None or saving is None:
         return ["memory         not predicted: the base model's configurations do not say how large it is"]
     asked = task.train_args.gradient_checkpointing
     is_open = asked == "auto" and available is None
-    chosen = saving if wants_recompute(base, task, device=device, available=available) else plain
+    wants = wants_recompute(base, task, device=device, available=available, num_processes=num_processes)
+    chosen = saving if wants else plain
     kind = "on the GPU, plus about 0.5 GiB for CUDA" if device == "cuda" else "on this machine, plus the program itself"
     if is_open:
         limit = gib(int(plain.train / SPARE))
@@ -44,7 +48,7 @@ def describe(base: BaseModel, task: Task, *, device: str, available: int | None)
     with_it = "with" if chosen.recompute else "without"
     lines = [f"memory         {_phases(chosen)} {kind}; {with_it} gradient checkpointing{why}"]
     if available is not None and chosen.peak > available:
-        fits = "; ".join(fitting(base, task, device=device, available=available))
+        fits = "; ".join(fitting(base, task, device=device, available=available, num_processes=num_processes))
         lines.append(
             f"note: that is more than the {gib(available)} available" + (f"; what should fit: {fits}" if fits else "")
         )

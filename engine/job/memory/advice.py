@@ -22,7 +22,14 @@ _MANY_MICRO_BATCHES: Final = 1_000_000
 
 
 def require_enough(
-    base: BaseModel, task: Task, *, device: str, available: int | None, most: int | None, continues: bool
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    most: int | None,
+    continues: bool,
+    num_processes: int = 1,
 ) -> None:
     """Refuse, before anything is loaded, a task that is predicted to take more than `_FAR` times the memory there is.
 
@@ -33,15 +40,18 @@ def require_enough(
         available: bytes that tensors may take; None is unknown.
         most: bytes that could be made available at most; None is unknown, and refuses nothing.
         continues: whether the task continues from a checkpoint.
+        num_processes: see `predict`.
 
     Raises:
         DeviceMemoryError: the message says what should fit.
     """
-    found = _prediction(base, task, device=device, available=available)
+    found = _prediction(base, task, device=device, available=available, num_processes=num_processes)
     if found is None or most is None or found.peak <= _FAR * most or _claims_too_much(base, found):
         return
     what = "GPU" if device == "cuda" else "machine"
-    advice = advise(base, task, device=device, available=available or 0, continues=continues)
+    advice = advise(
+        base, task, device=device, available=available or 0, continues=continues, num_processes=num_processes
+    )
     raise DeviceMemoryError(
         f"the task needs about {gib(found.peak)} of memory ({gib(found.encode)} encoding, {gib(found.train)} training, "
         f"{gib(found.validation)} validation), this {what} has {gib(most)}, so it was not started; {advice}"
@@ -57,27 +67,27 @@ def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
     return 0 < 2 * held < found.parameters  # at least one byte per value
 
 
-def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool) -> str:
+def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool, num_processes: int = 1) -> str:
     """Return a text on what should fit into `available` bytes; empty where nothing can be predicted."""
-    if _prediction(base, task, device=device, available=available) is None:
+    if _prediction(base, task, device=device, available=available, num_processes=num_processes) is None:
         return ""
-    found = fitting(base, task, device=device, available=available)
+    found = fitting(base, task, device=device, available=available, num_processes=num_processes)
     if not found:
         return "no change of the task would fit: use a smaller base model, or a machine with more memory"
     kept = "; of these, only gradient_checkpointing may differ from the checkpoint's" if continues else ""
     return f"what should fit: {', or '.join(found)}{kept}"
 
 
-def fitting(base: BaseModel, task: Task, *, device: str, available: int) -> list[str]:
+def fitting(base: BaseModel, task: Task, *, device: str, available: int, num_processes: int = 1) -> list[str]:
     """Return changes of the task that should fit into `available` bytes: the smallest change of each kind.
 
     Each of them suffices alone; where none does, one item combines several. Every proposal is predicted to take less
     than the task itself, which may have run out of memory although it was predicted to fit.
     """
-    now = _prediction(base, task, device=device, available=available)
+    now = _prediction(base, task, device=device, available=available, num_processes=num_processes)
 
     def fits(changed: Task) -> Prediction | None:
-        then = _prediction(base, changed, device=device, available=available)
+        then = _prediction(base, changed, device=device, available=available, num_processes=num_processes)
         if then is None or then.peak > SPARE * available:
             return None
         is_less = now is None or then.peak <= SPARE * now.peak or then.train <= SPARE * now.train
@@ -91,9 +101,11 @@ def fitting(base: BaseModel, task: Task, *, device: str, available: int) -> list
     return [text for text in (*alone, *together) if text]
 
 
-def _prediction(base: BaseModel, task: Task, *, device: str, available: int | None) -> Prediction | None:
-    recompute = wants_recompute(base, task, device=device, available=available)
-    return predict(base, task, recompute=recompute, device=device)
+def _prediction(
+    base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int
+) -> Prediction | None:
+    recompute = wants_recompute(base, task, device=device, available=available, num_processes=num_processes)
+    return predict(base, task, recompute=recompute, device=device, num_processes=num_processes)
 
 
 def _together(task: Task) -> Iterator[Change]:
@@ -134,6 +146,16 @@ def _half_precision(task: Task) -> Iterator[Change]:
         yield {"mixed_precision": '"bf16"'}, replace(task, mixed_precision="bf16")
 
 
+def _without_average(task: Task) -> Iterator[Change]:
+    if task.train_args.ema_decay is not None:
+        yield {"ema_decay": "null"}, _with_args(task, ema_decay=None)
+
+
+def _without_text_encoders(task: Task) -> Iterator[Change]:
+    if task.train_args.train_text_encoder:
+        yield {"train_text_encoder": "false"}, _with_args(task, train_text_encoder=False)
+
+
 def _less_to_train(task: Task) -> Iterator[Change]:
     yield from METHODS[task.training_type].smaller(task)
 
@@ -150,12 +172,20 @@ def _fewer_micro_batches(task: Task) -> Iterator[Change]:
         yield new, _with_args(task, gradient_accumulation_steps=_MANY_MICRO_BATCHES)
 
 
+def _lighter_method(task: Task) -> Iterator[Change]:
+    if lighter := METHODS[task.training_type].lighter:
+        yield {"training_type": f'"{lighter}"'}, replace(task, training_type=lighter)
+
+
 _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
     _checkpointing,
     _smaller_batches,
     _half_precision,
+    _without_average,
+    _without_text_encoders,
     _less_to_train,
     _lower_resolutions,
     _fewer_micro_batches,
+    _lighter_method,
 )
 """Kinds of changes, in the order of their effect on the result: the smallest first."""

@@ -35,11 +35,11 @@ def available_bytes(device: torch.device, world_size: int) -> int | None:
 
 
 @contextmanager
-def device_errors(job: Job, device: torch.device, available: int | None) -> Iterator[None]:
+def device_errors(job: Job, device: torch.device, available: int | None, *, num_processes: int = 1) -> Iterator[None]:
     """Turn the device's errors inside the block into errors that say what would help.
 
     Raises:
-        DeviceMemoryError: out of memory; `available` bytes were free before the block.
+        DeviceMemoryError: out of memory; `available` bytes were free for each process before the block.
         DeviceError: the device cannot be used.
     """
     try:
@@ -48,13 +48,13 @@ def device_errors(job: Job, device: torch.device, available: int | None) -> Iter
     # the address space.
     except (MemoryError, RuntimeError, ValueError) as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise DeviceMemoryError(memory_advice(job, device, available)) from error
+            raise DeviceMemoryError(memory_advice(job, device, available, num_processes=num_processes)) from error
         if any(words in str(error) for words in _UNUSABLE_DEVICE):
             raise DeviceError(f"the GPU cannot be used: {first_line(error)}") from error
         raise
 
 
-def memory_advice(job: Job, device: torch.device, available: int | None) -> str:
+def memory_advice(job: Job, device: torch.device, available: int | None, *, num_processes: int = 1) -> str:
     """Return the message for an out-of-memory error: what should fit by the prediction, else what takes less."""
     where = "this machine"
     if device.type == "cuda":
@@ -62,7 +62,14 @@ def memory_advice(job: Job, device: torch.device, available: int | None) -> str:
         where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
     if available:
         continues = isinstance(job.parent, Checkpoint)
-        advice = memory.advise(job.base, job.task, device=device.type, available=available, continues=continues)
+        advice = memory.advise(
+            job.base,
+            job.task,
+            device=device.type,
+            available=available,
+            continues=continues,
+            num_processes=num_processes,
+        )
         if advice:
             return f"out of memory on {where}, of which {memory.gib(available)} were free; {advice}"
     return f"out of memory on {where}; try {', or '.join(_lighter(job))}"
@@ -70,7 +77,7 @@ def memory_advice(job: Job, device: torch.device, available: int | None) -> str:
 
 def _lighter(job: Job) -> list[str]:
     """Return changes that take less memory, where it cannot be predicted how much less."""
-    args, advice = job.task.train_args, []
+    args, method, advice = job.task.train_args, METHODS[job.task.training_type], []
     if job.task.mixed_precision == "no":
         advice.append('mixed_precision "bf16"')
     if args.batch_size > 1:
@@ -78,8 +85,12 @@ def _lighter(job: Job) -> list[str]:
         advice.append(f"batch_size 1 with gradient_accumulation_steps {steps} (as many images a step)")
     if args.resolution > _LEAST_RESOLUTION:
         advice.append(f"a resolution below {args.resolution}")
-    if smaller := next(METHODS[job.task.training_type].smaller(job.task), None):
+    if smaller := next(method.smaller(job.task), None):
         advice.append(f"a lower {' or '.join(smaller[0])}")
+    if args.ema_decay is not None:
+        advice.append("ema_decay null")
     if args.train_text_encoder:
         advice.append("train_text_encoder false")
+    if method.lighter:
+        advice.append(f'training_type "{method.lighter}"')
     return [*advice, "a machine with more memory"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine.models.base_model import BaseModel
+from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
 from engine.task.task import Task
 from engine.training.methods.registry import METHODS
@@ -18,9 +19,11 @@ from engine.training.optimizers.registry import OPTIMIZERS
 SPARE: Final = 0.9
 """The share of the available memory up to which a prediction counts as fitting."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
-_GRADIENT_BYTES: Final = 4 * 3
-"""Bytes per trained value: the step's gradients once, and those of a micro-batch twice. In 16 bits the latter take half
-until the activations are freed, which makes up for the working copy."""
+_VALUE_BYTES: Final = 4
+"""Bytes of a trained value itself, of each of its slots and averages, and of its summed gradient: float32."""
+_FLAT_GRADIENT_BYTES: Final = 4 * 3
+"""Bytes per trained value of gradients in one flat tensor: the step's once, and those of a micro-batch twice. In 16
+bits the latter take half until the activations are freed, which makes up for the working copy."""
 _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
 """Bytes per trained value of the working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
@@ -36,6 +39,8 @@ class Prediction:
 
     trained: int
     """Number of trained values."""
+    slots: int
+    """Number of values that the optimizer and the moving average keep for each trained value."""
     encode: int
     train: int
     validation: int
@@ -50,21 +55,29 @@ class Prediction:
         return max(self.encode, self.train, self.validation)
 
 
-def predict(base: BaseModel, task: Task, *, recompute: bool, device: str) -> Prediction | None:
-    """Predict what a task takes on a `device` of type cuda or cpu; None where the model's configurations do not say.
+def predict(base: BaseModel, task: Task, *, recompute: bool, device: str, num_processes: int = 1) -> Prediction | None:
+    """Predict what a task takes; None where the model's configurations do not say.
 
     For the published models it is within 15% of what torch allocates, as the tests check.
+
+    Args:
+        base: the base model.
+        task: the task.
+        recompute: whether it trains with gradient checkpointing.
+        device: cuda or cpu.
+        num_processes: the number of processes that train together; the prediction is for one of them.
     """
     try:
-        found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda")
+        found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda", num_processes=num_processes)
     except _MALFORMED:  # loading the model reports what is wrong with it
         return None
     return found if found.peak > 0 and found.parameters < _NO_MODEL else None
 
 
-def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> Prediction:
+def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool, num_processes: int) -> Prediction:
     args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
-    denoiser, texts = METHODS[task.training_type].tapes(family, task, width, 4 if is_cuda else width)
+    method = METHODS[task.training_type]
+    denoiser, texts = method.tapes(family, task, width, 4 if is_cuda else width)
     images = family.footprint(
         base.config,
         Workload(
@@ -78,26 +91,56 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool) -> 
         ),
     )
     trained = denoiser.trained + texts.trained
-    # The values themselves, and the optimizer's slots, stay after training.
-    value_bytes = 4 * (1 + len(OPTIMIZERS[args.optimizer].slots))
-    lasting = trained * (value_bytes + _COPY_BYTES[task.mixed_precision])
-    frozen, text_bytes = denoiser.parameters * width, texts.parameters * width
+    slots = len(OPTIMIZERS[args.optimizer].slots) + (args.ema_decay is not None)
+    copy = trained * _COPY_BYTES[task.mixed_precision]
+    values = trained * _VALUE_BYTES * (1 + slots)
+    if method.is_whole_model:
+        # Each process has all values and their working copy, but only its share of the slots.
+        values = copy + _VALUE_BYTES * (trained + _share(trained * slots, num_processes))
+        step = values + _whole_step(denoiser, texts, task, recompute=recompute, num_processes=num_processes)
+        lasting, unchanged = values, trained * width  # images without the training are drawn with the weights as read
+    else:
+        step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=recompute) + texts.kept
+        lasting, unchanged = values + copy, 0
+    frozen, text_bytes = denoiser.frozen * width, texts.frozen * width
     encoders = text_bytes + images.weight_bytes
     # The frozen encoders leave a GPU while it trains.
     staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
-    training = staying + trained * (value_bytes + _GRADIENT_BYTES) + denoiser.peak(recompute=recompute) + texts.kept
-    training += args.gradient_accumulation_steps * _MICRO_BATCH_BYTES
     return Prediction(
         trained=trained,
+        slots=slots,
         encode=frozen + encoders + lasting + images.encode_bytes,
-        train=frozen + training,
-        validation=frozen + encoders + lasting + images.decode_bytes,
+        train=frozen + staying + step + args.gradient_accumulation_steps * _MICRO_BATCH_BYTES,
+        validation=frozen + encoders + lasting + unchanged + images.decode_bytes,
         recompute=recompute,
         parameters=denoiser.parameters + texts.parameters + images.parameters,
     )
 
 
-def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int | None) -> bool:
+def _whole_step(denoiser: Tape, texts: Tape, task: Task, *, recompute: bool, num_processes: int) -> int:
+    """Return the peak bytes of activations and gradients where gradients are summed tensor by tensor.
+
+    With several processes each sums its share of the tensors, and has all gradients of its own micro-batch until they
+    are exchanged. A single process adds them to the sum as they appear.
+    """
+    trained = denoiser.trained + texts.trained
+    if num_processes > 1:
+        sums, own = _share(trained * _VALUE_BYTES, num_processes), _BYTES[task.mixed_precision]
+    elif task.train_args.gradient_accumulation_steps > 1:
+        sums, own = trained * _VALUE_BYTES, 0
+    else:
+        sums, own = 0, _VALUE_BYTES
+    return sums + max(
+        texts.kept + denoiser.peak(recompute=recompute, gradient_bytes=own),
+        denoiser.trained * own + texts.peak(recompute=False, gradient_bytes=own),
+    )
+
+
+def _share(count: int, num_processes: int) -> int:
+    return -(-count // num_processes)
+
+
+def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int = 1) -> bool:
     """Return whether to train with gradient checkpointing: as the task says, or if it would not fit without.
 
     Args:
@@ -105,11 +148,12 @@ def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int 
         task: the task.
         device: cuda or cpu.
         available: bytes of memory on that device; None is unknown.
+        num_processes: see `predict`.
     """
     asked = task.train_args.gradient_checkpointing
     if asked != "auto":
         return bool(asked)
-    plain = predict(base, task, recompute=False, device=device)
+    plain = predict(base, task, recompute=False, device=device, num_processes=num_processes)
     # The bits are the same, so where the memory is unknown, gradient checkpointing costs only time.
     return plain is None or available is None or plain.train > SPARE * available
 

@@ -1,4 +1,4 @@
-"""Make the images and LoRAs of steps before a task's last one, while it trains."""
+"""Make the images and weights of steps before a task's last one, while it trains."""
 
 from __future__ import annotations
 
@@ -29,9 +29,13 @@ class DueResults:
         self._saver = saver
         self._trackers = trackers
         self._watch = watch
-        job = context.job
-        self._image_steps = step_results.image_steps(job.task, job.step_range)
-        self._checkpoint_steps = step_results.checkpoint_steps(job.task, job.step_range)
+        self.end_at(context.job.step_range.stop_step)
+
+    def end_at(self, step: int) -> None:
+        """Take note that the task ends after this step: what it would make there is its result."""
+        task, step_range = self._context.job.task, self._context.job.step_range.ended_at(step)
+        self._image_steps = step_results.image_steps(task, step_range)
+        self._checkpoint_steps = step_results.checkpoint_steps(task, step_range)
 
     def make(self) -> None:
         """Make what is due and not made yet. All processes call it, after each step and before the first one.
@@ -46,7 +50,7 @@ class DueResults:
         if step in self._checkpoint_steps and not step_results.has_weights(done, step):
             self._add(self._weights)
             self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
-            self._trackers.event("lora")
+            self._trackers.event(self._context.job.method.words.event)
             self._watch.results_changed()
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
             if self._saver.saves_together:

@@ -57,7 +57,7 @@ def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
         with training.trainable.baseline():
-            without = draw(baseline, family, what="validation without the LoRA", **where)
+            without = draw(baseline, family, what=f"validation without {job.method.words.trained}", **where)
     return Pictures(
         images=images,
         drawn=drawn,
@@ -144,7 +144,7 @@ def _checkpoint_files(
 
 
 def _steps(job: Job, training: Training) -> dict[str, Contents]:
-    """Return the LoRAs of the chain's earlier steps, as many as the task keeps."""
+    """Return the weights of the chain's earlier steps, as many as the task keeps."""
     if job.task.checkpoint_every_n_steps is None:
         return {}
     chain = job.parent.steps if isinstance(job.parent, Checkpoint) else {}
@@ -191,6 +191,7 @@ def report_of(
         if image.file in pictures.drawn
     ]
     return report.Report(
+        words=job.method.words,
         title=title_of(job),
         task=canonical(job.task),
         history=training.history,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.models.objectives.diffusion.spec import DIFFUSION
 from engine.models.objectives.objective import Objective, ObjectiveSpec, SchedulerConfig
@@ -24,3 +24,13 @@ def load(name: str, scheduler_config: SchedulerConfig, args: LoadArgs) -> Object
     module = importlib.import_module(OBJECTIVES[name].module)
     objective: Objective = module.load(scheduler_config, args)
     return objective
+
+
+def scheduler_config(name: str, args: LoadArgs) -> dict[str, Any]:
+    """Return the configuration of the scheduler that draws with a model as it was trained.
+
+    Raises:
+        ModelError: the base model's scheduler does not load.
+    """
+    config: dict[str, Any] = importlib.import_module(OBJECTIVES[name].module).scheduler_config(args)
+    return config

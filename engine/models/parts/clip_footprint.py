@@ -10,18 +10,18 @@ def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
     width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
     length = int(config.get("max_position_embeddings", 77))
     rows, heads = batch * length, int(config.get("num_attention_heads", 8))
-    tape.parameters += (int(config.get("vocab_size", 49408)) + length) * width
+    tape.weights((int(config.get("vocab_size", 49408)) + length) * width)
     for k in range(count_of(config.get("num_hidden_layers", 12))):
         name = f"text_model.encoder.layers.{k}"
         tape.norm(width, rows)
         shared = False
         for projection in ("q_proj", "k_proj", "v_proj"):
-            input_width = 0 if shared else tape.norm_width
-            found = tape.linear(f"{name}.self_attn.{projection}", width, width, rows, input_width=input_width)
-            shared |= found
+            shared |= tape.linear(
+                f"{name}.self_attn.{projection}", width, width, rows, input_width=tape.norm_width, is_kept=shared
+            )
         tape.keep(4 * width * rows, tape.width)
         tape.keep(heads * rows, 4)
-        tape.linear(f"{name}.self_attn.out_proj", width, width, rows)
+        tape.linear(f"{name}.self_attn.out_proj", width, width, rows, input_width=tape.width, is_kept=True)
         tape.norm(width, rows)
         tape.linear(f"{name}.mlp.fc1", width, inner, rows, input_width=tape.norm_width)
         # quick_gelu has two multiplications and keeps a sigmoid.
@@ -29,4 +29,4 @@ def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
         tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
     tape.norm(width, rows)
     if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
-        tape.parameters += width * int(config.get("projection_dim", 512))
+        tape.weights(width * int(config.get("projection_dim", 512)))

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 _OUTSIDE_BLOCKS: Final = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -19,6 +20,8 @@ _OUTSIDE_BLOCKS: Final = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 _IN_RESNETS: Final = {
+    "norm1": "in_layers.0",
+    "norm2": "out_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
     "conv2": "out_layers.3",
@@ -28,7 +31,7 @@ _IN_RESNETS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SgmNames:
-    """The names of one UNet's linear and convolution layers."""
+    """The names of one UNet's layers with weights."""
 
     resnets: tuple[int, ...]
     """Resnets in each block of the downward path; the upward path has one more in each, in reverse order."""
@@ -46,7 +49,7 @@ class SgmNames:
         """Return a layer's name in Stability AI's code for its name in Diffusers, both with dots.
 
         Raises:
-            KeyError: it is not a linear or convolution layer of such a UNet.
+            KeyError: it is not a layer with weights of such a UNet.
         """
         if module in _OUTSIDE_BLOCKS:
             return _OUTSIDE_BLOCKS[module]

@@ -1,8 +1,8 @@
 """A record of the tensors that training a model keeps in memory, made from its configuration. No torch.
 
-It counts what autograd keeps for the backward pass of frozen layers with adapters: the inputs of norms, activations,
-convolutions, products of two tensors, and adapted layers; a frozen linear layer keeps nothing. Under autocast on CUDA
-norms are computed in float32 (on a CPU they are not). Nothing is kept before the first adapted layer.
+It counts what autograd keeps for the backward pass: the inputs of norms, activations, convolutions, products of two
+tensors, and of linear layers that are adapted or trained; a frozen linear layer keeps nothing. Under autocast on CUDA
+norms are computed in float32 (on a CPU they are not). Nothing is kept before the first layer with a gradient.
 """
 
 from __future__ import annotations
@@ -10,40 +10,47 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 Config = Mapping[str, Any]
+_Moment: TypeAlias = tuple[int, int]
+"""A moment of the backward pass: bytes of the activations that are still kept, and number of the trained values up to
+this layer, whose gradients are still to come."""
 
 _MAX_LAYERS: Final = 1000
 """Limit on the number of layers: a malformed configuration could give any number."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Tape:
-    """The counts of a model: parameters by number, kept activations in bytes."""
+    """The counts of a model of which nothing is trained: parameters by number, kept activations in bytes.
 
-    is_adapted: Callable[[str], bool]
-    rank: int
+    Gradients may flow through it all the same (`is_traced`). Its subclasses count what training adds to each layer.
+    """
+
     width: int
     """Bytes of a value in the task's precision."""
     norm_width: int
     """Bytes of a value in the input or output of a norm."""
-    is_dropping: bool = False
-    """True if adapters have dropout."""
     is_traced: bool = False
     """True if gradients flow through the following layers."""
     parameters: int = 0
+    """Number of the model's parameters, without those of adapters."""
     trained: int = 0
-    """Trained parameters, those of the adapters."""
+    """Number of trained values."""
+    frozen: int = 0
+    """Number of the model's parameters that are not trained."""
     kept: int = 0
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
     """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
-    highest: int = 0
-    """The most bytes kept with gradient checkpointing while a block is recomputed."""
     largest: int = 0
     """Bytes of the largest single tensor."""
+    _moments: list[_Moment] = field(init=False, default_factory=list)
+    """Moments of the backward pass, in the order of the forward pass."""
+    _recomputed: list[_Moment] = field(init=False, default_factory=list)
+    """The same with gradient checkpointing."""
     _block: int | None = None
 
     def keep(self, values: int, width: int) -> None:
@@ -52,8 +59,10 @@ class Tape:
         if not self.is_traced:
             return
         self.kept += values * width
+        self._moments.append((self.kept, self.trained))
         if self._block is None:
             self.kept_outside += values * width
+            self._recomputed.append((self.kept_outside, self.trained))
         else:
             self._block += values * width
 
@@ -67,25 +76,78 @@ class Tape:
         self._block = 0
         yield
         inside, self._block = self._block, None
-        # A block before the first adapted layer keeps nothing; the block with that layer keeps its input.
+        # A block before the first layer with a gradient keeps nothing; the block with that layer keeps its input.
         if traced or self.is_traced:
             self.kept_outside += values * self.width
         # When the block is recomputed, the tensors of later layers are already freed.
-        self.highest = max(self.highest, self.kept_outside + inside)
+        self._recomputed.append((self.kept_outside + inside, self.trained))
 
-    def peak(self, *, recompute: bool) -> int:
-        """Return the peak bytes of the forward and backward pass; `recompute` is gradient checkpointing."""
-        kept = max(self.highest, self.kept_outside) if recompute else self.kept
+    def peak(self, *, recompute: bool, gradient_bytes: int = 0) -> int:
+        """Return the peak bytes of the forward and backward pass.
+
+        Args:
+            recompute: whether gradient checkpointing is used.
+            gradient_bytes: bytes of each trained value's gradient, if gradients are made while activations are freed;
+                0 if they are counted elsewhere.
+        """
+        moments = self._recomputed if recompute else self._moments
+        both = max((kept + gradient_bytes * (self.trained - to_come) for kept, to_come in moments), default=0)
         # The current operation needs about as much as the largest tensor, besides the kept tensors.
-        return kept + self.largest
+        return max(both + self.largest, gradient_bytes * self.trained)
+
+    def weights(self, count: int) -> None:
+        """Record so many weights that keep nothing for the backward pass."""
+        self.parameters += count
+        self.frozen += count
 
     def norm(self, channels: int, rows: int) -> None:
-        self.parameters += 2 * channels
+        """Record a norm over `rows` positions of all samples."""
+        self.weights(2 * channels)
         self.keep(channels * rows, self.norm_width)
 
     def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
         """Record a convolution over `rows` positions of all samples; `is_kept` if its input is already counted."""
-        self.parameters += inputs * outputs * size**2 + outputs
+        self.weights(conv_parameters(inputs, outputs, size))
+        if not is_kept:
+            self.keep(inputs * rows, self.width)
+
+    def linear(
+        self,
+        name: str,
+        inputs: int,
+        outputs: int,
+        rows: int,
+        *,
+        input_width: int,
+        is_kept: bool = False,
+        bias: bool = True,
+    ) -> bool:
+        """Record a linear layer, and return whether its input is now kept as it is.
+
+        Args:
+            name: the layer's name.
+            inputs: values of a row of its input.
+            outputs: values of a row of its output.
+            rows: positions of all samples.
+            input_width: bytes of a value of its input.
+            is_kept: whether its input is already counted.
+            bias: whether it has a bias.
+        """
+        self.weights(inputs * outputs + bias * outputs)
+        return False
+
+
+@dataclass(kw_only=True)
+class AdapterTape(Tape):
+    """The counts of a frozen model with low-rank adapters."""
+
+    is_adapted: Callable[[str], bool]
+    rank: int
+    is_dropping: bool = False
+    """True if adapters have dropout."""
+
+    def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
+        """See `Tape.conv`."""
         if self.is_adapted(name):
             self.is_traced = True
             self.trained += self.rank * (inputs * size**2 + outputs)
@@ -93,23 +155,57 @@ class Tape:
             copies = self.width if self.width < 4 or self.is_dropping else 0
             self.keep(inputs * rows, copies + self.is_dropping)
             self.keep(self.rank * rows, self.width)
-        if not is_kept:
-            self.keep(inputs * rows, self.width)
+        super().conv(name, inputs, outputs, rows, size=size, is_kept=is_kept)
 
     def linear(
-        self, name: str, inputs: int, outputs: int, rows: int, *, bias: bool = True, input_width: int = 0
+        self,
+        name: str,
+        inputs: int,
+        outputs: int,
+        rows: int,
+        *,
+        input_width: int,
+        is_kept: bool = False,
+        bias: bool = True,
     ) -> bool:
-        """Record a linear layer, and return whether it has an adapter.
-
-        `input_width` is the bytes of a value of its input, 0 if the input is already counted.
-        """
-        self.parameters += inputs * outputs + bias * outputs
+        """See `Tape.linear`."""
+        super().linear(name, inputs, outputs, rows, input_width=input_width, is_kept=is_kept, bias=bias)
         if not self.is_adapted(name):
             return False
         self.is_traced = True
         self.trained += self.rank * (inputs + outputs)
         self.keep(self.rank * rows, self.width)
-        self.keep(inputs * rows, self.width + 1 if self.is_dropping else input_width)
+        own = 0 if is_kept else input_width
+        self.keep(inputs * rows, self.width + 1 if self.is_dropping else own)
+        return True
+
+
+@dataclass(kw_only=True)
+class WholeTape(Tape):
+    """The counts of a model of which all weights are trained."""
+
+    def weights(self, count: int) -> None:
+        """See `Tape.weights`."""
+        self.parameters += count
+        self.trained += count
+        self.is_traced = True
+
+    def linear(
+        self,
+        name: str,
+        inputs: int,
+        outputs: int,
+        rows: int,
+        *,
+        input_width: int,
+        is_kept: bool = False,
+        bias: bool = True,
+    ) -> bool:
+        """See `Tape.linear`."""
+        super().linear(name, inputs, outputs, rows, input_width=input_width, is_kept=is_kept, bias=bias)
+        # Autocast casts the input for each layer anew, and the layer keeps that.
+        if input_width != self.width or not is_kept:
+            self.keep(inputs * rows, self.width)
         return True
 
 

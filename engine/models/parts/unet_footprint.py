@@ -137,14 +137,18 @@ class _UNet:
         context, context_rows = (self.text_width, self.text_rows) if is_cross else (width, rows)
         shared = tape.linear(f"{name}.to_q", width, width, rows, bias=False, input_width=tape.norm_width)
         for projection in ("to_k", "to_v"):
-            is_kept = self.has_text if is_cross else shared
-            input_width = 0 if is_kept else tape.width if is_cross else tape.norm_width
             found = tape.linear(
-                f"{name}.{projection}", context, width, context_rows, bias=False, input_width=input_width
+                f"{name}.{projection}",
+                context,
+                width,
+                context_rows,
+                bias=False,
+                input_width=tape.width if is_cross else tape.norm_width,
+                is_kept=self.has_text if is_cross else shared,
             )
             shared |= found
             self.has_text |= found and is_cross
         tape.keep(2 * width * rows, tape.width)  # queries and output
         tape.keep(2 * width * context_rows, tape.width)  # keys and values
         tape.keep(heads * rows, 4)  # the softmax's logarithms
-        tape.linear(f"{name}.to_out.0", width, width, rows)
+        tape.linear(f"{name}.to_out.0", width, width, rows, input_width=tape.width, is_kept=True)

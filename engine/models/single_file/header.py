@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,8 @@ class Tensor:
 
     dtype: str
     shape: tuple[int, ...]
+    start: int = field(default=0, compare=False)
+    """Its first byte, counted from the end of the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def _tensor(entry: Any, num_bytes: int) -> Tensor:
     bits = _ITEM_BITS.get(dtype)
     if begin > end or (bits and math.prod(shape) * bits != (end - begin) * 8):
         raise ValueError("shape and bytes disagree")
-    return Tensor(str(dtype), shape)
+    return Tensor(str(dtype), shape, begin)
 
 
 def _not_safetensors(name: str, start: bytes) -> str:

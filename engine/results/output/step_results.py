@@ -1,4 +1,4 @@
-"""Results of steps before a task's last one (images and LoRAs): when they are due, and how they survive a kill.
+"""Results of steps before a task's last one (images and weights): when they are due, and how they survive a kill.
 
 Each is written to disk before the progress is saved at its step or a later one, and the saved progress names each with
 its SHA-256. So an interrupted job continues with exactly the results of the steps that it has trained; other files
@@ -29,10 +29,10 @@ def image_steps(task: Task, step_range: StepRange) -> range:
 
 
 def checkpoint_steps(task: Task, step_range: StepRange) -> range:
-    """Return the steps whose LoRA a task keeps, without its last step.
+    """Return the steps whose weights a task keeps, without its last step.
 
     The step at which the task begins is included, since it is the result of the task before. So a chain keeps the same
-    LoRAs as one long task.
+    weights as one long task.
     """
     return _multiples(task.checkpoint_every_n_steps, max(step_range.start_step, 1), step_range.stop_step)
 
@@ -103,7 +103,7 @@ class StepResults:
         return {name: self._output.stored(digest) for name, digest in files.items()}
 
     def limit_weights(self, limit: int) -> None:
-        """Keep only the LoRAs of the latest `limit` steps. The others' files stay until `delete_unnamed`."""
+        """Keep only the weights of the latest `limit` steps. The others' files stay until `delete_unnamed`."""
         names = [name.removeprefix(WEIGHTS) for name in self.hashes if name.startswith(WEIGHTS)]
         for name in set(names) - latest(names, limit):
             del self.hashes[WEIGHTS + name]

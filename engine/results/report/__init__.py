@@ -21,6 +21,7 @@ from engine.results.history import StepReport
 from engine.results.report.curves import curves, held_out
 from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text, step_text, without_secrets
 from engine.results.report.unfinished import Unfinished, notice, refresh
+from engine.results.report.words import Words
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -48,6 +49,8 @@ class Picture:
 class Report:
     """The content of the page."""
 
+    words: Words
+    """The words for what is trained."""
     title: str
     """The title: base model and dataset, in one line."""
     task: Mapping[str, Any]
@@ -128,7 +131,7 @@ def _headline(report: Report) -> str:
     ]
     figures = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return f"""<header>
-<p class="eyebrow">LoRA training report</p>
+<p class="eyebrow">{as_html(report.words.title)} report</p>
 <h1>{as_html(public(report.title))}</h1>
 <p class="status"><span class="{pill}">{status}</span> <span>{own}</span></p>
 {notice(report.unfinished)}<div class="track" role="img" aria-label="{busy}; {own}">{_track(report)}</div>
@@ -155,23 +158,26 @@ def _pictures(report: Report) -> str:
         return '<section><h2>Validation images</h2><p class="note">The task asks for none.</p></section>'
     widths = [_png_width(picture.png) for picture in report.pictures]
     small = " small" if max(widths) <= _SMALL_PIXELS else ""
-    pairs = "\n".join(_pair(number, picture) for number, picture in enumerate(report.pictures, start=1))
+    pairs = "\n".join(
+        _pair(number, picture, report.words.trained) for number, picture in enumerate(report.pictures, start=1)
+    )
     has_strip = any(picture.between for picture in report.pictures)
     below = "; below, the images after earlier steps of this task" if has_strip else ""
     latest = "The latest images so far. " if report.unfinished is not None else ""
     return f"""<section><h2>Validation images</h2>
-<p class="note">{latest}The same prompt and seed, without the LoRA and with it{below}.</p>
+<p class="note">{latest}The same prompt and seed, without {as_html(report.words.trained)} and with it{below}.</p>
 <div class="pairs{small}">{pairs}</div></section>"""
 
 
-def _pair(number: int, picture: Picture) -> str:
+def _pair(number: int, picture: Picture, trained: str) -> str:
     without = '<div class="missing">not drawn</div>'
     if picture.without_png is not None:
-        without = _image(picture.without_png, f"Validation image {number} without the LoRA")
+        without = _image(picture.without_png, f"Validation image {number} without {trained}")
     reach = ' tabindex="0"' if len(picture.prompt) > 200 else ""  # a long prompt scrolls, also by keyboard
     return f"""<figure class="card pair"><div class="sides">
 <div><span class="side">Without</span>{without}</div>
-<div><span class="side with">With the LoRA</span>{_image(picture.png, f"Validation image {number} with the LoRA")}</div>
+<div><span class="side with">With {as_html(trained)}</span>\
+{_image(picture.png, f"Validation image {number} with {trained}")}</div>
 </div>{_strip(number, picture)}
 <figcaption><p class="prompt" dir="auto"{reach}>{as_html(picture.prompt) or "(no prompt)"}</p>
 <p class="seed">seed {picture.seed}</p></figcaption></figure>"""
@@ -230,7 +236,8 @@ def _timings(report: Report) -> str:
 
 def _chain(report: Report) -> str:
     entries = [mapping_of(entry) for entry in report.lineage]
-    rows = [_chain_row(k, before, entry) for k, (before, entry) in enumerate(pairwise([{}, *entries]), start=1)]
+    pairs = enumerate(pairwise([{}, *entries]), start=1)
+    rows = [_chain_row(k, before, entry, report.words.new) for k, (before, entry) in pairs]
     hidden = len(rows) - _MAX_ROWS
     note = f'<p class="note">The latest {_MAX_ROWS} of {len(rows):,} tasks.</p>' if hidden > 0 else ""
     return f"""<section><h2>The chain</h2>{note}
@@ -239,7 +246,7 @@ def _chain(report: Report) -> str:
 <tbody>{"".join(rows[max(0, hidden) :])}</tbody></table></div></section>"""
 
 
-def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any], start: str) -> str:
     changed = dict(mapping_of(entry.get("changed")))
     if before:
         old, new = mapping_of(before.get("versions")), mapping_of(entry.get("versions"))
@@ -253,7 +260,7 @@ def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any])
     cells = {
         "Task": f"{number:,}",
         "Steps": f"{step_text(entry.get('from_step'))} to {step_text(entry.get('to_step'))}",
-        "Starts from": f"<code>{as_html(parent[:12])}</code>" if isinstance(parent, str) else "a new LoRA",
+        "Starts from": f"<code>{as_html(parent[:12])}</code>" if isinstance(parent, str) else as_html(start),
         "What changed": f'<ul class="changes">{changes}</ul>' if changes else "nothing",
         "Device": as_html(device_text(mapping_of(entry.get("device")))),
     }

@@ -50,8 +50,8 @@ class Tracker(Protocol):
     def event(self, name: str, **values: Any) -> None:
         """Receive an event between two steps, with JSON-able values.
 
-        Events are `evaluation` (`heldout_loss`: a float, or None if it is not finite), and `lora` and `images` (results
-        of a step before the task's last one).
+        Events are `evaluation` (`heldout_loss`: a float, or None if it is not finite), and, of a step before the
+        task's last one, `images` and the weights, whose event each method names (`Words.event`).
         """
 
     def close(self) -> None:

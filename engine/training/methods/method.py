@@ -12,7 +12,8 @@ from engine.core.files import atomic_files
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
-from engine.task.task import PredictionType, Task
+from engine.results.report.words import Words
+from engine.task.task import PredictionType, Task, TrainingType
 from engine.training.methods.warm_start import WarmStart
 
 if TYPE_CHECKING:
@@ -134,6 +135,13 @@ class MethodSpec:
     """The full name of the module that has `attach`."""
     noun: str
     """The trained thing in messages, with its article: "a LoRA"."""
+    words: Words
+    """More words for it."""
+    reads: Collection[str]
+    """The keys of a task that only this method reads."""
+    usual_rate: float | None
+    """The learning rate that is usual for this method at four images a step; a much higher one gets a note. None if
+    none is too high in general."""
     main_file: str
     """The file, or the folder, from which a training can start, in messages."""
     step_ending: Callable[[str], str | None]
@@ -155,10 +163,17 @@ class MethodSpec:
     Returns lines on what could not be checked. Raises the errors of `attach`."""
     notes: Callable[[Task, WarmStart | None], list[str]]
     """Returns notes on likely mistakes in the method's own keys and the weights to start from."""
+    is_whole_model: bool
+    """True if the trained values are the base model's own weights; see `Trainable.is_whole_model`. For the prediction
+    of memory."""
     tapes: Callable[[FamilySpec, Task, int, int], tuple[Tape, Tape]]
     """Returns the tapes that record the memory of a training step for the denoiser and for the text encoders. The
     numbers are the bytes of a value, and of a value in normalisation layers."""
     smaller: Callable[[Task], Iterator[Change]]
     """Yields changes of the task with less and less to train, for one that does not fit into memory."""
+    lighter: TrainingType | None
+    """The method that takes less memory with the same base model, to be proposed where nothing else fits."""
     copies: Callable[[Task], int]
-    """Returns the number of values per trained value in the saved state, without the optimizer's."""
+    """Returns the number of values per trained value in the saved state, without the optimizer's and the average."""
+    published_bytes: Callable[[Task], int]
+    """Returns the bytes of a trained value in the files that the method publishes, all together."""

@@ -57,6 +57,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return found
 
 
+def training_type(checkpoint: Checkpoint) -> TrainingType:
+    """Return the name of the method that made a checkpoint of `load_checkpoint`."""
+    name: TrainingType = checkpoint.world.get("training_type", _DEFAULT)
+    return name
+
+
 def load_parent(folder: Path, method: MethodSpec) -> Checkpoint | WarmStart:
     """Read and verify the checkpoint that a task continues, or the weights from which it starts.
 

@@ -45,7 +45,7 @@ def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
     width, text_width = transformer["width"], transformer["text_width"]
     text_rows = workload.batch * TEXT_LENGTH * workload.caption_chunks
     own = workload.text_encoders
-    own.parameters += 256 * text["width"]
+    own.weights(256 * text["width"])
     own.linear("mix", text["width"], text["width"], text_rows, input_width=own.width)
 
     tape, rows = workload.denoiser, workload.batch * (workload.resolution // SHRINKS) ** 2
@@ -62,7 +62,7 @@ def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
             for name in ("to_q", "to_k", "to_v"):
                 tape.linear(f"blocks.{k}.{name}", width, width, rows + text_rows, input_width=tape.norm_width)
             tape.keep(4 * width * (rows + text_rows), tape.width)
-            tape.linear(f"blocks.{k}.to_out.0", width, width, rows + text_rows)
+            tape.linear(f"blocks.{k}.to_out.0", width, width, rows + text_rows, input_width=tape.width, is_kept=True)
     tape.linear("project_out", width, CHANNELS, rows, input_width=tape.width)
     pixels = CHANNELS * workload.resolution**2 * 4
     return ImageEncoder(parameters=0, weight_bytes=0, encode_bytes=pixels, decode_bytes=pixels)

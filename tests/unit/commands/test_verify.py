@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.commands import verify
-from engine.commands.result_diff import first_more
+from engine.commands.diffs.result_diff import first_more
 from engine.commands.verify import Result, _shortened
 from engine.core.messages import listing
 from engine.task.settings import read_flags, read_settings

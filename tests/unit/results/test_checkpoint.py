@@ -230,6 +230,71 @@ class TestEarlierSteps:
             checkpoint.load(tmp_path)
 
 
+SHARDS = tuple(f"state-{k:05}-of-00003.safetensors" for k in (1, 2, 3))
+
+
+class TestShardsAndFolders:
+    WEIGHTS = ("part/config.json", "part/model-00001-of-00002.safetensors", "steps/000002/part/config.json")
+
+    def build(self, names=SHARDS):
+        files = {name: name.encode() for name in self.WEIGHTS}
+        steps = {name: files.pop(name) for name in self.WEIGHTS if name.startswith("steps/")}
+        return build(state_files={name: name.encode() for name in names}, weights=files, steps=steps)
+
+    def write(self, folder, files):
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return folder
+
+    def test_they_stay_on_disk(self, tmp_path):
+        files, digest = self.build()
+        found = checkpoint.load(self.write(tmp_path, files))
+        stored = {name: Stored(tmp_path / name, hashlib.sha256(name.encode()).hexdigest()) for name in files}
+        assert found.digest == digest
+        assert found.state_files == {name: stored[name] for name in SHARDS}
+        assert found.steps == {name: stored[name] for name in ("steps/000002/part/config.json",)}
+        assert found.pictures == {"0.png": b"PNG"}
+
+    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+    @pytest.mark.parametrize("name", [*SHARDS, *WEIGHTS])
+    def test_a_damaged_or_missing_one_is_named(self, tmp_path, name, damage):
+        self.write(tmp_path, self.build()[0])
+        damage(tmp_path / name)
+        with pytest.raises(CheckpointError, match=name) as caught:
+            checkpoint.load(tmp_path)
+        assert caught.value.code == 5
+
+    @pytest.mark.parametrize("name", SHARDS)
+    def test_a_shard_that_is_not_listed_is_named(self, tmp_path, name):
+        files, _ = self.build([one for one in SHARDS if one != name])
+        with pytest.raises(CheckpointError, match=f"does not list {name}"):
+            checkpoint.load(self.write(tmp_path, files))
+
+    @pytest.mark.parametrize(
+        "names", [(*SHARDS, "state.safetensors"), (*SHARDS, "state-00001-of-00002.safetensors"), ()]
+    )
+    def test_not_exactly_one_state(self, tmp_path, names):
+        with pytest.raises(CheckpointError, match=r"two training states|does not list state"):
+            checkpoint.load(self.write(tmp_path, self.build(names)[0]))
+
+    @pytest.mark.parametrize("place", ["part", "steps", "steps/000002", "steps/000002/part"])
+    def test_a_folder_that_is_a_link_is_refused(self, tmp_path, place):
+        folder = self.write(tmp_path / "checkpoint", self.build()[0])
+        (folder / place).rename(tmp_path / "elsewhere")
+        (folder / place).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
+            checkpoint.load(folder)
+
+    @pytest.mark.parametrize("name", ["part/config.json", SHARDS[1]])
+    def test_a_pipe_is_not_opened(self, tmp_path, name):
+        folder = self.write(tmp_path, self.build()[0])
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
+            checkpoint.load(folder)
+
+
 class TestDamage:
     def test_every_flipped_byte_is_found(self, tmp_path):
         files, _ = build(finished=True)

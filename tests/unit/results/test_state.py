@@ -9,7 +9,19 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import CheckpointError
-from engine.results.state import LossScale, OptimizerState, TrainState
+from engine.core.files import atomic_files
+from engine.results import safetensors_file
+from engine.results.safetensors_file import Source
+from engine.results.state import (
+    DamagedStateError,
+    LossScale,
+    OptimizerState,
+    TrainState,
+    flatten_state,
+    read_along,
+    read_state,
+    state_files,
+)
 from tests.support.states import dump_state, parse_state
 
 NAMES = ("a.lora_A.weight", "a.lora_B.weight", "b.c.0.lora_A.weight")
@@ -153,3 +165,46 @@ def test_truncated_bytes_are_a_checkpoint_error(cut):
     data, scalars = dump_state(make())
     with pytest.raises(CheckpointError):
         parse_state(data[:cut], scalars)
+
+
+class TestShards:
+    @pytest.fixture
+    def files(self, tmp_path, monkeypatch):
+        """A state of twelve tensors, in files of at most 100 bytes of them."""
+        monkeypatch.setattr(safetensors_file, "MAX_SHARD_BYTES", 100)
+        files, _ = state_files(make())
+        assert len(files) > 2
+        return {name: atomic_files.store(tmp_path, pieces()) for name, pieces in files.items()}
+
+    def test_the_same_tensors(self, files):
+        assert list(files) == [f"state-{k:05}-of-{len(files):05}.safetensors" for k in range(1, len(files) + 1)]
+        found = read_state(files, state_files(make())[1])
+        assert same(flatten_state(found)[0], flatten_state(make())[0])
+
+    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
+    def test_a_damaged_one_is_named(self, files, damage):
+        name, file = sorted(files.items())[1]
+        damage(file.path)
+        with pytest.raises(DamagedStateError, match=f"{name}, a file of the training state, is missing or damaged"):
+            read_state(files, state_files(make())[1])
+
+    def test_a_tensor_in_two_of_them(self, files):
+        name, *_ = files
+        with pytest.raises(CheckpointError, match="in two files"):
+            read_state({"a": files[name], "b": files[name]}, state_files(make())[1])
+
+
+def test_what_other_processes_have_is_fetched_in_the_order_in_which_it_is_written():
+    calls = []
+
+    def source(name, tensor):
+        return Source(tuple(tensor.shape), tensor.dtype, lambda: calls.append(name) or tensor)
+
+    named = {name: source(name, tensor) for name, tensor in reversed(tensors(0).items())}
+    state = make(trained=named)
+    files, _ = state_files(state)
+    assert b"".join(piece for pieces in files.values() for piece in pieces()) == dump_state(make())[0]
+    written = list(calls)
+    calls.clear()
+    read_along(state)
+    assert calls == written == sorted(NAMES)

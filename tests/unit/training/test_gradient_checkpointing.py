@@ -1,9 +1,11 @@
 """With gradient checkpointing a training has the bits that it has without."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
 
 from engine.data.media.geometry import geometry
 from engine.models import registry
@@ -21,6 +23,8 @@ from tests.support.states import dump_state
 CPU = torch.device("cpu")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 EVERYTHING = Lora(rank=3, alpha=2, dropout=0.3, use_rslora=True, target_modules=("to_q", "to_v", "conv1", "conv_in"))
+WHOLE = "all weights"
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 LOFTQ = Lora(rank=3, init_lora_weights="loftq")
 
 
@@ -38,22 +42,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def load(folder, precision):
+def load(folder, precision, trained=()):
     entry = registry.detect(json.loads((folder / "model_index.json").read_text()))
     variants = dict.fromkeys(entry.weighted)
     dtype = DTYPES[precision]
-    args = LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type="epsilon")
+    trained = frozenset(trained) & variants.keys()
+    args = LoadArgs(
+        folder=folder, variants=variants, dtype=dtype, float32=trained, device=CPU, prediction_type="epsilon"
+    )
     return registry.load(entry, args)
 
 
 def train(folder, precision, options, *, text=False, recompute):
     """The state after two steps of two micro-batches, and how often one of the denoiser's blocks was computed."""
     args = TrainArgs(batch_size=2, gradient_accumulation_steps=2, resolution=64, train_text_encoder=text)
-    task = Task(
-        model=Model(name="m"), dataset=Dataset(name="d"), lora=options, train_args=args, mixed_precision=precision
-    )
+    task = Task(model=Model(name="m"), dataset=Dataset(name="d"), train_args=args, mixed_precision=precision)
+    task = replace(task, training_type="full") if options is WHOLE else replace(task, lora=options)
     step_range = StepRange(num_rows=5, batch_size=2, micro_batches=2, start_step=0, stop_step=2, max_steps=2)
-    family, calls = load(folder, precision), []
+    family, calls = load(folder, precision, COMPONENTS if options is WHOLE else ()), []
     family.denoiser.mid_block.resnets[1].register_forward_pre_hook(lambda *_: calls.append(1))
     trainable = methods.attach(family, task, CPU, start=None, warm_start=None)
     trainer = assemble(task, step_range, family, trainable, CPU)
@@ -73,12 +79,18 @@ def train(folder, precision, options, *, text=False, recompute):
     return dump_state(trainer.state()), len(calls)
 
 
+def name_in_file(name):
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
 CASES = [
     ("sd", "no", Lora(rank=3), False),
     ("sd", "bf16", EVERYTHING, True),
     ("sd", "no", LOFTQ, False),
     ("xl", "bf16", Lora(rank=3), False),
     ("xl", "no", EVERYTHING, True),
+    ("sd", "bf16", WHOLE, True),
+    ("xl", "no", WHOLE, True),
 ]
 
 
@@ -88,6 +100,18 @@ def test_the_bits_do_not_depend_on_it(folders, family, precision, options, text)
     saving, more_calls = train(folders[family], precision, options, text=text, recompute=True)
     assert plain == saving
     assert (calls, more_calls) == (4, 8)
+
+
+def test_the_last_layer_of_an_xl_text_encoder_is_left_as_it_is(folders):
+    """Its output is not used: no gradient, and no decay of its weights either."""
+    (data, _), _ = train(folders["xl"], "no", WHOLE, text=True, recompute=False)
+    found, family = load_tensors(data), load(folders["xl"], "no")
+    before = {name_in_file(name): value for name, value in family.parts["text_encoder"].named_parameters()}
+    changed = {name: not torch.equal(found[f"adapter.text_encoder.{name}"], value) for name, value in before.items()}
+    last = [name for name in changed if ".layers.1." in name or "final_layer_norm" in name]
+    assert last and not any(changed[name] for name in last)
+    assert changed["text_model.encoder.layers.0.mlp.fc1.weight"]
+    assert not any(found[f"exp_avg.text_encoder.{name}"].any() for name in last)
 
 
 def test_without_gradients_nothing_is_computed_again(folders):

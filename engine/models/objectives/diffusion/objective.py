@@ -8,8 +8,11 @@ import torch
 
 from engine.models.family import LoadArgs
 from engine.models.objectives.diffusion.noise_schedule import Errors, NoiseSchedule
+from engine.models.objectives.diffusion.sampler import scheduler_config
 from engine.models.objectives.objective import LossOptions, SchedulerConfig
 from engine.task.task import PredictionType
+
+__all__ = ["Diffusion", "load", "scheduler_config"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,19 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Final
 
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import Tape, WholeTape
 from engine.models.spec import FamilySpec
+from engine.results.report.words import Words
 from engine.task.task import Task
 from engine.training.methods.full.checks import check, notes
 from engine.training.methods.full.files import is_complete, is_step_ending, step_ending
 from engine.training.methods.full.start_folder import DENOISERS, find_start
-from engine.training.methods.method import Change, MethodSpec
+from engine.training.methods.method import MethodSpec
+
+_USUAL_RATE: Final = 1e-5
+"""The learning rate in the documentation of Diffusers' `train_text_to_image.py`, which trains four images a step."""
 
 
 def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
@@ -25,20 +27,25 @@ def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
 
 def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[Tape, Tape]:
     """Return the tapes of a training step; see `MethodSpec.tapes`."""
-    tape = Tape(is_adapted=lambda name: True, rank=0, width=value_bytes, norm_width=norm_bytes)
-    return tape, replace(tape)
-
-
-def smaller(task: Task) -> Iterator[Change]:
-    """Yield the task without text encoders; see `MethodSpec.smaller`."""
-    args = task.train_args
-    if args.train_text_encoder:
-        yield {"train_text_encoder": "false"}, replace(task, train_args=replace(args, train_text_encoder=False))
+    text_tape = WholeTape if task.train_args.train_text_encoder else Tape
+    return (
+        WholeTape(width=value_bytes, norm_width=norm_bytes),
+        text_tape(width=value_bytes, norm_width=norm_bytes),
+    )
 
 
 FULL: Final = MethodSpec(
     module="engine.training.methods.full.method",
     noun="a whole model",
+    words=Words(
+        many="models",
+        new="the base model's weights",
+        trained="the training",
+        title="Whole-model training",
+        event="weights",
+    ),
+    reads=(),
+    usual_rate=_USUAL_RATE,
     main_file=" or ".join(sorted(f"{name}/" for name in DENOISERS)),
     step_ending=step_ending,
     is_step_ending=is_step_ending,
@@ -50,7 +57,10 @@ FULL: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    is_whole_model=True,
     tapes=tapes,
-    smaller=smaller,
+    smaller=lambda task: iter(()),
+    lighter="lora",
     copies=lambda task: 1,
+    published_bytes=lambda task: 4 if task.mixed_precision == "no" else 2,
 )

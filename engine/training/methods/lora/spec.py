@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import AdapterTape
 from engine.models.spec import FamilySpec
+from engine.results.report.words import Words
 from engine.task.task import Task
 from engine.training.methods.lora.checks import check
 from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
@@ -46,10 +47,10 @@ def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
     return found
 
 
-def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[Tape, Tape]:
+def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> tuple[AdapterTape, AdapterTape]:
     """Return the tapes of a training step; see `MethodSpec.tapes`."""
     lora = task.lora
-    denoiser = Tape(
+    denoiser = AdapterTape(
         is_adapted=is_target(family.targets_of(family.denoiser, lora.target_modules)),
         rank=lora.rank,
         width=value_bytes,
@@ -75,6 +76,15 @@ def copies(task: Task) -> int:
 LORA: Final = MethodSpec(
     module="engine.training.methods.lora.method",
     noun="a LoRA",
+    words=Words(
+        many="LoRAs",
+        new="a new LoRA",
+        trained="the LoRA",
+        title="LoRA training",
+        event="lora",
+    ),
+    reads=("lora",),
+    usual_rate=None,
     main_file=LORA_FILE,
     step_ending=_STEP_ENDINGS.get,
     is_step_ending=lambda ending: ending in _STEP_ENDINGS.values(),
@@ -84,7 +94,10 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    is_whole_model=False,
     tapes=tapes,
     smaller=smaller,
+    lighter=None,
     copies=copies,
+    published_bytes=lambda task: 4 * len(_STEP_ENDINGS),  # float32 in each file
 )

@@ -10,7 +10,9 @@ from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import Dataset
 from engine.training.buckets import Bucket, Buckets
+from engine.training.methods.warm_start import WarmStart
 from tests.support.jobs import held_out_of, job_of, text
+from tests.support.published_models import base_of
 
 
 class TestAdapterOptions:
@@ -76,6 +78,69 @@ def test_the_plan_tells_what_is_made_in_between():
     assert "images also    after steps 40, 80" in lines
     assert "LoRAs also     after steps 10, 20, 30, …, 90; the checkpoint keeps the latest 5 of the whole chain" in lines
     assert not any("images also" in line or "LoRAs also" in line for line in described(train_args=steps))
+
+
+class TestMethods:
+    """What differs between a LoRA and a whole model."""
+
+    @pytest.mark.parametrize(
+        "given, expected",
+        [
+            ({}, "trains         a LoRA: 797,184 values"),
+            ({"training_type": "full"}, "trains         a whole model: 859,520,964 values"),
+            (
+                {"training_type": "full", "train_args": {"ema_decay": 0.999, "train_text_encoder": True}},
+                "trains         a whole model: 982,581,444 values; moving average with a decay of up to 0.999",
+            ),
+        ],
+    )
+    def test_the_number_of_trained_values(self, given, expected):
+        job = job_of(text(**{"lora": {"rank": 4}} | given))
+        job.base.config = base_of("sd1").config
+        assert expected in describe(job)
+
+    def test_what_is_kept_and_from_what_it_starts(self):
+        steps = {"num_train_steps": 100, "max_train_steps": 100}
+        lines = described(training_type="full", train_args=steps, checkpoint_every_n_steps=40)
+        assert "models also    after steps 40, 80; the checkpoint keeps the latest 5 of the whole chain" in lines
+        assert "starts from    the base model's weights" in lines
+        assert "starts from    a new LoRA" in described()
+        lines = described(training_type="full", train_args=steps, checkpoint_every_n_steps=100)
+        assert any("a whole model is kept every 100 steps" in line for line in lines)
+
+    def test_weights_without_training_state(self):
+        warm = WarmStart(folder=None, digest="cd" * 32, hashes={"unet/config.json": "ab" * 32})
+        lines = describe(job_of(text(training_type="full"), parent=warm))
+        assert any("starts from    a whole model without training state (" in line for line in lines)
+
+    @pytest.mark.parametrize(
+        "args, is_noted",
+        [
+            ({}, True),  # the default is a LoRA's
+            ({"learning_rate": 1e-5}, False),
+            ({"learning_rate": 4.9e-5}, False),
+            ({"learning_rate": 5.1e-5}, True),
+            ({"learning_rate": 5.1e-5, "gradient_accumulation_steps": 16}, False),  # usual is twice as much
+            ({"learning_rate": 1.01e-4, "gradient_accumulation_steps": 16}, True),
+            ({"learning_rate": 1e-5, "scale_lr": True, "batch_size": 64}, True),  # 64 times as much
+        ],
+    )
+    def test_a_rate_far_above_the_usual_one_is_noted(self, args, is_noted):
+        args = {"scale_lr": False, "batch_size": 1} | args
+        notes = [
+            line for line in warnings(job_of(text(training_type="full", train_args=args))) if "is high for" in line
+        ]
+        assert len(notes) == is_noted
+        assert not any("is high for" in line for line in warnings(job_of(text(train_args=args))))
+
+    def test_a_rate_is_said_with_the_usual_one(self):
+        args = {"learning_rate": 1e-5, "text_encoder_learning_rate": 1e-3, "train_text_encoder": True}
+        args |= {"scale_lr": False, "batch_size": 1, "gradient_accumulation_steps": 16}
+        found = warnings(job_of(text(training_type="full", train_args=args)))
+        assert (
+            "the text encoder's learning rate of 0.001 is high for a whole model, which may forget what it has "
+            "learned: usual is about 2e-05 at 16 images a step"
+        ) in found
 
 
 def test_loras_that_are_kept_are_a_setting_where_they_are():

@@ -52,11 +52,13 @@ class TestPrediction:
         plain, quantised = (disk_space.predict(job_of(lora={"init_lora_weights": init})) for init in (True, "loftq"))
         assert quantised.progress - plain.progress == self.LORA
 
-    def test_what_is_kept_of_earlier_steps_counts_twice(self):
+    def test_images_of_earlier_steps_count_twice_and_weights_once(self):
+        """The result has links to the weights."""
         plain = disk_space.predict(job_of())
         for every, limit, count in ((20, 10, 4), (20, 3, 3), (10, 5, 5)):
             found = disk_space.predict(job_of(checkpoint_every_n_steps=every, checkpoint_limit=limit))
-            assert found.progress - plain.progress == found.result - plain.result == count * 2 * self.LORA
+            assert found.result - plain.result == count * 2 * self.LORA and found.progress == plain.progress
+            assert (found.weights, found.kept) == (2 * self.LORA, count)
         found = disk_space.predict(job_of(validation={"num_images": 2, "every_n_steps": 25}))
         assert found.progress - plain.progress == found.result - plain.result == 3 * 2 * self.PICTURE
 
@@ -75,8 +77,41 @@ class TestPrediction:
 
     def test_in_a_line(self):
         found = disk_space.predict(job_of())
-        line = f"disk           {gib(found.result)} for the result, {gib(found.progress)} more while it trains"
+        line = (
+            f"disk           {gib(found.result)} for the result (training state {gib(found.state)}, weights "
+            f"{gib(found.weights)}), {gib(found.progress)} more while it trains"
+        )
         assert disk_space.describe(job_of()) == [line]
+        assert disk_space.describe(job_of(checkpoint_every_n_steps=10))[1:] == [], "a LoRA is small"
+
+
+class TestWholeModel:
+    SD1 = 859_520_964
+
+    @pytest.mark.parametrize("precision, width", [("no", 4), ("bf16", 2), ("fp16", 2)])
+    @pytest.mark.parametrize("average", [0, 1])
+    def test_the_state_is_float32_and_the_weights_are_of_the_tasks_precision(self, precision, width, average):
+        args = {"ema_decay": 0.999} if average else {}
+        found = disk_space.predict(job_of(training_type="full", mixed_precision=precision, train_args=args))
+        assert found.state == pytest.approx(self.SD1 * 4 * (3 + average), rel=1e-4)
+        assert found.weights == self.SD1 * width
+        assert found.result == pytest.approx(found.state + found.weights, rel=0.01)
+        # The former progress is still there while the next one is saved.
+        assert found.progress == found.state
+
+    def test_text_encoders_count_where_they_are_trained(self):
+        found = disk_space.predict(job_of(training_type="full", train_args={"train_text_encoder": True}))
+        assert found.weights == 4 * (self.SD1 + 123_060_480)
+
+    def test_the_plan_warns_of_kept_steps(self):
+        found = disk_space.describe(
+            job_of(training_type="full", mixed_precision="bf16", checkpoint_every_n_steps=10, checkpoint_limit=3)
+        )
+        size, all_sizes = gib(2 * self.SD1), gib(3 * 2 * self.SD1)
+        assert found[1:] == [
+            f"note: the weights of each step that is kept take {size}, all of them in the end {all_sizes}; "
+            "checkpoint_limit says how many are kept"
+        ]
 
 
 class TestRequire:

@@ -42,6 +42,43 @@ EXTREMES = [
 ]
 
 
+class TestWholeModel:
+    """What would fit where all weights are trained."""
+
+    def task(self, precision="no", **args):
+        return replace(task_of(precision, **args), training_type="full")
+
+    def test_each_change_that_suffices_is_proposed_and_another_method_last(self):
+        task = self.task(ema_decay=0.99, batch_size=4, resolution=768)
+        base, now = base_of("sd1"), prediction(base_of("sd1"), self.task(batch_size=4, resolution=768), None).peak
+        found = memory.fitting(base, task, device="cpu", available=int(now / memory.SPARE) + 1)
+        proposed = [words.split(" (")[0] for words in found]
+        assert "ema_decay null" in proposed and proposed[-1] == 'training_type "lora"'
+
+    def test_without_text_encoders(self):
+        task = self.task("bf16", train_text_encoder=True, gradient_checkpointing=True, resolution=64)
+        base, less = base_of("xl"), self.task("bf16", gradient_checkpointing=True, resolution=64)
+        available = int(prediction(base, less, None).peak / memory.SPARE) + 1
+        found = memory.fitting(base, task, device="cpu", available=available)
+        assert [words.split(" (")[0] for words in found] == ["train_text_encoder false", 'training_type "lora"']
+
+    def test_a_lora_is_the_only_way_into_a_small_card(self):
+        task = self.task("bf16", batch_size=4)
+        found = memory.fitting(base_of("xl"), task, device="cuda", available=16 * GIB)
+        assert [words.split(" (")[0] for words in found] == ['training_type "lora"']
+        with pytest.raises(DeviceMemoryError, match='what should fit: training_type "lora"'):
+            memory.require_enough(
+                base_of("xl"), task, device="cuda", available=16 * GIB, most=16 * GIB, continues=False
+            )
+
+    def test_more_processes_may_fit(self):
+        task = self.task("bf16", gradient_accumulation_steps=8)
+        room = {"device": "cuda", "available": 40 * GIB, "most": 28 * GIB, "continues": False}
+        with pytest.raises(DeviceMemoryError):
+            memory.require_enough(base_of("xl"), task, **room)
+        memory.require_enough(base_of("xl"), task, num_processes=8, **room)
+
+
 class TestRefusal:
     """Of what would be ended by the system's out-of-memory killer, without a line."""
 

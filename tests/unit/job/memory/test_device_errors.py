@@ -1,5 +1,6 @@
 """The advice of a job that ran out of memory."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -30,6 +31,12 @@ class TestAdvice:
         least = SimpleNamespace(base=base_of("sd1"), task=task_of("bf16", Lora(rank=1), resolution=64), parent=None)
         said = memory_advice(least, torch.device("cpu"), None)
         assert said == "out of memory on this machine; try a machine with more memory"
+
+    def test_of_a_whole_model(self):
+        task = replace(task_of("bf16", ema_decay=0.9, resolution=64, train_text_encoder=True), training_type="full")
+        said = memory_advice(SimpleNamespace(base=base_of("sd1"), task=task, parent=None), torch.device("cpu"), None)
+        expected = 'ema_decay null, or train_text_encoder false, or training_type "lora", or a machine with more memory'
+        assert said == f"out of memory on this machine; try {expected}"
 
     def test_where_nothing_would_fit_it_says_so(self):
         assert "no change of the task would fit" in memory_advice(self.JOB, torch.device("cpu"), GIB)

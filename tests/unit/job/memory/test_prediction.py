@@ -7,7 +7,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.job import memory
 from engine.models import registry
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import AdapterTape
 from engine.models.spec import Workload
 from engine.task.task import Lora
 from engine.training.methods.lora.targets import is_target
@@ -25,7 +25,7 @@ def footprint_of(name, lora, precision, *, batch=1, resolution=512, is_cuda=True
 
     def tape(targets):
         norm_width = 4 if is_cuda else width
-        return Tape(
+        return AdapterTape(
             is_adapted=is_target(targets),
             rank=lora.rank,
             width=width,

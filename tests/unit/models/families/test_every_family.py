@@ -15,7 +15,7 @@ from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions
-from engine.models.parts.tape import Tape
+from engine.models.parts.tape import AdapterTape
 from engine.models.spec import Workload
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
@@ -194,7 +194,7 @@ class TestLoading:
         spec, lora = full.spec, Lora(rank=3)
 
         def tape(targets):
-            return Tape(is_adapted=is_target(targets), rank=lora.rank, width=4, norm_width=4)
+            return AdapterTape(is_adapted=is_target(targets), rank=lora.rank, width=4, norm_width=4)
 
         workload = Workload(
             batch=1,

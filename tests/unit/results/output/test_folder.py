@@ -1,5 +1,7 @@
 """The output folder: who may take it, and that nothing complete is lost wherever a job dies."""
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.core.errors import OutputError
+from engine.core.files.atomic_files import Stored
 from engine.results.output.folder import Claim, JobRecord, OutputFolder
 from tests.support.output_folders import (
     AGAIN,
@@ -362,3 +365,59 @@ def test_what_is_kept_belongs_to_the_owner_of_the_folder(tmp_path):
         output.store([b"data"])
         output.publish(output.validation, {"inner/a": b"", "manifest.json": b""}, last="manifest.json")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in out.rglob("*")} == {(1234, 2345)}
+
+
+NESTED = {"part/a": b"one", "steps/000001/part/a": b"two", "manifest.json": b"{}"}
+
+
+class TestStore:
+    def publish(self, output):
+        stored = {name: output.store([data[:1], memoryview(data)[1:]]) for name, data in NESTED.items()}
+        output.publish(output.checkpoint, stored, last="manifest.json")
+        assert snapshot(output.checkpoint) == {Path(name): data for name, data in NESTED.items()}
+        return stored
+
+    @pytest.fixture
+    def output(self, tmp_path):
+        with OutputFolder.lock(tmp_path / "out") as locked:
+            locked.claim(JOB, in_place=False, overwrite=False)
+            yield locked
+
+    def test_what_is_published_is_not_copied(self, output):
+        stored = self.publish(output)
+        for name, file in stored.items():
+            published = output.checkpoint / name
+            assert published.samefile(file.path) and stat.S_IMODE(published.stat().st_mode) == 0o644
+            assert stat.S_IMODE(published.parent.stat().st_mode) == 0o755
+
+    def test_it_is_where_the_file_system_has_no_links(self, output, monkeypatch):
+        def refuse(*_):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+        for name, file in self.publish(output).items():
+            assert not (output.checkpoint / name).samefile(file.path)
+
+    def test_another_results_file_is_copied(self, output, tmp_path):
+        (tmp_path / "other").write_bytes(b"x")
+        other = Stored(tmp_path / "other", hashlib.sha256(b"x").hexdigest())
+        output.publish(output.checkpoint, {"manifest.json": other}, last="manifest.json")
+        assert not (output.checkpoint / "manifest.json").samefile(other.path)
+
+    def test_a_damaged_one_is_not_published(self, output):
+        stored = output.store([b"data"])
+        stored.path.write_bytes(b"date")
+        with pytest.raises(OutputError, match="gone or damaged"):
+            output.publish(output.checkpoint, {"manifest.json": stored}, last="manifest.json")
+        assert not output.checkpoint.exists()
+
+    def test_a_full_disk_leaves_nothing_of_it(self, output):
+        before = output.store([b"before"])
+
+        def pieces():
+            yield b"half"
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(OutputError, match="the disk is full"):
+            output.store(pieces())
+        assert list(before.path.parent.iterdir()) == [before.path] and before.is_whole()

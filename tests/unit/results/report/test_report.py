@@ -10,6 +10,7 @@ import pytest
 
 from engine.results.history import StepReport
 from engine.results.report import Picture, render
+from engine.training.methods.registry import METHODS
 from tests.support.reports import GPU, VERSIONS, Page, curve, measured, numbers, png, sample, task_entry
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -154,3 +155,10 @@ def test_skipped_images_are_listed_with_their_reasons():
     assert "0.pngtruncated1.pngtruncated" in page.text
     assert "And 150 more." in page.text
     assert "No image was skipped." in Page(render(sample())).text
+
+
+def test_a_whole_model_has_its_own_words():
+    page = render(sample(words=METHODS["full"].words))
+    assert "LoRA" not in page
+    for words in ("Whole-model training report", "without the training and with it", "the base model&#x27;s weights"):
+        assert words in page, words

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError, TemporaryError
 from engine.results.state import weights_digest
@@ -167,3 +168,50 @@ def test_the_digest_is_over_names_and_bits():
     (name, tensor), *_ = state.items()
     assert digest != weights_digest({**state, name: -tensor}) and digest != weights_digest({f"{name}x": tensor})
     assert dump_state(Run().trainer.state()) == dump_state(Run().trainer.state())
+
+
+class TestWholeTensors:
+    """Exchanges of whole models, through gloo."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("lengths", [[2, 3], [5, 0], [0, 0]])
+    def test_each_gets_its_part_of_all(self, lengths, dtype):
+        def deal(group):
+            return group.deal((torch.arange(5.0) + 10 * group.rank).to(dtype)[: sum(lengths)], lengths)
+
+        first, second = through_gloo(deal)
+        whole = torch.stack([torch.arange(5.0), torch.arange(5.0) + 10]).to(dtype)[:, : sum(lengths)]
+        assert torch.equal(first, whole[:, : lengths[0]]) and torch.equal(second, whole[:, lengths[0] :])
+
+    @pytest.mark.parametrize("shape", [(2, 3), (), (0,)])
+    @pytest.mark.parametrize("owner", [0, 1])
+    def test_the_first_gets_what_one_has(self, owner, shape):
+        tensor = torch.full(shape, 7.0)
+
+        def bring(group):
+            brought = group.bring_to_first(tensor if group.rank == owner else None, owner, shape)
+            group.exchange("done")  # none ends before the others are connected
+            return brought
+
+        found = through_gloo(bring, 3)
+        assert torch.equal(found[0], tensor) and found[2].numel() == 0
+
+    @pytest.mark.parametrize("exchange", ["gather", "deal", "bring_to_first"])
+    def test_one_that_ends_in_the_middle_ends_the_others(self, exchange):
+        """Its connections close, as a killed process's do; the reason is asked for."""
+        own = torch.ones(1 << 20)
+        orders = {
+            "gather": lambda group: group.gather(own),
+            "deal": lambda group: group.deal(own, [1 << 19, 1 << 19]),
+            "bring_to_first": lambda group: group.bring_to_first(own if group.rank else None, 1, own.shape),
+        }
+
+        def run(group):
+            orders[exchange](group)
+            if group.rank == 1:
+                return True
+            with pytest.raises(TemporaryError, match="lost their connection"):
+                orders[exchange](group)
+            return True
+
+        assert through_gloo(run) == [True, True]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from engine.commands import result_diff
-from engine.commands.result_diff import differing_keys, first_more, first_step
+from engine.commands.diffs import result_diff
+from engine.commands.diffs.result_diff import differing_keys, first_more, first_step
 from engine.results.checkpoint import spelled
 from engine.results.history import StepReport
 

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from engine.commands.tensor_diff import first_tensor
+from engine.commands.diffs.tensor_diff import first_tensor
 from engine.core.messages import plural, short
 from engine.results.checkpoint import HISTORY, MANIFEST, STATE_JSON, is_state_file, spelled
 from engine.results.history import StepReport
