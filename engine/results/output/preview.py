@@ -41,6 +41,8 @@ def renew(root: Path, pictures: Mapping[str, Stored], weights: Mapping[str, Stor
     """
     folder = root / PREVIEW
     wanted = {preview_name(name): stored for name, stored in (*pictures.items(), *weights.items())}
+    if folder.is_symlink():  # nothing is written through a link
+        return
     with atomic_files.writing_to(folder):
         _delete(folder, keep=wanted)
         if wanted and not folder.is_dir():

@@ -90,10 +90,11 @@ def test_others_files_stay(out, kept):
     assert files(out) == {"mine.png": b"?", "step-2.png": b"?"}
 
 
-def test_a_link_is_not_followed(out, tmp_path):
+def test_a_link_is_not_followed(out, tmp_path, kept):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "step-000002-0.png").write_bytes(b"?")
     (out / "preview").symlink_to(elsewhere)
+    preview.renew(out, {"step-000004/0.png": kept(a=b"picture")["a"]}, {})
     preview.remove(out)
-    assert (elsewhere / "step-000002-0.png").exists()
+    assert [path.name for path in elsewhere.iterdir()] == ["step-000002-0.png"]
