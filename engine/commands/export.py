@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from engine.commands.program import program
 from engine.core.console import Meter, say
-from engine.core.errors import ModelError, OutputError, TaskError
+from engine.core.errors import Interrupted, ModelError, OutputError, TaskError
 from engine.core.files import built_beside
 from engine.core.files.built_beside import Content, Streamed
 from engine.core.limits import Limits
@@ -238,6 +238,8 @@ def _write(output: Path, content: Streamed | Mapping[str, Content], *, overwrite
             built_beside.write_one(output, content, overwrite=overwrite, written=written)
         else:
             built_beside.write_folder(output, content, overwrite=overwrite, written=written)
+    except Interrupted as error:
+        raise Interrupted(error.code - 128, f"stopped by a signal; nothing was written to {output}") from None
     finally:
         meter.close()
 

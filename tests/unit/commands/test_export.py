@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from engine.commands import export
-from engine.core.errors import ModelError, TaskError
+from engine.core.errors import Interrupted, ModelError, OutputError, TaskError
+from engine.core.files.built_beside import Streamed
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB, LOCAL = f"org/model@{COMMIT}", f"sha256:{'a' * 64}"
@@ -84,3 +85,20 @@ def test_another_base_model_is_refused_with_advice(monkeypatch, given, wanted, f
 def test_flags_that_do_not_go_together(flags, words):
     with pytest.raises(TaskError, match=words):
         export._check(export.parser().parse_args(["c", *flags.split()]))
+
+
+def test_a_signal_says_that_nothing_was_written(tmp_path):
+    def content():
+        yield b"half"
+        raise Interrupted(15, "stopped by SIGTERM; the same command continues")
+
+    with pytest.raises(Interrupted, match="nothing was written to") as caught:
+        export._write(tmp_path / "m.safetensors", Streamed(9, content), overwrite=False)
+    assert caught.value.code == 143 and list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "free_bytes", lambda folder: 5_000_000_000)
+    content = Streamed(6_000_000_000, lambda: iter(()))
+    with pytest.raises(OutputError, match=r"takes about 6\.0 GB, and 5\.0 GB are free"):
+        export._require_space(tmp_path / "m.safetensors", {"": content})
