@@ -131,6 +131,7 @@ def test_a_training_whose_maximum_is_lowered_to_the_step_reached_is_finished(lon
     assert_same(folder_bytes(in_place / "checkpoint"), folder_bytes(last.out / "checkpoint"))
 
 
+@pytest.mark.slow
 def test_a_chain_ends_after_the_task_that_was_told_to_finish(task, tmp_path):
     sliced = changed(task, {"train_args.num_train_steps": 3})
     out = tmp_path / "chain"
