@@ -24,6 +24,8 @@ from benchmarks.measuring import Measured
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
+OUTPUT: Final = "out"
+"""The folder of a program's results, in the folder of its run."""
 Result = dict[str, Any]
 DENOISER_TFLOP: Final = {("sd15", 512): 0.80 + 0.91, ("sdxl", 1024): 6.8 + 7.3}
 """Of an image, forward and backward through the denoiser, which is all that a step needs of what is encoded already."""
@@ -41,11 +43,13 @@ def run_job(
     """One run of the program: what it measured of itself, and what was seen from outside."""
     folder.mkdir(parents=True)
     (folder / "task.json").write_text(json.dumps(workload.task()))
-    out = folder / "out"
+    out = folder / OUTPUT
     command = [*program, "--task", folder / "task.json", "--output-dir", out]
     command += ["--cache-dir", cache, "--device", device]
     log = out / "progress.jsonl"
-    watch = {"first step": lambda: _shows(log, '"event": "step"'), "trained": lambda: _shows(log, '"event": "end"')}
+    # A line of another event follows within two seconds where the last step has none of its own.
+    last = f'"step": {workload.steps},'
+    watch = {"first step": lambda: _shows(log, '"event": "step"'), "last step": lambda: _shows(log, last)}
     measured = measuring.run(command, log=folder / "log.txt", watch=watch, until=until)
     if measured.code != 0:
         raise SystemExit(f"the job failed ({measured.code}):\n{(folder / 'log.txt').read_text()[-2000:]}")
@@ -64,16 +68,16 @@ def run_job(
 
 
 def parts_of(measured: Measured, workload: Workload) -> Result:
-    """A run of any trainer, as seen from outside; needs the moments `first step` and `trained`."""
-    first, trained = measured.moments["first step"], measured.moments["trained"]
-    further = (trained.cpu - first.cpu) / (workload.steps - 1) if workload.steps > 1 else None
+    """A run of any trainer, as seen from outside; needs the moments `first step` and `last step`."""
+    first, last = measured.moments["first step"], measured.moments["last step"]
+    further = (last.cpu - first.cpu) / (workload.steps - 1) if workload.steps > 1 else None
     return {
         "until the first step s": first.wall,
         "wall s": measured.wall,
         "cpu s": measured.cpu,
         "cpu s until the first step": first.cpu,
         "cpu s of a further step": further,
-        "cpu s after the last step": measured.cpu - trained.cpu,
+        "cpu s after the last step": measured.cpu - last.cpu,
         "peak rss MiB": measured.peak_rss / 2**20,
         "peak anonymous MiB": measured.peak_anonymous / 2**20,
     }
@@ -95,9 +99,16 @@ def medians(rows: list[Result]) -> Result:
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     """What to train, for every benchmark of whole jobs."""
     parser.add_argument("--model", default="tiny", help=f"{', '.join(workloads.MODELS)}, or a Diffusers folder")
+    parser.add_argument("--full", action="store_true", help="train the whole denoiser, not a LoRA")
+    parser.add_argument("--ema", action="store_true", help=f"average the weights, decay {workloads.EMA_DECAY}")
+    parser.add_argument("--dataset", type=Path, help="an imagefolder in place of `--images` smooth patterns")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--lr-scheduler", choices=["constant", "cosine", "linear"], default="constant")
+    parser.add_argument("--lr-warmup-steps", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no")
     parser.add_argument("--random-crop", action="store_true", help="every visit is encoded afresh")
@@ -110,16 +121,22 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_workload(args: argparse.Namespace) -> Workload:
     """The workload that the command line asks for, its files in place."""
-    return workloads.prepare(
-        args.work,
-        model=args.model,
-        num_images=args.images,
+    dataset = args.dataset or workloads.build_images(args.work, args.images, args.resolution)
+    return Workload(
+        model=workloads.build_model(args.work, args.model, args.resolution),
+        dataset=dataset.resolve(),
         steps=args.steps,
         batch_size=args.batch_size,
         resolution=args.resolution,
         precision=args.precision,
         center_crop=not args.random_crop,
+        is_whole_model=args.full,
+        has_ema=args.ema,
+        learning_rate=args.learning_rate,
+        lr_scheduler=args.lr_scheduler,
+        lr_warmup_steps=args.lr_warmup_steps,
         validation_images=args.validation_images,
+        seed=args.seed,
     )
 
 

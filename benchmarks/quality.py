@@ -1,14 +1,15 @@
-"""How well the base draws its subjects, and whether a LoRA moves the style and keeps the subject.
+"""How well the base draws its subjects, and whether a training moves the style and keeps the subject.
 
     pip install --no-deps -r benchmarks/requirements.txt
     python assets/prepare_data.py --work build/emoji     # the real images to compare with
     python benchmarks/quality.py all --renders build/emoji --output build/quality
 
-`base` draws the subjects' captions and looks for the nearest real image, by an ImageNet network's features. `lora`
+`base` draws the subjects' captions and looks for the nearest real image, by an ImageNet network's features. `trained`
 trains the task as a chain through the normal entrypoint, exactly as `make demo` does, and draws captions with and
-without the LoRA at the same seeds: held-out ones, ones whose drawing in the style the base has not seen either, and
-ones that the LoRA was trained on. The output folder gets `quality.json`, `quality.png`, the drawings and the
-LoRA's tasks. docs/quality.md says what the figures mean.
+without what was trained at the same seeds: held-out ones, ones whose drawing in the style the base has not seen
+either, and ones that were trained on. A LoRA is trained or, with `--task benchmarks/whole_model.json`, the denoiser.
+The output folder gets `quality.json`, `quality.png`, the drawings and the chain's tasks. docs/quality.md says what the
+figures mean.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.numpy import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +127,7 @@ def measure_base(bench: Bench, base: Path, every: int) -> Result:
 
 
 def train(task_file: Path, output: Path) -> tuple[Path, Result]:
-    """Train the task as a chain through the normal entrypoint; the LoRA's folder and what was trained."""
+    """Train the task as a chain through the normal entrypoint; the result's folder and facts about the training."""
     command = [sys.executable, str(ROOT / "entrypoint.py"), "chain", "--task", str(task_file), "--output", str(output)]
     subprocess.run([*command, "--", "--device", "cpu", "--cache-dir", str(output / "cache")], check=True)
     results = [json.loads(path.read_text()) for path in sorted(output.glob("[0-9]*/result.json"))]
@@ -170,17 +172,28 @@ def _probe_accuracy(probe: Probe, features: torch.Tensor) -> float:
     return (1 - probe.share(flat) + probe.share(contrast)) / 2
 
 
-def draw_sets(bench: Bench, base: Path, lora: Path, prompts: dict[str, list[str]]) -> dict[str, dict[str, np.ndarray]]:
+def load_trained(pipeline: Any, trained: Path) -> None:
+    """Give a pipeline the denoiser in `trained/unet`, or the LoRA in the folder `trained`."""
+    if (trained / "unet").is_dir():
+        pipeline.unet = UNet2DConditionModel.from_pretrained(trained, subfolder="unet", torch_dtype=torch.float32)
+    else:
+        pipeline.load_lora_weights(trained)
+
+
+def draw_sets(
+    bench: Bench, base: Path, trained: Path, prompts: dict[str, list[str]]
+) -> dict[str, dict[str, np.ndarray]]:
     """The images of each set of prompts at the same seeds.
 
     Returns:
-        Set -> `without` and `with` the LoRA, and `named`: without it, by the words that name the style to the base.
+        Set -> `without` and `with` what was trained, and `named`: without it, by the words that name the style to the
+        base.
     """
     pipeline = load_pipeline(base)
     images: dict[str, dict[str, np.ndarray]] = {name: {} for name in prompts}
     for key in ("without", "named", "with"):
         if key == "with":
-            pipeline.load_lora_weights(lora)
+            load_trained(pipeline, trained)
         for name, texts in prompts.items():
             asked = [bench.subjects.named[text] for text in texts] if key == "named" else texts
             images[name][key] = bench.draw(pipeline, asked, f"{name} {key}")
@@ -202,8 +215,8 @@ def measure_real(bench: Bench, base: Path, held_out: Sequence[int]) -> tuple[Res
     return result, np.concatenate([drawn[flat], drawn[contrast]])
 
 
-def measure_lora(bench: Bench, base: Path, lora: Path, captions: dict[str, list[str]], num_seeds: int) -> Result:
-    """Style and subject, with and without the LoRA.
+def measure_trained(bench: Bench, base: Path, trained: Path, captions: dict[str, list[str]], num_seeds: int) -> Result:
+    """Style and subject, with and without what was trained.
 
     Args:
         captions: set -> the captions that are drawn. There is `held-out`, on which the probes are tried.
@@ -212,7 +225,7 @@ def measure_lora(bench: Bench, base: Path, lora: Path, captions: dict[str, list[
     count = len(captions["held-out"])
     chosen = {name: [texts[n * len(texts) // count] for n in range(count)] for name, texts in captions.items()}
     subjects = {name: [bench.subjects.captions.index(text) for text in texts] for name, texts in chosen.items()}
-    images = draw_sets(bench, base, lora, {name: texts * num_seeds for name, texts in chosen.items()})
+    images = draw_sets(bench, base, trained, {name: texts * num_seeds for name, texts in chosen.items()})
     real, reconstructed = measure_real(bench, base, subjects["held-out"])
     probes, checks = fit_probes(bench, subjects["held-out"], reconstructed)
     result: Result = {"probes": checks, "accuracy of reconstructed real images": real}
@@ -239,14 +252,14 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("stage", choices=["base", "lora", "all"])
+    parser.add_argument("stage", choices=["base", "trained", "all"])
     parser.add_argument("--renders", type=Path, required=True, help="the work folder of assets/prepare_data.py")
     parser.add_argument("--output", type=Path, default=Path("build/quality"))
     parser.add_argument("--every", type=int, default=1, help="draw every so many-th subject in stage base")
     parser.add_argument("--task", type=Path, default=ROOT / "examples/demo/task.json", help="base, dataset, training")
-    parser.add_argument("--lora", type=Path, help="the folder of a LoRA that is there already; nothing is trained")
-    parser.add_argument("--heldout-only", action="store_true", help="draw no captions that the LoRA was trained on")
-    parser.add_argument("--seeds", type=int, default=2, help="images for each caption in stage lora")
+    parser.add_argument("--trained", type=Path, help="a folder with a LoRA or with unet/, in place of a training")
+    parser.add_argument("--heldout-only", action="store_true", help="draw no captions that were trained on")
+    parser.add_argument("--seeds", type=int, default=2, help="images for each caption in stage trained")
     parser.add_argument("--seed", type=int, default=1000, help="the first image's; the next image's is one more")
     parser.add_argument("--guidance", type=float, default=7.5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -267,15 +280,15 @@ def main() -> None:
     }
     if args.stage in ("base", "all"):
         result["base"] = measure_base(bench, base, args.every)
-    if args.stage in ("lora", "all"):
-        lora = args.lora
-        if lora is None:
-            with bench.phase("train the LoRA"):
-                lora, result["training"] = train(args.task, args.output / "lora")
+    if args.stage in ("trained", "all"):
+        trained = args.trained
+        if trained is None:
+            with bench.phase("train"):
+                trained, result["training"] = train(args.task, args.output / "chain")
         captions = {"held-out": dataset_captions(HELD_OUT), "unseen": bench.subjects.unseen}
         if not args.heldout_only:
             captions["trained on"] = dataset_captions(dataset)
-        result["lora"] = measure_lora(bench, base, lora, captions, args.seeds)
+        result["trained"] = measure_trained(bench, base, trained, captions, args.seeds)
     text = json.dumps(result, indent=2)
     (args.output / "quality.json").write_text(text + "\n")
     save_file(bench.drawings, args.output / "drawings.safetensors")

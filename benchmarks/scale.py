@@ -38,7 +38,7 @@ PRINTED: Final = (
     "plan: cpu s",
     "plan: peak rss MiB",
     "plan: peak anonymous MiB",
-    "prepare s",
+    "download s",
     "until the first step s",
     "cpu s until the first step",
     "peak rss MiB",
@@ -150,10 +150,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build/bench", help="where model and datasets are kept")
     parser.add_argument("--json", type=Path, help="write everything measured there")
     args = parser.parse_args()
-    tiny = workloads.prepare(
-        args.work,
-        model="tiny",
-        num_images=2,
+    tiny = Workload(
+        model=workloads.build_model(args.work, "tiny", 64),
+        dataset=args.work,  # each measurement has another
         steps=args.steps,
         batch_size=1,
         resolution=64,
@@ -166,7 +165,7 @@ def main() -> None:
         for rows in args.rows:
             dataset = build(args.work, layout, rows, args.image_bytes).resolve()
             with tempfile.TemporaryDirectory() as scratch:
-                found = measure(replace(tiny, dataset=dataset, num_images=rows), Path(scratch))
+                found = measure(replace(tiny, dataset=dataset), Path(scratch))
             report[f"{layout}, {rows} rows"] = found
             print(f"{layout}, {rows:,} rows{'first':>20}{'later':>12}")
             for name in PRINTED:

@@ -27,6 +27,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tests.support.real_shapes import XL_BASE_UNET
 from tests.support.tiny import build_sd, build_tokenizer
 
+EMA_DECAY: Final = 0.9999
+"""What Diffusers' `EMAModel` has unless told otherwise; its script for whole models tells it nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -34,37 +37,48 @@ class Workload:
 
     model: Path
     dataset: Path
-    num_images: int
     steps: int
     batch_size: int
     resolution: int
     precision: str
     center_crop: bool
+    is_whole_model: bool = False
+    """Train all weights of the denoiser, not a LoRA."""
+    has_ema: bool = False
+    """Average the weights, with `EMA_DECAY`."""
     rank: int = 4
     learning_rate: float = 1e-4
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 0
     validation_images: int = 4
     prompt: str = "a red square"
     seed: int = 0
 
     def task(self) -> dict[str, Any]:
         """It as a task of this program."""
-        return {
+        task: dict[str, Any] = {
             "model": {"name": str(self.model)},
             "dataset": {"name": str(self.dataset)},
             "validation": {"prompt": self.prompt, "num_images": self.validation_images},
             "train_args": {
                 "learning_rate": self.learning_rate,
+                "lr_scheduler": {"lr_scheduler": self.lr_scheduler, "lr_warmup_steps": self.lr_warmup_steps},
                 "scale_lr": False,
                 "batch_size": self.batch_size,
                 "num_train_steps": self.steps,
                 "max_train_steps": self.steps,
                 "resolution": self.resolution,
             },
-            "lora": {"rank": self.rank, "init_lora_weights": "gaussian"},
             "transforms": {"center_crop": self.center_crop},
             "mixed_precision": self.precision,
             "seed": self.seed,
         }
+        if self.has_ema:
+            task["train_args"]["ema_decay"] = EMA_DECAY
+        if self.is_whole_model:
+            # As many denoising steps as Diffusers' script takes.
+            return task | {"training_type": "full", "validation": task["validation"] | {"num_inference_steps": 20}}
+        return task | {"lora": {"rank": self.rank, "init_lora_weights": "gaussian"}}
 
 
 def build_dataset(folder: Path, count: int, side: int) -> Path:
@@ -185,35 +199,19 @@ MODELS: Final[dict[str, Callable[[Path, int], Path]]] = {
 }
 
 
-def prepare(
-    work: Path,
-    *,
-    model: str,
-    num_images: int,
-    steps: int,
-    batch_size: int,
-    resolution: int,
-    precision: str,
-    center_crop: bool,
-    validation_images: int,
-) -> Workload:
-    """A workload whose files lie in `work`; `model` is one of `MODELS`, or a folder in Diffusers' layout."""
-    folder = Path(model)
-    if model in MODELS:
-        folder = work / (model if model == "tiny" else f"{model}-{resolution}")
-        if not (folder / "model_index.json").exists():
-            MODELS[model](folder, resolution)
-    dataset = work / f"images-{num_images}-{resolution}"
-    if not (dataset / "metadata.jsonl").exists():
-        build_dataset(dataset, num_images, resolution)
-    return Workload(
-        model=folder.resolve(),
-        dataset=dataset.resolve(),
-        num_images=num_images,
-        steps=steps,
-        batch_size=batch_size,
-        resolution=resolution,
-        precision=precision,
-        center_crop=center_crop,
-        validation_images=validation_images,
-    )
+def build_model(work: Path, model: str, resolution: int) -> Path:
+    """The folder of one of `MODELS`, built in `work` if it is not there; or `model` itself, in Diffusers' layout."""
+    if model not in MODELS:
+        return Path(model).resolve()
+    folder = work / (model if model == "tiny" else f"{model}-{resolution}")
+    if not (folder / "model_index.json").exists():
+        MODELS[model](folder, resolution)
+    return folder.resolve()
+
+
+def build_images(work: Path, count: int, resolution: int) -> Path:
+    """The folder of a dataset of `count` images, built in `work` if it is not there."""
+    folder = work / f"images-{count}-{resolution}"
+    if not (folder / "metadata.jsonl").exists():
+        build_dataset(folder, count, resolution)
+    return folder.resolve()

@@ -1,6 +1,6 @@
 """Compare two checkouts of this program: do they give the same bytes for the same tasks, and continue each other's?
 
-    .venv/bin/python -m tools.same_bytes OLD [NEW] [--only NAME]
+    .venv/bin/python -m tools.same_bytes OLD [NEW] [--only NAME] [--ignore FILE …]
 
 A table of small tasks is run by both on this machine, in the interpreter that runs this. Each task is cut in two: OLD
 trains both halves, NEW both, and NEW the second half after OLD's first. All files of the two folders are compared, but
@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,13 +63,18 @@ def main() -> int:
     parser.add_argument("old", type=Path, help="a checkout of the older program")
     parser.add_argument("new", type=Path, nargs="?", default=ROOT, help="a checkout of the newer one (default: this)")
     parser.add_argument("--only", default="", help="only the tasks whose name contains this")
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="FILE", help="a file that the newer one writes differently"
+    )
     args = parser.parse_args()
     compared = differing = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = {"sd": build_sd(folder / "sd"), "xl": build_sdxl(folder / "xl"), "images": _dataset(folder / "images")}
         for title in (title for title in TASKS if args.only in title):
-            found, differences = _compare(title, inputs, args.old, args.new, folder / str(compared))
+            found, differences = _compare(
+                title, inputs, args.old, args.new, folder / str(compared), ignored=args.ignore
+            )
             compared, differing = compared + found, differing + len(differences)
             verdict = "DIFFERENT: " + ", ".join(differences) if differences else "all equal"
             print(f"{title}: {found} files, {verdict}", flush=True)
@@ -92,7 +97,9 @@ def _dataset(folder: Path) -> Path:
     return folder
 
 
-def _compare(title: str, inputs: Mapping[str, Path], old: Path, new: Path, folder: Path) -> tuple[int, list[str]]:
+def _compare(
+    title: str, inputs: Mapping[str, Path], old: Path, new: Path, folder: Path, *, ignored: Sequence[str]
+) -> tuple[int, list[str]]:
     """Return how many files were compared, and the names of those that differ."""
     task = _task(TASKS[title], inputs["xl" if title.startswith("xl") else "sd"], inputs["images"])
     processes = 2 if "processes" in title else 1
@@ -106,7 +113,7 @@ def _compare(title: str, inputs: Mapping[str, Path], old: Path, new: Path, folde
     for one, other in pairs:
         before, after = _files(runs[one]), _files(runs[other])
         count += len(before)
-        found = _differences(before, after)
+        found = [name for name in _differences(before, after) if not name.endswith(tuple(ignored))]
         differences += [f"{name} ({other})" for name in found]
     return count, differences
 

@@ -67,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--strength", type=float, help="how strongly a LoRA is applied [1]")
     found.add_argument("--layout", choices=LAYOUTS, help="the format of a LoRA [diffusers]")
     found.add_argument("--cache-dir", metavar="DIR", help="the folder for downloads [CACHE_DIR]")
-    found.add_argument("--overwrite", action="store_true", help="replace what is at PATH")
+    found.add_argument(
+        "--overwrite", action="store_true", help="replace the file at PATH, or the folder that an export made"
+    )
     return found
 
 

@@ -7,9 +7,10 @@ from engine.job import memory
 from engine.job.advice import disk_space
 from engine.job.advice.audit import audit
 from engine.job.advice.describe import describe
-from engine.job.precheck import check_device, check_memory, check_method, check_output
+from engine.job.advice.precheck import check_device, check_memory, check_method, check_output
 from engine.job.prepare import prepare, read_task, recorded
 from engine.results.output.contents import OutputContents
+from engine.task.push import describe as describe_push
 from engine.task.settings import Settings
 from engine.training.distributed.launch import num_processes
 
@@ -37,6 +38,7 @@ def print_plan(settings: Settings) -> None:
     lines = (
         describe(job) + predicted + disk_space.describe(job) + check_device(settings) + check_method(job) + audit(job)
     )
+    lines += describe_push(settings.push)
     print("\n".join(lines), flush=True)
     check_output(job, OutputContents(settings.output_dir), overwrite=settings.overwrite)
     check_memory(job, settings.device, available=available, num_processes=share)

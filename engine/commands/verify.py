@@ -32,6 +32,7 @@ from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint
 from engine.results.output.contents import FINISH_NOW
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
+from engine.task.push import PUSH_EVERY_RESULT, PUSH_TO_HUB
 from engine.task.settings import Settings, read_flags, read_settings
 from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
 
@@ -115,8 +116,9 @@ def _is_plain_file(path: Path) -> bool:
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
     flags = _parser().parse_args(argv)
-    # The re-run goes to a temporary folder, which need not be a mount, and is no run of anybody's tracker.
-    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1", "TRACKERS": ""})
+    # The re-run goes to a temporary folder, which need not be a mount, is pushed nowhere, and is no tracker's run.
+    nowhere = {PUSH_TO_HUB: "", PUSH_EVERY_RESULT: "", "TRACKERS": ""}
+    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1", **nowhere})
     print("\n".join(lines))
     return code
 

@@ -71,7 +71,12 @@ class Job:
 
     @property
     def task_digest(self) -> str:
-        """The digest of the task in its canonical form, with content digests in place of local folders' names."""
+        """The digest of `identified_task`."""
+        return hashlib.sha256(canonical_json(self.identified_task)).hexdigest()
+
+    @property
+    def identified_task(self) -> dict[str, Any]:
+        """The task in its canonical form, with content digests in place of local folders' names."""
         value = canonical(self.task)
         if self.base.revision is None:
             value["model"]["name"] = self.base.identity
@@ -81,7 +86,7 @@ class Job:
         is_local = measured and (measured.name or (measured.split and self.task.dataset.name))
         if self.held_out and self.held_out.revision is None and is_local:
             value["validation"]["dataset"]["name"] = self.held_out.fingerprint
-        return hashlib.sha256(canonical_json(value)).hexdigest()
+        return value
 
     @property
     def record(self) -> JobRecord:

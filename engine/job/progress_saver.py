@@ -143,7 +143,7 @@ class ProgressSaver:
             self._require_same(digest or self._digest())
         if is_due and not signum:
             self.save()
-        stop.check(self.save, signum=signum)
+        stop.check(self.save if signum else self.save_alone, signum=signum)  # without a signal a process has ended
         if ends and processes.is_first:
             self._finish_now.record(report.step)
         return ends

@@ -14,11 +14,12 @@ from engine.core.process.signals import Stop
 from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
+from engine.job.advice.precheck import check_memory
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
+from engine.job.hub.push import push_result
 from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
-from engine.job.precheck import check_memory
 from engine.job.prepare import prepare, recorded, require_same_job
 from engine.job.progress_saver import ProgressSaver
 from engine.job.results.due_results import DueResults
@@ -34,6 +35,7 @@ from engine.results.output.folder import OutputFolder
 from engine.results.progress_log import ProgressLog
 from engine.results.trackers.registry import tracked
 from engine.results.trackers.tracker import TrackedTraining
+from engine.task.push import describe as describe_push
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
 from engine.training.device import open_device
@@ -80,6 +82,7 @@ def run(
         settings=settings, job=job, device=device, processes=processes, output=output, outcome=outcome, stop=stop
     )
     if not processes.broadcast(lambda: claim_output(context, log)):
+        processes.broadcast(lambda: push_result(context, is_new=False))
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
@@ -88,7 +91,7 @@ def run(
         "available": available,
         "num_processes": processes.world_size,
     }
-    for line in describe(job) + memory.describe(job.base, task, **place):
+    for line in describe(job) + memory.describe(job.base, task, **place) + describe_push(settings.push):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
     with device_errors(job, device, available, num_processes=processes.world_size):
@@ -103,9 +106,11 @@ def run(
             job = _train(context, training, log, watch)
             context = replace(context, job=job)
             _prune_cache(settings, processes)
+            training.trainer.end()
             processes.ignore_signals_unless_first()
             with training.trainer.averaged():
                 processes.broadcast(lambda: draw_and_publish(context, training, watch))
+    processes.broadcast(lambda: push_result(context, is_new=True))
 
 
 def _train(context: RunContext, training: Training, log: ProgressLog, watch: Watch) -> Job:

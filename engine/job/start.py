@@ -98,6 +98,9 @@ def start_training(context: RunContext, family: Family) -> Training:
     if beginning.state:
         trainer.restore(beginning.state)
     outcome.global_step = outcome.resumed_from_step = trainer.step
+    step_results = StepResults(context.output, beginning.step_hashes, beginning.saved_state)
+    if context.processes.is_first:
+        step_results.delete_unnamed()  # what a job wrote that was killed while it saved: the next save needs the space
     if trainer.step > job.step_range.start_step:
         say(f"continuing at step {trainer.step}, where this task was interrupted")
     return Training(
@@ -105,7 +108,7 @@ def start_training(context: RunContext, family: Family) -> Training:
         trainable=trainable,
         trainer=trainer,
         history=beginning.history,
-        step_results=StepResults(context.output, beginning.step_hashes, beginning.saved_state),
+        step_results=step_results,
         held_out_losses=beginning.held_out_losses,
         origins=_extended_origins(beginning.origins, trainer.step, context.device),
     )

@@ -20,6 +20,9 @@ from engine.models.single_file import weights as single_file_weights
 _ALIGNMENT: Final = 64
 """The alignment of torch's own allocations, in bytes."""
 
+_ADAPTER: Final = "adapter_config.json"
+"""PEFT's file beside an adapter, which is no part of a model's folder."""
+
 for logging in (transformers_logging, diffusers_logging):
     logging.disable_progress_bar()  # of shards, among a job's own lines
 
@@ -48,6 +51,9 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
     """
     read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
     dtype = torch.float32 if component in args.float32 else args.dtype
+    if args.single_file is None and (args.folder / component / _ADAPTER).exists():
+        # transformers would load the model that it names, and the adapter: neither is hashed.
+        raise ModelError(f"the base model's {component} has an {_ADAPTER}: remove it, or merge the adapter")
     try:
         if args.single_file is not None:
             module, info = single_file_weights.load(cls, args.single_file, component, dtype), {}

@@ -88,6 +88,10 @@ class FamilySpec:
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]
     """Returns the token counter for a model's folder or single file and a number of chunks; None if the tokenizer is
     not on disk. Raises ModelError for a malformed tokenizer."""
+    hub_tags: tuple[str, ...]
+    """The tags of the family's models on the Hub, for the model card."""
+    licences: Mapping[str, str]
+    """The licence of well-known base models: Hub ID -> the Hub's identifier of the licence."""
     footprint: Callable[[Configs, Workload], ImageEncoder]
     """Records a training step on the tapes of the workload. Raises KeyError, TypeError, ValueError, IndexError or
     AttributeError if the configurations do not give the sizes of the model."""

@@ -29,6 +29,8 @@ HELD_OUT: Final = "heldout.jsonl"
 GLOBAL_STEP: Final = "global_step.txt"
 FINISH: Final = "FINISH"
 MANIFEST: Final = "manifest.json"
+CARD: Final = "README.md"
+"""The model card. Nothing is read from it."""
 
 STEPS: Final = "steps"
 """The folder for the weights of earlier steps."""
@@ -92,6 +94,7 @@ def build_files(
     pictures: Mapping[str, bytes],
     finished: bool,
     manifest: Mapping[str, Any],
+    card: bytes = b"",
     held_out_losses: bytes = b"",
     steps: Mapping[str, Contents] | None = None,
 ) -> tuple[dict[str, Contents], str]:
@@ -113,6 +116,8 @@ def build_files(
         GLOBAL_STEP: _step_text(global_step),
     }
     files |= {**state_files, **weights, **pictures, **(steps or {})}
+    if card:
+        files[CARD] = card
     if held_out_losses:
         files[HELD_OUT] = held_out_losses
     if finished:

@@ -15,6 +15,8 @@ from engine.core.errors import TaskError
 from engine.core.files import atomic_files
 from engine.core.limits import Limits
 from engine.core.process.environment import Place, int_variable, read_place
+from engine.task.push import Push, read_push
+from engine.task.push import add_flags as add_push_flags
 
 DEFAULT_TASK: Final = Path("/task/task.json")
 DEFAULT_OUTPUT: Final = Path("/out")
@@ -54,6 +56,8 @@ class Settings:
     """The rank of this process among the job's processes."""
     processes: int | None
     """The number of processes to start; None starts one for each GPU."""
+    push: Push | None
+    """The repository to which results are pushed; None if none is."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,6 +88,7 @@ def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) ->
         help="whom to log to: of tensorboard, wandb, mlflow, with commas [TRACKERS, none]",
     )
     parser.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
+    add_push_flags(parser)
     parser.add_argument("--version", action="version", version=f"sd-lora-task {__version__}")
     return parser
 
@@ -147,6 +152,7 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
         trackers=_names(flags.trackers if flags.trackers is not None else env.get("TRACKERS", "")),
         place=place,
         processes=int_variable(env, "PROCESSES", default=1, least=1) if "PROCESSES" in env else None,
+        push=read_push(flags, env),
     )
 
 

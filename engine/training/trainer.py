@@ -150,6 +150,10 @@ class Trainer:
             self._is_averaged = False
             self._trainable.refresh()
 
+    def end(self) -> None:
+        """Free the optimizer's state after the last step is saved: what draws and publishes has its memory."""
+        del self._optimizer
+
     def train_step(self, examples: Sequence[Example], coming: Sequence[Example] = ()) -> StepReport:
         """Train one optimizer step on the examples of this process's micro-batches (K x B if it is the only process).
 

@@ -251,6 +251,7 @@ def test_published_names(whole):
         "global_step.txt",
         "FINISH",
         "manifest.json",
+        "README.md",
     }
     assert (whole.out / "checkpoint" / "FINISH").read_bytes() == b""
     assert (whole.out / "checkpoint" / "global_step.txt").read_text().strip() == "10"

@@ -164,6 +164,21 @@ def test_struck_where_something_is_kept(run, server, own, whole, tmp_path, how):
         assert not (out / ".job").exists()
 
 
+def test_the_space_of_a_killed_save_is_free_before_the_next(server, run, own, whole, tmp_path):
+    """Else a disk with room for two states, the saved and the next, would hold three."""
+    stored = [at for at, change in enumerate(whole.changes, start=1) if is_kept(change) and "rename" in change]
+    out = tmp_path / "out"
+    struck = server.run(own, out, env=SAVES, save_always=True, watched=str(out), at=stored[1] + 1, strike="kill")
+    assert struck.code == -9
+    names = {path.name for path in (out / ".job" / "kept").iterdir()}
+    header = json.loads((out / ".job" / "progress").read_bytes()[32:].partition(b"\n")[0])
+    (lost,) = names - set(header["state_files"].values())
+    again = run(own, out, watched=str(out))
+    first = next(change for change in again.changes if is_kept(change))
+    assert "remove" in first and first.endswith(lost)
+    assert_same(again.folders(), whole.folders())
+
+
 def stopped_while_drawing(task, out, **env):
     """SIGTERM in the midst of the first images in between; the LoRA of that step is kept before."""
     job = start_job(task, out, env={"SAVE_SECONDS": "1000", **env})

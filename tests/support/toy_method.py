@@ -53,6 +53,9 @@ TOY_METHOD = MethodSpec(
     smaller=lambda task: iter(()),
     lighter=None,
     copies=lambda task: 1,
+    hub_tags=("biases",),
+    relation="adapter",
+    usage=lambda about, image: f"Load `{FILE}`.",
     published_bytes=lambda task: 4,
 )
 

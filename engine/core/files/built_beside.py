@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -66,6 +66,10 @@ def write_folder(target: Path, files: Mapping[str, Content], *, overwrite: bool,
     """
     if overwrite and target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file, and this format is a folder: choose another --output")
+    if overwrite and not _is_like(target, files):
+        raise OutputError(
+            f"{target} is not a folder that an export made, so it is not replaced: choose another --output"
+        )
     with _beside(target, overwrite=overwrite) as built:
         atomic_files.make_folder(built)
         folders = sorted({(built / name).parent for name in files} | {built})
@@ -77,6 +81,13 @@ def write_folder(target: Path, files: Mapping[str, Content], *, overwrite: bool,
             atomic_files.sync_folder(folder)
         require_free(target, overwrite=overwrite)
         atomic_files.publish_folder(built, target, _replaced(target))
+
+
+def _is_like(target: Path, files: Collection[str]) -> bool:
+    """Return whether nothing is lost but an output of this kind: a missing or empty folder, or one with such files."""
+    if not target.is_dir() or not any(target.iterdir()):
+        return True
+    return any((target / name).is_file() for name in files if "/" not in name)
 
 
 def new_bytes(target: Path, files: Mapping[str, Content]) -> int:

@@ -10,9 +10,11 @@ from engine.core.console import say
 from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
 from engine.core.redact import public
+from engine.data.tag_counts import count_tags
 from engine.evaluation import sampling
 from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, smaller, without_training
 from engine.job.context import RunContext
+from engine.job.hub.card import model_card_of
 from engine.job.job import Job
 from engine.job.results.finish_now import FinishNow
 from engine.job.start import Training
@@ -132,6 +134,7 @@ def _checkpoint_files(
         pictures=pictures.without,
         steps=_steps(job, training),
         finished=job.step_range.finishes,
+        card=model_card_of(job, _about(job, training), [image.described() for image in pictures.images]),
         held_out_losses=held_out_rows.dump(training.held_out_losses),
         manifest={
             "task_digest": job.task_digest,
@@ -155,13 +158,20 @@ def _steps(job: Job, training: Training) -> dict[str, Contents]:
 
 def exported(job: Job, training: Training) -> Mapping[str, bytes | Pieces]:
     """Return the current weights as the files that the training method publishes."""
-    about = About(
+    return training.trainable.export(_about(job, training))
+
+
+def _about(job: Job, training: Training) -> About:
+    return About(
         base=job.base,
         prediction_type=job.prediction_type,
-        resolution=job.task.train_args.resolution,
+        task=job.task,
         global_step=training.trainer.step,
+        max_steps=job.step_range.max_steps,
+        micro_batches=job.step_range.micro_batches,
+        num_images=len(job.dataset),
+        count_tags=lambda: count_tags(job.dataset, job.task.dataset.trigger_word),
     )
-    return training.trainable.export(about)
 
 
 def report_of(

@@ -111,7 +111,7 @@ class StepResults:
     def delete_unnamed(self) -> None:
         """Delete files that are neither results nor of the saved state.
 
-        Call it only after saving a progress that names none of them.
+        Call it only where the saved progress names none of them, or is not used any more.
         """
         state = self.state_files().values()
         self._output.delete_stored_except({*self.hashes.values(), *(file.sha256 for file in state)})

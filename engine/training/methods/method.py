@@ -30,13 +30,20 @@ Change = tuple[dict[str, str], Task]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """Facts about a training for the metadata of published files."""
+    """Facts about a training for the metadata of published files and the model card."""
 
     base: BaseModel
     prediction_type: PredictionType
-    resolution: int
-    """The resolution in pixels."""
+    task: Task
     global_step: int
+    max_steps: int
+    """The steps of the whole training."""
+    micro_batches: int
+    """The micro-batches of a step: processes x gradient accumulation."""
+    num_images: int
+    """The visits of an epoch: a repeated image counts that often."""
+    count_tags: Callable[[], Mapping[str, Mapping[str, int]]]
+    """Returns how many captions have each tag, by group of images (`engine.data.tag_counts`)."""
 
 
 class Trainable(Protocol):
@@ -177,3 +184,10 @@ class MethodSpec:
     """Returns the number of values per trained value in the saved state, without the optimizer's and the average."""
     published_bytes: Callable[[Task], int]
     """Returns the bytes of a trained value in the files that the method publishes, all together."""
+    hub_tags: tuple[str, ...]
+    """The tags of what the method publishes, for the model card."""
+    relation: str
+    """The relation to the base model, in the Hub's words: `adapter` or `finetune`."""
+    usage: Callable[[About, Mapping[str, Any]], str]
+    """Returns the model card's section on how to use the published files, in Markdown. The mapping describes a
+    validation image as `prompts.json` does."""

@@ -33,9 +33,18 @@ class WarmStart:
             data = checkpoint.read_plain_file(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-        if hashlib.sha256(data).hexdigest() != self.hashes[name]:
-            raise CheckpointError(f"{path} changed while the job was running; run the same command again")
+        self._require(name, hashlib.sha256(data).hexdigest())
         return data
+
+    def require_unchanged(self, component: str) -> None:
+        """Check the files in a component's folder after they were loaded. Raises the errors of `content`."""
+        for name in self.hashes:
+            if name.startswith(f"{component}/"):
+                self._require(name, _sha256(self.folder / name, hashlib.sha256()))
+
+    def _require(self, name: str, sha256: str) -> None:
+        if sha256 != self.hashes[name]:
+            raise CheckpointError(f"{self.folder / name} changed while the job was running; run the same command again")
 
 
 def read(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]], *, main_file: str) -> WarmStart:
@@ -57,18 +66,21 @@ def read(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]], *, main_
             f"{folder} holds no checkpoint ({checkpoint.MANIFEST}) and no weights to start from ({main_file}); "
             f"the checkpoint is in a folder below: use --checkpoint {inner}"
         )
-    hashes: dict[str, str] = {}
     digest = hashlib.sha256()
-    for name in find(folder, names):
-        own = hashlib.sha256()
-        try:
-            for chunk in checkpoint.plain_chunks(folder / name):
-                own.update(chunk)
-                digest.update(chunk)
-        except OSError as error:
-            raise CheckpointError(f"{folder / name} cannot be read ({error.strerror})") from None
-        hashes[name] = own.hexdigest()
+    hashes = {name: _sha256(folder / name, digest) for name in find(folder, names)}
     return WarmStart(folder=folder, digest=digest.hexdigest(), hashes=hashes)
+
+
+def _sha256(path: Path, digest: hashlib._Hash) -> str:
+    """Return a file's SHA-256, and add its content to `digest`. Raises CheckpointError."""
+    own = hashlib.sha256()
+    try:
+        for chunk in checkpoint.plain_chunks(path):
+            own.update(chunk)
+            digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    return own.hexdigest()
 
 
 def _holds_start(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]]) -> bool:

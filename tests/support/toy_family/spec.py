@@ -83,5 +83,7 @@ SPEC: Final = FamilySpec(
     check=_check,
     webui_metadata=_webui_metadata,
     token_counter=_token_counter,
+    hub_tags=("toy",),
+    licences={"someone/toy": "mit"},
     footprint=_footprint,
 )

@@ -129,3 +129,12 @@ class TestRerunsLines:
     def test_its_code_passes(self, tmp_path):
         command = [sys.executable, "-c", "import sys; sys.exit(3 + len(sys.stdin.read()))"]
         assert verify._run_quietly(command, tmp_path, environment={}) == 3
+
+
+def test_a_rerun_is_pushed_nowhere(tmp_path, monkeypatch):
+    """Whatever the operator has set for the jobs of this machine."""
+    given = {}
+    monkeypatch.setattr(verify, "verify", lambda flags, environment: given.update(environment) or ([], 0))
+    operators = {"PUSH_TO_HUB": "someone/lora", "PUSH_EVERY_RESULT": "1", "HF_TOKEN": "hf_x"}
+    assert verify.main([str(tmp_path), "--task", "task.json"], operators) == 0
+    assert read_settings(read_flags([]), {"TASK_JSON": "{}", **given}).push is None

@@ -37,3 +37,15 @@ def test_a_trained_step_is_recorded_before_the_processes_exchange_anything(step,
     with pytest.raises(PeerError):
         own.after_step(StepReport(step, 0.5, 1e-4, 1.0))
     assert history == [StepReport(step, 0.5, 1e-4, 1.0, digest)]
+
+
+@pytest.mark.parametrize(("signum", "calls"), [(0, ["save_alone"]), (15, ["save"])])
+def test_where_another_process_has_ended_nothing_is_saved_together(monkeypatch, signum, calls):
+    """Without an agreed signal the check acts only if one has ended, which does not take part."""
+    own, _ = saver(1, agree=lambda **own: (signum, False), require_same=lambda *args: None)
+    own._context.stop.check = lambda save, signum: save()
+    found = []
+    for name in ("save", "save_alone"):
+        monkeypatch.setattr(own, name, lambda name=name: found.append(name))
+    own.after_step(StepReport(1, 0.5, 1e-4, 1.0))
+    assert found == calls

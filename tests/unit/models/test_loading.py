@@ -44,6 +44,12 @@ def load(folder, part, variant=None):
     return load_module(PARTS[part], args, part)
 
 
+def test_an_adapter_beside_the_weights_is_refused(folder, part):
+    """With it transformers would load the base model that its configuration names, from anywhere on the disk."""
+    (folder / part / "adapter_config.json").write_text("{}")
+    refused(folder, part, r"has an adapter_config\.json: remove it")
+
+
 def args_for(folder):
     return LoadArgs(
         folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"

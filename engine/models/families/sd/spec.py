@@ -14,6 +14,8 @@ from engine.task.task import PredictionType
 
 _OPEN_CLIP_WIDTH: Final = 1024
 """The width of the text states of SD 2.x; those of 1.x are 768 wide."""
+_V2: Final = ("", "-base", "-1", "-1-base")
+"""The endings of the names of the models of version 2."""
 
 
 def check(config: Configs) -> None:
@@ -70,5 +72,20 @@ SPEC: Final = FamilySpec(
     check=check,
     webui_metadata=webui_metadata,
     token_counter=clip_tokens.counter,
+    hub_tags=("stable-diffusion", "stable-diffusion-diffusers"),
+    licences={
+        **dict.fromkeys(
+            (
+                "CompVis/stable-diffusion-v1-4",
+                "runwayml/stable-diffusion-v1-5",
+                "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            ),
+            "creativeml-openrail-m",
+        ),
+        **dict.fromkeys(
+            (f"{owner}/stable-diffusion-2{ending}" for owner in ("stabilityai", "sd2-community") for ending in _V2),
+            "openrail++",
+        ),
+    },
     footprint=_footprint,
 )

@@ -106,5 +106,7 @@ SPEC: Final = FamilySpec(
     check=check,
     webui_metadata=webui_metadata,
     token_counter=clip_tokens.counter,
+    hub_tags=("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
+    licences={"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},
     footprint=_footprint,
 )

@@ -165,6 +165,7 @@ def _start_from(module: torch.nn.Module, family: Family, component: str, warm_st
         other = family.load_part(component, warm_start.folder)
     except ModelError as error:  # its text is about a base model
         raise CheckpointError(f"the weights to start from do not load: {error}") from None
+    warm_start.require_unchanged(component)
     found, expected = (dict(one.named_parameters()) for one in (other, module))
     require_same_shapes(*({name: tuple(p.shape) for name, p in one.items()} for one in (found, expected)))
     _require_same_config(component, other, module)

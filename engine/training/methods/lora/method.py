@@ -95,13 +95,7 @@ class LoraTraining:
     def export(self, about: About) -> dict[str, bytes]:
         """See `Trainable.export`: the LoRA in the formats of Diffusers and of the web interfaces."""
         tensors = webui_state(self._adapter, self._family.webui_name)
-        metadata = webui_metadata.describe(
-            tensors,
-            about.base.family.webui_metadata(about.base.config, about.prediction_type),
-            identity=about.base.identity,
-            resolution=about.resolution,
-            global_step=about.global_step,
-        )
+        metadata = webui_metadata.describe(tensors, about)
         return {
             LORA_FILE: serialise_tensors(diffusers_state(self._adapter)),
             WEBUI_FILE: webui_metadata.serialise(tensors, metadata),

@@ -13,7 +13,8 @@ from engine.task.task import Task
 from engine.training.methods.lora.checks import check
 from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
 from engine.training.methods.lora.targets import is_target
-from engine.training.methods.method import Change, MethodSpec
+from engine.training.methods.method import About, Change, MethodSpec
+from engine.training.methods.usage import diffusers
 from engine.training.methods.warm_start import WarmStart
 
 WEBUI_FILE: Final = "lora_webui.safetensors"
@@ -73,6 +74,18 @@ def copies(task: Task) -> int:
     return 2 if task.lora.init_lora_weights == "loftq" else 1
 
 
+def usage(about: About, image: Mapping[str, Any]) -> str:
+    """Return how the files are used; see `MethodSpec.usage`."""
+    loading = f'pipe.load_lora_weights(folder, weight_name="{LORA_FILE}")'
+    return (
+        f"### Diffusers\n\n{diffusers(about, image, load_after=[loading])}\n\n"
+        f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
+        "the node *Load LoRA*.\nStrength 1 is as it was trained.\n\n"
+        f"### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as `my-lora.safetensors`, and "
+        "write\n`<lora:my-lora:1>` into the prompt."
+    )
+
+
 LORA: Final = MethodSpec(
     module="engine.training.methods.lora.method",
     noun="a LoRA",
@@ -99,5 +112,8 @@ LORA: Final = MethodSpec(
     smaller=smaller,
     lighter=None,
     copies=copies,
+    hub_tags=("lora", "template:sd-lora"),
+    relation="adapter",
+    usage=usage,
     published_bytes=lambda task: 4 * len(_STEP_ENDINGS),  # float32 in each file
 )

@@ -69,10 +69,19 @@ class TestBoth:
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "old").write_bytes(b"old")
+    for name in ("c", "old"):
+        (target / name).write_bytes(b"old")
     write(target, kind="folder", overwrite=True)
     assert sorted(path.name for path in target.iterdir()) == ["a", "c"]
     assert (target / "c").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"mine")
+    with pytest.raises(OutputError, match="is not a folder that an export made"):
+        write(tmp_path, kind="folder", overwrite=True)
+    assert (tmp_path / "a" / "b").read_bytes() == b"mine"
 
 
 def test_a_folder_comes_back_if_its_replacement_was_killed(tmp_path):

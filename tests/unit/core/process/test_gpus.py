@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.process import gpus
-from engine.job.precheck import check_device
+from engine.job.advice.precheck import check_device
 
 
 def driver_of(count, *, starts=True):
@@ -29,9 +29,9 @@ def test_no_driver_is_no_gpu(monkeypatch):
 
 
 def test_the_plan_notes_that_there_is_none(monkeypatch):
-    monkeypatch.setattr("engine.job.precheck.num_gpus", lambda: 0)
+    monkeypatch.setattr("engine.job.advice.precheck.num_gpus", lambda: 0)
     (line,) = check_device(SimpleNamespace(device="cuda"))
     assert line.startswith("note: no GPU is visible here") and "--gpus all" in line and "DEVICE=cpu" in line
     assert check_device(SimpleNamespace(device="cpu")) == []
-    monkeypatch.setattr("engine.job.precheck.num_gpus", lambda: 1)
+    monkeypatch.setattr("engine.job.advice.precheck.num_gpus", lambda: 1)
     assert check_device(SimpleNamespace(device="cuda")) == []

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,10 @@ from engine.models import registry as families
 from engine.models.family import PRECISIONS, LoadArgs
 from engine.task.task import Dataset, Lora, Model, Task, TrainArgs
 from engine.training.methods import registry
-from engine.training.methods.method import About
 from engine.training.methods.registry import METHODS
 from engine.training.methods.swapping import swapped
 from tests.support import tiny
+from tests.support.abouts import about_of, base_of
 from tests.support.fakes import CPU
 from tests.support.toy_method import TOY_METHOD
 
@@ -97,12 +96,11 @@ def published(trainable, folder):
 
 
 def about(folder, step=3):
-    base = SimpleNamespace(
-        family=families.detect(json.loads((folder / "model_index.json").read_text())),
-        identity="sha256:0",
-        config=lambda component: json.loads((folder / component / "config.json").read_text()),
+    spec = families.detect(json.loads((folder / "model_index.json").read_text()))
+    base = base_of(
+        "sha256:0", spec=spec, config=lambda component: json.loads((folder / component / "config.json").read_text())
     )
-    return About(base=base, prediction_type="epsilon", resolution=64, global_step=step)
+    return about_of(base, global_step=step)
 
 
 def test_its_parameters_are_all_that_is_trained(family, task):

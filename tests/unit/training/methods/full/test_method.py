@@ -165,6 +165,15 @@ def test_weights_of_another_model_are_refused(folders, tmp_path, change, words):
         attached(folders["sd"], task, load_parent(tmp_path, METHODS["full"]))
 
 
+def test_weights_that_change_after_they_were_hashed_are_refused(folders, tmp_path):
+    _, first = attached(folders["sd"], task_of())
+    found = load_parent(write(first, tmp_path), METHODS["full"])
+    move(first)
+    write(first, tmp_path)
+    with pytest.raises(CheckpointError, match=r"safetensors changed while the job was running"):
+        attached(folders["sd"], task_of(), found)
+
+
 def test_start_values_that_are_not_finite_are_refused(folders, tmp_path):
     _, first = attached(folders["sd"], task_of())
     with torch.no_grad():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.errors import OutputError
-from engine.job import precheck
+from engine.job.advice import precheck
 from engine.results.output.folder import JobRecord, OutputFolder
 
 

@@ -1,0 +1,93 @@
+"""Write how published weights are used in Diffusers, for model cards. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from engine.models.base_model import BaseModel
+from engine.results.report import markdown
+from engine.training.methods.method import About
+
+FOLDER: Final = 'folder = "path/to/this/folder"  # or the name of this repository on the Hub'
+_NO_NAME: Final = "path/to/the/base/model"
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def hub_id(base: BaseModel) -> str | None:
+    """Return the base model's Hub ID; None for a folder or a file."""
+    return base.identity.rpartition("@")[0] if base.revision else None
+
+
+def diffusers(
+    about: About,
+    image: Mapping[str, Any],
+    *,
+    imports: Iterable[tuple[str, str]] = (),
+    load_before: Sequence[str] = (),
+    parts: Sequence[str] = (),
+    load_after: Sequence[str] = (),
+) -> str:
+    """Return Python code that draws a validation image, in a fenced block.
+
+    Args:
+        about: the training.
+        image: a validation image, as `prompts.json` describes it.
+        imports: module and class of what `load_before` needs.
+        load_before: lines before the base model is loaded.
+        parts: arguments with which the base model is loaded.
+        load_after: lines that add something to the base model `pipe`.
+    """
+    spec = about.base.family
+    classes = dict.fromkeys([("diffusers", spec.pipeline), *imports])
+    modules = sorted({module for module, _ in classes})
+    names = {module: sorted(name for own, name in classes if own == module) for module in modules}
+    loader = "from_pretrained" if about.base.single_file is None else "from_single_file"
+    arguments = ", ".join(("base", *parts, *_variant(about.base), "dtype=torch.float32"))
+    lines = [
+        "import torch",
+        *(f"from {module} import {', '.join(own)}" for module, own in names.items()),
+        "",
+        f"base = {hub_id(about.base) or _NO_NAME!r}",
+        FOLDER,
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        "",
+        *load_before,
+        f"pipe = {spec.pipeline}.{loader}({arguments}).to(device)",
+        *load_after,
+        f'generator = torch.Generator("cpu").manual_seed({int(image["seed"])})',
+        f"prompt = {image['prompt']!r}",
+        f'pipe(prompt, {_options(about, image)}, generator=generator).images[0].save("image.png")',
+    ]
+    return markdown.fenced("\n".join(lines), "python")
+
+
+def _variant(base: BaseModel) -> tuple[str, ...]:
+    """Return the argument for the variant in the files' names, where all of them have the same."""
+    found = set(base.variants.values())
+    name = found.pop() if len(found) == 1 else None
+    return (f"variant={name!r}",) if name else ()
+
+
+def _options(about: About, image: Mapping[str, Any]) -> str:
+    wanted = about.task.validation
+    options = {
+        "num_inference_steps": image.get("num_inference_steps", wanted.num_inference_steps),
+        "guidance_scale": image.get("guidance_scale", wanted.guidance_scale),
+        "height": about.task.train_args.resolution,
+        "width": about.task.train_args.resolution,
+    }
+    if "negative_prompt" in image:
+        options["negative_prompt"] = image["negative_prompt"]
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def class_of(base: BaseModel, component: str) -> tuple[str, str]:
+    """Return the module and the name of a component's class, from its configuration."""
+    config = base.config(component)
+    module, found = "diffusers", config.get("_class_name")
+    if found is None:
+        named = config.get("architectures")
+        module, found = "transformers", named[0] if isinstance(named, list) and named else None
+    return module, found if isinstance(found, str) and _IDENTIFIER.fullmatch(found) else "AutoModel"
