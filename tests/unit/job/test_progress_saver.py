@@ -23,7 +23,8 @@ def saver(step, **processes):
     )
     context = SimpleNamespace(
         settings=SimpleNamespace(save_seconds=1000.0),
-        stop=SimpleNamespace(signum=0, check=lambda save, signum: None),
+        stop=SimpleNamespace(signum=0, is_finish_requested=False, check=lambda save, signum: None),
+        output=SimpleNamespace(finish_step=lambda: None),
         processes=SimpleNamespace(is_first=True, world_size=2, **processes),
     )
     return ProgressSaver(context, training), training.history
