@@ -168,11 +168,15 @@ def test_a_row_is_imported_by_its_registry_alone(seam, registry):
         assert outside - MADE_FOR.get(row, set()) == {f"engine.models.{registry}"}
 
 
+SHARED = ("tracker", "registry", "speed", "service", "services", "service_process")
+"""Files in the folder of the trackers that are no rows."""
+
+
 def test_a_tracker_is_imported_by_its_registry_alone():
     """Besides the protocol, the registry and what trackers share, each file of the folder is a row."""
     folder = "engine.results.trackers"
     rows = {name for name in TREES if name.startswith(f"{folder}.")}
-    rows -= {f"{folder}.{name}" for name in ("tracker", "registry", "speed")}
+    rows -= {f"{folder}.{name}" for name in SHARED}
     assert rows
     importers = {module for module in TREES if ours(imports(module, lazy=True)) & rows}
     assert importers == {f"{folder}.registry"}
@@ -221,7 +225,6 @@ NAMES_OF_ROWS = {
     "engine.commands.export": {"lora"},
     # What captions of other programs have.
     "engine.data.dataset.captions.caption_notes": {"lora"},
-    # The name of an event in progress.jsonl.
 }
 """What the contract fixes: the names of methods and optimizers, and of their files and keys, outside of their rooms."""
 
@@ -283,6 +286,7 @@ BROAD = {
     "engine.commands.train": 1,
     "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
     "engine.data.media.image": 2,  # Pillow on damaged bytes raises anything
+    "engine.results.trackers.service_process": 1,  # the same of a service, in its own process
     "engine.results.trackers.tracker": 1,  # whatever a tracker raises is a warning, not the training's end
 }
 

@@ -22,27 +22,30 @@ from typing import Final
 from engine.commands.program import program
 from engine.core.errors import TemporaryError
 from engine.core.process.startup import ENTRYPOINT
+from engine.results.output.contents import FINISH_NOW
 
 DESCRIPTION: Final = """\
 Cut a training into a chain of tasks and run them until one writes FINISH.
 
 Each task's result goes to a folder of its own, OUTPUT/000, OUTPUT/001, …, and is the next task's checkpoint. Started
 again after an interruption, it continues where it was: a task whose result exists ends at once. If the task's
-max_train_steps or max_train_epochs was raised meanwhile, a finished chain is extended.
+max_train_steps or max_train_epochs was raised meanwhile, a finished chain is extended. SIGUSR1, or a file FINISH_NOW
+in the folder of the task that runs or in OUTPUT, ends it after the current step with what is there.
 """
 ATTEMPTS: Final = 3
 """Maximum number of starts of a task that ends with a temporary failure."""
+_LOOK_SECONDS: Final = 0.5
 
 
 @contextmanager
 def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on to the task, which saves its progress and ends; then the chain ends as well."""
+    """Pass signals on to the task: SIGTERM and SIGINT stop it, SIGUSR1 finishes it. Then the chain ends as well."""
 
     def pass_on(signum: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             task.send_signal(signum)
 
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         yield
     finally:
@@ -50,19 +53,31 @@ def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def run_task(flags: list[str]) -> int:
-    """Run one task, repeat it after a temporary failure, and return its exit code."""
+def run_task(flags: list[str], output: Path, result: Path) -> int:
+    """Run one task, repeat it after a temporary failure, and return its exit code.
+
+    A file FINISH_NOW in the chain's folder `output` is moved to that of the task, `result`.
+    """
     for attempt in range(ATTEMPTS):
         # In its own session, so that a signal to the process group reaches it only once: a second one would kill it.
         task = subprocess.Popen([sys.executable, ENTRYPOINT, *flags], start_new_session=True)
         with passing_signals_on(task):
-            code = task.wait()
+            code = _wait(task, output / FINISH_NOW, result / FINISH_NOW)
         if code < 0:  # killed by a signal: the exit code of a shell, such as 137 for SIGKILL
             code = 128 - code
         if code != TemporaryError.code or attempt == ATTEMPTS - 1:
             break
         time.sleep(10 * 2**attempt)
     return code
+
+
+def _wait(task: subprocess.Popen[bytes], request: Path, target: Path) -> int:
+    while True:
+        try:
+            return task.wait(timeout=_LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):  # mostly there is none
+                request.rename(target)
 
 
 def results_in(output: Path) -> list[Path]:
@@ -82,6 +97,11 @@ def is_raised(task: Path, result: Path) -> bool:
         return any(None not in (one, other) and one < other for one, other in ends)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # the job reports what is wrong with the task or the result
+
+
+def is_told_to_finish(result: Path) -> bool:
+    """Return whether the task was told to finish, by SIGUSR1 or by a file FINISH_NOW in its output folder."""
+    return bool(json.loads((result / "result.json").read_bytes()).get("finish_now"))
 
 
 def progress_text(task: Path, result: Path) -> str:
@@ -116,13 +136,16 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     while True:
         result = args.output / f"{number:03}"
         resume = ["--checkpoint", str(checkpoint)] if checkpoint else []
-        code = run_task(["--task", args.task, "--output-dir", str(result), *resume, *args.flags])
+        code = run_task(["--task", args.task, "--output-dir", str(result), *resume, *args.flags], args.output, result)
         if code:
             return code
         checkpoint = result / "checkpoint"
         if (checkpoint / "FINISH").exists():
             break
         print(progress_text(Path(args.task), result), flush=True)
+        if result not in done and is_told_to_finish(result):
+            print(f"told to finish: the LoRA is in {checkpoint}; the same command goes on from it")
+            return 0
         number += 1
     print(f"the training is finished: open {result / 'report.html'}; the weights are in {checkpoint}")
     return 0

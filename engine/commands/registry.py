@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
+from engine.results.trackers.service import SERVICE_PROCESS
+
 Main = Callable[[Sequence[str], Mapping[str, str]], int]
 """The main function of a program: takes the command line after its name and the environment, returns the exit code."""
 
@@ -30,6 +32,9 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "export": Program("engine.commands.export", "make a whole model or a LoRA file for other programs"),
     "torchrun": Program(
         "engine.training.distributed.torchrun", "torch's launcher for several machines, with the job's exit code"
+    ),
+    SERVICE_PROCESS: Program(
+        "engine.results.trackers.service_process", "follow a training for one tracking service; the job starts it"
     ),
     CONTAINER_START: Program(
         "engine.commands.container", "the image's start: choose the user, then run a program or a command"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.commands import registry
 from engine.commands.program import fail
-from engine.core.console import choose_format, introduce, keep_silent, say_traceback
+from engine.core.console import Phases, choose_format, introduce, keep_silent, say_traceback
 from engine.core.errors import Interrupted, JobError, PeerError, TaskError
 from engine.core.process.environment import Place, read_place
 from engine.core.process.signals import Stop
@@ -134,7 +134,7 @@ def _train(
     in_place = is_in_place(parent, settings.output_dir)
     outcome.may_overwrite |= in_place or output.is_same_request(request)
     if processes.is_first:
-        outcome.clock.watchers.append(log.phase)
+        outcome.clock.watchers += [log.phase, Phases().say]
         log.begin(may_write=output.is_free_for(request, in_place=in_place))
     with outcome.clock.phase("start"), _importing():
         launch = launch_of(settings, task, request)

@@ -30,6 +30,7 @@ from engine.data.media.image import IMAGE
 from engine.job.prepare import parent_folder, read_task
 from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint
+from engine.results.output.contents import FINISH_NOW
 from engine.results.output.mounts import ALLOW_EPHEMERAL_OUT
 from engine.task.push import PUSH_EVERY_RESULT, PUSH_TO_HUB
 from engine.task.settings import Settings, read_flags, read_settings
@@ -115,8 +116,9 @@ def _is_plain_file(path: Path) -> bool:
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
     flags = _parser().parse_args(argv)
-    # The re-run goes to a temporary folder, which need not be a mount, and is pushed nowhere.
-    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1", PUSH_TO_HUB: "", PUSH_EVERY_RESULT: ""})
+    # The re-run goes to a temporary folder, which need not be a mount, is pushed nowhere, and is no tracker's run.
+    nowhere = {PUSH_TO_HUB: "", PUSH_EVERY_RESULT: "", "TRACKERS": ""}
+    lines, code = verify(flags, {**environment, ALLOW_EPHEMERAL_OUT: "1", **nowhere})
     print("\n".join(lines))
     return code
 
@@ -157,6 +159,9 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         start = _start_step(settings, result)
         trained = result.checkpoint.global_step - start
         steps = flags.steps if flags.steps is not None and flags.steps < trained else None
+        if steps is None and "ended_at_step" in result.checkpoint.manifest:
+            out.mkdir()
+            (out / FINISH_NOW).write_text(f"{result.checkpoint.global_step}\n")
         _rerun(flags, settings, out, steps, environment)
         again = Result.read(out)
         rerun = history_file.parse(again.checkpoint.history)

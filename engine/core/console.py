@@ -25,6 +25,14 @@ _INTRODUCTION_SECONDS: Final = 2.0
 _PLAIN_SECONDS: Final = 10.0
 _BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {speed}{postfix}]"
 
+_PHASES: Final = {
+    "start": "importing the libraries",
+    "download": "finding the base model and the dataset",
+    "load": "loading the base model",
+    "encode": "encoding images and captions",
+}
+"""The lines for the phases before the first step, said as they begin."""
+
 T = TypeVar("T")
 Level = Literal["info", "warning", "error"]
 Introduction = Callable[[], tuple[str, Mapping[str, Any]]]
@@ -43,6 +51,8 @@ class _Log:
     """Lines that were logged before the first line was written."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     notes: list[str] = field(default_factory=list)
+    bars: list[_Bar] = field(default_factory=list)
+    """The open bars. Only the last one is on the screen."""
 
 
 _log = _Log()
@@ -143,8 +153,27 @@ def _write(line: str) -> None:
     sys.stderr.flush()
 
 
+class Phases:
+    """Names the phases before the first step as they begin."""
+
+    def __init__(self) -> None:
+        self._left = dict(_PHASES)
+
+    def say(self, name: str) -> None:
+        """Log that a phase begins, if it is one of those before the first step and has not begun before."""
+        if name == "train":
+            self._left.clear()
+        if name in self._left:
+            say(self._left.pop(name))
+
+
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """A progress bar that shows its speed with `speed_text`."""
+    """A progress bar that shows its speed with `speed_text`, and can be hidden."""
+
+    is_hidden = False
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        return not self.is_hidden and bool(super().display(msg, pos))
 
     @property
     def format_dict(self) -> dict[str, Any]:
@@ -196,6 +225,10 @@ class Meter:
         self._began = time.monotonic()
         self._next_line = self._began + _PLAIN_SECONDS
         if self._total > self._start and _shows_bars() and not _log.is_silent and not _log.is_json:
+            outer = _log.bars[-1] if _log.bars else None
+            if outer is not None:
+                outer.clear()
+                outer.is_hidden = True
             self._bar = _Bar(
                 desc=self._what,
                 unit=self._unit,
@@ -203,8 +236,10 @@ class Meter:
                 initial=self._start,
                 file=sys.stderr,
                 bar_format=_BAR,
-                leave=None,  # what is done inside another piece of work goes from the screen with its end
+                position=0,
+                leave=outer is None,  # what is done inside another piece of work goes from the screen with its end
             )
+            _log.bars.append(self._bar)
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; each counts as done when the next one is requested."""
@@ -215,19 +250,23 @@ class Meter:
         finally:
             self.close()
 
-    def update(self, done: int, note: str = "") -> None:
-        """Show that `done` items of the total are done."""
+    def update(self, done: int, note: str = "") -> bool:
+        """Show that `done` items of the total are done. Return True if a line is written, or would be without a bar."""
         self.begin()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             if done == self._total:
-                self._bar.close()
-        elif done == self._total or time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + _PLAIN_SECONDS
+                self.close()
+        if done != self._total and time.monotonic() < self._next_line:
+            return False
+        self._next_line = time.monotonic() + _PLAIN_SECONDS
+        if self._bar is None:
             counted: dict[str, Any] = {"what": self._what, "done": done, "total": self._total, "unit": self._unit}
             words = [f"{done}/{self._total} {self._unit}", note, *self._pace(done)]
-            say(f"{self._what}: {', '.join(filter(None, words))}", **counted)
+            clock = "" if _log.is_json else f"{timestamp()[11:19]} "
+            say(f"{clock}{self._what}: {', '.join(filter(None, words))}", **counted)
+        return True
 
     def _pace(self, done: int) -> list[str]:
         """Return the speed and the estimated time left, as words; empty before the first item."""
@@ -239,5 +278,11 @@ class Meter:
 
     def close(self) -> None:
         """Close the bar, finished or not."""
-        if self._bar is not None:
-            self._bar.close()
+        others = [bar for bar in _log.bars if bar is not self._bar]  # tqdm's bars are equal if their positions are
+        if self._bar is None or len(others) == len(_log.bars):
+            return
+        self._bar.close()
+        _log.bars = others
+        if others:
+            _log.bars[-1].is_hidden = False
+            _log.bars[-1].refresh()

@@ -231,6 +231,10 @@ class HeldOutCurve:
         """Name and reason of each held-out image that cannot be read."""
         return self._loss.skipped if self._loss else []
 
+    def end_at(self, step: int) -> None:
+        """Take note that the task ends after this step, earlier than planned: a measurement is due there."""
+        self._step_range = self._step_range.ended_at(step)
+
     def is_due(self, step: int) -> bool:
         """Return whether `measure_if_due` measures after this step."""
         return self._curve is not None and held_out_rows.is_due(

@@ -70,7 +70,7 @@ def draw(
     *,
     resolution: int,
     device: torch.device,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
     """Draw images of `resolution` x `resolution` pixels, and return PNG files by name. Encoders stay on the device.

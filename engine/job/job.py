@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ class Job:
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
     """The images of the held-out loss; None where it is not measured."""
+    is_ended_early: bool = False
+    """True if the task was told to finish before its last step (`ended_at`)."""
+
+    def ended_at(self, step: int) -> Job:
+        """Return the job as it is if it was told to finish after `step`: the same one at its last step."""
+        if step == self.step_range.stop_step:  # also if it was ended here before
+            return self
+        return replace(self, step_range=self.step_range.ended_at(step), is_ended_early=True)
 
     @property
     def method(self) -> MethodSpec:

@@ -22,6 +22,7 @@ from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
+from engine.results.trackers.registry import require_services
 from engine.task.paths import looking_up, resolve_paths
 from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
@@ -38,9 +39,10 @@ def read_task(settings: Settings) -> Task:
     """Parse the task, and check that the device supports it.
 
     Raises:
-        TaskError: the task is invalid, or there are no buckets for its resolution.
+        TaskError: the task is invalid, there are no buckets for its resolution, or a tracker is not installed.
         DeviceError: the device does not support its precision.
     """
+    require_services(settings.trackers)
     task = parse_task(settings.task_bytes, source=settings.task_source)
     if settings.device == "cpu" and task.mixed_precision == "fp16":
         raise DeviceError('mixed_precision "fp16" needs a CUDA device; on a CPU use "bf16" or "no"')

@@ -8,6 +8,7 @@ from typing import Final
 
 from engine.core.errors import DeviceError
 from engine.job.context import RunContext
+from engine.job.results.finish_now import FinishNow
 from engine.job.start import Training
 from engine.results.history import DIGEST_STEPS, StepReport
 from engine.results.output.saved_progress import SavedProgress
@@ -23,6 +24,7 @@ class ProgressSaver:
 
     def __init__(self, context: RunContext, training: Training) -> None:
         self._context = context
+        self._finish_now = FinishNow(context)
         self._training = training
         self._saved_at = time.monotonic()
         self._cost = 0.0
@@ -120,8 +122,11 @@ class ProgressSaver:
         due = max(self._context.settings.save_seconds, self._cost / _MAX_SAVING_SHARE)
         return self._context.processes.is_first and time.monotonic() - self._saved_at >= due
 
-    def after_step(self, report: StepReport) -> None:
+    def after_step(self, report: StepReport) -> bool:
         """Add the step to the history, then save or stop if the processes agree to. All processes call it.
+
+        Returns:
+            True if the task is to end after this step, with a result.
 
         Raises:
             Interrupted: the job is to stop; its progress is saved.
@@ -131,9 +136,14 @@ class ProgressSaver:
         digest = self._digest() if report.step % DIGEST_STEPS == 0 else None
         # Before the first exchange: where another process has ended, the progress is saved as it is then.
         self._training.history.append(replace(report, weights=digest))
-        signum, is_due = processes.agree(signum=stop.signum, save=self._is_due())
+        signum, is_due, ends = processes.agree(
+            signum=stop.signum, save=self._is_due(), finish=self._finish_now.is_due(report.step)
+        )
         if processes.world_size > 1 and (digest or is_due or signum):
             self._require_same(digest or self._digest())
         if is_due and not signum:
             self.save()
         stop.check(self.save if signum else self.save_alone, signum=signum)  # without a signal a process has ended
+        if ends and processes.is_first:
+            self._finish_now.record(report.step)
+        return ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from engine.core import rng
@@ -16,12 +17,15 @@ from engine.job.advice.describe import describe
 from engine.job.advice.precheck import check_memory
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
-from engine.job.due_results import DueResults
 from engine.job.hub.push import push_result
+from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
 from engine.job.prepare import prepare, recorded, require_same_job
 from engine.job.progress_saver import ProgressSaver
-from engine.job.publish import draw_and_publish
+from engine.job.results.due_results import DueResults
+from engine.job.results.finish_now import FinishNow
+from engine.job.results.publish import draw_and_publish
+from engine.job.results.watch import Watch
 from engine.job.start import Training, load_family, start_training
 from engine.models.loading import require_finite_weights
 from engine.results import provenance
@@ -96,23 +100,32 @@ def run(
             digests.require_unchanged()
             if memory.wants_recompute(job.base, task, **place):
                 recompute_activations(training.family.denoiser)
-        _train(context, training, log)
-        _prune_cache(settings, processes)
-        training.trainer.end()
-        processes.ignore_signals_unless_first()
-        with training.trainer.averaged():
-            processes.broadcast(lambda: draw_and_publish(context, training))
+        if processes.broadcast(lambda: FinishNow(context).has_ended(training)):
+            context = replace(context, job=job.ended_at(training.trainer.step))
+        with Watch.opened(context, training) as watch:
+            job = _train(context, training, log, watch)
+            context = replace(context, job=job)
+            _prune_cache(settings, processes)
+            training.trainer.end()
+            processes.ignore_signals_unless_first()
+            with training.trainer.averaged():
+                processes.broadcast(lambda: draw_and_publish(context, training, watch))
     processes.broadcast(lambda: push_result(context, is_new=True))
 
 
-def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
-    """Train to the task's last step, and make all results that are due in between."""
+def _train(context: RunContext, training: Training, log: ProgressLog, watch: Watch) -> Job:
+    """Train to the task's last step, and make all results that are due in between.
+
+    Returns:
+        The job that was trained: `context.job`, or a shorter one if the task was told to finish.
+    """
     job, outcome, stop, trainer = context.job, context.outcome, context.stop, training.trainer
     device, processes, family = context.device, context.processes, training.family
     saver = ProgressSaver(context, training)
     cache = encoding.encoding_cache(job, context.settings, device)
 
     def check_stop() -> None:
+        watch.renew_if_due()
         stop.check(saver.save_alone)
 
     encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
@@ -130,22 +143,28 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
-        due_results = DueResults(context, training, saver, trackers)
+        due_results = DueResults(context, training, saver, trackers, watch)
 
         def make_due_results() -> None:
             row = held_out.measure_if_due(trainer.step)
             if row is not None:
                 trackers.event("evaluation", heldout_loss=row.loss)
+                watch.services.held_out_loss(trainer.step, row.loss)
             due_results.make()
 
-        def after_step(report: StepReport) -> None:
+        def after_step(report: StepReport) -> bool:
             outcome.global_step = report.step
             outcome.steps_trained += 1
             trackers.step(report)
-            saver.after_step(report)
+            watch.step(report)
+            if ends := saver.after_step(report):
+                held_out.end_at(report.step)
+                due_results.end_at(report.step)
             if saver.saves_together and held_out.is_due(report.step):
                 saver.save()  # a signal while they measure ends them at different points, where none can
             make_due_results()
+            watch.renew_if_due()
+            return ends
 
         try:
             make_due_results()
@@ -159,6 +178,7 @@ def _train(context: RunContext, training: Training, log: ProgressLog) -> None:
         except (PeerError, PeerInterrupted):
             saver.save_alone()
             raise
+    return job.ended_at(trainer.step)
 
 
 def _prune_cache(settings: Settings, processes: Processes) -> None:

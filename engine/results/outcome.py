@@ -95,6 +95,8 @@ class Outcome:
     """The device as the manifest describes it; before it is opened, `host.expected_device`."""
     task_digest: str | None = None
     """The task's digest; None until the dataset has been read."""
+    is_told_to_finish: bool = False
+    """True if SIGUSR1 or `FINISH_NOW` has ended the task, or came when it was ending anyway."""
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -125,6 +127,7 @@ class Outcome:
             "steps_trained": self.steps_trained,
             "resumed_from_step": self.resumed_from_step,
             "finished": self.finished,
+            "finish_now": self.is_told_to_finish,
             "seconds": {name: round(seconds, 3) for name, seconds in self.clock.seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_rss_bytes": peak_rss_bytes(),

@@ -50,6 +50,8 @@ class Settings:
     max_cache_bytes: int | None
     """Limit on the bytes of the whole cache; None is no limit."""
     limits: Limits
+    trackers: tuple[str, ...]
+    """The names of the tracking services that the operator chose."""
     place: Place
     """The rank of this process among the job's processes."""
     processes: int | None
@@ -80,6 +82,11 @@ def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) ->
     parser.add_argument("--cache-dir", metavar="DIR", help="the folder for downloads and encoded images [CACHE_DIR]")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="the device to train on [DEVICE, cuda]")
     parser.add_argument("--overwrite", action="store_true", help="replace another job's result in the output folder")
+    parser.add_argument(
+        "--trackers",
+        metavar="LIST",
+        help="whom to log to: of tensorboard, wandb, mlflow, with commas [TRACKERS, none]",
+    )
     parser.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
     add_push_flags(parser)
     parser.add_argument("--version", action="version", version=f"sd-lora-task {__version__}")
@@ -142,10 +149,16 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
         encoded_cache_bytes=int_variable(env, "MAX_ENCODED_BYTES", default=20 << 30, least=0),
         max_cache_bytes=max_cache_bytes(env),
         limits=Limits.from_environment(env),
+        trackers=_names(flags.trackers if flags.trackers is not None else env.get("TRACKERS", "")),
         place=place,
         processes=int_variable(env, "PROCESSES", default=1, least=1) if "PROCESSES" in env else None,
         push=read_push(flags, env),
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the different names in a list with commas."""
+    return tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
 
 
 def _read_task(flag: str | None, env: Mapping[str, str]) -> tuple[bytes, str, Path]:

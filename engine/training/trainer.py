@@ -255,16 +255,16 @@ def train(
     trainer: Trainer,
     step_range: StepRange,
     examples: Callable[[int], Sequence[Example]],
-    after_step: Callable[[StepReport], None],
+    after_step: Callable[[StepReport], bool],
     clock: Clock,
     *,
     at_hand: Callable[[int], Sequence[Example]] = lambda step: (),
 ) -> None:
-    """Train from the trainer's step to `step_range.stop_step`.
+    """Train from the trainer's step to `step_range.stop_step`, or until `after_step` ends it.
 
     Args:
         examples: returns the examples of a step, which may require encoding them.
-        after_step: called after each step, with the trainer between two steps.
+        after_step: called after each step, with the trainer between two steps; returns True to end there.
         at_hand: returns the examples of a step if they are encoded already, else none. Called once per step.
     """
     visited: Sequence[Example] = ()
@@ -275,5 +275,6 @@ def train(
         coming = at_hand(trainer.step + 1)
         with clock.phase("train"):
             report = trainer.train_step(visited, coming)
-        after_step(report)
+        if after_step(report):
+            return
         visited = coming

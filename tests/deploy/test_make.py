@@ -131,8 +131,9 @@ def test_where_pips_own_sources_have_no_cpu_build_it_is_taken_from_pytorchs(aske
 
 def test_the_tests_install_the_rest_into_the_same_place(asked_of_python):
     asked_of_python("demo")
-    rest, tests = calls(asked_of_python("test"))
+    rest, trackers, tests = calls(asked_of_python("test"))
     assert rest.endswith(" -r requirements-dev.txt") and "-m pytest" in tests
+    assert trackers.endswith(" --no-deps -r requirements-trackers.txt")
     assert calls(asked_of_python("test")) == [tests]
 
 

@@ -51,7 +51,9 @@ def case(request, monkeypatch):
 @pytest.fixture(autouse=True)
 def left_as_it_was():
     """A job has a process of its own; what it sets there is put back."""
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {
+        signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    }
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     for signum, handler in handlers.items():

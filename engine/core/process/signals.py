@@ -1,12 +1,14 @@
-"""Handle SIGTERM and SIGINT: stop at the next point where no work is lost."""
+"""Handle SIGTERM and SIGINT: stop at the next point where no work is lost. Note SIGUSR1: finish with what is there."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -18,6 +20,26 @@ _PR_SET_PDEATHSIG: Final = 1
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent ends (Linux prctl)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def pass_finish_on() -> None:
+    """Pass SIGUSR1 on to this process's children from now on: a launcher's processes are in sessions of their own."""
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for path in Path("/proc/self/task").glob("*/children"):
+            for child in path.read_text().split():
+                with contextlib.suppress(OSError):
+                    if _handles(int(child), signum):
+                        os.kill(int(child), signum)
+
+    signal.signal(signal.SIGUSR1, pass_on)
+
+
+def _handles(process: int, signum: int) -> bool:
+    """Return whether a process has a handler for a signal, which would otherwise end it. Raises OSError."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signum - 1) & 1)
 
 
 class Stop:
@@ -32,12 +54,15 @@ class Stop:
         self._peer_error: BaseException | None = None
         self._is_deferring = False
         self._is_over = False
+        self.is_finish_requested = False
+        """True once SIGUSR1 has come: the task is to end after the current step, with a result."""
 
     def install(self) -> None:
-        """Handle SIGTERM and SIGINT from now on. Before torch is imported: as PID 1, a process has no default."""
+        """Handle the signals from now on. Before torch is imported: as PID 1, a process has no default."""
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGUSR1, self._handle_peer)
+        signal.signal(signal.SIGUSR1, self._handle_finish)
+        signal.signal(signal.SIGUSR2, self._handle_peer)
 
     @property
     def signum(self) -> int:
@@ -47,7 +72,10 @@ class Stop:
     def peer_ended(self, error: BaseException) -> None:
         """End this process with `error`, since another process of the job has ended. Can be called from any thread."""
         self._peer_error = error
-        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    def _handle_finish(self, signum: int, frame: FrameType | None) -> None:
+        self.is_finish_requested = True
 
     def _handle_peer(self, signum: int, frame: FrameType | None) -> None:
         error = self._peer_error

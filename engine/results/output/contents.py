@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,9 @@ from engine.results.output.job_record import JobRecord, object_at
 
 MANIFEST: Final = "manifest.json"
 RESULT: Final = "result.json"
+FINISH_NOW: Final = "FINISH_NOW"
+"""The file by which a user or another program asks the job to end after its current step."""
+_MAX_REQUEST_BYTES: Final = 100
 _MAX_JSON_BYTES: Final = 64 << 20
 _MAX_NAMED: Final = 3
 _REPLACING: Final = "choose another output folder, or pass --overwrite to replace it"
@@ -45,6 +49,7 @@ class OutputContents:
         self._job = root / ".job"
         self._record = self._job / "record.json"
         self._progress = self._job / "progress"
+        self._finish_now = root / FINISH_NOW
 
     @property
     def is_untouched(self) -> bool:
@@ -101,6 +106,14 @@ class OutputContents:
         """Return whether `result.json` says that the checkpoint `digest` is done."""
         found = _read_json(self.root / RESULT)
         return isinstance(found, dict) and found.get("status") == "done" and found.get("checkpoint_digest") == digest
+
+    def finish_step(self) -> int | None:
+        """Return the step after which `FINISH_NOW` asks the job to end: the number in it, else 0; None without it."""
+        try:
+            text = atomic_files.read_plain(self._finish_now, _MAX_REQUEST_BYTES) or b""
+        except OSError:
+            return None
+        return int(text) if re.fullmatch(rb"[0-9]{1,18}\s*", text) else 0
 
     def _refuse_foreign(
         self, job: JobRecord, unfinished: JobRecord | None, published: JobRecord | None, *, in_place: bool

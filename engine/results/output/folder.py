@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from engine.core.errors import OutputError
 from engine.core.files import atomic_files, folder_lock
-from engine.results.output.contents import RESULT, Claim, OutputContents, require_folder
+from engine.results.output import preview
+from engine.results.output.contents import FINISH_NOW, RESULT, Claim, OutputContents, require_folder
 from engine.results.output.job_record import JobRecord
 
 PROGRESS_LOG: Final = "progress.jsonl"
@@ -92,6 +93,7 @@ class OutputFolder(OutputContents):
             (self.root / RESULT).unlink(missing_ok=True)  # an earlier run's
             if claim is Claim.CONTINUES:
                 return claim
+            preview.remove(self.root)
             atomic_files.make_folder(self._job, owner=self.root)
             (self.root / PROGRESS_LOG).unlink(missing_ok=True)
             record = {**(found or {}), **job.described(), "request": request}
@@ -161,6 +163,10 @@ class OutputFolder(OutputContents):
                 atomic_files.sync_folder(folder)
             atomic_files.publish_folder(built, target, self._replaced(target))
 
+    def record_finish(self, step: int) -> None:
+        """Write `FINISH_NOW`, so that a job that is killed before its result is published ends early all the same."""
+        self.write(FINISH_NOW, f"{step}\n".encode())
+
     def _place(self, path: Path, data: atomic_files.Contents) -> None:
         # A file of another result is copied: who changes one of two results in place must not change the other.
         if isinstance(data, atomic_files.Stored) and data.path.parent == self._kept:
@@ -169,7 +175,10 @@ class OutputFolder(OutputContents):
             atomic_files.write_new(path, data, owner=self.root)
 
     def complete(self) -> None:
-        """Remove `.job/`: the job's result is published."""
+        """Remove `.job/`, the preview and the request to finish: the job's result is published."""
+        preview.remove(self.root)
+        with contextlib.suppress(OSError):  # what a stranger has put there
+            atomic_files.remove(self._finish_now)
         with atomic_files.writing_to(self.root):
             # The record is removed last: without it, a half removed folder would look like another job's.
             for path in self._job.iterdir():

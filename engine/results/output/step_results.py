@@ -51,6 +51,11 @@ def image_name(step: int, file: str) -> str:
     return f"{IMAGES}step-{step:06}/{file}"
 
 
+def is_of_step(name: str, step: int) -> bool:
+    """Return whether a result of an earlier step belongs to this step."""
+    return has_weights([name], step) or name.startswith(image_name(step, ""))
+
+
 @dataclass(frozen=True, slots=True)
 class SavedState:
     """A training state on disk."""

@@ -20,6 +20,7 @@ from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
 from engine.results.report.curves import curves, held_out
 from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text, step_text, without_secrets
+from engine.results.report.unfinished import Unfinished, notice, refresh
 from engine.results.report.words import Words
 
 _STYLE: Final = Path(__file__).with_name("report.css")
@@ -73,11 +74,14 @@ class Report:
     """Name and reason of each image that was not trained on."""
     lineage: Sequence[Mapping[str, Any]]
     """The chain's tasks, this one last: `from_step`, `to_step`, `parent`, `changed`, `device`, `versions`."""
-    checkpoint_digest: str
+    checkpoint_digest: str | None
+    """None without a result."""
     device: Mapping[str, Any]
     versions: Mapping[str, str]
     held_out_losses: Sequence[Row] = ()
     """Every measurement of the chain so far."""
+    unfinished: Unfinished | None = None
+    """None for the report of a result."""
 
 
 def render(report: Report) -> str:
@@ -92,7 +96,7 @@ def render(report: Report) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
-<title>{as_html(public(report.title))}</title>
+{refresh(report.unfinished)}<title>{as_html(public(report.title))}</title>
 <style>
 {style}</style>
 </head>
@@ -107,6 +111,9 @@ def render(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     busy = f"Step {report.global_step:,} of {report.max_steps:,}"
+    now = report.unfinished
+    if now is not None:
+        busy = f"{now.status.capitalize()}: step {report.global_step:,} of {report.max_steps:,}"
     status, pill = ("Finished", "pill done") if report.finished else (busy, "pill")
     own = f"this task: steps {report.start_step:,} to {report.global_step:,}"
     images = report.global_step * report.visits_per_step
@@ -127,7 +134,7 @@ def _headline(report: Report) -> str:
 <p class="eyebrow">{as_html(report.words.title)} report</p>
 <h1>{as_html(public(report.title))}</h1>
 <p class="status"><span class="{pill}">{status}</span> <span>{own}</span></p>
-<div class="track" role="img" aria-label="{busy}; {own}">{_track(report)}</div>
+{notice(report.unfinished)}<div class="track" role="img" aria-label="{busy}; {own}">{_track(report)}</div>
 <dl class="card figures">{figures}</dl>
 </header>"""
 
@@ -145,6 +152,8 @@ def _track(report: Report) -> str:
 
 
 def _pictures(report: Report) -> str:
+    if not report.pictures and report.unfinished is not None:
+        return '<section><h2>Validation images</h2><p class="note">None so far.</p></section>'
     if not report.pictures:
         return '<section><h2>Validation images</h2><p class="note">The task asks for none.</p></section>'
     widths = [_png_width(picture.png) for picture in report.pictures]
@@ -154,8 +163,9 @@ def _pictures(report: Report) -> str:
     )
     has_strip = any(picture.between for picture in report.pictures)
     below = "; below, the images after earlier steps of this task" if has_strip else ""
+    latest = "The latest images so far. " if report.unfinished is not None else ""
     return f"""<section><h2>Validation images</h2>
-<p class="note">The same prompt and seed, without {as_html(report.words.trained)} and with it{below}.</p>
+<p class="note">{latest}The same prompt and seed, without {as_html(report.words.trained)} and with it{below}.</p>
 <div class="pairs{small}">{pairs}</div></section>"""
 
 
@@ -268,7 +278,8 @@ def _origin(report: Report) -> str:
     versions = "".join(
         f"<li>{as_html(name)} <b>{as_html(version)}</b></li>" for name, version in report.versions.items()
     )
+    digest = report.checkpoint_digest
+    checkpoint = f"<dt>Checkpoint</dt><dd><code>{as_html(digest)}</code></dd>\n" if digest is not None else ""
     return f"""<section><h2>Where it was made</h2><div class="card"><dl class="facts">
-<dt>Checkpoint</dt><dd><code>{as_html(report.checkpoint_digest)}</code></dd>
-<dt>Device</dt><dd>{as_html(device_text(report.device))}</dd>
+{checkpoint}<dt>Device</dt><dd>{as_html(device_text(report.device))}</dd>
 <dt>Versions</dt><dd><ul class="versions">{versions}</ul></dd></dl></div></section>"""

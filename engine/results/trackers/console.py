@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from engine.core.console import Meter
@@ -11,13 +12,15 @@ from engine.results.trackers.tracker import TrackedTraining
 
 
 class ConsoleTracker:
-    """Shows the training's progress, loss, learning rate and speed."""
+    """Shows the training's progress, mean loss since the last line, learning rate and speed."""
 
     def __init__(self, training: TrackedTraining) -> None:
         step_range = training.step_range
         self._visits_per_step = step_range.visits_per_step
         self._meter = Meter("training", "steps", step_range.stop_step, start=training.step, begins=False)
         self._speed = Speed()
+        self._losses: list[float] = []
+        """The losses since the last line."""
         training.clock.watchers.append(self._phase)
 
     def _phase(self, name: str) -> None:
@@ -27,10 +30,11 @@ class ConsoleTracker:
 
     def step(self, report: StepReport) -> None:
         images_per_second = self._speed.step() * self._visits_per_step
-        self._meter.update(
-            report.step,
-            f"loss {report.loss:.4f}, lr {report.learning_rate:.2e}, {images_per_second:.1f} images/s",
-        )
+        self._losses.append(report.loss)
+        mean = math.fsum(self._losses) / len(self._losses)
+        note = f"loss {mean:.4f}, lr {report.learning_rate:.2e}, {images_per_second:.1f} images/s"
+        if self._meter.update(report.step, note):
+            self._losses.clear()
 
     def event(self, name: str, **values: Any) -> None:
         pass

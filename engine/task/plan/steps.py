@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.core.errors import TaskError
 from engine.task.plan.visits import MAX_VISITS
@@ -48,6 +48,10 @@ class StepRange:
             stop_step=stop_step,
             max_steps=max_steps,
         )
+
+    def ended_at(self, step: int) -> StepRange:
+        """Return the range of a task that ends at an earlier step."""
+        return replace(self, stop_step=step)
 
     @property
     def visits_per_step(self) -> int:

@@ -113,16 +113,20 @@ class Processes:
         """Call `action` in the first process, then in the others, which find its downloads in the cache."""
         return action()
 
-    def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
-        """Agree on what to do after a step. Return the highest signal that any process received, and whether any saves.
+    def agree(self, *, signum: int, save: bool, finish: bool = False) -> tuple[int, bool, bool]:
+        """Agree on what to do after a step.
 
         All processes call it after every step, so that they act after the same one.
 
         Args:
             signum: the signal that this process received, or 0.
             save: whether this process finds that the progress is to be saved.
+            finish: whether this process finds that the task is to end after this step.
+
+        Returns:
+            The highest signal that any process received, whether any saves, and whether any finishes.
         """
-        return signum, save
+        return signum, save, finish
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         """Raise an `error` that names `what`, unless all processes have the same JSON-able value."""
@@ -251,15 +255,15 @@ class Group(Processes):
             result = action()
         return result
 
-    def agree(self, *, signum: int, save: bool) -> tuple[int, bool]:
+    def agree(self, *, signum: int, save: bool, finish: bool = False) -> tuple[int, bool, bool]:
         import torch
         import torch.distributed as dist
 
-        found = torch.tensor([signum, int(save)])
+        found = torch.tensor([signum, int(save), int(finish)])
         with self._talking():
             work = dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
             work.wait(GATHER_TIME)  # the group itself would wait for a process that hangs as long as for a download
-        return int(found[0]), bool(found[1])
+        return int(found[0]), bool(found[1]), bool(found[2])
 
     def require_same(self, what: str, own: Any, error: type[JobError]) -> None:
         values = self.exchange(own)

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 
 from engine.core.errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
 from engine.core.process.environment import EXIT_CODES, LAUNCHED, Place
-from engine.core.process.signals import Stop, die_with_parent
+from engine.core.process.signals import Stop, die_with_parent, pass_finish_on
 from engine.core.process.startup import ENTRYPOINT
 from engine.results.outcome import Outcome, recording_failure
 from engine.results.output.folder import OutputFolder
@@ -158,6 +158,7 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
     # The launcher would print tables about what the first process reports in one line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.update(environment)
+    pass_finish_on()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

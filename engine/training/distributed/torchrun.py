@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.core.errors import Interrupted, JobError, TemporaryError, first_line
 from engine.core.process.environment import EXIT_CODES
+from engine.core.process.signals import pass_finish_on
 from engine.core.process.termination import write_termination_message
 from engine.training.distributed.launch import SHUTDOWN_SECONDS, left_codes, scratch
 
@@ -50,6 +51,7 @@ def _run(argv: Sequence[str]) -> JobError | Interrupted | None:
     # The launcher would print tables about what the job's first process reports in one line.
     for name in ("torch.distributed.elastic", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    pass_finish_on()
     try:
         run.run(run.parse_args(argv))  # type: ignore[no-untyped-call]
     except ChildFailedError:

@@ -7,7 +7,7 @@ import pytest
 from engine.commands import chain
 
 JOB = """
-import json, pathlib, sys
+import json, pathlib, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 out, parent = pathlib.Path(flags["--output-dir"]), flags.get("--checkpoint")
 args = json.loads(pathlib.Path(flags["--task"]).read_bytes())["train_args"]
@@ -21,6 +21,9 @@ step = int(pathlib.Path(parent, "global_step.txt").read_text()) if parent else 0
 before, step = step, min(step + 4, args["max_train_steps"])
 own.mkdir(parents=True)
 ended = {"global_step": step, "steps_trained": step - before, "seconds": {"start": 20, "train": 100}}
+while args.get("waits") and out.name == "001" and not ended.get("finish_now"):
+    time.sleep(0.01)
+    ended["finish_now"] = (out / "FINISH_NOW").exists()
 (out / "result.json").write_text(json.dumps(ended))
 (own / "global_step.txt").write_text(str(step))
 (own / "state.json").write_text(json.dumps({"settings": {"train_args": args}}))
@@ -68,6 +71,22 @@ def test_it_tells_how_long_the_rest_takes(run, capsys, tmp_path):
 def test_of_epochs_it_cannot_know_how_many_steps_they_are(run, capsys, tmp_path):
     run(10, max_train_epochs=1)
     assert capsys.readouterr().out.startswith(f"{tmp_path}/out/000 is done: step 4\n")
+
+
+def test_a_request_to_finish_is_passed_on_and_ends_it_once(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(chain, "_LOOK_SECONDS", 0.05)
+    own, start = chain.run_task, [("000", "None"), ("001", "000")]
+
+    def run_task(flags, output, result):
+        if result.name == "001":
+            (output / "FINISH_NOW").touch()
+        return own(flags, output, result)
+
+    monkeypatch.setattr(chain, "run_task", run_task)
+    assert run(10, waits=True) == (0, start)
+    assert "told to finish" in capsys.readouterr().out and not (tmp_path / "out" / "FINISH_NOW").exists()
+    monkeypatch.setattr(chain, "run_task", own)
+    assert run(10, waits=True) == (0, [start[1], ("002", "001")])
 
 
 def test_a_finished_chain_is_looked_at_once(run):

@@ -13,7 +13,7 @@ from engine.core.errors import DatasetError, Interrupted
 @pytest.fixture(autouse=True)
 def _undone(monkeypatch):
     """Restore the signals and the log's format, which a program sets for its process."""
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in signals}
     yield
     for number, handler in before.items():

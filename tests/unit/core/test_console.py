@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core import console
-from engine.core.console import Meter, begin_log, choose_format, introduce, keep_silent, notes, say, say_error
+from engine.core.console import Meter, Phases, begin_log, choose_format, introduce, keep_silent, notes, say, say_error
 from engine.core.errors import TaskError
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -29,7 +29,8 @@ def now(monkeypatch):
 
 
 def said(capsys):
-    return capsys.readouterr().err.splitlines()
+    """The lines without the time of day."""
+    return [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in capsys.readouterr().err.splitlines()]
 
 
 class TestLines:
@@ -184,12 +185,26 @@ class TestBar:
         """Nobody has told it: tqdm would draw nothing at all."""
         columns(0)
         Meter("training", "steps", 7).update(7, "loss 0.5")
-        assert re.fullmatch(r"training: 7/7 steps, loss 0\.5, .*\n", terminal.getvalue())
+        assert re.fullmatch(r"\d\d:\d\d:\d\d training: 7/7 steps, loss 0\.5, .*\n", terminal.getvalue())
 
     def test_no_bar_in_a_json_log(self, terminal):
         choose_format({"LOG_FORMAT": "json"})
         Meter("training", "steps", 7).update(7)
         assert [json.loads(line)["done"] for line in terminal.getvalue().splitlines()] == [7]
+
+    def test_one_at_a_time(self, terminal):
+        """The outer one is off the screen while the inner one is there, and comes back."""
+        outer, inner = Meter("training", "steps", 7), Meter("validation", "images", 2)
+        shown = len(terminal.getvalue())
+        assert terminal.getvalue().rpartition("training")[2].count("validation:   0%") == 1
+        outer.update(1)
+        outer._bar.refresh()
+        assert "training" not in terminal.getvalue()[shown:]
+        inner.update(2)
+        inner.close()
+        assert "training" in terminal.getvalue()[shown:] and "\n" not in terminal.getvalue()
+        outer.close()
+        assert console._log.bars == []
 
     def test_its_speed_reads_well(self, terminal):
         meter = Meter("training", "steps", 7)
@@ -209,3 +224,22 @@ class TestBar:
     )
     def test_speed_text(self, rate, unit, text):
         assert console.speed_text(rate, unit) == text
+
+
+def test_phases_before_the_first_step_are_named_once(capsys):
+    phases = Phases()
+    for name in ("start", "download", "load", "encode", "train", "encode", "validate"):
+        phases.say(name)
+    assert said(capsys) == [
+        "importing the libraries",
+        "finding the base model and the dataset",
+        "loading the base model",
+        "encoding images and captions",
+    ]
+
+
+def test_what_begins_after_the_first_step_is_not_named(capsys):
+    phases = Phases()
+    phases.say("train")
+    phases.say("encode")
+    assert said(capsys) == []

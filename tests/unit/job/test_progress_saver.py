@@ -23,14 +23,17 @@ def saver(step, **processes):
     )
     context = SimpleNamespace(
         settings=SimpleNamespace(save_seconds=1000.0),
-        stop=SimpleNamespace(signum=0, check=lambda save, signum: None),
+        stop=SimpleNamespace(signum=0, is_finish_requested=False, check=lambda save, signum: None),
+        output=SimpleNamespace(finish_step=lambda: None),
         processes=SimpleNamespace(is_first=True, world_size=2, **processes),
     )
     return ProgressSaver(context, training), training.history
 
 
 @pytest.mark.parametrize(("step", "digest"), [(DIGEST_STEPS - 1, None), (DIGEST_STEPS, weights_digest(WEIGHTS))])
-@pytest.mark.parametrize("processes", [{"agree": lost}, {"agree": lambda **own: (15, False), "require_same": lost}])
+@pytest.mark.parametrize(
+    "processes", [{"agree": lost}, {"agree": lambda **own: (15, False, False), "require_same": lost}]
+)
 def test_a_trained_step_is_recorded_before_the_processes_exchange_anything(step, digest, processes):
     """The weights already have the step: a progress saved now, without its record, would lose it for good."""
     own, history = saver(step, **processes)
@@ -42,7 +45,7 @@ def test_a_trained_step_is_recorded_before_the_processes_exchange_anything(step,
 @pytest.mark.parametrize(("signum", "calls"), [(0, ["save_alone"]), (15, ["save"])])
 def test_where_another_process_has_ended_nothing_is_saved_together(monkeypatch, signum, calls):
     """Without an agreed signal the check acts only if one has ended, which does not take part."""
-    own, _ = saver(1, agree=lambda **own: (signum, False), require_same=lambda *args: None)
+    own, _ = saver(1, agree=lambda **own: (signum, False, False), require_same=lambda *args: None)
     own._context.stop.check = lambda save, signum: save()
     found = []
     for name in ("save", "save_alone"):

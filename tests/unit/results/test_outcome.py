@@ -15,7 +15,7 @@ JOB, OTHER = JobRecord("task", None), JobRecord("other", None)
 FIELDS = {
     "status", "code", "kind", "message", "global_step", "steps_trained", "resumed_from_step", "finished", "seconds",
     "peak_memory_bytes", "peak_rss_bytes", "skipped_images", "checkpoint_digest", "heldout_loss", "best_step",
-    "started", "ended", "version", "revision", "device", "host", "task_digest", "warnings",
+    "started", "ended", "version", "revision", "device", "host", "task_digest", "warnings", "finish_now",
 }  # fmt: skip
 
 

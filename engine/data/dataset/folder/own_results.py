@@ -25,6 +25,7 @@ def result_files(root: Path, files: Sequence[str]) -> list[str]:
     for mark, is_ours in _MARKS.items():
         for prefix in _folders_of(root, files, mark, is_ours):
             names |= {prefix + name for name in (mark, *_BESIDE)}
+            folders += [prefix + name for name in _BELOW if "/" not in mark]
             if "/" in mark:
                 folders.append(prefix + posixpath.dirname(mark) + "/")
     return [file for file in files if file in names or file.startswith(tuple(folders))]
@@ -76,5 +77,7 @@ _MARKS: Final[Mapping[str, Callable[[Path], bool]]] = {
 }
 """Files of an output folder -> whether a file of that name is a job's. If it is, so is everything in its own folder
 (`checkpoint/`, `validation/`, `.job/`)."""
-_BESIDE: Final = ("report.html", ".lock")
+_BESIDE: Final = ("report.html", ".lock", "FINISH_NOW")
 """Further files that a job writes beside those of `_MARKS`."""
+_BELOW: Final = ("preview/step-", "tensorboard/", "wandb/", "mlruns/")
+"""Beginnings of the paths of what a job and its trackers write beside `result.json` and `progress.jsonl`."""

@@ -11,7 +11,9 @@ from engine.core.process.signals import Stop
 
 @pytest.fixture
 def stop():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+    }
     stop = Stop()
     stop.install()
     yield stop
@@ -99,6 +101,14 @@ def test_a_job_that_is_as_good_as_done_is_not_stopped(stop):
     send()
     with stop.deferred():
         send(signal.SIGINT)
+
+
+def test_a_request_to_finish_ends_nothing_by_itself(stop):
+    assert not stop.is_finish_requested
+    with stop.deferred():
+        send(signal.SIGUSR1)
+        stop.check(lambda: pytest.fail("saved"))
+    assert stop.is_finish_requested and not stop.signum
 
 
 class TestPeers:

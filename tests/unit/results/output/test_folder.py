@@ -192,7 +192,7 @@ MINE = JobRecord("task", None, invariants=WORLD, curve="c" * 16, rows=13, max_st
 
 
 def put_published(out, job, *, step=10):
-    """A finished result as `engine.job.publish` leaves it, as far as it says whose it is."""
+    """A finished result as `engine.job.results.publish` leaves it, as far as it says whose it is."""
     (out / "checkpoint").mkdir(parents=True)
     manifest = {"task_digest": job.task_digest, "parent": job.parent, "global_step": step}
     manifest["dataset"] = {"rows": job.rows} if job.rows else {}

@@ -94,13 +94,19 @@ def test_processes_that_disagree_end():
 
 
 @pytest.mark.parametrize(
-    "signums, saves, expected", [((0, 15), (True, False), (15, True)), ((0, 0), (False, False), (0, False))]
+    "signums, saves, finishes, expected",
+    [
+        ((0, 15), (True, False), (False, True), (15, True, True)),
+        ((0, 0), (False, False), (False, False), (0, False, False)),
+    ],
 )
-def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, expected):
+def test_a_signal_of_one_and_a_save_of_another_are_everybodys(signums, saves, finishes, expected):
     agreed = {}
 
     def agree(group):
-        agreed[group.rank] = group.agree(signum=signums[group.rank], save=saves[group.rank])
+        agreed[group.rank] = group.agree(
+            signum=signums[group.rank], save=saves[group.rank], finish=finishes[group.rank]
+        )
 
     through_gloo(agree)
     assert agreed == {0: expected, 1: expected}
@@ -135,7 +141,7 @@ def test_one_process_alone_agrees_with_itself():
     alone.require_same("anything", 1, DeviceError)
     assert alone.exchange({"a": 1}) == [{"a": 1}] and alone.broadcast(lambda: 3) == 3
     assert alone.first_then_others(lambda: "x") == "x" and alone.broadcast_into(memoryview(b"x"), len) == 1
-    assert alone.agree(signum=15, save=False) == (15, False)
+    assert alone.agree(signum=15, save=False, finish=True) == (15, False, True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from engine.core.errors import DatasetError
 from engine.data.dataset.folder.own_results import result_files
 from engine.evaluation.sampling import Image, listing
+from engine.results.output import preview
 from engine.results.output.folder import Claim, JobRecord, OutputFolder
 from tests.support.caption_folders import images, opened, write
 from tests.support.datasets import picture
@@ -26,7 +27,8 @@ def start(out):
         assert output.claim(JOB, in_place=False, overwrite=False) in (Claim.FRESH, Claim.CONTINUES)
         output.write("progress.jsonl", PROGRESS.encode())
         output.save_progress(b"")
-        output.store([picture(8)])
+        preview.renew(out, {"step-000001/0.png": output.store([picture(8)])}, {})
+        assert (out / "preview" / "step-000001-0.png").exists()
 
 
 def publish(out, *, whole=True):

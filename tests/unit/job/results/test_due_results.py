@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from engine.core.files.atomic_files import Stored
-from engine.job import due_results
-from engine.job.due_results import DueResults
+from engine.job.results import due_results
+from engine.job.results.due_results import DueResults
 from engine.results.output.step_results import StepResults
+from engine.task.plan.steps import StepRange
 from engine.task.task import Dataset, Model, Task, Validation
 from engine.training.methods.registry import METHODS
 
@@ -47,7 +48,7 @@ def made(monkeypatch):
 
 def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), together=False, **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
-    step_range = SimpleNamespace(start_step=start, stop_step=stop, steps_per_epoch=4)
+    step_range = StepRange(num_rows=8, batch_size=1, micro_batches=2, start_step=start, stop_step=stop, max_steps=stop)
     job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range)
     context = SimpleNamespace(
         job=job,
@@ -66,7 +67,9 @@ def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: act
         require_sound=lambda: made.append("sound"),
     )
     trackers = SimpleNamespace(event=lambda name: made.append(f"told {name}"))
-    return DueResults(context, training, saver, trackers), training
+    return DueResults(
+        context, training, saver, trackers, SimpleNamespace(results_changed=lambda **_: None, renew_if_due=lambda: None)
+    ), training
 
 
 PROMPTS = Validation(prompts=("a", "b"), num_images=2, every_n_steps=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents, Pieces
@@ -16,17 +16,22 @@ from engine.evaluation.validation_images import Pictures, carried, draw, planned
 from engine.job.context import RunContext
 from engine.job.hub.card import model_card_of
 from engine.job.job import Job
+from engine.job.results.finish_now import FinishNow
 from engine.job.start import Training
 from engine.results import checkpoint, held_out_rows, provenance, report
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
+from engine.results.report.unfinished import Unfinished
 from engine.task.identity import canonical
 from engine.training.methods.method import About
 
+if TYPE_CHECKING:
+    from engine.job.results.watch import Watch
 
-def draw_and_publish(context: RunContext, training: Training) -> None:
+
+def draw_and_publish(context: RunContext, training: Training, watch: Watch) -> None:
     """Draw the validation images, and put the job's result in place.
 
     Only the job's first process calls it, with the weights that are published: inside `Trainer.averaged`.
@@ -35,16 +40,21 @@ def draw_and_publish(context: RunContext, training: Training) -> None:
         OutputError: something cannot be written, or a result of an earlier step is gone.
     """
     with context.outcome.clock.phase("validate"):
-        pictures = _draw(context, training)
-    _publish(context, training, pictures)
+        pictures = _draw(context, training, watch)
+    watch.drawn(pictures)
+    _publish(context, training, pictures, watch)
 
 
-def _draw(context: RunContext, training: Training) -> Pictures:
+def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
     """Draw the validation images, and the baseline's if this chain does not have them yet."""
     job, task, family = context.job, context.job.task, training.family
     images = planned_images(task.validation, job.dataset, task.seed, task.dataset.trigger_word)
     baseline = without_training(images)
-    where: dict[str, Any] = {"resolution": task.train_args.resolution, "device": context.device}
+    where: dict[str, Any] = {
+        "resolution": task.train_args.resolution,
+        "device": context.device,
+        "check_stop": watch.renew_if_due,
+    }
     drawn = draw(images, family, what="validation", **where)
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
@@ -61,25 +71,28 @@ def _draw(context: RunContext, training: Training) -> Pictures:
     )
 
 
-def _publish(context: RunContext, training: Training, pictures: Pictures) -> None:
+def _publish(context: RunContext, training: Training, pictures: Pictures, watch: Watch) -> None:
     """Publish the validation images first and the checkpoint last, since it marks the job as done; then end the job."""
     job, output, outcome = context.job, context.output, context.outcome
     with outcome.clock.phase("publish"):
         origin = provenance.origin_of_result(training.origins, training.trainer.step)
-        lineage = _lineage(job, training.trainer.step, origin)
+        lineage = lineage_of(context, training)
         finished = job.step_range.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
         listing = {sampling.PROMPTS_FILE: sampling.listing(pictures.images)}
         images = pictures.drawn | pictures.between
         output.publish(output.validation, images | listing, last=sampling.PROMPTS_FILE)
-        page = _report(context, training, pictures, lineage, digest)
+        page = report_of(context, training, pictures, lineage, digest=digest)
         output.write(REPORT, report.render(page).encode())
     # A signal from here on does not stop the job.
     context.stop.ignore()
     with outcome.clock.phase("publish"):
         output.publish(output.checkpoint, files, last=checkpoint.MANIFEST)
+    watch.published()
     outcome.finished, outcome.checkpoint_digest = finished, digest
-    ending = "the whole training is finished" if finished else "the next task continues from it"
+    outcome.is_told_to_finish = FinishNow(context).is_due(outcome.global_step)
+    told = "told to finish; " if job.is_ended_early else ""
+    ending = "the whole training is finished" if finished else f"{told}the next task continues from it"
     outcome.message = f"trained {plural(outcome.steps_trained, 'step')} to step {outcome.global_step}; {ending}"
     output.write_result(outcome.done())
     output.complete()
@@ -87,8 +100,9 @@ def _publish(context: RunContext, training: Training, pictures: Pictures) -> Non
     say(f"open {output.root / REPORT}")
 
 
-def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]]:
+def lineage_of(context: RunContext, training: Training) -> list[dict[str, Any]]:
     """Return an entry for each task of the chain so far, this one last."""
+    job, step = context.job, training.trainer.step
     chain = job.parent if isinstance(job.parent, Checkpoint) else None
     own = {
         "parent": job.record.parent,
@@ -96,7 +110,7 @@ def _lineage(job: Job, step: int, origin: dict[str, Any]) -> list[dict[str, Any]
         "from_step": job.step_range.start_step,
         "to_step": step,
         "changed": job.changed_settings(),
-        **origin,
+        **provenance.origin_of_result(training.origins, step),
     }
     return [*(chain.lineage if chain else []), own]
 
@@ -127,6 +141,7 @@ def _checkpoint_files(
             "parent": job.record.parent,
             **job.resolved,
             **origin,
+            **({"ended_at_step": training.trainer.step} if job.is_ended_early else {}),
         },
     )
 
@@ -159,26 +174,35 @@ def _about(job: Job, training: Training) -> About:
     )
 
 
-def _report(
-    context: RunContext, training: Training, pictures: Pictures, lineage: list[dict[str, Any]], digest: str
+def report_of(
+    context: RunContext,
+    training: Training,
+    pictures: Pictures,
+    lineage: list[dict[str, Any]],
+    *,
+    digest: str | None = None,
+    unfinished: Unfinished | None = None,
 ) -> report.Report:
+    """Return the report of the task: of its result, or `unfinished` as it is now, with the images that are there."""
     job, outcome, whole = context.job, context.outcome, context.outcome.so_far()
-    source = job.task.dataset.name or str(job.task.dataset.url)
     shown = [
         report.Picture(
             prompt=image.prompt,
             seed=image.seed,
             png=pictures.drawn[image.file],
-            without_png=pictures.without[baseline["file"]],
+            without_png=pictures.without.get(baseline["file"]),
             between=[
-                (step, smaller(pictures.between[name], report.STRIP_PIXELS)) for step, name in _shown(job, image.file)
+                (step, smaller(pictures.between[name], report.STRIP_PIXELS))
+                for step, name in _shown(job, image.file)
+                if name in pictures.between
             ],
         )
         for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
+        if image.file in pictures.drawn
     ]
     return report.Report(
         words=job.method.words,
-        title=f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}",
+        title=title_of(job),
         task=canonical(job.task),
         history=training.history,
         pictures=shown,
@@ -186,7 +210,8 @@ def _report(
         global_step=outcome.global_step,
         max_steps=job.step_range.max_steps,
         visits_per_step=job.step_range.visits_per_step,
-        finished=job.step_range.finishes,
+        finished=job.step_range.finishes and unfinished is None,
+        unfinished=unfinished,
         seconds=whole.seconds,
         peak_memory_bytes=whole.peak_memory_bytes,
         skipped=whole.skipped,
@@ -196,6 +221,12 @@ def _report(
         versions=lineage[-1]["versions"],
         held_out_losses=training.held_out_losses,
     )
+
+
+def title_of(job: Job) -> str:
+    """Return the names of the base model and the dataset, in one line."""
+    source = job.task.dataset.name or str(job.task.dataset.url)
+    return f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}"
 
 
 def _shown(job: Job, file: str) -> list[tuple[int, str]]:

@@ -8,9 +8,10 @@ import torch
 
 from engine.core.files.atomic_files import Pieces
 from engine.evaluation.validation_images import draw, planned_images
-from engine.job import publish
 from engine.job.context import RunContext
 from engine.job.progress_saver import ProgressSaver
+from engine.job.results import publish
+from engine.job.results.watch import Watch
 from engine.job.start import Training
 from engine.results import checkpoint
 from engine.results.output import step_results
@@ -20,14 +21,21 @@ from engine.results.trackers.tracker import Trackers
 class DueResults:
     """Makes what is due at the trainer's step, without any effect on the training."""
 
-    def __init__(self, context: RunContext, training: Training, saver: ProgressSaver, trackers: Trackers) -> None:
+    def __init__(
+        self, context: RunContext, training: Training, saver: ProgressSaver, trackers: Trackers, watch: Watch
+    ) -> None:
         self._context = context
         self._training = training
         self._saver = saver
         self._trackers = trackers
-        job = context.job
-        self._image_steps = step_results.image_steps(job.task, job.step_range)
-        self._checkpoint_steps = step_results.checkpoint_steps(job.task, job.step_range)
+        self._watch = watch
+        self.end_at(context.job.step_range.stop_step)
+
+    def end_at(self, step: int) -> None:
+        """Take note that the task ends after this step: what it would make there is its result."""
+        task, step_range = self._context.job.task, self._context.job.step_range.ended_at(step)
+        self._image_steps = step_results.image_steps(task, step_range)
+        self._checkpoint_steps = step_results.checkpoint_steps(task, step_range)
 
     def make(self) -> None:
         """Make what is due and not made yet. All processes call it, after each step and before the first one.
@@ -43,12 +51,14 @@ class DueResults:
             self._add(self._weights)
             self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
             self._trackers.event(self._context.job.method.words.event)
+            self._watch.results_changed()
         if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
             if self._saver.saves_together:
                 self._saver.save()  # a signal while the first process draws could not be followed by it
             self._add(self._images)
             self._saver.save()  # drawing them again would take longer
             self._trackers.event("images")
+            self._watch.results_changed(has_pictures=True)
 
     def _add(self, make: Callable[[], Mapping[str, bytes | Pieces]]) -> None:
         """Let the first process make files with the weights that are published, and write them; the others wait."""
@@ -67,6 +77,10 @@ class DueResults:
                 for name, data in files.items()
             }
 
+    def _check_stop(self) -> None:
+        self._watch.renew_if_due()
+        self._context.stop.check(self._saver.save_alone)
+
     def _images(self) -> dict[str, bytes]:
         context, family, step = self._context, self._training.family, self._training.trainer.step
         task = context.job.task
@@ -77,7 +91,7 @@ class DueResults:
                 what=f"validation at step {step}",
                 resolution=task.train_args.resolution,
                 device=context.device,
-                check_stop=lambda: context.stop.check(self._saver.save_alone),
+                check_stop=self._check_stop,
             )
             # Free the device's memory for the denoiser again.
             family.move_encoders(torch.device("cpu"))
