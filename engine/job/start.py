@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from engine.results.output.step_results import SavedState, StepResults
 from engine.results.state import DamagedStateError, TrainState, read_state
 from engine.training.assembly import assemble
 from engine.training.distributed.shared_file import open_shared
+from engine.training.gradients.shares import owned_by
 from engine.training.methods import registry as methods
 from engine.training.methods.method import Trainable
 from engine.training.methods.warm_start import WarmStart
@@ -86,7 +87,7 @@ def start_training(context: RunContext, family: Family) -> Training:
         CheckpointError: what is to be continued does not fit.
     """
     job, outcome = context.job, context.outcome
-    beginning = _saved(context) or _parents(job)
+    beginning = _saved(context) or _parents(context)
     trainable = methods.attach(
         family,
         job.task,
@@ -134,7 +135,7 @@ def _saved(context: RunContext) -> _Beginning | None:
     saved = SavedProgress.parse(header)
     files = {name: output.stored(digest) for name, digest in saved.state.files.items()}
     try:
-        state = read_state(files, saved.state.scalars, lambda path: open_shared(processes, path))
+        state = read_state(files, saved.state.scalars, lambda path: open_shared(processes, path), _owned(context))
     except DamagedStateError as error:
         say(f"{error}: this task starts over")
         return None
@@ -149,13 +150,21 @@ def _saved(context: RunContext) -> _Beginning | None:
     )
 
 
-def _parents(job: Job) -> _Beginning:
+def _owned(context: RunContext) -> Callable[[Mapping[str, int]], set[str]] | None:
+    """Return what `read_state` takes as `owned`: all processes have all of a state, but for that of a whole model."""
+    place = context.processes
+    if not context.job.method.is_whole_model or place.world_size == 1:
+        return None
+    return lambda sizes: owned_by(place.rank, sizes, place.world_size)
+
+
+def _parents(context: RunContext) -> _Beginning:
     """Return the state in the checkpoint to continue; an empty one if the task starts a training."""
-    parent = job.parent
+    parent = context.job.parent
     if not isinstance(parent, Checkpoint):
         return _Beginning()
     return _Beginning(
-        state=read_state(parent.state_files, parent.state_scalars),
+        state=read_state(parent.state_files, parent.state_scalars, owned=_owned(context)),
         history=history_file.parse(parent.history),
         held_out_losses=held_out_rows.parse(parent.held_out_losses),
     )

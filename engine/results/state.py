@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Pieces, Stored
 from engine.results.checkpoint import STATE_STEM
 from engine.results.safetensors_file import Source, pieces, reading, shards, source_of
-from engine.results.safetensors_file.reading import DamagedFileError, Reader, open_file
+from engine.results.safetensors_file.reading import DamagedFileError, Entry, Reader, open_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -129,23 +129,30 @@ def read_state(
     files: Mapping[str, Stored],
     scalars: Mapping[str, Any],
     opening: Callable[[Path], AbstractContextManager[Reader]] = open_file,
+    owned: Callable[[Mapping[str, int]], Collection[str]] | None = None,
 ) -> TrainState:
     """Read a state that was written with `state_files`, each file once. Tensors own their memory.
+
+    Of parameters that are not owned only the trained values are kept, so that several processes on one machine do not
+    each hold the whole state.
 
     Args:
         files: the files of the tensors by name.
         scalars: the rest of the state.
         opening: opens a file.
+        owned: returns the parameters that this process owns, for the number of values of each parameter. None if it
+            owns all of them.
 
     Raises:
         DamagedStateError: a file is missing or damaged.
         CheckpointError: the state is malformed.
     """
     tensors: Tensors = {}
+    wanted = _Wanted(owned) if owned else lambda name, entry: True
     for name, file in sorted(files.items()):
         try:
             with opening(file.path) as reader:
-                found = reading.read(reader, file.sha256)
+                found = reading.read(reader, file.sha256, wanted=wanted)
             if found.keys() & tensors.keys():
                 raise ValueError("a tensor is in two files")
         except (OSError, DamagedFileError):
@@ -154,6 +161,28 @@ def read_state(
             raise CheckpointError(f"the training state's {name} is malformed ({error}); use another one") from None
         tensors |= found
     return parse_state(tensors, scalars)
+
+
+class _Wanted:
+    """Chooses tensors of a state while it is read: the trained values, and everything else of owned parameters.
+
+    The trained values come first in the files, since these are in the order of the names.
+    """
+
+    def __init__(self, owned: Callable[[Mapping[str, int]], Collection[str]]) -> None:
+        self._find_owned = owned
+        self._sizes: dict[str, int] = {}
+        self._owned: Collection[str] | None = None
+
+    def __call__(self, name: str, entry: Entry) -> bool:
+        group, _, parameter = name.partition(".")
+        if group == _TRAINED:
+            self._sizes[parameter] = math.prod(entry.shape)
+            return True
+        if self._owned is None:
+            self._owned = self._find_owned(self._sizes)
+        # What belongs to no parameter is kept: restoring it finds that it does not fit.
+        return parameter in self._owned or parameter not in self._sizes
 
 
 def parse_state(tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> TrainState:

@@ -148,13 +148,15 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def read(reader: Reader, sha256: str, *, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, torch.Tensor]:
+def read(
+    reader: Reader, sha256: str, *, wanted: Callable[[str, Entry], bool] = lambda name, entry: True
+) -> dict[str, torch.Tensor]:
     """Read a safetensors file. Each tensor gets memory of its own, aligned as torch's own allocations are.
 
     Args:
         reader: the file at its begin.
         sha256: the expected SHA-256 of the whole file, in hex.
-        wanted: returns whether to keep a tensor of this name.
+        wanted: returns whether to keep a tensor, for its name and its entry; called in the order of the file.
 
     Returns:
         The wanted tensors by name: float32, float16 or bfloat16, on the CPU.
@@ -207,13 +209,13 @@ class _Hashed:
             raise DamagedFileError("its SHA-256 is another one")
 
 
-def _read(file: _Hashed, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+def _read(file: _Hashed, wanted: Callable[[str, Entry], bool]) -> dict[str, torch.Tensor]:
     import torch
 
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     found: dict[str, torch.Tensor] = {}
     for name, entry in read_header(file.fill, file.size).items():
-        if not wanted(name):
+        if not wanted(name, entry):
             file.skip(entry.end - entry.start)
             continue
         if entry.dtype not in dtypes:

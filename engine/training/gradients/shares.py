@@ -43,6 +43,11 @@ def owners(sizes: Mapping[str, int], world_size: int) -> dict[str, int]:
     return {name: found[name] for name in sizes}
 
 
+def owned_by(rank: int, sizes: Mapping[str, int], world_size: int) -> set[str]:
+    """Return the names of the tensors that a process owns; arguments as in `owners`."""
+    return {name for name, owner in owners(sizes, world_size).items() if owner == rank}
+
+
 class Shares:
     """The values of each process's tensors, one tensor after the other, cut into slices that are exchanged together."""
 

@@ -181,6 +181,22 @@ class TestShards:
         found = read_state(files, state_files(make())[1])
         assert same(flatten_state(found)[0], flatten_state(make())[0])
 
+    def test_of_what_another_process_owns_only_the_trained_values_are_kept(self, files):
+        whole = make()
+        first, *others = whole.trained
+        asked = []
+
+        def owned(sizes):
+            asked.append(dict(sizes))
+            return {first}
+
+        found = read_state(files, state_files(whole)[1], owned=owned)
+        assert asked == [{name: tensor.numel() for name, tensor in sorted(whole.trained.items())}] and others
+        assert same(found.trained, whole.trained)
+        for slot, tensors in whole.optimizer.slots.items():
+            assert same(found.optimizer.slots[slot], {first: tensors[first]})
+        assert found.ema.keys() == whole.ema.keys() & {first}
+
     @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
     def test_a_damaged_one_is_named(self, files, damage):
         name, file = sorted(files.items())[1]
