@@ -49,6 +49,8 @@ class _Log:
     """Makes the log's first line; None once that is written."""
     waiting: list[str] = field(default_factory=list)
     """Lines that were logged before the first line was written."""
+    is_timed: bool = False
+    """True once the first line is written after two seconds, whatever is known by then."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     notes: list[str] = field(default_factory=list)
     bars: list[_Bar] = field(default_factory=list)
@@ -106,12 +108,13 @@ def notes() -> list[str]:
     return list(dict.fromkeys(_log.notes))[:_MAX_NOTES]
 
 
-def say(message: str, *, level: Level = "info", **facts: Any) -> None:
+def say(message: str, *, level: Level = "info", can_wait: bool = False, **facts: Any) -> None:
     """Log one line on stderr without disturbing a progress bar. Every line of the job comes through here.
 
     Args:
         message: the line. One that begins with `NOTE` is a warning.
         level: of a JSON log.
+        can_wait: True if it may wait for the log's first line for any time.
         facts: further key-value pairs for a JSON log.
     """
     if _log.is_silent:
@@ -125,7 +128,8 @@ def say(message: str, *, level: Level = "info", **facts: Any) -> None:
             _write(line)
             return
         _log.waiting.append(line)
-        if len(_log.waiting) == 1:
+        if not can_wait and not _log.is_timed:
+            _log.is_timed = True
             timer = threading.Timer(_INTRODUCTION_SECONDS, begin_log)
             timer.daemon = True
             timer.start()
@@ -164,7 +168,8 @@ class Phases:
         if name == "train":
             self._left.clear()
         if name in self._left:
-            say(self._left.pop(name))
+            # A program that reads the log finds task and device in its first line.
+            say(self._left.pop(name), can_wait=_log.is_json)
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types

@@ -92,6 +92,7 @@ def test_split_anywhere(task, base, whole, tmp_path, kind):
         ),
     )
     assert_same(chain[-1].weights(), whole.weights())
+    assert chain[-1].card == whole.card
     # The equality means something: other settings give other bits.
     assert [name for name, data in whole.weights().items() if kind != "epsilon" and plain[name] == data] in (
         [],

@@ -124,7 +124,10 @@ def test_a_training_whose_maximum_is_lowered_to_the_step_reached_is_finished(lon
     last = succeed(lowered, tmp_path / "out", "--checkpoint", ended.out / "checkpoint")
     assert last.result["steps_trained"] == 0 and last.result["finished"]
     assert (last.out / "checkpoint" / "FINISH").exists()
-    assert_same(last.weights(), ended.weights())
+    found, expected = last.weights(), ended.weights()
+    for files in (found, expected):
+        files.pop("lora_webui.safetensors")  # its metadata say how long the training was to be
+    assert_same(found, expected)
     in_place = tmp_path / "in-place"
     shutil.copytree(ended.out, in_place)
     succeed(lowered, in_place, "--checkpoint", in_place / "checkpoint")

@@ -207,6 +207,7 @@ def test_no_pickles(strong, scratch):
         ".safetensors": lambda data: parse_tensors(data) != {},
         ".json": lambda data: json.loads(data) is not None,
         ".jsonl": lambda data: [json.loads(line) for line in data.splitlines()] != [],
+        ".md": lambda data: data.startswith(b"---\n"),
         ".txt": lambda data: data.strip().isdigit(),
         ".png": lambda data: data.startswith(b"\x89PNG"),
         ".html": lambda data: data.startswith(b"<!doctype html>"),

@@ -98,7 +98,7 @@ def test_no_trace_in_the_training(run, plain, whole, tmp_path):
     """Its weights, moments and history, and the images after its last step."""
     without = run(plain, tmp_path / "out")
     found = without.folders()
-    for name in ("manifest.json", "state.json"):  # they name the task and its settings
+    for name in ("manifest.json", "state.json", "README.md"):  # they name the task and its settings
         del found[f"checkpoint/{name}"]
     expected = whole.folders()
     assert_same(found, {name: expected[name] for name in found})

@@ -30,7 +30,7 @@ PATIENCE = 180.0
 """Seconds for anything that takes a few on an idle machine."""
 POLL = 0.004
 """Seconds between two looks: often enough to meet the moments between two writes, without taking a core."""
-WEIGHTS = ("pytorch_lora_weights.safetensors", "lora_webui.safetensors", "state.safetensors", "README.md")
+WEIGHTS = ("pytorch_lora_weights.safetensors", "lora_webui.safetensors", "state.safetensors")
 """The files of a checkpoint that must not depend on how the training was cut into tasks."""
 MARK = "INTEGRATION_TEST_JOB"
 """An environment variable that all processes of one job inherit."""
@@ -57,6 +57,11 @@ class Finished:
     @property
     def manifest(self) -> dict[str, Any]:
         return read_json(self.out / "checkpoint" / "manifest.json")
+
+    @property
+    def card(self) -> bytes:
+        """The model card."""
+        return (self.out / "checkpoint" / "README.md").read_bytes()
 
     @property
     def error(self) -> str:

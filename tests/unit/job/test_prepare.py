@@ -43,7 +43,11 @@ def test_in_place_is_the_same_folder_by_whatever_name(tmp_path):
 
 def test_fp16_on_a_cpu_is_a_device_error(tmp_path):
     given = SimpleNamespace(
-        task_bytes=text(mixed_precision="fp16").encode(), task_source="x", device="cpu", task_folder=tmp_path
+        task_bytes=text(mixed_precision="fp16").encode(),
+        task_source="x",
+        device="cpu",
+        task_folder=tmp_path,
+        trackers=(),
     )
     with pytest.raises(DeviceError, match='"fp16" needs a CUDA device') as caught:
         prepare.read_task(given)
@@ -52,7 +56,7 @@ def test_fp16_on_a_cpu_is_a_device_error(tmp_path):
 
 def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(tmp_path):
     task = text(transforms={"buckets": True}, train_args={"resolution": 520})
-    given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path)
+    given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path, trackers=())
     with pytest.raises(TaskError, match=r"resolution is 520: .* try 512 or 576") as caught:
         prepare.read_task(given)
     assert caught.value.code == 2
