@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -348,3 +349,11 @@ class TestLossScale:
         run.family.loss_factors = iter([math.nan])
         with pytest.raises(NonFiniteError, match="the loss of step 1"):
             run.step()
+
+
+def test_the_optimizer_is_freed_at_the_end():
+    run = Run().train(stop=1)
+    moment = weakref.ref(next(iter(run.trainer.state().optimizer.slots["exp_avg"].values())))
+    assert moment() is not None
+    run.trainer.end()
+    assert moment() is None
