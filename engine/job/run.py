@@ -108,7 +108,7 @@ def run(
             _prune_cache(settings, processes)
             training.trainer.end()
             processes.ignore_signals_unless_first()
-            with training.trainer.averaged():
+            with training.trainer.averaged(is_last=True):
                 processes.broadcast(lambda: draw_and_publish(context, training, watch))
     processes.broadcast(lambda: push_result(context, is_new=True))
 

@@ -130,11 +130,14 @@ class Trainer:
         return {name: tensor for name, tensor in tensors.items() if name not in others}
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self, *, is_last: bool = False) -> Iterator[None]:
         """Give the parameters their averaged values for a while; without `train_args.ema_decay` it does nothing.
 
         All processes enter and leave it. It takes no memory: values are swapped, and each process sends round the
         averages that it has, and afterwards the parameters' own values, which return exactly.
+
+        Args:
+            is_last: True if no step follows: then the parameters' own values need not return in all processes.
         """
         if self._ema is None:
             yield
@@ -145,7 +148,8 @@ class Trainer:
                 self._gradients.share_parameters()
                 self._trainable.refresh()
                 yield
-            self._gradients.share_parameters()  # not after an error: the other processes would not answer
+            if not is_last:
+                self._gradients.share_parameters()  # not after an error: the other processes would not answer
         finally:
             self._is_averaged = False
             self._trainable.refresh()

@@ -161,6 +161,8 @@ def _start_from(module: torch.nn.Module, family: Family, component: str, warm_st
     Raises:
         CheckpointError: they are malformed, or of another model.
     """
+    # Before anything is built as it says: a stranger's model may be huge.
+    _require_alike(component, _configuration(warm_start.content(f"{component}/{CONFIG}")), _computed(module))
     try:
         other = family.load_part(component, warm_start.folder)
     except ModelError as error:  # its text is about a base model
@@ -178,7 +180,24 @@ def _start_from(module: torch.nn.Module, family: Family, component: str, warm_st
 def _require_same_config(component: str, other: torch.nn.Module, module: torch.nn.Module) -> None:
     """Raise CheckpointError if two configurations differ in what the layers compute; it names the first difference."""
     theirs, ours = (_computed(one) for one in (other, module))
-    for key in sorted(theirs.keys() | ours.keys()):
+    missing: dict[str, Any] = dict.fromkeys(theirs.keys() | ours.keys())
+    _require_alike(component, missing | theirs, missing | ours)
+
+
+def _configuration(data: bytes) -> dict[str, Any]:
+    """Return a configuration of an unknown origin. Raises CheckpointError if it is none."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"the weights to start from have a {CONFIG} that is not a configuration")
+    return found
+
+
+def _require_alike(component: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a value differs that both have; it names the first."""
+    for key in sorted(theirs.keys() & ours.keys()):
         if theirs.get(key) != ours.get(key):
             raise CheckpointError(
                 f"{OTHER_MODEL}: {key} is {theirs.get(key)!r} in its {component}/{CONFIG}, {ours.get(key)!r} in the "

@@ -153,7 +153,8 @@ def test_start_values_in_16_bits_are_widened(folders, tmp_path):
     "change, words",
     [
         ({"attention_head_dim": 2}, "attention_head_dim is 2 in its unet/config.json"),
-        ({"block_out_channels": [32, 32]}, "do not load|another model"),
+        ({"block_out_channels": [32, 32]}, "another model: block_out_channels"),
+        ({"layers_per_block": 10**9}, "another model: layers_per_block is 1000000000"),
     ],
 )
 def test_weights_of_another_model_are_refused(folders, tmp_path, change, words):
@@ -172,6 +173,14 @@ def test_weights_that_change_after_they_were_hashed_are_refused(folders, tmp_pat
     write(first, tmp_path)
     with pytest.raises(CheckpointError, match=r"safetensors changed while the job was running"):
         attached(folders["sd"], task_of(), found)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"[" * 100_000])
+def test_a_configuration_that_is_none_is_refused(folders, tmp_path, data):
+    _, first = attached(folders["sd"], task_of())
+    (write(first, tmp_path) / "unet" / "config.json").write_bytes(data)
+    with pytest.raises(CheckpointError, match="not a configuration"):
+        attached(folders["sd"], task_of(), load_parent(tmp_path, METHODS["full"]))
 
 
 def test_start_values_that_are_not_finite_are_refused(folders, tmp_path):
