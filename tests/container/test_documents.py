@@ -27,9 +27,11 @@ DOCUMENTS = (
     "docs/chains.md",
     "docs/container.md",
     "docs/cookbook.md",
+    "docs/export.md",
     "docs/image.md",
     "docs/trust.md",
     "docs/verify.md",
+    "docs/watch.md",
     "deploy/README.md",
 )
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -43,6 +45,10 @@ NOT_RUN = {
     "docker buildx build": "the base image is on a registry, and it takes minutes: tried by hand",
     "docker buildx imagetools": "the image would have to be on a registry",
     "cosign": "the image would have to be on a registry",
+    "HF_TOKEN=": "tests/integration/test_push.py pushes",
+    "touch out/FINISH_NOW": "tests/integration/test_finish_now.py",
+    ".venv/bin/python -m pip install --no-deps -r requirements-trackers.txt": "installs packages, as `make setup` does",
+    ".venv/bin/python entrypoint.py --task task.json --output-dir out --trackers": "tests/integration/test_trackers.py",
     "deploy/many.sh": "there is no cluster: tests/deploy runs it without kubectl",
 }
 """How a line begins that is only read, and why."""
@@ -197,6 +203,7 @@ def test_every_fence_is_known():
         fence("until [ -e out/checkpoint/FINISH ]"),
         fence("entrypoint.py chain --task examples/demo/task.json"),
         fence("entrypoint.py verify out", "entrypoint.py compare"),
+        fence("entrypoint.py export out"),
         fence("sd-lora-task prefetch", "--network=none"),
         fence("sd-lora-task prefetch", "--prune"),
         fence("--read-only --cap-drop ALL"),
@@ -256,6 +263,9 @@ def test_without_docker(shell):
     assert said.count("identical") >= 2
     shell(fence("until [ -e out/checkpoint/FINISH ]"))
     assert (shell.folder / "out/checkpoint/FINISH").exists()
+    # A single file cannot say the settings of the small base model: tests/integration/test_export.py makes one.
+    shell("".join(line for line in fence("entrypoint.py export out").splitlines(keepends=True) if "single" not in line))
+    assert (shell.folder / "my-model/model_index.json").exists() and (shell.folder / "my-lora.safetensors").exists()
 
 
 def test_the_chain_of_the_example(shell):
