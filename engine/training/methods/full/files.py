@@ -41,8 +41,8 @@ def weights_of(component: str, names: Set[str]) -> list[str]:
     """Return the names of a component's weights among these names, in order; none if one of its shards is missing."""
     found = [match for name in names if (match := _NAME.fullmatch(name)) and match["component"] == component]
     weights = sorted(match[0] for match in found if match["stem"] and not match["index"])
-    shards = [match for match in found if match["shard"] and not match["index"]]
-    is_whole = len(shards) == len(weights) == int(shards[0]["count"]) if shards else len(weights) == 1
+    shards = {(int(match["shard"]), int(match["count"])) for match in found if match["shard"] and not match["index"]}
+    is_whole = shards == {(k, len(weights)) for k in range(1, len(weights) + 1)} if shards else len(weights) == 1
     return weights if is_whole else []
 
 
