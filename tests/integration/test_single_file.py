@@ -41,6 +41,24 @@ def test_a_file_trains_to_the_bytes_of_its_folder(short_task, models, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_whole_model_from_a_file_has_the_bytes_of_its_folder(short_task, models, tmp_path, precision):
+    """The weights themselves are trained, and read again for the images without the training."""
+    whole = {"training_type": "full", "mixed_precision": precision, "train_args.ema_decay": 0.9}
+    task = changed(short_task, {**whole, "train_args.train_text_encoder": True})
+    one, other = (
+        succeed(changed(task, {"model.name": str(path)}), tmp_path / name)
+        for name, path in zip(("folder", "file"), models, strict=True)
+    )
+    found, expected = (
+        {name: data for name, data in job.folders().items() if name.endswith((".safetensors", ".png"))}
+        for job in (other, one)
+    )
+    assert any("/unet/" in name for name in found) and any("/text_encoder" in name for name in found)
+    assert_same(found, expected)
+
+
+@pytest.mark.slow
 def test_by_url_a_chain_and_a_plan(task, tmp_path):
     """Downloaded once; the second task finds the same base model under its content's name."""
     file = single_files.write(tmp_path / "model.safetensors", "sd1", dtype=torch.float16)
