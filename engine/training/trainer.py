@@ -171,6 +171,7 @@ class Trainer:
         """
         num_micro_batches = len(examples) // self._step_range.batch_size * self._num_processes
         scale = self._loss_scale.scale if self._loss_scale else 1.0
+        self._optimizer.begin()
         if self._ema is not None:
             self._ema.begin()
         with (

@@ -16,6 +16,9 @@ class Momentum:
         self._velocity = {name: torch.zeros_like(p) for group in groups for name, p in group.items()}
         self._updates = 0
 
+    def begin(self):
+        """The state is there from the beginning."""
+
     @torch.no_grad()
     def update(self, gradients, rates):
         if max(rates) > 1e30:

@@ -29,6 +29,17 @@ class AdamW:
         self._parameters = parameters
         self._updates = 0
 
+    def begin(self) -> None:
+        """See `Optimizer.begin`. Torch allocates a LoRA's few values in the first update."""
+        for parameter in self._parameters.values() if self._optimizer.defaults["fused"] else ():
+            if not self._optimizer.state.get(parameter):
+                self._begin(parameter)
+
+    def _begin(self, parameter: torch.nn.Parameter) -> None:
+        """Let a parameter's state be as if it had never had a gradient."""
+        zeros = {slot: torch.zeros_like(parameter) for slot in _SLOTS}
+        self._optimizer.state[parameter] = {"step": self._step_of(parameter), **zeros}
+
     def update(self, gradients: Mapping[str, torch.Tensor], rates: Sequence[float]) -> None:
         """See `Optimizer.update`."""
         groups = self._optimizer.param_groups
@@ -53,8 +64,7 @@ class AdamW:
         if parameter.grad is None and state:
             state["step"] += 1
         elif parameter.grad is not None and not state and self._updates:
-            zeros = {slot: torch.zeros_like(parameter) for slot in _SLOTS}
-            self._optimizer.state[parameter] = {"step": self._step_of(parameter), **zeros}
+            self._begin(parameter)
 
     def _step_of(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """Return the number of updates as torch's own state has it: float32, on the CPU, or for `fused` beside it."""

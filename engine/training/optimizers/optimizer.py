@@ -23,6 +23,13 @@ class Optimizer(Protocol):
     must not influence each other, and an update of a whole model must not need a copy of it.
     """
 
+    def begin(self) -> None:
+        """Allocate the state of a whole model, unless it was restored. Called before a step has gradients.
+
+        Allocated after the first gradients, it would lie behind them, and what they leave would be a gap in the heap.
+        """
+        ...
+
     def update(self, gradients: Mapping[str, torch.Tensor], rates: Sequence[float]) -> None:
         """Make one update of all parameters that have a gradient, and leave the others as they are.
 

@@ -82,6 +82,28 @@ def test_cut_and_continued_has_the_same_bits(name, cut, of_whole_model):
     assert same(continued.state(), uninterrupted.state())
 
 
+@pytest.mark.parametrize("of_whole_model", [False, True])
+def test_beginning_changes_no_bit(name, of_whole_model):
+    """Whether it is called never, before each update, or also after a restart; a parameter may have no gradient yet."""
+
+    def update(optimizer, named, start, stop, *, begins):
+        for step in range(start, stop):
+            if begins:
+                optimizer.begin()
+            own = {key: g for key, g in by_name(named, step).items() if key != "c" or step > 1}
+            optimizer.update(own, [1e-2, 1e-2])
+
+    plain, begun = parameters(), parameters()
+    one, other = make(name, plain, whole=of_whole_model), make(name, begun, whole=of_whole_model)
+    update(one, plain, 0, 4, begins=False)
+    update(other, begun, 0, 2, begins=True)
+    saved = through_a_file(other.state(), begun)
+    other = make(name, begun, whole=of_whole_model)
+    other.restore(saved)
+    update(other, begun, 2, 4, begins=True)
+    assert same(one.state(), other.state()) and all(torch.equal(plain[key], begun[key]) for key in plain)
+
+
 def test_what_is_restored_is_taken_over(name):
     """A copy would be as large as the model, or larger."""
     named = parameters()
