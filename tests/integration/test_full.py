@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from tests.support.forks import fork_server
-from tests.support.harness import assert_same, changed, folder_bytes, read_json
+from tests.support.harness import ENTRYPOINT, assert_same, changed, clean_environment, folder_bytes, read_json
 
 STEPS = 6
 EVERY_CHANGE = {"SAVE_SECONDS": "0"}
@@ -36,6 +38,7 @@ VARIANTS = {
     },
     "xl, average": AVERAGE,
     "xl, bf16, text encoders": {**TEXTS, "mixed_precision": "bf16", "train_args.gradient_checkpointing": True},
+    "sd, masks": {**AVERAGE, "train_args.loss_type": "huber", "dataset.mask_column": "mask"},
     "LoRA, average": {**AVERAGE, "training_type": "lora", "validation.dataset": {"fraction": 0.25}},
     "LoRA, average, LoftQ, bf16": {
         **{**AVERAGE, **TEXTS, "training_type": "lora", "mixed_precision": "bf16"},
@@ -69,9 +72,23 @@ def run(server):
 
 
 @pytest.fixture(scope="module")
-def task_of(task, xl_model):
+def masked(tmp_path_factory):
+    """Images of which a part counts, in each another one."""
+    folder = tmp_path_factory.mktemp("masked")
+    rows = []
+    for k in range(4):
+        Image.effect_noise((64, 64), 20 + 40 * k).convert("RGB").save(folder / f"{k}.png")
+        Image.linear_gradient("L").resize((64, 64)).rotate(90 * k).save(folder / f"mask-{k}.png")
+        rows.append({"file_name": f"{k}.png", "text": f"image {k}", "mask": f"mask-{k}.png"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task_of(task, xl_model, masked):
     def variant(name):
         own = changed(task, {**SHORT, **VARIANTS[name]})
+        own = changed(own, {"dataset.name": str(masked)} if "masks" in name else {})
         return changed(own, {"model.name": str(xl_model)}) if name.startswith("xl") else own
 
     return variant
@@ -210,3 +227,23 @@ def test_a_training_starts_from_published_weights_alone(run, task_of, whole_of, 
     assert warm.result["resumed_from_step"] == 0 and warm.manifest["parent"]
     moved = (warm.out / "checkpoint" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert moved != (start / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_a_lora_that_was_merged(run, task_of, tmp_path):
+    """With next to no learning rate, what it ends with are the merged weights."""
+    lora = run(changed(task_of("sd"), {"training_type": "lora", "checkpoint_every_n_steps": None}), tmp_path / "lora")
+    command = [sys.executable, ENTRYPOINT, "export", lora.out, "--format", "diffusers", "--output", tmp_path / "merged"]
+    base = task_of("sd")["model"]["name"]
+    subprocess.run([*map(str, command), "--base", base], check=True, env=clean_environment(tmp_path))
+    merged = UNet2DConditionModel.from_pretrained(tmp_path / "merged" / "unet")
+    start = ("--checkpoint", tmp_path / "merged")
+    still = {"train_args.learning_rate": 1e-30, "train_args.adam_args": {"weight_decay": 0.0}}
+    kept = run(changed(task_of("sd"), still), tmp_path / "kept", *start)
+    found = UNet2DConditionModel.from_pretrained(kept.out / "checkpoint" / "unet")
+    # Zeros have moved by the learning rate, other values not at all.
+    near = {"rtol": 0.0, "atol": 1e-25}
+    assert all(torch.allclose(p, found.get_parameter(name), **near) for name, p in merged.named_parameters())
+    own = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    assert not all(torch.equal(p, own.get_parameter(name)) for name, p in merged.named_parameters())
+    assert run(task_of("sd"), tmp_path / "moved", *start).result["finished"]
