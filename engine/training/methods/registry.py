@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from engine.core.errors import CheckpointError
 from engine.results import checkpoint
-from engine.results.checkpoint import Checkpoint
+from engine.results.checkpoint import Checkpoint, reading
 from engine.task.task import Task, TrainingType
 from engine.training.methods import warm_start
 from engine.training.methods.full.spec import FULL
@@ -44,7 +44,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, incomplete, corrupt or malformed, or lacks files of the method that made it.
     """
-    found = checkpoint.load(folder)
+    found = reading.load(folder)
     name = found.world.get("training_type", _DEFAULT)
     method = next((row for key, row in METHODS.items() if key == name), None)  # an untrusted name may be of any type
     if method is None:
@@ -69,6 +69,6 @@ def load_parent(folder: Path, method: MethodSpec) -> Checkpoint | WarmStart:
     Raises:
         CheckpointError: the folder holds neither a checkpoint nor weights that the method can start from.
     """
-    if checkpoint.MANIFEST in checkpoint.names_in(folder):
+    if checkpoint.MANIFEST in reading.names_in(folder):
         return load_checkpoint(folder)
     return warm_start.read(folder, method.find_start, main_file=method.main_file)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.core.errors import CheckpointError
 from engine.results import checkpoint
+from engine.results.checkpoint import reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class WarmStart:
         """Return one of the files. Raises CheckpointError if it has changed since it was found, or cannot be read."""
         path = self.folder / name
         try:
-            data = checkpoint.read_plain_file(path)
+            data = reading.read_plain_file(path)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
         self._require(name, hashlib.sha256(data).hexdigest())
@@ -58,8 +59,8 @@ def read(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]], *, main_
     Raises:
         CheckpointError: there are none, or they cannot be read.
     """
-    names = checkpoint.names_in(folder)
-    checkpoint.require_no_remains(folder, names)
+    names = reading.names_in(folder)
+    reading.require_no_remains(folder, names)
     inner = folder / "checkpoint"
     if _holds_start(inner, find):  # an output folder
         raise CheckpointError(
@@ -75,7 +76,7 @@ def _sha256(path: Path, digest: hashlib._Hash) -> str:
     """Return a file's SHA-256, and add its content to `digest`. Raises CheckpointError."""
     own = hashlib.sha256()
     try:
-        for chunk in checkpoint.plain_chunks(path):
+        for chunk in reading.plain_chunks(path):
             own.update(chunk)
             digest.update(chunk)
     except OSError as error:
@@ -86,7 +87,7 @@ def _sha256(path: Path, digest: hashlib._Hash) -> str:
 def _holds_start(folder: Path, find: Callable[[Path, Set[str]], Sequence[str]]) -> bool:
     """Return whether a folder holds a checkpoint or weights to start from."""
     try:
-        names = checkpoint.names_in(folder)
+        names = reading.names_in(folder)
         return checkpoint.MANIFEST in names or bool(find(folder, names))
     except CheckpointError:
         return False

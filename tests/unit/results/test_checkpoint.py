@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Stored
 from engine.results import checkpoint
-from engine.results.checkpoint import Checkpoint
+from engine.results.checkpoint import Checkpoint, reading
 
 WORLD = {"rank": 8, "seed": 0, "base_model": "sha256:1", "target_modules": ["to_k"]}
 STATE = {"global_step": 3, "optimizer_step": 3, "loss_scale": None}
@@ -58,7 +58,7 @@ def write(folder, files):
 def sealed(body):
     """A manifest whose digest agrees: what an attacker writes, not a damaged copy."""
     body = {key: value for key, value in body.items() if key != "digest"}
-    return checkpoint.spelled("manifest.json", {**body, "digest": checkpoint._digest(body)})
+    return checkpoint.spelled("manifest.json", {**body, "digest": checkpoint.digest_of(body)})
 
 
 def written(state):
@@ -91,7 +91,7 @@ class TestThereAndBack:
     def test_everything_comes_back(self, tmp_path, finished):
         files, digest = build(finished=finished)
         assert ("FINISH" in files) is finished and files["global_step.txt"] == b"3\n"
-        found = checkpoint.load(write(tmp_path, files))
+        found = reading.load(write(tmp_path, files))
         assert isinstance(found, Checkpoint)
         assert found.digest == digest == json.loads(files["manifest.json"])["digest"]
         assert (found.global_step, found.finished, found.world, found.state_scalars) == (3, finished, WORLD, STATE)
@@ -105,9 +105,9 @@ class TestThereAndBack:
     def test_held_out_losses_are_there_where_they_were_measured(self, tmp_path):
         files, _ = build(held_out_losses=b"rows")
         assert files["heldout.jsonl"] == b"rows" and "heldout.jsonl" in json.loads(files["manifest.json"])["files"]
-        assert checkpoint.load(write(tmp_path, files)).held_out_losses == b"rows"
+        assert reading.load(write(tmp_path, files)).held_out_losses == b"rows"
         assert build(held_out_losses=b"") == build()
-        assert checkpoint.load(write(tmp_path / "without", build()[0])).held_out_losses == b""
+        assert reading.load(write(tmp_path / "without", build()[0])).held_out_losses == b""
 
     def test_bytes_are_the_same_for_the_same_values_in_any_order(self):
         shuffled = build(world=dict(reversed(WORLD.items())), state_scalars=dict(reversed(STATE.items())))
@@ -122,7 +122,7 @@ class TestThereAndBack:
     def test_files_beside_it_are_never_opened(self, tmp_path):
         write(tmp_path, build()[0] | {"optimizer.bin": b"pickle", "report.html": b""})
         (tmp_path / "pipe").mkdir()
-        assert isinstance(checkpoint.load(tmp_path), Checkpoint)
+        assert isinstance(reading.load(tmp_path), Checkpoint)
 
 
 class TestEarlierSteps:
@@ -134,18 +134,18 @@ class TestEarlierSteps:
     def test_they_come_back(self, tmp_path):
         files, digest = self.build()
         assert digest != build()[1]
-        found = checkpoint.load(write(tmp_path, files))
+        found = reading.load(write(tmp_path, files))
         assert {name: b"".join(file.chunks()) for name, file in found.steps.items()} == {
             name: name.encode() for name in self.NAMES
         }
         assert found.digest == digest
         assert found.pictures == {"0.png": b"PNG"}
-        assert checkpoint.load(write(tmp_path / "without", build()[0])).steps == {}
+        assert reading.load(write(tmp_path / "without", build()[0])).steps == {}
 
     def test_they_stay_on_disk_and_are_carried_on_from_there(self, tmp_path):
         """200 of Stable Diffusion XL would not fit into memory."""
         files, digest = self.build()
-        found = checkpoint.load(write(tmp_path, files))
+        found = reading.load(write(tmp_path, files))
         assert found.steps == {
             name: Stored(tmp_path / name, hashlib.sha256(files[name]).hexdigest()) for name in self.NAMES
         }
@@ -194,7 +194,7 @@ class TestEarlierSteps:
         write(inside, files | {"manifest.json": sealed(body)})
         assert checkpoint.step_of(name) is None
         with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
-            checkpoint.load(inside)
+            reading.load(inside)
 
     def test_links_are_refused(self, tmp_path):
         files, _ = self.build()
@@ -203,12 +203,12 @@ class TestEarlierSteps:
         write(tmp_path / "link", {name: data for name, data in files.items() if "/" not in name})
         (tmp_path / "link" / "steps").symlink_to(tmp_path / "real" / "steps")
         with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
-            checkpoint.load(tmp_path / "link")
+            reading.load(tmp_path / "link")
         path = tmp_path / "real" / self.NAMES[0]
         path.rename(tmp_path / "elsewhere")
         path.symlink_to(tmp_path / "elsewhere")
         with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
-            checkpoint.load(tmp_path / "real")
+            reading.load(tmp_path / "real")
 
     @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"other")])
     @pytest.mark.parametrize("name", NAMES)
@@ -216,18 +216,18 @@ class TestEarlierSteps:
         write(tmp_path, self.build()[0])
         damage(tmp_path / name)
         with pytest.raises(CheckpointError, match=r"incomplete|is corrupt"):
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
 
     def test_the_whole_folder_is_gone(self, tmp_path):
         write(tmp_path, {name: data for name, data in self.build()[0].items() if "/" not in name})
         with pytest.raises(CheckpointError, match="incomplete"):
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
 
     @pytest.mark.parametrize("step", [0, 3, 4])
     def test_a_step_that_is_not_earlier(self, tmp_path, step):
         write(tmp_path, self.build(step_files(step))[0])
         with pytest.raises(CheckpointError, match=r"steps/"):
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
 
 
 SHARDS = tuple(f"state-{k:05}-of-00003.safetensors" for k in (1, 2, 3))
@@ -249,7 +249,7 @@ class TestShardsAndFolders:
 
     def test_they_stay_on_disk(self, tmp_path):
         files, digest = self.build()
-        found = checkpoint.load(self.write(tmp_path, files))
+        found = reading.load(self.write(tmp_path, files))
         stored = {name: Stored(tmp_path / name, hashlib.sha256(name.encode()).hexdigest()) for name in files}
         assert found.digest == digest
         assert found.state_files == {name: stored[name] for name in SHARDS}
@@ -262,21 +262,21 @@ class TestShardsAndFolders:
         self.write(tmp_path, self.build()[0])
         damage(tmp_path / name)
         with pytest.raises(CheckpointError, match=name) as caught:
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
         assert caught.value.code == 5
 
     @pytest.mark.parametrize("name", SHARDS)
     def test_a_shard_that_is_not_listed_is_named(self, tmp_path, name):
         files, _ = self.build([one for one in SHARDS if one != name])
         with pytest.raises(CheckpointError, match=f"does not list {name}"):
-            checkpoint.load(self.write(tmp_path, files))
+            reading.load(self.write(tmp_path, files))
 
     @pytest.mark.parametrize(
         "names", [(*SHARDS, "state.safetensors"), (*SHARDS, "state-00001-of-00002.safetensors"), ()]
     )
     def test_not_exactly_one_state(self, tmp_path, names):
         with pytest.raises(CheckpointError, match=r"two training states|does not list state"):
-            checkpoint.load(self.write(tmp_path, self.build(names)[0]))
+            reading.load(self.write(tmp_path, self.build(names)[0]))
 
     @pytest.mark.parametrize("place", ["part", "steps", "steps/000002", "steps/000002/part"])
     def test_a_folder_that_is_a_link_is_refused(self, tmp_path, place):
@@ -284,7 +284,7 @@ class TestShardsAndFolders:
         (folder / place).rename(tmp_path / "elsewhere")
         (folder / place).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
-            checkpoint.load(folder)
+            reading.load(folder)
 
     @pytest.mark.parametrize("name", ["part/config.json", SHARDS[1]])
     def test_a_pipe_is_not_opened(self, tmp_path, name):
@@ -292,7 +292,7 @@ class TestShardsAndFolders:
         (folder / name).unlink()
         os.mkfifo(folder / name)
         with pytest.raises(CheckpointError, match="not a plain file of the checkpoint"):
-            checkpoint.load(folder)
+            reading.load(folder)
 
 
 class TestDamage:
@@ -305,9 +305,9 @@ class TestDamage:
                 changed[position] ^= 0x20
                 (tmp_path / name).write_bytes(changed)
                 with pytest.raises(CheckpointError):
-                    checkpoint.load(tmp_path)
+                    reading.load(tmp_path)
             (tmp_path / name).write_bytes(data)
-        assert isinstance(checkpoint.load(tmp_path), Checkpoint)
+        assert isinstance(reading.load(tmp_path), Checkpoint)
 
     @pytest.mark.parametrize("name", sorted(build(finished=True)[0]))
     @pytest.mark.parametrize("damage", ["missing", "truncated", "longer", "folder"])
@@ -323,12 +323,12 @@ class TestDamage:
         elif damage == "folder":
             path.mkdir()
         with pytest.raises(CheckpointError) as caught:
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
         assert name in str(caught.value) or damage == "missing"
         assert caught.value.code == 5 and "\n" not in str(caught.value)
 
     def test_a_forgery_with_agreeing_hashes_is_the_base_of_what_follows(self, tmp_path):
-        assert isinstance(checkpoint.load(write(tmp_path, forged())), Checkpoint)
+        assert isinstance(reading.load(write(tmp_path, forged())), Checkpoint)
 
     @pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "a/../../secret", "a/b", "..", ".", "", "secret/"])
     def test_names_that_leave_the_folder_are_refused(self, tmp_path, name):
@@ -338,13 +338,13 @@ class TestDamage:
         empty = hashlib.sha256(b"").hexdigest()
         (folder / "manifest.json").write_bytes(forged(files=listed | {name: empty})["manifest.json"])
         with pytest.raises(CheckpointError):
-            checkpoint.load(folder)
+            reading.load(folder)
 
     @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\N{SNOWMAN}"], ids=["long", "nul", "snowman"])
     def test_names_that_no_file_can_have_are_refused(self, tmp_path, name):
         listed = json.loads(build()[0]["manifest.json"])["files"]
         with pytest.raises(CheckpointError):
-            checkpoint.load(write(tmp_path, build()[0] | forged(files=listed | {name: "0"})))
+            reading.load(write(tmp_path, build()[0] | forged(files=listed | {name: "0"})))
 
     @pytest.mark.parametrize("name", ["state.safetensors", "manifest.json", "pytorch_lora_weights.safetensors"])
     def test_links_are_refused(self, tmp_path, name):
@@ -352,7 +352,7 @@ class TestDamage:
         (folder / name).rename(tmp_path / "elsewhere")
         (folder / name).symlink_to(tmp_path / "elsewhere")
         with pytest.raises(CheckpointError):
-            checkpoint.load(folder)
+            reading.load(folder)
 
     @pytest.mark.parametrize(
         "state, step",
@@ -368,37 +368,37 @@ class TestDamage:
     )
     def test_steps_that_disagree(self, tmp_path, state, step):
         with pytest.raises(CheckpointError):
-            checkpoint.load(write(tmp_path, forged(state=state_json() | {"state": STATE | state}, step=step)))
+            reading.load(write(tmp_path, forged(state=state_json() | {"state": STATE | state}, step=step)))
 
     @pytest.mark.parametrize("step, text", [(-1, b"-1"), (3.0, b"3"), (True, b"1")], ids=str)
     def test_a_step_is_a_count(self, tmp_path, step, text):
         """Also where all three places agree."""
         state = state_json() | {"state": STATE | {"global_step": step}}
         with pytest.raises(CheckpointError):
-            checkpoint.load(write(tmp_path, forged(state=state, step=text, global_step=step)))
+            reading.load(write(tmp_path, forged(state=state, step=text, global_step=step)))
 
     def test_another_format_is_named(self, tmp_path):
         with pytest.raises(CheckpointError, match="format 2, but this version reads only 1"):
-            checkpoint.load(write(tmp_path, forged(state=state_json() | {"format": 2})))
+            reading.load(write(tmp_path, forged(state=state_json() | {"format": 2})))
 
     @pytest.mark.parametrize("name", ["global_step.txt", "state.json", "FINISH"])
     def test_a_gigabyte_of_what_is_parsed_is_not_read(self, tmp_path, name):
         write(tmp_path, build(finished=True)[0])
         os.truncate(tmp_path / name, 1 << 30)
         with pytest.raises(CheckpointError, match="too many for a checkpoint"):
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
 
     def test_depths_that_could_be_read_but_not_written_are_refused(self, tmp_path):
         deep = json.loads("[" * 500 + "]" * 500)
         for key, value in (("lineage", [{"a": deep}]), ("settings", {"a": deep}), ("world", {"a": deep})):
             with pytest.raises(CheckpointError, match="levels deep"):
-                checkpoint.load(write(tmp_path, forged(state=state_json() | {key: value})))
+                reading.load(write(tmp_path, forged(state=state_json() | {key: value})))
 
     def test_a_manifest_of_a_gigabyte_is_not_read(self, tmp_path):
         write(tmp_path, build()[0])
         os.truncate(tmp_path / "manifest.json", 1 << 30)
         with pytest.raises(CheckpointError, match="not a checkpoint's manifest"):
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
 
 
 def with_a_repeated_key(data):
@@ -422,7 +422,7 @@ class TestSpelling:
         data = OTHERWISE[how](build()[0]["state.json"])
         assert json.loads(data) == state_json()
         with pytest.raises(CheckpointError, match=r"state.json is not written as this program writes it") as caught:
-            checkpoint.load(write(tmp_path, forged(state=data)))
+            reading.load(write(tmp_path, forged(state=data)))
         assert caught.value.code == 5
 
     @pytest.mark.parametrize("how", OTHERWISE)
@@ -435,27 +435,27 @@ class TestSpelling:
             data = OTHERWISE[how](data)
         assert json.loads(data) == json.loads(files["manifest.json"]) and data != files["manifest.json"]
         with pytest.raises(CheckpointError, match=r"manifest.json is not written as this program writes it"):
-            checkpoint.load(write(tmp_path, files | {"manifest.json": data}))
+            reading.load(write(tmp_path, files | {"manifest.json": data}))
 
     @pytest.mark.parametrize("where", ["", "world", "lineage"])
     def test_an_added_null(self, tmp_path, where):
         state = state_json()
         (state if not where else state["lineage"][0] if where == "lineage" else state[where])["more"] = None
         with pytest.raises(CheckpointError, match="'more' is null"):
-            checkpoint.load(write(tmp_path, forged(state=state)))
+            reading.load(write(tmp_path, forged(state=state)))
 
     def test_an_added_null_in_the_manifest(self, tmp_path):
         with pytest.raises(CheckpointError, match="'more' is null"):
-            checkpoint.load(write(tmp_path, forged(more=None)))
+            reading.load(write(tmp_path, forged(more=None)))
 
     @pytest.mark.parametrize("step", [b"3", b" 3\n", b"+3\n", b"3\n\n", b"03\n"])
     def test_of_the_step(self, tmp_path, step):
         with pytest.raises(CheckpointError, match="disagree about its global step"):
-            checkpoint.load(write(tmp_path, forged(step=step)))
+            reading.load(write(tmp_path, forged(step=step)))
 
     def test_names_in_any_script_and_any_number_come_back(self, tmp_path):
         names = {"name": "猫/é\u2028", "rate": 1e-07, "big": 10**30, "minus": -0.0}
-        found = checkpoint.load(
+        found = reading.load(
             write(tmp_path, build(world=WORLD | names, manifest={"base_model": {}, "dataset": names})[0])
         )
         assert found.world == WORLD | names and found.manifest["dataset"] == names
@@ -497,7 +497,7 @@ class TestStrangers:
     @staticmethod
     def check(folder):
         try:
-            found = checkpoint.load(folder)
+            found = reading.load(folder)
         except CheckpointError as error:
             assert "\n" not in str(error)
             return
@@ -535,7 +535,7 @@ class TestStrangers:
         for name in ("manifest.json", "state.json", "global_step.txt"):
             write(tmp_path, forged() | {name: data})
             with pytest.raises(CheckpointError):
-                checkpoint.load(tmp_path)
+                reading.load(tmp_path)
 
     @pytest.mark.parametrize(
         "text", [b"[" * 200_000, b'{"a":' * 100_000, b"1" * 5000], ids=["lists", "dicts", "digits"]
@@ -543,7 +543,7 @@ class TestStrangers:
     def test_json_that_exhausts_a_parser(self, tmp_path, text):
         write(tmp_path, forged() | {"manifest.json": text})
         with pytest.raises(CheckpointError):
-            checkpoint.load(tmp_path)
+            reading.load(tmp_path)
 
 
 class TestNothingThere:
@@ -557,7 +557,7 @@ class TestNothingThere:
         elif make == "file":
             folder.write_text("")
         with pytest.raises(CheckpointError, match=said):
-            checkpoint.load(folder)
+            reading.load(folder)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stop being root")
     @pytest.mark.parametrize("closed", ["parent", "folder"])
@@ -569,6 +569,6 @@ class TestNothingThere:
         os.seteuid(65534)
         try:
             with pytest.raises(CheckpointError):
-                checkpoint.load(folder)
+                reading.load(folder)
         finally:
             os.seteuid(0)

@@ -9,7 +9,7 @@ from typing import Final
 from engine.core.errors import CheckpointError
 from engine.core.messages import listing
 from engine.models.registry import FAMILIES
-from engine.results import checkpoint
+from engine.results.checkpoint import reading
 from engine.training.methods.full.files import CONFIG, index_of, weights_of
 
 DENOISERS: Final = frozenset(spec.denoiser for spec in FAMILIES.values())
@@ -45,7 +45,7 @@ def find_start(folder: Path, names: Set[str]) -> list[str]:
 
 def _component(folder: Path, component: str) -> list[str]:
     """Return the files of a component: its weights first."""
-    inside = {f"{component}/{name}" for name in checkpoint.names_in(folder / component)}
+    inside = {f"{component}/{name}" for name in reading.names_in(folder / component)}
     weights = weights_of(component, inside)
     if f"{component}/{CONFIG}" not in inside or not weights:
         found = listing(sorted(name.rpartition("/")[2] for name in inside)) or "nothing"

@@ -1,44 +1,38 @@
-"""Write a checkpoint as one value, and read it only after all its hashes are verified.
+"""Read a checkpoint, only after all its hashes are verified. No torch.
 
 A checkpoint is untrusted input: safetensors and JSON, no pickle, and nothing is parsed before it is verified.
-`manifest.json` lists every file with its SHA-256; its own `digest` is over everything else in it, so one digest names
-all the bytes. This module needs no torch; `state.py` turns the training state into files and back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import stat
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
-from engine.core.files.atomic_files import Contents, Stored, read_plain
-
-FORMAT: Final = 1
-STATE_STEM: Final = "state"
-"""The first part of the names of the files with the training state's tensors: `state.safetensors`, or shards."""
-STATE_JSON: Final = "state.json"
-HISTORY: Final = "history.jsonl"
-HELD_OUT: Final = "heldout.jsonl"
-GLOBAL_STEP: Final = "global_step.txt"
-FINISH: Final = "FINISH"
-MANIFEST: Final = "manifest.json"
-CARD: Final = "README.md"
-"""The model card. Nothing is read from it."""
-
-STEPS: Final = "steps"
-"""The folder for the weights of earlier steps."""
-_IN_FOLDER: Final = r"[a-z][a-z0-9_]*/[A-Za-z0-9_][A-Za-z0-9_.-]*"
-"""A file of the weights in the folder of a component."""
-_FOLDER_FILE: Final = re.compile(_IN_FOLDER)
-_STEP_FILE: Final = re.compile(rf"{STEPS}/([0-9]{{6,19}})((?:_[a-z]+)?\.safetensors|/{_IN_FOLDER})")
-_STATE_FILE: Final = re.compile(rf"{STATE_STEM}(?:-([0-9]{{5}})-of-([0-9]{{5}}))?\.safetensors")
+from engine.core.files.atomic_files import Stored, read_plain
+from engine.results.checkpoint import (
+    FINISH,
+    FOLDER_FILE,
+    FORMAT,
+    GLOBAL_STEP,
+    HELD_OUT,
+    HISTORY,
+    MANIFEST,
+    STATE_FILE,
+    STATE_JSON,
+    STATE_STEM,
+    STEPS,
+    Checkpoint,
+    digest_of,
+    sha256_of,
+    spelled,
+    step_of,
+    step_text,
+)
 
 _REQUIRED: Final = {STATE_JSON, HISTORY, GLOBAL_STEP}
 """Files of every checkpoint, besides the state's tensors and the weights, whose files the training method names."""
@@ -53,127 +47,6 @@ _CHUNK_BYTES: Final = 1 << 20
 _NOT_AS_WRITTEN: Final = "is not written as this program writes it"
 _MAX_DEPTH: Final = 64
 """Upper bound for the nesting of values in `state.json`: writing them again recurses deeper than reading them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A verified checkpoint. `world` holds the invariants of its chain, `lineage` has one entry per task."""
-
-    digest: str
-    manifest: dict[str, Any]
-    global_step: int
-    state_files: dict[str, Stored]
-    """The files of the training state's tensors by name. They stay on disk, since they may be large."""
-    state_scalars: dict[str, Any]
-    world: dict[str, Any]
-    settings: dict[str, Any]
-    lineage: list[dict[str, Any]]
-    history: bytes
-    baseline: list[dict[str, Any]]
-    """The images of the chain's baseline: file, prompt and seed of each."""
-    pictures: dict[str, bytes]
-    """The baseline's images as PNG, by file."""
-    finished: bool
-    held_out_losses: bytes = b""
-    """The chain's held-out losses; empty if none were measured."""
-    steps: dict[str, Stored] = field(default_factory=dict)
-    """Weights of earlier steps of the chain, by file (`step_file`). They stay on disk, since they may be large."""
-
-
-def build_files(
-    *,
-    global_step: int,
-    state_files: Mapping[str, Contents],
-    state_scalars: Mapping[str, Any],
-    weights: Mapping[str, Contents],
-    world: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    lineage: list[dict[str, Any]],
-    history: bytes,
-    baseline: list[dict[str, Any]],
-    pictures: Mapping[str, bytes],
-    finished: bool,
-    manifest: Mapping[str, Any],
-    card: bytes = b"",
-    held_out_losses: bytes = b"",
-    steps: Mapping[str, Contents] | None = None,
-) -> tuple[dict[str, Contents], str]:
-    """Return all files of a `checkpoint/` folder by name, and the checkpoint's digest.
-
-    The same arguments give the same bytes: no clock, no host, no path. `weights` are the training method's files.
-    """
-    state_json = {
-        "format": FORMAT,
-        "state": dict(state_scalars),
-        "world": dict(world),
-        "settings": dict(settings),
-        "lineage": lineage,
-        "baseline": baseline,
-    }
-    files: dict[str, Contents] = {
-        STATE_JSON: canonical_json(state_json),
-        HISTORY: history,
-        GLOBAL_STEP: _step_text(global_step),
-    }
-    files |= {**state_files, **weights, **pictures, **(steps or {})}
-    if card:
-        files[CARD] = card
-    if held_out_losses:
-        files[HELD_OUT] = held_out_losses
-    if finished:
-        files[FINISH] = b""
-    body = {
-        **manifest,
-        "files": {name: _sha256(data) for name, data in sorted(files.items())},
-        "global_step": global_step,
-    }
-    digest = _digest(body)
-    files[MANIFEST] = spelled(MANIFEST, {**body, "digest": digest})
-    return files, digest
-
-
-def spelled(name: str, value: Any) -> bytes:
-    """Return the only bytes that `manifest.json` or `state.json` may have for a value.
-
-    Raises:
-        ValueError: JSON cannot represent the value.
-    """
-    if name == MANIFEST:
-        return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    return canonical_json(value)
-
-
-def _step_text(step: int) -> bytes:
-    return f"{step}\n".encode()
-
-
-def _sha256(data: Contents) -> str:
-    return data.sha256 if isinstance(data, Stored) else hashlib.sha256(data).hexdigest()
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
-
-
-def step_file(step: int, ending: str) -> str:
-    """Return the name of an earlier step's file, which has this ending: `.safetensors`, `_<kind>.safetensors`."""
-    return f"{STEPS}/{step:06}{ending}"
-
-
-def step_of(name: str) -> int | None:
-    """Return the step in the name of an earlier step's file; None for any other name."""
-    found = _STEP_FILE.fullmatch(name)
-    return int(found[1]) if found and name == step_file(int(found[1]), found[2]) else None
-
-
-def step_ending(name: str) -> str:
-    """Return the ending of the name of an earlier step's file (see `step_file`)."""
-    return name.removeprefix(step_file(step_of(name) or 0, ""))
-
-
-def is_state_file(name: str) -> bool:
-    """Return whether a file of this name has tensors of the training state."""
-    return _STATE_FILE.fullmatch(name) is not None
 
 
 def names_in(folder: Path) -> set[str]:
@@ -218,13 +91,13 @@ def load(folder: Path) -> Checkpoint:
         step = scalars["global_step"]
         if type(step) is not int or step < 0:
             raise ValueError(f"step {step!r}")
-        if not step == manifest["global_step"] or files[GLOBAL_STEP] != _step_text(step):
+        if not step == manifest["global_step"] or files[GLOBAL_STEP] != step_text(step):
             raise CheckpointError(f"the files of {folder} disagree about its global step; use another checkpoint")
         return Checkpoint(
             digest=manifest["digest"],
             manifest=manifest,
             global_step=step,
-            state_files={name: file for name, file in stored.items() if _STATE_FILE.fullmatch(name)},
+            state_files={name: file for name, file in stored.items() if STATE_FILE.fullmatch(name)},
             state_scalars=scalars,
             world=world,
             settings=dict(state_json["settings"]),
@@ -283,7 +156,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             raise CheckpointError(problem)
         manifest = json.loads(data)
         files = manifest["files"]
-        digest_agrees = manifest["digest"] == _digest(manifest)
+        digest_agrees = manifest["digest"] == digest_of(manifest)
         misspelling = _misspelling(MANIFEST, manifest, data, manifest)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(problem) from None
@@ -301,8 +174,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _require_whole_state(path: Path, names: Set[str]) -> None:
     """Raise CheckpointError unless a manifest lists the state's only file, or each of its shards and no other file."""
-    found = sorted(name for name in names if _STATE_FILE.fullmatch(name))
-    shards = [match for name in found if (match := _STATE_FILE.fullmatch(name)) and match[1]]
+    found = sorted(name for name in names if STATE_FILE.fullmatch(name))
+    shards = [match for name in found if (match := STATE_FILE.fullmatch(name)) and match[1]]
     count = int(shards[0][2]) if shards else 0
     expected = [f"{STATE_STEM}-{k:05}-of-{count:05}.safetensors" for k in range(1, count + 1)]
     expected = expected or [f"{STATE_STEM}.safetensors"]
@@ -327,7 +200,7 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
             _require_size(path, _MAX_BYTES.get(name, _MAX_FILE_BYTES))
             if name in _MAX_BYTES or ("/" not in name and name.endswith(".png")):
                 files[name] = _read_file(path)
-                found = _sha256(files[name])
+                found = sha256_of(files[name])
             else:
                 with path.open("rb") as file:
                     found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -347,7 +220,7 @@ def _is_own(folder: Path, name: str) -> bool:
     """
     if Path(name).name == name:
         return True
-    if step_of(name) is None and (not _FOLDER_FILE.fullmatch(name) or name.startswith(f"{STEPS}/")):
+    if step_of(name) is None and (not FOLDER_FILE.fullmatch(name) or name.startswith(f"{STEPS}/")):
         return False
     inner = PurePath(name).parents[:-1]
     return all(stat.S_ISDIR((folder / one).lstat().st_mode) for one in inner)  # a link may lead anywhere
@@ -376,7 +249,7 @@ def _is_plain_file(path: Path) -> bool:
 def require_no_remains(folder: Path, names: Set[str]) -> None:
     """Raise CheckpointError if a folder without a manifest holds other files of a checkpoint."""
     own = {STATE_JSON, GLOBAL_STEP, FINISH}
-    leftovers = sorted(name for name in names if name in own or _STATE_FILE.fullmatch(name))
+    leftovers = sorted(name for name in names if name in own or STATE_FILE.fullmatch(name))
     if leftovers:
         raise CheckpointError(f"{folder} is incomplete: it has {leftovers[0]} but no {MANIFEST}; copy it again")
 
