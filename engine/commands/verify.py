@@ -112,6 +112,13 @@ def _is_plain_file(path: Path) -> bool:
     return False
 
 
+_ENDED_EARLY: Final = (
+    "different: the task was told to finish after step {}, before its last one, so this is not the whole result of the "
+    "task; --ended-early compares it up to that step"
+)
+"""The verdict on a result of fewer steps than its task asks for. Whoever made it may simply have stopped."""
+
+
 @program
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Verify one result, and return the exit code."""
@@ -132,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         "--task", type=Path, required=True, metavar="PATH", help="the task that the result was made from"
     )
     parser.add_argument("--steps", type=int, metavar="K", help="re-run only the first K steps")
+    parser.add_argument(
+        "--ended-early", action="store_true", help="accept that the task was told to finish before its last step"
+    )
     parser.add_argument("--checkpoint", metavar="DIR", help="the checkpoint that the result continues")
     parser.add_argument("--cache-dir", metavar="DIR", help="as the job's")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="as the job's")
@@ -160,6 +170,8 @@ def verify(flags: argparse.Namespace, environment: Mapping[str, str]) -> tuple[l
         trained = result.checkpoint.global_step - start
         steps = flags.steps if flags.steps is not None and flags.steps < trained else None
         if steps is None and "ended_at_step" in result.checkpoint.manifest:
+            if not flags.ended_early:
+                return [_ENDED_EARLY.format(result.checkpoint.global_step)], DIFFERENT
             out.mkdir()
             (out / FINISH_NOW).write_text(f"{result.checkpoint.global_step}\n")
         _rerun(flags, settings, out, steps, environment)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 
 import pytest
 
+from tests.integration.test_verified_results import run_verifier
 from tests.support.harness import assert_same, changed, folder_bytes, progress, read_json, run_job, start_job, succeed
 
 ENDS_AT = 4
@@ -65,8 +67,15 @@ def test_a_later_task_goes_on_from_it_exactly(long_task, ended, expected, tmp_pa
 
 def test_it_can_be_verified(long_task, ended, tmp_path):
     verify = ["verify", ended.out]
-    checked = run_job(long_task, None, *verify)
+    checked = run_job(long_task, None, *verify, "--ended-early")
     assert (checked.code, checked.stdout.partition(":")[0]) == (0, "identical"), checked.stdout + checked.stderr
+
+
+def test_without_being_accepted_it_is_not_the_result_of_its_task(long_task, ended, tmp_path):
+    """A node may do less than it was asked for, and say that it was told to finish."""
+    (tmp_path / "task.json").write_text(json.dumps(long_task))
+    checked = run_verifier(ended.out, tmp_path / "task.json", tmp_path)
+    assert checked.returncode == 1 and f"told to finish after step {ENDS_AT}" in checked.stdout
 
 
 def test_killed_before_publication_it_ends_at_the_same_step(long_task, expected, tmp_path):
