@@ -29,8 +29,8 @@ def tapes(family, task, value_bytes, norm_bytes):
 
 TOY_METHOD = MethodSpec(
     module=__name__,
-    noun="a set of biases",
     words=Words(
+        noun="a set of biases",
         many="biases",
         new="biases of zero",
         trained="the biases",

@@ -62,7 +62,7 @@ def _describe_trained(job: Job) -> list[str]:
         return []
     decay = job.task.train_args.ema_decay
     averaged = "" if decay is None else f"; moving average with a decay of up to {decay:g}"
-    return [f"trains         {job.method.noun}: {found.trained:,} values{averaged}"]
+    return [f"trains         {job.method.words.noun}: {found.trained:,} values{averaged}"]
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
@@ -137,7 +137,7 @@ def _high_rates(job: Job) -> list[str]:
     if args.train_text_encoder:
         rates["text encoder's learning rate"] = base_text_encoder_rate(args, step_range.micro_batches)
     return [
-        f"the {name} of {rate:g} is high for {job.method.noun}, which may forget what it has learned: usual is "
+        f"the {name} of {rate:g} is high for {job.method.words.noun}, which may forget what it has learned: usual is "
         f"about {usual:.1g} at {plural(step_range.visits_per_step, 'image')} a step"
         for name, rate in rates.items()
         if rate > _HIGH * usual
@@ -149,7 +149,7 @@ def _beyond_the_end(job: Job) -> list[str]:
     most = job.step_range.max_steps
     intervals = {
         "validation is due": validation_interval(job.task.validation, job.step_range),
-        f"{job.method.noun} is kept": job.task.checkpoint_every_n_steps,
+        f"{job.method.words.noun} is kept": job.task.checkpoint_every_n_steps,
     }
     return [
         f"{what} every {plural(interval, 'step')}, but the whole training has {most:,}: this happens only at its end"
@@ -163,7 +163,8 @@ def _describe_parent(job: Job) -> str:
         return job.method.words.new
     if isinstance(job.parent, WarmStart):
         name = "" if job.parent.name == job.method.main_file else f"{shown(job.parent.name)}, "
-        return f"{job.method.noun} without training state ({name}{job.parent.digest[:12]}): step 0, new optimizer state"
+        found = f"{name}{job.parent.digest[:12]}"
+        return f"{job.method.words.noun} without training state ({found}): step 0, new optimizer state"
     return f"checkpoint {job.parent.digest[:12]} at step {job.parent.global_step}"
 
 

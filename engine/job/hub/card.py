@@ -35,7 +35,7 @@ def model_card_of(job: Job, about: About, images: Sequence[Mapping[str, Any]]) -
     method, family, base_id = job.method, job.base.family, hub_id(job.base)
     return model_card.render(
         ModelCard(
-            noun=method.noun,
+            noun=method.words.noun,
             hub_id=base_id,
             identity=job.base.identity,
             relation=method.relation,

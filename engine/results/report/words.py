@@ -9,6 +9,8 @@ from dataclasses import dataclass
 class Words:
     """The words for what is trained."""
 
+    noun: str
+    """The trained thing, with its article: "a LoRA"."""
     many: str
     """The weights of several steps: "LoRAs"."""
     new: str

@@ -140,10 +140,8 @@ class MethodSpec:
 
     module: str
     """The full name of the module that has `attach`."""
-    noun: str
-    """The trained thing in messages, with its article: "a LoRA"."""
     words: Words
-    """More words for it."""
+    """The words for what it trains, in messages and reports."""
     reads: Collection[str]
     """The keys of a task that only this method reads."""
     usual_rate: float | None

@@ -60,8 +60,8 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
 
 FULL: Final = MethodSpec(
     module="engine.training.methods.full.method",
-    noun="a whole model",
     words=Words(
+        noun="a whole model",
         many="models",
         new="the base model's weights",
         trained="the training",

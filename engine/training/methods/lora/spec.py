@@ -88,8 +88,8 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
 
 LORA: Final = MethodSpec(
     module="engine.training.methods.lora.method",
-    noun="a LoRA",
     words=Words(
+        noun="a LoRA",
         many="LoRAs",
         new="a new LoRA",
         trained="the LoRA",
