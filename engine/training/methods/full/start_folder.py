@@ -13,6 +13,8 @@ from engine.results.checkpoint import reading
 from engine.training.methods.full.files import CONFIG, index_of, weights_of
 
 DENOISERS: Final = frozenset(spec.denoiser for spec in FAMILIES.values())
+_MAX_JSON_BYTES: Final = 16 << 20
+"""The index of a large model's shards has some 100 KB; parsed, a file takes twenty times as much memory."""
 _TEXT_ENCODERS: Final = frozenset(name for spec in FAMILIES.values() for name in spec.text_encoders)
 
 
@@ -53,4 +55,17 @@ def _component(folder: Path, component: str) -> list[str]:
             f"{folder / component} is incomplete: expected {CONFIG} and all safetensors weights under Diffusers' plain "
             f"names (no variant, no .bin), found {found}"
         )
-    return [*weights, *index_of(component, inside), f"{component}/{CONFIG}"]
+    described = [*index_of(component, inside), f"{component}/{CONFIG}"]
+    for name in described:
+        _require_small(folder / name)
+    return [*weights, *described]
+
+
+def _require_small(path: Path) -> None:
+    """Raise CheckpointError if a JSON file is too large to be parsed, or cannot be read."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+    if size > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes, too many for a configuration or an index; use another one")

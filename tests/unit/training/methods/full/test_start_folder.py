@@ -66,3 +66,12 @@ def test_a_link_is_not_followed(tmp_path):
 def test_an_output_folder_is_answered_with_its_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=f"--checkpoint {tmp_path / 'checkpoint'}$"):
         load(tmp_path, [f"checkpoint/{CONFIG}", f"checkpoint/{WEIGHTS}"])
+
+
+@pytest.mark.parametrize("name", [CONFIG, INDEX])
+def test_a_description_that_is_too_large_is_not_parsed(tmp_path, name):
+    write(tmp_path, dict.fromkeys([CONFIG, INDEX, *SHARDS], b"{}"))
+    with (tmp_path / name).open("ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(CheckpointError, match="too many for a configuration or an index"):
+        load_parent(tmp_path, METHODS["full"])
