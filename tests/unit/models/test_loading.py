@@ -40,6 +40,7 @@ def load(folder, part, variant=None):
         dtype=torch.float32,
         device=torch.device("cpu"),
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     return load_module(PARTS[part], args, part)
 
@@ -52,7 +53,12 @@ def test_an_adapter_beside_the_weights_is_refused(folder, part):
 
 def args_for(folder):
     return LoadArgs(
-        folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"
+        folder=folder,
+        variants={},
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="v_prediction",
+        caption_tokens=75,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import fastjsonschema
@@ -206,7 +207,7 @@ def accepts(part: dict, value) -> bool:
         formats = {"http-url": schema.is_http_url, "regular-expression": schema.is_regular_expression}
         rules += [
             len(value) >= part.get("minLength", 0),
-            "pattern" not in part or "\0" not in value,
+            "pattern" not in part or re.search(part["pattern"], value) is not None,
             "format" not in part or formats[part["format"]](value),
         ]
     if kinds["array"]:

@@ -39,7 +39,7 @@ def load(folder, chunks):
         dtype=torch.float32,
         device=CPU,
         prediction_type="epsilon",
-        caption_chunks=chunks,
+        caption_tokens=75 * chunks,
     )
     return registry.load(entry, args)
 
