@@ -63,6 +63,9 @@ class StableDiffusion:
     def encode_caption(self, caption: str) -> Tensors:
         return embed_one(self.embed, self.tokenize(caption), self.text_encoder.device)
 
+    def encode_fixed(self, caption: str) -> Tensors:
+        return {}  # all text encoders can be trained
+
     def tokenize(self, caption: str) -> Tensors:
         return {"input_ids": token_ids(self.tokenizer, caption, self._chunks)}
 
