@@ -1,4 +1,4 @@
-"""What the families with a transformer and the flow-matching objective share.
+"""The base class of the families with a transformer and the flow-matching objective.
 
 A family says which classes its components have, how a caption is encoded, how its transformer is called, and how its
 pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder, larger
