@@ -55,9 +55,9 @@ def _load(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return _from_sentencepiece(folder)
     try:
+        if not path.is_file():
+            return _from_sentencepiece(read_sentencepiece(folder))
         refuse_large(path)
         tokenizer = Tokenizer.from_file(str(path))
     except ModelError:
@@ -69,24 +69,15 @@ def _load(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _from_sentencepiece(folder: Path) -> Tokenizer:
-    """Return the tokenizer that transformers' `T5Tokenizer` makes of the file, without T5's sentinel tokens."""
+def _from_sentencepiece(model: Any) -> Tokenizer:
+    """Return the tokenizer that transformers' `T5Tokenizer` makes of a ModelProto, without T5's sentinel tokens."""
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import Unigram
 
-    model = read_sentencepiece(folder)
-    try:
-        tokenizer = Tokenizer(
-            Unigram(
-                [(piece.piece, piece.score) for piece in model.pieces],
-                unk_id=model.trainer_spec.unk_id,
-                byte_fallback=False,
-            )
-        )
-        if charsmap := model.normalizer_spec.precompiled_charsmap:
-            tokenizer.normalizer = normalizers.Precompiled(charsmap)
-    except Exception as error:  # tokenizers raises bare Exceptions for malformed models
-        raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
+    pieces = [(piece.piece, piece.score) for piece in model.pieces]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=model.trainer_spec.unk_id, byte_fallback=False))
+    if charsmap := model.normalizer_spec.precompiled_charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(charsmap)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
