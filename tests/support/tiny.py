@@ -128,7 +128,7 @@ def save_pipeline(
 
 def build_tokenizer(**options: str) -> CLIPTokenizer:
     """CLIP's tokenizer with all single bytes but only ten merges: any caption can be tokenised."""
-    letters = _byte_letters()
+    letters = byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in MERGES)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     for special in ("<|startoftext|>", "<|endoftext|>"):
@@ -137,7 +137,7 @@ def build_tokenizer(**options: str) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **options)
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The 256 printable characters that stand for bytes in GPT-2's and CLIP's byte-level tokens."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.models.configs import read_json
 from engine.models.families.sdxl.spec import SPEC, has_float32_vae
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, load_tokenizer, move_frozen, read_config
+from engine.models.loading import load_module, load_part, move_frozen, read_config
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, token_ids
+from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
 from engine.models.parts.sgm_names import SgmNames
 from engine.models.parts.vae import AnyLatentsVAE, ImageLatents
 
@@ -45,8 +45,8 @@ class StableDiffusionXL:
         self._forces_zeros = _forces_zeros(args)
         self.scheduler = load_scheduler(args)
         self.tokenizers = {
-            FIRST: load_tokenizer(CLIPTokenizer, args, "tokenizer"),
-            SECOND: load_tokenizer(CLIPTokenizer, args, "tokenizer_2"),
+            FIRST: load_tokenizer(args, "tokenizer"),
+            SECOND: load_tokenizer(args, "tokenizer_2"),
         }
         self.text_encoders = {name: load_module(_CLASSES[name], args, name) for name in SPEC.text_encoders}
         self.vae = _load_vae(args)
