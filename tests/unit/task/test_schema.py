@@ -153,7 +153,10 @@ def values_of(part: dict) -> st.SearchStrategy:
         ),
         "string": lambda: STRINGS[part["format"]] if "format" in part else text(part),
         "integer": lambda: st.integers(low // step, None if high is None else high // step).map(lambda i: i * step),
-        "number": lambda: st.floats(low, high, exclude_max=high is not None) | st.integers(low, high),
+        "number": lambda: (
+            st.floats(low, high, exclude_max=high is not None)
+            | st.integers(math.ceil(low), None if high is None else math.floor(high))
+        ),
         "boolean": st.booleans,
         "null": st.none,
         "array": lambda: st.lists(values_of(part["items"]), min_size=part.get("minItems", 0), max_size=3),
