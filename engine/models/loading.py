@@ -13,12 +13,15 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
-from engine.models.configs import read_json
+from engine.models.configs import read_json, refuse_large
 from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
 _ALIGNMENT: Final = 64
 """The alignment of torch's own allocations, in bytes."""
+
+_CLIP_WORDS: Final = 49408
+"""CLIP's vocabulary size, which its configuration may leave out."""
 
 _ADAPTER: Final = "adapter_config.json"
 """PEFT's file beside an adapter, which is no part of a model's folder."""
@@ -98,33 +101,49 @@ def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> 
 def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     """Load a tokenizer.
 
+    Args:
+        cls: its class in transformers, which names the files that it is made of.
+        args: the base model.
+        component: its sub-folder; that of its text encoder has `text_encoder` in place of `tokenizer`.
+
     Raises:
-        ModelError: files missing or malformed.
+        ModelError: files missing or malformed, or tokens that its text encoder has no embeddings for.
     """
     if args.single_file is not None:
         return single_file_weights.build_tokenizer(cls, args.single_file, component)
-    names = {path.name for path in (args.folder / component).iterdir()}
-    if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
-        raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")
+    folder = args.folder / component
+    _require_tokenizer_files(cls, folder)
     try:
-        tokenizer = cls.from_pretrained(args.folder / component, local_files_only=True)
+        tokenizer = cls.from_pretrained(folder, local_files_only=True)
+        words = tokenizer("a", add_special_tokens=False).input_ids
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
         raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
+    if not words:
+        raise ModelError(f"the base model's {component} has no words: download it again")
     _require_known_tokens(tokenizer, args, component)
     return tokenizer
 
 
+def _require_tokenizer_files(cls: Any, folder: Path) -> None:
+    """Raise ModelError unless the folder has one of the sets of files that make a tokenizer of this class."""
+    if not folder.is_dir():
+        raise ModelError(f"the base model has no {folder.name}/; expected a folder in Diffusers' layout")
+    names = {path.name for path in folder.iterdir()}
+    whole = cls.vocab_files_names["tokenizer_file"]
+    parts = sorted({name for key, name in cls.vocab_files_names.items() if key != "tokenizer_file"}, reverse=True)
+    if whole not in names and not names.issuperset(parts):  # transformers would make an empty one
+        raise ModelError(f"the base model's {folder.name} has neither {whole} nor {' and '.join(parts)}")
+    for name in names & {whole, *parts, "tokenizer_config.json"}:
+        refuse_large(folder / name)
+
+
 def _require_known_tokens(tokenizer: Any, args: LoadArgs, component: str) -> None:
-    """Raise ModelError if a tokenizer's rows are too long for its text encoder, or its ids have no embeddings."""
+    """Raise ModelError if a tokenizer's ids have no embeddings in its text encoder."""
     config = read_config(args, component.replace("tokenizer", "text_encoder"))
-    length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
-    token, words = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 49408)
-    if not 3 <= length <= positions:  # start, end, and something in between
-        raise ModelError(
-            f"the base model's {component} makes rows of {length:g} tokens, its text encoder takes {positions}: "
-            "these parts are of different models"
-        )
-    if token >= words:
+    inner = config.get("text_config")  # of a model of images and text
+    words = (inner if isinstance(inner, dict) else config).get("vocab_size", _CLIP_WORDS)
+    token = max(tokenizer.get_vocab().values(), default=0)
+    if not isinstance(words, int) or token >= words:
         raise ModelError(
             f"the base model's {component} has {token + 1} tokens, its text encoder {words}: "
             "these parts are of different models"

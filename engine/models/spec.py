@@ -81,6 +81,8 @@ class FamilySpec:
     """The denoiser's layers that get an adapter with `lora.target_modules: null`."""
     text_lora_targets: tuple[str, ...]
     """The layers of a trained text encoder that get an adapter."""
+    fixed_text_encoders: tuple[str, ...] = ()
+    """The text encoders that are never trained."""
     text_root: str | None
     """The outer name of a text encoder's layers in LoRA files, which its class may lack; None for no outer name."""
     objective: str
