@@ -44,10 +44,10 @@ def test_noise_levels_follow_from_the_size_as_in_the_pipeline(height, width):
         expected = scheduler.time_shift(mu, 1.0, scheduler.sigmas.flip(0))
         found = flow(config, patch=patch).sigmas(torch.zeros(1000, 1, 1, 1).expand(1000, 1, height, width), ALL)
         torch.testing.assert_close(found, expected)
-    clip = torch.zeros(1000, 1, 1, 1, 1).expand(1000, 1, 4, height // 2, width // 2)
-    assert torch.equal(
-        flow(config).sigmas(clip, ALL), flow(config, patch=2).sigmas(clip.reshape(1000, 1, height, width), ALL)
+    clip, picture = (
+        torch.zeros(1).expand(1000, 1, *shape) for shape in ((4, height // 2, width // 2), (height, width))
     )
+    assert torch.equal(flow(config).sigmas(clip, ALL), flow(config).sigmas(picture, ALL))
 
 
 def test_noising_is_the_schedulers():

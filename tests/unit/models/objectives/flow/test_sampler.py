@@ -35,10 +35,8 @@ def test_it_is_the_models_own_whatever_the_tasks_shift(args):
     own = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "shift_terminal": 0.02}
     given = args(own, flow_shift=7.0)
     found = load_scheduler(given)
-    assert isinstance(found, FlowMatchEulerDiscreteScheduler) and (found.shift, found.config.shift_terminal) == (
-        3,
-        0.02,
-    )
+    assert isinstance(found, FlowMatchEulerDiscreteScheduler)
+    assert (found.shift, found.config.shift_terminal) == (3, 0.02)
     assert registry.scheduler_config("flow", given).items() >= own.items()
 
 
