@@ -9,7 +9,7 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets, t5_tokens
-from engine.models.parts.config_checks import require_bounds, require_shift, require_size
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
 from engine.models.parts.footprints import flow as flow_footprint
 from engine.models.parts.footprints import t5 as t5_footprint
 from engine.models.parts.footprints.transformers import flux as flux_footprint
@@ -84,6 +84,12 @@ def _require_heads(transformer: Mapping[str, Any]) -> None:
         )
 
 
+def check_size(config: Configs, width: int, height: int) -> None:
+    """Raise TaskError unless images of this size in pixels can be cut into tokens."""
+    shrinks = 2 ** (len(config("vae").get("block_out_channels", (64,))) - 1)
+    require_multiple(width, height, 2 * shrinks)
+
+
 def takes_guidance(config: Configs) -> bool:
     """Return whether the transformer is distilled on guidance, as that of FLUX.1 [dev] is."""
     return bool(config("transformer").get("guidance_embeds", False))
@@ -146,6 +152,7 @@ SPEC: Final = FamilySpec(
     usual_sampling="logit_normal",
     medium="image",
     check=check,
+    check_size=check_size,
     refine=refine,
     takes_guidance=takes_guidance,
     webui_metadata=webui_metadata,
