@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
@@ -50,14 +50,14 @@ class Flux(FlowFamily):
 
     def predict(self, noisy: torch.Tensor, sigmas: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         height, width = noisy.shape[-2:]
-        length = conditioning[STATES].shape[1]
-        scale = self._args.guidance_scale
-        tokens = self.denoiser(
+        length, scale = conditioning[STATES].shape[1], self._args.guidance_scale
+        transformer = cast(FluxTransformer2DModel, self.denoiser)
+        tokens = transformer(
             hidden_states=pack(noisy),
             encoder_hidden_states=conditioning[STATES],
             pooled_projections=conditioning[POOLED],
             timestep=sigmas,  # the transformer multiplies by 1000 itself
-            guidance=torch.full_like(sigmas, scale) if self.denoiser.config.guidance_embeds else None,
+            guidance=torch.full_like(sigmas, scale) if transformer.config.guidance_embeds else None,
             img_ids=image_ids(height, width, noisy.device),
             txt_ids=torch.zeros(length, 3, device=noisy.device),
         ).sample

@@ -10,10 +10,7 @@ from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets, t5_tokens
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
-from engine.models.parts.footprints import flow as flow_footprint
-from engine.models.parts.footprints import t5 as t5_footprint
-from engine.models.parts.footprints.transformers import flux as flux_footprint
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
 
 _TARGETS: Final = (
     *(f"attn.{layer}" for layer in lora_targets.ATTENTION),
@@ -119,14 +116,8 @@ def refine(config: Configs) -> FamilySpec:
     )
 
 
-def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow_footprint.footprint(
-        config,
-        workload,
-        transformer=flux_footprint.transformer,
-        encoders={"text_encoder_2": t5_footprint.text_encoder},
-        trained_encoders=SPEC.text_encoders,
-    )
+def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+    raise ValueError("not predicted yet")
 
 
 SPEC: Final = FamilySpec(
@@ -145,6 +136,12 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=("text_encoder",),
     fixed_text_encoders=("text_encoder_2",),
+    classes={
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+        "vae": ("AutoencoderKL",),
+        "transformer": ("FluxTransformer2DModel",),
+    },
     lora_targets=_TARGETS,
     text_lora_targets=lora_targets.CLIP,
     text_root=lora_targets.CLIP_ROOT,
@@ -155,6 +152,7 @@ SPEC: Final = FamilySpec(
     check_size=check_size,
     refine=refine,
     takes_guidance=takes_guidance,
+    takes_negative_prompt=False,
     webui_metadata=webui_metadata,
     token_counter=t5_tokens.counter("tokenizer_2"),
     caption_tokens=CaptionTokens(usual=512, most=512, step=1),

@@ -21,9 +21,10 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
+from tests.support.tiny_flux import build_flux
 
 CPU = torch.device("cpu")
-BUILDERS = tiny.BUILDERS | {toy_family.SPEC.pipeline: toy_family.build_toy}
+BUILDERS = tiny.BUILDERS | {"FluxPipeline": build_flux, toy_family.SPEC.pipeline: toy_family.build_toy}
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
 
@@ -41,7 +42,8 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
+def load(folder, dtype=torch.float32, variant=None):
+    """A family with all of its parts in memory."""
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -51,10 +53,12 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
         variants=variants,
         dtype=dtype,
         device=CPU,
-        prediction_type=prediction_type,
+        prediction_type="flow" if spec.objective == "flow" else "epsilon",
         caption_tokens=spec.caption_tokens.usual,
     )
-    return registry.load(spec, args)
+    family = registry.load(spec, args)
+    assert all(isinstance(family.parts[component], torch.nn.Module) for component in spec.weighted)
+    return family
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -120,8 +124,10 @@ class TestEncoding:
         with torch.no_grad():
             embedded = family.embed({name: torch.stack([own[name] for own in tokens]) for name in tokens[0]})
         for k, caption in enumerate(CAPTIONS):
+            alone = family.encode_caption(caption)
+            assert alone.keys() == embedded.keys() | family.encode_fixed(caption).keys()
             torch.testing.assert_close(
-                {name: rows[k] for name, rows in embedded.items()}, family.encode_caption(caption)
+                {name: rows[k] for name, rows in embedded.items()}, {name: alone[name] for name in embedded}
             )
 
     def test_latents_have_the_shape_of_the_image(self, family):
@@ -140,8 +146,9 @@ class TestEncoding:
 class TestLoading:
     def test_all_parts_are_frozen_in_the_dtype_asked_for_and_not_training(self, family, dtype, name):
         for part, module in family.parts.items():
-            # XL's VAE asks for full precision, in its configuration.
-            wanted = torch.float32 if (name, part) == ("StableDiffusionXLPipeline", "vae") else dtype
+            # XL's VAE asks for full precision, in its configuration; those of flow matching always have it.
+            is_wide = part == "vae" and (family.spec.objective == "flow" or name == "StableDiffusionXLPipeline")
+            wanted = torch.float32 if is_wide else dtype
             assert {parameter.dtype for parameter in module.parameters()} == {wanted}, part
             assert not any(parameter.requires_grad for parameter in module.parameters()) and not module.training
 
