@@ -21,8 +21,8 @@ def args(tmp_path):
         variants={},
         dtype=torch.float32,
         device=torch.device("cpu"),
-        prediction_type="epsilon",
-        caption_tokens=75,
+        prediction_type="flow",
+        caption_tokens=16,
     )
 
 
