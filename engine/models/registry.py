@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.core.errors import ModelError
 from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.sd.spec import SPEC as SD
+from engine.models.families.sd3.spec import SPEC as SD3
 from engine.models.families.sdxl.spec import SPEC as SDXL
 from engine.models.spec import FamilySpec
 
 if TYPE_CHECKING:
     from engine.models.family import Family, LoadArgs
 
-FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in (SD, SDXL, FLUX)}
+FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in (SD, SDXL, SD3, FLUX)}
 """Diffusers' pipeline class (`_class_name` in `model_index.json`) -> family."""
 
 _OTHERS: Final = {
@@ -25,6 +26,12 @@ _OTHERS: Final = {
     "StableDiffusionInstructPix2PixPipeline": "an image-editing model",
     "StableDiffusionXLInstructPix2PixPipeline": "an image-editing model",
     "StableDiffusionDepth2ImgPipeline": "a depth-to-image model",
+    "StableDiffusion3Img2ImgPipeline": "an image-to-image pipeline",
+    "StableDiffusion3InpaintPipeline": "an inpainting model",
+    "StableDiffusion3ControlNetPipeline": "a pipeline with a ControlNet",
+    "StableDiffusion3ControlNetInpaintingPipeline": "an inpainting model with a ControlNet",
+    "StableDiffusion3PAGPipeline": "a pipeline with another kind of guidance",
+    "StableDiffusion3PAGImg2ImgPipeline": "an image-to-image pipeline",
     "StableDiffusionUpscalePipeline": "an upscaler",
     "StableDiffusionLatentUpscalePipeline": "an upscaler",
     "FluxImg2ImgPipeline": "an image-to-image pipeline; name the FluxPipeline of the same model",
