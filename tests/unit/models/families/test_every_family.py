@@ -21,11 +21,13 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
+from tests.support.tiny_flux import build_flux
 from tests.support.tiny_sd3 import build_sd3
 
 CPU = torch.device("cpu")
 BUILDERS = tiny.BUILDERS | {
     "StableDiffusion3Pipeline": build_sd3,
+    "FluxPipeline": build_flux,
     toy_family.SPEC.pipeline: toy_family.build_toy,
 }
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
