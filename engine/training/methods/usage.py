@@ -80,8 +80,8 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
         "width": about.task.train_args.resolution,
     }
     tokens = about.base.family.caption_tokens
-    if tokens.step == 1 and (length := tokens.of(about.task.dataset)) != tokens.usual:
-        options["max_sequence_length"] = length
+    if tokens.step == 1:  # such pipelines have a default of their own
+        options["max_sequence_length"] = tokens.of(about.task.dataset)
     if "negative_prompt" in image:
         options["negative_prompt"] = image["negative_prompt"]
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
