@@ -35,13 +35,19 @@ class Workload:
     resolution: int
     """Height and width of the images in pixels."""
     caption_chunks: int
+    caption_tokens: int
+    """The number of tokens in which a caption is encoded."""
     value_bytes: int
     """Bytes of a value in the task's precision."""
+    is_float16: bool
+    """True for fp16, in which some models keep weights in float32."""
     trains_text_encoders: bool
     denoiser: Tape
     """The record of the denoiser's training step."""
     text_encoders: Tape
-    """The record of all text encoders' training step."""
+    """The record of a training step of all text encoders that can be trained."""
+    absent: frozenset[str] = frozenset()
+    """The family's optional components that the base model lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,30 @@ class ImageEncoder:
     encode_bytes: int
     """Peak bytes while one image is encoded, without the weights."""
     decode_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder:
+    """The memory footprint of a text encoder that is never trained."""
+
+    parameters: int
+    weight_bytes: int
+    encode_bytes: int
+    """Peak bytes while one caption is encoded, without the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """The memory footprint of what a family never trains. What it may train is on the tapes of the workload."""
+
+    images: ImageEncoder
+    encoders: tuple[TextEncoder, ...] = ()
+    """Those of the text encoders that are never trained and are in the base model."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return self.images.parameters + sum(encoder.parameters for encoder in self.encoders)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +122,9 @@ class FamilySpec:
     """The tags of the family's models on the Hub, for the model card."""
     licences: Mapping[str, str]
     """The licence of well-known base models: Hub ID -> the Hub's identifier of the licence."""
-    footprint: Callable[[Configs, Workload], ImageEncoder]
-    """Records a training step on the tapes of the workload. Raises KeyError, TypeError, ValueError, IndexError or
-    AttributeError if the configurations do not give the sizes of the model."""
+    footprint: Callable[[Configs, Workload], Footprint]
+    """Records a training step on the tapes of the workload, and returns the rest. Raises KeyError, TypeError,
+    ValueError, IndexError or AttributeError if the configurations do not give the sizes of the model."""
 
     def lora_name(self, component: str, module: str) -> str:
         """Return the name of a component's module in Diffusers' LoRA files."""

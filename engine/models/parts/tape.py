@@ -40,7 +40,7 @@ class Tape:
     trained: int = 0
     """Number of trained values."""
     frozen: int = 0
-    """Number of the model's parameters that are not trained."""
+    """Number of the model's values that are not trained: parameters and buffers."""
     kept: int = 0
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
@@ -100,10 +100,17 @@ class Tape:
         self.parameters += count
         self.frozen += count
 
-    def norm(self, channels: int, rows: int) -> None:
-        """Record a norm over `rows` positions of all samples."""
-        self.weights(2 * channels)
+    def buffers(self, count: int) -> None:
+        """Record so many values of the model that are in its files and are not parameters."""
+        self.frozen += count
+
+    def norm(self, channels: int, rows: int, *, weights: int | None = None) -> None:
+        """Record a norm over `rows` positions of all samples, with `weights` values; None is a scale and a shift."""
+        self.weights(2 * channels if weights is None else weights)
         self.keep(channels * rows, self.norm_width)
+
+    def scale(self, values: int, width: int) -> None:
+        """Record a product of so many values with weights: its backward pass needs the values if these are trained."""
 
     def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
         """Record a convolution over `rows` positions of all samples; `is_kept` if its input is already counted."""
@@ -189,6 +196,10 @@ class WholeTape(Tape):
         self.parameters += count
         self.trained += count
         self.is_traced = True
+
+    def scale(self, values: int, width: int) -> None:
+        """See `Tape.scale`."""
+        self.keep(values, width)
 
     def linear(
         self,

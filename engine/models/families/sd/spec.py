@@ -8,8 +8,8 @@ from engine.core.errors import ModelError
 from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
 from engine.models.parts import clip_tokens, lora_targets
 from engine.models.parts.config_checks import require_bounds, require_text_to_image
-from engine.models.parts.stable_diffusion_footprint import footprint
-from engine.models.spec import Configs, FamilySpec, ImageEncoder, Workload
+from engine.models.parts.footprints.stable_diffusion import footprint
+from engine.models.spec import Configs, FamilySpec, Footprint, Workload
 from engine.task.task import PredictionType
 
 _OPEN_CLIP_WIDTH: Final = 1024
@@ -53,7 +53,7 @@ def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str
     }
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     return footprint(config, workload, text_encoders=SPEC.text_encoders, has_float32_vae=False)
 
 
