@@ -46,7 +46,7 @@ class Tape:
     kept_outside: int = 0
     """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
     largest: int = 0
-    """Bytes of the largest single tensor."""
+    """Bytes that an operation takes at most besides what is kept, at least those of the largest kept tensor."""
     _moments: list[_Moment] = field(init=False, default_factory=list)
     """Moments of the backward pass, in the order of the forward pass."""
     _recomputed: list[_Moment] = field(init=False, default_factory=list)
@@ -65,6 +65,10 @@ class Tape:
             self._recomputed.append((self.kept_outside, self.trained))
         else:
             self._block += values * width
+
+    def passing(self, count: int) -> None:
+        """Record `count` bytes of tensors that exist at the same time and are not kept."""
+        self.largest = max(self.largest, count)
 
     @contextmanager
     def block(self, values: int, *, is_recomputed: bool = True) -> Iterator[None]:
@@ -92,7 +96,6 @@ class Tape:
         """
         moments = self._recomputed if recompute else self._moments
         both = max((kept + gradient_bytes * (self.trained - to_come) for kept, to_come in moments), default=0)
-        # The current operation needs about as much as the largest tensor, besides the kept tensors.
         return max(both + self.largest, gradient_bytes * self.trained)
 
     def weights(self, count: int) -> None:

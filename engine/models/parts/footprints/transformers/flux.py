@@ -85,3 +85,6 @@ def _single_block(layers: Layers, name: str, batch: int, rows: int) -> None:
     layers.attend(rows)
     tape.linear(f"{name}.proj_out", width + inner, width, rows, input_width=layers.attention_width)
     layers.gate(rows, is_modulated=is_modulated)
+    # The activation, a copy of it in the type of the attention's output, and both side by side.
+    copy = layers.attention_width if layers.attention_width != tape.width else 0
+    tape.passing((inner * (tape.width + copy) + (width + inner) * layers.attention_width) * rows)

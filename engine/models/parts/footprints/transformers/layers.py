@@ -42,6 +42,8 @@ class Layers:
     has_bias: bool = True
     attention_width: int
     """Bytes of a value that leaves the attention."""
+    copies_joint: bool = False
+    """True if the output of the attention of image and text is copied before the layers that follow."""
 
     def enter(self, name: str, stream: Stream) -> None:
         """Record a modulated norm, and the projections to queries, keys and values."""
@@ -82,21 +84,21 @@ class Layers:
         """Record what follows the attention in one stream; `feed_forward` records a layer by its name and rows."""
         if stream.out is None:
             return
-        self.project_out(f"{name}.attn.{stream.out}", stream.rows)
+        self.project_out(f"{name}.attn.{stream.out}", stream.rows, is_kept=not self.copies_joint)
         self.gate(stream.rows, is_modulated=stream.is_modulated)
         self.modulated_norm(stream.rows, is_modulated=stream.is_modulated)
         feed_forward(f"{name}.{stream.feed_forward}", stream.rows)
         self.gate(stream.rows, is_modulated=stream.is_modulated)
 
-    def project_out(self, name: str, rows: int) -> None:
-        """Record the linear layer on an attention's output."""
+    def project_out(self, name: str, rows: int, *, is_kept: bool = True) -> None:
+        """Record the linear layer on an attention's output; `is_kept` if that is the tensor that the attention keeps."""
         self.tape.linear(
             name,
             self.width,
             self.width,
             rows,
             input_width=self.attention_width,
-            is_kept=self.attention_width == self.tape.width,
+            is_kept=is_kept and self.attention_width == self.tape.width,
             bias=self.has_bias,
         )
 
@@ -117,6 +119,8 @@ class Layers:
         tape.linear(f"{name}.net.0.proj", self.width, inner, rows, input_width=tape.norm_width)
         tape.keep(inner * rows, tape.width)
         tape.linear(f"{name}.net.2", inner, self.width, rows, input_width=tape.width)
+        # The activation's output, or in the backward pass its gradient, and that of its input.
+        tape.passing((2 * inner + self.width) * rows * tape.width)
 
 
 def embedder(tape: Tape, name: str, inputs: int, width: int, batch: int, *, bias: bool = True) -> None:

@@ -31,6 +31,7 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
         heads=heads,
         head_norm=diffusers_rms_norm if config.get("qk_norm") else None,
         attention_width=tape.width,
+        copies_joint=True,
     )
     tape.conv("pos_embed.proj", channels, width, batch * side**2, size=patch)
     tape.buffers(int(config.get("pos_embed_max_size") or 0) ** 2 * width)
