@@ -151,7 +151,8 @@ def test_a_folder_has_few_entries(folder):
 
 
 MADE_FOR = {
-    "diffusion": {f"engine.models.families.{row}.{part}" for row in ("sd", "sdxl") for part in ("spec", "model")}
+    "diffusion": {f"engine.models.families.{row}.{part}" for row in ("sd", "sdxl") for part in ("spec", "model")},
+    "flow": {"engine.models.parts.flow_family"},
 }
 """Modules that are made for a row of another seam: these families' schedulers, and names of predictions."""
 
@@ -285,6 +286,7 @@ BROAD = {
     "engine.commands.program": 1,  # a bug ends a program with 70
     "engine.commands.train": 1,
     "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
+    "engine.models.parts.t5_tokens": 1,
     "engine.data.media.image": 2,  # Pillow on damaged bytes raises anything
     "engine.results.trackers.service_process": 1,  # the same of a service, in its own process
     "engine.results.trackers.tracker": 1,  # whatever a tracker raises is a warning, not the training's end

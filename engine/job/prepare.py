@@ -90,6 +90,7 @@ def prepare(
             limits=settings.limits,
             digests=digests,
         )
+    _check_sizes(base, task)
     with _permitted(DatasetError, "the dataset"):
         dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], say)
     step_range = StepRange.of(
@@ -114,6 +115,7 @@ def prepare(
         buckets=buckets,
         held_out=held_out,
     )
+    base.family.caption_tokens.require(task.dataset)
     _check_noise(job)
     _check_validation(job)
     if chain:
@@ -186,13 +188,25 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
         raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user with access") from None
 
 
+def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
+    side = task.train_args.resolution
+    for width, height in bucket_sizes(side) if task.transforms.buckets else [(side, side)]:
+        base.family.check_size(base.config, width, height)
+
+
 def _check_noise(job: Job) -> None:
-    _ = job.timesteps
-    job.base.objective.check_task(job.task.train_args, job.prediction_type)
+    args, family = job.task.train_args, job.base.family
+    job.base.objective.check_task(args, job.prediction_type, family.pipeline)
+    _ = job.timesteps, job.base.describe_noise(args)
+    if args.guidance_scale != 1 and not family.takes_guidance(job.base.config):
+        raise TaskError(
+            f"train_args.guidance_scale is {args.guidance_scale:g}: this {family.pipeline} is not distilled on "
+            "guidance, so its denoiser is told no scale; remove this key"
+        )
 
 
 def _check_validation(job: Job) -> None:
-    steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
+    steps, most = job.drawing.num_inference_steps, job.base.num_train_timesteps
     if steps >= most:  # schedulers that start one timestep later would run out of timesteps
         raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
 

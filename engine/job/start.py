@@ -69,12 +69,15 @@ def load_family(job: Job, device: torch.device) -> Family:
             folder=job.base.folder,
             single_file=job.base.single_file,
             variants=job.base.variants,
+            absent=job.base.absent,
             dtype=PRECISIONS[job.task.mixed_precision],
             float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
             device=device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,
-            caption_chunks=job.task.dataset.caption_chunks,
+            caption_tokens=job.caption_tokens,
+            flow_shift=job.task.train_args.flow_shift,
+            guidance_scale=job.task.train_args.guidance_scale,
         ),
     )
 

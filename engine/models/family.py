@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.models.objectives.objective import LossOptions
+from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
-from engine.task.task import MixedPrecision, PredictionType
+from engine.task.task import MixedPrecision
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -43,18 +43,25 @@ class LoadArgs:
 
     folder: Path
     variants: Mapping[str, str | None]
+    absent: frozenset[str] = frozenset()
+    """The optional components (`FamilySpec.optional`) that the base model does not have."""
     dtype: torch.dtype
     """The dtype of all frozen weights."""
     float32: frozenset[str] = frozenset()
     """The components that are loaded in float32, whatever `dtype` is, because their weights are trained."""
     device: torch.device
-    prediction_type: PredictionType
+    prediction_type: TargetType
     single_file: SingleFile | None = None
     """The file that holds the weights and configurations; None for a model in `folder`."""
     zero_terminal_snr: bool = False
     """True rescales the noise schedule to zero terminal SNR, for training and for the pipeline."""
-    caption_chunks: int = 1
-    """Rows of tokens in which each caption, and each prompt of the pipeline, is encoded."""
+    caption_tokens: int
+    """The number of tokens in which each caption, and each prompt of the pipeline, is encoded; see
+    `FamilySpec.caption_tokens`."""
+    flow_shift: float | Literal["resolution"] | None = None
+    """The shift of a flow objective's noise levels, as in the task; None is that of the base model's scheduler."""
+    guidance_scale: float = 1.0
+    """The guidance scale that a guidance-distilled denoiser is told in training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +97,17 @@ class Family(Protocol):
 
     spec: FamilySpec
     parts: Mapping[str, torch.nn.Module]
-    """All modules with weights, by component."""
-    denoiser: torch.nn.Module
-    """The module that predicts the target: `parts[spec.denoiser]`."""
-    text_encoders: Mapping[str, torch.nn.Module]
-    """The text encoders that can be trained (`train_args.train_text_encoder`): the components `spec.text_encoders`."""
+    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for."""
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The module that predicts the target: `parts[spec.denoiser]`."""
+        ...
+
+    @property
+    def text_encoders(self) -> Mapping[str, torch.nn.Module]:
+        """The text encoders that can be trained (`train_args.train_text_encoder`), by component."""
+        ...
 
     def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
         """Load a component with weights again, on the CPU.
@@ -123,8 +136,15 @@ class Family(Protocol):
     def encode_caption(self, caption: str) -> Tensors:
         """Encode one caption to the conditioning of one sample, on the CPU.
 
-        This is `embed` of a batch of one `tokenize`, without gradients, with the text encoders' current weights. The
-        result must not depend on other captions.
+        This is `encode_fixed`, and `embed` of a batch of one `tokenize`, without gradients, with the text encoders'
+        current weights. The result must not depend on other captions.
+        """
+        ...
+
+    def encode_fixed(self, caption: str) -> Tensors:
+        """Encode one caption with the text encoders that are never trained: a part of `encode_caption`'s result.
+
+        It has other keys than `embed`, and is {} where all text encoders can be trained.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What a job holds in device memory and in main memory in each of its phases, with encoders kept or freed. No torch."""
+"""The device memory and main memory of a job's phases, with text encoders kept or freed. No torch."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Sizes:
     encode: int
     """Peak of encoding a caption, besides the weights."""
     lasting: int
-    """What training keeps between steps."""
+    """Trained values, slots and copies, which are kept between steps."""
     step: int
-    """What training takes at the peak of a step, `lasting` included."""
+    """The peak of a training step: `lasting`, activations and gradients."""
     unchanged: int
     """Weights that are read again, to draw images without the training."""
 

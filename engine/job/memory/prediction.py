@@ -13,7 +13,7 @@ from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
-from engine.task.task import CHUNK_TOKENS, Task
+from engine.task.task import Task
 from engine.training.methods.registry import METHODS
 from engine.training.optimizers.registry import OPTIMIZERS
 
@@ -78,7 +78,7 @@ def predict(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """How a task is run; see `predict`."""
+    """The arguments of `predict` besides the task."""
 
     recompute: bool
     is_cuda: bool
@@ -95,8 +95,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         Workload(
             batch=args.batch_size,
             resolution=args.resolution,
-            caption_chunks=task.dataset.caption_chunks,
-            caption_tokens=task.dataset.caption_chunks * CHUNK_TOKENS,
+            caption_tokens=family.caption_tokens.of(task.dataset),
             value_bytes=width,
             is_float16=task.mixed_precision == "fp16",
             trains_text_encoders=args.train_text_encoder,

@@ -19,14 +19,14 @@ class CaptionEncoder:
         placement: EncoderPlacement,
         *,
         check_stop: Callable[[], None],
-        num_chunks: int = 1,
+        length: int | None = None,
         is_trained: bool = False,
         is_stored: bool = True,
     ) -> None:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
-            num_chunks: number of chunks of tokens in which the family encodes each caption.
+            length: the length of encodings if it is not the family's usual one (`CaptionTokens.unusual`).
             is_trained: whether the text encoders are trained, so that captions are only tokenized here.
             is_stored: whether encodings are stored in the cache; shuffled tags rarely occur twice in the same order.
         """
@@ -34,23 +34,35 @@ class CaptionEncoder:
         self._cache = cache
         self._placement = placement
         self._check_stop = check_stop
-        self._num_chunks = num_chunks
+        self._length = [] if length is None else [length]
         self._is_trained = is_trained
         self._is_stored = is_stored
 
     def encode(self, captions: Sequence[str]) -> list[tuple[Tensors, Tensors]]:
-        """Return the conditioning and the token ids of each caption, on the CPU; one of the two is empty."""
-        if self._is_trained:
-            return [({}, self._family.tokenize(caption)) for caption in captions]
-        known = {caption: self._conditioning(caption) for caption in dict.fromkeys(captions)}
-        return [(known[caption], {}) for caption in captions]
+        """Return the conditioning and the token ids of each caption, on the CPU.
 
-    def _conditioning(self, caption: str) -> Tensors:
-        key = cache_key("caption", caption, *([self._num_chunks] if self._num_chunks > 1 else []))
+        Token ids are empty if no text encoder is trained; otherwise the conditioning is that of the text encoders that
+        are never trained.
+        """
+        known = {caption: self._encoded(caption) for caption in dict.fromkeys(captions)}
+        return [known[caption] for caption in captions]
+
+    def _encoded(self, caption: str) -> tuple[Tensors, Tensors]:
+        if not self._is_trained:
+            return self._conditioning("caption", caption, self._family.encode_caption), {}
+        return self._fixed(caption), self._family.tokenize(caption)
+
+    def _fixed(self, caption: str) -> Tensors:
+        if not self._family.spec.fixed_text_encoders:
+            return {}
+        return self._conditioning("fixed caption", caption, self._family.encode_fixed)
+
+    def _conditioning(self, kind: str, caption: str, encode: Callable[[str], Tensors]) -> Tensors:
+        key = cache_key(kind, caption, *self._length)
         stored = self._cache.load(key)
         if stored is None:
             self._placement.bring()
-            stored = self._family.encode_caption(caption)
+            stored = encode(caption)
             self._check_stop()
             if self._is_stored:
                 self._cache.store(key, stored)

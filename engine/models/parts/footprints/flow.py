@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from engine.models.parts.footprints import clip, vae
 from engine.models.parts.tape import Config, Tape
 from engine.models.spec import Configs, Footprint, ImageEncoder, TextEncoder, Workload
+
+_VAE_WIDTH: Final = 4
+"""Bytes of the VAE's values: these families load it in float32."""
 
 
 class Transformer(Protocol):
@@ -56,15 +59,15 @@ def footprint(
         text_length=workload.caption_tokens + more_tokens,
     )
     return Footprint(
-        images=images(config("vae"), workload.resolution, workload.value_bytes),
+        images=images(config("vae"), workload.resolution, _VAE_WIDTH),
         encoders=tuple(
             encoder(
-                config(component),
+                found,
                 length=workload.caption_tokens,
                 value_bytes=workload.value_bytes,
                 is_float16=workload.is_float16,
             )
             for component, encoder in encoders.items()
-            if component not in workload.absent
+            if (found := config(component))
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from engine.models.parts.clip_tokens import num_chunks
 from engine.models.parts.footprints import clip, vae
 from engine.models.parts.footprints.unet import unet
 from engine.models.spec import Configs, Footprint, Workload
@@ -22,10 +23,10 @@ def footprint(config: Configs, workload: Workload, *, text_encoders: Sequence[st
         has_float32_vae: True if the VAE is in float32 whatever the task's precision.
     """
     side = max(1, workload.resolution // vae.reduction(config("vae")))
-    lengths = [_CLIP_LENGTH]
+    lengths, chunks = [_CLIP_LENGTH], num_chunks(workload.caption_tokens)
     for component in text_encoders:
         found = config(component)
-        rows = workload.batch * workload.caption_chunks
+        rows = workload.batch * chunks
         clip.text_encoder(found, workload.text_encoders, batch=rows)
         lengths.append(int(found.get("max_position_embeddings", _CLIP_LENGTH)))
     unet(
@@ -33,7 +34,7 @@ def footprint(config: Configs, workload: Workload, *, text_encoders: Sequence[st
         workload.denoiser,
         batch=workload.batch,
         side=side,
-        text_length=max(lengths) * workload.caption_chunks,
+        text_length=max(lengths) * chunks,
         text_is_traced=workload.trains_text_encoders,
     )
     width = 4 if has_float32_vae else workload.value_bytes

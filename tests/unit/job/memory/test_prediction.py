@@ -36,7 +36,6 @@ def footprint_of(name, lora, precision, *, batch=1, resolution=512, is_cuda=True
     workload = Workload(
         batch=batch,
         resolution=resolution,
-        caption_chunks=1,
         caption_tokens=75,
         value_bytes=width,
         is_float16=False,

@@ -91,7 +91,7 @@ class Layers:
         self.gate(stream.rows, is_modulated=stream.is_modulated)
 
     def project_out(self, name: str, rows: int, *, is_kept: bool = True) -> None:
-        """Record the linear layer on an attention's output; `is_kept` if that is the tensor that the attention keeps."""
+        """Record the linear layer on an attention's output; `is_kept` if the attention keeps the same tensor."""
         self.tape.linear(
             name,
             self.width,
