@@ -61,7 +61,7 @@ def training_bytes(
     targets: tuple[str, ...] | None,
     rank: int = 16,
 ) -> tuple[int, int]:
-    """The peak of a micro-batch's forward and backward pass on a GPU, without weights, and the number of trained values.
+    """The peak of a micro-batch's forward and backward pass on a GPU, and the number of trained values.
 
     Args:
         cls: the transformer's class.
