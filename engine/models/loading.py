@@ -13,7 +13,6 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
-from engine.models.configs import read_json
 from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
@@ -35,9 +34,7 @@ def read_config(args: LoadArgs, component: str, name: str = "config.json") -> di
     """
     if component in args.absent:
         return {}
-    if args.single_file is not None:
-        return dict(args.single_file.configs[component])
-    return read_json(args.folder / component / name)
+    return args.place(component).config(name)
 
 
 def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
@@ -53,22 +50,24 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
     """
     read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
     dtype = torch.float32 if component in args.float32 else args.dtype
-    if args.single_file is None and (args.folder / component / _ADAPTER).exists():
+    place = args.place(component)
+    if place.single_file is None and (place.folder / _ADAPTER).exists():
         # transformers would load the model that it names, and the adapter: neither is hashed.
         raise ModelError(f"the base model's {component} has an {_ADAPTER}: remove it, or merge the adapter")
     try:
-        if args.single_file is not None:
-            module, info = single_file_weights.load(cls, args.single_file, component, dtype), {}
+        if place.single_file is not None:
+            module, info = single_file_weights.load(cls, place.single_file, component, dtype), {}
         else:
-            module, info = cls.from_pretrained(
-                args.folder / component,
-                variant=args.variants[component],
-                # Always given: the default of transformers is the dtype in config.json, often float16.
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with place.as_folder() as folder:
+                module, info = cls.from_pretrained(
+                    folder,
+                    variant=args.variants[component],
+                    # Always given: the default of transformers is the dtype in config.json, often float16.
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the libraries raise many types for malformed configurations and weights
@@ -81,7 +80,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             )
     module.requires_grad_(False)
     module.eval()
-    if args.device.type == "cpu" and args.single_file is None:
+    if args.device.type == "cpu" and place.single_file is None:
         _own_memory(module)
     return module
 
@@ -91,7 +90,9 @@ def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> 
     if folder is None:
         again = replace(args, float32=frozenset(), device=torch.device("cpu"))
     else:
-        again = replace(args, folder=folder, single_file=None, variants={component: None}, dtype=torch.float32)
+        again = replace(
+            args, folder=folder, single_file=None, elsewhere={}, variants={component: None}, dtype=torch.float32
+        )
     return load_module(cls, again, component)
 
 
@@ -101,13 +102,14 @@ def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     Raises:
         ModelError: files missing or malformed.
     """
-    if args.single_file is not None:
-        return single_file_weights.build_tokenizer(cls, args.single_file, component)
-    names = {path.name for path in (args.folder / component).iterdir()}
+    place = args.place(component)
+    if place.single_file is not None:
+        return single_file_weights.build_tokenizer(cls, place.single_file, component)
+    names = {path.name for path in place.folder.iterdir()}
     if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
         raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")
     try:
-        tokenizer = cls.from_pretrained(args.folder / component, local_files_only=True)
+        tokenizer = cls.from_pretrained(place.folder, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
         raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
     _require_known_tokens(tokenizer, args, component)
