@@ -81,6 +81,8 @@ class FamilySpec:
     """The denoiser's layers that get an adapter with `lora.target_modules: null`."""
     text_lora_targets: tuple[str, ...]
     """The layers of a trained text encoder that get an adapter."""
+    fixed_text_encoders: tuple[str, ...] = ()
+    """The text encoders that are never trained."""
     text_root: str | None
     """The outer name of a text encoder's layers in LoRA files, which its class may lack; None for no outer name."""
     objective: str
@@ -89,6 +91,8 @@ class FamilySpec:
     """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
     """Raises ModelError if the configurations are not those of this family."""
+    check_size: Callable[[Configs, int, int], None] = lambda config, width, height: None
+    """Raises TaskError if images of a width and height in pixels, multiples of 8, cannot be trained."""
     webui_metadata: Callable[[Configs, PredictionType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]

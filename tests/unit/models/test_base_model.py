@@ -11,7 +11,8 @@ import pytest
 from engine.core.console import NOTE
 from engine.core.errors import ModelError
 from engine.core.limits import Limits
-from engine.models import base_model, base_model_files, registry
+from engine.models import base_model, registry
+from engine.models.components import files as base_model_files
 from engine.task.task import Model
 from tests.support import single_files
 from tests.support.servers import serving
