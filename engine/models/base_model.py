@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -31,7 +32,7 @@ from engine.models.components.files import (
 )
 from engine.models.components.place import Place
 from engine.models.components.search import Elsewhere, Search, require_known
-from engine.models.configs import SCHEDULER_FILE, read_json
+from engine.models.configs import CONFIG, SCHEDULER_FILE, read_json
 from engine.models.objectives.objective import ObjectiveSpec
 from engine.models.objectives.registry import OBJECTIVES
 from engine.models.single_file import SingleFile
@@ -147,7 +148,7 @@ def locate(
     if model.components:
         search = Search(
             family=base.family,
-            own=base.config,
+            own=partial(_own_config, base),
             pinned=pinned_components,
             weights=weights,
             report=report,
@@ -160,6 +161,12 @@ def locate(
     for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
         report(note)
     return base
+
+
+def _own_config(base: BaseModel, component: str) -> Mapping[str, Any]:
+    """Return the configuration of a base model's own component, which comes from elsewhere; {} if it has none."""
+    is_there = base.single_file is not None or (base.folder / component / CONFIG).is_file()
+    return base.config(component) if is_there else {}
 
 
 def _composed(base: BaseModel, elsewhere: Mapping[str, Elsewhere]) -> BaseModel:

@@ -23,6 +23,7 @@ def base_of(identity=f"org/model@{COMMIT}", *, spec=SPEC, configs=CONFIGS, **cha
         "revision": identity.partition("@")[2] or None,
         "variants": {},
         "single_file": None,
+        "elsewhere": {},
         "num_train_timesteps": 1000,
         "objective": OBJECTIVES[spec.objective],
         "config": lambda component: configs[component],

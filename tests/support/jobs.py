@@ -37,6 +37,8 @@ def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=Non
             variants={},
             num_train_timesteps=1000,
             single_file=None,
+            elsewhere={},
+            identities={},
             family=SPEC,
             objective=OBJECTIVES[SPEC.objective],
         ),

@@ -60,8 +60,7 @@ def require_enough(
 
 def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
     """Return whether the configurations claim more than twice the values that the files hold; loading reports that."""
-    # Configurations that are derived from the weights claim no more than these have.
-    if any(base.place(component).single_file for component in base.family.weighted):
+    if base.single_file is not None:  # its configurations are derived from its weights
         return False
     places = [base.place(component) for component in base.family.weighted]
     paths = [path for place in places for path in place.weight_paths(base.variants.get(place.component))]

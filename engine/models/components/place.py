@@ -26,7 +26,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a component lies."""
+    """The place of a component: a folder or a file."""
 
     component: str
     folder: Path

@@ -43,7 +43,7 @@ class Elsewhere:
     """A component that comes from elsewhere, whose needed files are on disk."""
 
     wanted: Component
-    """What the task says of it."""
+    """The task's own words for it."""
     place: Place
     variant: str | None
     """The variant in the names of its weights."""
@@ -54,7 +54,7 @@ class Elsewhere:
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What a manifest records of it, from which it can be found again if it is on the Hub."""
+        """The record of it in a manifest, from which it can be found again if it is on the Hub."""
         return {
             "identity": self.identity,
             "revision": self.revision,
@@ -67,7 +67,7 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """How components are looked for; see `base_model.locate`."""
+    """The settings of a search for components; see `base_model.locate`."""
 
     family: FamilySpec
     own: Configs
