@@ -33,12 +33,13 @@ from engine.models.components.files import (
 from engine.models.components.place import Place
 from engine.models.components.search import Elsewhere, Search, require_known
 from engine.models.configs import CONFIG, SCHEDULER_FILE, read_json
-from engine.models.objectives.objective import ObjectiveSpec
+from engine.models.objectives.objective import ObjectiveSpec, TargetType
 from engine.models.objectives.registry import OBJECTIVES
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
 from engine.task.paths import hub_page, nearest
-from engine.task.task import Model, PredictionType
+from engine.task.plan.timesteps import Timesteps
+from engine.task.task import Model, TimestepSampling, TrainArgs
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
 
@@ -94,7 +95,7 @@ class BaseModel:
         return OBJECTIVES[self.family.objective]
 
     @property
-    def prediction_type(self) -> PredictionType:
+    def prediction_type(self) -> TargetType:
         """The quantity that the model predicts, from its scheduler's configuration. Raises ModelError."""
         return self.objective.prediction_type(self.config("scheduler", SCHEDULER_FILE))
 
@@ -102,6 +103,21 @@ class BaseModel:
     def num_train_timesteps(self) -> int:
         """The number of timesteps of the noise schedule. Raises ModelError."""
         return self.objective.num_train_timesteps(self.config("scheduler", SCHEDULER_FILE))
+
+    def timestep_sampling(self, args: TrainArgs) -> TimestepSampling | None:
+        """Return how timesteps are sampled: as the task says, or as is usual for the family."""
+        return args.timestep_sampling or self.family.usual_sampling
+
+    def describe_noise(self, args: TrainArgs) -> str | None:
+        """Return how noise levels follow from timesteps; None if no key of a task changes that. Raises ModelError."""
+        describe = self.objective.describe_noise
+        tokens = (args.resolution // self.family.token_side) ** 2
+        return describe(self.config("scheduler", SCHEDULER_FILE), args, tokens) if describe else None
+
+    def timesteps(self, args: TrainArgs) -> Timesteps:
+        """Return the timesteps that a task draws. Raises TaskError if it leaves none."""
+        resolved = replace(args, timestep_sampling=self.timestep_sampling(args))
+        return self.objective.timesteps(resolved, self.num_train_timesteps)
 
 
 def locate(
@@ -160,7 +176,8 @@ def locate(
     base.family.check(base.config)
     for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
         report(note)
-    return base
+    refine = base.family.refine
+    return replace(base, family=refine(base.config)) if refine else base
 
 
 def _own_config(base: BaseModel, component: str) -> Mapping[str, Any]:

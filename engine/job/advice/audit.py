@@ -105,7 +105,7 @@ def _counter(job: Job) -> TokenCounter | None:
     base = job.base
     if any(name.startswith("tokenizer") for name in base.elsewhere):
         return None
-    return base.family.token_counter(base.folder, base.single_file, job.task.dataset.caption_chunks)
+    return base.family.token_counter(base.folder, base.single_file, job.caption_tokens)
 
 
 def _from(rule: str) -> str:

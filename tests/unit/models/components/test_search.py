@@ -66,6 +66,7 @@ def load(found):
         dtype=torch.float32,
         device=torch.device("cpu"),
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     return registry.load(found.family, args)
 
