@@ -230,7 +230,10 @@ class TestFolder:
             (lambda path: None, "is neither a folder nor a file .is it mounted"),
             (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
-            (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
+            (
+                lambda path: write_model(path, class_name="AuraFlowPipeline"),
+                "is a 'AuraFlowPipeline'; this program trains",
+            ),
             (lambda path: write_model(path, class_name=None), "is a None"),
             (lambda path: write_model(path, class_name=["x"]), r"is a \['x'\]"),
             (lambda path: (path.mkdir(), (path / "model_index.json").write_text("{")), "is not JSON"),
