@@ -17,10 +17,16 @@ __all__ = [
     "fitting",
     "gib",
     "most_bytes",
+    "parts_apart",
     "predict",
     "require_enough",
     "wants_recompute",
 ]
+
+
+def parts_apart(base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int = 1) -> bool:
+    """Return whether the text encoders are freed before the denoiser is loaded, since both do not fit."""
+    return False
 
 
 def describe(base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int = 1) -> list[str]:

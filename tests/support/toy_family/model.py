@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,13 +129,16 @@ class Toy:
         for encoder in self.text_encoders.values():
             move_frozen(encoder, device)
 
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        pass  # the text encoder stays in memory
+
     @torch.no_grad()
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
     ) -> npt.NDArray[np.uint8]:
         width, height = drawing.size
         latents = torch.randn(1, *self.latent_shape(height, width), generator=generator).to(self._dtype)
-        text = self.encode_caption(drawing.prompt)["text"][None]
+        text = self.prompt_states(drawing)
         self.scheduler.set_timesteps(drawing.num_inference_steps)
         for timestep in self.scheduler.timesteps:
             prediction = self.denoiser(latents, timestep[None], text)
@@ -143,6 +146,9 @@ class Toy:
             after_step()
         pixels = functional.interpolate(latents.float(), scale_factor=SHRINKS).permute(0, 2, 3, 1)
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+
+    def prompt_states(self, drawing: Drawing) -> torch.Tensor:
+        return self.encode_caption(drawing.prompt)["text"][None]
 
     def webui_name(self, component: str, module: str) -> str:
         return f"lora_{component}_{module}".replace(".", "_")
