@@ -59,13 +59,13 @@ def _remember_prompts(
 ) -> None:
     """Encode the prompts of the validation images, and give them to the family."""
     task = context.job.task
-    images = planned_images(task.validation, context.job.dataset, task.seed, task.dataset.trigger_word)
+    images = planned_images(task, context.job.dataset, context.job.drawing)
     captions = CaptionEncoder(
         family,
         cache,
         placement,
         check_stop=check_stop,
-        num_chunks=task.dataset.caption_chunks,
+        length=family.spec.caption_tokens.unusual(task.dataset),
         is_trained=task.train_args.train_text_encoder,
     )
     prompts = [prompt for image in images for prompt in (image.prompt, image.negative_prompt or "")]

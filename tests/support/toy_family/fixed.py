@@ -29,7 +29,7 @@ class FixedToy(model.Toy):
         self.parts = LazyParts(lambda component: load_module(CLASSES[component], args, component))
         self.scheduler = load_scheduler(args)
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
-        self._length = spec.TEXT_LENGTH * args.caption_chunks
+        self._length = args.caption_tokens
         self._dtype = args.dtype
         self._prompts: dict[str, Tensors] = {}
 
