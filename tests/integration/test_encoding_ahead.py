@@ -14,30 +14,32 @@ import pytest
 
 import entrypoint
 from engine.job import memory
-from engine.models import registry
+from engine.models.families.flux.model import Flux
+from engine.models.parts import flow_family
 from tests.support import tiny
-from tests.support.harness import Finished, clean_environment
-from tests.support.toy_family import build_toy, fixed
+from tests.support.harness import Finished, clean_environment, read_json, succeed
+from tests.support.tiny_flux import build_flux
 
 STEPS = 4
 FORK = multiprocessing.get_context("fork")
+T5, DENOISER = "text_encoder_2", "transformer"
 AGAIN = "text encoders are loaded again"
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
-    images = tiny.build_dataset(folder / "images", count=7, captions="list")
-    return build_toy(folder / "toy"), images, tiny.build_dataset(folder / "held out", count=3)
+    images = tiny.build_dataset(folder / "images", count=5, captions="list")
+    return build_flux(folder / "flux"), images, tiny.build_dataset(folder / "held out", count=2)
 
 
-@pytest.fixture
-def task(inputs, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def task(inputs, tmp_path_factory):
     """Writes a task, and returns its path."""
     model, images, held_out = inputs
-    monkeypatch.setitem(registry.FAMILIES, fixed.SPEC.pipeline, fixed.SPEC)
+    folder = tmp_path_factory.mktemp("tasks")
 
-    def write(num_steps=STEPS, micro_batches=2, **dataset):
+    def write(num_steps=STEPS, micro_batches=2, trains_clip=False, **dataset):
         args = {"batch_size": 2, "gradient_accumulation_steps": micro_batches, "resolution": 64, "learning_rate": 0.01}
         value = {
             "model": {"name": str(model)},
@@ -48,11 +50,16 @@ def task(inputs, tmp_path, monkeypatch):
                 "every_n_steps": 2,
                 "dataset": {"name": str(held_out)},
             },
-            "train_args": {**args, "max_train_steps": STEPS, "num_train_steps": num_steps},
+            "train_args": {
+                **args,
+                "max_train_steps": STEPS,
+                "num_train_steps": num_steps,
+                "train_text_encoder": trains_clip,
+            },
             "transforms": {"random_flip": True},
             "lora": {"rank": 2},
         }
-        path = tmp_path / f"task-{num_steps}-{'-'.join(dataset)}.json"
+        path = folder / f"{num_steps}-{micro_batches}-{trains_clip}-{'-'.join(dataset)}.json"
         path.write_text(json.dumps(value))
         return path
 
@@ -65,12 +72,18 @@ def apart(monkeypatch):
     monkeypatch.setattr(memory, "parts_apart", lambda *args, **options: True)
 
 
-@pytest.fixture
-def whole(task, tmp_path):
-    """The task's result where everything fits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory, "parts_apart", lambda *args, **options: False)
-        return run(task(), tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole_of(task, tmp_path_factory):
+    """The result of a task where everything fits, made once."""
+    made = {}
+
+    def whole(**options):
+        key = str(options)
+        if key not in made:
+            made[key] = succeed(read_json(task(**options)), tmp_path_factory.mktemp("whole") / "out")
+        return made[key]
+
+    return whole
 
 
 def run(task, out, *flags, code=0, processes=1, **environment):
@@ -106,53 +119,64 @@ def loads(monkeypatch, tmp_path):
     """The components that jobs have loaded so far, in order."""
     path = tmp_path / "loads"
     path.touch()
-    load = fixed.load_module
+    load = flow_family.load_module
 
-    def recorded(cls, args, component):
+    def recorded(cls, args, component, device):
         with path.open("a") as file:
             file.write(f"{component}\n")
-        return load(cls, args, component)
+        return load(cls, args, component, device)
 
-    monkeypatch.setattr(fixed, "load_module", recorded)
-    return lambda: path.read_text().split()
+    monkeypatch.setattr(flow_family, "load_module", recorded)
+    return lambda: [name for name in path.read_text().split() if name in (T5, DENOISER)]
 
 
-def test_the_bytes_are_the_same_and_the_text_encoder_is_loaded_once(whole, apart, task, loads, tmp_path):
+def test_the_bytes_are_the_same_and_the_text_encoder_is_loaded_once(whole_of, apart, task, loads, tmp_path):
     """Also for the held-out loss and for the images of earlier steps and of the baseline."""
     ahead = run(task(), tmp_path / "ahead")
-    assert ahead.folders() == whole.folders()
-    assert loads() == ["text_encoder", "transformer"]
+    assert ahead.folders() == whole_of().folders()
+    assert loads() == [T5, DENOISER]
     assert "before the denoiser is loaded" in ahead.stderr and AGAIN not in ahead.stderr
 
 
-def test_what_an_earlier_run_has_encoded_needs_no_text_encoder(whole, apart, task, loads, tmp_path):
+@pytest.mark.slow
+def test_what_an_earlier_run_has_encoded_needs_no_text_encoder(whole_of, apart, task, loads, tmp_path):
     run(task(), tmp_path / "first")
     again = run(task(), tmp_path / "again", CACHE_DIR=str(tmp_path / "cache of first"))
-    assert loads() == ["text_encoder", "transformer", "transformer"] and again.folders() == whole.folders()
+    assert loads() == [T5, DENOISER, DENOISER] and again.folders() == whole_of().folders()
 
 
-@pytest.mark.parametrize("room", [0, 12_000])
-def test_what_the_cache_cannot_hold_is_encoded_while_training(whole, apart, task, loads, tmp_path, room):
+@pytest.mark.parametrize("room", [pytest.param(0, marks=pytest.mark.slow), 12_000])
+def test_what_the_cache_cannot_hold_is_encoded_while_training(whole_of, apart, task, loads, tmp_path, room):
     ahead = run(task(), tmp_path / "ahead", MAX_ENCODED_BYTES=str(room))
-    assert ahead.folders() == whole.folders()
-    assert loads()[:2] == ["text_encoder", "transformer"] and loads()[2:] == ["text_encoder"] * len(loads()[2:])
+    assert ahead.folders() == whole_of().folders()
+    assert loads()[:2] == [T5, DENOISER] and loads()[2:] == [T5] * len(loads()[2:])
+    assert "captions after step 0 are encoded while training" in ahead.stderr
     assert AGAIN in ahead.stderr and "a larger MAX_ENCODED_BYTES" in ahead.stderr
 
 
+@pytest.mark.slow
 def test_shuffled_tags_are_encoded_ahead_too(apart, task, loads, tmp_path):
     ahead = run(task(shuffle_tags=True), tmp_path / "ahead")
-    assert loads() == ["text_encoder", "transformer"] and AGAIN not in ahead.stderr
+    assert loads() == [T5, DENOISER] and AGAIN not in ahead.stderr
 
 
-def test_several_processes(whole, apart, task, loads, tmp_path):
+@pytest.mark.slow
+def test_text_encoders_that_are_trained_stay(whole_of, apart, task, loads, tmp_path):
+    ahead = run(task(trains_clip=True), tmp_path / "ahead")
+    assert ahead.folders() == whole_of(trains_clip=True).folders()
+    assert loads() == [T5, DENOISER]
+
+
+@pytest.mark.slow
+def test_several_processes(whole_of, apart, task, loads, tmp_path):
     ahead = run(task(micro_batches=1), tmp_path / "ahead", processes=2)
-    assert ahead.weights() == whole.weights()
-    assert sorted(loads()) == ["text_encoder"] * 2 + ["transformer"] * 2
+    assert ahead.weights() == whole_of().weights()
+    assert sorted(loads()) == [T5] * 2 + [DENOISER] * 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_ended_while_it_encodes_it_goes_on_there(whole, apart, task, loads, tmp_path, signum):
-    encode, calls = fixed.FixedToy.encode_fixed, count(1)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_ended_while_it_encodes_it_goes_on_there(whole_of, apart, task, loads, tmp_path, signum):
+    encode, calls = Flux.encode_fixed, count(1)
 
     def counted(self, caption):
         if next(calls) == 3:
@@ -160,15 +184,16 @@ def test_ended_while_it_encodes_it_goes_on_there(whole, apart, task, loads, tmp_
         return encode(self, caption)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fixed.FixedToy, "encode_fixed", counted)
+        patch.setattr(Flux, "encode_fixed", counted)
         ended = run(task(), tmp_path / "out", code=-9 if signum == signal.SIGKILL else 128 + signum)
-    assert loads() == ["text_encoder"]
+    assert loads() == [T5]
     if signum == signal.SIGTERM:
         assert ended.result["status"] == "interrupted" and "Traceback" not in ended.stderr
-    assert run(task(), tmp_path / "out").weights() == whole.weights()
+    assert run(task(), tmp_path / "out").weights() == whole_of().weights()
 
 
-def test_a_chain_encodes_what_its_own_steps_need(whole, apart, task, tmp_path):
+@pytest.mark.slow
+def test_a_chain_encodes_what_its_own_steps_need(whole_of, apart, task, tmp_path):
     run(task(1), tmp_path / "first")
     last = run(task(STEPS), tmp_path / "last", "--checkpoint", tmp_path / "first" / "checkpoint")
-    assert last.weights() == whole.weights()
+    assert last.weights() == whole_of().weights()

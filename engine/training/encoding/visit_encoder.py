@@ -101,6 +101,8 @@ class VisitEncoder:
             The first step that may need something else: the cache is full then, or cannot be written; the number after
             the last step if all is encoded.
         """
+        if not self._cache.max_bytes:
+            return start_step
         per_step = self._step_range.visits_per_step
         round_visits = self._step_range.batch_size * self._processes.world_size
         start, stop = start_step * per_step, self._step_range.stop_step * per_step

@@ -138,7 +138,7 @@ class Toy:
     ) -> npt.NDArray[np.uint8]:
         width, height = drawing.size
         latents = torch.randn(1, *self.latent_shape(height, width), generator=generator).to(self._dtype)
-        text = self.prompt_states(drawing)
+        text = self.encode_caption(drawing.prompt)["text"][None]
         self.scheduler.set_timesteps(drawing.num_inference_steps)
         for timestep in self.scheduler.timesteps:
             prediction = self.denoiser(latents, timestep[None], text)
@@ -146,9 +146,6 @@ class Toy:
             after_step()
         pixels = functional.interpolate(latents.float(), scale_factor=SHRINKS).permute(0, 2, 3, 1)
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-
-    def prompt_states(self, drawing: Drawing) -> torch.Tensor:
-        return self.encode_caption(drawing.prompt)["text"][None]
 
     def webui_name(self, component: str, module: str) -> str:
         return f"lora_{component}_{module}".replace(".", "_")
