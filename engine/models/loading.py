@@ -17,6 +17,8 @@ from engine.models.configs import read_json, refuse_large
 from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
+_CPU: Final = torch.device("cpu")
+
 _ALIGNMENT: Final = 64
 """The alignment of torch's own allocations, in bytes."""
 
@@ -41,13 +43,17 @@ def read_config(args: LoadArgs, component: str, name: str = "config.json") -> di
     return read_json(args.folder / component / name)
 
 
-def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
-    """Load a component with weights: frozen, in `args.dtype` or float32, on the CPU, not memory-mapped.
+def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device = _CPU) -> Any:
+    """Load a component with weights: frozen, in `args.dtype` or float32; for a job on the CPU not memory-mapped.
+
+    Weights go to their dtype and device one by one: main memory never holds the component a second time, and for a GPU
+    holds no more than a tensor of it, besides pages of its files, which the kernel drops when it needs the memory.
 
     Args:
         cls: the component's class in Diffusers or transformers.
         args: the base model.
         component: its sub-folder.
+        device: the device to load it to.
 
     Raises:
         ModelError: weights are missing, malformed, or of another shape than in the configuration.
@@ -59,7 +65,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
         raise ModelError(f"the base model's {component} has an {_ADAPTER}: remove it, or merge the adapter")
     try:
         if args.single_file is not None:
-            module, info = single_file_weights.load(cls, args.single_file, component, dtype), {}
+            module, info = single_file_weights.load(cls, args.single_file, component, dtype, device), {}
         else:
             module, info = cls.from_pretrained(
                 args.folder / component,
@@ -69,6 +75,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                device_map=None if device.type == "cpu" else {"": device},
             )
     except torch.OutOfMemoryError:
         raise
@@ -90,7 +97,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
 def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> Any:
     """Load a component again, from another folder or not, as specified by `Family.load_part`."""
     if folder is None:
-        again = replace(args, float32=frozenset(), device=torch.device("cpu"))
+        again = replace(args, float32=frozenset(), device=_CPU)
     else:
         again = replace(args, folder=folder, single_file=None, variants={component: None}, dtype=torch.float32)
     return load_module(cls, again, component)

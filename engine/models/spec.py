@@ -85,6 +85,8 @@ class FamilySpec:
     """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
     """Raises ModelError if the configurations are not those of this family."""
+    check_size: Callable[[Configs, int, int], None] = lambda config, width, height: None
+    """Raises TaskError if images of a width and height in pixels, multiples of 8, cannot be trained."""
     webui_metadata: Callable[[Configs, PredictionType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]

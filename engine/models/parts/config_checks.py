@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.core.errors import ModelError
+from engine.core.errors import ModelError, TaskError
 from engine.models.spec import Configs
 
 _MOST: Final = {
@@ -65,6 +65,16 @@ def require_shift(vae: Mapping[str, Any]) -> None:
         raise ModelError(
             f"the base model's vae/config.json gives shift_factor as {str(shift)[:40]!r}, a number is expected: "
             "it is the VAE of another model"
+        )
+
+
+def require_multiple(width: int, height: int, multiple: int) -> None:
+    """Raise TaskError unless an image's sides in pixels are multiples of a number."""
+    if wrong := [side for side in (width, height) if side % multiple]:
+        below = max(1, wrong[0] // multiple) * multiple
+        raise TaskError(
+            f"train_args.resolution is {wrong[0]}: expected a multiple of {multiple} for this base model, such as "
+            f"{below} or {below + multiple}"
         )
 
 

@@ -89,8 +89,8 @@ class FlowFamily(ABC):
     def _load(self, component: str) -> torch.nn.Module:
         # The VAE is small: in float32 no precision is lost before the training begins.
         args = replace(self._args, dtype=torch.float32) if component == VAE else self._args
-        module: torch.nn.Module = load_module(self.classes[component], args, component)
-        return module.to(self._args.device if component == self.spec.denoiser else self._encoder_device)
+        device = self._args.device if component == self.spec.denoiser else self._encoder_device
+        return cast(torch.nn.Module, load_module(self.classes[component], args, component, device))
 
     @property
     def denoiser(self) -> torch.nn.Module:

@@ -43,7 +43,7 @@ class StableDiffusion:
         self.text_encoder = load_module(_CLASSES["text_encoder"], args, "text_encoder")
         self.text_encoders = {"text_encoder": self.text_encoder}
         self.vae = load_module(_CLASSES["vae"], args, "vae")
-        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet", args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)

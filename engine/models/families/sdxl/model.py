@@ -50,7 +50,7 @@ class StableDiffusionXL:
         }
         self.text_encoders = {name: load_module(_CLASSES[name], args, name) for name in SPEC.text_encoders}
         self.vae = _load_vae(args)
-        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet", args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
