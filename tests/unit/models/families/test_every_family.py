@@ -46,7 +46,14 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
     variants = dict.fromkeys(spec.weighted, variant)
-    args = LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type)
+    args = LoadArgs(
+        folder=folder,
+        variants=variants,
+        dtype=dtype,
+        device=CPU,
+        prediction_type=prediction_type,
+        caption_tokens=spec.caption_tokens.usual,
+    )
     return registry.load(spec, args)
 
 
@@ -199,7 +206,7 @@ class TestLoading:
         workload = Workload(
             batch=1,
             resolution=64,
-            caption_chunks=1,
+            caption_tokens=spec.caption_tokens.usual,
             value_bytes=4,
             trains_text_encoders=True,
             denoiser=tape(spec.lora_targets),
