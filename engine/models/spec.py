@@ -135,13 +135,9 @@ class FamilySpec:
     """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
     """Raises ModelError if the configurations are not those of this family."""
-<<<<<<< HEAD
     check_size: Callable[[Configs, int, int], None] = lambda config, width, height: None
     """Raises TaskError if images of a width and height in pixels, multiples of 8, cannot be trained."""
-    webui_metadata: Callable[[Configs, PredictionType], dict[str, str]]
-=======
     webui_metadata: Callable[[Configs, TargetType], dict[str, str]]
->>>>>>> flowobj
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]
     """Returns the token counter for a model's folder or single file and the task's number of tokens; None if the

@@ -19,6 +19,10 @@ _MOST: Final = {
     "num_hidden_layers": 1000,
     "num_layers": 1000,
     "num_single_layers": 1000,
+    "n_layers": 1000,
+    "n_refiner_layers": 1000,
+    "num_res_blocks": 1000,
+    "depth": 1000,
     "max_position_embeddings": 1 << 16,
     "vocab_size": 1 << 22,
 }

@@ -6,10 +6,10 @@ from typing import Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts.config_checks import require_bounds, require_size
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
 
 TEXT_LAYERS: Final = (9, 18, 27)
 """The layers of the language model whose states are the text (`hidden_states_layers` of Diffusers' pipeline)."""
@@ -57,6 +57,11 @@ def _require_heads(config: Configs) -> None:
         )
 
 
+def check_size(config: Configs, width: int, height: int) -> None:
+    """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
+    require_multiple(width, height, SPEC.token_side)
+
+
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
     """Return the web interfaces' metadata for FLUX.2 [klein]. Modules keep Diffusers' names."""
     return {
@@ -64,6 +69,10 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
         "modelspec.implementation": "diffusers",
         "ss_base_model_version": "flux2",
     }
+
+
+def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+    raise KeyError("not known yet")
 
 
 SPEC: Final = FamilySpec(
@@ -81,6 +90,7 @@ SPEC: Final = FamilySpec(
     usual_sampling="uniform",
     medium="image",
     check=check,
+    check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT_WITHOUT_THINKING),
     caption_tokens=CaptionTokens(usual=512, most=512, step=1),

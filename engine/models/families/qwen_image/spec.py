@@ -8,10 +8,10 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_size
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
 
 INSTRUCTION: Final = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -96,6 +96,11 @@ def _is_above(value: Any, lowest: float) -> bool:
     return type(value) in (int, float) and lowest < value < math.inf
 
 
+def check_size(config: Configs, width: int, height: int) -> None:
+    """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
+    require_multiple(width, height, SPEC.token_side)
+
+
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
     """Return the web interfaces' metadata for Qwen-Image. Modules keep Diffusers' names."""
     return {
@@ -103,6 +108,10 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
         "modelspec.implementation": "diffusers",
         "ss_base_model_version": "qwen_image",
     }
+
+
+def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+    raise KeyError("not known yet")
 
 
 SPEC: Final = FamilySpec(
@@ -120,6 +129,7 @@ SPEC: Final = FamilySpec(
     usual_sampling="uniform",
     medium="image",
     check=check,
+    check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(_ANSWER),
     caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1),

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.core.errors import ModelError
+from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_shift, require_size
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
 
 TEXT_LAYER: Final = -2
 """The layer of the language model whose states are the text, counted from the end."""
 _MOST_POSITIONS: Final = 1 << 16
+_MOST_TOKENS: Final = 512
+_TEXT_POSITIONS: Final = _MOST_TOKENS + 2
+"""A caption's tokens have the positions from 1 on, padded to a multiple of 32; the image has the one after them."""
 _OTHER_PARTS: Final = "these parts are not those of Z-Image"
 
 
@@ -55,10 +58,21 @@ def _require_positions(config: Configs) -> None:
         isinstance(values, list) and len(values) == 3 and all(type(n) is int and 0 < n <= _MOST_POSITIONS for n in values)
         for values in (dims, lengths)
     )
-    if not is_known or any(n % 2 for n in dims) or sum(dims) * heads != width:
+    if not is_known or any(n % 2 for n in dims) or sum(dims) * heads != width or lengths[0] < _TEXT_POSITIONS:
         raise ModelError(
             f"the base model's transformer/config.json has axes_dims {str(dims)[:40]}, axes_lens {str(lengths)[:40]}, "
             f"dim {width} and n_heads {heads}, which do not go together: download it again"
+        )
+
+
+def check_size(config: Configs, width: int, height: int) -> None:
+    """Raise TaskError unless the sides of an image, in pixels, are whole tokens, not more than have positions."""
+    require_multiple(width, height, SPEC.token_side)
+    _, *most = config("transformer").get("axes_lens", [1024, 512, 512])
+    if max(width, height) > min(most) * SPEC.token_side:
+        raise TaskError(
+            f"train_args.resolution is {max(width, height)}: this base model has positions for {min(most)} tokens on a "
+            f"side, which are {min(most) * SPEC.token_side} pixels; lower it"
         )
 
 
@@ -69,6 +83,10 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
         "modelspec.implementation": "diffusers",
         "ss_base_model_version": "zimage",
     }
+
+
+def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+    raise KeyError("not known yet")
 
 
 SPEC: Final = FamilySpec(
@@ -86,9 +104,10 @@ SPEC: Final = FamilySpec(
     usual_sampling="uniform",
     medium="image",
     check=check,
+    check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT),
-    caption_tokens=CaptionTokens(usual=512, most=512, step=1),
+    caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1),
     drawing=DrawingDefaults(guidance_scale=0.0, num_inference_steps=9),
     hub_tags=("z-image", "z-image-diffusers"),
     licences=dict.fromkeys(("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), "apache-2.0"),

@@ -42,6 +42,7 @@ def require_states(config: Configs, key: str, default: int, layers: tuple[int, .
         return language_config(config) if component == TEXT else config(component)
 
     require_bounds(language, TEXT)
+    require_bounds(lambda component: config(component).get("vision_config") or {}, TEXT)
     wanted = require_size(config, "transformer", key, default)
     given = require_size(language, TEXT, "hidden_size", 4096) * len(layers)
     if wanted != given:
