@@ -43,6 +43,8 @@ class LoadArgs:
 
     folder: Path
     variants: Mapping[str, str | None]
+    absent: frozenset[str] = frozenset()
+    """The optional components (`FamilySpec.optional`) that the base model does not have."""
     dtype: torch.dtype
     """The dtype of all frozen weights."""
     float32: frozenset[str] = frozenset()

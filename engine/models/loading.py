@@ -33,11 +33,13 @@ for logging in (transformers_logging, diffusers_logging):
 
 
 def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
-    """Return one of a component's JSON files.
+    """Return one of a component's JSON files; {} for an optional component that the base model does not have.
 
     Raises:
         ModelError: missing or malformed.
     """
+    if component in args.absent:
+        return {}
     if args.single_file is not None:
         return dict(args.single_file.configs[component])
     return read_json(args.folder / component / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ from engine.models.single_file import SingleFile
 from engine.task.task import Dataset, TimestepSampling, Validation
 
 Configs = Callable[[str], Mapping[str, Any]]
-"""Maps a component's name to its config.json. A missing key has the default of Diffusers or transformers."""
+"""Maps a component's name to its config.json, which is empty for an optional component that the base model does not
+have. A missing key has the default of Diffusers or transformers."""
 
 
 class TokenCounter(Protocol):
@@ -117,6 +118,11 @@ class FamilySpec:
     """The sub-folders of the base model that training and validation need."""
     weighted: tuple[str, ...]
     """The components that hold weights."""
+    optional: tuple[str, ...] = ()
+    """The components that a base model may be without: null in `model_index.json`."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Component -> the classes that it may be of, by `model_index.json`. Components that are not named may be of any:
+    their configurations decide."""
     denoiser: str
     """The denoiser's component, in Diffusers' folders and in LoRA files."""
     text_encoders: tuple[str, ...]
