@@ -76,8 +76,7 @@ class QwenImage(FlowFamily):
     def predict(self, noisy: torch.Tensor, sigmas: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         height, width = noisy.shape[-2:]
         rows = qwen.of_own_lengths(conditioning)
-        lengths = conditioning[qwen.LENGTH]
-        mask = torch.arange(max(map(len, rows)), device=noisy.device) < lengths[:, None]
+        mask = torch.arange(max(map(len, rows)), device=noisy.device) < conditioning[qwen.LENGTH]
         tokens = self.denoiser(
             hidden_states=pack(noisy),
             timestep=sigmas,

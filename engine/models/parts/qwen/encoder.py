@@ -63,14 +63,14 @@ def encode(
 def of_fixed_length(states: torch.Tensor, length: int) -> Tensors:
     """Return a caption's states (tokens, width) in tensors whose shapes do not depend on the caption.
 
-    These are `STATES`, shape (length, width), of which those after the text are 0, and `LENGTH`, int64, shape ().
+    These are `STATES`, shape (length, width), of which those after the text are 0, and `LENGTH`, int64, shape (1,).
     """
     states = states[:length]
     padded = torch.nn.functional.pad(states, (0, 0, 0, length - len(states)))
-    return {STATES: padded, LENGTH: torch.tensor(len(states))}
+    return {STATES: padded, LENGTH: torch.tensor([len(states)])}
 
 
 def of_own_lengths(conditioning: Tensors) -> list[torch.Tensor]:
     """Return each caption's states (tokens, width) from a batch of `of_fixed_length` results."""
-    lengths = conditioning[LENGTH].tolist()
+    lengths = conditioning[LENGTH].flatten().tolist()
     return [states[:length] for states, length in zip(conditioning[STATES], lengths, strict=True)]
