@@ -209,6 +209,11 @@ def _check_validation(job: Job) -> None:
     steps, most = job.drawing.num_inference_steps, job.base.num_train_timesteps
     if steps >= most:  # schedulers that start one timestep later would run out of timesteps
         raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
+    if job.task.validation.negative_prompt is not None and not job.base.family.takes_negative_prompt:
+        raise TaskError(
+            f"validation.negative_prompt has no effect: a {job.base.family.pipeline} draws without a negative prompt; "
+            "remove this key"
+        )
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:

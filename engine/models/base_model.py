@@ -139,7 +139,8 @@ def locate(
     base.family.check(base.config)
     for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
         report(note)
-    return base
+    refine = base.family.refine
+    return replace(base, family=refine(base.config)) if refine else base
 
 
 def hash_ahead(model: Model, digests: FileDigests) -> None:

@@ -166,6 +166,10 @@ class FamilySpec:
     of tokens decides how far noise levels are shifted."""
     takes_guidance: Callable[[Configs], bool] = lambda config: False
     """Returns whether the denoiser is distilled on guidance, so that it is told `train_args.guidance_scale`."""
+    takes_negative_prompt: bool = True
+    """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
+    refine: Callable[[Configs], FamilySpec] | None = None
+    """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
 
     def lora_name(self, component: str, module: str) -> str:
         """Return the name of a component's module in Diffusers' LoRA files."""
