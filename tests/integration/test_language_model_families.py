@@ -1,4 +1,4 @@
-"""Families whose captions a language model encodes: the same bytes however cut, killed or shared, and files that load."""
+"""Families whose captions a language model encodes: the same bytes however cut or killed, files that load."""
 
 from __future__ import annotations
 
@@ -234,7 +234,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name, how", [("qwen_image", how) for how in BROKEN] + [("flux2_klein", "another model's VAE")])
+@pytest.mark.parametrize(
+    "name, how", [("qwen_image", how) for how in BROKEN] + [("flux2_klein", "another model's VAE")]
+)
 def test_broken_models_are_refused(server, models, task_of, tmp_path, name, how):
     shutil.copytree(models["z_image"], tmp_path / "other")
     BROKEN[how](shutil.copytree(models[name], tmp_path / "model"))

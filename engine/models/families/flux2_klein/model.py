@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,9 @@ from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.packing import SIDE, pack
 from engine.models.parts.qwen import encoder as qwen
+from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT_WITHOUT_THINKING
 from engine.models.parts.vae import ImageModes
-
-TEXT: Final = "text_encoder"
 
 
 class KleinVAE(AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
@@ -56,15 +56,15 @@ class Flux2Klein(FlowFamily):
     """A loaded FLUX.2 [klein] base model; methods as in `Family`."""
 
     spec = SPEC
-    classes = {
+    classes: ClassVar[Mapping[str, Any]] = {
         TEXT: Qwen3ForCausalLM,
         VAE: KleinVAE,
-        "transformer": Flux2Transformer2DModel,
+        SPEC.denoiser: Flux2Transformer2DModel,
     }
 
     def __init__(self, args: LoadArgs) -> None:
         super().__init__(args)
-        self.objective = replace(self.objective, patch=1)
+        self.objective = replace(cast(Any, self.objective), patch=1)  # the latents are packed already
         self.tokenizer = qwen.load_tokenizer(args)
         self._is_distilled = bool(read_json(args.folder / "model_index.json").get("is_distilled", False))
 
@@ -86,14 +86,14 @@ class Flux2Klein(FlowFamily):
     def predict(self, noisy: torch.Tensor, sigmas: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         states = conditioning[qwen.STATES]
         height, width = noisy.shape[-2:]
-        tokens = self.denoiser(
+        tokens: torch.Tensor = self.denoiser(
             hidden_states=noisy.flatten(2).mT,
             timestep=sigmas,
             encoder_hidden_states=states,
             img_ids=_positions(height, width, 1, noisy.device),
             txt_ids=_positions(1, 1, states.shape[1], noisy.device),
         ).sample
-        return tokens.mT.unflatten(2, (height, width))
+        return tokens.mT.reshape(len(noisy), -1, height, width)
 
     def make_pipeline(self) -> Any:
         return Flux2KleinPipeline(

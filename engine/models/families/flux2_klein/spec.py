@@ -6,7 +6,7 @@ from typing import Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_size
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
@@ -38,23 +38,11 @@ def check(config: Configs) -> None:
     given, patch = transformer.get("out_channels") or taken, transformer.get("patch_size", 1)
     if not channels == taken == given or patch != 1 or config("vae").get("patch_size", [2, 2]) != [2, 2]:
         raise ModelError(
-            f"the base model's transformer takes tokens of {taken} values and gives {str(given)[:40]}, its VAE's latents "
-            f"have {channels}: these parts are not those of FLUX.2 [klein]"
+            f"the base model's transformer takes tokens of {taken} values and gives {str(given)[:40]}, its VAE's "
+            f"latents have {channels}: these parts are not those of FLUX.2 [klein]"
         )
-    _require_heads(config)
+    require_rotations(config, axes=4)
     require_states(config, "joint_attention_dim", 15360, TEXT_LAYERS)
-
-
-def _require_heads(config: Configs) -> None:
-    """Raise ModelError unless the rotations of the positions fill an attention head."""
-    axes = config("transformer").get("axes_dims_rope", [32, 32, 32, 32])
-    head = require_size(config, "transformer", "attention_head_dim", 128)
-    is_known = isinstance(axes, list) and len(axes) == 4 and all(type(n) is int and n > 0 and n % 2 == 0 for n in axes)
-    if not is_known or sum(axes) != head:
-        raise ModelError(
-            f"the base model's transformer/config.json has axes_dims_rope {str(axes)[:40]} and attention_head_dim "
-            f"{head}, which do not go together: download it again"
-        )
 
 
 def check_size(config: Configs, width: int, height: int) -> None:
@@ -97,9 +85,7 @@ SPEC: Final = FamilySpec(
     drawing=DrawingDefaults(guidance_scale=1.0, num_inference_steps=4),
     hub_tags=("flux2", "flux2-diffusers"),
     licences={
-        **dict.fromkeys(
-            ("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-base-4B"), "apache-2.0"
-        ),
+        **dict.fromkeys(("black-forest-labs/FLUX.2-klein-4B", "black-forest-labs/FLUX.2-klein-base-4B"), "apache-2.0"),
         **dict.fromkeys(("black-forest-labs/FLUX.2-klein-9B", "black-forest-labs/FLUX.2-klein-base-9B"), "other"),
     },
     footprint=_footprint,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,9 @@ from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.packing import SIDE, pack, unpack
 from engine.models.parts.qwen import encoder as qwen
+from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.vae import ImageLatents
 
-TEXT: Final = "text_encoder"
 NO_PROMPT: Final = " "
 """The negative prompt where a task gives none: with none at all, the pipeline has no guidance."""
 
@@ -39,7 +40,7 @@ class QwenLatents(ImageLatents):
     def normalise(self, drawn: torch.Tensor) -> torch.Tensor:
         """Return (drawn - mean) / standard deviation, which the configuration gives for each channel."""
         config = self._vae.config
-        mean, deviation = (drawn.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
+        mean, deviation = (drawn.new_tensor(config[name])[:, None, None] for name in ("latents_mean", "latents_std"))
         return (drawn - mean) / deviation
 
 
@@ -47,10 +48,10 @@ class QwenImage(FlowFamily):
     """A loaded Qwen-Image base model; methods as in `Family`."""
 
     spec = SPEC
-    classes = {
+    classes: ClassVar[Mapping[str, Any]] = {
         TEXT: Qwen2_5_VLForConditionalGeneration,
         VAE: AutoencoderKLQwenImage,  # its pipeline casts latents itself
-        "transformer": QwenImageTransformer2DModel,
+        SPEC.denoiser: QwenImageTransformer2DModel,
     }
 
     def __init__(self, args: LoadArgs) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_size
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
@@ -19,7 +19,7 @@ INSTRUCTION: Final = (
 )
 _ANSWER: Final = "{}<|im_end|>\n<|im_start|>assistant\n"
 TEMPLATE: Final = INSTRUCTION + _ANSWER
-"""What captions are encoded in (`prompt_template_encode` of Diffusers' pipeline)."""
+"""The text that captions are put into (`prompt_template_encode` of Diffusers' pipeline)."""
 INSTRUCTION_TOKENS: Final = 34
 """The tokens of `INSTRUCTION`, whose states the transformer does not get (`prompt_template_encode_start_idx`)."""
 MOST_TOKENS: Final = 1024
@@ -46,7 +46,7 @@ def check(config: Configs) -> None:
         if transformer.get(key, False) is not False:
             raise ModelError(f"the base model is {kind}, which cannot be trained; Qwen-Image can")
     _require_text_to_image(config)
-    _require_heads(config)
+    require_rotations(config, axes=3)
     _require_scales(config)
     require_states(config, "joint_attention_dim", 3584, (-1,))
 
@@ -60,18 +60,6 @@ def _require_text_to_image(config: Configs) -> None:
         raise ModelError(
             f"the base model's transformer takes tokens of {taken} values and gives {given}, its VAE's latents have "
             f"{channels * _POSITIONS}: these parts are not those of Qwen-Image"
-        )
-
-
-def _require_heads(config: Configs) -> None:
-    """Raise ModelError unless the rotations of the positions fill an attention head."""
-    axes = config("transformer").get("axes_dims_rope", [16, 56, 56])
-    head = require_size(config, "transformer", "attention_head_dim", 128)
-    is_known = isinstance(axes, list) and len(axes) == 3 and all(type(n) is int and n > 0 and n % 2 == 0 for n in axes)
-    if not is_known or sum(axes) != head:
-        raise ModelError(
-            f"the base model's transformer/config.json has axes_dims_rope {str(axes)[:40]} and attention_head_dim "
-            f"{head}, which do not go together: download it again"
         )
 
 

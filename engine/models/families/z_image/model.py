@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3Model
 
-from engine.models.families.z_image.spec import SPEC
+from engine.models.families.z_image.spec import SPEC, TEXT_LAYER
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.qwen import encoder as qwen
+from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT
 from engine.models.parts.vae import AnyLatentsVAE, ImageModes
-
-TEXT: Final = "text_encoder"
 
 
 class ZImage(FlowFamily):
     """A loaded Z-Image base model; methods as in `Family`."""
 
     spec = SPEC
-    classes = {TEXT: Qwen3Model, VAE: AnyLatentsVAE, "transformer": ZImageTransformer2DModel}
+    classes: ClassVar[Mapping[str, Any]] = {
+        TEXT: Qwen3Model,
+        VAE: AnyLatentsVAE,
+        SPEC.denoiser: ZImageTransformer2DModel,
+    }
 
     def __init__(self, args: LoadArgs) -> None:
         super().__init__(args)
@@ -34,8 +38,8 @@ class ZImage(FlowFamily):
 
     def encode_fixed(self, caption: str) -> Tensors:
         """Return the states before the last layer, padded to a fixed length, and the number of tokens."""
-        length = self._args.caption_tokens
-        states, mask = qwen.encode(self.parts[TEXT], self.tokenizer, CHAT.format(caption), length=length, layers=[-2])
+        text, length = CHAT.format(caption), self._args.caption_tokens
+        states, mask = qwen.encode(self.parts[TEXT], self.tokenizer, text, length=length, layers=[TEXT_LAYER])
         return qwen.of_fixed_length(states[mask], length)
 
     def predict(self, noisy: torch.Tensor, sigmas: torch.Tensor, conditioning: Tensors) -> torch.Tensor:

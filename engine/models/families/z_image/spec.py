@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
@@ -54,15 +54,16 @@ def _require_positions(config: Configs) -> None:
     transformer = config("transformer")
     dims, lengths = transformer.get("axes_dims", [32, 48, 48]), transformer.get("axes_lens", [1024, 512, 512])
     width, heads = (require_size(config, "transformer", key, n) for key, n in (("dim", 3840), ("n_heads", 30)))
-    is_known = all(
-        isinstance(values, list) and len(values) == 3 and all(type(n) is int and 0 < n <= _MOST_POSITIONS for n in values)
-        for values in (dims, lengths)
-    )
+    is_known = all(isinstance(values, list) and len(values) == 3 and _are_counts(values) for values in (dims, lengths))
     if not is_known or any(n % 2 for n in dims) or sum(dims) * heads != width or lengths[0] < _TEXT_POSITIONS:
         raise ModelError(
             f"the base model's transformer/config.json has axes_dims {str(dims)[:40]}, axes_lens {str(lengths)[:40]}, "
             f"dim {width} and n_heads {heads}, which do not go together: download it again"
         )
+
+
+def _are_counts(values: list[Any]) -> bool:
+    return all(type(value) is int and 0 < value <= _MOST_POSITIONS for value in values)
 
 
 def check_size(config: Configs, width: int, height: int) -> None:

@@ -35,7 +35,8 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return states of one text, on the CPU, and which of them are not padding.
 
-    The states of several layers are side by side: shape (tokens, layers x width). The mask is of bools, shape (tokens,).
+    The states of several layers are side by side: shape (tokens, layers x width). The mask is of bools, shape
+    (tokens,).
 
     Args:
         encoder: a language model of transformers.

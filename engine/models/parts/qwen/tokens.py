@@ -16,12 +16,13 @@ from engine.models.single_file import SingleFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.models import Model
 
 FOLDER: Final = "tokenizer"
 SPECIAL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Special tokens of all of Qwen's tokenizers."""
 CHAT: Final = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-"""What the chat template of Qwen3 (arXiv:2505.09388) makes of a user's message, up to where the answer begins."""
+"""A user's message and the beginning of the answer, as the chat template of Qwen3 (arXiv:2505.09388) writes them."""
 CHAT_WITHOUT_THINKING: Final = CHAT + "<think>\n\n</think>\n\n"
 """The same with `enable_thinking=False`."""
 
@@ -78,12 +79,13 @@ def _load(folder: Path) -> Tokenizer:
         raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
 
 
-def _qwen(model: object) -> Tokenizer:
+def _qwen(model: Model) -> Tokenizer:
     """Return the tokenizer that transformers' `Qwen2Tokenizer` makes of a vocabulary."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
     words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.NFC()
