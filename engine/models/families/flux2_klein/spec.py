@@ -9,7 +9,7 @@ from engine.models.objectives.objective import TargetType
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 TEXT_LAYERS: Final = (9, 18, 27)
 """The layers of the language model whose states are the text (`hidden_states_layers` of Diffusers' pipeline)."""
@@ -59,7 +59,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
     }
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     raise KeyError("not known yet")
 
 

@@ -11,7 +11,7 @@ from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 INSTRUCTION: Final = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -98,7 +98,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
     }
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     raise KeyError("not known yet")
 
 

@@ -10,7 +10,7 @@ from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import require_states
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 TEXT_LAYER: Final = -2
 """The layer of the language model whose states are the text, counted from the end."""
@@ -86,7 +86,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
     }
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     raise KeyError("not known yet")
 
 
