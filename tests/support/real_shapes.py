@@ -92,7 +92,12 @@ VAE_16 = {
 """The VAE of both, and of Z-Image."""
 
 
-QWEN_IMAGE: dict[str, object] = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128, "out_channels": 16}
+QWEN_IMAGE: dict[str, object] = {
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "out_channels": 16,
+}
 """Qwen/Qwen-Image: the defaults of Diffusers' class."""
 
 Z_IMAGE: dict[str, object] = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}

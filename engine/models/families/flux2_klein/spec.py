@@ -7,8 +7,10 @@ from typing import Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
+from engine.models.parts.footprints import flow, language_model
+from engine.models.parts.footprints.transformers import flux2
 from engine.models.parts.qwen import tokens
-from engine.models.parts.qwen.checks import require_states
+from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 TEXT_LAYERS: Final = (9, 18, 27)
@@ -60,7 +62,8 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    raise KeyError("not known yet")
+    encoders = {TEXT: language_model.text_encoder}
+    return flow.footprint(config, workload, transformer=flux2.transformer, encoders=encoders)
 
 
 SPEC: Final = FamilySpec(

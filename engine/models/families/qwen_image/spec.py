@@ -9,8 +9,10 @@ from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
+from engine.models.parts.footprints import flow, language_model, vae_3d
+from engine.models.parts.footprints.transformers import qwen_image
 from engine.models.parts.qwen import tokens
-from engine.models.parts.qwen.checks import require_states
+from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 INSTRUCTION: Final = (
@@ -99,7 +101,15 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    raise KeyError("not known yet")
+    encoders = {TEXT: language_model.text_encoder}
+    return flow.footprint(
+        config,
+        workload,
+        transformer=qwen_image.transformer,
+        encoders=encoders,
+        images=vae_3d.image_encoder,
+        reduction=vae_3d.reduction,
+    )
 
 
 SPEC: Final = FamilySpec(

@@ -8,8 +8,10 @@ from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
+from engine.models.parts.footprints import flow, language_model
+from engine.models.parts.footprints.transformers import z_image
 from engine.models.parts.qwen import tokens
-from engine.models.parts.qwen.checks import require_states
+from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 TEXT_LAYER: Final = -2
@@ -87,7 +89,8 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    raise KeyError("not known yet")
+    encoders = {TEXT: language_model.text_encoder}
+    return flow.footprint(config, workload, transformer=z_image.transformer, encoders=encoders)
 
 
 SPEC: Final = FamilySpec(

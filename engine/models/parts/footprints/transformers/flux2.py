@@ -74,9 +74,7 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
             layers.leave(name, text, partial(_feed_forward, layers, inner))
     for k in range(count_of(config.get("num_single_layers", 48))):
         with tape.block(width * (rows + text_rows)):
-            _single_block(
-                layers, f"single_transformer_blocks.{k}", inner, rows + text_rows, is_modulated=modulated[2]
-            )
+            _single_block(layers, f"single_transformer_blocks.{k}", inner, rows + text_rows, is_modulated=modulated[2])
     final_layers(tape, width, int(config.get("out_channels") or channels), rows, batch, bias=False)
 
 
