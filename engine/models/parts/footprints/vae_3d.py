@@ -1,4 +1,4 @@
-"""Count the parameters of an `AutoencoderKLQwenImage`, with 3-D convolutions, and its memory for one image. No torch."""
+"""Count the parameters of an `AutoencoderKLQwenImage`, which has 3-D convolutions, and its memory. No torch."""
 
 from __future__ import annotations
 
