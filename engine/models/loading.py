@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from diffusers import ConfigMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -24,6 +27,9 @@ _ALIGNMENT: Final = 64
 
 _CLIP_WORDS: Final = 49408
 """CLIP's vocabulary size, which its configuration may leave out."""
+
+_MODEL_TYPE: Final = "model_type"
+"""A key of transformers' configurations, which those of Diffusers do not have."""
 
 _ADAPTER: Final = "adapter_config.json"
 """PEFT's file beside an adapter, which is no part of a model's folder."""
@@ -58,7 +64,9 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     Raises:
         ModelError: weights are missing, malformed, or of another shape than in the configuration.
     """
-    read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
+    config = read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
+    if issubclass(cls, ConfigMixin):
+        _require_usable(cls, config, component)
     dtype = torch.float32 if component in args.float32 else args.dtype
     place = args.place(component)
     if place.single_file is None and (place.folder / _ADAPTER).exists():
@@ -94,6 +102,31 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     if args.device.type == "cpu" and place.single_file is None:
         _own_memory(module)
     return module
+
+
+def _require_usable(cls: Any, config: Mapping[str, Any], component: str) -> None:
+    """Raise ModelError for values in a configuration that Diffusers notices only when the module computes.
+
+    Args:
+        cls: a class of Diffusers. Those of transformers check their configurations themselves.
+        config: the component's configuration.
+        component: its name in messages.
+    """
+    parameters = inspect.signature(cls.__init__).parameters
+    numbers = [name for name, parameter in parameters.items() if parameter.annotation in (int, float)]
+    wrong = [name for name in numbers if not _is_number(config.get(name, 0))]
+    if _MODEL_TYPE in config:  # PEFT would take the module for one of transformers, and rename its layers
+        wrong.append(_MODEL_TYPE)
+    if wrong:
+        raise ModelError(
+            f"the base model's {component} does not load: {wrong[0]} is {str(config[wrong[0]])[:40]!r}; "
+            "download it again"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, or null."""
+    return value is None or (type(value) in (int, float) and -math.inf < value < math.inf)
 
 
 def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> Any:

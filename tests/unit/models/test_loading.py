@@ -159,6 +159,11 @@ class TestModule:
             ("vae", {"latent_channels": "x"}),
             ("text_encoder", {"hidden_size": "x"}),
             ("text_encoder", {"num_attention_heads": 5}),
+            # Noticed when the module computes, or by what attaches a LoRA to it.
+            ("unet", {"norm_eps": [1]}),
+            ("unet", {"norm_eps": float("nan")}),
+            ("unet", {"model_type": ["x"]}),
+            ("unet", {"model_type": "mixtral"}),
         ],
         ids=str,
     )

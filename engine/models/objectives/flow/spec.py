@@ -48,7 +48,7 @@ def drawing(config: SchedulerConfig) -> tuple[str, dict[str, Any], list[str]]:
     if flag(config, "invert_sigmas"):
         raise ModelError("the base model's scheduler has invert_sigmas, with which this program cannot train")
     if config.get("shift_terminal") is not None:
-        number(config, "shift_terminal", 0.0, above=-1e-9, most=0.999)
+        number(config, "shift_terminal", 0.0, least=0.0, most=0.999)
     if not flag(config, "use_beta_sigmas"):
         return name, found, []
     note = (
@@ -69,7 +69,8 @@ def num_train_timesteps(config: SchedulerConfig) -> int:
 def _check(config: SchedulerConfig) -> list[str]:
     """Raise ModelError for schedulers that are not of flow matching; return notes on the scheduler for validation."""
     _, _, notes = drawing(config)
-    Shift.of(config, None)
+    for wanted in (None, "resolution"):  # Diffusers' pipelines compute the second one even if they do not use it
+        Shift.of(config, wanted)
     return notes
 
 
@@ -85,6 +86,7 @@ def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str) -> 
 
 def _describe_noise(config: SchedulerConfig, args: TrainArgs, tokens: int) -> str:
     shift = Shift.of(config, args.flow_shift)
+    _ = Shift.of(config, None).at(tokens)  # that of validation images
     own = "" if args.flow_shift is not None else ", as the base model's scheduler says"
     by_size = "" if shift.fixed is not None else f" at {args.resolution} x {args.resolution} pixels"
     return f"shift {shift.at(tokens):.4g}{by_size}{own}"
