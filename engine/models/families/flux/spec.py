@@ -163,7 +163,7 @@ SPEC: Final = FamilySpec(
     takes_negative_prompt=False,
     webui_metadata=webui_metadata,
     token_counter=t5_tokens.counter("tokenizer_2"),
-    caption_tokens=CaptionTokens(usual=512, most=512, step=1),
+    caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=t5_tokens.LEAST),
     drawing=DrawingDefaults(guidance_scale=3.5, num_inference_steps=28),
     hub_tags=("flux", "flux-diffusers"),
     licences={"black-forest-labs/FLUX.1-dev": "other", "black-forest-labs/FLUX.1-schnell": "apache-2.0"},
