@@ -61,11 +61,16 @@ def detect(model_index: Mapping[str, Any]) -> FamilySpec:
 
 
 def load(spec: FamilySpec, args: LoadArgs) -> Family:
-    """Load a base model's parts into memory.
+    """Load a base model.
+
+    Args:
+        spec: the base model's row (`BaseModel.family`), which becomes the family's.
+        args: the arguments for loading.
 
     Raises:
         ModelError: a part is missing, malformed or of the wrong shape.
     """
     module = importlib.import_module(spec.module)
     family: Family = module.load(args)
+    family.spec = spec
     return family
