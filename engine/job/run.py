@@ -86,9 +86,11 @@ def run(
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
+    main = memory.available_bytes()
     place: dict[str, Any] = {
         "device": device.type,
         "available": available,
+        "main_available": None if main is None else main // settings.place.num_here,
         "num_processes": processes.world_size,
     }
     for line in describe(job) + memory.describe(job.base, task, **place) + describe_push(settings.push):
