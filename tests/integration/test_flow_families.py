@@ -166,17 +166,23 @@ def test_nothing_of_the_machine_is_in_the_result(task_of, whole_of, tmp_path, fa
     assert_same(weights_of(other), weights_of(whole_of(family, QUICK)))
 
 
+@pytest.mark.parametrize("name", [QUICK, pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", BUILDERS)
-def test_pictures_are_drawn_by_diffusers_with_just_the_file(whole_of, task_of, models, family):
-    finished, side = whole_of(family, QUICK), task_of(family, QUICK)["train_args"]["resolution"]
+def test_pictures_are_drawn_by_diffusers_with_just_the_file(whole_of, task_of, models, family, name):
+    """Or with the published folders in place of the base model's."""
+    finished, side = whole_of(family, name), task_of(family, name)["train_args"]["resolution"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(models[family])
     pipe.set_progress_bar_config(disable=True)
+    for part, module in pipe.components.items():
+        if (finished.out / "checkpoint" / part).is_dir():
+            pipe.register_modules(**{part: type(module).from_pretrained(finished.out / "checkpoint" / part)})
     for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
-    pipe.load_lora_weights(finished.out / "checkpoint", weight_name="pytorch_lora_weights.safetensors")
+    if name == QUICK:
+        pipe.load_lora_weights(finished.out / "checkpoint", weight_name="pytorch_lora_weights.safetensors")
     for row in read_json(finished.out / "validation" / "prompts.json"):
         generator = torch.Generator("cpu").manual_seed(row["seed"])
         options = {name: row[name] for name in ("guidance_scale", "num_inference_steps") if name in row}
