@@ -96,7 +96,7 @@ class TestValues:
         encoders = (copy or 4) * (texts + IMAGE_ENCODER)
         images = plain.encode - denoiser * (12 + copy) - encoders
         assert 0 < images < GIB
-        assert (plain.slots, averaged.slots) == (2, 3)
+        assert (plain.optimizer, plain.average, averaged.average) == (8 * denoiser, 0, 4 * denoiser)
         for phase in ("encode", "train", "validation"):
             assert getattr(averaged, phase) - getattr(plain, phase) == 4 * denoiser
 
