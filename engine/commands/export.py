@@ -198,7 +198,7 @@ def _trained_model(base: BaseModel, checkpoint: Checkpoint, found: Published, st
     from engine.models.export.model import TrainedModel
 
     trained, whole = frozenset(found.components(base.family)), {}
-    for component in base.family.weighted:
+    for component in filter(base.has, base.family.weighted):
         whole[component] = weights.of_base(base, component)
         if component in trained:
             whole[component] = found.weights(component, whole[component], base.family, strength)

@@ -90,6 +90,7 @@ def prepare(
             limits=settings.limits,
             digests=digests,
         )
+    _check_sizes(base, task)
     with _permitted(DatasetError, "the dataset"):
         dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], say)
     step_range = StepRange.of(
@@ -184,6 +185,12 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user with access") from None
+
+
+def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
+    side = task.train_args.resolution
+    for width, height in bucket_sizes(side) if task.transforms.buckets else [(side, side)]:
+        base.family.check_size(base.config, width, height)
 
 
 def _check_noise(job: Job) -> None:

@@ -69,6 +69,7 @@ def load_family(job: Job, device: torch.device) -> Family:
             folder=job.base.folder,
             single_file=job.base.single_file,
             variants=job.base.variants,
+            absent=job.base.absent,
             dtype=PRECISIONS[job.task.mixed_precision],
             float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
             device=device,

@@ -17,7 +17,14 @@ from engine.core.messages import Say
 from engine.core.redact import shown_url
 from engine.data.fetch import hub
 from engine.models import registry, single_file
-from engine.models.base_model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
+from engine.models.base_model_files import (
+    INDEX,
+    PICKLE_SUFFIXES,
+    absent_components,
+    content_identity,
+    files_below,
+    select_files,
+)
 from engine.models.configs import SCHEDULER_FILE, read_json
 from engine.models.objectives.objective import ObjectiveSpec
 from engine.models.objectives.registry import OBJECTIVES
@@ -38,6 +45,8 @@ class BaseModel:
     family: FamilySpec
     variants: Mapping[str, str | None]
     """Component with weights -> the variant in its file names."""
+    absent: frozenset[str] = frozenset()
+    """The optional components that it does not have."""
     identity: str
     """The identity of the bytes: `<id>@<commit>` for the Hub, a content hash for a folder or a file; not a path."""
     revision: str | None
@@ -45,8 +54,14 @@ class BaseModel:
     single_file: SingleFile | None = None
     """The file that holds the model; None for a model in `folder`."""
 
+    def has(self, component: str) -> bool:
+        """Return whether the model has a component of its family, which may be optional."""
+        return component not in self.absent
+
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
-        """Return one of a component's JSON files. Raises ModelError."""
+        """Return one of a component's JSON files; {} for an optional one that it does not have. Raises ModelError."""
+        if not self.has(component):
+            return {}
         if self.single_file is not None:
             return dict(self.single_file.configs[component])
         return read_json(self.folder / component / name)
@@ -117,8 +132,8 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
     with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
         if path.is_absolute() and path.is_dir():
             path = hub.snapshot_of(path, model.revision, ModelError)
-            family = registry.detect(read_json(path / INDEX))
-            selected, _ = select_files(files_below(path), family, model.variant, str(path))
+            index = read_json(path / INDEX)
+            selected, _ = select_files(files_below(path), registry.detect(index), model.variant, str(path), index=index)
             digests.begin(path / name for name in selected if name.endswith(".safetensors"))
         elif path.is_absolute() and path.is_file():
             digests.begin([path])
@@ -137,11 +152,18 @@ def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, rep
 def _locate_folder(folder: Path, model: Model, report: Say, digests: FileDigests) -> BaseModel:
     if not folder.is_dir():
         raise ModelError(f"the base model {folder} is neither a folder nor a file{nearest(folder)}")
-    family = registry.detect(read_json(folder / INDEX))
-    selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
+    index = read_json(folder / INDEX)
+    family = registry.detect(index)
+    selected, variants = select_files(files_below(folder), family, model.variant, str(folder), index=index)
     _report_fallback(variants, model.variant, report)
-    identity = content_identity(folder, selected, digests)
-    return BaseModel(folder=folder, family=family, variants=variants, identity=identity, revision=None)
+    return BaseModel(
+        folder=folder,
+        family=family,
+        variants=variants,
+        absent=absent_components(index, family),
+        identity=content_identity(folder, selected, digests),
+        revision=None,
+    )
 
 
 def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Say, digests: FileDigests) -> BaseModel:
@@ -193,14 +215,21 @@ def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: S
     commit = pinned or hub.resolve_commit(model.name, "model", model.revision)
     report(f"base model {model.name} at commit {commit[:12]}")
     folder = _download(model.name, commit, [INDEX])
-    family = registry.detect(read_json(folder / INDEX))
-    selected, variants = select_files(_list_files(model.name, commit, folder), family, model.variant, model.name)
+    index = read_json(folder / INDEX)
+    family = registry.detect(index)
+    files = _list_files(model.name, commit, folder)
+    selected, variants = select_files(files, family, model.variant, model.name, index=index)
     _report_fallback(variants, model.variant, report)
     if not weights:
         selected = [name for name in selected if not name.endswith(".safetensors")]
     _download(model.name, commit, selected)
     return BaseModel(
-        folder=folder, family=family, variants=variants, identity=f"{model.name}@{commit}", revision=commit
+        folder=folder,
+        family=family,
+        variants=variants,
+        absent=absent_components(index, family),
+        identity=f"{model.name}@{commit}",
+        revision=commit,
     )
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import ModelError
 from engine.core.files.file_hashes import FileDigests
+from engine.core.messages import listing
 from engine.models.configs import refuse_large
 from engine.models.spec import FamilySpec
 
 INDEX: Final = "model_index.json"
 _WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")
-_SIDE_FILES: Final = ("*.json", "*.txt", "*.model")
+_SIDE_FILES: Final = ("*.json", "*.txt", "*.model", "*.jinja")
+_SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
 PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLES: Final = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES)
 
@@ -26,37 +29,99 @@ def files_below(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
+def is_part(entry: Any) -> bool:
+    """Return whether an entry of model_index.json names a component: [library, class], not [null, null]."""
+    return isinstance(entry, list) and len(entry) == 2 and entry[0] is not None
+
+
+def absent_components(index: Mapping[str, Any], family: FamilySpec) -> frozenset[str]:
+    """Return the optional components that a model's model_index.json does not name."""
+    return frozenset(name for name in family.optional if not is_part(index.get(name)))
+
+
 def select_files(
-    names: Iterable[str], family: FamilySpec, variant: str | None, source: str
+    names: Iterable[str], family: FamilySpec, variant: str | None, source: str, *, index: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str | None]]:
     """Return the files of a Diffusers folder that training needs, and each weighted component's variant.
 
     A component without weights of this variant falls back to its plain weights, as in Diffusers.
 
+    Args:
+        names: the folder's files.
+        family: the model's family.
+        variant: the variant of the weights.
+        source: the model's name in messages.
+        index: its model_index.json.
+
     Raises:
-        ModelError: a component is missing or has no safetensors weights, or no component has the variant.
+        ModelError: a component is missing, of another class, or has no complete safetensors weights, or no component
+            has the variant.
     """
     names = sorted(names)
     selected = [INDEX]
     variants: dict[str, str | None] = {}
-    for component in family.components:
+    absent = absent_components(index, family)
+    for component in (name for name in family.components if name not in absent):
         inside = [name for name in names if Path(name).parent.as_posix() == component]
         selected += [name for name in inside if _matches(name, _SIDE_FILES)]
         if not inside:
             raise ModelError(f"the base model {source} is incomplete: it has no folder {component}/")
-        if component not in family.weighted:
-            continue
-        for candidate in dict.fromkeys((variant, None)):
-            weights = [name for name in inside if is_weight(name, candidate)]
-            if weights:
-                selected += weights
-                variants[component] = candidate
-                break
-        else:
-            raise ModelError(_no_weights(source, component, inside))
+        _require_class(index.get(component), component, family, source)
+        if component in family.weighted:
+            weights, variants[component] = select_weights(inside, variant, source, component)
+            selected += weights
     if variant and variant not in variants.values():
         raise ModelError(f"the base model {source} has no {variant} weights: leave model.variant out")
     return selected, variants
+
+
+def _require_class(entry: Any, component: str, family: FamilySpec, source: str) -> None:
+    """Raise ModelError if a component's entry in model_index.json names a class that it cannot be of."""
+    known = family.classes.get(component)
+    if known and is_part(entry) and entry[1] not in known:
+        raise ModelError(
+            f"the base model {source} has a {str(entry[1])[:80]} as its {component}; a {family.pipeline} with "
+            f"{' or '.join(known)} can be trained"
+        )
+
+
+def select_weights(
+    inside: Iterable[str], variant: str | None, source: str, component: str
+) -> tuple[list[str], str | None]:
+    """Return the files with a component's weights, and the variant in their names: the wanted one, or none.
+
+    Args:
+        inside: the files in the component's folder.
+        variant: the wanted variant.
+        source: the model's name in messages.
+        component: the component's name in messages.
+
+    Raises:
+        ModelError: there are no safetensors weights, or some shards of them are missing.
+    """
+    inside = list(inside)
+    for candidate in dict.fromkeys((variant, None)):
+        if weights := [name for name in inside if is_weight(name, candidate)]:
+            _require_all_shards(weights, inside, source)
+            return weights, candidate
+    raise ModelError(_no_weights(source, component, inside))
+
+
+def _require_all_shards(weights: list[str], inside: list[str], source: str) -> None:
+    """Raise ModelError if weights are in shards alone, and some of them, or their index, are missing."""
+    shards = [match for name in weights if (match := _SHARD.fullmatch(name))]
+    if not shards or len(shards) < len(weights):
+        return
+    stem, total = shards[-1]["stem"], shards[-1]["total"]
+    numbers = {int(shard["number"]) for shard in shards if (shard["stem"], shard["total"]) == (stem, total)}
+    if missing := sorted(set(range(1, int(total) + 1)) - numbers):
+        names = [f"{stem}-{number:05d}-of-{total}.safetensors" for number in missing]
+        raise ModelError(f"the base model {source} is incomplete: missing are {listing(names)}: download it again")
+    if not any(".safetensors.index" in name for name in inside):
+        raise ModelError(
+            f"the base model {source} is incomplete: the shards {stem}-… have no index "
+            f"({stem.partition('.')[0]}.safetensors.index.json): download it again"
+        )
 
 
 def is_weight(name: str, variant: str | None) -> bool:

@@ -43,6 +43,8 @@ class LoadArgs:
 
     folder: Path
     variants: Mapping[str, str | None]
+    absent: frozenset[str] = frozenset()
+    """The optional components (`FamilySpec.optional`) that the base model does not have."""
     dtype: torch.dtype
     """The dtype of all frozen weights."""
     float32: frozenset[str] = frozenset()
@@ -90,11 +92,17 @@ class Family(Protocol):
 
     spec: FamilySpec
     parts: Mapping[str, torch.nn.Module]
-    """All modules with weights, by component."""
-    denoiser: torch.nn.Module
-    """The module that predicts the target: `parts[spec.denoiser]`."""
-    text_encoders: Mapping[str, torch.nn.Module]
-    """The text encoders that can be trained (`train_args.train_text_encoder`): the components `spec.text_encoders`."""
+    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for."""
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The module that predicts the target: `parts[spec.denoiser]`."""
+        ...
+
+    @property
+    def text_encoders(self) -> Mapping[str, torch.nn.Module]:
+        """The text encoders that can be trained (`train_args.train_text_encoder`), by component."""
+        ...
 
     def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
         """Load a component with weights again, on the CPU.
@@ -123,8 +131,15 @@ class Family(Protocol):
     def encode_caption(self, caption: str) -> Tensors:
         """Encode one caption to the conditioning of one sample, on the CPU.
 
-        This is `embed` of a batch of one `tokenize`, without gradients, with the text encoders' current weights. The
-        result must not depend on other captions.
+        This is `encode_fixed`, and `embed` of a batch of one `tokenize`, without gradients, with the text encoders'
+        current weights. The result must not depend on other captions.
+        """
+        ...
+
+    def encode_fixed(self, caption: str) -> Tensors:
+        """Encode one caption with the text encoders that are never trained: a part of `encode_caption`'s result.
+
+        It has other keys than `embed`, and is {} where all text encoders can be trained.
         """
         ...
 

@@ -13,12 +13,17 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
-from engine.models.configs import read_json
+from engine.models.configs import read_json, refuse_large
 from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
 
+_CPU: Final = torch.device("cpu")
+
 _ALIGNMENT: Final = 64
 """The alignment of torch's own allocations, in bytes."""
+
+_CLIP_WORDS: Final = 49408
+"""CLIP's vocabulary size, which its configuration may leave out."""
 
 _ADAPTER: Final = "adapter_config.json"
 """PEFT's file beside an adapter, which is no part of a model's folder."""
@@ -28,23 +33,29 @@ for logging in (transformers_logging, diffusers_logging):
 
 
 def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
-    """Return one of a component's JSON files.
+    """Return one of a component's JSON files; {} for an optional component that the base model does not have.
 
     Raises:
         ModelError: missing or malformed.
     """
+    if component in args.absent:
+        return {}
     if args.single_file is not None:
         return dict(args.single_file.configs[component])
     return read_json(args.folder / component / name)
 
 
-def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
-    """Load a component with weights: frozen, in `args.dtype` or float32, on the CPU, not memory-mapped.
+def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device = _CPU) -> Any:
+    """Load a component with weights: frozen, in `args.dtype` or float32; for a job on the CPU not memory-mapped.
+
+    Weights go to their dtype and device one by one: main memory never holds the component a second time, and for a GPU
+    holds no more than a tensor of it, besides pages of its files, which the kernel drops when it needs the memory.
 
     Args:
         cls: the component's class in Diffusers or transformers.
         args: the base model.
         component: its sub-folder.
+        device: the device to load it to.
 
     Raises:
         ModelError: weights are missing, malformed, or of another shape than in the configuration.
@@ -56,7 +67,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
         raise ModelError(f"the base model's {component} has an {_ADAPTER}: remove it, or merge the adapter")
     try:
         if args.single_file is not None:
-            module, info = single_file_weights.load(cls, args.single_file, component, dtype), {}
+            module, info = single_file_weights.load(cls, args.single_file, component, dtype, device), {}
         else:
             module, info = cls.from_pretrained(
                 args.folder / component,
@@ -66,6 +77,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                device_map=None if device.type == "cpu" else {"": device},
             )
     except torch.OutOfMemoryError:
         raise
@@ -87,7 +99,7 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
 def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> Any:
     """Load a component again, from another folder or not, as specified by `Family.load_part`."""
     if folder is None:
-        again = replace(args, float32=frozenset(), device=torch.device("cpu"))
+        again = replace(args, float32=frozenset(), device=_CPU)
     else:
         again = replace(args, folder=folder, single_file=None, variants={component: None}, dtype=torch.float32)
     return load_module(cls, again, component)
@@ -96,33 +108,49 @@ def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> 
 def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     """Load a tokenizer.
 
+    Args:
+        cls: its class in transformers, which names the files that it is made of.
+        args: the base model.
+        component: its sub-folder; that of its text encoder has `text_encoder` in place of `tokenizer`.
+
     Raises:
-        ModelError: files missing or malformed.
+        ModelError: files missing or malformed, or tokens that its text encoder has no embeddings for.
     """
     if args.single_file is not None:
         return single_file_weights.build_tokenizer(cls, args.single_file, component)
-    names = {path.name for path in (args.folder / component).iterdir()}
-    if not ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= names):  # transformers would make an empty one
-        raise ModelError(f"the base model's {component} has neither tokenizer.json nor vocab.json and merges.txt")
+    folder = args.folder / component
+    _require_tokenizer_files(cls, folder)
     try:
-        tokenizer = cls.from_pretrained(args.folder / component, local_files_only=True)
+        tokenizer = cls.from_pretrained(folder, local_files_only=True)
+        words = tokenizer("a", add_special_tokens=False).input_ids
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
         raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
+    if not words:
+        raise ModelError(f"the base model's {component} has no words: download it again")
     _require_known_tokens(tokenizer, args, component)
     return tokenizer
 
 
+def _require_tokenizer_files(cls: Any, folder: Path) -> None:
+    """Raise ModelError unless the folder has one of the sets of files that make a tokenizer of this class."""
+    if not folder.is_dir():
+        raise ModelError(f"the base model has no {folder.name}/; expected a folder in Diffusers' layout")
+    names = {path.name for path in folder.iterdir()}
+    whole = cls.vocab_files_names["tokenizer_file"]
+    parts = sorted({name for key, name in cls.vocab_files_names.items() if key != "tokenizer_file"}, reverse=True)
+    if whole not in names and not names.issuperset(parts):  # transformers would make an empty one
+        raise ModelError(f"the base model's {folder.name} has neither {whole} nor {' and '.join(parts)}")
+    for name in names & {whole, *parts, "tokenizer_config.json"}:
+        refuse_large(folder / name)
+
+
 def _require_known_tokens(tokenizer: Any, args: LoadArgs, component: str) -> None:
-    """Raise ModelError if a tokenizer's rows are too long for its text encoder, or its ids have no embeddings."""
+    """Raise ModelError if a tokenizer's ids have no embeddings in its text encoder."""
     config = read_config(args, component.replace("tokenizer", "text_encoder"))
-    length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
-    token, words = max(tokenizer.get_vocab().values(), default=0), config.get("vocab_size", 49408)
-    if not 3 <= length <= positions:  # start, end, and something in between
-        raise ModelError(
-            f"the base model's {component} makes rows of {length:g} tokens, its text encoder takes {positions}: "
-            "these parts are of different models"
-        )
-    if token >= words:
+    inner = config.get("text_config")  # of a model of images and text
+    words = (inner if isinstance(inner, dict) else config).get("vocab_size", _CLIP_WORDS)
+    token = max(tokenizer.get_vocab().values(), default=0)
+    if not isinstance(words, int) or token >= words:
         raise ModelError(
             f"the base model's {component} has {token + 1} tokens, its text encoder {words}: "
             "these parts are of different models"

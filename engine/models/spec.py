@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,8 @@ from engine.models.single_file import SingleFile
 from engine.task.task import PredictionType
 
 Configs = Callable[[str], Mapping[str, Any]]
-"""Maps a component's name to its config.json. A missing key has the default of Diffusers or transformers."""
+"""Maps a component's name to its config.json, which is empty for an optional component that the base model does not
+have. A missing key has the default of Diffusers or transformers."""
 
 
 class TokenCounter(Protocol):
@@ -67,6 +68,11 @@ class FamilySpec:
     """The sub-folders of the base model that training and validation need."""
     weighted: tuple[str, ...]
     """The components that hold weights."""
+    optional: tuple[str, ...] = ()
+    """The components that a base model may be without: null in `model_index.json`."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Component -> the classes that it may be of, by `model_index.json`. Components that are not named may be of any:
+    their configurations decide."""
     denoiser: str
     """The denoiser's component, in Diffusers' folders and in LoRA files."""
     text_encoders: tuple[str, ...]
@@ -75,6 +81,8 @@ class FamilySpec:
     """The denoiser's layers that get an adapter with `lora.target_modules: null`."""
     text_lora_targets: tuple[str, ...]
     """The layers of a trained text encoder that get an adapter."""
+    fixed_text_encoders: tuple[str, ...] = ()
+    """The text encoders that are never trained."""
     text_root: str | None
     """The outer name of a text encoder's layers in LoRA files, which its class may lack; None for no outer name."""
     objective: str
@@ -83,6 +91,8 @@ class FamilySpec:
     """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
     """Raises ModelError if the configurations are not those of this family."""
+    check_size: Callable[[Configs, int, int], None] = lambda config, width, height: None
+    """Raises TaskError if images of a width and height in pixels, multiples of 8, cannot be trained."""
     webui_metadata: Callable[[Configs, PredictionType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]

@@ -120,7 +120,7 @@ def write_folder(folder: Path, layout: str, *, seed: int = 0) -> Path:
 
 def tokenizer(pad_token: str) -> CLIPTokenizer:
     """CLIP's whole tokenizer, from the merges that the engine ships."""
-    letters = tiny._byte_letters()
+    letters = tiny.byte_letters()
     merges = MERGES.read_text().rstrip("\n").split("\n")
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}

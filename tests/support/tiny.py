@@ -64,7 +64,7 @@ def build_sd(
     that dtype too, as many fine-tuned models' does.
     """
     betas = _scheduler(scheduler, prediction_type, rescale_betas_zero_snr)
-    return _save(lambda: _pipeline(betas), Path(folder), seed, variant, only_variant)
+    return save_pipeline(lambda: _pipeline(betas), Path(folder), seed, variant, only_variant)
 
 
 def build_sdxl(
@@ -80,7 +80,7 @@ def build_sdxl(
     As in the real one, the two text encoders differ in width, depth and activation, their tokenizers in padding, the
     UNet's first resolution has no attention, and its transformers are of several layers.
     """
-    return _save(lambda: _pipeline_xl(prediction_type), Path(folder), seed, variant, only_variant)
+    return save_pipeline(lambda: _pipeline_xl(prediction_type), Path(folder), seed, variant, only_variant)
 
 
 def build_dataset(
@@ -108,9 +108,14 @@ def build_dataset(
     return folder
 
 
-def _save(
-    make: Callable[[], DiffusionPipeline], folder: Path, seed: int, variant: str | None, only_variant: bool
+def save_pipeline(
+    make: Callable[[], DiffusionPipeline],
+    folder: Path,
+    seed: int,
+    variant: str | None = None,
+    only_variant: bool = False,
 ) -> Path:
+    """Write the pipeline that `make` returns to `folder`, with random weights of the seed, and return the folder."""
     with torch.random.fork_rng(devices=[]), _quiet():
         # The full-precision files are written last, so that the configurations are theirs when both are there.
         for name in [variant] * (variant is not None) + [None] * (not only_variant):
@@ -123,7 +128,7 @@ def _save(
 
 def build_tokenizer(**options: str) -> CLIPTokenizer:
     """CLIP's tokenizer with all single bytes but only ten merges: any caption can be tokenised."""
-    letters = _byte_letters()
+    letters = byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(merge.replace(" ", "") for merge in MERGES)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     for special in ("<|startoftext|>", "<|endoftext|>"):
@@ -132,7 +137,7 @@ def build_tokenizer(**options: str) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, **options)
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The 256 printable characters that stand for bytes in GPT-2's and CLIP's byte-level tokens."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -142,8 +147,8 @@ def _byte_letters() -> list[str]:
 def _pipeline(scheduler: PNDMScheduler | DDIMScheduler) -> StableDiffusionPipeline:
     tokenizer = build_tokenizer()
     return StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=_text_encoder(tokenizer),
+        vae=build_vae(),
+        text_encoder=build_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=_unet(),
         scheduler=scheduler,
@@ -155,7 +160,7 @@ def _pipeline(scheduler: PNDMScheduler | DDIMScheduler) -> StableDiffusionPipeli
 
 def _pipeline_xl(prediction_type: str) -> StableDiffusionXLPipeline:
     first, second = build_tokenizer(), build_tokenizer(pad_token="!")
-    projected = _text_config(
+    projected = text_config(
         second,
         hidden_size=XL_SECOND_HIDDEN,
         num_hidden_layers=3,
@@ -163,8 +168,8 @@ def _pipeline_xl(prediction_type: str) -> StableDiffusionXLPipeline:
         hidden_act="gelu",
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025),
-        text_encoder=_text_encoder(first),
+        vae=build_vae(scaling_factor=0.13025),
+        text_encoder=build_text_encoder(first),
         text_encoder_2=CLIPTextModelWithProjection(projected).eval(),
         tokenizer=first,
         tokenizer_2=second,
@@ -174,11 +179,13 @@ def _pipeline_xl(prediction_type: str) -> StableDiffusionXLPipeline:
     )
 
 
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(_text_config(tokenizer)).eval()
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP of two layers with states of width `HIDDEN`."""
+    return CLIPTextModel(text_config(tokenizer)).eval()
 
 
-def _text_config(tokenizer: CLIPTokenizer, hidden_size: int = HIDDEN, **changes: object) -> CLIPTextConfig:
+def text_config(tokenizer: CLIPTokenizer, hidden_size: int = HIDDEN, **changes: object) -> CLIPTextConfig:
+    """The configuration of a CLIP of two layers; `changes` to it."""
     options = {"num_hidden_layers": 2, "projection_dim": hidden_size, **changes}
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -193,16 +200,18 @@ def _text_config(tokenizer: CLIPTokenizer, hidden_size: int = HIDDEN, **changes:
     )
 
 
-def _vae(scaling_factor: float = 0.18215) -> AutoencoderKL:
+def build_vae(scaling_factor: float = 0.18215, latent_channels: int = 4, **changes: object) -> AutoencoderKL:
+    """A VAE that shrinks by 8; `changes` to its configuration."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 16, 16),
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=64,
         scaling_factor=scaling_factor,
+        **changes,
     ).eval()
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from engine.core.files.built_beside import Content, Streamed
-from engine.models.base_model_files import INDEX, is_weight
+from engine.models.base_model_files import INDEX, is_part, is_weight
 from engine.models.configs import SCHEDULER_FILE, read_json
 from engine.models.export.model import TrainedModel
 from engine.models.export.weights import Weights, as_json, index_of, with_dtype
@@ -23,7 +23,7 @@ from engine.models.single_file.vocabulary import read_vocabulary
 from engine.models.single_file.weights import build_tokenizer
 from engine.results import safetensors_file
 
-_SIDE_SUFFIXES: Final = (".json", ".txt", ".model")
+_SIDE_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja")
 _METADATA: Final = {"format": "pt"}
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 """Keys of a text encoder's configuration that name the dtype in which transformers loads it by default."""
@@ -41,6 +41,8 @@ def files_of(model: TrainedModel, dtype: torch.dtype | None) -> dict[str, Conten
     """
     files: dict[str, Content] = {}
     for component in model.base.family.components:
+        if not model.base.has(component):
+            continue
         if component in model.weights:
             files |= _weights(model, component, dtype)
         elif component == "scheduler":
@@ -59,11 +61,7 @@ def left_out(model: TrainedModel) -> list[str]:
         return []
     known = {name.partition("/")[0] for name in _others(model)} | set(model.base.family.components)
     index = read_json(model.base.folder / INDEX)
-    return sorted(name for name, value in index.items() if _is_part(value) and name not in known)
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] is not None
+    return sorted(name for name, value in index.items() if is_part(value) and name not in known)
 
 
 def _weights(model: TrainedModel, component: str, dtype: torch.dtype | None) -> dict[str, Content]:
@@ -125,7 +123,7 @@ def _others(model: TrainedModel) -> dict[str, Content]:
         return {}
     folder, files = model.base.folder, dict[str, Content]()
     for name, value in read_json(folder / INDEX).items():
-        if not _is_part(value) or name in model.base.family.components or not (folder / name).is_dir():
+        if not is_part(value) or name in model.base.family.components or not (folder / name).is_dir():
             continue
         side = {key: path for key, path in _side_files(folder, name).items() if ".index." not in key}
         weights = {f"{name}/{path.name}": path for path in (folder / name).iterdir() if is_weight(path.name, None)}
@@ -146,7 +144,7 @@ def _index(model: TrainedModel, files: Mapping[str, Content]) -> dict[str, Any]:
     config = model.scheduler_config()
     if config is not None:
         index["scheduler"] = ["diffusers", config["_class_name"]]
-    lost = [name for name, value in index.items() if _is_part(value) and name not in there]
+    lost = [name for name, value in index.items() if is_part(value) and name not in there]
     index |= {name: [None, None] for name in lost}
     if "safety_checker" in lost:
         index["requires_safety_checker"] = False

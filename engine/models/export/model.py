@@ -57,6 +57,7 @@ class TrainedModel:
         args = LoadArgs(
             folder=Path(self.base.folder),
             variants=self.base.variants,
+            absent=self.base.absent,
             dtype=torch.float32,
             device=torch.device("cpu"),
             prediction_type=self.prediction_type,

@@ -6,8 +6,30 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import CLIPTokenizer
 
-from engine.models.family import Tensors
+from engine.core.errors import ModelError
+from engine.models.family import LoadArgs, Tensors
+from engine.models.loading import load_tokenizer as load_any_tokenizer
+from engine.models.loading import read_config
+
+
+def load_tokenizer(args: LoadArgs, component: str) -> CLIPTokenizer:
+    """Load CLIP's tokenizer.
+
+    Raises:
+        ModelError: files missing or malformed, or not those of the text encoder.
+    """
+    tokenizer = load_any_tokenizer(CLIPTokenizer, args, component)
+    if args.single_file is None:
+        config = read_config(args, component.replace("tokenizer", "text_encoder"))
+        length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
+        if not 3 <= length <= positions:  # start, end, and something in between
+            raise ModelError(
+                f"the base model's {component} makes rows of {length:g} tokens, its text encoder takes {positions}: "
+                "these parts are of different models"
+            )
+    return tokenizer
 
 
 def token_ids(tokenizer: Any, caption: str, chunks: int = 1) -> torch.Tensor:

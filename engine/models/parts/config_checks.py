@@ -1,4 +1,4 @@
-"""Check the configurations of a UNet, a VAE and text encoders. No torch.
+"""Check the configurations of a denoiser, a VAE and text encoders. No torch.
 
 The checks run before heavy libraries are imported and before weights are downloaded.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.core.errors import ModelError
+from engine.core.errors import ModelError, TaskError
 from engine.models.spec import Configs
 
 _MOST: Final = {
@@ -17,6 +17,8 @@ _MOST: Final = {
     "transformer_layers_per_block": 1000,
     "reverse_transformer_layers_per_block": 1000,
     "num_hidden_layers": 1000,
+    "num_layers": 1000,
+    "num_single_layers": 1000,
     "max_position_embeddings": 1 << 16,
     "vocab_size": 1 << 22,
 }
@@ -40,6 +42,40 @@ def require_bounds(config: Configs, *components: str) -> None:
             raise ModelError(
                 f"the base model's {component}/config.json gives {key} as {str(found[key])[:40]!r}: download it again"
             )
+
+
+def require_size(config: Configs, component: str, key: str, default: int) -> int:
+    """Return a size in a component's configuration, or the default of its class.
+
+    Raises:
+        ModelError: it is not a positive whole number.
+    """
+    value = config(component).get(key, default)
+    if type(value) is not int or value <= 0:
+        raise ModelError(
+            f"the base model's {component}/config.json gives {key} as {str(value)[:40]!r}: download it again"
+        )
+    return value
+
+
+def require_shift(vae: Mapping[str, Any]) -> None:
+    """Raise ModelError unless a VAE gives the shift that its latents need before they are scaled."""
+    shift = vae.get("shift_factor")
+    if type(shift) not in (int, float) or not math.isfinite(shift):
+        raise ModelError(
+            f"the base model's vae/config.json gives shift_factor as {str(shift)[:40]!r}, a number is expected: "
+            "it is the VAE of another model"
+        )
+
+
+def require_multiple(width: int, height: int, multiple: int) -> None:
+    """Raise TaskError unless an image's sides in pixels are multiples of a number."""
+    if wrong := [side for side in (width, height) if side % multiple]:
+        below = max(1, wrong[0] // multiple) * multiple
+        raise TaskError(
+            f"train_args.resolution is {wrong[0]}: expected a multiple of {multiple} for this base model, such as "
+            f"{below} or {below + multiple}"
+        )
 
 
 def _flat(value: Any) -> list[Any]:

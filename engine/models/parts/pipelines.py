@@ -1,8 +1,8 @@
-"""Draw images with Diffusers' pipelines of Stable Diffusion."""
+"""Draw images with Diffusers' pipelines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,16 @@ from engine.models.family import Drawing, Tensors
 
 @torch.no_grad()
 def draw(
-    pipeline: Any, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
+    pipeline: Any,
+    drawing: Drawing,
+    generator: torch.Generator,
+    after_step: Callable[[], None],
+    arguments: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Draw one image, as specified by `Family.draw`, with a pipeline that is made of the family's parts."""
+    """Draw one image, as specified by `Family.draw`, with a pipeline that is made of the family's parts.
+
+    `arguments` are the pipeline's keyword arguments for prompts and guidance; None gives it the drawing's as they are.
+    """
 
     def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         after_step()
@@ -24,13 +31,13 @@ def draw(
 
     width, height = drawing.size
     pipeline.set_progress_bar_config(disable=True)
+    if arguments is None:
+        arguments = {name: getattr(drawing, name) for name in ("prompt", "negative_prompt", "guidance_scale")}
     images = pipeline(
-        drawing.prompt,
-        negative_prompt=drawing.negative_prompt,
+        **arguments,
         height=height,
         width=width,
         num_inference_steps=drawing.num_inference_steps,
-        guidance_scale=drawing.guidance_scale,
         generator=generator,
         callback_on_step_end=each_step,
     ).images

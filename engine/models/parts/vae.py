@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,8 +31,20 @@ class ImageLatents:
         return {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
 
     def sample(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
-        """Return scaled mean + standard deviation x noise: float32 (Kingma & Welling 2014, arXiv:1312.6114, 2.4)."""
+        """Return (mean + standard deviation x noise - shift) x scale: float32.
+
+        Kingma & Welling 2014, arXiv:1312.6114, section 2.4; the VAE's configuration gives shift and scale.
+        """
         deviation = torch.exp(0.5 * moments["logvar"].to(torch.float32))
         drawn = moments["mean"].to(torch.float32) + deviation * noise
+        if shift := self._vae.config.get("shift_factor"):
+            drawn = drawn - shift
         latents: torch.Tensor = drawn * self._vae.config.scaling_factor
         return latents
+
+
+class AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
+    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
+
+    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().decode(z.to(self.dtype), *args, **kwargs)

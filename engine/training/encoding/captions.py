@@ -39,18 +39,30 @@ class CaptionEncoder:
         self._is_stored = is_stored
 
     def encode(self, captions: Sequence[str]) -> list[tuple[Tensors, Tensors]]:
-        """Return the conditioning and the token ids of each caption, on the CPU; one of the two is empty."""
-        if self._is_trained:
-            return [({}, self._family.tokenize(caption)) for caption in captions]
-        known = {caption: self._conditioning(caption) for caption in dict.fromkeys(captions)}
-        return [(known[caption], {}) for caption in captions]
+        """Return the conditioning and the token ids of each caption, on the CPU.
 
-    def _conditioning(self, caption: str) -> Tensors:
-        key = cache_key("caption", caption, *([self._num_chunks] if self._num_chunks > 1 else []))
+        Token ids are empty if no text encoder is trained; otherwise the conditioning is that of the text encoders that
+        are never trained.
+        """
+        known = {caption: self._encoded(caption) for caption in dict.fromkeys(captions)}
+        return [known[caption] for caption in captions]
+
+    def _encoded(self, caption: str) -> tuple[Tensors, Tensors]:
+        if not self._is_trained:
+            return self._conditioning("caption", caption, self._family.encode_caption), {}
+        return self._fixed(caption), self._family.tokenize(caption)
+
+    def _fixed(self, caption: str) -> Tensors:
+        if not self._family.spec.fixed_text_encoders:
+            return {}
+        return self._conditioning("fixed caption", caption, self._family.encode_fixed)
+
+    def _conditioning(self, kind: str, caption: str, encode: Callable[[str], Tensors]) -> Tensors:
+        key = cache_key(kind, caption, *([self._num_chunks] if self._num_chunks > 1 else []))
         stored = self._cache.load(key)
         if stored is None:
             self._placement.bring()
-            stored = self._family.encode_caption(caption)
+            stored = encode(caption)
             self._check_stop()
             if self._is_stored:
                 self._cache.store(key, stored)

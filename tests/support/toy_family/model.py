@@ -104,6 +104,9 @@ class Toy:
         ids = {name: ids[None].to(encoder.device) for name, ids in self.tokenize(caption).items()}
         return {name: tensor[0].cpu() for name, tensor in self.embed(ids).items()}
 
+    def encode_fixed(self, caption: str) -> Tensors:
+        return {}  # all text encoders can be trained
+
     def tokenize(self, caption: str) -> Tensors:
         return {"ids": torch.tensor([*caption.encode()[: self._length].ljust(self._length, b"\0")])}
 

@@ -62,8 +62,18 @@ def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(t
     assert caught.value.code == 2
 
 
-BASE = SimpleNamespace(family=SimpleNamespace(medium="image"))
+BASE = SimpleNamespace(family=SimpleNamespace(medium="image", check_size=lambda *_: None), config=None)
 """A base model as far as the dataset is opened for it."""
+
+
+@pytest.mark.parametrize(("buckets", "longest"), [(False, 256), (True, 512)])
+def test_the_family_sees_each_size_before_anything_is_trained(buckets, longest):
+    seen = []
+    family = SimpleNamespace(check_size=lambda config, width, height: seen.append((width, height)))
+    given = {"train_args": {"resolution": 256}, "transforms": {"buckets": buckets}}
+    task = parse_task(text(**given).encode(), source="test")
+    prepare._check_sizes(SimpleNamespace(family=family, config=None), task)
+    assert (256, 256) in seen and max(max(size) for size in seen) == longest
 
 
 def test_more_denoising_steps_than_the_model_has_timesteps():

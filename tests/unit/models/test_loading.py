@@ -2,18 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, Qwen2TokenizerFast
 
 from engine.core.errors import ModelError
 from engine.models import loading
 from engine.models.family import LoadArgs
 from engine.models.loading import load_module, load_tokenizer, read_config
-from tests.support import tiny
+from tests.support import tiny, tiny_tokenizers
 
 PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
 
@@ -52,7 +53,11 @@ def test_an_adapter_beside_the_weights_is_refused(folder, part):
 
 def args_for(folder):
     return LoadArgs(
-        folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"
+        folder=folder,
+        variants=dict.fromkeys(PARTS),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="v_prediction",
     )
 
 
@@ -89,6 +94,15 @@ class TestModule:
         after = {name: tensor.data_ptr() for name, tensor in load(folder, part).named_parameters()}
         moved = [name for name in before if before[name] != after[name]]
         assert moved == (list(before) if stored == torch.float32 else [])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_weights_go_straight_to_the_device(self, folder, part, dtype):
+        """On the device `meta` nothing has memory: no tensor of the component may stay behind on the CPU."""
+        meta = torch.device("meta")
+        module = load_module(PARTS[part], replace(args_for(folder), dtype=dtype, device=meta), part, meta)
+        tensors = [*module.parameters(), *module.buffers()]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert {tensor.dtype for tensor in module.parameters()} == {dtype}
 
     def test_without_proc_all_weights_are_copied(self, folder, part, monkeypatch):
         monkeypatch.setattr(loading, "Path", lambda path: folder / "nothing")
@@ -173,11 +187,15 @@ class TestTokenizer:
         with pytest.raises(ModelError, match=r"tokenizer does not load|tokenizer has neither"):
             load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
 
-    @pytest.mark.parametrize("length", [10**30, 78, 2, 0])
-    def test_rows_that_the_text_encoder_has_no_place_for(self, folder, length):
-        path = folder / "tokenizer" / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
-        with pytest.raises(ModelError, match=r"tokenizer makes rows of .* takes 77"):
+    def test_no_folder(self, folder):
+        shutil.rmtree(folder / "tokenizer")
+        with pytest.raises(ModelError, match="no tokenizer/"):
+            load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+    def test_too_large_to_be_read(self, folder):
+        with (folder / "tokenizer" / "tokenizer.json").open("ab") as file:
+            file.truncate(100 << 20)
+        with pytest.raises(ModelError, match="too large"):
             load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
 
     def test_words_that_the_text_encoder_does_not_know(self, folder):
@@ -185,6 +203,25 @@ class TestTokenizer:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 10}))
         with pytest.raises(ModelError, match=r"tokenizer has .* its text encoder 10"):
             load_tokenizer(CLIPTokenizer, args_for(folder), "tokenizer")
+
+
+def test_qwens_tokenizer(tmp_path):
+    args = args_for(tmp_path)
+    (tmp_path / "text_encoder").mkdir()
+    folder = args.folder / "tokenizer"
+    tokenizer = tiny_tokenizers.build_qwen()
+    tokenizer.save_pretrained(folder)
+    for config in ({"vocab_size": 263}, {"text_config": {"vocab_size": 263}}):
+        (args.folder / "text_encoder/config.json").write_text(json.dumps(config))
+        assert load_tokenizer(Qwen2TokenizerFast, args, "tokenizer")("ab").input_ids == [64, 65]
+    saved = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"has neither tokenizer\.json nor vocab\.json and merges\.txt"):
+        load_tokenizer(Qwen2TokenizerFast, args, "tokenizer")
+    (folder / "vocab.json").write_text(json.dumps(saved["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    found = load_tokenizer(Qwen2TokenizerFast, args, "tokenizer")
+    assert found("a<|im_end|>").input_ids == tokenizer("a<|im_end|>").input_ids
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[" * 100_000, "[1]", "3", "null"])

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from engine.models.families.sd.spec import SPEC
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, load_tokenizer, move_frozen
+from engine.models.loading import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, token_ids
+from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
 from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class StableDiffusion:
 
     def __init__(self, args: LoadArgs) -> None:
         self.scheduler = load_scheduler(args)
-        self.tokenizer = load_tokenizer(CLIPTokenizer, args, "tokenizer")
+        self.tokenizer = load_tokenizer(args, "tokenizer")
         self.text_encoder = load_module(_CLASSES["text_encoder"], args, "text_encoder")
         self.text_encoders = {"text_encoder": self.text_encoder}
         self.vae = load_module(_CLASSES["vae"], args, "vae")
-        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet", args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
@@ -62,6 +62,9 @@ class StableDiffusion:
 
     def encode_caption(self, caption: str) -> Tensors:
         return embed_one(self.embed, self.tokenize(caption), self.text_encoder.device)
+
+    def encode_fixed(self, caption: str) -> Tensors:
+        return {}  # all text encoders can be trained
 
     def tokenize(self, caption: str) -> Tensors:
         return {"input_ids": token_ids(self.tokenizer, caption, self._chunks)}

@@ -13,20 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.models.configs import read_json
 from engine.models.families.sdxl.spec import SPEC, has_float32_vae
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, load_tokenizer, move_frozen, read_config
+from engine.models.loading import load_module, load_part, move_frozen, read_config
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, token_ids
+from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
 from engine.models.parts.sgm_names import SgmNames
-from engine.models.parts.vae import ImageLatents
+from engine.models.parts.vae import AnyLatentsVAE, ImageLatents
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -45,12 +45,12 @@ class StableDiffusionXL:
         self._forces_zeros = _forces_zeros(args)
         self.scheduler = load_scheduler(args)
         self.tokenizers = {
-            FIRST: load_tokenizer(CLIPTokenizer, args, "tokenizer"),
-            SECOND: load_tokenizer(CLIPTokenizer, args, "tokenizer_2"),
+            FIRST: load_tokenizer(args, "tokenizer"),
+            SECOND: load_tokenizer(args, "tokenizer_2"),
         }
         self.text_encoders = {name: load_module(_CLASSES[name], args, name) for name in SPEC.text_encoders}
         self.vae = _load_vae(args)
-        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet", args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
@@ -70,6 +70,9 @@ class StableDiffusionXL:
 
     def encode_caption(self, caption: str) -> Tensors:
         return embed_one(self.embed, self.tokenize(caption), self.text_encoders[FIRST].device)
+
+    def encode_fixed(self, caption: str) -> Tensors:
+        return {}  # all text encoders can be trained
 
     def tokenize(self, caption: str) -> Tensors:
         return {name: token_ids(tokenizer, caption, self._chunks) for name, tokenizer in self.tokenizers.items()}
@@ -161,17 +164,10 @@ def _forces_zeros(args: LoadArgs) -> bool:
     return bool(found.get("force_zeros_for_empty_prompt", True))
 
 
-class _AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
-    """A VAE that casts latents to its own dtype: the pipeline passes those of the UNet's dtype."""
-
-    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(z.to(self.dtype), *args, **kwargs)
-
-
 def _load_vae(args: LoadArgs) -> AutoencoderKL:
     """Load the VAE: in float32, whatever the task's precision, unless its configuration allows half precision."""
     is_float32 = has_float32_vae(lambda component: read_config(args, component))
-    return load_module(_AnyLatentsVAE, replace(args, dtype=torch.float32) if is_float32 else args, "vae")
+    return load_module(AnyLatentsVAE, replace(args, dtype=torch.float32) if is_float32 else args, "vae")
 
 
 def load(args: LoadArgs) -> StableDiffusionXL:

@@ -8,9 +8,10 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from engine.core.errors import ModelError
 from engine.models import registry
 from engine.models.family import LoadArgs
-from engine.models.parts.clip import token_ids
+from engine.models.parts.clip import load_tokenizer, token_ids
 from tests.support import tiny
 
 CPU = torch.device("cpu")
@@ -158,3 +159,18 @@ class TestPipeline:
 
     def test_one_row_leaves_the_pipeline_alone(self, folder, cls):
         assert type(load(folder, 1).pipeline) is cls
+
+
+@pytest.mark.parametrize("length", [10**30, 78, 2, 0])
+def test_rows_that_the_text_encoder_has_no_place_for(length, tmp_path):
+    tiny.build_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    for name, change in (
+        ("tokenizer/tokenizer_config.json", {"model_max_length": length}),
+        ("text_encoder/config.json", {}),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | change))
+    args = LoadArgs(folder=tmp_path, variants={}, dtype=torch.float32, device=CPU, prediction_type="epsilon")
+    with pytest.raises(ModelError, match=r"tokenizer makes rows of .* takes 77"):
+        load_tokenizer(args, "tokenizer")

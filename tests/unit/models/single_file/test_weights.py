@@ -53,6 +53,14 @@ def test_weights_come_in_the_tasks_precision(tmp_path, stored, wanted):
     assert found.dtype == wanted and torch.equal(found.conv_in.weight, expected)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_go_straight_to_the_device(files, layout):
+    """On the device `meta` nothing has memory: no tensor of a part may stay behind on the CPU."""
+    for component in single_files.build_modules(layout):
+        found = load_module(single_files.CLASSES[component], args_for(files[layout]), component, torch.device("meta"))
+        assert {tensor.device.type for tensor in (*found.parameters(), *found.buffers())} == {"meta"}
+
+
 def test_the_text_encoders_give_the_same_states(files):
     """Activation and heads are no weights: the modules must behave alike too."""
     for layout in LAYOUTS:

@@ -1,0 +1,28 @@
+"""Load a base model's modules when they are first needed, and free them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+class LazyParts(dict[str, torch.nn.Module]):
+    """Modules by component. Like a `defaultdict`, it loads a component that is asked for, and has those in memory."""
+
+    def __init__(self, load: Callable[[str], torch.nn.Module]) -> None:
+        """
+        Args:
+            load: loads a component. Raises ModelError.
+        """
+        super().__init__()
+        self._load = load
+
+    def __missing__(self, component: str) -> torch.nn.Module:
+        self[component] = self._load(component)
+        return self[component]
+
+    def free(self, components: Iterable[str]) -> None:
+        """Free the memory of components, unless something else refers to them. They are loaded again when needed."""
+        for component in components:
+            self.pop(component, None)

@@ -1,0 +1,42 @@
+"""Encode captions with T5's encoder (Raffel et al. 2020, arXiv:1910.10683), which is never trained here."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from transformers import T5EncoderModel, T5TokenizerFast
+
+from engine.models.family import LoadArgs
+from engine.models.loading import load_tokenizer as load_any_tokenizer
+from engine.models.parts import t5_tokens
+
+
+def load_tokenizer(args: LoadArgs, component: str) -> T5TokenizerFast:
+    """Load T5's tokenizer from `tokenizer.json`, or from `spiece.model` alone.
+
+    Raises:
+        ModelError: files missing or malformed.
+    """
+    folder = args.folder / component
+    if args.single_file is None and not (folder / "tokenizer.json").is_file():
+        t5_tokens.read_sentencepiece(folder)  # what transformers says of a malformed file is misleading
+    return load_any_tokenizer(T5TokenizerFast, args, component)
+
+
+def token_ids(tokenizer: Any, caption: str, length: int) -> torch.Tensor:
+    """Return a caption's token ids, truncated or padded to `length`: int64, shape (length,), on the CPU."""
+    # Rows of full length: the bits must not depend on other captions or their lengths.
+    ids = tokenizer(caption, max_length=length, padding="max_length", truncation=True, add_special_tokens=True)
+    return torch.tensor(ids.input_ids)
+
+
+@torch.no_grad()
+def encode(encoder: T5EncoderModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return the encoder's last states for one caption's token ids: shape (length, width), on the CPU.
+
+    Padding is attended to, as in Diffusers' pipelines of Stable Diffusion 3, FLUX, LTX-Video and CogVideoX, which give
+    the encoder no mask. The batch size is 1: the bits must not depend on other captions.
+    """
+    states = encoder(ids[None].to(next(encoder.parameters()).device))[0]
+    return cast(torch.Tensor, states[0].cpu())
