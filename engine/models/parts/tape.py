@@ -40,7 +40,7 @@ class Tape:
     """Number of the model's parameters, without those of adapters."""
     trained: int = 0
     """Number of trained values."""
-    trained_shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    trained_shapes: Counter[tuple[int, ...]] = field(init=False, default_factory=Counter)
     """Number of trained tensors of each shape; a convolution's is that of a matrix."""
     frozen: int = 0
     """Number of the model's parameters that are not trained."""

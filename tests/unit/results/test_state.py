@@ -253,7 +253,7 @@ def test_what_other_processes_have_is_fetched_in_the_order_in_which_it_is_writte
     assert calls == written == sorted(NAMES)
 
 
-@pytest.mark.parametrize("most", [10**9, 150])
+@pytest.mark.parametrize("most", [10**9, 130])
 def test_codes_are_fetched_in_the_order_in_which_they_are_written(most, monkeypatch):
     """In shards, too."""
     monkeypatch.setattr(safetensors_file, "MAX_SHARD_BYTES", most)
