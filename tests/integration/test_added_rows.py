@@ -28,9 +28,15 @@ CASES = [
     ("optimizer", "toy"),
 ]
 """What the tasks ask for: its seam, and its name there. The defaults are trained in test_chain.py."""
+QUICK = {"prodigy", "toy"}
+"""The optimizers of the quick run: one with numbers of the whole training, and one in no registry. The others' are
+tested without jobs in test_every_optimizer_in_training.py."""
+PARAMETERS = [
+    pytest.param(case, marks=() if case[0] == "method" or case[1] in QUICK else pytest.mark.slow) for case in CASES
+]
 
 
-@pytest.fixture(params=CASES, ids=" ".join)
+@pytest.fixture(params=PARAMETERS, ids=" ".join)
 def case(request, monkeypatch):
     """One of `CASES`: all tasks of the test ask for it."""
     monkeypatch.setitem(methods.METHODS, "toy", TOY_METHOD)

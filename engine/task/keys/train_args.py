@@ -226,8 +226,8 @@ class TrainArgs:
     optimizer: OptimizerName = key(
         "adamw",
         "Optimizer",
-        "The optimizer; `adam_args` has its constants. What each takes, and which learning rate: "
-        "[Optimizers](cookbook.md#optimizers).",
+        "The optimizer; `adam_args` has its constants. The [cookbook](cookbook.md#optimizers) says when to take which, "
+        "and with which learning rate.",
         chain=Chain.AGREED_IF_SET,
     )
     lr_scheduler: LrScheduler = key(
