@@ -16,7 +16,7 @@ from typing import Any, Final, get_args, get_type_hints
 
 from engine.task.definition import text_of
 from engine.task.key import about_field
-from engine.task.schema import Definition
+from engine.task.schema import Definition, words_of
 from engine.task.task import Task, task_schema
 
 ROOT: Final = Path(__file__).parents[1]
@@ -90,6 +90,8 @@ def _noun(kind: str, definition: Definition) -> str:
     if kind == "array":
         least, most = definition["minItems"], definition.get("maxItems")
         return f"a list of at least {least} string" if most is None else f"a list of {least} to {most} strings"
+    if words := words_of(definition) if kind == "string" else []:
+        return ", ".join(f"`{word}`" for word in words)
     if kind == "string":
         formats = {"http-url": "an `http` or `https` address", "regular-expression": "a regular expression"}
         longest = f" of up to {definition['maxLength']:,} characters" if "maxLength" in definition else ""

@@ -101,7 +101,7 @@ class HeldOutLoss:
             cache,
             self._placement,
             check_stop=check_stop,
-            num_chunks=task.dataset.caption_chunks,
+            length=family.spec.caption_tokens.unusual(task.dataset),
             is_trained=task.train_args.train_text_encoder,
         )
         self._unreadable = UnreadableImages(

@@ -115,6 +115,7 @@ def prepare(
         buckets=buckets,
         held_out=held_out,
     )
+    base.family.caption_tokens.require(task.dataset)
     _check_noise(job)
     _check_validation(job)
     if chain:
@@ -194,14 +195,25 @@ def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
 
 
 def _check_noise(job: Job) -> None:
-    _ = job.timesteps
-    job.base.objective.check_task(job.task.train_args, job.prediction_type)
+    args, family = job.task.train_args, job.base.family
+    job.base.objective.check_task(args, job.prediction_type, family.pipeline)
+    _ = job.timesteps, job.base.describe_noise(args)
+    if args.guidance_scale != 1 and not family.takes_guidance(job.base.config):
+        raise TaskError(
+            f"train_args.guidance_scale is {args.guidance_scale:g}: this {family.pipeline} is not distilled on "
+            "guidance, so its denoiser is told no scale; remove this key"
+        )
 
 
 def _check_validation(job: Job) -> None:
-    steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
+    steps, most = job.drawing.num_inference_steps, job.base.num_train_timesteps
     if steps >= most:  # schedulers that start one timestep later would run out of timesteps
         raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
+    if job.task.validation.negative_prompt is not None and not job.base.family.takes_negative_prompt:
+        raise TaskError(
+            f"validation.negative_prompt has no effect: a {job.base.family.pipeline} draws without a negative prompt; "
+            "remove this key"
+        )
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:

@@ -75,7 +75,9 @@ def load_family(job: Job, device: torch.device) -> Family:
             device=device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,
-            caption_chunks=job.task.dataset.caption_chunks,
+            caption_tokens=job.caption_tokens,
+            flow_shift=job.task.train_args.flow_shift,
+            guidance_scale=job.task.train_args.guidance_scale,
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -26,12 +26,13 @@ from engine.models.base_model_files import (
     select_files,
 )
 from engine.models.configs import SCHEDULER_FILE, read_json
-from engine.models.objectives.objective import ObjectiveSpec
+from engine.models.objectives.objective import ObjectiveSpec, TargetType
 from engine.models.objectives.registry import OBJECTIVES
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
 from engine.task.paths import hub_page, nearest
-from engine.task.task import Model, PredictionType
+from engine.task.plan.timesteps import Timesteps
+from engine.task.task import Model, TimestepSampling, TrainArgs
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
 _PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
@@ -72,7 +73,7 @@ class BaseModel:
         return OBJECTIVES[self.family.objective]
 
     @property
-    def prediction_type(self) -> PredictionType:
+    def prediction_type(self) -> TargetType:
         """The quantity that the model predicts, from its scheduler's configuration. Raises ModelError."""
         return self.objective.prediction_type(self.config("scheduler", SCHEDULER_FILE))
 
@@ -80,6 +81,21 @@ class BaseModel:
     def num_train_timesteps(self) -> int:
         """The number of timesteps of the noise schedule. Raises ModelError."""
         return self.objective.num_train_timesteps(self.config("scheduler", SCHEDULER_FILE))
+
+    def timestep_sampling(self, args: TrainArgs) -> TimestepSampling | None:
+        """Return how timesteps are sampled: as the task says, or as is usual for the family."""
+        return args.timestep_sampling or self.family.usual_sampling
+
+    def describe_noise(self, args: TrainArgs) -> str | None:
+        """Return how noise levels follow from timesteps; None if no key of a task changes that. Raises ModelError."""
+        describe = self.objective.describe_noise
+        tokens = (args.resolution // self.family.token_side) ** 2
+        return describe(self.config("scheduler", SCHEDULER_FILE), args, tokens) if describe else None
+
+    def timesteps(self, args: TrainArgs) -> Timesteps:
+        """Return the timesteps that a task draws. Raises TaskError if it leaves none."""
+        resolved = replace(args, timestep_sampling=self.timestep_sampling(args))
+        return self.objective.timesteps(resolved, self.num_train_timesteps)
 
 
 def locate(
@@ -123,7 +139,8 @@ def locate(
     base.family.check(base.config)
     for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
         report(note)
-    return base
+    refine = base.family.refine
+    return replace(base, family=refine(base.config)) if refine else base
 
 
 def hash_ahead(model: Model, digests: FileDigests) -> None:

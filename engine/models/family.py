@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.models.objectives.objective import LossOptions
+from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
-from engine.task.task import MixedPrecision, PredictionType
+from engine.task.task import MixedPrecision
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -50,13 +50,18 @@ class LoadArgs:
     float32: frozenset[str] = frozenset()
     """The components that are loaded in float32, whatever `dtype` is, because their weights are trained."""
     device: torch.device
-    prediction_type: PredictionType
+    prediction_type: TargetType
     single_file: SingleFile | None = None
     """The file that holds the weights and configurations; None for a model in `folder`."""
     zero_terminal_snr: bool = False
     """True rescales the noise schedule to zero terminal SNR, for training and for the pipeline."""
-    caption_chunks: int = 1
-    """Rows of tokens in which each caption, and each prompt of the pipeline, is encoded."""
+    caption_tokens: int
+    """The number of tokens in which each caption, and each prompt of the pipeline, is encoded; see
+    `FamilySpec.caption_tokens`."""
+    flow_shift: float | Literal["resolution"] | None = None
+    """The shift of a flow objective's noise levels, as in the task; None is that of the base model's scheduler."""
+    guidance_scale: float = 1.0
+    """The guidance scale that a guidance-distilled denoiser is told in training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

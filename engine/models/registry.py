@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.errors import ModelError
+from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.sd.spec import SPEC as SD
+from engine.models.families.sd3.spec import SPEC as SD3
 from engine.models.families.sdxl.spec import SPEC as SDXL
 from engine.models.spec import FamilySpec
 
 if TYPE_CHECKING:
     from engine.models.family import Family, LoadArgs
 
-FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in (SD, SDXL)}
+FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in (SD, SDXL, SD3, FLUX)}
 """Diffusers' pipeline class (`_class_name` in `model_index.json`) -> family."""
 
 _OTHERS: Final = {
@@ -24,8 +26,22 @@ _OTHERS: Final = {
     "StableDiffusionInstructPix2PixPipeline": "an image-editing model",
     "StableDiffusionXLInstructPix2PixPipeline": "an image-editing model",
     "StableDiffusionDepth2ImgPipeline": "a depth-to-image model",
+    "StableDiffusion3Img2ImgPipeline": "an image-to-image pipeline",
+    "StableDiffusion3InpaintPipeline": "an inpainting model",
+    "StableDiffusion3ControlNetPipeline": "a pipeline with a ControlNet",
+    "StableDiffusion3ControlNetInpaintingPipeline": "an inpainting model with a ControlNet",
+    "StableDiffusion3PAGPipeline": "a pipeline with another kind of guidance",
+    "StableDiffusion3PAGImg2ImgPipeline": "an image-to-image pipeline",
     "StableDiffusionUpscalePipeline": "an upscaler",
     "StableDiffusionLatentUpscalePipeline": "an upscaler",
+    "FluxImg2ImgPipeline": "an image-to-image pipeline; name the FluxPipeline of the same model",
+    "FluxInpaintPipeline": "an inpainting pipeline; name the FluxPipeline of the same model",
+    "FluxFillPipeline": "FLUX.1 Fill, an inpainting model",
+    "FluxControlPipeline": "FLUX.1 Canny or Depth, which follow a control image",
+    "FluxControlNetPipeline": "a FLUX.1 with a ControlNet",
+    "FluxKontextPipeline": "FLUX.1 Kontext, an image-editing model",
+    "FluxPriorReduxPipeline": "FLUX.1 Redux, which makes prompts of images",
+    "ChromaPipeline": "Chroma, which has FLUX.1's layers but no CLIP and no guidance",
 }
 """Pipelines that may be confused with one of these families -> what they are."""
 

@@ -101,6 +101,8 @@ def _values(kinds: tuple[Any, ...]) -> Definition:
     names = ["object" if is_dataclass(kind) else _TYPES[kind] for kind in kinds if get_origin(kind) is not Literal]
     if not literals:
         return {"type": names[0] if len(names) == 1 else names}
+    if float in kinds:  # words beside numbers; an enum would have no numbers
+        return {"type": ["string", *names], "pattern": f"^({'|'.join(literals)})$"}
     values: list[Any] = [None] if types.NoneType in kinds else []
     for kind in kinds:
         values += [True, False] if kind is bool else get_args(kind) if get_origin(kind) is Literal else []

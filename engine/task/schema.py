@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -179,7 +180,15 @@ def _noun(kind: str, definition: Definition) -> str:
     return _TYPES[kind]
 
 
+def words_of(definition: Definition) -> list[str]:
+    """Return the words that a string may be, as `definition` writes them where a number is allowed, too."""
+    listed = re.fullmatch(r"\^\(([a-z_|]+)\)\$", definition.get("pattern", ""))
+    return listed[1].split("|") if listed else []
+
+
 def _string_noun(definition: Definition) -> str:
+    if words := words_of(definition):
+        return _either([as_json(word) for word in words])
     if "format" in definition:
         return _FORMATS[definition["format"]][0]
     return "a non-empty string" if "minLength" in definition else "a string"
@@ -195,7 +204,7 @@ def _hint(error: Any) -> str:
         return f": it {compiled(error.value)}"
     if error.rule == "type" and isinstance(error.value, str) and "object" in error.definition["type"]:
         return _as_object(error.name.rpartition(".")[2], error.value, error.definition)
-    if error.rule == "pattern":
+    if error.rule == "pattern" and not words_of(error.definition):
         return f" matching {error.definition['pattern']}"
     if error.rule == "maxLength":
         return f", of at most {error.definition['maxLength']:,} characters"

@@ -16,7 +16,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.task.definition import definition
 from engine.task.key import Chain, about, about_field, key
-from engine.task.keys.dataset import CHUNK_TOKENS, Dataset
+from engine.task.keys.dataset import Dataset
 from engine.task.keys.lora import Lora
 from engine.task.keys.model import Model
 from engine.task.keys.patterns import NO_NUL
@@ -27,6 +27,7 @@ from engine.task.keys.train_args import (
     LrScheduler,
     PredictionType,
     TimestepBias,
+    TimestepSampling,
     TrainArgs,
 )
 from engine.task.keys.transforms import Transforms
@@ -34,7 +35,6 @@ from engine.task.keys.validation import HeldOutDataset, Validation
 from engine.task.schema import SCHEMA_KEY, Schema
 
 __all__ = [
-    "CHUNK_TOKENS",
     "AdamArgs",
     "Dataset",
     "HeldOutDataset",
@@ -47,6 +47,7 @@ __all__ = [
     "PredictionType",
     "Task",
     "TimestepBias",
+    "TimestepSampling",
     "TrainArgs",
     "Transforms",
     "Validation",
@@ -190,7 +191,7 @@ def _build(cls: type[_T], value: dict[str, Any]) -> _T:
             arguments[name] = _build(_object_type(hints[name]), item)
         elif isinstance(item, list):
             arguments[name] = tuple(item)
-        elif item is not None and float in (hints[name], *get_args(hints[name])):
+        elif isinstance(item, int | float) and float in (hints[name], *get_args(hints[name])):
             arguments[name] = float(item) + 0.0  # 1 and 1.0, 0.0 and -0.0 must give the same canonical form
         elif item or not about_field(parts[name]).empty_is_absent:
             arguments[name] = item

@@ -8,6 +8,7 @@ from engine.job.job import Job
 from engine.models.families.sd.spec import SPEC
 from engine.models.objectives.registry import OBJECTIVES
 from engine.task.plan.steps import StepRange
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import parse_task
 
 COMMIT = "a" * 40
@@ -39,6 +40,10 @@ def job_of(given=None, *, parent=None, base_revision=None, rows=10, held_out=Non
             single_file=None,
             family=SPEC,
             objective=OBJECTIVES[SPEC.objective],
+            config=lambda component: {},
+            timesteps=lambda args: Timesteps.of(args, 1000),
+            timestep_sampling=lambda args: None,
+            describe_noise=lambda args: None,
         ),
         dataset=Rows(rows),
         parent=parent,

@@ -103,7 +103,7 @@ def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> No
 def _counter(job: Job) -> TokenCounter | None:
     """Return a counter of the base model's tokens; None where its tokenizer has not been downloaded."""
     base = job.base
-    return base.family.token_counter(base.folder, base.single_file, job.task.dataset.caption_chunks)
+    return base.family.token_counter(base.folder, base.single_file, job.caption_tokens)
 
 
 def _from(rule: str) -> str:

@@ -18,7 +18,7 @@ def without_effect(job: Job) -> list[str]:
     task = job.task
     found = _declared(task) + _of_data(job) + _of_training(job)
     found += _of_methods(task)
-    return found + _of_optimizers(task.train_args) + _of_validation(task)
+    return found + _of_optimizers(task.train_args) + _of_validation(job)
 
 
 def _declared(value: Any, prefix: str = "") -> list[str]:
@@ -112,12 +112,12 @@ def _of_training(job: Job) -> list[str]:
     return [line for is_so, line in cases if is_so]
 
 
-def _of_validation(task: Task) -> list[str]:
+def _of_validation(job: Job) -> list[str]:
     """Return the lines about `validation`."""
-    validation, held_out = task.validation, task.validation.dataset
+    validation, held_out = job.task.validation, job.task.validation.dataset
     cases = (
         (
-            validation.negative_prompt is not None and validation.guidance_scale <= 1,
+            validation.negative_prompt is not None and job.drawing.guidance_scale <= 1,
             "validation.negative_prompt has no effect at a guidance_scale of up to 1",
         ),
         (

@@ -87,7 +87,7 @@ def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool, num
         Workload(
             batch=args.batch_size,
             resolution=args.resolution,
-            caption_chunks=task.dataset.caption_chunks,
+            caption_tokens=family.caption_tokens.of(task.dataset),
             value_bytes=width,
             trains_text_encoders=args.train_text_encoder,
             denoiser=denoiser,

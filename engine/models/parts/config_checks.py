@@ -61,7 +61,7 @@ def require_size(config: Configs, component: str, key: str, default: int) -> int
 def require_shift(vae: Mapping[str, Any]) -> None:
     """Raise ModelError unless a VAE gives the shift that its latents need before they are scaled."""
     shift = vae.get("shift_factor")
-    if type(shift) not in (int, float) or not math.isfinite(shift):
+    if not isinstance(shift, int | float) or isinstance(shift, bool) or not math.isfinite(shift):
         raise ModelError(
             f"the base model's vae/config.json gives shift_factor as {str(shift)[:40]!r}, a number is expected: "
             "it is the VAE of another model"

@@ -93,7 +93,7 @@ class FlowFamily(ABC):
         return cast(torch.nn.Module, load_module(self.classes[component], args, component, device))
 
     @property
-    def denoiser(self) -> torch.nn.Module:
+    def denoiser(self) -> Any:
         return self.parts[self.spec.denoiser]
 
     @property

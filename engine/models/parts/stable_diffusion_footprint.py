@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from engine.models.parts import clip_footprint, unet_footprint, vae_footprint
+from engine.models.parts.clip_tokens import num_chunks
 from engine.models.spec import Configs, ImageEncoder, Workload
 
 _CLIP_LENGTH: Final = 77
@@ -24,10 +25,10 @@ def footprint(
     """
     vae = config("vae")
     side = max(1, workload.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
-    lengths = [_CLIP_LENGTH]
+    lengths, chunks = [_CLIP_LENGTH], num_chunks(workload.caption_tokens)
     for component in text_encoders:
         found = config(component)
-        rows = workload.batch * workload.caption_chunks
+        rows = workload.batch * chunks
         clip_footprint.text_encoder(found, workload.text_encoders, batch=rows)
         lengths.append(int(found.get("max_position_embeddings", _CLIP_LENGTH)))
     unet_footprint.unet(
@@ -35,7 +36,7 @@ def footprint(
         workload.denoiser,
         batch=workload.batch,
         side=side,
-        text_length=max(lengths) * workload.caption_chunks,
+        text_length=max(lengths) * chunks,
         text_is_traced=workload.trains_text_encoders,
     )
     width = 4 if has_float32_vae else workload.value_bytes

@@ -11,6 +11,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 LrScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
+TimestepSampling = Literal["uniform", "logit_normal", "mode"]
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "lion", "prodigy"]
 
 
@@ -180,6 +181,52 @@ class TrainArgs:
     )
     timestep_bias: TimestepBias = key(
         TimestepBias, "Timestep bias", "Which timesteps are drawn more or less often than the others."
+    )
+    timestep_sampling: TimestepSampling | None = key(
+        None,
+        "Timestep sampling",
+        "How often a flow-matching model's timesteps are drawn (arXiv:2403.03206, section 3.1): all alike, or those in "
+        "the middle more often, by a logit-normal distribution or by one with heavier ends. Null is what is usual for "
+        "the base model; `--plan` names it.",
+    )
+    logit_mean: float = key(
+        0.0,
+        "Mean of the logits",
+        "With `logit_normal`: above 0, timesteps with less noise are drawn more often, below 0 those with more, as "
+        "with `--logit_mean` of Diffusers' scripts.",
+        minimum=-10,
+        maximum=10,
+    )
+    logit_std: float = key(
+        1.0,
+        "Standard deviation of the logits",
+        "With `logit_normal`: the smaller, the more the middle is preferred.",
+        minimum=0.01,
+        maximum=100,
+    )
+    mode_scale: float = key(
+        1.29,
+        "Mode scale",
+        "With `mode`: above 0, the middle is preferred, below 0 the ends; 0 is uniform.",
+        minimum=-1,
+        maximum=1.75,
+    )
+    flow_shift: Literal["resolution"] | float | None = key(
+        None,
+        "Shift",
+        "How far a flow-matching model's noise levels are shifted towards more noise (arXiv:2403.03206, section "
+        "5.3.2): a factor, 1 for none, or `resolution`, a factor that grows with the size of the image. Null is what "
+        "the base model's scheduler says. Validation images are always drawn as the base model's scheduler says.",
+        exclusiveMinimum=0,
+        maximum=1000,
+    )
+    guidance_scale: float = key(
+        1.0,
+        "Guidance scale in training",
+        "The guidance scale that a guidance-distilled model, such as FLUX.1 dev, is told in training. It is not that "
+        "of validation images, `validation.guidance_scale`.",
+        minimum=0,
+        maximum=100,
     )
     zero_terminal_snr: bool = key(
         False,

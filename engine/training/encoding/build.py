@@ -61,7 +61,7 @@ def build_visit_encoder(
         cache,
         placement,
         check_stop=check_stop,
-        num_chunks=task.dataset.caption_chunks,
+        length=family.spec.caption_tokens.unusual(task.dataset),
         is_trained=task.train_args.train_text_encoder,
         is_stored=not task.dataset.shuffle_tags,
     )

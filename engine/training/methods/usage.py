@@ -71,10 +71,10 @@ def _variant(base: BaseModel) -> tuple[str, ...]:
 
 
 def _options(about: About, image: Mapping[str, Any]) -> str:
-    wanted = about.task.validation
+    drawn = about.base.family.drawing.of(about.task.validation)
     options = {
-        "num_inference_steps": image.get("num_inference_steps", wanted.num_inference_steps),
-        "guidance_scale": image.get("guidance_scale", wanted.guidance_scale),
+        "num_inference_steps": image.get("num_inference_steps", drawn.num_inference_steps),
+        "guidance_scale": image.get("guidance_scale", drawn.guidance_scale),
         "height": about.task.train_args.resolution,
         "width": about.task.train_args.resolution,
     }

@@ -10,6 +10,7 @@ from PIL import Image as Picture
 
 from engine.core import rng
 from engine.evaluation import sampling
+from engine.models.families.sd.spec import SPEC
 from engine.models.family import Drawing
 from engine.task.task import Validation
 
@@ -77,7 +78,7 @@ def test_the_listing_names_file_prompt_and_seed():
 
 def test_what_is_set_is_drawn_and_told(family):
     wanted = Validation(negative_prompt="rain", guidance_scale=3.0, num_inference_steps=2, seed=2**32 - 1)
-    images = sampling.plan_images(["a", "b"], 0, wanted)
+    images = sampling.plan_images(["a", "b"], 0, wanted, SPEC.drawing.of(wanted))
     assert [image.seed for image in images] == [2**32 - 1, 2**32]
     draw(images, family)
     options = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "rain"}

@@ -9,6 +9,7 @@ import pytest
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError, TemporaryError
 from engine.job import prepare
 from engine.job.job import request_digest
+from engine.models.families.sd.spec import SPEC
 from engine.results.output.folder import OutputFolder
 from engine.task.task import parse_task
 from tests.support.jobs import COMMIT, before_of, job_of, text
@@ -78,8 +79,8 @@ def test_the_family_sees_each_size_before_anything_is_trained(buckets, longest):
 
 def test_more_denoising_steps_than_the_model_has_timesteps():
     job = job_of(text(validation={"num_inference_steps": 500}))
-    prepare._check_validation(replace(job, base=SimpleNamespace(num_train_timesteps=501)))
-    few = replace(job, base=SimpleNamespace(num_train_timesteps=500))
+    prepare._check_validation(replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=501)))
+    few = replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=500))
     with pytest.raises(TaskError, match="num_inference_steps is 500: expected fewer than the model's 500"):
         prepare._check_validation(few)
 

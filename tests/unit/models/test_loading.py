@@ -41,6 +41,7 @@ def load(folder, part, variant=None):
         dtype=torch.float32,
         device=torch.device("cpu"),
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     return load_module(PARTS[part], args, part)
 
@@ -58,6 +59,7 @@ def args_for(folder):
         dtype=torch.float32,
         device=torch.device("cpu"),
         prediction_type="v_prediction",
+        caption_tokens=75,
     )
 
 

@@ -21,7 +21,7 @@ def test_known(name):
             r"'StableDiffusionXLImg2ImgPipeline' \(the refiner of Stable Diffusion XL, or .*image-to-image",
         ),
         ("StableDiffusionInpaintPipeline", r"'StableDiffusionInpaintPipeline' \(an inpainting model\)"),
-        ("FluxPipeline", "a 'FluxPipeline'; this program trains StableDiffusionPipeline, StableDiffusionXLPipeline"),
+        ("FluxKontextPipeline", r"\(FLUX.1 Kontext, an image-editing model\); this program trains"),
         (None, "a None; this program"),
         (["StableDiffusionPipeline"], "this program"),
         ({}, "this program"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import fastjsonschema
@@ -152,7 +153,10 @@ def values_of(part: dict) -> st.SearchStrategy:
         ),
         "string": lambda: STRINGS[part["format"]] if "format" in part else text(part),
         "integer": lambda: st.integers(low // step, None if high is None else high // step).map(lambda i: i * step),
-        "number": lambda: st.floats(low, high, exclude_max=high is not None) | st.integers(low, high),
+        "number": lambda: (
+            st.floats(low, high, exclude_max=high is not None)
+            | st.integers(math.ceil(low), None if high is None else math.floor(high))
+        ),
         "boolean": st.booleans,
         "null": st.none,
         "array": lambda: st.lists(values_of(part["items"]), min_size=part.get("minItems", 0), max_size=3),
@@ -206,7 +210,7 @@ def accepts(part: dict, value) -> bool:
         formats = {"http-url": schema.is_http_url, "regular-expression": schema.is_regular_expression}
         rules += [
             len(value) >= part.get("minLength", 0),
-            "pattern" not in part or "\0" not in value,
+            "pattern" not in part or re.search(part["pattern"], value) is not None,
             "format" not in part or formats[part["format"]](value),
         ]
     if kinds["array"]:

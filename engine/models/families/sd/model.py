@@ -23,6 +23,7 @@ from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
 from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
+from engine.models.parts.clip_tokens import num_chunks
 from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class StableDiffusion:
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
         self._args = args
-        self._chunks = args.caption_chunks
+        self._chunks = num_chunks(args.caption_tokens)
         self._dtype = args.dtype
 
     def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:

@@ -73,7 +73,7 @@ def _model_specification(about: About) -> dict[str, str]:
 def _timestep_range(about: About) -> str | None:
     """Return the first and last timestep of a training on a part of the noise schedule; None for all of it."""
     total = about.base.num_train_timesteps
-    drawn = about.base.objective.timesteps(about.task.train_args, total)
+    drawn = about.base.timesteps(about.task.train_args)
     return None if (drawn.begin, drawn.end) == (0, total) else f"{drawn.begin},{drawn.end - 1}"
 
 

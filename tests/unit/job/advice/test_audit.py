@@ -32,7 +32,15 @@ def job_of(model, tmp_path, files, **dataset):
     )
     opened = open_dataset(task.dataset, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
     base = SimpleNamespace(folder=model, single_file=None, family=SPEC)
-    return SimpleNamespace(task=task, dataset=opened, medium=IMAGE, base=base, buckets=None, held_out=None)
+    return SimpleNamespace(
+        task=task,
+        dataset=opened,
+        medium=IMAGE,
+        base=base,
+        buckets=None,
+        held_out=None,
+        caption_tokens=SPEC.caption_tokens.of(task.dataset),
+    )
 
 
 FILES = {

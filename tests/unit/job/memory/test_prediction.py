@@ -39,7 +39,7 @@ def footprint_of(name, lora, precision, *, batch=1, resolution=512, is_cuda=True
     workload = Workload(
         batch=batch,
         resolution=resolution,
-        caption_chunks=1,
+        caption_tokens=75,
         value_bytes=width,
         trains_text_encoders=False,
         denoiser=tape(family.targets_of(family.denoiser, lora.target_modules)),

@@ -21,9 +21,15 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
+from tests.support.tiny_flux import build_flux
+from tests.support.tiny_sd3 import build_sd3
 
 CPU = torch.device("cpu")
-BUILDERS = tiny.BUILDERS | {toy_family.SPEC.pipeline: toy_family.build_toy}
+BUILDERS = tiny.BUILDERS | {
+    "StableDiffusion3Pipeline": build_sd3,
+    "FluxPipeline": build_flux,
+    toy_family.SPEC.pipeline: toy_family.build_toy,
+}
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
 
@@ -46,7 +52,14 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
     variants = dict.fromkeys(spec.weighted, variant)
-    args = LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type)
+    args = LoadArgs(
+        folder=folder,
+        variants=variants,
+        dtype=dtype,
+        device=CPU,
+        prediction_type=prediction_type,
+        caption_tokens=spec.caption_tokens.usual,
+    )
     return registry.load(spec, args)
 
 
@@ -77,9 +90,14 @@ def view(k):
     return geometry((100 + k, 80), target=(64, 64), center_crop=False, crop_words=(0, k << 62), flip=bool(k % 2))
 
 
+def parts_of(family):
+    """All parts with weights by name, loaded if they are not yet."""
+    return {name: family.parts[name] for name in family.spec.weighted}
+
+
 def diffusers_parts(family):
     """The names of the parts that Diffusers reads and writes."""
-    return [name for name, part in family.parts.items() if isinstance(part, ModelMixin)]
+    return [name for name, part in parts_of(family).items() if isinstance(part, ModelMixin)]
 
 
 def make_batch(family, size):
@@ -114,7 +132,8 @@ class TestEncoding:
             embedded = family.embed({name: torch.stack([own[name] for own in tokens]) for name in tokens[0]})
         for k, caption in enumerate(CAPTIONS):
             torch.testing.assert_close(
-                {name: rows[k] for name, rows in embedded.items()}, family.encode_caption(caption)
+                {name: rows[k] for name, rows in embedded.items()} | family.encode_fixed(caption),
+                family.encode_caption(caption),
             )
 
     def test_latents_have_the_shape_of_the_image(self, family):
@@ -132,9 +151,10 @@ class TestEncoding:
 
 class TestLoading:
     def test_all_parts_are_frozen_in_the_dtype_asked_for_and_not_training(self, family, dtype, name):
-        for part, module in family.parts.items():
-            # XL's VAE asks for full precision, in its configuration.
-            wanted = torch.float32 if (name, part) == ("StableDiffusionXLPipeline", "vae") else dtype
+        for part, module in parts_of(family).items():
+            # XL's VAE asks for full precision, in its configuration; families of flow matching always encode in it.
+            is_full = part == "vae" and (name == "StableDiffusionXLPipeline" or family.spec.objective == "flow")
+            wanted = torch.float32 if is_full else dtype
             assert {parameter.dtype for parameter in module.parameters()} == {wanted}, part
             assert not any(parameter.requires_grad for parameter in module.parameters()) and not module.training
 
@@ -147,7 +167,7 @@ class TestLoading:
 
     def test_memory_is_owned_not_the_files(self, tmp_path, folder):
         copy = shutil.copytree(folder, tmp_path / "model")
-        parts = load(copy).parts.values()
+        parts = parts_of(load(copy)).values()
         before = [tensor.clone() for module in parts for tensor in (*module.parameters(), *module.buffers())]
         for path in copy.rglob("*.safetensors"):
             with path.open("r+b") as file:  # in place: a memory map would show it
@@ -171,7 +191,7 @@ class TestLoading:
         family.text_encoders["text_encoder"].register_parameter("lora", torch.nn.Parameter(torch.zeros(1)))
         trained = family.text_encoders["text_encoder"].get_parameter("lora")
         family.move_encoders(away)
-        for name, module in family.parts.items():
+        for name, module in parts_of(family).items():
             stays = name in (family.spec.denoiser, "text_encoder")
             assert {parameter.device for parameter in module.parameters()} == {CPU if stays else away}, name
         trained.requires_grad_(False)
@@ -180,7 +200,7 @@ class TestLoading:
 
     def test_the_parts_are_those_of_the_row(self, full):
         spec = full.spec
-        assert full.parts.keys() == set(spec.weighted) and full.parts[spec.denoiser] is full.denoiser
+        assert parts_of(full).keys() == full.parts.keys() and full.parts[spec.denoiser] is full.denoiser
         assert {name: full.parts[name] for name in spec.text_encoders} == full.text_encoders
 
     def test_default_targets_are_layers_of_the_parts(self, full):
@@ -199,14 +219,14 @@ class TestLoading:
         workload = Workload(
             batch=1,
             resolution=64,
-            caption_chunks=1,
+            caption_tokens=spec.caption_tokens.usual,
             value_bytes=4,
             trains_text_encoders=True,
             denoiser=tape(spec.lora_targets),
             text_encoders=tape(spec.text_lora_targets),
         )
         images = spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
-        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in full.parts.items()}
+        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in parts_of(full).items()}
         texts = sum(numbers[name] for name in spec.text_encoders)
         assert (workload.denoiser.parameters, workload.text_encoders.parameters) == (numbers[spec.denoiser], texts)
         assert images.parameters == sum(numbers.values()) - numbers[spec.denoiser] - texts

@@ -30,6 +30,7 @@ def args_for(path, dtype=torch.float32, prediction_type="epsilon"):
         device=torch.device("cpu"),
         prediction_type=prediction_type,
         single_file=single_file.inspect(path, path.name, lambda line: None),
+        caption_tokens=75,
     )
 
 

@@ -48,6 +48,7 @@ def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
         float32=frozenset(METHODS[method].trained_weights(spec, task)),
         device=CPU,
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     family = families.load(spec, args)
     trainable = registry.attach(family, task, CPU, start=None, warm_start=None)
