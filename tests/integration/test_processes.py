@@ -92,6 +92,8 @@ class TestBytes:
             for one in (done, whole)
         ]
         assert len(weights[0]) >= 2
+        if optimizer == "adamw_8bit" and training_type == "full":
+            assert b'"U8"' in weights[0]["state.safetensors"]
         assert_same(*weights)
 
     @pytest.mark.slow
