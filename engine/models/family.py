@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -96,8 +96,9 @@ class Family(Protocol):
     """A loaded base model."""
 
     spec: FamilySpec
-    parts: Mapping[str, torch.nn.Module]
-    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for."""
+    parts: MutableMapping[str, torch.nn.Module]
+    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for.
+    One of `spec.fixed_text_encoders` is freed when it is removed: the family keeps no other reference to it."""
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -170,6 +171,14 @@ class Family(Protocol):
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the encoders to a device, except for text encoders that are trained."""
+        ...
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """Keep the conditioning of prompts for `draw`, which then does not need text encoders that are never trained.
+
+        Args:
+            prompts: prompt -> its result of `encode_caption`, or of `encode_fixed` if text encoders are trained.
+        """
         ...
 
     def draw(

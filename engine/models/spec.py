@@ -88,11 +88,13 @@ class Workload:
     """See `LoadArgs.caption_tokens`."""
     value_bytes: int
     """Bytes of a value in the task's precision."""
+    is_float16: bool
+    """True for fp16, in which some models keep weights in float32."""
     trains_text_encoders: bool
     denoiser: Tape
     """The record of the denoiser's training step."""
     text_encoders: Tape
-    """The record of all text encoders' training step."""
+    """The record of a training step of all text encoders that can be trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,30 @@ class ImageEncoder:
     encode_bytes: int
     """Peak bytes while one image is encoded, without the weights."""
     decode_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder:
+    """The memory footprint of a text encoder that is never trained."""
+
+    parameters: int
+    weight_bytes: int
+    encode_bytes: int
+    """Peak bytes while one caption is encoded, without the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """The memory footprint of what a family never trains. What it may train is on the tapes of the workload."""
+
+    images: ImageEncoder
+    encoders: tuple[TextEncoder, ...] = ()
+    """The text encoders that are never trained, without optional ones that the base model does not have."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return self.images.parameters + sum(encoder.parameters for encoder in self.encoders)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +182,9 @@ class FamilySpec:
     """The tags of the family's models on the Hub, for the model card."""
     licences: Mapping[str, str]
     """The licence of well-known base models: Hub ID -> the Hub's identifier of the licence."""
-    footprint: Callable[[Configs, Workload], ImageEncoder]
-    """Records a training step on the tapes of the workload. Raises KeyError, TypeError, ValueError, IndexError or
-    AttributeError if the configurations do not give the sizes of the model."""
+    footprint: Callable[[Configs, Workload], Footprint]
+    """Records a training step on the tapes of the workload, and returns the rest. Raises KeyError, TypeError,
+    ValueError, IndexError or AttributeError if the configurations do not give the sizes of the model."""
     usual_sampling: TimestepSampling | None = None
     """The sampling of a flow family's timesteps where the task names none; None for other objectives."""
     token_side: int = 16

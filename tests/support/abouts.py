@@ -22,6 +22,7 @@ def base_of(identity=f"org/model@{COMMIT}", *, spec=SPEC, configs=CONFIGS, **cha
         "identity": identity,
         "revision": identity.partition("@")[2] or None,
         "variants": {},
+        "absent": frozenset(),
         "single_file": None,
         "num_train_timesteps": 1000,
         "timesteps": lambda args: Timesteps.of(args, 1000),

@@ -24,6 +24,74 @@ XL_BASE_UNET = {
 """stabilityai/stable-diffusion-xl-base-1.0, `unet/config.json`: what differs from Diffusers' defaults."""
 
 
+SD3_MEDIUM = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+"""stabilityai/stable-diffusion-3-medium-diffusers, `transformer/config.json`."""
+
+SD35_MEDIUM = SD3_MEDIUM | {
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": list(range(13)),
+}
+"""stabilityai/stable-diffusion-3.5-medium."""
+
+SD35_LARGE = SD3_MEDIUM | {
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "qk_norm": "rms_norm",
+}
+"""stabilityai/stable-diffusion-3.5-large."""
+
+FLUX1_DEV = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+"""black-forest-labs/FLUX.1-dev; schnell has no guidance."""
+
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+"""The text encoder of both, google/t5-v1_1-xxl."""
+
+VAE_16 = {
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""The VAE of both, and of Z-Image."""
+
+
 def xl_base_unet() -> UNet2DConditionModel:
     with torch.device("meta"):
         return UNet2DConditionModel(**XL_BASE_UNET)

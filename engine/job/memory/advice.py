@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from engine.core.errors import DeviceMemoryError
-from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
+from engine.job.memory.decisions import chosen
+from engine.job.memory.prediction import SPARE, Prediction, gib
 from engine.models.base_model import BaseModel
 from engine.task.task import Task
 from engine.training.methods.method import Change
@@ -45,7 +46,7 @@ def require_enough(
     Raises:
         DeviceMemoryError: the message says what should fit.
     """
-    found = _prediction(base, task, device=device, available=available, num_processes=num_processes)
+    found = chosen(base, task, device=device, available=available, num_processes=num_processes)
     if found is None or most is None or found.peak <= _FAR * most or _claims_too_much(base, found):
         return
     what = "GPU" if device == "cuda" else "machine"
@@ -69,7 +70,7 @@ def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
 
 def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool, num_processes: int = 1) -> str:
     """Return a text on what should fit into `available` bytes; empty where nothing can be predicted."""
-    if _prediction(base, task, device=device, available=available, num_processes=num_processes) is None:
+    if chosen(base, task, device=device, available=available, num_processes=num_processes) is None:
         return ""
     found = fitting(base, task, device=device, available=available, num_processes=num_processes)
     if not found:
@@ -84,10 +85,10 @@ def fitting(base: BaseModel, task: Task, *, device: str, available: int, num_pro
     Each of them suffices alone; where none does, one item combines several. Every proposal is predicted to take less
     than the task itself, which may have run out of memory although it was predicted to fit.
     """
-    now = _prediction(base, task, device=device, available=available, num_processes=num_processes)
+    now = chosen(base, task, device=device, available=available, num_processes=num_processes)
 
     def fits(changed: Task) -> Prediction | None:
-        then = _prediction(base, changed, device=device, available=available, num_processes=num_processes)
+        then = chosen(base, changed, device=device, available=available, num_processes=num_processes)
         if then is None or then.peak > SPARE * available:
             return None
         is_less = now is None or then.peak <= SPARE * now.peak or then.train <= SPARE * now.train
@@ -99,13 +100,6 @@ def fitting(base: BaseModel, task: Task, *, device: str, available: int, num_pro
     alone = [text for kind in _KINDS if (text := first(kind(task)))]
     together = [] if alone else [first(_together(task))]
     return [text for text in (*alone, *together) if text]
-
-
-def _prediction(
-    base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int
-) -> Prediction | None:
-    recompute = wants_recompute(base, task, device=device, available=available, num_processes=num_processes)
-    return predict(base, task, recompute=recompute, device=device, num_processes=num_processes)
 
 
 def _together(task: Task) -> Iterator[Change]:

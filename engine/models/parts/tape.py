@@ -43,13 +43,13 @@ class Tape:
     trained_shapes: Counter[tuple[int, ...]] = field(init=False, default_factory=Counter)
     """Number of trained tensors of each shape; a convolution's is that of a matrix."""
     frozen: int = 0
-    """Number of the model's parameters that are not trained."""
+    """Number of the model's values that are not trained: parameters and buffers."""
     kept: int = 0
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
     """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
     largest: int = 0
-    """Bytes of the largest single tensor."""
+    """Bytes that an operation takes at most besides what is kept, at least those of the largest kept tensor."""
     _moments: list[_Moment] = field(init=False, default_factory=list)
     """Moments of the backward pass, in the order of the forward pass."""
     _recomputed: list[_Moment] = field(init=False, default_factory=list)
@@ -68,6 +68,10 @@ class Tape:
             self._recomputed.append((self.kept_outside, self.trained))
         else:
             self._block += values * width
+
+    def passing(self, count: int) -> None:
+        """Record `count` bytes of tensors that exist at the same time and are not kept."""
+        self.largest = max(self.largest, count)
 
     @contextmanager
     def block(self, values: int, *, is_recomputed: bool = True) -> Iterator[None]:
@@ -95,7 +99,6 @@ class Tape:
         """
         moments = self._recomputed if recompute else self._moments
         both = max((kept + gradient_bytes * (self.trained - to_come) for kept, to_come in moments), default=0)
-        # The current operation needs about as much as the largest tensor, besides the kept tensors.
         return max(both + self.largest, gradient_bytes * self.trained)
 
     def weights(self, count: int) -> None:
@@ -107,10 +110,17 @@ class Tape:
         """Record a weight matrix that keeps nothing for the backward pass."""
         self.weights(rows * columns)
 
-    def norm(self, channels: int, rows: int) -> None:
-        """Record a norm over `rows` positions of all samples."""
-        self.weights(2 * channels)
+    def buffers(self, count: int) -> None:
+        """Record so many values of the model that are in its files and are not parameters."""
+        self.frozen += count
+
+    def norm(self, channels: int, rows: int, *, weights: int | None = None) -> None:
+        """Record a norm over `rows` positions of all samples, with `weights` values; None is a scale and a shift."""
+        self.weights(2 * channels if weights is None else weights)
         self.keep(channels * rows, self.norm_width)
+
+    def scale(self, values: int, width: int) -> None:
+        """Record a product of so many values with weights: its backward pass needs the values if these are trained."""
 
     def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
         """Record a convolution over `rows` positions of all samples; `is_kept` if its input is already counted."""
@@ -213,6 +223,10 @@ class WholeTape(Tape):
         self.trained += count
         self.trained_shapes[shape] += 1
         self.is_traced = True
+
+    def scale(self, values: int, width: int) -> None:
+        """See `Tape.scale`."""
+        self.keep(values, width)
 
     def linear(
         self,

@@ -44,7 +44,8 @@ def diffusers(
     modules = sorted({module for module, _ in classes})
     names = {module: sorted(name for own, name in classes if own == module) for module in modules}
     loader = "from_pretrained" if about.base.single_file is None else "from_single_file"
-    arguments = ", ".join(("base", *parts, *_variant(about.base), "dtype=torch.float32"))
+    absent = [f"{component}=None" for component in sorted(about.base.absent)]  # as Diffusers wants to be told
+    arguments = ", ".join(("base", *parts, *absent, *_variant(about.base), "dtype=torch.float32"))
     lines = [
         "import torch",
         *(f"from {module} import {', '.join(own)}" for module, own in names.items()),
@@ -78,6 +79,9 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
         "height": about.task.train_args.resolution,
         "width": about.task.train_args.resolution,
     }
+    tokens = about.base.family.caption_tokens
+    if tokens.step == 1:  # such pipelines have a default of their own
+        options["max_sequence_length"] = tokens.of(about.task.dataset)
     if "negative_prompt" in image:
         options["negative_prompt"] = image["negative_prompt"]
     return ", ".join(f"{name}={value!r}" for name, value in options.items())

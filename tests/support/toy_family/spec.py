@@ -8,7 +8,7 @@ from typing import Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.single_file import SingleFile
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, ImageEncoder, Workload
 
 TEXT_LENGTH: Final = 12
 """Bytes of a caption that the text encoder usually sees."""
@@ -40,7 +40,7 @@ def _webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, s
     return {"modelspec.architecture": "toy/lora"}
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     transformer, text = config("transformer"), config("text_encoder")
     width, text_width = transformer["width"], transformer["text_width"]
     text_rows = workload.batch * workload.caption_tokens
@@ -65,7 +65,8 @@ def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
             tape.linear(f"blocks.{k}.to_out.0", width, width, rows + text_rows, input_width=tape.width, is_kept=True)
     tape.linear("project_out", width, CHANNELS, rows, input_width=tape.width)
     pixels = CHANNELS * workload.resolution**2 * 4
-    return ImageEncoder(parameters=0, weight_bytes=0, encode_bytes=pixels, decode_bytes=pixels)
+    images = ImageEncoder(parameters=0, weight_bytes=0, encode_bytes=pixels, decode_bytes=pixels)
+    return Footprint(images=images)
 
 
 SPEC: Final = FamilySpec(

@@ -10,7 +10,9 @@ from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets, t5_tokens
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
-from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints.transformers import flux
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _TARGETS: Final = (
     *(f"attn.{layer}" for layer in lora_targets.ATTENTION),
@@ -116,8 +118,14 @@ def refine(config: Configs) -> FamilySpec:
     )
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
-    raise ValueError("not predicted yet")
+def _footprint(config: Configs, workload: Workload) -> Footprint:
+    return flow.footprint(
+        config,
+        workload,
+        transformer=flux.transformer,
+        encoders={"text_encoder_2": t5.text_encoder},
+        trained_encoders=SPEC.text_encoders,
+    )
 
 
 SPEC: Final = FamilySpec(

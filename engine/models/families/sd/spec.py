@@ -9,8 +9,8 @@ from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import clip_tokens, lora_targets
 from engine.models.parts.config_checks import require_bounds, require_text_to_image
-from engine.models.parts.stable_diffusion_footprint import footprint
-from engine.models.spec import Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.parts.footprints.stable_diffusion import footprint
+from engine.models.spec import Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _OPEN_CLIP_WIDTH: Final = 1024
 """The width of the text states of SD 2.x; those of 1.x are 768 wide."""
@@ -53,7 +53,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
     }
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     return footprint(config, workload, text_encoders=SPEC.text_encoders, has_float32_vae=False)
 
 

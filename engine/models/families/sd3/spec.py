@@ -10,13 +10,15 @@ from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import clip_tokens, lora_targets, t5_tokens
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
+from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints.transformers import sd3
 from engine.models.single_file import SingleFile
 from engine.models.spec import (
     CaptionTokens,
     Configs,
     DrawingDefaults,
     FamilySpec,
-    ImageEncoder,
+    Footprint,
     TokenCounter,
     Workload,
 )
@@ -145,8 +147,15 @@ def _positions(config: Configs) -> int:
     return require_size(config, "transformer", "pos_embed_max_size", 96)
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
-    raise ValueError("not predicted yet")
+def _footprint(config: Configs, workload: Workload) -> Footprint:
+    return flow.footprint(
+        config,
+        workload,
+        transformer=sd3.transformer,
+        encoders={T5: t5.text_encoder},
+        trained_encoders=SPEC.text_encoders,
+        more_tokens=int(config("text_encoder").get("max_position_embeddings", 77)),
+    )
 
 
 SPEC: Final = FamilySpec(

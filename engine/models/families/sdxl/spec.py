@@ -10,8 +10,8 @@ from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import clip_tokens, lora_targets
 from engine.models.parts.config_checks import require_bounds, require_text_to_image
-from engine.models.parts.stable_diffusion_footprint import footprint
-from engine.models.spec import Configs, DrawingDefaults, FamilySpec, ImageEncoder, Workload
+from engine.models.parts.footprints.stable_diffusion import footprint
+from engine.models.spec import Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _ADDED_WIDTH: Final = "projection_class_embeddings_input_dim"
 _BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
@@ -87,7 +87,7 @@ def _listed(config: Mapping[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     return footprint(config, workload, text_encoders=SPEC.text_encoders, has_float32_vae=has_float32_vae(config))
 
 

@@ -221,15 +221,16 @@ class TestLoading:
             resolution=64,
             caption_tokens=spec.caption_tokens.usual,
             value_bytes=4,
+            is_float16=False,
             trains_text_encoders=True,
             denoiser=tape(spec.lora_targets),
             text_encoders=tape(spec.text_lora_targets),
         )
-        images = spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
+        fixed = spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
         numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in parts_of(full).items()}
         texts = sum(numbers[name] for name in spec.text_encoders)
         assert (workload.denoiser.parameters, workload.text_encoders.parameters) == (numbers[spec.denoiser], texts)
-        assert images.parameters == sum(numbers.values()) - numbers[spec.denoiser] - texts
+        assert fixed.parameters == sum(numbers.values()) - numbers[spec.denoiser] - texts
         parts = {name: load(folder).parts[name] for name in spec.trained_components(with_text_encoders=True)}
         adapter = attach(parts, lora, 0, spec=spec)
         trained = {name: parameter.numel() for name, parameter in adapter.parameters.items()}

@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 from engine.models.parts.tape import Config, conv_parameters, count_of, linear_parameters
+from engine.models.spec import ImageEncoder
 
 
-def vae_parameters(config: Config) -> int:
-    """Return the number of parameters of a VAE. Raises the errors of `unet_footprint.unet`."""
+def reduction(config: Config) -> int:
+    """Return how many pixels of a side are one position of the latents. Raises KeyError, TypeError."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def image_encoder(config: Config, resolution: int, width: int) -> ImageEncoder:
+    """Return the footprint of a VAE for images of `resolution` x `resolution`, its values of `width` bytes.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError: the configuration is not that of an `AutoencoderKL`.
+    """
+    parameters = _parameters(config)
+    return ImageEncoder(
+        parameters=parameters,
+        weight_bytes=parameters * width,
+        encode_bytes=_peak(config, resolution, width, decode=False),
+        decode_bytes=_peak(config, resolution, width, decode=True),
+    )
+
+
+def _parameters(config: Config) -> int:
     widths: list[int] = list(config["block_out_channels"])
     latent = int(config.get("latent_channels", 4))
     layers = count_of(config.get("layers_per_block", 1))
     image, shown = int(config.get("in_channels", 3)), int(config.get("out_channels", 3))
     top, wide = widths[0], widths[-1]
-    middle = 2 * _vae_resnet(wide, wide) + 2 * wide + 4 * linear_parameters(wide, wide)
+    middle = 2 * _resnet(wide, wide) + 2 * wide + 4 * linear_parameters(wide, wide)
     encoder = conv_parameters(image, top) + middle + 2 * wide + conv_parameters(wide, 2 * latent)
     decoder = conv_parameters(latent, wide) + middle + 2 * top + conv_parameters(top, shown)
     for level, width in enumerate(widths):
         before, after = widths[max(0, level - 1)], widths[min(level + 1, len(widths) - 1)]
-        encoder += _vae_resnet(before, width) + (layers - 1) * _vae_resnet(width, width)
-        decoder += _vae_resnet(after, width) + layers * _vae_resnet(width, width)
+        encoder += _resnet(before, width) + (layers - 1) * _resnet(width, width)
+        decoder += _resnet(after, width) + layers * _resnet(width, width)
         encoder += conv_parameters(width, width) if level < len(widths) - 1 else 0
         decoder += conv_parameters(width, width) if level > 0 else 0
     both = conv_parameters(2 * latent, 2 * latent, 1) * bool(config.get("use_quant_conv", True))
     return encoder + decoder + both + conv_parameters(latent, latent, 1) * bool(config.get("use_post_quant_conv", True))
 
 
-def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
+def _peak(config: Config, side: int, width: int, *, decode: bool) -> int:
     """Return the peak bytes of encoding or decoding one image of `side` x `side` pixels, without gradients.
 
     The peak is in the residual blocks at full resolution. Encoding holds the input at this resolution and, at the end
@@ -37,6 +57,6 @@ def vae_peak(config: Config, side: int, width: int, *, decode: bool) -> int:
     return values * side**2 * width
 
 
-def _vae_resnet(inputs: int, outputs: int) -> int:
+def _resnet(inputs: int, outputs: int) -> int:
     shortcut = conv_parameters(inputs, outputs, 1) if inputs != outputs else 0
     return 2 * inputs + conv_parameters(inputs, outputs) + 2 * outputs + conv_parameters(outputs, outputs) + shortcut

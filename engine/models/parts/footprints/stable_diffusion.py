@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from engine.models.parts import clip_footprint, unet_footprint, vae_footprint
 from engine.models.parts.clip_tokens import num_chunks
-from engine.models.spec import Configs, ImageEncoder, Workload
+from engine.models.parts.footprints import clip, vae
+from engine.models.parts.footprints.unet import unet
+from engine.models.spec import Configs, Footprint, Workload
 
 _CLIP_LENGTH: Final = 77
 
 
-def footprint(
-    config: Configs, workload: Workload, *, text_encoders: Sequence[str], has_float32_vae: bool
-) -> ImageEncoder:
+def footprint(config: Configs, workload: Workload, *, text_encoders: Sequence[str], has_float32_vae: bool) -> Footprint:
     """Record a training step on the workload's tapes, as specified by `FamilySpec.footprint`.
 
     Args:
@@ -23,15 +22,14 @@ def footprint(
         text_encoders: the names of the text encoders' components.
         has_float32_vae: True if the VAE is in float32 whatever the task's precision.
     """
-    vae = config("vae")
-    side = max(1, workload.resolution // 2 ** (len(vae["block_out_channels"]) - 1))
+    side = max(1, workload.resolution // vae.reduction(config("vae")))
     lengths, chunks = [_CLIP_LENGTH], num_chunks(workload.caption_tokens)
     for component in text_encoders:
         found = config(component)
         rows = workload.batch * chunks
-        clip_footprint.text_encoder(found, workload.text_encoders, batch=rows)
+        clip.text_encoder(found, workload.text_encoders, batch=rows)
         lengths.append(int(found.get("max_position_embeddings", _CLIP_LENGTH)))
-    unet_footprint.unet(
+    unet(
         config("unet"),
         workload.denoiser,
         batch=workload.batch,
@@ -40,10 +38,4 @@ def footprint(
         text_is_traced=workload.trains_text_encoders,
     )
     width = 4 if has_float32_vae else workload.value_bytes
-    parameters = vae_footprint.vae_parameters(vae)
-    return ImageEncoder(
-        parameters=parameters,
-        weight_bytes=parameters * width,
-        encode_bytes=vae_footprint.vae_peak(vae, workload.resolution, width, decode=False),
-        decode_bytes=vae_footprint.vae_peak(vae, workload.resolution, width, decode=True),
-    )
+    return Footprint(images=vae.image_encoder(config("vae"), workload.resolution, width))

@@ -6,7 +6,7 @@ from engine.models.parts.tape import Config, Tape, count_of
 
 
 def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
-    """Record a text encoder on `batch` captions of full length. Raises the errors of `unet_footprint.unet`."""
+    """Record a text encoder on `batch` captions of full length. Raises the errors of `unet.unet`."""
     width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
     length = int(config.get("max_position_embeddings", 77))
     rows, heads = batch * length, int(config.get("num_attention_heads", 8))

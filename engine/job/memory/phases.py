@@ -1,0 +1,83 @@
+"""The device memory and main memory of a job's phases, with text encoders kept or freed. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.models.spec import ImageEncoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """Bytes of one memory at the peak of each phase."""
+
+    encode: int
+    """The encoders are loaded, and encode images and captions."""
+    load: int
+    """The denoiser is loaded."""
+    train: int
+    validation: int
+    """Validation images are drawn."""
+
+    @property
+    def peak(self) -> int:
+        """The peak of the whole job, in bytes."""
+        return max(self.encode, self.load, self.train, self.validation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Sizes of which the phases consist, in bytes."""
+
+    denoiser: int
+    """Its frozen weights."""
+    texts: int
+    """Frozen weights of the text encoders that can be trained."""
+    fixed: int
+    """Weights of those that cannot."""
+    encode: int
+    """Peak of encoding a caption, besides the weights."""
+    lasting: int
+    """Trained values, slots and copies, which are kept between steps."""
+    step: int
+    """The peak of a training step: `lasting`, activations and gradients."""
+    unchanged: int
+    """Weights that are read again, to draw images without the training."""
+
+
+def kept_together(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_texts: bool) -> tuple[Phases, Phases]:
+    """Return the device's memory and a GPU machine's main memory if the encoders are kept.
+
+    They are on the device while they encode and draw. While a GPU trains, they are in main memory.
+    """
+    encoders = sizes.texts + sizes.fixed + images.weight_bytes
+    leaving = encoders - sizes.texts * trains_texts if is_cuda else 0
+    resting, working = sizes.denoiser + encoders - leaving, sizes.denoiser + encoders + sizes.lasting
+    own = Phases(
+        encode=working + max(images.encode_bytes, sizes.encode),
+        load=resting,
+        train=resting + sizes.step,
+        validation=working + sizes.unchanged + max(images.decode_bytes, sizes.encode),
+    )
+    return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)
+
+
+def freed_before(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_texts: bool) -> tuple[Phases, Phases]:
+    """Return the same if the text encoders are freed before the denoiser is loaded.
+
+    They are loaded straight to the device, and encode the captions and the prompts. Those that are trained are loaded
+    with the denoiser. The VAE stays, since images may be encoded later.
+    """
+    texts, trained_texts = (0, sizes.texts) if trains_texts else (sizes.texts, 0)
+    vae, leaving = images.weight_bytes, images.weight_bytes if is_cuda else 0
+    loaded = sizes.denoiser + trained_texts
+    own = Phases(
+        encode=max(
+            texts + sizes.fixed + sizes.encode,
+            loaded + sizes.lasting + vae + images.encode_bytes,
+        ),
+        load=loaded + vae - leaving,
+        train=loaded + vae - leaving + sizes.step,
+        validation=loaded + sizes.lasting + sizes.unchanged + vae + images.decode_bytes,
+    )
+    return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)
