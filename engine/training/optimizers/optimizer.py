@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from engine.task.keys.train_args import OptimizerName
 from engine.training.optimizers.layout import Layout
 
 if TYPE_CHECKING:
@@ -81,5 +82,7 @@ class OptimizerSpec:
     """Usual values of such keys that differ from the task's defaults."""
     rate_factor: float = 1.0
     """The usual learning rate, as a multiple of that of the default optimizer."""
+    lighter: OptimizerName | None = None
+    """An optimizer whose state takes less memory, and which wants the same rates and constants."""
     finds_rate: bool = False
     """True if it finds the learning rate itself, and multiplies it by the task's, which then is usually 1."""

@@ -1,9 +1,11 @@
 """Prodigy (Mishchenko & Defazio 2024, arXiv:2306.06101, algorithm 4): AdamW that finds its learning rate.
 
 The rate of an update is the task's, times an estimate d of the distance from the start to the solution. The estimate
-is a quotient of two sums over all parameters. It begins with 1e-6 and never falls. As in the authors' own code both
-sums are without the factor 1 - sqrt(beta2), which cancels out, and divided by the first estimate, which keeps them away
-from the smallest numbers.
+is a quotient of two sums over all parameters. It begins with 1e-6 and never falls. As in the authors' own code
+(prodigyopt) both sums are without the factor 1 - sqrt(beta2), which cancels out, and divided by the first estimate,
+which keeps them away from the smallest numbers. What they recommend for diffusion models is on: Adam's bias correction
+(`use_bias_correction`), and a norm that does not depend on the rate (`safeguard_warmup`), since a rate that rises would
+otherwise lead to an estimate that is too large.
 """
 
 from __future__ import annotations
@@ -54,35 +56,37 @@ class Prodigy:
         """See `Optimizer.update`."""
         require_float32(rates, max(1.0, self._d**2 / _FIRST))
         self.begin()
-        sums = self._sums(gradients, rates[0])
-        for names, rate in batches(self._groups, gradients, rates, is_whole_model=self._is_whole_model):
-            self._move(names, [gradients[name] for name in names], rate * self._d)
         self._updates += 1
+        args, number = self._args, self._updates
+        step = self._d * math.sqrt(1.0 - args.beta2**number) / (1.0 - args.beta1**number)
+        sums = self._sums(gradients, rates[0] * step)
+        for names, rate in batches(self._groups, gradients, rates, is_whole_model=self._is_whole_model):
+            self._move(names, [gradients[name] for name in names], rate * step)
         added, norm = self._total(sums, 2).tolist()
         r = self._r * math.sqrt(self._args.beta2) + added
         if norm > 0.0 and math.isfinite(r / norm):  # beyond float32 only where the parameters are, too
             self._r, self._d = r, max(self._d, r / norm)
 
     def _sums(self, gradients: Mapping[str, torch.Tensor], rate: float) -> dict[str, torch.Tensor]:
-        """Add the gradients to s, and return what each parameter adds to r, and its part of s's L1 norm, float64 (2,).
+        """Add the gradients to s. Return what each parameter adds to r, and its part of s's L1 norm: float64, shape (2,).
 
-        A gradient that is missing counts as zeros. The estimate holds for one rate, which is the weight of the steps in
-        its sums: that of the first group, of which those of the others are constant multiples.
+        A gradient that is missing counts as zeros. The rate is the first group's: those of the others are constant multiples
+        of it, and the estimate holds for steps with one weight in all coordinates.
         """
-        weight = self._d**2 * rate / _FIRST
+        scale = self._d / _FIRST
         found = {}
         for name, parameter in self._parameters.items():
             s, gradient = self._slots["s"][name], gradients.get(name)
             s.mul_(math.sqrt(self._args.beta2))
             added = torch.zeros((), device=s.device)
             if gradient is not None:
-                s.add_(gradient, alpha=weight)
+                s.add_(gradient, alpha=scale * self._d)
                 added = torch.sub(self._slots["start"][name], parameter).mul_(gradient).sum()
-            found[name] = torch.stack([added.double() * weight, s.abs().sum().double()])
+            found[name] = torch.stack([added.double() * (scale * rate), s.abs().sum().double()])
         return found
 
     def _move(self, names: Sequence[str], gradients: list[torch.Tensor], rate: float) -> None:
-        """Update parameters with AdamW, whose gradients are multiplied by the estimate; no bias is corrected."""
+        """Update parameters with AdamW, whose gradients are multiplied by the estimate."""
         args, d = self._args, self._d
         parameters: list[torch.Tensor] = [self._parameters[name] for name in names]
         means = [self._slots["exp_avg"][name] for name in names]

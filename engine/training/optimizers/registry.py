@@ -23,6 +23,7 @@ OPTIMIZERS: Final[Mapping[OptimizerName, OptimizerSpec]] = {
         module="engine.training.optimizers.adamw",
         layout=like_parameter("exp_avg", "exp_avg_sq"),
         reads=(*_BETAS, _DECAY, _EPSILON),
+        lighter="adamw_8bit",
     ),
     "adamw_8bit": OptimizerSpec(
         module="engine.training.optimizers.adamw_8bit", layout=eight_bit, reads=(*_BETAS, _DECAY, _EPSILON)

@@ -18,7 +18,7 @@ def slope(value, step):
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_it_is_the_papers_formula(whole):
-    """Algorithm 4 of arXiv:2306.06101 with decoupled weight decay, in float64; the estimate grows a millionfold.
+    """Algorithm 4 of arXiv:2306.06101 in float64, with decoupled weight decay, bias correction and safeguard.
 
     The second group has twice the rate. It changes its steps, not the estimate's formula.
     """
@@ -29,18 +29,19 @@ def test_it_is_the_papers_formula(whole):
     start = {name: value.clone() for name, value in exact.items()}
     mean, square, s = ({name: torch.zeros_like(value) for name, value in exact.items()} for _ in range(3))
     d, r, found = 1e-6, 0.0, []
-    for step in range(40):
-        rate = 1.0 - step / 80
+    for step in range(100):
+        rate = 1.0 - step / 200
         own = {name: slope(parameter.detach().double(), step) for name, parameter in named.items()}
         ours.update({name: gradient.float() for name, gradient in own.items()}, [rate, 2 * rate])
+        corrected = rate * math.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
         r *= math.sqrt(0.999)
         for name, value in exact.items():
             gradient = own[name].float().double()
-            r += (1 - math.sqrt(0.999)) * rate * d**2 * float((gradient * (start[name] - value)).sum())
-            s[name] = math.sqrt(0.999) * s[name] + (1 - math.sqrt(0.999)) * rate * d**2 * gradient
+            r += (1 - math.sqrt(0.999)) * corrected * d**2 * float((gradient * (start[name] - value)).sum())
+            s[name] = math.sqrt(0.999) * s[name] + (1 - math.sqrt(0.999)) * d**2 * gradient
             mean[name] = 0.9 * mean[name] + 0.1 * d * gradient
             square[name] = 0.999 * square[name] + 0.001 * d**2 * gradient**2
-            factor = rate * d * (2 if name == "b" else 1)
+            factor = corrected * d * (2 if name == "b" else 1)
             exact[name] = value - factor * (mean[name] / (square[name].sqrt() + d * 1e-8) + 0.01 * value)
         d = max(d, r / float(sum(value.abs().sum() for value in s.values())))
         found.append(d)
@@ -81,7 +82,7 @@ def test_it_finds_the_way():
     for _ in range(400):
         ours.update({"a": (named["a"].detach() - goal) / 100}, [1.0])
     assert (named["a"] - goal).abs().mean() < 50
-    assert 100 < ours.state().numbers["d"] < 1000
+    assert 50 < ours.state().numbers["d"] < 1000
 
 
 @pytest.mark.parametrize(
