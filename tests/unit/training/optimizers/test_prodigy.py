@@ -23,6 +23,8 @@ def test_it_is_the_papers_formula(whole):
     The second group has twice the rate. It changes its steps, not the estimate's formula.
     """
     named = parameters((4, 7), (5,), (3, 2, 3, 3))
+    for parameter in named.values():
+        parameter.data *= 1e-3  # so that the first steps, of a millionth, are exact
     groups = [{name: named[name] for name in names} for names in ("ca", "b")]
     ours = make("prodigy", groups, whole=whole, weight_decay=0.01)
     exact = doubles(named)
@@ -45,7 +47,7 @@ def test_it_is_the_papers_formula(whole):
             exact[name] = value - factor * (mean[name] / (square[name].sqrt() + d * 1e-8) + 0.01 * value)
         d = max(d, r / float(sum(value.abs().sum() for value in s.values())))
         found.append(d)
-    assert found[-1] > 1e5 * found[0] and len(set(found)) > 10
+    assert found[-1] > 1e4 * found[0] and len(set(found)) > 10
     assert ours.state().numbers["d"] == pytest.approx(d, rel=1e-3)
     assert_near(named, exact, rtol=1e-3, atol=1e-4)
 
