@@ -70,6 +70,7 @@ def load_family(job: Job, device: torch.device) -> Family:
             single_file=job.base.single_file,
             variants=job.base.variants,
             absent=job.base.absent,
+            elsewhere=job.base.places,
             dtype=PRECISIONS[job.task.mixed_precision],
             float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
             device=device,
