@@ -70,8 +70,8 @@ class Prodigy:
     def _sums(self, gradients: Mapping[str, torch.Tensor], rate: float) -> dict[str, torch.Tensor]:
         """Add the gradients to s. Return what each parameter adds to r and to the L1 norm of s: float64, shape (2,).
 
-        A gradient that is missing counts as zeros. The rate is the first group's: the others are constant multiples of it,
-        and the estimate holds for steps with one weight in all coordinates.
+        A gradient that is missing counts as zeros. The rate is the first group's: those of the others are constant
+        multiples of it, and the estimate holds for steps with one weight in all coordinates.
         """
         scale = self._d / _FIRST
         found = {}
