@@ -2,7 +2,7 @@
 
 The paper's block-wise dynamic quantization in torch's own operations, so that it has the same bits wherever it is cut,
 on any device. bitsandbytes' kernels are for GPUs, and torchao compiles its update on the machine that trains.
-Parameters with few values, such as most of a LoRA's, have their moments in float32, as in both of them.
+Parameters with few values, such as those of a LoRA of low rank, have moments in float32, as in both of them.
 """
 
 from __future__ import annotations
