@@ -82,11 +82,7 @@ def detect(model_index: Mapping[str, Any]) -> FamilySpec:
 
 
 def load(spec: FamilySpec, args: LoadArgs) -> Family:
-    """Load a base model.
-
-    Args:
-        spec: the base model's row (`BaseModel.family`), which becomes the family's.
-        args: the arguments for loading.
+    """Load a base model's parts into memory. `Family.spec` is then `spec`: the row for this model (`refine`).
 
     Raises:
         ModelError: a part is missing, malformed or of the wrong shape.
