@@ -30,6 +30,7 @@ def encoding_cache(job: Job, settings: Settings, device: torch.device) -> Encodi
     namespace = {
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
+        **({"components": job.base.identities} if job.base.elsewhere else {}),
         "mixed_precision": job.task.mixed_precision,
         **provenance.origin(device),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.models.components.place import Place
 from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
@@ -53,6 +54,8 @@ class LoadArgs:
     prediction_type: TargetType
     single_file: SingleFile | None = None
     """The file that holds the weights and configurations; None for a model in `folder`."""
+    elsewhere: Mapping[str, Place] = field(default_factory=dict)
+    """The places of components that are not in `folder` or `single_file`, by name."""
     zero_terminal_snr: bool = False
     """True rescales the noise schedule to zero terminal SNR, for training and for the pipeline."""
     caption_tokens: int
@@ -65,6 +68,11 @@ class LoadArgs:
     require_unchanged: Callable[[], None] = lambda: None
     """Called after a component was loaded. Raises ModelError if the base model's files are not those that were hashed.
     """
+
+    def place(self, component: str) -> Place:
+        """Return where a component lies."""
+        own = Place(component=component, folder=self.folder / component, single_file=self.single_file)
+        return self.elsewhere.get(component, own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ def base_of(identity=f"org/model@{COMMIT}", *, spec=SPEC, configs=CONFIGS, **cha
         "variants": {},
         "absent": frozenset(),
         "single_file": None,
+        "elsewhere": {},
         "num_train_timesteps": 1000,
         "timesteps": lambda args: Timesteps.of(args, 1000),
         "config": lambda component: configs[component],

@@ -51,6 +51,8 @@ def base_of(family=SPEC, revision=None, configs=None):
         variants={},
         num_train_timesteps=1000,
         single_file=None,
+        elsewhere={},
+        identities={},
         family=family,
         objective=OBJECTIVES[family.objective],
         config=lambda component, name="config.json": (configs or {}).get(component, {}),

@@ -34,6 +34,7 @@ def describe(job: Job) -> list[str]:
     lines = [
         *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        *(f"{name:<14} {public(one.wanted.name)} ({one.identity[:19]})" for name, one in job.base.elsewhere.items()),
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
         f" = {plural(effective, 'image')} a step",

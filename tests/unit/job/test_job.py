@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,7 @@ class TestDigest:
             {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
             {"transforms": {"buckets": False}},
             {"train_args": {"gradient_checkpointing": True}},
+            {"model": {"name": "m", "components": {}}},
         ],
     )
     def test_does_not_depend_on_where_and_how_it_runs(self, extra):
@@ -247,3 +249,26 @@ class TestSameWorld:
         record = job_of(text(validation={"dataset": {"fraction": 0.5}}), held_out=held_out_of()).record
         assert record.invariants["micro_batches"] == 1 and record.invariants["dataset"] == "f" * 64 and record.curve
         assert (record.rows, record.max_steps) == (10, 1)
+
+
+class TestComponents:
+    """A part of the base model from elsewhere counts by its commit, or by its content where it is local."""
+
+    def job(self, name, *, identity="sha256:v", revision=None):
+        job = job_of(text(model={"name": "m", "components": {"vae": {"name": name}}}))
+        found = SimpleNamespace(identity=identity, revision=revision, resolved={"identity": identity})
+        base = SimpleNamespace(**vars(job.base) | {"elsewhere": {"vae": found}, "identities": {"vae": identity}})
+        return replace(job, base=base)
+
+    def test_a_local_one_by_its_content(self):
+        one, two = self.job("/a"), self.job("/b")
+        assert one.identified_task["model"]["components"] == {"vae": {"name": "sha256:v"}}
+        assert one.task_digest == two.task_digest != self.job("/a", identity="sha256:w").task_digest
+        assert self.job("a/b", revision=COMMIT).identified_task["model"]["components"] == {"vae": {"name": "a/b"}}
+
+    def test_a_chain_agrees_on_it(self):
+        found = self.job("/a")
+        assert found.invariants == job_of().invariants | {"components": {"vae": "sha256:v"}}
+        assert found.resolved["base_model"]["components"] == {"vae": {"identity": "sha256:v"}}
+        with pytest.raises(CheckpointError, match="components is"):
+            jobs.require_same_invariants(found.invariants, job_of().invariants, main_file="x")

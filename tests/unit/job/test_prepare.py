@@ -225,3 +225,20 @@ class TestABranchThatMoves:
         found = prepare.recorded(settings, task)
         assert prepare._pinned_model(found, task) == COMMIT
         assert prepare.recorded(settings, parse_task(text(seed=5).encode(), source="task")) is None
+
+
+@pytest.mark.parametrize(
+    "recorded, expected",
+    [
+        ({"name": "a/vae", "branch": "main", "revision": COMMIT}, {"vae": COMMIT}),
+        ({"name": "a/vae", "branch": "v2", "revision": COMMIT}, {}),
+        ({"name": "a/other", "branch": "main", "revision": COMMIT}, {}),
+        ({"name": "a/vae", "branch": "main", "revision": "main"}, {}),
+        ("nonsense", {}),
+    ],
+)
+def test_a_component_stays_at_its_commit_while_it_is_asked_for(recorded, expected):
+    named = {"name": "m", "components": {"vae": {"name": "a/vae"}}}
+    task = parse_task(text(model=named).encode(), source="test")
+    assert prepare._pinned_components(before_of({"components": {"vae": recorded}}), task) == expected
+    assert prepare._pinned_components(None, task) == {}
