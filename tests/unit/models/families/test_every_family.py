@@ -302,7 +302,7 @@ class TestLoss:
 def test_text_encoders_that_are_never_trained_can_be_freed(folder):
     """Nothing else refers to them, and images of prompts that are encoded already are drawn without them."""
     family = load(folder)
-    family.remember({prompt: family.encode_caption(prompt) for prompt in ("a cat", "")})
+    family.remember({prompt: family.encode_caption(prompt) for prompt in ("a cat", family.spec.empty_prompt)})
     family.move_encoders(CPU)
     freed = {name: weakref.ref(family.parts.pop(name)) for name in family.spec.fixed_text_encoders}
     assert [name for name, part in freed.items() if part() is not None] == []
