@@ -109,35 +109,56 @@ class TestNames:
         assert len(set(known.values())) == len(layers) and set(TEXTS) < {name.split(".")[0] for name in known.values()}
 
 
+ALPHAS = (0.5, 1.0, 3.0)
+LORAS = [
+    Lora(rank=RANK, target_modules=CONVOLUTIONS),
+    Lora(rank=7, alpha=2, init_lora_weights="gaussian", target_modules=CONVOLUTIONS),
+]
+
+
 class TestRanksAndAlphas:
     @pytest.fixture
-    def given(self, unet):
+    def given(self, pipeline):
         """A file as trainers write it: a rank and an alpha for each layer."""
-        adapter = randomise(attach(unet, Lora(rank=RANK, target_modules=CONVOLUTIONS), 0))
+        adapter = randomise(attach(copy.deepcopy(pipeline.unet), Lora(rank=RANK, target_modules=CONVOLUTIONS), 0))
         tensors = kohya(adapter, plain, {"unet": "lora_unet"})
         for number, key in enumerate(sorted(key for key in tensors if key.endswith(".alpha"))):
             stem, rank = key.removesuffix(".alpha"), 1 + number % RANK
             tensors[f"{stem}.lora_down.weight"] = tensors[f"{stem}.lora_down.weight"][:rank].contiguous()
             tensors[f"{stem}.lora_up.weight"] = tensors[f"{stem}.lora_up.weight"][:, :rank].contiguous()
-            tensors[key] = torch.tensor((0.5, 1.0, 3.0)[number % 3])
+            tensors[key] = torch.tensor(ALPHAS[number % 3])
         return tensors
 
-    @pytest.mark.parametrize("lora", [Lora(rank=RANK), Lora(rank=7, alpha=2, init_lora_weights="gaussian")], ids=str)
+    @pytest.mark.parametrize("lora", LORAS, ids=lambda lora: f"rank {lora.rank}")
     def test_diffusers_predicts_the_same_with_the_file(self, pipeline, given, lora, tmp_path):
+        """Of one alpha: Diffusers takes the most common one for all layers of such a file."""
+        given |= {key: torch.tensor(3.0) for key in given if key.endswith(".alpha")}
         safetensors.torch.save_file(given, tmp_path / "lora.safetensors")
         loaded = StableDiffusionPipeline(
             **pipeline.components | {"unet": copy.deepcopy(pipeline.unet)}, requires_safety_checker=False
         )
         loaded.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+        self.assert_predicts(pipeline, given, lora, loaded.unet)
+
+    @pytest.mark.parametrize("lora", LORAS, ids=lambda lora: f"rank {lora.rank}")
+    def test_each_alpha_counts_as_in_kohyas_tools(self, pipeline, given, lora):
+        """W + alpha / rank x B·A: `merge_to` in networks/lora.py of sd-scripts."""
+        merged = copy.deepcopy(pipeline.unet)
+        for key, module in names(SD, {"unet": merged}).items():
+            if f"{key}.alpha" in given:
+                down, up = (given[f"{key}.lora_{matrix}.weight"] for matrix in ("down", "up"))
+                layer = merged.get_submodule(module.removeprefix("unet."))
+                change = (up.flatten(1) @ down.flatten(1)).reshape(layer.weight.shape)
+                layer.weight.data += change * (given[f"{key}.alpha"] / len(down))
+        self.assert_predicts(pipeline, given, lora, merged)
+
+    def assert_predicts(self, pipeline, given, lora, expected):
         own = copy.deepcopy(pipeline.unet)
         known = names(SD, {"unet": own})
-        task = Lora(
-            rank=lora.rank, alpha=lora.alpha, init_lora_weights=lora.init_lora_weights, target_modules=CONVOLUTIONS
-        )
-        adapter = attach(own, task, 0)
+        adapter = attach(own, lora, 0)
         adapter.warm_start(read(given, SD, ["unet"], known))
         assert (predict(own) - predict(pipeline.unet)).abs().max() > 1e-3
-        assert_equal_but_for_rounding(predict(own), predict(loaded.unet), operations=depth(own))
+        assert_equal_but_for_rounding(predict(own), predict(expected), operations=depth(own))
 
     def test_added_ranks_have_no_effect_and_can_be_trained(self, unet, given):
         known = names(SD, {"unet": unet})
@@ -159,7 +180,7 @@ class TestRanksAndAlphas:
         key = next(key for key in given if key.endswith("to_q.lora_up.weight"))
         given[key] = torch.cat([given[key]] * 2, dim=1)
         adapter = attach(unet, Lora(rank=2 * RANK, target_modules=CONVOLUTIONS), 0)
-        with pytest.raises(CheckpointError, match="matrices of two ranks for unet.*to_q"):
+        with pytest.raises(CheckpointError, match=r"matrices of two ranks for unet\..*to_q"):
             adapter.warm_start(read(given, SD, ["unet"], known))
 
     def test_a_layer_that_the_task_does_not_adapt_is_named(self, unet, given):
