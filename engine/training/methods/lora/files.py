@@ -81,7 +81,7 @@ def from_diffusers_file(
         tensors: the file's tensors.
         spec: the base model's family.
         components: the trained components.
-        names: the layers' names in other programs (`foreign_names.names_of`).
+        names: the layers' names in other programs (`layer_names.names_of`).
         metadata: the file's metadata, where Diffusers stores rank and alpha.
         config: PEFT's adapter_config.json, which contains them; None if there is none.
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from engine.core.errors import CheckpointError, first_line
+from engine.models.components.layer_names import is_foreign, text_encoder_of
 from engine.models.spec import FamilySpec
-from engine.training.methods.lora.foreign_names import is_foreign, parse_foreign_key
 
 DOWN: Final = ".lora_A.weight"
 UP: Final = ".lora_B.weight"
@@ -39,6 +39,14 @@ _SPELLINGS: Final = {
     ".alpha": "alpha",
 }
 
+_FOREIGN_SPELLINGS: Final = {
+    ".lora_down.weight": "lora_A",
+    ".lora_up.weight": "lora_B",
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".alpha": "alpha",
+}
+"""Endings of names in the files of kohya's tools and ComfyUI -> parts of a LoRA."""
 
 _OTHER_KINDS: Final = tuple(
     (re.compile(pattern), words)
@@ -84,7 +92,7 @@ def places(
         keys: the tensors' names, as Diffusers, PEFT, kohya's tools or ComfyUI spell them.
         spec: the base model's family.
         components: the trained components.
-        names: the names of the base model's layers in other programs (`foreign_names.names_of`).
+        names: the names of the base model's layers in other programs (`layer_names.names_of`).
 
     Raises:
         CheckpointError: the file is not a LoRA in these formats, or adapts other components as well. It names the first
@@ -101,7 +109,7 @@ def places(
     known: dict[tuple[str, str], str] = {}
     for key, name in plain.items():
         if is_foreign(name):
-            place = parse_foreign_key(name, spec, components, names)
+            place = _parse_foreign_key(name, spec, components, names)
         else:
             component, own = own_key(name, components) if is_prefixed else (spec.denoiser, name)
             module, kind = parse_key(key, own)
@@ -153,6 +161,40 @@ def parse_key(key: str, own: str) -> tuple[str, str]:
             # The oldest spelling, `to_out_lora`, omits that the projection is the first item of a list.
             return (f"{module}.0" if module.endswith(".to_out") else module), kind
     raise CheckpointError(f"the LoRA file's {key} is not in a format that is read (docs/chains.md); use another file")
+
+
+def _parse_foreign_key(
+    key: str, spec: FamilySpec, components: Collection[str], names: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return the layer of a key, by its full name, and its part: `lora_A`, `lora_B` or `alpha`.
+
+    Args:
+        key: a tensor's name in one of these formats, without an adapter's name.
+        spec: the base model's family.
+        components: the trained components.
+        names: those of `names_of`.
+
+    Raises:
+        CheckpointError: it is of a component that is not trained, or of no layer of the base model.
+    """
+    stem, kind = next(
+        ((key.removesuffix(ending), kind) for ending, kind in _FOREIGN_SPELLINGS.items() if key.endswith(ending)),
+        (key, ""),
+    )
+    if ".lora_mid." in key:
+        raise CheckpointError("the LoRA file has three matrices a layer (Tucker decomposition): use another file")
+    if not kind:
+        raise CheckpointError(f"the LoRA file's {key} is no matrix or alpha of a LoRA; use another file")
+    if stem in names:
+        return names[stem], kind
+    component = text_encoder_of(stem)
+    if component and component not in components:
+        advice = "; set train_args.train_text_encoder" if component in spec.text_encoders else ""
+        raise CheckpointError(f"the LoRA file also adapts {component}, which this task does not train{advice}")
+    raise CheckpointError(
+        f"the LoRA file's {stem} is none of the base model's layers: it is for another kind of model, or its names are "
+        "not those of Diffusers, kohya's tools or ComfyUI; use one for this base model"
+    )
 
 
 def require_fit(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -> None:

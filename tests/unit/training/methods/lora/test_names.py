@@ -10,13 +10,13 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch.nn import Conv2d, Linear
 
 from engine.core.errors import CheckpointError
+from engine.models.components.layer_names import names_of
 from engine.models.families.sd.spec import SPEC as SD
 from engine.models.families.sdxl.spec import SPEC as SDXL
 from engine.models.parts.sgm_names import SgmNames
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora.files import diffusers_state, from_diffusers_file, webui_state
-from engine.training.methods.lora.foreign_names import names_of
 from tests.support import tiny
 from tests.support.tolerance import assert_equal_but_for_rounding, depth
 from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them
