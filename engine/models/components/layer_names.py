@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from engine.models.parts.sgm_names import SgmNames
+from engine.models.single_file.sgm_names import SgmNames
 from engine.models.spec import FamilySpec
 
 _FOREIGN: Final = re.compile(r"lora_(unet|transformer|te\d?)_|diffusion_model\.")

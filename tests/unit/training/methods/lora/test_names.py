@@ -13,7 +13,7 @@ from engine.core.errors import CheckpointError
 from engine.models.components.layer_names import names_of
 from engine.models.families.sd.spec import SPEC as SD
 from engine.models.families.sdxl.spec import SPEC as SDXL
-from engine.models.parts.sgm_names import SgmNames
+from engine.models.single_file.sgm_names import SgmNames
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora.files import diffusers_state, from_diffusers_file, webui_state
