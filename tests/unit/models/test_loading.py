@@ -74,6 +74,19 @@ def refused(folder, part, message=None):
     assert part in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 4
 
 
+def shards_of(folder, part):
+    """Put a part's weights into two shards, and return the path of their index."""
+    path = weights(folder, part)
+    tensors = load_file(path)
+    path.unlink()
+    names = {name: f"{path.stem}-0000{1 + k % 2}-of-00002.safetensors" for k, name in enumerate(sorted(tensors))}
+    for shard in sorted(set(names.values())):
+        save_file({k: v for k, v in tensors.items() if names[k] == shard}, path.parent / shard, {"format": "pt"})
+    index = path.with_name(f"{path.name}.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names | {"a": min(names.values())}}))
+    return index
+
+
 class TestModule:
     def test_whole(self, folder, part):
         assert load(folder, part).training is False
@@ -135,6 +148,28 @@ class TestModule:
         changed = sorted(name for name in tensors if tensors[name].ndim == 2)[0]
         tensors[changed] = torch.zeros(3, 5)
         save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part)
+
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+    def test_quantised_weights(self, folder, part, dtype):
+        path = weights(folder, part)
+        tensors = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part, "is stored as (F8_E4M3|I8), a quantised form")
+
+    def test_in_shards(self, folder, part):
+        shards_of(folder, part)
+        assert load(folder, part)
+
+    @pytest.mark.parametrize("name", ["../../other.safetensors", "/etc/passwd", "other.safetensors", 7, None])
+    def test_an_index_of_shards_that_leads_elsewhere(self, folder, part, name):
+        """transformers would load weights that are not hashed."""
+        path = shards_of(folder, part)
+        index = json.loads(path.read_text())
+        shutil.copy(path.parent / index["weight_map"]["a"], path.parent / "other.safetensors")
+        shutil.copy(path.parent / index["weight_map"]["a"], folder.parent / "other.safetensors")
+        index = index | {"weight_map": index["weight_map"] | {"a": name}} if name else []
+        path.write_text(json.dumps(index))
         refused(folder, part)
 
     @pytest.mark.parametrize("damage", ["empty", "cut header", "cut tensors", "noise", "pickle"])

@@ -163,6 +163,7 @@ SPEC: Final = FamilySpec(
     takes_negative_prompt=False,
     webui_metadata=webui_metadata,
     token_counter=t5_tokens.counter("tokenizer_2"),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=t5_tokens.LEAST),
     drawing=DrawingDefaults(guidance_scale=3.5, num_inference_steps=28),
     hub_tags=("flux", "flux-diffusers"),

@@ -87,6 +87,7 @@ SPEC: Final = FamilySpec(
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT_WITHOUT_THINKING),
     caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=_CHAT_TOKENS + 1),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     drawing=DrawingDefaults(guidance_scale=1.0, num_inference_steps=4),
     hub_tags=("flux2", "flux2-diffusers"),
     licences={

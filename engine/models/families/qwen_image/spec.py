@@ -133,6 +133,7 @@ SPEC: Final = FamilySpec(
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(_ANSWER),
     caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1, least=_ANSWER_TOKENS + 1),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     drawing=DrawingDefaults(guidance_scale=4.0, num_inference_steps=50),
     empty_prompt=" ",  # with none at all, the pipeline has no guidance
     hub_tags=("qwen-image", "qwen-image-diffusers"),

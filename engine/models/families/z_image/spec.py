@@ -114,6 +114,7 @@ SPEC: Final = FamilySpec(
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT),
     caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1, least=_CHAT_TOKENS + 1),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=0.0, num_inference_steps=9),
     hub_tags=("z-image", "z-image-diffusers"),
     licences=dict.fromkeys(("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), "apache-2.0"),

@@ -15,6 +15,8 @@ from engine.core.errors import ModelError
 MAX_SHIFT: Final = 1000.0
 """Limit on a shift and on its inverse, as for the task's `flow_shift`. With a much smaller shift the noise level of the
 last timestep is no number in float32."""
+EXPONENTIAL: Final = "exponential"
+"""The usual `time_shift_type`."""
 _MAX_TOKENS: Final = 1 << 24
 _MAX_EXPONENT: Final = 10.0
 """Limit on the numbers from which a shift is computed, of which it may be the exponential."""
@@ -55,8 +57,8 @@ class Shift:
         μ is linear in the number of tokens, `base_shift` at `base_image_seq_len` and `max_shift` at
         `max_image_seq_len`; the shift is e^μ, or μ with the `time_shift_type` linear.
         """
-        kind = config.get("time_shift_type", "exponential")
-        if kind not in ("exponential", "linear"):
+        kind = config.get("time_shift_type", EXPONENTIAL)
+        if kind not in (EXPONENTIAL, "linear"):
             raise malformed("time_shift_type", kind)
         base, most = (
             number(config, key, default, least=1, most=_MAX_TOKENS)
@@ -69,7 +71,7 @@ class Shift:
         if most <= base:
             raise malformed("max_image_seq_len", config.get("max_image_seq_len", 4096))
         slope = (high - low) / (most - base)
-        return cls(fixed=None, slope=slope, intercept=low - slope * base, is_exponential=kind == "exponential")
+        return cls(fixed=None, slope=slope, intercept=low - slope * base, is_exponential=kind == EXPONENTIAL)
 
     def at(self, tokens: int) -> float:
         """Return the shift for latents of so many tokens.

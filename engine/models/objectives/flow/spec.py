@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
-from engine.models.objectives.flow.shift import Shift, flag, malformed, number
+from engine.models.objectives.flow.shift import EXPONENTIAL, Shift, flag, malformed, number
 from engine.models.objectives.objective import ObjectiveSpec, SchedulerConfig, TargetType
 from engine.task.plan.timesteps import Timesteps
 from engine.task.task import TrainArgs
@@ -16,11 +16,11 @@ WITH_FLOW_SIGMAS: Final = frozenset(
         "DEISMultistepScheduler",
         "DPMSolverMultistepScheduler",
         "DPMSolverSinglestepScheduler",
-        "SASolverScheduler",
         "UniPCMultistepScheduler",
     }
 )
-"""Diffusers' schedulers that draw with flow matching if `use_flow_sigmas` is true, and with diffusion otherwise."""
+"""Diffusers' schedulers that draw with flow matching if `use_flow_sigmas` is true, and with diffusion otherwise. Not
+among them is SASolverScheduler, which does not take the shift that pipelines give it."""
 _MAX_TIMESTEPS: Final = 10_000
 """Limit on the number of timesteps, for each of which a probability is computed. Published models have 1000."""
 _REFUSED: Final = {
@@ -45,6 +45,12 @@ def drawing(config: SchedulerConfig) -> tuple[str, dict[str, Any], list[str]]:
             f"the base model's scheduler {name[:60]!r} is not one of flow matching, with which this kind of model "
             f"is trained; a {EULER} in its scheduler_config.json can be trained"
         )
+    if (
+        name != EULER
+        and flag(config, "use_dynamic_shifting")
+        and config.get("time_shift_type") not in (None, EXPONENTIAL)
+    ):
+        raise malformed("time_shift_type", config["time_shift_type"])
     if flag(config, "invert_sigmas"):
         raise ModelError("the base model's scheduler has invert_sigmas, with which this program cannot train")
     if config.get("shift_terminal") is not None:
