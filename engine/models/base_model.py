@@ -28,6 +28,7 @@ from engine.models.components.files import (
     content_identity,
     files_below,
     is_url,
+    require_pairs,
     select_files,
 )
 from engine.models.components.place import Place
@@ -173,6 +174,7 @@ def locate(
             digests=digests,
         )
         base = _composed(base, {name: search.find(name, one) for name, one in sorted(model.components.items())})
+    require_pairs(base.absent)
     base.family.check(base.config)
     scheduler = base.config("scheduler", SCHEDULER_FILE)
     for note in base.objective.check(scheduler):
