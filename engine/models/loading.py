@@ -36,6 +36,9 @@ _KEPT: Final = frozenset(("BOOL", "I16", "U16", "F16", "BF16", "I32", "U32", "F3
 _MODEL_TYPE: Final = "model_type"
 """A key of transformers' configurations, which those of Diffusers do not have."""
 
+_ATTENTIONS: Final = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+"""Keys of transformers' configurations that choose how attention is computed."""
+
 _ADAPTER: Final = "adapter_config.json"
 """PEFT's file beside an adapter, which is no part of a model's folder."""
 
@@ -72,6 +75,8 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     config = read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
     if issubclass(cls, ConfigMixin):
         _require_usable(cls, config, component)
+    else:
+        _require_own_attention(config, component)
     dtype = torch.float32 if component in args.float32 else args.dtype
     place = args.place(component)
     if place.single_file is None and (place.folder / _ADAPTER).exists():
@@ -162,6 +167,18 @@ def _require_usable(cls: Any, config: Mapping[str, Any], component: str) -> None
             f"the base model's {component} does not load: {wrong[0]} is {str(config[wrong[0]])[:40]!r}; "
             "download it again"
         )
+
+
+def _require_own_attention(config: Mapping[str, Any], component: str) -> None:
+    """Raise ModelError if a configuration of transformers, or a part of it, names kernels on the Hub: they are code."""
+    for key, value in config.items():
+        if key in _ATTENTIONS and "/" in str(value):
+            raise ModelError(
+                f"the base model's {component} does not load: {key} is {str(value)[:40]!r}, code from the Hub; "
+                "remove it from config.json"
+            )
+        if isinstance(value, Mapping):
+            _require_own_attention(value, component)
 
 
 def _is_number(value: Any) -> bool:

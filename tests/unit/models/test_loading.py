@@ -214,6 +214,12 @@ class TestModule:
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         refused(folder, part)
 
+    @pytest.mark.parametrize("config", [{"_attn_implementation": "a/b"}, {"x": {"attn_implementation": {"": "a/b"}}}])
+    def test_kernels_are_not_downloaded(self, folder, config):
+        path = folder / "text_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        refused(folder, "text_encoder", "attn_implementation is .*a/b.*, code from the Hub")
+
     def test_a_pickle_beside_is_never_touched(self, folder, part):
         (folder / part / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
         (folder / part / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
