@@ -92,13 +92,18 @@ VAE_16 = {
 """The VAE of both, and of Z-Image."""
 
 
-QWEN_IMAGE: dict[str, object] = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128, "out_channels": 16}
+QWEN_IMAGE: dict[str, object] = {
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "out_channels": 16,
+}
 """Qwen/Qwen-Image: the defaults of Diffusers' class."""
 
-Z_IMAGE: dict[str, object] = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}
+Z_IMAGE = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}
 """Tongyi-MAI/Z-Image: the defaults of Diffusers' class."""
 
-FLUX2_DEV: dict[str, object] = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+FLUX2_DEV = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
 """black-forest-labs/FLUX.2-dev: the defaults of Diffusers' class."""
 
 FLUX2_KLEIN = {

@@ -53,6 +53,4 @@ def _vision(config: Config) -> int:
     merged = width * int(config.get("spatial_merge_size", 2)) ** 2
     block = 2 * width + 4 * width * (width + 1) + 3 * width * inner + 2 * inner + width
     merger = width + merged * (merged + 1) + (merged + 1) * int(config.get("out_hidden_size", 3584))
-    return (
-        patch * int(config.get("patch_size", 14)) ** 2 * width + count_of(config.get("depth", 32)) * block + merger
-    )
+    return patch * int(config.get("patch_size", 14)) ** 2 * width + count_of(config.get("depth", 32)) * block + merger

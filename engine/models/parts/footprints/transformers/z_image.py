@@ -78,9 +78,7 @@ def _block(layers: Layers, name: str, batch: int, rows: int, *, has_modulation: 
         diffusers_rms_norm(tape, width, rows)
         tape.keep(modulated, tape.width)
         shared = tape.linear(f"{name}.feed_forward.w1", width, inner, rows, input_width=tape.width, bias=False)
-        tape.linear(
-            f"{name}.feed_forward.w3", width, inner, rows, input_width=tape.width, bias=False, is_kept=shared
-        )
+        tape.linear(f"{name}.feed_forward.w3", width, inner, rows, input_width=tape.width, bias=False, is_kept=shared)
         tape.keep(3 * inner * rows, tape.width)  # the gate, its activation, and what it is multiplied with
         tape.linear(f"{name}.feed_forward.w2", inner, width, rows, input_width=tape.width, bias=False)
         tape.passing(3 * inner * rows * tape.width)
