@@ -65,12 +65,14 @@ def _rows(cls: type, prefix: str, definitions: Definition) -> Iterator[str]:
     for part in fields(cls):
         definition, about = definitions[part.name], about_field(part)
         nested = next((kind for kind in (hints[part.name], *get_args(hints[part.name])) if is_dataclass(kind)), None)
-        if definition.get("type") != "object":
+        if definition.get("type") != "object" or "propertyNames" in definition:
             default = f"`{_scalar(definition['default'])}`" if "default" in definition else "–"
             allowed = _allowed(definition) + ("; an empty one counts as absent" if about.empty_is_absent else "")
             yield f"| `{prefix}{part.name}` | {default} | {text_of(about)} | {allowed} |\n"
         if isinstance(nested, type) and cls is not Task:
-            yield from _rows(nested, f"{prefix}{part.name}.", definition["properties"])
+            inner = definition.get("additionalProperties") or definition
+            name = f"{prefix}{part.name}.NAME." if inner is not definition else f"{prefix}{part.name}."
+            yield from _rows(nested, name, inner["properties"])
 
 
 def _allowed(definition: Definition) -> str:

@@ -95,6 +95,9 @@ class Job:
         value = canonical(self.task)
         if self.base.revision is None:
             value["model"]["name"] = self.base.identity
+        for name, found in self.base.elsewhere.items():
+            if found.revision is None:
+                value["model"]["components"][name]["name"] = found.identity
         if self.task.dataset.name and self.dataset.revision is None:
             value["dataset"]["name"] = self.dataset.fingerprint
         measured = self.task.validation.dataset
@@ -118,6 +121,7 @@ class Job:
     @property
     def resolved(self) -> dict[str, Any]:
         """The commits and fingerprints that names were resolved to, with the keys of the manifest."""
+        elsewhere = {name: found.resolved for name, found in self.base.elsewhere.items()}
         return {
             "dataset": {
                 "name": self.task.dataset.name if self.dataset.revision else None,
@@ -125,7 +129,11 @@ class Job:
                 "revision": self.dataset.revision,
                 "rows": len(self.dataset),
             },
-            "base_model": {"identity": self.base.identity, "revision": self.base.revision},
+            "base_model": {
+                "identity": self.base.identity,
+                "revision": self.base.revision,
+                **({"components": elsewhere} if elsewhere else {}),
+            },
             **({"heldout": self._resolved_held_out(self.held_out)} if self.held_out else {}),
         }
 
@@ -162,6 +170,7 @@ class Job:
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
             "max_caption_tokens": self.caption_tokens if self.caption_tokens != tokens.usual else None,
             "ema": task.train_args.ema_decay is not None,
+            "components": self.base.identities,
         }
         return {
             "base_model": self.base.identity,

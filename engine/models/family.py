@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.models.components.place import Place
 from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
@@ -53,6 +54,8 @@ class LoadArgs:
     prediction_type: TargetType
     single_file: SingleFile | None = None
     """The file that holds the weights and configurations; None for a model in `folder`."""
+    elsewhere: Mapping[str, Place] = field(default_factory=dict)
+    """The places of components that are not in `folder` or `single_file`, by name."""
     zero_terminal_snr: bool = False
     """True rescales the noise schedule to zero terminal SNR, for training and for the pipeline."""
     caption_tokens: int
@@ -62,6 +65,11 @@ class LoadArgs:
     """The shift of a flow objective's noise levels, as in the task; None is that of the base model's scheduler."""
     guidance_scale: float = 1.0
     """The guidance scale that a guidance-distilled denoiser is told in training."""
+
+    def place(self, component: str) -> Place:
+        """Return where a component lies."""
+        own = Place(component=component, folder=self.folder / component, single_file=self.single_file)
+        return self.elsewhere.get(component, own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +104,9 @@ class Family(Protocol):
     """A loaded base model."""
 
     spec: FamilySpec
-    parts: Mapping[str, torch.nn.Module]
-    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for."""
+    parts: MutableMapping[str, torch.nn.Module]
+    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for.
+    One of `spec.fixed_text_encoders` is freed when it is removed: the family keeps no other reference to it."""
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -170,6 +179,14 @@ class Family(Protocol):
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the encoders to a device, except for text encoders that are trained."""
+        ...
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """Keep the conditioning of prompts for `draw`, which then does not need text encoders that are never trained.
+
+        Args:
+            prompts: prompt -> its result of `encode_caption`, or of `encode_fixed` if text encoders are trained.
+        """
         ...
 
     def draw(

@@ -8,17 +8,18 @@ schema from them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from engine.core import json_reader
 from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.task.definition import definition
-from engine.task.key import Chain, about, about_field, key
+from engine.task.key import Chain, Named, about, about_field, key
 from engine.task.keys.dataset import Dataset
 from engine.task.keys.lora import Lora
-from engine.task.keys.model import Model
+from engine.task.keys.model import Component, Model
 from engine.task.keys.patterns import NO_NUL
 from engine.task.keys.train_args import (
     AdamArgs,
@@ -36,6 +37,7 @@ from engine.task.schema import SCHEMA_KEY, Schema
 
 __all__ = [
     "AdamArgs",
+    "Component",
     "Dataset",
     "HeldOutDataset",
     "HuberSchedule",
@@ -187,7 +189,10 @@ def _build(cls: type[_T], value: dict[str, Any]) -> _T:
     parts = {part.name: part for part in fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for name, item in value.items():
-        if isinstance(item, dict):
+        if isinstance(item, dict) and get_origin(hints[name]) is Mapping:
+            kind = get_args(hints[name])[1]
+            arguments[name] = Named({key: _build(kind, one) for key, one in sorted(item.items())})
+        elif isinstance(item, dict):
             arguments[name] = _build(_object_type(hints[name]), item)
         elif isinstance(item, list):
             arguments[name] = tuple(item)

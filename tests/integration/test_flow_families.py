@@ -15,8 +15,9 @@ from PIL import Image
 from tests.support.forks import fork_server
 from tests.support.harness import assert_same, changed, read_json, slice_environment, succeed
 from tests.support.tiny_flux import build_flux
+from tests.support.tiny_sd3 import build_sd3
 
-BUILDERS = {"flux": build_flux}
+BUILDERS = {"flux": build_flux, "sd3": build_sd3}
 """A builder of a tiny model for each family."""
 STEPS = 6
 EVERY_CHANGE = {"SAVE_SECONDS": "0"}
@@ -42,7 +43,7 @@ VARIANTS = {
     "full, bf16": {"training_type": "full", "mixed_precision": "bf16", "train_args.flow_shift": 3.0, **BUCKETS},
 }
 QUICK = "LoRA"
-OF_TEXT_ENCODERS = {"flux"}
+OF_TEXT_ENCODERS = {"flux", "sd3"}
 """The families of which text encoders can be trained."""
 KINDS = [
     pytest.param(family, variant, marks=() if variant == QUICK else pytest.mark.slow)

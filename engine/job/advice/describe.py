@@ -34,6 +34,7 @@ def describe(job: Job) -> list[str]:
     lines = [
         *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        *(f"{name:<14} {public(one.wanted.name)} ({one.identity[:19]})" for name, one in job.base.elsewhere.items()),
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
         f" = {plural(effective, 'image')} a step",
@@ -44,6 +45,7 @@ def describe(job: Job) -> list[str]:
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
     ]
+    lines += _describe_noise(job)
     if args.train_text_encoder:
         own = base_text_encoder_rate(args, step_range.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
@@ -63,6 +65,21 @@ def _describe_trained(job: Job) -> list[str]:
     decay = job.task.train_args.ema_decay
     averaged = "" if decay is None else f"; moving average with a decay of up to {decay:g}"
     return [f"trains         {job.method.words.noun}: {found.trained:,} values{averaged}"]
+
+
+def _describe_noise(job: Job) -> list[str]:
+    """Return a line on a flow-matching model's timesteps and noise levels; none for other models."""
+    args, levels = job.task.train_args, job.base.describe_noise(job.task.train_args)
+    if levels is None:
+        return []
+    sampling = job.base.timestep_sampling(args)
+    options = {
+        "logit_normal": f" (mean {args.logit_mean:g}, standard deviation {args.logit_std:g})",
+        "mode": f" (scale {args.mode_scale:g})",
+    }
+    usual = "" if args.timestep_sampling else ", as is usual for this model"
+    told = f"; guidance scale {args.guidance_scale:g}" if job.base.family.takes_guidance(job.base.config) else ""
+    return [f"timesteps      {sampling}{options.get(sampling or '', '')}{usual}; {levels}{told}"]
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:

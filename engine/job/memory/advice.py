@@ -63,7 +63,8 @@ def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
     """Return whether the configurations claim more than twice the values that the files hold; loading reports that."""
     if base.single_file is not None:  # its configurations are derived from its weights
         return False
-    paths = (path for component in base.family.weighted for path in (base.folder / component).glob("*.safetensors"))
+    places = [base.place(component) for component in base.family.weighted]
+    paths = [path for place in places for path in place.weight_paths(base.variants.get(place.component))]
     held = sum(path.stat().st_size for path in paths)
     return 0 < 2 * held < found.parameters  # at least one byte per value
 

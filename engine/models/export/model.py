@@ -58,6 +58,7 @@ class TrainedModel:
             folder=Path(self.base.folder),
             variants=self.base.variants,
             absent=self.base.absent,
+            elsewhere=self.base.places,
             dtype=torch.float32,
             device=torch.device("cpu"),
             prediction_type=self.prediction_type,

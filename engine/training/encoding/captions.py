@@ -61,7 +61,7 @@ class CaptionEncoder:
         key = cache_key(kind, caption, *self._length)
         stored = self._cache.load(key)
         if stored is None:
-            self._placement.bring()
+            self._placement.bring_text_encoders()
             stored = encode(caption)
             self._check_stop()
             if self._is_stored:

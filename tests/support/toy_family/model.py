@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,6 +128,9 @@ class Toy:
     def move_encoders(self, device: torch.device) -> None:
         for encoder in self.text_encoders.values():
             move_frozen(encoder, device)
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        pass  # the text encoder stays in memory
 
     @torch.no_grad()
     def draw(

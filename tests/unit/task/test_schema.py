@@ -144,6 +144,9 @@ def values_of(part: dict) -> st.SearchStrategy:
     kinds = [part["type"]] if isinstance(part["type"], str) else part["type"]
     low, high = part.get("minimum", 0), part.get("maximum", part.get("exclusiveMaximum"))
     step = part.get("multipleOf", 1)
+    if "propertyNames" in part:
+        names = st.from_regex(part["propertyNames"]["pattern"], fullmatch=True)
+        return st.dictionaries(names, values_of(part["additionalProperties"]), max_size=2)
     kind_values = {
         "object": lambda: st.fixed_dictionaries(
             {key: values_of(part["properties"][key]) for key in part.get("required", [])},
@@ -221,6 +224,8 @@ def accepts(part: dict, value) -> bool:
         rules += [
             set(part.get("required", [])) <= set(value),
             part.get("additionalProperties", True) or set(value) <= set(known),
+            "propertyNames" not in part or all(re.search(part["propertyNames"]["pattern"], name) for name in value),
+            *(accepts(part["additionalProperties"], item) for item in value.values() if "propertyNames" in part),
             *(accepts(known[key], item) for key, item in value.items() if key in known),
         ]
     if "anyOf" in part:

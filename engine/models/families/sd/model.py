@@ -3,7 +3,7 @@ configuration and the text encoder differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -90,6 +90,9 @@ class StableDiffusion:
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
         move_frozen(self.text_encoder, device)
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """See `Family.remember`: the text encoders stay in memory."""
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]

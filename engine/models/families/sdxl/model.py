@@ -3,7 +3,7 @@ conditioned on the pooled text embedding, the image's original size, the crop an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +26,8 @@ from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
 from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
 from engine.models.parts.clip_tokens import num_chunks
-from engine.models.parts.sgm_names import SgmNames
 from engine.models.parts.vae import AnyLatentsVAE, ImageLatents
+from engine.models.single_file.sgm_names import SgmNames
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -126,6 +126,9 @@ class StableDiffusionXL:
         self.vae.to(device)
         for encoder in self.text_encoders.values():
             move_frozen(encoder, device)
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """See `Family.remember`: the text encoders stay in memory."""
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]

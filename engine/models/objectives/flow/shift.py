@@ -5,7 +5,6 @@ A shift s maps a noise level σ to sσ / (1 + (s - 1)σ). No torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -101,7 +100,7 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
 def number(config: Mapping[str, Any], key: str, default: float, *, above: float, most: float) -> float:
     """Return a number greater than `above` and at most `most`. Raises ModelError."""
     found = config.get(key, default)
-    if type(found) not in (int, float) or not math.isfinite(found) or not above < found <= most:
+    if type(found) not in (int, float) or not above < found <= most:  # refuses NaN, too
         raise malformed(key, found)
     return float(found)
 

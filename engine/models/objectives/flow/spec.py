@@ -38,11 +38,11 @@ def drawing(config: SchedulerConfig) -> tuple[str, dict[str, Any], list[str]]:
     Raises:
         ModelError: it is not a scheduler of flow matching, or its configuration is malformed.
     """
-    name, found = config.get("_class_name"), dict(config)
+    name, found = str(config.get("_class_name")), dict(config)
     is_flow = name == EULER or (name in WITH_FLOW_SIGMAS and flag(config, "use_flow_sigmas"))
     if not is_flow or config.get("prediction_type", "flow_prediction") != "flow_prediction":
         raise ModelError(
-            f"the base model's scheduler {str(name)[:60]!r} is not one of flow matching, with which this kind of model "
+            f"the base model's scheduler {name[:60]!r} is not one of flow matching, with which this kind of model "
             f"is trained; a {EULER} in its scheduler_config.json can be trained"
         )
     if flag(config, "invert_sigmas"):
@@ -50,12 +50,12 @@ def drawing(config: SchedulerConfig) -> tuple[str, dict[str, Any], list[str]]:
     if config.get("shift_terminal") is not None:
         number(config, "shift_terminal", 0.0, above=-1e-9, most=0.999)
     if not flag(config, "use_beta_sigmas"):
-        return str(name), found, []
+        return name, found, []
     note = (
         "note: the base model's scheduler has use_beta_sigmas, which needs scipy, which is not part of this program: "
         "validation images are drawn without; training is the same"
     )
-    return str(name), found | {"use_beta_sigmas": False}, [note]
+    return name, found | {"use_beta_sigmas": False}, [note]
 
 
 def num_train_timesteps(config: SchedulerConfig) -> int:

@@ -52,7 +52,7 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
     }
     lines = []
     if family.denoiser not in layers:
-        where = "in one file" if base.single_file else "not downloaded yet"
+        where = "in one file" if base.place(family.denoiser).single_file else "not downloaded yet"
         lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
     elif task.lora.init_lora_weights == "loftq":
         lines += _check_loftq(family, layers[family.denoiser], task.lora.rank, warm_start)

@@ -31,7 +31,7 @@ def job_of(model, tmp_path, files, **dataset):
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
     opened = open_dataset(task.dataset, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
-    base = SimpleNamespace(folder=model, single_file=None, family=SPEC)
+    base = SimpleNamespace(folder=model, single_file=None, elsewhere={}, family=SPEC)
     return SimpleNamespace(
         task=task,
         dataset=opened,

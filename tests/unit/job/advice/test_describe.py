@@ -1,6 +1,7 @@
 """A job in lines for a person."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from engine.results.checkpoint import Checkpoint
 from engine.task.task import Dataset
 from engine.training.buckets import Bucket, Buckets
 from engine.training.methods.warm_start import WarmStart
-from tests.support.jobs import held_out_of, job_of, text
+from tests.support.jobs import FLOW_SPEC, held_out_of, job_of, text
 from tests.support.published_models import base_of
 
 
@@ -78,6 +79,36 @@ def test_the_plan_tells_what_is_made_in_between():
     assert "images also    after steps 40, 80" in lines
     assert "LoRAs also     after steps 10, 20, 30, …, 90; the checkpoint keeps the latest 5 of the whole chain" in lines
     assert not any("images also" in line or "LoRAs also" in line for line in described(train_args=steps))
+
+
+class TestFlowMatching:
+    CONFIGS: ClassVar = {"scheduler": {"shift": 3.0}, "transformer": {"guidance_embeds": True}}
+
+    @pytest.mark.parametrize(
+        "args, expected",
+        [
+            (
+                {},
+                "logit_normal (mean 0, standard deviation 1), as is usual for this model; "
+                "shift 3, as the base model's scheduler says; guidance scale 1",
+            ),
+            (
+                {"timestep_sampling": "mode", "flow_shift": "resolution", "resolution": 1024, "guidance_scale": 3.5},
+                "mode (scale 1.29); shift 3.158 at 1024 x 1024 pixels; guidance scale 3.5",
+            ),
+            ({"timestep_sampling": "uniform", "flow_shift": 2}, "uniform; shift 2; guidance scale 1"),
+        ],
+    )
+    def test_how_timesteps_are_drawn_and_what_they_mean(self, args, expected):
+        lines = describe(job_of(text(train_args=args), family=FLOW_SPEC, configs=self.CONFIGS))
+        assert f"timesteps      {expected}" in lines
+
+    def test_a_denoiser_that_is_told_no_guidance(self):
+        (line,) = (line for line in describe(job_of(family=FLOW_SPEC)) if line.startswith("timesteps"))
+        assert line.endswith("shift 1, as the base model's scheduler says")
+
+    def test_other_models_have_no_such_line(self):
+        assert not any(line.startswith("timesteps") for line in described())
 
 
 class TestMethods:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from engine.training.methods.usage import class_of, diffusers, hub_id
 from tests.support import tiny
 from tests.support.abouts import COMMIT, about_of, base_of, task_of
 from tests.support.fakes import CPU
+from tests.support.tiny_sd3 import build_sd3
 
 IMAGE = {"file": "0.png", "prompt": "a 'cat' \"```\n", "seed": 5, "num_inference_steps": 3, "negative_prompt": "a dog"}
-BUILDERS = {"sd": tiny.build_sd, "xl": tiny.build_sdxl}
+BUILDERS = {"sd": tiny.build_sd, "xl": tiny.build_sdxl, "sd3 without T5": partial(build_sd3, with_t5=False)}
 SIZE = 64
 QUICK = {("lora", "sd"), ("full", "xl")}
 CASES = [
@@ -41,14 +43,16 @@ def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
     folder, published = BUILDERS[kind](tmp_path / "base"), tmp_path / "published"
     task = task_of(training_type=method, lora=Lora(rank=2), train_args={"resolution": SIZE, "train_text_encoder": True})
     spec = families.detect(json.loads((folder / "model_index.json").read_text()))
+    absent = frozenset(name for name in spec.optional if not (folder / name).exists())
     args = LoadArgs(
         folder=folder,
+        absent=absent,
         variants=dict.fromkeys(spec.weighted),
         dtype=torch.float32,
         float32=frozenset(METHODS[method].trained_weights(spec, task)),
         device=CPU,
         prediction_type="epsilon",
-        caption_tokens=75,
+        caption_tokens=spec.caption_tokens.of(task.dataset),
     )
     family = families.load(spec, args)
     trainable = registry.attach(family, task, CPU, start=None, warm_start=None)
@@ -57,7 +61,7 @@ def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
             parameter.add_(0.01 * torch.linspace(-1, 2, parameter.numel()).reshape(parameter.shape))
     trainable.refresh()
     config = lambda component: json.loads((folder / component / "config.json").read_text())  # noqa: E731
-    about = about_of(base_of("sha256:0", spec=spec, config=config), task)
+    about = about_of(base_of("sha256:0", spec=spec, config=config, absent=absent), task)
     for name, content in trainable.export(about).items():
         (published / name).parent.mkdir(exist_ok=True, parents=True)
         (published / name).write_bytes(content if isinstance(content, bytes) else b"".join(content()))
@@ -71,7 +75,11 @@ def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
     with Image.open(tmp_path / "image.png") as image:
         found = np.asarray(image, np.int16)
     drawing = Drawing(
-        prompt=IMAGE["prompt"], negative_prompt="a dog", guidance_scale=7.5, num_inference_steps=3, size=(SIZE, SIZE)
+        prompt=IMAGE["prompt"],
+        negative_prompt="a dog",
+        guidance_scale=spec.drawing.guidance_scale,
+        num_inference_steps=3,
+        size=(SIZE, SIZE),
     )
     drawn = {True: family.draw(drawing, rng.torch_generator(5), lambda: None)[0]}
     with trainable.baseline():

@@ -151,8 +151,8 @@ class TestDrawing:
     def test_it_draws_what_diffusers_alone_draws(self, folders, guidance, is_remembered):
         family = load(folders[guidance])
         if is_remembered:
-            family.remember(["a cat"])
-            family.parts.free(model.SPEC.fixed_text_encoders)
+            family.remember({"a cat": family.encode_fixed("a cat")})
+            del family.parts["text_encoder_2"]
         drawing = Drawing(
             prompt="a cat", negative_prompt=None, guidance_scale=3.5, num_inference_steps=3, size=(96, 64)
         )

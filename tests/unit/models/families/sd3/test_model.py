@@ -118,8 +118,8 @@ class TestCaptions:
 
     def test_t5_is_needed_for_captions_alone(self, folder):
         family = load(folder)
-        family.remember(["a cat"])
-        family.parts.free(model.SPEC.fixed_text_encoders)
+        family.remember({"a cat": family.encode_fixed("a cat")})
+        del family.parts["text_encoder_3"]
         family.encoded("a cat")
         assert "text_encoder_3" not in family.parts
         family.encoded("another cat")

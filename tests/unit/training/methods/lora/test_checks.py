@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 
 from engine.core.errors import CheckpointError, ModelError, TaskError
 from engine.models import registry
+from engine.models.base_model import BaseModel
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora import checks
@@ -54,7 +55,9 @@ def folder(name, tmp_path_factory):
 def arguments(folder, name, *, variant=None, parent=None, text=False, single_file=None, **options):
     entry = registry.FAMILIES[name]
     variants = dict.fromkeys(entry.weighted, variant)
-    base = SimpleNamespace(folder=folder, family=entry, variants=variants, single_file=single_file)
+    base = BaseModel(
+        folder=folder, family=entry, variants=variants, identity="", revision=None, single_file=single_file
+    )
     task = SimpleNamespace(lora=Lora(**options), train_args=TrainArgs(train_text_encoder=text))
     return base, task, parent
 

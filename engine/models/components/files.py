@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +17,33 @@ from engine.models.configs import refuse_large
 from engine.models.spec import FamilySpec
 
 INDEX: Final = "model_index.json"
-_WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")
+WEIGHT_STEMS: Final = ("diffusion_pytorch_model", "model")
+"""The names of weights without their endings: Diffusers' and transformers'."""
 _SIDE_FILES: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 _SHARD: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors")
 PICKLE_SUFFIXES: Final = (".bin", ".ckpt", ".pt", ".pth")
+PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
 _PICKLES: Final = tuple(f"*{suffix}" for suffix in PICKLE_SUFFIXES)
 
 
 def files_below(folder: Path) -> list[str]:
     """Return all files below a folder, as sorted paths relative to it."""
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, without those in its sub-folders, sorted."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def is_url(name: str) -> bool:
+    """Return whether a model's name is the http(s) URL of a file."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def side_files(names: Iterable[str]) -> list[str]:
+    """Return those of a component's files that are configurations, vocabularies and the like."""
+    return [name for name in names if _matches(name, _SIDE_FILES)]
 
 
 def is_part(entry: Any) -> bool:
@@ -40,7 +57,13 @@ def absent_components(index: Mapping[str, Any], family: FamilySpec) -> frozenset
 
 
 def select_files(
-    names: Iterable[str], family: FamilySpec, variant: str | None, source: str, *, index: Mapping[str, Any]
+    names: Iterable[str],
+    family: FamilySpec,
+    variant: str | None,
+    source: str,
+    *,
+    index: Mapping[str, Any],
+    replaced: Set[str] = frozenset(),
 ) -> tuple[list[str], dict[str, str | None]]:
     """Return the files of a Diffusers folder that training needs, and each weighted component's variant.
 
@@ -52,6 +75,7 @@ def select_files(
         variant: the variant of the weights.
         source: the model's name in messages.
         index: its model_index.json.
+        replaced: the components that come from elsewhere. Only their configurations are selected, where there are any.
 
     Raises:
         ModelError: a component is missing, of another class, or has no complete safetensors weights, or no component
@@ -63,25 +87,28 @@ def select_files(
     absent = absent_components(index, family)
     for component in (name for name in family.components if name not in absent):
         inside = [name for name in names if Path(name).parent.as_posix() == component]
-        selected += [name for name in inside if _matches(name, _SIDE_FILES)]
+        selected += side_files(inside)
+        if component in replaced:
+            continue
         if not inside:
             raise ModelError(f"the base model {source} is incomplete: it has no folder {component}/")
-        _require_class(index.get(component), component, family, source)
+        entry = index.get(component)
+        if entry is not None and is_part(entry):
+            require_class(entry[1], family.classes.get(component, ()), component, source)
         if component in family.weighted:
             weights, variants[component] = select_weights(inside, variant, source, component)
             selected += weights
-    if variant and variant not in variants.values():
+    if variant and variants and variant not in variants.values():
         raise ModelError(f"the base model {source} has no {variant} weights: leave model.variant out")
     return selected, variants
 
 
-def _require_class(entry: Any, component: str, family: FamilySpec, source: str) -> None:
-    """Raise ModelError if a component's entry in model_index.json names a class that it cannot be of."""
-    known = family.classes.get(component)
-    if known and is_part(entry) and entry[1] not in known:
+def require_class(found: Any, known: Collection[str], component: str, source: str) -> None:
+    """Raise ModelError if a component is of another class than those known; any class is, if none is known."""
+    if known and found not in known:
         raise ModelError(
-            f"the base model {source} has a {str(entry[1])[:80]} as its {component}; a {family.pipeline} with "
-            f"{' or '.join(known)} can be trained"
+            f"the base model {source} has a {str(found)[:80]} as its {component}, expected {' or '.join(known)}: "
+            "it is another kind of model"
         )
 
 
@@ -130,7 +157,7 @@ def is_weight(name: str, variant: str | None) -> bool:
     file = Path(name).name
     return any(
         file == f"{stem}{middle}.safetensors" or fnmatch.fnmatchcase(file, f"{stem}{middle}-?????-of-?????.safetensors")
-        for stem in _WEIGHT_STEMS
+        for stem in WEIGHT_STEMS
     )
 
 
