@@ -117,8 +117,9 @@ def encoding_bytes(make: Callable[[], Any], call: Callable[[Any], Any], dtype: t
     with torch.device("meta"):
         module = make()
     nn.Module.to(module.eval(), dtype)
+    parameters = sum(parameter.numel() for parameter in module.parameters())  # shared ones count once, until faked
     with faked(module), torch.no_grad():
         _fake_buffers(module)
         with LiveBytes([*module.parameters(), *module.buffers()]) as live:
             call(module)
-    return live.peak, sum(parameter.numel() for parameter in module.parameters())
+    return live.peak, parameters
