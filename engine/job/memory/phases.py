@@ -14,7 +14,7 @@ class Phases:
     encode: int
     """The encoders are loaded, and encode images and captions."""
     load: int
-    """The denoiser is loaded."""
+    """The denoiser is loaded, and what is trained."""
     train: int
     validation: int
     """Validation images are drawn."""
@@ -55,7 +55,7 @@ def kept_together(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_t
     resting, working = sizes.denoiser + encoders - leaving, sizes.denoiser + encoders + sizes.lasting
     own = Phases(
         encode=working + max(images.encode_bytes, sizes.encode),
-        load=resting,
+        load=resting + sizes.lasting,
         train=resting + sizes.step,
         validation=working + sizes.unchanged + max(images.decode_bytes, sizes.encode),
     )
@@ -77,7 +77,7 @@ def freed_before(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_te
             sizes.texts + sizes.fixed + images.weight_bytes + sizes.encode,
             working + images.encode_bytes,
         ),
-        load=resting,
+        load=resting + sizes.lasting,
         train=resting + sizes.step,
         validation=working + sizes.unchanged + images.decode_bytes,
     )

@@ -132,18 +132,17 @@ OFTEN = ("sd35-medium", "flux1-dev")
 @pytest.mark.parametrize(
     "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
 )
-def test_a_short_model_is_predicted_within_15_percent(name, is_whole, recompute):
-    """Largest: 14% (Qwen-Image, LoRA, with gradient checkpointing); the other models 9%."""
+def test_a_short_model_is_predicted_within_10_percent(name, is_whole, recompute):
+    """Largest: 8% (Qwen-Image, whole model); the other models 5%."""
     found = deviation(name, 64, "bf16", is_whole=is_whole, recompute=recompute, is_shallow=True)
-    assert abs(found) < 0.15
+    assert abs(found) < 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("side", [64, 128])
-@pytest.mark.parametrize("name, most", [("sd35-medium", 0.1), ("sd35-large", 0.1), ("flux1-dev", 0.1)])
-def test_a_published_model_is_predicted(name, most, side, is_whole, recompute):
-    found = deviation(name, side, "bf16", is_whole=is_whole, recompute=recompute)
-    print(f"{name} {8 * side} {'full' if is_whole else 'LoRA'} {recompute}: {found:+.1%}")
-    assert abs(found) < most
+@pytest.mark.parametrize("name", ["sd35-medium", "sd35-large", "flux1-dev"])
+def test_a_published_model_is_predicted_within_5_percent(name, side, is_whole, recompute):
+    """Largest: 1.4% (Stable Diffusion 3.5 Medium), 1.0% (Large), 4.7% (FLUX.1, LoRA, with gradient checkpointing)."""
+    assert abs(deviation(name, side, "bf16", is_whole=is_whole, recompute=recompute)) < 0.05
