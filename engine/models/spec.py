@@ -153,8 +153,8 @@ class FamilySpec:
     """The denoiser's component, in Diffusers' folders and in LoRA files."""
     text_encoders: tuple[str, ...]
     """The components that are trained with `train_args.train_text_encoder`."""
-    lora_targets: tuple[str, ...]
-    """The denoiser's layers that get an adapter with `lora.target_modules: null`."""
+    lora_targets: tuple[str, ...] | str
+    """The denoiser's layers that get an adapter with `lora.target_modules: null`: the task's words for them."""
     text_lora_targets: tuple[str, ...]
     """The layers of a trained text encoder that get an adapter."""
     fixed_text_encoders: tuple[str, ...] = ()

@@ -92,6 +92,68 @@ VAE_16 = {
 """The VAE of both, and of Z-Image."""
 
 
+QWEN_IMAGE: dict[str, object] = {
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "out_channels": 16,
+}
+"""Qwen/Qwen-Image: the defaults of Diffusers' class."""
+
+Z_IMAGE: dict[str, object] = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}
+"""Tongyi-MAI/Z-Image: the defaults of Diffusers' class."""
+
+FLUX2_DEV: dict[str, object] = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+"""black-forest-labs/FLUX.2-dev: the defaults of Diffusers' class."""
+
+FLUX2_KLEIN = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+"""FLUX.2 [klein] with 4 billion parameters; its text is three states of a Qwen 3 of width 2560, side by side."""
+
+QWEN3_4B = {
+    "architectures": ["Qwen3Model"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+"""Qwen/Qwen3-4B, the text encoder of Z-Image; with a head, which has no weights of its own, that of FLUX.2 [klein]."""
+
+QWEN25_VL_7B = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "text_config": {
+        "model_type": "qwen2_5_vl_text",
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+    },
+    "tie_word_embeddings": False,
+}
+"""Qwen/Qwen2.5-VL-7B-Instruct, the text encoder of Qwen-Image."""
+
+VAE_FLUX2 = VAE_16 | {"latent_channels": 32, "use_quant_conv": True, "use_post_quant_conv": True}
+
+
 def xl_base_unet() -> UNet2DConditionModel:
     with torch.device("meta"):
         return UNet2DConditionModel(**XL_BASE_UNET)

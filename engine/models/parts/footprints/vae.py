@@ -31,18 +31,35 @@ def _parameters(config: Config) -> int:
     latent = int(config.get("latent_channels", 4))
     layers = count_of(config.get("layers_per_block", 1))
     image, shown = int(config.get("in_channels", 3)), int(config.get("out_channels", 3))
-    top, wide = widths[0], widths[-1]
-    middle = 2 * _resnet(wide, wide) + 2 * wide + 4 * linear_parameters(wide, wide)
-    encoder = conv_parameters(image, top) + middle + 2 * wide + conv_parameters(wide, 2 * latent)
-    decoder = conv_parameters(latent, wide) + middle + 2 * top + conv_parameters(top, shown)
-    for level, width in enumerate(widths):
-        before, after = widths[max(0, level - 1)], widths[min(level + 1, len(widths) - 1)]
-        encoder += _resnet(before, width) + (layers - 1) * _resnet(width, width)
-        decoder += _resnet(after, width) + layers * _resnet(width, width)
-        encoder += conv_parameters(width, width) if level < len(widths) - 1 else 0
-        decoder += conv_parameters(width, width) if level > 0 else 0
     both = conv_parameters(2 * latent, 2 * latent, 1) * bool(config.get("use_quant_conv", True))
-    return encoder + decoder + both + conv_parameters(latent, latent, 1) * bool(config.get("use_post_quant_conv", True))
+    both += conv_parameters(latent, latent, 1) * bool(config.get("use_post_quant_conv", True))
+    return both + _encoder(widths, layers, image, latent) + _decoder(_decoder_widths(config), layers, shown, latent)
+
+
+def _decoder_widths(config: Config) -> list[int]:
+    return list(config.get("decoder_block_out_channels") or config["block_out_channels"])
+
+
+def _encoder(widths: list[int], layers: int, image: int, latent: int) -> int:
+    wide = widths[-1]
+    count = conv_parameters(image, widths[0]) + _middle(wide) + 2 * wide + conv_parameters(wide, 2 * latent)
+    for level, width in enumerate(widths):
+        count += _resnet(widths[max(0, level - 1)], width) + (layers - 1) * _resnet(width, width)
+        count += conv_parameters(width, width) if level < len(widths) - 1 else 0
+    return count
+
+
+def _decoder(widths: list[int], layers: int, shown: int, latent: int) -> int:
+    top, wide = widths[0], widths[-1]
+    count = conv_parameters(latent, wide) + _middle(wide) + 2 * top + conv_parameters(top, shown)
+    for level, width in enumerate(widths):
+        count += _resnet(widths[min(level + 1, len(widths) - 1)], width) + layers * _resnet(width, width)
+        count += conv_parameters(width, width) if level > 0 else 0
+    return count
+
+
+def _middle(width: int) -> int:
+    return 2 * _resnet(width, width) + 2 * width + 4 * linear_parameters(width, width)
 
 
 def _peak(config: Config, side: int, width: int, *, decode: bool) -> int:
@@ -52,9 +69,10 @@ def _peak(config: Config, side: int, width: int, *, decode: bool) -> int:
     of a block, its input, the residual, their sum, and the scaled sum. Decoding holds a block's input, which is wider,
     its norm, and the activation of the norm.
     """
-    widths: list[int] = list(config["block_out_channels"])
-    values = 3 * widths[min(1, len(widths) - 1)] if decode else 5 * widths[0]
-    return values * side**2 * width
+    if decode:
+        widths = _decoder_widths(config)
+        return 3 * widths[min(1, len(widths) - 1)] * side**2 * width
+    return 5 * int(config["block_out_channels"][0]) * side**2 * width
 
 
 def _resnet(inputs: int, outputs: int) -> int:
