@@ -190,6 +190,8 @@ class FamilySpec:
     token_side: int = 16
     """The side in pixels of the square of an image that is one token of the denoiser: with `usual_sampling`, the number
     of tokens decides how far noise levels are shifted."""
+    empty_prompt: str = ""
+    """The negative prompt of a validation image where a task gives none, if the pipeline takes one."""
     takes_guidance: Callable[[Configs], bool] = lambda config: False
     """Returns whether the denoiser is distilled on guidance, so that it is told `train_args.guidance_scale`."""
     takes_negative_prompt: bool = True
