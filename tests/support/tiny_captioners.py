@@ -55,7 +55,7 @@ def build_blip(folder: Path) -> Path:
         vision_config={**_SMALL, "image_size": 32, "patch_size": 16},
         projection_dim=32,
     )
-    _save(BlipForConditionalGeneration, config, folder)
+    _save(BlipForConditionalGeneration, config, folder, seed=4)
     BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
     return folder
 
@@ -76,7 +76,7 @@ def build_llava(folder: Path) -> Path:
         vision_config={**_SMALL, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 16},
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
     )
-    _save(LlavaForConditionalGeneration, config, folder)
+    _save(LlavaForConditionalGeneration, config, folder, seed=1)
     LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         tokenizer,
@@ -92,7 +92,7 @@ def build_qwen_vl(folder: Path) -> Path:
     """Write a Qwen2.5-VL to `folder` with the files that its repository has, and return the folder."""
     tokenizer = build_qwen()
     tokenizer.chat_template = TEMPLATE
-    _save(Qwen2_5_VLForConditionalGeneration, build_text_encoder(tokenizer).config, folder)
+    _save(Qwen2_5_VLForConditionalGeneration, build_text_encoder(tokenizer).config, folder, seed=2)
     tokenizer.save_pretrained(folder)
     images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=4 * 28 * 28)
     (folder / "preprocessor_config.json").write_text(
@@ -101,9 +101,10 @@ def build_qwen_vl(folder: Path) -> Path:
     return folder
 
 
-def _save(kind: type[PreTrainedModel], config: object, folder: Path) -> None:
+def _save(kind: type[PreTrainedModel], config: object, folder: Path, *, seed: int) -> None:
+    """Write a model whose captions differ between images: the seeds are found by trying."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         model = kind(config)
         for parameter in model.parameters():  # as initialised it says the same of every image
             parameter.data.normal_(std=1.0)

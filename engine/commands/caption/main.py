@@ -7,6 +7,7 @@ stopped and started again, and captions can be corrected in between.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,8 @@ from engine.data.media.geometry import UnreadableImage
 from engine.data.media.image import IMAGE, decode
 
 DEFAULT_MODEL: Final = "Salesforce/blip-image-captioning-base"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+"""Control characters: readers of captions refuse NUL, and terminals obey others."""
 DESCRIPTION: Final = """\
 Write captions beside the images of a folder. The model may be BLIP, BLIP-2, InstructBLIP or GIT; an image-text model of
 transformers, such as Qwen2.5-VL or LLaVA, which answers a prompt; or a tagger with model.onnx and selected_tags.csv,
@@ -156,8 +159,7 @@ def write_caption(image: Path, caption: str, *, overwrite: bool) -> bool:
         OutputError: the folder cannot be written to.
     """
     path = image.with_suffix(".txt")
-    # Readers refuse files with NUL characters.
-    data = " ".join(caption.replace("\0", " ").split()).encode() + b"\n"
+    data = " ".join(_CONTROL.sub(" ", caption).split()).encode() + b"\n"
     with writing_to(path.parent):
         if not overwrite:
             return create_file(path, data)

@@ -107,5 +107,5 @@ def _processor(config: Any, name: str, revision: str) -> Any:
     if _VIDEOS not in parts or is_torchvision_available():
         return AutoProcessor.from_pretrained(name, revision=revision)
     left = [part for part in parts if part != _VIDEOS]
-    for_images = type(usual.__name__, (usual,), {"get_attributes": classmethod(lambda _: left)})
+    for_images: Any = type(usual.__name__, (usual,), {"get_attributes": classmethod(lambda _: left)})
     return for_images.from_pretrained(name, revision=revision)

@@ -45,7 +45,7 @@ def read_tags(path: Path) -> list[Tag]:
     try:
         return [_tag(row["name"], row["category"]) for row in table]
     except csv.Error as error:
-        raise ValueError(f"line {table.line_num}: {error}") from error
+        raise ValueError(f"after line {table.line_num}: {error}") from error
 
 
 def _tag(name: str | None, category: str | None) -> Tag:
