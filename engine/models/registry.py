@@ -82,11 +82,12 @@ def detect(model_index: Mapping[str, Any]) -> FamilySpec:
 
 
 def load(spec: FamilySpec, args: LoadArgs) -> Family:
-    """Load a base model's parts into memory.
+    """Load a base model's parts into memory. `Family.spec` is then `spec`: the row for this model (`refine`).
 
     Raises:
         ModelError: a part is missing, malformed or of the wrong shape.
     """
     module = importlib.import_module(spec.module)
     family: Family = module.load(args)
+    family.spec = spec
     return family

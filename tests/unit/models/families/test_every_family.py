@@ -157,6 +157,11 @@ class TestEncoding:
         latents = family.sample_latents(moments, torch.zeros(shape))
         assert latents.shape == shape and shape[2] == 2 * shape[1] and latents.dtype == torch.float32
 
+    def test_a_plan_counts_tokens_as_the_training_does(self, full):
+        """A shift of noise levels that depends on the size is the one that `--plan` names."""
+        if full.spec.objective == "flow":
+            assert 64 // full.latent_shape(64, 64)[-1] * full.objective.patch == full.spec.token_side
+
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
         for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
             for tensor in tensors.values():
