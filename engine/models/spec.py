@@ -194,6 +194,11 @@ class FamilySpec:
     """Returns whether the denoiser is distilled on guidance, so that it is told `train_args.guidance_scale`."""
     takes_negative_prompt: bool = True
     """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
+    needs_negative_prompt: bool = False
+    """True if the pipeline has no guidance without a negative prompt, which may be empty."""
+    argument_names: Mapping[str, str] = field(default_factory=dict)
+    """`guidance_scale` -> the pipeline's name for it, where that is another one; `prompt` -> `prompt`, where the prompt
+    is not the pipeline's first argument."""
     refine: Callable[[Configs], FamilySpec] | None = None
     """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from engine.models.parts.packing import SIDE, pack, unpack
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.vae import ImageLatents
-
-NO_PROMPT: Final = " "
-"""The negative prompt where a task gives none: with none at all, the pipeline has no guidance."""
 
 
 class QwenLatents(ImageLatents):
@@ -100,7 +97,7 @@ class QwenImage(FlowFamily):
         arguments: dict[str, Any] = {"true_cfg_scale": drawing.guidance_scale}
         prompts = {"": drawing.prompt}
         if drawing.guidance_scale > 1:
-            prompts["negative_"] = drawing.negative_prompt or NO_PROMPT
+            prompts["negative_"] = drawing.negative_prompt or ""  # without one there is no guidance
         for prefix, prompt in prompts.items():
             (states,) = qwen.of_own_lengths(self.encoded(prompt))
             arguments[f"{prefix}prompt_embeds"] = states[None]

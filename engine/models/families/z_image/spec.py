@@ -98,6 +98,11 @@ SPEC: Final = FamilySpec(
     module="engine.models.families.z_image.model",
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
+    classes={
+        TEXT: ("Qwen3Model", "Qwen3ForCausalLM"),
+        "vae": ("AutoencoderKL",),
+        "transformer": ("ZImageTransformer2DModel",),
+    },
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
