@@ -247,14 +247,17 @@ def test_no_method_and_no_optimizer_is_named_outside_its_room(module):
     found = set()
     for text in names_and_texts(TREES[module]):
         own = re.sub(r"(?i)sd[-_]lora[-_]task", "", text)
-        found |= set(re.findall(r"\w*(?:lora|Lora|LORA|loftq|LoftQ|adamw|AdamW|exp_avg)\w*", own))
+        found |= set(
+            re.findall(r"\w*(?:lora|Lora|LORA|loftq|LoftQ|[Aa]dam[wW]|[Aa]dafactor|[Pp]rodigy|exp_avg)\w*", own)
+        )
     assert found == NAMES_OF_ROWS.get(module, set())
 
 
 FIXED_WORDS = {
     "engine/task/aliases.py": {"unet", "epsilon"},  # keys of other trainers' tasks
     "engine/task/keys/train_args.py": {"epsilon"},  # AdamW's, and the value of a key
-    "engine/training/optimizers/adamw.py": {"epsilon"},  # AdamW's
+    # AdamW's and Prodigy's
+    **{f"engine/training/optimizers/{name}.py": {"epsilon"} for name in ("adamw", "adamw_8bit", "prodigy", "registry")},
     "engine/training/methods/lora/webui_metadata.py": {"unet", "epsilon"},  # a key of kohya's metadata, and AdamW's
 }
 """Words that the task format or other programs fix, by file."""

@@ -68,7 +68,8 @@ def _remember_prompts(
         length=family.spec.caption_tokens.unusual(task.dataset),
         is_trained=task.train_args.train_text_encoder,
     )
-    prompts = [prompt for image in images for prompt in (image.prompt, image.negative_prompt or "")]
+    nothing = family.spec.empty_prompt
+    prompts = [prompt for image in images for prompt in (image.prompt, image.negative_prompt or nothing)]
     encoded = captions.encode(prompts)
     family.remember({prompt: conditioning for prompt, (conditioning, _) in zip(prompts, encoded, strict=True)})
 

@@ -100,7 +100,7 @@ def run(
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
     with device_errors(job, device, available, num_processes=processes.world_size):
         with outcome.clock.phase("load"):
-            family = load_family(job, device)
+            family = load_family(job, device, digests.require_unchanged)
             beginning = find_beginning(context)
         if apart := memory.parts_apart(job.base, task, **place):
             encode_ahead(context, family, beginning)

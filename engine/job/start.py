@@ -57,8 +57,13 @@ class Beginning:
     origins: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load_family(job: Job, device: torch.device) -> Family:
-    """Load the job's base model.
+def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], None]) -> Family:
+    """Load the job's base model, or prepare to load its parts when they are needed.
+
+    Args:
+        job: the job.
+        device: the denoiser's device.
+        require_unchanged: called after a part was loaded; raises ModelError if its files are not those of the job.
 
     Raises:
         ModelError: the model is incomplete or of the wrong kind.
@@ -78,6 +83,7 @@ def load_family(job: Job, device: torch.device) -> Family:
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,
             caption_tokens=job.caption_tokens,
             flow_shift=job.task.train_args.flow_shift,
+            require_unchanged=require_unchanged,
             guidance_scale=job.task.train_args.guidance_scale,
         ),
     )

@@ -65,6 +65,9 @@ class LoadArgs:
     """The shift of a flow objective's noise levels, as in the task; None is that of the base model's scheduler."""
     guidance_scale: float = 1.0
     """The guidance scale that a guidance-distilled denoiser is told in training."""
+    require_unchanged: Callable[[], None] = lambda: None
+    """Called after a component was loaded. Raises ModelError if the base model's files are not those that were hashed.
+    """
 
     def place(self, component: str) -> Place:
         """Return where a component lies."""

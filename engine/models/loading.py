@@ -93,6 +93,7 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     module.eval()
     if args.device.type == "cpu" and place.single_file is None:
         _own_memory(module)
+    args.require_unchanged()
     return module
 
 

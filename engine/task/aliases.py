@@ -123,7 +123,7 @@ NOT_KEYS: Final[Mapping[str, str]] = {
     "logging_dir": "no key is needed: progress.jsonl and report.html are in the output folder",
     "device": "the device is not part of a task: set --device or DEVICE",
     "cache_dir": "the cache is not part of a task: set --cache-dir or CACHE_DIR",
-    "use_8bit_adam": "AdamW always trains in float32, remove this key",
+    "use_8bit_adam": "set train_args.optimizer to adamw_8bit, and remove this key",
     "network_module": "a LoRA is always trained, remove this key",
     "cache_latents": "latents are always cached, remove this key",
     "xformers": "torch's own attention is used, remove this key",

@@ -174,22 +174,30 @@ def test_several_processes(whole_of, apart, task, loads, tmp_path):
     assert sorted(loads()) == [T5] * 2 + [DENOISER] * 2
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_ended_while_it_encodes_it_goes_on_there(whole_of, apart, task, loads, tmp_path, signum):
+@pytest.mark.parametrize(
+    "signum, processes",
+    [
+        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_ended_while_it_encodes_it_goes_on_there(whole_of, apart, task, loads, tmp_path, signum, processes):
     encode, calls = Flux.encode_fixed, count(1)
 
     def counted(self, caption):
-        if next(calls) == 3:
+        if next(calls) == 2:
             os.kill(os.getpid(), signum)
         return encode(self, caption)
 
+    own, code = task(micro_batches=2 // processes), -9 if signum == signal.SIGKILL else 128 + signum
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Flux, "encode_fixed", counted)
-        ended = run(task(), tmp_path / "out", code=-9 if signum == signal.SIGKILL else 128 + signum)
-    assert loads() == [T5]
+        ended = run(own, tmp_path / "out", code=code, processes=processes)
+    assert DENOISER not in loads()
     if signum == signal.SIGTERM:
         assert ended.result["status"] == "interrupted" and "Traceback" not in ended.stderr
-    assert run(task(), tmp_path / "out").weights() == whole_of().weights()
+    assert run(own, tmp_path / "out", processes=processes).weights() == whole_of().weights()
 
 
 @pytest.mark.slow

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
 from engine.core.messages import plural, short, shown
 from engine.core.redact import public
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
 from engine.job import memory
-from engine.job.advice import lengths
+from engine.job.advice import lengths, rates
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
 from engine.results import held_out_rows
@@ -19,11 +16,6 @@ from engine.results.output import step_results
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import validation_interval
 from engine.training.methods.warm_start import WarmStart
-
-_USUAL_IMAGES: Final = 4
-"""The number of images a step for which `MethodSpec.usual_rate` holds."""
-_HIGH: Final = 5
-"""The factor above the usual learning rate at which there is a note."""
 
 
 def describe(job: Job) -> list[str]:
@@ -64,7 +56,11 @@ def _describe_trained(job: Job) -> list[str]:
         return []
     decay = job.task.train_args.ema_decay
     averaged = "" if decay is None else f"; moving average with a decay of up to {decay:g}"
-    return [f"trains         {job.method.words.noun}: {found.trained:,} values{averaged}"]
+    return [
+        f"trains         {job.method.words.noun}: {found.trained:,} values{averaged}",
+        f"optimizer      {job.task.train_args.optimizer}: its state takes {memory.gib(found.optimizer)}, "
+        f"{found.optimizer / max(1, found.trained):.2g} bytes for each value",
+    ]
 
 
 def _describe_noise(job: Job) -> list[str]:
@@ -130,7 +126,7 @@ def warnings(job: Job) -> list[str]:
     found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size)
-    found += _high_rates(job)
+    found += rates.notes(job)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
@@ -139,26 +135,6 @@ def warnings(job: Job) -> list[str]:
         if key == "validation.dataset" and before and now:
             found.append("the held-out loss is measured on other images, captions or timesteps: it begins a new curve")
     return found
-
-
-def _high_rates(job: Job) -> list[str]:
-    """Return a note for each learning rate that is far above what is usual for the method.
-
-    With Adam the rate grows with the square root of the images a step (Malladi et al. 2022, arXiv:2205.10287).
-    """
-    if job.method.usual_rate is None:
-        return []
-    args, step_range = job.task.train_args, job.step_range
-    usual = job.method.usual_rate * math.sqrt(max(1.0, step_range.visits_per_step / _USUAL_IMAGES))
-    rates = {"learning rate": base_learning_rate(args, step_range.micro_batches)}
-    if args.train_text_encoder:
-        rates["text encoder's learning rate"] = base_text_encoder_rate(args, step_range.micro_batches)
-    return [
-        f"the {name} of {rate:g} is high for {job.method.words.noun}, which may forget what it has learned: usual is "
-        f"about {usual:.1g} at {plural(step_range.visits_per_step, 'image')} a step"
-        for name, rate in rates.items()
-        if rate > _HIGH * usual
-    ]
 
 
 def _beyond_the_end(job: Job) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from engine.job.job import Job
@@ -69,8 +70,8 @@ def _of_optimizers(args: TrainArgs) -> list[str]:
     others = sorted({key for row in OPTIMIZERS.values() for key in row.reads} - {*own})
     return [
         f"{key} has no effect with the optimizer {args.optimizer}"
-        for key in others
-        if getattr(args, key) != getattr(plain, key)
+        for key, value in ((key, attrgetter(key)) for key in others)
+        if value(args) != value(plain)
     ]
 
 

@@ -13,6 +13,7 @@ from engine.models.base_model import BaseModel
 from engine.task.task import Task
 from engine.training.methods.method import Change
 from engine.training.methods.registry import METHODS
+from engine.training.optimizers.registry import OPTIMIZERS
 
 _FAR: Final = 1.5
 """A task is refused before it starts where its prediction exceeds the most that could be available by this factor.
@@ -141,6 +142,11 @@ def _half_precision(task: Task) -> Iterator[Change]:
         yield {"mixed_precision": '"bf16"'}, replace(task, mixed_precision="bf16")
 
 
+def _lighter_optimizer(task: Task) -> Iterator[Change]:
+    if lighter := OPTIMIZERS[task.train_args.optimizer].lighter:
+        yield {"optimizer": f'"{lighter}"'}, _with_args(task, optimizer=lighter)
+
+
 def _without_average(task: Task) -> Iterator[Change]:
     if task.train_args.ema_decay is not None:
         yield {"ema_decay": "null"}, _with_args(task, ema_decay=None)
@@ -176,6 +182,7 @@ _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
     _checkpointing,
     _smaller_batches,
     _half_precision,
+    _lighter_optimizer,
     _without_average,
     _without_text_encoders,
     _less_to_train,

@@ -6,6 +6,7 @@ allocator, and on a CPU the program itself (about 0.6 GiB).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,15 +14,16 @@ from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
-from engine.task.task import Task
+from engine.task.task import Task, TrainArgs
 from engine.training.methods.registry import METHODS
+from engine.training.optimizers.layout import Shape
 from engine.training.optimizers.registry import OPTIMIZERS
 
 SPARE: Final = 0.9
 """The share of the available memory up to which a prediction counts as fitting."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _VALUE_BYTES: Final = 4
-"""Bytes of a trained value itself, of each of its slots and averages, and of its summed gradient: float32."""
+"""Bytes of a trained value itself, of its average, and of its summed gradient: float32."""
 _FLAT_GRADIENT_BYTES: Final = 4 * 3
 """Bytes per trained value of gradients in one flat tensor: the step's once, and those of a micro-batch twice. In 16
 bits the latter take half until the activations are freed, which makes up for the working copy."""
@@ -42,8 +44,10 @@ class Prediction(phases.Phases):
     """Main memory; on a CPU the same bytes again, since it is the same memory."""
     trained: int
     """Number of trained values."""
-    slots: int
-    """Number of values that the optimizer and the moving average keep for each trained value."""
+    optimizer: int
+    """Bytes of the optimizer's state."""
+    average: int
+    """Bytes of the moving average; 0 if there is none."""
     recompute: bool
     """True if gradient checkpointing is used."""
     apart: bool
@@ -104,12 +108,13 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         ),
     )
     trained = denoiser.trained + texts.trained
-    slots = len(OPTIMIZERS[args.optimizer].slots) + (args.ema_decay is not None)
+    optimizer = _optimizer_bytes(args, denoiser, texts)
+    average = trained * _VALUE_BYTES * (args.ema_decay is not None)
     copy = trained * _COPY_BYTES[task.mixed_precision]
-    values = trained * _VALUE_BYTES * (1 + slots)
+    values = trained * _VALUE_BYTES + optimizer + average
     if method.is_whole_model:
-        # Each process has all values and their working copy, but only its share of the slots.
-        values = copy + _VALUE_BYTES * (trained + _share(trained * slots, plan.num_processes))
+        # Each process has all values and their working copy, but only its share of the rest.
+        values = copy + trained * _VALUE_BYTES + _share(optimizer + average, plan.num_processes)
         step = values + _whole_step(denoiser, texts, task, plan)
         lasting, unchanged = values, trained * width  # images without the training are drawn with the weights as read
     else:
@@ -134,11 +139,19 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         validation=own.validation,
         main=main if plan.is_cuda else own,
         trained=trained,
-        slots=slots,
+        optimizer=optimizer,
+        average=average,
         recompute=plan.recompute,
         apart=apart,
         parameters=denoiser.parameters + texts.parameters + fixed.parameters,
     )
+
+
+def _optimizer_bytes(args: TrainArgs, *tapes: Tape) -> int:
+    """Return the bytes of the optimizer's slots for all trained tensors."""
+    layout = OPTIMIZERS[args.optimizer].layout
+    shapes = sum((tape.trained_shapes for tape in tapes), Counter[Shape]())
+    return sum(slot.num_bytes * count for shape, count in shapes.items() for slot in layout(shape).values())
 
 
 def _whole_step(denoiser: Tape, texts: Tape, task: Task, plan: _Plan) -> int:

@@ -8,6 +8,7 @@ norms are computed in float32 (on a CPU they are not). Nothing is kept before th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class Tape:
     """Number of the model's parameters, without those of adapters."""
     trained: int = 0
     """Number of trained values."""
+    trained_shapes: Counter[tuple[int, ...]] = field(init=False, default_factory=Counter)
+    """Number of trained tensors of each shape; a convolution's is that of a matrix."""
     frozen: int = 0
     """Number of the model's values that are not trained: parameters and buffers."""
     kept: int = 0
@@ -103,6 +106,10 @@ class Tape:
         self.parameters += count
         self.frozen += count
 
+    def matrix(self, rows: int, columns: int) -> None:
+        """Record a weight matrix that keeps nothing for the backward pass."""
+        self.weights(rows * columns)
+
     def buffers(self, count: int) -> None:
         """Record so many values of the model that are in its files and are not parameters."""
         self.frozen += count
@@ -117,7 +124,8 @@ class Tape:
 
     def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
         """Record a convolution over `rows` positions of all samples; `is_kept` if its input is already counted."""
-        self.weights(conv_parameters(inputs, outputs, size))
+        self.matrix(outputs, inputs * size**2)
+        self.weights(outputs)
         if not is_kept:
             self.keep(inputs * rows, self.width)
 
@@ -143,7 +151,8 @@ class Tape:
             is_kept: whether its input is already counted.
             bias: whether it has a bias.
         """
-        self.weights(inputs * outputs + bias * outputs)
+        self.matrix(outputs, inputs)
+        self.weights(bias * outputs)
         return False
 
 
@@ -160,7 +169,7 @@ class AdapterTape(Tape):
         """See `Tape.conv`."""
         if self.is_adapted(name):
             self.is_traced = True
-            self.trained += self.rank * (inputs * size**2 + outputs)
+            self._adapt(inputs * size**2, outputs)
             # PEFT casts the input again; with dropout it is another tensor, with a mask.
             copies = self.width if self.width < 4 or self.is_dropping else 0
             self.keep(inputs * rows, copies + self.is_dropping)
@@ -183,11 +192,17 @@ class AdapterTape(Tape):
         if not self.is_adapted(name):
             return False
         self.is_traced = True
-        self.trained += self.rank * (inputs + outputs)
+        self._adapt(inputs, outputs)
         self.keep(self.rank * rows, self.width)
         own = 0 if is_kept else input_width
         self.keep(inputs * rows, self.width + 1 if self.is_dropping else own)
         return True
+
+    def _adapt(self, inputs: int, outputs: int) -> None:
+        """Record the two matrices of an adapter."""
+        self.trained += self.rank * (inputs + outputs)
+        self.trained_shapes[self.rank, inputs] += 1
+        self.trained_shapes[outputs, self.rank] += 1
 
 
 @dataclass(kw_only=True)
@@ -196,8 +211,17 @@ class WholeTape(Tape):
 
     def weights(self, count: int) -> None:
         """See `Tape.weights`."""
+        self._train(count)
+
+    def matrix(self, rows: int, columns: int) -> None:
+        """See `Tape.matrix`."""
+        self._train(rows, columns)
+
+    def _train(self, *shape: int) -> None:
+        count = math.prod(shape)
         self.parameters += count
         self.trained += count
+        self.trained_shapes[shape] += 1
         self.is_traced = True
 
     def scale(self, values: int, width: int) -> None:

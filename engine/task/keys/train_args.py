@@ -12,7 +12,7 @@ LrScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
 TimestepSampling = Literal["uniform", "logit_normal", "mode"]
-OptimizerName = Literal["adamw"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "lion", "prodigy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,18 @@ class LrScheduler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamArgs:
-    beta1: float = key(0.9, "Beta 1", "AdamW: decay rate of the first moment.", minimum=0, exclusiveMaximum=1)
-    beta2: float = key(0.999, "Beta 2", "AdamW: decay rate of the second moment.", minimum=0, exclusiveMaximum=1)
-    weight_decay: float = key(1e-2, "Weight decay", "AdamW: decoupled weight decay.", minimum=0)
-    epsilon: float = key(1e-8, "Epsilon", "AdamW: added to the denominator.", exclusiveMinimum=0)
+    beta1: float = key(
+        0.9, "Beta 1", "Decay rate of the first moment; Adafactor has none.", minimum=0, exclusiveMaximum=1
+    )
+    beta2: float = key(
+        0.999,
+        "Beta 2",
+        "Decay rate of the second moment; of Lion's only one, where 0.99 is usual. Not for Adafactor.",
+        minimum=0,
+        exclusiveMaximum=1,
+    )
+    weight_decay: float = key(1e-2, "Weight decay", "Decoupled weight decay.", minimum=0)
+    epsilon: float = key(1e-8, "Epsilon", "Added to the denominator; not for Adafactor and Lion.", exclusiveMinimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +271,11 @@ class TrainArgs:
         exclusiveMaximum=1,
     )
     optimizer: OptimizerName = key(
-        "adamw", "Optimizer", "The optimizer; `adam_args` has its constants.", chain=Chain.AGREED_IF_SET
+        "adamw",
+        "Optimizer",
+        "The optimizer; `adam_args` has its constants. The [cookbook](cookbook.md#optimizers) says when to take which, "
+        "and with which learning rate.",
+        chain=Chain.AGREED_IF_SET,
     )
     lr_scheduler: LrScheduler = key(
         LrScheduler,

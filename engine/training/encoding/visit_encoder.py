@@ -107,51 +107,55 @@ class VisitEncoder:
         round_visits = self._step_range.batch_size * self._processes.world_size
         start, stop = start_step * per_step, self._step_range.stop_step * per_step
         meter, number = Meter("encoding ahead", "visits", stop - start), start
-        sizes: dict[str, int] = {}
+        stored, own, total, grown = set[str](), set[str](), 0, 0
         try:
-            while number < stop:
+            # What is stored next must not displace what is stored already.
+            while number < stop and total + grown <= self._cache.max_bytes:
                 self._check_stop()
                 count = min(max(1, self._size.visits // round_visits) * round_visits, stop - number)
-                if not self._store(number, count, sizes):
+                sizes = self._store(number, count, own)
+                grown = sum(size for key, size in sizes.items() if key not in stored)
+                if total + grown > self._cache.max_bytes or not self._can_all_write():
                     break
+                stored.update(sizes)
+                total += grown
                 number += count
+                self._size.measured(grown // count)
                 meter.update(number - start)
         finally:
             meter.close()
         return number // per_step
 
-    def _store(self, start: int, count: int, sizes: dict[str, int]) -> bool:
-        """Encode visits into the cache, except for what is in it: the keys of `sizes`, which is extended.
+    def _store(self, start: int, count: int, own: set[str]) -> dict[str, int]:
+        """Encode visits into the cache, except for what this process has encoded or found there before.
 
         Args:
             start: the first visit's number.
             count: the number of visits, whole rounds of micro-batches.
-            sizes: key of an encoding -> bytes, of all processes.
+            own: the keys of what this process has encoded or found, which are extended.
 
         Returns:
-            Whether the cache has room for as much again, in all processes.
+            The bytes of what is new in any process, by key.
         """
         visits = list(self._stream.visits(start, count))
-        own = list(filter(self._is_own, visits))
         views, found = self._encode_images(
-            visits, is_left_out=lambda view: view.key in sizes or not view.geometry.repeatable
+            visits, is_left_out=lambda view: view.key in own or not view.geometry.repeatable
         )
+        shown = zip(filter(self._is_own, visits), views, strict=True)
         captions = {
             cache_key("caption", text): text
-            for text in (self._choice.caption(visit, view.sample) for visit, view in zip(own, views, strict=True))
+            for text in (self._choice.caption(visit, view.sample) for visit, view in shown)
         }
-        new = [key for key in captions if key not in sizes]
-        encoded = self._captions.encode([captions[key] for key in new])
+        new = {key: text for key, text in captions.items() if key not in own}
+        encoded = self._captions.encode(list(new.values()))
         found |= {key: conditioning for key, (conditioning, _) in zip(new, encoded, strict=True)}
         self._cache.trim()
-        own_sizes = {key: sum(tensor.nbytes for tensor in tensors.values()) for key, tensors in found.items()}
-        before, is_kept = sum(sizes.values()), True
-        for others, has_stored in self._processes.exchange([own_sizes, self._cache.is_writable]):
-            sizes.update(others)
-            is_kept = is_kept and has_stored
-        total = sum(sizes.values())
-        self._size.measured((total - before) // count)
-        return is_kept and total + (total - before) <= self._cache.max_bytes
+        own.update(found)
+        sizes = {key: sum(tensor.nbytes for tensor in tensors.values()) for key, tensors in found.items()}
+        return {key: size for one in self._processes.exchange(sizes) for key, size in one.items()}
+
+    def _can_all_write(self) -> bool:
+        return all(self._processes.exchange(self._cache.is_writable))
 
     def _encode(self, start: int, count: int) -> list[Example]:
         """Encode visits from number `start` on, whole rounds of micro-batches; return this process's examples.

@@ -104,8 +104,8 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
         options["max_sequence_length"] = tokens.of(about.task.dataset)
     if "negative_prompt" in image and spec.takes_negative_prompt:
         options["negative_prompt"] = image["negative_prompt"]
-    elif spec.needs_negative_prompt:
-        options["negative_prompt"] = ""
+    elif spec.empty_prompt:
+        options["negative_prompt"] = spec.empty_prompt
     names = spec.argument_names
     return ", ".join(f"{names.get(name, name)}={value!r}" for name, value in options.items())
 

@@ -106,6 +106,13 @@ class TestModule:
         assert {tensor.device.type for tensor in tensors} == {"meta"}
         assert {tensor.dtype for tensor in module.parameters()} == {dtype}
 
+    def test_files_that_have_changed_since_they_were_hashed(self, folder, part):
+        def require_unchanged():
+            raise ModelError("changed")
+
+        with pytest.raises(ModelError, match=r"^changed$"):
+            load_module(PARTS[part], replace(args_for(folder), require_unchanged=require_unchanged), part)
+
     def test_without_proc_all_weights_are_copied(self, folder, part, monkeypatch):
         monkeypatch.setattr(loading, "Path", lambda path: folder / "nothing")
         assert loading._file_maps()(torch.zeros(1).data_ptr())

@@ -97,7 +97,7 @@ class QwenImage(FlowFamily):
         arguments: dict[str, Any] = {"true_cfg_scale": drawing.guidance_scale}
         prompts = {"": drawing.prompt}
         if drawing.guidance_scale > 1:
-            prompts["negative_"] = drawing.negative_prompt or ""  # without one there is no guidance
+            prompts["negative_"] = drawing.negative_prompt or SPEC.empty_prompt
         for prefix, prompt in prompts.items():
             (states,) = qwen.of_own_lengths(self.encoded(prompt))
             arguments[f"{prefix}prompt_embeds"] = states[None]

@@ -131,7 +131,6 @@ SPEC: Final = FamilySpec(
     objective="flow",
     usual_sampling="logit_normal",
     medium="image",
-    needs_negative_prompt=True,
     argument_names={"guidance_scale": "true_cfg_scale"},
     check=check,
     check_size=check_size,
@@ -139,6 +138,7 @@ SPEC: Final = FamilySpec(
     token_counter=tokens.counter(_ANSWER),
     caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1),
     drawing=DrawingDefaults(guidance_scale=4.0, num_inference_steps=50),
+    empty_prompt=" ",  # with none at all, the pipeline has no guidance
     hub_tags=("qwen-image", "qwen-image-diffusers"),
     licences=dict.fromkeys(("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"), "apache-2.0"),
     footprint=_footprint,

@@ -144,35 +144,6 @@ class TestMethods:
         lines = describe(job_of(text(training_type="full"), parent=warm))
         assert any("starts from    a whole model without training state (" in line for line in lines)
 
-    @pytest.mark.parametrize(
-        "args, is_noted",
-        [
-            ({}, True),  # the default is a LoRA's
-            ({"learning_rate": 1e-5}, False),
-            ({"learning_rate": 4.9e-5}, False),
-            ({"learning_rate": 5.1e-5}, True),
-            ({"learning_rate": 5.1e-5, "gradient_accumulation_steps": 16}, False),  # usual is twice as much
-            ({"learning_rate": 1.01e-4, "gradient_accumulation_steps": 16}, True),
-            ({"learning_rate": 1e-5, "scale_lr": True, "batch_size": 64}, True),  # 64 times as much
-        ],
-    )
-    def test_a_rate_far_above_the_usual_one_is_noted(self, args, is_noted):
-        args = {"scale_lr": False, "batch_size": 1} | args
-        notes = [
-            line for line in warnings(job_of(text(training_type="full", train_args=args))) if "is high for" in line
-        ]
-        assert len(notes) == is_noted
-        assert not any("is high for" in line for line in warnings(job_of(text(train_args=args))))
-
-    def test_a_rate_is_said_with_the_usual_one(self):
-        args = {"learning_rate": 1e-5, "text_encoder_learning_rate": 1e-3, "train_text_encoder": True}
-        args |= {"scale_lr": False, "batch_size": 1, "gradient_accumulation_steps": 16}
-        found = warnings(job_of(text(training_type="full", train_args=args)))
-        assert (
-            "the text encoder's learning rate of 0.001 is high for a whole model, which may forget what it has "
-            "learned: usual is about 2e-05 at 16 images a step"
-        ) in found
-
 
 def test_loras_that_are_kept_are_a_setting_where_they_are():
     assert not any(key.startswith("checkpoint") for key in job_of().recorded_settings)

@@ -96,6 +96,16 @@ def bias(**options):
         ({"lora": {"rank": 3}, "training_type": "full"}, "lora.rank has no effect with the training_type full"),
         ({"lora": {"rank": 3}}, None),
         ({"training_type": "full"}, None),
+        (
+            train(optimizer="lion", adam_args={"epsilon": 1e-6}),
+            "adam_args.epsilon has no effect with the optimizer lion",
+        ),
+        (train(optimizer="lion", adam_args={"beta2": 0.99, "weight_decay": 0.1}), None),
+        (
+            train(optimizer="adafactor", adam_args={"beta1": 0.8}),
+            "adam_args.beta1 has no effect with the optimizer adafactor",
+        ),
+        (train(optimizer="prodigy", adam_args={"epsilon": 1e-6}), None),
         ({"checkpoint_limit": 2}, LONE_LIMIT),
         ({"checkpoint_limit": 2, "checkpoint_every_n_steps": 1}, None),
     ],

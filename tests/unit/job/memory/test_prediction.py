@@ -1,5 +1,7 @@
 """Predictions of memory against what torch holds in fact, for the published models' sizes."""
 
+from collections import Counter
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -11,6 +13,7 @@ from engine.models.parts.tape import AdapterTape
 from engine.models.spec import Workload
 from engine.task.task import Lora
 from engine.training.methods.lora.targets import is_target
+from engine.training.optimizers.layout import as_matrix
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 from tests.support.published_models import GIB, PIPELINES, PUBLISHED, base_of, peak, task_of
 
@@ -58,6 +61,8 @@ class TestSizes:
         trained = sum(parameter.numel() for parameter in adapter.parameters.values())
         tape = footprint_of(name, lora, "no")[0].denoiser
         assert (tape.parameters, tape.trained) == (num_parameters(unet) - trained, trained)
+        shapes = Counter(as_matrix(tuple(parameter.shape)) for parameter in adapter.parameters.values())
+        assert tape.trained_shapes == shapes
 
     def test_of_the_autoencoder(self, name):
         config = PUBLISHED[name]["vae"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from unittest import mock
 
@@ -296,3 +297,15 @@ class TestLoss:
                 conditioning=batch.conditioning | {name: tensor + 1},
             )
             assert not torch.equal(full.loss(changed, LossOptions()), plain), name
+
+
+def test_text_encoders_that_are_never_trained_can_be_freed(folder):
+    """Nothing else refers to them, and images of prompts that are encoded already are drawn without them."""
+    family = load(folder)
+    family.remember({prompt: family.encode_caption(prompt) for prompt in ("a cat", family.spec.empty_prompt)})
+    family.move_encoders(CPU)
+    freed = {name: weakref.ref(family.parts.pop(name)) for name in family.spec.fixed_text_encoders}
+    assert [name for name, part in freed.items() if part() is not None] == []
+    drawing = Drawing(prompt="a cat", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(64, 64))
+    family.draw(drawing, torch.Generator().manual_seed(0), lambda: None)
+    assert not freed.keys() & family.parts.keys()
