@@ -88,7 +88,8 @@ class Validation:
     negative_prompt: str | None = key(
         None,
         "Negative prompt",
-        "The prompt that guidance leads the validation images away from; null is no negative prompt.",
+        "The prompt that guidance leads the validation images away from; null is no negative prompt. Refused for base "
+        "models that draw without one.",
         maxLength=_MAX_PROMPT,
     )
     guidance_scale: float | None = key(

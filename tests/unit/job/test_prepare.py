@@ -129,6 +129,13 @@ def test_more_denoising_steps_than_the_model_has_timesteps():
         prepare._check_validation(few)
 
 
+def test_a_negative_prompt_for_a_pipeline_without():
+    given = text(validation={"negative_prompt": "ugly"})
+    prepare._check_validation(job_of(given))
+    with pytest.raises(TaskError, match="negative_prompt has no effect: a FlowPipeline draws without"):
+        prepare._check_validation(job_of(given, family=replace(FLOW_SPEC, takes_negative_prompt=False)))
+
+
 @pytest.mark.parametrize(
     ("looked_for", "error"),
     [("load_parent", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],

@@ -9,10 +9,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from engine.models import base_model, registry
 from engine.models.families.flux import model
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions
-from engine.task.task import Lora
+from engine.task.task import Dataset, Lora, Model
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state, webui_state
 from tests.support import tiny, tiny_flux
@@ -91,6 +92,25 @@ class TestCaptions:
         (gradient,) = torch.autograd.grad(found["pooled_projections"].square().sum(), [weight])
         weight.requires_grad_(False)
         assert gradient.any()
+
+    @pytest.mark.parametrize("guidance, usual", [(True, 512), (False, 256)])
+    def test_the_usual_length_is_that_of_the_base_model(self, folders, tmp_path, guidance, usual):
+        """A family that is loaded has it, too: caches tell other lengths apart by it."""
+        named = Model(name=str(folders[guidance]))
+        base = base_model.locate(named, pinned=None, weights=True, report=lambda line: None, cache_dir=tmp_path)
+        found = registry.load(
+            base.family,
+            LoadArgs(
+                folder=base.folder,
+                variants=base.variants,
+                dtype=torch.float32,
+                device=CPU,
+                prediction_type="flow",
+                caption_tokens=usual,
+            ),
+        )
+        lengths = [found.spec.caption_tokens.unusual(Dataset(max_caption_tokens=length)) for length in (None, 256, 512)]
+        assert lengths == [None, *(None if length == usual else length for length in (256, 512))]
 
 
 class TestLatents:
