@@ -151,7 +151,8 @@ def test_a_folder_has_few_entries(folder):
 
 
 MADE_FOR = {
-    "diffusion": {f"engine.models.families.{row}.{part}" for row in ("sd", "sdxl") for part in ("spec", "model")}
+    "diffusion": {f"engine.models.families.{row}.{part}" for row in ("sd", "sdxl") for part in ("spec", "model")},
+    "flow": {"engine.models.parts.flow_family"},
 }
 """Modules that are made for a row of another seam: these families' schedulers, and names of predictions."""
 
@@ -246,14 +247,17 @@ def test_no_method_and_no_optimizer_is_named_outside_its_room(module):
     found = set()
     for text in names_and_texts(TREES[module]):
         own = re.sub(r"(?i)sd[-_]lora[-_]task", "", text)
-        found |= set(re.findall(r"\w*(?:lora|Lora|LORA|loftq|LoftQ|adamw|AdamW|exp_avg)\w*", own))
+        found |= set(
+            re.findall(r"\w*(?:lora|Lora|LORA|loftq|LoftQ|[Aa]dam[wW]|[Aa]dafactor|[Pp]rodigy|exp_avg)\w*", own)
+        )
     assert found == NAMES_OF_ROWS.get(module, set())
 
 
 FIXED_WORDS = {
     "engine/task/aliases.py": {"unet", "epsilon"},  # keys of other trainers' tasks
     "engine/task/keys/train_args.py": {"epsilon"},  # AdamW's, and the value of a key
-    "engine/training/optimizers/adamw.py": {"epsilon"},  # AdamW's
+    # AdamW's and Prodigy's
+    **{f"engine/training/optimizers/{name}.py": {"epsilon"} for name in ("adamw", "adamw_8bit", "prodigy", "registry")},
     "engine/training/methods/lora/webui_metadata.py": {"unet", "epsilon"},  # a key of kohya's metadata, and AdamW's
 }
 """Words that the task format or other programs fix, by file."""
@@ -286,6 +290,7 @@ BROAD = {
     "engine.commands.train": 1,
     "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
     "engine.models.parts.t5_tokens": 1,
+    "engine.models.parts.qwen.tokens": 1,
     "engine.data.media.image": 2,  # Pillow on damaged bytes raises anything
     "engine.results.trackers.service_process": 1,  # the same of a service, in its own process
     "engine.results.trackers.tracker": 1,  # whatever a tracker raises is a warning, not the training's end

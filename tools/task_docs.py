@@ -16,7 +16,7 @@ from typing import Any, Final, get_args, get_type_hints
 
 from engine.task.definition import text_of
 from engine.task.key import about_field
-from engine.task.schema import Definition
+from engine.task.schema import Definition, words_of
 from engine.task.task import Task, task_schema
 
 ROOT: Final = Path(__file__).parents[1]
@@ -65,12 +65,14 @@ def _rows(cls: type, prefix: str, definitions: Definition) -> Iterator[str]:
     for part in fields(cls):
         definition, about = definitions[part.name], about_field(part)
         nested = next((kind for kind in (hints[part.name], *get_args(hints[part.name])) if is_dataclass(kind)), None)
-        if definition.get("type") != "object":
+        if definition.get("type") != "object" or "propertyNames" in definition:
             default = f"`{_scalar(definition['default'])}`" if "default" in definition else "–"
             allowed = _allowed(definition) + ("; an empty one counts as absent" if about.empty_is_absent else "")
             yield f"| `{prefix}{part.name}` | {default} | {text_of(about)} | {allowed} |\n"
         if isinstance(nested, type) and cls is not Task:
-            yield from _rows(nested, f"{prefix}{part.name}.", definition["properties"])
+            inner = definition.get("additionalProperties") or definition
+            name = f"{prefix}{part.name}.NAME." if inner is not definition else f"{prefix}{part.name}."
+            yield from _rows(nested, name, inner["properties"])
 
 
 def _allowed(definition: Definition) -> str:
@@ -90,6 +92,8 @@ def _noun(kind: str, definition: Definition) -> str:
     if kind == "array":
         least, most = definition["minItems"], definition.get("maxItems")
         return f"a list of at least {least} string" if most is None else f"a list of {least} to {most} strings"
+    if words := words_of(definition) if kind == "string" else []:
+        return ", ".join(f"`{word}`" for word in words)
     if kind == "string":
         formats = {"http-url": "an `http` or `https` address", "regular-expression": "a regular expression"}
         longest = f" of up to {definition['maxLength']:,} characters" if "maxLength" in definition else ""

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from engine.commands.program import program
 from engine.core.console import Meter, say
@@ -18,10 +18,13 @@ from engine.core.messages import listing
 from engine.job.advice.disk_space import free_bytes
 from engine.models import base_model
 from engine.models.base_model import BaseModel
+from engine.models.components.files import is_url
 from engine.results.checkpoint import MANIFEST, Checkpoint
+from engine.results.output.job_record import object_at
+from engine.task.keys.model import Variant
 from engine.task.paths import local_or_hub
 from engine.task.settings import cache_dir
-from engine.task.task import Model
+from engine.task.task import Component, Model
 from engine.training.methods import registry
 
 if TYPE_CHECKING:
@@ -63,6 +66,14 @@ def parser() -> argparse.ArgumentParser:
         help="the base model of the training: a folder, a .safetensors file, a URL, or a Hub ID with or without "
         "@revision [the model on the Hub that the checkpoint names]",
     )
+    found.add_argument(
+        "--component",
+        metavar="NAME=WHERE",
+        action="append",
+        default=[],
+        help="a part of the base model that came from elsewhere: vae=PATH, once for each in model.components "
+        "[those on the Hub]",
+    )
     found.add_argument("--dtype", choices=DTYPES, help="the precision of the weights [as stored, see docs/export.md]")
     found.add_argument("--strength", type=float, help="how strongly a LoRA is applied [1]")
     found.add_argument("--layout", choices=LAYOUTS, help="the format of a LoRA [diffusers]")
@@ -96,7 +107,7 @@ def _check(flags: argparse.Namespace) -> None:
     is_alone = flags.format == "lora"
     if flags.layout and not is_alone:
         raise TaskError("--layout is the format of a LoRA: it needs --format lora")
-    if flags.base and is_alone:
+    if (flags.base or flags.component) and is_alone:
         raise TaskError("--base has no effect with --format lora: the base model is not needed")
     if flags.strength is not None and not math.isfinite(flags.strength):
         raise TaskError(f"--strength is {flags.strength}: expected a number such as 0.8")
@@ -146,11 +157,13 @@ def _base(flags: argparse.Namespace, environment: Mapping[str, str], checkpoint:
         ModelError: it is not named, not found, or another one than in the training.
     """
     wanted = str(checkpoint.manifest["base_model"].get("identity"))
+    elsewhere = object_at(checkpoint.manifest, "base_model", "components")
     name, revision = _named(flags.base, wanted)
-    variants = checkpoint.world.get("variants") or {}
+    components = _components(flags.component, elsewhere)
+    variants = {key: value for key, value in (checkpoint.world.get("variants") or {}).items() if key not in components}
     variant = next((value for _, value in sorted(variants.items()) if value), None)
     base = base_model.locate(
-        Model(name=name, variant=variant, revision=revision),
+        Model(name=name, variant=variant, revision=revision, components=components),
         pinned=revision if f"{name}@{revision}" == wanted else None,
         weights=True,
         report=say,
@@ -161,7 +174,48 @@ def _base(flags: argparse.Namespace, environment: Mapping[str, str], checkpoint:
         raise ModelError(
             f"--base {name} is {base.identity}, but the checkpoint was trained on {wanted}: {_advice(wanted, variants)}"
         )
+    for part, identity in base.identities.items():
+        if identity != elsewhere[part].get("identity"):
+            raise ModelError(
+                f"the {part} from {components[part].name} is {identity}, but the checkpoint was trained with "
+                f"{elsewhere[part].get('identity')}: name the task's own with --component {part}=PATH"
+            )
     return base
+
+
+def _components(given: Sequence[str], elsewhere: Mapping[str, Any]) -> dict[str, Component]:
+    """Return the components of the training that came from elsewhere: as given, else as the checkpoint names them.
+
+    Args:
+        given: the values of --component.
+        elsewhere: what the checkpoint's manifest, which is untrusted, records of them.
+
+    Raises:
+        TaskError: something else is given.
+        ModelError: a local one is not given, or the checkpoint does not name one.
+    """
+    places = dict(one.split("=", 1) for one in given if "=" in one)
+    if unknown := sorted({one.partition("=")[0] for one in given} - {name for name in places if name in elsewhere}):
+        known = listing(sorted(elsewhere), most=20) or "none"
+        raise TaskError(f"--component {unknown[0]}: expected NAME=WHERE, where NAME is one of the training's: {known}")
+    found: dict[str, Component] = {}
+    for name in sorted(elsewhere):
+        one = object_at(elsewhere, name)
+        own, commit = (one.get(key) if isinstance(one.get(key), str) else None for key in ("name", "revision"))
+        if name not in places and not (own and commit):
+            raise ModelError(
+                f"the checkpoint was trained with a local {name}, which has to be named: add --component {name}=PATH "
+                f"(its content is {one.get('identity')})"
+            )
+        place = local_or_hub(places[name], Path.cwd()) if name in places else str(own)
+        subfolder, variant = one.get("subfolder"), one.get("variant")
+        found[name] = Component(
+            name=place,
+            subfolder=subfolder if isinstance(subfolder, str) else None,
+            variant=variant if variant in get_args(Variant) else None,
+            revision=commit or "main",
+        )
+    return found
 
 
 def _named(given: str | None, wanted: str) -> tuple[str, str]:
@@ -179,7 +233,7 @@ def _named(given: str | None, wanted: str) -> tuple[str, str]:
             )
         return identity, commit
     name = local_or_hub(given, Path.cwd())
-    if Path(name).is_absolute() or base_model.is_url(name):
+    if Path(name).is_absolute() or is_url(name):
         return name, "main"
     name, _, revision = name.partition("@")
     # Without a revision, the commit of the training: a branch may have moved since.
@@ -198,7 +252,7 @@ def _trained_model(base: BaseModel, checkpoint: Checkpoint, found: Published, st
     from engine.models.export.model import TrainedModel
 
     trained, whole = frozenset(found.components(base.family)), {}
-    for component in base.family.weighted:
+    for component in filter(base.has, base.family.weighted):
         whole[component] = weights.of_base(base, component)
         if component in trained:
             whole[component] = found.weights(component, whole[component], base.family, strength)

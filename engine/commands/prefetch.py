@@ -54,6 +54,8 @@ def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
     task = read_task(settings)
     job = prepare(settings, task, weights=True, say=say)
     say(f"base model: {job.base.identity} is in {job.base.folder}")
+    for name, found in job.base.elsewhere.items():
+        say(f"{name}: {found.identity} is in {found.place.folder}")
     source = public(task.dataset.name or str(task.dataset.url))
     say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} in place")
     if settings.max_cache_bytes is not None and not is_read_only(settings.cache_dir):

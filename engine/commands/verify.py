@@ -286,6 +286,8 @@ def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
     value["validation"]["num_images"] = 1  # images have no effect on the steps
     value["validation"].pop("prompts", None)
     value["model"]["name"] = task.model.name
+    for name, one in task.model.components.items():
+        value["model"]["components"][name]["name"] = one.name
     if task.dataset.name is not None:
         value["dataset"]["name"] = task.dataset.name
     if task.validation.dataset is not None and task.validation.dataset.name is not None:

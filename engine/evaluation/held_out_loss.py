@@ -62,6 +62,7 @@ class HeldOutLoss:
         timesteps: Timesteps,
         family: Family,
         cache: EncodingCache,
+        placement: EncoderPlacement,
         device: torch.device,
         processes: Processes,
         check_stop: Callable[[], None],
@@ -72,6 +73,7 @@ class HeldOutLoss:
             dataset: the held-out images.
             medium: the medium of the images.
             timesteps: the timesteps that are trained.
+            placement: moves or frees the encoders.
             processes: the processes that share the images.
             check_stop: called between images; raises when the job is to stop.
         """
@@ -86,7 +88,7 @@ class HeldOutLoss:
         self._resolution = task.train_args.resolution
         self._trigger_word = task.dataset.trigger_word
         self._dtype = PRECISIONS[task.mixed_precision]
-        self._placement = EncoderPlacement(family, device)
+        self._placement = placement
         self._images = ImageEncoder(
             dataset,
             medium,
@@ -101,7 +103,7 @@ class HeldOutLoss:
             cache,
             self._placement,
             check_stop=check_stop,
-            num_chunks=task.dataset.caption_chunks,
+            length=family.spec.caption_tokens.unusual(task.dataset),
             is_trained=task.train_args.train_text_encoder,
         )
         self._unreadable = UnreadableImages(
@@ -121,7 +123,7 @@ class HeldOutLoss:
             DatasetError: none of the images is readable.
         """
         if self._own is None:
-            self._own = self._encode()
+            self._own = self.encode()
         meter = Meter("held-out loss", "images", len(self._own))
         own: list[tuple[int, list[float]]] = []
         try:
@@ -157,8 +159,12 @@ class HeldOutLoss:
             )
             yield self._family.loss(batch, LossOptions()).item()
 
-    def _encode(self) -> list[_Measured]:
-        """Encode this process's share of the images."""
+    def encode(self) -> list[_Measured]:
+        """Encode this process's share of the images, or find them in the cache. A collective call.
+
+        Raises:
+            DatasetError: none of the images is readable.
+        """
         order = Epochs(self._seed, len(self._dataset)).permutation(0)
         rank = self._processes.rank
         own = {number: sample for number, sample in enumerate(order) if self._processes.owner(number) == rank}

@@ -15,10 +15,12 @@ from PIL import Image as Pillow
 
 from engine.core import rng
 from engine.models.family import Drawing, Family
+from engine.models.spec import DrawingDefaults
 from engine.task.task import Validation
 
 PROMPTS_FILE: Final = "prompts.json"
-_DEFAULT: Final = Validation()
+_UNSAID: Final = DrawingDefaults(guidance_scale=7.5, num_inference_steps=30)
+"""The settings of an image whose entry in `prompts.json` does not have them, whatever the family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +31,28 @@ class Image:
     prompt: str
     seed: int
     """The seed of a CPU `torch.Generator`."""
-    negative_prompt: str | None = _DEFAULT.negative_prompt
-    guidance_scale: float = _DEFAULT.guidance_scale
-    num_inference_steps: int = _DEFAULT.num_inference_steps
+    negative_prompt: str | None = None
+    guidance_scale: float = _UNSAID.guidance_scale
+    num_inference_steps: int = _UNSAID.num_inference_steps
 
     def described(self) -> dict[str, Any]:
         """Return an entry of `prompts.json`. It has the last three options only if they are not at their defaults."""
-        values = {part.name: getattr(self, part.name) for part in fields(self)}
-        return {name: value for name, value in values.items() if name in _TOLD or value != getattr(_DEFAULT, name)}
+        values = {part.name: (getattr(self, part.name), part.default) for part in fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
 
-_TOLD: Final = ("file", "prompt", "seed")
-
-
-def plan_images(prompts: Sequence[str], seed: int, wanted: Validation = _DEFAULT) -> list[Image]:
+def plan_images(
+    prompts: Sequence[str], seed: int, wanted: Validation | None = None, drawing: DrawingDefaults = _UNSAID
+) -> list[Image]:
     """Return the images for these prompts. They are the same through a whole chain.
 
     Args:
         prompts: one for each image.
         seed: the task's seed, from which images get theirs if `wanted` has none.
-        wanted: the options of drawing.
+        wanted: the task's options of drawing; None is none.
+        drawing: the guidance and the steps of all images (`Job.drawing`).
     """
+    wanted = wanted or Validation()
     drawn = rng.words(seed, "validation seed", 0, len(prompts))[:, 0]
     return [
         Image(
@@ -57,8 +60,8 @@ def plan_images(prompts: Sequence[str], seed: int, wanted: Validation = _DEFAULT
             prompt,
             int(drawn[i]) >> 32 if wanted.seed is None else wanted.seed + i,
             wanted.negative_prompt,
-            wanted.guidance_scale,
-            wanted.num_inference_steps,
+            drawing.guidance_scale,
+            drawing.num_inference_steps,
         )
         for i, prompt in enumerate(prompts)
     ]

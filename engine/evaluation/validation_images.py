@@ -16,8 +16,9 @@ from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
 from engine.evaluation import sampling
 from engine.models.family import Family
+from engine.models.spec import DrawingDefaults
 from engine.results.checkpoint import Checkpoint
-from engine.task.task import Validation
+from engine.task.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +36,13 @@ class Pictures:
     """The images after earlier steps of the task."""
 
 
-def planned_images(
-    validation: Validation, dataset: ImageDataset, seed: int, trigger_word: str | None
-) -> list[sampling.Image]:
-    """Return a task's validation images. They are the same after each of its steps."""
+def planned_images(task: Task, dataset: ImageDataset, drawing: DrawingDefaults) -> list[sampling.Image]:
+    """Return a task's validation images, drawn with `drawing`. They are the same after each of its steps."""
+    validation = task.validation
     prompts = validation.given_prompts
     if prompts is None:
-        prompts = draw_prompts(dataset, seed, validation.num_images, trigger_word)
-    return sampling.plan_images(prompts, seed, validation)
+        prompts = draw_prompts(dataset, task.seed, validation.num_images, task.dataset.trigger_word)
+    return sampling.plan_images(prompts, task.seed, validation, drawing)
 
 
 def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:

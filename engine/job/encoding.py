@@ -21,6 +21,7 @@ from engine.training.buckets import BucketOrder
 from engine.training.distributed.group import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.encoder_placement import EncoderPlacement
 from engine.training.encoding.visit_encoder import VisitEncoder
 
 
@@ -29,6 +30,7 @@ def encoding_cache(job: Job, settings: Settings, device: torch.device) -> Encodi
     namespace = {
         "base_model": job.base.identity,
         "variants": dict(job.base.variants),
+        **({"components": job.base.identities} if job.base.elsewhere else {}),
         "mixed_precision": job.task.mixed_precision,
         **provenance.origin(device),
     }
@@ -40,8 +42,8 @@ def visit_encoder(
     job: Job,
     family: Family,
     cache: EncodingCache,
+    placement: EncoderPlacement,
     *,
-    device: torch.device,
     processes: Processes,
     check_stop: Callable[[], None],
 ) -> VisitEncoder:
@@ -66,49 +68,58 @@ def visit_encoder(
         step_range=job.step_range,
         family=family,
         cache=cache,
-        device=device,
+        placement=placement,
         processes=processes,
         check_stop=check_stop,
         say=say,
     )
 
 
-def held_out_curve(
+def held_out_loss(
     job: Job,
     family: Family,
     cache: EncodingCache,
+    placement: EncoderPlacement,
     *,
     device: torch.device,
     processes: Processes,
     check_stop: Callable[[], None],
+) -> HeldOutLoss | None:
+    """Return the job's held-out loss; None if it measures none."""
+    if job.held_out is None:
+        return None
+    return HeldOutLoss(
+        job.task,
+        job.held_out.images,
+        job.medium,
+        timesteps=job.timesteps,
+        family=family,
+        cache=cache,
+        placement=placement,
+        device=device,
+        processes=processes,
+        check_stop=check_stop,
+    )
+
+
+def held_out_curve(
+    job: Job,
+    loss: HeldOutLoss | None,
+    *,
     rows: list[Row],
     outcome: Outcome,
     averaged: Callable[[], AbstractContextManager[None]],
 ) -> HeldOutCurve:
-    """Return the job's held-out loss, which adds its measurements to the chain's `rows`.
+    """Return the curve of the job's held-out loss, which adds its measurements to the chain's `rows`.
 
     `averaged` is `Trainer.averaged`.
     """
-    loss = None
-    if job.held_out is not None:
-        loss = HeldOutLoss(
-            job.task,
-            job.held_out.images,
-            job.medium,
-            timesteps=job.timesteps,
-            family=family,
-            cache=cache,
-            device=device,
-            processes=processes,
-            check_stop=check_stop,
-        )
-    interval = validation_interval(job.task.validation, job.step_range)
     return HeldOutCurve(
         loss,
         rows,
         curve=job.curve,
         step_range=job.step_range,
-        interval=interval,
+        interval=validation_interval(job.task.validation, job.step_range),
         outcome=outcome,
         averaged=averaged if job.task.train_args.ema_decay is not None else None,
     )

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
@@ -15,6 +15,8 @@ from engine.data.dataset.held_out import HeldOut
 from engine.data.media.medium import Medium
 from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
+from engine.models.objectives.objective import TargetType
+from engine.models.spec import DrawingDefaults
 from engine.results import held_out_rows
 from engine.results.agreement import differing
 from engine.results.checkpoint import Checkpoint
@@ -22,11 +24,14 @@ from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import PredictionType, Task
+from engine.task.task import Task
 from engine.training.buckets import Buckets
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.registry import METHODS
 from engine.training.methods.warm_start import WarmStart
+
+_OF_NOISE: Final = ("flow_shift", "guidance_scale")
+"""Keys of `train_args` that change the loss at a timestep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +46,7 @@ class Job:
     in_place: bool
     """True if the parent is the output folder's own checkpoint, which this job's result replaces."""
     step_range: StepRange
-    prediction_type: PredictionType
+    prediction_type: TargetType
     buckets: Buckets | None = None
     held_out: HeldOut | None = None
     """The images of the held-out loss; None where it is not measured."""
@@ -67,7 +72,17 @@ class Job:
     @property
     def timesteps(self) -> Timesteps:
         """The timesteps that are drawn. Raises TaskError if the task leaves none."""
-        return self.base.objective.timesteps(self.task.train_args, self.base.num_train_timesteps)
+        return self.base.timesteps(self.task.train_args)
+
+    @property
+    def caption_tokens(self) -> int:
+        """The number of tokens of a caption that count."""
+        return self.base.family.caption_tokens.of(self.task.dataset)
+
+    @property
+    def drawing(self) -> DrawingDefaults:
+        """The settings of the validation images, with the family's where the task gives none."""
+        return self.base.family.drawing.of(self.task.validation)
 
     @property
     def task_digest(self) -> str:
@@ -80,6 +95,9 @@ class Job:
         value = canonical(self.task)
         if self.base.revision is None:
             value["model"]["name"] = self.base.identity
+        for name, found in self.base.elsewhere.items():
+            if found.revision is None:
+                value["model"]["components"][name]["name"] = found.identity
         if self.task.dataset.name and self.dataset.revision is None:
             value["dataset"]["name"] = self.dataset.fingerprint
         measured = self.task.validation.dataset
@@ -103,6 +121,7 @@ class Job:
     @property
     def resolved(self) -> dict[str, Any]:
         """The commits and fingerprints that names were resolved to, with the keys of the manifest."""
+        elsewhere = {name: found.resolved for name, found in self.base.elsewhere.items()}
         return {
             "dataset": {
                 "name": self.task.dataset.name if self.dataset.revision else None,
@@ -110,7 +129,11 @@ class Job:
                 "revision": self.dataset.revision,
                 "rows": len(self.dataset),
             },
-            "base_model": {"identity": self.base.identity, "revision": self.base.revision},
+            "base_model": {
+                "identity": self.base.identity,
+                "revision": self.base.revision,
+                **({"components": elsewhere} if elsewhere else {}),
+            },
             **({"heldout": self._resolved_held_out(self.held_out)} if self.held_out else {}),
         }
 
@@ -130,6 +153,7 @@ class Job:
         dataset = self.task.dataset.as_measured
         drawn = [held_out_rows.STRATA, self.timesteps.begin, self.timesteps.end]
         named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": recorded(dataset)}
+        named |= {key: value for key, value in recorded(self.task.train_args).items() if key in _OF_NOISE}
         return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
 
     @property
@@ -140,12 +164,13 @@ class Job:
     @property
     def invariants(self) -> dict[str, Any]:
         """Return what all tasks of a chain must agree on (the key `world` of `state.json`)."""
-        task = self.task
+        task, tokens = self.task, self.base.family.caption_tokens
         # Only where set: a checkpoint older than these options continues with a task that leaves them out.
         options = {
             "heldout_images": self.held_out.num_taken if self.held_out else 0,
-            "max_caption_tokens": task.dataset.max_caption_tokens if task.dataset.caption_chunks > 1 else None,
+            "max_caption_tokens": self.caption_tokens if self.caption_tokens != tokens.usual else None,
             "ema": task.train_args.ema_decay is not None,
+            "components": self.base.identities,
         }
         return {
             "base_model": self.base.identity,

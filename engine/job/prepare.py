@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from engine.data.dataset.sizes import read_sizes
 from engine.data.media.medium import Medium
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
+from engine.models.components.files import is_url
 from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
@@ -80,16 +81,18 @@ def prepare(
     chain = parent if isinstance(parent, Checkpoint) else None
     if is_read_only(settings.cache_dir):
         say(f"the cache {settings.cache_dir} is read-only: its entries are used, none is added")
-    with _permitted(ModelError, "the base model"), _looking_up(task.model.name, settings, "model.name"):
+    with _permitted(ModelError, "the base model"), _looking_up_models(task, settings):
         base = base_model.locate(
             task.model,
             pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
+            pinned_components=_pinned_components(_resolved(chain), task) | _pinned_components(before, task),
             weights=weights,
             report=say,
             cache_dir=settings.cache_dir,
             limits=settings.limits,
             digests=digests,
         )
+    _check_sizes(base, task)
     with _permitted(DatasetError, "the dataset"):
         dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], say)
     step_range = StepRange.of(
@@ -114,6 +117,7 @@ def prepare(
         buckets=buckets,
         held_out=held_out,
     )
+    base.family.caption_tokens.require(task.dataset)
     _check_noise(job)
     _check_validation(job)
     if chain:
@@ -139,6 +143,7 @@ def require_same_job(job: Job, device: torch.device, processes: Processes) -> No
     found: list[tuple[str, Any, type[JobError]]] = [
         ("the task's digest", job.task_digest, TaskError),
         ("the base model", job.base.identity, ModelError),
+        ("the base model's components", job.base.identities, ModelError),
         ("the dataset's fingerprint", job.dataset.fingerprint, DatasetError),
         ("the held-out images", job.curve, DatasetError),
         ("the checkpoint's digest", job.record.parent, CheckpointError),
@@ -167,10 +172,20 @@ def _open_datasets(
 
 def _looking_up(name: str | None, settings: Settings, key: str) -> AbstractContextManager[None]:
     """Return a context in which the name under `key` is looked up on the Hub, if it is neither a path nor a URL."""
-    what: Literal["model", "dataset"] = "model" if key == "model.name" else "dataset"
-    if not name or Path(name).is_absolute() or (what == "model" and base_model.is_url(name)):
+    what: Literal["model", "dataset"] = "model" if key.startswith("model.") else "dataset"
+    if not name or Path(name).is_absolute() or (what == "model" and is_url(name)):
         return nullcontext()
     return looking_up(name, settings.task_folder, what, key)
+
+
+@contextmanager
+def _looking_up_models(task: Task, settings: Settings) -> Iterator[None]:
+    """Enter the context in which the names of the base model and of its components from elsewhere are looked up."""
+    components = {f"model.components.{name}.name": one.name for name, one in task.model.components.items()}
+    with ExitStack() as stack:
+        for key, name in {"model.name": task.model.name, **components}.items():
+            stack.enter_context(_looking_up(name, settings, key))
+        yield
 
 
 def _first(values: Iterable[str | None]) -> str | None:
@@ -186,15 +201,32 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
         raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user with access") from None
 
 
+def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
+    side = task.train_args.resolution
+    for width, height in bucket_sizes(side) if task.transforms.buckets else [(side, side)]:
+        base.family.check_size(base.config, width, height)
+
+
 def _check_noise(job: Job) -> None:
-    _ = job.timesteps
-    job.base.objective.check_task(job.task.train_args, job.prediction_type)
+    args, family = job.task.train_args, job.base.family
+    job.base.objective.check_task(args, job.prediction_type, family.pipeline)
+    _ = job.timesteps, job.base.describe_noise(args)
+    if args.guidance_scale != 1 and not family.takes_guidance(job.base.config):
+        raise TaskError(
+            f"train_args.guidance_scale is {args.guidance_scale:g}: this {family.pipeline} is not distilled on "
+            "guidance, so its denoiser is told no scale; remove this key"
+        )
 
 
 def _check_validation(job: Job) -> None:
-    steps, most = job.task.validation.num_inference_steps, job.base.num_train_timesteps
+    steps, most = job.drawing.num_inference_steps, job.base.num_train_timesteps
     if steps >= most:  # schedulers that start one timestep later would run out of timesteps
         raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
+    if job.task.validation.negative_prompt is not None and not job.base.family.takes_negative_prompt:
+        raise TaskError(
+            f"validation.negative_prompt has no effect: a {job.base.family.pipeline} draws without a negative prompt; "
+            "remove this key"
+        )
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:
@@ -209,6 +241,17 @@ def _pinned_model(before: Mapping[str, Any] | None, task: Task) -> str | None:
     found = object_at(before, "base_model")
     commit = _commit(found.get("revision"))
     return commit if found.get("identity") == f"{task.model.name}@{commit}" else None
+
+
+def _pinned_components(before: Mapping[str, Any] | None, task: Task) -> dict[str, str]:
+    """Return the commits that components' branches were resolved to before, by component; see `_pinned_model`."""
+    found: dict[str, str] = {}
+    for name, wanted in task.model.components.items():
+        one = object_at(before, "base_model", "components", name)
+        commit = _commit(one.get("revision"))
+        if commit and (one.get("name"), one.get("branch")) == (wanted.name, wanted.revision):
+            found[name] = commit
+    return found
 
 
 def _pinned_dataset(before: Mapping[str, Any] | None, task: Task) -> str | None:

@@ -17,6 +17,7 @@ from engine.job.advice.describe import describe
 from engine.job.advice.precheck import check_memory
 from engine.job.claim import claim_output
 from engine.job.context import RunContext
+from engine.job.encode_ahead import encode_ahead, loading_again
 from engine.job.hub.push import push_result
 from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
@@ -26,7 +27,7 @@ from engine.job.results.due_results import DueResults
 from engine.job.results.finish_now import FinishNow
 from engine.job.results.publish import draw_and_publish
 from engine.job.results.watch import Watch
-from engine.job.start import Training, load_family, start_training
+from engine.job.start import Training, find_beginning, load_family, start_training
 from engine.models.loading import require_finite_weights
 from engine.results import provenance
 from engine.results.history import StepReport
@@ -40,6 +41,7 @@ from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
 from engine.training.device import open_device
 from engine.training.distributed.group import Processes
+from engine.training.encoding.encoder_placement import EncoderPlacement
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.trainer import train
 
@@ -86,9 +88,11 @@ def run(
         return
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
+    main = memory.available_bytes()
     place: dict[str, Any] = {
         "device": device.type,
         "available": available,
+        "main_available": None if main is None else main // settings.place.num_here,
         "num_processes": processes.world_size,
     }
     for line in describe(job) + memory.describe(job.base, task, **place) + describe_push(settings.push):
@@ -96,14 +100,22 @@ def run(
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
     with device_errors(job, device, available, num_processes=processes.world_size):
         with outcome.clock.phase("load"):
-            training = start_training(context, load_family(job, device))
+            family = load_family(job, device, digests.require_unchanged)
+            beginning = find_beginning(context)
+        # Free memory differs from process to process, and encoding ahead is a collective call.
+        if apart := any(processes.exchange(memory.parts_apart(job.base, task, **place))):
+            encode_ahead(context, family, beginning)
+        with outcome.clock.phase("load"):
+            training = start_training(context, family, beginning)
+            del beginning  # its tensors
             digests.require_unchanged()
             if memory.wants_recompute(job.base, task, **place):
                 recompute_activations(training.family.denoiser)
         if processes.broadcast(lambda: FinishNow(context).has_ended(training)):
             context = replace(context, job=job.ended_at(training.trainer.step))
         with Watch.opened(context, training) as watch:
-            job = _train(context, training, log, watch)
+            placement = EncoderPlacement(family, device, loading_again=loading_again() if apart else None)
+            job = _train(context, training, placement, log, watch)
             context = replace(context, job=job)
             _prune_cache(settings, processes)
             training.trainer.end()
@@ -113,7 +125,7 @@ def run(
     processes.broadcast(lambda: push_result(context, is_new=True))
 
 
-def _train(context: RunContext, training: Training, log: ProgressLog, watch: Watch) -> Job:
+def _train(context: RunContext, training: Training, placement: EncoderPlacement, log: ProgressLog, watch: Watch) -> Job:
     """Train to the task's last step, and make all results that are due in between.
 
     Returns:
@@ -128,17 +140,11 @@ def _train(context: RunContext, training: Training, log: ProgressLog, watch: Wat
         watch.renew_if_due()
         stop.check(saver.save_alone)
 
-    encoder = encoding.visit_encoder(job, family, cache, device=device, processes=processes, check_stop=check_stop)
+    places: dict[str, Any] = {"processes": processes, "check_stop": check_stop}
+    encoder = encoding.visit_encoder(job, family, cache, placement, **places)
+    loss = encoding.held_out_loss(job, family, cache, placement, device=device, **places)
     held_out = encoding.held_out_curve(
-        job,
-        family,
-        cache,
-        device=device,
-        processes=processes,
-        check_stop=check_stop,
-        rows=training.held_out_losses,
-        outcome=outcome,
-        averaged=trainer.averaged,
+        job, loss, rows=training.held_out_losses, outcome=outcome, averaged=trainer.averaged
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
     tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)

@@ -45,7 +45,7 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Beginning:
+class Beginning:
     """The state that a training starts or continues from."""
 
     state: TrainState | None = None
@@ -57,8 +57,13 @@ class _Beginning:
     origins: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load_family(job: Job, device: torch.device) -> Family:
-    """Load the job's base model.
+def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], None]) -> Family:
+    """Load the job's base model, or prepare to load its parts when they are needed.
+
+    Args:
+        job: the job.
+        device: the denoiser's device.
+        require_unchanged: called after a part was loaded; raises ModelError if its files are not those of the job.
 
     Raises:
         ModelError: the model is incomplete or of the wrong kind.
@@ -69,25 +74,38 @@ def load_family(job: Job, device: torch.device) -> Family:
             folder=job.base.folder,
             single_file=job.base.single_file,
             variants=job.base.variants,
+            absent=job.base.absent,
+            elsewhere=job.base.places,
             dtype=PRECISIONS[job.task.mixed_precision],
             float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
             device=device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,
-            caption_chunks=job.task.dataset.caption_chunks,
+            caption_tokens=job.caption_tokens,
+            flow_shift=job.task.train_args.flow_shift,
+            require_unchanged=require_unchanged,
+            guidance_scale=job.task.train_args.guidance_scale,
         ),
     )
 
 
-def start_training(context: RunContext, family: Family) -> Training:
-    """Attach what is trained, and restore the saved progress, the checkpoint or given weights, if there are any.
+def find_beginning(context: RunContext) -> Beginning:
+    """Return the saved progress, or the state in the checkpoint to continue, if there is any.
+
+    Raises:
+        CheckpointError: the checkpoint's state is malformed.
+    """
+    return _saved(context) or _parents(context)
+
+
+def start_training(context: RunContext, family: Family, beginning: Beginning) -> Training:
+    """Attach what is trained, and restore the state to continue from, or given weights, if there are any.
 
     Raises:
         TaskError: the task's targets match no module, or a module that cannot be adapted.
         CheckpointError: what is to be continued does not fit.
     """
     job, outcome = context.job, context.outcome
-    beginning = _saved(context) or _parents(context)
     trainable = methods.attach(
         family,
         job.task,
@@ -126,7 +144,7 @@ def _extended_origins(origins: list[dict[str, Any]], step: int, device: torch.de
     return found
 
 
-def _saved(context: RunContext) -> _Beginning | None:
+def _saved(context: RunContext) -> Beginning | None:
     """Return the progress saved in the output folder, as the first process finds it; None if there is none."""
     processes, output = context.processes, context.output
     header = processes.broadcast(lambda: saved_progress.read(output, context.job.record, say))
@@ -140,7 +158,7 @@ def _saved(context: RunContext) -> _Beginning | None:
         say(f"{error}: this task starts over")
         return None
     context.outcome.before = saved.so_far
-    return _Beginning(
+    return Beginning(
         state=state,
         saved_state=saved.state,
         history=saved.history,
@@ -158,12 +176,12 @@ def _owned(context: RunContext) -> Callable[[Mapping[str, int]], set[str]] | Non
     return lambda sizes: owned_by(place.rank, sizes, place.world_size)
 
 
-def _parents(context: RunContext) -> _Beginning:
+def _parents(context: RunContext) -> Beginning:
     """Return the state in the checkpoint to continue; an empty one if the task starts a training."""
     parent = context.job.parent
     if not isinstance(parent, Checkpoint):
-        return _Beginning()
-    return _Beginning(
+        return Beginning()
+    return Beginning(
         state=read_state(parent.state_files, parent.state_scalars, owned=_owned(context)),
         history=history_file.parse(parent.history),
         held_out_losses=held_out_rows.parse(parent.held_out_losses),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,17 +19,29 @@ from engine.core.messages import Say
 from engine.core.redact import shown_url
 from engine.data.fetch import hub
 from engine.models import registry, single_file
-from engine.models.base_model_files import INDEX, PICKLE_SUFFIXES, content_identity, files_below, select_files
-from engine.models.configs import SCHEDULER_FILE, read_json
-from engine.models.objectives.objective import ObjectiveSpec
+from engine.models.components import hub_files
+from engine.models.components.files import (
+    INDEX,
+    PICKLE_SUFFIXES,
+    PICKLED,
+    absent_components,
+    content_identity,
+    files_below,
+    is_url,
+    select_files,
+)
+from engine.models.components.place import Place
+from engine.models.components.search import Elsewhere, Search, require_known
+from engine.models.configs import CONFIG, SCHEDULER_FILE, read_json
+from engine.models.objectives.objective import ObjectiveSpec, TargetType
 from engine.models.objectives.registry import OBJECTIVES
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
 from engine.task.paths import hub_page, nearest
-from engine.task.task import Model, PredictionType
+from engine.task.plan.timesteps import Timesteps
+from engine.task.task import Model, TimestepSampling, TrainArgs
 
 _FILE_SUFFIXES: Final = (".safetensors", *PICKLE_SUFFIXES)
-_PICKLED: Final = "is a pickle, which can run code; convert it to safetensors (docs/task.md says how)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +52,42 @@ class BaseModel:
     family: FamilySpec
     variants: Mapping[str, str | None]
     """Component with weights -> the variant in its file names."""
+    absent: frozenset[str] = frozenset()
+    """The optional components that it does not have."""
     identity: str
     """The identity of the bytes: `<id>@<commit>` for the Hub, a content hash for a folder or a file; not a path."""
     revision: str | None
     """The Hub commit, None for a folder or a file."""
     single_file: SingleFile | None = None
     """The file that holds the model; None for a model in `folder`."""
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
+    """The components that come from elsewhere, by name. `identity` is that of the others."""
+
+    def has(self, component: str) -> bool:
+        """Return whether the model has a component of its family, which may be optional."""
+        return component not in self.absent
 
     def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
-        """Return one of a component's JSON files. Raises ModelError."""
-        if self.single_file is not None:
-            return dict(self.single_file.configs[component])
-        return read_json(self.folder / component / name)
+        """Return one of a component's JSON files; {} for an optional one that it does not have. Raises ModelError."""
+        if not self.has(component):
+            return {}
+        return self.place(component).config(name)
+
+    def place(self, component: str) -> Place:
+        """Return where a component lies."""
+        if component in self.elsewhere:
+            return self.elsewhere[component].place
+        return Place(component=component, folder=self.folder / component, single_file=self.single_file)
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """The places of the components that come from elsewhere, by name."""
+        return {name: found.place for name, found in self.elsewhere.items()}
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """The identities of the components that come from elsewhere, by name."""
+        return {name: found.identity for name, found in self.elsewhere.items()}
 
     @property
     def objective(self) -> ObjectiveSpec:
@@ -57,7 +95,7 @@ class BaseModel:
         return OBJECTIVES[self.family.objective]
 
     @property
-    def prediction_type(self) -> PredictionType:
+    def prediction_type(self) -> TargetType:
         """The quantity that the model predicts, from its scheduler's configuration. Raises ModelError."""
         return self.objective.prediction_type(self.config("scheduler", SCHEDULER_FILE))
 
@@ -65,6 +103,21 @@ class BaseModel:
     def num_train_timesteps(self) -> int:
         """The number of timesteps of the noise schedule. Raises ModelError."""
         return self.objective.num_train_timesteps(self.config("scheduler", SCHEDULER_FILE))
+
+    def timestep_sampling(self, args: TrainArgs) -> TimestepSampling | None:
+        """Return how timesteps are sampled: as the task says, or as is usual for the family."""
+        return args.timestep_sampling or self.family.usual_sampling
+
+    def describe_noise(self, args: TrainArgs) -> str | None:
+        """Return how noise levels follow from timesteps; None if no key of a task changes that. Raises ModelError."""
+        describe = self.objective.describe_noise
+        tokens = (args.resolution // self.family.token_side) ** 2
+        return describe(self.config("scheduler", SCHEDULER_FILE), args, tokens) if describe else None
+
+    def timesteps(self, args: TrainArgs) -> Timesteps:
+        """Return the timesteps that a task draws. Raises TaskError if it leaves none."""
+        resolved = replace(args, timestep_sampling=self.timestep_sampling(args))
+        return self.objective.timesteps(resolved, self.num_train_timesteps)
 
 
 def locate(
@@ -74,6 +127,7 @@ def locate(
     weights: bool,
     report: Say,
     cache_dir: Path,
+    pinned_components: Mapping[str, str] = MappingProxyType({}),
     limits: Limits = DEFAULT_LIMITS,
     digests: FileDigests | None = None,
 ) -> BaseModel:
@@ -86,11 +140,13 @@ def locate(
             downloaded: its content is its identity.
         report: called with a line to print.
         cache_dir: the folder to which a single file is downloaded.
+        pinned_components: the same as `pinned` for components from elsewhere, by name.
         limits: of that download.
         digests: those that `hash_ahead` began to compute; None if it was not called.
 
     Raises:
-        ModelError: not found, not of a supported family, or incomplete.
+        ModelError: not found, not of a supported family, or incomplete, or parts that do not belong together.
+        TaskError: the family has no component of a name in `model.components`.
         TemporaryError: the Hub or the server cannot be reached.
         OutputError: the cache cannot be written.
     """
@@ -105,10 +161,45 @@ def locate(
     else:
         folder = hub.snapshot_of(path, model.revision, ModelError)
         base = _locate_folder(folder, model, report, digests)
+    if model.components:
+        search = Search(
+            family=base.family,
+            own=partial(_own_config, base),
+            pinned=pinned_components,
+            weights=weights,
+            report=report,
+            cache_dir=cache_dir,
+            limits=limits,
+            digests=digests,
+        )
+        base = _composed(base, {name: search.find(name, one) for name, one in sorted(model.components.items())})
     base.family.check(base.config)
     for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
         report(note)
-    return base
+    refine = base.family.refine
+    return replace(base, family=refine(base.config)) if refine else base
+
+
+def _own_config(base: BaseModel, component: str) -> Mapping[str, Any]:
+    """Return the configuration of a base model's own component, which comes from elsewhere; {} if it has none."""
+    is_there = base.single_file is not None or (base.folder / component / CONFIG).is_file()
+    return base.config(component) if is_there else {}
+
+
+def _composed(base: BaseModel, elsewhere: Mapping[str, Elsewhere]) -> BaseModel:
+    """Return a base model with components from elsewhere. Raises ModelError if a text encoder lacks its tokenizer."""
+    absent = base.absent - elsewhere.keys()
+    for name in elsewhere:
+        if name.startswith("text_encoder") and (tokenizer := name.replace("text_encoder", "tokenizer")) in absent:
+            raise ModelError(f"model.components.{name}: the base model has no {tokenizer}; name that, too")
+    own = {name: variant for name, variant in base.variants.items() if name not in elsewhere}
+    weighted = {name: found for name, found in elsewhere.items() if name in base.family.weighted}
+    return replace(
+        base,
+        elsewhere=elsewhere,
+        variants=own | {name: found.variant for name, found in weighted.items() if not found.place.single_file},
+        absent=absent,
+    )
 
 
 def hash_ahead(model: Model, digests: FileDigests) -> None:
@@ -117,16 +208,14 @@ def hash_ahead(model: Model, digests: FileDigests) -> None:
     with contextlib.suppress(ModelError, OSError, ValueError):  # ValueError: a NUL in the name
         if path.is_absolute() and path.is_dir():
             path = hub.snapshot_of(path, model.revision, ModelError)
-            family = registry.detect(read_json(path / INDEX))
-            selected, _ = select_files(files_below(path), family, model.variant, str(path))
+            index = read_json(path / INDEX)
+            family, replaced = registry.detect(index), model.components.keys()
+            selected, _ = select_files(
+                files_below(path), family, model.variant, str(path), index=index, replaced=replaced
+            )
             digests.begin(path / name for name in selected if name.endswith(".safetensors"))
         elif path.is_absolute() and path.is_file():
             digests.begin([path])
-
-
-def is_url(name: str) -> bool:
-    """Return whether a model's name is the http(s) URL of a file."""
-    return name.lower().startswith(("http://", "https://"))
 
 
 def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, report: Say) -> None:
@@ -134,14 +223,31 @@ def _report_fallback(variants: Mapping[str, str | None], wanted: str | None, rep
         report(f"base model: there are no {wanted} weights of {', '.join(plain)}; the plain weights are used")
 
 
+def _family_of(index: Mapping[str, Any], model: Model) -> FamilySpec:
+    """Return the family of a base model, which has all components that the task replaces. Raises `locate`'s errors."""
+    family = registry.detect(index)
+    require_known(model.components, family)
+    return family
+
+
 def _locate_folder(folder: Path, model: Model, report: Say, digests: FileDigests) -> BaseModel:
     if not folder.is_dir():
         raise ModelError(f"the base model {folder} is neither a folder nor a file{nearest(folder)}")
-    family = registry.detect(read_json(folder / INDEX))
-    selected, variants = select_files(files_below(folder), family, model.variant, str(folder))
+    index = read_json(folder / INDEX)
+    family = _family_of(index, model)
+    replaced = model.components.keys()
+    selected, variants = select_files(
+        files_below(folder), family, model.variant, str(folder), index=index, replaced=replaced
+    )
     _report_fallback(variants, model.variant, report)
-    identity = content_identity(folder, selected, digests)
-    return BaseModel(folder=folder, family=family, variants=variants, identity=identity, revision=None)
+    return BaseModel(
+        folder=folder,
+        family=family,
+        variants=variants,
+        absent=absent_components(index, family),
+        identity=content_identity(folder, selected, digests),
+        revision=None,
+    )
 
 
 def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Say, digests: FileDigests) -> BaseModel:
@@ -151,12 +257,12 @@ def _locate_url(model: Model, cache_dir: Path, limits: Limits, report: Say, dige
     if page := hub_page(model.name):
         raise ModelError(f"the base model {address} is a page of the Hub: write the Hub ID alone, {page}")
     if Path(urlsplit(address).path).suffix.lower() in PICKLE_SUFFIXES:
-        raise ModelError(f"the base model {address} {_PICKLED}")
+        raise ModelError(f"the base model {address} {PICKLED}")
     path = fetch_file(
         model.name,
         cache_dir,
         suffix=".safetensors",
-        check=lambda part: single_file.inspect(part, address, lambda line: None),
+        check=lambda part: single_file.inspect(part, address, lambda line: None, model.components.keys()),
         report=report,
         limits=limits,
     )
@@ -170,9 +276,9 @@ def _locate_file(path: Path, name: str, model: Model, report: Say, digests: File
     if not path.is_file():
         raise ModelError(f"the base model {path} does not exist{nearest(path)}")
     if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise ModelError(f"the base model {name} {_PICKLED}")
-    file = single_file.inspect(path, name, report)
-    family = registry.detect({"_class_name": file.layout.pipeline})
+        raise ModelError(f"the base model {name} {PICKLED}")
+    file = single_file.inspect(path, name, report, model.components.keys())
+    family = _family_of({"_class_name": file.layout.pipeline}, model)
     if model.variant or model.revision != "main":
         report("base model: a single file has no variants or revisions; model.variant and model.revision are ignored")
     try:
@@ -192,36 +298,21 @@ def _locate_file(path: Path, name: str, model: Model, report: Say, digests: File
 def _locate_on_hub(model: Model, *, pinned: str | None, weights: bool, report: Say) -> BaseModel:
     commit = pinned or hub.resolve_commit(model.name, "model", model.revision)
     report(f"base model {model.name} at commit {commit[:12]}")
-    folder = _download(model.name, commit, [INDEX])
-    family = registry.detect(read_json(folder / INDEX))
-    selected, variants = select_files(_list_files(model.name, commit, folder), family, model.variant, model.name)
+    folder = hub_files.download(model.name, commit, [INDEX])
+    index = read_json(folder / INDEX)
+    family = _family_of(index, model)
+    files = hub_files.list_files(model.name, commit, folder)
+    replaced = model.components.keys()
+    selected, variants = select_files(files, family, model.variant, model.name, index=index, replaced=replaced)
     _report_fallback(variants, model.variant, report)
     if not weights:
         selected = [name for name in selected if not name.endswith(".safetensors")]
-    _download(model.name, commit, selected)
+    hub_files.download(model.name, commit, selected)
     return BaseModel(
-        folder=folder, family=family, variants=variants, identity=f"{model.name}@{commit}", revision=commit
+        folder=folder,
+        family=family,
+        variants=variants,
+        absent=absent_components(index, family),
+        identity=f"{model.name}@{commit}",
+        revision=commit,
     )
-
-
-def _download(name: str, commit: str, files: list[str]) -> Path:
-    """Download files of a repository at a commit, and return their folder in the Hub's cache."""
-    import huggingface_hub
-
-    folder = hub.with_retries(
-        lambda: huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=files), f"base model {name!r}"
-    )
-    return Path(folder)
-
-
-def _list_files(name: str, commit: str, folder: Path) -> list[str]:
-    """Return the names of a repository's files; with HF_HUB_OFFLINE, of those that are in the cache."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return files_below(folder)
-    files: list[str] = hub.with_retries(
-        lambda: huggingface_hub.HfApi().list_repo_files(name, revision=commit), f"base model {name!r}"
-    )
-    return files

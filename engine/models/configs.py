@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError
 
+CONFIG: Final = "config.json"
+"""The name of the configuration of a component with weights."""
 SCHEDULER_FILE: Final = "scheduler_config.json"
 """The name of the configuration in a base model's scheduler/."""
 _MAX_JSON_BYTES: Final = 64 << 20

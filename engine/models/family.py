@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.models.objectives.objective import LossOptions
+from engine.models.components.place import Place
+from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
-from engine.task.task import MixedPrecision, PredictionType
+from engine.task.task import MixedPrecision
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -43,18 +44,35 @@ class LoadArgs:
 
     folder: Path
     variants: Mapping[str, str | None]
+    absent: frozenset[str] = frozenset()
+    """The optional components (`FamilySpec.optional`) that the base model does not have."""
     dtype: torch.dtype
     """The dtype of all frozen weights."""
     float32: frozenset[str] = frozenset()
     """The components that are loaded in float32, whatever `dtype` is, because their weights are trained."""
     device: torch.device
-    prediction_type: PredictionType
+    prediction_type: TargetType
     single_file: SingleFile | None = None
     """The file that holds the weights and configurations; None for a model in `folder`."""
+    elsewhere: Mapping[str, Place] = field(default_factory=dict)
+    """The places of components that are not in `folder` or `single_file`, by name."""
     zero_terminal_snr: bool = False
     """True rescales the noise schedule to zero terminal SNR, for training and for the pipeline."""
-    caption_chunks: int = 1
-    """Rows of tokens in which each caption, and each prompt of the pipeline, is encoded."""
+    caption_tokens: int
+    """The number of tokens in which each caption, and each prompt of the pipeline, is encoded; see
+    `FamilySpec.caption_tokens`."""
+    flow_shift: float | Literal["resolution"] | None = None
+    """The shift of a flow objective's noise levels, as in the task; None is that of the base model's scheduler."""
+    guidance_scale: float = 1.0
+    """The guidance scale that a guidance-distilled denoiser is told in training."""
+    require_unchanged: Callable[[], None] = lambda: None
+    """Called after a component was loaded. Raises ModelError if the base model's files are not those that were hashed.
+    """
+
+    def place(self, component: str) -> Place:
+        """Return where a component lies."""
+        own = Place(component=component, folder=self.folder / component, single_file=self.single_file)
+        return self.elsewhere.get(component, own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,8 +107,9 @@ class Family(Protocol):
     """A loaded base model."""
 
     spec: FamilySpec
-    parts: Mapping[str, torch.nn.Module]
-    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for."""
+    parts: MutableMapping[str, torch.nn.Module]
+    """The modules with weights that are in memory, by component; one that is not in memory is loaded when asked for.
+    One of `spec.fixed_text_encoders` is freed when it is removed: the family keeps no other reference to it."""
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -163,6 +182,14 @@ class Family(Protocol):
 
     def move_encoders(self, device: torch.device) -> None:
         """Move the encoders to a device, except for text encoders that are trained."""
+        ...
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """Keep the conditioning of prompts for `draw`, which then does not need text encoders that are never trained.
+
+        Args:
+            prompts: prompt -> its result of `encode_caption`, or of `encode_fixed` if text encoders are trained.
+        """
         ...
 
     def draw(

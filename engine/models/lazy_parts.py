@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 
 
 class LazyParts(dict[str, torch.nn.Module]):
-    """Modules by component. Like a `defaultdict`, it loads a component that is asked for, and has those in memory."""
+    """Modules by component. Like a `defaultdict`, it loads a component that is asked for, and has those in memory.
+
+    A component that is removed is freed, unless something else refers to it, and loaded again when asked for.
+    """
 
     def __init__(self, load: Callable[[str], torch.nn.Module]) -> None:
         """
@@ -21,8 +24,3 @@ class LazyParts(dict[str, torch.nn.Module]):
     def __missing__(self, component: str) -> torch.nn.Module:
         self[component] = self._load(component)
         return self[component]
-
-    def free(self, components: Iterable[str]) -> None:
-        """Free the memory of components, unless something else refers to them. They are loaded again when needed."""
-        for component in components:
-            self.pop(component, None)

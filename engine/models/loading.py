@@ -13,9 +13,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
-from engine.models.configs import read_json, refuse_large
+from engine.models.configs import refuse_large
 from engine.models.family import Family, LoadArgs
 from engine.models.single_file import weights as single_file_weights
+
+_CPU: Final = torch.device("cpu")
 
 _ALIGNMENT: Final = 64
 """The alignment of torch's own allocations, in bytes."""
@@ -31,45 +33,52 @@ for logging in (transformers_logging, diffusers_logging):
 
 
 def read_config(args: LoadArgs, component: str, name: str = "config.json") -> dict[str, Any]:
-    """Return one of a component's JSON files.
+    """Return one of a component's JSON files; {} for an optional component that the base model does not have.
 
     Raises:
         ModelError: missing or malformed.
     """
-    if args.single_file is not None:
-        return dict(args.single_file.configs[component])
-    return read_json(args.folder / component / name)
+    if component in args.absent:
+        return {}
+    return args.place(component).config(name)
 
 
-def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
-    """Load a component with weights: frozen, in `args.dtype` or float32, on the CPU, not memory-mapped.
+def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device = _CPU) -> Any:
+    """Load a component with weights: frozen, in `args.dtype` or float32; for a job on the CPU not memory-mapped.
+
+    Weights go to their dtype and device one by one: main memory never holds the component a second time, and for a GPU
+    holds no more than a tensor of it, besides pages of its files, which the kernel drops when it needs the memory.
 
     Args:
         cls: the component's class in Diffusers or transformers.
         args: the base model.
         component: its sub-folder.
+        device: the device to load it to.
 
     Raises:
         ModelError: weights are missing, malformed, or of another shape than in the configuration.
     """
     read_config(args, component)  # raises a clear error; Diffusers would take an empty list for a path
     dtype = torch.float32 if component in args.float32 else args.dtype
-    if args.single_file is None and (args.folder / component / _ADAPTER).exists():
+    place = args.place(component)
+    if place.single_file is None and (place.folder / _ADAPTER).exists():
         # transformers would load the model that it names, and the adapter: neither is hashed.
         raise ModelError(f"the base model's {component} has an {_ADAPTER}: remove it, or merge the adapter")
     try:
-        if args.single_file is not None:
-            module, info = single_file_weights.load(cls, args.single_file, component, dtype), {}
+        if place.single_file is not None:
+            module, info = single_file_weights.load(cls, place.single_file, component, dtype, device), {}
         else:
-            module, info = cls.from_pretrained(
-                args.folder / component,
-                variant=args.variants[component],
-                # Always given: the default of transformers is the dtype in config.json, often float16.
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with place.as_folder() as folder:
+                module, info = cls.from_pretrained(
+                    folder,
+                    variant=args.variants[component],
+                    # Always given: the default of transformers is the dtype in config.json, often float16.
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    device_map=None if device.type == "cpu" else {"": device},
+                )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the libraries raise many types for malformed configurations and weights
@@ -82,17 +91,20 @@ def load_module(cls: Any, args: LoadArgs, component: str) -> Any:
             )
     module.requires_grad_(False)
     module.eval()
-    if args.device.type == "cpu" and args.single_file is None:
+    if args.device.type == "cpu" and place.single_file is None:
         _own_memory(module)
+    args.require_unchanged()
     return module
 
 
 def load_part(cls: Any, args: LoadArgs, component: str, folder: Path | None) -> Any:
     """Load a component again, from another folder or not, as specified by `Family.load_part`."""
     if folder is None:
-        again = replace(args, float32=frozenset(), device=torch.device("cpu"))
+        again = replace(args, float32=frozenset(), device=_CPU)
     else:
-        again = replace(args, folder=folder, single_file=None, variants={component: None}, dtype=torch.float32)
+        again = replace(
+            args, folder=folder, single_file=None, elsewhere={}, variants={component: None}, dtype=torch.float32
+        )
     return load_module(cls, again, component)
 
 
@@ -107,12 +119,15 @@ def load_tokenizer(cls: Any, args: LoadArgs, component: str) -> Any:
     Raises:
         ModelError: files missing or malformed, or tokens that its text encoder has no embeddings for.
     """
-    if args.single_file is not None:
-        return single_file_weights.build_tokenizer(cls, args.single_file, component)
-    folder = args.folder / component
-    _require_tokenizer_files(cls, folder)
+    place = args.place(component)
+    if place.single_file is not None:
+        tokenizer = single_file_weights.build_tokenizer(cls, place.single_file, component)
+        if args.elsewhere:
+            _require_known_tokens(tokenizer, args, component)
+        return tokenizer
+    _require_tokenizer_files(cls, place.folder)
     try:
-        tokenizer = cls.from_pretrained(folder, local_files_only=True)
+        tokenizer = cls.from_pretrained(place.folder, local_files_only=True)
         words = tokenizer("a", add_special_tokens=False).input_ids
     except Exception as error:  # tokenizers raises bare Exceptions for malformed files
         raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error

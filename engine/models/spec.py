@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from engine.core.errors import TaskError
+from engine.models.objectives.objective import TargetType
 from engine.models.parts.tape import Tape
 from engine.models.single_file import SingleFile
-from engine.task.task import PredictionType
+from engine.task.task import Dataset, TimestepSampling, Validation
 
 Configs = Callable[[str], Mapping[str, Any]]
-"""Maps a component's name to its config.json. A missing key has the default of Diffusers or transformers."""
+"""Maps a component's name to its config.json, which is empty for an optional component that the base model does not
+have. A missing key has the default of Diffusers or transformers."""
 
 
 class TokenCounter(Protocol):
@@ -27,6 +29,54 @@ class TokenCounter(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class CaptionTokens:
+    """The numbers of tokens in which a family encodes captions: the values of `dataset.max_caption_tokens`."""
+
+    usual: int
+    """The number where the task gives none."""
+    most: int
+    step: int
+    """Each number is a multiple of it."""
+
+    def of(self, dataset: Dataset) -> int:
+        """Return the number of tokens for a task's dataset."""
+        return self.usual if dataset.max_caption_tokens is None else dataset.max_caption_tokens
+
+    def unusual(self, dataset: Dataset) -> int | None:
+        """Return the number of tokens in multiples of `step`, by which caches tell encodings apart; None if usual."""
+        found = self.of(dataset)
+        return None if found == self.usual else found // self.step
+
+    def require(self, dataset: Dataset) -> None:
+        """Raise TaskError if a task asks for a number that the family does not allow."""
+        wanted = self.of(dataset)
+        if self.step <= wanted <= self.most and wanted % self.step == 0:
+            return
+        allowed = f"a number from 1 to {self.most}"
+        if self.step > 1:
+            allowed = f"one of {', '.join(map(str, range(self.step, self.most + 1, self.step)))}"
+        raise TaskError(
+            f"dataset.max_caption_tokens is {wanted}: expected {allowed} for this base model, or null for {self.usual}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawingDefaults:
+    """The settings of validation images; in a family's row those that are usual for it."""
+
+    guidance_scale: float
+    num_inference_steps: int
+
+    def of(self, validation: Validation) -> DrawingDefaults:
+        """Return a task's settings, which are these where it gives none."""
+        scale, steps = validation.guidance_scale, validation.num_inference_steps
+        return DrawingDefaults(
+            guidance_scale=self.guidance_scale if scale is None else scale,
+            num_inference_steps=self.num_inference_steps if steps is None else steps,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """The properties of a task on which the memory of a training depends."""
@@ -34,14 +84,17 @@ class Workload:
     batch: int
     resolution: int
     """Height and width of the images in pixels."""
-    caption_chunks: int
+    caption_tokens: int
+    """See `LoadArgs.caption_tokens`."""
     value_bytes: int
     """Bytes of a value in the task's precision."""
+    is_float16: bool
+    """True for fp16, in which some models keep weights in float32."""
     trains_text_encoders: bool
     denoiser: Tape
     """The record of the denoiser's training step."""
     text_encoders: Tape
-    """The record of all text encoders' training step."""
+    """The record of a training step of all text encoders that can be trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +109,30 @@ class ImageEncoder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder:
+    """The memory footprint of a text encoder that is never trained."""
+
+    parameters: int
+    weight_bytes: int
+    encode_bytes: int
+    """Peak bytes while one caption is encoded, without the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """The memory footprint of what a family never trains. What it may train is on the tapes of the workload."""
+
+    images: ImageEncoder
+    encoders: tuple[TextEncoder, ...] = ()
+    """The text encoders that are never trained, without optional ones that the base model does not have."""
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return self.images.parameters + sum(encoder.parameters for encoder in self.encoders)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilySpec:
     """A family's row in the registry."""
 
@@ -67,12 +144,17 @@ class FamilySpec:
     """The sub-folders of the base model that training and validation need."""
     weighted: tuple[str, ...]
     """The components that hold weights."""
+    optional: tuple[str, ...] = ()
+    """The components that a base model may be without: null in `model_index.json`."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Component -> the classes that it may be of, by `model_index.json`. Components that are not named may be of any:
+    their configurations decide."""
     denoiser: str
     """The denoiser's component, in Diffusers' folders and in LoRA files."""
     text_encoders: tuple[str, ...]
     """The components that are trained with `train_args.train_text_encoder`."""
-    lora_targets: tuple[str, ...]
-    """The denoiser's layers that get an adapter with `lora.target_modules: null`."""
+    lora_targets: tuple[str, ...] | str
+    """The denoiser's layers that get an adapter with `lora.target_modules: null`: the task's words for them."""
     text_lora_targets: tuple[str, ...]
     """The layers of a trained text encoder that get an adapter."""
     fixed_text_encoders: tuple[str, ...] = ()
@@ -85,18 +167,41 @@ class FamilySpec:
     """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
     """Raises ModelError if the configurations are not those of this family."""
-    webui_metadata: Callable[[Configs, PredictionType], dict[str, str]]
+    check_size: Callable[[Configs, int, int], None] = lambda config, width, height: None
+    """Raises TaskError if images of a width and height in pixels, multiples of 8, cannot be trained."""
+    webui_metadata: Callable[[Configs, TargetType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]
-    """Returns the token counter for a model's folder or single file and a number of chunks; None if the tokenizer is
-    not on disk. Raises ModelError for a malformed tokenizer."""
+    """Returns the token counter for a model's folder or single file and the task's number of tokens; None if the
+    tokenizer is not on disk. Raises ModelError for a malformed tokenizer."""
+    caption_tokens: CaptionTokens
+    """The allowed values of `dataset.max_caption_tokens`."""
+    drawing: DrawingDefaults
+    """The settings of validation images that are usual for the family."""
     hub_tags: tuple[str, ...]
     """The tags of the family's models on the Hub, for the model card."""
     licences: Mapping[str, str]
     """The licence of well-known base models: Hub ID -> the Hub's identifier of the licence."""
-    footprint: Callable[[Configs, Workload], ImageEncoder]
-    """Records a training step on the tapes of the workload. Raises KeyError, TypeError, ValueError, IndexError or
-    AttributeError if the configurations do not give the sizes of the model."""
+    footprint: Callable[[Configs, Workload], Footprint]
+    """Records a training step on the tapes of the workload, and returns the rest. Raises KeyError, TypeError,
+    ValueError, IndexError or AttributeError if the configurations do not give the sizes of the model."""
+    usual_sampling: TimestepSampling | None = None
+    """The sampling of a flow family's timesteps where the task names none; None for other objectives."""
+    token_side: int = 16
+    """The side in pixels of the square of an image that is one token of the denoiser: with `usual_sampling`, the number
+    of tokens decides how far noise levels are shifted."""
+    empty_prompt: str = ""
+    """The negative prompt of a validation image where a task gives none, if the pipeline takes one. Model cards name it
+    unless it is empty, which pipelines take themselves."""
+    takes_guidance: Callable[[Configs], bool] = lambda config: False
+    """Returns whether the denoiser is distilled on guidance, so that it is told `train_args.guidance_scale`."""
+    takes_negative_prompt: bool = True
+    """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
+    argument_names: Mapping[str, str] = field(default_factory=dict)
+    """`guidance_scale` -> the pipeline's name for it, where that is another one; `prompt` -> `prompt`, where the prompt
+    is not the pipeline's first argument."""
+    refine: Callable[[Configs], FamilySpec] | None = None
+    """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
 
     def lora_name(self, component: str, module: str) -> str:
         """Return the name of a component's module in Diffusers' LoRA files."""

@@ -20,7 +20,7 @@ import torch
 from engine.core.errors import CheckpointError
 from engine.core.files.atomic_files import Pieces, Stored
 from engine.results.checkpoint import STATE_STEM
-from engine.results.safetensors_file import Source, pieces, reading, shards, source_of
+from engine.results.safetensors_file import Source, in_order, pieces, reading, shards, source_of
 from engine.results.safetensors_file.reading import DamagedFileError, Entry, Reader, open_file
 
 Tensors = dict[str, torch.Tensor]
@@ -57,14 +57,16 @@ class OptimizerState:
     """The state of an optimizer."""
 
     slots: Mapping[str, Tensors]
-    """Float32 tensors, by slot and parameter."""
+    """Tensors of float32, or codes of uint8, by slot and parameter."""
     updates: int
     """Number of updates. It may be less than the global step: fp16 skips the update if a gradient is not finite."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Finite numbers of the whole training, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainState:
-    """Everything that an exact continuation needs. All tensors are float32.
+    """Everything that an exact continuation needs. All tensors are float32, but for the optimizer's codes.
 
     When a state is saved, its mappings may hold a `safetensors_file.Source` in place of a tensor that another process
     has.
@@ -91,6 +93,8 @@ def flatten_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
         "optimizer_step": state.optimizer.updates,
         "loss_scale": asdict(state.loss_scale) if state.loss_scale else None,
     }
+    if state.optimizer.numbers:
+        scalars["optimizer_numbers"] = dict(state.optimizer.numbers)
     return tensors, scalars
 
 
@@ -101,16 +105,21 @@ def state_files(state: TrainState) -> tuple[dict[str, Pieces], dict[str, Any]]:
     pieces are to be used in this order and before the next step.
     """
     tensors, scalars = flatten_state(state)
-    sources = {name: one if isinstance(one, Source) else source_of(one) for name, one in tensors.items()}
-    return {name: partial(pieces, own) for name, own in shards(sources, STATE_STEM).items()}, scalars
+    return {name: partial(pieces, own) for name, own in shards(_sources(tensors), STATE_STEM).items()}, scalars
+
+
+def _sources(tensors: Mapping[str, torch.Tensor | Source]) -> dict[str, Source]:
+    return {name: one if isinstance(one, Source) else source_of(one) for name, one in tensors.items()}
 
 
 def read_along(state: TrainState) -> None:
     """Fetch the tensors that have to be fetched, in the order in which another process does that writes the files."""
     tensors, _ = flatten_state(state)
-    for _, tensor in sorted(tensors.items()):
-        if isinstance(tensor, Source):
-            tensor.read()
+    sources = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Source)}
+    for own in shards(_sources(tensors), STATE_STEM).values():
+        for name in in_order(own):
+            if name in sources:
+                sources[name].read()
 
 
 def weights_digest(trained: Tensors) -> str:
@@ -202,21 +211,31 @@ def parse_state(tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any])
             trained=groups.pop(_TRAINED),
             start=groups.pop(_START),
             ema=groups.pop(_EMA),
-            optimizer=OptimizerState(groups, _count(scalars["optimizer_step"])),
+            optimizer=OptimizerState(
+                groups, _count(scalars["optimizer_step"]), _numbers(scalars.get("optimizer_numbers", {}))
+            ),
             loss_scale=LossScale(float(loss_scale["scale"]), _count(loss_scale["growth_tracker"]))
             if loss_scale
             else None,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"the training state is malformed ({error!r}); use another checkpoint") from None
-    for named in (state.trained, state.start, state.ema, *state.optimizer.slots.values()):
+    for named in (state.trained, state.start, state.ema):
         _require_finite(named)
+    for named in state.optimizer.slots.values():
+        _require_finite({name: tensor for name, tensor in named.items() if tensor.dtype != torch.uint8})
     return state
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError("a counter is malformed")
+    return value
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not all(type(one) is float and math.isfinite(one) for one in value.values()):
+        raise ValueError("a number of the optimizer is malformed")
     return value
 
 

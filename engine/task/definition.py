@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine.task.key import About, about_field, default_of
+from engine.task.keys.patterns import FOLDER_NAME
 from engine.task.schema import SCHEMA_KEY, Definition
 
 _TYPES: Final[dict[Any, str]] = {
@@ -86,6 +88,9 @@ def _key(part: Field[Any], hint: Any, path: str) -> Definition:
     nested = next((kind for kind in kinds if is_dataclass(kind)), None)
     if isinstance(nested, type):
         result |= _object(nested, path)
+    mapped = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is Mapping), None)
+    if mapped is not None:
+        result |= {"propertyNames": {"pattern": FOLDER_NAME}, "additionalProperties": _mapped(mapped, path)}
     if "items" in result:
         result["items"] = {"type": "string", **result["items"]}
     if part.default is not MISSING:
@@ -95,12 +100,19 @@ def _key(part: Field[Any], hint: Any, path: str) -> Definition:
     return result
 
 
+def _mapped(cls: type, path: str) -> Definition:
+    """Return the definition of each value in an object whose keys are names."""
+    return {"type": "object", **_object(cls, f"{path}.*")}
+
+
 def _values(kinds: tuple[Any, ...]) -> Definition:
     """Return `type`, `enum` or both for a key whose value has one of these types."""
     literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-    names = ["object" if is_dataclass(kind) else _TYPES[kind] for kind in kinds if get_origin(kind) is not Literal]
+    names = [_TYPES.get(kind, "object") for kind in kinds if get_origin(kind) is not Literal]
     if not literals:
         return {"type": names[0] if len(names) == 1 else names}
+    if float in kinds:  # words beside numbers; an enum would have no numbers
+        return {"type": ["string", *names], "pattern": f"^({'|'.join(literals)})$"}
     values: list[Any] = [None] if types.NoneType in kinds else []
     for kind in kinds:
         values += [True, False] if kind is bool else get_args(kind) if get_origin(kind) is Literal else []

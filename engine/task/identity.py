@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -56,4 +57,6 @@ def _chosen(value: Any, always: Chain, if_set: Chain) -> dict[str, Any]:
 def _json(item: Any) -> Any:
     if is_dataclass(item):
         return {part.name: _json(getattr(item, part.name)) for part in fields(item)}
+    if isinstance(item, Mapping):
+        return {name: canonical(one) for name, one in item.items()}
     return list(item) if isinstance(item, tuple) else item

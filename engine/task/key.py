@@ -10,7 +10,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field
-from typing import Any, Final, TypedDict, Unpack, cast
+from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
+
+_Value = TypeVar("_Value")
 
 
 class Chain(enum.Flag):
@@ -33,6 +35,13 @@ class Chain(enum.Flag):
     """The value does not change the result: tasks that differ only in this key are the same task."""
     BY_ITS_KEYS = enum.auto()
     """An object whose keys have roles of their own. Any other object is recorded as a whole."""
+
+
+class Named(dict[str, _Value]):
+    """An object whose keys are names, such as those of a base model's folders. It must not be changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a task is hashable
+        return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
 
 
 class Rules(TypedDict, total=False):

@@ -16,6 +16,7 @@ from typing import Final, Literal
 from engine.core.errors import DatasetError, JobError, ModelError
 from engine.core.files.folder_names import composed
 from engine.core.messages import short, shown
+from engine.task.key import Named
 from engine.task.task import Task
 
 _HUB_ID: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -35,16 +36,24 @@ _HUB_PAGE: Final = re.compile(
 def resolve_paths(task: Task, folder: Path) -> Task:
     """Return the task with absolute paths; relative ones start from `folder`.
 
-    `model.name`, `dataset.name` and `validation.dataset.name` are paths if they are written as one (`./x`, `../x`,
-    `/x`, `~/x`), whether or not the file exists, or if a file of that name exists; anything else is a Hub ID and stays.
+    `model.name`, its components' names, `dataset.name` and `validation.dataset.name` are paths if they are written
+    as one (`./x`, `../x`, `/x`, `~/x`), whether or not the file exists, or if a file of that name exists; anything else
+    is a Hub ID and stays.
     `checkpoint` is always a path.
     """
+    components = task.model.components
     name, checkpoint, held_out = task.dataset.name, task.checkpoint, task.validation.dataset
     if held_out is not None and held_out.name is not None:
         held_out = replace(held_out, name=local_or_hub(held_out.name, folder))
     return replace(
         task,
-        model=replace(task.model, name=local_or_hub(task.model.name, folder)),
+        model=replace(
+            task.model,
+            name=local_or_hub(task.model.name, folder),
+            components=Named(
+                {name: replace(one, name=local_or_hub(one.name, folder)) for name, one in components.items()}
+            ),
+        ),
         dataset=replace(task.dataset, name=None if name is None else local_or_hub(name, folder)),
         validation=replace(task.validation, dataset=held_out),
         checkpoint=None if checkpoint is None else str(_absolute(checkpoint, folder)),

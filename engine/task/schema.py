@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -31,6 +32,8 @@ _TYPES = {
     "array": "a list",
     "null": "null",
 }
+_PATH: Final = re.compile(r"[\w$.\[\]]*", re.ASCII)
+"""Paths of keys of the schema, of list indexes, and of names as `propertyNames` allows them."""
 _BOUNDS = {
     "minimum": "of at least {}",
     "maximum": "at most {}",
@@ -91,7 +94,8 @@ class Schema:
         except self._errors as error:
             found: dict[str, Problem] = {}
             listed: set[str] = set()
-            for problem in itertools.chain.from_iterable(self._worded(each, listed) for each in error.errors):
+            errors = [each for each in error.errors if _PATH.fullmatch(each.name)]  # others have a refused name in them
+            for problem in itertools.chain.from_iterable(self._worded(each, listed) for each in errors):
                 found.setdefault(problem.path, problem)
                 if len(found) > MAX_PROBLEMS:
                     break
@@ -100,10 +104,12 @@ class Schema:
 
     def _worded(self, error: Any, listed: set[str]) -> Iterator[Problem]:
         """Yield the problems of one error; `listed` collects the paths of objects whose keys a message lists."""
-        # the name is built from keys of the schema and list indexes only, never from the value
+        # the name is built from keys of the schema, list indexes and names under `propertyNames`
         path = error.name.removeprefix("data").removeprefix(".")
         value, definition = error.value, error.definition
-        if error.rule == "required":
+        if error.rule == "propertyNames":
+            yield from _foreign_names(path, value, definition["propertyNames"]["pattern"])
+        elif error.rule == "required":
             for key in definition["required"]:
                 if key not in value:
                     yield Problem(child(path, key), f"missing, expected {expected(definition['properties'][key])}")
@@ -179,10 +185,25 @@ def _noun(kind: str, definition: Definition) -> str:
     return _TYPES[kind]
 
 
+def words_of(definition: Definition) -> list[str]:
+    """Return the words that a string may be, as `definition` writes them where a number is allowed, too."""
+    listed = re.fullmatch(r"\^\(([a-z_|]+)\)\$", definition.get("pattern", ""))
+    return listed[1].split("|") if listed else []
+
+
 def _string_noun(definition: Definition) -> str:
+    if words := words_of(definition):
+        return _either([as_json(word) for word in words])
     if "format" in definition:
         return _FORMATS[definition["format"]][0]
     return "a non-empty string" if "minLength" in definition else "a string"
+
+
+def _foreign_names(path: str, value: Mapping[str, Any], pattern: str) -> Iterator[Problem]:
+    """Yield a problem for each key of an object that does not match the pattern of its keys."""
+    for key in value:
+        if not re.fullmatch(pattern, key):
+            yield Problem(child(path, key), "expected the name of a folder in the base model, such as vae")
 
 
 def _either(words: list[str]) -> str:
@@ -195,7 +216,7 @@ def _hint(error: Any) -> str:
         return f": it {compiled(error.value)}"
     if error.rule == "type" and isinstance(error.value, str) and "object" in error.definition["type"]:
         return _as_object(error.name.rpartition(".")[2], error.value, error.definition)
-    if error.rule == "pattern":
+    if error.rule == "pattern" and not words_of(error.definition):
         return f" matching {error.definition['pattern']}"
     if error.rule == "maxLength":
         return f", of at most {error.definition['maxLength']:,} characters"

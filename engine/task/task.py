@@ -8,17 +8,18 @@ schema from them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from engine.core import json_reader
 from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.task.definition import definition
-from engine.task.key import Chain, about, about_field, key
-from engine.task.keys.dataset import CHUNK_TOKENS, Dataset
+from engine.task.key import Chain, Named, about, about_field, key
+from engine.task.keys.dataset import Dataset
 from engine.task.keys.lora import Lora
-from engine.task.keys.model import Model
+from engine.task.keys.model import Component, Model
 from engine.task.keys.patterns import NO_NUL
 from engine.task.keys.train_args import (
     AdamArgs,
@@ -27,6 +28,7 @@ from engine.task.keys.train_args import (
     LrScheduler,
     PredictionType,
     TimestepBias,
+    TimestepSampling,
     TrainArgs,
 )
 from engine.task.keys.transforms import Transforms
@@ -34,8 +36,8 @@ from engine.task.keys.validation import HeldOutDataset, Validation
 from engine.task.schema import SCHEMA_KEY, Schema
 
 __all__ = [
-    "CHUNK_TOKENS",
     "AdamArgs",
+    "Component",
     "Dataset",
     "HeldOutDataset",
     "HuberSchedule",
@@ -47,6 +49,7 @@ __all__ = [
     "PredictionType",
     "Task",
     "TimestepBias",
+    "TimestepSampling",
     "TrainArgs",
     "Transforms",
     "Validation",
@@ -186,11 +189,14 @@ def _build(cls: type[_T], value: dict[str, Any]) -> _T:
     parts = {part.name: part for part in fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for name, item in value.items():
-        if isinstance(item, dict):
+        if isinstance(item, dict) and get_origin(hints[name]) is Mapping:
+            kind = get_args(hints[name])[1]
+            arguments[name] = Named({key: _build(kind, one) for key, one in sorted(item.items())})
+        elif isinstance(item, dict):
             arguments[name] = _build(_object_type(hints[name]), item)
         elif isinstance(item, list):
             arguments[name] = tuple(item)
-        elif item is not None and float in (hints[name], *get_args(hints[name])):
+        elif isinstance(item, int | float) and float in (hints[name], *get_args(hints[name])):
             arguments[name] = float(item) + 0.0  # 1 and 1.0, 0.0 and -0.0 must give the same canonical form
         elif item or not about_field(parts[name]).empty_is_absent:
             arguments[name] = item

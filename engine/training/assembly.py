@@ -58,7 +58,7 @@ def assemble(
     return Trainer(
         trainable,
         gradients,
-        optimizers.make(groups, args, is_whole_model=trainable.is_whole_model),
+        optimizers.make(groups, args, is_whole_model=trainable.is_whole_model, total=gradients.total),
         BatchMaker(
             family,
             device,
@@ -68,6 +68,7 @@ def assemble(
             noise_offset=args.noise_offset,
         ),
         loss,
+        layout=optimizers.OPTIMIZERS[args.optimizer].layout,
         options=options,
         step_range=step_range,
         num_processes=processes.world_size if processes else 1,

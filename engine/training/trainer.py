@@ -26,8 +26,10 @@ from engine.training.methods.method import Tensors, Trainable
 from engine.training.methods.swapping import swapped
 from engine.training.optimizers import clipping, loss_scale
 from engine.training.optimizers.clipping import clip_factor
+from engine.training.optimizers.layout import Layout
 from engine.training.optimizers.lr_schedule import schedule_factor
 from engine.training.optimizers.optimizer import Optimizer
+from engine.training.optimizers.slots import expected_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class Trainer:
         batches: BatchMaker,
         loss: Callable[[Batch], torch.Tensor],
         *,
+        layout: Layout,
         options: StepOptions,
         step_range: StepRange,
         num_processes: int,
@@ -65,6 +68,7 @@ class Trainer:
             optimizer: the optimizer of the parameters that this process owns, in the trainable's groups.
             batches: makes the micro-batches.
             loss: returns the loss of a micro-batch, a float32 scalar with gradients.
+            layout: the optimizer's slots.
             options: the task's options for a step.
             step_range: the task's slice of the training.
             num_processes: the number of processes that share the micro-batches of a step.
@@ -73,6 +77,7 @@ class Trainer:
         self._trainable = trainable
         self._gradients = gradients
         self._optimizer = optimizer
+        self._layout = layout
         self._batches = batches
         self._loss = loss
         self._options = options
@@ -96,14 +101,17 @@ class Trainer:
             assert len(self._gradients.owned) == len(trained), "the other processes' own values are not here"
             trained, shadow = shadow, trained
         optimizer = self._optimizer.state()
-        slots = {slot: self._gradients.sources(tensors) for slot, tensors in optimizer.slots.items()}
+        slots = {
+            slot: self._gradients.sources(optimizer.slots.get(slot, {}), expected)
+            for slot, expected in expected_of(self._layout, self._trainable.parameters).items()
+        }
         return TrainState(
             global_step=self.step,
             trained=trained,
-            optimizer=OptimizerState(slots, optimizer.updates),
+            optimizer=OptimizerState(slots, optimizer.updates, optimizer.numbers),
             start=self._trainable.start,
             loss_scale=self._loss_scale,
-            ema=self._gradients.sources(shadow) if self._ema else {},
+            ema=self._gradients.sources(shadow, self._trainable.parameters) if self._ema else {},
         )
 
     def restore(self, state: TrainState) -> None:
@@ -118,7 +126,7 @@ class Trainer:
             raise CheckpointError("the checkpoint's moving average does not fit train_args.ema_decay")
         self._trainable.restore(state.trained)
         slots = {slot: self._kept(tensors) for slot, tensors in state.optimizer.slots.items()}
-        self._optimizer.restore(OptimizerState(slots, state.optimizer.updates))
+        self._optimizer.restore(OptimizerState(slots, state.optimizer.updates, state.optimizer.numbers))
         if self._ema is not None:
             self._ema.restore(self._kept(state.ema))
         self._loss_scale = state.loss_scale

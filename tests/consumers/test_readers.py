@@ -72,6 +72,7 @@ class Model:
                 device=torch.device("meta"),
                 prediction_type="epsilon",
                 single_file=file,
+                caption_tokens=75,
             ),
         )
 

@@ -90,7 +90,8 @@ def _state(data: bytes, scalars: dict[str, Any]) -> TrainState:
 
 def _checked(state: TrainState) -> TrainState:
     for named in (state.trained, *state.optimizer.slots.values()):
-        assert all(tensor.dtype == torch.float32 for tensor in named.values())
+        kinds = {torch.float32} if named is state.trained else {torch.float32, torch.uint8}
+        assert all(tensor.dtype in kinds for tensor in named.values())
     return state
 
 

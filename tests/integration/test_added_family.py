@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import entrypoint
 from engine.models import registry
 from engine.models.objectives import registry as objectives
+from engine.models.objectives.flow import sampler as flow_sampler
 from tests.support import tiny, toy_family, toy_objective
 from tests.support.harness import Finished, clean_environment
 from tests.support.toy_family import model as toy_model
@@ -126,6 +127,32 @@ def test_it_trains_for_an_added_objective(added, task, tmp_path, monkeypatch):
     other = run(task(STEPS), tmp_path / "toy")
     chain = run(task(STEPS), tmp_path / "chain", "--checkpoint", tmp_path / "first" / "checkpoint")
     assert chain.weights() == other.weights() != plain.weights()
+
+
+@pytest.fixture
+def by_flow_matching(inputs, monkeypatch):
+    """The toy family as one that is trained by flow matching."""
+    spec = replace(toy_family.SPEC, objective="flow", usual_sampling="logit_normal", token_side=8)
+    monkeypatch.setitem(registry.FAMILIES, spec.pipeline, spec)
+    monkeypatch.setattr(toy_model, "SPEC", spec)
+    monkeypatch.setattr(toy_model.Toy, "spec", spec)
+    monkeypatch.setattr(toy_model, "load_scheduler", flow_sampler.load_scheduler)
+    path = inputs[0] / "scheduler" / "scheduler_config.json"
+    before = path.read_bytes()
+    path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    yield
+    path.write_bytes(before)
+
+
+def test_a_chain_by_flow_matching_has_the_bytes_of_one(by_flow_matching, task, tmp_path):
+    keys = {"loss_type": "huber", "flow_shift": "resolution", "logit_mean": -0.5, "max_timestep": 900}
+    whole = run(task(STEPS, **keys), tmp_path / "whole")
+    run(task(1, **keys), tmp_path / "first")
+    chain = run(task(STEPS, **keys), tmp_path / "chain", "--checkpoint", tmp_path / "first" / "checkpoint")
+    assert chain.weights() == whole.weights()
+    found = load_file(whole.out / "checkpoint" / "pytorch_lora_weights.safetensors")
+    assert all(bool(tensor.any() and tensor.isfinite().all()) for tensor in found.values())
+    run(task(STEPS, snr_gamma=5.0), tmp_path / "refused", code=2)
 
 
 def test_the_plan_needs_no_torch(task, tmp_path):

@@ -179,13 +179,19 @@ def test_a_lora_alone_is_a_warm_start(task, whole, tmp_path):
     folder.mkdir()
     shutil.copy(whole.out / "checkpoint" / "pytorch_lora_weights.safetensors", folder)
     short = changed(task, {"train_args.num_train_steps": 2})
-    other = run_job(changed(short, {"lora.rank": 3}), tmp_path / "out", "--plan", "--checkpoint", folder)
-    assert other.code == 5 and "lora.rank is 3" in other.error
+    other = run_job(changed(short, {"lora.rank": 1}), tmp_path / "out", "--plan", "--checkpoint", folder)
+    assert other.code == 5 and "lora.rank is 1" in other.error
     assert "checked when" not in succeed(short, tmp_path / "out", "--plan", "--checkpoint", folder).stdout
     warm = succeed(short, tmp_path / "out", "--checkpoint", folder)
     assert "a LoRA without training state" in warm.stderr
     assert warm.result["resumed_from_step"] == 0
     assert warm.result["global_step"] == 2
+    web = tmp_path / "web"
+    web.mkdir()
+    shutil.copy(whole.out / "checkpoint" / "lora_webui.safetensors", web)
+    assert "checked when" not in succeed(short, tmp_path / "again", "--plan", "--checkpoint", web).stdout
+    again = succeed(short, tmp_path / "again", "--checkpoint", web)
+    assert_same(again.weights(), warm.weights())
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def read_single_file(path, classes):
     file = single_file.inspect(path, "m", lines.append)
     found = {}
     for component in file.layout.parts:
-        module = single_file_weights.load(classes[component], file, component, torch.float32)
+        module = single_file_weights.load(classes[component], file, component, torch.float32, torch.device("cpu"))
         found |= {f"{component}.{name}": tensor for name, tensor in module.state_dict().items()}
     return found, file.configs["scheduler"]
 

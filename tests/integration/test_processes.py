@@ -18,6 +18,7 @@ from tests.support.harness import (
     PATIENCE,
     assert_same,
     changed,
+    folder_bytes,
     read_json,
     run_chain,
     run_job,
@@ -71,6 +72,29 @@ class TestBytes:
         one = succeed(sharing(own, 4), tmp_path / "one")
         two = succeed(sharing(own, 2), tmp_path / "two", prefix=torchrun(2))
         assert_same(two.weights(), one.weights())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("training_type", ["lora", "full"])
+    @pytest.mark.parametrize("optimizer", ["adamw_8bit", "adafactor", "lion", "prodigy"])
+    def test_a_chain_of_each_optimizer_in_several_numbers_of_processes(self, task, tmp_path, optimizer, training_type):
+        """1 + 3 + 2 steps in two processes, in one and in four, and 6 at once. Some tensors have codes of 8 bits."""
+        rate = {"prodigy": 100.0}.get(optimizer, 1e-4)
+        options = {"train_args.optimizer": optimizer, "train_args.learning_rate": rate, "train_args.ema_decay": 0.9}
+        options |= {"training_type": training_type, "mixed_precision": "bf16", "train_args.max_train_steps": 6}
+        own, parent = changed(task, options), None
+        for part, (processes, steps) in enumerate([(2, 1), (1, 3), (4, 2)]):
+            link = changed(sharing(own, 4 // processes), {"train_args.num_train_steps": steps, "checkpoint": parent})
+            done = succeed(link, tmp_path / f"{part}", prefix=torchrun(processes) if processes > 1 else ())
+            parent = str(tmp_path / f"{part}" / "checkpoint")
+        whole = succeed(changed(sharing(own, 4), {"train_args.num_train_steps": 6}), tmp_path / "whole")
+        weights = [
+            {name: data for name, data in folder_bytes(one.out / "checkpoint").items() if name.endswith(".safetensors")}
+            for one in (done, whole)
+        ]
+        assert len(weights[0]) >= 2
+        if optimizer == "adamw_8bit" and training_type == "full":
+            assert b'"U8"' in weights[0]["state.safetensors"]
+        assert_same(*weights)
 
     @pytest.mark.slow
     def test_processes_that_it_starts_itself_leave_no_trace(self, task, alone, tmp_path):

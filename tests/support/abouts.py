@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from engine.models.families.sd.spec import SPEC
-from engine.models.objectives.registry import OBJECTIVES
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import Dataset, Model, Task, TrainArgs
 from engine.training.methods.method import About
 
@@ -22,9 +22,11 @@ def base_of(identity=f"org/model@{COMMIT}", *, spec=SPEC, configs=CONFIGS, **cha
         "identity": identity,
         "revision": identity.partition("@")[2] or None,
         "variants": {},
+        "absent": frozenset(),
         "single_file": None,
+        "elsewhere": {},
         "num_train_timesteps": 1000,
-        "objective": OBJECTIVES[spec.objective],
+        "timesteps": lambda args: Timesteps.of(args, 1000),
         "config": lambda component: configs[component],
     }
     return SimpleNamespace(**values | changes)

@@ -12,6 +12,7 @@ from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.distributed.group import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.encoder_placement import EncoderPlacement
 from engine.training.encoding.visit_encoder import Example
 from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
 
@@ -51,6 +52,8 @@ class Setup:
         micro_batches=1,
         text_encoder=False,
         processes=None,
+        loading_again=None,
+        max_bytes=1 << 24,
         **wanted,
     ):
         self.task = Task(
@@ -83,8 +86,8 @@ class Setup:
                 max_steps=STEPS,
             ),
             family=self.family,
-            cache=EncodingCache(cache_dir, {}, max_bytes=1 << 24),
-            device=CPU,
+            cache=EncodingCache(cache_dir, {}, max_bytes=max_bytes),
+            placement=EncoderPlacement(self.family, CPU, loading_again=loading_again),
             processes=processes or Processes(),
             check_stop=self.count_stop,
             say=self.said.append,

@@ -83,17 +83,17 @@ def fake_adapted(
 ) -> tuple[nn.Module, Adapter, FakeTensorMode]:
     """A denoiser with an adapter, its tensors fake, on the CPU; and the mode that they live in."""
     with torch.device("meta"):
-        denoiser = cls(**_without_class(config))
+        denoiser = cls(**without_class(config))
     nn.Module.to(denoiser.eval(), dtype)
     adapter = attach({SPEC.denoiser: denoiser}, options, 0, spec=SPEC)
-    return denoiser, adapter, _faked(denoiser)
+    return denoiser, adapter, faked(denoiser)
 
 
-def _without_class(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_class(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _faked(root: nn.Module) -> FakeTensorMode:
+def faked(root: nn.Module) -> FakeTensorMode:
     """Put fake tensors in the place of a module's own."""
     with FakeTensorMode() as mode:
         for module in root.modules():
@@ -154,7 +154,7 @@ class _Whole(nn.Module):
 
     def __init__(self, configs: Mapping[str, Any], texts: Sequence[str]) -> None:
         super().__init__()
-        self.denoiser = UNet2DConditionModel(**_without_class(configs["unet"]))
+        self.denoiser = UNet2DConditionModel(**without_class(configs["unet"]))
         self.texts = nn.ModuleList()
         for name in texts:
             pooled = configs[name]["architectures"] == ["CLIPTextModelWithProjection"]
@@ -190,7 +190,7 @@ def whole_training_bytes(
     if recompute:
         recompute_activations(whole.denoiser)
     nn.Module.to(whole.eval(), dtype)
-    mode, sums = _faked(whole), dict[nn.Parameter, torch.Tensor]()
+    mode, sums = faked(whole), dict[nn.Parameter, torch.Tensor]()
 
     def take(parameter: nn.Parameter) -> None:
         gradient, parameter.grad = parameter.grad, None
@@ -220,9 +220,9 @@ def autoencoding_bytes(
 ) -> int:
     """The peak of encoding or decoding an image without gradients, besides the weights."""
     with torch.device("meta"):
-        vae = cls(**_without_class(config))
+        vae = cls(**without_class(config))
     nn.Module.to(vae.eval(), dtype)
-    with _faked(vae), LiveBytes([*vae.parameters()]) as live, torch.no_grad():
+    with faked(vae), LiveBytes([*vae.parameters()]) as live, torch.no_grad():
         if decode:
             vae.decode(torch.empty(batch, config["latent_channels"], side // 8, side // 8, dtype=dtype))
         else:

@@ -24,6 +24,136 @@ XL_BASE_UNET = {
 """stabilityai/stable-diffusion-xl-base-1.0, `unet/config.json`: what differs from Diffusers' defaults."""
 
 
+SD3_MEDIUM = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 192,
+}
+"""stabilityai/stable-diffusion-3-medium-diffusers, `transformer/config.json`."""
+
+SD35_MEDIUM = SD3_MEDIUM | {
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": list(range(13)),
+}
+"""stabilityai/stable-diffusion-3.5-medium."""
+
+SD35_LARGE = SD3_MEDIUM | {
+    "num_layers": 38,
+    "num_attention_heads": 38,
+    "caption_projection_dim": 2432,
+    "qk_norm": "rms_norm",
+}
+"""stabilityai/stable-diffusion-3.5-large."""
+
+FLUX1_DEV = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+"""black-forest-labs/FLUX.1-dev; schnell has no guidance."""
+
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+"""The text encoder of both, google/t5-v1_1-xxl."""
+
+VAE_16 = {
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""The VAE of both, and of Z-Image."""
+
+
+QWEN_IMAGE: dict[str, object] = {
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "out_channels": 16,
+}
+"""Qwen/Qwen-Image: the defaults of Diffusers' class."""
+
+Z_IMAGE = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}
+"""Tongyi-MAI/Z-Image: the defaults of Diffusers' class."""
+
+FLUX2_DEV = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+"""black-forest-labs/FLUX.2-dev: the defaults of Diffusers' class."""
+
+FLUX2_KLEIN = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+"""FLUX.2 [klein] with 4 billion parameters; its text is three states of a Qwen 3 of width 2560, side by side."""
+
+QWEN3_4B = {
+    "architectures": ["Qwen3Model"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+"""Qwen/Qwen3-4B, the text encoder of Z-Image; with a head, which has no weights of its own, that of FLUX.2 [klein]."""
+
+QWEN25_VL_7B = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "text_config": {
+        "model_type": "qwen2_5_vl_text",
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+    },
+    "tie_word_embeddings": False,
+}
+"""Qwen/Qwen2.5-VL-7B-Instruct, the text encoder of Qwen-Image."""
+
+VAE_FLUX2 = VAE_16 | {"latent_channels": 32, "use_quant_conv": True, "use_post_quant_conv": True}
+
+
 def xl_base_unet() -> UNet2DConditionModel:
     with torch.device("meta"):
         return UNet2DConditionModel(**XL_BASE_UNET)

@@ -31,7 +31,7 @@ class Threads(Processes):
     def deal(self, own, lengths):
         return torch.stack([parts[self.rank] for parts in self.exchange(torch.split(own, lengths))])
 
-    def bring_to_first(self, own, owner, shape):
+    def bring_to_first(self, own, owner, shape, dtype):
         return self.exchange(own)[owner]
 
     require_same = Group.require_same

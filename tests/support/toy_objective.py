@@ -22,7 +22,7 @@ SPEC: Final = ObjectiveSpec(
     prediction_type=lambda config: "v_prediction",
     num_train_timesteps=lambda config: NUM_TIMESTEPS,
     timesteps=_timesteps,
-    check_task=lambda args, prediction_type: None,
+    check_task=lambda args, prediction_type, pipeline: None,
 )
 
 
@@ -36,10 +36,13 @@ class StraightPath:
     def target(self, latents, noise, timesteps):
         return noise - latents
 
+    def model_time(self, latents, timesteps):
+        return timesteps
+
     def weights(self, timesteps, options):
         return None
 
-    def errors(self, timesteps, options):
+    def errors(self, latents, timesteps, options):
         return lambda differences: differences.square()
 
     def _shares(self, timesteps, latents):

@@ -4,42 +4,43 @@ import torch
 
 from engine.core.errors import NonFiniteError
 from engine.results.state import OptimizerState
+from engine.training.optimizers.layout import like_parameter
 from engine.training.optimizers.optimizer import OptimizerSpec
-from engine.training.optimizers.slots import require_fit
+from engine.training.optimizers.slots import Slots
 
-TOY_OPTIMIZER = OptimizerSpec(module=__name__, slots=("velocity",))
+LAYOUT = like_parameter("velocity")
+TOY_OPTIMIZER = OptimizerSpec(module=__name__, layout=LAYOUT)
 
 
 class Momentum:
     def __init__(self, groups):
         self._groups = groups
-        self._velocity = {name: torch.zeros_like(p) for group in groups for name, p in group.items()}
+        self._slots = Slots(LAYOUT, {name: p for group in groups for name, p in group.items()})
         self._updates = 0
 
     def begin(self):
-        """The state is there from the beginning."""
+        self._slots.begin()
 
     @torch.no_grad()
     def update(self, gradients, rates):
         if max(rates) > 1e30:
             raise NonFiniteError("the learning rate is beyond float32")
+        self.begin()
+        velocity = self._slots["velocity"]
         for group, rate in zip(self._groups, rates, strict=True):
             for name, parameter in group.items():
                 if name in gradients:
-                    parameter.sub_(rate * self._velocity[name].mul_(0.9).add_(gradients[name]))
+                    parameter.sub_(rate * velocity[name].mul_(0.9).add_(gradients[name]))
         self._updates += 1
 
     def state(self):
-        slots = {"velocity": dict(self._velocity)}
-        return OptimizerState(slots, self._updates)
+        self.begin()
+        return OptimizerState(self._slots.all(), self._updates)
 
     def restore(self, state):
-        require_fit(state, {"velocity": self._velocity})
-        self._velocity = {
-            name: state.slots["velocity"][name].to(value.device) for name, value in self._velocity.items()
-        }
+        self._slots.take(state)
         self._updates = state.updates
 
 
-def make(groups, args, *, is_whole_model):
+def make(groups, args, *, is_whole_model, total):
     return Momentum(groups)

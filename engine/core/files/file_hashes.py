@@ -54,7 +54,7 @@ class FileDigests:
             if not path.exists() or _marks_of(path.stat()) != marks:
                 raise ModelError(
                     f"the base model's file {path} has changed since the job began; "
-                    "leave the base model alone while a job starts, and start it again"
+                    "leave the base model alone while a job runs, and start it again"
                 )
 
     def _try(self, path: Path) -> None:

@@ -101,9 +101,11 @@ def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> No
 
 
 def _counter(job: Job) -> TokenCounter | None:
-    """Return a counter of the base model's tokens; None where its tokenizer has not been downloaded."""
+    """Return a counter of the base model's tokens; None where its tokenizer has not been downloaded, or is another."""
     base = job.base
-    return base.family.token_counter(base.folder, base.single_file, job.task.dataset.caption_chunks)
+    if any(name.startswith("tokenizer") for name in base.elsewhere):
+        return None
+    return base.family.token_counter(base.folder, base.single_file, job.caption_tokens)
 
 
 def _from(rule: str) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
 from engine.core.messages import plural, short, shown
 from engine.core.redact import public
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
 from engine.job import memory
-from engine.job.advice import lengths
+from engine.job.advice import lengths, rates
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
 from engine.results import held_out_rows
@@ -19,11 +16,6 @@ from engine.results.output import step_results
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import validation_interval
 from engine.training.methods.warm_start import WarmStart
-
-_USUAL_IMAGES: Final = 4
-"""The number of images a step for which `MethodSpec.usual_rate` holds."""
-_HIGH: Final = 5
-"""The factor above the usual learning rate at which there is a note."""
 
 
 def describe(job: Job) -> list[str]:
@@ -34,6 +26,7 @@ def describe(job: Job) -> list[str]:
     lines = [
         *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        *(f"{name:<14} {public(one.wanted.name)} ({one.identity[:19]})" for name, one in job.base.elsewhere.items()),
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
         f" = {plural(effective, 'image')} a step",
@@ -44,6 +37,7 @@ def describe(job: Job) -> list[str]:
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
     ]
+    lines += _describe_noise(job)
     if args.train_text_encoder:
         own = base_text_encoder_rate(args, step_range.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
@@ -62,7 +56,26 @@ def _describe_trained(job: Job) -> list[str]:
         return []
     decay = job.task.train_args.ema_decay
     averaged = "" if decay is None else f"; moving average with a decay of up to {decay:g}"
-    return [f"trains         {job.method.words.noun}: {found.trained:,} values{averaged}"]
+    return [
+        f"trains         {job.method.words.noun}: {found.trained:,} values{averaged}",
+        f"optimizer      {job.task.train_args.optimizer}: its state takes {memory.gib(found.optimizer)}, "
+        f"{found.optimizer / max(1, found.trained):.2g} bytes for each value",
+    ]
+
+
+def _describe_noise(job: Job) -> list[str]:
+    """Return a line on a flow-matching model's timesteps and noise levels; none for other models."""
+    args, levels = job.task.train_args, job.base.describe_noise(job.task.train_args)
+    if levels is None:
+        return []
+    sampling = job.base.timestep_sampling(args)
+    options = {
+        "logit_normal": f" (mean {args.logit_mean:g}, standard deviation {args.logit_std:g})",
+        "mode": f" (scale {args.mode_scale:g})",
+    }
+    usual = "" if args.timestep_sampling else ", as is usual for this model"
+    told = f"; guidance scale {args.guidance_scale:g}" if job.base.family.takes_guidance(job.base.config) else ""
+    return [f"timesteps      {sampling}{options.get(sampling or '', '')}{usual}; {levels}{told}"]
 
 
 def _describe_held_out(job: Job, held_out: HeldOut) -> str:
@@ -113,7 +126,7 @@ def warnings(job: Job) -> list[str]:
     found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size)
-    found += _high_rates(job)
+    found += rates.notes(job)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:
         found.append("the checkpoint has reached the end of the training: nothing is left to train")
@@ -122,26 +135,6 @@ def warnings(job: Job) -> list[str]:
         if key == "validation.dataset" and before and now:
             found.append("the held-out loss is measured on other images, captions or timesteps: it begins a new curve")
     return found
-
-
-def _high_rates(job: Job) -> list[str]:
-    """Return a note for each learning rate that is far above what is usual for the method.
-
-    With Adam the rate grows with the square root of the images a step (Malladi et al. 2022, arXiv:2205.10287).
-    """
-    if job.method.usual_rate is None:
-        return []
-    args, step_range = job.task.train_args, job.step_range
-    usual = job.method.usual_rate * math.sqrt(max(1.0, step_range.visits_per_step / _USUAL_IMAGES))
-    rates = {"learning rate": base_learning_rate(args, step_range.micro_batches)}
-    if args.train_text_encoder:
-        rates["text encoder's learning rate"] = base_text_encoder_rate(args, step_range.micro_batches)
-    return [
-        f"the {name} of {rate:g} is high for {job.method.words.noun}, which may forget what it has learned: usual is "
-        f"about {usual:.1g} at {plural(step_range.visits_per_step, 'image')} a step"
-        for name, rate in rates.items()
-        if rate > _HIGH * usual
-    ]
 
 
 def _beyond_the_end(job: Job) -> list[str]:

@@ -15,7 +15,7 @@ from engine.results.checkpoint import Checkpoint, step_of
 from engine.results.output import step_results
 
 _VALUE_BYTES: Final = 4
-"""Bytes of each value in the training state: float32."""
+"""Bytes of each trained value in the training state: float32."""
 _PIXEL_BYTES: Final = 2
 """Typical bytes per pixel of an image as PNG; the maximum is 3."""
 _STEP_BYTES: Final = 90
@@ -56,8 +56,8 @@ def predict(job: Job) -> Room | None:
     if prediction is None:
         return None
     task, step_range = job.task, job.step_range
-    values = prediction.trained * (job.method.copies(task) + prediction.slots)
-    state = values * _VALUE_BYTES + _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
+    state = prediction.trained * job.method.copies(task) * _VALUE_BYTES + prediction.optimizer + prediction.average
+    state += _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
     exported = prediction.trained * job.method.published_bytes(task)
     prompts = task.validation.given_prompts
     drawn = task.validation.num_images if prompts is None else len(prompts)

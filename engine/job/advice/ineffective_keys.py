@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from engine.job.job import Job
 from engine.task.key import about_field, is_set
+from engine.task.plan.timesteps import Timesteps
 from engine.task.task import LrScheduler, Task, TrainArgs
 from engine.training.methods.registry import METHODS
 from engine.training.optimizers.registry import OPTIMIZERS
@@ -15,9 +17,9 @@ from engine.training.optimizers.registry import OPTIMIZERS
 def without_effect(job: Job) -> list[str]:
     """Return a line for each key that is set and has no effect; a key at its default counts as not set."""
     task = job.task
-    found = _declared(task) + _of_data(job) + _of_training(job)
+    found = _declared(task) + _of_data(job) + _of_training(job) + _of_timesteps(job)
     found += _of_methods(task)
-    return found + _of_optimizers(task.train_args) + _of_validation(task)
+    return found + _of_optimizers(task.train_args) + _of_validation(job)
 
 
 def _declared(value: Any, prefix: str = "") -> list[str]:
@@ -68,18 +70,15 @@ def _of_optimizers(args: TrainArgs) -> list[str]:
     others = sorted({key for row in OPTIMIZERS.values() for key in row.reads} - {*own})
     return [
         f"{key} has no effect with the optimizer {args.optimizer}"
-        for key in others
-        if getattr(args, key) != getattr(plain, key)
+        for key, value in ((key, attrgetter(key)) for key in others)
+        if value(args) != value(plain)
     ]
 
 
 def _of_training(job: Job) -> list[str]:
-    """Return the lines about `train_args`."""
+    """Return the lines about the learning rate and the loss."""
     args, plain = job.task.train_args, TrainArgs()
-    scheduler, bias = args.lr_scheduler, args.timestep_bias
-    huber = (args.huber_schedule, args.huber_c)
-    biased_range = (bias.begin, bias.end)
-    weights = set(job.timesteps.weights)
+    scheduler, huber = args.lr_scheduler, (args.huber_schedule, args.huber_c)
     cases = (
         (
             scheduler.lr_scheduler == "constant"
@@ -89,6 +88,25 @@ def _of_training(job: Job) -> list[str]:
         (
             args.loss_type == "l2" and huber != (plain.huber_schedule, plain.huber_c),
             "huber_schedule and huber_c have no effect with the loss_type l2",
+        ),
+    )
+    return [line for is_so, line in cases if is_so]
+
+
+def _of_timesteps(job: Job) -> list[str]:
+    """Return the lines about which timesteps are drawn."""
+    args, plain = job.task.train_args, TrainArgs()
+    bias, biased_range = args.timestep_bias, (args.timestep_bias.begin, args.timestep_bias.end)
+    sampling = job.base.timestep_sampling(args)
+    unsampled = Timesteps.of(replace(args, timestep_sampling=None), job.base.num_train_timesteps)
+    cases = (
+        (
+            sampling != "logit_normal" and (args.logit_mean, args.logit_std) != (plain.logit_mean, plain.logit_std),
+            f"logit_mean and logit_std have no effect with the timestep_sampling {sampling}",
+        ),
+        (
+            sampling != "mode" and args.mode_scale != plain.mode_scale,
+            f"mode_scale has no effect with the timestep_sampling {sampling}",
         ),
         (
             bias.strategy == "none" and bias != plain.timestep_bias,
@@ -104,19 +122,19 @@ def _of_training(job: Job) -> list[str]:
             "timestep_bias.portion has no effect with the strategy range",
         ),
         (
-            bias.strategy != "none" and len(weights) == 1,
+            bias.strategy != "none" and len(set(unsampled.weights)) == 1,
             "timestep_bias has no effect: all timesteps that are trained are drawn equally often",
         ),
     )
     return [line for is_so, line in cases if is_so]
 
 
-def _of_validation(task: Task) -> list[str]:
+def _of_validation(job: Job) -> list[str]:
     """Return the lines about `validation`."""
-    validation, held_out = task.validation, task.validation.dataset
+    validation, held_out = job.task.validation, job.task.validation.dataset
     cases = (
         (
-            validation.negative_prompt is not None and validation.guidance_scale <= 1,
+            validation.negative_prompt is not None and job.drawing.guidance_scale <= 1,
             "validation.negative_prompt has no effect at a guidance_scale of up to 1",
         ),
         (

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from engine.job.memory.advice import advise, fitting, require_enough
+from engine.job.memory.decisions import chosen, parts_apart, wants_recompute
 from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
-from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
+from engine.job.memory.phases import Phases
+from engine.job.memory.prediction import SPARE, Prediction, gib, predict
 from engine.models.base_model import BaseModel
 from engine.task.task import Task
 
@@ -17,37 +21,58 @@ __all__ = [
     "fitting",
     "gib",
     "most_bytes",
+    "parts_apart",
     "predict",
     "require_enough",
     "wants_recompute",
 ]
 
 
-def describe(base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int = 1) -> list[str]:
-    """Return lines for a person with the prediction; with several processes, for one of them."""
-    both = [
-        predict(base, task, recompute=recompute, device=device, num_processes=num_processes)
-        for recompute in (False, True)
-    ]
-    plain, saving = both
-    if plain is None or saving is None:
+_INDENT: Final = " " * 15
+
+
+def describe(
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    main_available: int | None = None,
+    num_processes: int = 1,
+) -> list[str]:
+    """Return lines for a person with the prediction; with several processes, for one of them.
+
+    Args:
+        base: the base model.
+        task: the task.
+        device: cuda or cpu.
+        available: bytes of memory on that device; None is unknown.
+        main_available: see `parts_apart`.
+        num_processes: see `predict`.
+    """
+    place: dict[str, Any] = {"device": device, "available": available, "num_processes": num_processes}
+    found = chosen(base, task, main_available=main_available, **place)
+    if found is None:
         return ["memory         not predicted: the base model's configurations do not say how large it is"]
     asked = task.train_args.gradient_checkpointing
-    is_open = asked == "auto" and available is None
-    wants = wants_recompute(base, task, device=device, available=available, num_processes=num_processes)
-    chosen = saving if wants else plain
     kind = "on the GPU, plus about 0.5 GiB for CUDA" if device == "cuda" else "on this machine, plus the program itself"
-    if is_open:
-        limit = gib(int(plain.train / SPARE))
-        lines = [f"memory         {_phases(plain)} {kind}"]
-        return [
-            *lines,
-            f"               with gradient checkpointing (if less than {limit} is free): {gib(saving.train)} training",
+    if asked == "auto" and available is None:
+        plain = predict(base, task, recompute=False, device=device, num_processes=num_processes, apart=found.apart)
+        assert plain is not None, "the same configurations were predicted with gradient checkpointing"
+        lines = [
+            f"memory         {_phases(plain)} {kind}",
+            f"{_INDENT}with gradient checkpointing (if less than {gib(int(plain.train / SPARE))} is free): "
+            f"{gib(found.train)} training",
         ]
-    why = "" if asked != "auto" else f" (auto: {gib(available or 0)} available)"
-    with_it = "with" if chosen.recompute else "without"
-    lines = [f"memory         {_phases(chosen)} {kind}; {with_it} gradient checkpointing{why}"]
-    if available is not None and chosen.peak > available:
+    else:
+        why = "" if asked != "auto" else f" (auto: {gib(available or 0)} available)"
+        with_it = "with" if found.recompute else "without"
+        lines = [f"memory         {_phases(found)} {kind}; {with_it} gradient checkpointing{why}"]
+    if device == "cuda":
+        lines.append(f"{_INDENT}main memory, plus the program itself: {_phases(found.main)}")
+    freed = predict(base, task, recompute=found.recompute, device=device, num_processes=num_processes, apart=True)
+    lines += _encoders(found, freed, is_open=device == "cuda" and available is None)
+    if available is not None and found.peak > available:
         fits = "; ".join(fitting(base, task, device=device, available=available, num_processes=num_processes))
         lines.append(
             f"note: that is more than the {gib(available)} available" + (f"; what should fit: {fits}" if fits else "")
@@ -55,5 +80,26 @@ def describe(base: BaseModel, task: Task, *, device: str, available: int | None,
     return lines
 
 
-def _phases(found: Prediction) -> str:
+def _encoders(found: Prediction, freed: Prediction | None, *, is_open: bool) -> list[str]:
+    """Return a line on how the text encoders are held, where they may be freed before the denoiser is loaded.
+
+    Args:
+        found: the task's prediction.
+        freed: the same with the text encoders freed.
+        is_open: whether it is decided when the job starts, since the GPU's memory is not known yet.
+    """
+    if freed is None or not freed.apart:
+        return []
+    if found.apart:
+        return [f"{_INDENT}text encoders that are not needed in training are freed before the denoiser is loaded"]
+    if is_open:
+        limit = gib(int(max(found.encode, found.validation) / SPARE))
+        return [
+            f"{_INDENT}with text encoders freed before the denoiser is loaded (if less than {limit} is free): "
+            f"{gib(freed.encode)} encoding, {gib(freed.validation)} validation"
+        ]
+    return [f"{_INDENT}the text encoders stay in main memory while it trains"]
+
+
+def _phases(found: Phases) -> str:
     return f"{gib(found.encode)} encoding, {gib(found.train)} training, {gib(found.validation)} validation"

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from engine.core.errors import DeviceMemoryError
-from engine.job.memory.prediction import SPARE, Prediction, gib, predict, wants_recompute
+from engine.job.memory.decisions import chosen
+from engine.job.memory.prediction import SPARE, Prediction, gib
 from engine.models.base_model import BaseModel
 from engine.task.task import Task
 from engine.training.methods.method import Change
 from engine.training.methods.registry import METHODS
+from engine.training.optimizers.registry import OPTIMIZERS
 
 _FAR: Final = 1.5
 """A task is refused before it starts where its prediction exceeds the most that could be available by this factor.
@@ -45,7 +47,7 @@ def require_enough(
     Raises:
         DeviceMemoryError: the message says what should fit.
     """
-    found = _prediction(base, task, device=device, available=available, num_processes=num_processes)
+    found = chosen(base, task, device=device, available=available, num_processes=num_processes)
     if found is None or most is None or found.peak <= _FAR * most or _claims_too_much(base, found):
         return
     what = "GPU" if device == "cuda" else "machine"
@@ -62,14 +64,15 @@ def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
     """Return whether the configurations claim more than twice the values that the files hold; loading reports that."""
     if base.single_file is not None:  # its configurations are derived from its weights
         return False
-    paths = (path for component in base.family.weighted for path in (base.folder / component).glob("*.safetensors"))
+    places = [base.place(component) for component in base.family.weighted]
+    paths = [path for place in places for path in place.weight_paths(base.variants.get(place.component))]
     held = sum(path.stat().st_size for path in paths)
     return 0 < 2 * held < found.parameters  # at least one byte per value
 
 
 def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool, num_processes: int = 1) -> str:
     """Return a text on what should fit into `available` bytes; empty where nothing can be predicted."""
-    if _prediction(base, task, device=device, available=available, num_processes=num_processes) is None:
+    if chosen(base, task, device=device, available=available, num_processes=num_processes) is None:
         return ""
     found = fitting(base, task, device=device, available=available, num_processes=num_processes)
     if not found:
@@ -84,10 +87,10 @@ def fitting(base: BaseModel, task: Task, *, device: str, available: int, num_pro
     Each of them suffices alone; where none does, one item combines several. Every proposal is predicted to take less
     than the task itself, which may have run out of memory although it was predicted to fit.
     """
-    now = _prediction(base, task, device=device, available=available, num_processes=num_processes)
+    now = chosen(base, task, device=device, available=available, num_processes=num_processes)
 
     def fits(changed: Task) -> Prediction | None:
-        then = _prediction(base, changed, device=device, available=available, num_processes=num_processes)
+        then = chosen(base, changed, device=device, available=available, num_processes=num_processes)
         if then is None or then.peak > SPARE * available:
             return None
         is_less = now is None or then.peak <= SPARE * now.peak or then.train <= SPARE * now.train
@@ -99,13 +102,6 @@ def fitting(base: BaseModel, task: Task, *, device: str, available: int, num_pro
     alone = [text for kind in _KINDS if (text := first(kind(task)))]
     together = [] if alone else [first(_together(task))]
     return [text for text in (*alone, *together) if text]
-
-
-def _prediction(
-    base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int
-) -> Prediction | None:
-    recompute = wants_recompute(base, task, device=device, available=available, num_processes=num_processes)
-    return predict(base, task, recompute=recompute, device=device, num_processes=num_processes)
 
 
 def _together(task: Task) -> Iterator[Change]:
@@ -146,6 +142,11 @@ def _half_precision(task: Task) -> Iterator[Change]:
         yield {"mixed_precision": '"bf16"'}, replace(task, mixed_precision="bf16")
 
 
+def _lighter_optimizer(task: Task) -> Iterator[Change]:
+    if lighter := OPTIMIZERS[task.train_args.optimizer].lighter:
+        yield {"optimizer": f'"{lighter}"'}, _with_args(task, optimizer=lighter)
+
+
 def _without_average(task: Task) -> Iterator[Change]:
     if task.train_args.ema_decay is not None:
         yield {"ema_decay": "null"}, _with_args(task, ema_decay=None)
@@ -181,6 +182,7 @@ _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
     _checkpointing,
     _smaller_batches,
     _half_precision,
+    _lighter_optimizer,
     _without_average,
     _without_text_encoders,
     _less_to_train,

@@ -6,21 +6,24 @@ allocator, and on a CPU the program itself (about 0.6 GiB).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
+from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import Workload
-from engine.task.task import Task
+from engine.task.task import Task, TrainArgs
 from engine.training.methods.registry import METHODS
+from engine.training.optimizers.layout import Shape
 from engine.training.optimizers.registry import OPTIMIZERS
 
 SPARE: Final = 0.9
 """The share of the available memory up to which a prediction counts as fitting."""
 _BYTES: Final = {"no": 4, "fp16": 2, "bf16": 2}
 _VALUE_BYTES: Final = 4
-"""Bytes of a trained value itself, of each of its slots and averages, and of its summed gradient: float32."""
+"""Bytes of a trained value itself, of its average, and of its summed gradient: float32."""
 _FLAT_GRADIENT_BYTES: Final = 4 * 3
 """Bytes per trained value of gradients in one flat tensor: the step's once, and those of a micro-batch twice. In 16
 bits the latter take half until the activations are freed, which makes up for the working copy."""
@@ -34,28 +37,28 @@ _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """Bytes of device memory at the peak of each phase."""
+class Prediction(phases.Phases):
+    """Bytes of device memory at the peak of each phase, and of main memory."""
 
+    main: phases.Phases
+    """Main memory; on a CPU the same bytes again, since it is the same memory."""
     trained: int
     """Number of trained values."""
-    slots: int
-    """Number of values that the optimizer and the moving average keep for each trained value."""
-    encode: int
-    train: int
-    validation: int
+    optimizer: int
+    """Bytes of the optimizer's state."""
+    average: int
+    """Bytes of the moving average; 0 if there is none."""
     recompute: bool
     """True if gradient checkpointing is used."""
+    apart: bool
+    """True if text encoders are freed before the denoiser is loaded; see `decisions.parts_apart`."""
     parameters: int
     """Number of parameters of the base model, of all components together."""
 
-    @property
-    def peak(self) -> int:
-        """The peak of the whole job, in bytes."""
-        return max(self.encode, self.train, self.validation)
 
-
-def predict(base: BaseModel, task: Task, *, recompute: bool, device: str, num_processes: int = 1) -> Prediction | None:
+def predict(
+    base: BaseModel, task: Task, *, recompute: bool, device: str, num_processes: int = 1, apart: bool = False
+) -> Prediction | None:
     """Predict what a task takes; None where the model's configurations do not say.
 
     For the published models it is within 15% of what torch allocates, as the tests check.
@@ -66,96 +69,112 @@ def predict(base: BaseModel, task: Task, *, recompute: bool, device: str, num_pr
         recompute: whether it trains with gradient checkpointing.
         device: cuda or cpu.
         num_processes: the number of processes that train together; the prediction is for one of them.
+        apart: whether the text encoders that cannot be trained are freed before the denoiser is loaded; without effect
+            on a model that has none of them.
     """
     try:
-        found = _predict(base, task, recompute=recompute, is_cuda=device == "cuda", num_processes=num_processes)
+        plan = _Plan(recompute=recompute, is_cuda=device == "cuda", num_processes=num_processes, apart=apart)
+        found = _predict(base, task, plan)
     except _MALFORMED:  # loading the model reports what is wrong with it
         return None
     return found if found.peak > 0 and found.parameters < _NO_MODEL else None
 
 
-def _predict(base: BaseModel, task: Task, *, recompute: bool, is_cuda: bool, num_processes: int) -> Prediction:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """The arguments of `predict` besides the task."""
+
+    recompute: bool
+    is_cuda: bool
+    num_processes: int
+    apart: bool
+
+
+def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
     method = METHODS[task.training_type]
-    denoiser, texts = method.tapes(family, task, width, 4 if is_cuda else width)
-    images = family.footprint(
+    denoiser, texts = method.tapes(family, task, width, 4 if plan.is_cuda else width)
+    fixed = family.footprint(
         base.config,
         Workload(
             batch=args.batch_size,
             resolution=args.resolution,
-            caption_chunks=task.dataset.caption_chunks,
+            caption_tokens=family.caption_tokens.of(task.dataset),
             value_bytes=width,
+            is_float16=task.mixed_precision == "fp16",
             trains_text_encoders=args.train_text_encoder,
             denoiser=denoiser,
             text_encoders=texts,
         ),
     )
     trained = denoiser.trained + texts.trained
-    slots = len(OPTIMIZERS[args.optimizer].slots) + (args.ema_decay is not None)
+    optimizer = _optimizer_bytes(args, denoiser, texts)
+    average = trained * _VALUE_BYTES * (args.ema_decay is not None)
     copy = trained * _COPY_BYTES[task.mixed_precision]
-    values = trained * _VALUE_BYTES * (1 + slots)
+    values = trained * _VALUE_BYTES + optimizer + average
     if method.is_whole_model:
-        # Each process has all values and their working copy, but only its share of the slots.
-        values = copy + _VALUE_BYTES * (trained + _share(trained * slots, num_processes))
-        step = values + _whole_step(denoiser, texts, task, recompute=recompute, num_processes=num_processes)
+        # Each process has all values and their working copy, but only its share of the rest.
+        values = copy + trained * _VALUE_BYTES + _share(optimizer + average, plan.num_processes)
+        step = values + _whole_step(denoiser, texts, task, plan)
         lasting, unchanged = values, trained * width  # images without the training are drawn with the weights as read
     else:
-        step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=recompute) + texts.kept
+        step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=plan.recompute) + texts.kept
         lasting, unchanged = values + copy, 0
-    frozen, text_bytes = denoiser.frozen * width, texts.frozen * width
-    encoders = text_bytes + images.weight_bytes
-    # The frozen encoders leave a GPU while it trains.
-    staying = encoders if not is_cuda else text_bytes * args.train_text_encoder
+    sizes = phases.Sizes(
+        denoiser=denoiser.frozen * width,
+        texts=texts.frozen * width,
+        fixed=sum(encoder.weight_bytes for encoder in fixed.encoders),
+        encode=max((encoder.encode_bytes for encoder in fixed.encoders), default=0),
+        lasting=lasting,
+        step=step + args.gradient_accumulation_steps * _MICRO_BATCH_BYTES,
+        unchanged=unchanged,
+    )
+    apart = plan.apart and bool(fixed.encoders)
+    hold = phases.freed_before if apart else phases.kept_together
+    own, main = hold(sizes, fixed.images, is_cuda=plan.is_cuda, trains_texts=args.train_text_encoder)
     return Prediction(
+        encode=own.encode,
+        load=own.load,
+        train=own.train,
+        validation=own.validation,
+        main=main if plan.is_cuda else own,
         trained=trained,
-        slots=slots,
-        encode=frozen + encoders + lasting + images.encode_bytes,
-        train=frozen + staying + step + args.gradient_accumulation_steps * _MICRO_BATCH_BYTES,
-        validation=frozen + encoders + lasting + unchanged + images.decode_bytes,
-        recompute=recompute,
-        parameters=denoiser.parameters + texts.parameters + images.parameters,
+        optimizer=optimizer,
+        average=average,
+        recompute=plan.recompute,
+        apart=apart,
+        parameters=denoiser.parameters + texts.parameters + fixed.parameters,
     )
 
 
-def _whole_step(denoiser: Tape, texts: Tape, task: Task, *, recompute: bool, num_processes: int) -> int:
+def _optimizer_bytes(args: TrainArgs, *tapes: Tape) -> int:
+    """Return the bytes of the optimizer's slots for all trained tensors."""
+    layout = OPTIMIZERS[args.optimizer].layout
+    shapes = sum((tape.trained_shapes for tape in tapes), Counter[Shape]())
+    return sum(slot.num_bytes * count for shape, count in shapes.items() for slot in layout(shape).values())
+
+
+def _whole_step(denoiser: Tape, texts: Tape, task: Task, plan: _Plan) -> int:
     """Return the peak bytes of activations and gradients where gradients are summed tensor by tensor.
 
     With several processes each sums its share of the tensors, and has all gradients of its own micro-batch until they
     are exchanged. A single process adds them to the sum as they appear.
     """
     trained = denoiser.trained + texts.trained
-    if num_processes > 1:
-        sums, own = _share(trained * _VALUE_BYTES, num_processes), _BYTES[task.mixed_precision]
+    if plan.num_processes > 1:
+        sums, own = _share(trained * _VALUE_BYTES, plan.num_processes), _BYTES[task.mixed_precision]
     elif task.train_args.gradient_accumulation_steps > 1:
         sums, own = trained * _VALUE_BYTES, 0
     else:
         sums, own = 0, _VALUE_BYTES
     return sums + max(
-        texts.kept + denoiser.peak(recompute=recompute, gradient_bytes=own),
+        texts.kept + denoiser.peak(recompute=plan.recompute, gradient_bytes=own),
         denoiser.trained * own + texts.peak(recompute=False, gradient_bytes=own),
     )
 
 
 def _share(count: int, num_processes: int) -> int:
     return -(-count // num_processes)
-
-
-def wants_recompute(base: BaseModel, task: Task, *, device: str, available: int | None, num_processes: int = 1) -> bool:
-    """Return whether to train with gradient checkpointing: as the task says, or if it would not fit without.
-
-    Args:
-        base: the base model.
-        task: the task.
-        device: cuda or cpu.
-        available: bytes of memory on that device; None is unknown.
-        num_processes: see `predict`.
-    """
-    asked = task.train_args.gradient_checkpointing
-    if asked != "auto":
-        return bool(asked)
-    plain = predict(base, task, recompute=False, device=device, num_processes=num_processes)
-    # The bits are the same, so where the memory is unknown, gradient checkpointing costs only time.
-    return plain is None or available is None or plain.train > SPARE * available
 
 
 def gib(count: int) -> str:

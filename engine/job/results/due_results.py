@@ -86,7 +86,7 @@ class DueResults:
         task = context.job.task
         with context.outcome.clock.phase("validate"):
             drawn = draw(
-                planned_images(task.validation, context.job.dataset, task.seed, task.dataset.trigger_word),
+                planned_images(task, context.job.dataset, context.job.drawing),
                 family,
                 what=f"validation at step {step}",
                 resolution=task.train_args.resolution,

@@ -48,7 +48,7 @@ def draw_and_publish(context: RunContext, training: Training, watch: Watch) -> N
 def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
     """Draw the validation images, and the baseline's if this chain does not have them yet."""
     job, task, family = context.job, context.job.task, training.family
-    images = planned_images(task.validation, job.dataset, task.seed, task.dataset.trigger_word)
+    images = planned_images(task, job.dataset, job.drawing)
     baseline = without_training(images)
     where: dict[str, Any] = {
         "resolution": task.train_args.resolution,

@@ -15,7 +15,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from engine.core.files.built_beside import Content, Streamed
-from engine.models.base_model_files import INDEX, is_weight
+from engine.models.components.files import INDEX, is_part, is_weight
+from engine.models.components.search import class_name
 from engine.models.configs import SCHEDULER_FILE, read_json
 from engine.models.export.model import TrainedModel
 from engine.models.export.weights import Weights, as_json, index_of, with_dtype
@@ -23,7 +24,7 @@ from engine.models.single_file.vocabulary import read_vocabulary
 from engine.models.single_file.weights import build_tokenizer
 from engine.results import safetensors_file
 
-_SIDE_SUFFIXES: Final = (".json", ".txt", ".model")
+_SIDE_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja")
 _METADATA: Final = {"format": "pt"}
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 """Keys of a text encoder's configuration that name the dtype in which transformers loads it by default."""
@@ -41,6 +42,8 @@ def files_of(model: TrainedModel, dtype: torch.dtype | None) -> dict[str, Conten
     """
     files: dict[str, Content] = {}
     for component in model.base.family.components:
+        if not model.base.has(component):
+            continue
         if component in model.weights:
             files |= _weights(model, component, dtype)
         elif component == "scheduler":
@@ -59,11 +62,7 @@ def left_out(model: TrainedModel) -> list[str]:
         return []
     known = {name.partition("/")[0] for name in _others(model)} | set(model.base.family.components)
     index = read_json(model.base.folder / INDEX)
-    return sorted(name for name, value in index.items() if _is_part(value) and name not in known)
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and value[0] is not None
+    return sorted(name for name, value in index.items() if is_part(value) and name not in known)
 
 
 def _weights(model: TrainedModel, component: str, dtype: torch.dtype | None) -> dict[str, Content]:
@@ -96,14 +95,15 @@ def _config(weights: Weights) -> dict[str, Any]:
 
 def _scheduler(model: TrainedModel) -> Content:
     config = model.scheduler_config()
-    return model.base.folder / "scheduler" / SCHEDULER_FILE if config is None else as_json(config)
+    return model.base.place("scheduler").folder / SCHEDULER_FILE if config is None else as_json(config)
 
 
 def _without_weights(model: TrainedModel, component: str) -> dict[str, Content]:
     """Return the files of a tokenizer."""
-    if model.base.single_file is None:
-        return _side_files(model.base.folder, component)
-    tokenizer = build_tokenizer(CLIPTokenizer, model.base.single_file, component)
+    where = model.base.place(component)
+    if where.single_file is None:
+        return _side_files(where.folder, component)
+    tokenizer = build_tokenizer(CLIPTokenizer, where.single_file, component)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files: dict[str, Content] = {f"{component}/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
@@ -115,7 +115,8 @@ def _without_weights(model: TrainedModel, component: str) -> dict[str, Content]:
 
 
 def _side_files(folder: Path, component: str) -> dict[str, Content]:
-    found = sorted(path for path in (folder / component).iterdir() if path.suffix in _SIDE_SUFFIXES)
+    """Return the files without weights in a component's folder."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in _SIDE_SUFFIXES)
     return {f"{component}/{path.name}": path for path in found}
 
 
@@ -125,9 +126,9 @@ def _others(model: TrainedModel) -> dict[str, Content]:
         return {}
     folder, files = model.base.folder, dict[str, Content]()
     for name, value in read_json(folder / INDEX).items():
-        if not _is_part(value) or name in model.base.family.components or not (folder / name).is_dir():
+        if not is_part(value) or name in model.base.family.components or not (folder / name).is_dir():
             continue
-        side = {key: path for key, path in _side_files(folder, name).items() if ".index." not in key}
+        side = {key: path for key, path in _side_files(folder / name, name).items() if ".index." not in key}
         weights = {f"{name}/{path.name}": path for path in (folder / name).iterdir() if is_weight(path.name, None)}
         # With weights as pickles only, or in shards, whose index would be needed as well, the part is left out.
         if (weights or f"{name}/config.json" not in side) and len(weights) <= 1:
@@ -146,11 +147,23 @@ def _index(model: TrainedModel, files: Mapping[str, Content]) -> dict[str, Any]:
     config = model.scheduler_config()
     if config is not None:
         index["scheduler"] = ["diffusers", config["_class_name"]]
-    lost = [name for name, value in index.items() if _is_part(value) and name not in there]
+    index |= {name: _entry(model, name) for name in model.base.elsewhere}
+    lost = [name for name, value in index.items() if is_part(value) and name not in there]
     index |= {name: [None, None] for name in lost}
     if "safety_checker" in lost:
         index["requires_safety_checker"] = False
     return index
+
+
+def _entry(model: TrainedModel, component: str) -> list[str]:
+    """Return the row of a component from elsewhere: library and class."""
+    if component == "scheduler":
+        return ["diffusers", str(class_name(model.scheduler_config() or model.base_scheduler))]
+    if component in model.weights:
+        config = model.config(component)
+        return ["transformers" if "architectures" in config else "diffusers", str(class_name(config))]
+    config = model.base.place(component).config("tokenizer_config.json")
+    return ["transformers", str(config.get("tokenizer_class"))]
 
 
 def _built_index(model: TrainedModel) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from engine.models.configs import SCHEDULER_FILE
 from engine.models.export.weights import Weights
 from engine.models.family import LoadArgs
 from engine.models.objectives import registry as objectives
-from engine.task.task import PredictionType
+from engine.models.objectives.objective import TargetType
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class TrainedModel:
     """The weights of all components that have some."""
     trained: frozenset[str]
     """The names of the components that were trained."""
-    prediction_type: PredictionType
+    prediction_type: TargetType
     zero_terminal_snr: bool
     """True if it was trained with a noise schedule rescaled to zero terminal SNR."""
     resolution: int
@@ -57,9 +57,12 @@ class TrainedModel:
         args = LoadArgs(
             folder=Path(self.base.folder),
             variants=self.base.variants,
+            absent=self.base.absent,
+            elsewhere=self.base.places,
             dtype=torch.float32,
             device=torch.device("cpu"),
             prediction_type=self.prediction_type,
+            caption_tokens=self.base.family.caption_tokens.usual,
             single_file=self.base.single_file,
             zero_terminal_snr=self.zero_terminal_snr,
         )

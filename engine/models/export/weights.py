@@ -17,7 +17,7 @@ from accelerate import init_empty_weights
 
 from engine.core.errors import JobError, ModelError, TaskError
 from engine.models.base_model import BaseModel
-from engine.models.base_model_files import is_weight
+from engine.models.components.files import is_weight
 from engine.models.configs import read_json
 from engine.models.single_file.header import read_header
 from engine.models.single_file.layouts import Part, is_buffer, original_name
@@ -62,10 +62,13 @@ def of_base(base: BaseModel, component: str) -> Weights:
     Raises:
         ModelError: they are missing, malformed or quantised.
     """
-    if base.single_file is None:
-        return of_folder(base.folder / component, base.variants[component], ModelError)
-    part, config = base.single_file.part(component), base.config(component)
-    return Weights(config=config, tensors=_from_original(base.single_file.path, part, config))
+    where, config = base.place(component), base.config(component)
+    if where.weight_file is not None:
+        return Weights(config=config, tensors=_sources(where.weight_file.path))
+    if where.single_file is None:
+        return of_folder(where.folder, base.variants[component], ModelError)
+    part = where.single_file.part(component)
+    return Weights(config=config, tensors=_from_original(where.single_file.path, part, config))
 
 
 def of_folder(folder: Path, variant: str | None, refused: type[JobError]) -> Weights:

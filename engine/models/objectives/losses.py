@@ -10,7 +10,7 @@ from engine.models.family import Batch, autocast
 from engine.models.objectives.objective import LossOptions, Objective
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Maps noisy latents and timesteps to the prediction, which has the shape of the latents."""
+"""Maps noisy latents and their time (`Objective.model_time`) to the prediction, which has the latents' shape."""
 
 
 def training_loss(
@@ -20,18 +20,19 @@ def training_loss(
 
     Args:
         objective: adds noise, and defines the target and the weights.
-        denoise: called under autocast, with noisy latents of `dtype`.
+        denoise: called under autocast, with noisy latents of `dtype` and their time.
         batch: on the device; its conditioning is not used.
         options: the task's loss options.
         dtype: the dtype of the frozen weights and of autocast.
     """
     noisy = objective.add_noise(batch.latents, batch.noise, batch.timesteps)
     # A new context for each micro-batch: after an optimizer step, autocast's cache would hold stale weights.
+    time = objective.model_time(batch.latents, batch.timesteps)
     with autocast(noisy.device, dtype):
-        prediction = denoise(noisy.to(dtype), batch.timesteps)
+        prediction = denoise(noisy.to(dtype), time)
     target = objective.target(batch.latents, batch.noise, batch.timesteps)
     weights = objective.weights(batch.timesteps, options)
-    errors = objective.errors(batch.timesteps, options)
+    errors = objective.errors(batch.latents, batch.timesteps, options)
     return mean_error(prediction, target, weights, errors=errors, mask=batch.mask)
 
 

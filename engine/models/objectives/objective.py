@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import HuberSchedule, PredictionType, TrainArgs
+from engine.task.task import HuberSchedule, TrainArgs
 
 if TYPE_CHECKING:
     import torch
+
+TargetType = Literal["epsilon", "v_prediction", "flow"]
+"""The quantity that a denoiser predicts: the noise, the velocity of diffusion, or that of flow matching."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,17 @@ class Objective(Protocol):
         """Return the target of the prediction: the shape and dtype of `latents`."""
         ...
 
+    def model_time(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the time that the denoiser is told, shape (B,): the timesteps, or noise levels in float32."""
+        ...
+
     def weights(self, timesteps: torch.Tensor, options: LossOptions) -> torch.Tensor | None:
         """Return each sample's loss weight: float32, shape (B,); None weights all samples equally."""
         ...
 
-    def errors(self, timesteps: torch.Tensor, options: LossOptions) -> Callable[[torch.Tensor], torch.Tensor]:
+    def errors(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, options: LossOptions
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return a function that maps differences, float32, shape (B, …), to errors of the same shape."""
         ...
 
@@ -75,11 +84,16 @@ class ObjectiveSpec:
     LoadArgs) -> dict`, the scheduler_config.json of a model that was trained so."""
     check: Callable[[SchedulerConfig], list[str]]
     """Returns notes on a base model's scheduler. Raises ModelError if it belongs to another objective."""
-    prediction_type: Callable[[SchedulerConfig], PredictionType]
+    prediction_type: Callable[[SchedulerConfig], TargetType]
     """Returns the quantity that the base model predicts. Raises ModelError."""
     num_train_timesteps: Callable[[SchedulerConfig], int]
     """Returns the number of timesteps; a timestep is an integer index below it. Raises ModelError."""
     timesteps: Callable[[TrainArgs, int], Timesteps]
-    """Returns the timesteps to draw and their weights, for a model's number of timesteps. Raises TaskError if none."""
-    check_task: Callable[[TrainArgs, PredictionType], None]
-    """Raises TaskError for keys that do not fit the prediction type."""
+    """Returns the timesteps to draw and their weights, for a model's number of timesteps. Raises TaskError if none.
+    `TrainArgs.timestep_sampling` is what is drawn: the family's usual one if the task does not say."""
+    check_task: Callable[[TrainArgs, TargetType, str], None]
+    """Raises TaskError for keys that do not fit the objective or the prediction type. The last argument is the name of
+    the family's pipeline, for messages."""
+    describe_noise: Callable[[SchedulerConfig, TrainArgs, int], str] | None = None
+    """Returns how noise levels follow from timesteps for latents of a number of tokens, for `--plan`; None if no key
+    changes that. Raises ModelError."""

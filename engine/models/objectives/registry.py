@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.models.objectives.diffusion.spec import DIFFUSION
+from engine.models.objectives.flow.spec import FLOW
 from engine.models.objectives.objective import Objective, ObjectiveSpec, SchedulerConfig
 
 if TYPE_CHECKING:
     from engine.models.family import LoadArgs
 
-OBJECTIVES: Final[dict[str, ObjectiveSpec]] = {"diffusion": DIFFUSION}
+OBJECTIVES: Final[dict[str, ObjectiveSpec]] = {"diffusion": DIFFUSION, "flow": FLOW}
 """`FamilySpec.objective` -> the objective's row."""
 
 

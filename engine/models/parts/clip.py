@@ -21,7 +21,7 @@ def load_tokenizer(args: LoadArgs, component: str) -> CLIPTokenizer:
         ModelError: files missing or malformed, or not those of the text encoder.
     """
     tokenizer = load_any_tokenizer(CLIPTokenizer, args, component)
-    if args.single_file is None:
+    if args.single_file is None or args.elsewhere:
         config = read_config(args, component.replace("tokenizer", "text_encoder"))
         length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
         if not 3 <= length <= positions:  # start, end, and something in between

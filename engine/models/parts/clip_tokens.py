@@ -9,10 +9,15 @@ from engine.core.errors import ModelError, first_line
 from engine.models.configs import read_json
 from engine.models.single_file import SingleFile
 from engine.models.single_file.vocabulary import read_vocabulary
+from engine.models.spec import CaptionTokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+CHUNK_TOKENS: Final = 75
+"""The tokens that a text encoder takes at a time, start and end not counted."""
+CAPTION_TOKENS: Final = CaptionTokens(usual=CHUNK_TOKENS, most=3 * CHUNK_TOKENS, step=CHUNK_TOKENS)
+"""The values of `dataset.max_caption_tokens` for a model whose text encoders are all CLIP's."""
 _NUM_SPECIAL: Final = 2
 """The start token and the end token."""
 _DEFAULT_ROW: Final = 77
@@ -47,8 +52,14 @@ class TokenCounter:
         return len(self._tokenizer.encode(caption, add_special_tokens=False).ids)
 
 
-def counter(folder: Path, file: SingleFile | None, chunks: int) -> TokenCounter | None:
+def num_chunks(caption_tokens: int) -> int:
+    """Return the number of rows of `CHUNK_TOKENS` tokens that each caption is split into."""
+    return caption_tokens // CHUNK_TOKENS
+
+
+def counter(folder: Path, file: SingleFile | None, caption_tokens: int) -> TokenCounter | None:
     """Return the counter of a folder's or a single file's tokenizer; None if it is not on disk. Raises ModelError."""
+    chunks = num_chunks(caption_tokens)
     if file is not None:  # a tokenizer in the folder of a single file belongs to another model
         return TokenCounter.of_single_file(file, chunks)
     own = folder / "tokenizer"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from engine.core.errors import ModelError
+from engine.core.errors import ModelError, TaskError
 from engine.models.spec import Configs
 
 _MOST: Final = {
@@ -19,11 +19,16 @@ _MOST: Final = {
     "num_hidden_layers": 1000,
     "num_layers": 1000,
     "num_single_layers": 1000,
+    "n_layers": 1000,
+    "n_refiner_layers": 1000,
+    "num_res_blocks": 1000,
+    "depth": 1000,
     "max_position_embeddings": 1 << 16,
     "vocab_size": 1 << 22,
 }
 """Upper bounds of sizes that a module is built with before its weights are checked."""
 _MOST_BLOCKS: Final = 64
+_ROTATIONS: Final = "axes_dims_rope"
 
 
 def require_bounds(config: Configs, *components: str) -> None:
@@ -61,10 +66,33 @@ def require_size(config: Configs, component: str, key: str, default: int) -> int
 def require_shift(vae: Mapping[str, Any]) -> None:
     """Raise ModelError unless a VAE gives the shift that its latents need before they are scaled."""
     shift = vae.get("shift_factor")
-    if type(shift) not in (int, float) or not math.isfinite(shift):
+    if not isinstance(shift, int | float) or isinstance(shift, bool) or not math.isfinite(shift):
         raise ModelError(
             f"the base model's vae/config.json gives shift_factor as {str(shift)[:40]!r}, a number is expected: "
             "it is the VAE of another model"
+        )
+
+
+def require_rotations(config: Configs, *, axes: int) -> None:
+    """Raise ModelError unless the rotations of the positions, on so many axes, fill a transformer's attention head."""
+    width, found = require_size(config, "transformer", "attention_head_dim", 128), config("transformer").get(_ROTATIONS)
+    if found is None:  # Diffusers' default, which fills Diffusers' default of a head
+        return
+    is_even = isinstance(found, list) and all(type(n) is int and n > 0 and n % 2 == 0 for n in found)
+    if not is_even or len(found) != axes or sum(found) != width:
+        raise ModelError(
+            f"the base model's transformer/config.json has {_ROTATIONS} {str(found)[:40]} and attention_head_dim "
+            f"{width}, which do not go together: download it again"
+        )
+
+
+def require_multiple(width: int, height: int, multiple: int) -> None:
+    """Raise TaskError unless an image's sides in pixels are multiples of a number."""
+    if wrong := [side for side in (width, height) if side % multiple]:
+        below = max(1, wrong[0] // multiple) * multiple
+        raise TaskError(
+            f"train_args.resolution is {wrong[0]}: expected a multiple of {multiple} for this base model, such as "
+            f"{below} or {below + multiple}"
         )
 
 

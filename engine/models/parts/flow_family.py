@@ -8,7 +8,7 @@ than some denoisers, need not be in memory while images are drawn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -89,11 +89,11 @@ class FlowFamily(ABC):
     def _load(self, component: str) -> torch.nn.Module:
         # The VAE is small: in float32 no precision is lost before the training begins.
         args = replace(self._args, dtype=torch.float32) if component == VAE else self._args
-        module: torch.nn.Module = load_module(self.classes[component], args, component)
-        return module.to(self._args.device if component == self.spec.denoiser else self._encoder_device)
+        device = self._args.device if component == self.spec.denoiser else self._encoder_device
+        return cast(torch.nn.Module, load_module(self.classes[component], args, component, device))
 
     @property
-    def denoiser(self) -> torch.nn.Module:
+    def denoiser(self) -> Any:
         return self.parts[self.spec.denoiser]
 
     @property
@@ -142,9 +142,8 @@ class FlowFamily(ABC):
         for component in self.parts.keys() - {self.spec.denoiser}:
             move_frozen(self.parts[component], device)
 
-    def remember(self, prompts: Iterable[str]) -> None:
-        """Encode prompts now with the text encoders that are not trained, so that `draw` does not need these."""
-        self._prompts |= {prompt: self.encode_fixed(prompt) for prompt in prompts if prompt not in self._prompts}
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        self._prompts |= prompts
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
@@ -154,7 +153,7 @@ class FlowFamily(ABC):
 
     def encoded(self, prompt: str) -> Tensors:
         """Return a prompt's conditioning (`encode_caption`) with a batch axis of 1, on the denoiser's device."""
-        found = self._embed_one(prompt) | (self._prompts.get(prompt) or self.encode_fixed(prompt))
+        found = (self._prompts.get(prompt) or self.encode_fixed(prompt)) | self._embed_one(prompt)
         return {name: tensor[None].to(self._args.device) for name, tensor in found.items()}
 
     def webui_name(self, component: str, module: str) -> str:

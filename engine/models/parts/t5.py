@@ -18,9 +18,9 @@ def load_tokenizer(args: LoadArgs, component: str) -> T5TokenizerFast:
     Raises:
         ModelError: files missing or malformed.
     """
-    folder = args.folder / component
-    if args.single_file is None and not (folder / "tokenizer.json").is_file():
-        t5_tokens.read_sentencepiece(folder)  # what transformers says of a malformed file is misleading
+    place = args.place(component)
+    if place.single_file is None and not (place.folder / "tokenizer.json").is_file():
+        t5_tokens.read_sentencepiece(place.folder)  # what transformers says of a malformed file is misleading
     return load_any_tokenizer(T5TokenizerFast, args, component)
 
 

@@ -8,6 +8,7 @@ norms are computed in float32 (on a CPU they are not). Nothing is kept before th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,14 +40,16 @@ class Tape:
     """Number of the model's parameters, without those of adapters."""
     trained: int = 0
     """Number of trained values."""
+    trained_shapes: Counter[tuple[int, ...]] = field(init=False, default_factory=Counter)
+    """Number of trained tensors of each shape; a convolution's is that of a matrix."""
     frozen: int = 0
-    """Number of the model's parameters that are not trained."""
+    """Number of the model's values that are not trained: parameters and buffers."""
     kept: int = 0
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
     """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
     largest: int = 0
-    """Bytes of the largest single tensor."""
+    """Bytes that an operation takes at most besides what is kept, at least those of the largest kept tensor."""
     _moments: list[_Moment] = field(init=False, default_factory=list)
     """Moments of the backward pass, in the order of the forward pass."""
     _recomputed: list[_Moment] = field(init=False, default_factory=list)
@@ -65,6 +68,10 @@ class Tape:
             self._recomputed.append((self.kept_outside, self.trained))
         else:
             self._block += values * width
+
+    def passing(self, count: int) -> None:
+        """Record `count` bytes of tensors that exist at the same time and are not kept."""
+        self.largest = max(self.largest, count)
 
     @contextmanager
     def block(self, values: int, *, is_recomputed: bool = True) -> Iterator[None]:
@@ -92,7 +99,6 @@ class Tape:
         """
         moments = self._recomputed if recompute else self._moments
         both = max((kept + gradient_bytes * (self.trained - to_come) for kept, to_come in moments), default=0)
-        # The current operation needs about as much as the largest tensor, besides the kept tensors.
         return max(both + self.largest, gradient_bytes * self.trained)
 
     def weights(self, count: int) -> None:
@@ -100,14 +106,26 @@ class Tape:
         self.parameters += count
         self.frozen += count
 
-    def norm(self, channels: int, rows: int) -> None:
-        """Record a norm over `rows` positions of all samples."""
-        self.weights(2 * channels)
+    def matrix(self, rows: int, columns: int) -> None:
+        """Record a weight matrix that keeps nothing for the backward pass."""
+        self.weights(rows * columns)
+
+    def buffers(self, count: int) -> None:
+        """Record so many values of the model that are in its files and are not parameters."""
+        self.frozen += count
+
+    def norm(self, channels: int, rows: int, *, weights: int | None = None) -> None:
+        """Record a norm over `rows` positions of all samples, with `weights` values; None is a scale and a shift."""
+        self.weights(2 * channels if weights is None else weights)
         self.keep(channels * rows, self.norm_width)
+
+    def scale(self, values: int, width: int) -> None:
+        """Record a product of so many values with weights: its backward pass needs the values if these are trained."""
 
     def conv(self, name: str, inputs: int, outputs: int, rows: int, *, size: int = 3, is_kept: bool = False) -> None:
         """Record a convolution over `rows` positions of all samples; `is_kept` if its input is already counted."""
-        self.weights(conv_parameters(inputs, outputs, size))
+        self.matrix(outputs, inputs * size**2)
+        self.weights(outputs)
         if not is_kept:
             self.keep(inputs * rows, self.width)
 
@@ -133,7 +151,8 @@ class Tape:
             is_kept: whether its input is already counted.
             bias: whether it has a bias.
         """
-        self.weights(inputs * outputs + bias * outputs)
+        self.matrix(outputs, inputs)
+        self.weights(bias * outputs)
         return False
 
 
@@ -150,7 +169,7 @@ class AdapterTape(Tape):
         """See `Tape.conv`."""
         if self.is_adapted(name):
             self.is_traced = True
-            self.trained += self.rank * (inputs * size**2 + outputs)
+            self._adapt(inputs * size**2, outputs)
             # PEFT casts the input again; with dropout it is another tensor, with a mask.
             copies = self.width if self.width < 4 or self.is_dropping else 0
             self.keep(inputs * rows, copies + self.is_dropping)
@@ -173,11 +192,17 @@ class AdapterTape(Tape):
         if not self.is_adapted(name):
             return False
         self.is_traced = True
-        self.trained += self.rank * (inputs + outputs)
+        self._adapt(inputs, outputs)
         self.keep(self.rank * rows, self.width)
         own = 0 if is_kept else input_width
         self.keep(inputs * rows, self.width + 1 if self.is_dropping else own)
         return True
+
+    def _adapt(self, inputs: int, outputs: int) -> None:
+        """Record the two matrices of an adapter."""
+        self.trained += self.rank * (inputs + outputs)
+        self.trained_shapes[self.rank, inputs] += 1
+        self.trained_shapes[outputs, self.rank] += 1
 
 
 @dataclass(kw_only=True)
@@ -186,9 +211,22 @@ class WholeTape(Tape):
 
     def weights(self, count: int) -> None:
         """See `Tape.weights`."""
+        self._train(count)
+
+    def matrix(self, rows: int, columns: int) -> None:
+        """See `Tape.matrix`."""
+        self._train(rows, columns)
+
+    def _train(self, *shape: int) -> None:
+        count = math.prod(shape)
         self.parameters += count
         self.trained += count
+        self.trained_shapes[shape] += 1
         self.is_traced = True
+
+    def scale(self, values: int, width: int) -> None:
+        """See `Tape.scale`."""
+        self.keep(values, width)
 
     def linear(
         self,

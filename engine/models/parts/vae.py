@@ -27,20 +27,39 @@ class ImageLatents:
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         """Encode one image, uint8 (H, W, 3), to `mean` and `logvar`, in the VAE's dtype, on the CPU."""
         image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).to(torch.float32) / 127.5 - 1.0
-        posterior = self._vae.encode(image.to(self._vae.device, self._vae.dtype)).latent_dist
+        posterior = self.posterior(image.to(self._vae.device, self._vae.dtype))
         return {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
 
-    def sample(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
-        """Return (mean + standard deviation x noise - shift) x scale: float32.
+    def posterior(self, image: torch.Tensor) -> Any:
+        """Return the distribution of the latents of one image, shape (1, 3, H, W)."""
+        return self._vae.encode(image).latent_dist
 
-        Kingma & Welling 2014, arXiv:1312.6114, section 2.4; the VAE's configuration gives shift and scale.
+    def sample(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
+        """Return mean + standard deviation x noise, normalised: float32.
+
+        Kingma & Welling 2014, arXiv:1312.6114, section 2.4.
         """
         deviation = torch.exp(0.5 * moments["logvar"].to(torch.float32))
-        drawn = moments["mean"].to(torch.float32) + deviation * noise
+        return self.normalise(moments["mean"].to(torch.float32) + deviation * noise)
+
+    def normalise(self, drawn: torch.Tensor) -> torch.Tensor:
+        """Return (drawn - shift) x scale; the VAE's configuration gives both."""
         if shift := self._vae.config.get("shift_factor"):
             drawn = drawn - shift
         latents: torch.Tensor = drawn * self._vae.config.scaling_factor
         return latents
+
+
+class ImageModes(ImageLatents):
+    """A VAE of which each image's latents are the mode of their distribution, its mean: no noise is added to them."""
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+        """Encode one image, uint8 (H, W, 3), to `mean`, in the VAE's dtype, on the CPU."""
+        return {"mean": super().encode(pixels)["mean"]}
+
+    def sample(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:
+        """Return the mean, normalised: float32."""
+        return self.normalise(moments["mean"].to(torch.float32))
 
 
 class AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed

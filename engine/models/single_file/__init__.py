@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,21 @@ class SingleFile:
             raise ModelError(f"the base model {self.name} has no {component}") from None
 
 
-def inspect(path: Path, name: str, report: Callable[[str], None]) -> SingleFile:
+def inspect(path: Path, name: str, report: Callable[[str], None], without: Set[str] = frozenset()) -> SingleFile:
     """Return the kind and the configurations of a model in one file, from the file's header alone.
 
     Args:
         path: the file.
         name: its name in messages.
         report: called with a line about the model and what was assumed.
+        without: components that come from elsewhere.
 
     Raises:
         ModelError: not a safetensors file, or not a complete Stable Diffusion; the message names what it is.
     """
     header = read_header(path, name)
-    layout = detect(header, name)
-    configs = configurations(header, layout)
+    layout = detect(header, name, without)
+    configs = configurations(header, layout, without)
     prediction = configs["scheduler"]["prediction_type"]
     source = "as the file says"
     if said_prediction(header) is None:

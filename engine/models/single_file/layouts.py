@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from engine.core.errors import ModelError
 from engine.models.single_file import sizes
-from engine.models.single_file.header import Header
+from engine.models.single_file.header import Header, Tensor
 
 UNET: Final = "model.diffusion_model."
 VAE: Final = "first_stage_model."
@@ -82,7 +82,6 @@ LAYOUTS: Final = (
     ),
 )
 
-_FOLDER: Final = "name the whole folder in Diffusers' layout"
 _OTHERS: Final = tuple(
     (re.compile(pattern), what)
     for pattern, what in (
@@ -104,12 +103,24 @@ _OTHERS: Final = tuple(
         (r"^conditioner\.embedders\.0\.model\.", "a Stable Diffusion XL refiner, which only refines images"),
         (r"^depth_model\.", "a depth-to-image model"),
         (r"^noise_augmentor\.|^embedder\.model\.", "an image-variation model (unCLIP)"),
+    )
+)
+"""Patterns of tensor names -> kinds of files that are not a text-to-image Stable Diffusion, tried in this order."""
+_FOLDER: Final = "name the whole model as model.name, and this file in model.components"
+_ALONE: Final = tuple(
+    (re.compile(pattern), what)
+    for pattern, what in (
         (r"^(down_blocks|mid_block|up_blocks)\.", f"a UNet alone, in Diffusers' layout; {_FOLDER}"),
         (r"^(encoder|decoder)\.(down|up|mid|conv_in)", f"an autoencoder (VAE) alone; {_FOLDER}"),
         (r"^(text_model\.|transformer\.resblocks\.)", f"a text encoder alone; {_FOLDER}"),
     )
 )
-"""Patterns of tensor names -> kinds of files that are not a text-to-image Stable Diffusion, tried in this order."""
+"""Patterns of tensor names -> kinds of files with one component, tried after the others."""
+
+_WHOLE: Final = (
+    (re.compile(r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\."), "a whole model"),
+    (re.compile(r"^input_blocks\."), "a UNet with the original names"),
+)
 
 _CHANNELS: Final = {
     9: "an inpainting model",
@@ -126,23 +137,23 @@ _SIZES: Final[Mapping[str, Callable[[sizes.Shapes, Mapping[str, Any]], sizes.Con
 }
 
 
-def detect(header: Header, name: str) -> Layout:
+def detect(header: Header, name: str, without: Set[str] = frozenset()) -> Layout:
     """Return the layout of a file.
 
     Args:
         header: the file's header.
         name: its name in messages.
+        without: components that come from elsewhere.
 
     Raises:
         ModelError: not a whole text-to-image Stable Diffusion; the message names what it seems to be.
     """
     names = header.tensors
     complete = [layout for layout in LAYOUTS if all(_has(names, mark) for mark in layout.marks)]
-    for pattern, what in _OTHERS:
-        if any(pattern.search(key) for key in names):
-            raise ModelError(
-                f"the base model {name} is {what}" + ("" if ";" in what else "; this program does not train it")
-            )
+    if what := _kind(names, _OTHERS + _ALONE):
+        raise ModelError(
+            f"the base model {name} is {what}" + ("" if ";" in what else "; this program does not train it")
+        )
     if not _has(names, f"{UNET}input_blocks."):
         first = ", ".join(sorted(names)[:2])
         raise ModelError(
@@ -154,33 +165,80 @@ def detect(header: Header, name: str) -> Layout:
             f"the base model {name} is {_CHANNELS[shape[1]]} (its UNet takes {shape[1]} channels); "
             "only text-to-image models can be trained"
         )
-    missing = [what for what, there in (("text encoder", complete), ("VAE", _has(names, VAE))) if not there]
+    has_vae = _has(names, VAE) or "vae" in without
+    missing = [what for what, there in (("text encoder", complete), ("VAE", has_vae)) if not there]
     if missing:
         raise ModelError(f"the base model {name} has no {' and no '.join(missing)}; use the whole checkpoint")
     return complete[0]
 
 
-def configurations(header: Header, layout: Layout) -> dict[str, dict[str, Any]]:
+def configurations(header: Header, layout: Layout, without: Set[str] = frozenset()) -> dict[str, dict[str, Any]]:
     """Return component -> its configuration in the form of Diffusers or transformers, with the sizes in the file.
+
+    Args:
+        header: the file's header.
+        layout: its layout.
+        without: components that come from elsewhere, whose configurations are those of the best-known model.
 
     Raises:
         ModelError: incomplete, irregular or quantised.
     """
     configs = layout.skeleton()
     for component, part in layout.parts.items():
-        inside = {
-            original_name(key, part): tensor for key, tensor in header.tensors.items() if key.startswith(part.prefix)
-        }
-        if foreign := sorted({tensor.dtype for key, tensor in inside.items() if not is_buffer(key)} - _FLOATS):
-            raise ModelError(
-                f"the base model's {component} is stored as {', '.join(foreign)}, a quantised form; "
-                "use the fp16 or the full-precision file"
-            )
-        shapes = {key: tensor.shape for key, tensor in inside.items()}
-        configs[component] = _SIZES[part.kind](shapes, configs[component])
+        if component not in without:
+            configs[component] = _sized(header, component, part, configs[component])
     configs["scheduler"] = _scheduler(header, configs["scheduler"], layout)
     configs[INDEX] = {"_class_name": layout.pipeline}
     return configs
+
+
+def _sized(header: Header, component: str, part: Part, skeleton: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a component's configuration with the sizes of its weights in the file."""
+    inside = {original_name(key, part): tensor for key, tensor in header.tensors.items() if key.startswith(part.prefix)}
+    _require_floats(component, {key: tensor for key, tensor in inside.items() if not is_buffer(key)})
+    shapes = {key: tensor.shape for key, tensor in inside.items()}
+    return _SIZES[part.kind](shapes, skeleton)
+
+
+def _require_floats(component: str, tensors: Mapping[str, Tensor]) -> None:
+    if foreign := sorted({tensor.dtype for tensor in tensors.values()} - _FLOATS):
+        raise ModelError(
+            f"the base model's {component} is stored as {', '.join(foreign)}, a quantised form; "
+            "use the fp16 or the full-precision file"
+        )
+
+
+def alone(header: Header, component: str, own: Mapping[str, Any], name: str) -> tuple[Layout | None, dict[str, Any]]:
+    """Return the layout and the configuration of a file that holds one component.
+
+    Args:
+        header: the file's header.
+        component: the component.
+        own: the configuration of the base model's own component.
+        name: the file's name in messages.
+
+    Returns:
+        The layout is None, and the configuration is `own`, for a file with the names of Diffusers or transformers.
+
+    Raises:
+        ModelError: the file holds something else, or is quantised.
+    """
+    if what := _kind(header.tensors, _WHOLE + _OTHERS):
+        kind = what.partition(";")[0]
+        raise ModelError(f"{name} is {kind}; expected the {component} alone, with the tensor names of Diffusers")
+    _require_floats(component, {key: one for key, one in header.tensors.items() if not is_buffer(key)})
+    part = Part("vae", "")
+    if component != "vae" or not _has(header.tensors, "encoder.down."):
+        return None, dict(own)
+    layout = Layout(
+        title="an autoencoder (VAE)",
+        pipeline="",
+        marks=(),
+        parts={component: part},
+        configs_file="",
+        assumed_prediction="",
+    )
+    return layout, _sized(header, component, part, own)
 
 
 def said_prediction(header: Header) -> str | None:
@@ -217,6 +275,12 @@ def _scheduler(header: Header, skeleton: Mapping[str, Any], layout: Layout) -> d
             del config["skip_prk_steps"]
             config |= {"_class_name": "DDIMScheduler", "clip_sample": False}
     return config
+
+
+def _kind(names: Iterable[str], kinds: Iterable[tuple[re.Pattern[str], str]]) -> str | None:
+    """Return the first kind of file that has a tensor of one of these names; None if it is of no such kind."""
+    names = list(names)
+    return next((what for pattern, what in kinds if any(map(pattern.search, names))), None)
 
 
 def _has(names: Mapping[str, Any], prefix: str) -> bool:

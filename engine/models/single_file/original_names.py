@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from engine.models.parts.sgm_names import SgmNames
+from engine.models.single_file.sgm_names import SgmNames
 
 TEXT_ROOT: Final = "text_model."
 """The outer name of a CLIP's layers in files. Version 5 of transformers removed it from a class."""

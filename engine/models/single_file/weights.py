@@ -20,14 +20,15 @@ _IGNORED: Final = ("loss.", "model_ema.")
 """Prefixes of tensors that the training of an autoencoder may have left in the file."""
 
 
-def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
-    """Load a component with its weights, on the CPU, not memory-mapped.
+def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a component with its weights, not memory-mapped.
 
     Args:
         cls: the component's class in Diffusers or transformers.
         file: the base model.
         component: its name in Diffusers' layout.
         dtype: the dtype of its weights.
+        device: the device that each weight is copied to.
 
     Raises:
         Exception: any error of the libraries' converters and constructors; RuntimeError if weights are missing, left
@@ -39,7 +40,7 @@ def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
             module = cls._from_config(cls.config_class(**config))
         else:
             module = cls.from_config(config)
-    original = _read(file.path, part, dtype)
+    original = _read(file.path, part, dtype, device)
     if part.kind == "open_clip":
         original = {name: tensor for name, tensor in original.items() if not _is_behind(name, module)}
     tensors = _CONVERT[part.kind](original, module)
@@ -49,7 +50,7 @@ def load(cls: Any, file: SingleFile, component: str, dtype: torch.dtype) -> Any:
     if "text_projection.weight" not in module.state_dict():
         tensors.pop("text_projection.weight", None)
     module.load_state_dict(tensors, strict=True, assign=True)
-    return module
+    return module.to(device)  # buffers
 
 
 def build_tokenizer(cls: Any, file: SingleFile, component: str) -> Any:
@@ -58,12 +59,12 @@ def build_tokenizer(cls: Any, file: SingleFile, component: str) -> Any:
     return cls(vocab=vocabulary, merges=merges, **file.configs[component])
 
 
-def _read(path: Path, part: Part, dtype: torch.dtype) -> Tensors:
+def _read(path: Path, part: Part, dtype: torch.dtype, device: torch.device) -> Tensors:
     """Return copies of a part's weights by original name: a memory map's alignment can change a kernel's bits."""
     with safe_open(path, framework="pt", device="cpu") as file:
         names = {key: original_name(key, part) for key in sorted(file.keys()) if key.startswith(part.prefix)}
         return {
-            name: file.get_tensor(key).to(dtype, copy=True)
+            name: file.get_tensor(key).to(device, dtype, copy=True)
             for key, name in names.items()
             if not (is_buffer(name) or name.startswith(_IGNORED))
         }

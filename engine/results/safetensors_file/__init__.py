@@ -64,6 +64,14 @@ def shards(sources: Mapping[str, Source], stem: str) -> dict[str, dict[str, Sour
     return {f"{stem}-{k:05}-of-{len(files):05}.safetensors": own for k, own in enumerate(files, start=1)}
 
 
+def in_order(sources: Mapping[str, Source]) -> list[str]:
+    """Return the names of a file's tensors as their values follow each other: by name, and single bytes last.
+
+    So the others are aligned, as they are in the library's files.
+    """
+    return sorted(sources, key=lambda name: (sources[name].dtype.itemsize == 1, name))
+
+
 def pieces(
     sources: Mapping[str, torch.Tensor | Source], metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes | memoryview]:
@@ -73,13 +81,14 @@ def pieces(
     it is written.
 
     Args:
-        sources: tensors of any shape, by name: all of them float32, float16 or bfloat16.
+        sources: tensors of any shape, by name: float32, float16, bfloat16 or uint8.
         metadata: the file's metadata.
     """
     import torch
 
-    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    ordered = {name: one if isinstance(one, Source) else source_of(one) for name, one in sorted(sources.items())}
+    kinds = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
+    all_sources = {name: one if isinstance(one, Source) else source_of(one) for name, one in sources.items()}
+    ordered = {name: all_sources[name] for name in in_order(all_sources)}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, source in ordered.items():

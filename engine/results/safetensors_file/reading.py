@@ -159,7 +159,7 @@ def read(
         wanted: returns whether to keep a tensor, for its name and its entry; called in the order of the file.
 
     Returns:
-        The wanted tensors by name: float32, float16 or bfloat16, on the CPU.
+        The wanted tensors by name: float32, float16, bfloat16 or uint8, on the CPU.
 
     Raises:
         DamagedFileError: the file has another SHA-256, or ends too early.
@@ -212,7 +212,7 @@ class _Hashed:
 def _read(file: _Hashed, wanted: Callable[[str, Entry], bool]) -> dict[str, torch.Tensor]:
     import torch
 
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
     found: dict[str, torch.Tensor] = {}
     for name, entry in read_header(file.fill, file.size).items():
         if not wanted(name, entry):

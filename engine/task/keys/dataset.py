@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Final, Literal
+from typing import Literal
 
 from engine.task.key import Chain, about_field, default_of, key
 from engine.task.keys.patterns import NO_NUL
-
-CHUNK_TOKENS: Final = 75
-"""The tokens that a text encoder takes at a time, start and end not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +97,14 @@ class Dataset:
         "An image with a mask from `mask_column` keeps that one.",
         training_only=True,
     )
-    max_caption_tokens: Literal[75, 150, 225] | None = key(
+    max_caption_tokens: int | None = key(
         None,
         "Longest caption",
-        "How many tokens of a caption count, start and end not included. They are encoded 75 at a time, "
-        "which is what a text encoder takes; null means 75.",
-        chain=Chain.UNRECORDED,  # the job records it as an invariant if it is more than 75
+        "How many tokens of a caption count. Null is what is usual for the base model. For Stable Diffusion 75, 150 or "
+        "225, start and end not included: captions are encoded 75 tokens at a time, which is what its text encoders "
+        "take; null means 75.",
+        chain=Chain.UNRECORDED,  # the job records it as an invariant if it is not the family's usual number
+        minimum=1,
     )
     caption_lines: Literal["captions", "joined"] = key(
         "captions",
@@ -114,11 +113,6 @@ class Dataset:
         "its lines `joined` by blanks.",
         chain=Chain.UNRECORDED,  # the fingerprint covers this, too
     )
-
-    @property
-    def caption_chunks(self) -> int:
-        """The number of rows of `CHUNK_TOKENS` tokens that each caption is split into."""
-        return (self.max_caption_tokens or CHUNK_TOKENS) // CHUNK_TOKENS
 
     @property
     def joins_lines(self) -> bool:

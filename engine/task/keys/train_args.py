@@ -11,7 +11,8 @@ PredictionType = Literal["epsilon", "v_prediction"]
 LrScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 LossType = Literal["l2", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
-OptimizerName = Literal["adamw"]
+TimestepSampling = Literal["uniform", "logit_normal", "mode"]
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "lion", "prodigy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +30,18 @@ class LrScheduler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamArgs:
-    beta1: float = key(0.9, "Beta 1", "AdamW: decay rate of the first moment.", minimum=0, exclusiveMaximum=1)
-    beta2: float = key(0.999, "Beta 2", "AdamW: decay rate of the second moment.", minimum=0, exclusiveMaximum=1)
-    weight_decay: float = key(1e-2, "Weight decay", "AdamW: decoupled weight decay.", minimum=0)
-    epsilon: float = key(1e-8, "Epsilon", "AdamW: added to the denominator.", exclusiveMinimum=0)
+    beta1: float = key(
+        0.9, "Beta 1", "Decay rate of the first moment; Adafactor has none.", minimum=0, exclusiveMaximum=1
+    )
+    beta2: float = key(
+        0.999,
+        "Beta 2",
+        "Decay rate of the second moment; of Lion's only one, where 0.99 is usual. Not for Adafactor.",
+        minimum=0,
+        exclusiveMaximum=1,
+    )
+    weight_decay: float = key(1e-2, "Weight decay", "Decoupled weight decay.", minimum=0)
+    epsilon: float = key(1e-8, "Epsilon", "Added to the denominator; not for Adafactor and Lion.", exclusiveMinimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +182,52 @@ class TrainArgs:
     timestep_bias: TimestepBias = key(
         TimestepBias, "Timestep bias", "Which timesteps are drawn more or less often than the others."
     )
+    timestep_sampling: TimestepSampling | None = key(
+        None,
+        "Timestep sampling",
+        "How often a flow-matching model's timesteps are drawn (arXiv:2403.03206, section 3.1): all alike, or those in "
+        "the middle more often, by a logit-normal distribution or by one with heavier ends. Null is what is usual for "
+        "the base model; `--plan` names it.",
+    )
+    logit_mean: float = key(
+        0.0,
+        "Mean of the logits",
+        "With `logit_normal`: above 0, timesteps with less noise are drawn more often, below 0 those with more, as "
+        "with `--logit_mean` of Diffusers' scripts.",
+        minimum=-10,
+        maximum=10,
+    )
+    logit_std: float = key(
+        1.0,
+        "Standard deviation of the logits",
+        "With `logit_normal`: the smaller, the more the middle is preferred.",
+        minimum=0.01,
+        maximum=100,
+    )
+    mode_scale: float = key(
+        1.29,
+        "Mode scale",
+        "With `mode`: above 0, the middle is preferred, below 0 the ends; 0 is uniform.",
+        minimum=-1,
+        maximum=1.75,
+    )
+    flow_shift: Literal["resolution"] | float | None = key(
+        None,
+        "Shift",
+        "How far a flow-matching model's noise levels are shifted towards more noise (arXiv:2403.03206, section "
+        "5.3.2): a factor, 1 for none, or `resolution`, a factor that grows with the size of the image. Null is what "
+        "the base model's scheduler says. Validation images are always drawn as the base model's scheduler says.",
+        exclusiveMinimum=0,
+        maximum=1000,
+    )
+    guidance_scale: float = key(
+        1.0,
+        "Guidance scale in training",
+        "The guidance scale that a guidance-distilled model, such as FLUX.1 dev, is told in training. It is not that "
+        "of validation images, `validation.guidance_scale`.",
+        minimum=0,
+        maximum=100,
+    )
     zero_terminal_snr: bool = key(
         False,
         "Zero terminal SNR",
@@ -216,7 +271,11 @@ class TrainArgs:
         exclusiveMaximum=1,
     )
     optimizer: OptimizerName = key(
-        "adamw", "Optimizer", "The optimizer; `adam_args` has its constants.", chain=Chain.AGREED_IF_SET
+        "adamw",
+        "Optimizer",
+        "The optimizer; `adam_args` has its constants. The [cookbook](cookbook.md#optimizers) says when to take which, "
+        "and with which learning rate.",
+        chain=Chain.AGREED_IF_SET,
     )
     lr_scheduler: LrScheduler = key(
         LrScheduler,

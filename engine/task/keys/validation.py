@@ -88,20 +88,23 @@ class Validation:
     negative_prompt: str | None = key(
         None,
         "Negative prompt",
-        "The prompt that guidance leads the validation images away from; null is no negative prompt.",
+        "The prompt that guidance leads the validation images away from; null is no negative prompt. Refused for base "
+        "models that draw without one.",
         maxLength=_MAX_PROMPT,
     )
-    guidance_scale: float = key(
-        7.5,
+    guidance_scale: float | None = key(
+        None,
         "Guidance scale",
-        "How strongly the validation images follow the prompt; up to 1 there is no guidance.",
+        "How strongly the validation images follow the prompt. Null is what is usual for the base model, 7.5 for "
+        "Stable Diffusion, where there is no guidance up to 1.",
         minimum=0,
         maximum=100,
     )
-    num_inference_steps: int = key(
-        30,
+    num_inference_steps: int | None = key(
+        None,
         "Inference steps",
-        "Denoising steps of a validation image; fewer than the model's timesteps.",
+        "Denoising steps of a validation image; fewer than the model's timesteps. Null is what is usual for the base "
+        "model, 30 for Stable Diffusion.",
         minimum=1,
         maximum=500,
     )

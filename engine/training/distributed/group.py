@@ -80,8 +80,10 @@ class Processes:
         """
         return own.unsqueeze(0)
 
-    def bring_to_first(self, own: torch.Tensor | None, owner: int, shape: Sequence[int]) -> torch.Tensor:
-        """Return a float32 tensor that another process has, on the CPU; only the first process and the owner need it.
+    def bring_to_first(
+        self, own: torch.Tensor | None, owner: int, shape: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Return a tensor that another process has, on the CPU; only the first process and the owner need it.
 
         All processes call it. The result is empty in those that are neither.
 
@@ -89,6 +91,7 @@ class Processes:
             own: the tensor, in the process that has it.
             owner: the rank of that process.
             shape: the tensor's shape.
+            dtype: its dtype.
         """
         assert own is not None, "the only process has all tensors"
         return own
@@ -168,8 +171,9 @@ class Group(Processes):
 
         # An all-gather, because every process adds up all rows itself, in the order of the ranks. So the bits are those
         # of one process that does all the work. An all-reduce would add in an order of its own.
-        if self._rows is None or self._rows.numel() != self.world_size * own.numel():
-            self._rows = torch.empty(self.world_size * own.numel(), dtype=own.dtype, device=own.device)
+        count = self.world_size * own.numel()
+        if self._rows is None or (self._rows.numel(), self._rows.dtype) != (count, own.dtype):
+            self._rows = torch.empty(count, dtype=own.dtype, device=own.device)
         with self._talking():
             dist.all_gather_single(self._rows, own, group=self._gradients)
         return self._rows.view(self.world_size, -1)
@@ -190,7 +194,9 @@ class Group(Processes):
             )
         return received.view(self.world_size, lengths[self.rank])
 
-    def bring_to_first(self, own: torch.Tensor | None, owner: int, shape: Sequence[int]) -> torch.Tensor:
+    def bring_to_first(
+        self, own: torch.Tensor | None, owner: int, shape: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
         import torch
         import torch.distributed as dist
 
@@ -201,7 +207,7 @@ class Group(Processes):
             if owner == self.rank:
                 dist.send(tensor, dst=0, group=self._control)
             elif self.is_first:
-                tensor = torch.empty(tuple(shape))
+                tensor = torch.empty(tuple(shape), dtype=dtype)
                 dist.recv(tensor, src=owner, group=self._control)
         return tensor
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.medium import Medium
 from engine.models.family import Family
@@ -31,7 +29,7 @@ def build_visit_encoder(
     step_range: StepRange,
     family: Family,
     cache: EncodingCache,
-    device: torch.device,
+    placement: EncoderPlacement,
     processes: Processes,
     check_stop: Callable[[], None],
     say: Callable[[str], None],
@@ -40,11 +38,11 @@ def build_visit_encoder(
 
     Args:
         medium: the medium of the dataset's samples.
+        placement: moves or frees the encoders; shuffled captions are stored in the cache if it frees them.
         processes: the processes that share the micro-batches.
         check_stop: called between encodings; raises when the job is to stop.
         say: takes a line about each image that is skipped.
     """
-    placement = EncoderPlacement(family, device)
     images = ImageEncoder(
         dataset,
         medium,
@@ -61,9 +59,9 @@ def build_visit_encoder(
         cache,
         placement,
         check_stop=check_stop,
-        num_chunks=task.dataset.caption_chunks,
+        length=family.spec.caption_tokens.unusual(task.dataset),
         is_trained=task.train_args.train_text_encoder,
-        is_stored=not task.dataset.shuffle_tags,
+        is_stored=placement.frees or not task.dataset.shuffle_tags,
     )
     unreadable = UnreadableImages(dataset, processes, say)
     choice = VisitChoice(

@@ -35,8 +35,9 @@ class EncodingCache:
     def __init__(self, cache_dir: Path, namespace: Mapping[str, Any], *, max_bytes: int) -> None:
         self._root = cache_dir / "encoded"
         self._folder = self._root / hashlib.sha256(canonical_json(dict(namespace))).hexdigest()[:32]
-        self._max_bytes = max_bytes
-        self._is_writable = max_bytes > 0
+        self.max_bytes = max_bytes
+        self.is_writable = max_bytes > 0
+        """False once something could not be stored."""
         self._stored_bytes = 0
         """Bytes stored since `trim` last examined the cache."""
         self._room: int | None = None
@@ -44,7 +45,7 @@ class EncodingCache:
 
     def load(self, key: str) -> Tensors | None:
         """Return the tensors stored under `key` (a hex digest); None if they are missing or damaged."""
-        if not self._max_bytes:
+        if not self.max_bytes:
             return None
         path = self._path(key)
         try:
@@ -60,13 +61,13 @@ class EncodingCache:
 
     def store(self, key: str, tensors: Tensors) -> None:
         """Store the tensors under `key`. Nothing happens if that fails, or if nothing can be written."""
-        if not self._is_writable:
+        if not self.is_writable:
             return
         sealed = atomic_files.seal(serialise_tensors({name: t.contiguous() for name, t in tensors.items()}))
         if atomic_files.write_cached(self._path(key), sealed):
             self._stored_bytes += len(sealed)
         else:
-            self._is_writable = False  # avoids thousands of failures, one for each image
+            self.is_writable = False  # avoids thousands of failures, one for each image
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / key
@@ -79,17 +80,17 @@ class EncodingCache:
         """
         if not self._stored_bytes:
             return
-        if self._room is not None and self._stored_bytes <= self._room + self._max_bytes // _SLACK:
+        if self._room is not None and self._stored_bytes <= self._room + self.max_bytes // _SLACK:
             return
         entries = sorted(cached_files(self._root))
         total = sum(size for _, size, _ in entries)
         for _, size, path in entries:
-            if total <= self._max_bytes:
+            if total <= self.max_bytes:
                 break
             with contextlib.suppress(OSError):
                 Path(path).unlink()
                 total -= size
-        self._stored_bytes, self._room = 0, max(0, self._max_bytes - total)
+        self._stored_bytes, self._room = 0, max(0, self.max_bytes - total)
 
 
 _SLACK: Final = 64

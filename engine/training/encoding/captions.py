@@ -19,14 +19,14 @@ class CaptionEncoder:
         placement: EncoderPlacement,
         *,
         check_stop: Callable[[], None],
-        num_chunks: int = 1,
+        length: int | None = None,
         is_trained: bool = False,
         is_stored: bool = True,
     ) -> None:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
-            num_chunks: number of chunks of tokens in which the family encodes each caption.
+            length: the length of encodings if it is not the family's usual one (`CaptionTokens.unusual`).
             is_trained: whether the text encoders are trained, so that captions are only tokenized here.
             is_stored: whether encodings are stored in the cache; shuffled tags rarely occur twice in the same order.
         """
@@ -34,7 +34,7 @@ class CaptionEncoder:
         self._cache = cache
         self._placement = placement
         self._check_stop = check_stop
-        self._num_chunks = num_chunks
+        self._length = [] if length is None else [length]
         self._is_trained = is_trained
         self._is_stored = is_stored
 
@@ -58,10 +58,10 @@ class CaptionEncoder:
         return self._conditioning("fixed caption", caption, self._family.encode_fixed)
 
     def _conditioning(self, kind: str, caption: str, encode: Callable[[str], Tensors]) -> Tensors:
-        key = cache_key(kind, caption, *([self._num_chunks] if self._num_chunks > 1 else []))
+        key = cache_key(kind, caption, *self._length)
         stored = self._cache.load(key)
         if stored is None:
-            self._placement.bring()
+            self._placement.bring_text_encoders()
             stored = encode(caption)
             self._check_stop()
             if self._is_stored:

@@ -26,8 +26,8 @@ class LongStep(Sequence[T], Generic[T]):
     """Number of visits in a round, over all processes."""
     num_rounds: int
     """Number of rounds in the step."""
-    window: int
-    """Number of rounds in memory at once."""
+    window: Callable[[], int]
+    """Function that returns the number of rounds in memory at once."""
     check_stop: Callable[[], None]
     """Called with each micro-batch; raises when the job is to stop, which must not wait for the end of a long step."""
     _places: range = range(0)
@@ -53,7 +53,7 @@ class LongStep(Sequence[T], Generic[T]):
 
     def _fill(self, first: int) -> None:
         """Make the window that begins with the round `first`."""
-        stop = min(first + self.window, self.num_rounds)
+        stop = min(first + self.window(), self.num_rounds)
         self._examples = []  # frees the previous window first
         self._examples = self.make(self.start + first * self.round_visits, (stop - first) * self.round_visits)
         self._places = range(first * self.size, stop * self.size)

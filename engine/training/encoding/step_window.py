@@ -11,8 +11,30 @@ from engine.training.encoding.long_step import LongStep
 T = TypeVar("T")
 
 WINDOW_VISITS: Final = 1024
-"""Number of visits whose encodings are in memory at once, unless one round of micro-batches has more. They take about
-0.4 GB for Stable Diffusion 1.5 at 512 pixels in float32, 1.2 GB at 1024 pixels with text states of width 2048."""
+"""The most visits whose encodings are in memory at once, over all processes, unless one round of micro-batches has
+more. For Stable Diffusion 1.5 at 512 pixels in float32 they take about 0.4 GB."""
+WINDOW_BYTES: Final = 1 << 30
+"""The memory that these encodings may take, over all processes: fewer visits fit where encodings are large."""
+_FIRST_VISITS: Final = 128
+"""Visits of the first window, before the size of an encoding is known. At 6 MB each they take 0.8 GB."""
+
+
+class WindowSize:
+    """The number of visits in a window, by the size of the encodings so far. It is the same in all processes."""
+
+    def __init__(self) -> None:
+        self._visit_bytes = 0
+
+    @property
+    def visits(self) -> int:
+        """The number of visits of the next window."""
+        if not self._visit_bytes:
+            return min(WINDOW_VISITS, _FIRST_VISITS)
+        return min(WINDOW_VISITS, max(1, WINDOW_BYTES // self._visit_bytes))
+
+    def measured(self, visit_bytes: int) -> None:
+        """Take note of the bytes per visit of some examples, the most that any process has found."""
+        self._visit_bytes = max(self._visit_bytes, visit_bytes)
 
 
 class StepWindow(Generic[T]):
@@ -23,17 +45,20 @@ class StepWindow(Generic[T]):
         make: Callable[[int, int], list[T]],
         step_range: StepRange,
         *,
+        size: WindowSize,
         world_size: int,
         check_stop: Callable[[], None],
     ) -> None:
         """
         Args:
             make: returns this process's examples among a number of visits from a first one, whole rounds only.
+            size: the number of visits in a window.
             world_size: number of processes that share the micro-batches of a step.
             check_stop: called with each micro-batch of a long step; raises when the job is to stop.
         """
         self._make = make
         self._step_range = step_range
+        self._size = size
         self._world_size = world_size
         self._check_stop = check_stop
         self._examples: dict[int, Sequence[T]] = {}
@@ -53,11 +78,11 @@ class StepWindow(Generic[T]):
         return self._examples.pop(step, [])
 
     def _fill(self, start: int) -> None:
-        per_step = self._step_range.visits_per_step
-        if per_step > WINDOW_VISITS:
+        per_step, visits = self._step_range.visits_per_step, self._size.visits
+        if per_step > visits:
             self._examples = {start: self._long_step(start * per_step)}
             return
-        steps = range(start, min(start + WINDOW_VISITS // per_step, self._step_range.stop_step))
+        steps = range(start, min(start + visits // per_step, self._step_range.stop_step))
         examples = self._make(start * per_step, len(steps) * per_step)
         per_step = len(examples) // len(steps)
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}
@@ -70,6 +95,6 @@ class StepWindow(Generic[T]):
             size=size,
             round_visits=size * self._world_size,
             num_rounds=self._step_range.micro_batches // self._world_size,
-            window=max(1, WINDOW_VISITS // (size * self._world_size)),
+            window=lambda: max(1, self._size.visits // (size * self._world_size)),
             check_stop=self._check_stop,
         )

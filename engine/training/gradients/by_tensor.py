@@ -62,6 +62,14 @@ class TensorGradients:
         norm: torch.Tensor = torch.linalg.vector_norm(rows.gather(0, index))
         return norm
 
+    def total(self, values: Mapping[str, torch.Tensor], length: int) -> torch.Tensor:
+        """See `Gradients.total`."""
+        zeros = torch.zeros(length, dtype=torch.float64, device=self._device)
+        own = torch.stack([values.get(name, zeros) for name in self._parameters])
+        rows = self._processes.gather(own.view(-1)).view(-1, *own.shape)
+        places = torch.arange(len(own), device=own.device)
+        return rows[torch.tensor(list(self._owners.values()), device=own.device), places].sum(dim=0)
+
     @torch.no_grad()
     def share_parameters(self) -> None:
         """See `Gradients.share_parameters`: the owners hand their tensors round."""
@@ -74,17 +82,19 @@ class TensorGradients:
                 for part, values in _parts(bucket[owner], row) if owner != rank else ():
                     _values(self._parameters[part.name], part).copy_(values)
 
-    def sources(self, owned: Mapping[str, torch.Tensor]) -> Tensors:
+    def sources(self, owned: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Tensors:
         """See `Gradients.sources`."""
         if self._processes.world_size == 1:
             return dict(owned)
         sources = {
             name: Source(
-                tuple(parameter.shape),
-                torch.float32,
-                partial(self._processes.bring_to_first, owned.get(name), self._owners[name], tuple(parameter.shape)),
+                tuple(one.shape),
+                one.dtype,
+                partial(
+                    self._processes.bring_to_first, owned.get(name), self._owners[name], tuple(one.shape), one.dtype
+                ),
             )
-            for name, parameter in self._parameters.items()
+            for name, one in expected.items()
         }
         return cast(Tensors, sources)  # a `TrainState` that is saved may hold them
 

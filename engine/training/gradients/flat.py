@@ -27,10 +27,14 @@ class FlatGradients:
         """See `Gradients.norm`."""
         return torch.nn.utils.get_total_norm(list(gradients.values()))
 
+    def total(self, values: Mapping[str, torch.Tensor], length: int) -> torch.Tensor:
+        """See `Gradients.total`: every process has all values."""
+        return torch.stack([values[name] for name in self.owned]).sum(dim=0)
+
     def share_parameters(self) -> None:
         """See `Gradients.share_parameters`: all processes have made the same update."""
 
-    def sources(self, owned: Mapping[str, torch.Tensor]) -> Tensors:
+    def sources(self, owned: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Tensors:
         """See `Gradients.sources`: every process has all tensors."""
         return dict(owned)
 

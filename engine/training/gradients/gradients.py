@@ -57,14 +57,32 @@ class Gradients(Protocol):
         """Return the L2 norm of all processes' gradients: a float32 scalar, the same in all of them."""
         ...
 
+    def total(self, values: Mapping[str, torch.Tensor], length: int) -> torch.Tensor:
+        """Return the sum of the values that all processes have for the parameters they own.
+
+        All processes call it, and have the same sum: it is taken in the order of the parameters.
+
+        Args:
+            values: a float64 tensor of shape (length,) for each parameter of `owned`.
+            length: the number of sums.
+
+        Returns:
+            A float64 tensor of shape (length,).
+        """
+        ...
+
     def share_parameters(self) -> None:
         """Let all processes have the values of the parameters that one of them has changed."""
         ...
 
-    def sources(self, owned: Mapping[str, torch.Tensor]) -> Tensors:
-        """Return float32 tensors that belong to the parameters, of which this process has the owned ones, all by name.
+    def sources(self, owned: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> Tensors:
+        """Return tensors that belong to parameters, of which this process has the owned ones, all by name.
 
         What another process has is fetched by reading: all processes read all sources, in the same order, and the
         first one gets the tensors.
+
+        Args:
+            owned: the tensors of the parameters that this process owns.
+            expected: tensors with the shapes and dtypes of all of them, which need no memory.
         """
         ...

@@ -6,7 +6,6 @@ import re
 from typing import Final
 
 from engine.models.base_model import BaseModel
-from engine.models.base_model_files import is_weight
 from engine.models.single_file.header import Tensor, read_header
 
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
@@ -22,10 +21,7 @@ def weight_shapes(base: BaseModel, component: str) -> dict[str, tuple[int, ...]]
     Raises:
         ModelError: a file is malformed.
     """
-    if base.single_file is not None:
-        return {}
-    variant = base.variants.get(component)
-    paths = [p for p in sorted((base.folder / component).glob("*.safetensors")) if is_weight(p.name, variant)]
+    paths = base.place(component).weight_paths(base.variants.get(component))
     shards = [match for path in paths if (match := _SHARD.search(path.name))]
     if shards and len(shards) != int(shards[0][1]):  # not all of them are downloaded
         return {}

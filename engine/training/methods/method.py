@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from engine.core.files import atomic_files
 from engine.models.base_model import BaseModel
+from engine.models.objectives.objective import TargetType
 from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
 from engine.results.report.words import Words
-from engine.task.task import PredictionType, Task, TrainingType
+from engine.task.task import Task, TrainingType
 from engine.training.methods.warm_start import WarmStart
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class About:
     """Facts about a training for the metadata of published files and the model card."""
 
     base: BaseModel
-    prediction_type: PredictionType
+    prediction_type: TargetType
     task: Task
     global_step: int
     max_steps: int

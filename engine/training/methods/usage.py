@@ -40,11 +40,17 @@ def diffusers(
         load_after: lines that add something to the base model `pipe`.
     """
     spec = about.base.family
-    classes = dict.fromkeys([("diffusers", spec.pipeline), *imports])
+    trained = {part.partition("=")[0] for part in parts}
+    elsewhere = [name for name in about.base.elsewhere if name in spec.weighted and name not in trained]
+    others = [f"{name}={name}" for name in elsewhere]
+    more = [class_of(about.base, name) for name in elsewhere]
+    classes = dict.fromkeys([("diffusers", spec.pipeline), *imports, *more])
     modules = sorted({module for module, _ in classes})
     names = {module: sorted(name for own, name in classes if own == module) for module in modules}
     loader = "from_pretrained" if about.base.single_file is None else "from_single_file"
-    arguments = ", ".join(("base", *parts, *_variant(about.base), "dtype=torch.float32"))
+    absent = [f"{component}=None" for component in sorted(about.base.absent)]  # as Diffusers wants to be told
+    arguments = ", ".join(("base", *parts, *others, *absent, *_variant(about.base), "dtype=torch.float32"))
+    prompt = f"{spec.argument_names['prompt']}=prompt" if "prompt" in spec.argument_names else "prompt"
     lines = [
         "import torch",
         *(f"from {module} import {', '.join(own)}" for module, own in names.items()),
@@ -54,33 +60,54 @@ def diffusers(
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         "",
         *load_before,
+        *(_loaded(about.base, name) for name in elsewhere),
         f"pipe = {spec.pipeline}.{loader}({arguments}).to(device)",
         *load_after,
         f'generator = torch.Generator("cpu").manual_seed({int(image["seed"])})',
         f"prompt = {image['prompt']!r}",
-        f'pipe(prompt, {_options(about, image)}, generator=generator).images[0].save("image.png")',
+        f'pipe({prompt}, {_options(about, image)}, generator=generator).images[0].save("image.png")',
     ]
     return markdown.fenced("\n".join(lines), "python")
 
 
+def _loaded(base: BaseModel, component: str) -> str:
+    """Return the line that loads a component from elsewhere."""
+    found, (_, cls) = base.elsewhere[component], class_of(base, component)
+    name, wanted = f"path/to/the/{component}", found.wanted
+    if found.revision is None:
+        loader = "from_single_file" if found.place.single_file else "from_pretrained"
+        return f"{component} = {cls}.{loader}({name!r}, dtype=torch.float32)"
+    inner = found.identity.partition("@")[2].partition("/")[2]
+    options = {"revision": found.revision, "subfolder": inner, "variant": wanted.variant}
+    said = "".join(f"{key}={value!r}, " for key, value in options.items() if value)
+    return f"{component} = {cls}.from_pretrained({wanted.name!r}, {said}dtype=torch.float32)"
+
+
 def _variant(base: BaseModel) -> tuple[str, ...]:
     """Return the argument for the variant in the files' names, where all of them have the same."""
-    found = set(base.variants.values())
+    found = {variant for component, variant in base.variants.items() if component not in base.elsewhere}
     name = found.pop() if len(found) == 1 else None
     return (f"variant={name!r}",) if name else ()
 
 
 def _options(about: About, image: Mapping[str, Any]) -> str:
-    wanted = about.task.validation
+    spec = about.base.family
+    drawn = spec.drawing.of(about.task.validation)
     options = {
-        "num_inference_steps": image.get("num_inference_steps", wanted.num_inference_steps),
-        "guidance_scale": image.get("guidance_scale", wanted.guidance_scale),
+        "num_inference_steps": image.get("num_inference_steps", drawn.num_inference_steps),
+        "guidance_scale": image.get("guidance_scale", drawn.guidance_scale),
         "height": about.task.train_args.resolution,
         "width": about.task.train_args.resolution,
     }
-    if "negative_prompt" in image:
+    tokens = spec.caption_tokens
+    if tokens.step == 1:  # such pipelines have a default of their own
+        options["max_sequence_length"] = tokens.of(about.task.dataset)
+    if "negative_prompt" in image and spec.takes_negative_prompt:
         options["negative_prompt"] = image["negative_prompt"]
-    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+    elif spec.empty_prompt:
+        options["negative_prompt"] = spec.empty_prompt
+    names = spec.argument_names
+    return ", ".join(f"{names.get(name, name)}={value!r}" for name, value in options.items())
 
 
 def class_of(base: BaseModel, component: str) -> tuple[str, str]:

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import torch
 
-from engine.core.errors import CheckpointError, NonFiniteError
-from engine.results.state import MAX_FLOAT32, OptimizerState
+from engine.results.state import OptimizerState
 from engine.task.task import TrainArgs
-from engine.training.optimizers.optimizer import Groups
-from engine.training.optimizers.slots import require_fit
+from engine.training.optimizers.layout import like_parameter
+from engine.training.optimizers.optimizer import Groups, Total
+from engine.training.optimizers.slots import expected_of, require_fit, require_not_negative
+from engine.training.optimizers.updates import joined, require_float32
 
 _SLOTS: Final = ("exp_avg", "exp_avg_sq")
 
@@ -27,6 +28,7 @@ class AdamW:
         """
         self._optimizer = optimizer
         self._parameters = parameters
+        self.expected = expected_of(like_parameter(*_SLOTS), parameters)
         self._updates = 0
 
     def begin(self) -> None:
@@ -42,14 +44,11 @@ class AdamW:
 
     def update(self, gradients: Mapping[str, torch.Tensor], rates: Sequence[float]) -> None:
         """See `Optimizer.update`."""
-        groups = self._optimizer.param_groups
-        for group, rate in zip(groups, rates, strict=True):
-            if rate / (1.0 - group["betas"][0]) > MAX_FLOAT32:
-                raise NonFiniteError(f"a learning rate of {rate:g} is beyond float32; try a lower learning_rate")
+        require_float32(rates, 1.0 / (1.0 - self._optimizer.defaults["betas"][0]))
         for name, parameter in self._parameters.items():
             parameter.grad = gradients.get(name)
             self._count_missed(parameter)
-        for group, rate in zip(groups, rates, strict=True):
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -89,10 +88,8 @@ class AdamW:
 
     def restore(self, state: OptimizerState) -> None:
         """See `Optimizer.restore`."""
-        require_fit(state, {slot: self._parameters for slot in _SLOTS})
-        for name, tensor in state.slots["exp_avg_sq"].items():
-            if bool((tensor < 0).any()):  # its square root would be NaN
-                raise CheckpointError(f"the training state's mean square of {name} is negative; use another checkpoint")
+        require_fit(state, self.expected)
+        require_not_negative(state.slots.get("exp_avg_sq", {}))
         self._updates = state.updates
         for name, parameter in self._parameters.items():
             self._optimizer.state[parameter] = {
@@ -101,7 +98,7 @@ class AdamW:
             }
 
 
-def make(groups: Groups, args: TrainArgs, *, is_whole_model: bool) -> AdamW:
+def make(groups: Groups, args: TrainArgs, *, is_whole_model: bool, total: Total) -> AdamW:
     """Make AdamW over parameters in groups, with `train_args.adam_args`.
 
     For a whole model it uses torch's fused implementation, which passes over the memory once and needs no more of it.
@@ -118,4 +115,4 @@ def make(groups: Groups, args: TrainArgs, *, is_whole_model: bool) -> AdamW:
         foreach=not is_whole_model,
         fused=is_whole_model,
     )
-    return AdamW(optimizer, {name: parameter for group in groups for name, parameter in group.items()})
+    return AdamW(optimizer, joined(groups))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from engine.task.keys.train_args import OptimizerName
+from engine.training.optimizers.layout import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -13,14 +16,17 @@ if TYPE_CHECKING:
 
 Groups: TypeAlias = "Sequence[Mapping[str, torch.nn.Parameter]]"
 """Float32 parameters by name, in groups that each have their own learning rate."""
+Total: TypeAlias = "Callable[[Mapping[str, torch.Tensor], int], torch.Tensor]"
+"""Adds up values of all parameters of the training, those of other processes included: `Gradients.total`."""
 
 
 class Optimizer(Protocol):
     """An optimizer over the named parameters of one training.
 
-    A row's module has a function `make(groups: Groups, args: TrainArgs, *, is_whole_model: bool) -> Optimizer`. Groups
-    may be empty: with several processes each has an optimizer of a part of a whole model (`is_whole_model`). Parameters
-    must not influence each other, and an update of a whole model must not need a copy of it.
+    A row's module has a function `make(groups: Groups, args: TrainArgs, *, is_whole_model: bool, total: Total) ->
+    Optimizer`. Groups may be empty: with several processes each has an optimizer of a part of a whole model
+    (`is_whole_model`). What parameters know of each other goes through `total`, and an update of a whole model must not
+    need a copy of it.
     """
 
     def begin(self) -> None:
@@ -33,6 +39,8 @@ class Optimizer(Protocol):
     def update(self, gradients: Mapping[str, torch.Tensor], rates: Sequence[float]) -> None:
         """Make one update of all parameters that have a gradient, and leave the others as they are.
 
+        All processes of the training call it equally often, and with the same rates.
+
         Args:
             gradients: float32 gradients, by name. A parameter that the loss does not depend on may have none.
             rates: the learning rate of each group.
@@ -43,7 +51,7 @@ class Optimizer(Protocol):
         ...
 
     def state(self) -> OptimizerState:
-        """Return the state, with a tensor for every slot of the row and every parameter.
+        """Return the state, with the tensors of the row's layout for every parameter.
 
         The tensors are on their parameter's device and are no copies: they change with the next update.
         """
@@ -66,8 +74,15 @@ class OptimizerSpec:
 
     module: str
     """The full name of the module that has `make`."""
-    slots: tuple[str, ...]
-    """The optimizer slots; their tensors are called `<slot>.<parameter>` in `state.safetensors`. Each slot holds as
-    many float32 values as there are trained ones."""
+    layout: Layout
+    """Returns the slots of a parameter; their tensors are called `<slot>.<parameter>` in `state.safetensors`."""
     reads: tuple[str, ...] = ()
-    """The keys of `train_args` that only this optimizer reads."""
+    """The keys of `train_args` that not every optimizer reads, with dots: `adam_args.beta1`."""
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """Usual values of such keys that differ from the task's defaults."""
+    rate_factor: float = 1.0
+    """The usual learning rate, as a multiple of that of the default optimizer."""
+    lighter: OptimizerName | None = None
+    """An optimizer whose state takes less memory, and which wants the same rates and constants."""
+    finds_rate: bool = False
+    """True if it finds the learning rate itself, and multiplies it by the task's, which then is usually 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
-from tests.support.toy_family.spec import CHANNELS, SHRINKS, SPEC, TEXT_LENGTH
+from tests.support.toy_family.spec import CHANNELS, SHRINKS, SPEC
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -87,7 +87,7 @@ class Toy:
         self.denoiser = load_module(ToyTransformer, args, "transformer").to(args.device)
         self.parts = {**self.text_encoders, "transformer": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
-        self._length = TEXT_LENGTH * args.caption_chunks
+        self._length = args.caption_tokens
         self._dtype = args.dtype
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
@@ -120,14 +120,17 @@ class Toy:
         return moments["mean"] + torch.exp(0.5 * moments["logvar"]) * noise
 
     def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
-        def denoise(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            return self.denoiser(noisy, timesteps, batch.conditioning["text"])
+        def denoise(noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return self.denoiser(noisy, time, batch.conditioning["text"])
 
         return training_loss(self.objective, denoise, batch, options, self._dtype)
 
     def move_encoders(self, device: torch.device) -> None:
         for encoder in self.text_encoders.values():
             move_frozen(encoder, device)
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        pass  # the text encoder stays in memory
 
     @torch.no_grad()
     def draw(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import ModelError
+from engine.models.objectives.objective import TargetType
 from engine.models.single_file import SingleFile
-from engine.models.spec import Configs, FamilySpec, ImageEncoder, Workload
-from engine.task.task import PredictionType
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, ImageEncoder, Workload
 
 TEXT_LENGTH: Final = 12
-"""Bytes of a caption that the text encoder sees; each chunk has so many."""
+"""Bytes of a caption that the text encoder usually sees."""
 SHRINKS: Final = 8
 """A latent is the mean of a square of so many pixels' sides."""
 CHANNELS: Final = 3
@@ -20,15 +20,15 @@ CHANNELS: Final = 3
 class ByteCounter:
     """Counts the bytes of captions."""
 
-    def __init__(self, chunks: int) -> None:
-        self.limit = TEXT_LENGTH * chunks
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
 
     def count(self, caption: str) -> int:
         return len(caption.encode())
 
 
-def _token_counter(folder: Path, file: SingleFile | None, chunks: int) -> ByteCounter:
-    return ByteCounter(chunks)
+def _token_counter(folder: Path, file: SingleFile | None, caption_tokens: int) -> ByteCounter:
+    return ByteCounter(caption_tokens)
 
 
 def _check(config: Configs) -> None:
@@ -36,14 +36,14 @@ def _check(config: Configs) -> None:
         raise ModelError("the toy's parts do not belong together")
 
 
-def _webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
+def _webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
     return {"modelspec.architecture": "toy/lora"}
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     transformer, text = config("transformer"), config("text_encoder")
     width, text_width = transformer["width"], transformer["text_width"]
-    text_rows = workload.batch * TEXT_LENGTH * workload.caption_chunks
+    text_rows = workload.batch * workload.caption_tokens
     own = workload.text_encoders
     own.weights(256 * text["width"])
     own.linear("mix", text["width"], text["width"], text_rows, input_width=own.width)
@@ -65,7 +65,8 @@ def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
             tape.linear(f"blocks.{k}.to_out.0", width, width, rows + text_rows, input_width=tape.width, is_kept=True)
     tape.linear("project_out", width, CHANNELS, rows, input_width=tape.width)
     pixels = CHANNELS * workload.resolution**2 * 4
-    return ImageEncoder(parameters=0, weight_bytes=0, encode_bytes=pixels, decode_bytes=pixels)
+    images = ImageEncoder(parameters=0, weight_bytes=0, encode_bytes=pixels, decode_bytes=pixels)
+    return Footprint(images=images)
 
 
 SPEC: Final = FamilySpec(
@@ -83,6 +84,8 @@ SPEC: Final = FamilySpec(
     check=_check,
     webui_metadata=_webui_metadata,
     token_counter=_token_counter,
+    caption_tokens=CaptionTokens(usual=TEXT_LENGTH, most=40, step=1),
+    drawing=DrawingDefaults(guidance_scale=1.0, num_inference_steps=20),
     hub_tags=("toy",),
     licences={"someone/toy": "mit"},
     footprint=_footprint,

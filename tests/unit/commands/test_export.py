@@ -20,11 +20,11 @@ def located(monkeypatch, given, wanted, *, found=None, variants=None):
 
     def locate(model, *, pinned, **options):
         asked.append((model.name, model.revision, model.variant, pinned))
-        return SimpleNamespace(identity=found or wanted)
+        return SimpleNamespace(identity=found or wanted, identities={})
 
     monkeypatch.setattr(export.base_model, "locate", locate)
     checkpoint = SimpleNamespace(manifest={"base_model": {"identity": wanted}}, world={"variants": variants})
-    export._base(SimpleNamespace(base=given, cache_dir=None), {}, checkpoint)
+    export._base(SimpleNamespace(base=given, component=[], cache_dir=None), {}, checkpoint)
     return asked[0]
 
 

@@ -22,6 +22,7 @@ from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
 from engine.training.distributed.group import Processes
 from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.encoder_placement import EncoderPlacement
 from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
 
 RESOLUTION = 8
@@ -63,6 +64,7 @@ class Setup:
             timesteps=Timesteps(100, 900, (1.0,) * 800),
             family=self.family,
             cache=EncodingCache(tmp_path, {}, max_bytes=1 << 24),
+            placement=EncoderPlacement(self.family, CPU),
             device=CPU,
             processes=self.processes,
             check_stop=self.count_stop,

@@ -10,7 +10,9 @@ from PIL import Image as Picture
 
 from engine.core import rng
 from engine.evaluation import sampling
+from engine.models.families.sd.spec import SPEC
 from engine.models.family import Drawing
+from engine.models.spec import DrawingDefaults
 from engine.task.task import Validation
 
 CPU = torch.device("cpu")
@@ -77,7 +79,7 @@ def test_the_listing_names_file_prompt_and_seed():
 
 def test_what_is_set_is_drawn_and_told(family):
     wanted = Validation(negative_prompt="rain", guidance_scale=3.0, num_inference_steps=2, seed=2**32 - 1)
-    images = sampling.plan_images(["a", "b"], 0, wanted)
+    images = sampling.plan_images(["a", "b"], 0, wanted, SPEC.drawing.of(wanted))
     assert [image.seed for image in images] == [2**32 - 1, 2**32]
     draw(images, family)
     options = {"num_inference_steps": 2, "guidance_scale": 3.0, "negative_prompt": "rain"}
@@ -86,6 +88,15 @@ def test_what_is_set_is_drawn_and_told(family):
     assert json.loads(sampling.listing(images))[1] == {"file": "1.png", "prompt": "b", "seed": 2**32} | options
     negative = sampling.plan_images(["a"], 0, Validation(negative_prompt=""))[0]
     assert set(negative.described()) == {"file", "prompt", "seed", "negative_prompt"}
+
+
+def test_what_is_usual_for_another_family_is_always_told():
+    """A reader of the list need not know the family."""
+    usual = DrawingDefaults(guidance_scale=3.5, num_inference_steps=28)
+    (image,) = sampling.plan_images(["a"], 0, Validation(), usual.of(Validation()))
+    assert image.described().items() >= {"guidance_scale": 3.5, "num_inference_steps": 28}.items()
+    (image,) = sampling.plan_images(["a"], 0, Validation(), usual.of(Validation(guidance_scale=7.5)))
+    assert "guidance_scale" not in image.described()
 
 
 def test_a_stop_ends_the_drawing_within_a_step(family):

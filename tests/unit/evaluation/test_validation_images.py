@@ -7,8 +7,9 @@ from PIL import Image
 
 from engine.evaluation import validation_images
 from engine.evaluation.validation_images import draw_prompts
+from engine.models.families.sd.spec import SPEC
 from engine.results.checkpoint import Checkpoint
-from engine.task.task import Validation
+from engine.task.task import Dataset, Model, Task, Validation
 from tests.support.fakes import FakeDataset
 
 
@@ -23,7 +24,8 @@ class Rows:
 
 
 def planned(**validation):
-    return validation_images.planned_images(Validation(**validation), Rows(), 3, None)
+    task = Task(model=Model(name="m"), dataset=Dataset(name="d"), validation=Validation(**validation), seed=3)
+    return validation_images.planned_images(task, Rows(), SPEC.drawing)
 
 
 def test_given_prompts_and_drawn_captions():

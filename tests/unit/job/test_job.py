@@ -1,15 +1,19 @@
 """What identifies a job, and what the tasks of a chain must agree on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from engine.core.errors import CheckpointError
 from engine.job import job as jobs
+from engine.models.spec import DrawingDefaults
 from engine.results.checkpoint import Checkpoint
+from engine.task.task import TrainArgs
 from engine.training.methods.warm_start import WarmStart
-from tests.support.jobs import COMMIT, held_out_of, job_of, text
+from tests.support.jobs import COMMIT, FLOW_SPEC, held_out_of, job_of, text
 
 
 class TestDigest:
@@ -24,6 +28,7 @@ class TestDigest:
             {"train_args": {"train_text_encoder": False, "text_encoder_learning_rate": None}},
             {"transforms": {"buckets": False}},
             {"train_args": {"gradient_checkpointing": True}},
+            {"model": {"name": "m", "components": {}}},
         ],
     )
     def test_does_not_depend_on_where_and_how_it_runs(self, extra):
@@ -92,6 +97,39 @@ def test_captions_of_one_row_are_the_default_and_their_length_is_no_setting():
         assert (job.invariants == default.invariants) == (tokens == 75)
 
 
+@pytest.mark.parametrize("wanted, found", [(None, None), (512, None), (77, 77)])
+def test_captions_of_another_length_belong_to_the_world_whatever_the_family(wanted, found):
+    job = job_of(text(dataset={"name": "d", "max_caption_tokens": wanted}), family=FLOW_SPEC)
+    assert job.caption_tokens == (wanted or 512) and job.invariants.get("max_caption_tokens") == found
+
+
+FLOW_KEYS = {
+    "timestep_sampling": "uniform",
+    "logit_mean": 0.5,
+    "logit_std": 0.5,
+    "mode_scale": 1.0,
+    "flow_shift": "resolution",
+    "guidance_scale": 3.5,
+}
+
+
+@pytest.mark.parametrize("key, value", FLOW_KEYS.items())
+def test_a_flow_key_is_another_task_whose_change_is_told(key, value):
+    default, other = (job_of(text(train_args=args), family=FLOW_SPEC) for args in ({}, {key: value}))
+    assert other.task_digest != default.task_digest and other.invariants == default.invariants
+    given = {"settings": default.recorded_settings, "digest": "d"}
+    chain = Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given)
+    assert replace(other, parent=chain).changed_settings() == {f"train_args.{key}": [None, value]}
+    plain = job_of(text(train_args={key: getattr(TrainArgs(), key)}), family=FLOW_SPEC)
+    assert plain.task_digest == default.task_digest and plain.recorded_settings == default.recorded_settings
+
+
+def test_images_are_drawn_as_is_usual_for_the_family_where_the_task_does_not_say():
+    given = text(validation={"num_inference_steps": 9})
+    assert job_of(given, family=FLOW_SPEC).drawing == DrawingDefaults(guidance_scale=3.5, num_inference_steps=9)
+    assert job_of().drawing == DrawingDefaults(guidance_scale=7.5, num_inference_steps=30)
+
+
 @pytest.mark.parametrize("key", ["default_caption", "trigger_word", "mask_column", "max_caption_tokens"])
 def test_a_new_key_at_its_default_is_no_other_task(key):
     assert job_of(text(dataset={"name": "d", key: None})).task_digest == job_of().task_digest
@@ -124,6 +162,16 @@ class TestHeldOut:
         assert here.task_digest != job_of().task_digest
         told = json.dumps(here.recorded_settings) + json.dumps(here.invariants)
         assert "/held" not in told and here.recorded_settings["validation"]["dataset"] == here.curve
+
+    @pytest.mark.parametrize("key, value", FLOW_KEYS.items())
+    def test_other_noise_levels_are_another_curve_other_frequencies_are_not(self, key, value):
+        curves = [
+            job_of(self.with_args(args), held_out=held_out_of(), family=FLOW_SPEC).curve for args in ({}, {key: value})
+        ]
+        assert (curves[0] != curves[1]) == (key in ("flow_shift", "guidance_scale"))
+
+    def with_args(self, args):
+        return text(validation={"dataset": {"fraction": 0.5}}, train_args=args)
 
     def test_what_is_taken_out_of_the_training_belongs_to_the_world(self):
         plain = job_of().invariants
@@ -201,3 +249,26 @@ class TestSameWorld:
         record = job_of(text(validation={"dataset": {"fraction": 0.5}}), held_out=held_out_of()).record
         assert record.invariants["micro_batches"] == 1 and record.invariants["dataset"] == "f" * 64 and record.curve
         assert (record.rows, record.max_steps) == (10, 1)
+
+
+class TestComponents:
+    """A part of the base model from elsewhere counts by its commit, or by its content where it is local."""
+
+    def job(self, name, *, identity="sha256:v", revision=None):
+        job = job_of(text(model={"name": "m", "components": {"vae": {"name": name}}}))
+        found = SimpleNamespace(identity=identity, revision=revision, resolved={"identity": identity})
+        base = SimpleNamespace(**vars(job.base) | {"elsewhere": {"vae": found}, "identities": {"vae": identity}})
+        return replace(job, base=base)
+
+    def test_a_local_one_by_its_content(self):
+        one, two = self.job("/a"), self.job("/b")
+        assert one.identified_task["model"]["components"] == {"vae": {"name": "sha256:v"}}
+        assert one.task_digest == two.task_digest != self.job("/a", identity="sha256:w").task_digest
+        assert self.job("a/b", revision=COMMIT).identified_task["model"]["components"] == {"vae": {"name": "a/b"}}
+
+    def test_a_chain_agrees_on_it(self):
+        found = self.job("/a")
+        assert found.invariants == job_of().invariants | {"components": {"vae": "sha256:v"}}
+        assert found.resolved["base_model"]["components"] == {"vae": {"identity": "sha256:v"}}
+        with pytest.raises(CheckpointError, match="components is"):
+            jobs.require_same_invariants(found.invariants, job_of().invariants, main_file="x")

@@ -9,9 +9,18 @@ import pytest
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, ModelError, TaskError, TemporaryError
 from engine.job import prepare
 from engine.job.job import request_digest
+from engine.models.families.sd.spec import SPEC
 from engine.results.output.folder import OutputFolder
 from engine.task.task import parse_task
-from tests.support.jobs import COMMIT, before_of, job_of, text
+from tests.support.jobs import COMMIT, FLOW_SPEC, before_of, job_of, text
+
+FLOW_KEYS = {
+    "timestep_sampling": "uniform",
+    "logit_mean": 0.5,
+    "logit_std": 0.5,
+    "mode_scale": 1.0,
+    "flow_shift": 3.0,
+}
 
 
 def test_only_a_chains_own_commit_is_pinned():
@@ -62,16 +71,69 @@ def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(t
     assert caught.value.code == 2
 
 
-BASE = SimpleNamespace(family=SimpleNamespace(medium="image"))
+BASE = SimpleNamespace(family=SimpleNamespace(medium="image", check_size=lambda *_: None), config=None)
 """A base model as far as the dataset is opened for it."""
+
+
+@pytest.mark.parametrize(("buckets", "longest"), [(False, 256), (True, 512)])
+def test_the_family_sees_each_size_before_anything_is_trained(buckets, longest):
+    seen = []
+    family = SimpleNamespace(check_size=lambda config, width, height: seen.append((width, height)))
+    given = {"train_args": {"resolution": 256}, "transforms": {"buckets": buckets}}
+    task = parse_task(text(**given).encode(), source="test")
+    prepare._check_sizes(SimpleNamespace(family=family, config=None), task)
+    assert (256, 256) in seen and max(max(size) for size in seen) == longest
+
+
+@pytest.mark.parametrize(
+    "args, family, message",
+    [
+        ({"snr_gamma": 5.0}, FLOW_SPEC, r"snr_gamma has no meaning for FlowPipeline, .* flow matching"),
+        ({"prediction_type": "epsilon"}, FLOW_SPEC, "prediction_type has no meaning for FlowPipeline"),
+        ({"guidance_scale": 3.5}, FLOW_SPEC, "guidance_scale is 3.5: this FlowPipeline is not distilled on guidance"),
+        ({"guidance_scale": 3.5}, SPEC, "guidance_scale is 3.5: this StableDiffusionPipeline is not distilled"),
+        *(
+            ({key: value}, SPEC, f"{key} is for models that are trained by flow matching, .* StableDiffusionPipeline")
+            for key, value in FLOW_KEYS.items()
+        ),
+        (
+            {"max_timestep": 10, "logit_mean": -10, "logit_std": 0.01},
+            FLOW_SPEC,
+            "timestep_sampling logit_normal: none of the timesteps from 0 to below 10 is ever drawn",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_with_the_model_are_refused(args, family, message):
+    job = job_of(text(train_args=args), family=family)
+    job = replace(job, prediction_type=args.get("prediction_type", job.prediction_type))
+    with pytest.raises(TaskError, match=message):
+        prepare._check_noise(job)
+
+
+def test_guidance_for_a_model_that_is_told_it():
+    configs = {"transformer": {"guidance_embeds": True}}
+    prepare._check_noise(job_of(text(train_args={"guidance_scale": 3.5}), family=FLOW_SPEC, configs=configs))
+
+
+def test_a_shift_that_the_scheduler_does_not_give():
+    configs = {"scheduler": {"use_dynamic_shifting": True, "max_image_seq_len": 257}}
+    with pytest.raises(ModelError, match="gives a shift of"):
+        prepare._check_noise(job_of(text(train_args={"resolution": 1024}), family=FLOW_SPEC, configs=configs))
 
 
 def test_more_denoising_steps_than_the_model_has_timesteps():
     job = job_of(text(validation={"num_inference_steps": 500}))
-    prepare._check_validation(replace(job, base=SimpleNamespace(num_train_timesteps=501)))
-    few = replace(job, base=SimpleNamespace(num_train_timesteps=500))
+    prepare._check_validation(replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=501)))
+    few = replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=500))
     with pytest.raises(TaskError, match="num_inference_steps is 500: expected fewer than the model's 500"):
         prepare._check_validation(few)
+
+
+def test_a_negative_prompt_for_a_pipeline_without():
+    given = text(validation={"negative_prompt": "ugly"})
+    prepare._check_validation(job_of(given))
+    with pytest.raises(TaskError, match="negative_prompt has no effect: a FlowPipeline draws without"):
+        prepare._check_validation(job_of(given, family=replace(FLOW_SPEC, takes_negative_prompt=False)))
 
 
 @pytest.mark.parametrize(
@@ -170,3 +232,20 @@ class TestABranchThatMoves:
         found = prepare.recorded(settings, task)
         assert prepare._pinned_model(found, task) == COMMIT
         assert prepare.recorded(settings, parse_task(text(seed=5).encode(), source="task")) is None
+
+
+@pytest.mark.parametrize(
+    "recorded, expected",
+    [
+        ({"name": "a/vae", "branch": "main", "revision": COMMIT}, {"vae": COMMIT}),
+        ({"name": "a/vae", "branch": "v2", "revision": COMMIT}, {}),
+        ({"name": "a/other", "branch": "main", "revision": COMMIT}, {}),
+        ({"name": "a/vae", "branch": "main", "revision": "main"}, {}),
+        ("nonsense", {}),
+    ],
+)
+def test_a_component_stays_at_its_commit_while_it_is_asked_for(recorded, expected):
+    named = {"name": "m", "components": {"vae": {"name": "a/vae"}}}
+    task = parse_task(text(model=named).encode(), source="test")
+    assert prepare._pinned_components(before_of({"components": {"vae": recorded}}), task) == expected
+    assert prepare._pinned_components(None, task) == {}

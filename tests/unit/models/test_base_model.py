@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
 from engine.core.console import NOTE
 from engine.core.errors import ModelError
 from engine.core.limits import Limits
-from engine.models import base_model, base_model_files, registry
+from engine.models import base_model, registry
+from engine.models.components import files as base_model_files
 from engine.task.task import Model
 from tests.support import single_files
 from tests.support.servers import serving
@@ -31,9 +33,23 @@ PLAIN = [
     "vae/diffusion_pytorch_model.safetensors",
 ]
 FP16 = [name.replace(".safetensors", ".fp16.safetensors") for name in PLAIN]
-SHARDS = [f"unet/diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+SHARDS = [
+    *(f"unet/diffusion_pytorch_model-0000{k}-of-00002.safetensors" for k in (1, 2)),
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+]
+BF16_SHARD = [
+    "unet/diffusion_pytorch_model.bf16-00001-of-00001.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.bf16.json",
+]
+TEXT_SHARDS = [
+    *(f"text_encoder/model-0000{k}-of-00002.safetensors" for k in (1, 2)),
+    "text_encoder/model.safetensors.index.json",
+]
 UNUSED = [
     "README.md",
+    "flux1-dev.safetensors",
+    "ae.safetensors",
+    "unet/flux1-dev.safetensors",
     "v1-5-pruned.ckpt",
     "v1-5-pruned.safetensors",
     "safety_checker/model.safetensors",
@@ -42,6 +58,10 @@ UNUSED = [
     "unet/nested/diffusion_pytorch_model.safetensors",
     "text_encoder/flax_model.msgpack",
 ]
+
+
+def select(names, variant=None, *, family=SD, index=MappingProxyType({})):
+    return base_model_files.select_files([*names, "model_index.json"], family, variant, "m", index=index)
 
 
 class TestSelectFiles:
@@ -53,16 +73,17 @@ class TestSelectFiles:
             (PLAIN + FP16, "fp16", FP16, ("fp16", "fp16", "fp16")),
             (PLAIN + FP16[1:2], "fp16", [PLAIN[0], FP16[1], PLAIN[2]], (None, "fp16", None)),  # falls back
             ([PLAIN[0], *SHARDS, PLAIN[2]], None, [PLAIN[0], *SHARDS, PLAIN[2]], (None, None, None)),
+            ([*TEXT_SHARDS, *PLAIN[1:]], None, [*TEXT_SHARDS, *PLAIN[1:]], (None, None, None)),
             (
-                [*PLAIN, "unet/diffusion_pytorch_model.bf16-00001-of-00001.safetensors"],
+                [*PLAIN, *BF16_SHARD],
                 "bf16",
-                [PLAIN[0], "unet/diffusion_pytorch_model.bf16-00001-of-00001.safetensors", PLAIN[2]],
+                [PLAIN[0], *BF16_SHARD, PLAIN[2]],
                 (None, "bf16", None),
             ),
         ],
     )
     def test_table(self, names, variant, weights, variants):
-        selected, found = base_model_files.select_files([*names, *SIDE, *UNUSED, "model_index.json"], SD, variant, "m")
+        selected, found = select([*names, *SIDE, *UNUSED], variant)
         assert sorted(selected) == sorted(["model_index.json", *SIDE, *weights])
         assert found == dict(zip(("text_encoder", "unet", "vae"), variants, strict=True))
 
@@ -78,17 +99,72 @@ class TestSelectFiles:
             ([*SIDE, *PLAIN[:2], "vae/diffusion_pytorch_model.ckpt"], r"only pickled weights in vae/"),
             ([n for n in SIDE if "tokenizer" not in n] + PLAIN, r"is incomplete: it has no folder tokenizer/"),
             ([], r"no folder scheduler/"),
+            (
+                [*SIDE, PLAIN[0], *SHARDS[1:], PLAIN[2]],
+                r"is incomplete: missing are unet/diffusion_pytorch_model-00001-of-00002\.safetensors: download",
+            ),
+            (
+                [*SIDE, PLAIN[0], *SHARDS[:2], PLAIN[2]],
+                r"the shards unet/diffusion_pytorch_model-… have no index .*\.safetensors\.index\.json",
+            ),
+            (
+                [*SIDE, *PLAIN[1:], "text_encoder/model-00001-of-99999.safetensors"],
+                r"missing are text_encoder/model-00002-of-99999\.safetensors, .* and 99,995 more: download",
+            ),
         ],
     )
     def test_what_is_missing_is_said(self, names, message):
         with pytest.raises(ModelError, match=f"the base model m .*{message}") as caught:
-            base_model_files.select_files([*names, "model_index.json"], SD, None, "m")
+            select(names)
         assert caught.value.code == 4
 
 
 def test_a_variant_that_no_component_has_is_refused():
     with pytest.raises(ModelError, match=r"has no fp16 weights: leave model\.variant out"):
-        base_model_files.select_files([*SIDE, *PLAIN, "model_index.json"], SD, "fp16", "m")
+        select([*SIDE, *PLAIN], "fp16")
+
+
+WITH_OPTIONAL = replace(
+    SD,
+    components=(*SD.components, "text_encoder_3", "tokenizer_3"),
+    weighted=(*SD.weighted, "text_encoder_3"),
+    optional=("text_encoder_3", "tokenizer_3"),
+    classes={"text_encoder_3": ("T5EncoderModel",)},
+)
+NAMED = {"text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": ["transformers", "T5TokenizerFast"]}
+THIRD = ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/spiece.model"]
+
+
+class TestOptionalComponents:
+    @pytest.mark.parametrize("index", [{}, {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}])
+    def test_what_the_index_does_not_name_is_not_selected(self, index):
+        for more in ([], THIRD):
+            selected, variants = select([*SIDE, *PLAIN, *more], family=WITH_OPTIONAL, index=index)
+            assert not [name for name in selected if "_3" in name] and "text_encoder_3" not in variants
+        absent = base_model_files.absent_components(index, WITH_OPTIONAL)
+        assert absent == {"text_encoder_3", "tokenizer_3"}
+
+    def test_what_it_names_is_selected_and_has_to_be_there(self):
+        selected, variants = select([*SIDE, *PLAIN, *THIRD], family=WITH_OPTIONAL, index=NAMED)
+        assert set(selected) >= set(THIRD) and "text_encoder_3" in variants
+        for name in ("text_encoder_3", "tokenizer_3"):
+            there = [path for path in THIRD if not path.startswith(f"{name}/")]
+            with pytest.raises(ModelError, match=f"incomplete: it has no folder {name}/"):
+                select([*SIDE, *PLAIN, *there], family=WITH_OPTIONAL, index=NAMED)
+
+    def test_a_component_of_another_class_is_refused_by_name(self):
+        index = NAMED | {"text_encoder_3": ["transformers", "UMT5EncoderModel"]}
+        with pytest.raises(
+            ModelError,
+            match=r"has a UMT5EncoderModel as its text_encoder_3, expected T5EncoderModel: it is another kind",
+        ):
+            select([*SIDE, *PLAIN, *THIRD], family=WITH_OPTIONAL, index=index)
+
+    def test_a_model_without_it_says_so(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(registry.FAMILIES, SD.pipeline, WITH_OPTIONAL)
+        base = locate(write_model(tmp_path))
+        assert not base.has("text_encoder_3") and base.has("text_encoder")
+        assert base.config("text_encoder_3") == {} and base.absent == {"text_encoder_3", "tokenizer_3"}
 
 
 def write_model(folder, names=(*SIDE, *PLAIN), class_name="StableDiffusionPipeline", scheduler=None):
@@ -154,7 +230,10 @@ class TestFolder:
             (lambda path: None, "is neither a folder nor a file .is it mounted"),
             (lambda path: path.write_text(""), "model is not a safetensors file"),
             (lambda path: path.mkdir(), r"has no .*/model_index\.json"),
-            (lambda path: write_model(path, class_name="FluxPipeline"), "is a 'FluxPipeline'; this program trains"),
+            (
+                lambda path: write_model(path, class_name="AuraFlowPipeline"),
+                "is a 'AuraFlowPipeline'; this program trains",
+            ),
             (lambda path: write_model(path, class_name=None), "is a None"),
             (lambda path: write_model(path, class_name=["x"]), r"is a \['x'\]"),
             (lambda path: (path.mkdir(), (path / "model_index.json").write_text("{")), "is not JSON"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def load(folder, part, variant=None):
         dtype=torch.float32,
         device=torch.device("cpu"),
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     return load_module(PARTS[part], args, part)
 
@@ -52,7 +54,12 @@ def test_an_adapter_beside_the_weights_is_refused(folder, part):
 
 def args_for(folder):
     return LoadArgs(
-        folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"
+        folder=folder,
+        variants=dict.fromkeys(PARTS),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="v_prediction",
+        caption_tokens=75,
     )
 
 
@@ -89,6 +96,22 @@ class TestModule:
         after = {name: tensor.data_ptr() for name, tensor in load(folder, part).named_parameters()}
         moved = [name for name in before if before[name] != after[name]]
         assert moved == (list(before) if stored == torch.float32 else [])
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_weights_go_straight_to_the_device(self, folder, part, dtype):
+        """On the device `meta` nothing has memory: no tensor of the component may stay behind on the CPU."""
+        meta = torch.device("meta")
+        module = load_module(PARTS[part], replace(args_for(folder), dtype=dtype, device=meta), part, meta)
+        tensors = [*module.parameters(), *module.buffers()]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert {tensor.dtype for tensor in module.parameters()} == {dtype}
+
+    def test_files_that_have_changed_since_they_were_hashed(self, folder, part):
+        def require_unchanged():
+            raise ModelError("changed")
+
+        with pytest.raises(ModelError, match=r"^changed$"):
+            load_module(PARTS[part], replace(args_for(folder), require_unchanged=require_unchanged), part)
 
     def test_without_proc_all_weights_are_copied(self, folder, part, monkeypatch):
         monkeypatch.setattr(loading, "Path", lambda path: folder / "nothing")

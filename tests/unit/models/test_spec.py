@@ -6,6 +6,8 @@ import pytest
 
 from engine.core.errors import TaskError
 from engine.models.families.sdxl.spec import SPEC
+from engine.models.spec import CaptionTokens
+from engine.task.task import Dataset
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,31 @@ def test_what_is_trained():
     assert SPEC.trained_components(with_text_encoders=True) == ("unet", "text_encoder", "text_encoder_2")
     with pytest.raises(TaskError, match=r"train_text_encoder: .* has no text encoder that can be trained"):
         replace(SPEC, text_encoders=()).trained_components(with_text_encoders=True)
+
+
+@pytest.mark.parametrize(
+    "allowed, wanted, found, unusual",
+    [
+        (CaptionTokens(75, 225, 75), None, 75, None),
+        (CaptionTokens(75, 225, 75), 75, 75, None),
+        (CaptionTokens(75, 225, 75), 225, 225, 3),
+        (CaptionTokens(512, 512, 1), None, 512, None),
+        (CaptionTokens(512, 512, 1), 1, 1, 1),
+        (CaptionTokens(256, 512, 1), 512, 512, 512),
+    ],
+)
+def test_the_numbers_of_tokens_that_a_family_allows(allowed, wanted, found, unusual):
+    dataset = Dataset(name="d", max_caption_tokens=wanted)
+    allowed.require(dataset)
+    assert allowed.of(dataset) == found and allowed.unusual(dataset) == unusual
+
+
+@pytest.mark.parametrize("wanted", [1, 76, 100, 300])
+def test_other_numbers_are_refused_with_those_that_are_allowed(wanted):
+    with pytest.raises(TaskError, match=f"max_caption_tokens is {wanted}: expected one of 75, 150, 225 .* null for 75"):
+        SPEC.caption_tokens.require(Dataset(name="d", max_caption_tokens=wanted))
+    with pytest.raises(TaskError, match="expected a number from 1 to 512 for this base model, or null for 256"):
+        CaptionTokens(256, 512, 1).require(Dataset(name="d", max_caption_tokens=513))
 
 
 def test_targets_are_the_tasks_or_the_familys():

@@ -51,6 +51,16 @@ def make(**changes):
     return TrainState(**(values | changes))
 
 
+def with_codes(**changes):
+    """A state with codes of odd numbers of bytes, between tensors of float32, and numbers."""
+
+    def codes():
+        return {name: torch.arange(tensor.numel() - 1, dtype=torch.uint8) for name, tensor in tensors(0).items()}
+
+    slots = {"codes": codes(), "scales": tensors(1), "bcodes": codes()}
+    return make(optimizer=OptimizerState(slots, 5, {"d": 0.1 + 0.2, "r": -1e-300}), **changes)
+
+
 def same(one, other):
     return one.keys() == other.keys() and all(
         one[name].numpy().tobytes() == other[name].numpy().tobytes() for name in one
@@ -61,6 +71,7 @@ def same(one, other):
     "state",
     [
         make(),
+        with_codes(),
         make(start={}, loss_scale=None, global_step=0, optimizer=slots_of(tensors(1), squares(2), 0)),
         make(loss_scale=LossScale(1.5e-3, 1999), global_step=2**62),
         make(
@@ -75,12 +86,21 @@ def test_there_and_back_is_exact(state):
     assert same(found.trained, state.trained) and same(found.start, state.start)
     assert found.optimizer.slots.keys() == state.optimizer.slots.keys()
     assert all(same(found.optimizer.slots[slot], named) for slot, named in state.optimizer.slots.items())
-    assert (found.global_step, found.optimizer.updates, found.loss_scale) == (
+    assert (found.global_step, found.optimizer.updates, found.optimizer.numbers, found.loss_scale) == (
         state.global_step,
         state.optimizer.updates,
+        state.optimizer.numbers,
         state.loss_scale,
     )
     assert dump_state(found) == (data, scalars)
+
+
+def test_codes_come_last_so_that_the_others_are_aligned():
+    """The bytes are the library's."""
+    data, scalars = dump_state(with_codes())
+    assert data == serialise_tensors(flatten_state(with_codes())[0])
+    assert scalars["optimizer_numbers"] == {"d": 0.1 + 0.2, "r": -1e-300}
+    assert "optimizer_numbers" not in dump_state(make())[1]
 
 
 def test_bytes_do_not_depend_on_order():
@@ -121,6 +141,9 @@ SHAPE = (2, 3)
         with_tensor("adapter.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.float64)),
         with_tensor("adapter.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.float16)),
         with_tensor("exp_avg.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.int32)),
+        with_tensor("exp_avg.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.float16)),
+        with_tensor("adapter.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.uint8)),
+        with_tensor("ema.a.lora_A.weight", torch.zeros(SHAPE, dtype=torch.uint8)),
         with_tensor("adapter.a.lora_A.weight", torch.full(SHAPE, math.nan)),
         with_tensor("exp_avg.a.lora_A.weight", torch.full(SHAPE, math.inf)),
         with_tensor("exp_avg_sq.a.lora_A.weight", torch.full(SHAPE, -math.inf)),
@@ -146,6 +169,10 @@ SHAPE = (2, 3)
                 {"scale": 1.0, "growth_tracker": -1},
                 {"scale": 1.0, "growth_tracker": 1.5},
             )
+        ),
+        *(
+            with_scalars(optimizer_numbers=value)
+            for value in (None, 1.0, [1.0], {"d": math.nan}, {"d": math.inf}, {"d": 1}, {"d": "1"}, {"d": None})
         ),
         lambda found, scalars: scalars.pop("global_step"),
         lambda found, scalars: scalars.pop("loss_scale"),
@@ -224,3 +251,23 @@ def test_what_other_processes_have_is_fetched_in_the_order_in_which_it_is_writte
     calls.clear()
     read_along(state)
     assert calls == written == sorted(NAMES)
+
+
+@pytest.mark.parametrize("most", [10**9, 130])
+def test_codes_are_fetched_in_the_order_in_which_they_are_written(most, monkeypatch):
+    """In shards, too."""
+    monkeypatch.setattr(safetensors_file, "MAX_SHARD_BYTES", most)
+    calls = []
+
+    def source(name, tensor):
+        return Source(tuple(tensor.shape), tensor.dtype, lambda: calls.append(name) or tensor)
+
+    plain = with_codes().optimizer
+    slots = {slot: {n: source(f"{slot}.{n}", t) for n, t in own.items()} for slot, own in plain.slots.items()}
+    state = make(optimizer=OptimizerState(slots, 5, plain.numbers))
+    for pieces in state_files(state)[0].values():
+        assert b"".join(pieces())
+    written = list(calls)
+    calls.clear()
+    read_along(state)
+    assert calls == written and (written != sorted(written)) and len(written) == 9

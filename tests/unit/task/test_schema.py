@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import fastjsonschema
@@ -143,6 +144,9 @@ def values_of(part: dict) -> st.SearchStrategy:
     kinds = [part["type"]] if isinstance(part["type"], str) else part["type"]
     low, high = part.get("minimum", 0), part.get("maximum", part.get("exclusiveMaximum"))
     step = part.get("multipleOf", 1)
+    if "propertyNames" in part:
+        names = st.from_regex(part["propertyNames"]["pattern"], fullmatch=True)
+        return st.dictionaries(names, values_of(part["additionalProperties"]), max_size=2)
     kind_values = {
         "object": lambda: st.fixed_dictionaries(
             {key: values_of(part["properties"][key]) for key in part.get("required", [])},
@@ -152,7 +156,10 @@ def values_of(part: dict) -> st.SearchStrategy:
         ),
         "string": lambda: STRINGS[part["format"]] if "format" in part else text(part),
         "integer": lambda: st.integers(low // step, None if high is None else high // step).map(lambda i: i * step),
-        "number": lambda: st.floats(low, high, exclude_max=high is not None) | st.integers(low, high),
+        "number": lambda: (
+            st.floats(low, high, exclude_max=high is not None)
+            | st.integers(math.ceil(low), None if high is None else math.floor(high))
+        ),
         "boolean": st.booleans,
         "null": st.none,
         "array": lambda: st.lists(values_of(part["items"]), min_size=part.get("minItems", 0), max_size=3),
@@ -206,7 +213,7 @@ def accepts(part: dict, value) -> bool:
         formats = {"http-url": schema.is_http_url, "regular-expression": schema.is_regular_expression}
         rules += [
             len(value) >= part.get("minLength", 0),
-            "pattern" not in part or "\0" not in value,
+            "pattern" not in part or re.search(part["pattern"], value) is not None,
             "format" not in part or formats[part["format"]](value),
         ]
     if kinds["array"]:
@@ -217,6 +224,8 @@ def accepts(part: dict, value) -> bool:
         rules += [
             set(part.get("required", [])) <= set(value),
             part.get("additionalProperties", True) or set(value) <= set(known),
+            "propertyNames" not in part or all(re.search(part["propertyNames"]["pattern"], name) for name in value),
+            *(accepts(part["additionalProperties"], item) for item in value.values() if "propertyNames" in part),
             *(accepts(known[key], item) for key, item in value.items() if key in known),
         ]
     if "anyOf" in part:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.task.identity import canonical
-from engine.task.task import HeldOutDataset, parse_task, task_schema
+from engine.task.task import Component, HeldOutDataset, parse_task, task_schema
 from tests.support.tasks import MINIMAL, problems, read, task_with
 
 ROOT = Path(__file__).parents[3]
@@ -320,3 +320,39 @@ def test_the_task_needs_no_heavy_library():
 
 def test_the_schema_is_compiled_once():
     assert task_schema() is task_schema()
+
+
+class TestComponents:
+    """Objects under names that the schema does not list (`model.components`)."""
+
+    def test_they_are_read_in_the_order_of_their_names(self):
+        named = {"vae": {"name": "a/vae", "subfolder": ""}, "text_encoder": {"name": "./t", "revision": "v2"}}
+        found = read(task_with("model.components", named)).model.components
+        assert [*found.items()] == [
+            ("text_encoder", Component(name="./t", revision="v2")),
+            ("vae", Component(name="a/vae")),
+        ]
+
+    def test_none_leaves_no_trace_and_one_its_own_keys(self):
+        assert canonical(read(task_with("model.components", {}))) == canonical(read(MINIMAL))
+        named = {"vae": {"name": "a/vae", "variant": None, "revision": "main"}}
+        assert canonical(read(task_with("model.components", named)))["model"]["components"] == {
+            "vae": {"name": "a/vae"}
+        }
+
+    @pytest.mark.parametrize(
+        "components, expected",
+        [
+            ({"vae": {}}, "model.components.vae.name: missing, expected a non-empty string"),
+            ({"vae": "a/b"}, 'model.components.vae: got "a/b", expected an object with name'),
+            ({"vae": {"name": "a/b", "file": 1}}, "model.components.vae.file: got 1 for an unknown key, the known"),
+            ({"vae": {"name": "a\0b"}}, "model.components.vae.name: got"),
+            ({"../vae": {"name": 3}}, 'model.components["../vae"]: expected the name of a folder in the base model'),
+            ({"a\n.b": "x"}, "model.components["),
+            ({"x" * 200: {"name": "a"}}, 'model.components["xxx'),
+            ([], "model.components: got [], expected an object"),
+        ],
+    )
+    def test_what_is_refused(self, components, expected):
+        found = problems(task_with("model.components", components))
+        assert len(found) == 1 and found[0].startswith(expected) and "\n" not in found[0] and len(found[0]) < 300

@@ -48,7 +48,13 @@ def load(folder, precision, trained=()):
     dtype = DTYPES[precision]
     trained = frozenset(trained) & variants.keys()
     args = LoadArgs(
-        folder=folder, variants=variants, dtype=dtype, float32=trained, device=CPU, prediction_type="epsilon"
+        folder=folder,
+        variants=variants,
+        dtype=dtype,
+        float32=trained,
+        device=CPU,
+        prediction_type="epsilon",
+        caption_tokens=75,
     )
     return registry.load(entry, args)
 

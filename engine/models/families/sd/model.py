@@ -3,7 +3,7 @@ configuration and the text encoder differ."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -23,6 +23,7 @@ from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
 from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
+from engine.models.parts.clip_tokens import num_chunks
 from engine.models.parts.vae import ImageLatents
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ class StableDiffusion:
         self.text_encoder = load_module(_CLASSES["text_encoder"], args, "text_encoder")
         self.text_encoders = {"text_encoder": self.text_encoder}
         self.vae = load_module(_CLASSES["vae"], args, "vae")
-        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet", args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
         self._args = args
-        self._chunks = args.caption_chunks
+        self._chunks = num_chunks(args.caption_tokens)
         self._dtype = args.dtype
 
     def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
@@ -89,6 +90,9 @@ class StableDiffusion:
     def move_encoders(self, device: torch.device) -> None:
         self.vae.to(device)
         move_frozen(self.text_encoder, device)
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """See `Family.remember`: the text encoders stay in memory."""
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]

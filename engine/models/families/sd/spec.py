@@ -6,11 +6,11 @@ from typing import Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
+from engine.models.objectives.objective import TargetType
 from engine.models.parts import clip_tokens, lora_targets
 from engine.models.parts.config_checks import require_bounds, require_text_to_image
-from engine.models.parts.stable_diffusion_footprint import footprint
-from engine.models.spec import Configs, FamilySpec, ImageEncoder, Workload
-from engine.task.task import PredictionType
+from engine.models.parts.footprints.stable_diffusion import footprint
+from engine.models.spec import Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _OPEN_CLIP_WIDTH: Final = 1024
 """The width of the text states of SD 2.x; those of 1.x are 768 wide."""
@@ -39,7 +39,7 @@ def check(config: Configs) -> None:
         )
 
 
-def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
+def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
     """Return the web interfaces' metadata for Stable Diffusion 1.x or 2.x. Modules keep Diffusers' names."""
     suffix, kind = ("_v", "768-v") if prediction_type == "v_prediction" else ("", "512")
     is_v2 = config("unet").get("cross_attention_dim") == _OPEN_CLIP_WIDTH
@@ -53,7 +53,7 @@ def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str
     }
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     return footprint(config, workload, text_encoders=SPEC.text_encoders, has_float32_vae=False)
 
 
@@ -72,6 +72,8 @@ SPEC: Final = FamilySpec(
     check=check,
     webui_metadata=webui_metadata,
     token_counter=clip_tokens.counter,
+    caption_tokens=clip_tokens.CAPTION_TOKENS,
+    drawing=DrawingDefaults(guidance_scale=7.5, num_inference_steps=30),
     hub_tags=("stable-diffusion", "stable-diffusion-diffusers"),
     licences={
         **dict.fromkeys(

@@ -3,7 +3,7 @@ conditioned on the pooled text embedding, the image's original size, the crop an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +25,9 @@ from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
 from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
-from engine.models.parts.sgm_names import SgmNames
+from engine.models.parts.clip_tokens import num_chunks
 from engine.models.parts.vae import AnyLatentsVAE, ImageLatents
+from engine.models.single_file.sgm_names import SgmNames
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -50,12 +51,12 @@ class StableDiffusionXL:
         }
         self.text_encoders = {name: load_module(_CLASSES[name], args, name) for name in SPEC.text_encoders}
         self.vae = _load_vae(args)
-        self.denoiser = load_module(_CLASSES["unet"], args, "unet").to(args.device)
+        self.denoiser = load_module(_CLASSES["unet"], args, "unet", args.device)
         self.parts = {**self.text_encoders, "vae": self.vae, "unet": self.denoiser}
         self.objective = objectives.load(SPEC.objective, self.scheduler.config, args)
         self._latents = ImageLatents(self.vae)
         self._args = args
-        self._chunks = args.caption_chunks
+        self._chunks = num_chunks(args.caption_tokens)
         self._dtype = args.dtype
         self._sgm_names = SgmNames.from_config(self.denoiser.config)
 
@@ -125,6 +126,9 @@ class StableDiffusionXL:
         self.vae.to(device)
         for encoder in self.text_encoders.values():
             move_frozen(encoder, device)
+
+    def remember(self, prompts: Mapping[str, Tensors]) -> None:
+        """See `Family.remember`: the text encoders stay in memory."""
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]

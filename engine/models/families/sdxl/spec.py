@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
+from engine.models.objectives.objective import TargetType
 from engine.models.parts import clip_tokens, lora_targets
 from engine.models.parts.config_checks import require_bounds, require_text_to_image
-from engine.models.parts.stable_diffusion_footprint import footprint
-from engine.models.spec import Configs, FamilySpec, ImageEncoder, Workload
-from engine.task.task import PredictionType
+from engine.models.parts.footprints.stable_diffusion import footprint
+from engine.models.spec import Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _ADDED_WIDTH: Final = "projection_class_embeddings_input_dim"
 _BLOCKS: Final = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
@@ -43,7 +43,7 @@ def has_float32_vae(config: Configs) -> bool:
     return config("vae").get("force_upcast", True) is not False
 
 
-def webui_metadata(config: Configs, prediction_type: PredictionType) -> dict[str, str]:
+def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
     """Return the web interfaces' metadata for Stable Diffusion XL. Modules have Stability AI's names."""
     return {
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
@@ -87,7 +87,7 @@ def _listed(config: Mapping[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _footprint(config: Configs, workload: Workload) -> ImageEncoder:
+def _footprint(config: Configs, workload: Workload) -> Footprint:
     return footprint(config, workload, text_encoders=SPEC.text_encoders, has_float32_vae=has_float32_vae(config))
 
 
@@ -106,6 +106,8 @@ SPEC: Final = FamilySpec(
     check=check,
     webui_metadata=webui_metadata,
     token_counter=clip_tokens.counter,
+    caption_tokens=clip_tokens.CAPTION_TOKENS,
+    drawing=DrawingDefaults(guidance_scale=7.5, num_inference_steps=30),
     hub_tags=("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
     licences={"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},
     footprint=_footprint,

@@ -7,7 +7,7 @@ a noise schedule. Samples have any rank; their first axis is the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -15,8 +15,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from engine.core.errors import ModelError
-from engine.models.objectives.objective import Huber
-from engine.task.task import PredictionType
+from engine.models.objectives.huber import Errors, pseudo_huber
+from engine.models.objectives.objective import Huber, TargetType
 
 _BETA_SCHEDULES: Final = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # The keys that define ᾱ in a scheduler's configuration; all Diffusers schedulers of Stable Diffusion models share them.
@@ -28,10 +28,6 @@ _BETA_KEYS: Final = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-
-
-Errors = Callable[[torch.Tensor], torch.Tensor]
-"""Maps differences, float32, shape (B, …), to errors of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ class NoiseSchedule:
         return (signal * latents + spread * noise).to(latents.dtype)
 
     def target(
-        self, prediction_type: PredictionType, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+        self, prediction_type: TargetType, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """Return the target: the noise ε, or the velocity √ᾱ·ε - √(1-ᾱ)·x₀ (Salimans & Ho 2022, arXiv:2202.00512).
 
@@ -104,7 +100,7 @@ class NoiseSchedule:
         alphas_cumprod = self.alphas_cumprod[timesteps]
         return alphas_cumprod / (1.0 - alphas_cumprod)
 
-    def min_snr_weights(self, timesteps: torch.Tensor, gamma: float, prediction_type: PredictionType) -> torch.Tensor:
+    def min_snr_weights(self, timesteps: torch.Tensor, gamma: float, prediction_type: TargetType) -> torch.Tensor:
         """Return loss weights that limit the weight of timesteps with little noise: float32, shape (B,).
 
         Hang et al. 2023 (arXiv:2303.09556), section 3.4: min(SNR, γ) / SNR for a noise target and
@@ -119,20 +115,11 @@ class NoiseSchedule:
     def errors(self, timesteps: torch.Tensor, huber: Huber | None) -> Errors:
         """Return the function from differences to errors at these timesteps (int64, shape (B,)).
 
-        `huber=None` is the squared error d². The scheduled pseudo-Huber losses are those of Khrapov et al. 2024
-        (arXiv:2403.16728), sections 3.2 and 3.3, scaled as in kohya's sd-scripts and in Diffusers' example:
-        2c·(√(d² + c²) - c), near d² for small d; for `smooth_l1` 2·(√(d² + c²) - c), near 2|d| for large d.
+        `huber=None` is the squared error; the others are those of `pseudo_huber`.
         """
         if huber is None:
             return torch.square
-        thresholds, smooth = self.huber_thresholds(timesteps, huber), huber.kind == "smooth_l1"
-
-        def errors(differences: torch.Tensor) -> torch.Tensor:
-            c = thresholds.reshape(-1, *[1] * (differences.ndim - 1))
-            root = torch.sqrt(differences.square() + c.square()) - c
-            return 2.0 * root if smooth else 2.0 * c * root
-
-        return errors
+        return pseudo_huber(self.huber_thresholds(timesteps, huber), huber.kind)
 
     def huber_thresholds(self, timesteps: torch.Tensor, huber: Huber) -> torch.Tensor:
         """Return the Huber threshold c of each sample: float32, shape (B,).

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from engine.models.family import LoadArgs
-from engine.models.objectives.diffusion.noise_schedule import Errors, NoiseSchedule
+from engine.models.objectives.diffusion.noise_schedule import NoiseSchedule
 from engine.models.objectives.diffusion.sampler import scheduler_config
-from engine.models.objectives.objective import LossOptions, SchedulerConfig
-from engine.task.task import PredictionType
+from engine.models.objectives.huber import Errors
+from engine.models.objectives.objective import LossOptions, SchedulerConfig, TargetType
 
 __all__ = ["Diffusion", "load", "scheduler_config"]
 
@@ -20,7 +20,7 @@ class Diffusion:
     """The objective of a loaded base model; methods as in `Objective`."""
 
     schedule: NoiseSchedule
-    prediction_type: PredictionType
+    prediction_type: TargetType
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return self.schedule.add_noise(latents, noise, timesteps)
@@ -28,12 +28,15 @@ class Diffusion:
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return self.schedule.target(self.prediction_type, latents, noise, timesteps)
 
+    def model_time(self, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return timesteps
+
     def weights(self, timesteps: torch.Tensor, options: LossOptions) -> torch.Tensor | None:
         if options.snr_gamma is None:
             return None
         return self.schedule.min_snr_weights(timesteps, options.snr_gamma, self.prediction_type)
 
-    def errors(self, timesteps: torch.Tensor, options: LossOptions) -> Errors:
+    def errors(self, latents: torch.Tensor, timesteps: torch.Tensor, options: LossOptions) -> Errors:
         return self.schedule.errors(timesteps, options.huber)
 
 

@@ -7,12 +7,15 @@ from typing import Final, cast
 
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.diffusion import schedulers
-from engine.models.objectives.objective import ObjectiveSpec, SchedulerConfig
+from engine.models.objectives.objective import ObjectiveSpec, SchedulerConfig, TargetType
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import PredictionType, TrainArgs
+from engine.task.task import TrainArgs
 
-WEBUI_PREDICTION: Final[Mapping[PredictionType, str]] = {"epsilon": "epsilon", "v_prediction": "v"}
+WEBUI_PREDICTION: Final[Mapping[TargetType, str]] = {"epsilon": "epsilon", "v_prediction": "v"}
 """Prediction type -> its name in Stability AI's metadata specification (`modelspec.prediction_type`)."""
+
+_OF_FLOW: Final = ("timestep_sampling", "logit_mean", "logit_std", "mode_scale", "flow_shift")
+"""Keys of `train_args` that have no meaning here."""
 
 
 def _check(config: SchedulerConfig) -> list[str]:
@@ -26,17 +29,23 @@ def _check(config: SchedulerConfig) -> list[str]:
     return notes
 
 
-def _prediction_type(config: SchedulerConfig) -> PredictionType:
+def _prediction_type(config: SchedulerConfig) -> TargetType:
     found = config.get("prediction_type", "epsilon")
     if found not in ("epsilon", "v_prediction"):
         raise ModelError(
             f"the base model's scheduler predicts {found!r}; epsilon and v_prediction can be trained, "
             "and train_args.prediction_type can name one of them"
         )
-    return cast(PredictionType, found)
+    return cast(TargetType, found)
 
 
-def _check_task(args: TrainArgs, prediction_type: PredictionType) -> None:
+def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str) -> None:
+    plain = TrainArgs()
+    if keys := [key for key in _OF_FLOW if getattr(args, key) != getattr(plain, key)]:
+        raise TaskError(
+            f"train_args.{keys[0]} is for models that are trained by flow matching, which {pipeline} is not: "
+            "remove this key"
+        )
     if args.zero_terminal_snr and prediction_type != "v_prediction":
         raise TaskError(
             "train_args.zero_terminal_snr needs prediction_type v_prediction: at the last timestep the input is pure "

@@ -36,7 +36,7 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
         )
     expected = weight_shapes(base, spec.denoiser)
     if not expected:
-        where = "in one file" if base.single_file else "not downloaded yet"
+        where = "in one file" if base.place(spec.denoiser).single_file else "not downloaded yet"
         return [f"note: the weights to start from are checked when the job starts: the base model's are {where}"]
     require_same_shapes(_shapes(warm_start, spec.denoiser), expected)
     return []

@@ -29,6 +29,12 @@ def published_name(spec: FamilySpec, component: str, module: torch.nn.Module, pa
     return f"{spec.text_root}.{parameter}" if is_bare else parameter
 
 
+def stored_buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that are in the module's files, such as tables of positions, by name."""
+    stored = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in stored}
+
+
 def exported(spec: FamilySpec, component: str, module: torch.nn.Module) -> dict[str, bytes | Pieces]:
     """Return a component's files by name: `<component>/config.json`, the weights, and an index if there are shards.
 
@@ -37,9 +43,10 @@ def exported(spec: FamilySpec, component: str, module: torch.nn.Module) -> dict[
         component: the component's name.
         module: its weights, in the dtype in which they are published.
     """
+    tensors = {**dict(module.named_parameters()), **stored_buffers(module)}
     sources = {
-        published_name(spec, component, module, name): safetensors_file.source_of(parameter.detach())
-        for name, parameter in module.named_parameters()
+        published_name(spec, component, module, name): safetensors_file.source_of(tensor.detach())
+        for name, tensor in tensors.items()
     }
     stem = stem_of(spec, component)
     files: dict[str, bytes | Pieces] = {f"{component}/{CONFIG}": _json(_config(module))}

@@ -17,7 +17,7 @@ from engine.core.errors import CheckpointError, ModelError, NonFiniteError
 from engine.models.family import PRECISIONS, Family, Tensors
 from engine.task.task import Task
 from engine.training.methods.full.checks import OTHER_MODEL, require_same_shapes
-from engine.training.methods.full.export import exported, published_name
+from engine.training.methods.full.export import exported, published_name, stored_buffers
 from engine.training.methods.full.files import CONFIG
 from engine.training.methods.method import About, Parameters, Pieces
 from engine.training.methods.warm_start import WarmStart
@@ -49,6 +49,8 @@ class FullTraining:
             self._parameters = {name: torch.nn.Parameter(layer.data) for name, layer in self._layers.items()}
             for layer in self._layers.values():
                 layer.data = layer.data.to(dtype)
+            for buffer in (one for root in components.values() for one in stored_buffers(root).values()):
+                buffer.data = buffer.data.to(dtype)  # as they are where the published files are loaded
         for layer in self._layers.values():
             layer.requires_grad_(True)
 

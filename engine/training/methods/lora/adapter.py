@@ -25,7 +25,7 @@ from engine.task.task import Lora
 from engine.training.methods.lora import loftq
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping
 from engine.training.methods.lora.linear import LoraLinear
-from engine.training.methods.lora.names import UP, require_fit, tensor_names
+from engine.training.methods.lora.names import UP, require_fit, require_room, tensor_names
 from engine.training.methods.lora.targets import NO_QUANTISED_START, find_targets, require_decomposable
 
 _ADAPTER: Final = "default"
@@ -64,12 +64,17 @@ class Adapter:
     def warm_start(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Start from another training's LoRA, which applies to the unchanged base model at strength 1.
 
+        A layer of a lower rank keeps its effect: the added rows of A have this adapter's start values, so that they can
+        be trained, and the added columns of B are zero.
+
         Raises:
             CheckpointError: it does not fit, or this adapter's base model is quantised.
         """
         if self.initial:
             raise CheckpointError(NO_QUANTISED_START)
-        self.restore(_with_up_divided(tensors, self.strength))
+        require_room(tensors, self.parameters)
+        widened = {name: _widened(name, tensor, self.parameters[name]) for name, tensor in tensors.items()}
+        self.restore(_with_up_divided(widened, self.strength))
 
 
 def strength_of(lora: Lora) -> float:
@@ -153,6 +158,14 @@ def tensors_by_name(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> T
     return {
         name: tensor for module, pair in pairs.items() for name, tensor in zip(tensor_names(module), pair, strict=True)
     }
+
+
+def _widened(name: str, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Return a matrix with the rank of the adapter's; see `Adapter.warm_start`."""
+    axis = 1 if name.endswith(UP) else 0
+    rank = tensor.shape[axis]
+    rest = parameter.detach().narrow(axis, rank, parameter.shape[axis] - rank).to(tensor.device)
+    return torch.cat([tensor, torch.zeros_like(rest) if axis else rest], dim=axis)
 
 
 def _with_up_divided(tensors: Mapping[str, torch.Tensor], strength: float) -> Tensors:

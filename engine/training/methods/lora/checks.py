@@ -9,10 +9,11 @@ from typing import Final
 from engine.core.errors import CheckpointError
 from engine.core.messages import plural
 from engine.models.base_model import BaseModel
+from engine.models.components.layer_names import is_foreign, names_of
 from engine.models.spec import FamilySpec
 from engine.task.task import Task
 from engine.training.methods.base_weights import weight_shapes
-from engine.training.methods.lora.names import not_safetensors, places, require_fit, tensor_names
+from engine.training.methods.lora.names import not_safetensors, places, refuse_other_kinds, require_room, tensor_names
 from engine.training.methods.lora.start_file import header_metadata, peft_config, strengths
 from engine.training.methods.lora.targets import (
     NO_QUANTISED_START,
@@ -52,12 +53,14 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
     }
     lines = []
     if family.denoiser not in layers:
-        where = "in one file" if base.single_file else "not downloaded yet"
+        where = "in one file" if base.place(family.denoiser).single_file else "not downloaded yet"
         lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
     elif task.lora.init_lora_weights == "loftq":
         lines += _check_loftq(family, layers[family.denoiser], task.lora.rank, warm_start)
     if warm_start:
-        _check_warm_start(warm_start, family, components, task.lora.rank, layers)
+        expected = _expected(family, layers, task.lora.rank) if layers.keys() == set(components) else None
+        names = {} if expected is None else _foreign_names(base, shapes)
+        _check_warm_start(warm_start, family, components, names, expected)
     return lines
 
 
@@ -96,27 +99,54 @@ def _check_warm_start(
     warm_start: WarmStart,
     family: FamilySpec,
     components: Sequence[str],
-    rank: int,
-    layers: Mapping[str, Mapping[str, tuple[int, ...]]],
+    names: Mapping[str, str],
+    expected: Mapping[str, _Shape] | None,
 ) -> None:
-    """Check by names and shapes that a LoRA can be read by `files` and fits the `adapter`."""
+    """Check by names and shapes that a LoRA can be read by `files` and fits the `adapter`.
+
+    Args:
+        warm_start: the LoRA.
+        family: the base model's family.
+        components: the trained components.
+        names: see `names_of`.
+        expected: the adapter's matrices; None if the base model's layers are not known yet.
+    """
     weights = warm_start.content(warm_start.name)
     shapes = _lora_shapes(weights)
+    refuse_other_kinds(shapes)
+    known = [key for key in shapes if expected is not None or not is_foreign(key)]
     found = {
         tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
-        for key, (module, kind) in places(shapes, family, components).items()
+        for key, (module, kind) in places(known, family, components, names).items()
         if kind != "alpha"
     }
     strengths(components, metadata=header_metadata(weights), config=peft_config(warm_start))
-    if layers.keys() != set(components):
-        return
+    if wrong := next((name for name, one in found.items() if len(one.shape) < 2), None):
+        raise CheckpointError(f"the LoRA file's {wrong} has shape {found[wrong].shape}; use another file")
+    if expected is not None:
+        require_room(found, expected)
+
+
+def _expected(family: FamilySpec, layers: Mapping[str, Mapping[str, tuple[int, ...]]], rank: int) -> dict[str, _Shape]:
+    """Return the adapter's matrices for the target layers of all trained components."""
     expected: dict[str, _Shape] = {}
     for component, own_layers in layers.items():
         for module, (outer, inner, *kernel) in own_layers.items():
             down, up = tensor_names(family.lora_name(component, module))
             expected[down] = _Shape((rank, inner, *kernel))
             expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
-    require_fit(found, expected)
+    return expected
+
+
+def _foreign_names(base: BaseModel, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, str]:
+    """Return other programs' names of the layers with these weights; see `names_of`."""
+    layers = {
+        component: [
+            name.removesuffix(_WEIGHT) for name, shape in own.items() if name.endswith(_WEIGHT) and len(shape) in _KINDS
+        ]
+        for component, own in shapes.items()
+    }
+    return names_of(base.family, layers, base.config(base.family.denoiser))
 
 
 def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:

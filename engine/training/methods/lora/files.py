@@ -1,4 +1,4 @@
-"""LoRA files: write an adapter for Diffusers and the web interfaces, and read Diffusers' files of any trainer."""
+"""LoRA files: write an adapter for Diffusers and the web interfaces, and read the files of other trainers."""
 
 from __future__ import annotations
 
@@ -65,20 +65,23 @@ def from_diffusers_file(
     spec: FamilySpec,
     *,
     components: Collection[str],
+    names: Mapping[str, str],
     metadata: Mapping[str, str] | None = None,
     config: bytes | None = None,
 ) -> Tensors:
-    """Return the tensors of a `pytorch_lora_weights.safetensors`, written by any trainer, for `Adapter.warm_start`.
+    """Return the tensors of a LoRA file, written by any trainer, for `Adapter.warm_start`.
 
     It understands PEFT's names (`lora_A`, `lora_B`), also as PEFT itself saves them (`base_model.model.…`,
     `lora_A.default`), and Diffusers' older ones (`to_q.lora.down`, `processor.to_q_lora.down`,
-    `q_proj.lora_linear_layer.down`), in any mixture, and for the denoiser also without the component's name. Alpha is
-    folded into the up matrices.
+    `q_proj.lora_linear_layer.down`), in any mixture, and for the denoiser also without the component's name, and the
+    names of kohya's tools, web interfaces and ComfyUI. Alpha is folded into the up matrices: exactly if alpha / rank is
+    a power of two, else rounded once.
 
     Args:
         tensors: the file's tensors.
         spec: the base model's family.
         components: the trained components.
+        names: the layers' names in other programs (`layer_names.names_of`).
         metadata: the file's metadata, where Diffusers stores rank and alpha.
         config: PEFT's adapter_config.json, which contains them; None if there is none.
 
@@ -89,7 +92,7 @@ def from_diffusers_file(
         CheckpointError: the file is not a LoRA in these formats, or adapts other components as well.
     """
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
-    for key, (module, kind) in places(tensors, spec, components).items():
+    for key, (module, kind) in places(tensors, spec, components, names).items():
         parts[kind][module] = _checked(key, kind, tensors[key].detach().to(torch.float32))
     scales = strengths(components, metadata=metadata, config=config)
     found: Tensors = {}
@@ -97,13 +100,19 @@ def from_diffusers_file(
         found[tensor_names(module)[0]] = down.clone()
     for module, up in parts["lora_B"].items():
         alpha = parts["alpha"].get(module)
-        scale = scales[module.split(".", 1)[0]] if alpha is None else float(alpha) / up.shape[1]
+        own = scales[module.split(".", 1)[0]]
+        scale = own.of(module) if alpha is None else float(alpha) / up.shape[1]
         found[tensor_names(module)[1]] = up * scale
     return found
 
 
 def read_diffusers_file(
-    data: bytes, spec: FamilySpec, components: Collection[str], *, config: bytes | None = None
+    data: bytes,
+    spec: FamilySpec,
+    components: Collection[str],
+    *,
+    names: Mapping[str, str],
+    config: bytes | None = None,
 ) -> Tensors:
     """Do the same as `from_diffusers_file` for the bytes of a file.
 
@@ -114,7 +123,9 @@ def read_diffusers_file(
         tensors = parse_tensors(data)
     except (SafetensorError, TypeError, ValueError, OverflowError) as error:  # also impossible shapes
         raise not_safetensors(error) from None
-    return from_diffusers_file(tensors, spec, components=components, metadata=header_metadata(data), config=config)
+    return from_diffusers_file(
+        tensors, spec, components=components, names=names, metadata=header_metadata(data), config=config
+    )
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any, Final
 
 import torch
 from safetensors.torch import save as serialise_tensors
 
 from engine.core.errors import NonFiniteError
+from engine.models.components.layer_names import names_of
 from engine.models.family import PRECISIONS, Family, Tensors
 from engine.task.task import Task
 from engine.training.methods.lora import webui_metadata
@@ -21,6 +23,8 @@ from engine.training.methods.lora.spec import WEBUI_FILE
 from engine.training.methods.lora.start_file import LORA_FILE, peft_config
 from engine.training.methods.method import About, Parameters
 from engine.training.methods.warm_start import WarmStart
+
+ADAPTABLE: Final = (torch.nn.Linear, torch.nn.Conv2d)
 
 
 class LoraTraining:
@@ -108,8 +112,19 @@ def attach(
     """Attach an adapter to the denoiser and, if they are trained, the text encoders; see `Trainable`."""
     names = family.spec.trained_components(with_text_encoders=task.train_args.train_text_encoder)
     components = {name: family.parts[name].to(device) for name in names}
+    foreign = _foreign_names(family, components) if warm_start else {}
     adapter = attach_adapter(components, task.lora, task.seed, spec=family.spec, initial=start)
     if warm_start:
         weights, config = warm_start.content(warm_start.name), peft_config(warm_start)
-        adapter.warm_start(read_diffusers_file(weights, family.spec, components, config=config))
+        adapter.warm_start(read_diffusers_file(weights, family.spec, components, names=foreign, config=config))
     return LoraTraining(family, adapter, PRECISIONS[task.mixed_precision])
+
+
+def _foreign_names(family: Family, components: Mapping[str, torch.nn.Module]) -> dict[str, str]:
+    """Return other programs' names of the components' layers, which have no adapter yet; see `names_of`."""
+    layers = {
+        component: [name for name, module in root.named_modules() if isinstance(module, ADAPTABLE)]
+        for component, root in components.items()
+    }
+    config: Any = family.denoiser.config
+    return names_of(family.spec, layers, config)

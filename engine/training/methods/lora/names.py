@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Final, Protocol
 
 from engine.core.errors import CheckpointError, first_line
+from engine.models.components.layer_names import is_foreign, text_encoder_of
 from engine.models.spec import FamilySpec
 
 DOWN: Final = ".lora_A.weight"
@@ -38,6 +39,14 @@ _SPELLINGS: Final = {
     ".alpha": "alpha",
 }
 
+_FOREIGN_SPELLINGS: Final = {
+    ".lora_down.weight": "lora_A",
+    ".lora_up.weight": "lora_B",
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".alpha": "alpha",
+}
+"""Endings of names in the files of kohya's tools and ComfyUI -> parts of a LoRA."""
 
 _OTHER_KINDS: Final = tuple(
     (re.compile(pattern), words)
@@ -46,15 +55,10 @@ _OTHER_KINDS: Final = tuple(
             r"lora_magnitude_vector|\.dora_scale$",
             "is a DoRA, which is not supported (docs/task.md says why); use a LoRA that was trained without DoRA",
         ),
-        (
-            r"^lycoris_|\.(hada|lokr|oft|on_input|a1|b1)([_.]|$)",
-            "is of LyCORIS (LoHa, LoKr, OFT, …), which is not supported; use a LoRA",
-        ),
-        (
-            r"^lora_[a-z0-9]+_",
-            "is in kohya's format (lora_…) for web interfaces, which is not read here: "
-            "use the same LoRA in Diffusers' format (lora_A, lora_B)",
-        ),
+        (r"\.hada_", "is a LoHa of LyCORIS, which is not supported; use a LoRA"),
+        (r"\.lokr_", "is a LoKr of LyCORIS, which is not supported; use a LoRA"),
+        (r"\.on_input$|\.ia3_", "is an (IA)³, which is not supported; use a LoRA"),
+        (r"^lycoris_|\.(oft|a1|b1)([_.]|$)", "is of LyCORIS (OFT, GLoRA, …), which is not supported; use a LoRA"),
         (r"^(emb_params|string_to_param|clip_[lg]$)", "is an embedding (textual inversion); use a LoRA"),
         (
             r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.",
@@ -64,7 +68,7 @@ _OTHER_KINDS: Final = tuple(
 )
 """Other files that are mistaken for LoRAs in Diffusers' format, by their tensors' names; the surest sign first."""
 
-_TRANSFORMER: Final = re.compile(r"^(?:base_model\.model\.)?(?:transformer|diffusion_model)\.")
+_TRANSFORMER: Final = re.compile(r"^(?:base_model\.model\.)?transformer\.")
 """First part of names in a LoRA of a transformer."""
 _WRAPPED: Final = re.compile(r"^(?:(?P<component>\w+)\.)?base_model\.model\.")
 """First part of names in PEFT's own files: PEFT wraps a model twice."""
@@ -72,21 +76,29 @@ _ADAPTER: Final = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
 """The adapter's name in names of a PEFT model's own state: `lora_A.default.weight`."""
 
 
-def places(keys: Collection[str], spec: FamilySpec, components: Collection[str]) -> dict[str, tuple[str, str]]:
+def refuse_other_kinds(keys: Collection[str]) -> None:
+    """Raise CheckpointError if a file with these tensors is something else that is mistaken for a LoRA."""
+    for pattern, words in _OTHER_KINDS:
+        if any(map(pattern.search, keys)):
+            raise CheckpointError(f"the LoRA file {words}")
+
+
+def places(
+    keys: Collection[str], spec: FamilySpec, components: Collection[str], names: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
     """Return the module, by its full name, and the part (`parse_key`) of each of a LoRA file's tensors.
 
     Args:
-        keys: the tensors' names, as Diffusers or PEFT spell them.
+        keys: the tensors' names, as Diffusers, PEFT, kohya's tools or ComfyUI spell them.
         spec: the base model's family.
         components: the trained components.
+        names: the names of the base model's layers in other programs (`layer_names.names_of`).
 
     Raises:
         CheckpointError: the file is not a LoRA in these formats, or adapts other components as well. It names the first
             key in alphabetical order, since parsers return them in any order.
     """
-    for pattern, words in _OTHER_KINDS:
-        if any(map(pattern.search, keys)):
-            raise CheckpointError(f"the LoRA file {words}")
+    refuse_other_kinds(keys)
     if not _TRANSFORMER.match(f"{spec.denoiser}.") and any(map(_TRANSFORMER.match, keys)):
         raise CheckpointError(
             "the LoRA file is for another kind of model (its layers are a transformer's); use one for this base model"
@@ -96,9 +108,13 @@ def places(keys: Collection[str], spec: FamilySpec, components: Collection[str])
     found: dict[str, tuple[str, str]] = {}
     known: dict[tuple[str, str], str] = {}
     for key, name in plain.items():
-        component, own = own_key(name, components) if is_prefixed else (spec.denoiser, name)
-        module, kind = parse_key(key, own)
-        found[key] = place = (spec.lora_name(component, module), kind)
+        if is_foreign(name):
+            place = _parse_foreign_key(name, spec, components, names)
+        else:
+            component, own = own_key(name, components) if is_prefixed else (spec.denoiser, name)
+            module, kind = parse_key(key, own)
+            place = (spec.lora_name(component, module), kind)
+        found[key] = place
         if place in known:
             raise CheckpointError(
                 f"the LoRA file has {known[place]} and {key}, which are for the same layer: it contains several "
@@ -144,7 +160,41 @@ def parse_key(key: str, own: str) -> tuple[str, str]:
             module = own.removesuffix(ending)
             # The oldest spelling, `to_out_lora`, omits that the projection is the first item of a list.
             return (f"{module}.0" if module.endswith(".to_out") else module), kind
-    raise CheckpointError(f"the LoRA file's {key} is not in Diffusers' format (lora_A, lora_B); use another file")
+    raise CheckpointError(f"the LoRA file's {key} is not in a format that is read (docs/chains.md); use another file")
+
+
+def _parse_foreign_key(
+    key: str, spec: FamilySpec, components: Collection[str], names: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return the layer of a key, by its full name, and its part: `lora_A`, `lora_B` or `alpha`.
+
+    Args:
+        key: a tensor's name in one of these formats, without an adapter's name.
+        spec: the base model's family.
+        components: the trained components.
+        names: those of `names_of`.
+
+    Raises:
+        CheckpointError: it is of a component that is not trained, or of no layer of the base model.
+    """
+    stem, kind = next(
+        ((key.removesuffix(ending), kind) for ending, kind in _FOREIGN_SPELLINGS.items() if key.endswith(ending)),
+        (key, ""),
+    )
+    if ".lora_mid." in key:
+        raise CheckpointError("the LoRA file has three matrices a layer (Tucker decomposition): use another file")
+    if not kind:
+        raise CheckpointError(f"the LoRA file's {key} is no matrix or alpha of a LoRA; use another file")
+    if stem in names:
+        return names[stem], kind
+    component = text_encoder_of(stem)
+    if component and component not in components:
+        advice = "; set train_args.train_text_encoder" if component in spec.text_encoders else ""
+        raise CheckpointError(f"the LoRA file also adapts {component}, which this task does not train{advice}")
+    raise CheckpointError(
+        f"the LoRA file's {stem} is none of the base model's layers: it is for another kind of model, or its names are "
+        "not those of Diffusers, kohya's tools or ComfyUI; use one for this base model"
+    )
 
 
 def require_fit(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -> None:
@@ -163,6 +213,35 @@ def require_fit(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -
                 f"the checkpoint's LoRA has rank {found[axis]}, but lora.rank is {wanted[axis]} (at {name})"
             )
         raise CheckpointError(f"the checkpoint's LoRA is for another model: {name} is {found}, here it is {wanted}")
+
+
+def require_room(tensors: Mapping[str, Shaped], expected: Mapping[str, Shaped]) -> None:
+    """Check that a LoRA, whose layers may have any ranks, fits an adapter of the task's rank.
+
+    Raises:
+        CheckpointError: the matrices of a layer do not go together, a rank is too large, or `require_fit` would raise
+            it for matrices of the adapter's rank.
+    """
+    ranks: dict[str, int] = {}
+    for name, tensor in sorted(tensors.items()):
+        module, axis = (name.removesuffix(UP), 1) if name.endswith(UP) else (name.removesuffix(DOWN), 0)
+        if ranks.setdefault(module, tensor.shape[axis]) != tensor.shape[axis]:
+            raise CheckpointError(f"the checkpoint's LoRA has matrices of two ranks for {module}; use another file")
+    most = max((expected[name].shape[0] for name in expected if name.endswith(DOWN)), default=0)
+    if (rank := max(ranks.values(), default=0)) > most:
+        where = max(ranks, key=lambda module: ranks[module])
+        raise CheckpointError(
+            f"the checkpoint's LoRA has rank {rank}, but lora.rank is {most} (at {where}): set it to {rank} or more"
+        )
+    require_fit({name: _Widened(name, tensor, most) for name, tensor in tensors.items()}, expected)
+
+
+class _Widened:
+    """The shape of a LoRA's matrix at a higher rank."""
+
+    def __init__(self, name: str, tensor: Shaped, rank: int) -> None:
+        axis = 1 if name.endswith(UP) else 0
+        self.shape = (*tensor.shape[:axis], rank, *tensor.shape[axis + 1 :])
 
 
 def _chosen_by(name: str) -> str:

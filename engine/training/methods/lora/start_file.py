@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from engine.core.errors import CheckpointError
 from engine.core.messages import listing, shown
@@ -21,6 +23,9 @@ PEFT_CONFIG: Final = "adapter_config.json"
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _METADATA_KEY: Final = "lora_adapter_metadata"
+
+_Value = TypeVar("_Value")
+_Other = TypeVar("_Other")
 
 
 def find_start(folder: Path, names: Set[str]) -> list[str]:
@@ -73,28 +78,49 @@ def header_metadata(data: bytes) -> Mapping[str, str] | None:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Strengths:
+    """The strengths of a component's layers, by PEFT's configuration (peft/tuners/lora/config.py)."""
+
+    alpha: float | None = None
+    """None if the configuration does not give it: then all strengths are 1."""
+    rank: int = 1
+    use_rslora: bool = False
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    """The alphas of layers whose names end so."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, module: str) -> float:
+        """Return the strength of a layer by its full name."""
+        alpha = _at_end(self.alphas, module, self.alpha)
+        if alpha is None:
+            return 1.0
+        rank = _at_end(self.ranks, module, self.rank)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
 def strengths(
     components: Collection[str], *, metadata: Mapping[str, str] | None, config: bytes | None
-) -> dict[str, float]:
-    """Return each component's strength: by PEFT's configuration if there is one, else by the file's metadata.
+) -> dict[str, Strengths]:
+    """Return each component's strengths: by PEFT's configuration if there is one, else by the file's metadata.
 
     Raises:
-        CheckpointError: they are malformed, or differ between layers.
+        CheckpointError: they are malformed, or given by expressions.
     """
     if config is not None:
         with _malformed("the LoRA's adapter_config.json is"):
-            return dict.fromkeys(components, _scale(json.loads(config)))
-    return {component: _metadata_scale(metadata or {}, component) for component in components}
+            return dict.fromkeys(components, _strengths(json.loads(config)))
+    return {component: _in_metadata(metadata or {}, component) for component in components}
 
 
-def _metadata_scale(metadata: Mapping[str, str], prefix: str) -> float:
-    """Return the strength of the adapter by the file's metadata, alpha / rank; 1 if they do not contain it."""
+def _in_metadata(metadata: Mapping[str, str], prefix: str) -> Strengths:
+    """Return a component's strengths by the file's metadata; all are 1 if they do not contain them."""
     packed = metadata.get(_METADATA_KEY)
     if packed is None:
-        return 1.0
+        return Strengths()
     with _malformed("the LoRA file's metadata are"):
         config = json.loads(packed)
-        return _scale(
+        return _strengths(
             {key.removeprefix(f"{prefix}."): value for key, value in config.items() if key.startswith(f"{prefix}.")}
         )
 
@@ -108,13 +134,26 @@ def _malformed(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what} malformed ({error!r}); use another file") from None
 
 
-def _scale(own: Mapping[str, Any]) -> float:
-    if own.get("alpha_pattern"):
-        raise CheckpointError("the LoRA file gives its layers different alphas in its metadata, which is not supported")
-    if "lora_alpha" not in own:
-        return 1.0
+def _strengths(own: Mapping[str, Any]) -> Strengths:
+    if own.get("lora_alpha") is None:
+        return Strengths()
     rank = int(own["r"])
-    scale = float(own["lora_alpha"]) / (math.sqrt(rank) if own.get("use_rslora") else rank)
-    if not math.isfinite(scale):
-        raise ValueError(f"strength {scale}")
-    return scale
+    alphas = {_end(name): float(value) for name, value in (own.get("alpha_pattern") or {}).items()}
+    ranks = {_end(name): int(value) for name, value in (own.get("rank_pattern") or {}).items()}
+    found = Strengths(float(own["lora_alpha"]), rank, bool(own.get("use_rslora")), alphas, ranks)
+    if min([rank, *ranks.values()]) < 1 or not all(map(math.isfinite, (float(own["lora_alpha"]), *alphas.values()))):
+        raise ValueError("a rank below 1, or an alpha that is not finite")
+    return found
+
+
+def _end(name: str) -> str:
+    """Return a key of PEFT's patterns, which is the end of layers' names."""
+    if not re.fullmatch(r"[\w.]+", name):  # an expression, which could take any time
+        raise CheckpointError(f"the LoRA's ranks or alphas are given by an expression, {shown(name)}: use another file")
+    return name
+
+
+def _at_end(values: Mapping[str, _Value], module: str, default: _Other) -> _Value | _Other:
+    """Return the first value whose key is a whole end of a layer's name, as PEFT does (`get_pattern_key`)."""
+    ends = (value for name, value in values.items() if f".{module}".endswith(f".{name}"))
+    return next(ends, default)

@@ -20,8 +20,10 @@ from safetensors.torch import save as serialise_tensors
 from engine.core.messages import plural
 from engine.results import safetensors_file
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
+from engine.task.task import TrainArgs
 from engine.training.methods.method import About
 from engine.training.methods.usage import hub_id
+from engine.training.optimizers.registry import OPTIMIZERS
 
 DOWN_ENDING = ".lora_down.weight"
 ALPHA_ENDING = ".alpha"
@@ -71,14 +73,14 @@ def _model_specification(about: About) -> dict[str, str]:
 def _timestep_range(about: About) -> str | None:
     """Return the first and last timestep of a training on a part of the noise schedule; None for all of it."""
     total = about.base.num_train_timesteps
-    drawn = about.base.objective.timesteps(about.task.train_args, total)
+    drawn = about.base.timesteps(about.task.train_args)
     return None if (drawn.begin, drawn.end) == (0, total) else f"{drawn.begin},{drawn.end - 1}"
 
 
 def _training(about: About) -> dict[str, str]:
     """Return kohya's keys on the whole training: nothing in them depends on how it is cut into tasks or processes."""
     args, name, k = about.task.train_args, about.base.identity, about.micro_batches
-    adam, schedule, visits = args.adam_args, args.lr_scheduler, k * args.batch_size
+    schedule, visits = args.lr_scheduler, k * args.batch_size
     found: dict[str, Any] = {
         "ss_sd_model_name": hub_id(about.base) or name.removeprefix("sha256:")[:12],
         "ss_resolution": f"({args.resolution}, {args.resolution})",
@@ -91,8 +93,7 @@ def _training(about: About) -> dict[str, str]:
         "ss_text_encoder_lr": base_text_encoder_rate(args, k) if args.train_text_encoder else None,
         "ss_lr_scheduler": schedule.lr_scheduler,
         "ss_lr_warmup_steps": schedule.lr_warmup_steps,
-        "ss_optimizer": f"{args.optimizer}(betas=({adam.beta1}, {adam.beta2}), weight_decay={adam.weight_decay}, "
-        f"eps={adam.epsilon})",
+        "ss_optimizer": _optimizer(args),
         "ss_batch_size_per_device": args.batch_size,
         "ss_total_batch_size": visits,
         "ss_gradient_accumulation_steps": k,
@@ -104,6 +105,18 @@ def _training(about: About) -> dict[str, str]:
         "ss_seed": about.task.seed,
     }
     return {key: str(value) for key, value in found.items()}
+
+
+def _optimizer(args: TrainArgs) -> str:
+    """Return the optimizer with the constants that it reads."""
+    adam, reads = args.adam_args, OPTIMIZERS[args.optimizer].reads
+    constants = {
+        "beta1": f"betas=({adam.beta1}, {adam.beta2})",
+        "weight_decay": f"weight_decay={adam.weight_decay}",
+        "epsilon": f"eps={adam.epsilon}",
+    }
+    own = [text for name, text in constants.items() if f"adam_args.{name}" in reads]
+    return f"{args.optimizer}({', '.join(own)})"
 
 
 def _dataset(about: About) -> dict[str, str]:

@@ -31,8 +31,16 @@ def job_of(model, tmp_path, files, **dataset):
         model=Model(name="m"), dataset=Dataset(name=str(folder), **dataset), train_args=TrainArgs(resolution=64)
     )
     opened = open_dataset(task.dataset, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None)
-    base = SimpleNamespace(folder=model, single_file=None, family=SPEC)
-    return SimpleNamespace(task=task, dataset=opened, medium=IMAGE, base=base, buckets=None, held_out=None)
+    base = SimpleNamespace(folder=model, single_file=None, elsewhere={}, family=SPEC)
+    return SimpleNamespace(
+        task=task,
+        dataset=opened,
+        medium=IMAGE,
+        base=base,
+        buckets=None,
+        held_out=None,
+        caption_tokens=SPEC.caption_tokens.of(task.dataset),
+    )
 
 
 FILES = {

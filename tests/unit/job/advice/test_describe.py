@@ -1,6 +1,7 @@
 """A job in lines for a person."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from engine.results.checkpoint import Checkpoint
 from engine.task.task import Dataset
 from engine.training.buckets import Bucket, Buckets
 from engine.training.methods.warm_start import WarmStart
-from tests.support.jobs import held_out_of, job_of, text
+from tests.support.jobs import FLOW_SPEC, held_out_of, job_of, text
 from tests.support.published_models import base_of
 
 
@@ -80,6 +81,36 @@ def test_the_plan_tells_what_is_made_in_between():
     assert not any("images also" in line or "LoRAs also" in line for line in described(train_args=steps))
 
 
+class TestFlowMatching:
+    CONFIGS: ClassVar = {"scheduler": {"shift": 3.0}, "transformer": {"guidance_embeds": True}}
+
+    @pytest.mark.parametrize(
+        "args, expected",
+        [
+            (
+                {},
+                "logit_normal (mean 0, standard deviation 1), as is usual for this model; "
+                "shift 3, as the base model's scheduler says; guidance scale 1",
+            ),
+            (
+                {"timestep_sampling": "mode", "flow_shift": "resolution", "resolution": 1024, "guidance_scale": 3.5},
+                "mode (scale 1.29); shift 3.158 at 1024 x 1024 pixels; guidance scale 3.5",
+            ),
+            ({"timestep_sampling": "uniform", "flow_shift": 2}, "uniform; shift 2; guidance scale 1"),
+        ],
+    )
+    def test_how_timesteps_are_drawn_and_what_they_mean(self, args, expected):
+        lines = describe(job_of(text(train_args=args), family=FLOW_SPEC, configs=self.CONFIGS))
+        assert f"timesteps      {expected}" in lines
+
+    def test_a_denoiser_that_is_told_no_guidance(self):
+        (line,) = (line for line in describe(job_of(family=FLOW_SPEC)) if line.startswith("timesteps"))
+        assert line.endswith("shift 1, as the base model's scheduler says")
+
+    def test_other_models_have_no_such_line(self):
+        assert not any(line.startswith("timesteps") for line in described())
+
+
 class TestMethods:
     """What differs between a LoRA and a whole model."""
 
@@ -112,35 +143,6 @@ class TestMethods:
         warm = WarmStart(folder=None, digest="cd" * 32, hashes={"unet/config.json": "ab" * 32})
         lines = describe(job_of(text(training_type="full"), parent=warm))
         assert any("starts from    a whole model without training state (" in line for line in lines)
-
-    @pytest.mark.parametrize(
-        "args, is_noted",
-        [
-            ({}, True),  # the default is a LoRA's
-            ({"learning_rate": 1e-5}, False),
-            ({"learning_rate": 4.9e-5}, False),
-            ({"learning_rate": 5.1e-5}, True),
-            ({"learning_rate": 5.1e-5, "gradient_accumulation_steps": 16}, False),  # usual is twice as much
-            ({"learning_rate": 1.01e-4, "gradient_accumulation_steps": 16}, True),
-            ({"learning_rate": 1e-5, "scale_lr": True, "batch_size": 64}, True),  # 64 times as much
-        ],
-    )
-    def test_a_rate_far_above_the_usual_one_is_noted(self, args, is_noted):
-        args = {"scale_lr": False, "batch_size": 1} | args
-        notes = [
-            line for line in warnings(job_of(text(training_type="full", train_args=args))) if "is high for" in line
-        ]
-        assert len(notes) == is_noted
-        assert not any("is high for" in line for line in warnings(job_of(text(train_args=args))))
-
-    def test_a_rate_is_said_with_the_usual_one(self):
-        args = {"learning_rate": 1e-5, "text_encoder_learning_rate": 1e-3, "train_text_encoder": True}
-        args |= {"scale_lr": False, "batch_size": 1, "gradient_accumulation_steps": 16}
-        found = warnings(job_of(text(training_type="full", train_args=args)))
-        assert (
-            "the text encoder's learning rate of 0.001 is high for a whole model, which may forget what it has "
-            "learned: usual is about 2e-05 at 16 images a step"
-        ) in found
 
 
 def test_loras_that_are_kept_are_a_setting_where_they_are():

@@ -1,10 +1,13 @@
 """Keys that have no effect, and those that have."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.job.advice.describe import describe
 from engine.job.advice.ineffective_keys import without_effect
-from tests.support.jobs import held_out_of, job_of, text
+from engine.models.spec import DrawingDefaults
+from tests.support.jobs import FLOW_SPEC, held_out_of, job_of, text
 
 BOTH_DATASETS = {"name": "d", "url": "https://example.org/d"}
 LONE_LIMIT = "checkpoint_limit has no effect without checkpoint_every_n_steps"
@@ -93,12 +96,55 @@ def bias(**options):
         ({"lora": {"rank": 3}, "training_type": "full"}, "lora.rank has no effect with the training_type full"),
         ({"lora": {"rank": 3}}, None),
         ({"training_type": "full"}, None),
+        (
+            train(optimizer="lion", adam_args={"epsilon": 1e-6}),
+            "adam_args.epsilon has no effect with the optimizer lion",
+        ),
+        (train(optimizer="lion", adam_args={"beta2": 0.99, "weight_decay": 0.1}), None),
+        (
+            train(optimizer="adafactor", adam_args={"beta1": 0.8}),
+            "adam_args.beta1 has no effect with the optimizer adafactor",
+        ),
+        (train(optimizer="prodigy", adam_args={"epsilon": 1e-6}), None),
         ({"checkpoint_limit": 2}, LONE_LIMIT),
         ({"checkpoint_limit": 2, "checkpoint_every_n_steps": 1}, None),
     ],
 )
 def test_what_has_no_effect_is_noted(given, note):
     assert without_effect(job_of(text(**given))) == ([note] if note else [])
+
+
+LOGITS = "logit_mean and logit_std have no effect with the timestep_sampling "
+SCALE = "mode_scale has no effect with the timestep_sampling "
+
+
+@pytest.mark.parametrize(
+    "args, note",
+    [
+        ({"logit_mean": 0.5}, None),  # as is usual for the family
+        ({"logit_mean": 0.5, "timestep_sampling": "uniform"}, f"{LOGITS}uniform"),
+        ({"logit_std": 0.5, "timestep_sampling": "mode"}, f"{LOGITS}mode"),
+        ({"mode_scale": 1.0}, f"{SCALE}logit_normal"),
+        ({"mode_scale": 1.0, "timestep_sampling": "mode"}, None),
+        (
+            {"timestep_bias": {"strategy": "earlier"}},
+            "timestep_bias has no effect: all timesteps that are trained are drawn equally often",
+        ),
+        ({"timestep_bias": {"strategy": "earlier", "multiplier": 2}}, None),
+    ],
+)
+def test_of_flow_matching(args, note):
+    job = job_of(text(train_args=args), family=FLOW_SPEC)
+    assert without_effect(job) == ([note] if note else [])
+
+
+def test_guidance_is_the_familys_where_the_task_gives_none():
+    task = text(validation={"negative_prompt": "rain"})
+    family = replace(FLOW_SPEC, drawing=DrawingDefaults(guidance_scale=1.0, num_inference_steps=4))
+    assert without_effect(job_of(task, family=FLOW_SPEC)) == []
+    assert without_effect(job_of(task, family=family)) == [
+        "validation.negative_prompt has no effect at a guidance_scale of up to 1"
+    ]
 
 
 def test_it_is_told_with_the_plan():

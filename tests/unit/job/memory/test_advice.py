@@ -7,6 +7,7 @@ import pytest
 
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
+from engine.models.components.place import Place
 from engine.task.task import Lora
 from tests.support.published_models import GIB, base_of, peak, task_of
 
@@ -60,7 +61,8 @@ class TestWholeModel:
         base, less = base_of("xl"), self.task("bf16", gradient_checkpointing=True, resolution=64)
         available = int(prediction(base, less, None).peak / memory.SPARE) + 1
         found = memory.fitting(base, task, device="cpu", available=available)
-        assert [words.split(" (")[0] for words in found] == ["train_text_encoder false", 'training_type "lora"']
+        expected = ['optimizer "adamw_8bit"', "train_text_encoder false", 'training_type "lora"']
+        assert [words.split(" (")[0] for words in found] == expected
 
     def test_a_lora_is_the_only_way_into_a_small_card(self):
         task = self.task("bf16", batch_size=4)
@@ -107,7 +109,8 @@ class TestRefusal:
     def test_what_the_files_do_not_hold_is_left_to_be_found_by_loading(self, tmp_path):
         """A configuration that claims a terabyte is no reason to blame the machine."""
         base, claims = base_of("sd1"), {"device": "cpu", "available": 1, "most": 1, "continues": False}
-        base.single_file, base.folder = None, tmp_path
+        base.single_file, base.variants = None, {}
+        base.place = lambda component: Place(component=component, folder=tmp_path / component)
         (tmp_path / "unet").mkdir()
         with pytest.raises(DeviceMemoryError):  # not downloaded yet
             memory.require_enough(base, task_of(), **claims)

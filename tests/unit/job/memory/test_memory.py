@@ -14,12 +14,17 @@ class TestWords:
         assert memory.gib(int(plain / 0.9)) in lines[1] and memory.gib(saving) in lines[1]
 
     def test_the_decision_and_why(self):
-        (line,) = memory.describe(base_of("sd1"), task_of(), device="cuda", available=80 * GIB)
+        line, main = memory.describe(base_of("sd1"), task_of(), device="cuda", available=80 * GIB)
         assert line.endswith("; without gradient checkpointing (auto: 80.0 GiB available)")
-        (line,) = memory.describe(
+        assert main.strip().startswith("main memory, plus the program itself: ")
+        line, _ = memory.describe(
             base_of("sd1"), task_of(gradient_checkpointing=True), device="cuda", available=80 * GIB
         )
         assert line.endswith("; with gradient checkpointing")
+
+    def test_on_a_cpu_there_is_one_memory(self):
+        (line,) = memory.describe(base_of("sd1"), task_of(), device="cpu", available=80 * GIB)
+        assert "on this machine, plus the program itself" in line
 
     def test_what_does_not_fit_is_said_with_what_would(self):
         task = task_of("no", batch_size=8, gradient_checkpointing=False)

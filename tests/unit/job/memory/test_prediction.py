@@ -1,5 +1,7 @@
 """Predictions of memory against what torch holds in fact, for the published models' sizes."""
 
+from collections import Counter
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -11,6 +13,7 @@ from engine.models.parts.tape import AdapterTape
 from engine.models.spec import Workload
 from engine.task.task import Lora
 from engine.training.methods.lora.targets import is_target
+from engine.training.optimizers.layout import as_matrix
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
 from tests.support.published_models import GIB, PIPELINES, PUBLISHED, base_of, peak, task_of
 
@@ -20,7 +23,7 @@ CONVOLUTIONS = Lora(rank=8, target_modules=("conv1", "conv2", "to_q", "proj_in",
 
 
 def footprint_of(name, lora, precision, *, batch=1, resolution=512, is_cuda=True):
-    """A published model's footprint by its family: the tapes, and the image encoder's."""
+    """A published model's footprint by its family: the tapes, and the rest."""
     family, width = registry.FAMILIES[PIPELINES[name]], 4 if precision == "no" else 2
 
     def tape(targets):
@@ -36,8 +39,9 @@ def footprint_of(name, lora, precision, *, batch=1, resolution=512, is_cuda=True
     workload = Workload(
         batch=batch,
         resolution=resolution,
-        caption_chunks=1,
+        caption_tokens=75,
         value_bytes=width,
+        is_float16=False,
         trains_text_encoders=False,
         denoiser=tape(family.targets_of(family.denoiser, lora.target_modules)),
         text_encoders=tape(()),
@@ -57,12 +61,14 @@ class TestSizes:
         trained = sum(parameter.numel() for parameter in adapter.parameters.values())
         tape = footprint_of(name, lora, "no")[0].denoiser
         assert (tape.parameters, tape.trained) == (num_parameters(unet) - trained, trained)
+        shapes = Counter(as_matrix(tuple(parameter.shape)) for parameter in adapter.parameters.values())
+        assert tape.trained_shapes == shapes
 
     def test_of_the_autoencoder(self, name):
         config = PUBLISHED[name]["vae"]
         with torch.device("meta"):
             vae = AutoencoderKL(**{key: value for key, value in config.items() if not key.startswith("_")})
-        found = footprint_of(name, Lora(), "no")[1]
+        found = footprint_of(name, Lora(), "no")[1].images
         assert (found.parameters, found.weight_bytes) == (num_parameters(vae), 4 * num_parameters(vae))
 
     def test_of_the_text_encoders(self, name):
@@ -108,7 +114,7 @@ def test_activations_are_predicted_within_15_percent(name, side, batch, precisio
 @pytest.mark.parametrize("decode", [False, True])
 def test_the_autoencoder_is_predicted_within_15_percent(name, side, dtype, decode):
     found = autoencoding_bytes(AutoencoderKL, PUBLISHED[name]["vae"], side=side, dtype=dtype, decode=decode)
-    images = footprint_of(name, Lora(), "bf16", resolution=side)[1]
+    images = footprint_of(name, Lora(), "bf16", resolution=side)[1].images
     assert (images.decode_bytes if decode else images.encode_bytes) == pytest.approx(found, rel=0.15)
 
 

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from engine.job import memory
 from engine.job.memory import SPARE
+from engine.training.optimizers.registry import OPTIMIZERS
 from tests.support.fake_memory import whole_training_bytes
 from tests.support.published_models import GIB, PUBLISHED, base_of, task_of
 
@@ -96,7 +98,7 @@ class TestValues:
         encoders = (copy or 4) * (texts + IMAGE_ENCODER)
         images = plain.encode - denoiser * (12 + copy) - encoders
         assert 0 < images < GIB
-        assert (plain.slots, averaged.slots) == (2, 3)
+        assert (plain.optimizer, plain.average, averaged.average) == (8 * denoiser, 0, 4 * denoiser)
         for phase in ("encode", "train", "validation"):
             assert getattr(averaged, phase) - getattr(plain, phase) == 4 * denoiser
 
@@ -120,6 +122,15 @@ class TestValues:
     def test_a_second_micro_batch_needs_its_activations_beside_the_sums(self):
         one, two = (peak("sd1", gradient_accumulation_steps=n, recompute=False).train for n in (1, 2))
         assert 1.05 * one < two < one + 4 * PARAMETERS["sd1"][0]
+
+
+def test_the_optimizers_state_is_that_of_each_tensor():
+    """The prediction takes the two vectors of a norm for one."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(PUBLISHED["sd1"]["unet"])
+    for name, row in OPTIMIZERS.items():
+        exact = sum(slot.num_bytes for one in unet.parameters() for slot in row.layout(tuple(one.shape)).values())
+        assert peak("sd1", optimizer=name).optimizer == pytest.approx(exact, rel=2e-3)
 
 
 def test_the_average_of_a_lora_is_counted():

@@ -11,6 +11,7 @@ import torch
 from engine.core.files.atomic_files import Stored
 from engine.job.results import due_results
 from engine.job.results.due_results import DueResults
+from engine.models.families.sd.spec import SPEC
 from engine.results.output.step_results import StepResults
 from engine.task.plan.steps import StepRange
 from engine.task.task import Dataset, Model, Task, Validation
@@ -49,7 +50,7 @@ def made(monkeypatch):
 def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), together=False, **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
     step_range = StepRange(num_rows=8, batch_size=1, micro_batches=2, start_step=start, stop_step=stop, max_steps=stop)
-    job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range)
+    job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range, drawing=SPEC.drawing)
     context = SimpleNamespace(
         job=job,
         device="cpu",

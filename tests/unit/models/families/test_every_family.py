@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from unittest import mock
 
@@ -21,9 +22,22 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
+from tests.support.tiny_flux import build_flux
+from tests.support.tiny_flux2_klein import build_flux2_klein
+from tests.support.tiny_qwen_image import build_qwen_image
+from tests.support.tiny_sd3 import build_sd3
+from tests.support.tiny_z_image import build_z_image
 
 CPU = torch.device("cpu")
-BUILDERS = tiny.BUILDERS | {toy_family.SPEC.pipeline: toy_family.build_toy}
+BUILDERS = tiny.BUILDERS | {
+    "StableDiffusion3Pipeline": build_sd3,
+    "FluxPipeline": build_flux,
+    "QwenImagePipeline": build_qwen_image,
+    "ZImagePipeline": build_z_image,
+    "Flux2KleinPipeline": build_flux2_klein,
+    toy_family.SPEC.pipeline: toy_family.build_toy,
+}
+NONE_TRAINED = "the family has no text encoder that can be trained"
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
 
@@ -46,7 +60,14 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
     variants = dict.fromkeys(spec.weighted, variant)
-    args = LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type)
+    args = LoadArgs(
+        folder=folder,
+        variants=variants,
+        dtype=dtype,
+        device=CPU,
+        prediction_type=prediction_type,
+        caption_tokens=spec.caption_tokens.usual,
+    )
     return registry.load(spec, args)
 
 
@@ -77,9 +98,19 @@ def view(k):
     return geometry((100 + k, 80), target=(64, 64), center_crop=False, crop_words=(0, k << 62), flip=bool(k % 2))
 
 
+def parts_of(family):
+    """All parts with weights by name, loaded if they are not yet."""
+    return {name: family.parts[name] for name in family.spec.weighted}
+
+
+def trainable(spec):
+    """The names of all components that can be trained."""
+    return spec.trained_components(with_text_encoders=bool(spec.text_encoders))
+
+
 def diffusers_parts(family):
     """The names of the parts that Diffusers reads and writes."""
-    return [name for name, part in family.parts.items() if isinstance(part, ModelMixin)]
+    return [name for name, part in parts_of(family).items() if isinstance(part, ModelMixin)]
 
 
 def make_batch(family, size):
@@ -108,13 +139,16 @@ class TestEncoding:
 
     def test_a_caption_in_a_batch_of_tokens_is_what_it_is_alone(self, family):
         """But for the last bits of what is no sequence: a projection of one row adds up in another order."""
+        if not family.spec.text_encoders:
+            pytest.skip(NONE_TRAINED)
         tokens = [family.tokenize(caption) for caption in CAPTIONS]
         assert all(ids.dtype == torch.int64 and ids.ndim == 1 for own in tokens for ids in own.values())
         with torch.no_grad():
             embedded = family.embed({name: torch.stack([own[name] for own in tokens]) for name in tokens[0]})
         for k, caption in enumerate(CAPTIONS):
             torch.testing.assert_close(
-                {name: rows[k] for name, rows in embedded.items()}, family.encode_caption(caption)
+                {name: rows[k] for name, rows in embedded.items()} | family.encode_fixed(caption),
+                family.encode_caption(caption),
             )
 
     def test_latents_have_the_shape_of_the_image(self, family):
@@ -122,7 +156,12 @@ class TestEncoding:
         moments = family.encode_image(pixels)
         shape = family.latent_shape(64, 128)
         latents = family.sample_latents(moments, torch.zeros(shape))
-        assert latents.shape == shape and shape[1:] == (8, 16) and latents.dtype == torch.float32
+        assert latents.shape == shape and shape[2] == 2 * shape[1] and latents.dtype == torch.float32
+
+    def test_a_plan_counts_tokens_as_the_training_does(self, full):
+        """A shift of noise levels that depends on the size is the one that `--plan` names."""
+        if full.spec.objective == "flow":
+            assert 64 // full.latent_shape(64, 64)[-1] * full.objective.patch == full.spec.token_side
 
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
         for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
@@ -132,9 +171,10 @@ class TestEncoding:
 
 class TestLoading:
     def test_all_parts_are_frozen_in_the_dtype_asked_for_and_not_training(self, family, dtype, name):
-        for part, module in family.parts.items():
-            # XL's VAE asks for full precision, in its configuration.
-            wanted = torch.float32 if (name, part) == ("StableDiffusionXLPipeline", "vae") else dtype
+        for part, module in parts_of(family).items():
+            # XL's VAE asks for full precision, in its configuration; families of flow matching always encode in it.
+            is_full = part == "vae" and (name == "StableDiffusionXLPipeline" or family.spec.objective == "flow")
+            wanted = torch.float32 if is_full else dtype
             assert {parameter.dtype for parameter in module.parameters()} == {wanted}, part
             assert not any(parameter.requires_grad for parameter in module.parameters()) and not module.training
 
@@ -147,7 +187,7 @@ class TestLoading:
 
     def test_memory_is_owned_not_the_files(self, tmp_path, folder):
         copy = shutil.copytree(folder, tmp_path / "model")
-        parts = load(copy).parts.values()
+        parts = parts_of(load(copy)).values()
         before = [tensor.clone() for module in parts for tensor in (*module.parameters(), *module.buffers())]
         for path in copy.rglob("*.safetensors"):
             with path.open("r+b") as file:  # in place: a memory map would show it
@@ -168,10 +208,12 @@ class TestLoading:
 
     def test_a_text_encoder_that_is_trained_stays_on_the_device(self, folder):
         family, away = load(folder), torch.device("meta")
+        if not family.spec.text_encoders:
+            pytest.skip(NONE_TRAINED)
         family.text_encoders["text_encoder"].register_parameter("lora", torch.nn.Parameter(torch.zeros(1)))
         trained = family.text_encoders["text_encoder"].get_parameter("lora")
         family.move_encoders(away)
-        for name, module in family.parts.items():
+        for name, module in parts_of(family).items():
             stays = name in (family.spec.denoiser, "text_encoder")
             assert {parameter.device for parameter in module.parameters()} == {CPU if stays else away}, name
         trained.requires_grad_(False)
@@ -180,11 +222,11 @@ class TestLoading:
 
     def test_the_parts_are_those_of_the_row(self, full):
         spec = full.spec
-        assert full.parts.keys() == set(spec.weighted) and full.parts[spec.denoiser] is full.denoiser
+        assert parts_of(full).keys() == full.parts.keys() and full.parts[spec.denoiser] is full.denoiser
         assert {name: full.parts[name] for name in spec.text_encoders} == full.text_encoders
 
     def test_default_targets_are_layers_of_the_parts(self, full):
-        for component in full.spec.trained_components(with_text_encoders=True):
+        for component in trainable(full.spec):
             found = find_targets(full.parts[component], full.spec.targets_of(component, None))
             names = [full.spec.lora_name(component, module) for module in found]
             assert names and all(full.webui_name(*name.split(".", 1)) for name in names)
@@ -199,18 +241,19 @@ class TestLoading:
         workload = Workload(
             batch=1,
             resolution=64,
-            caption_chunks=1,
+            caption_tokens=spec.caption_tokens.usual,
             value_bytes=4,
+            is_float16=False,
             trains_text_encoders=True,
             denoiser=tape(spec.lora_targets),
             text_encoders=tape(spec.text_lora_targets),
         )
-        images = spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
-        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in full.parts.items()}
+        fixed = spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
+        numbers = {name: sum(p.numel() for p in part.parameters()) for name, part in parts_of(full).items()}
         texts = sum(numbers[name] for name in spec.text_encoders)
         assert (workload.denoiser.parameters, workload.text_encoders.parameters) == (numbers[spec.denoiser], texts)
-        assert images.parameters == sum(numbers.values()) - numbers[spec.denoiser] - texts
-        parts = {name: load(folder).parts[name] for name in spec.trained_components(with_text_encoders=True)}
+        assert fixed.parameters == sum(numbers.values()) - numbers[spec.denoiser] - texts
+        parts = {name: load(folder).parts[name] for name in trainable(spec)}
         adapter = attach(parts, lora, 0, spec=spec)
         trained = {name: parameter.numel() for name, parameter in adapter.parameters.items()}
         denoisers = sum(count for name, count in trained.items() if spec.is_denoisers(name))
@@ -254,3 +297,15 @@ class TestLoss:
                 conditioning=batch.conditioning | {name: tensor + 1},
             )
             assert not torch.equal(full.loss(changed, LossOptions()), plain), name
+
+
+def test_text_encoders_that_are_never_trained_can_be_freed(folder):
+    """Nothing else refers to them, and images of prompts that are encoded already are drawn without them."""
+    family = load(folder)
+    family.remember({prompt: family.encode_caption(prompt) for prompt in ("a cat", family.spec.empty_prompt)})
+    family.move_encoders(CPU)
+    freed = {name: weakref.ref(family.parts.pop(name)) for name in family.spec.fixed_text_encoders}
+    assert [name for name, part in freed.items() if part() is not None] == []
+    drawing = Drawing(prompt="a cat", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(64, 64))
+    family.draw(drawing, torch.Generator().manual_seed(0), lambda: None)
+    assert not freed.keys() & family.parts.keys()

@@ -15,6 +15,7 @@ from tests.support import toy_objective
 
 SCHEDULERS = {
     "diffusion": {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000},
+    "flow": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
     "toy": {},
 }
 
@@ -28,7 +29,12 @@ def name(request, monkeypatch):
 @pytest.fixture
 def objective(name):
     args = LoadArgs(
-        folder=Path(), variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="epsilon"
+        folder=Path(),
+        variants={},
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="epsilon",
+        caption_tokens=75,
     )
     return registry.load(name, SCHEDULERS[name], args)
 
@@ -63,7 +69,13 @@ def test_more_noise_at_later_timesteps(objective):
 def test_by_default_all_samples_count_alike_by_their_squared_errors(objective):
     timesteps, (differences, _) = torch.tensor([0, 999]), samples(2, 3)
     assert objective.weights(timesteps, LossOptions()) is None
-    assert torch.equal(objective.errors(timesteps, LossOptions())(differences), differences.square())
+    assert torch.equal(objective.errors(differences, timesteps, LossOptions())(differences), differences.square())
+
+
+def test_the_denoiser_is_told_a_time_that_grows_with_the_noise(objective):
+    latents, _ = samples(3, 4, 8, 8)
+    times = objective.model_time(latents, torch.tensor([3, 500, 999]))
+    assert times.shape == (3,) and times.sort().values.equal(times) and len(set(times.tolist())) == 3
 
 
 def test_timesteps_are_indices_of_the_models(name):

@@ -40,7 +40,7 @@ def load(folder, chunks):
         dtype=torch.float32,
         device=CPU,
         prediction_type="epsilon",
-        caption_chunks=chunks,
+        caption_tokens=75 * chunks,
     )
     return registry.load(entry, args)
 
@@ -171,6 +171,8 @@ def test_rows_that_the_text_encoder_has_no_place_for(length, tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | change))
-    args = LoadArgs(folder=tmp_path, variants={}, dtype=torch.float32, device=CPU, prediction_type="epsilon")
+    args = LoadArgs(
+        folder=tmp_path, variants={}, dtype=torch.float32, device=CPU, prediction_type="epsilon", caption_tokens=75
+    )
     with pytest.raises(ModelError, match=r"tokenizer makes rows of .* takes 77"):
         load_tokenizer(args, "tokenizer")

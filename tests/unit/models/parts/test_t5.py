@@ -17,7 +17,12 @@ def args(tmp_path):
     (tmp_path / "text_encoder_2").mkdir()
     (tmp_path / "text_encoder_2/config.json").write_text(json.dumps({"vocab_size": 256}))
     return LoadArgs(
-        folder=tmp_path, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="epsilon"
+        folder=tmp_path,
+        variants={},
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="flow",
+        caption_tokens=16,
     )
 
 

@@ -30,6 +30,7 @@ def args_for(path, dtype=torch.float32, prediction_type="epsilon"):
         device=torch.device("cpu"),
         prediction_type=prediction_type,
         single_file=single_file.inspect(path, path.name, lambda line: None),
+        caption_tokens=75,
     )
 
 
@@ -51,6 +52,14 @@ def test_weights_come_in_the_tasks_precision(tmp_path, stored, wanted):
     found = load_module(single_files.CLASSES["unet"], args, "unet")
     expected = single_files.build_modules("sd1")["unet"].conv_in.weight.detach().to(stored).to(wanted)
     assert found.dtype == wanted and torch.equal(found.conv_in.weight, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_go_straight_to_the_device(files, layout):
+    """On the device `meta` nothing has memory: no tensor of a part may stay behind on the CPU."""
+    for component in single_files.build_modules(layout):
+        found = load_module(single_files.CLASSES[component], args_for(files[layout]), component, torch.device("meta"))
+        assert {tensor.device.type for tensor in (*found.parameters(), *found.buffers())} == {"meta"}
 
 
 def test_the_text_encoders_give_the_same_states(files):

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from engine.core import rng
 from engine.core.errors import TaskError
+from engine.task.plan import timestep_density
 from engine.task.plan.timesteps import Timesteps
 from engine.task.plan.visits import VisitStream
 from engine.task.task import TimestepBias, TrainArgs
@@ -62,6 +64,35 @@ class TestTimesteps:
         steps = Timesteps.of(args, 1000)
         assert (steps.begin, steps.end, len(steps.weights)) == (100, 200, 100)
 
+    @pytest.mark.parametrize("sampling", ["logit_normal", "mode"])
+    def test_of_flow_matching_are_drawn_by_their_probabilities(self, sampling):
+        args = TrainArgs(timestep_sampling=sampling, logit_mean=0.5, logit_std=0.7, mode_scale=0.9)
+        found = np.bincount(self.drawn(args, total=20), minlength=20)
+        density = {
+            "logit_normal": timestep_density.logit_normal(20, 0.5, 0.7),
+            "mode": timestep_density.mode(20, 0.9),
+        }[sampling]
+        assert np.abs(found - 20_000 * np.array(density)).max() < 4 * math.sqrt(20_000 * max(density))
+
+    def test_uniform_sampling_draws_the_same_as_none(self):
+        assert Timesteps.of(TrainArgs(timestep_sampling="uniform"), 1000) == Timesteps(0, 1000)
+
+    def test_a_range_and_a_bias_change_the_weights_of_a_sampling(self):
+        plain = Timesteps.of(TrainArgs(timestep_sampling="logit_normal"), 1000)
+        bias = TimestepBias(strategy="range", begin=150, end=180, multiplier=3.0)
+        args = TrainArgs(timestep_sampling="logit_normal", min_timestep=100, max_timestep=200, timestep_bias=bias)
+        found = Timesteps.of(args, 1000)
+        assert (found.begin, found.end) == (100, 200)
+        own = np.array(found.weights)
+        own[50:80] /= 3
+        assert np.allclose(own, plain.weights[100:200], rtol=1e-15)
+
+    def test_timesteps_with_the_weight_0_are_never_drawn(self):
+        args = TrainArgs(timestep_sampling="logit_normal", logit_mean=0.0, logit_std=0.01)
+        found = Timesteps.of(args, 1000)
+        assert found.weights[0] == 0 == found.weights[-1]
+        assert all(found.weights[step] > 0 for step in self.drawn(args))
+
     @pytest.mark.parametrize(
         "args, message",
         [
@@ -72,6 +103,10 @@ class TestTimesteps:
             ({"timestep_bias": TimestepBias(strategy="range", begin=1000, end=1001)}, "timestep_bias: none"),
             ({"max_timestep": 750, "timestep_bias": TimestepBias(strategy="later")}, "from 750 to below 1000"),
             ({"timestep_bias": TimestepBias(strategy="earlier", portion=0.0001)}, "from 0 to below 0"),
+            (
+                {"timestep_sampling": "logit_normal", "logit_std": 0.01, "max_timestep": 100},
+                "timestep_sampling logit_normal: none of the timesteps from 0 to below 100 is ever drawn",
+            ),
         ],
     )
     def test_nothing_to_train_is_a_task_error(self, args, message):

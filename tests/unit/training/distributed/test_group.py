@@ -185,16 +185,17 @@ class TestWholeTensors:
 
     @pytest.mark.parametrize("shape", [(2, 3), (), (0,)])
     @pytest.mark.parametrize("owner", [0, 1])
-    def test_the_first_gets_what_one_has(self, owner, shape):
-        tensor = torch.full(shape, 7.0)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+    def test_the_first_gets_what_one_has(self, owner, shape, dtype):
+        tensor = torch.full(shape, 7, dtype=dtype)
 
         def bring(group):
-            brought = group.bring_to_first(tensor if group.rank == owner else None, owner, shape)
+            brought = group.bring_to_first(tensor if group.rank == owner else None, owner, shape, dtype)
             group.exchange("done")  # none ends before the others are connected
             return brought
 
         found = through_gloo(bring, 3)
-        assert torch.equal(found[0], tensor) and found[2].numel() == 0
+        assert torch.equal(found[0], tensor) and found[0].dtype == dtype and found[2].numel() == 0
 
     @pytest.mark.parametrize("exchange", ["gather", "deal", "bring_to_first"])
     def test_one_that_ends_in_the_middle_ends_the_others(self, exchange):
@@ -203,7 +204,7 @@ class TestWholeTensors:
         orders = {
             "gather": lambda group: group.gather(own),
             "deal": lambda group: group.deal(own, [1 << 19, 1 << 19]),
-            "bring_to_first": lambda group: group.bring_to_first(own if group.rank else None, 1, own.shape),
+            "bring_to_first": lambda group: group.bring_to_first(own if group.rank else None, 1, own.shape, own.dtype),
         }
 
         def run(group):

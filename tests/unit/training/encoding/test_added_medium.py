@@ -15,6 +15,7 @@ from engine.training.buckets import BucketOrder, sort_into_buckets
 from engine.training.distributed.group import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
+from engine.training.encoding.encoder_placement import EncoderPlacement
 from engine.training.trainer import train
 from tests.support.fakes import CPU, LinearFamily, png
 from tests.support.states import parse_state
@@ -54,6 +55,7 @@ def trained(dataset, cache, *, start=0, stop=4, restore=None, workers=0):
     run = Run(task, start=start, stop=stop, restore=restore)
     buckets = sort_into_buckets(dataset, read_sizes(dataset, CLIP, cache), 128)
     assert [one.size for one in buckets.members] == [(64, 256), (128, 128), (256, 64)]
+    family = ClipFamily()
     encoder = build_visit_encoder(
         task,
         dataset,
@@ -66,9 +68,9 @@ def trained(dataset, cache, *, start=0, stop=4, restore=None, workers=0):
             order=BucketOrder(seed=task.seed, members=buckets.members, batch_size=2),
         ),
         step_range=run.step_range,
-        family=ClipFamily(),
+        family=family,
         cache=EncodingCache(cache, {}, max_bytes=1 << 24),
-        device=CPU,
+        placement=EncoderPlacement(family, CPU),
         processes=Processes(),
         check_stop=lambda: None,
         say=pytest.fail,

@@ -1,10 +1,13 @@
-"""The encoders are on the device while something is encoded, and only then."""
+"""The encoders are on the device while something is encoded, and only then; some are freed where memory is short."""
+
+from dataclasses import replace
 
 import torch
 
 from engine.training.encoding import step_window
+from engine.training.encoding.encoder_placement import EncoderPlacement
 from tests.support.encoding import Setup, good
-from tests.support.fakes import CPU
+from tests.support.fakes import CPU, LinearFamily
 
 
 def test_the_encoders_leave_the_device_before_training(tmp_path, monkeypatch):
@@ -19,3 +22,23 @@ def test_the_encoders_are_not_moved_for_what_is_encoded_already(tmp_path):
     setup = Setup(good(), tmp_path, center_crop=True)
     setup.run()
     assert setup.family.encoded_images == setup.family.encoded_captions == setup.family.devices == []
+
+
+def test_text_encoders_are_freed_and_announced_before_they_are_loaded_again():
+    family, said = LinearFamily(), []
+    family.spec = replace(family.spec, fixed_text_encoders=("text_encoder",))
+    encoder = family.parts["text_encoder"]
+    placement = EncoderPlacement(family, CPU, loading_again=lambda: said.append("again"))
+    placement.bring_text_encoders()
+    assert placement.frees and said == []
+    placement.release()
+    assert family.parts.keys() == {"unet"}
+    placement.bring()
+    assert said == [], "images need none"
+    placement.bring_text_encoders()
+    assert said == ["again"]
+    family.parts["text_encoder"] = encoder
+    kept = EncoderPlacement(family, CPU)
+    kept.bring_text_encoders()
+    kept.release()
+    assert "text_encoder" in family.parts

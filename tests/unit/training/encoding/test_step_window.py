@@ -17,6 +17,36 @@ def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypat
     assert frozen(found) == frozen(expected)
 
 
+class TestBytes:
+    """The window of a family with large encodings has fewer visits."""
+
+    @pytest.mark.parametrize("visit_bytes, visits", [(0, 128), (368_000, 1024), (6_300_000, 170), (1 << 40, 1)])
+    def test_a_window_takes_a_gibibyte_at_most(self, visit_bytes, visits):
+        size = step_window.WindowSize()
+        size.measured(visit_bytes)
+        assert size.visits == visits
+
+    def test_the_examples_are_the_same_in_smaller_windows(self, tmp_path, monkeypatch):
+        """A visit has moments of 2 x 48 numbers, a caption's 2 numbers and a corner of 3."""
+        expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b")
+        monkeypatch.setattr(step_window, "_FIRST_VISITS", BATCH)
+        monkeypatch.setattr(step_window, "WINDOW_BYTES", 3 * BATCH * (96 * 4 + 2 * 4 + 3 * 8))
+        planned, visits = [], setup.stream.visits
+        setup.stream.visits = lambda start, count: planned.append(count) or visits(start, count)
+        assert frozen(setup.run()) == frozen(expected)
+        assert planned == [BATCH, *[3 * BATCH] * 3, 2 * BATCH], (
+            "two moments of 48 numbers, a caption of 2, a corner of 3"
+        )
+
+    def test_what_visits_share_counts_once(self, tmp_path):
+        """Twelve steps of two visits of a single image and caption, each with a corner of its own."""
+        setup = Setup(good(1), tmp_path, flip=False, center_crop=True)
+        measured = []
+        setup.encoder._size.measured = measured.append
+        setup.run()
+        assert measured == [(2 * 48 * 4 + 2 * 4) // (STEPS * BATCH) + 3 * 8]
+
+
 class TestLongSteps:
     """Steps of more visits than a window: 20 million of them must not take memory."""
 

@@ -4,7 +4,8 @@ import pytest
 
 from engine.core.errors import Interrupted
 from engine.training.encoding import step_window
-from tests.support.encoding import Setup, frozen, good, reference, with_unreadable
+from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, reference, with_unreadable
+from tests.support.threads import in_threads
 
 
 @pytest.mark.parametrize("images", [good(), with_unreadable()], ids=["good", "unreadable"])
@@ -56,3 +57,83 @@ def test_a_signal_is_looked_for_between_encodings(tmp_path):
     with pytest.raises(Interrupted):
         setup.run()
     assert len(setup.family.encoded_images) == 1
+
+
+GOOD = good()
+
+
+class TestAhead:
+    """Encoding into the cache what the steps from one on need, before the denoiser is loaded."""
+
+    @pytest.mark.parametrize("center_crop", [True, False])
+    @pytest.mark.parametrize("images", [GOOD, with_unreadable()], ids=["good", "unreadable"])
+    @pytest.mark.parametrize("shuffle_tags", [True, False])
+    def test_training_then_encodes_no_caption(self, images, tmp_path, monkeypatch, center_crop, shuffle_tags):
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 6)
+        options = {
+            "center_crop": center_crop,
+            "shuffle_tags": shuffle_tags,
+            "texts": [(f"a{k}, b, c",) for k in range(7)],
+        }
+        expected = Setup(images, tmp_path / "a", **options).run()
+        ahead = setup_apart(images, tmp_path / "b", **options)
+        assert ahead.encoder.encode_ahead(3) == STEPS
+        training = setup_apart(images, tmp_path / "b", start=3, **options)
+        assert frozen(training.run()) == frozen(expected[3:])
+        if images is GOOD or center_crop:  # else random crops of unreadable images are found while training
+            assert training.family.encoded_captions == []
+        repeated = len(training.family.encoded_images)
+        assert repeated == 0 if center_crop else len(ahead.family.encoded_images) < repeated
+
+    def test_each_is_encoded_once(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 6)
+        ahead = setup_apart(good(), tmp_path, center_crop=True, flip=False)
+        loads, load = [], ahead.encoder._cache.load
+        ahead.encoder._cache.load = lambda key: loads.append(key) or load(key)
+        ahead.encoder.encode_ahead(0)
+        assert len(ahead.family.encoded_images) == len(ahead.family.encoded_captions) == 7
+        assert len(loads) == 14, "what an earlier window has needed is not read again"
+
+    @pytest.mark.parametrize("max_bytes, reached", [(0, 0), (5 * 392, 0), (11 * 392, 3), (12 * 392, STEPS)])
+    def test_it_ends_where_the_cache_may_be_full(self, tmp_path, monkeypatch, max_bytes, reached):
+        """Seven images and captions of 392 bytes together, six of them in the first window of three steps."""
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 6)
+        ahead = setup_apart(good(), tmp_path, center_crop=True, flip=False, max_bytes=max_bytes)
+        assert ahead.encoder.encode_ahead(0) == reached
+
+    def test_it_ends_where_nothing_can_be_written(self, tmp_path):
+        (tmp_path / "encoded").write_text("a file")
+        assert setup_apart(good(), tmp_path).encoder.encode_ahead(0) == 0
+
+    def test_a_signal_is_looked_for(self, tmp_path):
+        setup = setup_apart(good(), tmp_path)
+
+        def stop():
+            raise Interrupted(15, "stopped")
+
+        setup.on_stop = stop
+        with pytest.raises(Interrupted):
+            setup.encoder.encode_ahead(0)
+
+    def test_processes_share_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(step_window, "WINDOW_VISITS", 8)
+        options = {"center_crop": True, "micro_batches": 2}
+        expected = frozen(Setup(with_unreadable(), tmp_path / "alone", **options).run())
+
+        def one(processes):
+            ahead = setup_apart(with_unreadable(), tmp_path / "both", processes=processes, **options)
+            reached = ahead.encoder.encode_ahead(0)
+            training = setup_apart(with_unreadable(), tmp_path / "both", processes=processes, **options)
+            return reached, ahead, frozen(training.run()), training
+
+        found = in_threads(2, one)
+        for rank, (reached, _, examples, training) in enumerate(found):
+            assert reached == STEPS and training.family.encoded_captions == training.family.encoded_images == []
+            assert examples == [step[rank * BATCH : (rank + 1) * BATCH] for step in expected]
+        encoded = [image for _, ahead, _, _ in found for image in ahead.family.encoded_images]
+        assert len(encoded) == len(set(encoded))
+
+
+def setup_apart(images, cache, **options):
+    """Return a setup in which text encoders are freed after use."""
+    return Setup(images, cache, loading_again=lambda: None, **options)

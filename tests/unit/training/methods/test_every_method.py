@@ -46,6 +46,7 @@ def load(folder, task):
         float32=frozenset(ROWS[task.training_type].trained_weights(row, task)),
         device=CPU,
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     return families.load(row, args)
 

@@ -30,7 +30,7 @@ def by_name(named, step):
 
 
 def make(groups, *, whole=False, **options):
-    return adamw.make(groups, TrainArgs(adam_args=AdamArgs(**options)), is_whole_model=whole)
+    return adamw.make(groups, TrainArgs(adam_args=AdamArgs(**options)), is_whole_model=whole, total=None)
 
 
 class TestAdamW:

@@ -25,7 +25,9 @@ def folder(tmp_path_factory):
 
 
 def args_for(folder, dtype=torch.float32, prediction_type="epsilon", variants=VARIANTS):
-    return LoadArgs(folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type)
+    return LoadArgs(
+        folder=folder, variants=variants, dtype=dtype, device=CPU, prediction_type=prediction_type, caption_tokens=75
+    )
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,14 @@ def folder(tmp_path_factory):
 
 def load(folder, dtype=torch.float32, prediction_type="epsilon"):
     return model.load(
-        LoadArgs(folder=folder, variants=VARIANTS, dtype=dtype, device=CPU, prediction_type=prediction_type)
+        LoadArgs(
+            folder=folder,
+            variants=VARIANTS,
+            dtype=dtype,
+            device=CPU,
+            prediction_type=prediction_type,
+            caption_tokens=75,
+        )
     )
 
 

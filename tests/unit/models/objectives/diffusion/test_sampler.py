@@ -27,7 +27,12 @@ def folder(original, tmp_path):
 
 def args_for(folder):
     return LoadArgs(
-        folder=folder, variants={}, dtype=torch.float32, device=torch.device("cpu"), prediction_type="v_prediction"
+        folder=folder,
+        variants={},
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        prediction_type="v_prediction",
+        caption_tokens=75,
     )
 
 

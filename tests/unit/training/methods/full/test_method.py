@@ -50,6 +50,7 @@ def load(folder, task):
         float32=frozenset(METHODS["full"].trained_weights(row, task)),
         device=CPU,
         prediction_type="epsilon",
+        caption_tokens=75,
     )
     return families.load(row, args)
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 
 from engine.core.errors import CheckpointError, ModelError, TaskError
 from engine.models import registry
+from engine.models.base_model import BaseModel
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora import checks
@@ -54,7 +55,9 @@ def folder(name, tmp_path_factory):
 def arguments(folder, name, *, variant=None, parent=None, text=False, single_file=None, **options):
     entry = registry.FAMILIES[name]
     variants = dict.fromkeys(entry.weighted, variant)
-    base = SimpleNamespace(folder=folder, family=entry, variants=variants, single_file=single_file)
+    base = BaseModel(
+        folder=folder, family=entry, variants=variants, identity="", revision=None, single_file=single_file
+    )
     task = SimpleNamespace(lora=Lora(**options), train_args=TrainArgs(train_text_encoder=text))
     return base, task, parent
 
@@ -159,14 +162,14 @@ def start(tmp_path):
 
 class TestWarmStart:
     def test_one_that_fits(self, start, folder, name, trained):
-        assert start(folder, name, trained[False]) == []
+        assert start(folder, name, trained[False]) == start(folder, name, trained[False], rank=4) == []
         if name == "StableDiffusionPipeline":
             assert start(folder, name, trained[True], text=True) == []
 
     @pytest.mark.parametrize(
         "changes, words",
         [
-            ({"rank": 4}, "rank 3, but lora.rank is 4"),
+            ({"rank": 2}, r"rank 3, but lora.rank is 2 \(at .*\): set it to 3 or more"),
             ({"target_modules": ("to_q",)}, "lora.target_modules excludes"),
             ({"target_modules": ("to_q", "to_k", "conv1")}, "lora.target_modules requires"),
             ({"text": True}, "train_text_encoder requires"),
@@ -189,13 +192,17 @@ class TestWarmStart:
         with pytest.raises(CheckpointError, match="not a safetensors file"):
             start(folder, name, data)
 
-    def test_another_format_is_named_without_weights_too(self, start, name, tmp_path):
-        key = "lora_unet_down_blocks_0.lora_down.weight"
-        header = json.dumps({key: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
-        data = struct.pack("<Q", len(header)) + header + b"\0" * 4
-        with pytest.raises(CheckpointError, match="is in kohya's format"):
-            start(tmp_path, name, data)
+    def test_another_kind_is_named_without_weights_too(self, start, name, tmp_path):
+        with pytest.raises(CheckpointError, match="is a LoHa"):
+            start(tmp_path, name, one_tensor("lora_unet_down_blocks_0.hada_w1_a"))
 
-    def test_a_malformed_strength(self, start, folder, name, trained):
-        with pytest.raises(CheckpointError, match=r"adapter_config\.json is malformed"):
-            start(folder, name, trained[False], config=b'{"lora_alpha": 4}')
+    def test_kohyas_names_are_checked_with_the_weights(self, start, folder, name, tmp_path):
+        data = one_tensor("lora_unet_down_blocks_0.lora_down.weight")
+        assert any("when the job starts" in line for line in start(tmp_path, name, data))
+        with pytest.raises(CheckpointError, match="lora_unet_down_blocks_0 is none of the base model's layers"):
+            start(folder, name, data)
+
+
+def one_tensor(key):
+    header = json.dumps({key: {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"\0" * 4

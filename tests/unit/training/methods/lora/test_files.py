@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import safetensors.torch
@@ -36,12 +37,12 @@ from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fix
 )
 
 
-def from_diffusers_file(tensors, components=("unet",), **options):
-    return files.from_diffusers_file(tensors, SPEC, components=components, **options)
+def from_diffusers_file(tensors, components=("unet",), names=MappingProxyType({}), **options):
+    return files.from_diffusers_file(tensors, SPEC, components=components, names=names, **options)
 
 
-def read_diffusers_file(data, components=("unet",), **options):
-    return files.read_diffusers_file(data, SPEC, components, **options)
+def read_diffusers_file(data, components=("unet",), names=MappingProxyType({}), **options):
+    return files.read_diffusers_file(data, SPEC, components, names=names, **options)
 
 
 LARGEST_RANK = 16
@@ -355,16 +356,22 @@ class TestWarmStart:
     @pytest.mark.parametrize(
         "key, words",
         [
-            ("unet.x.weight", "the LoRA file's unet.x.weight is not in Diffusers' format"),
+            ("unet.x.weight", "the LoRA file's unet.x.weight is not in a format that is read"),
             ("unet.x.to_q.lora_magnitude_vector", "is a DoRA"),
             ("base_model.model.x.to_q.lora_magnitude_vector.default.weight", "is a DoRA"),
             ("lora_unet_x_to_q.dora_scale", "is a DoRA"),
-            ("lora_unet_x_to_q.lora_down.weight", "is in kohya's format"),
-            ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "is in kohya's format"),
-            ("lora_unet_x_to_q.hada_w1_a", "is of LyCORIS"),
-            ("lycoris_x_to_q.lokr_w1", "is of LyCORIS"),
+            ("lora_unet_x_to_q.lora_down.weight", "lora_unet_x_to_q is none of the base model's layers"),
+            ("lora_unet_x_to_q.lora_mid.weight", "Tucker decomposition"),
+            ("lora_unet_x_to_q.diff", "lora_unet_x_to_q.diff is no matrix or alpha of a LoRA"),
+            ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "also adapts text_encoder, which .*train_text"),
+            ("lora_te2_x.alpha", "also adapts text_encoder_2, which this task does not train; set train_args.train"),
+            ("lora_te3_x.alpha", "also adapts text_encoder_3, which this task does not train$"),
+            ("lora_unet_x_to_q.hada_w1_a", "is a LoHa"),
+            ("lycoris_x_to_q.lokr_w1", "is a LoKr"),
+            ("lora_unet_x_to_q.on_input", "is an .IA.³"),
+            ("lycoris_x_to_q.oft_blocks", "is of LyCORIS"),
             ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "is for another kind of model"),
-            ("diffusion_model.double_blocks.0.lora_A.weight", "is for another kind of model"),
+            ("diffusion_model.double_blocks.0.lora_A.weight", "double_blocks.0 is none of the base model's layers"),
             ("emb_params", "is an embedding"),
             ("model.diffusion_model.input_blocks.0.0.weight", "is a whole model"),
         ],
@@ -452,10 +459,22 @@ class TestWarmStart:
         with pytest.raises(CheckpointError, match="metadata are malformed"):
             from_diffusers_file(diffusers_state(adapter), metadata={"lora_adapter_metadata": packed})
 
-    def test_alphas_by_layer_are_refused(self, adapter):
-        packed = json.dumps({"unet.r": 4, "unet.lora_alpha": 4, "unet.alpha_pattern": {"to_q": 2}})
-        with pytest.raises(CheckpointError, match="different alphas"):
-            from_diffusers_file(diffusers_state(adapter), metadata={"lora_adapter_metadata": packed})
+    def test_ranks_and_alphas_by_layer(self, adapter):
+        """By the metadata of Diffusers and by PEFT's own configuration."""
+        config = {"r": 4, "lora_alpha": 4, "alpha_pattern": {"to_q": 2, "to_out.0": 8}, "rank_pattern": {"to_out.0": 2}}
+        tensors = diffusers_state(adapter)
+        packed = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in config.items()})}
+        for options in ({"metadata": packed}, {"config": json.dumps(config).encode()}):
+            found = from_diffusers_file(tensors, **options)
+            for name, tensor in tensors.items():
+                scale = 0.5 if "to_q.lora_B" in name else 4 if "to_out.0.lora_B" in name else 1
+                assert torch.equal(found[name], tensor * scale)
+
+    @pytest.mark.parametrize("pattern", ["to_.*", "(a+)+$", "^to_q", ""])
+    def test_expressions_are_not_read(self, adapter, pattern):
+        config = {"r": 4, "lora_alpha": 4, "alpha_pattern": {pattern: 2}}
+        with pytest.raises(CheckpointError, match="by an expression"):
+            from_diffusers_file(diffusers_state(adapter), config=json.dumps(config).encode())
 
     def test_another_adapter_does_not_fit(self, unet, adapter):
         other = attach(fresh(unet), Lora(rank=RANK), 0)

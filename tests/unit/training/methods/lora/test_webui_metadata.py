@@ -90,6 +90,14 @@ def test_a_trigger_word_a_licence_and_a_part_of_the_timesteps():
     assert found["modelspec.timestep_range"] == "100,499"
 
 
+@pytest.mark.parametrize(
+    "optimizer, constants", [("lion", "betas=(0.9, 0.999), weight_decay=0.01"), ("adafactor", "weight_decay=0.01")]
+)
+def test_an_optimizer_is_said_with_the_constants_that_it_reads(optimizer, constants):
+    found = described(lora(), task=task_of(train_args={"optimizer": optimizer}))
+    assert found["ss_optimizer"] == f"{optimizer}({constants})"
+
+
 def test_how_a_training_is_cut_and_shared_changes_nothing():
     """Two processes with an accumulation of three are one process with an accumulation of six."""
     found = [

@@ -6,11 +6,11 @@ from engine.models.parts.tape import Config, Tape, count_of
 
 
 def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
-    """Record a text encoder on `batch` captions of full length. Raises the errors of `unet_footprint.unet`."""
+    """Record a text encoder on `batch` captions of full length. Raises the errors of `unet.unet`."""
     width, inner = int(config.get("hidden_size", 512)), int(config.get("intermediate_size", 2048))
     length = int(config.get("max_position_embeddings", 77))
     rows, heads = batch * length, int(config.get("num_attention_heads", 8))
-    tape.weights((int(config.get("vocab_size", 49408)) + length) * width)
+    tape.matrix(int(config.get("vocab_size", 49408)) + length, width)
     for k in range(count_of(config.get("num_hidden_layers", 12))):
         name = f"text_model.encoder.layers.{k}"
         tape.norm(width, rows)
@@ -29,4 +29,4 @@ def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:
         tape.linear(f"{name}.mlp.fc2", inner, width, rows, input_width=tape.width)
     tape.norm(width, rows)
     if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
-        tape.weights(width * int(config.get("projection_dim", 512)))
+        tape.matrix(int(config.get("projection_dim", 512)), width)

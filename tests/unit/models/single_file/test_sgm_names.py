@@ -6,7 +6,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 
 from engine.models.families.sdxl.spec import SPEC
-from engine.models.parts.sgm_names import SgmNames
+from engine.models.single_file.sgm_names import SgmNames
 from engine.training.methods.lora.adapter import find_targets
 from tests.support.real_shapes import XL_BASE_UNET, xl_base_unet
 

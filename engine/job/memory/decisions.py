@@ -1,0 +1,103 @@
+"""Decide by the prediction how a task is run: what is recomputed, and what is freed. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.job.memory.phases import Phases
+from engine.job.memory.prediction import SPARE, Prediction, predict
+from engine.models.base_model import BaseModel
+from engine.task.task import Task
+
+
+def parts_apart(
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    main_available: int | None = None,
+    num_processes: int = 1,
+) -> bool:
+    """Return whether the text encoders that cannot be trained are freed before the denoiser is loaded.
+
+    The result's bits are the same. It costs time: captions that were not encoded ahead need the encoders again. So it
+    is done only where some phase does not fit otherwise, and takes less memory then.
+
+    Args:
+        base: the base model.
+        task: the task.
+        device: cuda or cpu.
+        available: bytes of memory on that device; None is unknown, and no reason to do it.
+        main_available: bytes of main memory of a machine with a GPU; None is unknown. Without effect on a CPU.
+        num_processes: see `predict`.
+    """
+    recompute = task.train_args.gradient_checkpointing is True
+    kept, freed = (
+        predict(base, task, recompute=recompute, device=device, num_processes=num_processes, apart=apart)
+        for apart in (False, True)
+    )
+    if kept is None or freed is None or not freed.apart:
+        return False
+    memories = [(kept, freed, available), (kept.main, freed.main, main_available if device == "cuda" else None)]
+    return any(
+        before > SPARE * limit and after < before
+        for kept_one, freed_one, limit in memories
+        if limit is not None
+        for before, after in zip(_each(kept_one), _each(freed_one), strict=True)
+    )
+
+
+def _each(phases: Phases) -> tuple[int, int, int, int]:
+    return phases.encode, phases.load, phases.train, phases.validation
+
+
+def wants_recompute(
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    main_available: int | None = None,
+    num_processes: int = 1,
+) -> bool:
+    """Return whether to train with gradient checkpointing: as the task says, or if it would not fit without.
+
+    Args:
+        base: the base model.
+        task: the task.
+        device: cuda or cpu.
+        available: bytes of memory on that device; None is unknown.
+        main_available: see `parts_apart`.
+        num_processes: see `predict`.
+    """
+    asked = task.train_args.gradient_checkpointing
+    if asked != "auto":
+        return bool(asked)
+    apart = parts_apart(
+        base, task, device=device, available=available, main_available=main_available, num_processes=num_processes
+    )
+    plain = predict(base, task, recompute=False, device=device, num_processes=num_processes, apart=apart)
+    # The bits are the same, so where the memory is unknown, gradient checkpointing costs only time.
+    return plain is None or available is None or plain.train > SPARE * available
+
+
+def chosen(
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    main_available: int | None = None,
+    num_processes: int = 1,
+) -> Prediction | None:
+    """Predict what a task takes as it will be run; see `wants_recompute` and `parts_apart`."""
+    place: dict[str, Any] = {"device": device, "available": available, "num_processes": num_processes}
+    return predict(
+        base,
+        task,
+        recompute=wants_recompute(base, task, main_available=main_available, **place),
+        device=device,
+        num_processes=num_processes,
+        apart=parts_apart(base, task, main_available=main_available, **place),
+    )

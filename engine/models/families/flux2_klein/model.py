@@ -1,0 +1,126 @@
+"""FLUX.2 [klein] (Black Forest Labs 2026)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+from transformers import Qwen3ForCausalLM
+
+from engine.models.configs import read_json
+from engine.models.families.flux2_klein.spec import SPEC, TEXT_LAYERS
+from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.parts.flow_family import VAE, FlowFamily
+from engine.models.parts.packing import SIDE, pack
+from engine.models.parts.qwen import encoder as qwen
+from engine.models.parts.qwen.checks import TEXT
+from engine.models.parts.qwen.tokens import CHAT_WITHOUT_THINKING
+from engine.models.parts.vae import ImageModes
+
+
+class KleinVAE(AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
+    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
+
+    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().decode(z.to(self.dtype), *args, **kwargs)
+
+
+class KleinLatents(ImageModes):
+    """A VAE whose latents are packed 2 x 2 into channels, and normalised by stored statistics of a batch norm."""
+
+    def shape(self, height: int, width: int) -> tuple[int, ...]:
+        channels, rows, columns = super().shape(height, width)
+        return (channels * SIDE**2, rows // SIDE, columns // SIDE)
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+        """Encode one image, uint8 (H, W, 3), to `mean`, packed and normalised: float32, on the CPU."""
+        mean = super().encode(pixels)["mean"]
+        _, height, width = mean.shape
+        tokens = pack(mean[None])[0]  # (rows x columns, channels x 4)
+        norm = self._vae.bn
+        deviation = torch.sqrt(norm.running_var + self._vae.config.batch_norm_eps)
+        normal = (tokens - norm.running_mean.cpu()) / deviation.cpu()
+        return {"mean": normal.T.reshape(-1, height // SIDE, width // SIDE).contiguous()}
+
+    def normalise(self, drawn: torch.Tensor) -> torch.Tensor:
+        """Return the latents as they are: `encode` has normalised them."""
+        return drawn
+
+
+class Flux2Klein(FlowFamily):
+    """A loaded FLUX.2 [klein] base model; methods as in `Family`."""
+
+    spec = SPEC
+    classes: ClassVar[Mapping[str, Any]] = {
+        TEXT: Qwen3ForCausalLM,
+        VAE: KleinVAE,
+        SPEC.denoiser: Flux2Transformer2DModel,
+    }
+
+    def __init__(self, args: LoadArgs) -> None:
+        super().__init__(args)
+        self.objective = replace(cast(Any, self.objective), patch=1)  # the latents are packed already
+        self.tokenizer = qwen.load_tokenizer(args)
+        self._is_distilled = bool(read_json(args.folder / "model_index.json").get("is_distilled", False))
+
+    @property
+    def latents(self) -> KleinLatents:
+        return KleinLatents(self.parts[VAE])
+
+    def encode_fixed(self, caption: str) -> Tensors:
+        """Return the states of three layers side by side, those of the padding too, as the pipeline does."""
+        states, _ = qwen.encode(
+            self.parts[TEXT],
+            self.tokenizer,
+            CHAT_WITHOUT_THINKING.format(caption),
+            length=self._args.caption_tokens,
+            layers=TEXT_LAYERS,
+        )
+        return {qwen.STATES: states}
+
+    def predict(self, noisy: torch.Tensor, sigmas: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        states = conditioning[qwen.STATES]
+        height, width = noisy.shape[-2:]
+        tokens: torch.Tensor = self.denoiser(
+            hidden_states=noisy.flatten(2).mT,
+            timestep=sigmas,
+            encoder_hidden_states=states,
+            img_ids=_positions(height, width, 1, noisy.device),
+            txt_ids=_positions(1, 1, states.shape[1], noisy.device),
+        ).sample
+        return tokens.mT.reshape(len(noisy), -1, height, width)
+
+    def make_pipeline(self) -> Any:
+        return Flux2KleinPipeline(
+            scheduler=self.scheduler,
+            vae=self.parts[VAE],
+            text_encoder=None,
+            tokenizer=None,
+            transformer=self.denoiser,
+            is_distilled=self._is_distilled,
+        )
+
+    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
+        arguments = {
+            "guidance_scale": drawing.guidance_scale,
+            "prompt_embeds": self.encoded(drawing.prompt)[qwen.STATES],
+        }
+        if drawing.guidance_scale > 1 and not self._is_distilled:
+            arguments["negative_prompt_embeds"] = self.encoded("")[qwen.STATES]
+        return arguments
+
+
+def _positions(height: int, width: int, length: int, device: torch.device) -> torch.Tensor:
+    """Return (0, row, column, place in the text) of each token: int64, shape (tokens, 4)."""
+    sizes = (1, height, width, length)
+    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))
+
+
+def load(args: LoadArgs) -> Flux2Klein:
+    """Load the tokenizer and the scheduler; the parts with weights are loaded when needed. Raises ModelError."""
+    return Flux2Klein(args)

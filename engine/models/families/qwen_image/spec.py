@@ -1,0 +1,145 @@
+"""The specification of Qwen-Image (Wu et al. 2025, arXiv:2508.02324). No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from engine.core.errors import ModelError
+from engine.models.objectives.objective import TargetType
+from engine.models.parts import lora_targets
+from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
+from engine.models.parts.footprints import flow, language_model, vae_3d
+from engine.models.parts.footprints.transformers import qwen_image
+from engine.models.parts.qwen import tokens
+from engine.models.parts.qwen.checks import TEXT, require_states
+from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+
+INSTRUCTION: Final = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+_ANSWER: Final = "{}<|im_end|>\n<|im_start|>assistant\n"
+TEMPLATE: Final = INSTRUCTION + _ANSWER
+"""The text that captions are put into (`prompt_template_encode` of Diffusers' pipeline)."""
+INSTRUCTION_TOKENS: Final = 34
+"""The tokens of `INSTRUCTION`, whose states the transformer does not get (`prompt_template_encode_start_idx`)."""
+MOST_TOKENS: Final = 1024
+_POSITIONS: Final = 4
+"""Positions of the latents in one token."""
+_VARIANTS: Final = {
+    "zero_cond_t": "Qwen-Image-Edit",
+    "use_additional_t_cond": "Qwen-Image-Layered",
+    "use_layer3d_rope": "Qwen-Image-Layered",
+    "guidance_embeds": "a Qwen-Image that is distilled on guidance",
+}
+"""Options of the transformer that only other models have -> what they are."""
+
+
+def check(config: Configs) -> None:
+    """Refuse other models with the classes of Qwen-Image: those that are also given images, parts of others.
+
+    Raises:
+        ModelError: the model is of another kind; the message gives the reason.
+    """
+    transformer = config("transformer")
+    require_bounds(config, "transformer", "vae", "text_encoder")
+    for key, kind in _VARIANTS.items():
+        if transformer.get(key, False) is not False:
+            raise ModelError(f"the base model is {kind}, which cannot be trained; Qwen-Image can")
+    _require_text_to_image(config)
+    require_rotations(config, axes=3)
+    _require_scales(config)
+    require_states(config, "joint_attention_dim", 3584, (-1,))
+
+
+def _require_text_to_image(config: Configs) -> None:
+    """Raise ModelError unless a token of the transformer is a square of the VAE's latents."""
+    channels = require_size(config, "vae", "z_dim", 16)
+    taken = require_size(config, "transformer", "in_channels", 64)
+    given = require_size(config, "transformer", "out_channels", 16) * _POSITIONS
+    if not taken == given == channels * _POSITIONS or config("transformer").get("patch_size", 2) != 2:
+        raise ModelError(
+            f"the base model's transformer takes tokens of {taken} values and gives {given}, its VAE's latents have "
+            f"{channels * _POSITIONS}: these parts are not those of Qwen-Image"
+        )
+
+
+def _require_scales(config: Configs) -> None:
+    """Raise ModelError unless the VAE gives a mean and a standard deviation for each channel of its latents.
+
+    A configuration without them has the defaults of the class, for 16 channels.
+    """
+    vae, channels = config("vae"), require_size(config, "vae", "z_dim", 16)
+    for key, lowest in (("latents_mean", -math.inf), ("latents_std", 0.0)):
+        values = vae.get(key)
+        if values is None and channels == 16:
+            continue
+        if not isinstance(values, list) or len(values) != channels or not all(_is_above(n, lowest) for n in values):
+            raise ModelError(
+                f"the base model's vae/config.json gives {key} as {str(values)[:40]!r}, {channels} numbers are "
+                "expected: download it again"
+            )
+
+
+def _is_above(value: Any, lowest: float) -> bool:
+    return type(value) in (int, float) and lowest < value < math.inf
+
+
+def check_size(config: Configs, width: int, height: int) -> None:
+    """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
+    require_multiple(width, height, SPEC.token_side)
+
+
+def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
+    """Return the web interfaces' metadata for Qwen-Image. Modules keep Diffusers' names."""
+    return {
+        "modelspec.architecture": "Qwen-Image/lora",
+        "modelspec.implementation": "diffusers",
+        "ss_base_model_version": "qwen_image",
+    }
+
+
+def _footprint(config: Configs, workload: Workload) -> Footprint:
+    encoders = {TEXT: language_model.text_encoder}
+    return flow.footprint(
+        config,
+        workload,
+        transformer=qwen_image.transformer,
+        encoders=encoders,
+        images=vae_3d.image_encoder,
+        reduction=vae_3d.reduction,
+    )
+
+
+SPEC: Final = FamilySpec(
+    pipeline="QwenImagePipeline",
+    module="engine.models.families.qwen_image.model",
+    components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
+    weighted=("text_encoder", "vae", "transformer"),
+    classes={
+        TEXT: ("Qwen2_5_VLForConditionalGeneration",),
+        "vae": ("AutoencoderKLQwenImage",),
+        "transformer": ("QwenImageTransformer2DModel",),
+    },
+    denoiser="transformer",
+    text_encoders=(),
+    fixed_text_encoders=("text_encoder",),
+    lora_targets=lora_targets.ATTENTION,
+    text_lora_targets=(),
+    text_root=None,
+    objective="flow",
+    usual_sampling="logit_normal",
+    medium="image",
+    argument_names={"guidance_scale": "true_cfg_scale"},
+    check=check,
+    check_size=check_size,
+    webui_metadata=webui_metadata,
+    token_counter=tokens.counter(_ANSWER),
+    caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1),
+    drawing=DrawingDefaults(guidance_scale=4.0, num_inference_steps=50),
+    empty_prompt=" ",  # with none at all, the pipeline has no guidance
+    hub_tags=("qwen-image", "qwen-image-diffusers"),
+    licences=dict.fromkeys(("Qwen/Qwen-Image", "Qwen/Qwen-Image-2512"), "apache-2.0"),
+    footprint=_footprint,
+)

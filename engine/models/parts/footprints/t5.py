@@ -1,0 +1,43 @@
+"""Count the parameters of a `T5EncoderModel` and the memory of encoding a caption with it. No torch."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine.models.parts.tape import Config, count_of
+from engine.models.spec import TextEncoder
+
+_FLOAT32: Final = 4
+
+
+def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: bool) -> TextEncoder:
+    """Return the footprint of a T5 encoder on one caption of `length` tokens.
+
+    Args:
+        config: its configuration.
+        length: the number of tokens of a caption, with padding.
+        value_bytes: bytes of a value in the task's precision.
+        is_float16: whether this precision is fp16, in which the last layer of each block keeps its weights in float32.
+
+    Raises:
+        KeyError, TypeError, ValueError: the configuration is not that of such an encoder.
+    """
+    width, inner, heads = int(config["d_model"]), int(config["d_ff"]), int(config["num_heads"])
+    layers, is_gated = count_of(config["num_layers"]), str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    last = inner * width
+    block = 4 * width * heads * int(config["d_kv"]) + (2 if is_gated else 1) * width * inner + last + 2 * width
+    embeddings = int(config["vocab_size"]) * width + int(config.get("relative_attention_num_buckets", 32)) * heads
+    parameters = embeddings + layers * block + width
+    wide = layers * last * (_FLOAT32 - value_bytes) if is_float16 else 0
+    return TextEncoder(
+        parameters=parameters,
+        weight_bytes=parameters * value_bytes + wide,
+        encode_bytes=_peak(length, width, inner, heads, value_bytes, is_gated=is_gated),
+    )
+
+
+def _peak(length: int, width: int, inner: int, heads: int, value_bytes: int, *, is_gated: bool) -> int:
+    """Return the peak bytes of a caption: its bias of each pair of positions, its states, and a block's activations."""
+    pairs, states = heads * length**2, length * width
+    attention, feed_forward = pairs + 4 * states, length * inner * (3 if is_gated else 2)
+    return (pairs + 5 * states + max(attention, feed_forward)) * value_bytes
