@@ -81,6 +81,7 @@ def test_a_token_is_one_position_of_the_latents(family):
     assert family.objective.patch == 1
 
 
+@pytest.mark.slow
 def test_a_distilled_model_draws_without_guidance(tmp_path):
     family = load_family(model, build_flux2_klein(tmp_path, is_distilled=True), caption_tokens=LENGTH)
 
