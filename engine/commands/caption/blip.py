@@ -1,4 +1,4 @@
-"""Models that caption by themselves: a prompt is only the beginning of the caption, or a question.
+"""Models that caption without being asked: a prompt is only the beginning of the caption, or a question.
 
 BLIP (Li et al. 2022, arXiv:2201.12086), BLIP-2 (Li et al. 2023, arXiv:2301.12597), InstructBLIP (Dai et al. 2023,
 arXiv:2305.06500), GIT (Wang et al. 2022, arXiv:2205.14100).

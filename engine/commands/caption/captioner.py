@@ -1,4 +1,4 @@
-"""What every kind of captioner has: the function that captions an image, its options, and its row."""
+"""The interface of a kind of captioner: the function that captions an image, its options, and its row."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
     """A row of `KINDS`."""
 
     summary: str
-    """What it is, for messages."""
+    """The kind, in words for messages."""
     reads: Callable[[Source], bool]
     """Returns whether a model is of this kind."""
     load: Callable[[Source, Options], Captioner]

@@ -1,4 +1,4 @@
-"""Where a captioner's files are: a folder, or a repository on the Hub at a commit. No torch."""
+"""The files of a captioner: in a folder, or in a repository on the Hub at a commit. No torch."""
 
 from __future__ import annotations
 
