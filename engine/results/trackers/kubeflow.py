@@ -35,8 +35,8 @@ class Kubeflow:
         missing = [name for name in (_URL, _CA, _TOKEN) if not os.environ.get(name)]
         if missing:
             raise RuntimeError(
-                f"{missing[0]} is not set: the job does not run as a TrainJob of Kubeflow Trainer 2.2 or newer with its "
-                "feature gate TrainJobStatus"
+                f"{missing[0]} is not set: the job does not run as a TrainJob of Kubeflow Trainer 2.2 or newer with "
+                "the feature gate TrainJobStatus"
             )
         self._followed = followed
         self._context = ssl.create_default_context(cafile=os.environ[_CA])
@@ -63,7 +63,7 @@ class Kubeflow:
 
     def _send(self) -> None:
         self._sent = time.monotonic()
-        request = urllib.request.Request(  # noqa: S310 - the operator's own address
+        request = urllib.request.Request(
             os.environ[_URL],
             data=json.dumps({"trainerStatus": self._status()}).encode(),
             headers={
@@ -72,7 +72,7 @@ class Kubeflow:
             },
         )
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._context):  # noqa: S310
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._context):
                 self._problem = None
         except (URLError, TimeoutError) as error:
             self._problem = error

@@ -105,5 +105,5 @@ def test_a_report_that_is_not_taken_is_followed_by_the_next(trainer, tmp_path):
 
 def test_outside_of_a_trainjob_it_says_so(trainer, tmp_path, monkeypatch):
     monkeypatch.delenv("KUBEFLOW_TRAINER_SERVER_CA_CERT")
-    with pytest.raises(RuntimeError, match="CA_CERT is not set: .* TrainJobStatus"):
+    with pytest.raises(RuntimeError, match=r"CA_CERT is not set: .* TrainJobStatus"):
         Kubeflow(followed(tmp_path))
