@@ -22,8 +22,8 @@ class TrainingOutput(BaseModel):
 
 def train(
     task: str = Input(description="The task as JSON: docs/task.md. `dataset.name` is set if `images` is given."),
-    images: Path = Input(description="A zip of the images, with captions beside them", default=None),
-    hf_token: Secret = Input(description="A token for private or gated models on the Hub", default=None),
+    images: Path = Input(description="A zip of the images, with captions beside them", default=None),  # noqa: B008
+    hf_token: Secret = Input(description="A token for private or gated models on the Hub", default=None),  # noqa: B008
 ) -> TrainingOutput:
     """Run the task in a folder of its own.
 
@@ -44,8 +44,8 @@ def train(
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
         result = folder / "out" / "result.json"
-        error = json.loads(result.read_text())["error"] if result.exists() else {"message": "see the log"}
-        raise RuntimeError(f"the job ended with code {code}: {error['message']}")
+        said = json.loads(result.read_text())["message"] if result.exists() else "see the log"
+        raise RuntimeError(f"the job ended with code {code}: {said}")
     with tarfile.open(folder / "weights.tar", "w") as archive:
         archive.add(folder / "out" / "checkpoint", arcname="checkpoint")
     return TrainingOutput(weights=Path(folder / "weights.tar"))
