@@ -102,7 +102,8 @@ def run(
         with outcome.clock.phase("load"):
             family = load_family(job, device, digests.require_unchanged)
             beginning = find_beginning(context)
-        if apart := memory.parts_apart(job.base, task, **place):
+        # Processes may have different memory, and all of them encode ahead or none.
+        if apart := any(processes.exchange(memory.parts_apart(job.base, task, **place))):
             encode_ahead(context, family, beginning)
         with outcome.clock.phase("load"):
             training = start_training(context, family, beginning)
