@@ -102,7 +102,7 @@ def run(
         with outcome.clock.phase("load"):
             family = load_family(job, device, digests.require_unchanged)
             beginning = find_beginning(context)
-        # Processes may have different memory, and all of them encode ahead or none.
+        # Free memory differs from process to process, and encoding ahead is a collective call.
         if apart := any(processes.exchange(memory.parts_apart(job.base, task, **place))):
             encode_ahead(context, family, beginning)
         with outcome.clock.phase("load"):

@@ -187,14 +187,18 @@ def _own_config(base: BaseModel, component: str) -> Mapping[str, Any]:
 
 
 def _composed(base: BaseModel, elsewhere: Mapping[str, Elsewhere]) -> BaseModel:
-    """Return a base model with components from elsewhere."""
+    """Return a base model with components from elsewhere. Raises ModelError if a text encoder lacks its tokenizer."""
+    absent = base.absent - elsewhere.keys()
+    for name in elsewhere:
+        if name.startswith("text_encoder") and (tokenizer := name.replace("text_encoder", "tokenizer")) in absent:
+            raise ModelError(f"model.components.{name}: the base model has no {tokenizer}; name that, too")
     own = {name: variant for name, variant in base.variants.items() if name not in elsewhere}
     weighted = {name: found for name, found in elsewhere.items() if name in base.family.weighted}
     return replace(
         base,
         elsewhere=elsewhere,
         variants=own | {name: found.variant for name, found in weighted.items() if not found.place.single_file},
-        absent=base.absent - elsewhere.keys(),
+        absent=absent,
     )
 
 

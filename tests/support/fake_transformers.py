@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -58,7 +58,7 @@ def training_bytes(
     *,
     dtype: torch.dtype,
     recompute: bool,
-    targets: tuple[str, ...] | None,
+    targets: tuple[str, ...] | str | None,
     rank: int = 16,
 ) -> tuple[int, int]:
     """The peak of a micro-batch's forward and backward pass on a GPU, and the number of trained values.
@@ -91,10 +91,7 @@ def training_bytes(
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(take)
     with mode, as_on_cuda():
-        for module in denoiser.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+        _fake_buffers(denoiser)
         arguments = inputs(dtype)
         with LiveBytes([*denoiser.parameters(), *denoiser.buffers()]) as live:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -102,3 +99,27 @@ def training_bytes(
             found = found[0] if isinstance(found, list) else found
             found.float().square().mean().backward()
     return live.peak, sum(parameter.numel() for parameter in trained)
+
+
+def _fake_buffers(root: nn.Module) -> None:
+    """Put fake tensors in the place of a module's buffers and of other tensors that it holds."""
+    for module in root.modules():
+        for place in (module._buffers, vars(module)):
+            place |= {
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                for name, tensor in place.items()
+                if isinstance(tensor, torch.Tensor)
+            }
+
+
+def encoding_bytes(make: Callable[[], Any], call: Callable[[Any], Any], dtype: torch.dtype) -> tuple[int, int]:
+    """The peak of a call without gradients, besides the weights of the module; and the number of its parameters."""
+    with torch.device("meta"):
+        module = make()
+    nn.Module.to(module.eval(), dtype)
+    parameters = sum(parameter.numel() for parameter in module.parameters())  # shared ones count once, until faked
+    with faked(module), torch.no_grad():
+        _fake_buffers(module)
+        with LiveBytes([*module.parameters(), *module.buffers()]) as live:
+            call(module)
+    return live.peak, parameters

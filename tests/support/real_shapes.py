@@ -100,10 +100,10 @@ QWEN_IMAGE: dict[str, object] = {
 }
 """Qwen/Qwen-Image: the defaults of Diffusers' class."""
 
-Z_IMAGE: dict[str, object] = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}
+Z_IMAGE = {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "cap_feat_dim": 2560}
 """Tongyi-MAI/Z-Image: the defaults of Diffusers' class."""
 
-FLUX2_DEV: dict[str, object] = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
+FLUX2_DEV = {"num_layers": 8, "num_single_layers": 48, "num_attention_heads": 48}
 """black-forest-labs/FLUX.2-dev: the defaults of Diffusers' class."""
 
 FLUX2_KLEIN = {

@@ -91,11 +91,11 @@ def _encoders(found: Prediction, freed: Prediction | None, *, is_open: bool) -> 
     if freed is None or not freed.apart:
         return []
     if found.apart:
-        return [f"{_INDENT}the text encoders are freed before the denoiser is loaded: both do not fit"]
+        return [f"{_INDENT}text encoders that are not needed in training are freed before the denoiser is loaded"]
     if is_open:
         limit = gib(int(max(found.encode, found.validation) / SPARE))
         return [
-            f"{_INDENT}with the text encoders freed before the denoiser is loaded (if less than {limit} is free): "
+            f"{_INDENT}with text encoders freed before the denoiser is loaded (if less than {limit} is free): "
             f"{gib(freed.encode)} encoding, {gib(freed.validation)} validation"
         ]
     return [f"{_INDENT}the text encoders stay in main memory while it trains"]

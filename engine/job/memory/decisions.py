@@ -19,7 +19,7 @@ def parts_apart(
     main_available: int | None = None,
     num_processes: int = 1,
 ) -> bool:
-    """Return whether the text encoders are freed before the denoiser is loaded, since both do not fit.
+    """Return whether the text encoders that cannot be trained are freed before the denoiser is loaded.
 
     The result's bits are the same. It costs time: captions that were not encoded ahead need the encoders again. So it
     is done only where some phase does not fit otherwise, and takes less memory then.

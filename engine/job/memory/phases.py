@@ -14,7 +14,7 @@ class Phases:
     encode: int
     """The encoders are loaded, and encode images and captions."""
     load: int
-    """The denoiser is loaded."""
+    """The denoiser is loaded, and what is trained."""
     train: int
     validation: int
     """Validation images are drawn."""
@@ -55,7 +55,7 @@ def kept_together(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_t
     resting, working = sizes.denoiser + encoders - leaving, sizes.denoiser + encoders + sizes.lasting
     own = Phases(
         encode=working + max(images.encode_bytes, sizes.encode),
-        load=resting,
+        load=resting + sizes.lasting,
         train=resting + sizes.step,
         validation=working + sizes.unchanged + max(images.decode_bytes, sizes.encode),
     )
@@ -63,21 +63,22 @@ def kept_together(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_t
 
 
 def freed_before(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_texts: bool) -> tuple[Phases, Phases]:
-    """Return the same if the text encoders are freed before the denoiser is loaded.
+    """Return the same if the text encoders that cannot be trained are freed before the denoiser is loaded.
 
-    They are loaded straight to the device, and encode the captions and the prompts. Those that are trained are loaded
-    with the denoiser. The VAE stays, since images may be encoded later.
+    They encode the captions and the prompts before. The others and the VAE stay: text encoders that are trained are
+    needed in each step, and images may be encoded later.
     """
-    texts, trained_texts = (0, sizes.texts) if trains_texts else (sizes.texts, 0)
-    vae, leaving = images.weight_bytes, images.weight_bytes if is_cuda else 0
-    loaded = sizes.denoiser + trained_texts
+    trained_texts = sizes.texts * trains_texts
+    staying = sizes.texts - trained_texts + images.weight_bytes
+    leaving, loaded = staying if is_cuda else 0, sizes.denoiser + trained_texts
+    resting, working = loaded + staying - leaving, loaded + staying + sizes.lasting
     own = Phases(
         encode=max(
-            texts + sizes.fixed + sizes.encode,
-            loaded + sizes.lasting + vae + images.encode_bytes,
+            sizes.texts + sizes.fixed + images.weight_bytes + sizes.encode,
+            working + images.encode_bytes,
         ),
-        load=loaded + vae - leaving,
-        train=loaded + vae - leaving + sizes.step,
-        validation=loaded + sizes.lasting + sizes.unchanged + vae + images.decode_bytes,
+        load=resting + sizes.lasting,
+        train=resting + sizes.step,
+        validation=working + sizes.unchanged + images.decode_bytes,
     )
     return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)

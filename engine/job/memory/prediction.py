@@ -51,7 +51,7 @@ class Prediction(phases.Phases):
     recompute: bool
     """True if gradient checkpointing is used."""
     apart: bool
-    """True if the text encoders are freed before the denoiser is loaded; see `decisions.parts_apart`."""
+    """True if text encoders are freed before the denoiser is loaded; see `decisions.parts_apart`."""
     parameters: int
     """Number of parameters of the base model, of all components together."""
 
@@ -69,8 +69,8 @@ def predict(
         recompute: whether it trains with gradient checkpointing.
         device: cuda or cpu.
         num_processes: the number of processes that train together; the prediction is for one of them.
-        apart: whether the text encoders are freed before the denoiser is loaded; without effect on a family all of
-            whose text encoders can be trained.
+        apart: whether the text encoders that cannot be trained are freed before the denoiser is loaded; without effect
+            on a model that has none of them.
     """
     try:
         plan = _Plan(recompute=recompute, is_cuda=device == "cuda", num_processes=num_processes, apart=apart)

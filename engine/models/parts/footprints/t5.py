@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from engine.models.parts.tape import Config, count_of
 from engine.models.spec import TextEncoder
 
-_FLOAT32 = 4
+_FLOAT32: Final = 4
 
 
 def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: bool) -> TextEncoder:
@@ -36,7 +38,6 @@ def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: b
 
 def _peak(length: int, width: int, inner: int, heads: int, value_bytes: int, *, is_gated: bool) -> int:
     """Return the peak bytes of a caption: its bias of each pair of positions, its states, and a block's activations."""
-    pairs = heads * length**2 * value_bytes
-    attention = pairs * 2 + 4 * length * width * value_bytes
-    feed_forward = length * inner * value_bytes * (3 if is_gated else 2)
-    return pairs + 2 * length * width * value_bytes + max(attention, feed_forward)
+    pairs, states = heads * length**2, length * width
+    attention, feed_forward = pairs + 4 * states, length * inner * (3 if is_gated else 2)
+    return (pairs + 5 * states + max(attention, feed_forward)) * value_bytes

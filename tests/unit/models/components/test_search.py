@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +135,21 @@ def test_of_a_model_in_one_file(tmp_path):
         locate(tmp_path / "without.safetensors")
     found = locate(tmp_path / "without.safetensors", vae=Component(name=str(other)))
     assert same(load(found).parts["vae"], theirs.parts["vae"])
+
+
+def test_an_optional_text_encoder_needs_its_tokenizer(base, other, monkeypatch):
+    """What the base model is without, such as the third one of Stable Diffusion 3, may come from elsewhere."""
+    family = registry.FAMILIES["StableDiffusionPipeline"]
+    more = {
+        "components": (*family.components, "text_encoder_3", "tokenizer_3"),
+        "optional": ("text_encoder_3", "tokenizer_3"),
+    }
+    monkeypatch.setitem(registry.FAMILIES, family.pipeline, replace(family, **more))
+    parts = {name: Component(name=str(other), subfolder=name[:-2]) for name in more["optional"]}
+    assert locate(base).absent == {*parts} and locate(base, **parts).absent == set()
+    assert locate(base, **parts).config("text_encoder_3") == locate(other).config("text_encoder")
+    with pytest.raises(ModelError, match=r"components\.text_encoder_3: the base model has no tokenizer_3; name that"):
+        locate(base, text_encoder_3=parts["text_encoder_3"])
 
 
 class TestRefusals:

@@ -78,17 +78,19 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
     final_layers(tape, width, int(config.get("out_channels") or channels), rows, batch, bias=False)
 
 
-def _gated(tape: Tape, inner: int, rows: int) -> None:
+def _gated(layers: Layers, inner: int, rows: int) -> None:
     """Record a product of the second half of 2 x `inner` values with the activation of the first."""
+    tape = layers.tape
     tape.keep(inner * rows, tape.width)
-    tape.passing(3 * inner * rows * tape.width)
+    # Backward: each half's gradient is padded to the size of both.
+    tape.passing((4 * inner + 2 * layers.width) * rows * tape.width)
 
 
 def _feed_forward(layers: Layers, inner: int, name: str, rows: int) -> None:
     tape, width = layers.tape, layers.width
     tape.linear(f"{name}.linear_in", width, 2 * inner, rows, input_width=tape.norm_width, bias=False)
     tape.keep(2 * inner * rows, tape.width)
-    _gated(tape, inner, rows)
+    _gated(layers, inner, rows)
     tape.linear(f"{name}.linear_out", inner, width, rows, input_width=tape.width, bias=False)
 
 
@@ -101,7 +103,7 @@ def _single_block(layers: Layers, name: str, inner: int, rows: int, *, is_modula
     tape.keep(outputs * rows, tape.width)
     layers.norm_heads(rows)
     layers.attend(rows, new=3)  # the values are a part of that output
-    _gated(tape, inner, rows)
+    _gated(layers, inner, rows)
     both = width + inner
     tape.linear(f"{name}.attn.to_out", both, width, rows, input_width=layers.attention_width, bias=False)
     layers.gate(rows, is_modulated=is_modulated)

@@ -119,8 +119,14 @@ class Layers:
         tape.linear(f"{name}.net.0.proj", self.width, inner, rows, input_width=tape.norm_width)
         tape.keep(inner * rows, tape.width)
         tape.linear(f"{name}.net.2", inner, self.width, rows, input_width=tape.width)
-        # The activation's output, or in the backward pass its gradient, and that of its input.
-        tape.passing((2 * inner + self.width) * rows * tape.width)
+        tape.passing(self.gelu_bytes(rows))
+
+    def gelu_bytes(self, rows: int) -> int:
+        """Return the bytes that exist in the forward pass through `gelu` and are not kept.
+
+        They are the norm's result, the same modulated, the activation's output, the layer's, and the residuals.
+        """
+        return ((4 + 3) * self.width * self.tape.width + 2 * self.width * self.tape.norm_width) * rows
 
 
 def embedder(tape: Tape, name: str, inputs: int, width: int, batch: int, *, bias: bool = True) -> None:

@@ -55,3 +55,6 @@ def _block(layers: Layers, name: str, batch: int, rows: int, text_rows: int) -> 
     layers.attend(rows + text_rows)
     layers.leave(name, image, layers.gelu)
     layers.leave(name, text, layers.gelu)
+    # Until the block ends there are also the results of its first norms and of its attention.
+    both = width * (rows + text_rows) * (tape.norm_width + tape.width)
+    tape.passing(layers.gelu_bytes(rows) + both)

@@ -58,6 +58,12 @@ def plain_pipeline(folder):
     return pipeline
 
 
+@pytest.fixture(scope="module")
+def plain(folders):
+    """Diffusers' pipelines of both models, which no test changes."""
+    return {guidance: plain_pipeline(folder) for guidance, folder in folders.items()}
+
+
 def make_batch(family, size=3, height=64, width=96):
     shape, draw = family.latent_shape(height, width), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(f"caption {k}") for k in range(size)]
@@ -71,9 +77,9 @@ def make_batch(family, size=3, height=64, width=96):
 
 class TestCaptions:
     @pytest.mark.parametrize("caption", CAPTIONS)
-    def test_embeddings_are_those_of_the_pipeline(self, folder, family, caption):
+    def test_embeddings_are_those_of_the_pipeline(self, plain, family, caption):
         with torch.no_grad():
-            states, pooled, _ = plain_pipeline(folder).encode_prompt(caption, max_sequence_length=LENGTH)
+            states, pooled, _ = plain[True].encode_prompt(caption, max_sequence_length=LENGTH)
         found = family.encode_caption(caption)
         assert found.keys() == {"encoder_hidden_states", "pooled_projections"}
         assert torch.equal(found["encoder_hidden_states"], states[0]) and states.shape[1:] == (
@@ -114,11 +120,11 @@ class TestCaptions:
 
 
 class TestLatents:
-    def test_they_are_shifted_and_scaled_as_diffusers_does(self, folder, family):
+    def test_they_are_shifted_and_scaled_as_diffusers_does(self, plain, family):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
         moments = family.encode_image(pixels)
         noise = torch.randn(family.latent_shape(64, 96), generator=torch.Generator().manual_seed(0))
-        vae = plain_pipeline(folder).vae
+        vae = plain[True].vae
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1.0
         with torch.no_grad():
             posterior = vae.encode(image).latent_dist
@@ -128,12 +134,11 @@ class TestLatents:
 
 class TestLoss:
     @pytest.mark.parametrize("guidance", [True, False])
-    def test_it_is_the_trainers_own_computation(self, folders, guidance):
+    def test_it_is_the_trainers_own_computation(self, folders, plain, guidance):
         """As in Diffusers' train_dreambooth_lora_flux.py, whose first timestep is the noisiest."""
-        folder = folders[guidance]
-        family = load(folder, flow_shift=1.0, guidance_scale=2.5)
+        family = load(folders[guidance], flow_shift=1.0, guidance_scale=2.5)
         batch = make_batch(family)
-        scheduler, pipeline = FlowMatchEulerDiscreteScheduler(), plain_pipeline(folder)
+        scheduler, pipeline = FlowMatchEulerDiscreteScheduler(), plain[guidance]
         timesteps = scheduler.timesteps[999 - batch.timesteps]
         sigmas = scheduler.sigmas[999 - batch.timesteps].reshape(-1, 1, 1, 1)
         noisy = (1.0 - sigmas) * batch.latents + sigmas * batch.noise
@@ -168,7 +173,7 @@ class TestLoss:
 class TestDrawing:
     @pytest.mark.parametrize("guidance", [True, False])
     @pytest.mark.parametrize("is_remembered", [True, False])
-    def test_it_draws_what_diffusers_alone_draws(self, folders, guidance, is_remembered):
+    def test_it_draws_what_diffusers_alone_draws(self, folders, plain, guidance, is_remembered):
         family = load(folders[guidance])
         if is_remembered:
             family.remember({"a cat": family.encode_fixed("a cat")})
@@ -177,7 +182,7 @@ class TestDrawing:
             prompt="a cat", negative_prompt=None, guidance_scale=3.5, num_inference_steps=3, size=(96, 64)
         )
         found = family.draw(drawing, torch.Generator().manual_seed(3), lambda: None)
-        expected = plain_pipeline(folders[guidance])(
+        expected = plain[guidance](
             "a cat",
             guidance_scale=3.5,
             num_inference_steps=3,

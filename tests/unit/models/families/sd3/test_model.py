@@ -34,11 +34,6 @@ def folder(folders):
     return folders[True]
 
 
-@pytest.fixture(params=[True, False], ids=["T5", "no T5"])
-def with_t5(request):
-    return request.param
-
-
 def load(folder, dtype=torch.float32, with_t5=True, **options):
     args = LoadArgs(
         folder=folder,
@@ -90,6 +85,7 @@ def make_batch(family, size=3):
 
 
 class TestCaptions:
+    @pytest.mark.parametrize("with_t5", [True, False], ids=["T5", "no T5"])
     @pytest.mark.parametrize("caption", CAPTIONS)
     def test_what_the_transformer_gets_is_what_the_pipeline_gives_it(self, folders, with_t5, caption):
         family = load(folders[with_t5], with_t5=with_t5)
@@ -155,8 +151,8 @@ class TestLoss:
         expected = torch.nn.functional.mse_loss(prediction, batch.noise - batch.latents)
         torch.testing.assert_close(family.loss(batch, LossOptions()), expected)
 
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-    def test_half_precision_is_near_and_float32(self, folders, family, with_t5, dtype):
+    @pytest.mark.parametrize(("with_t5", "dtype"), [(True, torch.float16), (False, torch.bfloat16)])
+    def test_half_precision_is_near_and_float32(self, folders, with_t5, dtype):
         whole, half = (load(folders[with_t5], kind, with_t5=with_t5) for kind in (torch.float32, dtype))
         loss = half.loss(make_batch(half), LossOptions())
         assert half.parts["vae"].dtype == torch.float32 and loss.dtype == torch.float32
@@ -183,7 +179,10 @@ def draw_plainly(pipeline, **options):
 
 
 class TestDrawing:
-    @pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(7.0, None), (4.5, "a dog"), (1.0, "a dog")])
+    @pytest.mark.parametrize(
+        ("with_t5", "guidance_scale", "negative_prompt"),
+        [(True, 7.0, None), (False, 4.5, "a dog"), (True, 1.0, "a dog")],
+    )
     def test_it_draws_what_diffusers_alone_draws(self, folders, with_t5, guidance_scale, negative_prompt):
         found = draw(load(folders[with_t5], with_t5=with_t5), guidance_scale, negative_prompt)
         options = {"guidance_scale": guidance_scale, "negative_prompt": negative_prompt}

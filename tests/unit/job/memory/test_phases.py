@@ -1,0 +1,127 @@
+"""The memory of each phase, with text encoders kept or freed: what FLUX.1 and Stable Diffusion 3.5 need."""
+
+import pytest
+
+from engine.job import memory
+from engine.job.memory.decisions import chosen
+from tests.support.published_models import GIB, base_of, peak, task_of
+
+T5 = 4_762_310_656
+CLIP_L, VAE = 123_060_480, 83_819_683
+FLUX = 11_901_408_320
+
+
+def flux(device="cuda", *, apart, base=None, **args):
+    task = task_of(resolution=1024, **args)
+    found = memory.predict(base or base_of("flux1"), task, recompute=True, device=device, apart=apart)
+    assert found is not None
+    return found
+
+
+def parts_apart(base, device="cuda", **limits):
+    return memory.parts_apart(base_of(base), task_of(resolution=1024), device=device, **limits)
+
+
+class TestPhases:
+    def test_weights_are_where_they_are_used(self):
+        """The VAE is in float32, the rest in 16 bits."""
+        kept = flux(apart=False)
+        encoders = 2 * (T5 + CLIP_L) + 4 * VAE
+        assert kept.load == pytest.approx(2 * FLUX, rel=0.01)
+        assert kept.main.train == kept.main.encode == encoders
+        assert kept.encode - 2 * FLUX - encoders < 4 * GIB, "nothing else is of their size"
+
+    def test_a_freed_text_encoder_is_nowhere_while_training(self):
+        kept, freed = flux(apart=False), flux(apart=True)
+        assert kept.train == freed.train, "it was in main memory before"
+        assert kept.main.train - freed.main.train == 2 * T5
+        assert kept.validation - freed.validation == pytest.approx(2 * T5)
+        assert freed.apart and not kept.apart
+
+    def test_on_a_cpu_both_are_one_memory(self):
+        kept, freed = flux("cpu", apart=False), flux("cpu", apart=True)
+        assert kept.main.train == kept.train and freed.main.peak == freed.peak
+        assert kept.train - freed.train == kept.load - freed.load == 2 * T5
+
+    def test_encoding_needs_the_larger_of_text_encoders_and_denoiser(self):
+        freed = flux(apart=True)
+        assert 2 * max(T5, FLUX) < freed.encode < 2 * (T5 + FLUX)
+
+    def test_a_text_encoder_that_is_trained_stays(self):
+        plain, trained = (flux(apart=True, train_text_encoder=trains) for trains in (False, True))
+        assert trained.load - plain.load == pytest.approx(2 * CLIP_L, rel=0.1)
+        assert plain.main.train - trained.main.train == 2 * CLIP_L
+
+    def test_a_model_without_the_optional_text_encoder_takes_less(self):
+        full, without = (
+            memory.predict(base, task_of(), recompute=True, device="cuda", apart=True)
+            for base in (base_of("sd35-large"), base_of("sd35-large", text_encoder_3={}))
+        )
+        assert full.parameters - without.parameters == T5
+        assert full.apart and not without.apart, "the other text encoders can be trained"
+
+    def test_a_half_precision_that_keeps_weights_in_float32(self):
+        """T5's last layers."""
+        half, brain = (flux(apart=False, mixed_precision=precision).main.train for precision in ("fp16", "bf16"))
+        assert half - brain == 2 * 24 * 10240 * 4096
+
+
+class TestDecision:
+    def test_encoders_are_freed_where_they_do_not_fit_beside_the_denoiser(self):
+        needed = flux(apart=False).peak
+        assert not parts_apart("flux1", available=int(needed / 0.9) + 1)
+        assert parts_apart("flux1", available=int(needed / 0.9) - 1)
+
+    def test_where_main_memory_is_too_small_for_them(self):
+        assert parts_apart("flux1", available=80 * GIB, main_available=8 * GIB)
+        assert not parts_apart("flux1", available=80 * GIB, main_available=16 * GIB)
+
+    def test_a_cpu_has_one_memory(self):
+        kept, freed = (flux("cpu", apart=apart).train for apart in (False, True))
+        assert parts_apart("flux1", "cpu", available=int((kept + freed) / 2 / 0.9), main_available=GIB)
+        assert not parts_apart("flux1", "cpu", available=200 * GIB, main_available=GIB)
+
+    def test_nothing_is_freed_where_nothing_is_known(self):
+        assert not parts_apart("flux1", available=None)
+
+    @pytest.mark.parametrize("name", ["sd1", "xl"])
+    def test_text_encoders_that_can_be_trained_are_kept(self, name):
+        assert not parts_apart(name, available=GIB)
+        task = task_of()
+        assert memory.predict(base_of(name), task, recompute=True, device="cuda", apart=True) == peak(
+            name, recompute=True
+        )
+
+    def test_freeing_comes_before_gradient_checkpointing(self):
+        """It costs less time."""
+        base, task = base_of("sd35-large"), task_of(resolution=512, batch_size=2)
+        freed = memory.predict(base, task, recompute=False, device="cpu", apart=True)
+        found = chosen(base, task, device="cpu", available=int(freed.peak / 0.9) + 1)
+        assert found == freed
+
+
+class TestWords:
+    def lines(self, available, main_available=64 * GIB):
+        return memory.describe(
+            base_of("flux1"),
+            task_of(resolution=1024, gradient_checkpointing=True),
+            device="cuda",
+            available=available,
+            main_available=main_available,
+        )
+
+    def test_both_memories_and_how_encoders_are_held(self):
+        device, main, held = self.lines(80 * GIB)
+        kept = flux(apart=False)
+        assert f"{memory.gib(kept.encode)} encoding" in device and f"{memory.gib(kept.main.train)} training" in main
+        assert held.strip() == "the text encoders stay in main memory while it trains"
+
+    def test_freed_encoders_are_said(self):
+        device, _, held = self.lines(30 * GIB)
+        assert f"{memory.gib(flux(apart=True).encode)} encoding" in device
+        assert held.strip() == "text encoders that are not needed in training are freed before the denoiser is loaded"
+
+    def test_with_unknown_memory_the_limit_is_said(self):
+        kept = flux(apart=False)
+        limit = max(kept.encode, kept.validation) / 0.9
+        assert f"(if less than {memory.gib(int(limit))} is free)" in self.lines(None)[-1]
