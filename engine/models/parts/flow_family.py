@@ -1,8 +1,8 @@
 """The base class of the families with a transformer and the flow-matching objective.
 
 A subclass defines the classes of its components, how a caption is encoded, how its transformer is called, and how
-its pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder, larger
-than some denoisers, need not be in memory while images are drawn.
+its pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder,
+larger than some denoisers, need not be in memory while images are drawn.
 """
 
 from __future__ import annotations
