@@ -123,6 +123,7 @@ SPEC: Final = FamilySpec(
     token_counter=tokens.counter(tokens.CHAT),
     caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1),
     drawing=DrawingDefaults(guidance_scale=0.0, num_inference_steps=9),
+    no_guidance=0.0,
     hub_tags=("z-image", "z-image-diffusers"),
     licences=dict.fromkeys(("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), "apache-2.0"),
     footprint=_footprint,
