@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts import lora_targets, t5_tokens
+from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import (
     require_bounds,
     require_multiple,
@@ -18,6 +18,7 @@ from engine.models.parts.config_checks import (
 )
 from engine.models.parts.footprints import flow, t5
 from engine.models.parts.footprints.transformers import flux
+from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _TARGETS: Final = (
