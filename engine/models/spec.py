@@ -191,11 +191,15 @@ class FamilySpec:
     """The side in pixels of the square of an image that is one token of the denoiser: with `usual_sampling`, the number
     of tokens decides how far noise levels are shifted."""
     empty_prompt: str = ""
-    """The negative prompt of a validation image where a task gives none, if the pipeline takes one."""
+    """The negative prompt of a validation image where a task gives none, if the pipeline takes one. Model cards name it
+    unless it is empty, which pipelines take themselves."""
     takes_guidance: Callable[[Configs], bool] = lambda config: False
     """Returns whether the denoiser is distilled on guidance, so that it is told `train_args.guidance_scale`."""
     takes_negative_prompt: bool = True
     """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
+    argument_names: Mapping[str, str] = field(default_factory=dict)
+    """`guidance_scale` -> the pipeline's name for it, where that is another one; `prompt` -> `prompt`, where the prompt
+    is not the pipeline's first argument."""
     refine: Callable[[Configs], FamilySpec] | None = None
     """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
 

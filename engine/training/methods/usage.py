@@ -50,6 +50,7 @@ def diffusers(
     loader = "from_pretrained" if about.base.single_file is None else "from_single_file"
     absent = [f"{component}=None" for component in sorted(about.base.absent)]  # as Diffusers wants to be told
     arguments = ", ".join(("base", *parts, *others, *absent, *_variant(about.base), "dtype=torch.float32"))
+    prompt = f"{spec.argument_names['prompt']}=prompt" if "prompt" in spec.argument_names else "prompt"
     lines = [
         "import torch",
         *(f"from {module} import {', '.join(own)}" for module, own in names.items()),
@@ -64,7 +65,7 @@ def diffusers(
         *load_after,
         f'generator = torch.Generator("cpu").manual_seed({int(image["seed"])})',
         f"prompt = {image['prompt']!r}",
-        f'pipe(prompt, {_options(about, image)}, generator=generator).images[0].save("image.png")',
+        f'pipe({prompt}, {_options(about, image)}, generator=generator).images[0].save("image.png")',
     ]
     return markdown.fenced("\n".join(lines), "python")
 
@@ -90,19 +91,23 @@ def _variant(base: BaseModel) -> tuple[str, ...]:
 
 
 def _options(about: About, image: Mapping[str, Any]) -> str:
-    drawn = about.base.family.drawing.of(about.task.validation)
+    spec = about.base.family
+    drawn = spec.drawing.of(about.task.validation)
     options = {
         "num_inference_steps": image.get("num_inference_steps", drawn.num_inference_steps),
         "guidance_scale": image.get("guidance_scale", drawn.guidance_scale),
         "height": about.task.train_args.resolution,
         "width": about.task.train_args.resolution,
     }
-    tokens = about.base.family.caption_tokens
+    tokens = spec.caption_tokens
     if tokens.step == 1:  # such pipelines have a default of their own
         options["max_sequence_length"] = tokens.of(about.task.dataset)
-    if "negative_prompt" in image:
+    if "negative_prompt" in image and spec.takes_negative_prompt:
         options["negative_prompt"] = image["negative_prompt"]
-    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+    elif spec.empty_prompt:
+        options["negative_prompt"] = spec.empty_prompt
+    names = spec.argument_names
+    return ", ".join(f"{names.get(name, name)}={value!r}" for name, value in options.items())
 
 
 def class_of(base: BaseModel, component: str) -> tuple[str, str]:

@@ -111,7 +111,7 @@ class Flux2Klein(FlowFamily):
             "prompt_embeds": self.encoded(drawing.prompt)[qwen.STATES],
         }
         if drawing.guidance_scale > 1 and not self._is_distilled:
-            arguments["negative_prompt_embeds"] = self.encoded(drawing.negative_prompt or "")[qwen.STATES]
+            arguments["negative_prompt_embeds"] = self.encoded("")[qwen.STATES]
         return arguments
 
 

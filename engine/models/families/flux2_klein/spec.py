@@ -71,6 +71,11 @@ SPEC: Final = FamilySpec(
     module="engine.models.families.flux2_klein.model",
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
+    classes={
+        TEXT: ("Qwen3ForCausalLM",),
+        "vae": ("AutoencoderKLFlux2",),
+        "transformer": ("Flux2Transformer2DModel",),
+    },
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
@@ -78,8 +83,10 @@ SPEC: Final = FamilySpec(
     text_lora_targets=(),
     text_root=None,
     objective="flow",
-    usual_sampling="uniform",
+    usual_sampling="logit_normal",
     medium="image",
+    takes_negative_prompt=False,
+    argument_names={"prompt": "prompt"},  # the first argument is an image
     check=check,
     check_size=check_size,
     webui_metadata=webui_metadata,

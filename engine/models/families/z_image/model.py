@@ -58,11 +58,13 @@ class ZImage(FlowFamily):
         )
 
     def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        return {
+        arguments = {
             "guidance_scale": drawing.guidance_scale,
             "prompt_embeds": qwen.of_own_lengths(self.encoded(drawing.prompt)),
-            "negative_prompt_embeds": qwen.of_own_lengths(self.encoded(drawing.negative_prompt or "")),
         }
+        if drawing.guidance_scale > 0:
+            arguments["negative_prompt_embeds"] = qwen.of_own_lengths(self.encoded(drawing.negative_prompt or ""))
+        return arguments
 
     def webui_name(self, component: str, module: str) -> str:
         return f"diffusion_model.{module}"

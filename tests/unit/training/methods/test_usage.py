@@ -20,10 +20,20 @@ from engine.training.methods.usage import class_of, diffusers, hub_id
 from tests.support import tiny
 from tests.support.abouts import COMMIT, about_of, base_of, task_of
 from tests.support.fakes import CPU
+from tests.support.tiny_flux2_klein import build_flux2_klein
+from tests.support.tiny_qwen_image import build_qwen_image
 from tests.support.tiny_sd3 import build_sd3
 
 IMAGE = {"file": "0.png", "prompt": "a 'cat' \"```\n", "seed": 5, "num_inference_steps": 3, "negative_prompt": "a dog"}
-BUILDERS = {"sd": tiny.build_sd, "xl": tiny.build_sdxl, "sd3 without T5": partial(build_sd3, with_t5=False)}
+BUILDERS = {
+    "sd": tiny.build_sd,
+    "xl": tiny.build_sdxl,
+    "sd3 without T5": partial(build_sd3, with_t5=False),
+    "qwen_image": build_qwen_image,
+    "flux2_klein": build_flux2_klein,
+}
+CHANGES = {"qwen_image": 0.2, "flux2_klein": 0.2}
+"""How much weights are changed where 0.01 would hardly be seen."""
 SIZE = 64
 QUICK = {("lora", "sd"), ("full", "xl")}
 CASES = [
@@ -41,8 +51,9 @@ def python_in(text):
 @pytest.mark.parametrize("method, kind", CASES)
 def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
     folder, published = BUILDERS[kind](tmp_path / "base"), tmp_path / "published"
-    task = task_of(training_type=method, lora=Lora(rank=2), train_args={"resolution": SIZE, "train_text_encoder": True})
     spec = families.detect(json.loads((folder / "model_index.json").read_text()))
+    args = {"resolution": SIZE, "train_text_encoder": bool(spec.text_encoders)}
+    task = task_of(training_type=method, lora=Lora(rank=2), train_args=args)
     absent = frozenset(name for name in spec.optional if not (folder / name).exists())
     args = LoadArgs(
         folder=folder,
@@ -58,7 +69,7 @@ def test_it_draws_the_validation_image(tmp_path, monkeypatch, method, kind):
     trainable = registry.attach(family, task, CPU, start=None, warm_start=None)
     with torch.no_grad():
         for parameter in trainable.parameters.values():
-            parameter.add_(0.01 * torch.linspace(-1, 2, parameter.numel()).reshape(parameter.shape))
+            parameter.add_(CHANGES.get(kind, 0.01) * torch.linspace(-1, 2, parameter.numel()).reshape(parameter.shape))
     trainable.refresh()
     config = lambda component: json.loads((folder / component / "config.json").read_text())  # noqa: E731
     about = about_of(base_of("sha256:0", spec=spec, config=config, absent=absent), task)

@@ -1,0 +1,50 @@
+"""Loaded families of flow matching beside Diffusers' own pipelines, on tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from engine.models.family import Batch, Family, LoadArgs
+
+CPU = torch.device("cpu")
+
+
+def load_family(model: Any, folder: Path, **options: Any) -> Any:
+    """Load the family of a module `engine.models.families.<family>.model` from a folder, in float32."""
+    variants = dict.fromkeys(model.SPEC.weighted)
+    defaults = {"caption_tokens": model.SPEC.caption_tokens.usual, "prediction_type": "flow"}
+    args = {"folder": folder, "variants": variants, "dtype": torch.float32, "device": CPU, **defaults, **options}
+    return model.load(LoadArgs(**args))
+
+
+def plain_pipeline(folder: Path) -> DiffusionPipeline:
+    """Diffusers alone. Its weights are copied out of their files' memory maps, where the alignment can change bits."""
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    for module in [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
+    return pipeline
+
+
+def batch_of(family: Family, captions: list[str], height: int = 64, width: int = 96) -> Batch:
+    """A micro-batch with random latents and noise, at a timestep of its own for each caption."""
+    shape, draw = family.latent_shape(height, width), torch.Generator().manual_seed(0)
+    rows = [family.encode_caption(caption) for caption in captions]
+    return Batch(
+        latents=torch.randn(len(rows), *shape, generator=draw),
+        noise=torch.randn(len(rows), *shape, generator=draw),
+        timesteps=torch.tensor([3, 500, 999])[: len(rows)],
+        conditioning={name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+    )
+
+
+def noised(family: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The noise levels of a batch, and (1 - σ) x₀ + σ ε."""
+    sigmas = family.objective.model_time(batch.latents, batch.timesteps)
+    wide = sigmas[:, None, None, None]
+    return sigmas, (1.0 - wide) * batch.latents + wide * batch.noise
