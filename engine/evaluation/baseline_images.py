@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -14,17 +14,19 @@ from engine.task.identity import canonical
 from engine.task.task import Task
 from engine.training.encoding.cache import EncodingCache, cache_key
 
+_WITHOUT_EFFECT: Final = {"model", "dataset", "validation", "train_args", "transforms", "seed"}
+"""The task's keys on which the bits do not depend, or that `conditions` and the images' own keys stand for."""
+
 
 def conditions(task: Task) -> dict[str, Any]:
     """Return the keys of a task on which the baseline's bits depend, besides the base model, the image and the device.
 
-    With the adapter switched off the model still computes as it was prepared for the training: LoftQ leaves it
-    quantised, a trained text encoder is in float32.
+    Without the training the model still computes as it was prepared for it: with quantised weights, perhaps, or with a
+    text encoder in float32. So all keys count but for those that are known to have no effect.
     """
     args = task.train_args
     return {
-        "training_type": task.training_type,
-        "lora": canonical(task.lora),
+        **{name: value for name, value in canonical(task).items() if name not in _WITHOUT_EFFECT},
         "train_text_encoder": args.train_text_encoder,
         "prediction_type": args.prediction_type,
         "zero_terminal_snr": args.zero_terminal_snr,
