@@ -28,6 +28,7 @@ from engine.models.components.files import (
     content_identity,
     files_below,
     is_url,
+    require_pairs,
     select_files,
 )
 from engine.models.components.place import Place
@@ -173,11 +174,23 @@ def locate(
             digests=digests,
         )
         base = _composed(base, {name: search.find(name, one) for name, one in sorted(model.components.items())})
+    require_pairs(base.absent)
     base.family.check(base.config)
-    for note in base.objective.check(base.config("scheduler", SCHEDULER_FILE)):
+    scheduler = base.config("scheduler", SCHEDULER_FILE)
+    for note in base.objective.check(scheduler):
         report(note)
+    _require_drawable(base.family, str(scheduler.get("_class_name")))
     refine = base.family.refine
     return replace(base, family=refine(base.config)) if refine else base
+
+
+def _require_drawable(family: FamilySpec, scheduler: str) -> None:
+    """Raise ModelError if the family's pipeline cannot draw with a scheduler."""
+    if family.schedulers and scheduler not in family.schedulers:
+        raise ModelError(
+            f"the base model's scheduler is {scheduler}, with which a {family.pipeline} cannot draw validation images; "
+            f"expected {' or '.join(sorted(family.schedulers))}"
+        )
 
 
 def _own_config(base: BaseModel, component: str) -> Mapping[str, Any]:

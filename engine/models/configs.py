@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,11 @@ _MAX_JSON_BYTES: Final = 64 << 20
 
 
 def refuse_large(path: Path) -> None:
-    """Raise ModelError if a file is too large for a configuration, OSError if it does not exist."""
-    if path.stat().st_size > _MAX_JSON_BYTES:
+    """Raise ModelError for a file too large for a configuration, a device or a pipe, OSError if there is none."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelError(f"the base model's {path} is not a file; download it again")
+    if found.st_size > _MAX_JSON_BYTES:
         raise ModelError(f"the base model's {path} is too large for a configuration; download it again")
 
 

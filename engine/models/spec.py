@@ -38,6 +38,8 @@ class CaptionTokens:
     most: int
     step: int
     """Each number is a multiple of it."""
+    least: int = 1
+    """The smallest number that has room for a token of the caption beside those that the family adds."""
 
     def of(self, dataset: Dataset) -> int:
         """Return the number of tokens for a task's dataset."""
@@ -51,9 +53,9 @@ class CaptionTokens:
     def require(self, dataset: Dataset) -> None:
         """Raise TaskError if a task asks for a number that the family does not allow."""
         wanted = self.of(dataset)
-        if self.step <= wanted <= self.most and wanted % self.step == 0:
+        if self.least <= wanted <= self.most and wanted % self.step == 0:
             return
-        allowed = f"a number from 1 to {self.most}"
+        allowed = f"a number from {self.least} to {self.most}"
         if self.step > 1:
             allowed = f"one of {', '.join(map(str, range(self.step, self.most + 1, self.step)))}"
         raise TaskError(
@@ -190,6 +192,8 @@ class FamilySpec:
     token_side: int = 16
     """The side in pixels of the square of an image that is one token of the denoiser: with `usual_sampling`, the number
     of tokens decides how far noise levels are shifted."""
+    schedulers: frozenset[str] = frozenset()
+    """Diffusers' schedulers with which the family's pipeline draws; empty for all those of the objective."""
     empty_prompt: str = ""
     """The negative prompt of a validation image where a task gives none, if the pipeline takes one. Model cards name it
     unless it is empty, which pipelines take themselves."""

@@ -56,6 +56,18 @@ def absent_components(index: Mapping[str, Any], family: FamilySpec) -> frozenset
     return frozenset(name for name in family.optional if not is_part(index.get(name)))
 
 
+def require_pairs(absent: Set[str]) -> None:
+    """Raise ModelError if a model has a text encoder without its tokenizer, or a tokenizer without its text encoder."""
+    for name in sorted(absent):
+        own, other = ("tokenizer", "text_encoder") if name.startswith("tokenizer") else ("text_encoder", "tokenizer")
+        partner = name.replace(own, other)
+        if partner not in absent and name.startswith(own):
+            raise ModelError(
+                f"the base model has a {partner}, but no {name} that belongs to it: name one under "
+                f"model.components.{name}, or leave both out"
+            )
+
+
 def select_files(
     names: Iterable[str],
     family: FamilySpec,

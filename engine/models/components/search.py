@@ -23,7 +23,6 @@ from engine.models.components.files import (
     content_identity,
     files_in,
     is_url,
-    require_class,
     select_weights,
     side_files,
 )
@@ -197,8 +196,11 @@ class Search:
         place = Place(component=component, folder=folder)
         own = class_name(self.own(component))
         known = self.family.classes.get(component) or ((own,) if own else ())
-        if found := class_name(place.config()):
-            require_class(found, known, component, shown(str(folder.name)))
+        found = class_name(place.config())
+        if found and known and found not in known:
+            raise ModelError(
+                f"{shown(str(folder))} is a {found[:80]}, expected {' or '.join(known)}: it is another kind of part"
+            )
 
 
 def require_known(components: Mapping[str, Component], family: FamilySpec) -> None:

@@ -217,7 +217,7 @@ class TrainArgs:
         "How far a flow-matching model's noise levels are shifted towards more noise (arXiv:2403.03206, section "
         "5.3.2): a factor, 1 for none, or `resolution`, a factor that grows with the size of the image. Null is what "
         "the base model's scheduler says. Validation images are always drawn as the base model's scheduler says.",
-        exclusiveMinimum=0,
+        minimum=0.001,
         maximum=1000,
     )
     guidance_scale: float = key(

@@ -102,7 +102,7 @@ def claiming(data: Mapping[str, Any] | bytes, length: int | None = None) -> byte
 
 
 def huge(name: str) -> Callable[[Path], None]:
-    """Weights behind a link that leads to a device without end."""
+    """A file behind a link that leads to a device without end."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink()
@@ -113,6 +113,16 @@ def huge(name: str) -> Callable[[Path], None]:
 
 def sparse(name: str) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, 1 << 40)
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    """A named pipe, into which nobody writes."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return damage
 
 
 NAN = float("nan")
@@ -134,6 +144,8 @@ CASES: Cases = {
     "an index of deep JSON": broken(replaced("model_index.json", b"[" * 200_000), 4, "model_index.json"),
     "an index of a terabyte": broken(sparse("model_index.json"), 4, "model_index.json"),
     "a configuration of a terabyte": broken(sparse("unet/config.json"), 4, "config.json"),
+    "a configuration without end": broken(huge("unet/config.json"), 4, "config.json"),
+    "a configuration that is a pipe": broken(pipe("unet/config.json"), 4, "config.json"),
     "another family": broken(edit("model_index.json", _class_name="FluxPipeline"), 4, "FluxPipeline"),
     "a class that is a path": broken(edit("model_index.json", _class_name="../../os"), 4),
     "a scheduler that is none": broken(

@@ -160,6 +160,12 @@ class TestOptionalComponents:
         ):
             select([*SIDE, *PLAIN, *THIRD], family=WITH_OPTIONAL, index=index)
 
+    @pytest.mark.parametrize("there, missing", [("text_encoder_3", "tokenizer_3"), ("tokenizer_3", "text_encoder_3")])
+    def test_a_text_encoder_and_its_tokenizer_go_together(self, there, missing):
+        with pytest.raises(ModelError, match=f"has a {there}, but no {missing} .*: name one under model.components"):
+            base_model_files.require_pairs({missing, "transformer_2"})
+        base_model_files.require_pairs({there, missing, "transformer_2"})
+
     def test_a_model_without_it_says_so(self, tmp_path, monkeypatch):
         monkeypatch.setitem(registry.FAMILIES, SD.pipeline, WITH_OPTIONAL)
         base = locate(write_model(tmp_path))

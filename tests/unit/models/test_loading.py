@@ -74,6 +74,19 @@ def refused(folder, part, message=None):
     assert part in str(caught.value) and "\n" not in str(caught.value) and caught.value.code == 4
 
 
+def shards_of(folder, part):
+    """Put a part's weights into two shards, and return the path of their index."""
+    path = weights(folder, part)
+    tensors = load_file(path)
+    path.unlink()
+    names = {name: f"{path.stem}-0000{1 + k % 2}-of-00002.safetensors" for k, name in enumerate(sorted(tensors))}
+    for shard in sorted(set(names.values())):
+        save_file({k: v for k, v in tensors.items() if names[k] == shard}, path.parent / shard, {"format": "pt"})
+    index = path.with_name(f"{path.name}.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names | {"a": min(names.values())}}))
+    return index
+
+
 class TestModule:
     def test_whole(self, folder, part):
         assert load(folder, part).training is False
@@ -137,6 +150,28 @@ class TestModule:
         save_file(tensors, path, metadata={"format": "pt"})
         refused(folder, part)
 
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+    def test_quantised_weights(self, folder, part, dtype):
+        path = weights(folder, part)
+        tensors = {name: tensor.to(dtype) if tensor.ndim > 1 else tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+        refused(folder, part, "is stored as (F8_E4M3|I8), a quantised form")
+
+    def test_in_shards(self, folder, part):
+        shards_of(folder, part)
+        assert load(folder, part)
+
+    @pytest.mark.parametrize("name", ["../../other.safetensors", "/etc/passwd", "other.safetensors", 7, None])
+    def test_an_index_of_shards_that_leads_elsewhere(self, folder, part, name):
+        """transformers would load weights that are not hashed."""
+        path = shards_of(folder, part)
+        index = json.loads(path.read_text())
+        shutil.copy(path.parent / index["weight_map"]["a"], path.parent / "other.safetensors")
+        shutil.copy(path.parent / index["weight_map"]["a"], folder.parent / "other.safetensors")
+        index = index | {"weight_map": index["weight_map"] | {"a": name}} if name else []
+        path.write_text(json.dumps(index))
+        refused(folder, part)
+
     @pytest.mark.parametrize("damage", ["empty", "cut header", "cut tensors", "noise", "pickle"])
     def test_a_damaged_weight_file(self, folder, part, damage):
         path = weights(folder, part)
@@ -166,6 +201,11 @@ class TestModule:
             ("vae", {"latent_channels": "x"}),
             ("text_encoder", {"hidden_size": "x"}),
             ("text_encoder", {"num_attention_heads": 5}),
+            # Noticed when the module computes, or by what attaches a LoRA to it.
+            ("unet", {"norm_eps": [1]}),
+            ("unet", {"norm_eps": float("nan")}),
+            ("unet", {"model_type": ["x"]}),
+            ("unet", {"model_type": "mixtral"}),
         ],
         ids=str,
     )
@@ -173,6 +213,12 @@ class TestModule:
         path = folder / part / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
         refused(folder, part)
+
+    @pytest.mark.parametrize("config", [{"_attn_implementation": "a/b"}, {"x": {"attn_implementation": {"": "a/b"}}}])
+    def test_kernels_are_not_downloaded(self, folder, config):
+        path = folder / "text_encoder" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+        refused(folder, "text_encoder", "attn_implementation is .*a/b.*, code from the Hub")
 
     def test_a_pickle_beside_is_never_touched(self, folder, part):
         (folder / part / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")

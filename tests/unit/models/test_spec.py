@@ -53,6 +53,8 @@ def test_other_numbers_are_refused_with_those_that_are_allowed(wanted):
         SPEC.caption_tokens.require(Dataset(name="d", max_caption_tokens=wanted))
     with pytest.raises(TaskError, match="expected a number from 1 to 512 for this base model, or null for 256"):
         CaptionTokens(256, 512, 1).require(Dataset(name="d", max_caption_tokens=513))
+    with pytest.raises(TaskError, match="expected a number from 9 to 512 for this base model"):
+        CaptionTokens(512, 512, 1, least=9).require(Dataset(name="d", max_caption_tokens=8))
 
 
 def test_targets_are_the_tasks_or_the_familys():

@@ -18,6 +18,8 @@ TEXT_LAYERS: Final = (9, 18, 27)
 _TARGETS: Final = r".*\.(to_q|to_k|to_v|to_out\.0|to_qkv_mlp_proj)|single_transformer_blocks\.\d+\.attn\.to_out"
 """The layers that get an adapter, as in Diffusers' trainer (examples/dreambooth/train_dreambooth_lora_flux2_klein.py).
 In blocks of two streams `to_out` is a list of layers, in others it is a layer."""
+_CHAT_TOKENS: Final = 12
+"""The tokens of `tokens.CHAT_WITHOUT_THINKING`."""
 _POSITIONS: Final = 4
 """Positions of the latents in one token."""
 
@@ -91,7 +93,8 @@ SPEC: Final = FamilySpec(
     check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT_WITHOUT_THINKING),
-    caption_tokens=CaptionTokens(usual=512, most=512, step=1),
+    caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=_CHAT_TOKENS + 1),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     drawing=DrawingDefaults(guidance_scale=1.0, num_inference_steps=4),
     hub_tags=("flux2", "flux2-diffusers"),
     licences={

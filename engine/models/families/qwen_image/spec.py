@@ -24,6 +24,8 @@ TEMPLATE: Final = INSTRUCTION + _ANSWER
 """The text that captions are put into (`prompt_template_encode` of Diffusers' pipeline)."""
 INSTRUCTION_TOKENS: Final = 34
 """The tokens of `INSTRUCTION`, whose states the transformer does not get (`prompt_template_encode_start_idx`)."""
+_ANSWER_TOKENS: Final = 5
+"""The tokens of `_ANSWER`."""
 MOST_TOKENS: Final = 1024
 _POSITIONS: Final = 4
 """Positions of the latents in one token."""
@@ -136,7 +138,8 @@ SPEC: Final = FamilySpec(
     check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(_ANSWER),
-    caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1),
+    caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1, least=_ANSWER_TOKENS + 1),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     drawing=DrawingDefaults(guidance_scale=4.0, num_inference_steps=50),
     empty_prompt=" ",  # with none at all, the pipeline has no guidance
     hub_tags=("qwen-image", "qwen-image-diffusers"),

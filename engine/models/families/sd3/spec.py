@@ -195,7 +195,7 @@ SPEC: Final = FamilySpec(
     check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=_token_counter,
-    caption_tokens=CaptionTokens(usual=256, most=512, step=1),
+    caption_tokens=CaptionTokens(usual=256, most=512, step=1, least=t5_tokens.LEAST),
     drawing=DrawingDefaults(guidance_scale=7.0, num_inference_steps=28),
     hub_tags=("sd3", "sd3-diffusers"),
     licences=dict.fromkeys((f"{_HUB}{ending}" for ending in _MODELS), "other"),

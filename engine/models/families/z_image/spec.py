@@ -24,6 +24,8 @@ TEXT_LAYER: Final = -2
 """The layer of the language model whose states are the text, counted from the end."""
 _MOST_POSITIONS: Final = 1 << 16
 _MOST_TOKENS: Final = 512
+_CHAT_TOKENS: Final = 8
+"""The tokens of `tokens.CHAT`."""
 _TEXT_POSITIONS: Final = _MOST_TOKENS + 2
 """A caption's tokens have the positions from 1 on, padded to a multiple of 32; the image has the one after them."""
 _OTHER_PARTS: Final = "these parts are not those of Z-Image"
@@ -121,7 +123,8 @@ SPEC: Final = FamilySpec(
     check_size=check_size,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT),
-    caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1),
+    caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1, least=_CHAT_TOKENS + 1),
+    schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=0.0, num_inference_steps=9),
     no_guidance=0.0,
     hub_tags=("z-image", "z-image-diffusers"),

@@ -13,7 +13,10 @@ from typing import Any, Final, Literal
 from engine.core.errors import ModelError
 
 MAX_SHIFT: Final = 1000.0
-"""Limit on a shift, as for the task's `flow_shift`."""
+"""Limit on a shift and on its inverse, as for the task's `flow_shift`. With a much smaller shift the noise level of the
+last timestep is no number in float32."""
+EXPONENTIAL: Final = "exponential"
+"""The usual `time_shift_type`."""
 _MAX_TOKENS: Final = 1 << 24
 _MAX_EXPONENT: Final = 10.0
 """Limit on the numbers from which a shift is computed, of which it may be the exponential."""
@@ -45,7 +48,7 @@ class Shift:
         if wanted == "resolution" or flag(config, "use_dynamic_shifting"):
             return cls._by_resolution(config)
         key = "flow_shift" if flag(config, "use_flow_sigmas") else "shift"
-        return cls(fixed=number(config, key, 1.0, above=0.0, most=MAX_SHIFT))
+        return cls(fixed=number(config, key, 1.0, least=1 / MAX_SHIFT, most=MAX_SHIFT))
 
     @classmethod
     def _by_resolution(cls, config: Mapping[str, Any]) -> Shift:
@@ -54,21 +57,21 @@ class Shift:
         μ is linear in the number of tokens, `base_shift` at `base_image_seq_len` and `max_shift` at
         `max_image_seq_len`; the shift is e^μ, or μ with the `time_shift_type` linear.
         """
-        kind = config.get("time_shift_type", "exponential")
-        if kind not in ("exponential", "linear"):
+        kind = config.get("time_shift_type", EXPONENTIAL)
+        if kind not in (EXPONENTIAL, "linear"):
             raise malformed("time_shift_type", kind)
         base, most = (
-            number(config, key, default, above=0.0, most=_MAX_TOKENS)
+            number(config, key, default, least=1, most=_MAX_TOKENS)
             for key, default in (("base_image_seq_len", 256), ("max_image_seq_len", 4096))
         )
         low, high = (
-            number(config, key, default, above=-_MAX_EXPONENT, most=_MAX_EXPONENT)
+            number(config, key, default, least=-_MAX_EXPONENT, most=_MAX_EXPONENT)
             for key, default in (("base_shift", 0.5), ("max_shift", 1.15))
         )
         if most <= base:
             raise malformed("max_image_seq_len", config.get("max_image_seq_len", 4096))
         slope = (high - low) / (most - base)
-        return cls(fixed=None, slope=slope, intercept=low - slope * base, is_exponential=kind == "exponential")
+        return cls(fixed=None, slope=slope, intercept=low - slope * base, is_exponential=kind == EXPONENTIAL)
 
     def at(self, tokens: int) -> float:
         """Return the shift for latents of so many tokens.
@@ -84,7 +87,7 @@ class Shift:
         if not 1 / MAX_SHIFT <= found <= MAX_SHIFT:
             raise ModelError(
                 f"the base model's scheduler gives a shift of {found:.3g} for images of {tokens:,} tokens: choose "
-                "another train_args.resolution, or a number for train_args.flow_shift"
+                "another train_args.resolution"
             )
         return found
 
@@ -97,10 +100,10 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
     return found
 
 
-def number(config: Mapping[str, Any], key: str, default: float, *, above: float, most: float) -> float:
-    """Return a number greater than `above` and at most `most`. Raises ModelError."""
+def number(config: Mapping[str, Any], key: str, default: float, *, least: float, most: float) -> float:
+    """Return a number of at least `least` and at most `most`. Raises ModelError."""
     found = config.get(key, default)
-    if type(found) not in (int, float) or not above < found <= most:  # refuses NaN, too
+    if type(found) not in (int, float) or not least <= found <= most:  # refuses NaN, too
         raise malformed(key, found)
     return float(found)
 

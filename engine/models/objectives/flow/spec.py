@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
-from engine.models.objectives.flow.shift import Shift, flag, malformed, number
+from engine.models.objectives.flow.shift import EXPONENTIAL, Shift, flag, malformed, number
 from engine.models.objectives.objective import ObjectiveSpec, SchedulerConfig, TargetType
 from engine.task.plan.timesteps import Timesteps
 from engine.task.task import TrainArgs
@@ -16,11 +16,11 @@ WITH_FLOW_SIGMAS: Final = frozenset(
         "DEISMultistepScheduler",
         "DPMSolverMultistepScheduler",
         "DPMSolverSinglestepScheduler",
-        "SASolverScheduler",
         "UniPCMultistepScheduler",
     }
 )
-"""Diffusers' schedulers that draw with flow matching if `use_flow_sigmas` is true, and with diffusion otherwise."""
+"""Diffusers' schedulers that draw with flow matching if `use_flow_sigmas` is true, and with diffusion otherwise. Not
+among them is SASolverScheduler, which does not take the shift that pipelines give it."""
 _MAX_TIMESTEPS: Final = 10_000
 """Limit on the number of timesteps, for each of which a probability is computed. Published models have 1000."""
 _REFUSED: Final = {
@@ -45,10 +45,16 @@ def drawing(config: SchedulerConfig) -> tuple[str, dict[str, Any], list[str]]:
             f"the base model's scheduler {name[:60]!r} is not one of flow matching, with which this kind of model "
             f"is trained; a {EULER} in its scheduler_config.json can be trained"
         )
+    if (
+        name != EULER
+        and flag(config, "use_dynamic_shifting")
+        and config.get("time_shift_type") not in (None, EXPONENTIAL)
+    ):
+        raise malformed("time_shift_type", config["time_shift_type"])
     if flag(config, "invert_sigmas"):
         raise ModelError("the base model's scheduler has invert_sigmas, with which this program cannot train")
     if config.get("shift_terminal") is not None:
-        number(config, "shift_terminal", 0.0, above=-1e-9, most=0.999)
+        number(config, "shift_terminal", 0.0, least=0.0, most=0.999)
     if not flag(config, "use_beta_sigmas"):
         return name, found, []
     note = (
@@ -69,7 +75,8 @@ def num_train_timesteps(config: SchedulerConfig) -> int:
 def _check(config: SchedulerConfig) -> list[str]:
     """Raise ModelError for schedulers that are not of flow matching; return notes on the scheduler for validation."""
     _, _, notes = drawing(config)
-    Shift.of(config, None)
+    for wanted in (None, "resolution"):  # Diffusers' pipelines compute the second one even if they do not use it
+        Shift.of(config, wanted)
     return notes
 
 
@@ -85,6 +92,7 @@ def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str) -> 
 
 def _describe_noise(config: SchedulerConfig, args: TrainArgs, tokens: int) -> str:
     shift = Shift.of(config, args.flow_shift)
+    _ = Shift.of(config, None).at(tokens)  # that of validation images
     own = "" if args.flow_shift is not None else ", as the base model's scheduler says"
     by_size = "" if shift.fixed is not None else f" at {args.resolution} x {args.resolution} pixels"
     return f"shift {shift.at(tokens):.4g}{by_size}{own}"

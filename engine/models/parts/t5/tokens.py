@@ -19,6 +19,8 @@ _SPECIAL: Final = (2, 3)
 """The types UNKNOWN and CONTROL of a SentencePiece model's pieces: `<unk>`, `<pad>` and `</s>`."""
 _END: Final = 1
 """The end token is the only token that is added to a caption."""
+LEAST: Final = _END + 1
+"""The smallest number of tokens in which a caption is more than its end."""
 
 
 class TokenCounter:

@@ -102,7 +102,10 @@ def from_diffusers_file(
         alpha = parts["alpha"].get(module)
         own = scales[module.split(".", 1)[0]]
         scale = own.of(module) if alpha is None else float(alpha) / up.shape[1]
-        found[tensor_names(module)[1]] = up * scale
+        strong = up * scale
+        if not bool(torch.isfinite(strong).all()):
+            raise CheckpointError(f"the LoRA file's alpha for {module} is too large; use another file")
+        found[tensor_names(module)[1]] = strong
     return found
 
 

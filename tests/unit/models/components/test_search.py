@@ -173,8 +173,8 @@ class TestRefusals:
         [
             ({"subfolder": "missing"}, "there is no folder .*/missing, or nothing in it"),
             ({"variant": "fp16"}, "has no fp16 weights: leave variant out"),
-            ({"subfolder": "unet"}, "has a UNet2DConditionModel as its vae, expected AutoencoderKL"),
-            ({"subfolder": "text_encoder"}, "has a CLIPTextModel as its vae"),
+            ({"subfolder": "unet"}, "/unet is a UNet2DConditionModel, expected AutoencoderKL: it is another"),
+            ({"subfolder": "text_encoder"}, "/text_encoder is a CLIPTextModel"),
             ({"subfolder": "scheduler"}, "no safetensors weights"),
         ],
     )

@@ -6,6 +6,7 @@ import weakref
 from dataclasses import replace
 from unittest import mock
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.data.media.geometry import geometry
 from engine.models import registry
 from engine.models.family import Batch, Drawing, LoadArgs
+from engine.models.objectives.flow.spec import EULER, WITH_FLOW_SIGMAS
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts.tape import AdapterTape
 from engine.models.spec import Workload
@@ -278,6 +280,18 @@ class TestDrawing:
         other, third = draw(replace(drawing, prompt="a dog"), 1), draw(drawing, 2)
         assert np.array_equal(draw(drawing, 1), first)
         assert not np.array_equal(other, first) and not np.array_equal(third, first)
+
+    def test_it_draws_with_every_scheduler_that_is_allowed(self, folder, full):
+        if full.spec.objective != "flow":
+            pytest.skip("test_schedulers.py has those of diffusion")
+        drawing = Drawing(prompt="", negative_prompt=None, guidance_scale=0.0, num_inference_steps=2, size=(64, 64))
+        before, allowed = full.scheduler, full.spec.schedulers or {EULER, *WITH_FLOW_SIGMAS}
+        for name in allowed:
+            for shifting in ({}, {"use_dynamic_shifting": True}):
+                config = {"prediction_type": "flow_prediction", "use_flow_sigmas": name != EULER, **shifting}
+                full.scheduler = getattr(diffusers, name).from_config(config)
+                full.draw(drawing, torch.Generator().manual_seed(0), lambda: None)
+        full.scheduler = before
 
 
 class TestLoss:

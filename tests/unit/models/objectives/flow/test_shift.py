@@ -38,6 +38,7 @@ def test_the_task_decides_before_the_model():
     "config",
     [
         {"shift": 0.0},
+        {"shift": 1e-9},
         {"shift": -1.0},
         {"shift": math.nan},
         {"shift": math.inf},

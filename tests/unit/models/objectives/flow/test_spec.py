@@ -8,6 +8,7 @@ from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.flow.spec import EULER, FLOW, WITH_FLOW_SIGMAS
 from engine.task.task import TrainArgs
 
+UNIPC = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 EULERS = {"_class_name": EULER, "shift": 3.0}
 
 
@@ -17,7 +18,7 @@ EULERS = {"_class_name": EULER, "shift": 3.0}
         EULERS,
         EULERS | {"use_dynamic_shifting": True, "shift_terminal": 0.02},
         *({"_class_name": name, "use_flow_sigmas": True, "flow_shift": 3.0} for name in WITH_FLOW_SIGMAS),
-        {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        UNIPC,
     ],
 )
 def test_schedulers_of_flow_matching(config):
@@ -45,6 +46,8 @@ def test_a_scheduler_without_its_package_is_told():
         (EULERS | {"shift_terminal": 1.0}, "shift_terminal is '1.0'"),
         (EULERS | {"shift_terminal": "0.1"}, "shift_terminal is '0.1'"),
         (EULERS | {"shift": "3"}, "shift is '3'"),
+        (UNIPC | {"use_dynamic_shifting": True, "time_shift_type": "linear"}, "time_shift_type is 'linear'"),
+        (EULERS | {"base_shift": [1]}, r"base_shift is '\[1\]'"),  # which the pipelines read, whatever is shifted
     ],
 )
 def test_other_schedulers_are_refused(config, message):
@@ -82,3 +85,11 @@ def test_the_shift_is_described_at_the_tasks_resolution():
     assert told(dynamic, args, 4096) == "shift 3.158 at 1024 x 1024 pixels, as the base model's scheduler says"
     assert told(EULERS, dataclasses.replace(args, flow_shift="resolution"), 4096) == "shift 3.158 at 1024 x 1024 pixels"
     assert told(dynamic, dataclasses.replace(args, flow_shift=2.0), 4096) == "shift 2"
+
+
+def test_a_size_that_cannot_be_drawn_is_refused_whatever_is_trained():
+    config = EULERS | {"use_dynamic_shifting": True, "base_image_seq_len": 255, "max_image_seq_len": 256}
+    args = dataclasses.replace(TrainArgs(), flow_shift=2.0)
+    assert FLOW.describe_noise(config, args, 255)
+    with pytest.raises(ModelError, match="for images of 4,096 tokens: choose another"):
+        FLOW.describe_noise(config, args, 4096)

@@ -438,6 +438,10 @@ class TestWarmStart:
             ({"unet.x.alpha": torch.ones(2)}, r"alpha has shape \(2,\)"),
             ({"unet.x.alpha": torch.tensor(math.nan)}, "alpha holds values that are not finite"),
             ({"unet.x.lora_A.weight": torch.full((2, 2), math.inf)}, "not finite"),
+            (
+                {"unet.x.lora_B.weight": torch.full((2, 2), 1e3), "unet.x.alpha": torch.tensor(1e37)},
+                "alpha for unet.x is too",
+            ),
         ],
     )
     def test_tensors_that_cannot_be_trained_are_refused(self, bad, problem):
