@@ -1,10 +1,10 @@
-"""Claim the output folder for the job, or find that the job's result is already there."""
+"""Claim the output folder for the job, or find that the job's result is already there. No torch."""
 
 from __future__ import annotations
 
 from engine.core.console import say
 from engine.core.errors import CheckpointError, OutputError
-from engine.job.context import RunContext
+from engine.job.context import JobContext, RunContext
 from engine.results import held_out_rows, provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import Claim
@@ -12,32 +12,44 @@ from engine.results.progress_log import ProgressLog
 from engine.training.methods.registry import load_checkpoint
 
 
-def claim_output(context: RunContext, log: ProgressLog) -> bool:
-    """Claim the output folder for the job, in its first process; return False where its result is already there.
+def is_done(context: JobContext) -> bool:
+    """Return whether the job's result is already in the output folder; then `result.json` records it as done.
+
+    Only the job's first process calls it, which has locked the folder.
 
     Raises:
         OutputError: another job's result or unfinished progress lies there, or this job's result is damaged.
     """
     job, output = context.job, context.output
     if _ends_finished_chain(context):
+        return True
+    if output.look(job.record, in_place=job.in_place, overwrite=context.settings.overwrite) is not Claim.FINISHED:
         return False
-    claim = output.claim(
+    output.settle()
+    _report_own_result(context)
+    return True
+
+
+def claim_output(context: RunContext, log: ProgressLog) -> None:
+    """Claim the output folder for the job, in its first process, where `is_done` was false.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    job = context.job
+    claim = context.output.claim(
         job.record,
         request=job.request,
         found={**job.resolved, "revision": job.task.model.revision, **provenance.origin(context.device)},
         in_place=job.in_place,
         overwrite=context.settings.overwrite,
     )
-    if claim is Claim.FINISHED:
-        _report_own_result(context)
-        return False
     if claim is Claim.ANEW:
         say("the saved progress is of an earlier version and does not record its dataset: this task starts over")
     log.claimed(is_fresh=claim is not Claim.CONTINUES)
-    return True
 
 
-def _ends_finished_chain(context: RunContext) -> bool:
+def _ends_finished_chain(context: JobContext) -> bool:
     """Return whether the job would continue a finished training in place: then there is nothing to do."""
     job, output, outcome = context.job, context.output, context.outcome
     if not isinstance(job.parent, Checkpoint):
@@ -51,7 +63,7 @@ def _ends_finished_chain(context: RunContext) -> bool:
     return True
 
 
-def _report_own_result(context: RunContext) -> None:
+def _report_own_result(context: JobContext) -> None:
     """Say that the job's result is already there.
 
     Raises:
@@ -67,7 +79,7 @@ def _report_own_result(context: RunContext) -> None:
     say(f"nothing to do: this task's result is already in {folder}{more}")
 
 
-def _record_as_done(context: RunContext, own: Checkpoint) -> None:
+def _record_as_done(context: JobContext, own: Checkpoint) -> None:
     """Write `result.json` for a finished result whose job was stopped before it wrote that file."""
     outcome = context.outcome
     if not context.output.is_recorded_as_done(own.digest):
