@@ -106,6 +106,7 @@ LIGHT = [
     "job.advice.disk_space",
     "job.memory",
     "job.advice.precheck",
+    "job.opening",
     "job.prepare",
     "commands.container",
     "commands.prefetch",

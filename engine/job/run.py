@@ -13,13 +13,12 @@ from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
 from engine.job.advice.precheck import check_memory
-from engine.job.claim import claim_output
 from engine.job.context import JobContext, RunContext
 from engine.job.encode_ahead import encode_ahead, loading_again
 from engine.job.hub.push import push_result
 from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
-from engine.job.opening import introduce_task, prune_cache
+from engine.job.opening import claim_output, introduce_task, prune_cache
 from engine.job.prepare import require_same_job
 from engine.job.progress_saver import ProgressSaver
 from engine.job.results.due_results import DueResults

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_another_jobs_result(end, task, whole):
     assert found == ["7"] and "another job's result" in said
 
 
-@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a GPU")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")
 def test_a_missing_gpu(end, short_task, tmp_path):
     found, said = end(short_task, tmp_path / "out", DEVICE="cuda")
     assert found == ["9"] and "no CUDA device is visible" in said
