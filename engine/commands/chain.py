@@ -2,7 +2,7 @@
 
     entrypoint.py chain --task examples/demo/task.json --output out/demo [-- any flag of the training]
 
-It starts each task as any client would, in a process of its own.
+Each task runs in a process of its own, a child forked from this one, which has imported the libraries once.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from engine.commands import train
+from engine.commands.preload import preload
 from engine.commands.program import program
 from engine.core.errors import TemporaryError
+from engine.core.process import forks
+from engine.core.process.forks import Child
 from engine.core.process.startup import ENTRYPOINT
 from engine.results.output.contents import FINISH_NOW
 
@@ -38,7 +42,7 @@ _LOOK_SECONDS: Final = 0.5
 
 
 @contextmanager
-def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
+def passing_signals_on(task: Child) -> Iterator[None]:
     """Pass signals on to the task: SIGTERM and SIGINT stop it, SIGUSR1 finishes it. Then the chain ends as well."""
 
     def pass_on(signum: int, _: object) -> None:
@@ -53,14 +57,21 @@ def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def start_task(flags: list[str]) -> Child:
+    """Start a task with these flags.
+
+    It is in its own session, so that a signal to the process group reaches it only once: a second one would kill it.
+    """
+    return forks.start(ENTRYPOINT, flags, lambda: train.main(flags, os.environ))
+
+
 def run_task(flags: list[str], output: Path, result: Path) -> int:
     """Run one task, repeat it after a temporary failure, and return its exit code.
 
     A file FINISH_NOW in the chain's folder `output` is moved to that of the task, `result`.
     """
     for attempt in range(ATTEMPTS):
-        # In its own session, so that a signal to the process group reaches it only once: a second one would kill it.
-        task = subprocess.Popen([sys.executable, ENTRYPOINT, *flags], start_new_session=True)
+        task = start_task(flags)
         with passing_signals_on(task):
             code = _wait(task, output / FINISH_NOW, result / FINISH_NOW)
         if code < 0:  # killed by a signal: the exit code of a shell, such as 137 for SIGKILL
@@ -71,7 +82,7 @@ def run_task(flags: list[str], output: Path, result: Path) -> int:
     return code
 
 
-def _wait(task: subprocess.Popen[bytes], request: Path, target: Path) -> int:
+def _wait(task: Child, request: Path, target: Path) -> int:
     while True:
         try:
             return task.wait(timeout=_LOOK_SECONDS)
@@ -131,7 +142,10 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     args = parser.parse_args(argv)
     done = results_in(args.output)
     # The last task is run again, in case its result is another task's, unless this task ends later than it did.
-    number = len(done) if done and is_raised(Path(args.task), done[-1]) else max(len(done) - 1, 0)
+    raised = bool(done) and is_raised(Path(args.task), done[-1])
+    number = len(done) if raised else max(len(done) - 1, 0)
+    if raised or not (done and (done[-1] / "checkpoint" / "FINISH").exists()):  # else the job will find nothing to do
+        preload()
     checkpoint = done[number - 1] / "checkpoint" if number else None
     while True:
         result = args.output / f"{number:03}"

@@ -168,14 +168,14 @@ def _train(
 
 def _import_libraries(outcome: Outcome, phases: Phases) -> None:
     """Import what needs torch, if that is not done yet."""
-    with outcome.clock.phase("start"), _importing():
+    with outcome.clock.phase("start"), importing():
         phases.say("start")
         import engine.job.run
         import engine.models.parts.vae  # noqa: F401 - imports what most families need
 
 
 @contextlib.contextmanager
-def _importing() -> Iterator[None]:
+def importing() -> Iterator[None]:
     """Import without the garbage collector, and permanently exempt the imported objects from it.
 
     The libraries make millions of objects that live as long as the process; scanning them repeatedly would take a fifth

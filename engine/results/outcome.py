@@ -20,8 +20,6 @@ from engine.results.output.folder import OutputFolder
 
 _MAX_MESSAGE: Final = 16_000
 """Maximum number of characters; it suffices for a hundred problems in a task."""
-_STARTED: Final = timestamp()
-"""The time at which this process began."""
 
 
 @dataclass(slots=True)
@@ -75,6 +73,8 @@ def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, fl
 class Outcome:
     """The state of the job so far, and its outcome at the end."""
 
+    started: str = field(default_factory=timestamp)
+    """The time at which this process began, or was forked."""
     message: str = ""
     global_step: int = 0
     resumed_from_step: int = 0
@@ -135,7 +135,7 @@ class Outcome:
             "checkpoint_digest": self.checkpoint_digest,
             "heldout_loss": self.held_out_loss,
             "best_step": self.best_step,
-            "started": _STARTED,
+            "started": self.started,
             "ended": timestamp(),
             "version": __version__,
             "revision": host.revision(),
