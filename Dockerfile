@@ -34,9 +34,11 @@ RUN --mount=type=secret,id=ca_bundle,target=/run/ca.pem \
 ARG REQUIREMENTS=requirements-cuda.txt
 # Where torch's CPU build is, unless the folder of wheels has it. Not asked for CUDA's, which is on PyPI.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-# TRACKERS=1 adds what --trackers needs.
+# TRACKERS=1 adds what --trackers needs, TAGGER=1 what `caption` needs for a tagger.
 ARG TRACKERS=
-COPY requirements-common.txt requirements-cpu.txt requirements-cuda.txt requirements-trackers.txt /locks/
+ARG TAGGER=
+COPY requirements-common.txt requirements-cpu.txt requirements-cuda.txt requirements-tagger.txt \
+  requirements-trackers.txt /locks/
 # Of CUDA's files those go that no library here is linked to or opens by name, but for a profiler's; and Triton, which torch
 # does without: it would need a C compiler here, to which torch's outer products would then lead.
 # Bytecode is bound to the sources' hashes instead of their times, so that it stays valid, and equal, in any image; without
@@ -57,6 +59,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     if [ -n "${TRACKERS}" ]; then \
       /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-compile --no-deps \
         --require-hashes -r /locks/requirements-trackers.txt; \
+    fi; \
+    if [ -n "${TAGGER}" ]; then \
+      /opt/pip/bin/pip --disable-pip-version-check --python /opt/venv/bin/python install --no-compile --no-deps \
+        --require-hashes -r /locks/requirements-tagger.txt; \
     fi; \
     site=$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])'); \
     find "${site}" -depth -type d \( -name tests -o -name include \) -exec rm -rf {} +; \

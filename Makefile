@@ -26,10 +26,10 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 	$(PIP) -r requirements.txt
 	@touch $@
 
-.venv/installed: .venv/job requirements-compare.txt requirements-dev.txt requirements-trackers.txt
+.venv/installed: .venv/job requirements-compare.txt requirements-dev.txt requirements-tagger.txt requirements-trackers.txt
 	@echo "installing linters and test tools into .venv: 0.1 GB to download, 0.4 GB on disk, about a minute"
 	$(PIP) -r requirements-dev.txt
-	$(PIP) --no-deps -r requirements-trackers.txt
+	$(PIP) --no-deps -r requirements-tagger.txt -r requirements-trackers.txt
 	@touch $@
 
 setup: .venv/installed  ## install everything into .venv

@@ -292,6 +292,7 @@ BROAD = {
     "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
     "engine.models.parts.t5_tokens": 1,
     "engine.models.parts.qwen.tokens": 1,
+    "engine.commands.caption.source": 2,  # captioners' libraries raise anything
     "engine.data.media.image": 2,  # Pillow on damaged bytes raises anything
     "engine.results.trackers.service_process": 1,  # the same of a service, in its own process
     "engine.results.trackers.tracker": 1,  # whatever a tracker raises is a warning, not the training's end

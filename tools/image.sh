@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the image, import everything that it consists of inside it, and print what takes its space.
 #   tools/image.sh cuda|cpu [TAG]      TAG is sd-lora-task, or sd-lora-task:cpu
-# From the environment: TRACKERS=1 adds what --trackers needs. Where the defaults do not fit: BASE_IMAGE; WHEELS, a folder
+# From the environment: TRACKERS=1 adds what --trackers needs, TAGGER=1 what taggers do. Where the defaults do not fit: BASE_IMAGE; WHEELS, a folder
 # that has torch's CPU build; PIP_CONF and CA_BUNDLE, files for pip to reach a mirror by. Nothing of the last three stays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +17,7 @@ case $base in
   *@sha256:*) flags+=(--build-arg "BASE_DIGEST=${base#*@}") ;;
 esac
 [ -n "${TRACKERS:-}" ] && flags+=(--build-arg "TRACKERS=$TRACKERS")
+[ -n "${TAGGER:-}" ] && flags+=(--build-arg "TAGGER=$TAGGER")
 [ -d "${WHEELS:-}" ] && flags+=(--build-context "wheels=$WHEELS")
 [ -f "${PIP_CONF:-}" ] && flags+=(--secret "id=pip_conf,src=$PIP_CONF")
 [ -f "${CA_BUNDLE:-}" ] && flags+=(--secret "id=ca_bundle,src=$CA_BUNDLE")

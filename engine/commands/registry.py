@@ -27,7 +27,7 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "verify": Program("engine.commands.verify", "check a result by training it again and comparing all bytes"),
     "compare": Program("engine.commands.compare", "say how far apart two results are"),
     "prefetch": Program("engine.commands.prefetch", "download what a task needs into the cache, or prune the cache"),
-    "caption": Program("engine.commands.caption", "write captions beside the images of a folder"),
+    "caption": Program("engine.commands.caption.main", "write captions beside the images of a folder"),
     "chain": Program("engine.commands.chain", "run a training as a chain of tasks until it is finished"),
     "export": Program("engine.commands.export", "make a whole model or a LoRA file for other programs"),
     "torchrun": Program(

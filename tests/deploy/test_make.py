@@ -133,7 +133,7 @@ def test_the_tests_install_the_rest_into_the_same_place(asked_of_python):
     asked_of_python("demo")
     rest, trackers, tests = calls(asked_of_python("test"))
     assert rest.endswith(" -r requirements-dev.txt") and "-m pytest" in tests
-    assert trackers.endswith(" --no-deps -r requirements-trackers.txt")
+    assert trackers.endswith(" --no-deps -r requirements-tagger.txt -r requirements-trackers.txt")
     assert calls(asked_of_python("test")) == [tests]
 
 

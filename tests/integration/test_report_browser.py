@@ -12,9 +12,11 @@ import time
 
 import pytest
 
-from engine.results.report import Picture, render
+from engine.results.report import render
+from engine.results.report.facts import Published, Setting
+from engine.results.report.pictures import Picture
 from tests.support.harness import serving
-from tests.support.reports import GPU, curve, png, sample, task_entry
+from tests.support.reports import GPU, curve, png, sample, task_entry, training_image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -144,6 +146,10 @@ def page(tmp_path_factory, hostile):
         skipped=[(long, evil), (evil, long)],
         lineage=lineage,
         versions={evil: long},
+        training_images=[training_image(evil), training_image(long)],
+        published=[Published(long, 1, "weights")],
+        usage=f"### {evil}\n\n`{long}`\n\n```python\n{evil}{long}\n```",
+        settings=[Setting(long, evil, True, long), Setting(evil, long, False)],
     )
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render(report), encoding="utf-8")
@@ -156,12 +162,13 @@ def test_it_fits_any_window_and_nothing_leaves(browser, page, hostile, width, sc
     browser.open(page, width=width, scheme=scheme)
     assert browser.value("document.documentElement.scrollWidth") <= width
     assert (
-        browser.value("Promise.all([...document.images].map(i => i.decode())).then(() => document.images.length)") == 8
+        browser.value("Promise.all([...document.images].map(i => i.decode())).then(() => document.images.length)") == 10
     )
-    assert browser.value("[...document.images].every(i => i.naturalWidth === 64 && i.clientWidth >= 100)")
+    assert browser.value("[...document.images].every(i => i.naturalWidth >= 32 && i.clientWidth >= 100)")
     urls = [event["request"]["url"] for event in browser.seen("Network.requestWillBeSent")]
     assert page.as_uri() in urls
-    assert [url for url in urls if url != page.as_uri() and not url.startswith("data:image/png;base64,")] == []
+    own = (page.as_uri(), "data:image/png;base64,", "data:image/jpeg;base64,")
+    assert [url for url in urls if not url.startswith(own)] == []
     assert browser.seen("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
     assert hostile[1] == []
 
@@ -209,3 +216,21 @@ def test_it_follows_the_colour_scheme(browser, page, scheme):
 def test_it_prints(browser, page):
     browser.open(page, width=1200)
     assert base64.b64decode(browser.call("Page.printToPDF")["data"]).startswith(b"%PDF")
+
+
+def test_a_click_enlarges_an_image_and_another_one_puts_it_back(browser, page):
+    browser.open(page, width=1200)
+    click = "(i => { i.click(); return getComputedStyle(i).position + i.clientWidth })(document.images[1])"
+    assert browser.value(click) == "fixed1200"
+    assert browser.value(click).startswith("static")
+
+
+def test_the_slider_lays_both_images_over_each_other(browser, page):
+    """Without a script: the browser lets the upper one be resized."""
+    browser.open(page, width=1200)
+    boxes = """(() => { document.querySelector('#view-slider').click();
+        return [...document.images].slice(0, 2).map(i => i.getBoundingClientRect()).map(b => [b.x, b.y, b.width])
+    })()"""
+    below, above = browser.value(boxes)
+    assert below == pytest.approx(above, abs=1)
+    assert browser.value("getComputedStyle(document.querySelector('.before')).resize") == "horizontal"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 
@@ -91,7 +92,7 @@ def test_what_is_there(whole):
         ("lora", 6),
         ("images", 6),
     ]
-    assert (whole.out / "report.html").read_text().count("after step") == 4
+    assert (whole.out / "report.html").read_text().count('alt="Validation image 2 after step') == 2
 
 
 def test_no_trace_in_the_training(run, plain, whole, tmp_path):
@@ -115,6 +116,8 @@ def test_a_chain_keeps_what_one_task_would(run, own, whole, tmp_path):
     assert_same(steps_of(last), steps_of(whole))
     assert_same(last.weights(), whole.weights())
     assert_same(images_between(second), {n: d for n, d in images_between(whole).items() if "000006" in n})
+    shown = re.findall('alt="Validation image 1 after step ([0-9]+)"', (last.out / "report.html").read_text())
+    assert shown == ["3", "6", "7"], "those of the earlier tasks, too"
     none = run(
         changed(own, {"checkpoint_every_n_steps": None}), tmp_path / "none", "--checkpoint", second.out / "checkpoint"
     )

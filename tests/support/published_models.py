@@ -17,6 +17,12 @@ PIPELINES = {"sd1": "StableDiffusionPipeline", "sd2": "StableDiffusionPipeline",
 
 CLIP_L = PUBLISHED["sd1"]["text_encoder"]
 CLIP_G = PUBLISHED["xl"]["text_encoder_2"]
+SD3_PARTS = {
+    "text_encoder": CLIP_L | {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 768},
+    "text_encoder_2": CLIP_G,
+    "text_encoder_3": real_shapes.T5_XXL,
+    "vae": real_shapes.VAE_16,
+}
 PUBLISHED |= {
     "flux1": {
         "transformer": real_shapes.FLUX1_DEV,
@@ -24,15 +30,32 @@ PUBLISHED |= {
         "text_encoder_2": real_shapes.T5_XXL,
         "vae": real_shapes.VAE_16,
     },
-    "sd35-large": {
-        "transformer": real_shapes.SD35_LARGE,
-        "text_encoder": CLIP_L | {"architectures": ["CLIPTextModelWithProjection"], "projection_dim": 768},
-        "text_encoder_2": CLIP_G,
-        "text_encoder_3": real_shapes.T5_XXL,
+    "sd35-medium": {"transformer": real_shapes.SD35_MEDIUM, **SD3_PARTS},
+    "sd35-large": {"transformer": real_shapes.SD35_LARGE, **SD3_PARTS},
+    "z-image": {
+        "transformer": real_shapes.Z_IMAGE,
+        "text_encoder": real_shapes.QWEN3_4B,
         "vae": real_shapes.VAE_16,
     },
+    "qwen-image": {
+        "transformer": real_shapes.QWEN_IMAGE,
+        "text_encoder": real_shapes.QWEN25_VL_7B,
+        "vae": {},
+    },
+    "flux2-klein": {
+        "transformer": real_shapes.FLUX2_KLEIN,
+        "text_encoder": real_shapes.QWEN3_4B,
+        "vae": real_shapes.VAE_FLUX2,
+    },
 }
-PIPELINES |= {"flux1": "FluxPipeline", "sd35-large": "StableDiffusion3Pipeline"}
+PIPELINES |= {
+    "flux1": "FluxPipeline",
+    "sd35-medium": "StableDiffusion3Pipeline",
+    "sd35-large": "StableDiffusion3Pipeline",
+    "z-image": "ZImagePipeline",
+    "qwen-image": "QwenImagePipeline",
+    "flux2-klein": "Flux2KleinPipeline",
+}
 
 
 def base_of(name, **changes):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
-from engine.results.report import Picture, Report
+from engine.results.report import Report
+from engine.results.report.pictures import Picture, TrainingImage
 from engine.training.methods.registry import METHODS
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -22,6 +23,12 @@ def png(size=64, colour=(200, 60, 30)):
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), colour).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def training_image(caption="a dog", **changes):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (0, 120, 0)).save(buffer, format="JPEG")
+    return TrainingImage(jpeg=buffer.getvalue(), caption=caption, **changes)
 
 
 def curve(count):

@@ -38,7 +38,7 @@ def _pipeline() -> QwenImagePipeline:
             latents_mean=[0.1, -0.2, 0.3, -0.4],
             latents_std=[1.5, 0.5, 2.0, 1.0],
         ).eval(),
-        text_encoder=_text_encoder(tokenizer),
+        text_encoder=build_text_encoder(tokenizer),
         tokenizer=tokenizer,
         transformer=QwenImageTransformer2DModel(
             in_channels=4 * CHANNELS,
@@ -52,7 +52,8 @@ def _pipeline() -> QwenImagePipeline:
     )
 
 
-def _text_encoder(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+def build_text_encoder(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL with random weights for this tokenizer."""
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

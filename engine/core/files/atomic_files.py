@@ -94,6 +94,25 @@ def write_file(path: Path, data: bytes, *, owner: Path | None = None) -> None:
         file.write(data)
 
 
+def create_file(path: Path, data: bytes) -> bool:
+    """Write a new file atomically. Return False if something has its name, which stays. One writer at a time."""
+    beside = path.with_name(f".{path.name}.tmp")
+    remove(beside)
+    try:
+        write_new(beside, data)
+        try:
+            path.hardlink_to(beside)  # unlike a rename, it replaces nothing
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            write_new(path, data)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
+    return True
+
+
 @contextlib.contextmanager
 def _renamed(beside: Path, owner: Path | None, name: Callable[[], Path]) -> Iterator[BinaryIO]:
     """Open a new file `beside`. When the block ends, it is synced and gets its name; after an error it is removed."""

@@ -122,6 +122,7 @@ def warnings(job: Job) -> list[str]:
             f"lr_warmup_steps is {scheduler.lr_warmup_steps}, but the whole training has "
             f"{plural(step_range.max_steps, 'step')}: the learning rate never reaches its full value"
         )
+    found += lengths.few_visits(job)
     found += without_effect(job)
     found += _beyond_the_end(job)
     if job.buckets:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from engine.core.messages import plural
 from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import TrainArgs
 
 _DEFAULTS = TrainArgs()
+_SMALL: Final = 1000
+"""The number of images up to which a dataset is one that trainings visit many times."""
+_FEW: Final = 10
+"""The number of visits of an image below which a training on a small dataset probably changes little."""
 
 
 def notes(job: Job) -> list[str]:
@@ -61,6 +67,18 @@ def _one_step(job: Job) -> list[str]:
         f"the whole training is 1 step: an epoch has {plural(step_range.num_rows, 'visit')}, a step takes "
         f"{plural(step_range.visits_per_step, 'image')}, and the end is {_maximum(args)}; set "
         "train_args.max_train_steps and num_train_steps, such as 1000"
+    ]
+
+
+def few_visits(job: Job) -> list[str]:
+    """Return a note where the whole training shows each image of a small dataset only a few times."""
+    step_range, num_images = job.step_range, job.dataset.num_images
+    visits = step_range.max_steps * step_range.visits_per_step / num_images
+    if isinstance(job.parent, Checkpoint) or num_images > _SMALL or visits >= _FEW or _one_step(job):
+        return []
+    return [
+        f"the whole training shows each image {visits:.2g} times on average; the recipes of docs/cookbook.md show each "
+        "60 times or more: raise train_args.max_train_steps and num_train_steps"
     ]
 
 

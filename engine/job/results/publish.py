@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
-from engine.core.redact import public
 from engine.data.tag_counts import count_tags
 from engine.evaluation import sampling
-from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, smaller, without_training
+from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, without_training
 from engine.job.context import RunContext
 from engine.job.hub.card import model_card_of
 from engine.job.job import Job
@@ -23,8 +21,6 @@ from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
-from engine.results.report.unfinished import Unfinished
-from engine.task.identity import canonical
 from engine.training.methods.method import About
 
 if TYPE_CHECKING:
@@ -82,7 +78,8 @@ def _publish(context: RunContext, training: Training, pictures: Pictures, watch:
         listing = {sampling.PROMPTS_FILE: sampling.listing(pictures.images)}
         images = pictures.drawn | pictures.between
         output.publish(output.validation, images | listing, last=sampling.PROMPTS_FILE)
-        page = report_of(context, training, pictures, lineage, digest=digest)
+        usage = job.method.usage(_about(job, training), pictures.images[0].described())
+        page = watch.page.of(pictures, lineage, digest=digest, files=files, usage=usage)
         output.write(REPORT, report.render(page).encode())
     # A signal from here on does not stop the job.
     context.stop.ignore()
@@ -172,71 +169,3 @@ def _about(job: Job, training: Training) -> About:
         num_images=len(job.dataset),
         count_tags=lambda: count_tags(job.dataset, job.task.dataset.trigger_word),
     )
-
-
-def report_of(
-    context: RunContext,
-    training: Training,
-    pictures: Pictures,
-    lineage: list[dict[str, Any]],
-    *,
-    digest: str | None = None,
-    unfinished: Unfinished | None = None,
-) -> report.Report:
-    """Return the report of the task: of its result, or `unfinished` as it is now, with the images that are there."""
-    job, outcome, whole = context.job, context.outcome, context.outcome.so_far()
-    shown = [
-        report.Picture(
-            prompt=image.prompt,
-            seed=image.seed,
-            png=pictures.drawn[image.file],
-            without_png=pictures.without.get(baseline["file"]),
-            between=[
-                (step, smaller(pictures.between[name], report.STRIP_PIXELS))
-                for step, name in _shown(job, image.file)
-                if name in pictures.between
-            ],
-        )
-        for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
-        if image.file in pictures.drawn
-    ]
-    return report.Report(
-        words=job.method.words,
-        title=title_of(job),
-        task=canonical(job.task),
-        history=training.history,
-        pictures=shown,
-        start_step=job.step_range.start_step,
-        global_step=outcome.global_step,
-        max_steps=job.step_range.max_steps,
-        visits_per_step=job.step_range.visits_per_step,
-        finished=job.step_range.finishes and unfinished is None,
-        unfinished=unfinished,
-        seconds=whole.seconds,
-        peak_memory_bytes=whole.peak_memory_bytes,
-        skipped=whole.skipped,
-        lineage=lineage,
-        checkpoint_digest=digest,
-        device=lineage[-1]["device"],
-        versions=lineage[-1]["versions"],
-        held_out_losses=training.held_out_losses,
-    )
-
-
-def title_of(job: Job) -> str:
-    """Return the names of the base model and the dataset, in one line."""
-    source = job.task.dataset.name or str(job.task.dataset.url)
-    return f"{public(_last_name(job.task.model.name))} on {public(_last_name(source))}"
-
-
-def _shown(job: Job, file: str) -> list[tuple[int, str]]:
-    """Return the earlier steps whose images the report has room for, each with the name of the image `file`."""
-    steps = step_results.image_steps(job.task, job.step_range)
-    count = min(len(steps), report.STRIP_LENGTH)
-    chosen = [steps[i * (len(steps) - 1) // max(count - 1, 1)] for i in range(count)]
-    return [(step, step_results.image_name(step, file).removeprefix(step_results.IMAGES)) for step in chosen]
-
-
-def _last_name(source: str) -> str:
-    """Return a local folder's name without its path; a Hub ID or a URL unchanged."""
-    return Path(source).name if Path(source).is_absolute() else source

@@ -18,6 +18,7 @@ from engine.core.errors import Interrupted, JobError, first_line
 from engine.evaluation.validation_images import Pictures, carried, planned_images, without_training
 from engine.job.context import RunContext
 from engine.job.results import publish
+from engine.job.results.page import Page, title_of
 from engine.job.start import Training
 from engine.results import report
 from engine.results.checkpoint import Checkpoint
@@ -41,6 +42,8 @@ class Watch:
 
     def __init__(self, context: RunContext, training: Training, services: Services) -> None:
         self.services = services
+        self.page = Page(context, training)
+        """The task's report."""
         self._context = context
         self._training = training
         task = context.job.task
@@ -118,7 +121,7 @@ class Watch:
         start = time.monotonic()
         with self._harmless():
             lineage = publish.lineage_of(self._context, self._training)
-            page = publish.report_of(self._context, self._training, self._pictures(), lineage, unfinished=unfinished)
+            page = self.page.of(self._pictures(), lineage, unfinished=unfinished)
             self._context.output.write(REPORT, report.render(page).encode())
         self._has_new_picture = False
         self._made_at = time.monotonic()
@@ -165,7 +168,7 @@ def _followed(context: RunContext, training: Training) -> Followed:
     first = chain[0].get("task_digest") if chain else None
     return Followed(
         run=str(first or job.task_digest)[:16],
-        name=publish.title_of(job),
+        name=title_of(job),
         folder=str(context.output.root),
         step=training.trainer.step,
         visits_per_step=job.step_range.visits_per_step,

@@ -6,10 +6,8 @@ allows a browser to load only the images in the page itself.
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -18,31 +16,18 @@ from engine.core.messages import duration_text, plural
 from engine.core.redact import public
 from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
+from engine.results.report.chain import chain, chain_time
 from engine.results.report.curves import curves, held_out
-from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text, step_text, without_secrets
+from engine.results.report.earlier import Earlier, record
+from engine.results.report.facts import Published, Setting, files, settings
+from engine.results.report.pictures import Picture, TrainingImage, training_images, validation_images
+from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text
 from engine.results.report.unfinished import Unfinished, notice, refresh
 from engine.results.report.words import Words
 
 _STYLE: Final = Path(__file__).with_name("report.css")
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MAX_ROWS: Final = 100
-_SMALL_PIXELS: Final = 256
-STRIP_LENGTH: Final = 12
-"""Maximum number of images of earlier steps beside one validation image."""
-STRIP_PIXELS: Final = 192
-"""Maximum width and height of these images."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A validation image, and the baseline's image of the same prompt and seed. PNG files."""
-
-    prompt: str
-    seed: int
-    png: bytes
-    without_png: bytes | None
-    between: Sequence[tuple[int, bytes]] = ()
-    """The image after earlier steps of the task: step and PNG."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +67,23 @@ class Report:
     """Every measurement of the chain so far."""
     unfinished: Unfinished | None = None
     """None for the report of a result."""
+    earlier: Earlier = field(default_factory=Earlier)
+    """The chain's tasks before this one."""
+    training_images: Sequence[TrainingImage] = ()
+    num_images: int = 0
+    """The number of images in the dataset."""
+    settings: Sequence[Setting] = ()
+    """All keys of the task."""
+    published: Sequence[Published] = ()
+    """The files of the result; empty without one."""
+    usage: str = ""
+    """The model card's section on how to use them, in Markdown."""
 
 
 def render(report: Report) -> str:
     """Return the page as HTML. The same report gives the same text."""
     style = _STYLE.read_text(encoding="utf-8")
-    sections = (_headline, _pictures, _held_out, _training, _timings, _chain, _task, _origin)
+    sections = (_headline, _pictures, _trained, _files, _held_out, _training, _timings, _chain, _task, _origin)
     body = "\n".join(section(report) for section in sections)
     return f"""<!doctype html>
 <html lang="en">
@@ -101,7 +97,7 @@ def render(report: Report) -> str:
 {style}</style>
 </head>
 <body>
-<main>
+<main {_record(report)}>
 {body}
 </main>
 </body>
@@ -124,7 +120,7 @@ def _headline(report: Report) -> str:
     tiles = [
         ("Steps", f"{report.global_step:,}", f"of {report.max_steps:,}"),
         ("Images seen", f"{images:,}", f"{report.visits_per_step:,} a step"),
-        ("Wall time", duration_text(sum(report.seconds.values())), "this task"),
+        ("Wall time", duration_text(sum(report.seconds.values())), _of_chain(report)),
         ("Speed", "–" if rate is None else f"{rate:.3g}/s", "images, encoding included"),
         ("Peak", size_text(report.peak_memory_bytes), memory),
         ("Skipped", f"{len(report.skipped):,}", "image" if len(report.skipped) == 1 else "images"),
@@ -137,6 +133,11 @@ def _headline(report: Report) -> str:
 {notice(report.unfinished)}<div class="track" role="img" aria-label="{busy}; {own}">{_track(report)}</div>
 <dl class="card figures">{figures}</dl>
 </header>"""
+
+
+def _of_chain(report: Report) -> str:
+    tasks = len(report.lineage)
+    return f"this task; {chain_time(_seconds(report), tasks)} the chain" if tasks > 1 else "this task"
 
 
 def _track(report: Report) -> str:
@@ -152,51 +153,22 @@ def _track(report: Report) -> str:
 
 
 def _pictures(report: Report) -> str:
-    if not report.pictures and report.unfinished is not None:
-        return '<section><h2>Validation images</h2><p class="note">None so far.</p></section>'
-    if not report.pictures:
-        return '<section><h2>Validation images</h2><p class="note">The task asks for none.</p></section>'
-    widths = [_png_width(picture.png) for picture in report.pictures]
-    small = " small" if max(widths) <= _SMALL_PIXELS else ""
-    pairs = "\n".join(
-        _pair(number, picture, report.words.trained) for number, picture in enumerate(report.pictures, start=1)
+    return validation_images(
+        report.pictures,
+        report.words,
+        step=report.global_step,
+        start_step=report.start_step,
+        is_whole=report.earlier.is_known,
+        is_running=report.unfinished is not None,
     )
-    has_strip = any(picture.between for picture in report.pictures)
-    below = "; below, the images after earlier steps of this task" if has_strip else ""
-    latest = "The latest images so far. " if report.unfinished is not None else ""
-    return f"""<section><h2>Validation images</h2>
-<p class="note">{latest}The same prompt and seed, without {as_html(report.words.trained)} and with it{below}.</p>
-<div class="pairs{small}">{pairs}</div></section>"""
 
 
-def _pair(number: int, picture: Picture, trained: str) -> str:
-    without = '<div class="missing">not drawn</div>'
-    if picture.without_png is not None:
-        without = _image(picture.without_png, f"Validation image {number} without {trained}")
-    reach = ' tabindex="0"' if len(picture.prompt) > 200 else ""  # a long prompt scrolls, also by keyboard
-    return f"""<figure class="card pair"><div class="sides">
-<div><span class="side">Without</span>{without}</div>
-<div><span class="side with">With {as_html(trained)}</span>\
-{_image(picture.png, f"Validation image {number} with {trained}")}</div>
-</div>{_strip(number, picture)}
-<figcaption><p class="prompt" dir="auto"{reach}>{as_html(picture.prompt) or "(no prompt)"}</p>
-<p class="seed">seed {picture.seed}</p></figcaption></figure>"""
+def _trained(report: Report) -> str:
+    return training_images(report.training_images, report.num_images)
 
 
-def _strip(number: int, picture: Picture) -> str:
-    frames = "".join(
-        f"<li>{_image(png, f'Validation image {number} after step {step:,}')}<span>step {step:,}</span></li>"
-        for step, png in picture.between
-    )
-    return f'<ol class="strip">{frames}</ol>' if frames else ""
-
-
-def _image(png: bytes, label: str) -> str:
-    return f'<img alt="{label}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def _png_width(png: bytes) -> int:
-    return int.from_bytes(png[16:20], "big") if png.startswith(b"\x89PNG") else 0
+def _files(report: Report) -> str:
+    return files(report.published, report.usage)
 
 
 def _training(report: Report) -> str:
@@ -235,43 +207,23 @@ def _timings(report: Report) -> str:
 
 
 def _chain(report: Report) -> str:
-    entries = [mapping_of(entry) for entry in report.lineage]
-    pairs = enumerate(pairwise([{}, *entries]), start=1)
-    rows = [_chain_row(k, before, entry, report.words.new) for k, (before, entry) in pairs]
-    hidden = len(rows) - _MAX_ROWS
-    note = f'<p class="note">The latest {_MAX_ROWS} of {len(rows):,} tasks.</p>' if hidden > 0 else ""
-    return f"""<section><h2>The chain</h2>{note}
-<div class="card"><table class="lineage"><thead><tr><th scope="col">Task</th><th scope="col">Steps</th>\
-<th scope="col">Starts from</th><th scope="col">What changed</th><th scope="col">Device</th></tr></thead>
-<tbody>{"".join(rows[max(0, hidden) :])}</tbody></table></div></section>"""
+    return chain(report.lineage, _seconds(report), report.words.new)
 
 
-def _chain_row(number: int, before: Mapping[str, Any], entry: Mapping[str, Any], start: str) -> str:
-    changed = dict(mapping_of(entry.get("changed")))
-    if before:
-        old, new = mapping_of(before.get("versions")), mapping_of(entry.get("versions"))
-        changed |= {name: [old.get(name), new[name]] for name in new if old.get(name) != new[name]}
-    changes = "".join(
-        f"<li><code>{as_html(clipped(name))}</code> {as_html(' → '.join(clipped(value) for value in values))}</li>"
-        for name, values in changed.items()
-        if isinstance(values, list)
-    )
-    parent = entry.get("parent")
-    cells = {
-        "Task": f"{number:,}",
-        "Steps": f"{step_text(entry.get('from_step'))} to {step_text(entry.get('to_step'))}",
-        "Starts from": f"<code>{as_html(parent[:12])}</code>" if isinstance(parent, str) else as_html(start),
-        "What changed": f'<ul class="changes">{changes}</ul>' if changes else "nothing",
-        "Device": as_html(device_text(mapping_of(entry.get("device")))),
-    }
-    return (
-        "<tr>" + "".join(f'<td data-label="{label}"><div>{cell}</div></td>' for label, cell in cells.items()) + "</tr>"
-    )
+def _seconds(report: Report) -> list[float | None]:
+    """Return the wall time of each of the chain's tasks; None where it is not known."""
+    before = max(len(report.lineage) - 1, 0)
+    known = [*report.earlier.seconds, *[None] * before][:before]
+    return [*known, sum(report.seconds.values())]
+
+
+def _record(report: Report) -> str:
+    parent = mapping_of(report.lineage[-1]).get("parent") if report.lineage else None
+    return record(report.checkpoint_digest, parent if isinstance(parent, str) else None, _seconds(report))
 
 
 def _task(report: Report) -> str:
-    text = json.dumps(without_secrets(report.task), indent=2, ensure_ascii=False)
-    return f'<section><h2>The task</h2><div class="card long"><pre>{as_html(text)}</pre></div></section>'
+    return settings(report.task, report.settings)
 
 
 def _origin(report: Report) -> str:

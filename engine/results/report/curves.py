@@ -166,14 +166,16 @@ def _plane(points: Points, *, noisy: bool, marked: tuple[int, float] | None) -> 
     """Return the range of a chart.
 
     It begins at zero, unless the values are so close together that the curve would look flat. A few outliers do not
-    extend the range of a noisy curve. There is room for a label below the marked point, which is the lowest.
+    extend the range of a noisy curve. With a marked point it begins below the lowest value, however far that is from
+    zero, with room for a label there.
     """
     values = sorted(value for _, value in points)
     low, high = values[0], values[-1]
     typical = 1.3 * values[int(0.99 * (len(values) - 1))]
     if noisy and typical > 0 and high > 1.5 * typical:
         high = typical
-    if not _SMALLEST_MOVE * high < high - low < 0.3 * high:
+    is_flat = high - low <= _SMALLEST_MOVE * high
+    if is_flat or (marked is None and high - low >= 0.3 * high):
         low = 0.0
     top = high + 0.04 * (high - low) if high > 1e-12 else 1.0
     if marked is not None:

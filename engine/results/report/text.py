@@ -15,6 +15,9 @@ _CONTROLS: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]"
 )
 
+_FOLDERS: Final = re.compile(r"(?<![\w:/.~…-])/(?:[^\s/'\"`,;]+/)+")
+"""The folders of an absolute path; not the path of a URL."""
+
 
 def as_html(value: str) -> str:
     """Escape text for HTML content or attributes. Control and direction characters are shown as their code points."""
@@ -30,13 +33,30 @@ def without_secrets(value: Any) -> Any:
     return public(value) if isinstance(value, str) else value
 
 
+def without_folders(text: str) -> str:
+    """Shorten the absolute paths in a text to their last part: where a person keeps files is not for others to see."""
+    if text.startswith("/"):  # all of it may be one path: folders' names may have spaces
+        return f"…/{text.rstrip('/').rpartition('/')[2]}"
+    return _FOLDERS.sub("…/", text)
+
+
+def presentable(value: Any) -> Any:
+    """Return a JSON value without secrets and without absolute paths."""
+    if isinstance(value, Mapping):
+        return {key: presentable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [presentable(item) for item in value]
+    return without_folders(public(value)) if isinstance(value, str) else value
+
+
 def mapping_of(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
 def clipped(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(without_secrets(value), ensure_ascii=False)
-    return public(text) if len(text) <= 200 else f"{public(text)[:200]}…"
+    shown = presentable(value)
+    text = shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def step_text(value: Any) -> str:
@@ -62,4 +82,6 @@ def device_text(device: Mapping[str, Any]) -> str:
 def size_text(count: Any) -> str:
     if type(count) is not int:
         return "?"
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from engine.core.redact import public
-from engine.results.report.text import as_html
+from engine.results.report.text import as_html, without_folders
 
 _REFRESH_SECONDS: Final = 30
 """The time after which a browser looks again while the task runs."""
 _TEXTS: Final = {
     "running": "This page is renewed at every image, and at least every minute.",
-    "interrupted": "The same command, with the same variables and mounts, goes on from here:",
+    "interrupted": "The same command, with the same variables, mounts and folders, goes on from here:",
     "failed": "It ended without a result:",
 }
 
@@ -38,5 +38,5 @@ def notice(now: Unfinished | None) -> str:
     """Return a paragraph on the state of a task without a result."""
     if now is None:
         return ""
-    more = f" <code>{as_html(public(now.more))}</code>" if now.more else ""
+    more = f" <code>{as_html(without_folders(public(now.more)))}</code>" if now.more else ""
     return f'<p class="note">{now.status.capitalize()}, as of {as_html(now.time)}. {_TEXTS[now.status]}{more}</p>\n'

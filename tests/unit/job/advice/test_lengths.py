@@ -69,3 +69,22 @@ def test_who_goes_on_from_a_checkpoint_knows():
     assert (
         lengths.notes(replace(job, parent=Checkpoint(**dict.fromkeys(Checkpoint.__dataclass_fields__) | given))) == []
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "args", "words"),
+    [
+        (10, {"batch_size": 1}, "shows each image 1 times on average"),
+        (10, {"batch_size": 2, "max_train_steps": 49, "num_train_steps": 49}, "9.8 times"),
+        (10, {"batch_size": 2, "max_train_steps": 50, "num_train_steps": 5}, None),
+        (1000, {"max_train_epochs": 9}, "9.1 times"),
+        (1001, {"max_train_epochs": 9}, None),
+        (10, {}, None),
+    ],
+)
+def test_few_visits_of_a_small_dataset(rows, args, words):
+    """Not where `notes` says already that the training is a single step."""
+    job = job_of(text(train_args=args), rows=rows)
+    found = lengths.few_visits(job)
+    assert [words in note for note in found] == ([True] if words else [])
+    assert all(f"note: {note}" in describe(job) for note in found)

@@ -9,9 +9,12 @@ import sys
 import pytest
 
 from engine.results.history import StepReport
-from engine.results.report import Picture, render
+from engine.results.report import render
+from engine.results.report.earlier import Earlier
+from engine.results.report.facts import Published, Setting
+from engine.results.report.pictures import Picture
 from engine.training.methods.registry import METHODS
-from tests.support.reports import GPU, VERSIONS, Page, curve, measured, numbers, png, sample, task_entry
+from tests.support.reports import GPU, VERSIONS, Page, curve, measured, numbers, png, sample, task_entry, training_image
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 REPORTS = {
@@ -33,6 +36,14 @@ REPORTS = {
     "held out, not to be drawn": {"held_out_losses": [measured(0, None), measured(5, -1.0), measured(2**60, 1e300)]},
     "held out, otherwise before": {
         "held_out_losses": [measured(0, 0.3, "b" * 16), measured(0, 0.1), measured(10**15, 0.2)]
+    },
+    "all there is": {
+        "training_images": [training_image(), training_image("", other_captions=2)],
+        "num_images": 9,
+        "published": [Published("a.safetensors", 5 << 20, "weights"), Published("state.json", 900, "state")],
+        "usage": "### A program\n\nCopy `a`.\n\n```python\nx = '<b>'\n```",
+        "settings": [Setting("seed", 7, False), Setting("validation.prompt", "", True)],
+        "earlier": Earlier({}, [3.0], is_known=True),
     },
     "no time": {"seconds": {}},
     "no images": {"pictures": []},
@@ -71,7 +82,8 @@ def test_nothing_is_loaded_and_nothing_runs(changes):
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on") or name in ("href", "srcset", "action")]
-    assert all(image["src"].startswith("data:image/png;base64,") for image in page.named("img"))
+    kinds = ("data:image/png;base64,", "data:image/jpeg;base64,")
+    assert all(image["src"].startswith(kinds) for image in page.named("img"))
     assert not re.search(r"url\(|@import|//", page.style)
 
 
@@ -140,8 +152,8 @@ def test_the_chain_shows_what_changed():
     changed = {"train_args.learning_rate": [1e-4, 5e-5], "validation.prompt": [None, "a castle"]}
     second = task_entry(40, 1060, changed=changed, device=GPU, versions=VERSIONS | {"torch": "2.14.0"})
     text = Page(render(sample(lineage=[task_entry(0, 40), second]))).text
-    assert "10 to 40a new LoRAnothingx86_64, AVX2, threads: 1" in text
-    assert "240 to 1,060abababababab" in text
+    assert "10 to 40?a new LoRAnothingx86_64, AVX2, threads: 1" in text
+    assert "240 to 1,06011 sabababababab" in text
     assert "train_args.learning_rate 0.0001 → 5e-05" in text
     assert "validation.prompt null → a castle" in text
     assert "torch 2.13.0 → 2.14.0" in text

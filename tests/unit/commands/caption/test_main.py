@@ -1,51 +1,23 @@
-"""Captions for a folder, by a tiny random BLIP; never over what is there."""
+"""Captions for a folder, by a tiny random BLIP; never over what is there but by option."""
 
 import os
+import re
 
 import pytest
-import torch
-from transformers import BertTokenizerFast as BertTokenizer
-from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
-from engine.commands import caption
-from engine.core.errors import DatasetError, ModelError
+from engine.commands.caption import main
+from engine.core.errors import DatasetError, ModelError, OutputError, TaskError
 from engine.data.dataset.open import open_dataset
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
 from tests.support.caption_folders import write
 from tests.support.fakes import png
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{k}" for k in range(40))]
+from tests.support.tiny_captioners import build_blip
 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blip")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    tokenizer = BertTokenizer(vocab_file=str(folder / "vocab.txt"), vocab={w: k for k, w in enumerate(WORDS)})
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BlipConfig(
-        text_config={
-            **small,
-            "encoder_hidden_size": 32,
-            "vocab_size": len(WORDS),
-            "max_position_embeddings": 64,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            "sep_token_id": 3,
-            "pad_token_id": 0,
-        },
-        vision_config={**small, "image_size": 32, "patch_size": 16},
-        projection_dim=32,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = BlipForConditionalGeneration(config)
-        for parameter in model.parameters():  # as initialised it says the same of every image
-            parameter.data.normal_(std=1.0)
-    model.save_pretrained(folder)
-    BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
-    return folder
+    return build_blip(tmp_path_factory.mktemp("blip"))
 
 
 @pytest.fixture
@@ -55,7 +27,7 @@ def folder(tmp_path):
 
 
 def run(folder, blip, *flags):
-    return caption.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags], {})
+    return main.main([str(folder), "--model", str(blip), "--device", "cpu", "--max-tokens", "8", *flags], {})
 
 
 def texts(folder):
@@ -98,12 +70,69 @@ def test_a_prompt_begins_every_caption(folder, blip):
 def test_a_caption_that_came_in_the_meantime_or_a_link_stays(folder, tmp_path):
     outside = write(tmp_path, {"outside.txt": "not ours"}) / "outside.txt"
     (folder / "a.txt").symlink_to(outside)
-    assert caption.write_caption(folder / "a.png", "new") is False and outside.read_text() == "not ours"
+    assert main.write_caption(folder / "a.png", "new", overwrite=False) is False and outside.read_text() == "not ours"
     (folder / "a.txt").unlink()
     (folder / "a.txt").symlink_to(tmp_path / "nowhere.txt")
-    assert caption.write_caption(folder / "a.png", "new") is False and not (tmp_path / "nowhere.txt").exists()
-    assert caption.write_caption(folder / "sub/0.png", "grün") is True
+    assert (
+        main.write_caption(folder / "a.png", "new", overwrite=False) is False
+        and not (tmp_path / "nowhere.txt").exists()
+    )
+    assert main.write_caption(folder / "sub/0.png", " grün\0\x1b ", overwrite=False) is True
     assert (folder / "sub/0.txt").read_bytes() == "grün\n".encode()
+    assert sorted(path.name for path in (folder / "sub").iterdir()) == ["0.png", "0.txt", "1.png", "2.png"]
+
+
+def test_a_full_disk_leaves_no_caption(folder, monkeypatch):
+    def refuse(path, data):
+        path.write_bytes(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.core.files.atomic_files.write_new", refuse)
+    with pytest.raises(OutputError, match="the disk is full"):
+        main.write_caption(folder / "a.png", "new", overwrite=False)
+    assert not list(folder.glob("*.t*"))
+
+
+def test_overwrite_replaces_every_caption_and_never_writes_through_a_link(folder, blip, tmp_path):
+    outside = write(tmp_path, {"outside.txt": "not ours"}) / "outside.txt"
+    write(folder, {"sub/0.txt": "by hand", "sub/1.caption": "by hand"})
+    (folder / "a.txt").symlink_to(outside)
+    assert run(folder, blip, "--overwrite", "--prefix", "sks cat, ", "--suffix", ", photo") == 0
+    found = texts(folder)
+    assert sorted(found) == ["a.txt", "sub/0.txt", "sub/1.txt", "sub/2.txt"]
+    assert all(text.startswith("sks cat, word") and text.endswith(", photo\n") for text in found.values())
+    assert outside.read_text() == "not ours"
+
+
+def test_images_that_share_a_caption_file_are_described_once(folder, blip, capfd):
+    (folder / "a.webp").write_bytes(png(5))
+    assert run(folder, blip, "--overwrite") == 0
+    assert "wrote 4 captions" in capfd.readouterr().err
+
+
+def test_limit_leaves_the_rest_for_the_next_run(folder, blip, capfd):
+    (folder / "b.jpg").unlink()
+    assert run(folder, blip, "--limit", "3") == 0
+    assert len(texts(folder)) == 3 and "1 image is left, because of --limit" in capfd.readouterr().err
+    assert run(folder, blip, "--limit", "3") == 0
+    assert len(texts(folder)) == 4 and "left" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--max-tokens", "0"], "--max-tokens is 0"),
+        (["--limit", "-1"], "--limit is -1"),
+        (["--threshold", "1"], "--threshold is 1.0"),
+        (["--threshold", "nan"], "--threshold is nan"),
+        (["--prefix", "two\nlines"], "--prefix is"),
+        (["--threshold", "0.5"], "--threshold: .* is a caption model, which has no such option"),
+        (["--exclude-tags", "1girl"], "--exclude-tags: .* is a caption model"),
+    ],
+)
+def test_options_that_cannot_be_meant(folder, blip, flags, message, capfd):
+    assert run(folder, blip, *flags) == TaskError.code
+    assert re.search(message, capfd.readouterr().err) and texts(folder) == {}
 
 
 @pytest.mark.parametrize("name", ["no/such-captioner", "./nowhere"])
@@ -118,7 +147,7 @@ def test_a_model_that_is_not_at_hand_is_refused_clearly(folder, name, capfd, mon
 def test_a_model_that_is_no_captioner(folder, tmp_path, capfd):
     write(tmp_path / "bert", {"config.json": '{"model_type": "bert"}'})
     assert run(folder, tmp_path / "bert") == ModelError.code
-    assert "is a 'bert'" in capfd.readouterr().err
+    assert "is a 'bert': expected a tagger or a model" in capfd.readouterr().err
 
 
 def test_a_model_without_weights(folder, blip, tmp_path, capfd):
@@ -134,9 +163,9 @@ def test_folders_that_need_no_captions(tmp_path, blip):
         ("table", {"a.png": png(1), "metadata.jsonl": "{}"}, r"metadata\.jsonl already gives the captions"),
     ):
         with pytest.raises(DatasetError, match=message):
-            caption.find_images(write(tmp_path / name, files))
+            main.find_images(write(tmp_path / name, files), overwrite=True)
     with pytest.raises(DatasetError, match="not a folder"):
-        caption.find_images(tmp_path / "nowhere")
+        main.find_images(tmp_path / "nowhere", overwrite=False)
     assert run(tmp_path / "nowhere", blip) == DatasetError.code
 
 

@@ -1,0 +1,155 @@
+"""The report's sections with images: the validation images of a whole chain, and images that were trained on."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engine.core.messages import plural
+from engine.results.report.text import as_html
+from engine.results.report.words import Words
+
+_SMALL_PIXELS: Final = 256
+_LONG_PROMPT: Final = 200
+"""Characters of a text that scrolls; it can be reached by keyboard, then."""
+STRIP_LENGTH: Final = 12
+"""Maximum number of images of earlier steps beside one validation image."""
+STRIP_PIXELS: Final = 192
+"""Maximum width and height of these images."""
+PNG_START: Final = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A validation image, and the baseline's image of the same prompt and seed. PNG files."""
+
+    prompt: str
+    seed: int
+    png: bytes
+    without_png: bytes | None
+    between: Sequence[tuple[int, bytes]] = ()
+    """The image after earlier steps of the chain: step and PNG, in their order."""
+    key: str = ""
+    """A digest of how it is drawn, under which the next task's report finds it; 16 hex digits. Empty: not found."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingImage:
+    """An image of the dataset, as small as the report shows it. JPEG file."""
+
+    jpeg: bytes
+    caption: str
+    other_captions: int = 0
+    """The number of further captions of the image."""
+
+
+def validation_images(
+    pictures: Sequence[Picture], words: Words, *, step: int, start_step: int, is_whole: bool, is_running: bool
+) -> str:
+    """Return the section with the validation images.
+
+    Args:
+        pictures: the images; empty if there are none.
+        words: the words for what is trained.
+        step: the global step that the task reached.
+        start_step: the global step at which it began.
+        is_whole: False if images of the chain's earlier tasks cannot be shown.
+        is_running: True without a result: the images are of the latest step that has some.
+    """
+    if not pictures:
+        nothing = "None so far." if is_running else "The task asks for none."
+        return f'<section><h2>Validation images</h2><p class="note">{nothing}</p></section>'
+    small = " small" if max(png_size(picture.png)[0] for picture in pictures) <= _SMALL_PIXELS else ""
+    pairs = "\n".join(_pair(number, picture, words.trained, step) for number, picture in enumerate(pictures, start=1))
+    below = "; below, the images after earlier steps of the chain" if any(p.between for p in pictures) else ""
+    latest = "The latest images so far. " if is_running else ""
+    missing = (
+        " Images of the tasks before this one are not shown: report.html of the task before does not lie beside its "
+        "checkpoint."
+    )
+    unknown = "" if is_whole or not start_step else missing
+    trained = as_html(words.trained)
+    views = _VIEWS if any(picture.without_png is not None for picture in pictures) else ""
+    return f"""<section class="drawn"><h2>Validation images</h2>
+<p class="note">{latest}The same prompt and seed, without {trained} and with it{below}. \
+Click an image to enlarge it.{unknown}</p>
+{views}<div class="pairs{small}">{pairs}</div></section>"""
+
+
+_VIEWS: Final = """<p class="views"><input type="radio" name="view" id="view-sides" checked>\
+<label for="view-sides">Side by side</label>
+<input type="radio" name="view" id="view-slider"><label for="view-slider">Slider</label> \
+<span class="note">Drag the corner at the lower end of the line: without on its left, with on its right.</span></p>
+"""
+
+
+def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
+    without, both = '<div class="missing">not drawn</div>', ""
+    if picture.without_png is not None:
+        without, both = _image(picture.without_png, f"Validation image {number} without {trained}"), " both"
+    image = _image(picture.png, f"Validation image {number} with {trained}", _found_by(picture, step))
+    return f"""<figure class="card pair"><div class="sides{both}">
+<div class="before"><span class="side">Without</span>{without}</div>
+<div><span class="side with">With {as_html(trained)}</span>{image}</div>
+</div>{_strip(number, picture)}
+<figcaption>{_text(picture.prompt, "(no prompt)")}
+<p class="seed">seed {picture.seed}</p></figcaption></figure>"""
+
+
+def _strip(number: int, picture: Picture) -> str:
+    frames = "".join(
+        f"<li>{_image(png, f'Validation image {number} after step {step:,}', _found_by(picture, step))}"
+        f"<span>step {step:,}</span></li>"
+        for step, png in picture.between
+    )
+    return f'<ol class="strip">{frames}</ol>' if frames else ""
+
+
+def _found_by(picture: Picture, step: int) -> str:
+    """Return the attributes by which the next task's report finds an image (`earlier.read`)."""
+    return f' data-key="{as_html(picture.key)}" data-step="{step}"' if picture.key else ""
+
+
+def training_images(images: Sequence[TrainingImage], total: int) -> str:
+    """Return the section with some of the dataset's `total` images; empty if there are none to show."""
+    if not images:
+        return ""
+    frames = "".join(_training_image(number, image) for number, image in enumerate(images, start=1))
+    count = plural(total, "image") if len(images) == total else f"{len(images):,} of {plural(total, 'image')}"
+    return f"""<section><h2>Training images</h2>
+<p class="note">{count}, small, cropped to their centre, with their captions.</p>
+<ul class="card trained">{frames}</ul></section>"""
+
+
+def _training_image(number: int, image: TrainingImage) -> str:
+    more = f'<p class="seed">and {plural(image.other_captions, "other caption")}</p>' if image.other_captions else ""
+    shown = _zoom(f"Training image {number}", image.jpeg, "jpeg")
+    return f"<li>{shown}{_text(image.caption, '(no caption)')}{more}</li>"
+
+
+def _text(text: str, empty: str) -> str:
+    reach = ' tabindex="0"' if len(text) > _LONG_PROMPT else ""
+    return f'<p class="prompt" dir="auto"{reach}>{as_html(text) or empty}</p>'
+
+
+def _image(png: bytes, label: str, attributes: str = "") -> str:
+    return _zoom(label, png, "png", attributes)
+
+
+def _zoom(label: str, data: bytes, kind: str, attributes: str = "") -> str:
+    """Return an image that fills the window while the box before it is checked; a click on the image checks it."""
+    name = as_html(label)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return (
+        f'<label class="zoom"><input type="checkbox" aria-label="Enlarge: {name}">'
+        f'<img alt="{name}" src="{source}"{attributes}></label>'
+    )
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Return width and height in pixels from the header of a PNG file; (0, 0) for anything else."""
+    if not png.startswith(PNG_START):
+        return (0, 0)
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
