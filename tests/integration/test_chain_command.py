@@ -20,5 +20,5 @@ def test_each_result_has_the_bytes_of_a_job_of_its_own(short_task, tmp_path):
     tasks = [Finished(code=0, stdout="", stderr="", out=tmp_path / "out" / name) for name in ("000", "001")]
     for found, expected in zip(tasks, (first, second), strict=True):
         assert_same(found.folders(), expected.folders())
-        assert found.result["seconds"]["start"] < 1.5  # nothing was imported
+        assert found.result["seconds"]["start"] < 3  # nothing was imported, which takes 5 s
     assert tasks[0].result["ended"] <= tasks[1].result["started"]
