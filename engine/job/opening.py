@@ -59,7 +59,7 @@ def open_job(
 
 def introduce_task(outcome: Outcome) -> None:
     """Write the log's first line; where that was written before the task's digest was known, write the digest."""
-    if not begin_log():
+    if not begin_log() and not outcome.is_introduced:
         say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
 
 

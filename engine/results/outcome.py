@@ -95,6 +95,8 @@ class Outcome:
     """The device as the manifest describes it; before it is opened, `host.expected_device`."""
     task_digest: str | None = None
     """The task's digest; None until the dataset has been read."""
+    is_introduced: bool = False
+    """True if the log's first line is made and names the task's digest."""
     is_told_to_finish: bool = False
     """True if SIGUSR1 or `FINISH_NOW` has ended the task, or came when it was ending anyway."""
 
@@ -114,6 +116,7 @@ class Outcome:
 
     def introduction(self) -> tuple[str, Mapping[str, Any]]:
         """Return the log's first line with what is known now, as text and as facts for JSON."""
+        self.is_introduced = self.task_digest is not None
         return host.introduction(host.revision(), self.device, self.task_digest)
 
     def result(self, status: str, code: int, kind: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def flag_parser(prog: str = "entrypoint.py", description: str = _DESCRIPTION) ->
     parser.add_argument(
         "--trackers",
         metavar="LIST",
-        help="whom to log to: of tensorboard, wandb, mlflow, with commas [TRACKERS, none]",
+        help="whom to log to: of tensorboard, wandb, mlflow, kubeflow, with commas [TRACKERS, none]",
     )
     parser.add_argument("--plan", action="store_true", help="check everything, print what would run, train nothing")
     add_push_flags(parser)

@@ -51,8 +51,10 @@ def test_a_push_that_fails_is_a_warning_and_the_same_command_makes_up_for_it(sho
     pictures = {f"validation/{name}" for name in folder_bytes(first.out / "validation")}
     steps = {"steps/000001.safetensors", "steps/000001_webui.safetensors"}
     assert repository.files.keys() == PUSHED | steps | pictures | {"report.html"} and repository.private
+    page = repository.files.pop("report.html").decode()
+    assert "Training images" not in page and "Training images" in (first.out / "report.html").read_text()
     for name, data in repository.files.items():
-        folder = first.out if name.startswith(("validation/", "report")) else first.out / "checkpoint"
+        folder = first.out if name.startswith("validation/") else first.out / "checkpoint"
         assert (folder / name).read_bytes() == data
     assert folder_bytes(first.out) == before
 

@@ -66,4 +66,4 @@ def test_tensorboard_has_each_step_once_through_an_interruption(task, tmp_path):
 
 def test_a_tracker_that_is_not_known_is_refused(short_task, tmp_path):
     refused = run_job(short_task, tmp_path / "out", "--trackers", "tensorbord")
-    assert refused.code == 2 and "expected some of tensorboard, wandb, mlflow" in refused.error
+    assert refused.code == 2 and "expected some of tensorboard, wandb, mlflow, kubeflow" in refused.error

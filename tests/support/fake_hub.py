@@ -54,7 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif (listing := self.listing(path)) is not None:
             body = json.dumps(listing).encode()
         else:
-            status, headers, body = 404, {"X-Error-Code": "RepoNotFound"}, b""
+            missing = "EntryNotFound" if name in self.files else "RepoNotFound"
+            status, headers, body = 404, {"X-Error-Code": missing}, b""
         self.send_response(status)
         for key, value in (headers | {"Content-Length": str(len(body))}).items():
             self.send_header(key, value)

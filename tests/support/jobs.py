@@ -52,6 +52,7 @@ def base_of(family=SPEC, revision=None, configs=None):
         num_train_timesteps=1000,
         single_file=None,
         elsewhere={},
+        absent=frozenset(),
         identities={},
         family=family,
         objective=OBJECTIVES[family.objective],

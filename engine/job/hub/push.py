@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from engine.results.checkpoint import CARD, FINISH, MANIFEST, step_of
 from engine.results.output.contents import OutputContents
 from engine.results.output.folder import REPORT
 from engine.results.report.model_card import PICTURES
+from engine.results.report.pictures import without_training_images
 from engine.training.methods.method import MethodSpec
 
 _AGAIN: Final = "the result is whole; the same command pushes it again"
@@ -38,15 +40,18 @@ def push_result(context: JobContext, *, is_new: bool) -> None:
     manifest = json.loads((output.checkpoint / MANIFEST).read_bytes())
     say(f"pushing the result to {wanted.repo} on the Hub")
     try:
-        with context.outcome.clock.phase("push"):
+        with context.outcome.clock.phase("push"), tempfile.TemporaryDirectory() as folder:
+            files = files_to_push(output, manifest["files"], context.job.method)
+            if REPORT in files:
+                files[REPORT] = _for_others(files[REPORT], Path(folder))
             where = hub_push.push(
                 wanted.repo,
-                files_to_push(output, manifest["files"], context.job.method),
+                files,
                 token=wanted.token,
                 message=f"Step {manifest['global_step']}",
                 must_stop=lambda: context.stop.signum != 0,
             )
-    except JobError as error:
+    except (JobError, OSError) as error:
         say(f"{NOTE}{error}; {_AGAIN}")
     else:
         say(f"pushed: {where}")
@@ -71,3 +76,10 @@ def files_to_push(output: OutputContents, listed: Collection[str], method: Metho
     if (output.root / REPORT).is_file():
         found[REPORT] = output.root / REPORT
     return found
+
+
+def _for_others(report: Path, folder: Path) -> Path:
+    """Write the report without training images into a folder: who pushes a LoRA need not want to push the dataset."""
+    copy = folder / REPORT
+    copy.write_bytes(without_training_images(report.read_text(encoding="utf-8")).encode())
+    return copy

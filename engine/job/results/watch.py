@@ -171,6 +171,8 @@ def _followed(context: RunContext, training: Training) -> Followed:
         name=title_of(job),
         folder=str(context.output.root),
         step=training.trainer.step,
+        start_step=job.step_range.start_step,
+        stop_step=job.step_range.stop_step,
         visits_per_step=job.step_range.visits_per_step,
         task=without_secrets(canonical(job.task)),
     )

@@ -137,7 +137,7 @@ def _headline(report: Report) -> str:
 
 def _of_chain(report: Report) -> str:
     tasks = len(report.lineage)
-    return f"this task; {chain_time(_seconds(report), tasks)} the chain" if tasks > 1 else "this task"
+    return f"this task; whole chain: {chain_time(_seconds(report), tasks)}" if tasks > 1 else "this task"
 
 
 def _track(report: Report) -> str:

@@ -45,7 +45,8 @@ def chain_time(seconds: Sequence[float | None], tasks: int) -> str:
 def _whole(entries: Sequence[Mapping[str, Any]], seconds: Sequence[float | None]) -> str:
     if not entries:
         return ""
-    text = f"{chain_time(seconds, len(entries))} for all steps, with the processes that were interrupted"
+    time = chain_time(seconds, len(entries))
+    text = f"{time[:1].upper()}{time[1:]} for all steps, with the processes that were interrupted"
     known = sum(value is not None for value in seconds[: len(entries)])
     missing = "" if known == len(entries) else "; the time of a task is known from its report.html alone"
     return f"{text}{missing}."

@@ -18,6 +18,8 @@ STRIP_LENGTH: Final = 12
 """Maximum number of images of earlier steps beside one validation image."""
 STRIP_PIXELS: Final = 192
 """Maximum width and height of these images."""
+_TRAINING_IMAGES: Final = '<section class="training-images">'
+_END: Final = "</section>"
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 
 
@@ -118,9 +120,16 @@ def training_images(images: Sequence[TrainingImage], total: int) -> str:
         return ""
     frames = "".join(_training_image(number, image) for number, image in enumerate(images, start=1))
     count = plural(total, "image") if len(images) == total else f"{len(images):,} of {plural(total, 'image')}"
-    return f"""<section><h2>Training images</h2>
+    return f"""{_TRAINING_IMAGES}<h2>Training images</h2>
 <p class="note">{count}, small, cropped to their centre, with their captions.</p>
 <ul class="card trained">{frames}</ul></section>"""
+
+
+def without_training_images(page: str) -> str:
+    """Return a report without its section with training images, for others: they may be private."""
+    start = page.find(_TRAINING_IMAGES)
+    end = page.find(_END, start)
+    return page if start < 0 or end < 0 else page[:start] + page[end + len(_END) :]
 
 
 def _training_image(number: int, image: TrainingImage) -> str:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from engine.core.errors import TaskError
 from engine.results.trackers.console import ConsoleTracker
 from engine.results.trackers.jsonl import follow_training
+from engine.results.trackers.kubeflow import Kubeflow
 from engine.results.trackers.mlflow import MLflow
 from engine.results.trackers.service import Followed, Service
 from engine.results.trackers.tensorboard import TensorBoard
@@ -27,7 +28,7 @@ class ServiceRow(NamedTuple):
     """A tracking service that the operator may choose."""
 
     package: str
-    """The package that it needs, one of `requirements-trackers.txt`."""
+    """The package that it needs: one of `requirements-trackers.txt`, or a module of Python itself."""
     open: Callable[[Followed], Service]
 
 
@@ -35,6 +36,7 @@ SERVICES: Final[dict[str, ServiceRow]] = {
     "tensorboard": ServiceRow("tensorboard", TensorBoard),
     "wandb": ServiceRow("wandb", WeightsAndBiases),
     "mlflow": ServiceRow("mlflow", MLflow),
+    "kubeflow": ServiceRow("ssl", Kubeflow),
 }
 """The services of `--trackers`, by name."""
 

@@ -26,6 +26,10 @@ class Followed:
     step: int
     """The global step at which this process continues. Later steps that the service knows already are trained again,
     with the same numbers."""
+    start_step: int
+    """The global step at which the task begins."""
+    stop_step: int
+    """The global step after which the task ends."""
     visits_per_step: int
     task: Mapping[str, Any]
     """The task as JSON, without keys at their defaults."""

@@ -62,6 +62,16 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_created_file_is_whole_or_absent(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        refusal = OSError(errno.EPERM, "no links here")
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(refusal))
+    assert atomic_files.create_file(tmp_path / "a", b"1") is True
+    assert atomic_files.create_file(tmp_path / "a", b"2") is False
+    assert contents(tmp_path) == {"a": b"1"}
+
+
 class TestWriteCached:
     """What no disk and no other job can spoil."""
 
@@ -381,6 +391,13 @@ class TestStrangersLinks:
         self.put(kind, folder / "file", theirs)
         with pytest.raises(FileExistsError):
             atomic_files.write_new(folder / "file", b"ours", owner=folder)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_created_file_leaves_them(self, theirs, folder, kind):
+        self.put(kind, folder / "file", theirs)
+        before = (folder / "file").lstat()
+        assert atomic_files.create_file(folder / "file", b"ours") is False
+        assert os.path.samestat((folder / "file").lstat(), before) and len(list(folder.iterdir())) == 1
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_log_replaces_them(self, theirs, folder, kind):

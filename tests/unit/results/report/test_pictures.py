@@ -1,7 +1,7 @@
 """Training images on the page; views of the validation images."""
 
 from engine.results.report import render
-from engine.results.report.pictures import Picture
+from engine.results.report.pictures import Picture, without_training_images
 from tests.support.reports import Page, png, sample, training_image
 
 
@@ -25,3 +25,10 @@ def test_the_slider_needs_both_images():
     assert Page(render(sample(pictures=[alone]))).classed("views") == []
     page = Page(render(sample()))
     assert len(page.classed("views")) == len(page.classed("both")) == 1
+
+
+def test_a_page_for_others_has_no_training_images():
+    evil = training_image('</section><section class="training-images">')
+    page = render(sample(training_images=[evil], num_images=1))
+    assert without_training_images(page).replace("\n\n", "\n") == render(sample()).replace("\n\n", "\n")
+    assert without_training_images(render(sample())) == render(sample())

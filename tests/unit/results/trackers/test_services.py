@@ -23,6 +23,7 @@ pytestmark = pytest.mark.long
 
 def followed(folder, **changes):
     values = {"run": "0123456789abcdef", "name": "a model on images", "step": 0, "visits_per_step": 2}
+    values |= {"start_step": 0, "stop_step": 10}
     return Followed(**{**values, "folder": str(folder), "task": {"seed": 7}, **changes})
 
 
@@ -146,7 +147,7 @@ def test_without_services_nothing_is_started(tmp_path, monkeypatch):
 
 
 def test_a_service_that_is_not_there_is_refused():
-    with pytest.raises(TaskError, match="names 'tensorbord': expected some of tensorboard, wandb, mlflow"):
+    with pytest.raises(TaskError, match="names 'tensorbord': expected some of tensorboard, wandb, mlflow, kubeflow"):
         require_services(["tensorbord"])
 
 

@@ -1,0 +1,50 @@
+"""Some of the dataset's images for the report: small, as they are cropped, with their captions."""
+
+import io
+from dataclasses import replace
+
+from PIL import Image
+
+from engine.job.results.training_images import training_images
+from engine.training.buckets import sort_into_buckets
+from tests.support.datasets import opened, write_images, write_jsonl
+from tests.support.jobs import job_of, text
+
+
+def save(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 30, 30)).save(path)
+
+
+def shown(tmp_path, given=None, buckets=None):
+    dataset = opened(tmp_path, name=tmp_path / "images")
+    return training_images(replace(job_of(given), dataset=dataset, buckets=buckets and buckets(dataset)))
+
+
+def sizes(images):
+    return [Image.open(io.BytesIO(image.jpeg)).size for image in images]
+
+
+def test_at_most_eight_from_all_over_the_dataset(tmp_path):
+    for k in range(20):
+        save(tmp_path / "images" / f"{k:02}.png", (300, 200))
+        (tmp_path / "images" / f"{k:02}.txt").write_text(f"number {k}")
+    images = shown(tmp_path)
+    assert [image.caption for image in images] == [f"number {k}" for k in (0, 2, 5, 7, 10, 12, 15, 17)]
+    assert set(sizes(images)) == {(256, 256)} and all(len(image.jpeg) < 30_000 for image in images)
+
+
+def test_with_the_trigger_word_and_without_what_cannot_be_read(tmp_path):
+    folder = tmp_path / "images"
+    names = write_images(folder)
+    (folder / names[1]).write_bytes(b"no image")
+    write_jsonl(folder / "metadata.jsonl", [{"file_name": name, "text": ["a cat", "b"]} for name in names])
+    images = shown(tmp_path, text(dataset={"name": "d", "trigger_word": "sks"}))
+    assert [(image.caption, image.other_captions) for image in images] == [("sks, a cat", 1)] * 2
+
+
+def test_in_the_shape_of_their_bucket(tmp_path):
+    save(tmp_path / "images" / "wide.png", (400, 200))
+    (tmp_path / "images" / "wide.txt").write_text("x")
+    (size,) = sizes(shown(tmp_path, buckets=lambda dataset: sort_into_buckets(dataset, [(400, 200)], 512)))
+    assert size == (256, 116)  # as 704 x 320, the bucket nearest to 2 : 1
