@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Final
 
 from engine.commands import train
-from engine.commands.preload import preload
 from engine.commands.program import program
 from engine.core.errors import TemporaryError
 from engine.core.process import forks
@@ -39,6 +39,37 @@ in the folder of the task that runs or in OUTPUT, ends it after the current step
 ATTEMPTS: Final = 3
 """Maximum number of starts of a task that ends with a temporary failure."""
 _LOOK_SECONDS: Final = 0.5
+_ALONE: Final = {
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which would start threads; the job computes nothing with it
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries ask for GPUs: without opening CUDA
+}
+"""Environment variables for the time of the imports, so that the process can be forked."""
+
+
+def preload() -> None:
+    """Import the libraries and all of this program that needs torch. Starts no thread, and does not open CUDA."""
+    train.quiet_libraries()
+    with train.importing(), _environment():
+        from engine.models.registry import FAMILIES
+        from engine.training.methods.registry import METHODS
+
+        modules = [family.module for family in FAMILIES.values()] + [method.module for method in METHODS.values()]
+        for module in ("engine.job.run", *modules):
+            importlib.import_module(module)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ALONE}
+    os.environ.update(_ALONE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -53,8 +53,8 @@ class Child:
         return code
 
     def send_signal(self, signum: int) -> None:
-        """Send a signal, unless the child has ended."""
-        if self.poll() is None:
+        """Send a signal, unless the child is known to have ended. A signal handler may call this."""
+        if self.returncode is None:
             os.kill(self.pid, signum)
 
 
