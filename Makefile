@@ -8,7 +8,7 @@ PARALLEL := -n logical --dist loadfile
 # The rooms that need no torch to train, what holds for the whole repository, and one training through the entry point.
 QUICK := $(addprefix tests/unit/,core task results data commands) $(wildcard tests/test_*.py) tests/tools tests/integration/test_one_job.py
 
-.PHONY: help setup demo test test-quick test-slow test-container check schema fmt image image-cpu lock clean
+.PHONY: help setup demo test test-quick test-slow test-container gpu gpu-wheels check schema fmt image image-cpu lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -51,6 +51,16 @@ test-slow: setup  ## the tests that take long
 
 test-container: setup  ## the tests that run containers of the CPU image
 	$(BIN)/python -m pytest -m container tests/container
+
+# With a torch that has CUDA, which .venv's may not be. No network: what that Python lacks is in GPU_WHEELS, if that is there.
+GPU_PYTHON ?= $(PYTHON)
+GPU_WHEELS ?= build/gpu-wheels
+GPU_PYTHON_VERSION ?= 3.12
+gpu:  ## tests and measurements on a GPU, with GPU_PYTHON's torch: at most 9 minutes; results in out/gpu
+	$(GPU_PYTHON) -m benchmarks.gpu $(if $(wildcard $(GPU_WHEELS)),--wheels $(GPU_WHEELS)) $(GPU_FLAGS)
+
+gpu-wheels:  ## for make gpu without network: wheels of the job's packages but for torch, 33 MB, for GPU_PYTHON_VERSION
+	tools/gpu_wheels.sh $(GPU_PYTHON_VERSION) $(GPU_WHEELS)
 
 image:  ## the image for a GPU, sd-lora-task
 	tools/image.sh cuda

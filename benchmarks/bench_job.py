@@ -16,14 +16,20 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import measuring, workloads
 from benchmarks.measuring import Measured
 from benchmarks.workloads import Workload
+from engine.job.memory import predict
+from engine.job.prepare import prepare, read_task
+from engine.task.settings import read_flags, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
+UNDETERMINED: Final = ROOT / "benchmarks/undetermined.py"
+"""The program without torch's deterministic mode."""
 OUTPUT: Final = "out"
 """The folder of a program's results, in the folder of its run."""
 Result = dict[str, Any]
@@ -57,14 +63,41 @@ def run_job(
         return parts_of(measured, workload)
     result = json.loads((out / "result.json").read_text())
     seconds = result["seconds"]
+    predicted = predicted_bytes(folder / "task.json", device)
     return {
         **{f"{name} s": value for name, value in seconds.items()},
         "outside the phases s": measured.wall - sum(seconds.values()),
         "steps/s": workload.steps / seconds["train"],
         "images/s": workload.steps * workload.batch_size / seconds["train"],
+        "images/s after the first step": images_per_second(log, workload),
         **parts_of(measured, workload),
         "peak memory by itself MiB": result["peak_memory_bytes"] / 2**20,
+        "predicted memory MiB": predicted / 2**20 if predicted else None,
     }
+
+
+def images_per_second(log: Path, workload: Workload) -> float | None:
+    """Return the images per second after the first logged step, without what only the first steps pay for.
+
+    Args:
+        log: the job's `progress.jsonl`; its first line of a step is that of the first step.
+        workload: what was trained.
+    """
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    first = next(line for line in lines if line["event"] == "step")
+    last = next(line for line in lines if line["event"] == "phase" and line["step"] == workload.steps)
+    seconds = (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(first["time"])).total_seconds()
+    steps = workload.steps - first["step"]
+    return steps * workload.batch_size / seconds if steps and seconds else None
+
+
+def predicted_bytes(task_file: Path, device: str) -> int | None:
+    """Return the predicted peak of device memory of a task, without gradient checkpointing; None if unknown."""
+    flags = ["--task", str(task_file), "--device", device, "--cache-dir", str(task_file.parent / "cache-of-plan")]
+    settings = read_settings(read_flags(flags), {})
+    job = prepare(settings, read_task(settings), weights=False, say=lambda *_: None)
+    found = predict(job.base, job.task, recompute=False, device=device)
+    return found.peak if found else None
 
 
 def parts_of(measured: Measured, workload: Workload) -> Result:
@@ -74,6 +107,7 @@ def parts_of(measured: Measured, workload: Workload) -> Result:
     return {
         "until the first step s": first.wall,
         "wall s": measured.wall,
+        "wall s of a further step": (last.wall - first.wall) / (workload.steps - 1) if workload.steps > 1 else None,
         "cpu s": measured.cpu,
         "cpu s until the first step": first.cpu,
         "cpu s of a further step": further,
@@ -146,6 +180,8 @@ def main() -> None:
     )
     add_workload_arguments(parser)
     parser.add_argument("--warm", action="store_true", help="an unmeasured run fills the cache first")
+    parser.add_argument("--cache", type=Path, help="a cache that several calls share; else each run has an empty one")
+    parser.add_argument("--undetermined", action="store_true", help="without torch's deterministic mode")
     parser.add_argument(
         "--tflops", type=float, default=790, help="what the GPU can do in 16 bit: 790 for an H100 or H200"
     )
@@ -153,16 +189,21 @@ def main() -> None:
     workload = read_workload(args)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        cache = folder / "cache"
+        cache = args.cache or folder / "cache"
         if args.warm:
             run_job(replace(workload, steps=min(workload.steps, 10)), folder / "warm", device=args.device, cache=cache)
+        program = (sys.executable, UNDETERMINED if args.undetermined else ROOT / "entrypoint.py")
         rows = []
         for number in range(args.runs):
-            used = cache if args.warm else folder / f"cache-{number}"
-            rows.append(run_job(workload, folder / f"run-{number}", device=args.device, cache=used))
+            used = cache if args.warm or args.cache else folder / f"cache-{number}"
+            rows.append(
+                run_job(workload, folder / f"run-{number}", device=args.device, cache=used, program=program),
+            )
     found = medians(rows)
     if (args.model, args.resolution) in DENOISER_TFLOP and args.device == "cuda":
-        tflop = found["images/s"] * DENOISER_TFLOP[args.model, args.resolution]
+        speed = found.get("images/s after the first step", found["images/s"])
+        tflop = speed * DENOISER_TFLOP[args.model, args.resolution]
+        found["denoiser TFLOP/s"] = round(tflop, 2)
         found[f"% of {args.tflops:g} TFLOP/s"] = round(100 * tflop / args.tflops, 2)
     for name, value in found.items():
         print(f"{name:28} {value:12.3f}")

@@ -29,6 +29,7 @@ from benchmarks.workloads import Workload
 
 COMPARED = (
     "wall s",
+    "wall s of a further step",
     "cpu s",
     "cpu s until the first step",
     "cpu s of a further step",

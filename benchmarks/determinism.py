@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.bench_job import ROOT, Result, add_workload_arguments, read_workload, run_job
+from benchmarks.bench_job import UNDETERMINED, Result, add_workload_arguments, read_workload, run_job
 from benchmarks.compare import print_ratios
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     workload = read_workload(args)
     on: list[Result] = []
     off: list[Result] = []
-    without = (sys.executable, ROOT / "benchmarks/undetermined.py")
+    without = (sys.executable, UNDETERMINED)
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(args.runs):
             folder = Path(scratch) / str(number)

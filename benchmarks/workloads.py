@@ -6,6 +6,7 @@ A random model is as fast as a trained one, so nothing is downloaded.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,3 +216,16 @@ def build_images(work: Path, count: int, resolution: int) -> Path:
     if not (folder / "metadata.jsonl").exists():
         build_dataset(folder, count, resolution)
     return folder.resolve()
+
+
+def main() -> None:
+    """Build models, and 64 images for each resolution: `python -m benchmarks.workloads FOLDER sd15:512 sdxl:1024`."""
+    work = Path(sys.argv[1])
+    for wanted in sys.argv[2:]:
+        model, resolution = wanted.split(":")
+        build_images(work, 64, int(resolution))
+        build_model(work, model, int(resolution))
+
+
+if __name__ == "__main__":
+    main()

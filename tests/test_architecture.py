@@ -290,9 +290,7 @@ BROAD = {
     "engine.core.process.forks": 1,  # a bug ends a forked program with 70
     "engine.commands.program": 1,  # a bug ends a program with 70
     "engine.commands.train": 1,
-    "engine.models.parts.clip_tokens": 1,  # tokenizers raises bare Exceptions
-    "engine.models.parts.t5_tokens": 1,
-    "engine.models.parts.qwen.tokens": 1,
+    "engine.models.parts.token_files": 1,  # tokenizers raises bare Exceptions
     "engine.commands.caption.source": 2,  # captioners' libraries raise anything
     "engine.data.media.image": 2,  # Pillow on damaged bytes raises anything
     "engine.results.trackers.service_process": 1,  # the same of a service, in its own process

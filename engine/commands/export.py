@@ -107,8 +107,8 @@ def _check(flags: argparse.Namespace) -> None:
     is_alone = flags.format == "lora"
     if flags.layout and not is_alone:
         raise TaskError("--layout is the format of a LoRA: it needs --format lora")
-    if (flags.base or flags.component) and is_alone:
-        raise TaskError("--base has no effect with --format lora: the base model is not needed")
+    if is_alone and (unused := "--base" if flags.base else "--component" if flags.component else None):
+        raise TaskError(f"{unused} has no effect with --format lora: the base model is not needed")
     if flags.strength is not None and not math.isfinite(flags.strength):
         raise TaskError(f"--strength is {flags.strength}: expected a number such as 0.8")
     is_file = flags.format == "single_file" or (is_alone and flags.layout != "peft")

@@ -139,9 +139,9 @@ def locate(
         weights: False leaves the weights out of a download from the Hub (for `--plan`). A single file is always
             downloaded: its content is its identity.
         report: called with a line to print.
-        cache_dir: the folder to which a single file is downloaded.
+        cache_dir: the folder to which single files are downloaded.
         pinned_components: the same as `pinned` for components from elsewhere, by name.
-        limits: of that download.
+        limits: those of such a download.
         digests: those that `hash_ahead` began to compute; None if it was not called.
 
     Raises:

@@ -195,6 +195,8 @@ class FamilySpec:
     unless it is empty, which pipelines take themselves."""
     takes_guidance: Callable[[Configs], bool] = lambda config: False
     """Returns whether the denoiser is distilled on guidance, so that it is told `train_args.guidance_scale`."""
+    no_guidance: float = 1.0
+    """The guidance scale up to which the pipeline draws without guidance, so that a negative prompt has no effect."""
     takes_negative_prompt: bool = True
     """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
     argument_names: Mapping[str, str] = field(default_factory=dict)

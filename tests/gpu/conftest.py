@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.gpu.device import DEVICE
 from tests.integration.conftest import dataset, model, scratch, task, v_model, xl_model
 
 __all__ = ["dataset", "model", "scratch", "task", "v_model", "xl_model"]
@@ -12,5 +13,5 @@ __all__ = ["dataset", "model", "scratch", "task", "v_model", "xl_model"]
 
 @pytest.fixture(autouse=True)
 def _cuda():
-    if not torch.cuda.is_available():
+    if DEVICE == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device is visible")

@@ -6,11 +6,12 @@ import signal
 
 import pytest
 
+from tests.gpu.device import DEVICE
 from tests.support.harness import assert_same, changed, read_json, run_chain, start_job, succeed
 
 pytestmark = pytest.mark.gpu
 
-GPU = {"DEVICE": "cuda"}
+GPU = {"DEVICE": DEVICE}
 KINDS = {
     "float32": {},
     "fp16, v_prediction, Min-SNR": {
@@ -76,5 +77,5 @@ def test_killed_and_started_again(task, tmp_path):
 
 def test_result_names_the_device(task, tmp_path):
     done = succeed(task, tmp_path / "out", env=GPU)
-    assert done.manifest["device"]["type"] == "cuda"
+    assert done.manifest["device"]["type"] == DEVICE
     assert done.result["peak_memory_bytes"] > 0

@@ -286,3 +286,15 @@ def test_datasets_by_url(task, whole, dataset, tmp_path):
 def test_a_dataset_by_name_wins(task, tmp_path):
     both = changed(task, {"dataset.url": "http://127.0.0.1:9/nothing"})
     assert "8 images" in succeed(both, tmp_path / "out", "--plan").stdout
+
+
+def test_images_without_the_training_are_drawn_once_for_all_trainings_on_a_model(short_task, tmp_path):
+    """Another training with the same prompts and seeds takes them from the cache; its result is that of one without."""
+    cache = {"CACHE_DIR": str(tmp_path / "cache")}
+    other = changed(short_task, {"train_args.learning_rate": 1e-5})
+    first = succeed(short_task, tmp_path / "first", env=cache)
+    second = succeed(other, tmp_path / "second", env=cache)
+    alone = succeed(other, tmp_path / "alone", env={"MAX_ENCODED_BYTES": "0"})
+    drew = ["validation without the LoRA" in one.stderr for one in (first, second, alone)]
+    assert drew == [True, False, True]
+    assert_same(second.folders(), alone.folders())

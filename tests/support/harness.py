@@ -161,9 +161,13 @@ def _is_zombie(process: Path) -> bool:
     return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+_GPU_VARIABLES = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK")
+"""What a machine may need for its GPUs to be found, from a forked process too."""
+
+
 def clean_environment(home: Path) -> dict[str, str]:
     """What a started program sees of this machine: the CPU, no Hub, and a cache in its own home."""
-    return {
+    return {name: os.environ[name] for name in _GPU_VARIABLES if name in os.environ} | {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "CACHE_DIR": str(home / "cache"),

@@ -132,10 +132,11 @@ def _of_timesteps(job: Job) -> list[str]:
 def _of_validation(job: Job) -> list[str]:
     """Return the lines about `validation`."""
     validation, held_out = job.task.validation, job.task.validation.dataset
+    least = job.base.family.no_guidance
     cases = (
         (
-            validation.negative_prompt is not None and job.drawing.guidance_scale <= 1,
-            "validation.negative_prompt has no effect at a guidance_scale of up to 1",
+            validation.negative_prompt is not None and job.drawing.guidance_scale <= least,
+            f"validation.negative_prompt has no effect at a guidance_scale of up to {least:g}",
         ),
         (
             held_out is not None and held_out.config_name and not (held_out.name or held_out.url),

@@ -10,8 +10,10 @@ from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
 from engine.data.tag_counts import count_tags
 from engine.evaluation import sampling
+from engine.evaluation.baseline_images import conditions, drawn_or_cached
 from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, without_training
 from engine.job.context import RunContext
+from engine.job.encoding import encoding_cache
 from engine.job.hub.card import model_card_of
 from engine.job.job import Job
 from engine.job.results.finish_now import FinishNow
@@ -42,7 +44,7 @@ def draw_and_publish(context: RunContext, training: Training, watch: Watch) -> N
 
 
 def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
-    """Draw the validation images, and the baseline's if this chain does not have them yet."""
+    """Draw the validation images, and the baseline's if neither this chain nor the cache has them yet."""
     job, task, family = context.job, context.job.task, training.family
     images = planned_images(task, job.dataset, job.drawing)
     baseline = without_training(images)
@@ -54,8 +56,13 @@ def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
     drawn = draw(images, family, what="validation", **where)
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
-        with training.trainable.baseline():
-            without = draw(baseline, family, what=f"validation without {job.method.words.trained}", **where)
+        without = drawn_or_cached(
+            baseline,
+            cache=encoding_cache(job, context.settings, context.device),
+            conditions=conditions(task),
+            baseline=training.trainable.baseline,
+            draw=lambda missing: draw(missing, family, what=f"validation without {job.method.words.trained}", **where),
+        )
     return Pictures(
         images=images,
         drawn=drawn,

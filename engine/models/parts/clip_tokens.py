@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from engine.core.errors import ModelError, first_line
 from engine.models.configs import read_json
+from engine.models.parts.token_files import read_pairs, read_tokenizer
 from engine.models.single_file import SingleFile
 from engine.models.single_file.vocabulary import read_vocabulary
 from engine.models.spec import CaptionTokens
@@ -37,7 +37,8 @@ class TokenCounter:
         """Return the counter of a model's tokenizer/; a caption may fill `chunks` rows. Raises ModelError."""
         path = folder / "tokenizer_config.json"
         config = read_json(path) if path.is_file() else {}
-        return cls(_load(folder), config.get("model_max_length"), chunks)
+        tokenizer = read_tokenizer(folder, lambda: _clip(*read_pairs(folder)))
+        return cls(tokenizer, config.get("model_max_length"), chunks)
 
     @classmethod
     def of_single_file(cls, file: SingleFile, chunks: int = 1) -> TokenCounter:
@@ -64,23 +65,6 @@ def counter(folder: Path, file: SingleFile | None, caption_tokens: int) -> Token
         return TokenCounter.of_single_file(file, chunks)
     own = folder / "tokenizer"
     return TokenCounter.of_folder(own, chunks) if own.is_dir() else None
-
-
-def _load(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            return tokenizer
-        from tokenizers.models import BPE
-
-        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-        return _clip(vocabulary, merges)
-    except Exception as error:  # tokenizers raises bare Exceptions for malformed files
-        raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
 
 
 def _clip(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:

@@ -73,6 +73,12 @@ def require_shift(vae: Mapping[str, Any]) -> None:
         )
 
 
+def require_one_scale(vae: Mapping[str, Any], kind: str) -> None:
+    """Raise ModelError if a VAE scales each channel of its latents separately; `kind` of models does not."""
+    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
+        raise ModelError(f"the base model's VAE scales each channel separately: it is not that of {kind}")
+
+
 def require_rotations(config: Configs, *, axes: int) -> None:
     """Raise ModelError unless the rotations of the positions, on so many axes, fill a transformer's attention head."""
     width, found = require_size(config, "transformer", "attention_head_dim", 128), config("transformer").get(_ROTATIONS)

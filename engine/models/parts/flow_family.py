@@ -1,8 +1,8 @@
 """The base class of the families with a transformer and the flow-matching objective.
 
-A family says which classes its components have, how a caption is encoded, how its transformer is called, and how its
-pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder, larger
-than some denoisers, need not be in memory while images are drawn.
+A subclass defines the classes of its components, how a caption is encoded, how its transformer is called, and how
+its pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder,
+larger than some denoisers, need not be in memory while images are drawn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FlowFamily(ABC):
     spec: FamilySpec
     classes: ClassVar[Mapping[str, Any]]
     """Component with weights -> its class in Diffusers or transformers; that of the VAE casts the latents that it
-    decodes (`vae.any_latents`)."""
+    decodes (`vae.AnyLatentsVAE`)."""
 
     def __init__(self, args: LoadArgs) -> None:
         self._args = args
@@ -52,7 +52,7 @@ class FlowFamily(ABC):
         self.scheduler = load_scheduler(args)
         self.objective = objectives.load(self.spec.objective, self.scheduler.config, args)
 
-    # --- What a family says
+    # --- Defined by each family
 
     @abstractmethod
     def encode_fixed(self, caption: str) -> Tensors:
@@ -84,7 +84,7 @@ class FlowFamily(ABC):
         """See `Family.embed`; {} for a family of which no text encoder can be trained."""
         return {}
 
-    # --- What all of them do alike
+    # --- The same in all families
 
     def _load(self, component: str) -> torch.nn.Module:
         # The VAE is small: in float32 no precision is lost before the training begins.

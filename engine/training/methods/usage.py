@@ -48,7 +48,7 @@ def diffusers(
     modules = sorted({module for module, _ in classes})
     names = {module: sorted(name for own, name in classes if own == module) for module in modules}
     loader = "from_pretrained" if about.base.single_file is None else "from_single_file"
-    absent = [f"{component}=None" for component in sorted(about.base.absent)]  # as Diffusers wants to be told
+    absent = [f"{component}=None" for component in sorted(about.base.absent)]  # else Diffusers looks for it
     arguments = ", ".join(("base", *parts, *others, *absent, *_variant(about.base), "dtype=torch.float32"))
     prompt = f"{spec.argument_names['prompt']}=prompt" if "prompt" in spec.argument_names else "prompt"
     lines = [

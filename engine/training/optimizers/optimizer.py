@@ -83,6 +83,6 @@ class OptimizerSpec:
     rate_factor: float = 1.0
     """The usual learning rate, as a multiple of that of the default optimizer."""
     lighter: OptimizerName | None = None
-    """An optimizer whose state takes less memory, and which wants the same rates and constants."""
+    """An optimizer whose state takes less memory, with the same usual rates and constants."""
     finds_rate: bool = False
     """True if it finds the learning rate itself, and multiplies it by the task's, which then is usually 1."""

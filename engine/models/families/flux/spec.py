@@ -8,15 +8,21 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts import lora_targets, t5_tokens
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
+from engine.models.parts import lora_targets
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_multiple,
+    require_one_scale,
+    require_shift,
+    require_size,
+)
 from engine.models.parts.footprints import flow, t5
 from engine.models.parts.footprints.transformers import flux
+from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
 _TARGETS: Final = (
-    *(f"attn.{layer}" for layer in lora_targets.ATTENTION),
-    *(f"attn.{layer}" for layer in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")),
+    *lora_targets.JOINT_ATTENTION,
     *(f"{block}.net.{layer}" for block in ("ff", "ff_context") for layer in ("0.proj", "2")),
 )
 """The layers that get an adapter, as in Diffusers' trainer (examples/dreambooth/train_dreambooth_lora_flux.py)."""
@@ -67,8 +73,7 @@ def _require_text_to_image(config: Configs) -> None:
             f"the base model's transformer takes tokens of {channels} values and gives {given or channels}, its VAE's "
             f"latents have {latents}: these parts are not those of FLUX.1"
         )
-    if config("vae").get("latents_mean") is not None or config("vae").get("latents_std") is not None:
-        raise ModelError("the base model's VAE scales each channel separately: it is not that of FLUX.1")
+    require_one_scale(config("vae"), "FLUX.1")
 
 
 def _require_heads(transformer: Mapping[str, Any]) -> None:

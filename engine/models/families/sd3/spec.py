@@ -8,10 +8,17 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts import clip_tokens, lora_targets, t5_tokens
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
+from engine.models.parts import clip_tokens, lora_targets
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_multiple,
+    require_one_scale,
+    require_shift,
+    require_size,
+)
 from engine.models.parts.footprints import flow, t5
 from engine.models.parts.footprints.transformers import sd3
+from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.single_file import SingleFile
 from engine.models.spec import (
     CaptionTokens,
@@ -93,8 +100,7 @@ def _require_text_to_image(transformer: Mapping[str, Any], vae: Mapping[str, Any
             f"the base model's transformer takes {channels} channels and gives {given}, its VAE has {latents}: "
             "text-to-image models can be trained, inpainting and control models cannot"
         )
-    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-        raise ModelError("the base model's VAE scales each channel separately: it is not that of Stable Diffusion 3")
+    require_one_scale(vae, "Stable Diffusion 3")
 
 
 def _require_layers(config: Configs) -> None:
@@ -179,10 +185,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=("text_encoder", "text_encoder_2"),
     fixed_text_encoders=(T5,),
-    lora_targets=(
-        *(f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
-        *(f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
-    ),
+    lora_targets=lora_targets.JOINT_ATTENTION,
     text_lora_targets=lora_targets.CLIP,
     text_root=lora_targets.CLIP_ROOT,
     objective="flow",

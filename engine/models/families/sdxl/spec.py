@@ -9,7 +9,7 @@ from engine.core.errors import ModelError
 from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import clip_tokens, lora_targets
-from engine.models.parts.config_checks import require_bounds, require_text_to_image
+from engine.models.parts.config_checks import require_bounds, require_one_scale, require_text_to_image
 from engine.models.parts.footprints.stable_diffusion import footprint
 from engine.models.spec import Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 
@@ -34,8 +34,7 @@ def check(config: Configs) -> None:
     blocks = {str(name) for key in ("down_block_types", "up_block_types") for name in _listed(unet, key)}
     if unet.get("class_embed_type") or unet.get("encoder_hid_dim_type") or not blocks <= _BLOCKS:
         raise ModelError("the base model's UNet has layers that Stable Diffusion XL does not have: it is another model")
-    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
-        raise ModelError("the base model's VAE scales each channel separately: it is not that of Stable Diffusion XL")
+    require_one_scale(vae, "Stable Diffusion XL")
 
 
 def has_float32_vae(config: Configs) -> bool:

@@ -62,7 +62,7 @@ class ZImage(FlowFamily):
             "guidance_scale": drawing.guidance_scale,
             "prompt_embeds": qwen.of_own_lengths(self.encoded(drawing.prompt)),
         }
-        if drawing.guidance_scale > 0:
+        if drawing.guidance_scale > SPEC.no_guidance:
             arguments["negative_prompt_embeds"] = qwen.of_own_lengths(self.encoded(drawing.negative_prompt or ""))
         return arguments
 

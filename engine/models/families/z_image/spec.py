@@ -7,7 +7,13 @@ from typing import Any, Final
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_shift, require_size
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_multiple,
+    require_one_scale,
+    require_shift,
+    require_size,
+)
 from engine.models.parts.footprints import flow, language_model
 from engine.models.parts.footprints.transformers import z_image
 from engine.models.parts.qwen import tokens
@@ -45,8 +51,7 @@ def check(config: Configs) -> None:
             f"the base model's transformer takes {wanted} channels, its VAE's latents have {given}: {_OTHER_PARTS}"
         )
     require_shift(config("vae"))
-    if config("vae").get("latents_mean") is not None or config("vae").get("latents_std") is not None:
-        raise ModelError("the base model's VAE scales each channel separately: it is not that of Z-Image")
+    require_one_scale(config("vae"), "Z-Image")
     _require_positions(config)
     require_states(config, "cap_feat_dim", 2560, (TEXT_LAYER,))
 
@@ -118,6 +123,7 @@ SPEC: Final = FamilySpec(
     token_counter=tokens.counter(tokens.CHAT),
     caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1),
     drawing=DrawingDefaults(guidance_scale=0.0, num_inference_steps=9),
+    no_guidance=0.0,
     hub_tags=("z-image", "z-image-diffusers"),
     licences=dict.fromkeys(("Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"), "apache-2.0"),
     footprint=_footprint,

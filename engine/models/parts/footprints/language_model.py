@@ -6,9 +6,7 @@ from engine.models.parts.tape import Config, count_of
 from engine.models.spec import TextEncoder
 
 
-def text_encoder(
-    config: Config, *, length: int, value_bytes: int, is_float16: bool = False, more_tokens: int = 0
-) -> TextEncoder:
+def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: bool = False) -> TextEncoder:
     """Return the footprint of a Qwen 3 or a Qwen 2.5 VL on one caption, with the states of all layers.
 
     Args:
@@ -16,7 +14,6 @@ def text_encoder(
         length: the number of tokens of a caption, with padding.
         value_bytes: bytes of a value in the task's precision.
         is_float16: without effect: all weights are in the task's precision.
-        more_tokens: tokens that a template puts around the caption.
 
     Raises:
         KeyError, TypeError, ValueError: the configuration is not that of such a model.
@@ -30,10 +27,9 @@ def text_encoder(
         parameters += vocabulary * width
     if "vision_config" in config:
         parameters += _vision(config["vision_config"])
-    tokens = length + more_tokens
     values = (layers + 2) * width + max(3 * inner, vocabulary * has_head)
     return TextEncoder(
-        parameters=parameters, weight_bytes=parameters * value_bytes, encode_bytes=tokens * values * value_bytes
+        parameters=parameters, weight_bytes=parameters * value_bytes, encode_bytes=length * values * value_bytes
     )
 
 

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from engine.core.errors import ModelError, first_line
-from engine.models.configs import refuse_large
+from engine.models.parts.token_files import read_pairs, read_tokenizer
 from engine.models.single_file import SingleFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.models import Model
 
 FOLDER: Final = "tokenizer"
 SPECIAL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -40,7 +38,7 @@ class TokenCounter:
         Raises:
             ModelError: the tokenizer is malformed.
         """
-        self._tokenizer = _load(folder)
+        self._tokenizer = read_tokenizer(folder, lambda: _qwen(*read_pairs(folder)))
         self.limit = tokens - self.count(text)
         """The tokens that a caption may have, those of the text around it not counted."""
 
@@ -59,35 +57,16 @@ def counter(text: str) -> Callable[[Path, SingleFile | None, int], TokenCounter 
     return of_folder
 
 
-def _load(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-
-    whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    try:
-        for path in [whole] if whole.is_file() else [vocabulary, merges]:
-            refuse_large(path)
-        if whole.is_file():
-            tokenizer = Tokenizer.from_file(str(whole))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            return tokenizer
-        return _qwen(BPE(*BPE.read_file(str(vocabulary), str(merges))))
-    except ModelError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exceptions for malformed files
-        raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
-
-
-def _qwen(model: Model) -> Tokenizer:
+def _qwen(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Return the tokenizer that transformers' `Qwen2Tokenizer` makes of a vocabulary."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
 
     words = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(BPE(vocabulary, merges))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(words), behavior="isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]

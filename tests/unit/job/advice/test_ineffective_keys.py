@@ -145,6 +145,7 @@ def test_guidance_is_the_familys_where_the_task_gives_none():
     assert without_effect(job_of(task, family=family)) == [
         "validation.negative_prompt has no effect at a guidance_scale of up to 1"
     ]
+    assert without_effect(job_of(task, family=replace(family, no_guidance=0.0))) == []
 
 
 def test_it_is_told_with_the_plan():

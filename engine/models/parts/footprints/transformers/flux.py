@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.models.parts.footprints.transformers.layers import (
+    IMAGE_PROJECTIONS,
     TIME_WIDTH,
     Layers,
     Stream,
@@ -12,7 +13,6 @@ from engine.models.parts.footprints.transformers.layers import (
 )
 from engine.models.parts.tape import Config, Tape, count_of
 
-_PROJECTIONS = ("to_q", "to_k", "to_v")
 _PACKED = 2
 """Latents of so many by so many positions are one token."""
 
@@ -52,19 +52,9 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
 
 def _joint_block(layers: Layers, name: str, batch: int, rows: int, text_rows: int) -> None:
     tape, width = layers.tape, layers.width
-    image = Stream(
-        rows=rows,
-        projections=_PROJECTIONS,
-        out="to_out.0",
-        feed_forward="ff",
-        is_modulated=tape.linear(f"{name}.norm1.linear", width, 6 * width, batch, input_width=tape.width),
-    )
-    text = Stream(
-        rows=text_rows,
-        projections=("add_q_proj", "add_k_proj", "add_v_proj"),
-        out="to_add_out",
-        feed_forward="ff_context",
-        is_modulated=tape.linear(f"{name}.norm1_context.linear", width, 6 * width, batch, input_width=tape.width),
+    image, text = (
+        of(size, is_modulated=tape.linear(f"{name}.{norm}.linear", width, 6 * width, batch, input_width=tape.width))
+        for of, size, norm in ((Stream.of_image, rows, "norm1"), (Stream.of_text, text_rows, "norm1_context"))
     )
     layers.enter(name, image)
     layers.enter(name, text)
@@ -81,7 +71,7 @@ def _single_block(layers: Layers, name: str, batch: int, rows: int) -> None:
     layers.modulated_norm(rows, is_modulated=is_modulated)
     shared = tape.linear(f"{name}.proj_mlp", width, inner, rows, input_width=tape.norm_width)
     tape.keep(inner * rows, tape.width)  # the activation's input
-    layers.project(f"{name}.attn", _PROJECTIONS, rows, input_width=tape.norm_width, is_kept=shared)
+    layers.project(f"{name}.attn", IMAGE_PROJECTIONS, rows, input_width=tape.norm_width, is_kept=shared)
     layers.attend(rows)
     tape.linear(f"{name}.proj_out", width + inner, width, rows, input_width=layers.attention_width)
     layers.gate(rows, is_modulated=is_modulated)

@@ -50,20 +50,8 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
     tape.linear("x_embedder", channels, width, rows, input_width=tape.width, bias=False)
     text_width = int(config.get("joint_attention_dim", 15360))
     tape.linear("context_embedder", text_width, width, text_rows, input_width=tape.width, bias=False)
-    image = Stream(
-        rows=rows,
-        projections=("to_q", "to_k", "to_v"),
-        out="to_out.0",
-        feed_forward="ff",
-        is_modulated=modulated[0],
-    )
-    text = Stream(
-        rows=text_rows,
-        projections=("add_q_proj", "add_k_proj", "add_v_proj"),
-        out="to_add_out",
-        feed_forward="ff_context",
-        is_modulated=modulated[1],
-    )
+    image = Stream.of_image(rows, is_modulated=modulated[0])
+    text = Stream.of_text(text_rows, is_modulated=modulated[1])
     for k in range(count_of(config.get("num_layers", 8))):
         name = f"transformer_blocks.{k}"
         with tape.block(width * (rows + text_rows)):

@@ -12,6 +12,10 @@ TIME_WIDTH: Final = 256
 """Values in which Diffusers encodes a timestep before the first linear layer."""
 _FLOAT32: Final = 4
 
+IMAGE_PROJECTIONS: Final = ("to_q", "to_k", "to_v")
+TEXT_PROJECTIONS: Final = ("add_q_proj", "add_k_proj", "add_v_proj")
+"""The layers of queries, keys and values of an attention that image and text have in common."""
+
 HeadNorm = Callable[[Tape, int, int], None]
 """Records the norm of queries or keys, from the tape, the width of a head, and the number of rows of all heads."""
 
@@ -29,6 +33,30 @@ class Stream:
     feed_forward: str
     is_modulated: bool
     """True if the backward pass needs the values that the modulation scales: its weights are trained."""
+
+    @classmethod
+    def of_image(cls, rows: int, *, is_modulated: bool, feed_forward: str = "ff") -> Stream:
+        """Return the stream of the image, with Diffusers' usual names."""
+        return cls(
+            rows=rows,
+            projections=IMAGE_PROJECTIONS,
+            out="to_out.0",
+            feed_forward=feed_forward,
+            is_modulated=is_modulated,
+        )
+
+    @classmethod
+    def of_text(
+        cls, rows: int, *, is_modulated: bool, feed_forward: str = "ff_context", is_left_out: bool = False
+    ) -> Stream:
+        """Return the stream of the text; `is_left_out` if the block leaves it out after the attention."""
+        return cls(
+            rows=rows,
+            projections=TEXT_PROJECTIONS,
+            out=None if is_left_out else "to_add_out",
+            feed_forward=feed_forward,
+            is_modulated=is_modulated,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,19 +36,13 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
 
 def _block(layers: Layers, name: str, batch: int, rows: int, text_rows: int) -> None:
     tape, width = layers.tape, layers.width
-    image = Stream(
-        rows=rows,
-        projections=("to_q", "to_k", "to_v"),
-        out="to_out.0",
-        feed_forward="img_mlp",
-        is_modulated=tape.linear(f"{name}.img_mod.1", width, 6 * width, batch, input_width=tape.width),
-    )
-    text = Stream(
-        rows=text_rows,
-        projections=("add_q_proj", "add_k_proj", "add_v_proj"),
-        out="to_add_out",
-        feed_forward="txt_mlp",
-        is_modulated=tape.linear(f"{name}.txt_mod.1", width, 6 * width, batch, input_width=tape.width),
+    image, text = (
+        of(
+            size,
+            is_modulated=tape.linear(f"{name}.{kind}_mod.1", width, 6 * width, batch, input_width=tape.width),
+            feed_forward=f"{kind}_mlp",
+        )
+        for of, size, kind in ((Stream.of_image, rows, "img"), (Stream.of_text, text_rows, "txt"))
     )
     layers.enter(name, image)
     layers.enter(name, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.models.parts.footprints.transformers.layers import (
+    IMAGE_PROJECTIONS,
     TIME_WIDTH,
     Layers,
     Stream,
@@ -11,9 +12,6 @@ from engine.models.parts.footprints.transformers.layers import (
     final_layers,
 )
 from engine.models.parts.tape import Config, Tape, count_of
-
-_IMAGE = ("to_q", "to_k", "to_v")
-_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_length: int) -> None:
@@ -50,30 +48,18 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
 def _block(layers: Layers, name: str, batch: int, rows: tuple[int, int], *, is_dual: bool, is_last: bool) -> None:
     """Record a block on `rows` positions of the image and of the text; the last one gives no text."""
     tape, width = layers.tape, layers.width
-    image = Stream(
-        rows=rows[0],
-        projections=_IMAGE,
-        out="to_out.0",
-        feed_forward="ff",
-        is_modulated=tape.linear(
-            f"{name}.norm1.linear", width, (9 if is_dual else 6) * width, batch, input_width=tape.width
-        ),
+    is_modulated, is_text_modulated = (
+        tape.linear(f"{name}.{norm}.linear", width, sets * width, batch, input_width=tape.width)
+        for norm, sets in (("norm1", 9 if is_dual else 6), ("norm1_context", 2 if is_last else 6))
     )
-    text = Stream(
-        rows=rows[1],
-        projections=_TEXT,
-        out=None if is_last else "to_add_out",
-        feed_forward="ff_context",
-        is_modulated=tape.linear(
-            f"{name}.norm1_context.linear", width, (2 if is_last else 6) * width, batch, input_width=tape.width
-        ),
-    )
+    image = Stream.of_image(rows[0], is_modulated=is_modulated)
+    text = Stream.of_text(rows[1], is_modulated=is_text_modulated, is_left_out=is_last)
     layers.enter(name, image)
     layers.enter(name, text)
     layers.attend(sum(rows))
     if is_dual:
         # The norm's result is scaled a second time, for a self-attention of the image.
-        layers.project(f"{name}.attn2", _IMAGE, image.rows, input_width=tape.norm_width)
+        layers.project(f"{name}.attn2", IMAGE_PROJECTIONS, image.rows, input_width=tape.norm_width)
         layers.attend(image.rows)
         layers.project_out(f"{name}.attn2.to_out.0", image.rows)
         layers.gate(image.rows, is_modulated=image.is_modulated)

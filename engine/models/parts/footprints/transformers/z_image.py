@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engine.models.parts.footprints.transformers.layers import TIME_WIDTH, Layers, diffusers_rms_norm
+from engine.models.parts.footprints.transformers.layers import IMAGE_PROJECTIONS, TIME_WIDTH, Layers, diffusers_rms_norm
 from engine.models.parts.tape import Config, Tape, count_of
 
 _MULTIPLE: Final = 32
@@ -70,7 +70,7 @@ def _block(layers: Layers, name: str, batch: int, rows: int, *, has_modulation: 
         modulated = scaled if is_modulated else 0
         diffusers_rms_norm(tape, width, rows)
         tape.keep(modulated, tape.width)
-        layers.project(f"{name}.attention", ("to_q", "to_k", "to_v"), rows, input_width=tape.width)
+        layers.project(f"{name}.attention", IMAGE_PROJECTIONS, rows, input_width=tape.width)
         layers.attend(rows)
         layers.project_out(f"{name}.attention.to_out.0", rows)
         diffusers_rms_norm(tape, width, rows)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.core.errors import ModelError, first_line
+from engine.core.errors import ModelError
 from engine.models.configs import refuse_large
+from engine.models.parts.token_files import read_tokenizer
 from engine.models.single_file import SingleFile
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class TokenCounter:
         Raises:
             ModelError: the tokenizer is malformed.
         """
-        self._tokenizer = _load(folder)
+        self._tokenizer = read_tokenizer(folder, lambda: _from_sentencepiece(read_sentencepiece(folder)))
         self.limit = tokens - _END
         """The tokens that a caption may have, its end not counted."""
 
@@ -49,24 +50,6 @@ def counter(component: str) -> Callable[[Path, SingleFile | None, int], TokenCou
         return TokenCounter(own, tokens) if own.is_dir() else None
 
     return count
-
-
-def _load(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    try:
-        if not path.is_file():
-            return _from_sentencepiece(read_sentencepiece(folder))
-        refuse_large(path)
-        tokenizer = Tokenizer.from_file(str(path))
-    except ModelError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exceptions for malformed files
-        raise ModelError(f"the base model's {folder.name} does not load: {first_line(error)}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _from_sentencepiece(model: Any) -> Tokenizer:

@@ -8,7 +8,7 @@ from transformers import T5Config, T5EncoderModel
 
 from engine.core.errors import ModelError
 from engine.models.family import LoadArgs
-from engine.models.parts import t5
+from engine.models.parts.t5 import encoder as t5
 from tests.support import tiny_tokenizers
 
 

@@ -7,7 +7,7 @@ import pytest
 from transformers import T5TokenizerFast
 
 from engine.core.errors import ModelError
-from engine.models.parts import t5_tokens
+from engine.models.parts.t5 import tokens
 from tests.support import tiny_tokenizers
 
 CAPTIONS = [
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize("component", ["tokenizer_2", "tokenizer_3"])
 def test_counts_as_transformers_does(component, model):
-    counter = t5_tokens.counter(component)(model, None, 256)
+    counter = tokens.counter(component)(model, None, 256)
     reference = T5TokenizerFast.from_pretrained(model / component)
     assert counter.limit == 255
     for caption in CAPTIONS:
@@ -41,7 +41,7 @@ def test_counts_as_transformers_does(component, model):
 
 
 def test_a_tokenizer_that_is_not_on_disk_has_no_counter(model):
-    assert t5_tokens.counter("tokenizer_4")(model, None, 256) is None
+    assert tokens.counter("tokenizer_4")(model, None, 256) is None
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_malformed_tokenizer_is_the_models_fault(files, message, tmp_path):
     for name, data in files.items():
         (folder / name).write_bytes(data)
     with pytest.raises(ModelError, match=message):
-        t5_tokens.counter("tokenizer_2")(tmp_path, None, 256)
+        tokens.counter("tokenizer_2")(tmp_path, None, 256)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "spiece.model"])
@@ -70,13 +70,13 @@ def test_a_huge_file_is_not_parsed(name, tmp_path):
     with (tmp_path / "tokenizer_2" / name).open("wb") as file:
         file.truncate(100 << 20)
     with pytest.raises(ModelError, match="too large"):
-        t5_tokens.counter("tokenizer_2")(tmp_path, None, 256)
+        tokens.counter("tokenizer_2")(tmp_path, None, 256)
 
 
 def test_nothing_heavy_is_imported(model):
     script = (
-        "import sys; from pathlib import Path; from engine.models.parts import t5_tokens\n"
-        f"t5_tokens.counter('tokenizer_3')(Path({str(model)!r}), None, 256).count('a cat')\n"
+        "import sys; from pathlib import Path; from engine.models.parts.t5 import tokens\n"
+        f"tokens.counter('tokenizer_3')(Path({str(model)!r}), None, 256).count('a cat')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -9,7 +9,7 @@ from transformers import T5EncoderModel, T5TokenizerFast
 
 from engine.models.family import LoadArgs
 from engine.models.loading import load_tokenizer as load_any_tokenizer
-from engine.models.parts import t5_tokens
+from engine.models.parts.t5 import tokens
 
 
 def load_tokenizer(args: LoadArgs, component: str) -> T5TokenizerFast:
@@ -20,7 +20,7 @@ def load_tokenizer(args: LoadArgs, component: str) -> T5TokenizerFast:
     """
     place = args.place(component)
     if place.single_file is None and not (place.folder / "tokenizer.json").is_file():
-        t5_tokens.read_sentencepiece(place.folder)  # what transformers says of a malformed file is misleading
+        tokens.read_sentencepiece(place.folder)  # what transformers says of a malformed file is misleading
     return load_any_tokenizer(T5TokenizerFast, args, component)
 
 
