@@ -106,6 +106,7 @@ LIGHT = [
     "job.advice.disk_space",
     "job.memory",
     "job.advice.precheck",
+    "job.opening",
     "job.prepare",
     "commands.container",
     "commands.prefetch",
@@ -286,6 +287,7 @@ BROAD = {
     "engine.models.export.weights": 1,  # the libraries' constructors raise anything for malformed configurations
     "engine.data.fetch.hub": 1,  # sorts whatever the Hub's library raises, and raises it again
     "engine.data.fetch.hub_push": 1,  # whatever the Hub's library raises in its thread
+    "engine.core.process.forks": 1,  # a bug ends a forked program with 70
     "engine.commands.program": 1,  # a bug ends a program with 70
     "engine.commands.train": 1,
     "engine.models.parts.token_files": 1,  # tokenizers raises bare Exceptions

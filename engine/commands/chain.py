@@ -2,25 +2,29 @@
 
     entrypoint.py chain --task examples/demo/task.json --output out/demo [-- any flag of the training]
 
-It starts each task as any client would, in a process of its own.
+Each task runs in a process of its own, a child forked from this one, which has imported the libraries once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from engine.commands import train
 from engine.commands.program import program
 from engine.core.errors import TemporaryError
+from engine.core.process import forks
+from engine.core.process.forks import Child
 from engine.core.process.startup import ENTRYPOINT
 from engine.results.output.contents import FINISH_NOW
 
@@ -35,10 +39,41 @@ in the folder of the task that runs or in OUTPUT, ends it after the current step
 ATTEMPTS: Final = 3
 """Maximum number of starts of a task that ends with a temporary failure."""
 _LOOK_SECONDS: Final = 0.5
+_ALONE: Final = {
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which would start threads; the job computes nothing with it
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries ask for GPUs: without opening CUDA
+}
+"""Environment variables for the time of the imports, so that the process can be forked."""
+
+
+def preload() -> None:
+    """Import the libraries and all of this program that needs torch. Starts no thread, and does not open CUDA."""
+    train.quiet_libraries()
+    with train.importing(), _environment():
+        from engine.models.registry import FAMILIES
+        from engine.training.methods.registry import METHODS
+
+        modules = [family.module for family in FAMILIES.values()] + [method.module for method in METHODS.values()]
+        for module in ("engine.job.run", *modules):
+            importlib.import_module(module)
 
 
 @contextmanager
-def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ALONE}
+    os.environ.update(_ALONE)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def passing_signals_on(task: Child) -> Iterator[None]:
     """Pass signals on to the task: SIGTERM and SIGINT stop it, SIGUSR1 finishes it. Then the chain ends as well."""
 
     def pass_on(signum: int, _: object) -> None:
@@ -53,14 +88,21 @@ def passing_signals_on(task: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def start_task(flags: list[str]) -> Child:
+    """Start a task with these flags.
+
+    It is in its own session, so that a signal to the process group reaches it only once: a second one would kill it.
+    """
+    return forks.start(ENTRYPOINT, flags, lambda: train.main(flags, os.environ))
+
+
 def run_task(flags: list[str], output: Path, result: Path) -> int:
     """Run one task, repeat it after a temporary failure, and return its exit code.
 
     A file FINISH_NOW in the chain's folder `output` is moved to that of the task, `result`.
     """
     for attempt in range(ATTEMPTS):
-        # In its own session, so that a signal to the process group reaches it only once: a second one would kill it.
-        task = subprocess.Popen([sys.executable, ENTRYPOINT, *flags], start_new_session=True)
+        task = start_task(flags)
         with passing_signals_on(task):
             code = _wait(task, output / FINISH_NOW, result / FINISH_NOW)
         if code < 0:  # killed by a signal: the exit code of a shell, such as 137 for SIGKILL
@@ -71,7 +113,7 @@ def run_task(flags: list[str], output: Path, result: Path) -> int:
     return code
 
 
-def _wait(task: subprocess.Popen[bytes], request: Path, target: Path) -> int:
+def _wait(task: Child, request: Path, target: Path) -> int:
     while True:
         try:
             return task.wait(timeout=_LOOK_SECONDS)
@@ -131,7 +173,10 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     args = parser.parse_args(argv)
     done = results_in(args.output)
     # The last task is run again, in case its result is another task's, unless this task ends later than it did.
-    number = len(done) if done and is_raised(Path(args.task), done[-1]) else max(len(done) - 1, 0)
+    raised = bool(done) and is_raised(Path(args.task), done[-1])
+    number = len(done) if raised else max(len(done) - 1, 0)
+    if raised or not (done and (done[-1] / "checkpoint" / "FINISH").exists()):  # else the job will find nothing to do
+        preload()
     checkpoint = done[number - 1] / "checkpoint" if number else None
     while True:
         result = args.output / f"{number:03}"

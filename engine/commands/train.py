@@ -11,12 +11,14 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from engine.commands import registry
 from engine.commands.program import fail
 from engine.core.console import Phases, choose_format, introduce, keep_silent, say_traceback
 from engine.core.errors import Interrupted, JobError, PeerError, TaskError
 from engine.core.process.environment import Place, read_place
+from engine.core.process.gpus import require_gpu
 from engine.core.process.signals import Stop
 from engine.results.host import expected_device
 from engine.results.outcome import Outcome, exit_code, recording_failure
@@ -26,6 +28,9 @@ from engine.results.progress_log import ProgressLog
 from engine.task.settings import Settings, flag_parser, output_dir, read_settings, salvage_output_dir
 from engine.training.distributed.group import Processes, connected
 from engine.training.distributed.launch import Launch, follow_launcher, launch_of, leave_code
+
+_HASHING_SECONDS: Final = 0.2
+"""The time for hashing the base model's files, or finding their digests in the cache, before anything is imported."""
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -120,23 +125,26 @@ def _output(folder: Path, outcome: Outcome, place: Place, environment: Mapping[s
 def _train(
     settings: Settings, output: OutputFolder, stop: Stop, outcome: Outcome, *, processes: Processes, log: ProgressLog
 ) -> Launch | None:
-    """Run the task. A task that is refused is refused before torch is imported, which takes seconds."""
+    """Run the task. What is refused or done already ends before torch is imported, which takes seconds."""
     from engine.core.files.file_hashes import FileDigests
     from engine.job.job import request_digest
+    from engine.job.opening import open_job
     from engine.job.prepare import is_in_place, parent_folder, read_task
     from engine.models.base_model import hash_ahead
 
     outcome.device = expected_device(settings.device)
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)
     task = read_task(settings)
+    if settings.device == "cuda":
+        require_gpu()
     parent = parent_folder(settings, task)
     request = request_digest(task, parent)
     in_place = is_in_place(parent, settings.output_dir)
     outcome.may_overwrite |= in_place or output.is_same_request(request)
     if processes.is_first:
-        outcome.clock.watchers += [log.phase, Phases().say]
+        outcome.clock.watchers.append(log.phase)
         log.begin(may_write=output.is_free_for(request, in_place=in_place))
-    with outcome.clock.phase("start"), _importing():
+    with outcome.clock.phase("start"):
         launch = launch_of(settings, task, request)
         if launch is not None:
             log.hand_on()
@@ -144,15 +152,30 @@ def _train(
         digests = FileDigests(settings.cache_dir)
         if processes.is_first:  # the others use its hashes from the cache
             hash_ahead(task.model, digests)
-        import engine.models.parts.vae  # noqa: F401 - imports what most families need
-        from engine.job.run import run
+    phases = Phases()
+    outcome.clock.watchers.append(phases.say)
+    if not digests.are_ready(seconds=_HASHING_SECONDS):  # large files: they are hashed while the libraries are imported
+        _import_libraries(outcome, phases)
+    opened = open_job(settings, task, output, stop, outcome, processes=processes, digests=digests)
+    if opened is None:
+        return None
+    _import_libraries(outcome, phases)
+    from engine.job.run import run
 
-    run(settings, task, output, stop, outcome, processes=processes, digests=digests, log=log)
+    run(opened, digests=digests, log=log)
     return None
 
 
+def _import_libraries(outcome: Outcome, phases: Phases) -> None:
+    """Import what needs torch, if that is not done yet."""
+    with outcome.clock.phase("start"), importing():
+        phases.say("start")
+        import engine.job.run
+        import engine.models.parts.vae  # noqa: F401 - imports what most families need
+
+
 @contextlib.contextmanager
-def _importing() -> Iterator[None]:
+def importing() -> Iterator[None]:
     """Import without the garbage collector, and permanently exempt the imported objects from it.
 
     The libraries make millions of objects that live as long as the process; scanning them repeatedly would take a fifth

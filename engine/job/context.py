@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from engine.core.process.signals import Stop
 from engine.job.job import Job
@@ -13,16 +12,25 @@ from engine.results.output.folder import OutputFolder
 from engine.task.settings import Settings
 from engine.training.distributed.group import Processes
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunContext:
-    """The objects that one run works with, from the prepared job until its result is published."""
+class JobContext:
+    """The objects that one run works with as soon as the job is prepared, before torch is imported."""
 
     settings: Settings
     job: Job
-    device: torch.device
     processes: Processes
     """All processes of the job; only the first one writes to `output`."""
     output: OutputFolder
     outcome: Outcome
     stop: Stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext(JobContext):
+    """The objects that one run works with, from the opened device until its result is published."""
+
+    device: torch.device

@@ -6,22 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 from engine.core import rng
-from engine.core.console import begin_log, say
+from engine.core.console import say
 from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
 from engine.core.files.file_hashes import FileDigests
-from engine.core.files.retention import prune
-from engine.core.process.signals import Stop
 from engine.job import encoding, memory
 from engine.job.advice import disk_space
 from engine.job.advice.describe import describe
 from engine.job.advice.precheck import check_memory
-from engine.job.claim import claim_output
-from engine.job.context import RunContext
+from engine.job.context import JobContext, RunContext
 from engine.job.encode_ahead import encode_ahead, loading_again
 from engine.job.hub.push import push_result
 from engine.job.job import Job
 from engine.job.memory.device_errors import available_bytes, device_errors
-from engine.job.prepare import prepare, recorded, require_same_job
+from engine.job.opening import claim_output, introduce_task, prune_cache
+from engine.job.prepare import require_same_job
 from engine.job.progress_saver import ProgressSaver
 from engine.job.results.due_results import DueResults
 from engine.job.results.finish_now import FinishNow
@@ -31,61 +29,39 @@ from engine.job.start import Training, find_beginning, load_family, start_traini
 from engine.models.loading import require_finite_weights
 from engine.results import provenance
 from engine.results.history import StepReport
-from engine.results.outcome import Outcome
-from engine.results.output.folder import OutputFolder
 from engine.results.progress_log import ProgressLog
 from engine.results.trackers.registry import tracked
 from engine.results.trackers.tracker import TrackedTraining
 from engine.task.push import describe as describe_push
-from engine.task.settings import Settings, is_read_only
-from engine.task.task import Task
 from engine.training.device import open_device
-from engine.training.distributed.group import Processes
 from engine.training.encoding.encoder_placement import EncoderPlacement
 from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.trainer import train
 
 
-def run(
-    settings: Settings,
-    task: Task,
-    output: OutputFolder,
-    stop: Stop,
-    outcome: Outcome,
-    *,
-    processes: Processes,
-    digests: FileDigests,
-    log: ProgressLog,
-) -> None:
-    """Train one task's slice and publish its result, or find that it is published already.
+def run(opened: JobContext, *, digests: FileDigests, log: ProgressLog) -> None:
+    """Train the slice of a job that is prepared, and publish its result.
 
-    All processes of a job call this. `output` is locked by the first one; the others use neither `output` nor `log`.
-    `digests` may already be hashing the base model's files.
+    All processes of a job call this. The output folder is locked by the first one; the others use neither that nor
+    `log`. `digests` has hashed the base model's files.
 
     Raises:
         JobError: something went wrong; the error's class says what.
         Interrupted: by a signal, after the exact progress was saved.
     """
+    settings, job, task, processes = opened.settings, opened.job, opened.job.task, opened.processes
+    output, outcome, stop = opened.output, opened.outcome, opened.stop
     rng.check_known_answers()
     device = open_device(settings, task.mixed_precision)
     processes.open_device(device)
     outcome.device = provenance.describe_device(device)
-    with outcome.clock.phase("download"):
-        before = processes.broadcast(lambda: recorded(settings, task))
-        job = processes.first_then_others(
-            lambda: prepare(settings, task, weights=True, say=say, digests=digests, before=before)
-        )
-        outcome.task_digest = job.task_digest
-    if not begin_log():  # lines were already written before the digest was known
-        say(f"task sha256:{outcome.task_digest}", task_digest=outcome.task_digest)
+    introduce_task(outcome)
     require_same_job(job, device, processes)
-    _prune_cache(settings, processes)
+    prune_cache(settings, processes)
     context = RunContext(
         settings=settings, job=job, device=device, processes=processes, output=output, outcome=outcome, stop=stop
     )
-    if not processes.broadcast(lambda: claim_output(context, log)):
-        processes.broadcast(lambda: push_result(context, is_new=False))
-        return
+    processes.broadcast(lambda: claim_output(context, log))
     processes.broadcast(lambda: disk_space.require(job, output.root))
     available = available_bytes(device, processes.world_size)
     main = memory.available_bytes()
@@ -117,7 +93,7 @@ def run(
             placement = EncoderPlacement(family, device, loading_again=loading_again() if apart else None)
             job = _train(context, training, placement, log, watch)
             context = replace(context, job=job)
-            _prune_cache(settings, processes)
+            prune_cache(settings, processes)
             training.trainer.end()
             processes.ignore_signals_unless_first()
             with training.trainer.averaged(is_last=True):
@@ -185,12 +161,3 @@ def _train(context: RunContext, training: Training, placement: EncoderPlacement,
             saver.save_alone()
             raise
     return job.ended_at(trainer.step)
-
-
-def _prune_cache(settings: Settings, processes: Processes) -> None:
-    """Remove the least recently used entries of a cache above its bound; entries that this job uses are locked."""
-    if settings.max_cache_bytes is None or not processes.is_first or is_read_only(settings.cache_dir):
-        return
-    pruned = prune(settings.cache_dir, settings.max_cache_bytes)
-    if pruned.did_anything:
-        say(pruned.describe(settings.cache_dir, settings.max_cache_bytes))

@@ -20,8 +20,6 @@ from engine.results.output.folder import OutputFolder
 
 _MAX_MESSAGE: Final = 16_000
 """Maximum number of characters; it suffices for a hundred problems in a task."""
-_STARTED: Final = timestamp()
-"""The time at which this process began."""
 
 
 @dataclass(slots=True)
@@ -75,6 +73,8 @@ def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, fl
 class Outcome:
     """The state of the job so far, and its outcome at the end."""
 
+    started: str = field(default_factory=timestamp)
+    """The time at which this process began, or was forked."""
     message: str = ""
     global_step: int = 0
     resumed_from_step: int = 0
@@ -95,6 +95,8 @@ class Outcome:
     """The device as the manifest describes it; before it is opened, `host.expected_device`."""
     task_digest: str | None = None
     """The task's digest; None until the dataset has been read."""
+    is_introduced: bool = False
+    """True if the log's first line is made and names the task's digest."""
     is_told_to_finish: bool = False
     """True if SIGUSR1 or `FINISH_NOW` has ended the task, or came when it was ending anyway."""
 
@@ -114,6 +116,7 @@ class Outcome:
 
     def introduction(self) -> tuple[str, Mapping[str, Any]]:
         """Return the log's first line with what is known now, as text and as facts for JSON."""
+        self.is_introduced = self.task_digest is not None
         return host.introduction(host.revision(), self.device, self.task_digest)
 
     def result(self, status: str, code: int, kind: str) -> dict[str, Any]:
@@ -135,7 +138,7 @@ class Outcome:
             "checkpoint_digest": self.checkpoint_digest,
             "heldout_loss": self.held_out_loss,
             "best_step": self.best_step,
-            "started": _STARTED,
+            "started": self.started,
             "ended": timestamp(),
             "version": __version__,
             "revision": host.revision(),

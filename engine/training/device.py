@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.core.errors import DeviceError, first_line
+from engine.core.process.gpus import no_gpu
 from engine.task.settings import Settings
 from engine.training import determinism
 
@@ -19,10 +20,7 @@ def open_device(settings: Settings, mixed_precision: str) -> torch.device:
     if settings.device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise DeviceError(
-            "no CUDA device is visible: start the container with --gpus all (and a recent enough NVIDIA driver), "
-            "or set DEVICE=cpu to train on the CPU"
-        )
+        raise no_gpu()
     # A launcher may show each process only its own GPU, or all of them.
     device = torch.device("cuda", settings.place.local_rank % torch.cuda.device_count())
     try:

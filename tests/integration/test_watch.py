@@ -56,5 +56,5 @@ def test_a_task_that_fails_says_so_in_its_report(task, tmp_path):
 
 def test_phases_are_named_as_they_begin(short_task, tmp_path):
     lines = succeed(short_task, tmp_path / "out").stderr.splitlines()
-    named = ["importing the libraries", "finding the base model and the dataset", "loading the base model"]
+    named = ["finding the base model and the dataset", "importing the libraries", "loading the base model"]
     assert [line for line in lines if line in named] == named

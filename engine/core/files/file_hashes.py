@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,13 @@ class FileDigests:
             if path not in self._threads:
                 self._threads[path] = threading.Thread(target=self._try, args=(path,), daemon=True)
                 self._threads[path].start()
+
+    def are_ready(self, *, seconds: float) -> bool:
+        """Return whether all files that were begun are hashed, after waiting for that for at most `seconds`."""
+        end = time.monotonic() + seconds
+        for thread in self._threads.values():
+            thread.join(max(end - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads.values())
 
     def of(self, path: Path) -> str:
         """Return a file's digest, 64 hex digits. Raises OSError if it cannot be read."""

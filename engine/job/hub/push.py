@@ -12,7 +12,7 @@ from typing import Final
 from engine.core.console import NOTE, say
 from engine.core.errors import JobError
 from engine.data.fetch import hub_push
-from engine.job.context import RunContext
+from engine.job.context import JobContext
 from engine.results.checkpoint import CARD, FINISH, MANIFEST, step_of
 from engine.results.output.contents import OutputContents
 from engine.results.output.folder import REPORT
@@ -23,7 +23,7 @@ from engine.training.methods.method import MethodSpec
 _AGAIN: Final = "the result is whole; the same command pushes it again"
 
 
-def push_result(context: RunContext, *, is_new: bool) -> None:
+def push_result(context: JobContext, *, is_new: bool) -> None:
     """Push the result in the output folder, if that is wanted of it. A failure is a warning, never the job's end.
 
     The first process calls it when the result is published. The training state is not pushed: it is larger than the

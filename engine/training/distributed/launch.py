@@ -19,6 +19,7 @@ from typing import Final, NoReturn
 
 from engine.core.errors import Interrupted, JobError, OutputError, PeerError, TemporaryError
 from engine.core.process.environment import EXIT_CODES, LAUNCHED, Place
+from engine.core.process.gpus import num_gpus
 from engine.core.process.signals import Stop, die_with_parent, pass_finish_on
 from engine.core.process.startup import ENTRYPOINT
 from engine.results.outcome import Outcome, recording_failure
@@ -117,11 +118,7 @@ def launch_of(settings: Settings, task: Task, request: str) -> Launch | None:
         return None
     if settings.task_source == "standard input" and len(settings.task_bytes) > _LARGEST_VARIABLE:
         return None  # it could not be passed on; one process gives the same bits
-    gpus = None
-    if settings.device == "cuda":
-        import torch
-
-        gpus = torch.cuda.device_count()
+    gpus = num_gpus() if settings.device == "cuda" else None
     processes = num_processes(settings, task, gpus=gpus)
     return Launch(settings, request, processes) if processes > 1 else None
 

@@ -1,6 +1,8 @@
 """The chain with a stand-in for the job: which results it makes, and from which checkpoints."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -38,7 +40,8 @@ def run(tmp_path, monkeypatch):
     """Run the chain with a task of so many steps: its exit code, and (result, parent) of each job since the last."""
     job = tmp_path / "job.py"
     job.write_text(JOB)
-    monkeypatch.setattr(chain, "ENTRYPOINT", str(job))
+    monkeypatch.setattr(chain, "preload", lambda: None)
+    monkeypatch.setattr(chain, "start_task", lambda flags: subprocess.Popen([sys.executable, job, *flags]))
 
     def run(steps, **others):
         task, runs = tmp_path / "task.json", tmp_path / "out" / "runs"

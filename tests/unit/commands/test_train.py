@@ -25,12 +25,12 @@ def test_a_word_that_is_no_program_is_refused_without_touching_a_folder(tmp_path
 
 def test_imports_are_made_without_the_garbage_collector_and_kept_from_it():
     try:
-        with train._importing():
+        with train.importing():
             assert not gc.isenabled()
             kept = [[]]
         assert gc.isenabled()
         assert not any(found is kept for found in gc.get_objects())
-        with pytest.raises(ImportError), train._importing():
+        with pytest.raises(ImportError), train.importing():
             raise ImportError
         assert gc.isenabled()
     finally:

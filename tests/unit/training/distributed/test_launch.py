@@ -43,7 +43,7 @@ class TestLaunchOf:
         "gpus, wanted, expected", [(8, None, 4), (2, None, 2), (8, "2", 2), (2, "8", 2), (1, "8", 0)]
     )
     def test_gpus(self, monkeypatch, gpus, wanted, expected):
-        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        monkeypatch.setattr(launch, "num_gpus", lambda: gpus)
         env = {"DEVICE": "cuda"} | ({"PROCESSES": wanted} if wanted else {})
         found = launch_of(settings(**env), task(4), "r")
         assert (found.processes if found else 0) == expected
