@@ -60,7 +60,7 @@ class Model:
             }
         entry = registry.FAMILIES[single_files.PIPELINES[layout]]
         module = importlib.import_module(entry.module)
-        monkeypatch.setattr(module, "load_module", lambda cls, args, component: self.modules[component])
+        monkeypatch.setattr(module, "load_module", lambda cls, args, component, device=None: self.modules[component])
         monkeypatch.setattr(module, "load_tokenizer", lambda args, component: None)
         file = single_file.SingleFile(path=Path(), name="m", layout=None, configs={**self.configs, "": {}})
         self.family = registry.load(

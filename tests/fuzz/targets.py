@@ -69,7 +69,7 @@ def _archive(data: bytes) -> list[str]:
 
 
 def _read_lora(data: bytes) -> object:
-    return read_diffusers_file(data, SPEC, [SPEC.denoiser])
+    return read_diffusers_file(data, SPEC, [SPEC.denoiser], names={})
 
 
 def _checkpoint(files: dict[str, bytes]) -> object:

@@ -196,7 +196,7 @@ def _break(folder, how):
     if how == "missing":
         shutil.rmtree(folder)
     elif how == "another class":
-        _edit(folder / "model_index.json", _class_name="FluxPipeline")
+        _edit(folder / "model_index.json", _class_name="PixArtSigmaPipeline")
     elif how == "a refiner":
         _edit(folder / "model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline")
     elif how == "no component":
@@ -222,7 +222,7 @@ def _break(folder, how):
     ("how", "words"),
     [
         ("missing", ["neither a folder nor a file"]),
-        ("another class", ["FluxPipeline"]),
+        ("another class", ["PixArtSigmaPipeline"]),
         ("a refiner", ["StableDiffusionXLImg2ImgPipeline", "refiner"]),
         ("no component", ["vae"]),
         ("pickled", ["unet", "safetensors"]),

@@ -26,7 +26,10 @@ def test_result(whole):
     assert set(result["seconds"]) == {"start", "download", "load", "encode", "train", "validate", "publish"}
     assert result["device"] == whole.manifest["device"]
     assert result["task_digest"] == whole.manifest["task_digest"]
-    assert result["peak_rss_bytes"] > 50e6 and result["warnings"] == []
+    assert result["peak_rss_bytes"] > 50e6
+    assert [warning[:55] for warning in result["warnings"]] == [
+        "the whole training shows each image 7.5 times on averag"
+    ]
     assert result["started"] < result["ended"]
     first = whole.stderr.splitlines()[0]
     assert first.startswith(f"sd-lora-task {result['version']} ")
@@ -51,7 +54,8 @@ def test_progress(whole, task):
     assert all(set(line) == fields for line in lines)
     assert (lines[0]["event"], lines[0]["phase"], lines[0]["step"]) == ("start", "start", 0)
     begun = [line["phase"] for line in lines if line["event"] in ("start", "phase")]
-    assert begun == ["start", "download", "load", "encode", "train", "validate", "publish"]
+    # The second start: the libraries are imported after the job is found to be neither done nor refused.
+    assert begun == ["start", "download", "start", "load", "encode", "train", "validate", "publish"]
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     last = lines[-1]
     assert (last["event"], last["step"], last["eta_seconds"]) == ("end", 10, 0)

@@ -37,10 +37,10 @@ def test_the_files_that_count(tmp_path, names, read):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (["README.md"], r"no denoiser in Diffusers' layout \(unet/ with config.json"),
+        (["README.md"], r"no denoiser in Diffusers' layout \(transformer/ or unet/ with config.json"),
         (
             ["config.json", "diffusion_pytorch_model.safetensors"],
-            "give the folder above it, in which it is called unet/",
+            "give the folder above it, in which it is called transformer/ or unet/",
         ),
         ([CONFIG], "unet is incomplete: expected config.json and all safetensors weights"),
         ([WEIGHTS], "unet is incomplete: .* found diffusion_pytorch_model.safetensors"),
