@@ -54,7 +54,7 @@ NOT_RUN = {
     "sky launch": "needs an account with a cloud: tests/deploy reads its file",
     "cp deploy/replicate/cog.yaml": "for the next line",
     "cog push": "needs an account: tests/deploy calls what it serves",
-    "docker build -t registry.example.com/sd-lora-runpod": "the base image is on a registry: tests/deploy calls the handler",
+    "docker build -t registry.example.com/sd-lora-runpod": "its base image is on a registry: tests/deploy",
 }
 """How a line begins that is only read, and why."""
 
