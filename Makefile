@@ -40,7 +40,7 @@ demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 mi
 	@printf '\n%s\n\n' "Look at out/demo/001/report.html. To draw with the LoRA: $(BIN)/python examples/demo/draw.py, which is"
 	@cat examples/demo/draw.py
 
-test: setup  ## the tests, on all cores: 9 minutes on two idle ones
+test: setup  ## the tests, on all cores: 10 minutes on two idle ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-quick: setup  ## a selection, with one training: 80 seconds on two idle cores

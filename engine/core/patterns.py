@@ -21,6 +21,10 @@ SECONDS: Final = 1.0
 """CPU time for compiling an expression, and again for matching it against all names."""
 
 
+_AGAIN_SECONDS: Final = 0.5
+"""CPU time after which it is raised again: Python drops an exception that is raised in an object's finalizer."""
+
+
 class TakesTooLongError(Exception):
     """Compiling or matching an expression took longer than allowed."""
 
@@ -31,7 +35,7 @@ def limited(seconds: float) -> Iterator[None]:
     if seconds <= 0:
         raise TakesTooLongError
     before = signal.signal(signal.SIGVTALRM, _give_up)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN_SECONDS)
     try:
         yield
     finally:

@@ -52,6 +52,22 @@ def test_so_are_layers_to_be_found_by_one():
         match_targets({"to_q": None}, SLOW)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_limit_that_is_reached_in_a_finalizer_holds_all_the_same():
+    def work(seconds):
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    class Finalized:
+        def __del__(self):
+            work(0.3)
+
+    with pytest.raises(patterns.TakesTooLongError), patterns.limited(0.1):
+        Finalized()
+        work(3)
+
+
 def test_an_ordinary_one_compiles():
     found = patterns.compiled(r".*attn2\.to_[kqv]")
     assert isinstance(found, re.Pattern) and patterns.Matcher(found)("a.attn2.to_q")

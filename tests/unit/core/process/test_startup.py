@@ -162,7 +162,7 @@ class TestStreams:
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine.core.process.startup import prepare_process\n"
             "prepare_process(); import signal\n"
             "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.2, 0.05)\n"
-            "print('x' * 1_000_000)"
+            "print('x' * 1_000_000); signal.setitimer(signal.ITIMER_REAL, 0)"
         )
         with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
             time.sleep(1)
