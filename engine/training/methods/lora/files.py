@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +15,9 @@ from engine.models.spec import FamilySpec
 from engine.training.methods.lora.adapter import Adapter, tensors_by_name
 from engine.training.methods.lora.names import DOWN, not_safetensors, places, tensor_names
 from engine.training.methods.lora.start_file import header_metadata, strengths
+
+_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes of matrices that are read."""
 
 
 def diffusers_state(adapter: Adapter) -> Tensors:
@@ -93,7 +97,7 @@ def from_diffusers_file(
     """
     parts: dict[str, Tensors] = {kind: {} for kind in ("lora_A", "lora_B", "alpha")}
     for key, (module, kind) in places(tensors, spec, components, names).items():
-        parts[kind][module] = _checked(key, kind, tensors[key].detach().to(torch.float32))
+        parts[kind][module] = _checked(key, kind, tensors[key].detach())
     scales = strengths(components, metadata=metadata, config=config)
     found: Tensors = {}
     for module, down in parts["lora_A"].items():
@@ -132,7 +136,16 @@ def read_diffusers_file(
 
 
 def _checked(key: str, kind: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor if its shape can be a LoRA's and its values are finite; otherwise raise CheckpointError."""
+    """Return the tensor in float32. Raise CheckpointError for a dtype or shape that is not a LoRA's, or other values.
+
+    Integers and 8-bit numbers are quantised weights, whose scale is elsewhere; an alpha may be an integer.
+    """
+    if tensor.dtype not in _DTYPES and not (kind == "alpha" and tensor.dtype == torch.int64):
+        raise CheckpointError(
+            f"the LoRA file's {key} has the type {str(tensor.dtype).removeprefix('torch.')}; use a file in float32 or "
+            "16 bits"
+        )
+    tensor = tensor.to(torch.float32)
     is_shaped = tensor.numel() == 1 if kind == "alpha" else tensor.ndim >= 2 and tensor.numel() > 0
     if not is_shaped:
         raise CheckpointError(f"the LoRA file's {key} has shape {tuple(tensor.shape)}; use another file")

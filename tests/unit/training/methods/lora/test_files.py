@@ -436,6 +436,15 @@ class TestWarmStart:
             ({"unet.x.lora_B.weight": torch.zeros(3)}, r"lora_B\.weight has shape \(3,\)"),
             ({"unet.x.lora_B.weight": torch.zeros(3, 0)}, r"lora_B\.weight has shape \(3, 0\)"),
             ({"unet.x.alpha": torch.ones(2)}, r"alpha has shape \(2,\)"),
+            *(
+                ({"unet.x.lora_B.weight": torch.ones(2, 2).to(dtype)}, f"lora_B.weight has the type {name};")
+                for name, dtype in (
+                    ("int8", torch.int8),
+                    ("bool", torch.bool),
+                    ("complex64", torch.complex64),
+                    ("float8_e4m3fn", torch.float8_e4m3fn),
+                )
+            ),
             ({"unet.x.alpha": torch.tensor(math.nan)}, "alpha holds values that are not finite"),
             ({"unet.x.lora_A.weight": torch.full((2, 2), math.inf)}, "not finite"),
             (
