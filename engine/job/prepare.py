@@ -118,6 +118,7 @@ def prepare(
         held_out=held_out,
     )
     base.family.caption_tokens.require(task.dataset)
+    _check_quantization(job)
     _check_noise(job)
     _check_validation(job)
     if chain:
@@ -205,6 +206,12 @@ def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
     side = task.train_args.resolution
     for width, height in bucket_sizes(side) if task.transforms.buckets else [(side, side)]:
         base.family.check_size(base.config, width, height)
+
+
+def _check_quantization(job: Job) -> None:
+    quantization = job.task.model.quantization
+    if quantization and (reason := job.method.refuses_quantization(job.task)):
+        raise TaskError(f"model.quantization is {quantization!r}: {reason}")
 
 
 def _check_noise(job: Job) -> None:

@@ -68,6 +68,7 @@ def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], 
     Raises:
         ModelError: the model is incomplete or of the wrong kind.
     """
+    quantization = job.task.model.quantization
     return registry.load(
         job.base.family,
         LoadArgs(
@@ -78,6 +79,7 @@ def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], 
             elsewhere=job.base.places,
             dtype=PRECISIONS[job.task.mixed_precision],
             float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
+            quantised={job.base.family.denoiser: quantization} if quantization else {},
             device=device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,

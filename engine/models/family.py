@@ -15,7 +15,7 @@ from engine.models.components.place import Place
 from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
-from engine.task.task import MixedPrecision
+from engine.task.task import MixedPrecision, Quantization
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -50,6 +50,8 @@ class LoadArgs:
     """The dtype of all frozen weights."""
     float32: frozenset[str] = frozenset()
     """The components that are loaded in float32, whatever `dtype` is, because their weights are trained."""
+    quantised: Mapping[str, Quantization] = field(default_factory=dict)
+    """The components of which the linear layers in blocks are quantised, with the format."""
     device: torch.device
     prediction_type: TargetType
     single_file: SingleFile | None = None

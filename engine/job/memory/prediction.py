@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
+from engine.models.quantization.rule import quantised_bytes
 from engine.models.spec import Workload
 from engine.task.task import Task, TrainArgs
 from engine.training.methods.registry import METHODS
@@ -94,6 +96,8 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
     method = METHODS[task.training_type]
     denoiser, texts = method.tapes(family, task, width, 4 if plan.is_cuda else width)
+    if task.model.quantization:
+        denoiser.stored = partial(quantised_bytes, task.model.quantization)
     fixed = family.footprint(
         base.config,
         Workload(
@@ -121,7 +125,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=plan.recompute) + texts.kept
         lasting, unchanged = values + copy, 0
     sizes = phases.Sizes(
-        denoiser=denoiser.frozen * width,
+        denoiser=denoiser.frozen * width + denoiser.quantised_bytes,
         texts=texts.frozen * width,
         fixed=sum(encoder.weight_bytes for encoder in fixed.encoders),
         encode=max((encoder.encode_bytes for encoder in fixed.encoders), default=0),

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from engine.models.quantization.rule import DEQUANTISING_BYTES
+
 Config = Mapping[str, Any]
 _Moment: TypeAlias = tuple[int, int]
 """A moment of the backward pass: bytes of the activations that are still kept, and number of the trained values up to
@@ -44,6 +46,10 @@ class Tape:
     """Number of trained tensors of each shape; a convolution's is that of a matrix."""
     frozen: int = 0
     """Number of the model's values that are not trained: parameters and buffers."""
+    stored: Callable[[str, int, int], int | None] = lambda name, rows, columns: None
+    """Returns the bytes of a linear layer's matrix, by the layer's name, if it is quantised; else None."""
+    quantised_bytes: int = 0
+    """Bytes of the quantised matrices, which `frozen` does not count."""
     kept: int = 0
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
@@ -151,7 +157,13 @@ class Tape:
             is_kept: whether its input is already counted.
             bias: whether it has a bias.
         """
-        self.matrix(outputs, inputs)
+        stored = self.stored(name, outputs, inputs)
+        if stored is None:
+            self.matrix(outputs, inputs)
+        else:
+            self.parameters += outputs * inputs
+            self.quantised_bytes += stored
+            self.passing(outputs * inputs * DEQUANTISING_BYTES)
         self.weights(bias * outputs)
         return False
 

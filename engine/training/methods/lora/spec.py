@@ -69,6 +69,13 @@ def smaller(task: Task) -> Iterator[Change]:
             yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
 
 
+def refuses_quantization(task: Task) -> str | None:
+    """Return why LoftQ cannot start from a quantised model; see `MethodSpec.refuses_quantization`."""
+    if task.lora.init_lora_weights != "loftq":
+        return None
+    return "lora.init_lora_weights 'loftq' quantises the original weights itself; use one of the two"
+
+
 def copies(task: Task) -> int:
     """Return the number of values per trained value in the saved state: LoftQ adds its start values."""
     return 2 if task.lora.init_lora_weights == "loftq" else 1
@@ -107,6 +114,7 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    refuses_quantization=refuses_quantization,
     is_whole_model=False,
     tapes=tapes,
     smaller=smaller,
