@@ -4,6 +4,7 @@ import json
 import shutil
 import weakref
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import diffusers
@@ -18,7 +19,8 @@ from engine.models import registry
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.flow.spec import EULER, WITH_FLOW_SIGMAS
 from engine.models.objectives.objective import LossOptions
-from engine.models.parts.tape import AdapterTape
+from engine.models.parts.tape import AdapterTape, Tape
+from engine.models.quantization.rule import quantised_bytes
 from engine.models.spec import Workload
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
@@ -57,7 +59,7 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
+def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None, quantization=None):
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -66,6 +68,7 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
         folder=folder,
         variants=variants,
         dtype=dtype,
+        quantised={spec.denoiser: quantization} if quantization else {},
         device=CPU,
         prediction_type=prediction_type,
         caption_tokens=spec.caption_tokens.usual,
@@ -263,6 +266,29 @@ class TestLoading:
             denoisers,
             sum(trained.values()) - denoisers,
         )
+
+
+class TestQuantised:
+    def test_its_bytes_are_those_that_are_predicted(self, full, folder):
+        """The names in the footprint are those of the layers, by which both know which are quantised."""
+        spec, quantization = full.spec, "nf4"
+        tape = Tape(width=4, norm_width=4)
+        workload = Workload(
+            batch=1,
+            resolution=64,
+            caption_tokens=spec.caption_tokens.usual,
+            value_bytes=4,
+            is_float16=False,
+            trains_text_encoders=False,
+            denoiser=replace(tape, stored=partial(quantised_bytes, quantization)),
+            text_encoders=tape,
+        )
+        spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
+        denoiser, predicted = load(folder, quantization=quantization).denoiser, workload.denoiser
+        names = denoiser.state_dict().keys()
+        held = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
+        assert any(name.endswith("qweight") for name in names) and predicted.quantised_bytes < held
+        assert 4 * predicted.frozen + predicted.quantised_bytes == held
 
 
 class TestDrawing:
