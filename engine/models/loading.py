@@ -91,8 +91,9 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
         _require_own_shards(place.folder, args.variants[component])
         _require_unquantised(place.weight_paths(args.variants[component]), component)
     if quantization:
-        # From memory-mapped files, so that main memory holds no more than a layer of them.
-        module = _read(cls, place, args.variants.get(component), _stored_dtype(place, args, dtype), _CPU)
+        is_mapped = place.single_file is None  # then neither memory holds more than a layer of the original weights
+        read_as = _stored_dtype(place, args, dtype) if is_mapped else dtype
+        module = _read(cls, place, args.variants.get(component), read_as, _CPU if is_mapped else device)
         quantise(module, quantization, device=device, dtype=dtype)
     else:
         module = _read(cls, place, args.variants.get(component), dtype, device)
@@ -134,9 +135,7 @@ def _read(cls: Any, place: Place, variant: str | None, dtype: torch.dtype, devic
 
 
 def _stored_dtype(place: Place, args: LoadArgs, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which all matrices of a component are stored; `dtype` if there are several, or one file."""
-    if place.single_file is not None:
-        return dtype
+    """Return the dtype in which all matrices of a component's folder are stored; `dtype` if there are several."""
     paths = place.weight_paths(args.variants.get(place.component))
     headers = [read_header(path, path.name).tensors.values() for path in paths]
     found = {tensor.dtype for tensors in headers for tensor in tensors if len(tensor.shape) > 1}

@@ -7,7 +7,7 @@ allocator, and on a CPU the program itself (about 0.6 GiB).
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -136,6 +136,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     apart = plan.apart and bool(fixed.encoders)
     hold = phases.freed_before if apart else phases.kept_together
     own, main = hold(sizes, fixed.images, is_cuda=plan.is_cuda, trains_texts=args.train_text_encoder)
+    own = replace(own, load=own.load + _unquantised_bytes(base, denoiser, width))
     return Prediction(
         encode=own.encode,
         load=own.load,
@@ -149,6 +150,13 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         apart=apart,
         parameters=denoiser.parameters + texts.parameters + fixed.parameters,
     )
+
+
+def _unquantised_bytes(base: BaseModel, denoiser: Tape, width: int) -> int:
+    """Return the bytes of weights that are read before they are quantised: those of a whole model in one file."""
+    if base.single_file is None or not denoiser.quantised_bytes:
+        return 0
+    return (denoiser.parameters - denoiser.frozen) * width - denoiser.quantised_bytes
 
 
 def _optimizer_bytes(args: TrainArgs, *tapes: Tape) -> int:
