@@ -1,7 +1,7 @@
 """The formats of quantised weights: each stores a matrix as codes with scales, and gives it back.
 
 The arithmetic is elementwise in float32, rounded once to the dtype of the computation. So its bits do not depend on the
-device, nor on libraries that choose kernels by it.
+device.
 """
 
 from __future__ import annotations
