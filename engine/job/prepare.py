@@ -118,7 +118,7 @@ def prepare(
         held_out=held_out,
     )
     base.family.caption_tokens.require(task.dataset)
-    _check_quantization(job)
+    _check_frozen(job)
     _check_noise(job)
     _check_validation(job)
     if chain:
@@ -208,10 +208,20 @@ def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
         base.family.check_size(base.config, width, height)
 
 
-def _check_quantization(job: Job) -> None:
-    quantization = job.task.model.quantization
-    if quantization and (reason := job.method.refuses_quantization(job.task)):
-        raise TaskError(f"model.quantization is {quantization!r}: {reason}")
+def _check_frozen(job: Job) -> None:
+    """Check the keys that say how frozen weights are kept."""
+    task, args = job.task, job.task.train_args
+    reason = job.method.needs_original_weights(task)
+    if task.model.quantization and reason:
+        raise TaskError(f"model.quantization is {task.model.quantization!r}: {reason}")
+    if args.offload is not True:
+        return
+    if not job.base.family.block_lists:
+        reason = f"the denoiser of a {job.base.family.pipeline} has no blocks that can be copied one by one; remove it"
+    elif args.gradient_checkpointing is False:
+        reason = "it needs gradient checkpointing; remove train_args.gradient_checkpointing"
+    if reason:
+        raise TaskError(f"train_args.offload is true: {reason}")
 
 
 def _check_noise(job: Job) -> None:

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
 from engine.models.components.files import is_weight
+from engine.models.components.offloading import offload
 from engine.models.components.place import Place
 from engine.models.configs import read_json, refuse_large
 from engine.models.family import Family, LoadArgs
@@ -90,15 +91,18 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     if place.single_file is None and place.weight_file is None:
         _require_own_shards(place.folder, args.variants[component])
         _require_unquantised(place.weight_paths(args.variants[component]), component)
+    variant, home = args.variants.get(component), _CPU if component in args.offloaded else device
     if quantization:
         is_mapped = place.single_file is None  # then neither memory holds more than a layer of the original weights
         read_as = _stored_dtype(place, args, dtype) if is_mapped else dtype
-        module = _read(cls, place, args.variants.get(component), read_as, _CPU if is_mapped else device)
-        quantise(module, quantization, device=device, dtype=dtype)
+        module = _read(cls, place, variant, read_as, _CPU if is_mapped else device)
+        quantise(module, quantization, device=device, dtype=dtype, kept_on=home)
     else:
-        module = _read(cls, place, args.variants.get(component), dtype, device)
+        module = _read(cls, place, variant, dtype, home)
     module.requires_grad_(False)
     module.eval()
+    if component in args.offloaded:
+        offload(module, args.offloaded[component], device)
     if args.device.type == "cpu" and place.single_file is None:
         _own_memory(module)
     args.require_unchanged()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import chosen, parts_apart, wants_recompute
+from engine.job.memory.decisions import chosen, parts_apart, wants_offload, wants_recompute
 from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Prediction, gib, predict
@@ -24,6 +24,7 @@ __all__ = [
     "parts_apart",
     "predict",
     "require_enough",
+    "wants_offload",
     "wants_recompute",
 ]
 

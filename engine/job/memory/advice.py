@@ -163,7 +163,7 @@ def _less_to_train(task: Task) -> Iterator[Change]:
 
 def _quantised(task: Task) -> Iterator[Change]:
     """Yield formats of fewer bits for the frozen weights, where the method can train on them."""
-    if METHODS[task.training_type].refuses_quantization(task):
+    if METHODS[task.training_type].needs_original_weights(task):
         return
     fewer: dict[Quantization | None, list[Quantization]] = {None: ["int8", "nf4"], "int8": ["nf4"], "fp8": ["nf4"]}
     for name in fewer.get(task.model.quantization, []):

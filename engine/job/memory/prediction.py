@@ -33,6 +33,8 @@ _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
 """Bytes per trained value of the working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
 """Bytes per micro-batch of a step: its loss, and what the processes exchange."""
+_COPIED_BLOCKS: Final = 2
+"""Offloaded blocks on the device at a time: the one that computes, and the one that is copied."""
 _NO_MODEL: Final = 1 << 60
 """A number of values beyond that of any model; a task may ask for more than any machine holds."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
@@ -52,6 +54,8 @@ class Prediction(phases.Phases):
     """Bytes of the moving average; 0 if there is none."""
     recompute: bool
     """True if gradient checkpointing is used."""
+    offload: bool
+    """True if the denoiser's blocks are in main memory until they compute."""
     apart: bool
     """True if text encoders are freed before the denoiser is loaded; see `decisions.parts_apart`."""
     parameters: int
@@ -59,7 +63,14 @@ class Prediction(phases.Phases):
 
 
 def predict(
-    base: BaseModel, task: Task, *, recompute: bool, device: str, num_processes: int = 1, apart: bool = False
+    base: BaseModel,
+    task: Task,
+    *,
+    recompute: bool,
+    device: str,
+    num_processes: int = 1,
+    apart: bool = False,
+    offload: bool = False,
 ) -> Prediction | None:
     """Predict what a task takes; None where the model's configurations do not say.
 
@@ -73,9 +84,17 @@ def predict(
         num_processes: the number of processes that train together; the prediction is for one of them.
         apart: whether the text encoders that cannot be trained are freed before the denoiser is loaded; without effect
             on a model that has none of them.
+        offload: whether the denoiser's blocks are in main memory until they compute; without effect where they cannot
+            be.
     """
     try:
-        plan = _Plan(recompute=recompute, is_cuda=device == "cuda", num_processes=num_processes, apart=apart)
+        plan = _Plan(
+            recompute=recompute,
+            is_cuda=device == "cuda",
+            num_processes=num_processes,
+            apart=apart,
+            offload=offload and bool(base.family.block_lists),
+        )
         found = _predict(base, task, plan)
     except _MALFORMED:  # loading the model reports what is wrong with it
         return None
@@ -90,6 +109,7 @@ class _Plan:
     is_cuda: bool
     num_processes: int
     apart: bool
+    offload: bool
 
 
 def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
@@ -124,8 +144,11 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     else:
         step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=plan.recompute) + texts.kept
         lasting, unchanged = values + copy, 0
+    moved = denoiser.block_bytes if plan.offload else []
+    offloaded = sum(moved)
     sizes = phases.Sizes(
-        denoiser=denoiser.frozen * width + denoiser.quantised_bytes,
+        denoiser=denoiser.frozen_bytes - offloaded * plan.is_cuda + _COPIED_BLOCKS * max(moved, default=0),
+        offloaded=offloaded,
         texts=texts.frozen * width,
         fixed=sum(encoder.weight_bytes for encoder in fixed.encoders),
         encode=max((encoder.encode_bytes for encoder in fixed.encoders), default=0),
@@ -147,6 +170,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         optimizer=optimizer,
         average=average,
         recompute=plan.recompute,
+        offload=plan.offload,
         apart=apart,
         parameters=denoiser.parameters + texts.parameters + fixed.parameters,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,23 +16,36 @@ from engine.models.quantization.formats import FORMATS
 from engine.models.quantization.rule import is_in_a_block
 from engine.task.task import Quantization
 
-Read = Callable[[], torch.Tensor]
-"""Returns a layer's frozen weight of shape (out, in) in the dtype of the computation."""
+Read = Callable[..., torch.Tensor]
+"""Returns a layer's frozen weight of shape (out, in) in the dtype of the computation, from what stores it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenWeight:
+    """A layer's frozen weight as it is kept."""
+
+    tensors: tuple[torch.Tensor, ...]
+    """What stores it. The backward pass gets them from autograd: if gradient checkpointing computes a layer again, they
+    may have been freed in between."""
+    read: Read
+    dtype: torch.dtype
+    """The dtype of the computation, which `read` returns."""
 
 
 class _FrozenProduct(torch.autograd.Function):
     """A linear layer whose backward pass reads the weight again: between the passes it is kept in no other form."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, read: Read, bias: torch.Tensor | None) -> torch.Tensor:
-        """Map x (…, in), in the dtype that `read` returns, and bias (out,) to (…, out)."""
-        ctx.read = read
-        return functional.linear(x, read(), bias)
+    def forward(ctx: Any, x: torch.Tensor, weight: FrozenWeight, bias: torch.Tensor | None) -> torch.Tensor:
+        """Map x (…, in) and bias (out,), both in the weight's dtype, to (…, out)."""
+        ctx.save_for_backward(*weight.tensors)
+        ctx.read = weight.read
+        return functional.linear(x, weight.read(*weight.tensors), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gradient @ ctx.read(), None, None
+        return gradient @ ctx.read(*ctx.saved_tensors), None, None
 
 
 class QuantisedLinear(torch.nn.Linear):
@@ -69,32 +83,32 @@ class QuantisedLinear(torch.nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """The dequantised weight, made anew each time."""
-        return self.dequantised(self.dtype)
+        """The dequantised weight, made anew each time: codes times scales in float32, rounded to `dtype`."""
+        return self.dequantise(self.dtype, self.qweight, self.scales)
 
-    def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weight of shape (out, in): codes times scales in float32, rounded to `dtype`."""
-        shape = (self.out_features, self.in_features)
-        return self._format.dequantise(self.qweight, self.scales, shape).to(dtype)
+    def dequantise(self, dtype: torch.dtype, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Return the weight of shape (out, in) in `dtype` from this layer's codes and scales, wherever they are."""
+        return self._format.dequantise(codes, scales, (self.out_features, self.in_features)).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map x (…, in) of any floating dtype to (…, out) in autocast's dtype; without autocast, the layer's."""
-        read, dtype = reader(self)
-        bias = self.bias if self.bias is None else self.bias.to(dtype)
-        product: torch.Tensor = _FrozenProduct.apply(x.to(dtype), read, bias)  # type: ignore[no-untyped-call]
+        weight = frozen_weight(self)
+        bias = self.bias if self.bias is None else self.bias.to(weight.dtype)
+        product: torch.Tensor = _FrozenProduct.apply(x.to(weight.dtype), weight, bias)  # type: ignore[no-untyped-call]
         return product
 
 
-def reader(linear: torch.nn.Linear) -> tuple[Read, torch.dtype]:
-    """Return a function that reads a frozen layer's weight, and the dtype of what it returns.
-
-    The dtype is autocast's, or without autocast the layer's. A quantised weight is dequantised by each call.
-    """
+def frozen_weight(linear: torch.nn.Linear) -> FrozenWeight:
+    """Return a layer's weight for a computation in autocast's dtype, or without autocast in the layer's own."""
     if isinstance(linear, QuantisedLinear):
         dtype = _computed_dtype(linear.qweight.device, linear.dtype)
-        return partial(linear.dequantised, dtype), dtype
+        return FrozenWeight((linear.qweight, linear.scales), partial(linear.dequantise, dtype), dtype)
     weight = linear.weight.to(_computed_dtype(linear.weight.device, linear.weight.dtype))
-    return lambda: weight, weight.dtype
+    return FrozenWeight((weight,), _itself, weight.dtype)
+
+
+def _itself(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def _computed_dtype(device: torch.device, own: torch.dtype) -> torch.dtype:
@@ -102,7 +116,12 @@ def _computed_dtype(device: torch.device, own: torch.dtype) -> torch.dtype:
 
 
 def quantise(
-    denoiser: torch.nn.Module, quantization: Quantization, *, device: torch.device, dtype: torch.dtype
+    denoiser: torch.nn.Module,
+    quantization: Quantization,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kept_on: torch.device,
 ) -> None:
     """Replace the linear layers in a denoiser's blocks by quantised ones, one after the other, and move it.
 
@@ -111,8 +130,9 @@ def quantise(
     Args:
         denoiser: a frozen module of Diffusers on the CPU, in the dtypes of its files.
         quantization: the format.
-        device: where the module is moved to.
+        device: where it is quantised.
         dtype: the dtype of the computation, and of the weights that are not quantised.
+        kept_on: where the module is moved to.
 
     Raises:
         ModelError: a weight is not finite.
@@ -123,13 +143,14 @@ def quantise(
     for name in names:
         parent, _, last = name.rpartition(".")
         layers = denoiser.get_submodule(parent)
-        setattr(layers, last, _quantised(name, getattr(layers, last), quantization, device, dtype))
+        layer = _quantised(name, getattr(layers, last), quantization, device, dtype)
+        setattr(layers, last, layer.to(kept_on))
     kept = set(getattr(denoiser, "_keep_in_fp32_modules", None) or ())
     for name, tensor in denoiser.state_dict(keep_vars=True).items():
         is_kept = name.rpartition(".")[0] in names or not kept.isdisjoint(name.split("."))
         if tensor.is_floating_point() and not is_kept:
-            tensor.data = tensor.data.to(device, dtype)
-    denoiser.to(device)
+            tensor.data = tensor.data.to(kept_on, dtype)
+    denoiser.to(kept_on)
 
 
 def _quantised(

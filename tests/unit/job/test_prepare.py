@@ -114,12 +114,12 @@ def test_keys_that_do_not_go_with_the_model_are_refused(args, family, message):
     "keys, message",
     [
         ({"training_type": "full"}, "model.quantization is 'nf4': training_type 'full' trains the weights themselves"),
-        ({"lora": {"init_lora_weights": "loftq"}}, "'loftq' quantises the original weights itself; use one of the two"),
+        ({"lora": {"init_lora_weights": "loftq"}}, "'loftq' quantises the original weights itself; use only one"),
     ],
 )
 def test_quantised_weights_where_the_original_ones_are_needed(keys, message):
     with pytest.raises(TaskError, match=message):
-        prepare._check_quantization(job_of(text(model={"name": "m", "quantization": "nf4"}, **keys)))
+        prepare._check_frozen(job_of(text(model={"name": "m", "quantization": "nf4"}, **keys)))
 
 
 def test_guidance_for_a_model_that_is_told_it():

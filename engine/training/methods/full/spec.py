@@ -81,8 +81,8 @@ FULL: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
-    refuses_quantization=lambda task: (
-        "training_type 'full' trains the weights themselves, in full precision; remove this key, or train a LoRA"
+    needs_original_weights=lambda task: (
+        "training_type 'full' trains the weights themselves; remove this key, or train a LoRA"
     ),
     is_whole_model=True,
     tapes=tapes,

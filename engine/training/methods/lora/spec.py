@@ -69,11 +69,11 @@ def smaller(task: Task) -> Iterator[Change]:
             yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
 
 
-def refuses_quantization(task: Task) -> str | None:
-    """Return why LoftQ cannot start from a quantised model; see `MethodSpec.refuses_quantization`."""
+def needs_original_weights(task: Task) -> str | None:
+    """Return why LoftQ needs them; see `MethodSpec.needs_original_weights`."""
     if task.lora.init_lora_weights != "loftq":
         return None
-    return "lora.init_lora_weights 'loftq' quantises the original weights itself; use one of the two"
+    return "lora.init_lora_weights 'loftq' quantises the original weights itself; use only one of these keys"
 
 
 def copies(task: Task) -> int:
@@ -114,7 +114,7 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
-    refuses_quantization=refuses_quantization,
+    needs_original_weights=needs_original_weights,
     is_whole_model=False,
     tapes=tapes,
     smaller=smaller,

@@ -20,9 +20,10 @@ from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.flow.spec import EULER, WITH_FLOW_SIGMAS
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts.tape import AdapterTape, Tape
-from engine.models.quantization.rule import quantised_bytes
+from engine.models.quantization.rule import is_in_a_block, quantised_bytes
 from engine.models.spec import Workload
 from engine.task.task import Lora
+from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
@@ -59,7 +60,7 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None, quantization=None):
+def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None, quantization=None, offloads=False):
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -69,6 +70,7 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None, q
         variants=variants,
         dtype=dtype,
         quantised={spec.denoiser: quantization} if quantization else {},
+        offloaded={spec.denoiser: spec.block_lists} if offloads else {},
         device=CPU,
         prediction_type=prediction_type,
         caption_tokens=spec.caption_tokens.usual,
@@ -289,6 +291,37 @@ class TestQuantised:
         held = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
         assert any(name.endswith("qweight") for name in names) and predicted.quantised_bytes < held
         assert 4 * predicted.frozen + predicted.quantised_bytes == held
+
+
+class TestOffloaded:
+    """Families whose denoiser's blocks can wait in main memory."""
+
+    DRAWING = Drawing(prompt="a", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(64, 64))
+
+    @pytest.mark.parametrize("quantization, dtype", [(None, torch.float32), ("nf4", torch.bfloat16)])
+    def test_the_loss_the_gradients_and_an_image_have_the_same_bits(self, full, folder, quantization, dtype):
+        if not full.spec.block_lists:
+            pytest.skip("the denoiser has no such blocks")
+        found = []
+        for offloads in (False, True):
+            family = load(folder, dtype, quantization=quantization, offloads=offloads)
+            denoiser = family.denoiser
+            adapter = attach(
+                {full.spec.denoiser: denoiser.to(CPU)}, Lora(rank=3, init_lora_weights=False), 0, spec=full.spec
+            )
+            recompute_activations(denoiser)
+            loss = family.loss(make_batch(full, 2), LossOptions())
+            gradients = torch.autograd.grad(loss, list(adapter.parameters.values()))
+            drawing = Drawing(
+                prompt="a", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(64, 64)
+            )
+            image = family.draw(drawing, torch.Generator().manual_seed(1), lambda: None)
+            found.append([loss.item(), [gradient.tolist() for gradient in gradients], image.tolist()])
+        assert found[0] == found[1]
+        weights = sum(tensor.untyped_storage().nbytes() for tensor in denoiser.state_dict().values())
+        outside = sum(tensor.nbytes for name, tensor in denoiser.state_dict().items() if not is_in_a_block(name))
+        trained = sum(parameter.nbytes for parameter in adapter.parameters.values())
+        assert weights < 1.2 * (outside + trained) + 64 * len(denoiser.state_dict())
 
 
 class TestDrawing:
