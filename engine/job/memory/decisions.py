@@ -87,6 +87,16 @@ def wants_recompute(
     return plain is None or available is None or plain.train > SPARE * available
 
 
+def may_offload(task: Task) -> bool:
+    """Return whether it is left to the memory where the denoiser's blocks are, as far as the task alone says."""
+    args = task.train_args
+    return (
+        args.offload == "auto"
+        and args.gradient_checkpointing is not False
+        and METHODS[task.training_type].needs_original_weights(task) is None
+    )
+
+
 def wants_offload(
     base: BaseModel,
     task: Task,
@@ -108,10 +118,9 @@ def wants_offload(
         main_available: see `parts_apart`; no reason against it.
         num_processes: see `predict`.
     """
-    asked, recompute = task.train_args.offload, task.train_args.gradient_checkpointing
-    if asked != "auto" or device != "cuda" or available is None or recompute is False:
-        return asked is True
-    if METHODS[task.training_type].needs_original_weights(task):
+    if task.train_args.offload is True:
+        return True
+    if device != "cuda" or available is None or not may_offload(task):
         return False
     place: dict[str, Any] = {"device": device, "num_processes": num_processes}
     apart = parts_apart(base, task, available=available, main_available=main_available, **place)
