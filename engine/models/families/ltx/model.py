@@ -64,7 +64,7 @@ class LTX(FlowFamily):
             hidden_states=noisy.flatten(2).transpose(1, 2),
             encoder_hidden_states=conditioning[STATES],
             encoder_attention_mask=conditioning[MASK],
-            timestep=sigmas * self.objective.num_train_timesteps,
+            timestep=sigmas * self.scheduler.config.num_train_timesteps,
             num_frames=frames,
             height=height,
             width=width,
@@ -88,6 +88,7 @@ class LTX(FlowFamily):
 
     def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
         arguments: dict[str, Any] = {
+            "num_frames": drawing.frames,
             "guidance_scale": drawing.guidance_scale,
             "frame_rate": self._frame_rate(drawing.frame_rate),
         }
@@ -106,7 +107,7 @@ class LTX(FlowFamily):
         """See `Family.draw`. The VAE of versions 0.9.1 and later draws noise of its own, by torch's global seed."""
         device = self._args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(generator.initial_seed())
+            torch.manual_seed(generator.initial_seed())  # noqa: TID251  # no argument of the VAE takes a generator
             return super().draw(drawing, generator, after_step)
 
     def webui_name(self, component: str, module: str) -> str:

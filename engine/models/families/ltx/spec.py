@@ -39,8 +39,8 @@ def check(config: Configs) -> None:
     given = transformer.get("out_channels", 128) or taken
     if not channels == taken == given:
         raise ModelError(
-            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have {channels}: "
-            f"{_OTHER_PARTS}"
+            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have "
+            f"{channels}: {_OTHER_PARTS}"
         )
     if (transformer.get("patch_size", 1), transformer.get("patch_size_t", 1)) != (1, 1):
         raise ModelError(f"the base model's transformer takes patches of several positions: {_OTHER_PARTS}")

@@ -52,9 +52,10 @@ class Wan(FlowFamily):
 
     @property
     def latents(self) -> VideoLatents:
-        config = self.parts[VAE].config
+        vae: Any = self.parts[VAE]
+        config = vae.config
         return VideoLatents(
-            self.parts[VAE],
+            vae,
             channels=config.z_dim,
             side=reduction(config),
             frames=FRAMES,
@@ -73,7 +74,7 @@ class Wan(FlowFamily):
         """Return the prediction. Version 2.2 of 5 billion parameters is told the same noise level for all tokens."""
         prediction: torch.Tensor = self.denoiser(
             hidden_states=noisy,
-            timestep=sigmas * self.objective.num_train_timesteps,
+            timestep=sigmas * self.scheduler.config.num_train_timesteps,
             encoder_hidden_states=conditioning[STATES],
         ).sample
         return prediction
@@ -91,6 +92,8 @@ class Wan(FlowFamily):
 
     def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
         arguments: dict[str, Any] = {
+            "num_frames": drawing.frames,
+            "output_type": "pil",
             "guidance_scale": drawing.guidance_scale,
             "prompt_embeds": self.encoded(drawing.prompt)[STATES],
         }

@@ -100,8 +100,8 @@ def _require_text_to_video(config: Configs) -> None:
     given = config("transformer").get("out_channels", 16) or taken
     if not channels == taken == given:
         raise ModelError(
-            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have {channels}: "
-            "text-to-video models can be trained, those that are given an image or a clip cannot"
+            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have "
+            f"{channels}: text-to-video models can be trained, those that are given an image or a clip cannot"
         )
     if config("transformer").get("patch_size", [1, 2, 2]) != [1, _PATCH, _PATCH]:
         raise ModelError(f"the base model's transformer takes patches of other sizes than 1 x 2 x 2: {_OTHER_PARTS}")
@@ -126,7 +126,7 @@ def _require_reduction(vae: Mapping[str, Any]) -> None:
         and all(type(item) is bool for item in times)
         and isinstance(widths, list)
         and len(widths) == len(times) + 1
-        and (patch is None or type(patch) is int and patch > 0)
+        and (patch is None or (type(patch) is int and patch > 0))
         and type(vae.get("is_residual", False)) is bool
     )
     if not is_known or 2 ** sum(times) != FRAMES or reduction(vae) != vae.get("scale_factor_spatial", 8):

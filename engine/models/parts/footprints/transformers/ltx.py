@@ -28,17 +28,17 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
     tape.linear("caption_projection.linear_2", width, width, text_rows, input_width=tape.width)
     for k in range(count_of(config.get("num_layers", 28))):
         with tape.block(width * rows):
-            _block(tape, f"transformer_blocks.{k}", width, heads, rows, text_rows)
+            _block(tape, f"transformer_blocks.{k}", width, heads, rows=rows, text_rows=text_rows)
     _modulated_norm(tape, width, rows)
     tape.linear("proj_out", width, int(config.get("out_channels") or channels), rows, input_width=tape.norm_width)
 
 
-def _block(tape: Tape, name: str, width: int, heads: int, rows: int, text_rows: int) -> None:
+def _block(tape: Tape, name: str, width: int, heads: int, *, rows: int, text_rows: int) -> None:
     tape.weights(6 * width)
     _modulated_norm(tape, width, rows)
-    _attention(tape, f"{name}.attn1", width, heads, rows, rows)
+    _attention(tape, f"{name}.attn1", width, heads, rows=rows, key_rows=rows)
     tape.scale(width * rows, tape.width)
-    _attention(tape, f"{name}.attn2", width, heads, rows, text_rows)
+    _attention(tape, f"{name}.attn2", width, heads, rows=rows, key_rows=text_rows)
     _modulated_norm(tape, width, rows)
     inner = 4 * width
     tape.linear(f"{name}.ff.net.0.proj", width, inner, rows, input_width=tape.width)
@@ -58,7 +58,7 @@ def _modulated_norm(tape: Tape, width: int, rows: int) -> None:
     tape.scale(width * rows, tape.width)
 
 
-def _attention(tape: Tape, name: str, width: int, heads: int, rows: int, key_rows: int) -> None:
+def _attention(tape: Tape, name: str, width: int, heads: int, *, rows: int, key_rows: int) -> None:
     """Record an attention of `rows` positions to `key_rows`, with norms of all queries' and keys' heads at once."""
     is_kept = tape.linear(f"{name}.to_q", width, width, rows, input_width=tape.width) and key_rows == rows
     for layer in ("to_k", "to_v"):

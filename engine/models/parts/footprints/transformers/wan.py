@@ -45,12 +45,12 @@ def _block(tape: Tape, name: str, sizes: tuple[int, int, int], rows: int, text_r
     width, inner, heads = sizes
     tape.weights(6 * width)
     _modulated_norm(tape, width, rows)
-    _attention(tape, f"{name}.attn1", width, heads, rows, rows)
+    _attention(tape, f"{name}.attn1", width, heads, rows=rows, key_rows=rows)
     tape.scale(width * rows, tape.width)
     if has_norm:
         tape.weights(2 * width)
         tape.keep(width * rows, _FLOAT32)
-    _attention(tape, f"{name}.attn2", width, heads, rows, text_rows)
+    _attention(tape, f"{name}.attn2", width, heads, rows=rows, key_rows=text_rows)
     _modulated_norm(tape, width, rows)
     tape.linear(f"{name}.ffn.net.0.proj", width, inner, rows, input_width=tape.width)
     tape.keep(inner * rows, tape.width)
@@ -65,7 +65,7 @@ def _modulated_norm(tape: Tape, width: int, rows: int) -> None:
     tape.scale(width * rows, _FLOAT32)
 
 
-def _attention(tape: Tape, name: str, width: int, heads: int, rows: int, key_rows: int) -> None:
+def _attention(tape: Tape, name: str, width: int, heads: int, *, rows: int, key_rows: int) -> None:
     """Record an attention of `rows` positions to `key_rows`, with norms of all queries' and keys' heads at once."""
     is_kept = tape.linear(f"{name}.to_q", width, width, rows, input_width=tape.width) and key_rows == rows
     for layer in ("to_k", "to_v"):
