@@ -27,8 +27,6 @@ os.environ.setdefault("SVT_LOG", "1")  # errors alone: it writes to stderr by it
 CODECS = tuple(_ENCODERS)
 _PIXEL_FORMATS = {"mjpeg": "yuvj420p"}
 _BITS = 8
-_CORNERS = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-"""Upper left corners of the matrix of an MP4 track that is to be shown turned clockwise by so many degrees."""
 
 
 def pictures(frames: int, size: tuple[int, int], *, first: int = 0) -> npt.NDArray[np.uint8]:
@@ -93,6 +91,8 @@ def make_clip(
         stream.height, stream.width = stored.shape[1:3]
         stream.pix_fmt = pixel_format or _PIXEL_FORMATS.get(codec, "yuv420p")
         stream.thread_count = 1
+        if rotation:
+            stream.set_display_rotation(-rotation)  # FFmpeg counts counterclockwise
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("pcm_s16le" if path.suffix == ".avi" else "aac", rate=48000) if audio else None
@@ -107,20 +107,9 @@ def make_clip(
             silence.sample_rate = 48000
             container.mux(sound.encode(silence))
             container.mux(sound.encode(None))
-    if rotation:
-        path.write_bytes(_turned(path.read_bytes(), rotation))
     return path
 
 
 def clip_bytes(folder: Path, **how: object) -> bytes:
     """The bytes of a clip of `make_clip`; `suffix` [".mp4"] names the container."""
     return make_clip(folder / f"clip{how.pop('suffix', '.mp4')}", **how).read_bytes()  # type: ignore[arg-type]
-
-
-def _turned(data: bytes, rotation: int) -> bytes:
-    """An MP4 file whose first track has the matrix of a rotation (ISO 14496-12, 8.3.2; 16.16 fixed point)."""
-    changed = bytearray(data)
-    at = data.index(b"tkhd") + 4 + (52 if data[data.index(b"tkhd") + 4] else 40)
-    for offset, value in zip((0, 4, 12, 16), _CORNERS[rotation], strict=True):
-        changed[at + offset : at + offset + 4] = (value << 16).to_bytes(4, "big", signed=True)
-    return bytes(changed)
