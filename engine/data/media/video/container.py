@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from engine.data.media.geometry import UnreadableImage
@@ -25,6 +25,8 @@ MAX_FRAME_PIXELS: Final = 2**24
 """Limit on the pixels of a frame: an action camera's 5,312 x 2,988 fits. A decoder keeps up to 17 frames: 860 MB at 10
 bits."""
 
+_PROBED_BYTES: Final = 2**20
+"""What FFmpeg reads to find out about the streams. It keeps these packets, with 400 bytes of its own for each."""
 _STILL_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 _FIRST_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _DECODERS: Final = {
@@ -79,6 +81,7 @@ def _open(data: bytes, name: str) -> InputContainer:
         "codec_whitelist": ",".join(_DECODERS),
         "protocol_whitelist": "none",
         "max_streams": "64",
+        "probesize": str(_PROBED_BYTES),
     }
     # `max_pixels` is an option of the decoders that look at the first frames when the container is opened.
     return av.open(
@@ -102,6 +105,8 @@ def _video_stream(container: InputContainer) -> VideoStream:
     if not streams:
         raise UnreadableImage("it has no video stream")
     stream = streams[0]
+    for other in container.streams:
+        other.discard = Discard.default if other is stream else Discard.all
     codec = stream.codec_context
     if codec is None or codec.name not in _DECODERS:
         known = ", ".join(_DECODERS.values())

@@ -21,6 +21,7 @@ from engine.data.media.geometry import Size, UnreadableImage
 from engine.data.media.video.container import MAX_FRAME_PIXELS, opened
 from engine.data.media.video.picture import Pixels, display_matrix, is_turned, rgb, upright
 from engine.data.media.video.times import MAX_FRAMES, FrameTimes
+from engine.task.plan.extent import Extent
 
 MAX_CLIP_PIXELS: Final = 2**35
 """Limit on the pixels of all frames up to the last one that is decoded, which bounds the time: nine minutes of 1,920 x
@@ -45,9 +46,9 @@ class ClipFacts:
     has_variable_rate: bool
 
     @property
-    def size(self) -> Size:
-        """The upright (width, height) in pixels."""
-        return self.width, self.height
+    def extent(self) -> Extent:
+        """The upright size and the number of frames at the frame rate that was asked for."""
+        return Extent(self.width, self.height, self.frames)
 
 
 def read_facts(data: bytes, frame_rate: float | None) -> ClipFacts:
@@ -71,7 +72,9 @@ def check(data: bytes, frame_rate: float | None) -> ClipFacts:
     return _facts(times, size, frame_rate)
 
 
-def frames(data: bytes, positions: Sequence[int], frame_rate: float | None) -> Iterator[Pixels]:
+def frames(
+    data: bytes, positions: Sequence[int], frame_rate: float | None, *, size: Size | None = None
+) -> Iterator[Pixels]:
     """Yield the frames at `positions` of the clip at `frame_rate`: uint8 RGB, (height, width, 3), upright, as stored.
 
     Decoding begins with the first frame of the file and ends with the last that is needed; one frame is kept. A file
@@ -81,11 +84,14 @@ def frames(data: bytes, positions: Sequence[int], frame_rate: float | None) -> I
         data: the encoded clip.
         positions: one or more, in ascending order; the same one may repeat.
         frame_rate: frames a second of the clip that the positions count; None counts the file's frames.
+        size: the upright (width, height) that the clip must have; None allows any.
 
     Raises:
-        UnreadableImage: it cannot be decoded, or ends before the last position.
+        UnreadableImage: it cannot be decoded, has another size, or ends before the last position.
     """
-    times, _ = _times_and_size(data)
+    times, found = _times_and_size(data)
+    if size not in (None, found) or positions[-1] >= times.num_frames(frame_rate):
+        raise UnreadableImage("its size or length changed while the job ran")
     wanted = collections.Counter(times.file_frames(positions, frame_rate))
     reformatter = VideoReformatter()
     for index, frame in enumerate(_decoded(data, times, max(wanted) + 1)):
