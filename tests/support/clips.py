@@ -6,6 +6,7 @@ The encoders are those of PyAV's wheel; of them x264 and x265 are GPL software, 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -70,6 +71,7 @@ def make_clip(
     audio: bool = False,
     first: int = 0,
     options: dict[str, str] | None = None,
+    shown: npt.NDArray[np.uint8] | None = None,
 ) -> Path:
     """Write a clip and return its path, whose suffix names the container.
 
@@ -83,9 +85,11 @@ def make_clip(
         audio: add a second of silence.
         first: the number that the first frame shows.
         options: the encoder's, beside its own here.
+        shown: the frames; None takes `pictures`.
     """
     encoder, usual = _ENCODERS[codec]
-    stored = np.rot90(pictures(frames, size, first=first), rotation // 90, axes=(1, 2))
+    shown = pictures(frames, size, first=first) if shown is None else shown
+    stored = np.rot90(shown, rotation // 90, axes=(1, 2))
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(encoder, rate=Fraction(rate), options={**usual, **(options or {})})
         stream.height, stream.width = stored.shape[1:3]
@@ -110,6 +114,14 @@ def make_clip(
     return path
 
 
-def clip_bytes(folder: Path, **how: object) -> bytes:
-    """The bytes of a clip of `make_clip`; `suffix` [".mp4"] names the container."""
-    return make_clip(folder / f"clip{how.pop('suffix', '.mp4')}", **how).read_bytes()  # type: ignore[arg-type]
+def clip_bytes(suffix: str = ".mp4", **how: object) -> bytes:
+    """The bytes of a clip of `make_clip`; `suffix` names the container."""
+    with tempfile.TemporaryDirectory() as folder:
+        return make_clip(Path(folder, f"clip{suffix}"), **how).read_bytes()  # type: ignore[arg-type]
+
+
+def lossless_frame(seed: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    """An encoded clip of one frame of noise."""
+    width, height = size
+    noise = np.random.default_rng(seed).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    return clip_bytes(".mkv", codec="ffv1", pixel_format="bgra", shown=noise)

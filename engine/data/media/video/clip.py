@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Final
+
 import numpy as np
+import PIL
 from PIL import Image
 
 from engine.data.media import image
 from engine.data.media.geometry import Geometry
-from engine.data.media.medium import Pixels
-from engine.data.media.video.container import container_name
+from engine.data.media.medium import Medium, Pixels
+from engine.data.media.video.container import READER_VERSION, container_name
 from engine.data.media.video.decoding import check, frames, read_facts
 from engine.task.plan.extent import Extent
 
-CLIP_SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"])
+SUFFIXES: Final = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"])
 
 
 def measure(data: bytes, *, frame_rate: float | None) -> Extent:
@@ -59,3 +63,22 @@ def _view(pixels: Pixels, view: Geometry) -> Pixels:
     if view.flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(picture)
+
+
+@functools.cache
+def video_medium(frame_rate: float | None) -> Medium:
+    """Return the medium `video`, whose clips have `frame_rate` frames a second; None keeps each file's own frames."""
+    version = f"{READER_VERSION}, Pillow {PIL.__version__}, {frame_rate} frames a second"
+    return Medium(
+        suffixes=SUFFIXES | image.IMAGE.suffixes,
+        reader_version=version,
+        has_frames=True,
+        decoding=version,
+        measure=functools.partial(measure, frame_rate=frame_rate),
+        check=functools.partial(check_clip, frame_rate=frame_rate),
+        render=functools.partial(render, frame_rate=frame_rate),
+        check_mask=image.check_mask,
+        render_mask=image.render_mask,
+        has_alpha=has_alpha,
+        has_more_frames=has_more_frames,
+    )

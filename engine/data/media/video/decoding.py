@@ -23,7 +23,7 @@ from engine.data.media.video.picture import Pixels, display_matrix, is_turned, r
 from engine.data.media.video.times import MAX_FRAMES, FrameTimes
 from engine.task.plan.extent import Extent
 
-MAX_CLIP_PIXELS: Final = 2**35
+MAX_PIXELS: Final = 2**35
 """Limit on the pixels of all frames up to the last one that is decoded, which bounds the time: nine minutes of 1,920 x
 1,080 at 30 frames a second. Decoding begins at the first frame, whichever are shown."""
 
@@ -178,7 +178,7 @@ def _check_frame(frame: VideoFrame, size: Size, index: int, count: int) -> None:
     if frame.is_corrupt:
         raise UnreadableImage(f"frame {index} is damaged")
     pixels = size[0] * size[1]
-    if pixels > MAX_FRAME_PIXELS or pixels * count > MAX_CLIP_PIXELS:
+    if pixels > MAX_FRAME_PIXELS or pixels * count > MAX_PIXELS:
         raise UnreadableImage(
             f"it has {size[0]} x {size[1]} pixels in {count:,} frames, more than the limit; cut it or scale it down"
         )
