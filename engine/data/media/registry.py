@@ -19,4 +19,7 @@ MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {
 
 def is_sample(name: str) -> bool:
     """Return whether a file's name has a suffix of any medium."""
-    return any(medium(Dataset()).has_name(name) for medium in MEDIA.values())
+    return any(make(_NO_SETTINGS).has_name(name) for make in MEDIA.values())
+
+
+_NO_SETTINGS: Final = Dataset()

@@ -26,7 +26,7 @@ MAX_FRAME_PIXELS: Final = 2**24
 bits."""
 
 _PROBED_BYTES: Final = 2**20
-"""What FFmpeg reads to find out about the streams. It keeps these packets, with 400 bytes of its own for each."""
+"""Limit on the bytes of packets that FFmpeg reads to identify the streams, and keeps with 400 bytes for each packet."""
 _STILL_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
 _FIRST_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _DECODERS: Final = {

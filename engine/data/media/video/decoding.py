@@ -33,10 +33,10 @@ _HIDDEN_VP8: Final = 0x10
 
 @dataclass(frozen=True, slots=True)
 class ClipFacts:
-    """What a clip is, read without decoding more than its first frame."""
+    """Facts about a clip, read without decoding more than its first frame."""
 
     width: int
-    """In pixels, upright, as shown: turned by the file's matrix, stretched by its pixels' aspect ratio."""
+    """Pixels, upright, as shown: turned by the file's matrix, stretched by its pixels' aspect ratio."""
     height: int
     frames: int
     """The number of frames at the frame rate that was asked for."""

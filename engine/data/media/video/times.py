@@ -27,7 +27,7 @@ def exact_rate(frame_rate: float) -> Fraction:
 
 @dataclass(frozen=True, slots=True)
 class FrameTimes:
-    """When the frames of a file are shown: `ticks` in ascending order, in units of `tick` seconds. At least one."""
+    """The times of a file's frames: `ticks` in ascending order, in units of `tick` seconds. At least one."""
 
     ticks: tuple[int, ...]
     tick: Fraction
@@ -40,7 +40,7 @@ class FrameTimes:
 
     @property
     def has_variable_rate(self) -> bool:
-        """Whether intervals differ by more than a tenth of their average, and more than rounded times explain."""
+        """True if intervals differ by more than a tenth of their average, and by more than rounded times explain."""
         intervals = [after - before for before, after in zip(self.ticks, self.ticks[1:], strict=False)]
         if not intervals:
             return False
