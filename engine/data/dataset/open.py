@@ -57,9 +57,8 @@ def open_dataset(
         TemporaryError: the network or the Hub fails.
         OutputError: the cache cannot be written.
     """
-    columns = Columns(
-        wanted.image_column, wanted.caption_column, medium, fallback=wanted.fallback_caption, mask=wanted.mask_column
-    )
+    column = {"image_column": wanted.image_column, "video_column": wanted.video_column}[medium.names.column_key]
+    columns = Columns(column, wanted.caption_column, medium, fallback=wanted.fallback_caption, mask=wanted.mask_column)
     source = Source(
         columns=columns,
         reach=Reach(),
@@ -75,7 +74,7 @@ def open_dataset(
         parts, commit = _fetched(str(wanted.url), source, report, limits), None
     dataset = _dataset(parts, wanted.repeats, cache_dir, revision=commit)
     if split is None:
-        for line in caption_notes(dataset.parts):
+        for line in caption_notes(dataset.parts, medium.names.noun):
             report(line)
         if wanted.joins_lines and not any(map(is_text_beside, dataset.caption_rules)):
             report('dataset: caption_lines "joined" has no effect: no text files beside images are read')
@@ -111,7 +110,10 @@ def _loaded_from_hub(
     kinds = arrow_kinds(table.schema)
     image, _ = columns.pick(kinds, name)
     if kinds[image] != "images":
-        raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
+        raise DatasetError(
+            f"column {image!r} of {name} (dataset.{columns.medium.names.column_key}) holds {kinds[image]}, not "
+            f"{columns.medium.names.several}"
+        )
     return (rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name, files=files),), commit
 
 

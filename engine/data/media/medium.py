@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.data.media.geometry import Geometry, Size
+from engine.data.media.sample_names import OF_IMAGES, SampleNames
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -49,6 +50,10 @@ class Medium:
     """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
+    names: SampleNames = OF_IMAGES
+    """The names of its samples."""
+    still_suffixes: frozenset[str] = frozenset()
+    """Those of `suffixes` that belong to still images beside samples of another kind."""
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""
