@@ -20,6 +20,7 @@ from engine.data.dataset.reach import Reach
 from engine.data.dataset.rows import Rows, rows_from_arrow
 from engine.data.dataset.tables.tables import Source
 from engine.data.media.medium import Medium
+from engine.data.media.sample_names import SampleNames
 from engine.task.paths import nearest
 from engine.task.task import Dataset
 
@@ -72,7 +73,7 @@ def open_dataset(
         parts, commit = _named(wanted.name, source, revision, report)
     else:
         parts, commit = _fetched(str(wanted.url), source, report, limits), None
-    dataset = _dataset(parts, wanted.repeats, cache_dir, revision=commit)
+    dataset = _dataset(parts, wanted.repeats, cache_dir, revision=commit, names=medium.names)
     if split is None:
         for line in caption_notes(dataset.parts, medium.names.noun):
             report(line)
@@ -117,7 +118,9 @@ def _loaded_from_hub(
     return (rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name, files=files),), commit
 
 
-def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None) -> ImageDataset:
+def _dataset(
+    parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None, names: SampleNames
+) -> ImageDataset:
     parts = pinned([replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images)])
     if not parts:
         raise DatasetError("the dataset has no rows")
@@ -127,4 +130,4 @@ def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: 
             f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
             "use fewer repeats (dataset.repeats, folders called N_name)"
         )
-    return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision)
+    return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision, names=names)

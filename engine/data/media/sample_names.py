@@ -14,6 +14,8 @@ class SampleNames:
     """The word for one sample in messages; an s makes it several."""
     suffix: str
     """A usual suffix of its files, for examples in messages."""
+    readable: str
+    """Formats in which samples are readable."""
     unread_videos: str
     """What to do with videos that cannot be read as its samples."""
     column_key: Literal["image_column", "video_column"]
@@ -41,6 +43,7 @@ class SampleNames:
 OF_IMAGES: Final = SampleNames(
     noun="image",
     suffix=".png",
+    readable="PNG or JPEG",
     unread_videos="save frames as images",
     column_key="image_column",
     default_column="image",
@@ -49,6 +52,7 @@ _OF_MUSUBI: Final = ("video_path", "image_path")
 OF_CLIPS: Final = SampleNames(
     noun="clip",
     suffix=".mp4",
+    readable="MP4 with H.264",
     unread_videos="save as .mp4, .mkv or .webm",
     column_key="video_column",
     default_column="video",

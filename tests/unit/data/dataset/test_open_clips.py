@@ -52,9 +52,7 @@ def test_a_hub_dataset_with_a_feature_of_videos(tmp_path, fake_hub):
     dataset = opened(tmp_path, name="someone/clips")
     assert content(dataset) == EXPECTED
     assert dataset.revision == COMMIT
-    with pytest.raises(
-        DatasetError, match=r"no column 'film' \(dataset\.video_column\).*video \(clips\), text"
-    ):
+    with pytest.raises(DatasetError, match=r"no column 'film' \(dataset\.video_column\).*video \(clips\), text"):
         opened(tmp_path, name="someone/clips", video_column="film")
     with pytest.raises(DatasetError, match=r"'text' of someone/clips \(dataset\.video_column\) holds text, not clips"):
         opened(tmp_path, name="someone/clips", video_column="text")
