@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
-from engine.data.dataset.clips import Clip
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
+from engine.data.dataset.sizes import Clip
 from engine.data.media.medium import Medium
 from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
@@ -50,7 +50,7 @@ class Job:
     prediction_type: TargetType
     buckets: Buckets | None = None
     clips: Sequence[Clip] | None = None
-    """What is known of each sample; None for a medium whose samples have no frames."""
+    """The facts about each sample, or why it is unreadable; None for a medium whose samples have no frames."""
     held_out: HeldOut | None = None
     """The images of the held-out loss; None where it is not measured."""
     is_ended_early: bool = False

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.core.errors import CheckpointError, DatasetError, DeviceError, JobError, ModelError, TaskError
 from engine.core.files.file_hashes import FileDigests
 from engine.core.messages import Say
-from engine.data.dataset.clips import extents_of, read_clips
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.data.dataset.open import open_dataset
-from engine.data.dataset.sizes import read_extents
+from engine.data.dataset.sizes import extents_of, read_clips, read_extents
 from engine.data.media.medium import Medium
 from engine.job.advice.clips import Survey
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants

@@ -1,4 +1,4 @@
-"""What is known of a clip without decoding it."""
+"""The facts about a clip that are known without decoding it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from engine.task.plan.extent import Extent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFacts:
-    """What a clip is, read without decoding more than its first frame. A still image is a clip of one frame."""
+    """The facts about a clip, from its packets and its first frame. A still image is a clip of one frame."""
 
     width: int
-    """In pixels, upright, as shown: turned by the file's matrix, stretched by its pixels' aspect ratio."""
+    """Pixels, upright, as shown: turned by the file's matrix, stretched by its pixels' aspect ratio."""
     height: int
     frames: int
     """The number of frames at the frame rate that was asked for."""
@@ -21,7 +21,7 @@ class ClipFacts:
     file_rate: Fraction | None
     """Frames a second of the file, on average; None for a clip of one frame."""
     codec: str
-    """What people call the codec; empty for a still image."""
+    """The codec's usual name; empty for a still image."""
     has_variable_rate: bool = False
     is_turned: bool = False
     """True if the file's matrix turns or mirrors the stored frames."""

@@ -60,11 +60,11 @@ class Medium:
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
     read_facts: ReadFacts | None = None
-    """Returns what is known of a clip without decoding it; None for a medium whose samples have no frames."""
+    """Returns the facts about a clip without decoding it; None for a medium whose samples have no frames."""
     names: SampleNames = OF_IMAGES
     """The names of its samples."""
     still_suffixes: frozenset[str] = frozenset()
-    """Those of `suffixes` that belong to still images beside samples of another kind."""
+    """The suffixes of still images among samples of another kind."""
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""

@@ -17,7 +17,7 @@ class SampleNames:
     readable: str
     """Formats in which samples are readable."""
     unread_videos: str
-    """What to do with videos that cannot be read as its samples."""
+    """The advice for videos that cannot be read as its samples."""
     column_key: Literal["image_column", "video_column"]
     """The key of the task's `dataset` that names a table's column of samples."""
     default_column: str
@@ -25,7 +25,7 @@ class SampleNames:
     other_columns: tuple[str, ...] = ("file_name",)
     """Names that the column may also have where the key has its default."""
     musubi_columns: tuple[str, ...] = ()
-    """Those of `other_columns` that stand in lists for musubi-tuner, whose captions are under `caption`."""
+    """The columns of lists for musubi-tuner, in which the captions are in the column `caption`."""
     list_files: tuple[str, ...] = ()
     """Names of text files that list samples, one a line, beside a file of captions, one a line."""
 
@@ -49,7 +49,7 @@ OF_IMAGES: Final = SampleNames(
     default_column="image",
 )
 _OF_MUSUBI: Final = ("video_path", "image_path")
-OF_CLIPS: Final = SampleNames(
+OF_VIDEOS: Final = SampleNames(
     noun="clip",
     suffix=".mp4",
     readable="MP4 with H.264",

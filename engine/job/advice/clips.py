@@ -1,4 +1,4 @@
-"""What the clips of a dataset are, and what of them is trained on: lines and notes for a person, counts for a program.
+"""Survey the clips of a dataset and what of them is trained on, in lines and notes for a person and in counts.
 
 A clip that is shown at another speed, in part, or not at all is always told.
 """
