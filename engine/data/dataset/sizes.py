@@ -24,7 +24,7 @@ from engine.task.plan.extent import Extent
 
 UNREADABLE: Final = Extent(0, 0, 0)
 _FORMAT: Final = "sd-lora-task image sizes v1"
-_CLIP_FORMAT: Final = "sd-lora-task clips v1"
+_FACTS_FORMAT: Final = "sd-lora-task clips v1"
 Clip = ClipFacts | str
 """A clip's facts, or the reason why it is unreadable."""
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def read_clips(dataset: ImageDataset, medium: Medium, read_facts: ReadFacts, cac
 
     `read_facts` is the medium's. The facts are cached in `cache_dir` under the dataset's fingerprint.
     """
-    identity, note = _note(_CLIP_FORMAT, dataset, medium, cache_dir)
+    identity, note = _note(_FACTS_FORMAT, dataset, medium, cache_dir)
     found = _noted_clips(_unsealed(note, identity), dataset.num_images)
     if found is None:
         found = _of_each(dataset, read_facts, str)
