@@ -46,7 +46,7 @@ class Record:
     code: int | None = None
     """The exit code of the last start that ended; 143 and the like where a signal stopped or killed the task."""
     reason: str | None = None
-    """Why a task has failed, where the exit code does not say it."""
+    """The cause of a failure, where the exit code does not say it."""
     attempts: int = 0
     """The number of starts, without those that were stopped together with the worker."""
     worker: str = ""
@@ -75,9 +75,9 @@ class Claim:
     """The task's output folder."""
     record: Record
     status: os.stat_result
-    """Of the task's file when it was claimed."""
+    """The status of the task's file when it was claimed."""
     descriptor: int
-    """Of the locked file. A forked child has it, too: the lock holds until both are closed."""
+    """The descriptor of the locked file. A forked child has it, too: the lock holds until both are closed."""
 
     @property
     def name(self) -> str:

@@ -37,10 +37,11 @@ class Status:
         self._written = 0.0
         self.set("starting")
 
-    def set(self, state: State, *, task: str | None = None) -> None:
-        """Write that the worker is now in this state, and which task it runs. Raises OutputError."""
-        if (state, task) != (self._facts.get("state"), self._facts.get("task")):
-            self._facts |= {"state": state, "task": task, "since": timestamp()}
+    def set(self, state: State, *, task: str | None = None, task_pid: int | None = None) -> None:
+        """Write that the worker is now in this state, and which task it runs in which process. Raises OutputError."""
+        now = {"state": state, "task": task, "task_pid": task_pid}
+        if not now.items() <= self._facts.items():
+            self._facts |= {**now, "since": timestamp()}
             self._write()
 
     def count(self, ended: Literal["done", "failed"]) -> None:

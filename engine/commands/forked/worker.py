@@ -46,17 +46,17 @@ docs/worker.md says more.
 LOG: Final = "log.txt"
 _LOOK_SECONDS: Final = 0.5
 _GRACE_SECONDS: Final = 120.0
-"""How long a task that was told to end may take to save its progress before it is killed."""
+"""The time that a task has for saving its progress when it was told to end, before it is killed."""
 _STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a worker runs tasks."""
+    """A worker's settings, the same for all its tasks."""
 
     flags: list[str]
-    """Of the training, for each task."""
+    """The training's flags, for each task."""
     device: str
     time_limit: float
     """Seconds that each start of a task may take."""
@@ -118,13 +118,13 @@ class Worker:
             self._end(claim, exit_code(-signal.SIGKILL), f"it was started {ATTEMPTS} times, and its worker was killed")
             return
         claim.begin(self._name)
-        self._status.set("running", task=claim.name)
         attempt = f", attempt {claim.record.attempts} of {ATTEMPTS}" if claim.record.attempts > 1 else ""
         say(f"{claim.name}: begins{attempt}", task=claim.name)
         flags = [*self._options.flags, "--task", str(claim.file), "--output-dir", str(claim.output)]
         with _ending(start_task(flags, prepare=_preparing(claim.output / LOG))) as self._child:
             if self._signum:  # it came before there was a child to pass it on to
                 _send(self._child, self._signum)
+            self._status.set("running", task=claim.name, task_pid=self._child.pid)
             code, is_over_time = self._wait(self._child)
         self._child = None
         self._settle(claim, code, is_over_time=is_over_time)
