@@ -1,7 +1,7 @@
 """The times of a clip's frames, and which of them a clip of another frame rate shows. Exact arithmetic, no pixels.
 
 Resampling rule: frame k of the resampled clip is at t0 + k / frame_rate, where t0 is the time of the file's first
-frame, and shows the file's frame whose time is nearest, of two equally near the earlier. There are duration x frame_rate
+frame, and shows the file's frame whose time is nearest, of two equally near the earlier. There are duration x rate
 frames, rounded to the nearest number, halves up, at least one. The duration counts the last frame as an average one:
 (t_last - t0) n / (n - 1) for n frames. So two seconds of 30 frames a second become 48 frames of 24, also where the
 container rounds times to milliseconds.

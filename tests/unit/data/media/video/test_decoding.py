@@ -124,11 +124,11 @@ def test_too_many_frames_or_pixels(monkeypatch):
     assert shown(data, range(8)) == list(range(8))
 
 
-def test_no_frames():
+def test_a_header_alone():
     whole = bytearray(clip_bytes(".mkv", codec="ffv1"))
     length = whole.index(b"\x18\x53\x80\x67") + 4
     whole[length : length + 8] = b"\x01" + b"\xff" * 7  # unknown, so that the file may end before its first cluster
-    with pytest.raises(UnreadableImage, match="no frames"):
+    with pytest.raises(UnreadableImage, match="End of file"):
         read_facts(bytes(whole[: whole.index(b"\x1f\x43\xb6\x75")]), None)
 
 
