@@ -83,7 +83,8 @@ def result_of(finished):
 @pytest.mark.parametrize("name, quantization", KINDS)
 def test_a_chain_is_the_training_in_one_go(run, task_of, whole_of, tmp_path, name, quantization):
     own = task_of(name, quantization)
-    first = run(changed(own, {"train_args.num_train_steps": 1}), tmp_path / "1")
+    offloads = {"train_args.offload": True} if name.startswith("flux") else {}
+    first = run(changed(own, {"train_args.num_train_steps": 1, **offloads}), tmp_path / "1")
     parent = ("--checkpoint", first.out / "checkpoint")
     rest = changed(own, {"train_args.num_train_steps": STEPS - 1})
     assert_same(result_of(run(rest, tmp_path / "2", *parent)), result_of(whole_of(name, quantization)))
@@ -111,6 +112,16 @@ def test_two_processes_are_one(task_of, tmp_path, name, quantization):
     own = task_of(name, quantization)
     alone = succeed(own, tmp_path / "alone")
     assert_same(succeed(own, tmp_path / "together", env={"PROCESSES": "2"}).folders(), alone.folders())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", [None, "fp8"])
+def test_nothing_depends_on_where_blocks_are(run, task_of, tmp_path, quantization):
+    own = task_of("flux", quantization)
+    whole, offloaded = (
+        run(changed(own, {"train_args.offload": offload}), tmp_path / f"{offload}") for offload in (False, True)
+    )
+    assert_same(offloaded.folders(), whole.folders())
 
 
 @pytest.mark.slow

@@ -116,15 +116,15 @@ class _Blocks:
     def compute(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a block's own `forward` while its tensors are on the device."""
         coming, self._ahead = self._ahead, None
-        number, memory = coming if coming is not None and coming[0] == index else self._copied(index)
+        _, memory = coming if coming is not None and coming[0] == index else self._copied(index)
         if self._copying is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._copying)
-        backwards = index in (self._last, self._last - 1) and index > 0
+        backwards = index == self._last - 1 or index == self._last > 0
         self._last = index
         following = index - 1 if backwards else index + 1
-        if following < len(self._blocks):
+        if 0 <= following < len(self._blocks):
             self._ahead = self._copied(following)
-        with self._blocks[number].placed(memory):
+        with self._blocks[index].placed(memory):
             return forward(*args, **kwargs)
 
     @torch.no_grad()
