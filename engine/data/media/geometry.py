@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 Size = tuple[int, int]
 """(width, height) in pixels, upright (EXIF applied)."""
+
+
+class Extent(NamedTuple):
+    """The size of a sample in pixels and its number of frames."""
+
+    width: int
+    height: int
+    frames: int = 1
+
+    @property
+    def size(self) -> Size:
+        """(width, height) in pixels."""
+        return (self.width, self.height)
+
 
 MAX_RESIZED_PIXELS: Final = 2**26
 """Limit on the pixels of a resized image: one of 1 x 100,000 pixels grows huge when its shorter side becomes 512.

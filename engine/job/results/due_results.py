@@ -86,7 +86,7 @@ class DueResults:
         task = context.job.task
         with context.outcome.clock.phase("validate"):
             drawn = draw(
-                planned_images(task, context.job.dataset, context.job.drawing),
+                planned_images(task, context.job.dataset, context.job.base.family),
                 family,
                 what=f"validation at step {step}",
                 resolution=task.train_args.resolution,

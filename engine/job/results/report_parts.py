@@ -14,6 +14,7 @@ from engine.results.output.folder import REPORT
 from engine.results.report import earlier as earlier_report
 from engine.results.report.earlier import Earlier
 from engine.results.report.facts import Setting
+from engine.task.identity import canonical
 from engine.task.key import is_set
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 
@@ -83,4 +84,4 @@ def _json(item: Any) -> Any:
         return {part.name: _json(getattr(item, part.name)) for part in fields(item)}
     if isinstance(item, dict):
         return {name: _json(one) for name, one in item.items()}
-    return list(item) if isinstance(item, tuple) else item
+    return [canonical(one) if is_dataclass(one) else one for one in item] if isinstance(item, tuple) else item

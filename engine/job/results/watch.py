@@ -47,7 +47,7 @@ class Watch:
         self._context = context
         self._training = training
         task = context.job.task
-        self._images = planned_images(task, context.job.dataset, context.job.drawing)
+        self._images = planned_images(task, context.job.dataset, context.job.base.family)
         self._is_on = context.processes.is_first
         self._has_new_picture = False
         self._has_failed = False

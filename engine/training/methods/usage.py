@@ -96,8 +96,8 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
     options = {
         "num_inference_steps": image.get("num_inference_steps", drawn.num_inference_steps),
         "guidance_scale": image.get("guidance_scale", drawn.guidance_scale),
-        "height": about.task.train_args.resolution,
-        "width": about.task.train_args.resolution,
+        "height": image.get("height", about.task.train_args.resolution),
+        "width": image.get("width", about.task.train_args.resolution),
     }
     tokens = spec.caption_tokens
     if tokens.step == 1:  # such pipelines have a default of their own

@@ -25,7 +25,7 @@ class Rows:
 
 def planned(**validation):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), validation=Validation(**validation), seed=3)
-    return validation_images.planned_images(task, Rows(), SPEC.drawing)
+    return validation_images.planned_images(task, Rows(), SPEC)
 
 
 def test_given_prompts_and_drawn_captions():

@@ -232,6 +232,8 @@ def accepts(part: dict, value) -> bool:
         rules.append(any(accepts(item, value) for item in part["anyOf"]))
     if "oneOf" in part:
         rules.append(sum(accepts(item, value) for item in part["oneOf"]) == 1)
+    if "allOf" in part:
+        rules.append(all(accepts(item, value) for item in part["allOf"]))
     if "not" in part:
         rules.append(not accepts(part["not"], value))
     if "if" in part and accepts(part["if"], value):
@@ -261,6 +263,8 @@ def test_the_verdict_is_the_schemas(value):
     }
     # Memory, too, is where a task runs.
     again["train_args"] = again["train_args"] | {"gradient_checkpointing": task.train_args.gradient_checkpointing}
+    # The rows of this file are prompts as soon as it is read.
+    again["validation"] = again["validation"] | {"prompts_file": task.validation.prompts_file}
     assert read(canonical_json(again | environment)) == task
     assert hash(task) is not None
 
