@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from engine.core.errors import TaskError
 from engine.core.messages import shown
-from engine.data.media.geometry import Extent, Size
+from engine.data.media.geometry import Size
 from engine.evaluation.drawings import Canvas
 from engine.models.spec import Configs, FamilySpec
+from engine.task.plan.extent import Extent
 from engine.task.task import Prompt, Task, Validation
 
 _SIDE_STEP: Final = 8
@@ -70,8 +71,7 @@ def _check_frames(where: str, row: Prompt, family: FamilySpec) -> None:
     if (frames - 1) % step:
         below = (frames - 1) // step * step + 1
         raise TaskError(
-            f"{where} is {frames}: expected 1 more than a multiple of {step} for this base model, such as {below} or "
-            f"{below + step}"
+            f"{where} is {frames}: a {family.pipeline} takes {step}k + 1 frames, such as {below} or {below + step}"
         )
 
 
@@ -91,9 +91,8 @@ def _check_size(where: str, row: Prompt, canvas: Canvas, family: FamilySpec, con
     if is_possible(size):
         return
     near = " or ".join(f"{width} x {height}" for width, height in _nearest(size, is_possible))
-    length = f" in {frames} frames" if frames > 1 else ""
     raise TaskError(
-        f"{where}: this base model cannot draw {size[0]} x {size[1]} pixels{length}; "
+        f"{where}: this base model cannot draw {Extent(*size, frames)}; "
         f"{f'the nearest that it can is {near}' if near else 'use a smaller size'}"
     )
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from engine.core import rng
-from engine.data.media.geometry import Extent
 from engine.models.spec import DrawingDefaults, FamilySpec
+from engine.task.plan.extent import Extent
 from engine.task.task import Prompt, Task, Validation
 
 PROMPTS_FILE: Final = "prompts.json"

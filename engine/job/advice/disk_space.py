@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import OutputError
-from engine.data.media.geometry import Extent
 from engine.evaluation.drawings import extents
 from engine.job import memory
 from engine.job.job import Job
 from engine.job.memory import gib
 from engine.results.checkpoint import Checkpoint, step_of
 from engine.results.output import step_results
+from engine.task.plan.extent import Extent
 
 _VALUE_BYTES: Final = 4
 """Bytes of each trained value in the training state: float32."""

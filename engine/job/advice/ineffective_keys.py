@@ -148,7 +148,8 @@ def _of_validation(job: Job) -> list[str]:
         *(
             (
                 row.negative_prompt is not None and scale <= least,
-                f"{where_of(validation, number, 'negative_prompt')} has no effect at a guidance_scale of up to {least:g}",
+                f"{where_of(validation, number, 'negative_prompt')} has no effect at a guidance_scale of up to "
+                f"{least:g}",
             )
             for number, (row, scale) in enumerate(zip(rows[: len(validation.prompts or ())], scales, strict=False))
         ),

@@ -11,12 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Final
 
-from engine.data.media.geometry import Extent
 from engine.evaluation.drawings import extents
 from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
 from engine.models.spec import Footprint, ImageEncoder, Workload
+from engine.task.plan.extent import Extent
 from engine.task.task import Task, TrainArgs
 from engine.training.methods.registry import METHODS
 from engine.training.optimizers.layout import Shape
@@ -94,9 +94,9 @@ class _Plan:
 
 
 def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
-    args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
+    args, width = task.train_args, _BYTES[task.mixed_precision]
     method = METHODS[task.training_type]
-    denoiser, texts, fixed = _footprint(base, task, plan, Extent(args.resolution, args.resolution))
+    denoiser, texts, fixed = _footprint(base, task, plan, args.extent)
     trained = denoiser.trained + texts.trained
     optimizer = _optimizer_bytes(args, denoiser, texts)
     average = trained * _VALUE_BYTES * (args.ema_decay is not None)
@@ -147,6 +147,7 @@ def _footprint(base: BaseModel, task: Task, plan: _Plan, extent: Extent) -> tupl
         Workload(
             batch=args.batch_size,
             resolution=math.isqrt(extent.width * extent.height - 1) + 1,  # memory goes with the number of pixels
+            frames=extent.frames,
             caption_tokens=family.caption_tokens.of(task.dataset),
             value_bytes=width,
             is_float16=task.mixed_precision == "fp16",
@@ -160,10 +161,8 @@ def _footprint(base: BaseModel, task: Task, plan: _Plan, extent: Extent) -> tupl
 
 def _decode_bytes(base: BaseModel, task: Task, plan: _Plan, trained: ImageEncoder) -> int:
     """Return the bytes that decoding the largest validation image takes; `trained` is of the size that is trained."""
-    args = task.train_args
-    usual = Extent(args.resolution, args.resolution)
     largest = max(extents(task, base.family), key=math.prod)
-    if largest == usual:
+    if largest == task.train_args.extent:
         return trained.decode_bytes
     return _footprint(base, task, plan, largest)[2].images.decode_bytes
 

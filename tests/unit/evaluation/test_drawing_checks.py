@@ -34,12 +34,12 @@ def check(family=VIDEO, *, file=None, **row):
         ),
         (
             {"width": 520, "num_frames": 9},
-            r"cannot draw 520 x 64 pixels in 9 frames; the nearest that it can is 512 x 64",
+            r"cannot draw 520 x 64 x 9 frames; the nearest that it can is 512 x 64",
         ),
-        ({"width": 2048}, r"cannot draw 2048 x 64 pixels; use a smaller size"),
+        ({"width": 2048}, r"cannot draw 2048 x 64; use a smaller size"),
         (
             {"num_frames": 12},
-            r"prompts\[1\], num_frames is 12: expected 1 more than a multiple of 8 .* such as 9 or 17",
+            r"prompts\[1\], num_frames is 12: takes 8k \+ 1 frames, such as 9 or 17",
         ),
         (
             {"num_inference_steps": 100},

@@ -3,9 +3,9 @@
 import json
 from dataclasses import replace
 
-from engine.data.media.geometry import Extent
 from engine.evaluation.drawings import Canvas, extents, listing, plan_images
 from engine.models.families.sd.spec import SPEC
+from engine.task.plan.extent import Extent
 from engine.task.task import Prompt, Validation
 from tests.support.tasks import MINIMAL, read
 

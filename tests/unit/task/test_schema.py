@@ -228,12 +228,10 @@ def accepts(part: dict, value) -> bool:
             *(accepts(part["additionalProperties"], item) for item in value.values() if "propertyNames" in part),
             *(accepts(known[key], item) for key, item in value.items() if key in known),
         ]
-    if "anyOf" in part:
-        rules.append(any(accepts(item, value) for item in part["anyOf"]))
+    for name, of in (("anyOf", any), ("allOf", all)):
+        rules += [of(accepts(item, value) for item in part[name])] if name in part else []
     if "oneOf" in part:
         rules.append(sum(accepts(item, value) for item in part["oneOf"]) == 1)
-    if "allOf" in part:
-        rules.append(all(accepts(item, value) for item in part["allOf"]))
     if "not" in part:
         rules.append(not accepts(part["not"], value))
     if "if" in part and accepts(part["if"], value):
