@@ -13,7 +13,7 @@ from engine.task.plan.extent import Extent
 from engine.task.task import Prompt, Task, Validation
 
 PROMPTS_FILE: Final = "prompts.json"
-CLIP: Final = ".mp4"
+VIDEO_SUFFIX: Final = ".mp4"
 """The suffix of a clip's file. Images, also those of base models that draw video, are PNG files."""
 _UNSAID: Final = DrawingDefaults(guidance_scale=7.5, num_inference_steps=30)
 """The settings of an image whose entry in `prompts.json` does not have them, whatever the family."""
@@ -52,12 +52,17 @@ class Image:
     guidance_scale: float = _UNSAID.guidance_scale
     num_inference_steps: int = _UNSAID.num_inference_steps
     width: int | None = None
-    """In pixels. Width and height are None for an image of the task's resolution that is no clip."""
+    """Pixels. None, as is the height, for an image (no clip) of the task's resolution."""
     height: int | None = None
     num_frames: int | None = None
     """None for base models that draw images."""
     frame_rate: float | None = None
     """Frames per second; None for base models that draw images."""
+
+    @property
+    def is_clip(self) -> bool:
+        """True for a clip, false for an image."""
+        return self.file.endswith(VIDEO_SUFFIX)
 
     def described(self) -> dict[str, Any]:
         """Return an entry of `prompts.json`. It has the options, which begin with the negative prompt, only if they are
@@ -112,7 +117,7 @@ def _on_canvas(image: Image, row: Prompt, canvas: Canvas) -> Image:
     if not is_clip:
         return image
     frames = row.num_frames or canvas.num_frames or 1
-    file = image.file if frames == 1 else image.file.replace(".png", CLIP)
+    file = image.file if frames == 1 else image.file.replace(".png", VIDEO_SUFFIX)
     return replace(image, file=file, num_frames=frames, frame_rate=canvas.frame_rate)
 
 

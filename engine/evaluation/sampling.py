@@ -11,6 +11,7 @@ import torch
 from PIL import Image as Pillow
 
 from engine.core import rng
+from engine.evaluation.clip_file import encode_clip
 from engine.evaluation.drawings import Image
 from engine.models.family import Drawing, Family
 
@@ -24,7 +25,7 @@ def draw(
     progress: Callable[[int], object],
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
-    """Draw images, and return PNG files by name. Encoders stay on the device.
+    """Draw images and clips, and return PNG and MP4 files by name. Encoders stay on the device.
 
     One image at a time, because an image's bits depend on its batch.
 
@@ -39,20 +40,28 @@ def draw(
     files: dict[str, bytes] = {}
     family.move_encoders(device)
     for done, image in enumerate(images, start=1):
+        extent = image.extent(resolution)
         drawing = Drawing(
             prompt=image.prompt,
             negative_prompt=image.negative_prompt,
             guidance_scale=image.guidance_scale,
             num_inference_steps=image.num_inference_steps,
-            size=image.extent(resolution).size,
+            size=extent.size,
+            frames=extent.frames,
+            frame_rate=image.frame_rate,
         )
         frames = family.draw(drawing, rng.torch_generator(image.seed), check_stop)
-        files[image.file] = _png(frames[0])
+        files[image.file] = encode_clip(frames, image.frame_rate or 1.0) if image.is_clip else png(frames[0])
         progress(done)
     return files
 
 
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return an image as a PNG file.
+
+    Args:
+        pixels: uint8, shape (H, W, 3).
+    """
     buffer = io.BytesIO()
     Pillow.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -15,7 +15,8 @@ from engine.core.console import Meter
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
 from engine.evaluation import sampling
-from engine.evaluation.drawings import Canvas, Image, plan_images
+from engine.data.media.video.decoding import frames, read_facts
+from engine.evaluation.drawings import VIDEO_SUFFIX, Canvas, Image, plan_images
 from engine.models.family import Family
 from engine.models.spec import FamilySpec
 from engine.results.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from engine.task.task import Prompt, Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """A training's validation images, as PNG files by name."""
+    """A training's validation images and clips, as PNG and MP4 files by name."""
 
     images: list[Image]
     drawn: dict[str, bytes]
@@ -95,7 +96,7 @@ def draw(
         check_stop: called after each denoising step; raises when the job is to stop.
 
     Returns:
-        PNG files by name.
+        PNG and MP4 files by name.
     """
     meter = Meter(what, "images", len(images))
     try:
@@ -104,6 +105,18 @@ def draw(
         )
     finally:
         meter.close()
+
+
+def still_of(file: str, data: bytes) -> bytes:
+    """Return a PNG file of what a validation image's file shows; of a clip its middle frame.
+
+    Raises:
+        UnreadableImage: it is a clip that cannot be decoded.
+    """
+    if not file.endswith(VIDEO_SUFFIX):
+        return data
+    middle = read_facts(data, None).frames // 2
+    return sampling.png(next(frames(data, [middle], None)))
 
 
 def smaller(png: bytes, side: int) -> bytes:

@@ -20,7 +20,7 @@ _VALUE_BYTES: Final = 4
 """Bytes of each trained value in the training state: float32."""
 _PIXEL_BYTES: Final = 2
 """Typical bytes per pixel of an image as PNG; the maximum is 3."""
-_CLIP_PIXELS: Final = 4
+_PIXELS_OF_A_BYTE: Final = 4
 """Pixels of a clip for each byte of its file."""
 _STEP_BYTES: Final = 90
 """Bytes per line of the history."""
@@ -81,7 +81,7 @@ def predict(job: Job) -> Room | None:
 def _picture_bytes(extent: Extent) -> int:
     """Return the typical bytes of a validation image or clip."""
     pixels = extent.width * extent.height * extent.frames
-    return pixels * _PIXEL_BYTES if extent.frames == 1 else pixels // _CLIP_PIXELS
+    return pixels * _PIXEL_BYTES if extent.frames == 1 else pixels // _PIXELS_OF_A_BYTE
 
 
 def describe(job: Job) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from engine.core.files.atomic_files import read_plain
+from engine.data.media.geometry import UnreadableImage
 from engine.evaluation import validation_images
 from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
@@ -32,6 +33,14 @@ def earlier_tasks(job: Job) -> Earlier:
     if page is None:
         return Earlier()
     return earlier_report.read(page.decode(errors="replace"), job.parent.digest, job.parent.global_step)
+
+
+def still_of(file: str, data: bytes) -> bytes:
+    """Return a PNG of a validation image's file, of a clip its middle frame; empty if it cannot be decoded."""
+    try:
+        return validation_images.still_of(file, data)
+    except UnreadableImage:  # from a checkpoint that is not our own
+        return b""
 
 
 def smaller(png: bytes, side: int) -> bytes:

@@ -121,25 +121,6 @@ def test_a_shift_that_the_scheduler_does_not_give():
         prepare._check_noise(job_of(text(train_args={"resolution": 1024}), family=FLOW_SPEC, configs=configs))
 
 
-def test_more_denoising_steps_than_the_model_has_timesteps():
-    job = job_of(text(validation={"num_inference_steps": 500}))
-    prepare._check_validation(replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=501)))
-    few = replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=500))
-    with pytest.raises(TaskError, match="num_inference_steps is 500: expected fewer than the model's 500"):
-        prepare._check_validation(few)
-
-
-def test_a_negative_prompt_for_a_pipeline_without():
-    given = text(validation={"negative_prompt": "ugly"})
-    prepare._check_validation(job_of(given))
-    with pytest.raises(TaskError, match="negative_prompt has no effect: a FlowPipeline draws without"):
-        prepare._check_validation(job_of(given, family=replace(FLOW_SPEC, takes_negative_prompt=False)))
-
-
-@pytest.mark.parametrize(
-    ("looked_for", "error"),
-    [("load_parent", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
-)
 def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
     """`Path.is_file` and its like raise where a folder on the way is closed."""
 
