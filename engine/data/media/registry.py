@@ -15,4 +15,7 @@ MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {"image": lambda datas
 
 def is_sample(name: str) -> bool:
     """Return whether a file's name has a suffix of any medium."""
-    return IMAGE.has_name(name)
+    return any(make(_NO_SETTINGS).has_name(name) for make in MEDIA.values())
+
+
+_NO_SETTINGS: Final = Dataset()
