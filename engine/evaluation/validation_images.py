@@ -14,8 +14,8 @@ from engine.core import rng
 from engine.core.console import Meter
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
-from engine.evaluation import sampling
 from engine.data.media.video.decoding import frames, read_facts
+from engine.evaluation import sampling
 from engine.evaluation.drawings import VIDEO_SUFFIX, Canvas, Image, plan_images
 from engine.models.family import Family
 from engine.models.spec import FamilySpec

@@ -112,8 +112,9 @@ def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
 
 
 def _strip(number: int, picture: Picture) -> str:
+    what = "clip" if picture.is_clip else "image"
     frames = "".join(
-        f"<li>{_image(png, f'Validation image {number} after step {step:,}', _found_by(picture, step))}"
+        f"<li>{_image(png, f'Validation {what} {number} after step {step:,}', _found_by(picture, step))}"
         f"<span>step {step:,}</span></li>"
         for step, png in picture.between
     )
@@ -165,8 +166,8 @@ def _image_or_clip(png: bytes, clip: bytes | None, label: str, attributes: str =
     width, height = png_size(png)
     return (
         f'<video controls loop muted playsinline preload="metadata" width="{width}" height="{height}" '
-        f'aria-label="{as_html(label)}" poster="{_data("image/png", png)}" src="{_data("video/mp4", clip)}"{attributes}>'
-        "</video>"
+        f'aria-label="{as_html(label)}" poster="{_data("image/png", png)}" src="{_data("video/mp4", clip)}"'
+        f"{attributes}></video>"
     )
 
 

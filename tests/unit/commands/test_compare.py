@@ -7,7 +7,8 @@ import pytest
 from PIL import Image, ImageFilter
 from safetensors.numpy import save
 
-from engine.commands.compare import compare, hamming, main, module_distances, norm, read_lora
+from engine.commands.compare import compare, main, module_distances, norm, read_lora
+from engine.commands.diffs.picture_diff import hamming
 from engine.core.errors import CheckpointError
 
 draws = np.random.default_rng(0)

@@ -121,6 +121,10 @@ def test_a_shift_that_the_scheduler_does_not_give():
         prepare._check_noise(job_of(text(train_args={"resolution": 1024}), family=FLOW_SPEC, configs=configs))
 
 
+@pytest.mark.parametrize(
+    ("looked_for", "error"),
+    [("load_parent", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
+)
 def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
     """`Path.is_file` and its like raise where a folder on the way is closed."""
 
