@@ -41,7 +41,7 @@ def model_card_of(job: Job, about: About, images: Sequence[Mapping[str, Any]]) -
             relation=method.relation,
             licence=family.licences.get(base_id or ""),
             pipeline_tag=f"text-to-{family.medium}",
-            tags=("diffusers", *method.hub_tags, *family.hub_tags),
+            tags=(f"text-to-{family.medium}", "diffusers", *method.hub_tags, *family.hub_tags),
             trigger_word=job.task.dataset.trigger_word,
             images=images,
             usage=method.usage(about, images[0]),

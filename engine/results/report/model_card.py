@@ -75,7 +75,7 @@ def _front_matter(card: ModelCard) -> Iterator[str]:
     yield "library_name: diffusers"
     yield f"pipeline_tag: {card.pipeline_tag}"
     yield "tags:"
-    yield from (f"- {markdown.quoted(tag)}" for tag in (card.pipeline_tag, *card.tags))
+    yield from (f"- {markdown.quoted(tag)}" for tag in card.tags)
     if card.trigger_word:
         yield f"instance_prompt: {markdown.quoted(card.trigger_word)}"
     yield "widget:"
