@@ -7,9 +7,13 @@ from typing import Final
 
 from engine.data.media.image import IMAGE
 from engine.data.media.medium import Medium
+from engine.data.media.video.clip import video_medium
 from engine.task.task import Dataset
 
-MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {"image": lambda dataset: IMAGE}
+MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {
+    "image": lambda dataset: IMAGE,
+    "video": lambda dataset: video_medium(dataset.frame_rate),
+}
 """Name -> a function that returns the medium, with the task's settings for it."""
 
 
