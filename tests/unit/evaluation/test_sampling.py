@@ -9,12 +9,14 @@ import torch
 from PIL import Image as Picture
 
 from engine.core import rng
+from engine.data.media.video import decoding
 from engine.evaluation import sampling
-from engine.evaluation.drawings import listing, plan_images
+from engine.evaluation.drawings import Canvas, listing, plan_images
 from engine.models.families.sd.spec import SPEC
 from engine.models.family import Drawing
 from engine.models.spec import DrawingDefaults
-from engine.task.task import Validation
+from engine.task.plan.extent import Extent
+from engine.task.task import Prompt, Validation
 
 CPU = torch.device("cpu")
 
@@ -31,7 +33,7 @@ class FakeFamily:
             after_step()
         self.calls.append((drawing, generator.initial_seed()))
         width, height = drawing.size
-        return torch.randint(0, 256, (1, height, width, 3), generator=generator, dtype=torch.uint8).numpy()
+        return torch.randint(0, 256, (drawing.frames, height, width, 3), generator=generator, dtype=torch.uint8).numpy()
 
 
 @pytest.fixture
@@ -118,3 +120,15 @@ def test_a_stop_ends_the_drawing_within_a_step(family):
             check_stop=check,
         )
     assert len(family.calls) == 1 and len(steps) == 40
+
+
+def test_a_clip_is_drawn_with_its_length_and_rate(family):
+    canvas = Canvas(resolution=64, num_frames=9, frame_rate=24.0)
+    clip, still = plan_images(["a", Prompt(prompt="b", num_frames=1, width=96)], 0, canvas=canvas)
+    files = draw([clip, still], family)
+    drawings = [drawing for drawing, _ in family.calls]
+    assert [(one.size, one.frames, one.frame_rate) for one in drawings] == [((64, 64), 9, 24.0), ((96, 64), 1, 24.0)]
+    facts = decoding.read_facts(files["0.mp4"], None)
+    assert (facts.extent, facts.file_rate) == (Extent(64, 64, 9), 24)
+    with Picture.open(io.BytesIO(files["1.png"])) as image:
+        assert image.size == (96, 64)

@@ -11,7 +11,7 @@ from engine.job import prepare
 from engine.job.job import request_digest
 from engine.models.families.sd.spec import SPEC
 from engine.results.output.folder import OutputFolder
-from engine.task.task import parse_task
+from engine.task.task import Prompt, parse_task
 from tests.support.jobs import COMMIT, FLOW_SPEC, before_of, job_of, text
 
 FLOW_KEYS = {
@@ -69,6 +69,16 @@ def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(t
     with pytest.raises(TaskError, match=r"resolution is 520: .* try 512 or 576") as caught:
         prepare.read_task(given)
     assert caught.value.code == 2
+
+
+def test_a_file_of_prompts_lies_beside_the_task(tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt,width\na cat,96\n")
+    task = text(validation={"prompts_file": "prompts.csv"})
+    given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path, trackers=())
+    assert prepare.read_task(given).validation.prompts == (Prompt(prompt="a cat", width=96),)
+    (tmp_path / "prompts.csv").write_text("prompt,width\na cat,wide\n")
+    with pytest.raises(TaskError, match=r"row 0 of prompts\.csv .*column width: got"):
+        prepare.read_task(given)
 
 
 BASE = SimpleNamespace(family=SimpleNamespace(medium="image", check_size=lambda *_: None), config=None)
