@@ -319,7 +319,7 @@ def test_broad_excepts_are_on_the_list():
         ("import entrypoint; entrypoint.main(['--help'], {})", HEAVY | {"numpy", "huggingface_hub"}),
         *(
             (f"import entrypoint; entrypoint.main(['{name}', '--help'], {{}})", HEAVY)
-            for name in ("verify", "compare", "prefetch", "caption", "chain", "export")
+            for name in ("verify", "compare", "prefetch", "caption", "chain", "worker", "export")
         ),
         (
             "import engine.task.task; engine.task.task.parse_task(b'{}', source='x')",
