@@ -61,12 +61,6 @@ def encode_clip(frames: Frames, frame_rate: float) -> bytes:
     return buffer.getvalue()
 
 
-def still(frames: Frames) -> Frames:
-    """Return the frame in the middle of a clip: uint8, shape (height, width, 3)."""
-    middle: Frames = frames[(len(frames) - 1) // 2]
-    return middle
-
-
 def _yuv(pixels: Frames, reformatter: VideoReformatter) -> av.VideoFrame:
     return reformatter.reformat(
         av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"),

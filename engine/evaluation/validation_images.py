@@ -115,7 +115,7 @@ def still_of(file: str, data: bytes) -> bytes:
     """
     if not file.endswith(VIDEO_SUFFIX):
         return data
-    middle = read_facts(data, None).frames // 2
+    middle = (read_facts(data, None).frames - 1) // 2
     return sampling.png(next(frames(data, [middle], None)))
 
 

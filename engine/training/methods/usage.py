@@ -110,6 +110,8 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
     }
     if "num_frames" in image:
         options["num_frames"] = image["num_frames"]
+    if "frame_rate" in spec.argument_names:
+        options["frame_rate"] = image["frame_rate"]
     tokens = spec.caption_tokens
     if tokens.step == 1:  # such pipelines have a default of their own
         options["max_sequence_length"] = tokens.of(about.task.dataset)
