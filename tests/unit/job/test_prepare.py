@@ -81,14 +81,14 @@ def test_a_file_of_prompts_lies_beside_the_task(tmp_path):
         prepare.read_task(given)
 
 
-BASE = SimpleNamespace(family=SimpleNamespace(medium="image", check_size=lambda *_: None), config=None)
+BASE = SimpleNamespace(family=SimpleNamespace(medium="image", frame_step=1, check_size=lambda *_: None), config=None)
 """A base model as far as the dataset is opened for it."""
 
 
 @pytest.mark.parametrize(("buckets", "longest"), [(False, 256), (True, 512)])
 def test_the_family_sees_each_size_before_anything_is_trained(buckets, longest):
     seen = []
-    family = SimpleNamespace(check_size=lambda config, width, height: seen.append((width, height)))
+    family = SimpleNamespace(medium="image", frame_step=1, check_size=lambda config, extent: seen.append(extent.size))
     given = {"train_args": {"resolution": 256}, "transforms": {"buckets": buckets}}
     task = parse_task(text(**given).encode(), source="test")
     prepare._check_sizes(SimpleNamespace(family=family, config=None), task)

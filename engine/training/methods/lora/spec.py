@@ -85,8 +85,8 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
     if about.base.family.medium != "image":
         return found
     return (
-        f"{found}\n\n### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as `my-lora.safetensors`, and "
-        "write\n`<lora:my-lora:1>` into the prompt."
+        f"{found}\n\n### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as "
+        "`my-lora.safetensors`, and write\n`<lora:my-lora:1>` into the prompt."
     )
 
 
