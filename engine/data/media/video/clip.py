@@ -55,6 +55,15 @@ def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
     return shown
 
 
+def middle_frame(data: bytes) -> Image.Image:
+    """Return a clip's middle frame, or a whole still image, upright in RGB. Raises UnreadableImage."""
+    if container_name(data) is None:
+        return image.decode(data)
+    found = read_facts(data, None)
+    (pixels,) = frames(data, [(found.frames - 1) // 2], None)
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize(found.extent.size, Image.Resampling.BILINEAR)
+
+
 def has_alpha(data: bytes) -> bool:
     """Return whether a still image is transparent; a clip's alpha channel is not used. Raises UnreadableImage."""
     return container_name(data) is None and image.has_alpha(data)
