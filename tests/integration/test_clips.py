@@ -17,7 +17,8 @@ PLAN = [
     "turned         3 as their files say: turned-180.mp4, turned-270.mp4, turned-90.mp4",
     "captions       40 from a .txt file beside the clip",
     "sizes          64 x 48 to 160 x 90, 3 are enlarged",
-    "note: 2 clips cannot be read and are skipped: cut.mp4 (the file is cut: its end is missing), no-video.mp4 (it is ",
+    "note: 2 clips cannot be read and are skipped: cut.mp4 (the file is cut: its end is missing), no-video.mp4 (it is "
+    "neither a video (MP4, MOV, WebM, Matroska, AVI) nor an image",
     "note: 3 of 38 clips are skipped, with fewer frames than train_args.num_frames 17: photo.jpg (an image), short.mp4 "
     "(5 frames), still.png (an image)",
     "note: 26 of 36 clips have 12 to 50 frames a second where this model was trained on 25",
@@ -25,12 +26,12 @@ PLAN = [
     "note: of 35 clips the frames after the first ones are never shown by frame_extraction head: 29% of each",
 ]
 PLAN_RESAMPLED = [
-    "clips          36 clips and 2 images, 5 to 49 frames at 25 frames a second; each visit shows 1 to 17 frames",
+    "clips          36 clips and 2 images, 5 to 50 frames at 25 frames a second; each visit shows 1 to 17 frames",
     "buckets        128 x 128: 3, 128 x 128 x 9 frames: 4, 192 x 64 x 9 frames: 1, 128 x 128 x 17 frames: 27, "
     "192 x 64 x 17 frames: 5 clips",
     "note: 6 clips with fewer frames than train_args.num_frames 17 are trained with fewer: 5 with 9, 1 with 1",
-    "note: 10 of 36 clips of 30 to 50 frames a second are resampled to 25, which drops 17% to 46% of their frames",
-    "note: 16 of 36 clips of 12 to 24.468 frames a second are resampled to 25: 4% to 51% of their frames are repeated",
+    "note: 10 of 36 clips of 30 to 50 frames a second are resampled to 25, which drops 17% to 50% of their frames",
+    "note: 16 of 36 clips of 12 to 24.468 frames a second are resampled to 25: 4% to 52% of their frames are repeated",
     "note: of 36 clips the frames after the first ones are never shown by frame_extraction head: 15% to 80% of each",
 ]
 
