@@ -24,7 +24,7 @@ from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import Task
+from engine.task.task import Dataset, Task
 from engine.training.buckets import Buckets
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.registry import METHODS
@@ -67,7 +67,7 @@ class Job:
     @property
     def medium(self) -> Medium:
         """The kind of the dataset's samples."""
-        return medium_of(self.base)
+        return medium_of(self.base, self.task.dataset)
 
     @property
     def timesteps(self) -> Timesteps:
@@ -210,9 +210,9 @@ def request_digest(task: Task, parent: Path | None) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def medium_of(base: BaseModel) -> Medium:
-    """Return the medium that the base model's family is trained on."""
-    return MEDIA[base.family.medium]
+def medium_of(base: BaseModel, dataset: Dataset) -> Medium:
+    """Return the medium that the base model's family is trained on, with the settings of a task's dataset."""
+    return MEDIA[base.family.medium](dataset)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

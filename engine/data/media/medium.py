@@ -1,7 +1,8 @@
 """The interface of a medium: the size of an encoded sample, the pixels of one view of it, its mask, its file names.
 
 A medium is one module with these functions, a `Medium` that holds them, and a row in `registry.py`. The functions are
-defined at module level, not as closures, because worker processes import them by name.
+defined at module level, not as closures, because worker processes import them by name; `functools.partial` binds what
+the task decides.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.data.media.geometry import Geometry, Size
+from engine.task.plan.extent import Extent
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -34,14 +36,19 @@ class Medium:
     suffixes: frozenset[str]
     """The suffixes of its files, in lower case with the dot. The format is detected from the content."""
     reader_version: str
-    """The version of the code that reads headers: cached sizes of another version are not used."""
-    read_size: Callable[[bytes], Size]
-    """Returns the upright (width, height) of an encoded sample in pixels, from its header alone."""
-    check: Callable[[bytes], Size]
-    """Decodes a sample completely and returns its upright (width, height)."""
+    """The version of the code that reads headers, and what of the task it depends on: cached sizes of another one are
+    not used."""
+    has_frames: bool = False
+    """True if samples are clips: views have frames (`Geometry.frames`), of which an image has one."""
+    decoding: str = ""
+    """Names what the pixels of a view depend on, besides the bytes: the frame rate and the decoder's version, as far as
+    the encoding cache does not distinguish them already."""
+    measure: Callable[[bytes], Extent]
+    """Returns the upright size of an encoded sample, and the number of its frames, without decoding pixels."""
+    check: Callable[[bytes], Extent]
+    """Decodes a sample completely and returns the same."""
     render: Callable[[bytes, Geometry], Pixels]
-    """Returns one view of a sample: uint8, of the shape that the families of this medium encode; (height, width, 3)
-    for an image."""
+    """Returns one view of a sample: uint8, (height, width, 3), with `has_frames` (frames, height, width, 3)."""
     check_mask: Callable[[bytes, Size], None]
     """Raises UnreadableImage if `render_mask` would refuse the mask for a sample of this size."""
     render_mask: RenderMask

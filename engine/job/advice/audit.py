@@ -22,13 +22,14 @@ from engine.data.media.geometry import UnreadableImage, covering
 from engine.data.media.medium import Medium
 from engine.job.job import Job
 from engine.models.spec import TokenCounter
+from engine.task.plan.extent import Extent
 
 SECONDS: Final = 10.0
 """Time limit of the examination of images, and again of that of captions."""
 
 Clock = Callable[[], float]
-Target = Callable[[tuple[int, int]], tuple[int, int]]
-"""The mapping of an image's (width, height) to that of the view that is trained on, in pixels."""
+Target = Callable[[Extent], Extent]
+"""The mapping of a sample's size to that of the view that is trained on."""
 
 
 @dataclass(slots=True)
@@ -68,8 +69,8 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         ModelError: the base model's tokenizer is malformed.
         DatasetError: a row has a caption or mask that is not allowed, or no image is readable.
     """
-    dataset, resolution = job.dataset, job.task.train_args.resolution
-    target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
+    dataset, whole = job.dataset, job.task.train_args.extent
+    target: Target = job.buckets.target if job.buckets else lambda extent: whole
     rules = dataset.caption_rules
     lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
     if counter := _counter(job):
@@ -82,9 +83,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     if is_masked or alpha:
         lines.append(_mask_line(seen, dataset.num_images))
     if job.held_out:
-        measured = look_at_images(
-            job.held_out.images, job.medium, lambda size: (resolution, resolution), seconds, clock
-        )
+        measured = look_at_images(job.held_out.images, job.medium, lambda extent: whole, seconds, clock)
         _require_readable(measured, job.held_out.images, "validation.dataset")
         if measured.unreadable:
             lines.append(f"not measured   {_counted(_broken(measured))}")
@@ -131,8 +130,8 @@ def look_at_images(
         found.num_seen += 1
         try:
             data = dataset.image_bytes(index)
-            size = medium.check(data)
-            shown = target(size)
+            extent = medium.check(data)
+            size, shown = extent.size, target(extent).size
             covering(size, shown)
             mask = dataset.mask_bytes(index) if masks else None
             if mask is not None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
 from engine.models.spec import Configs
+from engine.task.plan.extent import Extent
 
 _MOST: Final = {
     "layers_per_block": 1000,
@@ -92,9 +93,9 @@ def require_rotations(config: Configs, *, axes: int) -> None:
         )
 
 
-def require_multiple(width: int, height: int, multiple: int) -> None:
+def require_multiple(extent: Extent, multiple: int) -> None:
     """Raise TaskError unless an image's sides in pixels are multiples of a number."""
-    if wrong := [side for side in (width, height) if side % multiple]:
+    if wrong := [side for side in extent.size if side % multiple]:
         below = max(1, wrong[0] // multiple) * multiple
         raise TaskError(
             f"train_args.resolution is {wrong[0]}: expected a multiple of {multiple} for this base model, such as "

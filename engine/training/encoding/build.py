@@ -50,6 +50,7 @@ def build_visit_encoder(
         cache,
         placement,
         check_stop=check_stop,
+        frame_extraction=task.dataset.frame_extraction,
         has_masks=task.dataset.mask_column is not None,
         has_alpha_masks=task.dataset.alpha_mask,
         num_workers=task.dataloader_num_workers,
@@ -70,7 +71,7 @@ def build_visit_encoder(
         images,
         unreadable,
         wording=task.dataset,
-        resolution=task.train_args.resolution,
+        extent=task.train_args.extent,
         center_crop=task.transforms.center_crop,
     )
     return VisitEncoder(

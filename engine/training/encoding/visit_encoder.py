@@ -29,7 +29,7 @@ class Example:
 
     visit: Visit
     moments: Tensors
-    """The moments from `Family.encode_image`; with masks also `mask`."""
+    """The moments from `Family.encode_pixels`; with masks also `mask`."""
     conditioning: Tensors
     tokens: Tensors = field(default_factory=dict)
     """The caption's token ids if the text encoders are trained, and so encode it in the loop; else empty."""

@@ -14,6 +14,7 @@ from engine.models.parts.footprints.transformers import qwen_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+from engine.task.plan.extent import Extent
 
 INSTRUCTION: Final = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -88,9 +89,9 @@ def _is_above(value: Any, lowest: float) -> bool:
     return type(value) in (int, float) and lowest < value < math.inf
 
 
-def check_size(config: Configs, width: int, height: int) -> None:
+def check_size(config: Configs, extent: Extent) -> None:
     """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
-    require_multiple(width, height, SPEC.token_side)
+    require_multiple(extent, SPEC.token_side)
 
 
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:

@@ -7,10 +7,11 @@ from engine.data.fetch.members import is_webdataset
 from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.registry import MEDIA
 from engine.data.media.rendering import render_all
+from engine.task.task import Dataset
 from tests.support.fakes import png
 from tests.support.toy_medium import CLIP, clip
 
-EVERY = [*((medium, png) for medium in MEDIA.values()), (CLIP, clip)]
+EVERY = [*((make(Dataset()), png) for make in MEDIA.values()), (CLIP, clip)]
 """Each with what encodes a sample: a number and a size give bytes."""
 
 assert len(MEDIA) == 1, "give the new medium's encoder here"
@@ -24,8 +25,8 @@ def view_of(size, flip=False):
 class TestEvery:
     def test_the_size_is_in_the_header(self, medium, encoded):
         data = encoded(1, (12, 8))
-        assert medium.read_size(data) == medium.check(data) == (12, 8)
-        assert medium.read_size(data[: len(data) - 40]) == (12, 8)
+        assert medium.measure(data) == medium.check(data) == (12, 8, 1)
+        assert medium.measure(data[: len(data) - 40]) == (12, 8, 1)
         with pytest.raises(UnreadableImage):
             medium.check(data[: len(data) - 40])
 
@@ -38,7 +39,7 @@ class TestEvery:
 
     @pytest.mark.parametrize("data", [b"", b"no sample", b"\0" * 200])
     def test_other_bytes_are_unreadable(self, medium, encoded, data):
-        for action in (medium.read_size, medium.check, lambda data: medium.render(data, view_of((8, 8)))):
+        for action in (medium.measure, medium.check, lambda data: medium.render(data, view_of((8, 8)))):
             with pytest.raises(UnreadableImage):
                 action(data)
 
@@ -64,5 +65,5 @@ class TestEvery:
 
 def test_archives_keep_shards_of_a_medium_that_is_registered(monkeypatch):
     assert not is_webdataset(["1.clip", "1.txt"])
-    monkeypatch.setitem(MEDIA, "clip", CLIP)
+    monkeypatch.setitem(MEDIA, "clip", lambda dataset: CLIP)
     assert is_webdataset(["1.clip", "1.txt"])

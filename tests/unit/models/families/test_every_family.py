@@ -20,6 +20,7 @@ from engine.models.objectives.flow.spec import EULER, WITH_FLOW_SIGMAS
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts.tape import AdapterTape
 from engine.models.spec import Workload
+from engine.task.plan.extent import Extent
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
@@ -117,7 +118,7 @@ def diffusers_parts(family):
 
 def make_batch(family, size):
     """As the trainer stacks it."""
-    shape, draw = family.latent_shape(64, 64), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(Extent(64, 64)), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(f"caption {k}") | family.place(view(k)) for k in range(size)]
     return Batch(
         latents=torch.randn(size, *shape, generator=draw),
@@ -129,9 +130,9 @@ def make_batch(family, size):
 
 class TestEncoding:
     def test_an_images_bits_do_not_depend_on_what_else_is_encoded(self, family):
-        first = [raw(family.encode_image(picture(k))) for k in range(4)]
-        family.encode_image(picture(9, 128))
-        assert [raw(family.encode_image(picture(k))) for k in (3, 2, 1, 0)] == first[::-1]
+        first = [raw(family.encode_pixels(picture(k))) for k in range(4)]
+        family.encode_pixels(picture(9, 128))
+        assert [raw(family.encode_pixels(picture(k))) for k in (3, 2, 1, 0)] == first[::-1]
         assert len({str(found) for found in first}) == 4
 
     def test_a_captions_bits_do_not_depend_on_what_else_is_encoded(self, family):
@@ -155,18 +156,18 @@ class TestEncoding:
 
     def test_latents_have_the_shape_of_the_image(self, family):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
-        moments = family.encode_image(pixels)
-        shape = family.latent_shape(64, 128)
+        moments = family.encode_pixels(pixels)
+        shape = family.latent_shape(Extent(128, 64))
         latents = family.sample_latents(moments, torch.zeros(shape))
         assert latents.shape == shape and shape[2] == 2 * shape[1] and latents.dtype == torch.float32
 
     def test_a_plan_counts_tokens_as_the_training_does(self, full):
         """A shift of noise levels that depends on the size is the one that `--plan` names."""
         if full.spec.objective == "flow":
-            assert 64 // full.latent_shape(64, 64)[-1] * full.objective.patch == full.spec.token_side
+            assert 64 // full.latent_shape(Extent(64, 64))[-1] * full.objective.patch == full.spec.token_side
 
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
-        for tensors in (family.encode_image(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
+        for tensors in (family.encode_pixels(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
             for tensor in tensors.values():
                 assert not tensor.requires_grad and tensor.device == CPU
 
@@ -203,7 +204,7 @@ class TestLoading:
         for path in copy.rglob("*.safetensors"):
             save_file(load_file(path), path, metadata={"format": "pt", "x": "y" * 13})
         other = load(copy)
-        assert raw(other.encode_image(picture(0))) == raw(full.encode_image(picture(0)))
+        assert raw(other.encode_pixels(picture(0))) == raw(full.encode_pixels(picture(0)))
         assert raw(other.encode_caption("a cat")) == raw(full.encode_caption("a cat"))
         batch = make_batch(full, 1)
         assert torch.equal(other.loss(batch, LossOptions()), full.loss(batch, LossOptions()))
