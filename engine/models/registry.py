@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.errors import ModelError
+from engine.models.families.cogvideox.spec import SPEC as COGVIDEOX
 from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.flux2_klein.spec import SPEC as FLUX2_KLEIN
 from engine.models.families.qwen_image.spec import SPEC as QWEN_IMAGE
@@ -19,7 +20,7 @@ from engine.models.spec import FamilySpec
 if TYPE_CHECKING:
     from engine.models.family import Family, LoadArgs
 
-_ROWS: Final = (SD, SDXL, SD3, FLUX, QWEN_IMAGE, Z_IMAGE, FLUX2_KLEIN)
+_ROWS: Final = (SD, SDXL, SD3, FLUX, QWEN_IMAGE, Z_IMAGE, FLUX2_KLEIN, COGVIDEOX)
 
 FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in _ROWS}
 """Diffusers' pipeline class (`_class_name` in `model_index.json`) -> family."""

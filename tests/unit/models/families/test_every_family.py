@@ -25,6 +25,7 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
+from tests.support.tiny_cogvideox import build_cogvideox
 from tests.support.tiny_flux import build_flux
 from tests.support.tiny_flux2_klein import build_flux2_klein
 from tests.support.tiny_qwen_image import build_qwen_image
@@ -38,8 +39,11 @@ BUILDERS = tiny.BUILDERS | {
     "QwenImagePipeline": build_qwen_image,
     "ZImagePipeline": build_z_image,
     "Flux2KleinPipeline": build_flux2_klein,
+    "CogVideoXPipeline": build_cogvideox,
     toy_family.SPEC.pipeline: toy_family.build_toy,
 }
+ENDS_IN_NOISE = {"CogVideoXPipeline"}
+"""Those whose last timestep is pure noise, from which no noise can be predicted."""
 NONE_TRAINED = "the family has no text encoder that can be trained"
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
@@ -58,7 +62,7 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
+def load(folder, dtype=torch.float32, variant=None):
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -68,7 +72,7 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
         variants=variants,
         dtype=dtype,
         device=CPU,
-        prediction_type=prediction_type,
+        prediction_type="v_prediction" if spec.pipeline in ENDS_IN_NOISE else "epsilon",
         caption_tokens=spec.caption_tokens.usual,
     )
     return registry.load(spec, args)
@@ -89,8 +93,17 @@ def full(folder):
     return load(folder)
 
 
-def picture(k, side=64):
-    return np.random.default_rng(k).integers(0, 256, (side, side, 3), dtype=np.uint8)
+def picture(family, k, height=64, width=64):
+    """An image, or for families of videos a clip with frames of its own."""
+    draws = np.random.default_rng(k)
+    if family.spec.medium == "video":
+        return draws.integers(0, 256, (1 + family.spec.frame_step, height, width, 3), dtype=np.uint8)
+    return draws.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def extent(family, width=64, height=64):
+    """The size of such a picture."""
+    return Extent(width, height, 1 + family.spec.frame_step if family.spec.medium == "video" else 1)
 
 
 def raw(tensors):
@@ -118,7 +131,7 @@ def diffusers_parts(family):
 
 def make_batch(family, size):
     """As the trainer stacks it."""
-    shape, draw = family.latent_shape(Extent(64, 64)), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(extent(family)), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(f"caption {k}") | family.place(view(k)) for k in range(size)]
     return Batch(
         latents=torch.randn(size, *shape, generator=draw),
@@ -130,9 +143,9 @@ def make_batch(family, size):
 
 class TestEncoding:
     def test_an_images_bits_do_not_depend_on_what_else_is_encoded(self, family):
-        first = [raw(family.encode_pixels(picture(k))) for k in range(4)]
-        family.encode_pixels(picture(9, 128))
-        assert [raw(family.encode_pixels(picture(k))) for k in (3, 2, 1, 0)] == first[::-1]
+        first = [raw(family.encode_pixels(picture(family, k))) for k in range(4)]
+        family.encode_pixels(picture(family, 9, 128, 128))
+        assert [raw(family.encode_pixels(picture(family, k))) for k in (3, 2, 1, 0)] == first[::-1]
         assert len({str(found) for found in first}) == 4
 
     def test_a_captions_bits_do_not_depend_on_what_else_is_encoded(self, family):
@@ -155,11 +168,10 @@ class TestEncoding:
             )
 
     def test_latents_have_the_shape_of_the_image(self, family):
-        pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
-        moments = family.encode_pixels(pixels)
-        shape = family.latent_shape(Extent(128, 64))
+        moments = family.encode_pixels(picture(family, 0, 64, 128))
+        shape = family.latent_shape(extent(family, 128, 64))
         latents = family.sample_latents(moments, torch.zeros(shape))
-        assert latents.shape == shape and shape[2] == 2 * shape[1] and latents.dtype == torch.float32
+        assert latents.shape == shape and shape[-1] == 2 * shape[-2] and latents.dtype == torch.float32
 
     def test_a_plan_counts_tokens_as_the_training_does(self, full):
         """A shift of noise levels that depends on the size is the one that `--plan` names."""
@@ -167,7 +179,8 @@ class TestEncoding:
             assert 64 // full.latent_shape(Extent(64, 64))[-1] * full.objective.patch == full.spec.token_side
 
     def test_encodings_keep_no_graph_and_no_shared_memory(self, family):
-        for tensors in (family.encode_pixels(picture(0)), family.encode_caption("a cat"), family.place(view(0))):
+        moments = family.encode_pixels(picture(family, 0))
+        for tensors in (moments, family.encode_caption("a cat"), family.place(view(0))):
             for tensor in tensors.values():
                 assert not tensor.requires_grad and tensor.device == CPU
 
@@ -175,8 +188,8 @@ class TestEncoding:
 class TestLoading:
     def test_all_parts_are_frozen_in_the_dtype_asked_for_and_not_training(self, family, dtype, name):
         for part, module in parts_of(family).items():
-            # XL's VAE asks for full precision, in its configuration; families of flow matching always encode in it.
-            is_full = part == "vae" and (name == "StableDiffusionXLPipeline" or family.spec.objective == "flow")
+            # XL's VAE asks for full precision, in its configuration; families with a transformer always encode in it.
+            is_full = part == "vae" and (name == "StableDiffusionXLPipeline" or family.spec.denoiser == "transformer")
             wanted = torch.float32 if is_full else dtype
             assert {parameter.dtype for parameter in module.parameters()} == {wanted}, part
             assert not any(parameter.requires_grad for parameter in module.parameters()) and not module.training
@@ -204,7 +217,7 @@ class TestLoading:
         for path in copy.rglob("*.safetensors"):
             save_file(load_file(path), path, metadata={"format": "pt", "x": "y" * 13})
         other = load(copy)
-        assert raw(other.encode_pixels(picture(0))) == raw(full.encode_pixels(picture(0)))
+        assert raw(other.encode_pixels(picture(other, 0))) == raw(full.encode_pixels(picture(full, 0)))
         assert raw(other.encode_caption("a cat")) == raw(full.encode_caption("a cat"))
         batch = make_batch(full, 1)
         assert torch.equal(other.loss(batch, LossOptions()), full.loss(batch, LossOptions()))

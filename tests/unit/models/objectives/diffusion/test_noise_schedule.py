@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from diffusers.training_utils import compute_snr
 
 from engine.core.errors import ModelError

@@ -46,7 +46,8 @@ def test_all_of_diffusers_are_sorted():
         if is_scheduler and "beta_start" in inspect.signature(cls).parameters:
             found.add(name)
     assert found == KNOWN | SHIFTED | OTHER_USES
-    assert SHIFTED == {name for name in found if "snr_shift_scale" in inspect.signature(getattr(diffusers, name)).parameters}
+    shifting = {name for name in found if "snr_shift_scale" in inspect.signature(getattr(diffusers, name)).parameters}
+    assert shifting == SHIFTED
     assert not FOR_IMAGES & SHIFTED, "their steps ask for more than Stable Diffusion's pipelines give"
     with_betas = {name: package for name, package in packages.items() if "beta_start" in own_defaults(name)}
     assert with_betas == {name: one.package for name, one in SUBSTITUTES.items()}
