@@ -175,9 +175,9 @@ class FamilySpec:
     check_size: Callable[[Configs, Extent], None] = lambda config, extent: None
     """Raises TaskError if images or clips of a size, with sides that are multiples of 8, cannot be trained."""
     frame_step: int = 1
-    """For clips: numbers of frames are frame_step x k + 1."""
+    """A family of clips takes frame_step x k + 1 frames."""
     frame_rate: float | None = None
-    """For clips: the usual number of frames per second."""
+    """The usual number of frames per second of a family of clips; None for images."""
     webui_metadata: Callable[[Configs, TargetType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     has_webui: bool = True

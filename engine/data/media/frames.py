@@ -1,4 +1,4 @@
-"""Which frames of a clip a visit shows. Arithmetic on positions, without pixels."""
+"""The frames of a clip that a visit shows. Arithmetic on positions, without pixels."""
 
 from __future__ import annotations
 

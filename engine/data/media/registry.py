@@ -7,12 +7,19 @@ from typing import Final
 
 from engine.data.media.image import IMAGE
 from engine.data.media.medium import Medium
+from engine.data.media.video.clip import video_medium
 from engine.task.task import Dataset
 
-MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {"image": lambda dataset: IMAGE}
+MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {
+    "image": lambda dataset: IMAGE,
+    "video": lambda dataset: video_medium(dataset.frame_rate),
+}
 """Name -> a function that returns the medium, with the task's settings for it."""
 
 
 def is_sample(name: str) -> bool:
     """Return whether a file's name has a suffix of any medium."""
-    return IMAGE.has_name(name)
+    return any(make(_NO_SETTINGS).has_name(name) for make in MEDIA.values())
+
+
+_NO_SETTINGS: Final = Dataset()

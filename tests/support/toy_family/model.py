@@ -137,8 +137,7 @@ class Toy:
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
     ) -> npt.NDArray[np.uint8]:
-        width, height = drawing.size
-        latents = torch.randn(1, *self.latent_shape(height, width), generator=generator).to(self._dtype)
+        latents = torch.randn(1, *self.latent_shape(Extent(*drawing.size)), generator=generator).to(self._dtype)
         text = self.encode_caption(drawing.prompt)["text"][None]
         self.scheduler.set_timesteps(drawing.num_inference_steps)
         for timestep in self.scheduler.timesteps:
