@@ -36,7 +36,7 @@ _MOST_POSITIONS: Final = 1 << 30
 """Limit on the values of the table of positions, which is computed before weights are checked. The published one has 34
 million."""
 _HEAD_MULTIPLE: Final = 16
-"""The rotations of the positions are a quarter and twice three eighths of an attention head, each an even number."""
+"""The rotations of the positions take a quarter and twice three eighths of an attention head, each an even number."""
 
 
 def check(config: Configs) -> None:

@@ -64,7 +64,8 @@ def _joined(parts: Sequence[_Part]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the down and up matrices of a layer of which several modules are parts.
 
     With modules q and k they are [A_q; A_k], and B_q and B_k in a matrix of zeros, each in its module's rows and in the
-    columns of its A. Rows of no module do not change. The rank is the sum of theirs.
+    columns of its A. Rows of no module do not change. The rank is the sum of theirs. A module's rows that do not fit
+    behind its first one begin at the top.
     """
     pair, rows = parts[0]
     if rows is None:
@@ -73,7 +74,7 @@ def _joined(parts: Sequence[_Part]) -> tuple[torch.Tensor, torch.Tensor]:
     up, column = torch.zeros(rows[1], len(down)), 0
     for (_, own), place in parts:
         assert place is not None
-        up[place[0] : place[0] + len(own), column : column + own.shape[1]] = own
+        up[(place[0] + torch.arange(len(own))) % place[1], column : column + own.shape[1]] = own
         column += own.shape[1]
     return down, up
 
