@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
+from engine.data.dataset.sizes import Clip
 from engine.data.media.medium import Medium
 from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
@@ -48,6 +49,8 @@ class Job:
     step_range: StepRange
     prediction_type: TargetType
     buckets: Buckets | None = None
+    clips: Sequence[Clip] | None = None
+    """The facts about each sample, or why it is unreadable; None for a medium whose samples have no frames."""
     held_out: HeldOut | None = None
     """The images of the held-out loss; None where it is not measured."""
     is_ended_early: bool = False

@@ -14,8 +14,9 @@ from engine.core.messages import Say
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.data.dataset.open import open_dataset
-from engine.data.dataset.sizes import read_extents
+from engine.data.dataset.sizes import extents_of, read_clips, read_extents
 from engine.data.media.medium import Medium
+from engine.job.advice.clips import Survey
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
 from engine.models.components.files import is_url
@@ -104,9 +105,12 @@ def prepare(
         processes=settings.place.multiplier,
         start_step=chain.global_step if chain else 0,
     )
+    clips = None
+    if medium.read_facts is not None:
+        clips = read_clips(dataset, medium, medium.read_facts, settings.cache_dir)
     buckets = None
     if task.transforms.buckets:
-        extents = read_extents(dataset, medium, settings.cache_dir)
+        extents = read_extents(dataset, medium, settings.cache_dir) if clips is None else extents_of(clips)
         counts = frame_counts(task.train_args.num_frames, base.family.frame_step)
         buckets = sort_into_buckets(dataset, extents, task.train_args.resolution, counts)
     job = Job(
@@ -119,8 +123,11 @@ def prepare(
         step_range=step_range,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
         buckets=buckets,
+        clips=clips,
         held_out=held_out,
     )
+    if survey := Survey.of(job):
+        survey.require_some()
     base.family.caption_tokens.require(task.dataset)
     _check_noise(job)
     _check_validation(job)

@@ -105,11 +105,11 @@ class Buckets:
         width, height = self.sizes[nearest(extent.size, self.sizes)]
         return Extent(width, height, _most_frames(extent.frames, self.frame_counts))
 
-    def lines(self) -> list[str]:
-        """Return lines for a person: the number of images in each bucket, and how much is cropped."""
+    def lines(self, several: str = "images") -> list[str]:
+        """Return lines for a person: the number of samples, called `several`, of each bucket; how much is cropped."""
         counts = ", ".join(f"{one.extent}: {one.num_images}" for one in self.members)
         return [
-            f"buckets        {counts} images",
+            f"buckets        {counts} {several}",
             f"cropped        {1 - self.kept:.1%} of an image on average, "
             f"{1 - self.kept_by_squares:.1%} without buckets",
         ]

@@ -14,10 +14,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Geometry, Size
+from engine.data.media.sample_names import OF_IMAGES, SampleNames
 from engine.task.plan.extent import Extent
 
 Pixels = npt.NDArray[np.uint8]
+ReadFacts = Callable[[bytes], ClipFacts]
 
 
 class RenderMask(Protocol):
@@ -56,6 +59,12 @@ class Medium:
     """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
+    read_facts: ReadFacts | None = None
+    """Returns the facts about a clip without decoding it; None for a medium whose samples have no frames."""
+    names: SampleNames = OF_IMAGES
+    """The names of its samples."""
+    still_suffixes: frozenset[str] = frozenset()
+    """The suffixes of still images among samples of another kind."""
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""

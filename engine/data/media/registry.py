@@ -7,12 +7,18 @@ from typing import Final
 
 from engine.data.media.image import IMAGE
 from engine.data.media.medium import Medium
-from engine.data.media.video.clip import video_medium
 from engine.task.task import Dataset
+
+
+def _video(dataset: Dataset) -> Medium:
+    from engine.data.media.video.clip import video_medium  # loads FFmpeg, which images do without
+
+    return video_medium(dataset.frame_rate)
+
 
 MEDIA: Final[Mapping[str, Callable[[Dataset], Medium]]] = {
     "image": lambda dataset: IMAGE,
-    "video": lambda dataset: video_medium(dataset.frame_rate),
+    "video": _video,
 }
 """Name -> a function that returns the medium, with the task's settings for it."""
 

@@ -42,7 +42,7 @@ class Dataset:
     video_column: str = key(
         "video",
         "Video column",
-        "For video models: the column with the clips. `image_column` may be there as well, for images beside clips.",
+        "For video models: the column with the clips, and with images beside clips.",
         chain=Chain.UNRECORDED,
     )
     frame_rate: float | None = key(

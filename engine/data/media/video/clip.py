@@ -10,8 +10,10 @@ import PIL
 from PIL import Image
 
 from engine.data.media import image
+from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Geometry
 from engine.data.media.medium import Medium, Pixels
+from engine.data.media.sample_names import OF_VIDEOS
 from engine.data.media.video.container import READER_VERSION, container_name
 from engine.data.media.video.decoding import check, frames, read_facts
 from engine.task.plan.extent import Extent
@@ -21,9 +23,15 @@ SUFFIXES: Final = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"])
 
 def measure(data: bytes, *, frame_rate: float | None) -> Extent:
     """Return a clip's upright size and its number of frames at `frame_rate`. Raises UnreadableImage."""
-    if container_name(data) is None:
-        return image.measure(data)
-    return read_facts(data, frame_rate).extent
+    return facts(data, frame_rate=frame_rate).extent
+
+
+def facts(data: bytes, *, frame_rate: float | None) -> ClipFacts:
+    """Return the facts about a clip or a still image. Raises UnreadableImage."""
+    if container_name(data) is not None:
+        return read_facts(data, frame_rate)
+    width, height = image.image_size(data)
+    return ClipFacts(width=width, height=height, frames=1, file_frames=1, file_rate=None, codec="")
 
 
 def check_clip(data: bytes, *, frame_rate: float | None) -> Extent:
@@ -81,4 +89,7 @@ def video_medium(frame_rate: float | None) -> Medium:
         render_mask=image.render_mask,
         has_alpha=has_alpha,
         has_more_frames=has_more_frames,
+        read_facts=functools.partial(facts, frame_rate=frame_rate),
+        names=OF_VIDEOS,
+        still_suffixes=image.IMAGE.suffixes,
     )

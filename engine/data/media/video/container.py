@@ -95,6 +95,11 @@ def _open(data: bytes, name: str) -> InputContainer:
     )
 
 
+def codec_name(stream: VideoStream) -> str:
+    """Return what people call the codec of an opened stream."""
+    return _DECODERS[stream.codec_context.name]
+
+
 def _refuse_file(url: str, flags: int, options: dict[str, Any]) -> NoReturn:
     raise UnreadableImage("it refers to another file, which is never opened; save the video as one file")
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from typing import Final, NamedTuple
 
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Size, UnreadableImage
-from engine.data.media.video.container import MAX_FRAME_PIXELS, opened
-from engine.data.media.video.picture import Pixels, display_matrix, is_turned, rgb, upright
+from engine.data.media.video.container import MAX_FRAME_PIXELS, codec_name, opened
+from engine.data.media.video.picture import Pixels, display_matrix, is_turned, is_upright, rgb, upright
 from engine.data.media.video.times import MAX_FRAMES, FrameTimes
-from engine.task.plan.extent import Extent
 
 MAX_PIXELS: Final = 2**35
 """Limit on the pixels of all frames up to the last one that is decoded, which bounds the time: nine minutes of 1,920 x
@@ -31,24 +30,25 @@ _HIDDEN_VP8: Final = 0x10
 """The bit `show_frame` of a VP8 frame's first byte (RFC 6386, 9.1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClipFacts:
-    """Facts about a clip, read without decoding more than its first frame."""
+class _Header(NamedTuple):
+    times: FrameTimes
+    """The times of all frames that are shown."""
+    size: Size
+    """Upright."""
+    codec: str
+    is_turned: bool
 
-    width: int
-    """Pixels, upright, as shown: turned by the file's matrix, stretched by its pixels' aspect ratio."""
-    height: int
-    frames: int
-    """The number of frames at the frame rate that was asked for."""
-    file_frames: int
-    file_rate: Fraction | None
-    """Frames a second of the file, on average; None for a clip of one frame."""
-    has_variable_rate: bool
-
-    @property
-    def extent(self) -> Extent:
-        """The upright size and the number of frames at the frame rate that was asked for."""
-        return Extent(self.width, self.height, self.frames)
+    def facts(self, frame_rate: float | None) -> ClipFacts:
+        return ClipFacts(
+            width=self.size[0],
+            height=self.size[1],
+            frames=self.times.num_frames(frame_rate),
+            file_frames=len(self.times.ticks),
+            file_rate=self.times.average_rate,
+            codec=self.codec,
+            has_variable_rate=self.times.has_variable_rate,
+            is_turned=self.is_turned,
+        )
 
 
 def read_facts(data: bytes, frame_rate: float | None) -> ClipFacts:
@@ -61,15 +61,15 @@ def read_facts(data: bytes, frame_rate: float | None) -> ClipFacts:
     Raises:
         UnreadableImage: it is not a clip, is cut or too large, or its first frame cannot be decoded.
     """
-    return _facts(*_times_and_size(data), frame_rate)
+    return _header(data).facts(frame_rate)
 
 
 def check(data: bytes, frame_rate: float | None) -> ClipFacts:
     """Decode a clip completely and return its facts. Raises UnreadableImage, also if a frame is lost or damaged."""
-    times, size = _times_and_size(data)
-    for _ in _decoded(data, times, len(times.ticks)):
+    header = _header(data)
+    for _ in _decoded(data, header.times, len(header.times.ticks)):
         pass
-    return _facts(times, size, frame_rate)
+    return header.facts(frame_rate)
 
 
 def frames(
@@ -89,7 +89,7 @@ def frames(
     Raises:
         UnreadableImage: it cannot be decoded, has another size, or ends before the last position.
     """
-    times, found = _times_and_size(data)
+    times, found, *_ = _header(data)
     if size not in (None, found) or positions[-1] >= times.num_frames(frame_rate):
         raise UnreadableImage("its size or length changed while the job ran")
     wanted = collections.Counter(times.file_frames(positions, frame_rate))
@@ -100,33 +100,24 @@ def frames(
             yield from itertools.repeat(pixels, wanted[index])
 
 
-def _facts(times: FrameTimes, size: Size, frame_rate: float | None) -> ClipFacts:
-    return ClipFacts(
-        width=size[0],
-        height=size[1],
-        frames=times.num_frames(frame_rate),
-        file_frames=len(times.ticks),
-        file_rate=times.average_rate,
-        has_variable_rate=times.has_variable_rate,
-    )
-
-
-def _times_and_size(data: bytes) -> tuple[FrameTimes, Size]:
-    """Return the times of all frames that are shown, and the upright (width, height). Raises UnreadableImage."""
+def _header(data: bytes) -> _Header:
+    """Return what a clip's packets and its first frame tell. Raises UnreadableImage."""
     ticks: list[int] = []
-    size: Size | None = None
+    first: VideoFrame | None = None
     with opened(data) as (container, stream):
         for packet in container.demux(stream):
-            for frame in [] if size else stream.decode(packet)[:1]:
-                size = _shown_size(stream, frame)
+            for frame in [] if first else stream.decode(packet)[:1]:
+                first, size = frame, _shown_size(stream, frame)
             if packet.size and _is_shown(packet, stream):
                 ticks.append(_time(packet))
             if len(ticks) > MAX_FRAMES:
                 raise UnreadableImage(f"it has more than {MAX_FRAMES:,} frames; cut it into shorter clips")
-    if not ticks or size is None:
+        codec = codec_name(stream)
+    if not ticks or first is None:
         raise UnreadableImage("it has no frames")
     assert stream.time_base is not None
-    return FrameTimes(tuple(sorted(ticks)), stream.time_base), size
+    is_turned = not is_upright(display_matrix(first))
+    return _Header(FrameTimes(tuple(sorted(ticks)), stream.time_base), size, codec, is_turned)
 
 
 def _time(packet: Packet[VideoStream]) -> int:

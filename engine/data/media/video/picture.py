@@ -45,6 +45,11 @@ def display_matrix(frame: VideoFrame) -> tuple[int, int, int, int] | None:
     return a, b, c, d
 
 
+def is_upright(matrix: tuple[int, int, int, int] | None) -> bool:
+    """Return whether frames are shown as they are stored."""
+    return matrix is None or not any(matrix) or (matrix[1:3] == (0, 0) and min(matrix[0], matrix[3]) > 0)
+
+
 def is_turned(matrix: tuple[int, int, int, int] | None) -> bool:
     """Return whether width and height change places. Raises UnreadableImage for other angles than quarter turns."""
     if matrix is None or not any(matrix):

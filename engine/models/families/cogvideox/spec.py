@@ -20,7 +20,7 @@ from engine.task.plan.extent import Extent
 
 TEXT: Final = "text_encoder"
 _LATENT_STEP: Final = 4
-"""How many frames after the first one are one frame of the latents."""
+"""Frames after the first one for each frame of the latents."""
 _FRAME_STEP: Final = 8
 """Clips have 8k + 1 frames, as the model cards say: the VAE decodes an even number of frames of latents to other
 numbers of frames than it encoded."""

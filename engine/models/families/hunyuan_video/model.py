@@ -22,7 +22,7 @@ from engine.models.parts.video_vae import VideoLatents
 LLAMA, CLIP = SPEC.fixed_text_encoders
 STATES, MASK, POOLED = "encoder_hidden_states", "encoder_attention_mask", "pooled_projections"
 _SCALE: Final = 1000.0
-"""What the transformer is told at the noise level 1, and for the guidance scale 1."""
+"""The time at the noise level 1, and the transformer's number for the guidance scale 1."""
 
 
 class HunyuanVideo(FlowFamily):

@@ -8,7 +8,7 @@ from engine.models.parts.tape import Config, conv_parameters, count_of
 from engine.models.spec import ImageEncoder
 
 _STEP: Final = 4
-"""How many frames after the first one are one frame of the latents."""
+"""Frames after the first one for each frame of the latents."""
 _CHUNK: Final = 9
 """The frames of the first chunk that is encoded or decoded; the others are shorter."""
 _CUBE: Final = 27
