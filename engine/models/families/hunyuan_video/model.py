@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Final
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
-from transformers import CLIPTextModel, LlamaModel, LlamaTokenizerFast
+from transformers import CLIPTextModel, LlamaModel, PreTrainedTokenizerFast
 
 from engine.core.errors import ModelError
 from engine.models.families.hunyuan_video import webui
 from engine.models.families.hunyuan_video.spec import INSTRUCTION_TOKENS, SPEC, TEMPLATE, TEXT_LAYER
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.loading import load_tokenizer
-from engine.models.parts import clip
+from engine.models.parts.clip import encoder as clip
 from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.qwen import encoder as language_model
 from engine.models.parts.video_vae import VideoLatents
@@ -38,9 +38,15 @@ class HunyuanVideo(FlowFamily):
 
     def __init__(self, args: LoadArgs) -> None:
         super().__init__(args)
-        self._tokenizer = load_tokenizer(LlamaTokenizerFast, args, "tokenizer")
+        # The file as it is: transformers' class for Llama splits words as Llama 2 does, this is a tokenizer of Llama 3.
+        self._tokenizer = load_tokenizer(PreTrainedTokenizerFast, args, "tokenizer")
         if self._tokenizer.pad_token is None:
             raise ModelError("the base model's tokenizer has no pad_token: it is not that of HunyuanVideo")
+        if self.scheduler.config.get("use_dynamic_shifting"):
+            raise ModelError(
+                "the base model's scheduler has use_dynamic_shifting, with which HunyuanVideo's pipeline cannot draw: "
+                "set it to false in scheduler_config.json"
+            )
         self._clip_tokenizer = clip.load_tokenizer(args, "tokenizer_2")
 
     @property

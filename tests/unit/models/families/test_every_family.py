@@ -28,6 +28,7 @@ from tests.support import tiny, toy_family
 from tests.support.tiny_cogvideox import build_cogvideox
 from tests.support.tiny_flux import build_flux
 from tests.support.tiny_flux2_klein import build_flux2_klein
+from tests.support.tiny_hunyuan_video import build_hunyuan_video
 from tests.support.tiny_ltx import build_ltx
 from tests.support.tiny_qwen_image import build_qwen_image
 from tests.support.tiny_sd3 import build_sd3
@@ -42,6 +43,7 @@ BUILDERS = tiny.BUILDERS | {
     "ZImagePipeline": build_z_image,
     "Flux2KleinPipeline": build_flux2_klein,
     "CogVideoXPipeline": build_cogvideox,
+    "HunyuanVideoPipeline": build_hunyuan_video,
     "LTXPipeline": build_ltx,
     "WanPipeline": build_wan,
     toy_family.SPEC.pipeline: toy_family.build_toy,
@@ -49,7 +51,7 @@ BUILDERS = tiny.BUILDERS | {
 ENDS_IN_NOISE = {"CogVideoXPipeline"}
 """Those whose last timestep is pure noise, from which no noise can be predicted."""
 NONE_TRAINED = "the family has no text encoder that can be trained"
-NO_DYNAMIC_SHIFT = {"WanPipeline"}
+NO_DYNAMIC_SHIFT = {"HunyuanVideoPipeline", "WanPipeline"}
 """Pipelines that do not tell the scheduler the size of what they draw; their models are refused when loaded."""
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
