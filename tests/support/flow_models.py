@@ -12,7 +12,6 @@ from engine.models.family import Batch, Family, LoadArgs
 from engine.task.plan.extent import Extent
 
 CPU = torch.device("cpu")
-USUAL = Extent(96, 64)
 
 
 def load_family(model: Any, folder: Path, **options: Any) -> Any:
@@ -33,9 +32,9 @@ def plain_pipeline(folder: Path) -> DiffusionPipeline:
     return pipeline
 
 
-def batch_of(family: Family, captions: list[str], extent: Extent = USUAL) -> Batch:
+def batch_of(family: Family, captions: list[str], height: int = 64, width: int = 96, frames: int = 1) -> Batch:
     """A micro-batch with random latents and noise, at a timestep of its own for each caption."""
-    shape, draw = family.latent_shape(extent), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(Extent(width, height, frames)), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(caption) for caption in captions]
     return Batch(
         latents=torch.randn(len(rows), *shape, generator=draw),

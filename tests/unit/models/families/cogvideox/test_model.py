@@ -73,7 +73,7 @@ def test_latents_are_those_that_the_pipeline_decodes(family, pipe, kind, frames)
 def test_the_loss_is_that_of_diffusers_trainer(family, pipe):
     """train_cogvideox_lora.py: the error of x₀, weighted by 1 / (1 - ᾱ), which is that of the velocity."""
     captions = ["a cat", "a long caption of many words"]
-    batch = batch_of(family, captions, extent=CLIP)
+    batch = batch_of(family, captions, frames=CLIP.frames)
     latents, noise = batch.latents.transpose(1, 2), batch.noise.transpose(1, 2)
     noisy = pipe.scheduler.add_noise(latents, noise, batch.timesteps)
     rotary = pipe._prepare_rotary_positional_embeddings(64, 96, latents.shape[1], torch.device("cpu"))
