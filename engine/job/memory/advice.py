@@ -170,6 +170,16 @@ def _quantised(task: Task) -> Iterator[Change]:
         yield {"model.quantization": f'"{name}"'}, replace(task, model=replace(task.model, quantization=name))
 
 
+def _smaller_drawings(task: Task) -> Iterator[Change]:
+    rows = task.validation.prompts or ()
+    plain = tuple(
+        row if isinstance(row, str) else replace(row, width=None, height=None, num_frames=None) for row in rows
+    )
+    if plain != rows:
+        changed = replace(task, validation=replace(task.validation, prompts=plain))
+        yield {"validation.prompts": "of the size that is trained"}, changed
+
+
 def _lower_resolutions(task: Task) -> Iterator[Change]:
     for side in (1024, 768, 512, 384, 256):
         if side < task.train_args.resolution:
@@ -188,6 +198,7 @@ def _lighter_method(task: Task) -> Iterator[Change]:
 
 
 _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
+    _smaller_drawings,
     _checkpointing,
     _smaller_batches,
     _half_precision,

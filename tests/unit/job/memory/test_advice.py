@@ -8,7 +8,7 @@ import pytest
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
 from engine.models.components.place import Place
-from engine.task.task import Lora
+from engine.task.task import Lora, Prompt
 from tests.support.published_models import GIB, base_of, peak, task_of
 
 
@@ -47,11 +47,24 @@ EXTREMES = [
 
 @pytest.mark.parametrize("free, quantization", [(24, "int8"), (12, "nf4")])
 def test_fewer_bits_bring_a_large_model_onto_a_small_card(free, quantization):
-    task = task_of("bf16", lora=Lora(rank=16), gradient_checkpointing=True, resolution=1024)
+    task = task_of("bf16", lora=Lora(rank=16), gradient_checkpointing=True, offload=False, resolution=1024)
     found = memory.fitting(base_of("flux1"), task, device="cuda", available=free * GIB)
     assert found[0].startswith(f'model.quantization "{quantization}" (')
     whole = replace(task, training_type="full")
     assert "quantization" not in str(memory.fitting(base_of("flux1"), whole, device="cuda", available=150 * GIB))
+
+
+def test_a_validation_image_that_does_not_fit_may_be_smaller():
+    base, plain = base_of("sd1"), task_of("bf16", gradient_checkpointing=True)
+    now = prediction(base, plain, None)
+    rows = ("a", Prompt(prompt="b", width=4096, height=4096))
+    large = replace(plain, validation=replace(plain.validation, prompts=rows))
+    found = prediction(base, large, None)
+    assert (found.encode, found.train) == (now.encode, now.train)
+    decoding = 3 * 256 * 2 * (4096**2 - 512**2)  # in bf16; see footprints/vae.py
+    assert found.validation - now.validation == decoding
+    fits = memory.fitting(base, large, device="cpu", available=int(now.peak / memory.SPARE) + 1)
+    assert fits[0].startswith("validation.prompts of the size that is trained (")
 
 
 class TestWholeModel:
