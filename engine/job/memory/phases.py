@@ -32,7 +32,7 @@ class Sizes:
     denoiser: int
     """Its frozen weights on the device."""
     offloaded: int
-    """Those of its blocks, if they are in main memory."""
+    """Weights of its blocks, if they are in main memory."""
     texts: int
     """Frozen weights of the text encoders that can be trained."""
     fixed: int

@@ -25,7 +25,7 @@ class FrozenWeight:
     """A layer's frozen weight as it is kept."""
 
     tensors: tuple[torch.Tensor, ...]
-    """What stores it. The backward pass gets them from autograd: if gradient checkpointing computes a layer again, they
+    """The tensors that store it. The backward pass gets them from autograd: if gradient checkpointing computes a layer again, they
     may have been freed in between."""
     read: Read
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""Which weights of a denoiser are quantised, and how many bytes they take. No torch."""
+"""The choice of a denoiser's weights that are quantised, and the bytes that they take. No torch."""
 
 from __future__ import annotations
 
