@@ -90,6 +90,7 @@ class Setup:
             placement=EncoderPlacement(self.family, CPU, loading_again=loading_again),
             processes=processes or Processes(),
             check_stop=self.count_stop,
+            starts_small=starts_small,
             say=self.said.append,
         )
 

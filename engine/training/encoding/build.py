@@ -32,6 +32,7 @@ def build_visit_encoder(
     placement: EncoderPlacement,
     processes: Processes,
     check_stop: Callable[[], None],
+    starts_small: bool = False,
     say: Callable[[str], None],
 ) -> VisitEncoder:
     """Return the encoder of a task's visits.
@@ -41,6 +42,7 @@ def build_visit_encoder(
         placement: moves or frees the encoders; shuffled captions are stored in the cache if it frees them.
         processes: the processes that share the micro-batches.
         check_stop: called between encodings; raises when the job is to stop.
+        starts_small: see `StepWindow`.
         say: takes a line about each image that is skipped.
     """
     images = ImageEncoder(
@@ -85,5 +87,6 @@ def build_visit_encoder(
         cache=cache,
         placement=placement,
         processes=processes,
+        starts_small=starts_small,
         check_stop=check_stop,
     )

@@ -51,11 +51,13 @@ class VisitEncoder:
         cache: EncodingCache,
         placement: EncoderPlacement,
         processes: Processes,
+        starts_small: bool,
         check_stop: Callable[[], None],
     ) -> None:
         """
         Args:
             processes: the processes that share the micro-batches.
+            starts_small: see `StepWindow`.
             check_stop: called between encodings; raises when the job is to stop.
         """
         self._stream = stream
@@ -71,7 +73,12 @@ class VisitEncoder:
         self._check_stop = check_stop
         self._size = WindowSize()
         self._window = StepWindow(
-            self._encode, step_range, size=self._size, world_size=processes.world_size, check_stop=check_stop
+            self._encode,
+            step_range,
+            size=self._size,
+            world_size=processes.world_size,
+            starts_small=starts_small,
+            check_stop=check_stop,
         )
 
     @property
