@@ -73,6 +73,7 @@ def visit_encoder(
         check_stop=check_stop,
         starts_small=placement.stays,
         say=say,
+        extents=[one.extent for one in job.buckets.members] if job.buckets else [],
     )
 
 

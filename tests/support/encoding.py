@@ -54,6 +54,7 @@ class Setup:
         processes=None,
         loading_again=None,
         max_bytes=1 << 24,
+        starts_small=False,
         **wanted,
     ):
         self.task = Task(

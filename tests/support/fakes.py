@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.data.media.geometry import UnreadableImage
+from engine.data.media.sample_names import OF_IMAGES
 from engine.models.families.sd.spec import SPEC
 from engine.training.methods.method import Trainable
 
@@ -31,6 +32,7 @@ class FakeDataset:
     texts: list | None = None
     reads: list = field(default_factory=list)
     masks: list | None = None
+    names = OF_IMAGES
 
     def __len__(self):
         return len(self.images)

@@ -25,7 +25,7 @@ from engine.models.objectives.flow.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one
+from engine.models.parts.clip.encoder import embed_one
 from engine.models.parts.vae import ImageLatents
 from engine.models.spec import FamilySpec
 from engine.task.plan.extent import Extent

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.medium import Medium
 from engine.models.family import Family
+from engine.task.plan.extent import Extent
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Task
@@ -34,6 +36,7 @@ def build_visit_encoder(
     check_stop: Callable[[], None],
     starts_small: bool = False,
     say: Callable[[str], None],
+    extents: Sequence[Extent] = (),
 ) -> VisitEncoder:
     """Return the encoder of a task's visits.
 
@@ -44,6 +47,7 @@ def build_visit_encoder(
         check_stop: called between encodings; raises when the job is to stop.
         starts_small: see `StepWindow`.
         say: takes a line about each image that is skipped.
+        extents: the sizes of visits with buckets; empty without buckets.
     """
     images = ImageEncoder(
         dataset,
@@ -89,4 +93,10 @@ def build_visit_encoder(
         processes=processes,
         starts_small=starts_small,
         check_stop=check_stop,
+        latents_bytes=max(_moments_bytes(family, extent) for extent in extents or [task.train_args.extent]),
     )
+
+
+def _moments_bytes(family: Family, extent: Extent) -> int:
+    """Return the bytes of the mean and the logarithm of the variance of a view's latents in float32."""
+    return 2 * 4 * math.prod(family.latent_shape(extent))

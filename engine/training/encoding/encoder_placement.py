@@ -35,7 +35,7 @@ class EncoderPlacement:
 
     @property
     def stays(self) -> bool:
-        """True if the encoders stay where they are: they are in main memory, and so is the denoiser."""
+        """True if the encoders need not be moved: they are in main memory, and so is the denoiser."""
         return self._device.type == "cpu" and not self.frees
 
     def bring_text_encoders(self) -> None:

@@ -16,7 +16,7 @@ more. For Stable Diffusion 1.5 at 512 pixels in float32 they take about 0.4 GB."
 WINDOW_BYTES: Final = 1 << 30
 """The memory that these encodings may take, over all processes: fewer visits fit where encodings are large."""
 _FIRST_VISITS: Final = 128
-"""Visits of the first window, before the size of an encoding is known. At 6 MB each they take 0.8 GB."""
+"""The most visits of the first window, before the size of an encoding is known. At 6 MB each they take 0.8 GB."""
 _GROWTH: Final = 4
 """The factor by which windows grow where the first one has a single step."""
 
@@ -24,15 +24,18 @@ _GROWTH: Final = 4
 class WindowSize:
     """The number of visits in a window, by the size of the encodings so far. It is the same in all processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, latents_bytes: int = 0) -> None:
+        """`latents_bytes` is the most that the moments of a visit's latents may take: later windows may have larger
+        clips than those so far."""
+        self._latents_bytes = latents_bytes
         self._visit_bytes = 0
 
     @property
     def visits(self) -> int:
         """The number of visits of the next window."""
         if not self._visit_bytes:
-            return min(WINDOW_VISITS, _FIRST_VISITS)
-        return min(WINDOW_VISITS, max(1, WINDOW_BYTES // self._visit_bytes))
+            return min(WINDOW_VISITS, _FIRST_VISITS, max(1, WINDOW_BYTES // max(1, self._latents_bytes)))
+        return min(WINDOW_VISITS, max(1, WINDOW_BYTES // max(self._visit_bytes, self._latents_bytes)))
 
     def measured(self, visit_bytes: int) -> None:
         """Take note of the bytes per visit of some examples, the most that any process has found."""
@@ -57,8 +60,8 @@ class StepWindow(Generic[T]):
             make: returns this process's examples among a number of visits from a first one, whole rounds only.
             size: the number of visits in a window.
             world_size: number of processes that share the micro-batches of a step.
-            starts_small: whether the first window has one step only, so that it is trained early, and each further one
-                at most four times as many as the one before. Each window costs moving the encoders.
+            starts_small: whether the first window has one step only, which is then trained early, and each further one
+                at most four times as many. For encoders that need not be moved for each window.
             check_stop: called with each micro-batch of a long step; raises when the job is to stop.
         """
         self._make = make
@@ -89,7 +92,7 @@ class StepWindow(Generic[T]):
             self._examples = {start: self._long_step(start * per_step)}
             return
         num_steps = min(visits // per_step, self._most_steps)
-        self._most_steps *= _GROWTH
+        self._most_steps = min(WINDOW_VISITS, self._most_steps * _GROWTH)
         steps = range(start, min(start + num_steps, self._step_range.stop_step))
         examples = self._make(start * per_step, len(steps) * per_step)
         per_step = len(examples) // len(steps)

@@ -53,9 +53,11 @@ class VisitEncoder:
         processes: Processes,
         starts_small: bool,
         check_stop: Callable[[], None],
+        latents_bytes: int = 0,
     ) -> None:
         """
         Args:
+            latents_bytes: the most that the moments of a visit's latents take.
             processes: the processes that share the micro-batches.
             starts_small: see `StepWindow`.
             check_stop: called between encodings; raises when the job is to stop.
@@ -71,7 +73,7 @@ class VisitEncoder:
         self._placement = placement
         self._processes = processes
         self._check_stop = check_stop
-        self._size = WindowSize()
+        self._size = WindowSize(latents_bytes)
         self._window = StepWindow(
             self._encode,
             step_range,

@@ -22,8 +22,8 @@ from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
-from engine.models.parts.clip_tokens import num_chunks
+from engine.models.parts.clip.encoder import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
+from engine.models.parts.clip.tokens import num_chunks
 from engine.models.parts.vae import ImageLatents
 from engine.task.plan.extent import Extent
 

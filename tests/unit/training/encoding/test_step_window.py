@@ -17,6 +17,15 @@ def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypat
     assert frozen(found) == frozen(expected)
 
 
+def test_the_first_step_may_be_encoded_alone(tmp_path):
+    """Then windows grow; the examples are the same."""
+    expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b", starts_small=True)
+    planned, visits = [], setup.stream.visits
+    setup.stream.visits = lambda start, count: planned.append(count // BATCH) or visits(start, count)
+    assert frozen(setup.run()) == frozen(expected)
+    assert planned == [1, 4, STEPS - 5]
+
+
 class TestBytes:
     """The window of a family with large encodings has fewer visits."""
 
@@ -25,6 +34,19 @@ class TestBytes:
         size = step_window.WindowSize()
         size.measured(visit_bytes)
         assert size.visits == visits
+
+    @pytest.mark.parametrize("latents_bytes, visits", [(0, 128), (2_097_152, 128), (61_000_000, 17), (1 << 40, 1)])
+    def test_the_first_window_is_bounded_by_what_latents_may_take(self, latents_bytes, visits):
+        assert step_window.WindowSize(latents_bytes).visits == visits
+
+    def test_a_window_after_short_clips_has_room_for_long_ones(self):
+        size = step_window.WindowSize(61_000_000)
+        size.measured(100_000)
+        assert size.visits == 17
+
+    def test_the_latents_of_the_largest_visits_are_known_before_the_first(self, tmp_path):
+        setup = Setup(good(1), tmp_path)
+        assert setup.encoder._size._latents_bytes == 2 * 48 * 4
 
     def test_the_examples_are_the_same_in_smaller_windows(self, tmp_path, monkeypatch):
         """A visit has moments of 2 x 48 numbers, a caption's 2 numbers and a corner of 3."""
