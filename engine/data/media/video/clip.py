@@ -11,7 +11,7 @@ from PIL import Image
 
 from engine.data.media import image
 from engine.data.media.clip_facts import ClipFacts
-from engine.data.media.geometry import Geometry
+from engine.data.media.geometry import Geometry, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
 from engine.data.media.sample_names import OF_VIDEOS
 from engine.data.media.video.container import READER_VERSION, container_name
@@ -28,7 +28,7 @@ def measure(data: bytes, *, frame_rate: float | None) -> Extent:
 
 def facts(data: bytes, *, frame_rate: float | None) -> ClipFacts:
     """Return the facts about a clip or a still image. Raises UnreadableImage."""
-    if container_name(data) is not None:
+    if _is_clip(data):
         return read_facts(data, frame_rate)
     width, height = image.image_size(data)
     return ClipFacts(width=width, height=height, frames=1, file_frames=1, file_rate=None, codec="")
@@ -36,7 +36,7 @@ def facts(data: bytes, *, frame_rate: float | None) -> ClipFacts:
 
 def check_clip(data: bytes, *, frame_rate: float | None) -> Extent:
     """Decode a clip completely and return what `measure` returns. Raises UnreadableImage."""
-    if container_name(data) is None:
+    if not _is_clip(data):
         return image.check(data)
     return check(data, frame_rate).extent
 
@@ -46,7 +46,7 @@ def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
 
     Each is resized, cropped and mirrored as `image.render` does it with an image. Raises UnreadableImage.
     """
-    if container_name(data) is None:
+    if not _is_clip(data):
         return image.render(data, view)[None]
     width, height = view.target
     shown = np.empty((len(view.frames), height, width, 3), np.uint8)
@@ -57,12 +57,23 @@ def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
 
 def has_alpha(data: bytes) -> bool:
     """Return whether a still image is transparent; a clip's alpha channel is not used. Raises UnreadableImage."""
-    return container_name(data) is None and image.has_alpha(data)
+    return not _is_clip(data) and image.has_alpha(data)
 
 
 def has_more_frames(data: bytes) -> bool:
     """Return whether a sample has frames that no view shows: those of an animated image after its first."""
-    return container_name(data) is None and image.has_more_frames(data)
+    return not _is_clip(data) and image.has_more_frames(data)
+
+
+def _is_clip(data: bytes) -> bool:
+    """Return whether a sample is a clip, not a still image. Raises UnreadableImage if it is neither."""
+    if container_name(data) is not None:
+        return True
+    try:
+        image.image_size(data)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"it is not an MP4, MOV, WebM, Matroska or AVI video; as an image: {error}") from error
+    return False
 
 
 def _view(pixels: Pixels, view: Geometry) -> Pixels:
