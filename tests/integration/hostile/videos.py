@@ -157,7 +157,7 @@ def playlist(text: str) -> Case:
     return placed(
         lambda place: text.format(path=place.root / "secret.mp4", url=place.server.url(good())).encode(),
         True,
-        "not an MP4",
+        "neither a video",
     )
 
 
@@ -166,7 +166,7 @@ CASES: Cases = {
     "half a WebM": video(lambda: good(".webm", codec="vp9")[:600], True, "its end is missing"),
     "half an AVI": video(lambda: good(".avi", codec="mpeg4")[:6000], True, "its end is missing"),
     "nothing": video(lambda: b"", True),
-    "a text": video(lambda: b"not a video", True, "not an MP4"),
+    "a text": video(lambda: b"not a video", True, "neither a video"),
     "sound alone": video(sound_alone, True, "no video stream"),
     "a billion samples": video(lambda: patched(good(), b"stsz", 4, ">II", 1, 10**9), True, "announces", quick=True),
     "eight million samples": video(lambda: patched(good(), b"stsz", 4, ">II", 1, 2**23), True),
@@ -197,7 +197,7 @@ CASES: Cases = {
     "a session description": playlist("v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=control:{url}\n"),
     "a codec that is not decoded": video(lambda: good(".mov", codec="prores"), True, "its codec is prores"),
     "an image": video(lambda: SMALL_PNG, False, "2.mp4 (an image)"),
-    "an archive": video(lambda: zip_of({"1.mp4": good()}), True, "not an MP4"),
+    "an archive": video(lambda: zip_of({"1.mp4": good()}), True, "neither a video"),
     "boxes in boxes": video(lambda: deep(5000), True),
     "two hundred thousand boxes": video(lambda: good() + box(b"free") * 200_000, True, "boxes"),
     "a hundred streams": video(lambda: streams(100), True),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -28,16 +30,18 @@ def measure(data: bytes, *, frame_rate: float | None) -> Extent:
 
 def facts(data: bytes, *, frame_rate: float | None) -> ClipFacts:
     """Return the facts about a clip or a still image. Raises UnreadableImage."""
-    if _is_clip(data):
+    if container_name(data) is not None:
         return read_facts(data, frame_rate)
-    width, height = image.image_size(data)
+    with _as_either():
+        width, height = image.image_size(data)
     return ClipFacts(width=width, height=height, frames=1, file_frames=1, file_rate=None, codec="")
 
 
 def check_clip(data: bytes, *, frame_rate: float | None) -> Extent:
     """Decode a clip completely and return what `measure` returns. Raises UnreadableImage."""
-    if not _is_clip(data):
-        return image.check(data)
+    if container_name(data) is None:
+        with _as_either():
+            return image.check(data)
     return check(data, frame_rate).extent
 
 
@@ -46,7 +50,7 @@ def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
 
     Each is resized, cropped and mirrored as `image.render` does it with an image. Raises UnreadableImage.
     """
-    if not _is_clip(data):
+    if container_name(data) is None:
         return image.render(data, view)[None]
     width, height = view.target
     shown = np.empty((len(view.frames), height, width, 3), np.uint8)
@@ -55,25 +59,35 @@ def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
     return shown
 
 
+def middle_frame(data: bytes) -> Image.Image:
+    """Return a clip's middle frame, or a whole still image, upright in RGB. Raises UnreadableImage."""
+    if container_name(data) is None:
+        return image.decode(data)
+    found = read_facts(data, None)
+    (pixels,) = frames(data, [(found.frames - 1) // 2], None)
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize(found.extent.size, Image.Resampling.BILINEAR)
+
+
 def has_alpha(data: bytes) -> bool:
     """Return whether a still image is transparent; a clip's alpha channel is not used. Raises UnreadableImage."""
-    return not _is_clip(data) and image.has_alpha(data)
+    return container_name(data) is None and image.has_alpha(data)
 
 
 def has_more_frames(data: bytes) -> bool:
     """Return whether a sample has frames that no view shows: those of an animated image after its first."""
-    return not _is_clip(data) and image.has_more_frames(data)
+    return container_name(data) is None and image.has_more_frames(data)
 
 
-def _is_clip(data: bytes) -> bool:
-    """Return whether a sample is a clip, not a still image. Raises UnreadableImage if it is neither."""
-    if container_name(data) is not None:
-        return True
+@contextmanager
+def _as_either() -> Iterator[None]:
+    """Return a context that refuses bytes of an unknown format as what might have been a clip or an image."""
     try:
-        image.image_size(data)
-    except UnreadableImage as error:
-        raise UnreadableImage(f"it is not an MP4, MOV, WebM, Matroska or AVI video; as an image: {error}") from error
-    return False
+        yield
+    except image.UnknownFormatError:
+        formats = ", ".join(image.FORMATS)
+        raise UnreadableImage(
+            f"it is neither a video (MP4, MOV, WebM, Matroska, AVI) nor an image ({formats}) that can be read"
+        ) from None
 
 
 def _view(pixels: Pixels, view: Geometry) -> Pixels:

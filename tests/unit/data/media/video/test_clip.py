@@ -69,5 +69,5 @@ def test_another_clip_than_before_is_refused():
 
 
 def test_what_is_neither_names_both():
-    with pytest.raises(UnreadableImage, match="not an MP4, MOV, WebM, Matroska or AVI video; as an image: it is not"):
+    with pytest.raises(UnreadableImage, match="neither a video .MP4, MOV, WebM, Matroska, AVI. nor an image"):
         MEDIUM.measure(b"#EXTM3U\n/etc/passwd\n")
