@@ -69,5 +69,5 @@ def test_another_clip_than_before_is_refused():
 
 
 def test_what_is_neither_names_both():
-    with pytest.raises(UnreadableImage, match="neither a video .MP4, MOV, WebM, Matroska, AVI. nor an image"):
+    with pytest.raises(UnreadableImage, match=r"neither a video \(MP4, MOV, WebM, Matroska, AVI\) nor an image"):
         MEDIUM.measure(b"#EXTM3U\n/etc/passwd\n")
