@@ -16,7 +16,7 @@ from engine.evaluation.clip_file import encode_clip
 from engine.results.report import render
 from engine.results.report.facts import Published, Setting
 from engine.results.report.pictures import Picture
-from tests.support.clips import pictures
+from tests.support import clips
 from tests.support.harness import serving
 from tests.support.reports import GPU, curve, png, sample, task_entry, training_image
 
@@ -194,6 +194,23 @@ def test_the_policy_holds(browser, page):
     assert browser.value(probe) == "img-src"
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_clips_play(browser, tmp_path, scheme):
+    """From the file, in a narrow window as well."""
+    clip = encode_clip(clips.pictures(24, (96, 64)), 12.0)
+    picture = Picture(prompt="a", seed=1, png=png(96), without_png=png(96), is_clip=True, clip=clip, without_clip=clip)
+    path = tmp_path / "report.html"
+    path.write_text(render(sample(pictures=[picture])), encoding="utf-8")
+    for width in (400, 1200):
+        browser.open(path, width=width, scheme=scheme)
+        played = """Promise.all([...document.querySelectorAll('video')].map(v => v.play().then(() => new Promise(done =>
+            v.ontimeupdate = () => v.currentTime > 0.5 && done([v.duration, v.videoWidth, v.videoHeight])
+        ))))"""
+        assert browser.value(played) == [[2, 96, 64]] * 2
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.seen("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
+
+
 def test_curves_are_drawn(browser, page):
     browser.open(page, width=1200)
     boxes = browser.value(
@@ -263,7 +280,7 @@ SHOW = """new Promise(async done => {
 
 
 def test_a_validation_clip_plays_and_shows_each_frame_at_its_time(browser, tmp_path):
-    encoded = base64.b64encode(encode_clip(pictures(24, (96, 64)), 24.0)).decode()
+    encoded = base64.b64encode(encode_clip(clips.pictures(24, (96, 64)), 24.0)).decode()
     (tmp_path / "clip.html").write_text(f'<video muted src="data:video/mp4;base64,{encoded}"></video>')
     browser.open(tmp_path / "clip.html", width=400)
     assert browser.value(SHOW) == [96, 64, 1, 0, 5, 13, 23]
