@@ -77,17 +77,11 @@ def copies(task: Task) -> int:
 def usage(about: About, image: Mapping[str, Any]) -> str:
     """Return how the files are used; see `MethodSpec.usage`."""
     loading = f'pipe.load_lora_weights(folder, weight_name="{LORA_FILE}")'
-    code = f"### Diffusers
-
-{diffusers(about, image, load_after=[loading])}"
+    code = f"### Diffusers\n\n{diffusers(about, image, load_after=[loading])}"
     if not about.base.family.has_webui:
-        return f"{code}
-
-ComfyUI and other web interfaces do not have this kind of model: there is no `{WEBUI_FILE}`."
+        return f"{code}\n\nComfyUI and other web interfaces do not have this kind of model: there is no `{WEBUI_FILE}`."
     found = (
-        f"{code}
-
-"
+        f"{code}\n\n"
         f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
         "the node *Load LoRA*.\nStrength 1 is as it was trained."
     )
