@@ -4,7 +4,7 @@
 
 A table of small tasks is run by both on this machine, in the interpreter that runs this. Each task is cut in two: OLD
 trains both halves, NEW both, and NEW the second half after OLD's first. All files of the two folders are compared, but
-for what says which program made them. Ends with 1 where a byte differs. A task for a kind of model that OLD does not have
+for what says which program made them. Ends with 1 where a byte differs. A task for a kind of model that OLD lacks
 fails: choose others by --only.
 """
 

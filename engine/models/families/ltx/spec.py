@@ -137,7 +137,6 @@ SPEC: Final = FamilySpec(
     medium="video",
     frame_step=FRAMES,
     frame_rate=25.0,
-    argument_names={"frame_rate": "frame_rate"},
     check=check,
     check_size=check_size,
     webui_metadata=webui_metadata,
