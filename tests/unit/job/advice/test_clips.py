@@ -114,6 +114,12 @@ NOTES = {
         "1 of 2 clips of 12 frames a second is resampled to 25: 50% of their frames are repeated ones, so motion is "
         "jerky",
     ),
+    "a rate that is not the model's": (
+        survey(clip(17), frame_rate=10),
+        {"resampled": 0},
+        "dataset.frame_rate is 10, and 25 is usual for this model: what is drawn and then played at 25 frames a second "
+        "moves 2.5 times as fast as the clips",
+    ),
     "variable rate": (
         survey(clip(17, has_variable_rate=True)),
         {"variable_rate": 1},
@@ -145,6 +151,12 @@ def test_what_is_not_shown_as_it_is_is_told_and_counted(case):
     found, counts, note = NOTES[case]
     assert found.notes() == [note]
     assert {name: found.counts()[name] for name in counts} == counts
+
+
+def test_a_single_frame_of_each_clip_is_probably_not_meant():
+    (note,) = survey(clip(9), clip(30), clip(50), num_frames=1).notes()
+    assert note.startswith("train_args.num_frames is 1, so a single frame") and "such as 25, which half of" in note
+    assert survey(STILL, STILL, num_frames=1).notes() == []
 
 
 def test_clips_of_variable_rate_are_resampled_by_their_times():
