@@ -25,8 +25,8 @@ class FrozenWeight:
     """A layer's frozen weight as it is kept."""
 
     tensors: tuple[torch.Tensor, ...]
-    """The tensors that store it. The backward pass gets them from autograd: if gradient checkpointing computes a layer again, they
-    may have been freed in between."""
+    """The tensors that store it. The backward pass gets them from autograd, since they may be freed until gradient
+    checkpointing computes the layer again."""
     read: Read
     dtype: torch.dtype
     """The dtype of the computation, which `read` returns."""
