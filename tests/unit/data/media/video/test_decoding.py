@@ -11,6 +11,7 @@ from engine.data.media.video.decoding import check, frames, read_facts
 from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced, vp8
 
 CONTAINERS = {"vp9": ".webm", "av1": ".mp4", "ffv1": ".mkv", "mpeg4": ".avi", "mjpeg": ".avi"}
+NAMES = {"h264": "H.264", "hevc": "H.265", "mjpeg": "Motion JPEG", "mpeg4": "MPEG-4"}
 B_FRAMES = {"preset": "medium", "bf": "3"}
 
 
@@ -23,6 +24,7 @@ def test_every_codec(codec):
     data = clip_bytes(CONTAINERS.get(codec, ".mp4"), codec=codec, frames=12, size=(96, 64), rate=24)
     facts = read_facts(data, None)
     assert facts == check(data, None) and facts.extent == (96, 64, 12)
+    assert facts.codec == NAMES.get(codec, codec.upper()) and not facts.is_still
     assert (facts.file_frames, facts.has_variable_rate) == (12, False) and round(facts.file_rate) == 24
     pixels = np.stack(list(frames(data, range(12), None)))
     assert pixels.dtype == np.uint8 and numbers(pixels) == list(range(12))
@@ -71,6 +73,7 @@ def test_a_variable_frame_rate():
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_frames_are_upright(rotation, suffix):
     data = clip_bytes(suffix, frames=3, size=(48, 96), rotation=rotation)
+    assert read_facts(data, None).is_turned == (rotation > 0)
     assert read_facts(data, None).extent == (48, 96, 3)
     pixels = np.stack(list(frames(data, range(3), None)))
     assert pixels.shape == (3, 96, 48, 3) and np.abs(pixels.astype(int) - pictures(3, (48, 96))).mean() < 6
