@@ -50,9 +50,9 @@ class LokrTape(AdapterTape):
         """Record a layer's factors."""
         self.is_traced = True
         found = split(name, shape, self.rank, self.factor)
-        for own in found.shapes.values():
-            self.trained += math.prod(own)
-            self.trained_shapes[own] += 1
+        for rows, *rest in found.shapes.values():
+            self.trained += rows * math.prod(rest)
+            self.trained_shapes[rows, math.prod(rest)] += 1
         return found
 
     def _factors(self, found: Split, rows: int) -> None:
