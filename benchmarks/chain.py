@@ -19,34 +19,36 @@ from benchmarks import measuring
 from benchmarks.bench_job import ROOT, add_workload_arguments, read_workload
 from benchmarks.measuring import Measured
 
-_PROGRAM: Final = (sys.executable, ROOT / "entrypoint.py")
+PROGRAM: Final = (sys.executable, ROOT / "entrypoint.py")
 
 
 def _chain(task: Path, folder: Path, device: str) -> Measured:
     flags = ["--device", device, "--cache-dir", folder / "cache"]
-    command = [*_PROGRAM, "chain", "--task", task, "--output", folder / "out", "--", *flags]
-    return _succeed(command, folder / "log.txt")
+    command = [*PROGRAM, "chain", "--task", task, "--output", folder / "out", "--", *flags]
+    return succeed(command, folder / "log.txt")
 
 
 def _single_jobs(task: Path, folder: Path, device: str, *, tasks: int) -> list[Measured]:
     found = []
     for number in range(tasks):
-        command = [*_PROGRAM, "--task", task, "--output-dir", folder / "out" / f"{number:03}"]
+        command = [*PROGRAM, "--task", task, "--output-dir", folder / "out" / f"{number:03}"]
         command += ["--device", device, "--cache-dir", folder / "cache"]
         if number:
             command += ["--checkpoint", folder / "out" / f"{number - 1:03}" / "checkpoint"]
-        found.append(_succeed(command, folder / "log.txt"))
+        found.append(succeed(command, folder / "log.txt"))
     return found
 
 
-def _succeed(command: list[str | Path], log: Path) -> Measured:
+def succeed(command: list[str | Path], log: Path) -> Measured:
+    """Measure a command that must end with code 0."""
     measured = measuring.run(command, log=log)
     if measured.code != 0:
         raise SystemExit(f"it failed ({measured.code}):\n{log.read_text()[-2000:]}")
     return measured
 
 
-def _digest(folder: Path, number: int) -> str:
+def digest(folder: Path, number: int) -> str:
+    """The digest of a task's checkpoint."""
     result = json.loads((folder / "out" / f"{number:03}" / "result.json").read_text())
     return str(result["checkpoint_digest"])
 
@@ -70,7 +72,7 @@ def main() -> None:
             path.write_text(json.dumps(task))
             chain = _chain(path, folders[0], args.device)
             single = _single_jobs(path, folders[1], args.device, tasks=args.tasks)
-            same = [_digest(folders[0], number) == _digest(folders[1], number) for number in range(args.tasks)]
+            same = [digest(folders[0], number) == digest(folders[1], number) for number in range(args.tasks)]
         cpu, wall = sum(one.cpu for one in single), sum(one.wall for one in single)
         print(f"chain of {args.tasks} x {args.steps} steps: {chain.cpu:.1f} s of CPU, {chain.wall:.1f} s of wall time")
         print(f"as single jobs: {cpu:.1f} s of CPU, {wall:.1f} s of wall time")

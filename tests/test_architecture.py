@@ -319,7 +319,7 @@ def test_broad_excepts_are_on_the_list():
         ("import entrypoint; entrypoint.main(['--help'], {})", HEAVY | {"numpy", "huggingface_hub"}),
         *(
             (f"import entrypoint; entrypoint.main(['{name}', '--help'], {{}})", HEAVY)
-            for name in ("verify", "compare", "prefetch", "caption", "chain", "export")
+            for name in ("verify", "compare", "prefetch", "caption", "chain", "worker", "export")
         ),
         (
             "import engine.task.task; engine.task.task.parse_task(b'{}', source='x')",
@@ -328,7 +328,7 @@ def test_broad_excepts_are_on_the_list():
         ("import engine.task.plan.steps, engine.task.plan.visits", HEAVY | {"PIL", "pyarrow", "huggingface_hub"}),
         ("import engine.job.prepare, engine.job.memory", HEAVY),
         (
-            "import engine.job.advice.audit, engine.models.parts.clip_tokens; engine.models.parts.clip_tokens._clip",
+            "import engine.job.advice.audit, engine.models.parts.clip.tokens; engine.models.parts.clip.tokens._clip",
             HEAVY,
         ),
         ("import engine.data.media.rendering", HEAVY | {"pyarrow", "huggingface_hub"}),

@@ -28,7 +28,8 @@ PROGRAMS: Final[Mapping[str, Program]] = {
     "compare": Program("engine.commands.compare", "say how far apart two results are"),
     "prefetch": Program("engine.commands.prefetch", "download what a task needs into the cache, or prune the cache"),
     "caption": Program("engine.commands.caption.main", "write captions beside the images of a folder"),
-    "chain": Program("engine.commands.chain", "run a training as a chain of tasks until it is finished"),
+    "chain": Program("engine.commands.forked.chain", "run a training as a chain of tasks until it is finished"),
+    "worker": Program("engine.commands.forked.worker", "run the tasks of a folder as they appear in it"),
     "export": Program("engine.commands.export", "make a whole model or a LoRA file for other programs"),
     "torchrun": Program(
         "engine.training.distributed.torchrun", "torch's launcher for several machines, with the job's exit code"

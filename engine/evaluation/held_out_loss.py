@@ -85,7 +85,7 @@ class HeldOutLoss:
         self._processes = processes
         self._check_stop = check_stop
         self._seed = task.seed
-        self._resolution = task.train_args.resolution
+        self._extent = task.train_args.extent
         self._trigger_word = task.dataset.trigger_word
         self._dtype = PRECISIONS[task.mixed_precision]
         self._placement = placement
@@ -142,7 +142,7 @@ class HeldOutLoss:
 
         Batch size 1: the loss must not depend on which other images are measured.
         """
-        shape = self._family.latent_shape(self._resolution, self._resolution)
+        shape = self._family.latent_shape(self._extent)
         conditioning = stacked([one.conditioning], self._device)
         if one.tokens:
             tokens = stacked([one.tokens], self._device)
@@ -185,9 +185,8 @@ class HeldOutLoss:
         ]
 
     def _view(self, sample: int) -> View | None:
-        square = (self._resolution, self._resolution)
         try:
-            return self._images.view(sample, target=square, center_crop=True)
+            return self._images.view(sample, target=self._extent, center_crop=True)
         except UnreadableImage as error:
             self._unreadable.add(sample, error)
             return None

@@ -72,6 +72,7 @@ def visit_encoder(
         processes=processes,
         check_stop=check_stop,
         say=say,
+        extents=[one.extent for one in job.buckets.members] if job.buckets else [],
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
+from engine.data.dataset.sizes import Clip
 from engine.data.media.medium import Medium
 from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
@@ -24,7 +25,7 @@ from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
-from engine.task.task import Task
+from engine.task.task import Dataset, Task
 from engine.training.buckets import Buckets
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.registry import METHODS
@@ -48,6 +49,8 @@ class Job:
     step_range: StepRange
     prediction_type: TargetType
     buckets: Buckets | None = None
+    clips: Sequence[Clip] | None = None
+    """The facts about each sample, or why it is unreadable; None for a medium whose samples have no frames."""
     held_out: HeldOut | None = None
     """The images of the held-out loss; None where it is not measured."""
     is_ended_early: bool = False
@@ -67,7 +70,7 @@ class Job:
     @property
     def medium(self) -> Medium:
         """The kind of the dataset's samples."""
-        return medium_of(self.base)
+        return medium_of(self.base, self.task.dataset)
 
     @property
     def timesteps(self) -> Timesteps:
@@ -210,9 +213,9 @@ def request_digest(task: Task, parent: Path | None) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def medium_of(base: BaseModel) -> Medium:
-    """Return the medium that the base model's family is trained on."""
-    return MEDIA[base.family.medium]
+def medium_of(base: BaseModel, dataset: Dataset) -> Medium:
+    """Return the medium that the base model's family is trained on, with the settings of a task's dataset."""
+    return MEDIA[base.family.medium](dataset)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

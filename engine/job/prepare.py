@@ -14,17 +14,20 @@ from engine.core.messages import Say
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.data.dataset.open import open_dataset
-from engine.data.dataset.sizes import read_sizes
+from engine.data.dataset.sizes import extents_of, read_clips, read_extents
 from engine.data.media.medium import Medium
+from engine.job.advice.clips import Survey
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
 from engine.models.components.files import is_url
+from engine.models.spec import FamilySpec
 from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
 from engine.results.trackers.registry import require_services
 from engine.task.paths import looking_up, resolve_paths
+from engine.task.plan.extent import Extent, frame_counts
 from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
@@ -93,18 +96,23 @@ def prepare(
             digests=digests,
         )
     _check_sizes(base, task)
+    medium = medium_of(base, task.dataset)
     with _permitted(DatasetError, "the dataset"):
-        dataset, held_out = _open_datasets(settings, task, medium_of(base), [before, _resolved(chain)], say)
+        dataset, held_out = _open_datasets(settings, task, medium, [before, _resolved(chain)], say)
     step_range = StepRange.of(
         task.train_args,
         num_rows=len(dataset),
         processes=settings.place.multiplier,
         start_step=chain.global_step if chain else 0,
     )
+    clips = None
+    if medium.read_facts is not None:
+        clips = read_clips(dataset, medium, medium.read_facts, settings.cache_dir)
     buckets = None
     if task.transforms.buckets:
-        sizes = read_sizes(dataset, medium_of(base), settings.cache_dir)
-        buckets = sort_into_buckets(dataset, sizes, task.train_args.resolution)
+        extents = read_extents(dataset, medium, settings.cache_dir) if clips is None else extents_of(clips)
+        counts = frame_counts(task.train_args.num_frames, base.family.frame_step)
+        buckets = sort_into_buckets(dataset, extents, task.train_args.resolution, counts)
     job = Job(
         task=task,
         base=base,
@@ -115,15 +123,18 @@ def prepare(
         step_range=step_range,
         prediction_type=task.train_args.prediction_type or base.prediction_type,
         buckets=buckets,
+        clips=clips,
         held_out=held_out,
     )
+    if survey := Survey.of(job):
+        survey.require_some()
     base.family.caption_tokens.require(task.dataset)
     _check_noise(job)
     _check_validation(job)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
-        counts = rows if type(rows) is int else None, len(dataset)
-        require_same_invariants(chain.world, job.invariants, main_file=job.method.main_file, rows=counts)
+        both = rows if type(rows) is int else None, len(dataset)
+        require_same_invariants(chain.world, job.invariants, main_file=job.method.main_file, rows=both)
     return job
 
 
@@ -202,9 +213,37 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
 
 
 def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
-    side = task.train_args.resolution
-    for width, height in bucket_sizes(side) if task.transforms.buckets else [(side, side)]:
-        base.family.check_size(base.config, width, height)
+    args, family = task.train_args, base.family
+    _check_frames(family, task)
+    sizes = bucket_sizes(args.resolution) if task.transforms.buckets else [args.extent.size]
+    for size in sizes:
+        family.check_size(base.config, Extent(*size, args.num_frames))
+
+
+def _check_frames(family: FamilySpec, task: Task) -> None:
+    """Raise TaskError for keys of clips that the family or the task's other keys do not allow."""
+    args, dataset, step = task.train_args, task.dataset, family.frame_step
+    if family.medium == "image":
+        for key, is_set in {
+            "train_args.num_frames": args.num_frames != 1,
+            "dataset.frame_rate": dataset.frame_rate is not None,
+            "dataset.frame_extraction": dataset.frame_extraction != "head",
+        }.items():
+            if is_set:
+                raise TaskError(f"{key} is for video models: a {family.pipeline} makes images; remove this key")
+        return
+    if (args.num_frames - 1) % step:
+        below = (args.num_frames - 1) // step * step + 1
+        raise TaskError(
+            f"train_args.num_frames is {args.num_frames}: a {family.pipeline} takes {step}k + 1 frames, such as "
+            f"{below} or {below + step}"
+        )
+    for key, is_set in {
+        "dataset.mask_column": dataset.mask_column is not None,
+        "dataset.alpha_mask": dataset.alpha_mask,
+    }.items():
+        if is_set:
+            raise TaskError(f"{key}: masks are for image models, not for a {family.pipeline}; remove this key")
 
 
 def _check_noise(job: Job) -> None:

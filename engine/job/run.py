@@ -11,6 +11,7 @@ from engine.core.errors import NonFiniteError, PeerError, PeerInterrupted
 from engine.core.files.file_hashes import FileDigests
 from engine.job import encoding, memory
 from engine.job.advice import disk_space
+from engine.job.advice.clips import Survey
 from engine.job.advice.describe import describe
 from engine.job.advice.precheck import check_memory
 from engine.job.context import JobContext, RunContext
@@ -71,6 +72,8 @@ def run(opened: JobContext, *, digests: FileDigests, log: ProgressLog) -> None:
         "main_available": None if main is None else main // settings.place.num_here,
         "num_processes": processes.world_size,
     }
+    if survey := Survey.of(job):
+        outcome.clips = survey.counts()
     for line in describe(job) + memory.describe(job.base, task, **place) + describe_push(settings.push):
         say(line)
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)

@@ -15,6 +15,7 @@ from engine.models.components.place import Place
 from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
+from engine.task.plan.extent import Extent
 from engine.task.task import MixedPrecision
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class LoadArgs:
     `FamilySpec.caption_tokens`."""
     flow_shift: float | Literal["resolution"] | None = None
     """The shift of a flow objective's noise levels, as in the task; None is that of the base model's scheduler."""
+    frame_rate: float | None = None
+    """The frames per second of the training's clips; None is what is usual for the family."""
     guidance_scale: float = 1.0
     """The guidance scale that a guidance-distilled denoiser is told in training."""
     require_unchanged: Callable[[], None] = lambda: None
@@ -93,7 +96,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """The settings of one validation image."""
+    """The settings of one validation image or clip."""
 
     prompt: str
     negative_prompt: str | None
@@ -101,6 +104,10 @@ class Drawing:
     num_inference_steps: int
     size: tuple[int, int]
     """(width, height) in pixels."""
+    frames: int = 1
+    """The frames of a clip; 1 draws an image."""
+    frame_rate: float | None = None
+    """The frames per second of a clip."""
 
 
 class Family(Protocol):
@@ -134,14 +141,15 @@ class Family(Protocol):
         """
         ...
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """Return the shape of one sample's latents for images of this size in pixels."""
+    def latent_shape(self, extent: Extent) -> tuple[int, ...]:
+        """Return the shape of one sample's latents: (channels, height, width), for clips (channels, frames, height,
+        width)."""
         ...
 
-    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
-        """Encode one image, uint8 (H, W, 3), to the moments of its latents, on the CPU.
+    def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+        """Encode one image, uint8 (H, W, 3), or one clip, uint8 (F, H, W, 3), to the moments of its latents.
 
-        The result must not depend on other images.
+        The moments are on the CPU. They must not depend on other images.
         """
         ...
 
@@ -195,7 +203,9 @@ class Family(Protocol):
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
     ) -> npt.NDArray[np.uint8]:
-        """Draw one image with the parts in memory: uint8, shape (frames, H, W, 3). Prompts are encoded like captions.
+        """Draw one image or clip with the parts in memory: uint8, shape (frames, H, W, 3).
+
+        Prompts are encoded like captions.
 
         Args:
             drawing: the prompt and the settings.

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 from engine.core.errors import ModelError
 from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.flux2_klein.spec import SPEC as FLUX2_KLEIN
+from engine.models.families.ltx.spec import SPEC as LTX
 from engine.models.families.qwen_image.spec import SPEC as QWEN_IMAGE
 from engine.models.families.sd.spec import SPEC as SD
 from engine.models.families.sd3.spec import SPEC as SD3
 from engine.models.families.sdxl.spec import SPEC as SDXL
+from engine.models.families.wan.spec import SPEC as WAN
 from engine.models.families.z_image.spec import SPEC as Z_IMAGE
 from engine.models.spec import FamilySpec
 
 if TYPE_CHECKING:
     from engine.models.family import Family, LoadArgs
 
-_ROWS: Final = (SD, SDXL, SD3, FLUX, QWEN_IMAGE, Z_IMAGE, FLUX2_KLEIN)
+_ROWS: Final = (SD, SDXL, SD3, FLUX, QWEN_IMAGE, Z_IMAGE, FLUX2_KLEIN, LTX, WAN)
 
 FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in _ROWS}
 """Diffusers' pipeline class (`_class_name` in `model_index.json`) -> family."""
@@ -62,6 +64,17 @@ _OTHERS: Final = {
     "FluxControlNetPipeline": "a FLUX.1 with a ControlNet",
     "FluxKontextPipeline": "FLUX.1 Kontext, an image-editing model",
     "FluxPriorReduxPipeline": "FLUX.1 Redux, which makes prompts of images",
+    "LTXConditionPipeline": "an LTX-Video 0.9.5 or later, which is given images and places frames otherwise",
+    "LTXImageToVideoPipeline": "an image-to-video pipeline; name the LTXPipeline of the same model",
+    "LTXLatentUpsamplePipeline": "an upscaler",
+    "LTXI2VLongMultiPromptPipeline": "an image-to-video pipeline",
+    "LTX2Pipeline": "LTX-2, which makes sound as well",
+    "LTX2ImageToVideoPipeline": "LTX-2, which makes sound as well",
+    "LTX2ConditionPipeline": "LTX-2, which makes sound as well",
+    "WanImageToVideoPipeline": "an image-to-video model",
+    "WanVACEPipeline": "Wan VACE, which is given a clip to edit",
+    "WanVideoToVideoPipeline": "a video-to-video pipeline; name the WanPipeline of the same model",
+    "WanAnimatePipeline": "Wan Animate, which is given a clip and an image",
     "ChromaPipeline": "Chroma, which has FLUX.1's layers but no CLIP and no guidance",
 }
 """Pipelines that may be confused with one of these families -> what they are."""

@@ -11,6 +11,7 @@ from engine.core.errors import TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts.tape import Tape
 from engine.models.single_file import SingleFile
+from engine.task.plan.extent import Extent
 from engine.task.task import Dataset, TimestepSampling, Validation
 
 Configs = Callable[[str], Mapping[str, Any]]
@@ -86,6 +87,8 @@ class Workload:
     batch: int
     resolution: int
     """Height and width of the images in pixels."""
+    frames: int = 1
+    """Frames of the clips; 1 for images."""
     caption_tokens: int
     """See `LoadArgs.caption_tokens`."""
     value_bytes: int
@@ -169,8 +172,12 @@ class FamilySpec:
     """The medium of the samples: a key of `engine.data.media.registry.MEDIA`."""
     check: Callable[[Configs], None]
     """Raises ModelError if the configurations are not those of this family."""
-    check_size: Callable[[Configs, int, int], None] = lambda config, width, height: None
-    """Raises TaskError if images of a width and height in pixels, multiples of 8, cannot be trained."""
+    check_size: Callable[[Configs, Extent], None] = lambda config, extent: None
+    """Raises TaskError if images or clips of a size, with sides that are multiples of 8, cannot be trained."""
+    frame_step: int = 1
+    """A family of clips takes frame_step x k + 1 frames."""
+    frame_rate: float | None = None
+    """The usual number of frames per second of a family of clips; None for images."""
     webui_metadata: Callable[[Configs, TargetType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]

@@ -95,6 +95,8 @@ class Outcome:
     """The device as the manifest describes it; before it is opened, `host.expected_device`."""
     task_digest: str | None = None
     """The task's digest; None until the dataset has been read."""
+    clips: Mapping[str, int] = field(default_factory=dict)
+    """Counts of the dataset's clips; none for images."""
     is_introduced: bool = False
     """True if the log's first line is made and names the task's digest."""
     is_told_to_finish: bool = False
@@ -135,6 +137,7 @@ class Outcome:
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_rss_bytes": peak_rss_bytes(),
             "skipped_images": len(self.skipped),
+            **({"clips": dict(self.clips)} if self.clips else {}),
             "checkpoint_digest": self.checkpoint_digest,
             "heldout_loss": self.held_out_loss,
             "best_step": self.best_step,

@@ -17,7 +17,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.task.definition import definition
 from engine.task.key import Chain, Named, about, about_field, key
-from engine.task.keys.dataset import Dataset
+from engine.task.keys.dataset import Dataset, FrameExtraction
 from engine.task.keys.lora import Lora
 from engine.task.keys.model import Component, Model
 from engine.task.keys.patterns import NO_NUL
@@ -39,6 +39,7 @@ __all__ = [
     "AdamArgs",
     "Component",
     "Dataset",
+    "FrameExtraction",
     "HeldOutDataset",
     "HuberSchedule",
     "Lora",

@@ -64,7 +64,7 @@ def assemble(
             device,
             dtype=PRECISIONS[task.mixed_precision],
             seed=task.seed,
-            resolution=args.resolution,
+            extent=args.extent,
             noise_offset=args.noise_offset,
         ),
         loss,

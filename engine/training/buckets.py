@@ -1,8 +1,8 @@
 """Aspect-ratio buckets: micro-batches of images of one size each, so that little of an image is cropped. No torch.
 
 The sizes have about as many pixels as the square, and sides that are multiples of 64 (Podell et al. 2023,
-arXiv:2307.01952, section 2.3 and appendix I). The bucket of a micro-batch is a pure function of its number, like
-everything in the plan.
+arXiv:2307.01952, section 2.3 and appendix I). Clips are sorted by their number of frames as well. The bucket of a
+micro-batch is a pure function of its number, like everything in the plan.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
+from engine.task.plan.extent import Extent
 from engine.task.plan.visits import Epochs, OrderedRow, Visit
 
 STEP: Final = 64
@@ -79,7 +80,7 @@ def nearest(size: Size, sizes: Sequence[Size]) -> int:
 class Bucket:
     """One size and the rows that are shown at it."""
 
-    size: Size
+    extent: Extent
     rows: npt.NDArray[np.int64]
     """The bucket's rows of the dataset, ascending, repeats included: int64."""
     num_images: int
@@ -90,22 +91,25 @@ class Buckets:
     """The buckets of a dataset, without empty ones."""
 
     sizes: tuple[Size, ...]
-    """All possible sizes, also those of empty buckets."""
+    """All possible sizes of a frame, also those of empty buckets."""
+    frame_counts: tuple[int, ...]
+    """All possible numbers of frames, ascending: (1,) for images."""
     members: tuple[Bucket, ...]
     kept: float
     """The average share of an image that is shown, from 0 to 1."""
     kept_by_squares: float
     """The same share if all images were cropped to squares."""
 
-    def target(self, size: Size) -> Size:
-        """Return the size at which an image of `size` is shown."""
-        return self.sizes[nearest(size, self.sizes)]
+    def target(self, extent: Extent) -> Extent:
+        """Return the size at which a sample of the size `extent` is shown."""
+        width, height = self.sizes[nearest(extent.size, self.sizes)]
+        return Extent(width, height, _most_frames(extent.frames, self.frame_counts))
 
-    def lines(self) -> list[str]:
-        """Return lines for a person: the number of images in each bucket, and how much is cropped."""
-        counts = ", ".join(f"{one.size[0]} x {one.size[1]}: {one.num_images}" for one in self.members)
+    def lines(self, several: str = "images") -> list[str]:
+        """Return lines for a person: the number of samples, called `several`, of each bucket; how much is cropped."""
+        counts = ", ".join(f"{one.extent}: {one.num_images}" for one in self.members)
         return [
-            f"buckets        {counts} images",
+            f"buckets        {counts} {several}",
             f"cropped        {1 - self.kept:.1%} of an image on average, "
             f"{1 - self.kept_by_squares:.1%} without buckets",
         ]
@@ -122,51 +126,65 @@ class Buckets:
         ]
 
 
-def sort_into_buckets(dataset: ImageDataset, image_sizes: Sequence[Size], resolution: int) -> Buckets:
-    """Sort every row into the bucket that crops the least off its image.
+def sort_into_buckets(
+    dataset: ImageDataset, extents: Sequence[Extent], resolution: int, frame_counts: tuple[int, ...] = (1,)
+) -> Buckets:
+    """Sort every row into the bucket that crops the least off its image, with the most frames that a clip has.
 
-    An image whose header says that it cannot be shown goes into the fullest bucket, which has the most replacements
+    A sample whose header says that it cannot be shown goes into the fullest bucket, which has the most replacements
     for it.
 
     Args:
         dataset: the dataset.
-        image_sizes: the size of each of `dataset.image_indices()`; (0, 0) if it is unreadable.
+        extents: the size of each of `dataset.image_indices()`; (0, 0, 0) if it is unreadable.
         resolution: the side of the square with the same area as the buckets.
+        frame_counts: the numbers of frames of buckets, ascending, from 1 on.
 
     Raises:
         TaskError: there are no buckets for the resolution.
     """
     sizes = bucket_sizes(resolution)
-    places = [_place(size, sizes) for size in image_sizes]
+    places = [_place(extent, sizes, frame_counts) for extent in extents]
     readable = [place for place in places if place is not None]
-    square = sizes.index((resolution, resolution))
-    counts = np.bincount(readable or [square], minlength=len(sizes))
+    square = (len(frame_counts) - 1) * len(sizes) + sizes.index((resolution, resolution))
+    counts = np.bincount(readable or [square], minlength=len(sizes) * len(frame_counts))
     fullest = int(counts.argmax())
     by_image = dict(zip(dataset.image_indices(), (fullest if p is None else p for p in places), strict=True))
     by_row = np.array([by_image[dataset.image_index(row)] for row in range(len(dataset))])
-    images = np.bincount(list(by_image.values()), minlength=len(sizes))
+    images = np.bincount(list(by_image.values()), minlength=len(counts))
     members = tuple(
-        Bucket(size, np.flatnonzero(by_row == place), int(images[place]))
-        for place, size in enumerate(sizes)
-        if images[place]
+        Bucket(
+            Extent(*sizes[place % len(sizes)], frame_counts[place // len(sizes)]),
+            np.flatnonzero(by_row == place),
+            int(images[place]),
+        )
+        for place in np.flatnonzero(images).tolist()
     )
-    shown = [(size, sizes[p]) for size, p in zip(image_sizes, places, strict=True) if p is not None]
+    shown = [(one.size, sizes[p % len(sizes)]) for one, p in zip(extents, places, strict=True) if p is not None]
     return Buckets(
         sizes=sizes,
+        frame_counts=frame_counts,
         members=members,
         kept=_mean([_kept(size, target) for size, target in shown]),
         kept_by_squares=_mean([_kept(size, (1, 1)) for size, _ in shown]),
     )
 
 
-def _place(size: Size, sizes: Sequence[Size]) -> int | None:
-    """Return the index of an image's bucket; None if the image cannot be shown at all."""
-    place = nearest(size, sizes)
+def _place(extent: Extent, sizes: Sequence[Size], frame_counts: Sequence[int]) -> int | None:
+    """Return the index of a sample's bucket, in the order of frames, then of sizes; None if it cannot be shown."""
+    if extent.frames < 1:
+        return None
+    place = nearest(extent.size, sizes)
     try:
-        covering(size, sizes[place])
+        covering(extent.size, sizes[place])
     except UnreadableImage:
         return None
-    return place
+    return frame_counts.index(_most_frames(extent.frames, frame_counts)) * len(sizes) + place
+
+
+def _most_frames(available: int, frame_counts: Sequence[int]) -> int:
+    """Return the largest of `frame_counts`, which are ascending, that a clip has, at least the first one."""
+    return frame_counts[max(1, bisect_right(frame_counts, available)) - 1]
 
 
 def _kept(size: Size, target: Size) -> float:
@@ -202,12 +220,12 @@ class BucketOrder:
             bucket, index = self._micro_batch(micro_batch)
             one = self._members[bucket]
             turn, position = divmod(index * self._batch_size + offset, len(one.rows))
-            yield OrderedRow(turn, position, int(one.rows[self._pass(bucket, turn)[position]]), one.size)
+            yield OrderedRow(turn, position, int(one.rows[self._pass(bucket, turn)[position]]), one.extent)
 
     def candidates(self, visit: Visit) -> Iterator[int]:
         """Yield the visit's own row, then those after it in its bucket's pass, then all rows of any shape."""
         yield visit.sample
-        bucket = next(index for index, one in enumerate(self._members) if one.size == visit.bucket)
+        bucket = next(index for index, one in enumerate(self._members) if one.extent == visit.bucket)
         rows, order = self._members[bucket].rows, self._pass(bucket, visit.epoch)
         for offset in range(1, len(order)):
             yield int(rows[order[(visit.position + offset) % len(order)]])
@@ -244,7 +262,7 @@ class BucketOrder:
             for old in own[:-1]:
                 del self._passes[old]
             # Named by the size, so that a bucket does not depend on the other buckets.
-            stream = "bucket {} x {}".format(*self._members[bucket].size)
+            stream = f"bucket {self._members[bucket].extent}"
             self._passes[bucket, turn] = rng.permutation(self._seed, stream, turn, len(self._members[bucket].rows))
         return self._passes[bucket, turn]
 

@@ -32,6 +32,7 @@ DOCUMENTS = (
     "docs/trust.md",
     "docs/verify.md",
     "docs/watch.md",
+    "docs/worker.md",
     "deploy/README.md",
 )
 MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -42,6 +43,11 @@ NOT_RUN = {
     ".venv/bin/python entrypoint.py caption": "needs a captioner from the Hub",
     "docker compose run --rm train": "tests/container/test_compose.py",
     "docker compose run --rm chain": "tests/container/test_compose.py",
+    "mkdir -p tasks": "for the next line",
+    ".venv/bin/python entrypoint.py worker": "tests/integration/test_worker.py",
+    "docker run --rm --gpus all -v ./tasks:/tasks": "tests/integration/test_worker.py, without a container",
+    "cp task.json tasks/cat.json.part": "a copy",
+    "for gpu in 0 1": "needs two GPUs",
     "docker buildx build": "the base image is on a registry, and it takes minutes: tried by hand",
     "docker buildx imagetools": "the image would have to be on a registry",
     "cosign": "the image would have to be on a registry",

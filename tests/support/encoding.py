@@ -66,7 +66,7 @@ class Setup:
         )
         self.dataset = dataset or FakeDataset(images, texts, masks=masks)
         self.family = LinearFamily(width=48)
-        self.family.latent_shape = lambda height, width: (3, height // 2, width // 2)
+        self.family.latent_shape = lambda extent: (3, extent.height // 2, extent.width // 2)
         self.stream = VisitStream(
             seed=seed, num_rows=len(images), random_flip=flip, num_train_timesteps=1000, order=order
         )
@@ -147,6 +147,6 @@ def reference(setup):
         )
         captions = setup.dataset.captions(sample)
         caption = captions[int(rng.below(np.array([visit.caption_word], dtype=np.uint64), len(captions))[0])]
-        moments = family.encode_image(image.render(images[sample], view))
+        moments = family.encode_pixels(image.render(images[sample], view))
         result.append(Example(visit, moments, family.encode_caption(caption) | family.place(view)))
     return [result[k : k + BATCH] for k in range(0, len(result), BATCH)]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine.data.media.geometry import UnreadableImage
+from engine.data.media.sample_names import OF_IMAGES
 from engine.models.families.sd.spec import SPEC
 from engine.training.methods.method import Trainable
 
@@ -31,6 +32,7 @@ class FakeDataset:
     texts: list | None = None
     reads: list = field(default_factory=list)
     masks: list | None = None
+    names = OF_IMAGES
 
     def __len__(self):
         return len(self.images)
@@ -76,10 +78,10 @@ class LinearFamily:
         self.loss_factors = iter(())
         """What the coming losses are multiplied with."""
 
-    def latent_shape(self, height, width):
+    def latent_shape(self, extent):
         return (self.width,)
 
-    def encode_image(self, pixels):
+    def encode_pixels(self, pixels):
         self.encoded_images.append(hashlib.sha256(pixels.tobytes()).hexdigest())
         mean = torch.from_numpy(pixels.reshape(-1)[: self.width].astype(np.float32)) / 255
         return {"mean": mean, "logvar": mean - 3}

@@ -151,6 +151,43 @@ QWEN25_VL_7B = {
 }
 """Qwen/Qwen2.5-VL-7B-Instruct, the text encoder of Qwen-Image."""
 
+LTX: dict[str, object] = {}
+"""Lightricks/LTX-Video, `transformer/config.json`, of 2 billion parameters: the defaults of Diffusers' class."""
+
+WAN_1B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+"""Wan-AI/Wan2.1-T2V-1.3B-Diffusers; of 14 billion parameters: the defaults of Diffusers' class."""
+
+WAN_22_5B = {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
+"""Wan-AI/Wan2.2-TI2V-5B-Diffusers."""
+
+WAN_22_VAE = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.0] * 48,
+    "latents_std": [1.0] * 48,
+}
+"""Its VAE, without the published statistics of the latents."""
+
+UMT5_XXL = {
+    "architectures": ["UMT5EncoderModel"],
+    "model_type": "umt5",
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "feed_forward_proj": "gated-gelu",
+}
+"""Wan's text encoder, google/umt5-xxl."""
+
 VAE_FLUX2 = VAE_16 | {"latent_channels": 32, "use_quant_conv": True, "use_post_quant_conv": True}
 
 

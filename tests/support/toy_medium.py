@@ -1,4 +1,4 @@
-"""A medium of one file: short clips without compression. Its row is `MEDIA["clip"] = CLIP`."""
+"""A medium of one file: short clips without compression. Its row is `MEDIA["clip"] = lambda dataset: CLIP`."""
 
 import struct
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.medium import Medium
+from engine.task.plan.extent import Extent
 
 _HEADER = struct.Struct("<4sHHH")
 """`CLIP`, then the number of frames, height and width."""
@@ -41,14 +42,14 @@ def _shown(frames, view):
     return np.ascontiguousarray(shown[:, :, ::-1] if view.flip else shown)
 
 
-def read_size(data):
+def measure(data):
     _, height, width = _header(data)
-    return width, height
+    return Extent(width, height)
 
 
 def check(data):
     _frames(data)
-    return read_size(data)
+    return measure(data)
 
 
 def render(data, view):
@@ -57,7 +58,7 @@ def render(data, view):
 
 
 def check_mask(data, size):
-    if check(data) != size:
+    if check(data).size != size:
         raise UnreadableImage("its mask has another shape")
 
 
@@ -80,7 +81,7 @@ def has_more_frames(data):
 CLIP = Medium(
     suffixes=frozenset([".clip"]),
     reader_version="1",
-    read_size=read_size,
+    measure=measure,
     check=check,
     render=render,
     check_mask=check_mask,

@@ -58,7 +58,9 @@ class Child:
             os.kill(self.pid, signum)
 
 
-def start(program: str, arguments: Sequence[str], run: Callable[[], int]) -> Child:
+def start(
+    program: str, arguments: Sequence[str], run: Callable[[], int], *, prepare: Callable[[], None] | None = None
+) -> Child:
     """Start `run` in a forked child, or `program` with `arguments` in an interpreter of its own where that is not safe.
 
     The child is in a session of its own, and its signals are at their defaults.
@@ -67,6 +69,7 @@ def start(program: str, arguments: Sequence[str], run: Callable[[], int]) -> Chi
         program: the path of the Python program of which `run` is the main function.
         arguments: its command line.
         run: returns the exit code.
+        prepare: called in the child before anything else, in either case.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -75,7 +78,7 @@ def start(program: str, arguments: Sequence[str], run: Callable[[], int]) -> Chi
     try:
         pid = os.fork()
         if pid == 0:
-            _be_child(command, run if is_alone else None, before)
+            _be_child(command, run if is_alone else None, before, prepare)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Child(pid)
@@ -86,13 +89,20 @@ def _is_alone() -> bool:
     return sum(name != _FORKED_SAFELY for name in names) == 1
 
 
-def _be_child(command: list[str], run: Callable[[], int] | None, mask: set[int | signal.Signals]) -> NoReturn:
+def _be_child(
+    command: list[str],
+    run: Callable[[], int] | None,
+    mask: set[int | signal.Signals],
+    prepare: Callable[[], None] | None,
+) -> NoReturn:
     code = BUG_CODE
     try:
         os.setsid()
         for signum in _HANDLED:
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if prepare is not None:
+            prepare()
         if run is None or _has_lost_cuda():
             os.execv(command[0], command)
         sys.argv = command[1:]

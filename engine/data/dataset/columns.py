@@ -6,7 +6,7 @@ A `DatasetError` names the table, the column, and what is there instead.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -18,6 +18,8 @@ from engine.core.messages import shown
 from engine.data.media.medium import Medium
 
 _MAX_LISTED: Final = 6
+_DEFAULT_CAPTION: Final = "text"
+_MUSUBI_CAPTION: Final = "caption"
 _SEVERAL: Final = "several columns of one name"
 
 
@@ -50,7 +52,8 @@ class Columns:
             if kinds.get(name) in ("images", "text", "null"):
                 return name
         raise NoSuchColumnError(
-            f"{label} has no column {self.mask!r} of images (dataset.mask_column); its columns: {listed(kinds)}",
+            f"{label} has no column {self.mask!r} of images (dataset.mask_column); "
+            f"its columns: {listed(kinds, self.medium)}",
             kinds,
             self.medium,
         )
@@ -58,13 +61,16 @@ class Columns:
     @property
     def image_spellings(self) -> tuple[str, ...]:
         """The names that the image column may have: an imagefolder's metadata calls it `file_name`."""
-        return (self.image, f"{self.image}_file_name", *(["file_name"] if self.image == "image" else []))
+        names = self.medium.names
+        others = names.other_columns if self.image == names.default_column else ()
+        return (self.image, f"{self.image}_file_name", *others)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names that one of the columns may have."""
         masks = (self.mask, f"{self.mask}_file_name") if self.mask else ()
-        return (*self.image_spellings, self.caption, *masks)
+        captions = (_MUSUBI_CAPTION,) if self.medium.names.musubi_columns else ()
+        return tuple(dict.fromkeys((*self.image_spellings, self.caption, *captions, *masks)))
 
     def pick(self, kinds: Mapping[str, str], label: str) -> tuple[str, str]:
         """Return the names of the image column and of the caption column in a table.
@@ -78,34 +84,48 @@ class Columns:
             DatasetError: the caption column is there twice, or the image column holds something else.
         """
         found = [name for name in self.image_spellings if name in kinds]
-        for name, key, there in (
-            (self.image, "image_column", found),
-            (self.caption, "caption_column", self.caption in kinds),
+        caption = self._caption_beside(found, kinds)
+        key = self.medium.names.column_key
+        for name, asked_by, there in (
+            (self.image, key, found),
+            (self.caption, "caption_column", caption in kinds),
         ):
-            if not there and (key == "image_column" or self.fallback is None):
+            if not there and (asked_by == key or self.fallback is None):
                 raise NoSuchColumnError(
-                    f"{label} has no column {name!r} (dataset.{key}); its columns: {listed(kinds)}",
+                    f"{label} has no column {name!r} (dataset.{asked_by}); its columns: {listed(kinds, self.medium)}",
                     kinds,
                     self.medium,
                 )
-        if kinds.get(self.caption) == _SEVERAL:
-            raise DatasetError(f"{label} has {_SEVERAL}: {self.caption!r}")
+        if kinds.get(caption) == _SEVERAL:
+            raise DatasetError(f"{label} has {_SEVERAL}: {caption!r}")
         if kinds[found[0]] not in ("images", "text"):
             raise DatasetError(
-                f"column {found[0]!r} of {label} (dataset.image_column) holds {kinds[found[0]]}, not images; "
-                f"its columns: {listed(kinds)}"
+                f"column {found[0]!r} of {label} (dataset.{key}) holds {kinds[found[0]]}, not "
+                f"{self.medium.names.several}; its columns: {listed(kinds, self.medium)}"
             )
-        return found[0], self.caption
+        return found[0], caption
+
+    def _caption_beside(self, found: Sequence[str], kinds: Mapping[str, str]) -> str:
+        """Return the name of the caption column, which is `caption` in lists for musubi-tuner."""
+        is_musubis = found[:1] and found[0] in self.medium.names.musubi_columns
+        if is_musubis and self.caption == _DEFAULT_CAPTION and self.caption not in kinds:
+            return _MUSUBI_CAPTION
+        return self.caption
 
 
-def listed(kinds: Mapping[str, str]) -> str:
+def listed(kinds: Mapping[str, str], medium: Medium) -> str:
     """Return a table's first columns for a message, each with what it holds; names with outer blanks are quoted."""
     few = [
-        f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({kinds[name]})"
+        f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({said(kinds[name], medium)})"
         for name in islice(kinds, _MAX_LISTED)
     ]
     more = f" and {len(kinds) - _MAX_LISTED:,} more" if len(kinds) > _MAX_LISTED else ""
     return ", ".join(few) + more or "none"
+
+
+def said(kind: str, medium: Medium) -> str:
+    """Return what a column holds in words: "images" stands for samples of any medium."""
+    return medium.names.several if kind == "images" else kind
 
 
 def arrow_kinds(schema: pa.Schema) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.data.dataset.rows import Rows
 from engine.data.media.geometry import UnreadableImage
+from engine.data.media.sample_names import OF_IMAGES, SampleNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class ImageDataset:
     """The Hub commit, None for data from elsewhere."""
     selection: str | None = None
     """A digest of the indices of the images that `picked` took; None for the whole dataset."""
+    names: SampleNames = OF_IMAGES
+    """The words for its samples."""
 
     def __len__(self) -> int:
         """Return the number of visits of an epoch: a repeated image counts that often."""
@@ -105,7 +108,7 @@ class ImageDataset:
                 own = part.picked([row - start for row in rows])
                 parts.append(own if repeated else replace(own, repeats=1))
             start = end
-        return ImageDataset(tuple(parts), ends_of(parts), self.fingerprint, self.revision, _name_of(wanted))
+        return replace(self, parts=tuple(parts), ends=ends_of(parts), selection=_name_of(wanted))
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the number of the part that a row is in, and its index there."""
@@ -118,13 +121,17 @@ class ImageDataset:
         return self.ends[number - 1] if number else 0
 
 
-def none_readable(what: str, num_images: int, name: str, reason: str) -> str:
+def none_readable(what: str, dataset: ImageDataset, name: str, reason: str) -> str:
     """Return the message for a dataset, called `what`, without a readable image; `name` and `reason` are an example."""
+    num_images, names = dataset.num_images, dataset.names
     if num_images == 1:
-        return f"{what}: its only image, {name}, is not readable ({reason}); save it as PNG or JPEG, or take another"
+        return (
+            f"{what}: its only {names.noun}, {name}, is not readable ({reason}); save it as {names.readable}, "
+            "or take another"
+        )
     return (
-        f"{what}: none of its {num_images:,} images is readable, such as {name} ({reason}); "
-        "save them as PNG or JPEG, or take others"
+        f"{what}: none of its {num_images:,} {names.several} is readable, such as {name} ({reason}); "
+        f"save them as {names.readable}, or take others"
     )
 
 

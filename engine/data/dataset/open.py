@@ -20,6 +20,7 @@ from engine.data.dataset.reach import Reach
 from engine.data.dataset.rows import Rows, rows_from_arrow
 from engine.data.dataset.tables.tables import Source
 from engine.data.media.medium import Medium
+from engine.data.media.sample_names import SampleNames
 from engine.task.paths import nearest
 from engine.task.task import Dataset
 
@@ -57,9 +58,8 @@ def open_dataset(
         TemporaryError: the network or the Hub fails.
         OutputError: the cache cannot be written.
     """
-    columns = Columns(
-        wanted.image_column, wanted.caption_column, medium, fallback=wanted.fallback_caption, mask=wanted.mask_column
-    )
+    column = {"image_column": wanted.image_column, "video_column": wanted.video_column}[medium.names.column_key]
+    columns = Columns(column, wanted.caption_column, medium, fallback=wanted.fallback_caption, mask=wanted.mask_column)
     source = Source(
         columns=columns,
         reach=Reach(),
@@ -73,9 +73,9 @@ def open_dataset(
         parts, commit = _named(wanted.name, source, revision, report)
     else:
         parts, commit = _fetched(str(wanted.url), source, report, limits), None
-    dataset = _dataset(parts, wanted.repeats, cache_dir, revision=commit)
+    dataset = _dataset(parts, wanted.repeats, cache_dir, revision=commit, names=medium.names)
     if split is None:
-        for line in caption_notes(dataset.parts):
+        for line in caption_notes(dataset.parts, medium.names.noun):
             report(line)
         if wanted.joins_lines and not any(map(is_text_beside, dataset.caption_rules)):
             report('dataset: caption_lines "joined" has no effect: no text files beside images are read')
@@ -111,11 +111,16 @@ def _loaded_from_hub(
     kinds = arrow_kinds(table.schema)
     image, _ = columns.pick(kinds, name)
     if kinds[image] != "images":
-        raise DatasetError(f"column {image!r} of {name} (dataset.image_column) holds {kinds[image]}, not images")
+        raise DatasetError(
+            f"column {image!r} of {name} (dataset.{columns.medium.names.column_key}) holds {kinds[image]}, not "
+            f"{columns.medium.names.several}"
+        )
     return (rows_from_arrow(table, columns, folder=Path("/"), reach=reach, label=name, files=files),), commit
 
 
-def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None) -> ImageDataset:
+def _dataset(
+    parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: str | None, names: SampleNames
+) -> ImageDataset:
     parts = pinned([replace(part, repeats=part.repeats * repeats) for part in parts if len(part.images)])
     if not parts:
         raise DatasetError("the dataset has no rows")
@@ -125,4 +130,4 @@ def _dataset(parts: Sequence[Rows], repeats: int, cache_dir: Path, *, revision: 
             f"with its repeats an epoch of the dataset has {ends[-1]:,} visits, more than {MAX_EPOCH_VISITS:,}: "
             "use fewer repeats (dataset.repeats, folders called N_name)"
         )
-    return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision)
+    return ImageDataset(parts, ends, remembered_fingerprint(parts, cache_dir), revision, names=names)

@@ -72,6 +72,7 @@ def rows_from_arrow(
     """
     kinds = arrow_kinds(table.schema)
     image, caption = columns.pick(kinds, label)
+    columns = replace(columns, caption=caption)
     mask = columns.pick_mask(kinds, label)
     for name in (image, *([caption] if caption in table.column_names else []), *([mask] if mask else [])):
         try:

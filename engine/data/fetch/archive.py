@@ -109,6 +109,7 @@ def _move_table(file: Path, kind: Kind, into: Path) -> None:
         advice = {
             Kind.WEB_PAGE: "the URL must give the file itself, not a page about it",
             Kind.IMAGE: "a dataset needs images with captions in an archive or a table",
+            Kind.VIDEO: "a dataset needs clips with captions in an archive or a table",
             Kind.POINTER: "the URL must give the file that it stands for",
         }.get(kind, "expected .zip, .tar (also .gz, .bz2, .xz), .parquet, .arrow, .jsonl, .json or .csv")
         raise DatasetError(f"it is {kind.value}: {advice}")

@@ -10,7 +10,7 @@ from typing import Final
 
 from engine.core.errors import DatasetError
 from engine.core.files.folder_names import repeated_folder
-from engine.data.media.registry import MEDIA
+from engine.data.media.registry import is_sample
 
 MAX_NAME_BYTES: Final = 255
 MAX_PATH_BYTES: Final = 1024
@@ -118,7 +118,7 @@ class Listing:
         captioned = {path.rpartition(".")[0] for path in self.paths if path.lower().endswith((".txt", ".caption"))}
         for path in self._untold:
             folders, stem = path.split("/")[:-1], path.rpartition(".")[0]
-            is_image = any(medium.has_name(path) for medium in MEDIA.values())
+            is_image = is_sample(path)
             says = any(repeated_folder(folder) and not folder.isascii() for folder in folders)
             if is_image and says and not captioned & {path, stem}:
                 raise DatasetError(
@@ -155,9 +155,5 @@ def is_webdataset(paths: Iterable[str]) -> bool:
             return False
         stem, _, extension = name.partition(".")
         samples.setdefault(f"{folder}/{stem}", set()).add(extension.lower())
-    pictured = [
-        extensions
-        for extensions in samples.values()
-        if any(medium.has_name(extension) for medium in MEDIA.values() for extension in extensions)
-    ]
+    pictured = [extensions for extensions in samples.values() if any(map(is_sample, extensions))]
     return bool(pictured) and all(extensions & _SIDECARS for extensions in pictured)

@@ -31,6 +31,7 @@ class Kind(Enum):
     SEVEN_ZIP = "a 7z archive"
     RAR = "a RAR archive"
     IMAGE = "a single image"
+    VIDEO = "a single video"
     WEB_PAGE = "a web page (HTML or XML)"
     POINTER = "a Git LFS pointer"
     EMPTY = "an empty file"
@@ -82,7 +83,9 @@ def sniff(path: Path) -> Kind:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    return Kind.IMAGE if _is_boxed_image(head) else _text_kind(head)
+    if _is_boxed_image(head):
+        return Kind.IMAGE
+    return Kind.VIDEO if _is_video(head) else _text_kind(head)
 
 
 def is_tar_header(block: bytes) -> bool:
@@ -106,6 +109,11 @@ def _is_boxed_image(head: bytes) -> bool:
     heif = head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1")
     bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
     return webp or heif or bitmap
+
+
+def _is_video(head: bytes) -> bool:
+    """Return whether a file is an MP4, MOV, Matroska, WebM or AVI file; asked after `_is_boxed_image`."""
+    return head[4:8] in (b"ftyp", b"moov") or head[:4] == b"\x1aE\xdf\xa3" or head[8:12] == b"AVI "
 
 
 def _text_kind(head: bytes) -> Kind:

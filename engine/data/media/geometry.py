@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from engine.task.plan.extent import Extent
+
 Size = tuple[int, int]
 """(width, height) in pixels, upright (EXIF applied)."""
 
@@ -15,6 +17,19 @@ MAX_RESIZED_PIXELS: Final = 2**26
 
 class UnreadableImage(Exception):  # noqa: N818  # a property of the image: the job goes on without it
     """The bytes are not an image that can be trained on. `str(error)` is the reason, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The frames of one view of a clip."""
+
+    positions: tuple[int, ...] = ()
+    """Their positions in the clip, ascending; () for a medium without frames."""
+    repeatable: bool = True
+    """True if other visits show the same frames, so that caching them on disk is useful."""
+
+
+NO_FRAMES: Final = Frames()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,13 @@ class Geometry:
     left: int
     flip: bool
     repeatable: bool
+    frames: tuple[int, ...] = ()
+    """The positions of the frames that are shown, in the clip at the medium's frame rate; () for an image."""
+
+    @property
+    def extent(self) -> Extent:
+        """The size of what is shown."""
+        return Extent(*self.target, len(self.frames) or 1)
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -58,7 +80,15 @@ def covering(size: Size, target: Size) -> Size:
     return resized
 
 
-def geometry(size: Size, *, target: Size, center_crop: bool, crop_words: tuple[int, int], flip: bool) -> Geometry:
+def geometry(
+    size: Size,
+    *,
+    target: Size,
+    center_crop: bool,
+    crop_words: tuple[int, int],
+    flip: bool,
+    frames: Frames = NO_FRAMES,
+) -> Geometry:
     """Return the geometry that resizes an image to cover `target`, then crops the centre or a random place.
 
     Args:
@@ -67,6 +97,7 @@ def geometry(size: Size, *, target: Size, center_crop: bool, crop_words: tuple[i
         center_crop: crop the centre.
         crop_words: two raw 64-bit random words, for top and left; not used for a centre crop.
         flip: mirror left to right.
+        frames: the frames of a clip to show.
 
     Raises:
         UnreadableImage: the shape is so extreme that resizing it would need gigabytes.
@@ -84,7 +115,8 @@ def geometry(size: Size, *, target: Size, center_crop: bool, crop_words: tuple[i
         top=top,
         left=left,
         flip=flip,
-        repeatable=center_crop or slack_x == slack_y == 0,
+        repeatable=frames.repeatable and (center_crop or slack_x == slack_y == 0),
+        frames=frames.positions,
     )
 
 

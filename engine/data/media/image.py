@@ -18,6 +18,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError,
 
 from engine.data.media.geometry import Geometry, Size, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
+from engine.task.plan.extent import Extent
 
 # The formats of cameras, the web and image editors. Left out: formats that start other programs (EPS), documents (PDF)
 # and formats that datasets do not contain, because each parser is an attack surface.
@@ -58,14 +59,19 @@ def image_size(data: bytes) -> Size:
         return _upright_size(image.size, _orientation(image))
 
 
-def check(data: bytes) -> Size:
-    """Decode an image completely and return its upright (width, height). Raises UnreadableImage."""
+def measure(data: bytes) -> Extent:
+    """Return the upright size of an encoded image, from its header alone. Raises UnreadableImage."""
+    return Extent(*image_size(data))
+
+
+def check(data: bytes) -> Extent:
+    """Decode an image completely and return its upright size. Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
         size = _upright_size(image.size, _orientation(image))
         image.load()
         if image.mode == "F" or image.mode.startswith("I"):  # what `render` might refuse
             _rgb(image)
-        return size
+        return Extent(*size)
 
 
 def decode(data: bytes, *, size: Size | None = None) -> Image.Image:
@@ -256,7 +262,7 @@ def _grey16(image: Image.Image) -> Image.Image:
 IMAGE: Final = Medium(
     suffixes=_SUFFIXES,
     reader_version=PIL.__version__,
-    read_size=image_size,
+    measure=measure,
     check=check,
     render=render,
     check_mask=check_mask,

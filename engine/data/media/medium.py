@@ -1,7 +1,8 @@
 """The interface of a medium: the size of an encoded sample, the pixels of one view of it, its mask, its file names.
 
 A medium is one module with these functions, a `Medium` that holds them, and a row in `registry.py`. The functions are
-defined at module level, not as closures, because worker processes import them by name.
+defined at module level, not as closures, because worker processes import them by name; `functools.partial` binds what
+the task decides.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Geometry, Size
+from engine.data.media.sample_names import OF_IMAGES, SampleNames
+from engine.task.plan.extent import Extent
 
 Pixels = npt.NDArray[np.uint8]
+ReadFacts = Callable[[bytes], ClipFacts]
 
 
 class RenderMask(Protocol):
@@ -34,14 +39,19 @@ class Medium:
     suffixes: frozenset[str]
     """The suffixes of its files, in lower case with the dot. The format is detected from the content."""
     reader_version: str
-    """The version of the code that reads headers: cached sizes of another version are not used."""
-    read_size: Callable[[bytes], Size]
-    """Returns the upright (width, height) of an encoded sample in pixels, from its header alone."""
-    check: Callable[[bytes], Size]
-    """Decodes a sample completely and returns its upright (width, height)."""
+    """The version of the code that reads headers, and what of the task it depends on: cached sizes of another one are
+    not used."""
+    has_frames: bool = False
+    """True if samples are clips: views have frames (`Geometry.frames`), of which an image has one."""
+    decoding: str = ""
+    """Names what the pixels of a view depend on, besides the bytes: the frame rate and the decoder's version, as far as
+    the encoding cache does not distinguish them already."""
+    measure: Callable[[bytes], Extent]
+    """Returns the upright size of an encoded sample, and the number of its frames, without decoding pixels."""
+    check: Callable[[bytes], Extent]
+    """Decodes a sample completely and returns the same."""
     render: Callable[[bytes, Geometry], Pixels]
-    """Returns one view of a sample: uint8, of the shape that the families of this medium encode; (height, width, 3)
-    for an image."""
+    """Returns one view of a sample: uint8, (height, width, 3), with `has_frames` (frames, height, width, 3)."""
     check_mask: Callable[[bytes, Size], None]
     """Raises UnreadableImage if `render_mask` would refuse the mask for a sample of this size."""
     render_mask: RenderMask
@@ -49,6 +59,12 @@ class Medium:
     """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
+    read_facts: ReadFacts | None = None
+    """Returns the facts about a clip without decoding it; None for a medium whose samples have no frames."""
+    names: SampleNames = OF_IMAGES
+    """The names of its samples."""
+    still_suffixes: frozenset[str] = frozenset()
+    """The suffixes of still images among samples of another kind."""
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,8 @@ Request = tuple[Callable[[], bytes], Geometry]
 
 _AHEAD: Final = 4
 """Pending images per worker, which bounds the memory."""
+_AHEAD_BYTES: Final = 1 << 30
+"""The memory that pending pixels may take, unless each worker has one view: fewer clips fit than images."""
 _LEFT_TO_THE_PARENT: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -47,7 +50,7 @@ def render_all(requests: Iterable[Request], render: Render, num_workers: int) ->
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        yield from _render_in(pool, requests, render, _AHEAD * num_workers)
+        yield from _render_in(pool, requests, render, num_workers)
     except BrokenProcessPool:
         raise TemporaryError(
             "an image-loading worker was killed, usually because memory ran out; run the same command again, "
@@ -65,7 +68,7 @@ def _read_and_render(read: Callable[[], bytes], render: Render, geometry: Geomet
 
 
 def _render_in(
-    pool: ProcessPoolExecutor, requests: Iterable[Request], render: Render, ahead: int
+    pool: ProcessPoolExecutor, requests: Iterable[Request], render: Render, num_workers: int
 ) -> Iterator[Pixels | UnreadableImage]:
     under_way: collections.deque[Future[Pixels] | UnreadableImage] = collections.deque()
     for read, geometry in requests:
@@ -76,7 +79,8 @@ def _render_in(
             with _no_signals():
                 pending = pool.submit(render, data, geometry)
             under_way.append(pending)
-        if len(under_way) > ahead:
+        fitting = _AHEAD_BYTES // (3 * math.prod(geometry.extent))
+        if len(under_way) > max(num_workers, min(_AHEAD * num_workers, fitting)):
             yield _result(under_way.popleft())
     while under_way:
         yield _result(under_way.popleft())

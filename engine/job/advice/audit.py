@@ -22,13 +22,14 @@ from engine.data.media.geometry import UnreadableImage, covering
 from engine.data.media.medium import Medium
 from engine.job.job import Job
 from engine.models.spec import TokenCounter
+from engine.task.plan.extent import Extent
 
 SECONDS: Final = 10.0
 """Time limit of the examination of images, and again of that of captions."""
 
 Clock = Callable[[], float]
-Target = Callable[[tuple[int, int]], tuple[int, int]]
-"""The mapping of an image's (width, height) to that of the view that is trained on, in pixels."""
+Target = Callable[[Extent], Extent]
+"""The mapping of a sample's size to that of the view that is trained on."""
 
 
 @dataclass(slots=True)
@@ -68,28 +69,26 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
         ModelError: the base model's tokenizer is malformed.
         DatasetError: a row has a caption or mask that is not allowed, or no image is readable.
     """
-    dataset, resolution = job.dataset, job.task.train_args.resolution
-    target: Target = job.buckets.target if job.buckets else lambda size: (resolution, resolution)
+    dataset, whole = job.dataset, job.task.train_args.extent
+    target: Target = job.buckets.target if job.buckets else lambda extent: whole
     rules = dataset.caption_rules
     lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
     if counter := _counter(job):
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
-        lines += _caption_lines(found, counter.limit, dataset.num_images)
+        lines += _caption_lines(found, counter.limit, dataset)
     is_masked, alpha = job.task.dataset.mask_column is not None, job.task.dataset.alpha_mask
     seen = look_at_images(dataset, job.medium, target, seconds, clock, masks=is_masked, alpha=alpha)
     _require_readable(seen, dataset, "the dataset")
-    lines += _image_lines(seen, dataset.num_images)
+    lines += _image_lines(seen, dataset)
     if is_masked or alpha:
-        lines.append(_mask_line(seen, dataset.num_images))
+        lines.append(_mask_line(seen, dataset))
     if job.held_out:
-        measured = look_at_images(
-            job.held_out.images, job.medium, lambda size: (resolution, resolution), seconds, clock
-        )
+        measured = look_at_images(job.held_out.images, job.medium, lambda extent: whole, seconds, clock)
         _require_readable(measured, job.held_out.images, "validation.dataset")
         if measured.unreadable:
             lines.append(f"not measured   {_counted(_broken(measured))}")
         num_seen, names = look_for_held_out(dataset, job.held_out.images, seconds, clock)
-        lines.append(f"also held out  {_counted(names)}{_sampled(num_seen, dataset.num_images)}")
+        lines.append(f"also held out  {_counted(names)}{_sampled(num_seen, dataset)}")
     return lines
 
 
@@ -97,7 +96,7 @@ def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> No
     """Raise the error that the job would raise where no image can be read."""
     if len(found.unreadable) == dataset.num_images:
         name, reason = found.unreadable[0]
-        raise DatasetError(none_readable(what, dataset.num_images, name, reason))
+        raise DatasetError(none_readable(what, dataset, name, reason))
 
 
 def _counter(job: Job) -> TokenCounter | None:
@@ -131,8 +130,8 @@ def look_at_images(
         found.num_seen += 1
         try:
             data = dataset.image_bytes(index)
-            size = medium.check(data)
-            shown = target(size)
+            extent = medium.check(data)
+            size, shown = extent.size, target(extent).size
             covering(size, shown)
             mask = dataset.mask_bytes(index) if masks else None
             if mask is not None:
@@ -203,17 +202,17 @@ def _spread(dataset: ImageDataset, seconds: float, clock: Clock) -> Iterator[int
             return
 
 
-def _caption_lines(found: CaptionAudit, limit: int, num_images: int) -> list[str]:
+def _caption_lines(found: CaptionAudit, limit: int, dataset: ImageDataset) -> list[str]:
     of_all = f"of {found.num_captions:,}"
     cut = plural(found.num_cut, f"{of_all} is", f"{of_all} are") if found.num_cut else "none is"
     empty = f", {plural(found.num_empty, 'is', 'are')} empty" if found.num_empty else ""
     where = f" ({found.longest_name})" if found.num_cut else ""
-    sampled = _sampled(found.num_seen, num_images)
+    sampled = _sampled(found.num_seen, dataset)
     return [f"tokens         longest caption {found.longest}{where}, {cut} cut at {limit}{empty}{sampled}"]
 
 
-def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
-    sampled = _sampled(found.num_seen, num_images)
+def _image_lines(found: ImageAudit, dataset: ImageDataset) -> list[str]:
+    sampled = _sampled(found.num_seen, dataset)
     lines = []
     if found.sizes:
         ordered = sorted(found.sizes, key=lambda size: size[0] * size[1])
@@ -228,11 +227,11 @@ def _image_lines(found: ImageAudit, num_images: int) -> list[str]:
     return lines
 
 
-def _mask_line(found: ImageAudit, num_images: int) -> str:
+def _mask_line(found: ImageAudit, dataset: ImageDataset) -> str:
     some = "no image has a mask: all of each image counts"
     if found.num_masked:
         some = f"{found.num_masked:,} of {plural(len(found.sizes), 'image')}"
-    return f"masks          {some}{_sampled(found.num_seen, num_images)}"
+    return f"masks          {some}{_sampled(found.num_seen, dataset)}"
 
 
 def _broken(found: ImageAudit) -> list[str]:
@@ -243,5 +242,6 @@ def _counted(items: list[str]) -> str:
     return f"{len(items):,}: {listing(items, str)}" if items else "none"
 
 
-def _sampled(num_seen: int, num_images: int) -> str:
-    return "" if num_seen == num_images else f", in a sample of {num_seen:,} of {num_images:,} images"
+def _sampled(num_seen: int, dataset: ImageDataset) -> str:
+    of_all = f"{num_seen:,} of {dataset.num_images:,} {dataset.names.several}"
+    return "" if num_seen == dataset.num_images else f", in a sample of {of_all}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from engine.core.messages import plural, short, shown
 from engine.core.redact import public
-from engine.data.dataset.dataset import ImageDataset
 from engine.data.dataset.held_out import HeldOut
 from engine.job import memory
 from engine.job.advice import lengths, rates
+from engine.job.advice.clips import Survey
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
 from engine.results import held_out_rows
@@ -22,17 +22,17 @@ def describe(job: Job) -> list[str]:
     """Return lines on what would run, after notes on a training that probably ends sooner than was meant."""
     step_range, args = job.step_range, job.task.train_args
     rate = base_learning_rate(args, step_range.micro_batches)
-    effective = step_range.visits_per_step
+    effective, noun = step_range.visits_per_step, job.medium.names.noun
     lines = [
         *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
         *(f"{name:<14} {public(one.wanted.name)} ({one.identity[:19]})" for name, one in job.base.elsewhere.items()),
-        f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job.dataset)}",
+        f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
-        f" = {plural(effective, 'image')} a step",
+        f" = {plural(effective, noun)} a step",
         f"epoch          {plural(step_range.steps_per_epoch, 'step')}",
         f"this task      steps {step_range.start_step:,} to {step_range.stop_step:,} of {step_range.max_steps:,}"
-        f" ({plural(step_range.num_steps, 'step')}, {plural(step_range.num_steps * effective, 'image')}"
+        f" ({plural(step_range.num_steps, 'step')}, {plural(step_range.num_steps * effective, noun)}"
         f", {step_range.num_steps * effective / len(job.dataset):.2f} epochs)",
         f"learning rate  {rate:g}, {args.lr_scheduler.lr_scheduler}"
         + (f" ({args.learning_rate:g} x {effective} by scale_lr)" if args.scale_lr and effective > 1 else ""),
@@ -41,8 +41,10 @@ def describe(job: Job) -> list[str]:
     if args.train_text_encoder:
         own = base_text_encoder_rate(args, step_range.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
+    if survey := Survey.of(job):
+        lines += survey.lines()
     if job.buckets:
-        lines += job.buckets.lines()
+        lines += job.buckets.lines(job.medium.names.several)
     if job.held_out:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines += _describe_interim(job)
@@ -108,9 +110,10 @@ def _listed(steps: range) -> str:
     return f"after {'step' if len(steps) == 1 else 'steps'} {', '.join(shown)}"
 
 
-def _size(dataset: ImageDataset) -> str:
+def _size(job: Job) -> str:
+    dataset = job.dataset
     repeated = f", {len(dataset):,} visits an epoch" if len(dataset) != dataset.num_images else ""
-    return f"{plural(dataset.num_images, 'image')}{repeated}"
+    return f"{plural(dataset.num_images, job.medium.names.noun)}{repeated}"
 
 
 def warnings(job: Job) -> list[str]:
@@ -127,6 +130,8 @@ def warnings(job: Job) -> list[str]:
     found += _beyond_the_end(job)
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size)
+    if survey := Survey.of(job):
+        found += survey.notes()
     found += rates.notes(job)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:

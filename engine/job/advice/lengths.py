@@ -65,7 +65,7 @@ def _one_step(job: Job) -> list[str]:
         return []
     return [
         f"the whole training is 1 step: an epoch has {plural(step_range.num_rows, 'visit')}, a step takes "
-        f"{plural(step_range.visits_per_step, 'image')}, and the end is {_maximum(args)}; set "
+        f"{plural(step_range.visits_per_step, job.medium.names.noun)}, and the end is {_maximum(args)}; set "
         "train_args.max_train_steps and num_train_steps, such as 1000"
     ]
 
@@ -76,9 +76,10 @@ def few_visits(job: Job) -> list[str]:
     visits = step_range.max_steps * step_range.visits_per_step / num_images
     if isinstance(job.parent, Checkpoint) or num_images > _SMALL or visits >= _FEW or _one_step(job):
         return []
+    noun = job.medium.names.noun
     return [
-        f"the whole training shows each image {visits:.2g} times on average; the recipes of docs/cookbook.md show each "
-        "60 times or more: raise train_args.max_train_steps and num_train_steps"
+        f"the whole training shows each {noun} {visits:.2g} times on average; the recipes of docs/cookbook.md show "
+        "each 60 times or more: raise train_args.max_train_steps and num_train_steps"
     ]
 
 

@@ -99,6 +99,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         Workload(
             batch=args.batch_size,
             resolution=args.resolution,
+            frames=args.num_frames,
             caption_tokens=family.caption_tokens.of(task.dataset),
             value_bytes=width,
             is_float16=task.mixed_precision == "fp16",

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from engine.core.errors import JobError
 from engine.data import caption_choice
-from engine.data.media.geometry import Size, UnreadableImage, geometry
+from engine.data.media.geometry import NO_FRAMES, Frames, Size, UnreadableImage, geometry
 from engine.job.job import Job
 from engine.results.report.pictures import TrainingImage
 from engine.training.buckets import nearest
@@ -36,9 +36,11 @@ def _small(job: Job, row: int) -> TrainingImage | None:
         data = dataset.image_bytes(row)
         if len(data) > _MAX_BYTES:
             return None
-        size = medium.read_size(data)
-        view = geometry(size, target=_shape(job, size), center_crop=True, crop_words=(0, 0), flip=False)
+        size = medium.measure(data).size
+        frames = Frames((0,)) if medium.has_frames else NO_FRAMES
+        view = geometry(size, target=_shape(job, size), center_crop=True, crop_words=(0, 0), flip=False, frames=frames)
         pixels = medium.render(data, view)
+        pixels = pixels[0] if medium.has_frames else pixels
     except (UnreadableImage, JobError):  # the training itself says so
         return None
     if pixels.ndim != 3:  # of another medium

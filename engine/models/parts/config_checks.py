@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
 from engine.models.spec import Configs
+from engine.task.plan.extent import Extent
 
 _MOST: Final = {
     "layers_per_block": 1000,
@@ -79,6 +80,35 @@ def require_one_scale(vae: Mapping[str, Any], kind: str) -> None:
         raise ModelError(f"the base model's VAE scales each channel separately: it is not that of {kind}")
 
 
+def require_channel_scales(config: Configs, key: str, default: int) -> None:
+    """Check that the VAE gives a mean and a standard deviation for each channel of its latents.
+
+    A configuration without them has the defaults of the class, for `default` channels.
+
+    Args:
+        config: the base model's configurations.
+        key: where the VAE's configuration has the number of channels.
+        default: that number if the configuration lacks it.
+
+    Raises:
+        ModelError: one is missing, or no number, or a standard deviation is not positive.
+    """
+    vae, channels = config("vae"), require_size(config, "vae", key, default)
+    for name, lowest in (("latents_mean", -math.inf), ("latents_std", 0.0)):
+        values = vae.get(name)
+        if values is None and channels == default:
+            continue
+        if not isinstance(values, list) or len(values) != channels or not all(_is_above(n, lowest) for n in values):
+            raise ModelError(
+                f"the base model's vae/config.json gives {name} as {str(values)[:40]!r}, {channels} numbers are "
+                "expected: download it again"
+            )
+
+
+def _is_above(value: Any, lowest: float) -> bool:
+    return type(value) in (int, float) and lowest < value < math.inf
+
+
 def require_rotations(config: Configs, *, axes: int) -> None:
     """Raise ModelError unless the rotations of the positions, on so many axes, fill a transformer's attention head."""
     width, found = require_size(config, "transformer", "attention_head_dim", 128), config("transformer").get(_ROTATIONS)
@@ -92,9 +122,9 @@ def require_rotations(config: Configs, *, axes: int) -> None:
         )
 
 
-def require_multiple(width: int, height: int, multiple: int) -> None:
+def require_multiple(extent: Extent, multiple: int) -> None:
     """Raise TaskError unless an image's sides in pixels are multiples of a number."""
-    if wrong := [side for side in (width, height) if side % multiple]:
+    if wrong := [side for side in extent.size if side % multiple]:
         below = max(1, wrong[0] // multiple) * multiple
         raise TaskError(
             f"train_args.resolution is {wrong[0]}: expected a multiple of {multiple} for this base model, such as "

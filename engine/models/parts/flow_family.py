@@ -25,9 +25,10 @@ from engine.models.objectives.flow.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one
+from engine.models.parts.clip.encoder import embed_one
 from engine.models.parts.vae import ImageLatents
 from engine.models.spec import FamilySpec
+from engine.task.plan.extent import Extent
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -108,10 +109,10 @@ class FlowFamily(ABC):
     def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
         return cast(torch.nn.Module, load_part(self.classes[component], self._args, component, folder))
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        return self.latents.shape(height, width)
+    def latent_shape(self, extent: Extent) -> tuple[int, ...]:
+        return self.latents.shape(extent)
 
-    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+    def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self.latents.encode(pixels)
 
     def sample_latents(self, moments: Tensors, noise: torch.Tensor) -> torch.Tensor:

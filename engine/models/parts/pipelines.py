@@ -20,9 +20,10 @@ def draw(
     after_step: Callable[[], None],
     arguments: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Draw one image, as specified by `Family.draw`, with a pipeline that is made of the family's parts.
+    """Draw one image or clip, as specified by `Family.draw`, with a pipeline that is made of the family's parts.
 
-    `arguments` are the pipeline's keyword arguments for prompts and guidance; None gives it the drawing's as they are.
+    `arguments` are the pipeline's keyword arguments for prompts and guidance, and for clips the number of frames; None
+    gives it the drawing's prompts and guidance as they are.
     """
 
     def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -33,14 +34,15 @@ def draw(
     pipeline.set_progress_bar_config(disable=True)
     if arguments is None:
         arguments = {name: getattr(drawing, name) for name in ("prompt", "negative_prompt", "guidance_scale")}
-    images = pipeline(
+    found = pipeline(
         **arguments,
         height=height,
         width=width,
         num_inference_steps=drawing.num_inference_steps,
         generator=generator,
         callback_on_step_end=each_step,
-    ).images
+    )
+    images = found.images if "images" in found else found.frames[0]
     return np.stack([np.asarray(image) for image in images])
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from engine.models.family import Tensors
+from engine.task.plan.extent import Extent
 
 
 class ImageLatents:
@@ -18,10 +19,10 @@ class ImageLatents:
     def __init__(self, vae: AutoencoderKL) -> None:
         self._vae = vae
 
-    def shape(self, height: int, width: int) -> tuple[int, ...]:
+    def shape(self, extent: Extent) -> tuple[int, ...]:
         """Return the shape (channels, height, width) of the latents of an image of this size in pixels."""
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        return (self._vae.config.latent_channels, height // factor, width // factor)
+        return (self._vae.config.latent_channels, extent.height // factor, extent.width // factor)
 
     @torch.no_grad()
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:

@@ -8,6 +8,8 @@ from typing import Literal
 from engine.task.key import Chain, about_field, default_of, key
 from engine.task.keys.patterns import NO_NUL
 
+FrameExtraction = Literal["head", "chunk", "uniform", "random"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
@@ -37,6 +39,29 @@ class Dataset:
         pattern=NO_NUL,
     )
     image_column: str = key("image", "Image column", "The column with the images.", chain=Chain.UNRECORDED)
+    video_column: str = key(
+        "video",
+        "Video column",
+        "For video models: the column with the clips, and with images beside clips.",
+        chain=Chain.UNRECORDED,
+    )
+    frame_rate: float | None = key(
+        None,
+        "Frame rate",
+        "For video models: the frames per second at which clips are trained on. Each frame of the resampled clip shows "
+        "the file's frame whose time is nearest. Null keeps each file's own frames.",
+        chain=Chain.AGREED_IF_SET,
+        exclusiveMinimum=0,
+        maximum=1000,
+    )
+    frame_extraction: FrameExtraction = key(
+        "head",
+        "Frame extraction",
+        "For video models: which frames of a longer clip are shown. `head`: the first ones; `chunk`: its successive "
+        "pieces, one in each epoch in turn; `uniform`: frames spread evenly from the first to the last, which shows "
+        "the clip faster; `random`: successive ones from a random start.",
+        training_only=True,
+    )
     caption_column: str = key(
         "text",
         "Caption column",

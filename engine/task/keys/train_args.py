@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.task.key import Chain, key
+from engine.task.plan.extent import Extent
 
 PredictionType = Literal["epsilon", "v_prediction"]
 LrScheduleName = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -141,6 +142,16 @@ class TrainArgs:
         chain=Chain.AGREED | Chain.RECORDED,
         minimum=64,
         multipleOf=8,
+    )
+    num_frames: int = key(
+        1,
+        "Frames",
+        "For video models: how many frames of each clip are trained on; 1 trains on images. Each model has its own "
+        "numbers: 8k + 1 or 4k + 1. A shorter clip is left out, or with `transforms.buckets` "
+        "trained with fewer frames.",
+        chain=Chain.AGREED_IF_SET,
+        minimum=1,
+        maximum=100_000,
     )
     noise_offset: float = key(
         0.0,
@@ -284,3 +295,8 @@ class TrainArgs:
         chain=Chain.RECORDED,
     )
     adam_args: AdamArgs = key(AdamArgs, "AdamW", "The optimizer's arguments.", chain=Chain.RECORDED)
+
+    @property
+    def extent(self) -> Extent:
+        """The size of what a visit shows, where no bucket decides it."""
+        return Extent(self.resolution, self.resolution, self.num_frames)

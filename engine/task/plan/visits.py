@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from engine.core import rng
+from engine.task.plan.extent import Extent
 from engine.task.plan.timesteps import Timesteps
 
 MAX_VISITS: Final = 2**63 - 1
@@ -39,12 +40,10 @@ class Visit:
     timestep: int
     drop_caption: bool = False
     """True if the visit has an empty caption."""
-    bucket: tuple[int, int] | None = None
-    """(width, height) in pixels of all images in the visit's micro-batch; None is a square of the task's resolution."""
-
-    def size(self, resolution: int) -> tuple[int, int]:
-        """Return the (width, height) in pixels at which the image is trained on."""
-        return self.bucket or (resolution, resolution)
+    bucket: Extent | None = None
+    """The size of all samples in the visit's micro-batch; None is the task's (`TrainArgs.extent`)."""
+    clip_word: int = 0
+    """A raw 64-bit word for the first frame of a clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class OrderedRow:
     epoch: int
     position: int
     sample: int
-    bucket: tuple[int, int] | None = None
+    bucket: Extent | None = None
 
 
 class Order(Protocol):
@@ -134,6 +133,7 @@ class VisitStream:
         flips = rng.below(rng.words(self.seed, "flip", start, count)[:, 0], 2)
         crops = rng.words(self.seed, "crop", start, count)
         captions = rng.words(self.seed, "caption", start, count)
+        clips = rng.words(self.seed, "clip", start, count)
         timesteps = self.timesteps.draw(rng.words(self.seed, "timestep", start, count)[:, 0])
         dropped = [False] * count
         if self.caption_dropout:
@@ -151,6 +151,7 @@ class VisitStream:
                 timestep=int(timesteps[i]),
                 drop_caption=dropped[i],
                 bucket=row.bucket,
+                clip_word=int(clips[i, 0]),
             )
 
     def tag_order(self, number: int, length: int) -> list[int]:

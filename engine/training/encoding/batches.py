@@ -13,6 +13,7 @@ import torch
 from engine.core import rng
 from engine.models.family import Batch, Family, Tensors, autocast
 from engine.models.objectives.losses import offset_noise
+from engine.task.plan.extent import Extent
 from engine.training.encoding.visit_encoder import Example
 
 
@@ -45,21 +46,21 @@ class BatchMaker:
         *,
         dtype: torch.dtype,
         seed: int,
-        resolution: int,
+        extent: Extent,
         noise_offset: float = 0.0,
     ) -> None:
         """
         Args:
             dtype: the dtype in which trained text encoders compute.
             seed: the task's seed: with a visit's number it addresses everything random.
-            resolution: width and height of a visit without a bucket, in pixels.
+            extent: the size of a visit without a bucket.
             noise_offset: the weight of noise that is constant over each channel.
         """
         self._family = family
         self._device = device
         self._dtype = dtype
         self._seed = seed
-        self._resolution = resolution
+        self._extent = extent
         self._noise_offset = noise_offset
 
     def prepare(self, examples: Sequence[Example]) -> Prepared:
@@ -67,8 +68,7 @@ class BatchMaker:
 
         The result does not depend on the trained parameters. The host does not wait for copies to a GPU.
         """
-        width, height = examples[0].visit.size(self._resolution)
-        shape = self._family.latent_shape(height, width)
+        shape = self._family.latent_shape(examples[0].visit.bucket or self._extent)
         numbers = [example.visit.number for example in examples]
         latents = [
             self._family.sample_latents(example.moments, normal(self._seed, "vae posterior", number, shape))

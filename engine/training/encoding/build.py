@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.medium import Medium
 from engine.models.family import Family
+from engine.task.plan.extent import Extent
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Task
@@ -33,6 +35,7 @@ def build_visit_encoder(
     processes: Processes,
     check_stop: Callable[[], None],
     say: Callable[[str], None],
+    extents: Sequence[Extent] = (),
 ) -> VisitEncoder:
     """Return the encoder of a task's visits.
 
@@ -42,6 +45,7 @@ def build_visit_encoder(
         processes: the processes that share the micro-batches.
         check_stop: called between encodings; raises when the job is to stop.
         say: takes a line about each image that is skipped.
+        extents: the sizes of visits with buckets; empty without buckets.
     """
     images = ImageEncoder(
         dataset,
@@ -50,6 +54,7 @@ def build_visit_encoder(
         cache,
         placement,
         check_stop=check_stop,
+        frame_extraction=task.dataset.frame_extraction,
         has_masks=task.dataset.mask_column is not None,
         has_alpha_masks=task.dataset.alpha_mask,
         num_workers=task.dataloader_num_workers,
@@ -70,7 +75,7 @@ def build_visit_encoder(
         images,
         unreadable,
         wording=task.dataset,
-        resolution=task.train_args.resolution,
+        extent=task.train_args.extent,
         center_crop=task.transforms.center_crop,
     )
     return VisitEncoder(
@@ -85,4 +90,10 @@ def build_visit_encoder(
         placement=placement,
         processes=processes,
         check_stop=check_stop,
+        latents_bytes=max(_moments_bytes(family, extent) for extent in extents or [task.train_args.extent]),
     )
+
+
+def _moments_bytes(family: Family, extent: Extent) -> int:
+    """Return the bytes of the mean and the logarithm of the variance of a view's latents in float32."""
+    return 2 * 4 * math.prod(family.latent_shape(extent))

@@ -1,4 +1,4 @@
-"""Encode images to the moments of their latents. Each view of an image is encoded once, or comes from the cache.
+"""Encode samples (images, clips) to the moments of their latents. Each view is encoded once, or comes from the cache.
 
 The bits of an encoding depend only on its own image: images are encoded one at a time, so cache hits and workers make
 no difference.
@@ -16,10 +16,13 @@ import torch
 from engine.core.console import Meter
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
-from engine.data.media.geometry import Geometry, Size, UnreadableImage, geometry
+from engine.data.media.frames import choose_frames
+from engine.data.media.geometry import NO_FRAMES, Geometry, UnreadableImage, geometry
 from engine.data.media.medium import Medium
 from engine.data.media.rendering import render_all
 from engine.models.family import Family, Tensors
+from engine.task.plan.extent import Extent
+from engine.task.task import FrameExtraction
 from engine.training.encoding.cache import EncodingCache, cache_key
 from engine.training.encoding.encoder_placement import EncoderPlacement
 
@@ -50,6 +53,7 @@ class ImageEncoder:
         placement: EncoderPlacement,
         *,
         check_stop: Callable[[], None],
+        frame_extraction: FrameExtraction = "head",
         has_masks: bool = False,
         has_alpha_masks: bool = False,
         num_workers: int = 0,
@@ -57,6 +61,7 @@ class ImageEncoder:
         """
         Args:
             check_stop: called between encodings; raises when the job is to stop.
+            frame_extraction: which frames of a longer clip are shown.
             has_masks: whether each image's mask is encoded with it; without a mask, all of an image counts.
             has_alpha_masks: whether the opacity of an image without a mask is its mask.
             num_workers: number of processes that decode, limited to the number of cores.
@@ -67,27 +72,43 @@ class ImageEncoder:
         self._cache = cache
         self._placement = placement
         self._check_stop = check_stop
+        self._frame_extraction = frame_extraction
         self._has_masks = has_masks or has_alpha_masks
         self._has_alpha_masks = has_alpha_masks
         self._num_workers = min(num_workers, os.cpu_count() or 1)
-        self._facts: dict[int, tuple[str, Size]] = {}
+        self._facts: dict[int, tuple[str, Extent]] = {}
         self._mask_names: dict[int, str | None] = {}
 
     def view(
-        self, sample: int, *, target: Size, center_crop: bool, crop_words: tuple[int, int] = (0, 0), flip: bool = False
+        self,
+        sample: int,
+        *,
+        target: Extent,
+        center_crop: bool,
+        crop_words: tuple[int, int] = (0, 0),
+        flip: bool = False,
+        turn: int = 0,
+        clip_word: int = 0,
     ) -> View:
-        """Return the view of an image at the size `target`. Arguments as in `geometry`.
+        """Return the view of a sample at the size `target`. Other arguments as in `geometry` and `choose_frames`.
 
         Raises:
-            UnreadableImage: there is no image, or it cannot be shown at this size.
+            UnreadableImage: there is no image, or it cannot be shown at this size, or a clip has too few frames.
         """
-        digest, size = self._fact(sample)
-        mask = [self._mask_name(sample)] if self._has_masks else []
-        shown = geometry(size, target=target, center_crop=center_crop, crop_words=crop_words, flip=flip)
-        width, height = target
+        digest, found = self._fact(sample)
+        frames = NO_FRAMES
+        if self._medium.has_frames:
+            frames = choose_frames(found.frames, target.frames, self._frame_extraction, turn=turn, word=clip_word)
+        shown = geometry(
+            found.size, target=target.size, center_crop=center_crop, crop_words=crop_words, flip=flip, frames=frames
+        )
+        width, height = target.size
         # A square is named only by its side, as before buckets existed: existing cache entries stay valid.
         side = width if width == height else [width, height]
-        return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *mask))
+        more = [self._mask_name(sample)] if self._has_masks else []
+        if self._medium.has_frames:
+            more = [self._medium.decoding, *map(str, shown.frames)]
+        return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *more))
 
     def encode(self, views: Sequence[View], skip: Skip) -> dict[str, Tensors]:
         """Return the moments of the views by their keys, on the CPU; those of masked images include `mask`.
@@ -114,7 +135,7 @@ class ImageEncoder:
                 skip(one.sample, error)
                 continue
             self._placement.bring()
-            moments[one.key] = self._family.encode_image(pixels) | mask
+            moments[one.key] = self._family.encode_pixels(pixels) | mask
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
             self._check_stop()
@@ -123,11 +144,11 @@ class ImageEncoder:
     def _reader(self, sample: int) -> Callable[[], bytes]:
         return lambda: self._dataset.image_bytes(sample)
 
-    def _fact(self, sample: int) -> tuple[str, Size]:
-        """Return the SHA-256 of an image's bytes, and its size."""
+    def _fact(self, sample: int) -> tuple[str, Extent]:
+        """Return the SHA-256 of a sample's bytes, and its size."""
         if sample not in self._facts:
             data = self._dataset.image_bytes(sample)
-            self._facts[sample] = hashlib.sha256(data).hexdigest(), self._medium.read_size(data)
+            self._facts[sample] = hashlib.sha256(data).hexdigest(), self._medium.measure(data)
         return self._facts[sample]
 
     def _mask_name(self, sample: int) -> str | None:
@@ -143,8 +164,7 @@ class ImageEncoder:
 
         Raises UnreadableImage.
         """
-        width, height = one.geometry.target
-        shape = self._family.latent_shape(height, width)
+        shape = self._family.latent_shape(one.geometry.extent)
         wide = (*[1] * (len(shape) - 2), *shape[-2:])
         data, is_alpha = self._dataset.mask_bytes(one.sample), False
         if data is None:

@@ -16,21 +16,24 @@ more. For Stable Diffusion 1.5 at 512 pixels in float32 they take about 0.4 GB."
 WINDOW_BYTES: Final = 1 << 30
 """The memory that these encodings may take, over all processes: fewer visits fit where encodings are large."""
 _FIRST_VISITS: Final = 128
-"""Visits of the first window, before the size of an encoding is known. At 6 MB each they take 0.8 GB."""
+"""The most visits of the first window, before the size of an encoding is known. At 6 MB each they take 0.8 GB."""
 
 
 class WindowSize:
     """The number of visits in a window, by the size of the encodings so far. It is the same in all processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, latents_bytes: int = 0) -> None:
+        """`latents_bytes` is the most that the moments of a visit's latents may take: later windows may have larger
+        clips than those so far."""
+        self._latents_bytes = latents_bytes
         self._visit_bytes = 0
 
     @property
     def visits(self) -> int:
         """The number of visits of the next window."""
         if not self._visit_bytes:
-            return min(WINDOW_VISITS, _FIRST_VISITS)
-        return min(WINDOW_VISITS, max(1, WINDOW_BYTES // self._visit_bytes))
+            return min(WINDOW_VISITS, _FIRST_VISITS, max(1, WINDOW_BYTES // max(1, self._latents_bytes)))
+        return min(WINDOW_VISITS, max(1, WINDOW_BYTES // max(self._visit_bytes, self._latents_bytes)))
 
     def measured(self, visit_bytes: int) -> None:
         """Take note of the bytes per visit of some examples, the most that any process has found."""

@@ -42,7 +42,7 @@ class UnreadableImages:
         """Record an image that cannot be shown."""
         if sample not in self._reasons:
             self._reasons[sample] = str(reason)
-            self._say(f"skipping image {self._dataset.name(sample)}: {reason}")
+            self._say(f"skipping {self._dataset.names.noun} {self._dataset.name(sample)}: {reason}")
 
     def exchange(self) -> bool:
         """Share each process's images with all others; a collective call. Return whether there were new ones."""
@@ -55,4 +55,4 @@ class UnreadableImages:
 
     def none_readable(self) -> DatasetError:
         """Return the error for a dataset without a single image that can be shown."""
-        return DatasetError(none_readable(self._what, self._dataset.num_images, *self.skipped[0]))
+        return DatasetError(none_readable(self._what, self._dataset, *self.skipped[0]))

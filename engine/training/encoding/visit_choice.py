@@ -7,6 +7,7 @@ from functools import partial
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import UnreadableImage
+from engine.task.plan.extent import Extent
 from engine.task.plan.visits import Visit, VisitStream
 from engine.task.task import Dataset
 from engine.training.encoding.images import ImageEncoder, View
@@ -24,20 +25,20 @@ class VisitChoice:
         unreadable: UnreadableImages,
         *,
         wording: Dataset,
-        resolution: int,
+        extent: Extent,
         center_crop: bool,
     ) -> None:
         """
         Args:
             wording: the task's keys for captions.
-            resolution: width and height of a visit without a bucket, in pixels.
+            extent: the size of a visit without a bucket.
         """
         self._stream = stream
         self._dataset = dataset
         self._images = images
         self._unreadable = unreadable
         self._wording = wording
-        self._resolution = resolution
+        self._extent = extent
         self._center_crop = center_crop
 
     def view(self, visit: Visit) -> View:
@@ -53,10 +54,12 @@ class VisitChoice:
             try:
                 return self._images.view(
                     sample,
-                    target=visit.size(self._resolution),
+                    target=visit.bucket or self._extent,
                     center_crop=self._center_crop,
                     crop_words=visit.crop_words,
                     flip=visit.flip,
+                    turn=visit.epoch,
+                    clip_word=visit.clip_word,
                 )
             except UnreadableImage as error:
                 self._unreadable.add(sample, error)

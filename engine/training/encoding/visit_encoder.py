@@ -29,7 +29,7 @@ class Example:
 
     visit: Visit
     moments: Tensors
-    """The moments from `Family.encode_image`; with masks also `mask`."""
+    """The moments from `Family.encode_pixels`; with masks also `mask`."""
     conditioning: Tensors
     tokens: Tensors = field(default_factory=dict)
     """The caption's token ids if the text encoders are trained, and so encode it in the loop; else empty."""
@@ -52,9 +52,11 @@ class VisitEncoder:
         placement: EncoderPlacement,
         processes: Processes,
         check_stop: Callable[[], None],
+        latents_bytes: int = 0,
     ) -> None:
         """
         Args:
+            latents_bytes: the most that the moments of a visit's latents take.
             processes: the processes that share the micro-batches.
             check_stop: called between encodings; raises when the job is to stop.
         """
@@ -69,7 +71,7 @@ class VisitEncoder:
         self._placement = placement
         self._processes = processes
         self._check_stop = check_stop
-        self._size = WindowSize()
+        self._size = WindowSize(latents_bytes)
         self._window = StepWindow(
             self._encode, step_range, size=self._size, world_size=processes.world_size, check_stop=check_stop
         )

@@ -19,6 +19,7 @@ from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
+from engine.task.plan.extent import Extent
 from tests.support.toy_family.spec import CHANNELS, SHRINKS, SPEC
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ class Toy:
         self._length = args.caption_tokens
         self._dtype = args.dtype
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        return (CHANNELS, height // SHRINKS, width // SHRINKS)
+    def latent_shape(self, extent: Extent) -> tuple[int, ...]:
+        return (CHANNELS, extent.height // SHRINKS, extent.width // SHRINKS)
 
-    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+    def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         image = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0
         mean = functional.avg_pool2d(image, SHRINKS)
         return {"mean": mean, "logvar": torch.full_like(mean, -4.0)}
@@ -136,8 +137,7 @@ class Toy:
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
     ) -> npt.NDArray[np.uint8]:
-        width, height = drawing.size
-        latents = torch.randn(1, *self.latent_shape(height, width), generator=generator).to(self._dtype)
+        latents = torch.randn(1, *self.latent_shape(Extent(*drawing.size)), generator=generator).to(self._dtype)
         text = self.encode_caption(drawing.prompt)["text"][None]
         self.scheduler.set_timesteps(drawing.num_inference_steps)
         for timestep in self.scheduler.timesteps:

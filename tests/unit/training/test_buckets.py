@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.core.errors import DatasetError, TaskError
-from engine.data.dataset.sizes import read_sizes
+from engine.data.dataset.sizes import read_extents
 from engine.data.media import image
 from engine.data.media.geometry import geometry
 from engine.data.media.image import IMAGE
+from engine.task.plan.extent import Extent
 from engine.task.plan.steps import MAX_VISITS
 from engine.task.plan.visits import VisitStream
 from engine.training.buckets import Bucket, BucketOrder, bucket_sizes, nearest, sort_into_buckets
@@ -29,7 +30,7 @@ RESOLUTIONS = st.integers(2, 40).map(lambda count: 64 * count)
 
 
 def bucket(width, height, rows):
-    return Bucket((width, height), np.array(rows, dtype=np.int64), len(rows))
+    return Bucket(Extent(width, height), np.array(rows, dtype=np.int64), len(rows))
 
 
 class TestSizes:
@@ -75,12 +76,12 @@ class TestSizes:
 
 class TestSorting:
     def sorted(self, dataset, tmp_path, resolution=256):
-        return sort_into_buckets(dataset, read_sizes(dataset, IMAGE, tmp_path), resolution)
+        return sort_into_buckets(dataset, read_extents(dataset, IMAGE, tmp_path), resolution)
 
     def test_every_row_is_in_the_bucket_of_its_upright_shape(self, tmp_path):
         """What cannot be shown goes with most of the others; what is found unreadable only later, by its header."""
         found = self.sorted(dataset_of(tmp_path), tmp_path, 512)
-        assert {one.size: one.rows.tolist() for one in found.members} == {
+        assert {one.extent.size: one.rows.tolist() for one in found.members} == {
             (320, 704): [4],
             (512, 512): [0, 7],
             (704, 320): [1, 2, 3, 5, 6],
@@ -90,12 +91,12 @@ class TestSorting:
         plain = self.sorted(dataset_of(tmp_path), tmp_path)
         twice = self.sorted(dataset_of(tmp_path / "2", repeats=2), tmp_path)
         for one, other in zip(plain.members, twice.members, strict=True):
-            assert (other.size, other.num_images) == (one.size, one.num_images)
+            assert (other.extent, other.num_images) == (one.extent, one.num_images)
             assert other.rows.tolist() == sorted([*one.rows, *(one.rows + 8)])
 
     def test_without_a_readable_image_all_is_square(self, tmp_path):
         found = self.sorted(dataset_of(tmp_path, {"a.png": b"no", "b.png": b"image"}), tmp_path)
-        assert [(one.size, one.rows.tolist()) for one in found.members] == [((256, 256), [0, 1])]
+        assert [(one.extent.size, one.rows.tolist()) for one in found.members] == [((256, 256), [0, 1])]
         assert found.kept == found.kept_by_squares == 1.0
 
     def test_what_a_person_sees(self, tmp_path):
@@ -164,7 +165,7 @@ class TestOrder:
         counts, batch = [6, 3], 3
         slots = list(order_of(counts, batch).ordered_rows(0, 9 * 40))
         for one in members_of(counts):
-            own = sorted((slot.epoch, slot.position, slot.sample) for slot in slots if slot.bucket == one.size)
+            own = sorted((slot.epoch, slot.position, slot.sample) for slot in slots if slot.bucket == one.extent)
             passes = [[sample for turn, _, sample in own if turn == wanted] for wanted in range(40)]
             assert all(sorted(found) == one.rows.tolist() for found in passes)
             assert len({tuple(found) for found in passes}) > 3
@@ -180,7 +181,7 @@ class TestOrder:
         beside = BucketOrder(seed=0, members=[bucket(64, 128, [5, 6]), bucket(64, 64, range(5))], batch_size=1)
         passes = []
         for order in (alone, beside):
-            own = [slot for slot in order.ordered_rows(0, 70) if slot.bucket == (64, 64)][:50]
+            own = [slot for slot in order.ordered_rows(0, 70) if slot.bucket == (64, 64, 1)][:50]
             passes.append(sorted((slot.epoch, slot.position, slot.sample) for slot in own))
         assert passes[0] == passes[1]
 
@@ -204,7 +205,7 @@ class TestOrder:
         order = order_of(counts, batch)
         stream = VisitStream(seed=0, num_rows=0, random_flip=False, num_train_timesteps=10, order=order)
         (visit,) = stream.visits(start, 1)
-        one = next(one for one in members_of(counts) if one.size == visit.bucket)
+        one = next(one for one in members_of(counts) if one.extent == visit.bucket)
         rows = list(order.candidates(visit))
         assert rows[0] == visit.sample and len(rows) == len(one.rows) + sum(counts)
         assert sorted(rows[: len(one.rows)]) == one.rows.tolist()
@@ -256,7 +257,7 @@ class TestEncoding:
         size_of = {row: size for size, rows in SHAPES.items() for row in rows}
         images = with_broken(broken)
         for examples in setup.run():
-            (size,) = {example.visit.bucket for example in examples}
+            (size,) = {example.visit.bucket.size for example in examples}
             for one in examples:
                 row = int(one.conditioning["states"][0])  # the caption's length
                 assert row not in broken
@@ -271,7 +272,7 @@ class TestEncoding:
                 )
                 pixels = image.render(images[row], view)
                 assert pixels.shape == (size[1], size[0], 3)
-                assert torch.equal(one.moments["mean"], setup.family.encode_image(pixels)["mean"])
+                assert torch.equal(one.moments["mean"], setup.family.encode_pixels(pixels)["mean"])
 
     def test_nothing_readable(self, tmp_path):
         with pytest.raises(DatasetError, match="none of its 7 images"):
@@ -282,7 +283,7 @@ class TestEncoding:
         setup = setup_of(images_of(), tmp_path, masks=masks, mask_column="mask")
         shapes = set()
         for one in (one for examples in setup.run() for one in examples):
-            width, height = one.visit.bucket
+            width, height = one.visit.bucket.size
             assert one.moments["mask"].shape == (1, height // 2, width // 2)
             shapes.add(one.moments["mask"].shape)
         assert len(shapes) == 3

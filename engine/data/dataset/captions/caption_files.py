@@ -24,8 +24,7 @@ CAPTION_SUFFIXES: Final = (".txt", ".caption")
 MAX_FILE_BYTES: Final = 64 << 10
 """Size limit of a caption file. A page of text has 4 KB; a larger file was not written as a caption."""
 FOLDER_NAME: Final = "the folder's name"
-JSON_RULE: Final = "a .json file beside the image"
-_TEXT_RULES: Final = {suffix: f"a {suffix} file beside the image" for suffix in CAPTION_SUFFIXES}
+_BESIDE: Final = "a {suffix} file beside the {noun}"
 _BYTE_ORDER_MARKS: Final = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -65,7 +64,12 @@ def json_beside(images: Iterable[str], files: Sequence[str], medium: Medium) -> 
 
 def is_text_beside(rule: str) -> bool:
     """Return whether captions found by this rule are in text files beside the images."""
-    return rule in _TEXT_RULES.values()
+    return any(rule.startswith(_BESIDE.format(suffix=suffix, noun="")) for suffix in CAPTION_SUFFIXES)
+
+
+def json_rule(medium: Medium) -> str:
+    """Return the rule by which captions are found in JSON files beside the samples."""
+    return _BESIDE.format(suffix=".json", noun=medium.names.noun)
 
 
 def repeats(file: str) -> tuple[int, str | None]:
@@ -85,13 +89,14 @@ def find_captions(
 
     Raises DatasetError if text files are not UTF-8.
     """
-    texts, beside, problems = _texts(files), files_beside(files, source.columns.medium), list[str]()
+    medium = source.columns.medium
+    texts, beside, problems = _texts(files), files_beside(files, medium), list[str]()
 
     def in_text(image: str) -> Caption | None:
         file = _sidecar(image, texts)
         if file is None:
             return None
-        rule = _TEXT_RULES[f".{file.rpartition('.')[2].lower()}"]
+        rule = _BESIDE.format(suffix=f".{file.rpartition('.')[2].lower()}", noun=medium.names.noun)
         try:
             lines, is_in_paragraphs = _read(root, file, source.reach)
         except UnreadableImage as error:
@@ -103,7 +108,7 @@ def find_captions(
         file = beside.get(stem_of(image))
         own = None if file is None else read_beside(root, file, source.columns.caption, source.reach)
         if own is not None:
-            return Caption(own, JSON_RULE, file)
+            return Caption(own, json_rule(medium), file)
         found = ((name, metadata.of(image)) for name, metadata in listed.items())
         return next(
             (Caption([text], f"{shown(name)}, kohya's", name) for name, text in found if text is not None), None

@@ -38,15 +38,18 @@ _MARKS: Final = (
 )
 
 
-def caption_notes(parts: Sequence[Rows]) -> list[str]:
-    """Return notes: how many images have several captions, with an example, and how many have other prompt syntax."""
+def caption_notes(parts: Sequence[Rows], noun: str) -> list[str]:
+    """Return notes: how many samples have several captions, with an example, and how many have other prompt syntax.
+
+    `noun` is the word for one sample.
+    """
     lines = []
     several = [(part, rows) for part in parts if (rows := _several(part))]
     if several:
         part, rows = several[0]
         captions = part.captions[rows[0]].as_py()
         most = max(pc.max(pc.list_value_length(part.captions)).as_py() for part, _ in several)
-        has = plural(sum(len(rows) for _, rows in several), "image has", "images have")
+        has = plural(sum(len(rows) for _, rows in several), f"{noun} has", f"{noun}s have")
         lines.append(
             f"dataset: {has} several captions (up to {most:,}), of which each visit draws one; "
             f"{part.images.name(rows[0])}: {listing(captions, short)}"
@@ -54,7 +57,7 @@ def caption_notes(parts: Sequence[Rows]) -> list[str]:
     for mark in _MARKS:
         found = [(part, _matching(part, mark.pattern)) for part in parts]
         if count := sum(len(rows) for _, rows in found):
-            have = plural(count, "image has a caption", "images have captions")
+            have = plural(count, f"{noun} has a caption", f"{noun}s have captions")
             lines.append(f"dataset: {have} with {mark.words}: {_names(found, count)}")
     return lines
 

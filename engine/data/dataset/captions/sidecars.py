@@ -15,7 +15,7 @@ from typing import Final
 from engine.core.errors import DatasetError
 from engine.core.files.folder_names import composed, label_of, stem_of
 from engine.core.messages import listing, plural, shown
-from engine.data.dataset.captions.caption_files import JSON_RULE, Caption, find_captions, json_beside, repeats
+from engine.data.dataset.captions.caption_files import Caption, find_captions, json_beside, json_rule, repeats
 from engine.data.dataset.captions.json_captions import PathCaptions
 from engine.data.dataset.columns import Columns
 from engine.data.dataset.folder.splits import TRAIN, by_split, choose_named_split, split_of_image
@@ -23,6 +23,7 @@ from engine.data.dataset.folder.unused import NO_CAPTION_IN_JSON, OTHER_SPLITS, 
 from engine.data.dataset.images import Files, images_among
 from engine.data.dataset.rows import NO_CAPTION, Rows, Rules, caption_array
 from engine.data.dataset.tables.tables import Source
+from engine.data.media.medium import Medium
 from engine.task.task import Dataset
 
 _PLAIN: Final = Dataset()
@@ -61,7 +62,7 @@ def read_sidecars(
             raise DatasetError(f"{root.name} holds nothing to train on: {told}")
         elsewhere = f"; {listing(list(listed))} (kohya's metadata) lists none of them" if listed else ""
         in_json = f"; {told}" if (told := account.told(NO_CAPTION_IN_JSON)) else ""
-        raise DatasetError(no_captions(root.name, len(images)) + elsewhere + in_json)
+        raise DatasetError(no_captions(root.name, len(images), account.medium) + elsewhere + in_json)
     account.use(one.file for one in captions if one.file is not None)
     parts = []
     for times, run in itertools.groupby(range(len(images)), key=lambda index: repeats(images[index])[0]):
@@ -97,11 +98,12 @@ def _masks(account: Account, images: Sequence[str], columns: Columns) -> list[st
 
 def _unused_columns(label: str, columns: Columns, captions: Sequence[Caption]) -> list[str]:
     """Return a note for each column name in the task that has no effect: only tables and JSON captions have them."""
-    named = {"image_column": columns.image}
-    if not any(one.rule == JSON_RULE for one in captions):
+    names = columns.medium.names
+    named: dict[str, str] = {names.column_key: columns.image}
+    if not any(one.rule == json_rule(columns.medium) for one in captions):
         named["caption_column"] = columns.caption
     return [
-        f"dataset: {key} {shown(name)!r} has no effect: {label} is read as images, not as a table"
+        f"dataset: {key} {shown(name)!r} has no effect: {label} is read as {names.several}, not as a table"
         for key, name in named.items()
         if name != getattr(_PLAIN, key)
     ]
@@ -114,12 +116,14 @@ def _rules(found: Sequence[str]) -> Rules:
     return tuple(rows.items())
 
 
-def no_captions(label: str, num_images: int) -> str:
-    """Return the message for images of which none has a caption: where to put captions."""
+def no_captions(label: str, num_images: int, medium: Medium) -> str:
+    """Return the message for samples of which none has a caption: where to put captions."""
+    names = medium.names
+    listed = f", or {names.list_files[0]} and prompts.txt, line by line" if names.list_files else ""
     return (
-        f"{label} holds {plural(num_images, 'image')} but no captions: put a text file of the same name beside each "
-        '(cat.png, cat.txt), or a metadata.jsonl with a line {"file_name": "1.png", "text": "a caption"} for each, '
-        "or set dataset.default_caption or dataset.trigger_word"
+        f"{label} holds {plural(num_images, names.noun)} but no captions: put a text file of the same name beside each "
+        f'(cat{names.suffix}, cat.txt), or a metadata.jsonl with a line {{"file_name": "1{names.suffix}", "text": '
+        f'"a caption"}} for each{listed}, or set dataset.default_caption or dataset.trigger_word'
     )
 
 
@@ -144,7 +148,8 @@ def _fallback_notes(images: Sequence[str], captions: Sequence[Caption], source: 
     if fallback == "":
         given = "an empty caption or the trigger word alone"
     has = "has no caption and gets" if len(without) == 1 else "have no caption and get"
-    return [f"dataset: {len(without):,} of {plural(len(images), 'image')} {has} {given}: {listing(without)}"]
+    noun = source.columns.medium.names.noun
+    return [f"dataset: {len(without):,} of {plural(len(images), noun)} {has} {given}: {listing(without)}"]
 
 
 def _paragraph_notes(captions: Sequence[Caption], source: Source) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,22 +29,23 @@ from engine.data.dataset.folder.hub_configurations import (
     is_of_kind,
     kind_of_files,
 )
+from engine.data.dataset.folder.line_lists import line_lists, read_line_list
+from engine.data.dataset.folder.listed import files_of, read_listed
 from engine.data.dataset.folder.missing import report_missing
 from engine.data.dataset.folder.own_results import result_files
 from engine.data.dataset.folder.splits import choose_split, files_of_split, refuse_split, split_of_folder
-from engine.data.dataset.folder.table_choice import account_for, read_tables
+from engine.data.dataset.folder.table_choice import read_tables
 from engine.data.dataset.folder.unused import (
     ABOUT_NO_IMAGES,
     OTHER_CONFIGURATIONS,
     OTHER_SPLIT_TABLES,
-    OTHER_SPLITS,
     PROJECT_RESULTS,
     REGULARISATION,
     RESULTS,
     Account,
 )
 from engine.data.dataset.folder.walking import walk
-from engine.data.dataset.images import Cells, Files, images_among
+from engine.data.dataset.images import Cells, images_among
 from engine.data.dataset.rows import Rows, rows_from_arrow
 from engine.data.dataset.tables.tables import (
     MAX_PARSING_BYTES,
@@ -57,7 +58,6 @@ from engine.data.dataset.tables.tables import (
 )
 from engine.data.fetch.hub import snapshot_of
 from engine.data.media.medium import Medium
-from engine.task.paths import as_spelled
 
 
 def read_local(path: Path, source: Source, report: Say) -> tuple[Rows, ...]:
@@ -76,7 +76,7 @@ def read_local(path: Path, source: Source, report: Say) -> tuple[Rows, ...]:
     account = Account(tree, source.columns.medium)
     account.drop(RESULTS, result_files(path, [*tree.files, *tree.hidden]))
     parts = _read_declared(configuration, account, source, report) or _read_folder(account, source, report)
-    account.use(file for part in parts for file in _files_of(part, path))
+    account.use(file for part in parts for file in files_of(part, path))
     account.close()
     if source.split is None:  # a folder that is read again for a held-out split is reported once
         for line in account.lines():
@@ -93,12 +93,16 @@ def _read_folder(account: Account, source: Source, report: Say) -> tuple[Rows, .
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
         chosen = files_of_split(metadata, split_of_folder, path.name, source.split, rest_is_train=True)
-        return _read_imagefolder(metadata, chosen, account, source, report)
+        return read_listed(metadata, chosen, account, source, report, names=METADATA_NAMES)
+    if lists := line_lists(account):
+        chosen = files_of_split(lists, split_of_folder, path.name, source.split, rest_is_train=True)
+        names = account.medium.names.list_files
+        return read_listed(lists, chosen, account, source, report, read=read_line_list, names=names)
     _leave_projects(account)
     listed = _kohyas_metadata(account, source)
     others = {*listed, *files_beside(account.files, account.medium).values()}
     if tables := read_tables([file for file in account.files if file not in others], account, source, report):
-        named = {file for part in tables for file in _files_of(part, path)}
+        named = {file for part in tables for file in files_of(part, path)}
         folders = {_inside(part.images.folder, path) for part in tables if isinstance(part.images, Cells)}
         account.use(named)
         report_missing(account, sorted(folders), named, report, column=source.columns.image)
@@ -138,7 +142,7 @@ def _read_declared(
         tables = [file for file in files if is_of_kind(file, kind)]
         parts = tuple(read_table(account.root / file, source, shown(file)) for file in tables)
         account.use(tables)
-    account.use(file for part in parts for file in _files_of(part, account.root))
+    account.use(file for part in parts for file in files_of(part, account.root))
     account.leave(OTHER_CONFIGURATIONS, (file for file in account.open if _is_data(file, account.medium)))
     return parts
 
@@ -146,7 +150,7 @@ def _read_declared(
 def _read_declared_images(files: Sequence[str], account: Account, source: Source, report: Say) -> tuple[Rows, ...]:
     metadata = [file for file in files if posixpath.basename(file) in METADATA_NAMES]
     if metadata:
-        return _read_imagefolder(metadata, metadata, account, source, report)
+        return read_listed(metadata, metadata, account, source, report, names=METADATA_NAMES)
     listed = _kohyas_metadata(account, source)
     parts, notes = read_sidecars(account, listed, source, declared=list(dict.fromkeys(files)))
     for note in notes:
@@ -156,18 +160,6 @@ def _read_declared_images(files: Sequence[str], account: Account, source: Source
 
 def _is_data(file: str, medium: Medium) -> bool:
     return medium.has_name(file) or (file.lower().endswith(TABLE_SUFFIXES) and not file.lower().endswith(".json"))
-
-
-def _files_of(part: Rows, root: Path) -> Iterator[str]:
-    """Yield the files that rows name, as paths relative to `root` if they are below it."""
-    top = f"{os.path.abspath(root)}/"  # noqa: PTH100  # links stay as they are written
-    for images in (part.images, part.masks):
-        if isinstance(images, Files):
-            yield from images.paths
-        elif isinstance(images, Cells):
-            folder = os.path.abspath(images.folder)  # noqa: PTH100
-            for name in images.files():
-                yield as_spelled(posixpath.normpath(posixpath.join(folder, name))).removeprefix(top)
 
 
 def _inside(folder: Path, root: Path) -> str:
@@ -206,28 +198,6 @@ def _read_file(path: Path, source: Source) -> tuple[Rows, ...]:
         )
     refuse_split(path.name, source.split)
     return (read_table(path, source, shown(path.name)),)
-
-
-# --- Images with a metadata file ------------------------------------------------------------------------------------
-
-
-def _read_imagefolder(
-    metadata: Sequence[str], chosen: Sequence[str], account: Account, source: Source, report: Say
-) -> tuple[Rows, ...]:
-    """Return rows in the order of the chosen metadata files. Image paths are relative to the metadata file's folder."""
-    root, files = account.root, account.files
-    folders = [posixpath.dirname(file) for file in chosen]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise DatasetError(f"{folder or root.name} has more than one of {', '.join(METADATA_NAMES)}: keep one")
-    parts = tuple(read_table(root / file, source, shown(file)) for file in chosen)
-    account_for(metadata, chosen, account, source, report)
-    named = {file for part in parts for file in _files_of(part, root)}
-    account.use(named)
-    others = tuple(f"{posixpath.dirname(file)}/" for file in metadata if file not in chosen)
-    account.leave(OTHER_SPLITS, [file for file in files if file.startswith(others) and account.medium.has_name(file)])
-    report_missing(account, folders, named, report)
-    return parts
 
 
 # --- Saved by `save_to_disk` ----------------------------------------------------------------------------------------

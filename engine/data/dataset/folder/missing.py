@@ -55,7 +55,7 @@ def report_missing(
             else "the only file listed in the metadata is not found:"
         )
         raise DatasetError(f"{account.root.name}: {none} {_plain(missing[0])}; {advice}")
-    count = plural(len(missing), "image")
+    count = plural(len(missing), account.medium.names.noun)
     tail = f"; {advice}" if advice else ""
     report(f"dataset: {count} listed in the metadata, file not found: {listing(missing, _plain, _ALIKE)}{tail}")
 

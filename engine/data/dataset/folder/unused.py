@@ -19,7 +19,7 @@ from engine.data.media.medium import Medium
 class Reason:
     """A reason for which files are not trained on, with advice: the words after the number of files.
 
-    `one` are the words for one file, `many` those for several.
+    `one` are the words for one file, `many` those for several. In braces stand words that depend on the medium.
     """
 
     one: str
@@ -36,21 +36,21 @@ NOT_READ: Final = Reason(
     by_type=True,
 )
 UNNAMED: Final = Reason(
-    "image is not used, not listed in the metadata", "images are not used, not listed in the metadata"
+    "{sample} is not used, not listed in the metadata", "{sample}s are not used, not listed in the metadata"
 )
 OTHER_SPLITS: Final = Reason(
-    "image belongs to another split and is not trained on", "images belong to other splits and are not trained on"
+    "{sample} belongs to another split and is not trained on", "{sample}s belong to other splits and are not trained on"
 )
 OTHER_SPLIT_TABLES: Final = Reason(
     "data file belongs to another split and is not trained on",
     "data files belong to other splits and are not trained on",
 )
 ZERO_TIMES: Final = Reason(
-    "image is not used, its folder's name asks for 0 repeats",
-    "images are not used, their folders' names ask for 0 repeats",
+    "{sample} is not used, its folder's name asks for 0 repeats",
+    "{sample}s are not used, their folders' names ask for 0 repeats",
 )
 LOST_CAPTIONS: Final = Reason(
-    "text file has no image of that name beside it", "text files have no image of that name beside them"
+    "text file has no {sample} of that name beside it", "text files have no {sample} of that name beside them"
 )
 REGULARISATION: Final = Reason(
     "file of regularisation images (reg/ of a kohya project) is not trained on",
@@ -70,22 +70,24 @@ MASKS: Final = Reason(
 CONDITIONS: Final = Reason(
     "image for an inpainting model (-condlabel) is not used", "images for an inpainting model (-condlabel) are not used"
 )
-LOST_MASKS: Final = Reason("mask has no image of that name beside it", "masks have no image of that name beside them")
+LOST_MASKS: Final = Reason(
+    "mask has no {sample} of that name beside it", "masks have no {sample} of that name beside them"
+)
 OTHER_CAPTIONS: Final = Reason(
-    "file beside an image is not read, the image's caption is taken from another file",
-    "files beside images are not read, the images' captions are taken from other files",
+    "file beside {a_sample} is not read, the {sample}'s caption is taken from another file",
+    "files beside {sample}s are not read, the {sample}s' captions are taken from other files",
 )
 NO_CAPTION_IN_JSON: Final = Reason(
-    "JSON file beside an image has no caption (UTF-8 text under the key of dataset.caption_column, or 'caption')",
-    "JSON files beside images have no captions (UTF-8 text under the key of dataset.caption_column, or 'caption')",
+    "JSON file beside {a_sample} has no caption (UTF-8 text under the key of dataset.caption_column, or 'caption')",
+    "JSON files beside {sample}s have no captions (UTF-8 text under the key of dataset.caption_column, or 'caption')",
 )
 OTHER_TABLES: Final = Reason(
     "data file is not used, it is not this dataset's table",
     "data files are not used, they are not this dataset's table",
 )
 WITHOUT_COLUMNS: Final = Reason(
-    "data file is not used, it has no columns of images and captions (dataset.image_column, dataset.caption_column)",
-    "data files are not used, they have no columns of images and captions (dataset.image_column, "
+    "data file is not used, it has no columns of {sample}s and captions (dataset.{column_key}, dataset.caption_column)",
+    "data files are not used, they have no columns of {sample}s and captions (dataset.{column_key}, "
     "dataset.caption_column)",
 )
 UNREADABLE_TABLES: Final = Reason(
@@ -100,10 +102,10 @@ ARCHIVES: Final = Reason(
     "archive is not read, unpack it there to train on its content",
     "archives are not read, unpack them there to train on their content",
 )
-VIDEOS: Final = Reason("video is not read, save frames of it as images", "videos are not read, save frames as images")
+VIDEOS: Final = Reason("video is not read, {videos}", "videos are not read, {videos}")
 OF_SYSTEMS: Final = Reason(
-    "image is left out, hidden or in a folder of thumbnails or deleted files",
-    "images are left out, hidden or in folders of thumbnails or deleted files",
+    "{sample} is left out, hidden or in a folder of thumbnails or deleted files",
+    "{sample}s are left out, hidden or in folders of thumbnails or deleted files",
 )
 DEAD_LINKS: Final = Reason("link is broken, its target does not exist", "links are broken, their targets do not exist")
 LINKED_TWICE: Final = Reason(
@@ -229,7 +231,7 @@ class Account:
         files, beside = self._left.get(reason, []), self._beside.get(reason, [])
         if not files:
             return ""
-        words = plural(len(files), reason.one, reason.many)
+        words = self.worded(plural(len(files), reason.one, reason.many))
         if reason.by_type:
             counts = Counter(map(_suffix, files))
             types = [f"{count:,} {shown(suffix)}" for suffix, count in sorted(counts.items())]
@@ -237,6 +239,12 @@ class Account:
         if beside:
             words += f", with {plural(len(beside), 'file')} beside"
         return f"{words}: {listing(files)}"
+
+    def worded(self, text: str) -> str:
+        """Return a reason's words for this medium."""
+        names = self.medium.names
+        words = {"sample": names.noun, "a_sample": names.with_article, "column_key": names.column_key}
+        return text.format(**words, videos=names.unread_videos)
 
     def _close_beside(self, file: str, owners: Mapping[str, Reason], images: set[str]) -> None:
         """Give a caption or mask file the reason of its image, or that of a file without an image."""

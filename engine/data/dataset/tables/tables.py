@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,9 +114,9 @@ def _from_records(records: Iterable[Mapping[str, Any]], path: Path, source: Sour
             values.append(record.get(name))
     if not kinds:
         raise NoSuchColumnError(f"{label} has no rows", kinds, columns.medium)
-    image, _ = columns.pick(kinds, label)
+    image, caption = columns.pick(kinds, label)
     mask = columns.pick_mask(kinds, label)
-    captions, rules = captions_from_values(kept[columns.caption], columns, label)
+    captions, rules = captions_from_values(kept[caption], replace(columns, caption=caption), label)
 
     def cells(name: str) -> Cells:
         paths = paths_from_values(kept[name], name, label)

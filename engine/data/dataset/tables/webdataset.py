@@ -31,7 +31,8 @@ def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = Fa
     The members `key.ext` with the same key are one sample; the columns are its extensions and the keys of its `.json`.
     The key ends at the first dot of a name. If only the last dot gives each image a text, as in `2024.01 cat.jpg` and
     `2024.01 cat.txt`, the key ends there, and texts are read like caption files (with `joins_lines` as one caption).
-    The default columns `image` and `text` mean the first image and the `.txt` or `.caption` of each sample.
+    The default columns `image` (or `video`) and `text` mean the first image (clip) and the `.txt` or `.caption` of each
+    sample. A still beside a clip, such as its thumbnail, is not used.
 
     Raises DatasetError.
     """
@@ -151,11 +152,17 @@ def _lines(text: str) -> list[str]:
 
 def _tar_columns(wanted: Columns, kinds: Mapping[str, str]) -> Columns:
     image, caption = wanted.image, wanted.caption
-    if image == "image" and image not in kinds:
-        image = next((name for name, kind in kinds.items() if kind == "images" and name != wanted.mask), image)
+    if image == wanted.medium.names.default_column and image not in kinds:
+        samples = [name for name, kind in kinds.items() if kind == "images" and name != wanted.mask]
+        image = next(iter(_stills_last(samples, wanted.medium)), image)
     if caption == "text" and caption not in kinds:
         caption = next((name for name in ("txt", "caption") if name in kinds), caption)
     return replace(wanted, image=image, caption=caption)
+
+
+def _stills_last(extensions: Sequence[str], medium: Medium) -> list[str]:
+    """Return the extensions of samples, those of still images beside another kind of samples after the others."""
+    return sorted(extensions, key=lambda name: f".{name.rpartition('.')[2]}" in medium.still_suffixes)
 
 
 def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, columns: Columns, label: str) -> Rows:
@@ -163,9 +170,10 @@ def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, column
     for key, fields in samples.items():
         place = fields.get(image)
         if not isinstance(place, tuple):
-            place = next((fields[name] for name in fields if isinstance(fields[name], tuple) and name != mask), None)
+            others = [name for name in fields if isinstance(fields[name], tuple) and name != mask]
+            place = next((fields[name] for name in _stills_last(others, columns.medium)), None)
         if place is None:
-            raise DatasetError(f"sample {short(key)} of {label} has no image")
+            raise DatasetError(f"sample {short(key)} of {label} has no {columns.medium.names.noun}")
         images.add(place)
         if mask:
             masks.add(fields[mask] if isinstance(fields.get(mask), tuple) else (0, 0, ""))

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from engine.models.families.flux.spec import SPEC
 from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.parts import clip
+from engine.models.parts.clip import encoder as clip
 from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.packing import image_ids, pack, unpack
 from engine.models.parts.t5 import encoder as t5

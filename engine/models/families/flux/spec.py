@@ -20,6 +20,7 @@ from engine.models.parts.footprints import flow, t5
 from engine.models.parts.footprints.transformers import flux
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+from engine.task.plan.extent import Extent
 
 _TARGETS: Final = (
     *lora_targets.JOINT_ATTENTION,
@@ -88,10 +89,10 @@ def _require_heads(transformer: Mapping[str, Any]) -> None:
         )
 
 
-def check_size(config: Configs, width: int, height: int) -> None:
+def check_size(config: Configs, extent: Extent) -> None:
     """Raise TaskError unless images of this size in pixels can be cut into tokens."""
     shrinks = 2 ** (len(config("vae").get("block_out_channels", (64,))) - 1)
-    require_multiple(width, height, 2 * shrinks)
+    require_multiple(extent, 2 * shrinks)
 
 
 def takes_guidance(config: Configs) -> bool:

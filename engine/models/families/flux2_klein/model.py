@@ -21,6 +21,7 @@ from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT_WITHOUT_THINKING
 from engine.models.parts.vae import ImageModes
+from engine.task.plan.extent import Extent
 
 
 class KleinVAE(AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
@@ -33,8 +34,8 @@ class KleinVAE(AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not ty
 class KleinLatents(ImageModes):
     """A VAE whose latents are packed 2 x 2 into channels, and normalised by stored statistics of a batch norm."""
 
-    def shape(self, height: int, width: int) -> tuple[int, ...]:
-        channels, rows, columns = super().shape(height, width)
+    def shape(self, extent: Extent) -> tuple[int, ...]:
+        channels, rows, columns = super().shape(extent)
         return (channels * SIDE**2, rows // SIDE, columns // SIDE)
 
     def encode(self, pixels: npt.NDArray[np.uint8]) -> Tensors:

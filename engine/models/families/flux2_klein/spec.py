@@ -12,6 +12,7 @@ from engine.models.parts.footprints.transformers import flux2
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+from engine.task.plan.extent import Extent
 
 TEXT_LAYERS: Final = (9, 18, 27)
 """The layers of the language model whose states are the text (`hidden_states_layers` of Diffusers' pipeline)."""
@@ -49,9 +50,9 @@ def check(config: Configs) -> None:
     require_states(config, "joint_attention_dim", 15360, TEXT_LAYERS)
 
 
-def check_size(config: Configs, width: int, height: int) -> None:
+def check_size(config: Configs, extent: Extent) -> None:
     """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
-    require_multiple(width, height, SPEC.token_side)
+    require_multiple(extent, SPEC.token_side)
 
 
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:

@@ -19,14 +19,15 @@ from engine.models.parts.packing import SIDE, pack, unpack
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.vae import ImageLatents
+from engine.task.plan.extent import Extent
 
 
 class QwenLatents(ImageLatents):
     """A VAE of videos, which encodes an image as a video of one frame."""
 
-    def shape(self, height: int, width: int) -> tuple[int, ...]:
+    def shape(self, extent: Extent) -> tuple[int, ...]:
         factor = 2 ** len(self._vae.config.temperal_downsample)
-        return (self._vae.config.z_dim, height // factor, width // factor)
+        return (self._vae.config.z_dim, extent.height // factor, extent.width // factor)
 
     def posterior(self, image: torch.Tensor) -> Any:
         return super().posterior(image.unsqueeze(2))

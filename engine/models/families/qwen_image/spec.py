@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Final
+from typing import Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_channel_scales,
+    require_multiple,
+    require_rotations,
+    require_size,
+)
 from engine.models.parts.footprints import flow, language_model, vae_3d
 from engine.models.parts.footprints.transformers import qwen_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+from engine.task.plan.extent import Extent
 
 INSTRUCTION: Final = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -51,7 +57,7 @@ def check(config: Configs) -> None:
             raise ModelError(f"the base model is {kind}, which cannot be trained; Qwen-Image can")
     _require_text_to_image(config)
     require_rotations(config, axes=3)
-    _require_scales(config)
+    require_channel_scales(config, "z_dim", 16)
     require_states(config, "joint_attention_dim", 3584, (-1,))
 
 
@@ -67,30 +73,9 @@ def _require_text_to_image(config: Configs) -> None:
         )
 
 
-def _require_scales(config: Configs) -> None:
-    """Raise ModelError unless the VAE gives a mean and a standard deviation for each channel of its latents.
-
-    A configuration without them has the defaults of the class, for 16 channels.
-    """
-    vae, channels = config("vae"), require_size(config, "vae", "z_dim", 16)
-    for key, lowest in (("latents_mean", -math.inf), ("latents_std", 0.0)):
-        values = vae.get(key)
-        if values is None and channels == 16:
-            continue
-        if not isinstance(values, list) or len(values) != channels or not all(_is_above(n, lowest) for n in values):
-            raise ModelError(
-                f"the base model's vae/config.json gives {key} as {str(values)[:40]!r}, {channels} numbers are "
-                "expected: download it again"
-            )
-
-
-def _is_above(value: Any, lowest: float) -> bool:
-    return type(value) in (int, float) and lowest < value < math.inf
-
-
-def check_size(config: Configs, width: int, height: int) -> None:
+def check_size(config: Configs, extent: Extent) -> None:
     """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
-    require_multiple(width, height, SPEC.token_side)
+    require_multiple(extent, SPEC.token_side)
 
 
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:

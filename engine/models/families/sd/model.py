@@ -22,9 +22,10 @@ from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
-from engine.models.parts.clip import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
-from engine.models.parts.clip_tokens import num_chunks
+from engine.models.parts.clip.encoder import embed_one, encoder_rows, join_chunks, load_tokenizer, token_ids
+from engine.models.parts.clip.tokens import num_chunks
 from engine.models.parts.vae import ImageLatents
+from engine.task.plan.extent import Extent
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -55,10 +56,10 @@ class StableDiffusion:
     def load_part(self, component: str, folder: Path | None = None) -> torch.nn.Module:
         return cast(torch.nn.Module, load_part(_CLASSES[component], self._args, component, folder))
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        return self._latents.shape(height, width)
+    def latent_shape(self, extent: Extent) -> tuple[int, ...]:
+        return self._latents.shape(extent)
 
-    def encode_image(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
+    def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> Tensors:
         return self._latents.encode(pixels)
 
     def encode_caption(self, caption: str) -> Tensors:

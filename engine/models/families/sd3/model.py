@@ -12,7 +12,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from engine.models.families.sd3.spec import SPEC, T5
 from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.parts import clip
+from engine.models.parts.clip import encoder as clip
 from engine.models.parts.flow_family import FlowFamily
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.vae import AnyLatentsVAE

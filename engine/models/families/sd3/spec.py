@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts import clip_tokens, lora_targets
+from engine.models.parts import lora_targets
+from engine.models.parts.clip import tokens as clip_tokens
 from engine.models.parts.config_checks import (
     require_bounds,
     require_multiple,
@@ -29,6 +30,7 @@ from engine.models.spec import (
     TokenCounter,
     Workload,
 )
+from engine.task.plan.extent import Extent
 
 PATCH: Final = 2
 """The side of the square of latents that is one token of the transformer."""
@@ -57,13 +59,13 @@ def check(config: Configs) -> None:
     _require_widths(config)
 
 
-def check_size(config: Configs, width: int, height: int) -> None:
+def check_size(config: Configs, extent: Extent) -> None:
     """Raise TaskError for sizes that are no whole number of tokens, or larger than the table of positions."""
-    require_multiple(width, height, PATCH * _VAE_FACTOR)
+    require_multiple(extent, PATCH * _VAE_FACTOR)
     most = _positions(config) * PATCH * _VAE_FACTOR
-    if max(width, height) > most:
+    if max(extent.size) > most:
         raise TaskError(
-            f"train_args.resolution: images of {width} x {height} pixels are larger than this base model's table of "
+            f"train_args.resolution: images of {extent} pixels are larger than this base model's table of "
             f"positions, which ends at {most:,} pixels; use a smaller resolution"
         )
 

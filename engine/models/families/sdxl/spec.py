@@ -8,7 +8,8 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
 from engine.models.objectives.objective import TargetType
-from engine.models.parts import clip_tokens, lora_targets
+from engine.models.parts import lora_targets
+from engine.models.parts.clip import tokens as clip_tokens
 from engine.models.parts.config_checks import require_bounds, require_one_scale, require_text_to_image
 from engine.models.parts.footprints.stable_diffusion import footprint
 from engine.models.spec import Configs, DrawingDefaults, FamilySpec, Footprint, Workload

@@ -19,6 +19,7 @@ from engine.models.parts.footprints.transformers import z_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
+from engine.task.plan.extent import Extent
 
 TEXT_LAYER: Final = -2
 """The layer of the language model whose states are the text, counted from the end."""
@@ -75,13 +76,13 @@ def _are_counts(values: list[Any]) -> bool:
     return all(type(value) is int and 0 < value <= _MOST_POSITIONS for value in values)
 
 
-def check_size(config: Configs, width: int, height: int) -> None:
+def check_size(config: Configs, extent: Extent) -> None:
     """Raise TaskError unless the sides of an image, in pixels, are whole tokens, not more than have positions."""
-    require_multiple(width, height, SPEC.token_side)
+    require_multiple(extent, SPEC.token_side)
     _, *most = config("transformer").get("axes_lens", [1024, 512, 512])
-    if max(width, height) > min(most) * SPEC.token_side:
+    if max(extent.size) > min(most) * SPEC.token_side:
         raise TaskError(
-            f"train_args.resolution is {max(width, height)}: this base model has positions for {min(most)} tokens on a "
+            f"train_args.resolution is {max(extent.size)}: this base model has positions for {min(most)} tokens on a "
             f"side, which are {min(most) * SPEC.token_side} pixels; lower it"
         )
 

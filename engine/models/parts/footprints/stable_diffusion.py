@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from engine.models.parts.clip_tokens import num_chunks
+from engine.models.parts.clip.tokens import num_chunks
 from engine.models.parts.footprints import clip, vae
 from engine.models.parts.footprints.unet import unet
 from engine.models.spec import Configs, Footprint, Workload

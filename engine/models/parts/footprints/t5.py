@@ -1,4 +1,4 @@
-"""Count the parameters of a `T5EncoderModel` and the memory of encoding a caption with it. No torch."""
+"""Count the parameters of the encoder of T5 or UMT5, and the memory of encoding a caption with it. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FLOAT32: Final = 4
 
 
 def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: bool) -> TextEncoder:
-    """Return the footprint of a T5 encoder on one caption of `length` tokens.
+    """Return the footprint of a T5 encoder on one caption of `length` tokens; UMT5 has a table of positions per layer.
 
     Args:
         config: its configuration.
@@ -26,8 +26,9 @@ def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: b
     layers, is_gated = count_of(config["num_layers"]), str(config.get("feed_forward_proj", "relu")).startswith("gated")
     last = inner * width
     block = 4 * width * heads * int(config["d_kv"]) + (2 if is_gated else 1) * width * inner + last + 2 * width
-    embeddings = int(config["vocab_size"]) * width + int(config.get("relative_attention_num_buckets", 32)) * heads
-    parameters = embeddings + layers * block + width
+    positions = int(config.get("relative_attention_num_buckets", 32)) * heads
+    tables = layers if config.get("model_type") == "umt5" else 1
+    parameters = int(config["vocab_size"]) * width + tables * positions + layers * block + width
     wide = layers * last * (_FLOAT32 - value_bytes) if is_float16 else 0
     return TextEncoder(
         parameters=parameters,

@@ -1,6 +1,8 @@
-"""Count the parameters of an `AutoencoderKLQwenImage` and the memory of encoding and decoding an image. No torch."""
+"""Count the parameters of the VAE of Qwen-Image or Wan, and the memory of encoding and decoding a clip. No torch."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from engine.models.parts.tape import Config, count_of
 from engine.models.spec import ImageEncoder
@@ -8,32 +10,59 @@ from engine.models.spec import ImageEncoder
 
 def reduction(config: Config) -> int:
     """Return how many pixels of a side are one position of the latents. Raises TypeError."""
-    return int(2 ** (len(config.get("dim_mult", (1, 2, 4, 4))) - 1))
+    return int(2 ** (len(config.get("dim_mult", (1, 2, 4, 4))) - 1)) * int(config.get("patch_size") or 1)
 
 
-def image_encoder(config: Config, resolution: int, width: int) -> ImageEncoder:
-    """Return the footprint of the VAE for images of `resolution` x `resolution`, its values of `width` bytes.
+def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 1) -> ImageEncoder:
+    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution`.
+
+    Args:
+        config: its configuration.
+        resolution: height and width in pixels.
+        width: bytes of a value.
+        frames: the frames of a clip; 1 for images.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the configuration is not that of such a VAE.
     """
     first, latent = int(config.get("base_dim", 96)), int(config.get("z_dim", 16))
-    widths = [first * int(factor) for factor in config.get("dim_mult", (1, 2, 4, 4))]
-    blocks, image = count_of(config.get("num_res_blocks", 2)), int(config.get("input_channels", 3))
+    last = int(config.get("decoder_base_dim") or first)
+    factors = [int(factor) for factor in config.get("dim_mult", (1, 2, 4, 4))]
+    blocks, image = count_of(config.get("num_res_blocks", 2)), int(_given(config, "in_channels", "input_channels"))
     times = [bool(item) for item in config.get("temperal_downsample", (False, True, True))]
+    is_residual = bool(config.get("is_residual", False))
+    shown = int(config.get("out_channels", 3))
     parameters = (
-        _encoder(widths, times, blocks, image, latent)
-        + _decoder(widths, times, blocks, image, latent)
+        _encoder([first * factor for factor in factors], times, blocks, image, latent)
+        + _decoder([last * factor for factor in factors], times, blocks, shown, latent, is_residual=is_residual)
         + _conv(2 * latent, 2 * latent, 1)
         + _conv(latent, latent, 1)
     )
+    frame = (resolution // int(config.get("patch_size") or 1)) ** 2 * width
+    encoding, decoding = _tensors(frames, blocks, is_residual=is_residual)
+    clip = (0 if frames == 1 else frames) * image * frame
     return ImageEncoder(
         parameters=parameters,
         weight_bytes=parameters * width,
-        # At full resolution each convolution of a block keeps its input for the next frame, though there is none.
-        encode_bytes=(6 + 2 * blocks) * first * resolution**2 * width,
-        decode_bytes=(14 + 2 * blocks) * first * resolution**2 * width,
+        encode_bytes=encoding * first * frame // 10 + (2 if is_residual else 1) * clip,
+        decode_bytes=decoding * last * frame // 10 + clip,
     )
+
+
+def _tensors(frames: int, blocks: int, *, is_residual: bool) -> tuple[int, int]:
+    """Return tenths of the tensors of one frame at full resolution that exist in the encoder, and in the decoder.
+
+    After the first frame, 4 at a time are encoded and decoded. Each convolution of a block keeps the last two frames of
+    its input for those that follow, also if there are none. The numbers are those that torch holds.
+    """
+    if frames == 1:
+        return 60 + 20 * blocks + 20 * is_residual, 140 + 20 * blocks + 50 * is_residual
+    return 240 + 65 * blocks + 80 * is_residual, 353 + 77 * blocks + 335 * is_residual
+
+
+def _given(config: Config, *names: str) -> Any:
+    """Return the value of the first of these keys that there is: the channels of an image where there is none."""
+    return next((config[name] for name in names if name in config), 3)
 
 
 def _encoder(widths: list[int], times: list[bool], blocks: int, image: int, latent: int) -> int:
@@ -46,15 +75,15 @@ def _encoder(widths: list[int], times: list[bool], blocks: int, image: int, late
     return count + _middle(last) + last + _conv(last, 2 * latent, 27)
 
 
-def _decoder(widths: list[int], times: list[bool], blocks: int, image: int, latent: int) -> int:
+def _decoder(widths: list[int], times: list[bool], blocks: int, image: int, latent: int, *, is_residual: bool) -> int:
     last = widths[-1]
     count = _conv(latent, last, 27) + _middle(last)
     for level, width in enumerate(reversed(widths)):
         count += _resnet(last, width) + blocks * _resnet(width, width)
         last = width
         if level < len(widths) - 1:
-            count += _conv(width, width // 2, 9) + (_conv(width, 2 * width, 3) if times[::-1][level] else 0)
-            last = width // 2
+            last = width if is_residual else width // 2
+            count += _conv(width, last, 9) + (_conv(width, 2 * width, 3) if times[::-1][level] else 0)
     return count + last + _conv(last, image, 27)
 
 

@@ -26,30 +26,37 @@ LEAST: Final = _END + 1
 class TokenCounter:
     """A counter of tokens, with a base model's T5 tokenizer (Raffel et al. 2020, arXiv:1910.10683, section 2.4.1)."""
 
-    def __init__(self, folder: Path, tokens: int) -> None:
+    def __init__(self, folder: Path, tokens: int, clean: Callable[[str], str] = str) -> None:
         """
         Args:
             folder: the tokenizer's folder, with `tokenizer.json` or `spiece.model`.
             tokens: the number of tokens in which captions are encoded.
+            clean: what the family does to a caption before it is tokenised.
 
         Raises:
             ModelError: the tokenizer is malformed.
         """
         self._tokenizer = read_tokenizer(folder, lambda: _from_sentencepiece(read_sentencepiece(folder)))
+        self._clean = clean
         self.limit = tokens - _END
         """The tokens that a caption may have, its end not counted."""
 
     def count(self, caption: str) -> int:
         """Return the number of tokens of a caption, its end not counted."""
-        return len(self._tokenizer.encode(caption, add_special_tokens=False).ids)
+        return len(self._tokenizer.encode(self._clean(caption), add_special_tokens=False).ids)
 
 
-def counter(component: str) -> Callable[[Path, SingleFile | None, int], TokenCounter | None]:
-    """Return `FamilySpec.token_counter` for a family with T5's tokenizer in the folder `component`."""
+def counter(
+    component: str, clean: Callable[[str], str] = str
+) -> Callable[[Path, SingleFile | None, int], TokenCounter | None]:
+    """Return `FamilySpec.token_counter` for a family with T5's tokenizer in the folder `component`.
+
+    `clean` is what the family does to a caption before it is tokenised.
+    """
 
     def count(folder: Path, file: SingleFile | None, tokens: int) -> TokenCounter | None:
         own = folder / component
-        return TokenCounter(own, tokens) if own.is_dir() else None
+        return TokenCounter(own, tokens, clean) if own.is_dir() else None
 
     return count
 

@@ -20,7 +20,7 @@ def run():
     {run}
 
 {before}
-child = forks.start({program!r}, ["a", "b"], run)
+child = forks.start({program!r}, ["a", "b"], run, prepare={prepare})
 {after}
 while child.poll() is None:
     time.sleep(0.01)
@@ -33,11 +33,11 @@ PROGRAM = "import sys; print('an interpreter of its own:', *sys.argv[1:]); sys.e
 def ends(tmp_path):
     """Run the child: its exit code, and what both processes printed."""
 
-    def ends(run, *, before="", after=""):
+    def ends(run, *, before="", after="", prepare=None):
         program = tmp_path / "program.py"
         program.write_text(PROGRAM)
         body = textwrap.indent(textwrap.dedent(run), "    ").strip()
-        script = PARENT.format(run=body, before=before, after=after, program=str(program))
+        script = PARENT.format(run=body, before=before, after=after, program=str(program), prepare=prepare)
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
         )
@@ -89,3 +89,10 @@ except subprocess.TimeoutExpired:
 )
 def test_what_cannot_be_forked_starts_an_interpreter(ends, before):
     assert ends("return 7", before=before) == (5, ["an interpreter of its own: a b"], "")
+    prepared = ends("return 7", before=before, prepare="lambda: os.write(1, b'prepared\\n')")
+    assert prepared == (5, ["prepared", "an interpreter of its own: a b"], "")
+
+
+def test_a_child_prepares_before_anything_else(ends):
+    assert ends("print('runs'); return 7", prepare="lambda: print('prepared')") == (7, ["prepared", "runs"], "")
+    assert ends("return 7", prepare="lambda: 1 / 0")[0] == 70

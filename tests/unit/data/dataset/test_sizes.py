@@ -8,7 +8,7 @@ from PIL import Image
 
 from engine.core.errors import DatasetError
 from engine.data.dataset.open import open_dataset
-from engine.data.dataset.sizes import read_sizes
+from engine.data.dataset.sizes import read_extents
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
 from tests.support.caption_folders import write
@@ -43,10 +43,10 @@ def dataset_of(tmp_path, files=FILES, repeats=1):
 
 def test_sizes_are_read_once(tmp_path, monkeypatch):
     dataset = dataset_of(tmp_path)
-    first = read_sizes(dataset, IMAGE, tmp_path / "cache")
-    assert first[1] == (200, 100) and first[2] == (0, 0) and first[4] == (100, 200)
-    unread = replace(IMAGE, read_size=None)
-    assert read_sizes(dataset, unread, tmp_path / "cache") == first
+    first = read_extents(dataset, IMAGE, tmp_path / "cache")
+    assert first[1] == (200, 100, 1) and first[2] == (0, 0, 0) and first[4] == (100, 200, 1)
+    unread = replace(IMAGE, measure=None)
+    assert read_extents(dataset, unread, tmp_path / "cache") == first
 
 
 def test_a_file_that_is_out_of_reach_may_come_back(tmp_path):
@@ -57,31 +57,31 @@ def test_a_file_that_is_out_of_reach_may_come_back(tmp_path):
     there, away = tmp_path / "data" / "b.png", tmp_path / "away"
     there.rename(away)
     with pytest.raises(DatasetError, match=r"^b\.png has changed since the job began"):
-        read_sizes(whole, IMAGE, cache)
+        read_extents(whole, IMAGE, cache)
     wanted = Dataset(name=str(tmp_path / "data"))
 
     def sizes():
-        return read_sizes(
+        return read_extents(
             open_dataset(wanted, IMAGE, cache_dir=tmp_path, revision=None, report=lambda line: None), IMAGE, cache
         )
 
-    assert sizes() == sizes() == [(100, 100), (0, 0)]
+    assert sizes() == sizes() == [(100, 100, 1), (0, 0, 0)]
     away.rename(there)
-    assert sizes() == [(100, 100), (200, 100)]
+    assert sizes() == [(100, 100, 1), (200, 100, 1)]
 
 
 def test_other_images_of_one_dataset_have_sizes_of_their_own(tmp_path):
     """Of as many, held out by another seed."""
     dataset, cache = dataset_of(tmp_path), tmp_path / "cache"
-    every = read_sizes(dataset, IMAGE, cache)
+    every = read_extents(dataset, IMAGE, cache)
     for images in ([0, 1], [3, 4]):
-        assert read_sizes(dataset.picked(images), IMAGE, cache) == [every[image] for image in images]
+        assert read_extents(dataset.picked(images), IMAGE, cache) == [every[image] for image in images]
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "folder", "foreign"])
 def test_a_damaged_note_is_written_anew(tmp_path, harm):
     dataset, cache = dataset_of(tmp_path), tmp_path / "cache"
-    first = read_sizes(dataset, IMAGE, cache)
+    first = read_extents(dataset, IMAGE, cache)
     (note,) = (cache / "sizes").iterdir()
     data = note.read_bytes()
     other = replace(dataset, fingerprint="0" * 64)
@@ -89,16 +89,16 @@ def test_a_damaged_note_is_written_anew(tmp_path, harm):
         note.unlink()
         note.mkdir()
     elif harm == "foreign":
-        read_sizes(other, IMAGE, tmp_path / "elsewhere")
+        read_extents(other, IMAGE, tmp_path / "elsewhere")
         (foreign,) = (tmp_path / "elsewhere" / "sizes").iterdir()
         note.write_bytes(foreign.read_bytes())
     else:
         note.write_bytes({"flip": data[:-1] + bytes([data[-1] ^ 1]), "cut": data[:-8], "empty": b""}[harm])
-    assert read_sizes(dataset, IMAGE, cache) == first
+    assert read_extents(dataset, IMAGE, cache) == first
     if harm != "folder":
         assert note.read_bytes() == data
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    assert len(read_sizes(dataset_of(tmp_path), IMAGE, tmp_path / "cache")) == 8
+    assert len(read_extents(dataset_of(tmp_path), IMAGE, tmp_path / "cache")) == 8

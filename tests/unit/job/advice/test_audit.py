@@ -12,6 +12,7 @@ from engine.data.dataset.open import open_dataset
 from engine.data.media.image import IMAGE
 from engine.job.advice import audit
 from engine.models.families.sd.spec import SPEC
+from engine.task.plan.extent import Extent
 from engine.task.task import Dataset, Model, Task, TrainArgs
 from tests.support import tiny
 from tests.support.caption_folders import write
@@ -138,15 +139,14 @@ def test_one_image_is_looked_at_however_late_it_is(model, tmp_path):
 
 def test_repeats_are_looked_at_once(model, tmp_path):
     job = job_of(model, tmp_path, {"100_x/a.png": png(1), "100_x/b.png": png(2)})
-    seen = audit.look_at_images(job.dataset, IMAGE, lambda size: (64, 64), 10, lambda: 0.0)
+    seen = audit.look_at_images(job.dataset, IMAGE, lambda extent: Extent(64, 64), 10, lambda: 0.0)
     assert seen.num_seen == 2 and seen.duplicates == [] and seen.unreadable == []
 
 
 def test_a_shape_that_training_would_refuse_is_unreadable(model, tmp_path):
     job = job_of(model, tmp_path, {"a.png": png(1, (1, 20_000)), "a.txt": "x"})
-    assert (
-        audit.look_at_images(job.dataset, IMAGE, lambda size: (4096, 4096), 10, lambda: 0.0).unreadable[0][0] == "a.png"
-    )
+    seen = audit.look_at_images(job.dataset, IMAGE, lambda extent: Extent(4096, 4096), 10, lambda: 0.0)
+    assert seen.unreadable[0][0] == "a.png"
 
 
 def test_images_that_are_held_out_and_trained_on_are_named(model, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from engine.job.advice.describe import describe, warnings
 from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint
+from engine.task.plan.extent import Extent
 from engine.task.task import Dataset
 from engine.training.buckets import Bucket, Buckets
 from engine.training.methods.warm_start import WarmStart
@@ -209,8 +210,8 @@ class TestHeldOut:
 
 
 def test_a_plan_tells_of_the_buckets():
-    rows = [Bucket((64, 256), np.arange(6), 6), Bucket((128, 128), np.arange(6, 10), 4)]
-    found = Buckets(sizes=(), members=tuple(rows), kept=0.9, kept_by_squares=0.5)
+    rows = [Bucket(Extent(64, 256), np.arange(6), 6), Bucket(Extent(128, 128), np.arange(6, 10), 4)]
+    found = Buckets(sizes=(), frame_counts=(1,), members=tuple(rows), kept=0.9, kept_by_squares=0.5)
     lines = describe(replace(job_of(text(train_args={"batch_size": 5})), buckets=found))
     assert "buckets        64 x 256: 6, 128 x 128: 4 images" in lines
     assert lines[-1].startswith("note: 1 of 2 buckets has fewer images than batch_size 5")

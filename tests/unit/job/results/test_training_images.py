@@ -6,6 +6,7 @@ from dataclasses import replace
 from PIL import Image
 
 from engine.job.results.training_images import training_images
+from engine.task.plan.extent import Extent
 from engine.training.buckets import sort_into_buckets
 from tests.support.datasets import opened, write_images, write_jsonl
 from tests.support.jobs import job_of, text
@@ -46,5 +47,5 @@ def test_with_the_trigger_word_and_without_what_cannot_be_read(tmp_path):
 def test_in_the_shape_of_their_bucket(tmp_path):
     save(tmp_path / "images" / "wide.png", (400, 200))
     (tmp_path / "images" / "wide.txt").write_text("x")
-    (size,) = sizes(shown(tmp_path, buckets=lambda dataset: sort_into_buckets(dataset, [(400, 200)], 512)))
+    (size,) = sizes(shown(tmp_path, buckets=lambda dataset: sort_into_buckets(dataset, [Extent(400, 200)], 512)))
     assert size == (256, 116)  # as 704 x 320, the bucket nearest to 2 : 1

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from engine.task.plan.extent import Extent
 from tests.unit.models.families.test_every_family import picture
 
 
@@ -11,10 +12,10 @@ def test_moments_are_the_vaes(full):
     image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     with torch.no_grad():
         posterior = vae.encode(image).latent_dist
-    found = full.encode_image(pixels)
+    found = full.encode_pixels(pixels)
     torch.testing.assert_close(found["mean"], posterior.mean[0])
     torch.testing.assert_close(found["logvar"], posterior.logvar[0])
-    assert found["mean"].shape == full.latent_shape(64, 64) == (4, 8, 8)
+    assert found["mean"].shape == full.latent_shape(Extent(64, 64)) == (4, 8, 8)
 
 
 def test_latents_are_drawn_from_the_posterior_and_scaled(full):

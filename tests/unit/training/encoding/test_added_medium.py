@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.data.dataset.open import open_dataset
-from engine.data.dataset.sizes import read_sizes
+from engine.data.dataset.sizes import read_extents
 from engine.data.media.registry import MEDIA
 from engine.results.outcome import Clock
 from engine.task.plan.visits import VisitStream
@@ -28,14 +28,14 @@ SIZES = [(128, 128), (256, 64), (128, 128), (64, 256), (128, 128)]
 class ClipFamily(LinearFamily):
     """Encodes the difference between the frames of a clip."""
 
-    def encode_image(self, pixels):
+    def encode_pixels(self, pixels):
         assert pixels.ndim == 4 and pixels.shape[0] == 2
-        return super().encode_image(np.ascontiguousarray(pixels[0] - pixels[1]))
+        return super().encode_pixels(np.ascontiguousarray(pixels[0] - pixels[1]))
 
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    monkeypatch.setitem(MEDIA, "clip", CLIP)
+    monkeypatch.setitem(MEDIA, "clip", lambda dataset: CLIP)
     folder = tmp_path / "data"
     folder.mkdir()
     for k, size in enumerate(SIZES):
@@ -44,7 +44,7 @@ def dataset(tmp_path, monkeypatch):
     (folder / "poster.png").write_bytes(png(1))
     said = []
     wanted = Dataset(name=str(folder))
-    opened = open_dataset(wanted, MEDIA["clip"], cache_dir=tmp_path, revision=None, report=said.append)
+    opened = open_dataset(wanted, CLIP, cache_dir=tmp_path, revision=None, report=said.append)
     assert len(opened) == 5 and opened.captions(3) == ("clip 3",)
     assert said == ["dataset: 1 other file is not used (1 .png): poster.png"]
     return opened
@@ -53,8 +53,8 @@ def dataset(tmp_path, monkeypatch):
 def trained(dataset, cache, *, start=0, stop=4, restore=None, workers=0):
     task = replace(make_task(resolution=128), dataloader_num_workers=workers)
     run = Run(task, start=start, stop=stop, restore=restore)
-    buckets = sort_into_buckets(dataset, read_sizes(dataset, CLIP, cache), 128)
-    assert [one.size for one in buckets.members] == [(64, 256), (128, 128), (256, 64)]
+    buckets = sort_into_buckets(dataset, read_extents(dataset, CLIP, cache), 128)
+    assert [one.extent.size for one in buckets.members] == [(64, 256), (128, 128), (256, 64)]
     family = ClipFamily()
     encoder = build_visit_encoder(
         task,

@@ -16,7 +16,7 @@ def maker_of(task, family=None):
         CPU,
         dtype=torch.float32,
         seed=task.seed,
-        resolution=args.resolution,
+        extent=args.extent,
         noise_offset=args.noise_offset,
     )
 

@@ -26,6 +26,19 @@ class TestBytes:
         size.measured(visit_bytes)
         assert size.visits == visits
 
+    @pytest.mark.parametrize("latents_bytes, visits", [(0, 128), (2_097_152, 128), (61_000_000, 17), (1 << 40, 1)])
+    def test_the_first_window_is_bounded_by_what_latents_may_take(self, latents_bytes, visits):
+        assert step_window.WindowSize(latents_bytes).visits == visits
+
+    def test_a_window_after_short_clips_has_room_for_long_ones(self):
+        size = step_window.WindowSize(61_000_000)
+        size.measured(100_000)
+        assert size.visits == 17
+
+    def test_the_latents_of_the_largest_visits_are_known_before_the_first(self, tmp_path):
+        setup = Setup(good(1), tmp_path)
+        assert setup.encoder._size._latents_bytes == 2 * 48 * 4
+
     def test_the_examples_are_the_same_in_smaller_windows(self, tmp_path, monkeypatch):
         """A visit has moments of 2 x 48 numbers, a caption's 2 numbers and a corner of 3."""
         expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b")

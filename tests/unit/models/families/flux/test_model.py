@@ -13,6 +13,7 @@ from engine.models import base_model, registry
 from engine.models.families.flux import model
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions
+from engine.task.plan.extent import Extent
 from engine.task.task import Dataset, Lora, Model
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state, webui_state
@@ -122,8 +123,8 @@ class TestCaptions:
 class TestLatents:
     def test_they_are_shifted_and_scaled_as_diffusers_does(self, plain, family):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-        moments = family.encode_image(pixels)
-        noise = torch.randn(family.latent_shape(64, 96), generator=torch.Generator().manual_seed(0))
+        moments = family.encode_pixels(pixels)
+        noise = torch.randn(family.latent_shape(Extent(96, 64)), generator=torch.Generator().manual_seed(0))
         vae = plain[True].vae
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1.0
         with torch.no_grad():

@@ -7,6 +7,7 @@ import torch
 from engine.models.families.flux2_klein import model
 from engine.models.family import Drawing
 from engine.models.objectives.objective import LossOptions
+from engine.task.plan.extent import Extent
 from tests.support.flow_models import batch_of, load_family, noised, plain_pipeline
 from tests.support.tiny_flux2_klein import build_flux2_klein
 
@@ -39,18 +40,18 @@ def test_captions_are_those_of_the_pipeline(family, pipe, caption):
 def test_latents_are_those_that_the_pipeline_makes_of_an_image(family, pipe):
     """The mode, packed, and normalised by the stored statistics of the VAE's batch norm."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    moments = family.encode_image(pixels)
-    found = family.sample_latents(moments, torch.ones(family.latent_shape(64, 96)))
+    moments = family.encode_pixels(pixels)
+    found = family.sample_latents(moments, torch.ones(family.latent_shape(Extent(96, 64))))
     image = pipe.image_processor.preprocess(pixels.astype(np.float32) / 255)
     with torch.no_grad():
         expected = pipe._encode_vae_image(image, generator=None)[0]
-    assert found.shape == family.latent_shape(64, 96) == (16, 4, 6)
+    assert found.shape == family.latent_shape(Extent(96, 64)) == (16, 4, 6)
     torch.testing.assert_close(found, expected)
 
 
 def test_the_statistics_of_the_vae_do_not_change(family):
     before = family.parts["vae"].bn.running_mean.clone()
-    family.encode_image(np.zeros((64, 64, 3), np.uint8))
+    family.encode_pixels(np.zeros((64, 64, 3), np.uint8))
     assert torch.equal(family.parts["vae"].bn.running_mean, before) and not family.parts["vae"].bn.training
 
 

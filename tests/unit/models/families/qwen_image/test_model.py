@@ -6,6 +6,7 @@ import torch
 
 from engine.models.families.qwen_image import model
 from engine.models.objectives.objective import LossOptions
+from engine.task.plan.extent import Extent
 from tests.support.flow_models import batch_of, load_family, noised, plain_pipeline
 from tests.support.tiny_qwen_image import build_qwen_image
 
@@ -42,8 +43,8 @@ def test_captions_are_those_of_the_pipeline(folder, pipe, caption, length):
 def test_latents_are_normalised_for_each_channel(family, pipe):
     """Drawn first, then (z - mean) / deviation."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    noise = torch.randn(family.latent_shape(64, 96), generator=torch.Generator().manual_seed(0))
-    found = family.sample_latents(family.encode_image(pixels), noise)
+    noise = torch.randn(family.latent_shape(Extent(96, 64)), generator=torch.Generator().manual_seed(0))
+    found = family.sample_latents(family.encode_pixels(pixels), noise)
     image = pipe.image_processor.preprocess(pixels.astype(np.float32) / 255).unsqueeze(2)
     with torch.no_grad():
         posterior = pipe.vae.encode(image).latent_dist

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from engine.models.families.sd3 import model
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions
+from engine.task.plan.extent import Extent
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.files import diffusers_state, webui_state
@@ -74,7 +75,7 @@ def encode(pipeline, caption, length=LENGTH):
 
 
 def make_batch(family, size=3):
-    shape, draw = family.latent_shape(64, 96), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(Extent(96, 64)), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(f"caption {k}") for k in range(size)]
     return Batch(
         latents=torch.randn(size, *shape, generator=draw),
@@ -124,8 +125,8 @@ class TestCaptions:
 
 def test_latents_are_shifted_and_scaled_as_in_the_trainer(folder, family):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    moments = family.encode_image(pixels)
-    noise = torch.randn(family.latent_shape(64, 96), generator=torch.Generator().manual_seed(0))
+    moments = family.encode_pixels(pixels)
+    noise = torch.randn(family.latent_shape(Extent(96, 64)), generator=torch.Generator().manual_seed(0))
     vae = plain_pipeline(folder).vae
     with torch.no_grad():
         posterior = vae.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1.0).latent_dist

@@ -10,6 +10,7 @@ import pytest
 from engine.core.errors import ModelError, TaskError
 from engine.models import registry
 from engine.models.families.sd3.spec import SPEC, check, check_size, webui_metadata
+from engine.task.plan.extent import Extent
 from tests.support import tiny, tiny_sd3, tiny_tokenizers
 
 CLIP = {"text_encoder": {"hidden_size": 768, "projection_dim": 768}}
@@ -71,7 +72,7 @@ def test_refused(configs, message):
 
 @pytest.mark.parametrize("size", [(512, 512), (3072, 16), (1024, 1536)])
 def test_sizes(size):
-    check_size(MEDIUM.__getitem__, *size)
+    check_size(MEDIUM.__getitem__, Extent(*size))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_sizes(size):
 )
 def test_sizes_that_the_transformer_cannot_take(size, message):
     with pytest.raises(TaskError, match=message):
-        check_size(MEDIUM.__getitem__, *size)
+        check_size(MEDIUM.__getitem__, Extent(*size))
 
 
 @pytest.mark.parametrize("configs, name", [(MEDIUM, "medium"), (MEDIUM_35, "5-medium"), (LARGE, "5-large")])

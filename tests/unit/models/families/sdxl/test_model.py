@@ -156,13 +156,13 @@ class TestPrecision:
         half = load(folder, dtype)
         assert half.vae.dtype == torch.float32 and half.denoiser.dtype == dtype
         pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        for name, tensor in family.encode_image(pixels).items():
-            assert torch.equal(half.encode_image(pixels)[name], tensor)
+        for name, tensor in family.encode_pixels(pixels).items():
+            assert torch.equal(half.encode_pixels(pixels)[name], tensor)
 
     def test_a_vae_that_is_safe_in_half_precision_is_in_the_tasks(self, folder, tmp_path, dtype):
         half = load(edited(folder, tmp_path, "vae/config.json", force_upcast=False), dtype)
         assert half.vae.dtype == dtype
-        assert half.encode_image(np.zeros((64, 64, 3), np.uint8))["mean"].dtype == dtype
+        assert half.encode_pixels(np.zeros((64, 64, 3), np.uint8))["mean"].dtype == dtype
 
     @pytest.mark.parametrize("force_upcast", [True, False])
     def test_the_pipeline_draws_in_half_precision(self, folder, family, tmp_path, dtype, force_upcast, recwarn):

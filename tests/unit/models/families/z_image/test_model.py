@@ -6,6 +6,7 @@ import torch
 
 from engine.models.families.z_image import model
 from engine.models.objectives.objective import LossOptions
+from engine.task.plan.extent import Extent
 from tests.support.flow_models import batch_of, load_family, noised, plain_pipeline
 from tests.support.tiny_z_image import build_z_image
 
@@ -42,8 +43,8 @@ def test_captions_are_those_of_the_pipeline(folder, pipe, caption, length):
 def test_latents_are_the_mode(family, pipe):
     """As in Diffusers' trainer; noise is not used."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    moments = family.encode_image(pixels)
-    found = family.sample_latents(moments, torch.ones(family.latent_shape(64, 96)))
+    moments = family.encode_pixels(pixels)
+    found = family.sample_latents(moments, torch.ones(family.latent_shape(Extent(96, 64))))
     image = pipe.image_processor.preprocess(pixels.astype(np.float32) / 255)
     with torch.no_grad():
         mode = pipe.vae.encode(image).latent_dist.mode()[0]

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from engine.core.errors import ModelError
 from engine.models import registry
 from engine.models.family import LoadArgs
-from engine.models.parts.clip import load_tokenizer, token_ids
+from engine.models.parts.clip.encoder import load_tokenizer, token_ids
 from tests.support import tiny
 
 CPU = torch.device("cpu")

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
-import os
 import signal
 import subprocess
 import time
@@ -20,12 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from engine.commands import train
+from engine.commands.forked.task import exit_code, preload, start_task
 from engine.commands.program import program
 from engine.core.errors import TemporaryError
-from engine.core.process import forks
 from engine.core.process.forks import Child
-from engine.core.process.startup import ENTRYPOINT
 from engine.results.output.contents import FINISH_NOW
 
 DESCRIPTION: Final = """\
@@ -39,37 +35,6 @@ in the folder of the task that runs or in OUTPUT, ends it after the current step
 ATTEMPTS: Final = 3
 """Maximum number of starts of a task that ends with a temporary failure."""
 _LOOK_SECONDS: Final = 0.5
-_ALONE: Final = {
-    "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which would start threads; the job computes nothing with it
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # libraries ask for GPUs: without opening CUDA
-}
-"""Environment variables for the time of the imports, so that the process can be forked."""
-
-
-def preload() -> None:
-    """Import the libraries and all of this program that needs torch. Starts no thread, and does not open CUDA."""
-    train.quiet_libraries()
-    with train.importing(), _environment():
-        from engine.models.registry import FAMILIES
-        from engine.training.methods.registry import METHODS
-
-        modules = [family.module for family in FAMILIES.values()] + [method.module for method in METHODS.values()]
-        for module in ("engine.job.run", *modules):
-            importlib.import_module(module)
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ALONE}
-    os.environ.update(_ALONE)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
@@ -88,14 +53,6 @@ def passing_signals_on(task: Child) -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def start_task(flags: list[str]) -> Child:
-    """Start a task with these flags.
-
-    It is in its own session, so that a signal to the process group reaches it only once: a second one would kill it.
-    """
-    return forks.start(ENTRYPOINT, flags, lambda: train.main(flags, os.environ))
-
-
 def run_task(flags: list[str], output: Path, result: Path) -> int:
     """Run one task, repeat it after a temporary failure, and return its exit code.
 
@@ -104,9 +61,7 @@ def run_task(flags: list[str], output: Path, result: Path) -> int:
     for attempt in range(ATTEMPTS):
         task = start_task(flags)
         with passing_signals_on(task):
-            code = _wait(task, output / FINISH_NOW, result / FINISH_NOW)
-        if code < 0:  # killed by a signal: the exit code of a shell, such as 137 for SIGKILL
-            code = 128 - code
+            code = exit_code(_wait(task, output / FINISH_NOW, result / FINISH_NOW))
         if code != TemporaryError.code or attempt == ATTEMPTS - 1:
             break
         time.sleep(10 * 2**attempt)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.commands import chain
+from engine.commands.forked import chain
 
 JOB = """
 import json, pathlib, sys, time

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from engine.core.errors import ModelError
-from engine.models.parts.clip_tokens import TokenCounter
+from engine.models.parts.clip.tokens import TokenCounter
 from engine.models.single_file.weights import build_tokenizer
 from tests.support import tiny
 
@@ -101,7 +101,7 @@ def test_a_malformed_configuration_is_the_models_fault(tmp_path):
 
 def test_nothing_heavy_is_imported(folder):
     script = (
-        "import sys; from pathlib import Path; from engine.models.parts.clip_tokens import TokenCounter\n"
+        "import sys; from pathlib import Path; from engine.models.parts.clip.tokens import TokenCounter\n"
         f"TokenCounter.of_folder(Path({str(folder / 'old')!r})).count('a cat')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -1,0 +1,79 @@
+"""Count the parameters of a `WanTransformer3DModel` and the memory of training it. No torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from engine.models.parts.footprints.transformers.layers import embedder, torch_rms_norm
+from engine.models.parts.tape import Config, Tape, count_of
+
+_FLOAT32: Final = 4
+
+
+def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_length: int, frames: int = 1) -> None:
+    """Record the transformer on `batch` latents of `frames` x `side` x `side`, with so many tokens of text.
+
+    Raises:
+        KeyError, TypeError, ValueError: the configuration is not that of such a transformer.
+    """
+    heads, channels = int(config.get("num_attention_heads", 40)), int(config.get("in_channels", 16))
+    width, inner = heads * int(config.get("attention_head_dim", 128)), int(config.get("ffn_dim", 13824))
+    patch = [int(size) for size in config.get("patch_size", (1, 2, 2))]
+    rows, text_rows = batch * frames * side**2 // math.prod(patch), batch * text_length
+    tape.matrix(width, channels * math.prod(patch))
+    tape.weights(width)
+    tape.keep(channels * math.prod(patch) * rows, tape.width)
+    embedder(tape, "condition_embedder.time_embedder", int(config.get("freq_dim", 256)), width, batch)
+    tape.linear("condition_embedder.time_proj", width, 6 * width, batch, input_width=tape.width)
+    text_width = int(config.get("text_dim", 4096))
+    tape.linear("condition_embedder.text_embedder.linear_1", text_width, width, text_rows, input_width=tape.width)
+    tape.keep(width * text_rows, tape.width)
+    tape.linear("condition_embedder.text_embedder.linear_2", width, width, text_rows, input_width=tape.width)
+    has_norm = bool(config.get("cross_attn_norm", True))
+    for k in range(count_of(config.get("num_layers", 40))):
+        with tape.block(width * rows):
+            _block(tape, f"blocks.{k}", (width, inner, heads), rows, text_rows, has_norm=has_norm)
+    _modulated_norm(tape, width, rows)
+    outputs = int(config.get("out_channels") or channels) * math.prod(patch)
+    tape.linear("proj_out", width, outputs, rows, input_width=tape.width)
+    tape.weights(2 * width)
+
+
+def _block(tape: Tape, name: str, sizes: tuple[int, int, int], rows: int, text_rows: int, *, has_norm: bool) -> None:
+    """Record a block. Its norms and its residuals are computed in float32, by its class."""
+    width, inner, heads = sizes
+    tape.weights(6 * width)
+    _modulated_norm(tape, width, rows)
+    _attention(tape, f"{name}.attn1", width, heads, rows=rows, key_rows=rows)
+    tape.scale(width * rows, tape.width)
+    if has_norm:
+        tape.weights(2 * width)
+        tape.keep(width * rows, _FLOAT32)
+    _attention(tape, f"{name}.attn2", width, heads, rows=rows, key_rows=text_rows)
+    _modulated_norm(tape, width, rows)
+    tape.linear(f"{name}.ffn.net.0.proj", width, inner, rows, input_width=tape.width)
+    tape.keep(inner * rows, tape.width)
+    tape.linear(f"{name}.ffn.net.2", inner, width, rows, input_width=tape.width)
+    tape.scale(width * rows, _FLOAT32)
+    tape.passing((inner + 2 * width) * rows * tape.width + 3 * width * rows * _FLOAT32)
+
+
+def _modulated_norm(tape: Tape, width: int, rows: int) -> None:
+    """Record a norm in float32 without weights that is scaled and shifted by functions of the time."""
+    tape.keep(width * rows, _FLOAT32)
+    tape.scale(width * rows, _FLOAT32)
+
+
+def _attention(tape: Tape, name: str, width: int, heads: int, *, rows: int, key_rows: int) -> None:
+    """Record an attention of `rows` positions to `key_rows`, with norms of all queries' and keys' heads at once."""
+    is_kept = tape.linear(f"{name}.to_q", width, width, rows, input_width=tape.width) and key_rows == rows
+    for layer in ("to_k", "to_v"):
+        is_kept |= tape.linear(f"{name}.{layer}", width, width, key_rows, input_width=tape.width, is_kept=is_kept)
+    for count in (rows, key_rows):
+        torch_rms_norm(tape, width, count)
+    tape.keep(2 * width * (rows + key_rows), tape.width)
+    tape.keep(heads * rows, _FLOAT32)
+    # The attention's output is cast to the type of the queries, which are the output of a norm.
+    is_kept = tape.norm_width == tape.width
+    tape.linear(f"{name}.to_out.0", width, width, rows, input_width=tape.norm_width, is_kept=is_kept)
