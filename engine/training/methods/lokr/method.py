@@ -56,14 +56,14 @@ class LokrTraining:
     def listen(self, name: str, layer: torch.nn.Linear | torch.nn.Conv2d, dropout: AddressedDropout | None) -> None:
         """Add the change to a layer's output from now on, in the output's dtype."""
         split, strength = self._layers[name], self.strength(name)
-        factors = [self.parameters[f"{name}{end}"] for end in split.shapes]
+        names = [f"{name}{end}" for end in split.shapes]
 
         def added(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             if not self._is_on:
                 return output
             x = inputs[0].to(output.dtype)
             x = dropout(x) if dropout else x
-            own = change(layer, split, x, *(factor.to(output.dtype) for factor in factors))
+            own = change(layer, split, x, *(self.parameters[name].to(output.dtype) for name in names))
             return torch.add(output, own, alpha=strength)
 
         layer.register_forward_hook(added)

@@ -54,9 +54,7 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
     return (
         f"### Diffusers\n\nDiffusers 0.42 or newer, with PEFT.\n\n{diffusers(about, image, load_after=[loading])}\n\n"
         f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
-        "the node *Load LoRA*.\nStrength 1 is as it was trained.\n\n"
-        f"### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as `my-lokr.safetensors`, and "
-        "write\n`<lora:my-lokr:1>` into the prompt."
+        "the node *Load LoRA*.\nStrength 1 is as it was trained."
     )
 
 
