@@ -44,5 +44,9 @@ def change(layer: torch.nn.Linear | torch.nn.Conv2d, split: Split, x: torch.Tens
 
 def product(factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return W₁ ⊗ W₂ as a matrix (outputs, inputs x kernel); `factors` has the tensors of `Split.shapes`, float32."""
-    right = factors[RIGHT].flatten(1) if RIGHT in factors else factors[RIGHT_UP] @ factors[RIGHT_DOWN]
-    return torch.kron(factors[LEFT], right)
+    return torch.kron(factors[LEFT], right_matrix(factors))
+
+
+def right_matrix(factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return W₂ as a matrix (outputs, inputs x kernel)."""
+    return factors[RIGHT].flatten(1) if RIGHT in factors else factors[RIGHT_UP] @ factors[RIGHT_DOWN]

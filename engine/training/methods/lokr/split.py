@@ -1,4 +1,4 @@
-"""How LoKr splits a layer's weight into a Kronecker product, and the names of the factors. No torch.
+"""The split of a layer's weight into a Kronecker product by a LoKr, and the names of the factors. No torch.
 
 The change of a weight is ΔW = W₁ ⊗ W₂ (Yeh et al. 2023, arXiv:2309.14859, section 3). W₂ is itself a product of two
 matrices where the rank is low enough. The names, the split and the rule for W₂ are those of LyCORIS

@@ -23,7 +23,7 @@ PEFT_CONFIG: Final = "adapter_config.json"
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 METADATA_KEY: Final = "lora_adapter_metadata"
-"""Where Diffusers keeps PEFT's configuration in the metadata of a file, as JSON."""
+"""The key under which Diffusers keeps PEFT's configuration, as JSON, in a file's metadata."""
 
 _Value = TypeVar("_Value")
 _Other = TypeVar("_Other")
