@@ -126,7 +126,7 @@ def test_a_lokr_merged_into_its_base(trained):
     found = weights_of(load(trained.export(out, "diffusers", trained.folder)))
     assert differing(found, expected) == [] and len(differing(found, original)) > 10
     for layout in ("diffusers", "webui", "peft"):
-        target = trained.root / f"lokr-{layout}"
+        target = trained.root / f"lokr-{layout}{'.safetensors' * (layout != 'peft')}"
         succeed(None, None, "export", out, "--format", "lora", "--layout", layout, "--output", target)
         assert target.is_dir() == (layout == "peft")
 
