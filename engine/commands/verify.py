@@ -26,7 +26,7 @@ from engine.commands.program import program
 from engine.core.errors import JobError, TaskError
 from engine.core.messages import listing, plural
 from engine.core.process.startup import ENTRYPOINT
-from engine.data.media.image import IMAGE
+from engine.data.media.registry import is_sample
 from engine.job.prepare import parent_folder, read_task
 from engine.results import history as history_file
 from engine.results.checkpoint import MANIFEST, Checkpoint
@@ -37,7 +37,6 @@ from engine.task.settings import Settings, read_flags, read_settings
 from engine.training.methods.registry import METHODS, load_checkpoint, load_parent
 
 DIFFERENT: Final = 1
-_TAKEN: Final = IMAGE.suffixes | {".mp4", ".safetensors"}
 _OF_FILE_MANAGERS: Final = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """Files that file managers leave in folders; no loader reads them."""
 
@@ -94,7 +93,7 @@ class Result:
         taken |= found - others - told_by_what_is_in_them - {f"checkpoint/{MANIFEST}"}
         if self.validation_folder is not None:
             pictures = {f"validation/{name}" for name in _everything_below(self.validation_folder, folders=False)}
-            taken |= {name for name in pictures if PurePath(name).suffix.lower() in _TAKEN}
+            taken |= {name for name in pictures if is_sample(name) or PurePath(name).suffix.lower() == ".safetensors"}
             others |= pictures
         return taken, others - taken
 

@@ -112,7 +112,8 @@ class BaseModel:
     def describe_noise(self, args: TrainArgs) -> str | None:
         """Return how noise levels follow from timesteps; None if no key of a task changes that. Raises ModelError."""
         describe = self.objective.describe_noise
-        tokens = (args.resolution // self.family.token_side) ** 2
+        frames = (args.num_frames - 1) // self.family.frame_step + 1
+        tokens = frames * (args.resolution // self.family.token_side) ** 2
         return describe(self.config("scheduler", SCHEDULER_FILE), args, tokens) if describe else None
 
     def timesteps(self, args: TrainArgs) -> Timesteps:

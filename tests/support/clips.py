@@ -5,6 +5,7 @@ The encoders are those of PyAV's wheel; of them x264 and x265 are GPL software, 
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ def make_clip(
     rotation: int = 0,
     times: Sequence[int] | None = None,
     pixel_format: str | None = None,
+    pixel_aspect: Fraction | int = 1,
     audio: bool = False,
     first: int = 0,
     options: dict[str, str] | None = None,
@@ -82,6 +84,7 @@ def make_clip(
         rotation: degrees, clockwise, by which a player has to turn what is stored; MP4 and MOV alone.
         times: milliseconds at which the frames are shown, for a variable frame rate.
         pixel_format: FFmpeg's name; None is yuv420p.
+        pixel_aspect: width of a pixel, where its height is 1.
         audio: add a second of silence.
         first: the number that the first frame shows.
         options: the encoder's, beside its own here.
@@ -95,6 +98,7 @@ def make_clip(
         stream.height, stream.width = stored.shape[1:3]
         stream.pix_fmt = pixel_format or _PIXEL_FORMATS.get(codec, "yuv420p")
         stream.thread_count = 1
+        stream.codec_context.sample_aspect_ratio = Fraction(pixel_aspect)
         if rotation:
             stream.set_display_rotation(-rotation)  # FFmpeg counts counterclockwise
         if times is not None:
@@ -118,6 +122,24 @@ def clip_bytes(suffix: str = ".mp4", **how: object) -> bytes:
     """The bytes of a clip of `make_clip`; `suffix` names the container."""
     with tempfile.TemporaryDirectory() as folder:
         return make_clip(Path(folder, f"clip{suffix}"), **how).read_bytes()  # type: ignore[arg-type]
+
+
+def spliced(*clips: bytes, suffix: str = ".mkv") -> bytes:
+    """The packets of several clips, one a frame, as those of one stream, whose header is that of the first."""
+    written = io.BytesIO()
+    written.name = f"clip{suffix}"
+    with av.open(written, "w") as out:
+        stream, count = None, 0
+        for clip in clips:
+            with av.open(io.BytesIO(clip)) as container:
+                stream = stream or out.add_stream_from_template(container.streams.video[0])
+                for packet in container.demux(video=0):
+                    if packet.size:
+                        packet.stream, packet.time_base = stream, Fraction(1, 24)
+                        packet.pts = packet.dts = count
+                        out.mux(packet)
+                        count += 1
+    return written.getvalue()
 
 
 def lossless_frame(seed: int, size: tuple[int, int] = (8, 8)) -> bytes:

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from engine.models.family import Batch, Family, LoadArgs
+from engine.task.plan.extent import Extent
 
 CPU = torch.device("cpu")
 
@@ -31,9 +32,9 @@ def plain_pipeline(folder: Path) -> DiffusionPipeline:
     return pipeline
 
 
-def batch_of(family: Family, captions: list[str], height: int = 64, width: int = 96) -> Batch:
+def batch_of(family: Family, captions: list[str], height: int = 64, width: int = 96, frames: int = 1) -> Batch:
     """A micro-batch with random latents and noise, at a timestep of its own for each caption."""
-    shape, draw = family.latent_shape(height, width), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(Extent(width, height, frames)), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(caption) for caption in captions]
     return Batch(
         latents=torch.randn(len(rows), *shape, generator=draw),
@@ -46,5 +47,5 @@ def batch_of(family: Family, captions: list[str], height: int = 64, width: int =
 def noised(family: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The noise levels of a batch, and (1 - σ) x₀ + σ ε."""
     sigmas = family.objective.model_time(batch.latents, batch.timesteps)
-    wide = sigmas[:, None, None, None]
+    wide = sigmas.reshape(-1, *[1] * (batch.latents.ndim - 1))
     return sigmas, (1.0 - wide) * batch.latents + wide * batch.noise

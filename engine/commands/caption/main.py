@@ -1,4 +1,6 @@
-"""Write captions beside the images of a folder: `entrypoint.py caption FOLDER`.
+"""Write captions beside the images and clips of a folder: `entrypoint.py caption FOLDER`.
+
+Of a clip its middle frame is described.
 
 An image that has a caption file is passed over, and no file is overwritten without `--overwrite`: the program can be
 stopped and started again, and captions can be corrected in between.
@@ -26,15 +28,15 @@ from engine.data.dataset.folder.walking import walk
 from engine.data.dataset.images import Files, images_among
 from engine.data.dataset.reach import Reach
 from engine.data.media.geometry import UnreadableImage
-from engine.data.media.image import IMAGE, decode
+from engine.data.media.video.clip import middle_frame, video_medium
 
 DEFAULT_MODEL: Final = "Salesforce/blip-image-captioning-base"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 """Control characters: readers of captions refuse NUL, and terminals obey others."""
 DESCRIPTION: Final = """\
-Write captions beside the images of a folder. The model may be BLIP, BLIP-2, InstructBLIP or GIT; an image-text model of
-transformers, such as Qwen2.5-VL or LLaVA, which answers a prompt; or a tagger with model.onnx and selected_tags.csv,
-such as SmilingWolf/wd-vit-tagger-v3."""
+Write captions beside the images of a folder, and beside its clips, of which the middle frame is described. The model
+may be BLIP, BLIP-2, InstructBLIP or GIT; an image-text model of transformers, such as Qwen2.5-VL or LLaVA, which
+answers a prompt; or a tagger with model.onnx and selected_tags.csv, such as SmilingWolf/wd-vit-tagger-v3."""
 
 
 @program
@@ -94,10 +96,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def find_images(folder: Path, *, overwrite: bool) -> list[str]:
-    """Return the images below `folder` to be captioned, as sorted relative paths.
+    """Return the images and clips below `folder` to be captioned, as sorted relative paths.
 
     Args:
-        folder: the images, at any depth.
+        folder: the images and clips, at any depth.
         overwrite: return all images; else those that have no caption beside them.
 
     Raises:
@@ -106,15 +108,16 @@ def find_images(folder: Path, *, overwrite: bool) -> list[str]:
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder")
     files = walk(folder).files
-    images = images_among(files, IMAGE)
+    medium = video_medium(None)
+    images = images_among(files, medium)
     if not images:
-        raise DatasetError(f"{folder} holds no images")
+        raise DatasetError(f"{folder} holds no images and no clips")
     if metadata := [file for file in files if Path(file).name in METADATA_NAMES]:
         raise DatasetError(
             f"{shown(metadata[0])} already gives the captions of {folder}, so caption files would be ignored; "
             "edit the captions there"
         )
-    return images if overwrite else without_caption(folder, files, IMAGE)
+    return images if overwrite else without_caption(folder, files, medium)
 
 
 def caption_all(folder: Path, images: Sequence[str], captioner: Captioner, write: Callable[[Path, str], bool]) -> None:
@@ -138,7 +141,7 @@ def caption_all(folder: Path, images: Sequence[str], captioner: Captioner, write
         try:
             # Of images that differ in the suffix alone, the first one is described: they share a caption file.
             if stem not in done:
-                text = captioner(decode(files.read(index)))
+                text = captioner(middle_frame(files.read(index)))
                 if not text:
                     say(f"no caption for {shown(name)}: the model says nothing about it")
                 elif write(folder / name, text):

@@ -53,6 +53,10 @@ _TRANSPOSITIONS = {
 }
 
 
+class UnknownFormatError(UnreadableImage):
+    """The bytes are not an image of a format that is read."""
+
+
 def image_size(data: bytes) -> Size:
     """Return the upright (width, height) of an encoded image, from its header alone. Raises UnreadableImage."""
     with _refusing(), _open(data) as image:
@@ -190,7 +194,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise UnreadableImage(f"it is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        raise UnknownFormatError(f"it is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
     _check_pixels(image.size)
     return image
 

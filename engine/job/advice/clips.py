@@ -18,6 +18,12 @@ from engine.job.job import Job
 
 _SAME: Final = Fraction(1, 200)
 """The relative difference up to which frame rates are the same: 23.976 and 24 are, 24 and 25 are not."""
+_FILM: Final = Fraction(1000, 1001)
+_USUAL_RATES: Final = (
+    *map(Fraction, (8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 120)),
+    *(rate * _FILM for rate in (24, 30, 60, 120)),
+)
+_ROUNDED: Final = Fraction(1, 1000)
 _MOST_RATES: Final = 6
 """The number of frame rates that a line shows."""
 _FASTER: Final = 1.05
@@ -146,7 +152,7 @@ class Survey:
         codecs = Counter(one.facts.codec for one in moving)
         lines = [
             f"clips          {plural(len(moving), 'clip')}{images}, {_span(lengths)} frames{at}; "
-            f"each visit shows {_span(sorted({one.count for one in self.shown if one.count}))}",
+            f"each visit shows {_span(sorted({one.count for one in self.shown if one.count}))} frames",
             f"frame rates    {self._rates()}",
             f"codecs         {', '.join(f'{name} {count:,}' for name, count in sorted(codecs.items()))}",
         ]
@@ -162,14 +168,13 @@ class Survey:
 
     def _rates(self) -> str:
         """Return the frame rates of the files with the number of clips of each, the most frequent first."""
-        rates = Counter(
-            "variable" if one.facts.has_variable_rate else _rate(one.facts.file_rate or Fraction(0))
-            for one in self.moving
-            if one.facts.file_rate
-        )
+        steady = [one.facts.file_rate for one in self.moving if not one.facts.has_variable_rate]
+        rates = Counter(_rate(rate) for rate in steady if rate)
         common = rates.most_common(_MOST_RATES)
-        more = len(rates) - len(common)
-        return ", ".join(f"{rate}: {count:,}" for rate, count in common) + (f" and {more:,} others" if more else "")
+        others = sum(rates.values()) - sum(count for _, count in common)
+        variable = sum(one.facts.has_variable_rate for one in self.moving)
+        parts = [*common, ("other", others), ("variable", variable)]
+        return ", ".join(f"{rate}: {count:,}" for rate, count in parts if count)
 
     def _of_unreadable(self) -> str:
         if not self.unreadable:
@@ -283,7 +288,9 @@ def _is_same(rate: Fraction, other: float) -> bool:
 
 
 def _rate(rate: Fraction) -> str:
-    return f"{float(rate):.5g}"
+    """Return a frame rate for a message: the usual one, if containers that round times explain the difference."""
+    nearest = min(_USUAL_RATES, key=lambda usual: abs(usual - rate))
+    return f"{float(nearest if abs(rate / nearest - 1) < _ROUNDED else rate):.5g}"
 
 
 def _rate_span(shown: Sequence[Shown]) -> str:

@@ -19,7 +19,7 @@ _SIDE: Final = 256
 """Maximum width and height, in pixels."""
 _QUALITY: Final = 80
 _MAX_BYTES: Final = 2**24
-"""The largest file to read: the report is no reason to decode huge images."""
+"""The largest image file to read: the report is no reason to decode huge images. Of clips a few frames are decoded."""
 
 
 def training_images(job: Job) -> list[TrainingImage]:
@@ -34,16 +34,16 @@ def _small(job: Job, row: int) -> TrainingImage | None:
     dataset, medium = job.dataset, job.medium
     try:
         data = dataset.image_bytes(row)
-        if len(data) > _MAX_BYTES:
+        if len(data) > _MAX_BYTES and not medium.has_frames:
             return None
-        size = medium.measure(data).size
-        frames = Frames((0,)) if medium.has_frames else NO_FRAMES
+        extent = medium.measure(data)
+        size = extent.size
+        middle = (min(extent.frames, job.task.train_args.num_frames) - 1) // 2
+        frames = Frames((middle,)) if medium.has_frames else NO_FRAMES
         view = geometry(size, target=_shape(job, size), center_crop=True, crop_words=(0, 0), flip=False, frames=frames)
         pixels = medium.render(data, view)
         pixels = pixels[0] if medium.has_frames else pixels
     except (UnreadableImage, JobError):  # the training itself says so
-        return None
-    if pixels.ndim != 3:  # of another medium
         return None
     buffer = io.BytesIO()
     Pillow.fromarray(pixels).save(buffer, format="JPEG", quality=_QUALITY)

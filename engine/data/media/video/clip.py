@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from engine.data.media import image
 from engine.data.media.clip_facts import ClipFacts
-from engine.data.media.geometry import Geometry
+from engine.data.media.geometry import Geometry, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
 from engine.data.media.sample_names import OF_VIDEOS
 from engine.data.media.video.container import READER_VERSION, container_name
@@ -30,14 +32,16 @@ def facts(data: bytes, *, frame_rate: float | None) -> ClipFacts:
     """Return the facts about a clip or a still image. Raises UnreadableImage."""
     if container_name(data) is not None:
         return read_facts(data, frame_rate)
-    width, height = image.image_size(data)
+    with _as_either():
+        width, height = image.image_size(data)
     return ClipFacts(width=width, height=height, frames=1, file_frames=1, file_rate=None, codec="")
 
 
 def check_clip(data: bytes, *, frame_rate: float | None) -> Extent:
     """Decode a clip completely and return what `measure` returns. Raises UnreadableImage."""
     if container_name(data) is None:
-        return image.check(data)
+        with _as_either():
+            return image.check(data)
     return check(data, frame_rate).extent
 
 
@@ -55,6 +59,15 @@ def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
     return shown
 
 
+def middle_frame(data: bytes) -> Image.Image:
+    """Return a clip's middle frame, or a whole still image, upright in RGB. Raises UnreadableImage."""
+    if container_name(data) is None:
+        return image.decode(data)
+    found = read_facts(data, None)
+    (pixels,) = frames(data, [(found.frames - 1) // 2], None)
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize(found.extent.size, Image.Resampling.BILINEAR)
+
+
 def has_alpha(data: bytes) -> bool:
     """Return whether a still image is transparent; a clip's alpha channel is not used. Raises UnreadableImage."""
     return container_name(data) is None and image.has_alpha(data)
@@ -63,6 +76,18 @@ def has_alpha(data: bytes) -> bool:
 def has_more_frames(data: bytes) -> bool:
     """Return whether a sample has frames that no view shows: those of an animated image after its first."""
     return container_name(data) is None and image.has_more_frames(data)
+
+
+@contextmanager
+def _as_either() -> Iterator[None]:
+    """Return a context that refuses bytes of an unknown format as what might have been a clip or an image."""
+    try:
+        yield
+    except image.UnknownFormatError:
+        formats = ", ".join(image.FORMATS)
+        raise UnreadableImage(
+            f"it is neither a video (MP4, MOV, WebM, Matroska, AVI) nor an image ({formats}) that can be read"
+        ) from None
 
 
 def _view(pixels: Pixels, view: Geometry) -> Pixels:

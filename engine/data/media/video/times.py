@@ -1,9 +1,10 @@
 """The times of a clip's frames, and which of them a clip of another frame rate shows. Exact arithmetic, no pixels.
 
 Resampling rule: frame k of the resampled clip is at t0 + k / frame_rate, where t0 is the time of the file's first
-frame, and shows the file's frame whose time is nearest, of two equally near the earlier. There are as many as lie no
-later than half an interval after the time of the file's last frame: floor((t_last - t0) * frame_rate + 1/2) + 1. So two
-seconds of 30 frames a second become 48 frames of 24, also where the container rounds times to milliseconds.
+frame, and shows the file's frame whose time is nearest, of two equally near the earlier. There are duration x rate
+frames, rounded to the nearest number, halves up, at least one. The duration counts the last frame as an average one:
+(t_last - t0) n / (n - 1) for n frames. So two seconds of 30 frames a second become 48 frames of 24, also where the
+container rounds times to milliseconds.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ class FrameTimes:
         """Return the number of frames at `frame_rate`; None keeps the file's. Raises UnreadableImage if too many."""
         if frame_rate is None:
             return len(self.ticks)
-        span = (self.ticks[-1] - self.ticks[0]) * self.tick
-        count = int(span * exact_rate(frame_rate) + Fraction(1, 2)) + 1
+        average = self.average_rate
+        duration = len(self.ticks) / average if average else Fraction(0)
+        count = max(1, int(duration * exact_rate(frame_rate) + Fraction(1, 2)))
         if count > MAX_FRAMES:
             raise UnreadableImage(
                 f"at {frame_rate:g} frames a second it has {count:,}, more than {MAX_FRAMES:,} frames"

@@ -14,6 +14,7 @@ from transformers import T5EncoderModel
 
 from engine.models.families.ltx.spec import FRAMES, SIDE, SPEC
 from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.parts import pipelines
 from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.video_vae import VideoLatents
@@ -104,11 +105,12 @@ class LTX(FlowFamily):
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]
     ) -> npt.NDArray[np.uint8]:
-        """See `Family.draw`. The VAE of versions 0.9.1 and later draws noise of its own, by torch's global seed."""
+        """See `Family.draw`. The VAE of version 0.9.1 draws noise of its own, by torch's global seed."""
+        pipeline, arguments = self.make_pipeline(), self.pipeline_arguments(drawing)  # loading draws numbers, too
         device = self._args.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())  # noqa: TID251  # no argument of the VAE takes a generator
-            return super().draw(drawing, generator, after_step)
+            return pipelines.draw(pipeline, drawing, generator, after_step, arguments)
 
     def webui_name(self, component: str, module: str) -> str:
         outer, dot, inner = module.partition(".")

@@ -94,7 +94,7 @@ def _describe_noise(config: SchedulerConfig, args: TrainArgs, tokens: int) -> st
     shift = Shift.of(config, args.flow_shift)
     _ = Shift.of(config, None).at(tokens)  # that of validation images
     own = "" if args.flow_shift is not None else ", as the base model's scheduler says"
-    by_size = "" if shift.fixed is not None else f" at {args.resolution} x {args.resolution} pixels"
+    by_size = "" if shift.fixed is not None else f" at {args.extent}{' pixels' if args.num_frames == 1 else ''}"
     return f"shift {shift.at(tokens):.4g}{by_size}{own}"
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 
+import numpy as np
 import pytest
 
 from engine.commands.caption import main
@@ -11,6 +12,7 @@ from engine.data.dataset.open import open_dataset
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
 from tests.support.caption_folders import write
+from tests.support.clips import make_clip, numbers
 from tests.support.fakes import png
 from tests.support.tiny_captioners import build_blip
 
@@ -47,6 +49,17 @@ def test_writes_a_caption_beside_each_image_and_nothing_over_another(folder, bli
     before = texts(folder)
     assert run(folder, blip) == 0 and texts(folder) == before
     assert "nothing to do" in capfd.readouterr().err
+
+
+def test_of_a_clip_the_middle_frame_is_described(tmp_path, monkeypatch):
+    make_clip(tmp_path / "a.mkv", codec="ffv1", frames=9)
+    write(tmp_path, {"b.png": png(1, (40, 30)), "c.mp4": b"broken"})
+    seen, written = [], {}
+    images = main.find_images(tmp_path, overwrite=False)
+    main.caption_all(tmp_path, images, lambda picture: seen.append(picture) or "x", written.setdefault)
+    assert [picture.size for picture in seen] == [(64, 48), (40, 30)]
+    assert numbers(np.asarray(seen[0])[None]) == [4]
+    assert sorted(path.name for path in written) == ["a.mkv", "b.png"]
 
 
 def test_the_result_is_a_dataset_and_the_same_each_time(folder, blip, tmp_path):

@@ -3,11 +3,17 @@
 import io
 from dataclasses import replace
 
+import numpy as np
 from PIL import Image
 
+from engine.data.dataset.open import open_dataset
+from engine.data.media.video.clip import video_medium
 from engine.job.results.training_images import training_images
+from engine.models.families.sd.spec import SPEC
 from engine.task.plan.extent import Extent
+from engine.task.task import Dataset
 from engine.training.buckets import sort_into_buckets
+from tests.support.clips import make_clip, numbers
 from tests.support.datasets import opened, write_images, write_jsonl
 from tests.support.jobs import job_of, text
 
@@ -42,6 +48,21 @@ def test_with_the_trigger_word_and_without_what_cannot_be_read(tmp_path):
     write_jsonl(folder / "metadata.jsonl", [{"file_name": name, "text": ["a cat", "b"]} for name in names])
     images = shown(tmp_path, text(dataset={"name": "d", "trigger_word": "sks"}))
     assert [(image.caption, image.other_captions) for image in images] == [("sks, a cat", 1)] * 2
+
+
+def test_of_a_clip_the_middle_of_the_frames_that_are_shown(tmp_path):
+    family = replace(SPEC, medium="video")
+    (tmp_path / "clips").mkdir()
+    make_clip(tmp_path / "clips/a.mkv", codec="ffv1", frames=20, size=(64, 64))
+    (tmp_path / "clips/a.txt").write_text("squares")
+    wanted = Dataset(name=str(tmp_path / "clips"))
+    dataset = open_dataset(
+        wanted, video_medium(None), cache_dir=tmp_path / "cache", revision=None, report=lambda line: None
+    )
+    job = job_of(text(train_args={"num_frames": 9, "resolution": 64}), family=family)
+    (image,) = training_images(replace(job, dataset=dataset))
+    assert numbers(np.asarray(Image.open(io.BytesIO(image.jpeg)))[None]) == [4]
+    assert image.caption == "squares"
 
 
 def test_in_the_shape_of_their_bucket(tmp_path):

@@ -66,7 +66,7 @@ def plain(folders):
 
 
 def make_batch(family, size=3, height=64, width=96):
-    shape, draw = family.latent_shape(height, width), torch.Generator().manual_seed(0)
+    shape, draw = family.latent_shape(Extent(width, height)), torch.Generator().manual_seed(0)
     rows = [family.encode_caption(f"caption {k}") for k in range(size)]
     return Batch(
         latents=torch.randn(size, *shape, generator=draw),
