@@ -97,7 +97,7 @@ def test_a_random_start_has_an_effect(folder):
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("precision", ["no", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_diffusers_reads_it(folder, tmp_path, precision, options):
     """All kinds of layers, the strength in the weights. In bfloat16 Diffusers rounds the products of the factors."""
     dtype = PRECISIONS[precision]
@@ -150,8 +150,9 @@ def test_dropout_is_on_in_a_micro_batch_alone(folder):
     assert torch.equal(prediction(denoiser), plain)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_start_from_its_own_file(folder, tmp_path, options):
+@pytest.mark.parametrize("name", ["low rank", pytest.param("rank-stabilised", marks=pytest.mark.slow)])
+def test_a_start_from_its_own_file(folder, tmp_path, name):
+    options = OPTIONS[name]
     denoiser, training, task = attached(folder, **options)
     (tmp_path / LORA_FILE).write_bytes(published(trained(training), task, folder)[LORA_FILE])
     start = load_parent(tmp_path, METHODS["lokr"])
