@@ -19,6 +19,7 @@ from engine.models.family import Family, Tensors
 from engine.task.task import Lora, Task
 from engine.training.methods.lokr import split as splits
 from engine.training.methods.lokr.layer import change
+from engine.training.methods.lokr.spec import has_webui
 from engine.training.methods.lokr.split import LEFT, RIGHT, RIGHT_DOWN, Split
 from engine.training.methods.lokr.start_file import peft_config, require_fit
 from engine.training.methods.lora import webui_metadata
@@ -115,8 +116,16 @@ class LokrTraining:
 
     def export(self, about: About) -> dict[str, bytes]:
         """See `Trainable.export`: the factors by Diffusers' and PEFT's names, and by those of the web interfaces."""
-        tensors, lora = {name: tensor.cpu() for name, tensor in self._exported().items()}, about.task.lora
-        config = peft_config(lora, self._layers)
+        tensors = {name: tensor.cpu() for name, tensor in self._exported().items()}
+        config = canonical_json(peft_config(about.task.lora, self._layers)).decode()
+        files = {LORA_FILE: serialise_tensors(tensors, {METADATA_KEY: config})}
+        if has_webui(self._family.spec):
+            files[WEBUI_FILE] = self._webui_file(tensors, about)
+        return files
+
+    def _webui_file(self, tensors: Tensors, about: About) -> bytes:
+        """Return the file for web interfaces: LyCORIS's names, and an alpha equal to the rank, which is strength 1."""
+        lora = about.task.lora
         webui: Tensors = {}
         for name, split in self._layers.items():
             own = self._family.webui_name(*name.split(".", 1))
@@ -128,10 +137,7 @@ class LokrTraining:
             "ss_network_dim": str(lora.rank),
             "ss_network_args": canonical_json(args).decode(),
         }
-        return {
-            LORA_FILE: serialise_tensors(tensors, {METADATA_KEY: canonical_json(config).decode()}),
-            WEBUI_FILE: webui_metadata.serialise(webui, metadata),
-        }
+        return webui_metadata.serialise(webui, metadata)
 
     def _exported(self) -> Tensors:
         """Return the factors for strength 1."""

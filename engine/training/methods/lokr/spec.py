@@ -47,13 +47,25 @@ def tapes(family: FamilySpec, task: Task, value_bytes: int, norm_bytes: int) -> 
     return denoiser, replace(denoiser, is_adapted=is_target(()))
 
 
+def has_webui(family: FamilySpec) -> bool:
+    """Return whether there is a file for web interfaces.
+
+    Where these join layers of the base model to larger ones there is none: a Kronecker product of a part of a layer is
+    none of the whole layer.
+    """
+    return family.has_webui and family.webui_rows is None
+
+
 def usage(about: About, image: Mapping[str, Any]) -> str:
     """Return how the files are used; see `MethodSpec.usage`."""
     denoiser = about.base.family.denoiser
     loading = f'pipe.{denoiser}.load_lora_adapter(folder, weight_name="{LORA_FILE}", prefix="{denoiser}")'
+    code = diffusers(about, image, load_after=[loading])
+    code = f"### Diffusers\n\nDiffusers 0.42 or newer, with PEFT.\n\n{code}"
+    if not has_webui(about.base.family):
+        return f"{code}\n\nComfyUI does not load a LoKr of this kind of model: there is no `{WEBUI_FILE}`."
     return (
-        f"### Diffusers\n\nDiffusers 0.42 or newer, with PEFT.\n\n{diffusers(about, image, load_after=[loading])}\n\n"
-        f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
+        f"{code}\n\n### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
         "the node *Load LoRA*.\nStrength 1 is as it was trained."
     )
 

@@ -133,7 +133,16 @@ def file_of(sources: Mapping[str, Source], metadata: Mapping[str, str] | None = 
 
 
 def read_webui(folder: Path) -> tuple[Tensors, dict[str, str]]:
-    """Return the tensors and the metadata of the published file for web interfaces."""
+    """Return the tensors and the metadata of the published file for web interfaces.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if not (folder / WEBUI_FILE).exists():  # `is_complete` has checked the others
+        raise TaskError(
+            "--layout webui: no web interface reads such a file for this kind of base model, so there is no "
+            f"{WEBUI_FILE}; leave --layout out for Diffusers' format"
+        )
     tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / WEBUI_FILE).items()}
     return tensors, metadata_in(folder / WEBUI_FILE)
 

@@ -11,7 +11,7 @@ from peft import LoKrConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load, save_file
 
 from engine.core.canonical_json import canonical_json
-from engine.core.errors import CheckpointError
+from engine.core.errors import CheckpointError, TaskError
 from engine.models.export.weights import Weights
 from engine.models.registry import FAMILIES
 from engine.results.safetensors_file import source_of
@@ -104,6 +104,9 @@ def test_alone_for_diffusers_at_a_strength(lokr):
 
 def test_alone_for_web_interfaces(lokr):
     assert bytes_of(lokr.alone("webui", 1.0, "fp32")) == (lokr.folder / WEBUI_FILE).read_bytes()
+    (lokr.folder / WEBUI_FILE).unlink()
+    with pytest.raises(TaskError, match=r"--layout webui: .* so there is no lora_webui\.safetensors"):
+        lokr.alone("webui", 1.0, "fp32")
 
 
 def test_alone_for_peft(model, lokr, tmp_path):
