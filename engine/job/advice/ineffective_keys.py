@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from engine.data.media.sample_names import OF_IMAGES, OF_VIDEOS
 from engine.evaluation.drawing_checks import where_of
 from engine.job.job import Job
 from engine.task.key import about_field, is_set
@@ -50,7 +51,13 @@ def _of_data(job: Job) -> list[str]:
             "dataset.shuffle_tags has no effect: caption_dropout 1 leaves every caption empty",
         ),
     )
-    return [line for is_so, line in cases if is_so]
+    own = job.medium.names
+    columns = ((OF_IMAGES, dataset.image_column), (OF_VIDEOS, dataset.video_column))
+    return [line for is_so, line in cases if is_so] + [
+        f"dataset.{names.column_key} has no effect: this model is trained on {own.several}, in dataset.{own.column_key}"
+        for names, column in columns
+        if names != own and column != names.default_column
+    ]
 
 
 def _of_methods(task: Task) -> list[str]:
