@@ -65,8 +65,8 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
     if not has_webui(about.base.family):
         return f"{code}\n\nComfyUI does not load a LoKr of this kind of model: there is no `{WEBUI_FILE}`."
     return (
-        f"{code}\n\n### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load "
-        "it with the node *Load LoRA*.\nStrength 1 is as it was trained."
+        f"{code}\n\n### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and "
+        "load it with the node *Load LoRA*.\nStrength 1 is as it was trained."
     )
 
 
