@@ -153,7 +153,6 @@ def test_a_folder_has_few_entries(folder):
 
 MADE_FOR = {
     "diffusion": {f"engine.models.families.{row}.{part}" for row in ("sd", "sdxl") for part in ("spec", "model")},
-    "flow": {"engine.models.parts.flow_family"},
 }
 """Modules that are made for a row of another seam: these families' schedulers, and names of predictions."""
 

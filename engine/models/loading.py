@@ -158,7 +158,11 @@ def _require_usable(cls: Any, config: Mapping[str, Any], component: str) -> None
         component: its name in messages.
     """
     parameters = inspect.signature(cls.__init__).parameters
-    numbers = [name for name, parameter in parameters.items() if parameter.annotation in (int, float)]
+    numbers = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.annotation in (int, float) and type(parameter.default) is not bool
+    ]
     wrong = [name for name in numbers if not _is_number(config.get(name, 0))]
     if _MODEL_TYPE in config:  # PEFT would take the module for one of transformers, and rename its layers
         wrong.append(_MODEL_TYPE)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.errors import ModelError
+from engine.models.families.cogvideox.spec import SPEC as COGVIDEOX
 from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.flux2_klein.spec import SPEC as FLUX2_KLEIN
+from engine.models.families.hunyuan_video.spec import SPEC as HUNYUAN_VIDEO
 from engine.models.families.ltx.spec import SPEC as LTX
 from engine.models.families.qwen_image.spec import SPEC as QWEN_IMAGE
 from engine.models.families.sd.spec import SPEC as SD
@@ -21,7 +23,7 @@ from engine.models.spec import FamilySpec
 if TYPE_CHECKING:
     from engine.models.family import Family, LoadArgs
 
-_ROWS: Final = (SD, SDXL, SD3, FLUX, QWEN_IMAGE, Z_IMAGE, FLUX2_KLEIN, LTX, WAN)
+_ROWS: Final = (SD, SDXL, SD3, FLUX, QWEN_IMAGE, Z_IMAGE, FLUX2_KLEIN, COGVIDEOX, LTX, WAN, HUNYUAN_VIDEO)
 
 FAMILIES: Final[dict[str, FamilySpec]] = {spec.pipeline: spec for spec in _ROWS}
 """Diffusers' pipeline class (`_class_name` in `model_index.json`) -> family."""
@@ -75,6 +77,14 @@ _OTHERS: Final = {
     "WanVACEPipeline": "Wan VACE, which is given a clip to edit",
     "WanVideoToVideoPipeline": "a video-to-video pipeline; name the WanPipeline of the same model",
     "WanAnimatePipeline": "Wan Animate, which is given a clip and an image",
+    "CogVideoXImageToVideoPipeline": "a CogVideoX that is given an image",
+    "CogVideoXVideoToVideoPipeline": "a video-to-video pipeline; name the CogVideoXPipeline of the same model",
+    "CogVideoXFunControlPipeline": "CogVideoX-Fun, which follows a control video",
+    "HunyuanVideoImageToVideoPipeline": "a HunyuanVideo that is given an image",
+    "HunyuanVideoFramepackPipeline": "FramePack, which makes a video in pieces from an image",
+    "HunyuanSkyreelsImageToVideoPipeline": "SkyReels, a HunyuanVideo that is given an image",
+    "HunyuanVideo15Pipeline": "HunyuanVideo 1.5, which has other parts than HunyuanVideo",
+    "HunyuanVideo15ImageToVideoPipeline": "HunyuanVideo 1.5, which has other parts than HunyuanVideo",
     "ChromaPipeline": "Chroma, which has FLUX.1's layers but no CLIP and no guidance",
 }
 """Pipelines that may be confused with one of these families -> what they are."""

@@ -180,6 +180,12 @@ class FamilySpec:
     """The usual number of frames per second of a family of clips; None for images."""
     webui_metadata: Callable[[Configs, TargetType], dict[str, str]]
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
+    has_webui: bool = True
+    """False if no web interface has models of this family: no LoRA file in that format is written."""
+    webui_rows: Callable[[Configs, str], tuple[int, int] | None] = lambda config, module: None
+    """Returns which rows a layer of the denoiser is of a larger layer in the web interfaces, several of which have the
+    same `Family.webui_name`: the row that its first one is, and the number of rows of all of it, the first of which
+    follow the last one; None for a layer of its own."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]
     """Returns the token counter for a model's folder or single file and the task's number of tokens; None if the
     tokenizer is not on disk. Raises ModelError for a malformed tokenizer."""
@@ -212,7 +218,7 @@ class FamilySpec:
     """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
     argument_names: Mapping[str, str] = field(default_factory=dict)
     """`guidance_scale` -> the pipeline's name for it, where that is another one; `prompt` -> `prompt`, where the prompt
-    is not the pipeline's first argument."""
+    is not the pipeline's first argument; `frame_rate` -> `frame_rate`, where the pipeline is told that of a clip."""
     refine: Callable[[Configs], FamilySpec] | None = None
     """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
 

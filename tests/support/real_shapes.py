@@ -129,6 +129,21 @@ QWEN3_4B = {
 }
 """Qwen/Qwen3-4B, the text encoder of Z-Image; with a head, which has no weights of its own, that of FLUX.2 [klein]."""
 
+COGVIDEOX_2B = {"num_layers": 30}
+"""zai-org/CogVideoX-2b, `transformer/config.json`: but for this, its sizes are the defaults of Diffusers' class."""
+
+COGVIDEOX_5B = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
+"""zai-org/CogVideoX-5b: the same."""
+
+COGVIDEOX_15 = COGVIDEOX_5B | {
+    "patch_size_t": 2,
+    "patch_bias": False,
+    "sample_frames": 81,
+    "sample_height": 300,
+    "sample_width": 300,
+}
+"""zai-org/CogVideoX1.5-5B: the same."""
+
 QWEN25_VL_7B = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
     "text_config": {

@@ -1,4 +1,4 @@
-"""Small real tokenizers for tests, built from bytes: those of T5 and Qwen2. CLIP's is `tiny.build_tokenizer`."""
+"""Small real tokenizers for tests, from bytes: those of T5, Llama 3 and Qwen2. CLIP's is `tiny.build_tokenizer`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import io
 from pathlib import Path
 
 import sentencepiece
-from transformers import Qwen2TokenizerFast, T5TokenizerFast
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast, T5TokenizerFast
 
 from tests.support.tiny import byte_letters
 
@@ -58,6 +60,30 @@ def write_spiece(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(model.getvalue())
     return folder
+
+
+def build_llama(instruction: str, tokens: int) -> PreTrainedTokenizerFast:
+    """Llama 3's tokenizer: the bytes, no merges, its special tokens; `instruction` is of so many, with the first one.
+
+    So many tokens of what captions are put into are cut off, whatever they are.
+    """
+    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(byte_letters())}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        pad_token="<|end_of_text|>",
+        padding_side="right",
+        model_max_length=2048,
+    )
+    found.add_tokens([instruction[tokens - 2 :], "<|eot_id|>"])
+    first = (found.bos_token, found.bos_token_id)
+    template = processors.TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    found.backend_tokenizer.post_processor = template
+    assert len(found(instruction).input_ids) == tokens
+    return found
 
 
 def build_qwen(model_max_length: int = 131072) -> Qwen2TokenizerFast:

@@ -27,6 +27,15 @@ def load(name: str, scheduler_config: SchedulerConfig, args: LoadArgs) -> Object
     return objective
 
 
+def load_scheduler(name: str, args: LoadArgs) -> Any:
+    """Return the Diffusers scheduler with which a base model draws validation images.
+
+    Raises:
+        ModelError: the base model's scheduler is not supported, or its configuration is malformed.
+    """
+    return importlib.import_module(OBJECTIVES[name].module).load_scheduler(args)
+
+
 def scheduler_config(name: str, args: LoadArgs) -> dict[str, Any]:
     """Return the configuration of the scheduler that draws with a model as it was trained.
 

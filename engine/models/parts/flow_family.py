@@ -21,7 +21,6 @@ from engine.models.family import Batch, Drawing, LoadArgs, Tensors
 from engine.models.lazy_parts import LazyParts
 from engine.models.loading import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
-from engine.models.objectives.flow.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
 from engine.models.parts import pipelines
@@ -50,7 +49,7 @@ class FlowFamily(ABC):
         self._encoder_device = torch.device("cpu")
         self._prompts: dict[str, Tensors] = {}
         self.parts = LazyParts(self._load)
-        self.scheduler = load_scheduler(args)
+        self.scheduler = objectives.load_scheduler(self.spec.objective, args)
         self.objective = objectives.load(self.spec.objective, self.scheduler.config, args)
 
     # --- Defined by each family

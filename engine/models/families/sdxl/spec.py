@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.core.errors import ModelError
+from engine.models.objectives.diffusion import schedulers
 from engine.models.objectives.diffusion.spec import WEBUI_PREDICTION
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
@@ -107,6 +108,7 @@ SPEC: Final = FamilySpec(
     webui_metadata=webui_metadata,
     token_counter=clip_tokens.counter,
     caption_tokens=clip_tokens.CAPTION_TOKENS,
+    schedulers=schedulers.FOR_IMAGES,
     drawing=DrawingDefaults(guidance_scale=7.5, num_inference_steps=30),
     hub_tags=("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
     licences={"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"},

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 
 from engine.core.errors import ModelError
+from engine.models.objectives.diffusion.schedulers import SHIFTED
 from engine.models.objectives.huber import Errors, pseudo_huber
 from engine.models.objectives.objective import Huber, TargetType
 
@@ -42,7 +43,8 @@ class NoiseSchedule:
         """Return the schedule of a Diffusers scheduler's configuration, on the CPU.
 
         With `zero_terminal_snr`, √ᾱ is shifted and scaled so that its last value is 0 and its first stays (Lin et al.
-        2023, arXiv:2305.08891, section 3.1 and algorithm 1).
+        2023, arXiv:2305.08891, section 3.1 and algorithm 1). The schedulers `SHIFTED` divide ᾱ before that by
+        s + (1 - s)·ᾱ, which divides the signal-to-noise ratio by s, their `snr_shift_scale`.
 
         Raises:
             ModelError: an unsupported beta schedule, or malformed values.
@@ -56,7 +58,11 @@ class NoiseSchedule:
                 f"{', '.join(_BETA_SCHEDULES)} can be trained"
             )
         try:
-            scheduler = DDPMScheduler.from_config(betas)
+            if config.get("_class_name") in SHIFTED:
+                shift = {key: config[key] for key in ("snr_shift_scale",) if key in config}
+                scheduler = CogVideoXDDIMScheduler.from_config(betas | shift)
+            else:
+                scheduler = DDPMScheduler.from_config(betas)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"the base model's scheduler configuration is malformed: {error}") from error
         return cls(scheduler.alphas_cumprod.to(torch.float32))

@@ -40,6 +40,9 @@ KNOWN: Final = frozenset(
 )
 """Diffusers' schedulers that have betas, work with Stable Diffusion's pipelines and need no further package."""
 
+SHIFTED: Final = frozenset({"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"})
+"""Diffusers' schedulers that shift the signal-to-noise ratio (`snr_shift_scale`), for pipelines of their own."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Substitute:
@@ -70,6 +73,9 @@ SUBSTITUTES: Final[Mapping[str, Substitute]] = {
     ),
 }
 
+FOR_IMAGES: Final = KNOWN | SUBSTITUTES.keys()
+"""The schedulers of base models that Stable Diffusion's pipelines draw with."""
+
 _WITHOUT_BETAS: Final = ("EDM", "FlowMatch", "CosineDPMSolver")
 """Prefixes of the names of schedulers for other kinds of diffusion."""
 
@@ -80,7 +86,7 @@ def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
     There is a note on each deviation from the base model's configuration.
 
     Raises:
-        ModelError: the scheduler does not work with Stable Diffusion.
+        ModelError: it is no scheduler of diffusion with betas.
     """
     name, found, lines = config.get("_class_name"), dict(config), []
     substitute = SUBSTITUTES.get(name) if isinstance(name, str) else None
@@ -91,7 +97,7 @@ def drawing(config: Mapping[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
         )
         found = {**substitute.defaults, **found, **substitute.options}
         name = substitute.name
-    if not isinstance(name, str) or name not in KNOWN:
+    if not isinstance(name, str) or name not in KNOWN | SHIFTED:
         raise ModelError(_refusal(name))
     if found.get("use_beta_sigmas"):
         lines.append(

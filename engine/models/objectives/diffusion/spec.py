@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final, cast
 
@@ -20,11 +21,16 @@ _OF_FLOW: Final = ("timestep_sampling", "logit_mean", "logit_std", "mode_scale",
 
 def _check(config: SchedulerConfig) -> list[str]:
     """Raise ModelError for schedulers of other kinds of diffusion; return notes on the scheduler for validation."""
-    _, _, notes = schedulers.drawing(config)
+    name, _, notes = schedulers.drawing(config)
     offset = config.get("steps_offset", 0)
     if type(offset) is not int or offset not in (0, 1):  # the validation would begin after the last timestep
         raise ModelError(
             f"the base model's scheduler does not load: steps_offset is {str(offset)[:40]!r}; download it again"
+        )
+    shift = config.get("snr_shift_scale", 1.0)  # other schedulers have none, and ignore it
+    if name in schedulers.SHIFTED and (type(shift) not in (int, float) or not 0 < shift < math.inf):
+        raise ModelError(
+            f"the base model's scheduler does not load: snr_shift_scale is {str(shift)[:40]!r}; download it again"
         )
     return notes
 

@@ -3,6 +3,30 @@
 from __future__ import annotations
 
 from engine.models.parts.tape import Config, Tape, count_of
+from engine.models.spec import TextEncoder
+
+
+def fixed_text_encoder(config: Config, /, *, length: int, value_bytes: int, is_float16: bool) -> TextEncoder:
+    """Return the footprint of a text encoder that is never trained, on one caption of its own full length.
+
+    Args:
+        config: its configuration.
+        length: without effect: the number of tokens is the configuration's.
+        value_bytes: bytes of a value in the task's precision.
+        is_float16: without effect: all weights are in the task's precision.
+
+    Raises:
+        KeyError, TypeError, ValueError: the configuration is not that of such an encoder.
+    """
+    tape = Tape(width=value_bytes, norm_width=value_bytes)
+    text_encoder(config, tape, batch=1)
+    # The activation of a block's feed-forward layer, and the states around it.
+    values = 3 * int(config.get("intermediate_size", 2048)) + 4 * int(config.get("hidden_size", 512))
+    return TextEncoder(
+        parameters=tape.parameters,
+        weight_bytes=tape.parameters * value_bytes,
+        encode_bytes=int(config.get("max_position_embeddings", 77)) * values * value_bytes,
+    )
 
 
 def text_encoder(config: Config, tape: Tape, *, batch: int) -> None:

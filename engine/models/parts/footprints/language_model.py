@@ -1,4 +1,4 @@
-"""Count the parameters of language models of the Qwen family and the memory of encoding a caption. No torch."""
+"""Count the parameters of language models (Qwen, Llama) and the memory of encoding a caption. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from engine.models.spec import TextEncoder
 
 
 def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: bool = False) -> TextEncoder:
-    """Return the footprint of a Qwen 3 or a Qwen 2.5 VL on one caption, with the states of all layers.
+    """Return the footprint of a Qwen 3, a Qwen 2.5 VL or a Llama on one caption, with the states of all layers.
 
     Args:
         config: its configuration.
@@ -34,11 +34,12 @@ def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: b
 
 
 def _block(text: Config, width: int, inner: int, heads: int) -> int:
-    """Return the parameters of a block; Qwen 2 has biases, Qwen 3 norms of queries and keys."""
-    is_third = str(text.get("model_type", "")).startswith("qwen3")
+    """Return the parameters of a block; Qwen 2 has biases, Qwen 3 norms of queries and keys, Llama neither."""
+    kind = str(text.get("model_type", ""))
+    is_third = kind.startswith("qwen3")
     head = int(text.get("head_dim") or (128 if is_third else width // heads))
     queries, keys = heads * head, int(text.get("num_key_value_heads") or heads) * head
-    extra = 2 * head if is_third else queries + 2 * keys
+    extra = 2 * head if is_third else 0 if kind == "llama" else queries + 2 * keys
     return width * (2 * queries + 2 * keys) + extra + 3 * width * inner + 2 * width
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -28,7 +28,13 @@ def diffusers_state(adapter: Adapter) -> Tensors:
     return tensors_by_name(dict(exported(adapter)))
 
 
-def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tensors:
+Rows = tuple[int, int]
+"""The first row of a part of a layer, and the number of rows of the layer."""
+
+
+def webui_state(
+    adapter: Adapter, webui_name: Callable[[str, str], str], rows: Callable[[str], Rows | None] = lambda module: None
+) -> Tensors:
     """Return the adapter in the format of ComfyUI, AUTOMATIC1111/Forge and kohya's tools: float32, on the CPU.
 
     `<name>.lora_down.weight`, `<name>.lora_up.weight`, and `<name>.alpha`, a scalar equal to the rank: strength 1.
@@ -36,14 +42,41 @@ def webui_state(adapter: Adapter, webui_name: Callable[[str, str], str]) -> Tens
     Args:
         adapter: the adapter.
         webui_name: returns the name of a component's module in this format, such as `lora_te_…`.
+        rows: returns which rows of the layer with its name a module (`<component>.<module>`) is; None for all of them.
     """
+    layers: dict[str, list[_Part]] = {}
+    for module, pair in exported(adapter):
+        layers.setdefault(webui_name(*module.split(".", 1)), []).append((pair, rows(module)))
     tensors: Tensors = {}
-    for module, (down, up) in exported(adapter):
-        name = webui_name(*module.split(".", 1))
+    for name, parts in layers.items():
+        down, up = _joined(parts)
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
         tensors[f"{name}.alpha"] = torch.tensor(float(down.shape[0]))
     return tensors
+
+
+_Part = tuple[tuple[torch.Tensor, torch.Tensor], Rows | None]
+"""A module's down and up matrices, and its place in a layer."""
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the down and up matrices of a layer of which several modules are parts.
+
+    With modules q and k they are [A_q; A_k], and B_q and B_k in a matrix of zeros, each in its module's rows and in the
+    columns of its A. Rows of no module do not change. The rank is the sum of theirs. A module's rows that do not fit
+    behind its first one begin at the top.
+    """
+    pair, rows = parts[0]
+    if rows is None:
+        return pair
+    down = torch.cat([own for (own, _), _ in parts])
+    up, column = torch.zeros(rows[1], len(down)), 0
+    for (_, own), place in parts:
+        assert place is not None
+        up[(place[0] + torch.arange(len(own))) % place[1], column : column + own.shape[1]] = own
+        column += own.shape[1]
+    return down, up
 
 
 def exported(adapter: Adapter) -> Iterator[tuple[str, tuple[torch.Tensor, torch.Tensor]]]:

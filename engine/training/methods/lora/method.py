@@ -98,12 +98,17 @@ class LoraTraining:
 
     def export(self, about: About) -> dict[str, bytes]:
         """See `Trainable.export`: the LoRA in the formats of Diffusers and of the web interfaces."""
-        tensors = webui_state(self._adapter, self._family.webui_name)
-        metadata = webui_metadata.describe(tensors, about)
-        return {
-            LORA_FILE: serialise_tensors(diffusers_state(self._adapter)),
-            WEBUI_FILE: webui_metadata.serialise(tensors, metadata),
-        }
+        files = {LORA_FILE: serialise_tensors(diffusers_state(self._adapter))}
+        spec = self._family.spec
+        if spec.has_webui:
+
+            def rows(module: str) -> tuple[int, int] | None:
+                component, own = module.split(".", 1)
+                return spec.webui_rows(about.base.config, own) if component == spec.denoiser else None
+
+            tensors = webui_state(self._adapter, self._family.webui_name, rows)
+            files[WEBUI_FILE] = webui_metadata.serialise(tensors, webui_metadata.describe(tensors, about))
+        return files
 
 
 def attach(

@@ -77,12 +77,19 @@ def copies(task: Task) -> int:
 def usage(about: About, image: Mapping[str, Any]) -> str:
     """Return how the files are used; see `MethodSpec.usage`."""
     loading = f'pipe.load_lora_weights(folder, weight_name="{LORA_FILE}")'
-    return (
-        f"### Diffusers\n\n{diffusers(about, image, load_after=[loading])}\n\n"
+    code = f"### Diffusers\n\n{diffusers(about, image, load_after=[loading])}"
+    if not about.base.family.has_webui:
+        return f"{code}\n\nComfyUI and other web interfaces do not have this kind of model: there is no `{WEBUI_FILE}`."
+    found = (
+        f"{code}\n\n"
         f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
-        "the node *Load LoRA*.\nStrength 1 is as it was trained.\n\n"
-        f"### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as `my-lora.safetensors`, and "
-        "write\n`<lora:my-lora:1>` into the prompt."
+        "the node *Load LoRA*.\nStrength 1 is as it was trained."
+    )
+    if about.base.family.medium != "image":
+        return found
+    return (
+        f"{found}\n\n### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as "
+        "`my-lora.safetensors`, and write\n`<lora:my-lora:1>` into the prompt."
     )
 
 
@@ -101,7 +108,7 @@ LORA: Final = MethodSpec(
     main_file=LORA_FILE,
     step_ending=_STEP_ENDINGS.get,
     is_step_ending=lambda ending: ending in _STEP_ENDINGS.values(),
-    is_complete=lambda names: names >= _STEP_ENDINGS.keys(),
+    is_complete=lambda names: LORA_FILE in names,
     invariants=invariants,
     trained_weights=lambda family, task: (),
     find_start=find_start,

@@ -68,6 +68,11 @@ class PublishedLora:
         dtype = DTYPES[dtype_name]
         if layout == "peft":
             return _peft_files(_scaled(self.tensors, UP, strength, dtype), dtype_name)
+        if layout == "webui" and not (self.folder / WEBUI_FILE).exists():  # `is_complete` has checked the others
+            raise TaskError(
+                f"--layout webui: no web interface has this kind of base model, so there is no {WEBUI_FILE}; leave "
+                "--layout out for the LoRA in Diffusers' format"
+            )
         if layout == "webui":
             stored, metadata = _read_webui(self.folder)
             return _webui_file(_scaled(stored, _WEBUI_UP, strength, dtype), metadata)

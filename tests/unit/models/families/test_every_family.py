@@ -25,8 +25,10 @@ from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
+from tests.support.tiny_cogvideox import build_cogvideox
 from tests.support.tiny_flux import build_flux
 from tests.support.tiny_flux2_klein import build_flux2_klein
+from tests.support.tiny_hunyuan_video import build_hunyuan_video
 from tests.support.tiny_ltx import build_ltx
 from tests.support.tiny_qwen_image import build_qwen_image
 from tests.support.tiny_sd3 import build_sd3
@@ -40,12 +42,16 @@ BUILDERS = tiny.BUILDERS | {
     "QwenImagePipeline": build_qwen_image,
     "ZImagePipeline": build_z_image,
     "Flux2KleinPipeline": build_flux2_klein,
+    "CogVideoXPipeline": build_cogvideox,
+    "HunyuanVideoPipeline": build_hunyuan_video,
     "LTXPipeline": build_ltx,
     "WanPipeline": build_wan,
     toy_family.SPEC.pipeline: toy_family.build_toy,
 }
+ENDS_IN_NOISE = {"CogVideoXPipeline"}
+"""Those whose last timestep is pure noise, from which no noise can be predicted."""
 NONE_TRAINED = "the family has no text encoder that can be trained"
-NO_DYNAMIC_SHIFT = {"WanPipeline"}
+NO_DYNAMIC_SHIFT = {"HunyuanVideoPipeline", "WanPipeline"}
 """Pipelines that do not tell the scheduler the size of what they draw; their models are refused when loaded."""
 CAPTIONS = ["", "a cat", "a cat" * 100, "ünïcödé 猫 🐈"]
 
@@ -64,7 +70,7 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
+def load(folder, dtype=torch.float32, variant=None):
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -74,7 +80,7 @@ def load(folder, dtype=torch.float32, prediction_type="epsilon", variant=None):
         variants=variants,
         dtype=dtype,
         device=CPU,
-        prediction_type=prediction_type,
+        prediction_type="v_prediction" if spec.pipeline in ENDS_IN_NOISE else "epsilon",
         caption_tokens=spec.caption_tokens.usual,
     )
     return registry.load(spec, args)
@@ -192,8 +198,8 @@ class TestEncoding:
 class TestLoading:
     def test_all_parts_are_frozen_in_the_dtype_asked_for_and_not_training(self, family, dtype, name):
         for part, module in parts_of(family).items():
-            # XL's VAE asks for full precision, in its configuration; families of flow matching always encode in it.
-            is_full = part == "vae" and (name == "StableDiffusionXLPipeline" or family.spec.objective == "flow")
+            # XL's VAE asks for full precision, in its configuration; families with a transformer always encode in it.
+            is_full = part == "vae" and (name == "StableDiffusionXLPipeline" or family.spec.denoiser == "transformer")
             wanted, kept = torch.float32 if is_full else dtype, getattr(module, "_keep_in_fp32_modules", None) or ()
             for key, parameter in module.named_parameters():
                 is_kept = part == family.spec.denoiser and any(name in key.split(".") for name in kept)

@@ -4,7 +4,14 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from diffusers.training_utils import compute_snr
 
 from engine.core.errors import ModelError
@@ -43,6 +50,20 @@ class TestNoiseSchedule:
     def test_any_schedulers_configuration(self, scheduler):
         theirs = scheduler(**SD, prediction_type="v_prediction")
         assert torch.equal(NoiseSchedule.from_config(theirs.config).alphas_cumprod, theirs.alphas_cumprod)
+
+    @pytest.mark.parametrize("scheduler", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
+    @pytest.mark.parametrize("changes", [{}, {"snr_shift_scale": 1.0}, {"rescale_betas_zero_snr": True}])
+    def test_shifted_alphas_are_diffusers(self, scheduler, changes):
+        theirs = scheduler.from_config(SD | changes)
+        found = NoiseSchedule.from_config({"_class_name": scheduler.__name__, **theirs.config}).alphas_cumprod
+        assert torch.equal(found, theirs.alphas_cumprod.to(torch.float32))
+        assert bool(found[-1] == 0) == bool(changes.get("rescale_betas_zero_snr"))
+
+    def test_a_shift_divides_the_signal_to_noise_ratio(self):
+        config, timesteps = SD | {"snr_shift_scale": 3.0}, torch.tensor([1, 500, 999])
+        plain = NoiseSchedule.from_config(config).snr(timesteps)
+        shifted = NoiseSchedule.from_config(config | {"_class_name": "CogVideoXDDIMScheduler"}).snr(timesteps)
+        torch.testing.assert_close(shifted, plain / 3, rtol=1e-3, atol=0)
 
     def test_an_unknown_beta_schedule_is_the_models_fault(self):
         with pytest.raises(ModelError, match=r"'sigmoid'.*scaled_linear"):

@@ -10,11 +10,11 @@ import torch
 from diffusers import SchedulerMixin
 
 from engine.core.errors import ModelError
-from engine.models.objectives.diffusion.schedulers import KNOWN, SUBSTITUTES, drawing
+from engine.models.objectives.diffusion.schedulers import FOR_IMAGES, KNOWN, SHIFTED, SUBSTITUTES, drawing
 
 FOLDER = Path(diffusers.__file__).parent
-OTHER_USES = {"RePaintScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"}
-"""With betas, for inpainting and video: their steps ask for more than Stable Diffusion's pipelines give."""
+OTHER_USES = {"RePaintScheduler"}
+"""With betas, for inpainting: its steps ask for more than Stable Diffusion's pipelines give."""
 
 
 def needing_packages():
@@ -45,7 +45,10 @@ def test_all_of_diffusers_are_sorted():
         is_scheduler = isinstance(cls, type) and issubclass(cls, SchedulerMixin) and name not in packages
         if is_scheduler and "beta_start" in inspect.signature(cls).parameters:
             found.add(name)
-    assert found == KNOWN | OTHER_USES
+    assert found == KNOWN | SHIFTED | OTHER_USES
+    shifting = {name for name in found if "snr_shift_scale" in inspect.signature(getattr(diffusers, name)).parameters}
+    assert shifting == SHIFTED
+    assert not FOR_IMAGES & SHIFTED, "their steps ask for more than Stable Diffusion's pipelines give"
     with_betas = {name: package for name, package in packages.items() if "beta_start" in own_defaults(name)}
     assert with_betas == {name: one.package for name, one in SUBSTITUTES.items()}
     for name in packages.keys() - SUBSTITUTES.keys():

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CogVideoXTransformer3DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -15,8 +16,8 @@ from diffusers import (
 
 from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.sd3.spec import SPEC as SD3
-from engine.models.parts.footprints.transformers import flux, flux2, qwen_image, sd3, z_image
-from engine.models.parts.tape import AdapterTape, WholeTape
+from engine.models.parts.footprints.transformers import cogvideox, flux, flux2, qwen_image, sd3, z_image
+from engine.models.parts.tape import AdapterTape, Tape, WholeTape
 from engine.training.methods.lora.targets import is_target
 from tests.support import real_shapes
 from tests.support.fake_transformers import training_bytes
@@ -37,6 +38,13 @@ class Model:
     parameters: int
     """The number of parameters, as published (in billions, where it is rounded)."""
     text_length: int = 512
+    frames: int | None = None
+    """The frames of the latents, for models of videos."""
+
+    def record(self, config: dict[str, Any], tape: Tape, side: int) -> None:
+        """Record the transformer on one sample."""
+        own = {} if self.frames is None else {"frames": self.frames}
+        self.walk.transformer(config, tape, batch=1, side=side, text_length=self.text_length, **own)
 
 
 MODELS = {
@@ -59,6 +67,33 @@ MODELS = {
         r".*\.(to_q|to_k|to_v|to_out\.0|to_qkv_mlp_proj)|single_transformer_blocks\..*\.attn\.to_out",
         3_875_544_576,
     ),
+    "cogvideox-2b": Model(
+        CogVideoXTransformer3DModel,
+        real_shapes.COGVIDEOX_2B,
+        cogvideox,
+        ATTENTION,
+        1_693_783_872,
+        text_length=226,
+        frames=13,
+    ),
+    "cogvideox-5b": Model(
+        CogVideoXTransformer3DModel,
+        real_shapes.COGVIDEOX_5B,
+        cogvideox,
+        ATTENTION,
+        5_570_283_072,
+        text_length=226,
+        frames=13,
+    ),
+    "cogvideox-1.5": Model(
+        CogVideoXTransformer3DModel,
+        real_shapes.COGVIDEOX_15,
+        cogvideox,
+        ATTENTION,
+        5_570_676_352,
+        text_length=226,
+        frames=22,
+    ),
 }
 
 
@@ -78,6 +113,12 @@ def inputs(name, config, side, dtype):
         case "z":
             latents, caption = torch.empty(16, 1, side, side, dtype=dtype), torch.empty(text, 2560, dtype=dtype)
             return {"x": [latents], "t": torch.empty(1), "cap_feats": [caption]}
+        case "cogvideox":
+            video = {"hidden_states": torch.empty(1, MODELS[name].frames, 16, side, side, dtype=dtype)}
+            depth, is_rotary = config.get("patch_size_t", 1), config.get("use_rotary_positional_embeddings")
+            angles = torch.empty(MODELS[name].frames // depth * tokens, 64)
+            rotary = {"image_rotary_emb": (angles, angles) if is_rotary else None}
+            return video | {"encoder_hidden_states": states(4096)} | rotary | time
         case "qwen":
             image = {"hidden_states": torch.empty(1, tokens, 64, dtype=dtype), "encoder_hidden_states": states(3584)}
             return image | {"img_shapes": [[(1, side // 2, side // 2)]]} | time
@@ -98,7 +139,7 @@ def deviation(name, side, precision, *, is_whole, recompute, is_shallow=False):
     width = 4 if precision == "no" else 2
     sizes: Any = {"width": width, "norm_width": 4}
     tape = WholeTape(**sizes) if is_whole else AdapterTape(is_adapted=is_target(model.targets), rank=RANK, **sizes)
-    model.walk.transformer(config, tape, batch=1, side=side, text_length=model.text_length)
+    model.record(config, tape, side)
     found, trained = training_bytes(
         model.cls,
         config,
@@ -118,7 +159,7 @@ def test_parameters_are_counted(name):
     with torch.device("meta"):
         module = model.cls(**model.config)
     tape = WholeTape(width=2, norm_width=4)
-    model.walk.transformer(model.config, tape, batch=1, side=64, text_length=model.text_length)
+    model.record(model.config, tape, 64)
     buffers = sum(buffer.numel() for buffer in module.buffers())
     assert tape.parameters == model.parameters == sum(parameter.numel() for parameter in module.parameters())
     assert tape.frozen == buffers, "a table of positions is in the files, too"
@@ -134,7 +175,9 @@ OFTEN = ("sd35-medium", "flux1-dev")
 )
 def test_a_short_model_is_predicted_within_10_percent(name, is_whole, recompute):
     """Largest: 8% (Qwen-Image, whole model); the other models 5%."""
-    found = deviation(name, 64, "bf16", is_whole=is_whole, recompute=recompute, is_shallow=True)
+    found = deviation(
+        name, 64 if MODELS[name].frames is None else 16, "bf16", is_whole=is_whole, recompute=recompute, is_shallow=True
+    )
     assert abs(found) < 0.1
 
 
