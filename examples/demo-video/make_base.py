@@ -1,9 +1,9 @@
 """Make what `make demo-video` trains with: moving emoji as clips, and a tiny LTX-Video to train on them.
 
-Usage: make_base.py FOLDER. It writes FOLDER/base (a pipeline in Diffusers' layout), FOLDER/day and FOLDER/sunset
-(clips with captions). Nothing is downloaded. Of the pipeline, the VAE is a principal component analysis of the clips,
-written as the weights of LTX-Video's layers; the text encoder and the transformer have random weights: the demo trains
-the transformer first (`pretrain.json`), and then a LoRA for it (`task.json`).
+Usage: make_base.py FOLDER. It writes FOLDER/base (a pipeline in Diffusers' layout), FOLDER/day, FOLDER/sunset and
+FOLDER/sunset-heldout (clips with captions). Nothing is downloaded. The pipeline's VAE is a principal component
+analysis of the clips, written as the weights of LTX-Video's layers; the text encoder and the transformer have random
+weights: the demo trains the transformer first (`pretrain.json`), and then a LoRA for it (`task.json`).
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ def main(folder: Path) -> None:
     names = [path.stem for path in sorted(EMOJI.glob("*.png")) if "-" not in path.stem]
     day, sunset = names[:24], names[:24:2]
     clips = write_clips(folder / "day", day, "day") + write_clips(folder / "sunset", sunset, "sunset")
+    write_clips(folder / "sunset-heldout", names[1:3], "sunset")
     pixels = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).to(torch.float32) / 127.5 - 1.0
     words = ["a", "moves", *DIRECTIONS, "at", "sunset", *names]
     make_pipeline(make_vae(pixels), words).save_pretrained(folder / "base")
