@@ -8,7 +8,7 @@ import pytest
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.video import decoding
 from engine.data.media.video.decoding import check, frames, read_facts
-from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced
+from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced, vp8
 
 CONTAINERS = {"vp9": ".webm", "av1": ".mp4", "ffv1": ".mkv", "mpeg4": ".avi", "mjpeg": ".avi"}
 NAMES = {"h264": "H.264", "hevc": "H.265", "mjpeg": "Motion JPEG", "mpeg4": "MPEG-4"}
@@ -30,6 +30,13 @@ def test_every_codec(codec):
     assert pixels.dtype == np.uint8 and numbers(pixels) == list(range(12))
     assert np.abs(pixels.astype(int) - pictures(12, (96, 64))).mean() < 4
     assert shown(data, [0, 5, 5, 11]) == [0, 5, 5, 11]
+
+
+def test_frames_of_vp8_that_are_not_shown():
+    """They have packets, but only later frames refer to them."""
+    assert check(vp8(pictures(4, (64, 48))), None).extent == (64, 48, 4)
+    data = vp8(pictures(6, (64, 48)), hidden=(1, 4))
+    assert check(data, None).extent == (64, 48, 4) and shown(data, range(4)) == [0, 2, 3, 5]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
