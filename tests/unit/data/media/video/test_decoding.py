@@ -1,5 +1,6 @@
 """Facts and frames of clips in every codec: the frames' order, their times, and what is refused."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.video import decoding
 from engine.data.media.video.decoding import check, frames, read_facts
-from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced
+from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced, vp8
 
 CONTAINERS = {"vp9": ".webm", "av1": ".mp4", "ffv1": ".mkv", "mpeg4": ".avi", "mjpeg": ".avi"}
 NAMES = {"h264": "H.264", "hevc": "H.265", "mjpeg": "Motion JPEG", "mpeg4": "MPEG-4"}
@@ -32,12 +33,30 @@ def test_every_codec(codec):
     assert shown(data, [0, 5, 5, 11]) == [0, 5, 5, 11]
 
 
+def test_frames_of_vp8_that_are_not_shown():
+    """They have packets, but only later frames refer to them."""
+    assert check(vp8(pictures(4, (64, 48))), None).extent == (64, 48, 4)
+    data = vp8(pictures(6, (64, 48)), hidden=(1, 4))
+    assert check(data, None).extent == (64, 48, 4) and shown(data, range(4)) == [0, 2, 3, 5]
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_frames_are_in_the_order_in_which_they_are_shown(suffix):
     """Not in that of a stream with frames that are predicted from later ones."""
     data = clip_bytes(suffix, frames=20, options=B_FRAMES)
     assert shown(data, range(20)) == list(range(20))
     assert check(data, None).frames == 20
+
+
+@pytest.mark.parametrize("options", [{}, B_FRAMES])
+def test_an_edit_list_trims_a_clip(options):
+    """As a phone's editor does it: the packets stay, and the first three frames are only decoded."""
+    data = bytearray(clip_bytes(frames=20, options=options))
+    at = data.index(b"elst") + 16
+    (start,) = struct.unpack_from(">i", data, at)
+    struct.pack_into(">i", data, at, start + 3 * 512)
+    facts = check(bytes(data), None)
+    assert facts.frames == 17 and shown(bytes(data), range(17)) == list(range(3, 20))
 
 
 def test_decoding_ends_with_the_last_frame_that_is_needed(monkeypatch):
