@@ -24,6 +24,7 @@ VARIANTS = {
     },
     "flux": {"validation.dataset": {"fraction": 0.25}},
     "flux, bf16": {"mixed_precision": "bf16", "train_args.gradient_checkpointing": True},
+    "flux, LoKr": {"training_type": "lokr", "mixed_precision": "bf16"},
 }
 OFTEN = ("flux, bf16", "nf4")
 KINDS = [
