@@ -64,15 +64,25 @@ def _rows(cls: type, prefix: str, definitions: Definition) -> Iterator[str]:
     hints = get_type_hints(cls)
     for part in fields(cls):
         definition, about = definitions[part.name], about_field(part)
-        nested = next((kind for kind in (hints[part.name], *get_args(hints[part.name])) if is_dataclass(kind)), None)
+        nested = next((kind for kind in _types(hints[part.name]) if is_dataclass(kind)), None)
         if definition.get("type") != "object" or "propertyNames" in definition:
             default = f"`{_scalar(definition['default'])}`" if "default" in definition else "–"
             allowed = _allowed(definition) + ("; an empty one counts as absent" if about.empty_is_absent else "")
             yield f"| `{prefix}{part.name}` | {default} | {text_of(about)} | {allowed} |\n"
         if isinstance(nested, type) and cls is not Task:
-            inner = definition.get("additionalProperties") or definition
-            name = f"{prefix}{part.name}.NAME." if inner is not definition else f"{prefix}{part.name}."
+            inner, name = definition, f"{prefix}{part.name}."
+            if "propertyNames" in definition:
+                inner, name = definition["additionalProperties"], f"{name}NAME."
+            elif "items" in definition:
+                inner, name = definition["items"], f"{prefix}{part.name}[]."
             yield from _rows(nested, name, inner["properties"])
+
+
+def _types(hint: Any) -> Iterator[Any]:
+    """Yield a type and those in it, at any depth."""
+    yield hint
+    for inner in get_args(hint):
+        yield from _types(inner)
 
 
 def _allowed(definition: Definition) -> str:
@@ -91,7 +101,8 @@ def _noun(kind: str, definition: Definition) -> str:
         return f"{'an integer' if kind == 'integer' else 'a number'} {_bounds(definition)}"
     if kind == "array":
         least, most = definition["minItems"], definition.get("maxItems")
-        return f"a list of at least {least} string" if most is None else f"a list of {least} to {most} strings"
+        more = " or objects" if "object" in definition["items"]["type"] else ""
+        return f"a list of at least {least} string" if most is None else f"a list of {least} to {most} strings{more}"
     if words := words_of(definition) if kind == "string" else []:
         return ", ".join(f"`{word}`" for word in words)
     if kind == "string":

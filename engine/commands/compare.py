@@ -1,7 +1,7 @@
 """Say how alike two results are, which may come from different devices: `entrypoint.py compare A B`.
 
 Prints the distance between the two LoRAs' effects on the weights, or between two whole models' weights, and between
-the validation images' perceptual hashes.
+the validation images' perceptual hashes, of clips frame by frame.
 Exit codes: 0 compared, 2 a wrong flag, 5 a result that cannot be read, 70 a bug.
 """
 
@@ -16,12 +16,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from engine.commands.diffs.picture_diff import compare_pictures, read_or_refuse
 from engine.commands.program import program
 from engine.core.errors import CheckpointError
-from engine.core.files import atomic_files
 from engine.core.messages import plural
-from engine.data.media import image
-from engine.data.media.geometry import UnreadableImage, geometry
 from engine.training.methods.full import distance as whole_model
 from engine.training.methods.lora.start_file import LORA_FILE
 
@@ -30,8 +28,6 @@ Factors = tuple[Matrix, Matrix]
 """A (r, in) and B (out, r): the module's weight changes by B·A."""
 
 _MAX_LORA_BYTES: Final = 4 << 30
-_MAX_IMAGE_BYTES: Final = 64 << 20
-_HASH_BITS: Final = 64
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -63,7 +59,7 @@ def compare(one: Path, other: Path) -> list[str]:
         distances, norms = module_distances(*pairs), module_norms(*pairs)
         what = f"{plural(len(distances), 'module')} (0: equal; about 1.4: unrelated)"
     lines = _describe(distances, norms, what)
-    return lines + _compare_images(one / "validation", other / "validation")
+    return lines + compare_pictures(one / "validation", other / "validation")
 
 
 def _checkpoint(folder: Path) -> Path:
@@ -81,9 +77,6 @@ def _describe(distances: Mapping[str, float], norms: Mapping[str, float], what: 
     ]
 
 
-# --- weights ---
-
-
 def read_lora(folder: Path) -> dict[str, Factors]:
     """Read a result's LoRA: float64 factors by module name, which begins with the component's name.
 
@@ -94,7 +87,7 @@ def read_lora(folder: Path) -> dict[str, Factors]:
     from safetensors.numpy import load as parse_tensors
 
     path = _checkpoint(folder) / LORA_FILE
-    data = _read_or_refuse(path, _MAX_LORA_BYTES)
+    data = read_or_refuse(path, _MAX_LORA_BYTES)
     try:
         tensors = parse_tensors(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -160,55 +153,3 @@ def _length(values: Any) -> float:
 
 def _ratio(distance: float, size: float) -> float:
     return distance / size if size else 0.0
-
-
-# --- images ---
-
-
-def _compare_images(one: Path, other: Path) -> list[str]:
-    names = sorted({path.name for path in one.glob("*.png")} & {path.name for path in other.glob("*.png")})
-    if not names:
-        return ["images   none in both"]
-    try:
-        import imagehash  # noqa: F401
-        import scipy.fftpack  # noqa: F401
-    except ImportError:
-        return ["images   not compared: pip install -r requirements-compare.txt (ImageHash and scipy)"]
-    lines = []
-    for name in names:
-        distance = hamming(*(_read_or_refuse(folder / name, _MAX_IMAGE_BYTES) for folder in (one, other)))
-        lines.append(f"images   {name}: {distance} of {_HASH_BITS} bits of the perceptual hash differ")
-    return lines
-
-
-def hamming(one: bytes, other: bytes) -> int:
-    """Return the number of bits in which two images' 64-bit pHash differs (Zauner 2010; ImageHash: DCT of 32 x 32).
-
-    Raises:
-        CheckpointError: one is not a readable image.
-    """
-    import imagehash
-    from PIL import Image
-
-    hashes = [imagehash.phash(Image.fromarray(_pixels(data)), hash_size=8) for data in (one, other)]
-    return int(hashes[0] - hashes[1])
-
-
-def _pixels(data: bytes) -> npt.NDArray[np.uint8]:
-    """Return the image's central square (height, width, 3), decoded within the job's own size limits."""
-    try:
-        size = image.image_size(data)
-        view = geometry(size, target=(min(size), min(size)), center_crop=True, crop_words=(0, 0), flip=False)
-        return image.render(data, view)
-    except UnreadableImage as error:
-        raise CheckpointError(f"a validation image cannot be read: {error}") from None
-
-
-def _read_or_refuse(path: Path, limit: int) -> bytes:
-    try:
-        data = atomic_files.read_plain(path, limit)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); give an output folder") from None
-    if data is None:
-        raise CheckpointError(f"{path} is not a plain file of at most {limit} bytes")
-    return data

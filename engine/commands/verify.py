@@ -283,7 +283,8 @@ def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
     task, value = read_task(settings), json.loads(settings.task_bytes)
     value["train_args"]["num_train_steps"] = steps
     value["validation"]["num_images"] = 1  # images have no effect on the steps
-    value["validation"].pop("prompts", None)
+    for key in ("prompts", "prompts_file"):
+        value["validation"].pop(key, None)
     value["model"]["name"] = task.model.name
     for name, one in task.model.components.items():
         value["model"]["components"][name]["name"] = one.name

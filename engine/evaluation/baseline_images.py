@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import torch
 
-from engine.evaluation.sampling import Image
+from engine.evaluation.clip_file import ENCODER
+from engine.evaluation.drawings import Image
 from engine.task.identity import canonical
 from engine.task.task import Task
 from engine.training.encoding.cache import EncodingCache, cache_key
@@ -45,7 +46,7 @@ def drawn_or_cached(
     baseline: Callable[[], AbstractContextManager[None]],
     draw: Callable[[list[Image]], dict[str, bytes]],
 ) -> dict[str, bytes]:
-    """Return the baseline's images as PNG files by name; those that the cache lacks are drawn and stored.
+    """Return the baseline's images as files by name; those that the cache lacks are drawn and stored.
 
     Args:
         images: the images.
@@ -55,13 +56,13 @@ def drawn_or_cached(
         draw: draws images with the model as it is.
     """
     keys = {image.file: _key(image, conditions) for image in images}
-    found = {file: tensors["png"].numpy().tobytes() for file, key in keys.items() if (tensors := cache.load(key))}
+    found = {file: tensors["file"].numpy().tobytes() for file, key in keys.items() if (tensors := cache.load(key))}
     missing = [image for image in images if image.file not in found]
     if missing:
         with baseline():
             drawn = draw(missing)
-        for file, png in drawn.items():
-            cache.store(keys[file], {"png": torch.frombuffer(bytearray(png), dtype=torch.uint8)})
+        for file, data in drawn.items():
+            cache.store(keys[file], {"file": torch.frombuffer(bytearray(data), dtype=torch.uint8)})
         cache.trim()
         found |= drawn
     return {file: found[file] for file in keys}
@@ -69,4 +70,4 @@ def drawn_or_cached(
 
 def _key(image: Image, conditions: Mapping[str, Any]) -> str:
     drawing = {name: value for name, value in asdict(image).items() if name != "file"}
-    return cache_key("baseline's image", drawing, dict(conditions))
+    return cache_key("baseline's image", drawing, dict(conditions), *([ENCODER] if image.is_clip else []))

@@ -25,6 +25,8 @@ _OPTIONS: Final = {
     # One thread: the same bytes on every number of processors.
     "svtav1-params": "lp=1",
 }
+ENCODER: Final = {"av": av.__version__, **_OPTIONS}
+"""The encoder's version and options, on which a clip's bytes depend besides its frames and their rate."""
 _BT709: Final = 1
 """The value of BT.709 in AVColorSpace (ISO 23091-2)."""
 _MOOV_BYTES: Final = (2048, 32)
@@ -59,12 +61,6 @@ def encode_clip(frames: Frames, frame_rate: float) -> bytes:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
-
-
-def still(frames: Frames) -> Frames:
-    """Return the frame in the middle of a clip: uint8, shape (height, width, 3)."""
-    middle: Frames = frames[(len(frames) - 1) // 2]
-    return middle
 
 
 def _yuv(pixels: Frames, reformatter: VideoReformatter) -> av.VideoFrame:

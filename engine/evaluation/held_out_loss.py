@@ -124,7 +124,7 @@ class HeldOutLoss:
         """
         if self._own is None:
             self._own = self.encode()
-        meter = Meter("held-out loss", "images", len(self._own))
+        meter = Meter("held-out loss", self._dataset.names.several, len(self._own))
         own: list[tuple[int, list[float]]] = []
         try:
             for one in self._own:

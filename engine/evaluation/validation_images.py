@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,18 +14,20 @@ from engine.core import rng
 from engine.core.console import Meter
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
+from engine.data.media.video.decoding import frames, read_facts
 from engine.evaluation import sampling
+from engine.evaluation.drawings import VIDEO_SUFFIX, Canvas, Image, plan_images
 from engine.models.family import Family
-from engine.models.spec import DrawingDefaults
+from engine.models.spec import FamilySpec
 from engine.results.checkpoint import Checkpoint
-from engine.task.task import Task
+from engine.task.task import Prompt, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
-    """A training's validation images, as PNG files by name."""
+    """A training's validation images and clips, as PNG and MP4 files by name."""
 
-    images: list[sampling.Image]
+    images: list[Image]
     drawn: dict[str, bytes]
     """The images after the task's last step."""
     baseline: list[dict[str, Any]]
@@ -36,13 +38,13 @@ class Pictures:
     """The images after earlier steps of the task."""
 
 
-def planned_images(task: Task, dataset: ImageDataset, drawing: DrawingDefaults) -> list[sampling.Image]:
-    """Return a task's validation images, drawn with `drawing`. They are the same after each of its steps."""
+def planned_images(task: Task, dataset: ImageDataset, family: FamilySpec) -> list[Image]:
+    """Return a task's validation images. They are the same after each of its steps."""
     validation = task.validation
-    prompts = validation.given_prompts
+    prompts: Sequence[str | Prompt] | None = validation.given_prompts
     if prompts is None:
         prompts = draw_prompts(dataset, task.seed, validation.num_images, task.dataset.trigger_word)
-    return sampling.plan_images(prompts, task.seed, validation, drawing)
+    return plan_images(prompts, task.seed, validation, family.drawing.of(validation), Canvas.of(task, family))
 
 
 def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str | None = None) -> list[str]:
@@ -62,12 +64,12 @@ def draw_prompts(dataset: ImageDataset, seed: int, count: int, trigger_word: str
     return prompts
 
 
-def without_training(images: list[sampling.Image]) -> list[sampling.Image]:
+def without_training(images: list[Image]) -> list[Image]:
     """Return the same images under the file names of the baseline's."""
     return [replace(image, file=f"without-{image.file}") for image in images]
 
 
-def carried(parent: Checkpoint | None, images: list[sampling.Image]) -> dict[str, bytes] | None:
+def carried(parent: Checkpoint | None, images: list[Image]) -> dict[str, bytes] | None:
     """Return the baseline's images that the parent carries, if they are those of `images`, else None."""
     if parent is None or parent.baseline != [image.described() for image in images]:
         return None
@@ -75,7 +77,7 @@ def carried(parent: Checkpoint | None, images: list[sampling.Image]) -> dict[str
 
 
 def draw(
-    images: list[sampling.Image],
+    images: list[Image],
     family: Family,
     *,
     what: str,
@@ -94,7 +96,7 @@ def draw(
         check_stop: called after each denoising step; raises when the job is to stop.
 
     Returns:
-        PNG files by name.
+        PNG and MP4 files by name.
     """
     meter = Meter(what, "images", len(images))
     try:
@@ -103,6 +105,18 @@ def draw(
         )
     finally:
         meter.close()
+
+
+def still_of(file: str, data: bytes) -> bytes:
+    """Return a PNG file of what a validation image's file shows; of a clip its middle frame.
+
+    Raises:
+        UnreadableImage: it is a clip that cannot be decoded.
+    """
+    if not file.endswith(VIDEO_SUFFIX):
+        return data
+    middle = (read_facts(data, None).frames - 1) // 2
+    return sampling.png(next(frames(data, [middle], None)))
 
 
 def smaller(png: bytes, side: int) -> bytes:

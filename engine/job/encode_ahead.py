@@ -59,7 +59,7 @@ def _remember_prompts(
 ) -> None:
     """Encode the prompts of the validation images, and give them to the family."""
     task = context.job.task
-    images = planned_images(task, context.job.dataset, context.job.drawing)
+    images = planned_images(task, context.job.dataset, context.job.base.family)
     captions = CaptionEncoder(
         family,
         cache,

@@ -16,6 +16,8 @@ from engine.data.dataset.held_out import HeldOut, hold_out
 from engine.data.dataset.open import open_dataset
 from engine.data.dataset.sizes import extents_of, read_clips, read_extents
 from engine.data.media.medium import Medium
+from engine.evaluation.drawing_checks import check_drawings
+from engine.evaluation.prompts_file import with_prompts
 from engine.job.advice.clips import Survey
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
 
 
 def read_task(settings: Settings) -> Task:
-    """Parse the task, and check that the device supports it.
+    """Parse the task and its file of prompts, and check that the device supports it.
 
     Raises:
-        TaskError: the task is invalid, there are no buckets for its resolution, or a tracker is not installed.
+        TaskError: the task or the file is invalid, there are no buckets for its resolution, or a tracker is not
+            installed.
         DeviceError: the device does not support its precision.
     """
     require_services(settings.trackers)
@@ -52,7 +55,7 @@ def read_task(settings: Settings) -> Task:
         raise DeviceError('mixed_precision "fp16" needs a CUDA device; on a CPU use "bf16" or "no"')
     if task.transforms.buckets:
         bucket_sizes(task.train_args.resolution)
-    return resolve_paths(task, settings.task_folder)
+    return with_prompts(resolve_paths(task, settings.task_folder))
 
 
 def prepare(
@@ -130,7 +133,7 @@ def prepare(
         survey.require_some()
     base.family.caption_tokens.require(task.dataset)
     _check_noise(job)
-    _check_validation(job)
+    check_drawings(task, base.family, base.config, num_train_timesteps=base.num_train_timesteps)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
         both = rows if type(rows) is int else None, len(dataset)
@@ -254,17 +257,6 @@ def _check_noise(job: Job) -> None:
         raise TaskError(
             f"train_args.guidance_scale is {args.guidance_scale:g}: this {family.pipeline} is not distilled on "
             "guidance, so its denoiser is told no scale; remove this key"
-        )
-
-
-def _check_validation(job: Job) -> None:
-    steps, most = job.drawing.num_inference_steps, job.base.num_train_timesteps
-    if steps >= most:  # schedulers that start one timestep later would run out of timesteps
-        raise TaskError(f"validation.num_inference_steps is {steps}: expected fewer than the model's {most} timesteps")
-    if job.task.validation.negative_prompt is not None and not job.base.family.takes_negative_prompt:
-        raise TaskError(
-            f"validation.negative_prompt has no effect: a {job.base.family.pipeline} draws without a negative prompt; "
-            "remove this key"
         )
 
 

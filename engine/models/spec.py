@@ -218,7 +218,7 @@ class FamilySpec:
     """False if the pipeline draws without a negative prompt: `validation.negative_prompt` is refused."""
     argument_names: Mapping[str, str] = field(default_factory=dict)
     """`guidance_scale` -> the pipeline's name for it, where that is another one; `prompt` -> `prompt`, where the prompt
-    is not the pipeline's first argument."""
+    is not the pipeline's first argument; `frame_rate` -> `frame_rate`, where the pipeline is told that of a clip."""
     refine: Callable[[Configs], FamilySpec] | None = None
     """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
 

@@ -98,6 +98,8 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "validation_prompt": ("validation.prompt",),
     "validation_prompts": ("validation.prompts",),
     "sample_prompts": ("validation.prompts",),
+    "validation_dataset_file": ("validation.prompts_file",),
+    "validation_prompts_file": ("validation.prompts_file",),
     "num_validation_images": ("validation.num_images",),
     "validation_steps": ("validation.every_n_steps",),
     "validation_epochs": ("validation.every_n_epochs",),

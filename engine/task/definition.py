@@ -21,7 +21,6 @@ _TYPES: Final[dict[Any, str]] = {
     float: "number",
     bool: "boolean",
     types.NoneType: "null",
-    tuple[str, ...]: "array",
 }
 
 
@@ -35,6 +34,16 @@ _RULES: Final[dict[str, Definition]] = {
     "validation": {
         "if": {"required": ["prompts"], "properties": {"prompts": {"type": "array"}}},
         "then": {"properties": {"prompt": {"type": "null", "$comment": "null beside prompts"}}},
+        "allOf": [
+            {
+                "if": _given("prompts_file", None, ""),
+                "then": {
+                    "properties": {
+                        name: {"type": "null", "$comment": "null beside prompts_file"} for name in ("prompt", "prompts")
+                    }
+                },
+            }
+        ],
     },
     "validation.dataset": {
         "oneOf": [
@@ -83,7 +92,7 @@ def _object(cls: type, path: str, *, first: Definition | None = None) -> Definit
 def _key(part: Field[Any], hint: Any, path: str) -> Definition:
     """Return the definition of one key; `path` is its dotted name."""
     about = about_field(part)
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = _alternatives(hint)
     result = {"title": about.title, "description": _description(about), **_values(kinds), **about.rules}
     nested = next((kind for kind in kinds if is_dataclass(kind)), None)
     if isinstance(nested, type):
@@ -92,12 +101,26 @@ def _key(part: Field[Any], hint: Any, path: str) -> Definition:
     if mapped is not None:
         result |= {"propertyNames": {"pattern": FOLDER_NAME}, "additionalProperties": _mapped(mapped, path)}
     if "items" in result:
-        result["items"] = {"type": "string", **result["items"]}
+        result["items"] = _items(kinds, path, result["items"])
     if part.default is not MISSING:
         result["default"] = part.default
     elif part.default_factory is not MISSING and not about.required:
         result["default"] = {}
     return result
+
+
+def _items(kinds: tuple[Any, ...], path: str, rules: Definition) -> Definition:
+    """Return the definition of a list's items: strings, or strings and objects."""
+    inner = [one for kind in kinds if get_origin(kind) is tuple for one in _alternatives(get_args(kind)[0])]
+    cls = next((one for one in inner if is_dataclass(one)), None)
+    if not isinstance(cls, type):
+        return {"type": "string", **rules}
+    return {"type": ["string", "object"], **rules, **_object(cls, f"{path}[]")}
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the types of which a value may be."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _mapped(cls: type, path: str) -> Definition:
@@ -108,7 +131,7 @@ def _mapped(cls: type, path: str) -> Definition:
 def _values(kinds: tuple[Any, ...]) -> Definition:
     """Return `type`, `enum` or both for a key whose value has one of these types."""
     literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-    names = [_TYPES.get(kind, "object") for kind in kinds if get_origin(kind) is not Literal]
+    names = [_name(kind) for kind in kinds if get_origin(kind) is not Literal]
     if not literals:
         return {"type": names[0] if len(names) == 1 else names}
     if float in kinds:  # words beside numbers; an enum would have no numbers
@@ -119,6 +142,11 @@ def _values(kinds: tuple[Any, ...]) -> Definition:
     if all(type(value) is int for value in literals):  # an enum alone accepts 75.0 as 75
         return {"type": ["integer", *names] if names else "integer", "enum": values}
     return {"enum": values}
+
+
+def _name(kind: Any) -> str:
+    """Return JSON Schema's name of a type."""
+    return "array" if get_origin(kind) is tuple else _TYPES.get(kind, "object")
 
 
 def text_of(about: About) -> str:

@@ -59,4 +59,6 @@ def _json(item: Any) -> Any:
         return {part.name: _json(getattr(item, part.name)) for part in fields(item)}
     if isinstance(item, Mapping):
         return {name: canonical(one) for name, one in item.items()}
-    return list(item) if isinstance(item, tuple) else item
+    if isinstance(item, tuple):
+        return [canonical(one) if is_dataclass(one) else one for one in item]
+    return item

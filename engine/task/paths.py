@@ -39,10 +39,11 @@ def resolve_paths(task: Task, folder: Path) -> Task:
     `model.name`, its components' names, `dataset.name` and `validation.dataset.name` are paths if they are written
     as one (`./x`, `../x`, `/x`, `~/x`), whether or not the file exists, or if a file of that name exists; anything else
     is a Hub ID and stays.
-    `checkpoint` is always a path.
+    `checkpoint` and `validation.prompts_file` are always paths.
     """
     components = task.model.components
     name, checkpoint, held_out = task.dataset.name, task.checkpoint, task.validation.dataset
+    prompts = task.validation.prompts_file
     if held_out is not None and held_out.name is not None:
         held_out = replace(held_out, name=local_or_hub(held_out.name, folder))
     return replace(
@@ -55,7 +56,9 @@ def resolve_paths(task: Task, folder: Path) -> Task:
             ),
         ),
         dataset=replace(task.dataset, name=None if name is None else local_or_hub(name, folder)),
-        validation=replace(task.validation, dataset=held_out),
+        validation=replace(
+            task.validation, dataset=held_out, prompts_file=None if prompts is None else str(_absolute(prompts, folder))
+        ),
         checkpoint=None if checkpoint is None else str(_absolute(checkpoint, folder)),
     )
 

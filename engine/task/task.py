@@ -32,7 +32,7 @@ from engine.task.keys.train_args import (
     TrainArgs,
 )
 from engine.task.keys.transforms import Transforms
-from engine.task.keys.validation import HeldOutDataset, Validation
+from engine.task.keys.validation import HeldOutDataset, Prompt, Validation
 from engine.task.schema import SCHEMA_KEY, Schema
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "MixedPrecision",
     "Model",
     "PredictionType",
+    "Prompt",
     "Task",
     "TimestepBias",
     "TimestepSampling",
@@ -196,12 +197,20 @@ def _build(cls: type[_T], value: dict[str, Any]) -> _T:
         elif isinstance(item, dict):
             arguments[name] = _build(_object_type(hints[name]), item)
         elif isinstance(item, list):
-            arguments[name] = tuple(item)
+            arguments[name] = tuple(
+                _build(_item_type(hints[name]), one) if isinstance(one, dict) else one for one in item
+            )
         elif isinstance(item, int | float) and float in (hints[name], *get_args(hints[name])):
             arguments[name] = float(item) + 0.0  # 1 and 1.0, 0.0 and -0.0 must give the same canonical form
         elif item or not about_field(parts[name]).empty_is_absent:
             arguments[name] = item
     return cls(**arguments)
+
+
+def _item_type(hint: Any) -> Any:
+    """Return the dataclass of a list's items that may also be strings."""
+    items = next(part for part in (hint, *get_args(hint)) if get_origin(part) is tuple)
+    return _object_type(get_args(items)[0])
 
 
 def _object_type(hint: Any) -> Any:

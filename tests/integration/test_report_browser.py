@@ -12,9 +12,11 @@ import time
 
 import pytest
 
+from engine.evaluation.clip_file import encode_clip
 from engine.results.report import render
 from engine.results.report.facts import Published, Setting
 from engine.results.report.pictures import Picture
+from tests.support import clips
 from tests.support.harness import serving
 from tests.support.reports import GPU, curve, png, sample, task_entry, training_image
 
@@ -190,6 +192,23 @@ def test_the_policy_holds(browser, page):
         document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:1/x'}));
     })"""
     assert browser.value(probe) == "img-src"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_clips_play(browser, tmp_path, scheme):
+    """From the file, in a narrow window as well."""
+    clip = encode_clip(clips.pictures(24, (96, 64)), 12.0)
+    picture = Picture(prompt="a", seed=1, png=png(96), without_png=png(96), is_clip=True, clip=clip, without_clip=clip)
+    path = tmp_path / "report.html"
+    path.write_text(render(sample(pictures=[picture])), encoding="utf-8")
+    for width in (400, 1200):
+        browser.open(path, width=width, scheme=scheme)
+        played = """Promise.all([...document.querySelectorAll('video')].map(v => v.play().then(() => new Promise(done =>
+            v.ontimeupdate = () => v.currentTime > 0.5 && done([v.duration, v.videoWidth, v.videoHeight])
+        ))))"""
+        assert browser.value(played) == [[2, 96, 64]] * 2
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.seen("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown") == []
 
 
 def test_curves_are_drawn(browser, page):

@@ -29,7 +29,11 @@ from tests.support.harness import (
 STEPS = 9
 SAVES = {"SAVE_SECONDS": "0"}
 INTERIM = {"validation.every_n_steps": 3, "checkpoint_every_n_steps": 3, "checkpoint_limit": 2}
-DRAWING = {"num_images": 2, "prompts": ["a red square", "an old map"], "num_inference_steps": 2}
+DRAWING = {
+    "num_images": 2,
+    "prompts": ["a red square", {"prompt": "an old map", "width": 96, "guidance_scale": 3}],
+    "num_inference_steps": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +141,9 @@ def test_an_image_in_between_is_what_diffusers_draws_by_the_lora_of_that_step(wh
     pipe.load_lora_weights(str(whole.out / "checkpoint" / "steps"), weight_name=f"000006{suffix}.safetensors")
     row = read_json(whole.out / "validation" / "prompts.json")[1]
     generator = torch.Generator("cpu").manual_seed(row["seed"])
-    drawn = pipe(row["prompt"], height=64, width=64, num_inference_steps=2, generator=generator).images[0]
+    options = {key: row[key] for key in ("prompt", "width", "height", "num_inference_steps", "guidance_scale")}
+    assert options == {**DRAWING["prompts"][1], "height": 64, "num_inference_steps": 2}
+    drawn = pipe(**options, generator=generator).images[0]
     torch.set_num_threads(threads)
     with Image.open(whole.out / "validation" / "step-000006" / "1.png") as kept:
         assert np.array_equal(np.asarray(drawn), np.asarray(kept))

@@ -59,7 +59,7 @@ def line_by_line(folder):
 
 
 def musubi(folder):
-    rows = [{"video_path": str(folder / n), "caption": t} for n, t in zip(NAMES, CAPTIONS, strict=True)]
+    rows = [{"video_path": n, "caption": t} for n, t in zip(NAMES, CAPTIONS, strict=True)]
     return with_clips(folder, {"anything.jsonl": lines_of(map(json.dumps, rows))})
 
 

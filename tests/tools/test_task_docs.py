@@ -51,7 +51,7 @@ def _has_row(definition):
         ("train_args.huber_c", "a number greater than 0 and of at most 1e30"),
         ("train_args.adam_args.beta1", "a number from 0 and below 1"),
         ("validation.dataset.url", "null or an `http` or `https` address; an empty one counts as absent"),
-        ("validation.prompts", "null or a list of 1 to 10 strings"),
+        ("validation.prompts", "null or a list of 1 to 10 strings or objects"),
         ("lora.target_modules", "null, a list of at least 1 string or a regular expression"),
         ("lora.init_lora_weights", "true, false, `gaussian`, `loftq`"),
     ],

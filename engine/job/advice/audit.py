@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from engine.core import rng
@@ -18,6 +19,7 @@ from engine.core.messages import listing, plural
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset, none_readable
 from engine.data.dataset.rows import NO_CAPTION
+from engine.data.media.frames import choose_frames
 from engine.data.media.geometry import UnreadableImage, covering
 from engine.data.media.medium import Medium
 from engine.job.job import Job
@@ -83,13 +85,20 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     if is_masked or alpha:
         lines.append(_mask_line(seen, dataset))
     if job.held_out:
-        measured = look_at_images(job.held_out.images, job.medium, lambda extent: whole, seconds, clock)
+        measured = look_at_images(job.held_out.images, job.medium, partial(_exactly, whole), seconds, clock)
         _require_readable(measured, job.held_out.images, "validation.dataset")
         if measured.unreadable:
             lines.append(f"not measured   {_counted(_broken(measured))}")
         num_seen, names = look_for_held_out(dataset, job.held_out.images, seconds, clock)
         lines.append(f"also held out  {_counted(names)}{_sampled(num_seen, dataset)}")
     return lines
+
+
+def _exactly(whole: Extent, extent: Extent) -> Extent:
+    """Return the size at which all samples are shown. Raises UnreadableImage if one of the size `extent` has too few
+    frames."""
+    choose_frames(extent.frames, whole.frames, "head")
+    return whole
 
 
 def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> None:

@@ -163,8 +163,8 @@ class Survey:
 
     def notes(self) -> list[str]:
         """Return notes on clips that are skipped, or shown in part or at another speed."""
-        found = [self._of_unreadable(), self._of_short(), self._of_shortened(), *self._of_rates(), self._of_cut()]
-        return [*filter(None, found), *self._of_speed()]
+        found = [self._of_unreadable(), self._of_one_frame(), self._of_short(), self._of_shortened()]
+        return [*filter(None, [*found, *self._of_rates(), self._of_cut()]), *self._of_speed()]
 
     def _rates(self) -> str:
         """Return the frame rates of the files with the number of clips of each, the most frequent first."""
@@ -181,6 +181,16 @@ class Survey:
             return ""
         are = f"{plural(len(self.unreadable), 'clip')} cannot be read and {_is(self.unreadable)} skipped"
         return f"{are}: {listing(self.unreadable, str)}"
+
+    def _of_one_frame(self) -> str:
+        if not self.moving or self.job.task.train_args.num_frames > 1:
+            return ""
+        lengths, step = sorted(one.facts.frames for one in self.moving), self.job.base.family.frame_step
+        usual = (lengths[len(lengths) // 2] - 1) // step * step + 1
+        return (
+            "train_args.num_frames is 1, so a single frame of each clip is trained on: set it to the number of frames "
+            f"to learn motion from, such as {usual:,}, which half of these clips have"
+        )
 
     def _of_short(self) -> str:
         if not self.skipped:
@@ -246,7 +256,7 @@ class Survey:
 
     def _of_cut(self) -> str:
         extraction, cut = self.job.task.dataset.frame_extraction, self.cut
-        if not cut or extraction == "uniform":
+        if not cut or extraction == "uniform" or self._of_one_frame():
             return ""
         share = [lost / one.facts.frames for one, lost in cut]
         what = "after the first ones are" if extraction == "head" else "after the last whole piece are"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from engine.core.messages import plural, short, shown
 from engine.core.redact import public
 from engine.data.dataset.held_out import HeldOut
+from engine.evaluation.drawings import Canvas, extents
 from engine.job import memory
 from engine.job.advice import lengths, rates
 from engine.job.advice.clips import Survey
@@ -47,7 +50,7 @@ def describe(job: Job) -> list[str]:
         lines += job.buckets.lines(job.medium.names.several)
     if job.held_out:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
-    lines += _describe_interim(job)
+    lines += [*_describe_drawings(job), *_describe_interim(job)]
     lines.append(f"starts from    {_describe_parent(job)}")
     return [f"note: {note}" for note in lengths.notes(job)] + lines + [f"note: {note}" for note in warnings(job)]
 
@@ -91,6 +94,19 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
         f"{some}{plural(held_out.num_images, 'image')}{taken}, measured before and after this task{between}: "
         f"{plural(times, 'time')} {measured * held_out_rows.STRATA} forward passes"
     )
+
+
+def _describe_drawings(job: Job) -> list[str]:
+    """Return a line on the validation images; none if they are as many images of the task's resolution."""
+    family, canvas = job.base.family, Canvas.of(job.task, job.base.family)
+    counts = Counter(extents(job.task, family))
+    if canvas.num_frames is None and set(counts) == {job.task.train_args.extent}:
+        return []
+    rate = "" if canvas.frame_rate is None else f"; {canvas.frame_rate:g} frames a second"
+    listed = ", ".join(
+        f"{plural(count, 'image' if extent.frames == 1 else 'clip')} of {extent}" for extent, count in counts.items()
+    )
+    return [f"validation     {listed}{rate}"]
 
 
 def _describe_interim(job: Job) -> list[str]:

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Final
 
 from engine.core.errors import OutputError
+from engine.evaluation.drawings import extents
 from engine.job import memory
 from engine.job.job import Job
 from engine.job.memory import gib
 from engine.results.checkpoint import Checkpoint, step_of
 from engine.results.output import step_results
+from engine.task.plan.extent import Extent
 
 _VALUE_BYTES: Final = 4
 """Bytes of each trained value in the training state: float32."""
 _PIXEL_BYTES: Final = 2
 """Typical bytes per pixel of an image as PNG; the maximum is 3."""
+_PIXELS_OF_A_BYTE: Final = 4
+"""Pixels of a clip for each byte of its file."""
 _STEP_BYTES: Final = 90
 """Bytes per line of the history."""
 _LARGE: Final = 1 << 30
@@ -59,9 +63,7 @@ def predict(job: Job) -> Room | None:
     state = prediction.trained * job.method.copies(task) * _VALUE_BYTES + prediction.optimizer + prediction.average
     state += _STEP_BYTES * step_range.stop_step  # the history is the whole chain's
     exported = prediction.trained * job.method.published_bytes(task)
-    prompts = task.validation.given_prompts
-    drawn = task.validation.num_images if prompts is None else len(prompts)
-    pictures = drawn * _PIXEL_BYTES * task.train_args.resolution**2
+    pictures = sum(map(_picture_bytes, extents(task, job.base.family)))
     between = pictures * len(step_results.image_steps(task, step_range))
     own = min(len(step_results.checkpoint_steps(task, step_range)), task.checkpoint_limit)
     earlier = len(set(map(step_of, job.parent.steps))) if isinstance(job.parent, Checkpoint) else 0
@@ -74,6 +76,12 @@ def predict(job: Job) -> Room | None:
         weights=exported,
         kept=of_steps,
     )
+
+
+def _picture_bytes(extent: Extent) -> int:
+    """Return the typical bytes of a validation image or clip."""
+    pixels = extent.width * extent.height * extent.frames
+    return pixels * _PIXEL_BYTES if extent.frames == 1 else pixels // _PIXELS_OF_A_BYTE
 
 
 def describe(job: Job) -> list[str]:

@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from engine.data.media.sample_names import OF_IMAGES, OF_VIDEOS
+from engine.evaluation.drawing_checks import where_of
 from engine.job.job import Job
 from engine.task.key import about_field, is_set
 from engine.task.plan.timesteps import Timesteps
@@ -49,7 +51,13 @@ def _of_data(job: Job) -> list[str]:
             "dataset.shuffle_tags has no effect: caption_dropout 1 leaves every caption empty",
         ),
     )
-    return [line for is_so, line in cases if is_so]
+    own = job.medium.names
+    columns = ((OF_IMAGES, dataset.image_column), (OF_VIDEOS, dataset.video_column))
+    return [line for is_so, line in cases if is_so] + [
+        f"dataset.{names.column_key} has no effect: this model is trained on {own.several}, in dataset.{own.column_key}"
+        for names, column in columns
+        if names != own and column != names.default_column
+    ]
 
 
 def _of_methods(task: Task) -> list[str]:
@@ -132,15 +140,25 @@ def _of_timesteps(job: Job) -> list[str]:
 def _of_validation(job: Job) -> list[str]:
     """Return the lines about `validation`."""
     validation, held_out = job.task.validation, job.task.validation.dataset
-    least = job.base.family.no_guidance
+    least, usual = job.base.family.no_guidance, job.drawing.guidance_scale
+    rows = validation.given_prompts or []
+    scales = [usual if row.guidance_scale is None else row.guidance_scale for row in rows]
     cases = (
         (
-            validation.negative_prompt is not None and job.drawing.guidance_scale <= least,
+            validation.negative_prompt is not None and max(scales, default=usual) <= least,
             f"validation.negative_prompt has no effect at a guidance_scale of up to {least:g}",
         ),
         (
             held_out is not None and held_out.config_name and not (held_out.name or held_out.url),
             "validation.dataset.config_name has no effect without name or url",
+        ),
+        *(
+            (
+                row.negative_prompt is not None and scale <= least,
+                f"{where_of(validation, number, 'negative_prompt')} has no effect at a guidance_scale of up to "
+                f"{least:g}",
+            )
+            for number, (row, scale) in enumerate(zip(rows[: len(validation.prompts or ())], scales, strict=False))
         ),
     )
     return [line for is_so, line in cases if is_so]

@@ -33,6 +33,7 @@ def model_card_of(job: Job, about: About, images: Sequence[Mapping[str, Any]]) -
         images: descriptions of the validation images, as in `prompts.json`.
     """
     method, family, base_id = job.method, job.base.family, hub_id(job.base)
+    task_tag = f"text-to-{family.medium}"
     return model_card.render(
         ModelCard(
             noun=method.words.noun,
@@ -40,7 +41,8 @@ def model_card_of(job: Job, about: About, images: Sequence[Mapping[str, Any]]) -
             identity=job.base.identity,
             relation=method.relation,
             licence=family.licences.get(base_id or ""),
-            tags=("text-to-image", "diffusers", *method.hub_tags, *family.hub_tags),
+            pipeline_tag=task_tag,
+            tags=tuple(dict.fromkeys((task_tag, "diffusers", *method.hub_tags, *family.hub_tags))),
             trigger_word=job.task.dataset.trigger_word,
             images=images,
             usage=method.usage(about, images[0]),

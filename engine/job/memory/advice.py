@@ -161,6 +161,16 @@ def _less_to_train(task: Task) -> Iterator[Change]:
     yield from METHODS[task.training_type].smaller(task)
 
 
+def _smaller_drawings(task: Task) -> Iterator[Change]:
+    rows = task.validation.prompts or ()
+    plain = tuple(
+        row if isinstance(row, str) else replace(row, width=None, height=None, num_frames=None) for row in rows
+    )
+    if plain != rows:
+        changed = replace(task, validation=replace(task.validation, prompts=plain))
+        yield {"validation.prompts": "of the size that is trained"}, changed
+
+
 def _lower_resolutions(task: Task) -> Iterator[Change]:
     for side in (1024, 768, 512, 384, 256):
         if side < task.train_args.resolution:
@@ -179,6 +189,7 @@ def _lighter_method(task: Task) -> Iterator[Change]:
 
 
 _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
+    _smaller_drawings,
     _checkpointing,
     _smaller_batches,
     _half_precision,

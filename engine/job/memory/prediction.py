@@ -6,14 +6,17 @@ allocator, and on a CPU the program itself (about 0.6 GiB).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from engine.evaluation.drawings import extents
 from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
-from engine.models.spec import Workload
+from engine.models.spec import Footprint, ImageEncoder, Workload
+from engine.task.plan.extent import Extent
 from engine.task.task import Task, TrainArgs
 from engine.training.methods.registry import METHODS
 from engine.training.optimizers.layout import Shape
@@ -91,23 +94,9 @@ class _Plan:
 
 
 def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
-    args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
+    args, width = task.train_args, _BYTES[task.mixed_precision]
     method = METHODS[task.training_type]
-    denoiser, texts = method.tapes(family, task, width, 4 if plan.is_cuda else width)
-    fixed = family.footprint(
-        base.config,
-        Workload(
-            batch=args.batch_size,
-            resolution=args.resolution,
-            frames=args.num_frames,
-            caption_tokens=family.caption_tokens.of(task.dataset),
-            value_bytes=width,
-            is_float16=task.mixed_precision == "fp16",
-            trains_text_encoders=args.train_text_encoder,
-            denoiser=denoiser,
-            text_encoders=texts,
-        ),
-    )
+    denoiser, texts, fixed = _footprint(base, task, plan, args.extent)
     trained = denoiser.trained + texts.trained
     optimizer = _optimizer_bytes(args, denoiser, texts)
     average = trained * _VALUE_BYTES * (args.ema_decay is not None)
@@ -132,7 +121,8 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     )
     apart = plan.apart and bool(fixed.encoders)
     hold = phases.freed_before if apart else phases.kept_together
-    own, main = hold(sizes, fixed.images, is_cuda=plan.is_cuda, trains_texts=args.train_text_encoder)
+    images = replace(fixed.images, decode_bytes=_decode_bytes(base, task, plan, fixed.images))
+    own, main = hold(sizes, images, is_cuda=plan.is_cuda, trains_texts=args.train_text_encoder)
     return Prediction(
         encode=own.encode,
         load=own.load,
@@ -146,6 +136,35 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         apart=apart,
         parameters=denoiser.parameters + texts.parameters + fixed.parameters,
     )
+
+
+def _footprint(base: BaseModel, task: Task, plan: _Plan, extent: Extent) -> tuple[Tape, Tape, Footprint]:
+    """Return the tapes of the denoiser and of the text encoders, and the rest, for samples of this size."""
+    args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
+    denoiser, texts = METHODS[task.training_type].tapes(family, task, width, 4 if plan.is_cuda else width)
+    rest = family.footprint(
+        base.config,
+        Workload(
+            batch=args.batch_size,
+            resolution=math.isqrt(extent.width * extent.height - 1) + 1,  # memory goes with the number of pixels
+            frames=extent.frames,
+            caption_tokens=family.caption_tokens.of(task.dataset),
+            value_bytes=width,
+            is_float16=task.mixed_precision == "fp16",
+            trains_text_encoders=args.train_text_encoder,
+            denoiser=denoiser,
+            text_encoders=texts,
+        ),
+    )
+    return denoiser, texts, rest
+
+
+def _decode_bytes(base: BaseModel, task: Task, plan: _Plan, trained: ImageEncoder) -> int:
+    """Return the bytes that decoding the largest validation image takes; `trained` is of the size that is trained."""
+    largest = max(extents(task, base.family), key=math.prod)
+    if largest == task.train_args.extent:
+        return trained.decode_bytes
+    return _footprint(base, task, plan, largest)[2].images.decode_bytes
 
 
 def _optimizer_bytes(args: TrainArgs, *tapes: Tape) -> int:

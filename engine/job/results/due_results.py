@@ -52,7 +52,8 @@ class DueResults:
             self._training.step_results.limit_weights(self._context.job.task.checkpoint_limit)
             self._trackers.event(self._context.job.method.words.event)
             self._watch.results_changed()
-        if step in self._image_steps and step_results.image_name(step, "0.png") not in done:
+        has_images = any(name.startswith(step_results.image_name(step, "")) for name in done)
+        if step in self._image_steps and not has_images:
             if self._saver.saves_together:
                 self._saver.save()  # a signal while the first process draws could not be followed by it
             self._add(self._images)
@@ -86,7 +87,7 @@ class DueResults:
         task = context.job.task
         with context.outcome.clock.phase("validate"):
             drawn = draw(
-                planned_images(task, context.job.dataset, context.job.drawing),
+                planned_images(task, context.job.dataset, context.job.base.family),
                 family,
                 what=f"validation at step {step}",
                 resolution=task.train_args.resolution,

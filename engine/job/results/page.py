@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 from engine.core.canonical_json import canonical_json
 from engine.core.files.atomic_files import Contents, Stored
 from engine.core.redact import public
+from engine.evaluation.drawings import VIDEO_SUFFIX
 from engine.evaluation.validation_images import Pictures
 from engine.job.context import RunContext
 from engine.job.job import Job
@@ -21,11 +23,14 @@ from engine.results import checkpoint, report
 from engine.results.output import step_results
 from engine.results.report.earlier import Earlier
 from engine.results.report.facts import Published
-from engine.results.report.pictures import STRIP_LENGTH, STRIP_PIXELS, Picture, TrainingImage
+from engine.results.report.pictures import PNG_START, STRIP_LENGTH, STRIP_PIXELS, Picture, TrainingImage
 from engine.results.report.unfinished import Unfinished
 from engine.task.identity import canonical
 
 _KEY_LENGTH: Final = 16
+_MAX_VIDEO_BYTES: Final = 48 << 20
+"""The bytes of clips on the page, which takes a third more; of further clips it shows stills."""
+_STILL_PIXELS: Final = 512
 
 
 class Page:
@@ -35,6 +40,7 @@ class Page:
         self._context = context
         self._training = training
         self._small: dict[tuple[int, str], bytes] = {}
+        self._stills: dict[str, bytes] = {}
 
     def of(
         self,
@@ -94,18 +100,35 @@ class Page:
         return training_images(self._context.job)
 
     def _pictures(self, pictures: Pictures) -> list[Picture]:
-        return [
-            Picture(
+        room, found = _MAX_VIDEO_BYTES, []
+        for image, baseline in zip(pictures.images, pictures.baseline, strict=True):
+            if image.file not in pictures.drawn:
+                continue
+            with_it, without = pictures.drawn[image.file], pictures.without.get(baseline["file"])
+            picture = Picture(
                 prompt=image.prompt,
                 seed=image.seed,
-                png=pictures.drawn[image.file],
-                without_png=pictures.without.get(baseline["file"]),
+                png=self._still(image.file, with_it),
+                without_png=None if without is None else self._still(image.file, without) or None,
                 between=self._between(pictures, image.file, _key(image.described())),
                 key=_key(image.described()),
+                is_clip=image.is_clip,
             )
-            for image, baseline in zip(pictures.images, pictures.baseline, strict=True)
-            if image.file in pictures.drawn
-        ]
+            size = len(with_it) + len(without or b"")
+            if image.is_clip and size <= room:
+                room -= size
+                picture = replace(picture, clip=with_it, without_clip=without)
+            found.append(picture)
+        return found
+
+    def _still(self, file: str, data: bytes) -> bytes:
+        """Return an image as it is, and of a clip a still of at most `_STILL_PIXELS` in width and height."""
+        if not file.endswith(VIDEO_SUFFIX):
+            return data
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._stills:
+            self._stills[digest] = report_parts.smaller(report_parts.still_of(file, data), _STILL_PIXELS)
+        return self._stills[digest]
 
     def _between(self, pictures: Pictures, file: str, key: str) -> list[tuple[int, bytes]]:
         """Return as many images of the chain's earlier steps as the report has room for, small, in their order."""
@@ -121,9 +144,10 @@ class Page:
         small = [(step, self._smaller(step, file, found[step])) for step in chosen]
         return [(step, png) for step, png in small if png]
 
-    def _smaller(self, step: int, file: str, png: bytes) -> bytes:
+    def _smaller(self, step: int, file: str, data: bytes) -> bytes:
         if (step, file) not in self._small:
-            self._small[step, file] = report_parts.smaller(png, STRIP_PIXELS)
+            still = data if data.startswith(PNG_START) else report_parts.still_of(file, data)
+            self._small[step, file] = report_parts.smaller(still, STRIP_PIXELS)
         return self._small[step, file]
 
 

@@ -9,7 +9,7 @@ from engine.core.console import say
 from engine.core.files.atomic_files import Contents, Pieces
 from engine.core.messages import plural
 from engine.data.tag_counts import count_tags
-from engine.evaluation import sampling
+from engine.evaluation import drawings
 from engine.evaluation.baseline_images import conditions, drawn_or_cached
 from engine.evaluation.validation_images import Pictures, carried, draw, planned_images, without_training
 from engine.job.context import RunContext
@@ -46,7 +46,7 @@ def draw_and_publish(context: RunContext, training: Training, watch: Watch) -> N
 def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
     """Draw the validation images, and the baseline's if neither this chain nor the cache has them yet."""
     job, task, family = context.job, context.job.task, training.family
-    images = planned_images(task, job.dataset, job.drawing)
+    images = planned_images(task, job.dataset, job.base.family)
     baseline = without_training(images)
     where: dict[str, Any] = {
         "resolution": task.train_args.resolution,
@@ -82,9 +82,9 @@ def _publish(context: RunContext, training: Training, pictures: Pictures, watch:
         lineage = lineage_of(context, training)
         finished = job.step_range.finishes
         files, digest = _checkpoint_files(job, training, pictures, lineage, origin)
-        listing = {sampling.PROMPTS_FILE: sampling.listing(pictures.images)}
+        listing = {drawings.PROMPTS_FILE: drawings.listing(pictures.images)}
         images = pictures.drawn | pictures.between
-        output.publish(output.validation, images | listing, last=sampling.PROMPTS_FILE)
+        output.publish(output.validation, images | listing, last=drawings.PROMPTS_FILE)
         usage = job.method.usage(_about(job, training), pictures.images[0].described())
         page = watch.page.of(pictures, lineage, digest=digest, files=files, usage=usage)
         output.write(REPORT, report.render(page).encode())

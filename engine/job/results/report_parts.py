@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from engine.core.files.atomic_files import read_plain
+from engine.data.media.geometry import UnreadableImage
 from engine.evaluation import validation_images
 from engine.job.job import Job
 from engine.results.checkpoint import Checkpoint
@@ -14,6 +15,7 @@ from engine.results.output.folder import REPORT
 from engine.results.report import earlier as earlier_report
 from engine.results.report.earlier import Earlier
 from engine.results.report.facts import Setting
+from engine.task.identity import canonical
 from engine.task.key import is_set
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 
@@ -31,6 +33,14 @@ def earlier_tasks(job: Job) -> Earlier:
     if page is None:
         return Earlier()
     return earlier_report.read(page.decode(errors="replace"), job.parent.digest, job.parent.global_step)
+
+
+def still_of(file: str, data: bytes) -> bytes:
+    """Return a PNG of a validation image's file, of a clip its middle frame; empty if it cannot be decoded."""
+    try:
+        return validation_images.still_of(file, data)
+    except UnreadableImage:  # from a checkpoint that is not our own
+        return b""
 
 
 def smaller(png: bytes, side: int) -> bytes:
@@ -83,4 +93,4 @@ def _json(item: Any) -> Any:
         return {part.name: _json(getattr(item, part.name)) for part in fields(item)}
     if isinstance(item, dict):
         return {name: _json(one) for name, one in item.items()}
-    return list(item) if isinstance(item, tuple) else item
+    return [canonical(one) if is_dataclass(one) else one for one in item] if isinstance(item, tuple) else item

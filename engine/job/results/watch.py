@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from engine.core.console import NOTE, say, timestamp
@@ -19,6 +20,7 @@ from engine.evaluation.validation_images import Pictures, carried, planned_image
 from engine.job.context import RunContext
 from engine.job.results import publish
 from engine.job.results.page import Page, title_of
+from engine.job.results.report_parts import still_of
 from engine.job.start import Training
 from engine.results import report
 from engine.results.checkpoint import Checkpoint
@@ -47,7 +49,7 @@ class Watch:
         self._context = context
         self._training = training
         task = context.job.task
-        self._images = planned_images(task, context.job.dataset, context.job.drawing)
+        self._images = planned_images(task, context.job.dataset, context.job.base.family)
         self._is_on = context.processes.is_first
         self._has_new_picture = False
         self._has_failed = False
@@ -97,7 +99,7 @@ class Watch:
             self.renew_if_due()
 
     def drawn(self, pictures: Pictures) -> None:
-        """Send the images after the task's last step to the services."""
+        """Send the images after the task's last step to the services, of clips stills."""
         self._send(self._training.trainer.step, pictures.drawn)
 
     def published(self) -> None:
@@ -106,7 +108,10 @@ class Watch:
         self.services.close()
 
     def _send(self, step: int, drawn: dict[str, bytes]) -> None:
-        self.services.pictures(step, drawn, {image.file: image.prompt for image in self._images})
+        names = {image.file: f"{Path(image.file).stem}.png" for image in self._images}
+        stills = {names[file]: still_of(file, data) for file, data in drawn.items()} if self.services.are_open else {}
+        shown = {name: png for name, png in stills.items() if png}
+        self.services.pictures(step, shown, {names[image.file]: image.prompt for image in self._images})
 
     def _ended_by(self, error: BaseException) -> None:
         if not self._is_on:

@@ -54,7 +54,7 @@ class Checkpoint:
     baseline: list[dict[str, Any]]
     """The images of the chain's baseline: file, prompt and seed of each."""
     pictures: dict[str, bytes]
-    """The baseline's images as PNG, by file."""
+    """The baseline's images and clips, PNG and MP4 files, by name."""
     finished: bool
     held_out_losses: bytes = b""
     """The chain's held-out losses; empty if none were measured."""

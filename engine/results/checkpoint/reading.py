@@ -36,6 +36,8 @@ from engine.results.checkpoint import (
 
 _REQUIRED: Final = {STATE_JSON, HISTORY, GLOBAL_STEP}
 """Files of every checkpoint, besides the state's tensors and the weights, whose files the training method names."""
+_PICTURES: Final = (".png", ".mp4")
+"""Suffixes of the baseline's images and clips."""
 _MAX_MANIFEST_BYTES: Final = 1 << 20
 _MAX_FILE_BYTES: Final = 32 << 30
 """Upper bound for one file. Rank 1024 on all linear layers of a denoiser of 2.6 G parameters, with both moments, is
@@ -104,7 +106,7 @@ def load(folder: Path) -> Checkpoint:
             lineage=lineage,
             history=files[HISTORY],
             baseline=_objects(state_json["baseline"]),
-            pictures={name: data for name, data in files.items() if name.endswith(".png")},
+            pictures={name: data for name, data in files.items() if name.endswith(_PICTURES)},
             finished=FINISH in files,
             held_out_losses=files.get(HELD_OUT, b""),
             steps=_earlier({name: file for name, file in stored.items() if step_of(name) is not None}, step),
@@ -198,7 +200,7 @@ def _read_files(folder: Path, hashes: Mapping[str, Any]) -> tuple[dict[str, byte
                     f"{folder / MANIFEST} lists {name[:100]!r}, which is not a plain file of the checkpoint"
                 )
             _require_size(path, _MAX_BYTES.get(name, _MAX_FILE_BYTES))
-            if name in _MAX_BYTES or ("/" not in name and name.endswith(".png")):
+            if name in _MAX_BYTES or ("/" not in name and name.endswith(_PICTURES)):
                 files[name] = _read_file(path)
                 found = sha256_of(files[name])
             else:

@@ -1,7 +1,7 @@
 """Render `report.html`, a job's result as one page for a person: no network, no script, no file beside it.
 
 Prompts, names and everything in a checkpoint are untrusted: every text is escaped by `as_html`, and the page's policy
-allows a browser to load only the images in the page itself.
+allows a browser to load only the images and clips in the page itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine.results.report.unfinished import Unfinished, notice, refresh
 from engine.results.report.words import Words
 
 _STYLE: Final = Path(__file__).with_name("report.css")
-_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_POLICY: Final = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _MAX_ROWS: Final = 100
 
 

@@ -21,6 +21,8 @@ from engine.results.report.pictures import PNG_START, png_size
 from engine.results.report.text import as_html, mapping_of
 
 _PNG: Final = "data:image/png;base64,"
+_SOURCES: Final = {"img": "src", "video": "poster"}
+"""Element -> its attribute with a PNG file: of a clip, a still."""
 _MAX_BYTES: Final = 2**24
 _MAX_PIXELS: Final = 4096
 """The largest width and height of an image to take over; larger ones are left out."""
@@ -91,9 +93,9 @@ class _Reader(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         if tag == "main" and "data-record" in values:
             self._take_record(values["data-record"])
-        elif tag == "img" and "data-key" in values and self._count < _MAX_IMAGES:
+        elif tag in _SOURCES and "data-key" in values and self._count < _MAX_IMAGES:
             self._count += 1
-            self._take_image(values["data-key"], values.get("data-step", ""), values.get("src", ""))
+            self._take_image(values["data-key"], values.get("data-step", ""), values.get(_SOURCES[tag], ""))
 
     def _take_record(self, text: str) -> None:
         with contextlib.suppress(ValueError, RecursionError):

@@ -35,6 +35,8 @@ class ModelCard:
     """The relation to the base model: `adapter` or `finetune`."""
     licence: str | None
     """The base model's licence, as the Hub names it; None if it is not known."""
+    pipeline_tag: str
+    """The Hub's name of what the model does: `text-to-image` or `text-to-video`."""
     tags: Sequence[str]
     trigger_word: str | None
     images: Sequence[Mapping[str, Any]]
@@ -56,7 +58,7 @@ def render(card: ModelCard) -> bytes:
         _introduction(card),
         *([_trigger(card.trigger_word)] if card.trigger_word else []),
         f"## How to use it\n\n{card.usage}",
-        f"## Images\n\n{_images(card.images)}",
+        f"## {'Images' if card.pipeline_tag == 'text-to-image' else 'Clips'}\n\n{_images(card.images)}",
         "## Settings\n\n"
         f"{_table(('setting', 'value'), [(markdown.cell(key), markdown.cell(value)) for key, value in card.settings])}",
         f"## Check the files\n\n{_VERIFYING}",
@@ -71,7 +73,7 @@ def _front_matter(card: ModelCard) -> Iterator[str]:
         yield f"base_model: {markdown.quoted(card.hub_id)}"
         yield f"base_model_relation: {card.relation}"
     yield "library_name: diffusers"
-    yield "pipeline_tag: text-to-image"
+    yield f"pipeline_tag: {card.pipeline_tag}"
     yield "tags:"
     yield from (f"- {markdown.quoted(tag)}" for tag in card.tags)
     if card.trigger_word:

@@ -25,14 +25,19 @@ PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A validation image, and the baseline's image of the same prompt and seed. PNG files."""
+    """A validation image, and the baseline's image of the same prompt and seed: PNG files, of clips stills."""
 
     prompt: str
     seed: int
     png: bytes
     without_png: bytes | None
+    is_clip: bool = False
+    clip: bytes | None = None
+    """The clip, an MP4 file; None for an image, and for a clip that is too large for the page."""
+    without_clip: bytes | None = None
+    """The baseline's clip, with the same exceptions."""
     between: Sequence[tuple[int, bytes]] = ()
-    """The image after earlier steps of the chain: step and PNG, in their order."""
+    """The image, or a still of the clip, after earlier steps of the chain: step and PNG, in their order."""
     key: str = ""
     """A digest of how it is drawn, under which the next task's report finds it; 16 hex digits. Empty: not found."""
 
@@ -63,23 +68,27 @@ def validation_images(
     if not pictures:
         nothing = "None so far." if is_running else "The task asks for none."
         return f'<section><h2>Validation images</h2><p class="note">{nothing}</p></section>'
+    are_clips = any(picture.is_clip for picture in pictures)
+    what = "clips" if are_clips else "images"
     small = " small" if max(png_size(picture.png)[0] for picture in pictures) <= _SMALL_PIXELS else ""
     pairs = "\n".join(_pair(number, picture, words.trained, step) for number, picture in enumerate(pictures, start=1))
-    below = "; below, the images after earlier steps of the chain" if any(p.between for p in pictures) else ""
-    latest = "The latest images so far. " if is_running else ""
+    below = f"; below, the {what} after earlier steps of the chain" if any(p.between for p in pictures) else ""
+    latest = f"The latest {what} so far. " if is_running else ""
     missing = (
         " Images of the tasks before this one are not shown: report.html of the task before does not lie beside its "
         "checkpoint."
     )
     unknown = "" if is_whole or not start_step else missing
     trained = as_html(words.trained)
-    views = _VIEWS if any(picture.without_png is not None for picture in pictures) else ""
-    return f"""<section class="drawn"><h2>Validation images</h2>
+    views = _VIEWS if any(picture.without_png is not None for picture in pictures) and not are_clips else ""
+    large = _TOO_LARGE if any(picture.is_clip and picture.clip is None for picture in pictures) else ""
+    return f"""<section class="drawn"><h2>Validation {what}</h2>
 <p class="note">{latest}The same prompt and seed, without {trained} and with it{below}. \
-Click an image to enlarge it.{unknown}</p>
+Click an image to enlarge it.{large}{unknown}</p>
 {views}<div class="pairs{small}">{pairs}</div></section>"""
 
 
+_TOO_LARGE: Final = " Some clips are too large for this page, which shows a still of each; they lie in validation/."
 _VIEWS: Final = """<p class="views"><input type="radio" name="view" id="view-sides" checked>\
 <label for="view-sides">Side by side</label>
 <input type="radio" name="view" id="view-slider"><label for="view-slider">Slider</label> \
@@ -88,10 +97,12 @@ _VIEWS: Final = """<p class="views"><input type="radio" name="view" id="view-sid
 
 
 def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
-    without, both = '<div class="missing">not drawn</div>', ""
+    without, both, what = '<div class="missing">not drawn</div>', "", "clip" if picture.is_clip else "image"
     if picture.without_png is not None:
-        without, both = _image(picture.without_png, f"Validation image {number} without {trained}"), " both"
-    image = _image(picture.png, f"Validation image {number} with {trained}", _found_by(picture, step))
+        label = f"Validation {what} {number} without {trained}"
+        without, both = _image_or_clip(picture.without_png, picture.without_clip, label), " both"
+    label = f"Validation {what} {number} with {trained}"
+    image = _image_or_clip(picture.png, picture.clip, label, _found_by(picture, step))
     return f"""<figure class="card pair"><div class="sides{both}">
 <div class="before"><span class="side">Without</span>{without}</div>
 <div><span class="side with">With {as_html(trained)}</span>{image}</div>
@@ -101,8 +112,9 @@ def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
 
 
 def _strip(number: int, picture: Picture) -> str:
+    what = "clip" if picture.is_clip else "image"
     frames = "".join(
-        f"<li>{_image(png, f'Validation image {number} after step {step:,}', _found_by(picture, step))}"
+        f"<li>{_image(png, f'Validation {what} {number} after step {step:,}', _found_by(picture, step))}"
         f"<span>step {step:,}</span></li>"
         for step, png in picture.between
     )
@@ -147,13 +159,29 @@ def _image(png: bytes, label: str, attributes: str = "") -> str:
     return _zoom(label, png, "png", attributes)
 
 
+def _image_or_clip(png: bytes, clip: bytes | None, label: str, attributes: str = "") -> str:
+    """Return an image, or a clip with `png` in its place until it plays."""
+    if clip is None:
+        return _image(png, label, attributes)
+    width, height = png_size(png)
+    return (
+        f'<video controls loop muted playsinline preload="metadata" width="{width}" height="{height}" '
+        f'aria-label="{as_html(label)}" poster="{_data("image/png", png)}" src="{_data("video/mp4", clip)}"'
+        f"{attributes}></video>"
+    )
+
+
+def _data(kind: str, data: bytes) -> str:
+    """Return an address that holds the data itself."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
 def _zoom(label: str, data: bytes, kind: str, attributes: str = "") -> str:
     """Return an image that fills the window while the box before it is checked; a click on the image checks it."""
     name = as_html(label)
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return (
         f'<label class="zoom"><input type="checkbox" aria-label="Enlarge: {name}">'
-        f'<img alt="{name}" src="{source}"{attributes}></label>'
+        f'<img alt="{name}" src="{_data(f"image/{kind}", data)}"{attributes}></label>'
     )
 
 

@@ -128,6 +128,11 @@ class Services:
                 self._open[name] = ServiceProcess(name)
         self._send({"follow": asdict(about)})
 
+    @property
+    def are_open(self) -> bool:
+        """True while a service follows the training."""
+        return bool(self._open)
+
     def phase(self, name: str) -> None:
         """Take note that a phase begins: the speed is counted from the first step on."""
         if name == "train":

@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from engine.task.key import Chain, key
+from engine.task.key import Chain, about, key
 from engine.task.keys.patterns import NO_NUL
 
 _MAX_PROMPT = 100_000
-_MAX_IMAGES = 10
+MAX_IMAGES = 10
+"""The largest number of validation images, and of prompts for them."""
+_MAX_SIDE = 8192
+_MAX_FRAMES = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    prompt: str = field(metadata=about("Prompt", "The prompt.", maxLength=_MAX_PROMPT))
+    negative_prompt: str | None = key(
+        None,
+        "Negative prompt",
+        "As `validation.negative_prompt`, for this prompt.",
+        maxLength=_MAX_PROMPT,
+    )
+    height: int | None = key(
+        None,
+        "Height",
+        "The height in pixels. Null is `train_args.resolution`. The base model may need a larger multiple.",
+        minimum=64,
+        maximum=_MAX_SIDE,
+        multipleOf=8,
+    )
+    width: int | None = key(
+        None,
+        "Width",
+        "The width in pixels. Null is `train_args.resolution`. The base model may need a larger multiple.",
+        minimum=64,
+        maximum=_MAX_SIDE,
+        multipleOf=8,
+    )
+    num_frames: int | None = key(
+        None,
+        "Number of frames",
+        "The frames of the clip, for base models that draw video; 1 is a still image. Null is `train_args.num_frames`.",
+        minimum=1,
+        maximum=_MAX_FRAMES,
+    )
+    guidance_scale: float | None = key(
+        None, "Guidance scale", "As `validation.guidance_scale`, for this prompt.", minimum=0, maximum=100
+    )
+    num_inference_steps: int | None = key(
+        None, "Inference steps", "As `validation.num_inference_steps`, for this prompt.", minimum=1, maximum=500
+    )
+    seed: int | None = key(
+        None,
+        "Seed",
+        "The seed. Where a prompt is drawn several times, each further time has the next number. Null is the seed that "
+        "the image has without this key.",
+        minimum=0,
+        maximum=4294967295,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +119,26 @@ class Validation:
         chain=Chain.RECORDED,
         maxLength=_MAX_PROMPT,
     )
-    prompts: tuple[str, ...] | None = key(
+    prompts: tuple[str | Prompt, ...] | None = key(
         None,
         "Prompts",
         "Several prompts in place of `prompt`, which must be null then: the first image has the first prompt, and so "
-        "on, starting again after the last.",
+        "on, starting again after the last. Each is a string, or an object with settings of its own; what it leaves "
+        "out is that of the other images.",
         minItems=1,
-        maxItems=_MAX_IMAGES,
+        maxItems=MAX_IMAGES,
         items={"maxLength": _MAX_PROMPT},
+    )
+    prompts_file: str | None = key(
+        None,
+        "File of prompts",
+        "A local file in place of `prompt` and `prompts`, which must be null then: CSV (`.csv`, `.tsv`), JSON "
+        "(`.json`, `.jsonl`) or Parquet (`.parquet`) with a row for each prompt, at most 10, whose columns are the "
+        "keys of an object in `prompts`. A relative path starts from the task's folder. The task is the same one as "
+        "with the rows written in `prompts`.",
+        chain=Chain.NO_EFFECT,  # its rows are `prompts` as soon as it is read
+        empty_is_absent=True,
+        pattern=NO_NUL,
     )
     num_images: int = key(
         4,
@@ -83,7 +146,7 @@ class Validation:
         "How many validation images are drawn; at least one for each of `prompts`.",
         chain=Chain.RECORDED,
         minimum=1,
-        maximum=_MAX_IMAGES,
+        maximum=MAX_IMAGES,
     )
     negative_prompt: str | None = key(
         None,
@@ -139,8 +202,14 @@ class Validation:
     )
 
     @property
-    def given_prompts(self) -> list[str] | None:
-        """The prompt of each image; None if they are drawn from the dataset."""
+    def given_prompts(self) -> list[Prompt] | None:
+        """The prompt of each image with its settings; None if they are drawn from the dataset."""
         given = self.prompts or (() if self.prompt is None else (self.prompt,))
-        count = max(self.num_images, len(given))
-        return [given[i % len(given)] for i in range(count)] if given else None
+        rows = [Prompt(prompt=one) if isinstance(one, str) else one for one in given]
+        count = max(self.num_images, len(rows))
+        return [_again(rows[i % len(rows)], i // len(rows)) for i in range(count)] if rows else None
+
+
+def _again(row: Prompt, times: int) -> Prompt:
+    """Return a prompt's row as it is drawn after having been drawn so many times: with another seed."""
+    return row if row.seed is None else replace(row, seed=row.seed + times)

@@ -20,6 +20,7 @@ from engine.data.media.frames import choose_frames
 from engine.data.media.geometry import NO_FRAMES, Geometry, UnreadableImage, geometry
 from engine.data.media.medium import Medium
 from engine.data.media.rendering import render_all
+from engine.data.media.sample_names import SampleNames
 from engine.models.family import Family, Tensors
 from engine.task.plan.extent import Extent
 from engine.task.task import FrameExtraction
@@ -126,7 +127,7 @@ class ImageEncoder:
         unseen = [one for one in views if one.key not in moments]
         requests = ((self._reader(one.sample), one.geometry) for one in unseen)
         rendered = render_all(requests, self._medium.render, self._num_workers)
-        for one, pixels in zip(unseen, _meter(unseen).over(rendered), strict=True):
+        for one, pixels in zip(unseen, _meter(unseen, self._dataset.names).over(rendered), strict=True):
             try:
                 if isinstance(pixels, UnreadableImage):
                     raise pixels
@@ -175,9 +176,9 @@ class ImageEncoder:
         return torch.from_numpy(pixels).to(torch.float32).div(255.0).reshape(wide)
 
 
-def _meter(views: Sequence[View]) -> Meter:
+def _meter(views: Sequence[View], names: SampleNames) -> Meter:
     """Return a progress bar. An image may have several views: mirrored, or cropped differently."""
     num_images = len({one.sample for one in views})
     if num_images == len(views):
-        return Meter("encoding", "images", num_images)
-    return Meter(f"encoding {plural(num_images, 'image')}", "crops", len(views))
+        return Meter("encoding", names.several, num_images)
+    return Meter(f"encoding {plural(num_images, names.noun)}", "crops", len(views))

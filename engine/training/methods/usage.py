@@ -44,7 +44,8 @@ def diffusers(
     elsewhere = [name for name in about.base.elsewhere if name in spec.weighted and name not in trained]
     others = [f"{name}={name}" for name in elsewhere]
     more = [class_of(about.base, name) for name in elsewhere]
-    classes = dict.fromkeys([("diffusers", spec.pipeline), *imports, *more])
+    saving, to_save = _saving(image)
+    classes = dict.fromkeys([("diffusers", spec.pipeline), *imports, *more, *to_save])
     modules = sorted({module for module, _ in classes})
     names = {module: sorted(name for own, name in classes if own == module) for module in modules}
     loader = "from_pretrained" if about.base.single_file is None else "from_single_file"
@@ -65,9 +66,17 @@ def diffusers(
         *load_after,
         f'generator = torch.Generator("cpu").manual_seed({int(image["seed"])})',
         f"prompt = {image['prompt']!r}",
-        f'pipe({prompt}, {_options(about, image)}, generator=generator).images[0].save("image.png")',
+        saving.format(f"pipe({prompt}, {_options(about, image)}, generator=generator)"),
     ]
     return markdown.fenced("\n".join(lines), "python")
+
+
+def _saving(image: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, str]]]:
+    """Return a line that saves what a call draws, with {} for the call, and the module and name of what it needs."""
+    if "num_frames" not in image:
+        return '{}.images[0].save("image.png")', ()
+    fps = f"{image['frame_rate']:g}"
+    return f'export_to_video({{}}.frames[0], "clip.mp4", fps={fps})', [("diffusers.utils", "export_to_video")]
 
 
 def _loaded(base: BaseModel, component: str) -> str:
@@ -96,9 +105,13 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
     options = {
         "num_inference_steps": image.get("num_inference_steps", drawn.num_inference_steps),
         "guidance_scale": image.get("guidance_scale", drawn.guidance_scale),
-        "height": about.task.train_args.resolution,
-        "width": about.task.train_args.resolution,
+        "height": image.get("height", about.task.train_args.resolution),
+        "width": image.get("width", about.task.train_args.resolution),
     }
+    if "num_frames" in image:
+        options["num_frames"] = image["num_frames"]
+    if "frame_rate" in spec.argument_names:
+        options["frame_rate"] = image["frame_rate"]
     tokens = spec.caption_tokens
     if tokens.step == 1:  # such pipelines have a default of their own
         options["max_sequence_length"] = tokens.of(about.task.dataset)

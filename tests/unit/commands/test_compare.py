@@ -7,8 +7,10 @@ import pytest
 from PIL import Image, ImageFilter
 from safetensors.numpy import save
 
-from engine.commands.compare import compare, hamming, main, module_distances, norm, read_lora
+from engine.commands.compare import compare, main, module_distances, norm, read_lora
+from engine.commands.diffs.picture_diff import hamming
 from engine.core.errors import CheckpointError
+from tests.support.clips import make_clip
 
 draws = np.random.default_rng(0)
 
@@ -133,3 +135,22 @@ class TestImages:
             (folder / "validation").mkdir()
             (folder / "validation" / "0.png").write_bytes(self.png(picture))
         assert "images   0.png: 0 of 64 bits of the perceptual hash differ" in compare(*folders)
+
+    def test_a_result_with_clips(self, tmp_path):
+        def folder(name, **how):
+            found = write(tmp_path / name, lora())
+            (found / "validation").mkdir()
+            make_clip(found / "validation" / "0.mp4", codec="av1", **how)
+            return found
+
+        same, again = folder("same", frames=9), folder("again", frames=9)
+        other, longer = folder("other", frames=9, first=100), folder("longer", frames=10)
+        line = "clips    0.mp4: in 9 frames, 0.0 of 64 bits of the perceptual hash differ on average, 0 at most"
+        assert line in compare(same, again)
+        (found,) = (line for line in compare(same, other) if line.startswith("clips"))
+        assert float(found.split()[5]) > 1
+        line = "clips    0.mp4: they have different numbers of frames; the first 9 are in both"
+        assert line in compare(same, longer)
+        (again / "validation" / "0.mp4").write_bytes(b"no clip")
+        with pytest.raises(CheckpointError, match="a validation clip cannot be read"):
+            compare(same, again)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.data.media.video.decoding import check, frames
-from engine.evaluation.clip_file import encode_clip, still
+from engine.evaluation.clip_file import encode_clip
 from tests.support.clips import numbers, pictures
 
 SCRIPT = """
@@ -71,7 +71,3 @@ def test_odd_sizes_are_padded_with_their_edge():
 def test_the_index_has_room_for_long_clips():
     data = encode_clip(np.zeros((400, 64, 64, 3), np.uint8), 23.976)
     assert check(data, None).frames == 400
-
-
-def test_a_still_is_the_frame_in_the_middle():
-    assert [int(still(np.arange(n)[:, None, None, None])[0, 0, 0]) for n in (1, 2, 3, 49)] == [0, 0, 1, 24]

@@ -3,13 +3,17 @@
 import io
 from typing import ClassVar
 
+import numpy as np
+import pytest
 from PIL import Image
 
+from engine.data.media.geometry import UnreadableImage
 from engine.evaluation import validation_images
 from engine.evaluation.validation_images import draw_prompts
 from engine.models.families.sd.spec import SPEC
 from engine.results.checkpoint import Checkpoint
 from engine.task.task import Dataset, Model, Task, Validation
+from tests.support.clips import clip_bytes, numbers
 from tests.support.fakes import FakeDataset
 
 
@@ -25,7 +29,7 @@ class Rows:
 
 def planned(**validation):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), validation=Validation(**validation), seed=3)
-    return validation_images.planned_images(task, Rows(), SPEC.drawing)
+    return validation_images.planned_images(task, Rows(), SPEC)
 
 
 def test_given_prompts_and_drawn_captions():
@@ -94,3 +98,12 @@ def test_smaller_pictures_keep_their_shape():
         assert small.size == (50, 25) and small.format == "PNG"
     small = png(40, 50)
     assert validation_images.smaller(small, 50) is small
+
+
+def test_the_still_of_a_clip_is_its_middle_frame():
+    data = clip_bytes(codec="av1", frames=9)
+    with Image.open(io.BytesIO(validation_images.still_of("0.mp4", data))) as still:
+        assert numbers(np.asarray(still)[None]) == [4]
+    assert validation_images.still_of("0.png", b"any") == b"any"
+    with pytest.raises(UnreadableImage):
+        validation_images.still_of("0.mp4", b"any")

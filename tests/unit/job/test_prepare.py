@@ -11,7 +11,7 @@ from engine.job import prepare
 from engine.job.job import request_digest
 from engine.models.families.sd.spec import SPEC
 from engine.results.output.folder import OutputFolder
-from engine.task.task import parse_task
+from engine.task.task import Prompt, parse_task
 from tests.support.jobs import COMMIT, FLOW_SPEC, before_of, job_of, text
 
 FLOW_KEYS = {
@@ -71,14 +71,24 @@ def test_a_resolution_without_buckets_is_refused_before_anything_is_looked_for(t
     assert caught.value.code == 2
 
 
-BASE = SimpleNamespace(family=SimpleNamespace(medium="image", check_size=lambda *_: None), config=None)
+def test_a_file_of_prompts_lies_beside_the_task(tmp_path):
+    (tmp_path / "prompts.csv").write_text("prompt,width\na cat,96\n")
+    task = text(validation={"prompts_file": "prompts.csv"})
+    given = SimpleNamespace(task_bytes=task.encode(), task_source="x", device="cpu", task_folder=tmp_path, trackers=())
+    assert prepare.read_task(given).validation.prompts == (Prompt(prompt="a cat", width=96),)
+    (tmp_path / "prompts.csv").write_text("prompt,width\na cat,wide\n")
+    with pytest.raises(TaskError, match=r"row 0 of prompts\.csv .*column width: got"):
+        prepare.read_task(given)
+
+
+BASE = SimpleNamespace(family=SimpleNamespace(medium="image", frame_step=1, check_size=lambda *_: None), config=None)
 """A base model as far as the dataset is opened for it."""
 
 
 @pytest.mark.parametrize(("buckets", "longest"), [(False, 256), (True, 512)])
 def test_the_family_sees_each_size_before_anything_is_trained(buckets, longest):
     seen = []
-    family = SimpleNamespace(check_size=lambda config, width, height: seen.append((width, height)))
+    family = SimpleNamespace(medium="image", frame_step=1, check_size=lambda config, extent: seen.append(extent.size))
     given = {"train_args": {"resolution": 256}, "transforms": {"buckets": buckets}}
     task = parse_task(text(**given).encode(), source="test")
     prepare._check_sizes(SimpleNamespace(family=family, config=None), task)
@@ -119,21 +129,6 @@ def test_a_shift_that_the_scheduler_does_not_give():
     configs = {"scheduler": {"use_dynamic_shifting": True, "max_image_seq_len": 257}}
     with pytest.raises(ModelError, match="gives a shift of"):
         prepare._check_noise(job_of(text(train_args={"resolution": 1024}), family=FLOW_SPEC, configs=configs))
-
-
-def test_more_denoising_steps_than_the_model_has_timesteps():
-    job = job_of(text(validation={"num_inference_steps": 500}))
-    prepare._check_validation(replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=501)))
-    few = replace(job, base=SimpleNamespace(family=SPEC, num_train_timesteps=500))
-    with pytest.raises(TaskError, match="num_inference_steps is 500: expected fewer than the model's 500"):
-        prepare._check_validation(few)
-
-
-def test_a_negative_prompt_for_a_pipeline_without():
-    given = text(validation={"negative_prompt": "ugly"})
-    prepare._check_validation(job_of(given))
-    with pytest.raises(TaskError, match="negative_prompt has no effect: a FlowPipeline draws without"):
-        prepare._check_validation(job_of(given, family=replace(FLOW_SPEC, takes_negative_prompt=False)))
 
 
 @pytest.mark.parametrize(

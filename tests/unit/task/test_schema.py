@@ -228,8 +228,8 @@ def accepts(part: dict, value) -> bool:
             *(accepts(part["additionalProperties"], item) for item in value.values() if "propertyNames" in part),
             *(accepts(known[key], item) for key, item in value.items() if key in known),
         ]
-    if "anyOf" in part:
-        rules.append(any(accepts(item, value) for item in part["anyOf"]))
+    for name, of in (("anyOf", any), ("allOf", all)):
+        rules += [of(accepts(item, value) for item in part[name])] if name in part else []
     if "oneOf" in part:
         rules.append(sum(accepts(item, value) for item in part["oneOf"]) == 1)
     if "not" in part:
@@ -261,6 +261,8 @@ def test_the_verdict_is_the_schemas(value):
     }
     # Memory, too, is where a task runs.
     again["train_args"] = again["train_args"] | {"gradient_checkpointing": task.train_args.gradient_checkpointing}
+    # The rows of this file are prompts as soon as it is read.
+    again["validation"] = again["validation"] | {"prompts_file": task.validation.prompts_file}
     assert read(canonical_json(again | environment)) == task
     assert hash(task) is not None
 

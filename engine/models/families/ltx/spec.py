@@ -144,6 +144,7 @@ SPEC: Final = FamilySpec(
     caption_tokens=CaptionTokens(usual=128, most=256, step=1, least=t5_tokens.LEAST),
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=3.0, num_inference_steps=50),
+    argument_names={"frame_rate": "frame_rate"},
     hub_tags=("ltx-video", "text-to-video"),
     licences={"Lightricks/LTX-Video": "other"},
     footprint=_footprint,

@@ -80,12 +80,16 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
     code = f"### Diffusers\n\n{diffusers(about, image, load_after=[loading])}"
     if not about.base.family.has_webui:
         return f"{code}\n\nComfyUI and other web interfaces do not have this kind of model: there is no `{WEBUI_FILE}`."
-    return (
+    found = (
         f"{code}\n\n"
         f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
-        "the node *Load LoRA*.\nStrength 1 is as it was trained.\n\n"
-        f"### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as `my-lora.safetensors`, and "
-        "write\n`<lora:my-lora:1>` into the prompt."
+        "the node *Load LoRA*.\nStrength 1 is as it was trained."
+    )
+    if about.base.family.medium != "image":
+        return found
+    return (
+        f"{found}\n\n### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as "
+        "`my-lora.safetensors`, and write\n`<lora:my-lora:1>` into the prompt."
     )
 
 

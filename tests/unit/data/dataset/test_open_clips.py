@@ -13,10 +13,10 @@ from tests.support.clip_sources import (
     EXPECTED,
     FORMS,
     line_by_line,
-    musubi,
     opened,
     put,
     side_cars,
+    tar_with_thumbnails,
     with_clips,
 )
 from tests.support.datasets import COMMIT, content
@@ -29,8 +29,7 @@ def test_every_form_gives_the_same_rows_and_fingerprint(form, tmp_path):
     assert dataset.fingerprint == opened(tmp_path, name=side_cars(tmp_path / "reference")).fingerprint
 
 
-# musubi-tuner's lists have absolute paths, which a download may not name.
-@pytest.mark.parametrize("form", [form for form in FORMS if form is not musubi], ids=lambda form: form.__name__)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_every_form_comes_in_an_archive_from_an_address(form, tmp_path, fetched):
     source = form(tmp_path / "source")
     root = source if source.is_dir() else source.parent
@@ -40,6 +39,13 @@ def test_every_form_comes_in_an_archive_from_an_address(form, tmp_path, fetched)
             archive.write(path, f"top/{path.relative_to(root)}")
     fetched.mkdir()
     extract(packed, fetched, Limits())
+    assert content(opened(tmp_path, url="https://example.org/clips")) == EXPECTED
+
+
+def test_a_tar_of_samples_from_an_address_is_read_in_place(tmp_path, fetched):
+    fetched.mkdir()
+    extract(tar_with_thumbnails(tmp_path / "source"), fetched, Limits())
+    assert [path.suffix for path in fetched.iterdir()] == [".tar"]
     assert content(opened(tmp_path, url="https://example.org/clips")) == EXPECTED
 
 

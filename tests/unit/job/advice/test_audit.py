@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +11,14 @@ from PIL import Image
 from engine.core.errors import DatasetError
 from engine.data.dataset.open import open_dataset
 from engine.data.media.image import IMAGE
+from engine.data.media.video.clip import video_medium
 from engine.job.advice import audit
 from engine.models.families.sd.spec import SPEC
 from engine.task.plan.extent import Extent
 from engine.task.task import Dataset, Model, Task, TrainArgs
 from tests.support import tiny
 from tests.support.caption_folders import write
+from tests.support.clips import make_clip
 from tests.support.fakes import png
 
 
@@ -181,3 +184,15 @@ def test_images_of_several_frames_are_named(model, tmp_path, kind):
         files |= {f"{name}.{kind.lower()}": stream.getvalue(), f"{name}.txt": "a caption"}
     told = [line for line in audit.audit(job_of(model, tmp_path, files)) if line.startswith("several frames ")]
     assert told == [f"several frames 1: many.{kind.lower()}; only the first of each is trained on"]
+
+
+def test_held_out_clips_with_too_few_frames_are_not_measured(tmp_path):
+    folder = write(tmp_path / "data", {"a.txt": "x", "b.txt": "y"})
+    for name, frames in (("a.mkv", 17), ("b.mkv", 5)):
+        make_clip(folder / name, codec="ffv1", frames=frames)
+    medium = video_medium(None)
+    wanted = Dataset(name=str(folder))
+    dataset = open_dataset(wanted, medium, cache_dir=tmp_path / "cache", revision=None, report=lambda line: None)
+    target = partial(audit._exactly, Extent(64, 48, 17))
+    seen = audit.look_at_images(dataset, medium, target, 10, lambda: 0.0)
+    assert seen.unreadable == [("b.mkv", "it has 5 frames, fewer than the 17 of train_args.num_frames")]

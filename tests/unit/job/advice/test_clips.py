@@ -147,6 +147,12 @@ def test_what_is_not_shown_as_it_is_is_told_and_counted(case):
     assert {name: found.counts()[name] for name in counts} == counts
 
 
+def test_a_single_frame_of_each_clip_is_probably_not_meant():
+    (note,) = survey(clip(9), clip(30), clip(50), num_frames=1).notes()
+    assert note.startswith("train_args.num_frames is 1, so a single frame") and "such as 25, which half of" in note
+    assert survey(STILL, STILL, num_frames=1).notes() == []
+
+
 def test_clips_of_variable_rate_are_resampled_by_their_times():
     assert survey(clip(17, has_variable_rate=True), frame_rate=25).notes() == []
 

@@ -216,3 +216,10 @@ def test_a_plan_tells_of_the_buckets():
     assert "buckets        64 x 256: 6, 128 x 128: 4 images" in lines
     assert lines[-1].startswith("note: 1 of 2 buckets has fewer images than batch_size 5")
     assert not any(line.startswith("buckets") for line in described())
+
+
+def test_a_plan_tells_of_validation_images_of_other_sizes():
+    assert not any(line.startswith("validation ") for line in described())
+    lines = described(validation={"prompts": ["a", {"prompt": "b", "width": 96}, {"prompt": "c", "width": 96}]})
+    side = job_of().task.train_args.resolution
+    assert f"validation     2 images of {side} x {side}, 2 images of 96 x {side}" in lines

@@ -62,6 +62,11 @@ class TestPrediction:
         found = disk_space.predict(job_of(validation={"num_images": 2, "every_n_steps": 25}))
         assert found.progress - plain.progress == found.result - plain.result == 3 * 2 * self.PICTURE
 
+    def test_images_count_by_their_own_size(self):
+        plain = disk_space.predict(job_of())
+        found = disk_space.predict(job_of(validation={"prompts": ["a", {"prompt": "b", "width": 1024}]}))
+        assert found.result - plain.result == 5 * self.PICTURE
+
     def test_a_chain_carries_its_loras_along(self):
         steps = {f"steps/{step:06}{kind}.safetensors": None for step in (20, 40) for kind in ("", "_webui")}
         parent = Checkpoint.__new__(Checkpoint)

@@ -6,6 +6,7 @@ import pytest
 
 from engine.job.advice.describe import describe
 from engine.job.advice.ineffective_keys import without_effect
+from engine.models.families.sd.spec import SPEC
 from engine.models.spec import DrawingDefaults
 from tests.support.jobs import FLOW_SPEC, held_out_of, job_of, text
 
@@ -41,6 +42,11 @@ def bias(**options):
             "dataset.shuffle_tags has no effect: caption_dropout 1 leaves every caption empty",
         ),
         ({"dataset": {"name": "d", "shuffle_tags": True, "caption_dropout": 0.9}}, None),
+        (
+            {"dataset": {"name": "d", "video_column": "film"}},
+            "dataset.video_column has no effect: this model is trained on images, in dataset.image_column",
+        ),
+        ({"dataset": {"name": "d", "image_column": "picture"}}, None),
         (
             scheduler("constant", 100),
             "lr_warmup_steps has no effect with the lr_scheduler constant; constant_with_warmup has a warm-up",
@@ -150,6 +156,13 @@ def test_guidance_is_the_familys_where_the_task_gives_none():
 
 def test_it_is_told_with_the_plan():
     assert f"note: {LONE_LIMIT}" in describe(job_of(text(checkpoint_limit=2)))
+
+
+def test_the_column_of_images_has_no_effect_on_clips():
+    job = job_of(text(dataset={"name": "d", "image_column": "x"}), family=replace(SPEC, medium="video"))
+    assert without_effect(job) == [
+        "dataset.image_column has no effect: this model is trained on clips, in dataset.video_column"
+    ]
 
 
 def test_a_model_from_the_hub_has_revisions():

@@ -8,7 +8,7 @@ import pytest
 from engine.core.errors import DeviceMemoryError
 from engine.job import memory
 from engine.models.components.place import Place
-from engine.task.task import Lora
+from engine.task.task import Lora, Prompt
 from tests.support.published_models import GIB, base_of, peak, task_of
 
 
@@ -41,6 +41,19 @@ EXTREMES = [
     ("bf16", Lora(rank=10**15), {}),
     ("no", Lora(rank=10**4), {"batch_size": 10**4, "resolution": 4096, "train_text_encoder": True}),
 ]
+
+
+def test_a_validation_image_that_does_not_fit_may_be_smaller():
+    base, plain = base_of("sd1"), task_of("bf16", gradient_checkpointing=True)
+    now = prediction(base, plain, None)
+    rows = ("a", Prompt(prompt="b", width=4096, height=4096))
+    large = replace(plain, validation=replace(plain.validation, prompts=rows))
+    found = prediction(base, large, None)
+    assert (found.encode, found.train) == (now.encode, now.train)
+    decoding = 3 * 256 * 2 * (4096**2 - 512**2)  # in bf16; see footprints/vae.py
+    assert found.validation - now.validation == decoding
+    fits = memory.fitting(base, large, device="cpu", available=int(now.peak / memory.SPARE) + 1)
+    assert fits[0].startswith("validation.prompts of the size that is trained (")
 
 
 class TestWholeModel:

@@ -50,7 +50,9 @@ def made(monkeypatch):
 def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: action(), together=False, **task):
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), **task)
     step_range = StepRange(num_rows=8, batch_size=1, micro_batches=2, start_step=start, stop_step=stop, max_steps=stop)
-    job = SimpleNamespace(task=task, method=METHODS["lora"], dataset=None, step_range=step_range, drawing=SPEC.drawing)
+    job = SimpleNamespace(
+        task=task, method=METHODS["lora"], dataset=None, step_range=step_range, base=SimpleNamespace(family=SPEC)
+    )
     context = SimpleNamespace(
         job=job,
         device="cpu",

@@ -17,6 +17,7 @@ def card(**changes):
         "identity": f"org/model@{COMMIT}",
         "relation": "adapter",
         "licence": "openrail++",
+        "pipeline_tag": "text-to-image",
         "tags": ("lora", "template:sd-lora"),
         "trigger_word": "sks",
         "images": [{"file": "0.png", "prompt": "a cat", "seed": 3}, {"file": "1.png", "prompt": "a dog", "seed": 4}],

@@ -1,6 +1,7 @@
 """Training images on the page; views of the validation images."""
 
 from engine.results.report import render
+from engine.results.report.earlier import read
 from engine.results.report.pictures import Picture, without_training_images
 from tests.support.reports import Page, png, sample, training_image
 
@@ -32,3 +33,30 @@ def test_a_page_for_others_has_no_training_images():
     page = render(sample(training_images=[evil], num_images=1))
     assert without_training_images(page).replace("\n\n", "\n") == render(sample()).replace("\n\n", "\n")
     assert without_training_images(render(sample())) == render(sample())
+
+
+CLIP = {"prompt": "x", "seed": 1, "png": png(96), "without_png": png(96), "is_clip": True}
+
+
+def test_clips_play_with_a_still_before():
+    between = [(10, png(8))]
+    clip = Picture(**CLIP, clip=b"with", without_clip=b"without", between=between, key="0123456789abcdef")
+    page = Page(render(sample(pictures=[clip])))
+    without, with_it = page.named("video")
+    assert with_it["src"] == "data:video/mp4;base64,d2l0aA=="
+    assert without["src"] == "data:video/mp4;base64,d2l0aG91dA=="
+    assert {"controls", "loop", "muted", "playsinline"} < with_it.keys() and (with_it["width"], with_it["height"]) == (
+        "96",
+    ) * 2
+    assert with_it["aria-label"] == "Validation clip 1 with the LoRA"
+    assert [image["alt"] for image in page.named("img")] == ["Validation clip 1 after step 10"]
+    assert page.classed("views") == [] and "Validation clips" in page.text and "too large" not in page.text
+    assert read(render(sample(pictures=[clip])), "ef" * 32, 60).pictures == {
+        "0123456789abcdef": [*between, (60, png(96))]
+    }
+
+
+def test_a_clip_without_room_is_a_still():
+    page = Page(render(sample(pictures=[Picture(**CLIP)])))
+    assert page.named("video") == [] and len(page.named("img")) == 2
+    assert "Some clips are too large for this page, which shows a still of each" in page.text

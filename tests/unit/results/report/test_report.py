@@ -16,7 +16,7 @@ from engine.results.report.pictures import Picture
 from engine.training.methods.registry import METHODS
 from tests.support.reports import GPU, VERSIONS, Page, curve, measured, numbers, png, sample, task_entry, training_image
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 REPORTS = {
     "usual": {},
     "finished": {"finished": True, "global_step": 100, "max_steps": 100},

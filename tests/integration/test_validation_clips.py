@@ -1,0 +1,121 @@
+"""Validation clips: drawn as the task says, and again in Diffusers; shown by the report, without a trace elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from engine.evaluation.clip_file import encode_clip
+from tests.support.clips import make_clip
+from tests.support.forks import fork_server
+from tests.support.harness import changed, read_json
+from tests.support.tiny_ltx import build_ltx
+
+ROWS = [
+    {"prompt": "a fox runs", "width": 96, "num_frames": 17},
+    {"prompt": "a still", "num_frames": 1, "seed": 4},
+    {"prompt": "a fox rests", "guidance_scale": 1.0},
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    build_ltx(folder / "model")
+    (folder / "data").mkdir()
+    for number in range(2):
+        make_clip(folder / "data" / f"{number}.mp4", frames=9, size=(64, 64), first=100 * number, rate=12)
+        (folder / "data" / f"{number}.txt").write_text(f"clip {number}\n")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(task, folder):
+    steps = {f"train_args.{key}": 2 for key in ("num_train_steps", "max_train_steps")}
+    validation = {
+        "prompts_file": str(folder / "prompts.jsonl"),
+        "num_images": 1,
+        "num_inference_steps": 2,
+        "every_n_steps": 1,
+    }
+    changes = {
+        "model.name": str(folder / "model"),
+        "dataset": {"name": str(folder / "data"), "frame_rate": 12},
+        "validation": validation,
+        "train_args.num_frames": 9,
+        "train_args.batch_size": 1,
+        "train_args.learning_rate": 0.02,
+    }
+    return changed(task, {**steps, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(server, own, tmp_path_factory):
+    finished = server.run(own, tmp_path_factory.mktemp("whole") / "out")
+    assert finished.code == 0, finished.stderr
+    return finished
+
+
+def test_what_is_there(whole):
+    validation = whole.out / "validation"
+    told = read_json(validation / "prompts.json")
+    assert [row["file"] for row in told] == ["0.mp4", "1.png", "2.mp4"]
+    assert [(row["width"], row["height"], row["num_frames"], row["frame_rate"]) for row in told] == [
+        (96, 64, 17, 12.0),
+        (64, 64, 1, 12.0),
+        (64, 64, 9, 12.0),
+    ]
+    assert {path.name for path in (validation / "step-000001").iterdir()} == {"0.mp4", "1.png", "2.mp4"}
+    assert {"without-0.mp4", "without-1.png", "without-2.mp4"} < set(whole.manifest["files"])
+    page = (whole.out / "report.html").read_text()
+    assert page.count("<video ") == 4 and page.count('src="data:video/mp4;base64,') == 4
+    assert page.count('alt="Validation clip 1 after step 1"') == 1
+
+
+@pytest.mark.parametrize("index", range(len(ROWS)))
+def test_a_clip_is_what_diffusers_draws(whole, folder, index):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipe = DiffusionPipeline.from_pretrained(folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    pipe.load_lora_weights(str(whole.out / "checkpoint"))
+    row = read_json(whole.out / "validation" / "prompts.json")[index]
+    options = {key: value for key, value in row.items() if key not in ("file", "seed")}
+    generator = torch.Generator("cpu").manual_seed(row["seed"])
+    frames = pipe(**options, max_sequence_length=128, generator=generator).frames[0]
+    torch.set_num_threads(threads)
+    drawn, path = np.stack([np.asarray(frame) for frame in frames]), whole.out / "validation" / row["file"]
+    if path.suffix == ".mp4":
+        assert encode_clip(drawn, row["frame_rate"]) == path.read_bytes()
+        assert path.read_bytes() != (whole.out / "checkpoint" / f"without-{row['file']}").read_bytes()
+    else:
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), drawn[0])
+
+
+def test_the_next_task_carries_the_clips_without_the_training(server, own, whole, tmp_path):
+    longer = changed(own, {"train_args.max_train_steps": 3, "train_args.num_train_steps": 1})
+    first = server.run(longer, tmp_path / "first")
+    assert first.code == 0, first.stderr
+    finished = server.run(longer, tmp_path / "out", "--checkpoint", first.out / "checkpoint")
+    assert finished.code == 0, finished.stderr
+    name = "without-0.mp4"
+    assert (finished.out / "checkpoint" / name).read_bytes() == (whole.out / "checkpoint" / name).read_bytes()
+    assert "without the LoRA" not in finished.stderr, "they are not drawn again"
+    page = (finished.out / "report.html").read_text()
+    assert page.count('alt="Validation clip 1 after step 1"') == 1, "from the report of the task before"
