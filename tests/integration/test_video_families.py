@@ -1,0 +1,198 @@
+"""Families of clips: the same bytes however cut, killed or shared, images and clips mixed; and LoRA files that load."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.support.clips import make_clip
+from tests.support.forks import fork_server
+from tests.support.harness import assert_same, changed, succeed
+from tests.support.tiny_ltx import build_ltx
+from tests.support.tiny_wan import build_wan
+
+BUILDERS = {"ltx": build_ltx, "wan": build_wan}
+"""A builder of a tiny model for each family."""
+STEPS = 3
+EVERY_CHANGE = {"SAVE_SECONDS": "0"}
+SHORT = {
+    **{f"train_args.{key}": STEPS for key in ("num_train_steps", "max_train_steps")},
+    **{"train_args.batch_size": 2, "train_args.num_frames": 9, "validation.num_inference_steps": 2},
+}
+MIXED = {"transforms.buckets": True, "train_args.resolution": 128, "dataset.frame_extraction": "random"}
+"""An image, and clips of which each visit shows frames of its own."""
+BF16 = {"mixed_precision": "bf16"}
+VARIANTS = {
+    "LoRA": {"dataset.frame_extraction": "chunk"},
+    "LoRA, mixed, bf16": {**MIXED, **BF16, "lora.dropout": 0.1, "train_args.gradient_checkpointing": True},
+    "full": {"training_type": "full", "dataset.frame_rate": 12.0, "dataset.frame_extraction": "uniform"},
+    "full, mixed, bf16": {**MIXED, **BF16, "training_type": "full", "train_args.ema_decay": 0.9},
+}
+QUICK = "LoRA"
+KINDS = [
+    pytest.param(family, variant, marks=pytest.mark.long if variant == QUICK else pytest.mark.slow)
+    for family in BUILDERS
+    for variant in VARIANTS
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def run(server):
+    def run(task, out, *flags, **orders):
+        finished = server.run(task, out, *flags, env=EVERY_CHANGE, **orders)
+        assert finished.code == 0, finished.stderr
+        return finished
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {name: build(folder / name) for name, build in BUILDERS.items()}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips that are long enough at 12 and at 24 frames a second."""
+    folder = tmp_path_factory.mktemp("clips")
+    for k, size in enumerate([(96, 64), (64, 96), (80, 80), (64, 64)]):
+        make_clip(folder / f"{k}.mp4", frames=18 + 3 * k, size=size, first=40 * k)
+        (folder / f"{k}.txt").write_text(f"clip {k}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Images, and clips of which one is too short for the largest bucket."""
+    folder = tmp_path_factory.mktemp("mixed")
+    rows = []
+    for k, frames in enumerate((14, 9, 7)):
+        make_clip(folder / f"{k}.mp4", frames=frames, size=(128, 128), first=40 * k)
+        rows.append({"file_name": f"{k}.mp4", "text": f"clip {k}"})
+    for k in range(2):
+        Image.effect_noise((128, 128), 20 + 40 * k).convert("RGB").save(folder / f"{k}.png")
+        rows.append({"file_name": f"{k}.png", "text": f"image {k}"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task_of(task, models, clips, mixed):
+    def variant(family, name):
+        inputs = {"model.name": str(models[family]), "dataset.name": str(mixed if "mixed" in name else clips)}
+        return changed(task, {**SHORT, **VARIANTS[name], **inputs})
+
+    return variant
+
+
+@pytest.fixture(scope="module")
+def whole_of(run, task_of, tmp_path_factory):
+    """Each training in one go, made once."""
+    made = {}
+
+    def whole(family, name):
+        if (family, name) not in made:
+            out = tmp_path_factory.mktemp("whole") / "out"
+            made[family, name] = run(task_of(family, name), out, watched=str(out), save_always=True)
+        return made[family, name]
+
+    return whole
+
+
+def result_of(finished):
+    """What must not depend on how a training was cut: state, weights, losses, and clips."""
+    ends = ("manifest.json", "state.json", "FINISH", "heldout.jsonl")  # the last is measured at each task's ends, too
+    return {name: data for name, data in finished.folders().items() if not name.endswith(ends)}
+
+
+@pytest.mark.parametrize("family, name", KINDS)
+def test_a_chain_is_the_training_in_one_go(run, task_of, whole_of, tmp_path, family, name):
+    parent = ()
+    for part, steps in enumerate((1, 2)):
+        own = changed(task_of(family, name), {"train_args.num_train_steps": steps})
+        last = run(own, tmp_path / f"{part}", *parent)
+        parent = ("--checkpoint", last.out / "checkpoint")
+    assert last.result["finished"] and last.result["global_step"] == STEPS
+    assert_same(result_of(last), result_of(whole_of(family, name)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family, name", [(family, name) for family in BUILDERS for name in VARIANTS])
+def test_killed_anywhere(run, server, task_of, whole_of, tmp_path, family, name):
+    """At some changes of the output folder."""
+    whole = whole_of(family, name)
+    for at in range(3, len(whole.changes), max(1, len(whole.changes) // 4)):
+        out = tmp_path / f"{at}"
+        struck = server.run(
+            task_of(family, name), out, env=EVERY_CHANGE, save_always=True, watched=str(out), at=at, strike="kill"
+        )
+        assert struck.code == -9, (whole.changes[at - 1], struck.stderr)
+        assert_same(run(task_of(family, name), out).folders(), whole.folders())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LoRA, mixed, bf16", "full"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_two_processes_are_one(task_of, tmp_path, family, name):
+    own = task_of(family, name)
+    alone = succeed(own, tmp_path / "alone")
+    together = succeed(own, tmp_path / "together", env={"PROCESSES": "2"})
+    assert_same(together.folders(), alone.folders())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", BUILDERS)
+def test_a_clip_is_encoded_alike_wherever_it_is(task_of, whole_of, tmp_path, family):
+    """In windows of one step, by another process's cache, and without a cache."""
+    own = changed(task_of(family, QUICK), {"dataloader_num_workers": 2})
+    other = succeed(own, tmp_path / "out", env={"MAX_ENCODED_BYTES": "0"})
+    assert_same(result_of(other), result_of(whole_of(family, QUICK)))
+
+
+@pytest.fixture
+def complaints():
+    """What Diffusers and PEFT warn of."""
+    lines, handler = [], logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield lines
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", BUILDERS)
+def test_diffusers_loads_both_lora_files_alike(whole_of, models, complaints, family):
+    """Diffusers' own and that with ComfyUI's names: no key is missing or unexpected, and the weights change alike."""
+    checkpoint = whole_of(family, QUICK).out / "checkpoint"
+    written = load_file(checkpoint / "pytorch_lora_weights.safetensors")
+    changes = []
+    for name in ("pytorch_lora_weights.safetensors", "lora_webui.safetensors"):
+        pipe = DiffusionPipeline.from_pretrained(models[family])
+        before = {key: tensor.clone() for key, tensor in pipe.transformer.state_dict().items()}
+        pipe.load_lora_weights(checkpoint, weight_name=name)
+        layers = [key for key, module in pipe.transformer.named_modules() if hasattr(module, "lora_A")]
+        assert len(layers) == len(written) // 2
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+        after = pipe.transformer.state_dict()
+        changes.append({key: after[key] - before[key] for key in before})
+    assert complaints == []
+    assert sum(bool(change.any()) for change in changes[0].values()) == len(written) // 2
+    for key, change in changes[0].items():
+        torch.testing.assert_close(change, changes[1][key])
