@@ -123,9 +123,10 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 # What the job says that it is: in its log and in result.json.
 ENV SD_LORA_TASK_REVISION=${REVISION}
+# The program is under Apache-2.0. PyAV's wheel brings FFmpeg (LGPL) with x264 and x265 (GPL), which are never run: docs/image.md.
 LABEL org.opencontainers.image.title="sd-lora-task" \
       org.opencontainers.image.description="Stable Diffusion LoRA training as one exact, resumable job" \
-      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND LGPL-3.0-or-later AND GPL-2.0-or-later" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \

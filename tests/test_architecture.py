@@ -118,6 +118,11 @@ def test_light_modules_import_nothing_heavy(name):
     assert closure(f"engine.{name}") & HEAVY == set()
 
 
+def test_jobs_of_images_load_no_video_library():
+    """`av` is FFmpeg, 100 MB: imported where a clip is read or written."""
+    assert "av" in closure("engine.data.media.video.clip") and "av" not in closure("engine.job.run")
+
+
 ROOMS = ["core", "task", "results", "data", "models", "training", "evaluation", "job", "commands"]
 """A module imports from its own room and from those before it."""
 

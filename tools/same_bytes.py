@@ -4,7 +4,8 @@
 
 A table of small tasks is run by both on this machine, in the interpreter that runs this. Each task is cut in two: OLD
 trains both halves, NEW both, and NEW the second half after OLD's first. All files of the two folders are compared, but
-for what says which program made them. Ends with 1 where a byte differs.
+for what says which program made them. Ends with 1 where a byte differs. A task for a kind of model that OLD lacks
+fails: choose others by --only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from typing import Any, Final
 
 from PIL import Image
 
+from tests.support.clips import make_clip
 from tests.support.tiny import build_dataset, build_sd, build_sdxl
+from tests.support.tiny_ltx import build_ltx
+from tests.support.tiny_wan import build_wan
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 STEPS: Final = 4
@@ -55,7 +59,17 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
         "train_args": {"train_text_encoder": True, "resolution": 128},
         "transforms": {"buckets": True},
     },
+    "ltx, clips and images": {
+        "train_args": {"resolution": 128, "num_frames": 9},
+        "transforms": {"buckets": True},
+        "dataset": {"frame_extraction": "random"},
+    },
+    "wan, whole model, bf16": {**BF16, "training_type": "full", "train_args": {"num_frames": 5}},
 }
+BUILDERS: Final = {"sd": build_sd, "xl": build_sdxl, "ltx": build_ltx, "wan": build_wan}
+"""First word of a task's name -> a builder of its base model."""
+OF_CLIPS: Final = {"ltx", "wan"}
+"""The models that are trained on clips."""
 
 
 def main() -> int:
@@ -70,7 +84,8 @@ def main() -> int:
     compared = differing = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs = {"sd": build_sd(folder / "sd"), "xl": build_sdxl(folder / "xl"), "images": _dataset(folder / "images")}
+        inputs = {name: build(folder / name) for name, build in BUILDERS.items()}
+        inputs |= {"images": _dataset(folder / "images"), "clips": _clips(folder / "clips")}
         for title in (title for title in TASKS if args.only in title):
             found, differences = _compare(
                 title, inputs, args.old, args.new, folder / str(compared), ignored=args.ignore
@@ -97,11 +112,23 @@ def _dataset(folder: Path) -> Path:
     return folder
 
 
+def _clips(folder: Path) -> Path:
+    """Three clips and an image."""
+    folder.mkdir()
+    for k in range(3):
+        make_clip(folder / f"{k}.mp4", frames=9 + 4 * k, first=40 * k)
+        (folder / f"{k}.txt").write_text(f"clip {k}")
+    Image.effect_noise((64, 64), 50).convert("RGB").save(folder / "3.png")
+    (folder / "3.txt").write_text("an image")
+    return folder
+
+
 def _compare(
     title: str, inputs: Mapping[str, Path], old: Path, new: Path, folder: Path, *, ignored: Sequence[str]
 ) -> tuple[int, list[str]]:
     """Return how many files were compared, and the names of those that differ."""
-    task = _task(TASKS[title], inputs["xl" if title.startswith("xl") else "sd"], inputs["images"])
+    model = title.partition(",")[0]
+    task = _task(TASKS[title], inputs[model], inputs["clips" if model in OF_CLIPS else "images"])
     processes = 2 if "processes" in title else 1
     halves = {name: _train(one, task, folder / name / "half", processes) for name, one in (("old", old), ("new", new))}
     runs = {f"{name}, first half": half for name, half in halves.items()}

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import torch
 
-from engine.evaluation.clip_file import ENCODER
 from engine.evaluation.drawings import Image
 from engine.task.identity import canonical
 from engine.task.task import Task
@@ -70,4 +69,9 @@ def drawn_or_cached(
 
 def _key(image: Image, conditions: Mapping[str, Any]) -> str:
     drawing = {name: value for name, value in asdict(image).items() if name != "file"}
-    return cache_key("baseline's image", drawing, dict(conditions), *([ENCODER] if image.is_clip else []))
+    parts = [drawing, dict(conditions)]
+    if image.is_clip:
+        from engine.evaluation.clip_file import ENCODER  # loads FFmpeg, which images do without
+
+        parts.append(ENCODER)
+    return cache_key("baseline's image", *parts)

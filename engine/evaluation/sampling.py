@@ -11,7 +11,6 @@ import torch
 from PIL import Image as Pillow
 
 from engine.core import rng
-from engine.evaluation.clip_file import encode_clip
 from engine.evaluation.drawings import Image
 from engine.models.family import Drawing, Family
 
@@ -51,9 +50,15 @@ def draw(
             frame_rate=image.frame_rate,
         )
         frames = family.draw(drawing, rng.torch_generator(image.seed), check_stop)
-        files[image.file] = encode_clip(frames, image.frame_rate or 1.0) if image.is_clip else png(frames[0])
+        files[image.file] = _clip(frames, image.frame_rate) if image.is_clip else png(frames[0])
         progress(done)
     return files
+
+
+def _clip(frames: npt.NDArray[np.uint8], frame_rate: float | None) -> bytes:
+    from engine.evaluation.clip_file import encode_clip  # loads FFmpeg, which images do without
+
+    return encode_clip(frames, frame_rate or 1.0)
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:

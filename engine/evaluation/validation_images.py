@@ -14,7 +14,6 @@ from engine.core import rng
 from engine.core.console import Meter
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
-from engine.data.media.video.decoding import frames, read_facts
 from engine.evaluation import sampling
 from engine.evaluation.drawings import VIDEO_SUFFIX, Canvas, Image, plan_images
 from engine.models.family import Family
@@ -115,6 +114,8 @@ def still_of(file: str, data: bytes) -> bytes:
     """
     if not file.endswith(VIDEO_SUFFIX):
         return data
+    from engine.data.media.video.decoding import frames, read_facts  # loads FFmpeg, which images do without
+
     middle = (read_facts(data, None).frames - 1) // 2
     return sampling.png(next(frames(data, [middle], None)))
 

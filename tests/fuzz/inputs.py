@@ -24,6 +24,7 @@ from safetensors.torch import save
 
 from engine.core.canonical_json import canonical_json
 from engine.results.checkpoint import build_files, spelled
+from tests.support.clips import CODECS, clip_bytes
 from tests.support.tiny import SMALL_PNG
 
 SCALARS = (
@@ -338,3 +339,25 @@ def images() -> st.SearchStrategy[bytes]:
     whole = st.sampled_from(GOOD_IMAGES).flatmap(damaged)
     noise = st.tuples(st.sampled_from([image[:24] for image in GOOD_IMAGES] + [NEARLY]), st.binary(max_size=100))
     return st.one_of(whole, whole, noise.map(b"".join))
+
+
+CONTAINERS = {"vp9": ".webm", "av1": ".webm", "ffv1": ".mkv", "mpeg4": ".avi", "mjpeg": ".avi"}
+GOOD_CLIPS = [clip_bytes(CONTAINERS.get(name, ".mp4"), codec=name, frames=4, size=(32, 16)) for name in CODECS]
+
+
+@st.composite
+def _overwritten(draw: st.DrawFn, data: bytes) -> bytes:
+    """Damaged, but as long as before: a container of another length is refused before anything is decoded."""
+    for _ in range(draw(st.integers(0, 6))):
+        new = draw(st.binary(min_size=1, max_size=16) | st.sampled_from([b"\xff" * 4, bytes(4), b"\x7f" + b"\xff" * 3]))
+        at = draw(st.integers(0, len(data) - len(new)))
+        data = data[:at] + new + data[at + len(new) :]
+    return data
+
+
+def videos() -> st.SearchStrategy[bytes]:
+    clips = st.sampled_from(GOOD_CLIPS)
+    noise = st.tuples(clips.map(lambda clip: clip[:60]), st.binary(max_size=200))
+    return st.one_of(
+        clips.flatmap(_overwritten), clips.flatmap(_overwritten), clips.flatmap(damaged), noise.map(b"".join)
+    )

@@ -19,6 +19,9 @@ from engine.data.dataset.open import open_dataset
 from engine.data.fetch.archive import extract
 from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.image import IMAGE, image_size, render
+from engine.data.media.video.decoding import check as check_clip
+from engine.data.media.video.decoding import frames as clip_frames
+from engine.data.media.video.decoding import read_facts
 from engine.models.families.sd.spec import SPEC
 from engine.results import held_out_rows, history
 from engine.results.checkpoint import Checkpoint
@@ -113,6 +116,15 @@ def _table(file: tuple[str, bytes]) -> int:
         shutil.rmtree(folder)
 
 
+def _video(data: bytes) -> tuple[int, ...]:
+    """Decode it as the check does, then the frames that a training would show; its facts are as good as they say."""
+    facts = check_clip(data, 24.0)
+    assert facts.frames > 0 and facts == read_facts(data, 24.0)
+    for pixels in clip_frames(data, range(min(facts.frames, 20)), 24.0):
+        assert pixels.size
+    return facts.extent
+
+
 def _image(data: bytes) -> tuple[int, ...]:
     size = image_size(data)
     view = geometry(size, target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
@@ -129,4 +141,5 @@ TARGETS = {
     "safetensors headers of a LoRA": Target(inputs.safetensors(), _read_lora, CheckpointError),
     "table files": Target(inputs.tables(), _table, DatasetError),
     "image files": Target(inputs.images(), _image, UnreadableImage),
+    "video files": Target(inputs.videos(), _video, UnreadableImage),
 }

@@ -22,11 +22,13 @@ from tests.integration.hostile import (
     servers,
     tables,
     tasks,
+    videos,
 )
 from tests.integration.hostile.case import Case, Place, Server
 from tests.support.forks import Forked, fork_server
 from tests.support.harness import changed, succeed
 from tests.support.tiny import SMALL_PNG
+from tests.support.tiny_ltx import build_ltx
 
 TABLES = {
     "task": tasks.CASES,
@@ -37,6 +39,7 @@ TABLES = {
     "typed table": arrows.CASES,
     "caption": captions.CASES,
     "image": images.CASES,
+    "video": videos.CASES,
     "model": models.CASES,
     "checkpoint": checkpoints.CASES,
     "impostor of a checkpoint": impostors.CASES,
@@ -73,13 +76,21 @@ def parent(short_task, tmp_path_factory):
     return succeed(one, tmp_path_factory.mktemp("parent") / "out").out / "checkpoint"
 
 
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory):
+    return build_ltx(tmp_path_factory.mktemp("video") / "model")
+
+
 @pytest.fixture
 def place(tmp_path, model, dataset, request):
     server = Server()
     (tmp_path / "inputs").mkdir()
     (tmp_path / "secret.png").write_bytes(SMALL_PNG)
     checkpoint = request.getfixturevalue("parent") if "checkpoint" in request.node.name else tmp_path
-    yield Place(root=tmp_path, server=server, model=model, images=dataset, checkpoint=checkpoint)
+    video_model = request.getfixturevalue("video_model") if "[video: " in request.node.name else tmp_path
+    yield Place(
+        root=tmp_path, server=server, model=model, images=dataset, checkpoint=checkpoint, video_model=video_model
+    )
     server.close()
 
 

@@ -253,3 +253,34 @@ def test_the_slider_lays_both_images_over_each_other(browser, page):
     below, above = browser.value(boxes)
     assert below == pytest.approx(above, abs=1)
     assert browser.value("getComputedStyle(document.querySelector('.before')).resize") == "horizontal"
+
+
+SHOW = """new Promise(async done => {
+  const video = document.querySelector("video"), canvas = document.createElement("canvas");
+  const event = name => new Promise(seen => video.addEventListener(name, seen, {once: true}));
+  if (video.readyState < 2) await event("loadeddata");
+  canvas.width = video.videoWidth; canvas.height = video.videoHeight;
+  const found = [canvas.width, canvas.height, video.duration], drawn = canvas.getContext("2d");
+  for (const index of [0, 5, 13, 23]) {
+    const there = event("seeked");
+    video.currentTime = (index + 0.5) / 24;
+    await there;
+    await new Promise(later => setTimeout(later, 200));
+    drawn.drawImage(video, 0, 0);
+    let number = 0;
+    for (let bit = 0; bit < 8; bit++)
+      if (drawn.getImageData((2 * bit + 1) * canvas.width / 16, 8, 1, 1).data[0] > 127) number += 1 << bit;
+    found.push(number);
+  }
+  const end = event("ended");
+  await video.play();
+  await end;
+  done(found);
+})"""
+
+
+def test_a_validation_clip_plays_and_shows_each_frame_at_its_time(browser, tmp_path):
+    encoded = base64.b64encode(encode_clip(clips.pictures(24, (96, 64)), 24.0)).decode()
+    (tmp_path / "clip.html").write_text(f'<video muted src="data:video/mp4;base64,{encoded}"></video>')
+    browser.open(tmp_path / "clip.html", width=400)
+    assert browser.value(SHOW) == [96, 64, 1, 0, 5, 13, 23]

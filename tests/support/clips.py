@@ -24,10 +24,12 @@ _ENCODERS = {
     "ffv1": ("ffv1", {}),
     "mpeg4": ("mpeg4", {}),
     "mjpeg": ("mjpeg", {}),
+    "prores": ("prores_ks", {}),
 }
 os.environ.setdefault("SVT_LOG", "1")  # errors alone: it writes to stderr by itself
-CODECS = tuple(_ENCODERS)
-_PIXEL_FORMATS = {"mjpeg": "yuvj420p"}
+CODECS = tuple(name for name in _ENCODERS if name != "prores")
+"""Those that are decoded."""
+_PIXEL_FORMATS = {"mjpeg": "yuvj420p", "prores": "yuv422p10le"}
 _BITS = 8
 
 
@@ -78,7 +80,7 @@ def make_clip(
     """Write a clip and return its path, whose suffix names the container.
 
     Args:
-        codec: one of `CODECS`.
+        codec: one of `CODECS`, or `prores`, which is refused.
         size: (width, height) in pixels, upright: the frames are stored turned if there is a `rotation`.
         rate: frames a second.
         rotation: degrees, clockwise, by which a player has to turn what is stored; MP4 and MOV alone.

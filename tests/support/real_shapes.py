@@ -178,11 +178,38 @@ QWEN25_VL_7B = {
 }
 """Qwen/Qwen2.5-VL-7B-Instruct, the text encoder of Qwen-Image."""
 
-LTX: dict[str, object] = {}
+LTX: dict[str, object] = {"num_layers": 28}
 """Lightricks/LTX-Video, `transformer/config.json`, of 2 billion parameters: the defaults of Diffusers' class."""
 
 WAN_1B = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
-"""Wan-AI/Wan2.1-T2V-1.3B-Diffusers; of 14 billion parameters: the defaults of Diffusers' class."""
+"""Wan-AI/Wan2.1-T2V-1.3B-Diffusers, `transformer/config.json`."""
+
+WAN_14B: dict[str, object] = {"num_layers": 40}
+"""Wan-AI/Wan2.1-T2V-14B-Diffusers: the defaults of Diffusers' class."""
+
+LTX_091_VAE = {
+    "decoder_block_out_channels": [256, 512, 1024],
+    "decoder_inject_noise": [True, True, True, False],
+    "decoder_layers_per_block": [5, 6, 7, 8],
+    "decoder_spatio_temporal_scaling": [True] * 3,
+    "timestep_conditioning": True,
+    "upsample_factor": [2, 2, 2],
+    "upsample_residual": [True] * 3,
+}
+"""The VAE of LTX-Video 0.9.1, as Diffusers' conversion script makes it; that of 0.9.0: the defaults of its class."""
+
+LTX_095_VAE = LTX_091_VAE | {
+    "block_out_channels": [128, 256, 512, 1024, 2048],
+    "decoder_inject_noise": [False] * 4,
+    "decoder_layers_per_block": [5, 5, 5, 5],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "layers_per_block": [4, 6, 6, 2, 2],
+    "spatial_compression_ratio": 32,
+    "spatio_temporal_scaling": [True] * 4,
+    "temporal_compression_ratio": 8,
+}
+"""That of 0.9.5."""
 
 WAN_22_5B = {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
 """Wan-AI/Wan2.2-TI2V-5B-Diffusers."""

@@ -75,6 +75,7 @@ class Place:
     model: Path
     images: Path
     checkpoint: Path
+    video_model: Path
 
     @property
     def inputs(self) -> Path:

@@ -71,6 +71,7 @@ def opened(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         with closing(_open(data, name)) as container:
             yield container, _video_stream(container)
+    # Also "cannot allocate memory": FFmpeg says so of sizes that no machine has, and Linux of hardly any other.
     except FFmpegError as error:
         raise UnreadableImage(f"FFmpeg cannot read it: {_reason(error)}") from error
 

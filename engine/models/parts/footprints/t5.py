@@ -27,18 +27,24 @@ def text_encoder(config: Config, *, length: int, value_bytes: int, is_float16: b
     last = inner * width
     block = 4 * width * heads * int(config["d_kv"]) + (2 if is_gated else 1) * width * inner + last + 2 * width
     positions = int(config.get("relative_attention_num_buckets", 32)) * heads
-    tables = layers if config.get("model_type") == "umt5" else 1
-    parameters = int(config["vocab_size"]) * width + tables * positions + layers * block + width
+    is_umt5 = config.get("model_type") == "umt5"
+    tables = (layers if is_umt5 else 1) * positions
+    parameters = int(config["vocab_size"]) * width + tables + layers * block + width
     wide = layers * last * (_FLOAT32 - value_bytes) if is_float16 else 0
     return TextEncoder(
         parameters=parameters,
         weight_bytes=parameters * value_bytes + wide,
-        encode_bytes=_peak(length, width, inner, heads, value_bytes, is_gated=is_gated),
+        encode_bytes=_peak(length, width, inner, heads, is_gated=is_gated, is_umt5=is_umt5) * value_bytes,
     )
 
 
-def _peak(length: int, width: int, inner: int, heads: int, value_bytes: int, *, is_gated: bool) -> int:
-    """Return the peak bytes of a caption: its bias of each pair of positions, its states, and a block's activations."""
+def _peak(length: int, width: int, inner: int, heads: int, *, is_gated: bool, is_umt5: bool) -> int:
+    """Return the peak values of a caption: its bias of each pair of positions, its states, and a block's activations.
+
+    UMT5 has a bias of its own in each block, and is given a mask, which is added to it.
+    """
     pairs, states = heads * length**2, length * width
-    attention, feed_forward = pairs + 4 * states, length * inner * (3 if is_gated else 2)
-    return (pairs + 5 * states + max(attention, feed_forward)) * value_bytes
+    feed_forward = length * inner * (3 if is_gated else 2)
+    if is_umt5:
+        return 5 * states + max(3 * pairs + states, feed_forward)
+    return pairs + 5 * states + max(pairs + 4 * states, feed_forward)

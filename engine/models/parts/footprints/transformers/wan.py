@@ -18,7 +18,9 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
         KeyError, TypeError, ValueError: the configuration is not that of such a transformer.
     """
     heads, channels = int(config.get("num_attention_heads", 40)), int(config.get("in_channels", 16))
-    width, inner = heads * int(config.get("attention_head_dim", 128)), int(config.get("ffn_dim", 13824))
+    head, inner = int(config.get("attention_head_dim", 128)), int(config.get("ffn_dim", 13824))
+    width = heads * head
+    tape.buffers(2 * int(config.get("rope_max_seq_len", 1024)) * head)  # sines and cosines of positions
     patch = [int(size) for size in config.get("patch_size", (1, 2, 2))]
     rows, text_rows = batch * frames * side**2 // math.prod(patch), batch * text_length
     tape.matrix(width, channels * math.prod(patch))

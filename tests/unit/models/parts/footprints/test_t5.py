@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from engine.models.parts.footprints import t5
 from tests.support.fake_transformers import encoding_bytes
-from tests.support.real_shapes import T5_XXL
+from tests.support.real_shapes import T5_XXL, UMT5_XXL
 
 
 def footprint(length, *, value_bytes=2, is_float16=False):
@@ -22,6 +22,18 @@ def test_a_caption_is_predicted_within_15_percent(length):
     )
     found = footprint(length)
     assert (found.parameters, found.weight_bytes) == (parameters, 2 * parameters)
+    assert found.encode_bytes == pytest.approx(peak, rel=0.15)
+
+
+def test_umt5_has_a_table_of_positions_in_each_layer():
+    """As Wan's pipeline calls it, with a mask."""
+    peak, parameters = encoding_bytes(
+        lambda: UMT5EncoderModel(UMT5Config(**UMT5_XXL)),
+        lambda encoder: encoder(torch.zeros(1, 512, dtype=torch.int64), torch.ones(1, 512, dtype=torch.int64)),
+        torch.bfloat16,
+    )
+    found = t5.text_encoder(UMT5_XXL, length=512, value_bytes=2, is_float16=False)
+    assert found.parameters == parameters
     assert found.encode_bytes == pytest.approx(peak, rel=0.15)
 
 

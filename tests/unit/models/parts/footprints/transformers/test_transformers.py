@@ -10,15 +10,27 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     HunyuanVideoTransformer3DModel,
+    LTXVideoTransformer3DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
+    WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
 
 from engine.models.families.flux.spec import SPEC as FLUX
 from engine.models.families.hunyuan_video.spec import SPEC as HUNYUAN_VIDEO
 from engine.models.families.sd3.spec import SPEC as SD3
-from engine.models.parts.footprints.transformers import cogvideox, flux, flux2, hunyuan_video, qwen_image, sd3, z_image
+from engine.models.parts.footprints.transformers import (
+    cogvideox,
+    flux,
+    flux2,
+    hunyuan_video,
+    ltx,
+    qwen_image,
+    sd3,
+    wan,
+    z_image,
+)
 from engine.models.parts.tape import AdapterTape, Tape, WholeTape
 from engine.training.methods.lora.targets import is_target
 from tests.support import real_shapes
@@ -105,6 +117,10 @@ MODELS = {
         text_length=226,
         frames=22,
     ),
+    "ltx": Model(LTXVideoTransformer3DModel, real_shapes.LTX, ltx, ATTENTION, 1_923_385_472, text_length=128, frames=6),
+    "wan-1b": Model(WanTransformer3DModel, real_shapes.WAN_1B, wan, ATTENTION, 1_418_996_800, frames=13),
+    "wan-14b": Model(WanTransformer3DModel, real_shapes.WAN_14B, wan, ATTENTION, 14_288_491_584, frames=13),
+    "wan-2.2-5b": Model(WanTransformer3DModel, real_shapes.WAN_22_5B, wan, ATTENTION, 4_999_787_712, frames=13),
 }
 
 
@@ -135,6 +151,15 @@ def inputs(name, config, side, dtype):
             angles = torch.empty(MODELS[name].frames // depth * tokens, 64)
             rotary = {"image_rotary_emb": (angles, angles) if is_rotary else None}
             return video | {"encoder_hidden_states": states(4096)} | rotary | time
+        case "ltx":
+            frames = MODELS[name].frames
+            video = {"hidden_states": torch.empty(1, frames * side**2, 128, dtype=dtype), "num_frames": frames}
+            mask = {"encoder_attention_mask": torch.empty(1, text, dtype=torch.bool)}
+            places = {"height": side, "width": side, "rope_interpolation_scale": (8 / 25, 32, 32)}
+            return video | {"encoder_hidden_states": states(4096)} | mask | places | time
+        case "wan":
+            shape = (1, config.get("in_channels", 16), MODELS[name].frames, side, side)
+            return {"hidden_states": torch.empty(shape, dtype=dtype), "encoder_hidden_states": states(4096)} | time
         case "qwen":
             image = {"hidden_states": torch.empty(1, tokens, 64, dtype=dtype), "encoder_hidden_states": states(3584)}
             return image | {"img_shapes": [[(1, side // 2, side // 2)]]} | time
