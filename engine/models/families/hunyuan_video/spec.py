@@ -10,7 +10,7 @@ from engine.core.errors import ModelError
 from engine.models.families.hunyuan_video import webui
 from engine.models.objectives.objective import TargetType
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_one_scale, require_size
-from engine.models.parts.footprints import clip, flow, language_model
+from engine.models.parts.footprints import clip, language_model, transformer_model
 from engine.models.parts.footprints.transformers import hunyuan_video
 from engine.models.parts.footprints.video_vaes import hunyuan_video as vae
 from engine.models.parts.qwen import tokens
@@ -144,7 +144,7 @@ def _llama(config: Mapping[str, Any], /, *, length: int, value_bytes: int, is_fl
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=partial(hunyuan_video.transformer, frames=vae.latent_frames(workload.frames)),
