@@ -32,7 +32,7 @@ def encoding_cache(job: Job, settings: Settings, device: torch.device) -> Encodi
         "variants": dict(job.base.variants),
         **({"components": job.base.identities} if job.base.elsewhere else {}),
         "mixed_precision": job.task.mixed_precision,
-        **provenance.origin(device),
+        **provenance.origin(device, job.medium.libraries),
     }
     bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
     return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))

@@ -100,7 +100,11 @@ def claim_output(context: RunContext, log: ProgressLog) -> None:
     claim = context.output.claim(
         job.record,
         request=job.request,
-        found={**job.resolved, "revision": job.task.model.revision, **provenance.origin(context.device)},
+        found={
+            **job.resolved,
+            "revision": job.task.model.revision,
+            **provenance.origin(context.device, job.medium.libraries),
+        },
         in_place=job.in_place,
         overwrite=context.settings.overwrite,
     )
