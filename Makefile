@@ -8,7 +8,7 @@ PARALLEL := -n logical --dist loadfile
 # The rooms that need no torch to train, what holds for the whole repository, and one training through the entry point.
 QUICK := $(addprefix tests/unit/,core task results data commands) $(wildcard tests/test_*.py) tests/tools tests/integration/test_one_job.py
 
-.PHONY: help setup demo test test-quick test-slow test-container gpu gpu-wheels check schema fmt image image-cpu lock clean
+.PHONY: help setup demo demo-video test test-quick test-slow test-container gpu gpu-wheels check schema fmt image image-cpu lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -39,6 +39,14 @@ demo: .venv/job  ## train a small LoRA on the CPU, as a chain of two tasks: 4 mi
 	$(BIN)/python entrypoint.py chain --task examples/demo/task.json --output out/demo -- --device cpu --cache-dir out/cache
 	@printf '\n%s\n\n' "Look at out/demo/001/report.html. To draw with the LoRA: $(BIN)/python examples/demo/draw.py, which is"
 	@cat examples/demo/draw.py
+
+demo-video: .venv/job  ## the same for video: make a tiny base model, train it, then a LoRA for it
+	@echo "making clips of moving emoji and a tiny base model, and training it and a LoRA for it: 3 minutes on an idle core"
+	rm -rf out/demo-video
+	$(BIN)/python examples/demo-video/make_base.py out/demo-video
+	$(BIN)/python entrypoint.py --task examples/demo-video/pretrain.json --output-dir out/demo-video/pretrained --device cpu --cache-dir out/cache
+	$(BIN)/python entrypoint.py --task examples/demo-video/task.json --output-dir out/demo-video/lora --device cpu --cache-dir out/cache
+	@printf '\n%s\n' "Look at out/demo-video/lora/report.html: clips with and without the LoRA, and the curve of the held-out loss."
 
 test: setup  ## the tests, on all cores: 10 minutes on two idle ones
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -93,6 +93,7 @@ LIGHT = [
     "training.buckets",
     "training.encoding.long_step",
     "training.encoding.step_window",
+    "training.methods.lokr.spec",
     "training.methods.lora.checks",
     "training.methods.lora.names",
     "training.methods.registry",
@@ -225,8 +226,8 @@ def test_no_family_is_named_outside_the_models_room(path):
 MAY_NAME_ROWS = ("engine.training.methods", "engine.training.optimizers", "engine.models", "engine.task")
 """The rooms of methods and optimizers; families, which name their layers in LoRA files; and the task format's keys."""
 NAMES_OF_ROWS = {
-    # A program for the files of LoRAs.
-    "engine.commands.compare": {"lora", "LORA_FILE", "read_lora", "_MAX_LORA_BYTES", "lora_A", "lora_B"},
+    # A program for the files of LoRAs and LoKrs.
+    "engine.commands.compare": {"lora", "lokr", "LORA_FILE", "read_lora", "_MAX_LORA_BYTES", "lora_A", "lora_B"},
     # The name of a format.
     "engine.commands.export": {"lora"},
     # What captions of other programs have.
@@ -253,7 +254,9 @@ def test_no_method_and_no_optimizer_is_named_outside_its_room(module):
     for text in names_and_texts(TREES[module]):
         own = re.sub(r"(?i)sd[-_]lora[-_]task", "", text)
         found |= set(
-            re.findall(r"\w*(?:lora|Lora|LORA|loftq|LoftQ|[Aa]dam[wW]|[Aa]dafactor|[Pp]rodigy|exp_avg)\w*", own)
+            re.findall(
+                r"\w*(?:lora|Lora|LORA|lokr|Lokr|LOKR|loftq|LoftQ|[Aa]dam[wW]|[Aa]dafactor|[Pp]rodigy|exp_avg)\w*", own
+            )
         )
     assert found == NAMES_OF_ROWS.get(module, set())
 

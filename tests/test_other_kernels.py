@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.support.clips import CODECS, make_clip
 
 UNIT = Path(__file__).parent / "unit"
 COMPARISONS = ("assert_close", "approx(", "assert_equal_but_for_rounding")
@@ -40,3 +43,44 @@ def test_comparisons_of_numbers_hold(variables):
         check=False,
     )
     assert run.returncode == 0, run.stdout[-5000:]
+
+
+DIGESTS = """
+import ctypes, hashlib, pathlib, sys
+import av
+flags, folder = sys.argv[1:]
+if flags:
+    (library,) = pathlib.Path(av.__file__).parents[1].glob("av.libs/libavutil-*")
+    ctypes.CDLL(str(library)).av_force_cpu_flags(int(flags, 0))
+from engine.data.media.video.decoding import frames, read_facts
+for path in sorted(pathlib.Path(folder).iterdir()):
+    data = path.read_bytes()
+    shown = frames(data, range(read_facts(data, None).frames), None)
+    print(path.name, hashlib.sha256(b"".join(pixels.tobytes() for pixels in shown)).hexdigest())
+"""
+"""Prints the digest of each clip's frames, as FFmpeg decodes and converts them with these processor flags."""
+PIXEL_FORMATS = ("yuv444p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "gray", "gray16le", "yuva420p", "bgra")
+
+
+@pytest.mark.slow
+def test_clips_have_the_same_frames_without_vectors(tmp_path):
+    """dav1d, which decodes AV1, has flags of its own; AV1 leaves no choice of rounding to a decoder."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, 99, 161, 3), dtype=np.uint8)
+    shown = noise[:, :98, :160]
+    for codec in CODECS:
+        suffix = {"vp9": ".webm", "ffv1": ".mkv", "mjpeg": ".avi", "mpeg4": ".avi"}.get(codec, ".mp4")
+        make_clip(tmp_path / f"{codec}{suffix}", codec=codec, shown=shown)
+    for name in PIXEL_FORMATS:
+        make_clip(tmp_path / f"{name}.mkv", codec="ffv1", pixel_format=name, shown=shown)
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", DIGESTS, flags, str(tmp_path)],
+            cwd=UNIT.parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for flags in ("", "0", "0x1000ff")  # what there is, none, up to SSE 4.2
+    ]
+    assert len(found[0].splitlines()) == len(CODECS) + len(PIXEL_FORMATS)
+    assert found[0] == found[1] == found[2]

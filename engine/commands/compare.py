@@ -1,7 +1,7 @@
 """Say how alike two results are, which may come from different devices: `entrypoint.py compare A B`.
 
-Prints the distance between the two LoRAs' effects on the weights, or between two whole models' weights, and between
-the validation images' perceptual hashes, of clips frame by frame.
+Prints the distance between the two LoRAs' or LoKrs' effects on the weights, or between two whole models' weights, and
+between the validation images' perceptual hashes, of clips frame by frame.
 Exit codes: 0 compared, 2 a wrong flag, 5 a result that cannot be read, 70 a bug.
 """
 
@@ -21,6 +21,7 @@ from engine.commands.program import program
 from engine.core.errors import CheckpointError
 from engine.core.messages import plural
 from engine.training.methods.full import distance as whole_model
+from engine.training.methods.lokr import distance as kronecker
 from engine.training.methods.lora.start_file import LORA_FILE
 
 Matrix = npt.NDArray[np.float64]
@@ -54,6 +55,11 @@ def compare(one: Path, other: Path) -> list[str]:
         what = f"{plural(len(distances), 'tensor')} (0: equal)"
     elif any(models):
         raise CheckpointError("one result is a whole model, the other is not: their weights cannot be compared")
+    elif any(factors := [kronecker.read(_checkpoint(folder)) for folder in (one, other)]):
+        if not all(factors):
+            raise CheckpointError("one result is a LoKr, the other is not: their weights cannot be compared")
+        distances, norms = kronecker.distances(*factors)
+        what = f"{plural(len(distances), 'module')} (0: equal; about 1.4: unrelated)"
     else:
         pairs = [read_lora(folder) for folder in (one, other)]
         distances, norms = module_distances(*pairs), module_norms(*pairs)

@@ -71,6 +71,7 @@ def visit_encoder(
         placement=placement,
         processes=processes,
         check_stop=check_stop,
+        starts_small=placement.stays,
         say=say,
         extents=[one.extent for one in job.buckets.members] if job.buckets else [],
     )

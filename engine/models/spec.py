@@ -182,10 +182,10 @@ class FamilySpec:
     """Returns the metadata on the base model for LoRA files in the web interfaces' format."""
     has_webui: bool = True
     """False if no web interface has models of this family: no LoRA file in that format is written."""
-    webui_rows: Callable[[Configs, str], tuple[int, int] | None] = lambda config, module: None
+    webui_rows: Callable[[Configs, str], tuple[int, int] | None] | None = None
     """Returns which rows a layer of the denoiser is of a larger layer in the web interfaces, several of which have the
     same `Family.webui_name`: the row that its first one is, and the number of rows of all of it, the first of which
-    follow the last one; None for a layer of its own."""
+    follow the last one; None for a layer of its own. None itself if all layers are layers of their own."""
     token_counter: Callable[[Path, SingleFile | None, int], TokenCounter | None]
     """Returns the token counter for a model's folder or single file and the task's number of tokens; None if the
     tokenizer is not on disk. Raises ModelError for a malformed tokenizer."""

@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
-TrainingType = Literal["lora", "full"]
+TrainingType = Literal["lora", "lokr", "full"]
 Version = Literal["1.0.0", "2.0.0", "2.1.0", "2.5.0", "2.5.2", "3.0.0"]
 
 
@@ -90,8 +90,8 @@ class Task:
     training_type: TrainingType = key(
         "lora",
         "Training type",
-        "The training method: `lora` trains a LoRA, with the base model's weights frozen; `full` trains all weights of "
-        "the denoiser.",
+        "The training method: `lora` trains a LoRA, with the base model's weights frozen; `lokr` trains a LoKr of the "
+        "denoiser in the same way ([LoKr](#lokr)); `full` trains all weights of the denoiser.",
         chain=Chain.AGREED_IF_SET,
     )
     train_args: TrainArgs = key(

@@ -39,6 +39,7 @@ MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 VENV_PYTHON = ".venv/bin/python"
 NOT_RUN = {
     "make demo": "CI's own step",
+    "make demo-video": "tests/integration/test_demo_video.py",
     "make test": "CI's own step",
     ".venv/bin/python entrypoint.py caption": "needs a captioner from the Hub",
     "docker compose run --rm train": "tests/container/test_compose.py",

@@ -113,6 +113,24 @@ def differing(found, expected):
     return [name for name in expected if not torch.equal(found[name].float(), expected[name].float())]
 
 
+@pytest.mark.slow
+def test_a_lokr_merged_into_its_base(trained):
+    """The bits of Diffusers' fusing, convolutions included; alone in each layout."""
+    out = trained.checkpoint("lokr", trained.folder, **{"train_args.train_text_encoder": False})
+    pipe = load(trained.folder)
+    original = weights_of(pipe)
+    pipe.unet.load_lora_adapter(out / "checkpoint", weight_name="pytorch_lora_weights.safetensors", prefix="unet")
+    pipe.unet.fuse_lora()
+    expected = {name.replace(".base_layer.", "."): tensor for name, tensor in weights_of(pipe).items()}
+    expected = {name: tensor for name, tensor in expected.items() if ".lokr_" not in name}
+    found = weights_of(load(trained.export(out, "diffusers", trained.folder)))
+    assert differing(found, expected) == [] and len(differing(found, original)) > 10
+    for layout in ("diffusers", "webui", "peft"):
+        target = trained.root / f"lokr-{layout}{'.safetensors' * (layout != 'peft')}"
+        succeed(None, None, "export", out, "--format", "lora", "--layout", layout, "--output", target)
+        assert target.is_dir() == (layout == "peft")
+
+
 def test_a_lora_merged_into_its_base(trained):
     """From a folder and from a file, into a folder and into a file: the bits of Diffusers' `fuse_lora`."""
     bases = [trained.folder, trained.file] if trained.layout == "sd1" else [trained.folder]

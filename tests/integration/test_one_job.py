@@ -55,7 +55,8 @@ def test_progress(whole, task):
     assert (lines[0]["event"], lines[0]["phase"], lines[0]["step"]) == ("start", "start", 0)
     begun = [line["phase"] for line in lines if line["event"] in ("start", "phase")]
     # The second start: the libraries are imported after the job is found to be neither done nor refused.
-    assert begun == ["start", "download", "start", "load", "encode", "train", "validate", "publish"]
+    # On a CPU the windows of encodings grow: one step, four, the rest.
+    assert begun == ["start", "download", "start", "load", *["encode", "train"] * 3, "validate", "publish"]
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
     last = lines[-1]
     assert (last["event"], last["step"], last["eta_seconds"]) == ("end", 10, 0)
@@ -100,5 +101,5 @@ def test_no_noise(whole):
     text = whole.stderr.lower()
     for word in ("deprecat", "torchvision", "warn", "[transformers]", "[diffusers]", "futurewarning", "huggingface"):
         assert word not in text, whole.stderr
-    assert len(whole.stderr.splitlines()) < 24
+    assert len(whole.stderr.splitlines()) < 26
     assert whole.stdout == ""

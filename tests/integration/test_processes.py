@@ -74,7 +74,7 @@ class TestBytes:
         assert_same(two.weights(), one.weights())
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("training_type", ["lora", "full"])
+    @pytest.mark.parametrize("training_type", ["lora", "lokr", "full"])
     @pytest.mark.parametrize("optimizer", ["adamw_8bit", "adafactor", "lion", "prodigy"])
     def test_a_chain_of_each_optimizer_in_several_numbers_of_processes(self, task, tmp_path, optimizer, training_type):
         """1 + 3 + 2 steps in two processes, in one and in four, and 6 at once. Some tensors have codes of 8 bits."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
+import diffusers.utils
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from engine.data.media.video import decoding
 from engine.evaluation.clip_file import encode_clip
 from tests.support.clips import make_clip
 from tests.support.forks import fork_server
@@ -21,6 +24,9 @@ ROWS = [
     {"prompt": "a still", "num_frames": 1, "seed": 4},
     {"prompt": "a fox rests", "guidance_scale": 1.0},
 ]
+
+
+OWN, WITHOUT = ("validation", "0.mp4"), ("checkpoint", "without-0.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +112,21 @@ def test_a_clip_is_what_diffusers_draws(whole, folder, index):
     else:
         with Image.open(path) as image:
             assert np.array_equal(np.asarray(image), drawn[0])
+
+
+def test_the_model_cards_code_draws_the_first_clip(whole, folder, monkeypatch):
+    saved = {}
+    monkeypatch.setattr(diffusers.utils, "export_to_video", lambda frames, path, fps: saved.update({fps: frames}))
+    (code,) = re.findall(r"```python\n(.*?)```", (whole.out / "checkpoint" / "README.md").read_text(), re.DOTALL)
+    for placeholder, path in (("path/to/the/base/model", folder / "model"), ("path/to/this", whole.out / "checkpoint")):
+        assert code.count(placeholder) == 1
+        code = code.replace(placeholder, str(path)).replace(f"{path}/folder", str(path))
+    exec(code, {})
+    (found,) = saved.values()
+    again = encode_clip(np.stack([np.asarray(frame) for frame in found]), 12.0)
+    files = [again, *(whole.out.joinpath(*path).read_bytes() for path in (OWN, WITHOUT))]
+    drawn, with_it, without = (np.stack(list(decoding.frames(data, range(17), None))).astype(int) for data in files)
+    assert list(saved) == [12] and np.abs(drawn - with_it).mean() < np.abs(drawn - without).mean() / 2
 
 
 def test_the_next_task_carries_the_clips_without_the_training(server, own, whole, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 _ENCODERS = {
     "h264": ("libx264", {"preset": "ultrafast", "x264-params": "threads=1"}),
@@ -142,6 +143,25 @@ def spliced(*clips: bytes, suffix: str = ".mkv") -> bytes:
                         out.mux(packet)
                         count += 1
     return written.getvalue()
+
+
+def vp8(shown: npt.NDArray[np.uint8], *, hidden: Sequence[int] = ()) -> bytes:
+    """An AVI of VP8, for which the wheel has no encoder: each frame is that of a WebP image. `hidden` are not shown."""
+    data = bytearray(clip_bytes(".avi", codec="mjpeg", shown=shown))
+    written = io.BytesIO()
+    with av.open(io.BytesIO(bytes(data))) as container, av.open(written, "w", format="avi") as out:
+        stream = out.add_stream_from_template(container.streams.video[0])
+        for index, picture in enumerate(shown):
+            webp = io.BytesIO()
+            Image.fromarray(picture).save(webp, "WEBP", quality=90)
+            frame = bytearray(webp.getvalue()[20:])  # behind the headers of the file and of its chunk
+            if index in hidden:
+                frame[0] &= ~0x10
+            packet = av.Packet(bytes(frame))
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 24), index, index
+            packet.is_keyframe = True
+            out.mux(packet)
+    return written.getvalue().replace(b"MJPG", b"VP80")
 
 
 def lossless_frame(seed: int, size: tuple[int, int] = (8, 8)) -> bytes:

@@ -54,6 +54,7 @@ class Setup:
         processes=None,
         loading_again=None,
         max_bytes=1 << 24,
+        starts_small=False,
         **wanted,
     ):
         self.task = Task(
@@ -90,6 +91,7 @@ class Setup:
             placement=EncoderPlacement(self.family, CPU, loading_again=loading_again),
             processes=processes or Processes(),
             check_stop=self.count_stop,
+            starts_small=starts_small,
             say=self.said.append,
         )
 

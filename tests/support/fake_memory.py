@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora
 from engine.training.gradient_checkpointing import recompute_activations
+from engine.training.methods.lokr import method as lokr
+from engine.training.methods.lokr.method import LokrTraining
 from engine.training.methods.lora.adapter import Adapter, attach
 from engine.training.methods.lora.dropout import AddressedDropout
 
@@ -89,6 +92,21 @@ def fake_adapted(
     return denoiser, adapter, faked(denoiser)
 
 
+def fake_with_lokr(
+    cls: type, config: Mapping[str, Any], dtype: torch.dtype, options: Lora
+) -> tuple[nn.Module, LokrTraining, FakeTensorMode]:
+    """The same with a LoKr."""
+    with torch.device("meta"):
+        denoiser = cls(**without_class(config))
+    nn.Module.to(denoiser.eval(), dtype)
+    family, task = SimpleNamespace(spec=SPEC, parts={SPEC.denoiser: denoiser}), SimpleNamespace(lora=options, seed=0)
+    training = lokr.attach(family, task, torch.device("meta"), start=None, warm_start=None)
+    mode = faked(denoiser)
+    with mode:
+        training.parameters = {name: nn.Parameter(torch.empty(one.shape)) for name, one in training.parameters.items()}
+    return denoiser, training, mode
+
+
 def without_class(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
@@ -133,16 +151,23 @@ def training_bytes(
     recompute: bool,
     options: Lora,
     is_cuda: bool = True,
+    adapt: Callable[..., tuple[nn.Module, Any, FakeTensorMode]] = fake_adapted,
 ) -> int:
     """The peak of a micro-batch's forward and backward pass, without the model's and the adapter's own weights."""
-    denoiser, adapter, mode = fake_adapted(cls, config, dtype, options)
+    denoiser, adapter, mode = adapt(cls, config, dtype, options)
     if recompute:
         recompute_activations(denoiser)
-    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    # Where parameters are the layers' own, the fake ones have taken the places of those that the adapter knows.
+    own = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    trained = own or [*adapter.parameters.values()]
     with mode, cuda_autocast() if is_cuda else contextlib.nullcontext():
         inputs = _inputs(config, side, batch, dtype)
         dropping = mock.patch.object(AddressedDropout, "forward", _drop)
-        with dropping, adapter.dropping.at(0), LiveBytes([*denoiser.parameters(), *denoiser.buffers()]) as live:
+        with (
+            dropping,
+            adapter.dropping.at(0),
+            LiveBytes([*denoiser.parameters(), *denoiser.buffers(), *trained]) as live,
+        ):
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 prediction = denoiser(**inputs).sample
             torch.autograd.grad((prediction.float() - inputs["sample"]).square().mean(), trained)

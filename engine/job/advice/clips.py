@@ -213,7 +213,7 @@ class Survey:
         )
 
     def _of_rates(self) -> list[str]:
-        return [*self._of_resampled(), self._of_other_rate(), self._of_variable_rate()]
+        return [*self._of_resampled(), self._of_wanted_rate(), self._of_other_rate(), self._of_variable_rate()]
 
     def _of_resampled(self) -> list[str]:
         rate = self.job.task.dataset.frame_rate
@@ -233,6 +233,15 @@ class Survey:
                 f"{rate:g}: {_percent(share)} of their frames are repeated ones, so motion is jerky"
             )
         return lines
+
+    def _of_wanted_rate(self) -> str:
+        rate, usual = self.job.task.dataset.frame_rate, self.job.base.family.frame_rate
+        if rate is None or usual is None or _is_same(Fraction(rate), usual):
+            return ""
+        return (
+            f"dataset.frame_rate is {rate:g}, and {usual:g} is usual for this model: what is drawn and then played at "
+            f"{usual:g} frames a second moves {usual / rate:.2g} times as fast as the clips"
+        )
 
     def _of_other_rate(self) -> str:
         others, usual = self.of_other_rate, self.job.base.family.frame_rate

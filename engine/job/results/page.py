@@ -85,6 +85,7 @@ class Page:
             held_out_losses=self._training.held_out_losses,
             earlier=self._earlier,
             training_images=self._training_images,
+            noun=job.medium.names.noun,
             num_images=job.dataset.num_images,
             settings=report_parts.settings_of(job),
             published=_published(job, files or {}),

@@ -70,8 +70,10 @@ class Report:
     earlier: Earlier = field(default_factory=Earlier)
     """The chain's tasks before this one."""
     training_images: Sequence[TrainingImage] = ()
+    noun: str = "image"
+    """The word for one sample of the dataset: `image`, `clip`."""
     num_images: int = 0
-    """The number of images in the dataset."""
+    """The number of images, or clips, in the dataset."""
     settings: Sequence[Setting] = ()
     """All keys of the task."""
     published: Sequence[Published] = ()
@@ -119,11 +121,11 @@ def _headline(report: Report) -> str:
     memory = "of GPU memory" if report.device.get("type") == "cuda" else "of memory"
     tiles = [
         ("Steps", f"{report.global_step:,}", f"of {report.max_steps:,}"),
-        ("Images seen", f"{images:,}", f"{report.visits_per_step:,} a step"),
+        (f"{report.noun.capitalize()}s seen", f"{images:,}", f"{report.visits_per_step:,} a step"),
         ("Wall time", duration_text(sum(report.seconds.values())), _of_chain(report)),
-        ("Speed", "–" if rate is None else f"{rate:.3g}/s", "images, encoding included"),
+        ("Speed", "–" if rate is None else f"{rate:.3g}/s", f"{report.noun}s, encoding included"),
         ("Peak", size_text(report.peak_memory_bytes), memory),
-        ("Skipped", f"{len(report.skipped):,}", "image" if len(report.skipped) == 1 else "images"),
+        ("Skipped", f"{len(report.skipped):,}", report.noun if len(report.skipped) == 1 else f"{report.noun}s"),
     ]
     figures = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return f"""<header>
@@ -164,7 +166,7 @@ def _pictures(report: Report) -> str:
 
 
 def _trained(report: Report) -> str:
-    return training_images(report.training_images, report.num_images)
+    return training_images(report.training_images, report.num_images, report.noun)
 
 
 def _files(report: Report) -> str:
@@ -198,12 +200,12 @@ def _timings(report: Report) -> str:
     more = len(report.skipped) - _MAX_ROWS
     rest = f'<p class="note">And {more:,} more.</p>' if more > 0 else ""
     steps = plural(report.global_step - report.start_step, "step")
-    skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else '<p class="note">No image was skipped.</p>'
+    skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else f'<p class="note">No {report.noun} was skipped.</p>'
     return f"""<section><h2>This task</h2><div class="columns">
 <div class="card"><h3>Time by phase</h3><ul class="bars">{bars}</ul>
 <p class="note">{duration_text(sum(report.seconds.values()))} in total for {steps}; \
 {size_text(report.peak_memory_bytes)} of memory at the peak.</p></div>
-<div class="card"><h3>Skipped images</h3>{skipped}</div></div></section>"""
+<div class="card"><h3>Skipped {report.noun}s</h3>{skipped}</div></div></section>"""
 
 
 def _chain(report: Report) -> str:

@@ -126,13 +126,16 @@ def _found_by(picture: Picture, step: int) -> str:
     return f' data-key="{as_html(picture.key)}" data-step="{step}"' if picture.key else ""
 
 
-def training_images(images: Sequence[TrainingImage], total: int) -> str:
-    """Return the section with some of the dataset's `total` images; empty if there are none to show."""
+def training_images(images: Sequence[TrainingImage], total: int, noun: str) -> str:
+    """Return the section with some of the dataset's `total` images; empty if there are none to show.
+
+    Of clips, `noun`, their first frames are shown.
+    """
     if not images:
         return ""
     frames = "".join(_training_image(number, image) for number, image in enumerate(images, start=1))
-    count = plural(total, "image") if len(images) == total else f"{len(images):,} of {plural(total, 'image')}"
-    return f"""{_TRAINING_IMAGES}<h2>Training images</h2>
+    count = plural(total, noun) if len(images) == total else f"{len(images):,} of {plural(total, noun)}"
+    return f"""{_TRAINING_IMAGES}<h2>Training {noun}s</h2>
 <p class="note">{count}, small, cropped to their centre, with their captions.</p>
 <ul class="card trained">{frames}</ul></section>"""
 

@@ -1,4 +1,4 @@
-"""The adapter that is trained: `lora`."""
+"""The adapter that is trained, a LoRA or a LoKr: `lora`."""
 
 from __future__ import annotations
 
@@ -52,4 +52,13 @@ class Lora:
         "Multiply the low-rank update by alpha / √rank instead of alpha / rank "
         "([rank-stabilised LoRA](https://arxiv.org/abs/2312.03732)).",
         chain=Chain.UNRECORDED,
+    )
+    factor: int | None = key(
+        None,
+        "Factor",
+        "For the training type `lokr`: the size of the smaller Kronecker factor, as `factor` in LyCORIS. Where it does "
+        "not divide a layer's size, the next smaller number that does takes its place. Null divides each size into the "
+        "two numbers that are nearest to each other, as -1 in LyCORIS.",
+        chain=Chain.UNRECORDED,
+        minimum=2,
     )

@@ -34,6 +34,7 @@ def build_visit_encoder(
     placement: EncoderPlacement,
     processes: Processes,
     check_stop: Callable[[], None],
+    starts_small: bool = False,
     say: Callable[[str], None],
     extents: Sequence[Extent] = (),
 ) -> VisitEncoder:
@@ -44,6 +45,7 @@ def build_visit_encoder(
         placement: moves or frees the encoders; shuffled captions are stored in the cache if it frees them.
         processes: the processes that share the micro-batches.
         check_stop: called between encodings; raises when the job is to stop.
+        starts_small: see `StepWindow`.
         say: takes a line about each image that is skipped.
         extents: the sizes of visits with buckets; empty without buckets.
     """
@@ -89,6 +91,7 @@ def build_visit_encoder(
         cache=cache,
         placement=placement,
         processes=processes,
+        starts_small=starts_small,
         check_stop=check_stop,
         latents_bytes=max(_moments_bytes(family, extent) for extent in extents or [task.train_args.extent]),
     )

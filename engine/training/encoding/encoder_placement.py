@@ -33,6 +33,11 @@ class EncoderPlacement:
         """True if text encoders are freed when they are not needed."""
         return self._loading_again is not None
 
+    @property
+    def stays(self) -> bool:
+        """True if the encoders need not be moved: they are in main memory, and so is the denoiser."""
+        return self._device.type == "cpu" and not self.frees
+
     def bring_text_encoders(self) -> None:
         """Do as `bring` does, before a caption is encoded."""
         fixed, parts = self._family.spec.fixed_text_encoders, self._family.parts

@@ -17,6 +17,8 @@ WINDOW_BYTES: Final = 1 << 30
 """The memory that these encodings may take, over all processes: fewer visits fit where encodings are large."""
 _FIRST_VISITS: Final = 128
 """The most visits of the first window, before the size of an encoding is known. At 6 MB each they take 0.8 GB."""
+_GROWTH: Final = 4
+"""The factor by which windows grow where the first one has a single step."""
 
 
 class WindowSize:
@@ -50,6 +52,7 @@ class StepWindow(Generic[T]):
         *,
         size: WindowSize,
         world_size: int,
+        starts_small: bool,
         check_stop: Callable[[], None],
     ) -> None:
         """
@@ -57,6 +60,8 @@ class StepWindow(Generic[T]):
             make: returns this process's examples among a number of visits from a first one, whole rounds only.
             size: the number of visits in a window.
             world_size: number of processes that share the micro-batches of a step.
+            starts_small: whether the first window has one step only, which is then trained early, and each further one
+                at most four times as many. For encoders that need not be moved for each window.
             check_stop: called with each micro-batch of a long step; raises when the job is to stop.
         """
         self._make = make
@@ -65,6 +70,7 @@ class StepWindow(Generic[T]):
         self._world_size = world_size
         self._check_stop = check_stop
         self._examples: dict[int, Sequence[T]] = {}
+        self._most_steps = 1 if starts_small else WINDOW_VISITS
 
     def examples(self, step: int) -> Sequence[T]:
         """Return the examples of a step, in the order of their visits.
@@ -85,7 +91,9 @@ class StepWindow(Generic[T]):
         if per_step > visits:
             self._examples = {start: self._long_step(start * per_step)}
             return
-        steps = range(start, min(start + visits // per_step, self._step_range.stop_step))
+        num_steps = min(visits // per_step, self._most_steps)
+        self._most_steps = min(WINDOW_VISITS, self._most_steps * _GROWTH)
+        steps = range(start, min(start + num_steps, self._step_range.stop_step))
         examples = self._make(start * per_step, len(steps) * per_step)
         per_step = len(examples) // len(steps)
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}

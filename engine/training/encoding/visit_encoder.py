@@ -51,6 +51,7 @@ class VisitEncoder:
         cache: EncodingCache,
         placement: EncoderPlacement,
         processes: Processes,
+        starts_small: bool,
         check_stop: Callable[[], None],
         latents_bytes: int = 0,
     ) -> None:
@@ -58,6 +59,7 @@ class VisitEncoder:
         Args:
             latents_bytes: the most that the moments of a visit's latents take.
             processes: the processes that share the micro-batches.
+            starts_small: see `StepWindow`.
             check_stop: called between encodings; raises when the job is to stop.
         """
         self._stream = stream
@@ -73,7 +75,12 @@ class VisitEncoder:
         self._check_stop = check_stop
         self._size = WindowSize(latents_bytes)
         self._window = StepWindow(
-            self._encode, step_range, size=self._size, world_size=processes.world_size, check_stop=check_stop
+            self._encode,
+            step_range,
+            size=self._size,
+            world_size=processes.world_size,
+            starts_small=starts_small,
+            check_stop=check_stop,
         )
 
     @property

@@ -13,6 +13,7 @@ from engine.results.checkpoint import Checkpoint, reading
 from engine.task.task import Task, TrainingType
 from engine.training.methods import warm_start
 from engine.training.methods.full.spec import FULL
+from engine.training.methods.lokr.spec import LOKR
 from engine.training.methods.lora.spec import LORA
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.warm_start import WarmStart
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from engine.models.family import Family
     from engine.training.methods.method import Tensors, Trainable
 
-METHODS: Final[Mapping[TrainingType, MethodSpec]] = {"lora": LORA, "full": FULL}
+METHODS: Final[Mapping[TrainingType, MethodSpec]] = {"lora": LORA, "lokr": LOKR, "full": FULL}
 
 _DEFAULT: Final[TrainingType] = "lora"
 """The method of a checkpoint without the key `training_type`: keys at their defaults are absent."""

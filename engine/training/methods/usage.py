@@ -75,6 +75,8 @@ def _saving(image: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, str]]]:
     """Return a line that saves what a call draws, with {} for the call, and the module and name of what it needs."""
     if "num_frames" not in image:
         return '{}.images[0].save("image.png")', ()
+    if image["num_frames"] == 1:
+        return '{}.frames[0][0].save("image.png")', ()
     fps = f"{image['frame_rate']:g}"
     return f'export_to_video({{}}.frames[0], "clip.mp4", fps={fps})', [("diffusers.utils", "export_to_video")]
 
@@ -110,8 +112,7 @@ def _options(about: About, image: Mapping[str, Any]) -> str:
     }
     if "num_frames" in image:
         options["num_frames"] = image["num_frames"]
-    if "frame_rate" in spec.argument_names:
-        options["frame_rate"] = image["frame_rate"]
+        options |= {"frame_rate": image["frame_rate"]} if "frame_rate" in spec.argument_names else {}
     tokens = spec.caption_tokens
     if tokens.step == 1:  # such pipelines have a default of their own
         options["max_sequence_length"] = tokens.of(about.task.dataset)

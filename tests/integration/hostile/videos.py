@@ -18,7 +18,7 @@ from tests.support.clips import clip_bytes, spliced
 from tests.support.tiny import SMALL_PNG
 
 BOUND = 900 * MIB
-"""A decoder keeps 17 frames of 2**24 pixels; FFmpeg 0.6 GB about the samples that a file may announce."""
+"""FFmpeg takes 0.6 GB for the samples that a file may announce."""
 SIZE = (64, 64)
 
 

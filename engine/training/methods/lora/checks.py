@@ -28,7 +28,9 @@ _KINDS: Final = {2: "Linear", 4: "Conv2d"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class Shape:
+    """A tensor's shape, without the tensor."""
+
     shape: tuple[int, ...]
 
 
@@ -47,14 +49,13 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
     components = family.trained_components(with_text_encoders=task.train_args.train_text_encoder)
     shapes = {component: weight_shapes(base, component) for component in components}
     layers = {
-        component: _targets(family.targets_of(component, task.lora.target_modules), found)
+        component: target_shapes(family.targets_of(component, task.lora.target_modules), found)
         for component, found in shapes.items()
         if found
     }
     lines = []
     if family.denoiser not in layers:
-        where = "in one file" if base.place(family.denoiser).single_file else "not downloaded yet"
-        lines.append(f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}")
+        lines.append(not_checked(base))
     elif task.lora.init_lora_weights == "loftq":
         lines += _check_loftq(family, layers[family.denoiser], task.lora.rank, warm_start)
     if warm_start:
@@ -64,7 +65,13 @@ def check(base: BaseModel, task: Task, warm_start: WarmStart | None) -> list[str
     return lines
 
 
-def _targets(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def not_checked(base: BaseModel) -> str:
+    """Return the line about a denoiser whose layers are not known yet."""
+    where = "in one file" if base.place(base.family.denoiser).single_file else "not downloaded yet"
+    return f"note: lora.target_modules is checked when the job starts: the base model's weights are {where}"
+
+
+def target_shapes(targets: tuple[str, ...] | str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Return the target layers among a component's tensors, with their weights' shapes."""
     kinds: dict[str, str | None] = {}
     for name, shape in shapes.items():
@@ -100,7 +107,7 @@ def _check_warm_start(
     family: FamilySpec,
     components: Sequence[str],
     names: Mapping[str, str],
-    expected: Mapping[str, _Shape] | None,
+    expected: Mapping[str, Shape] | None,
 ) -> None:
     """Check by names and shapes that a LoRA can be read by `files` and fits the `adapter`.
 
@@ -112,11 +119,11 @@ def _check_warm_start(
         expected: the adapter's matrices; None if the base model's layers are not known yet.
     """
     weights = warm_start.content(warm_start.name)
-    shapes = _lora_shapes(weights)
+    shapes = shapes_in(weights)
     refuse_other_kinds(shapes)
     known = [key for key in shapes if expected is not None or not is_foreign(key)]
     found = {
-        tensor_names(module)[kind == "lora_B"]: _Shape(shapes[key])
+        tensor_names(module)[kind == "lora_B"]: Shape(shapes[key])
         for key, (module, kind) in places(known, family, components, names).items()
         if kind != "alpha"
     }
@@ -127,14 +134,14 @@ def _check_warm_start(
         require_room(found, expected)
 
 
-def _expected(family: FamilySpec, layers: Mapping[str, Mapping[str, tuple[int, ...]]], rank: int) -> dict[str, _Shape]:
+def _expected(family: FamilySpec, layers: Mapping[str, Mapping[str, tuple[int, ...]]], rank: int) -> dict[str, Shape]:
     """Return the adapter's matrices for the target layers of all trained components."""
-    expected: dict[str, _Shape] = {}
+    expected: dict[str, Shape] = {}
     for component, own_layers in layers.items():
         for module, (outer, inner, *kernel) in own_layers.items():
             down, up = tensor_names(family.lora_name(component, module))
-            expected[down] = _Shape((rank, inner, *kernel))
-            expected[up] = _Shape((outer, rank, *(1 for _ in kernel)))
+            expected[down] = Shape((rank, inner, *kernel))
+            expected[up] = Shape((outer, rank, *(1 for _ in kernel)))
     return expected
 
 
@@ -149,7 +156,8 @@ def _foreign_names(base: BaseModel, shapes: Mapping[str, Mapping[str, tuple[int,
     return names_of(base.family, layers, base.config(base.family.denoiser))
 
 
-def _lora_shapes(data: bytes) -> dict[str, tuple[int, ...]]:
+def shapes_in(data: bytes) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a safetensors file's tensors. Raises CheckpointError."""
     from safetensors import SafetensorError, deserialize
 
     try:

@@ -104,7 +104,8 @@ class LoraTraining:
 
             def rows(module: str) -> tuple[int, int] | None:
                 component, own = module.split(".", 1)
-                return spec.webui_rows(about.base.config, own) if component == spec.denoiser else None
+                is_denoisers = component == spec.denoiser
+                return spec.webui_rows(about.base.config, own) if spec.webui_rows and is_denoisers else None
 
             tensors = webui_state(self._adapter, self._family.webui_name, rows)
             files[WEBUI_FILE] = webui_metadata.serialise(tensors, webui_metadata.describe(tensors, about))

@@ -56,7 +56,7 @@ _OTHER_KINDS: Final = tuple(
             "is a DoRA, which is not supported (docs/task.md says why); use a LoRA that was trained without DoRA",
         ),
         (r"\.hada_", "is a LoHa of LyCORIS, which is not supported; use a LoRA"),
-        (r"\.lokr_", "is a LoKr of LyCORIS, which is not supported; use a LoRA"),
+        (r"\.lokr_", "is a LoKr, which a LoRA cannot start from (docs/task.md says what can); use a LoRA"),
         (r"\.on_input$|\.ia3_", "is an (IA)³, which is not supported; use a LoRA"),
         (r"^lycoris_|\.(oft|a1|b1)([_.]|$)", "is of LyCORIS (OFT, GLoRA, …), which is not supported; use a LoRA"),
         (r"^(emb_params|string_to_param|clip_[lg]$)", "is an embedding (textual inversion); use a LoRA"),

@@ -38,9 +38,11 @@ def invariants(family: FamilySpec, task: Task) -> dict[str, Any]:
 
 def notes(task: Task, warm_start: WarmStart | None) -> list[str]:
     """Return notes on what is likely a mistake; see `MethodSpec.notes`."""
-    if warm_start is None:
-        return []
     found = []
+    if task.lora.factor is not None:
+        found.append("lora.factor has no effect with the training_type lora")
+    if warm_start is None:
+        return found
     if task.lora.init_lora_weights in (False, "gaussian"):
         found.append("lora.init_lora_weights has no effect: the training starts from the LoRA of the checkpoint")
     if warm_start.name == PEFT_FILE and PEFT_CONFIG not in warm_start.hashes:

@@ -22,7 +22,8 @@ PEFT_CONFIG: Final = "adapter_config.json"
 """The file that PEFT saves beside it: rank, alpha, targets."""
 
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
-_METADATA_KEY: Final = "lora_adapter_metadata"
+METADATA_KEY: Final = "lora_adapter_metadata"
+"""The key under which Diffusers keeps PEFT's configuration, as JSON, in a file's metadata."""
 
 _Value = TypeVar("_Value")
 _Other = TypeVar("_Other")
@@ -115,7 +116,7 @@ def strengths(
 
 def _in_metadata(metadata: Mapping[str, str], prefix: str) -> Strengths:
     """Return a component's strengths by the file's metadata; all are 1 if they do not contain them."""
-    packed = metadata.get(_METADATA_KEY)
+    packed = metadata.get(METADATA_KEY)
     if packed is None:
         return Strengths()
     with _malformed("the LoRA file's metadata are"):

@@ -29,18 +29,19 @@ DOWN_ENDING = ".lora_down.weight"
 ALPHA_ENDING = ".alpha"
 
 
-def describe(tensors: Mapping[str, torch.Tensor], about: About) -> dict[str, str]:
+def describe(tensors: Mapping[str, torch.Tensor], about: About, *, kind: str = "LoRA") -> dict[str, str]:
     """Return the metadata of a LoRA in kohya's format.
 
     Args:
         tensors: the file's tensors.
         about: the training.
+        kind: what is trained, for titles.
     """
     ranks = {tensor.shape[0] for key, tensor in tensors.items() if key.endswith(DOWN_ENDING)}
     alphas = {float(tensor) for key, tensor in tensors.items() if key.endswith(ALPHA_ENDING)}
     base = about.base.family.webui_metadata(about.base.config, about.prediction_type)
     return {
-        **_model_specification(about),
+        **_model_specification(about, kind),
         **base,
         **_training(about),
         **_dataset(about),
@@ -51,7 +52,7 @@ def describe(tensors: Mapping[str, torch.Tensor], about: About) -> dict[str, str
     }
 
 
-def _model_specification(about: About) -> dict[str, str]:
+def _model_specification(about: About, kind: str) -> dict[str, str]:
     """Return the keys of the metadata specification, without those of the base model's kind."""
     word, resolution = about.task.dataset.trigger_word, about.task.train_args.resolution
     of_base = hub_id(about.base)
@@ -59,8 +60,8 @@ def _model_specification(about: About) -> dict[str, str]:
     steps = plural(about.global_step, "step")
     found = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": f"{word}, LoRA, {steps}" if word else f"LoRA, {steps}",
-        "modelspec.description": f"LoRA{f' for {of_base}' if of_base else ''}, trained with sd-lora-task for {steps}",
+        "modelspec.title": f"{word}, {kind}, {steps}" if word else f"{kind}, {steps}",
+        "modelspec.description": f"{kind}{f' for {of_base}' if of_base else ''}, trained with sd-lora-task for {steps}",
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.trigger_phrase": word,
         "modelspec.usage_hint": word and f"Trigger word: {word}",

@@ -67,21 +67,16 @@ class PublishedLora:
         """See `Published.alone`. Alphas stay equal to the ranks: the strength is in the up matrices."""
         dtype = DTYPES[dtype_name]
         if layout == "peft":
-            return _peft_files(_scaled(self.tensors, UP, strength, dtype), dtype_name)
-        if layout == "webui" and not (self.folder / WEBUI_FILE).exists():  # `is_complete` has checked the others
-            raise TaskError(
-                f"--layout webui: no web interface has this kind of base model, so there is no {WEBUI_FILE}; leave "
-                "--layout out for the LoRA in Diffusers' format"
-            )
+            return _peft_files(scaled(self.tensors, UP, strength, dtype), dtype_name)
         if layout == "webui":
-            stored, metadata = _read_webui(self.folder)
-            return _webui_file(_scaled(stored, _WEBUI_UP, strength, dtype), metadata)
-        return _file(_scaled(self.tensors, UP, strength, dtype))
+            stored, metadata = read_webui(self.folder)
+            return webui_file(scaled(stored, _WEBUI_UP, strength, dtype), metadata)
+        return file_of(scaled(self.tensors, UP, strength, dtype))
 
 
 def load(folder: Path, checkpoint: Checkpoint) -> PublishedLora:
     """Return the LoRA of a verified checkpoint. Raises CheckpointError if its file is malformed."""
-    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in _load(folder / LORA_FILE).items()}
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_tensors(folder / LORA_FILE).items()}
     for name in tensors:
         pair = tensor_names(name.removesuffix(DOWN).removesuffix(UP))
         if name not in pair or not tensors.keys() >= set(pair):
@@ -89,7 +84,8 @@ def load(folder: Path, checkpoint: Checkpoint) -> PublishedLora:
     return PublishedLora(folder, dict(sorted(tensors.items())))
 
 
-def _load(path: Path) -> Tensors:
+def load_tensors(path: Path) -> Tensors:
+    """Return a file's tensors. Raises CheckpointError if it is malformed."""
     try:
         found: Tensors = load_file(path)
         return found
@@ -121,7 +117,7 @@ def _merged(name: str, source: Source, down: torch.Tensor, up: torch.Tensor, str
     return weight
 
 
-def _scaled(tensors: Tensors, up_ending: str, strength: float, dtype: torch.dtype) -> dict[str, Source]:
+def scaled(tensors: Tensors, up_ending: str, strength: float, dtype: torch.dtype) -> dict[str, Source]:
     """Return a LoRA's tensors at a strength, in a dtype."""
     found = {}
     for name, tensor in tensors.items():
@@ -130,22 +126,38 @@ def _scaled(tensors: Tensors, up_ending: str, strength: float, dtype: torch.dtyp
     return found
 
 
-def _file(sources: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> Streamed:
+def file_of(sources: Mapping[str, Source], metadata: Mapping[str, str] | None = None) -> Streamed:
+    """Return a safetensors file of these tensors."""
     size = sum(source.num_bytes for source in sources.values())
     return Streamed(size, lambda: safetensors_file.pieces(sources, metadata))
 
 
-def _read_webui(folder: Path) -> tuple[Tensors, dict[str, str]]:
-    """Return the tensors and the metadata of the published file for web interfaces."""
-    path = folder / WEBUI_FILE
-    tensors = {name: tensor.clone() for name, tensor in _load(path).items()}
+def read_webui(folder: Path) -> tuple[Tensors, dict[str, str]]:
+    """Return the tensors and the metadata of the published file for web interfaces.
+
+    Raises:
+        TaskError: there is none.
+    """
+    if not (folder / WEBUI_FILE).exists():  # `is_complete` has checked the others
+        raise TaskError(
+            "--layout webui: no web interface reads such a file for this kind of base model, so there is no "
+            f"{WEBUI_FILE}; leave --layout out for Diffusers' format"
+        )
+    tensors = {name: tensor.clone() for name, tensor in load_tensors(folder / WEBUI_FILE).items()}
+    return tensors, metadata_in(folder / WEBUI_FILE)
+
+
+def metadata_in(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))
-    return tensors, dict(header.get("__metadata__", {}))
+    return dict(header.get("__metadata__", {}))
 
 
-def _webui_file(sources: Mapping[str, Source], metadata: Mapping[str, str]) -> Streamed:
+def webui_file(sources: Mapping[str, Source], metadata: Mapping[str, str]) -> Streamed:
+    """Return a file for web interfaces, whose metadata have the hash of its tensors."""
+
     def content() -> Iterator[bytes | memoryview]:
         tensors = {name: source.read() for name, source in sources.items()}
         yield webui_metadata.serialise(tensors, metadata)  # with the hash of these very tensors
@@ -180,5 +192,5 @@ def _peft_files(sources: Mapping[str, Source], dtype_name: str) -> dict[str, byt
     }
     return {
         PEFT_CONFIG: canonical_json(config),
-        PEFT_FILE: _file({f"base_model.model.{name}": source for name, source in own.items()}, {"format": "pt"}),
+        PEFT_FILE: file_of({f"base_model.model.{name}": source for name, source in own.items()}, {"format": "pt"}),
     }

@@ -8,10 +8,12 @@ from PIL import Image
 
 from engine.core.errors import DatasetError
 from engine.data.dataset.open import open_dataset
-from engine.data.dataset.sizes import read_extents
+from engine.data.dataset.sizes import extents_of, read_clips, read_extents
 from engine.data.media.image import IMAGE
+from engine.data.media.video.clip import video_medium
 from engine.task.task import Dataset
 from tests.support.caption_folders import write
+from tests.support.clips import clip_bytes
 from tests.support.fakes import png
 
 
@@ -47,6 +49,24 @@ def test_sizes_are_read_once(tmp_path, monkeypatch):
     assert first[1] == (200, 100, 1) and first[2] == (0, 0, 0) and first[4] == (100, 200, 1)
     unread = replace(IMAGE, measure=None)
     assert read_extents(dataset, unread, tmp_path / "cache") == first
+
+
+def test_facts_about_clips_are_read_once(tmp_path):
+    clips = {"a.mp4": clip_bytes(frames=9, rate=24), "b.mkv": b"no clip", "c.png": png(0, (60, 40))}
+    folder = write(tmp_path / "data", {f"{name[0]}.txt": "x" for name in clips} | clips)
+    medium, wanted = video_medium(12), Dataset(name=str(folder))
+    dataset = open_dataset(wanted, medium, cache_dir=tmp_path, revision=None, report=lambda line: None)
+    first = read_clips(dataset, medium, medium.read_facts, tmp_path / "cache")
+    clip, broken, still = first
+    assert (clip.extent, clip.file_frames, clip.file_rate, clip.codec) == ((64, 48, 5), 9, 24, "H.264")
+    assert broken.startswith("it is neither a video") and still.is_still and still.extent == (60, 40, 1)
+    assert extents_of(first) == [clip.extent, (0, 0, 0), still.extent] == read_extents(dataset, medium, tmp_path)
+    assert read_clips(dataset, medium, None, tmp_path / "cache") == first
+    for path in (tmp_path / "cache/sizes").iterdir():
+        path.write_bytes(b"damaged")
+    assert read_clips(dataset, medium, medium.read_facts, tmp_path / "cache") == first
+    other = video_medium(None)
+    assert read_clips(dataset, other, other.read_facts, tmp_path / "cache")[0].frames == 9
 
 
 def test_a_file_that_is_out_of_reach_may_come_back(tmp_path):

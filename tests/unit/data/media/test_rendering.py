@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine.core.errors import TemporaryError
-from engine.data.media import image
+from engine.data.media import image, rendering
 from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.rendering import render_all
 from tests.support.fakes import png
@@ -41,6 +42,26 @@ def wait_until(condition, seconds=20):
 
 def no_worker_is_left():
     return wait_until(lambda: multiprocessing.active_children() == [])
+
+
+@pytest.mark.parametrize("ahead_bytes, most", [(1 << 30, 8), (5 * 192, 5), (0, 2)])
+def test_pending_pixels_are_bounded(ahead_bytes, most, monkeypatch):
+    """A view of 8 x 8 pixels has 192 bytes; each of two workers has one view at least, four at most."""
+    monkeypatch.setattr(rendering, "_AHEAD_BYTES", ahead_bytes)
+    pending = []
+
+    class Pool:
+        def submit(self, render, data, view):
+            pending.append(Future())
+            pending[-1].set_result(len(pending))
+            return pending[-1]
+
+    done, outstanding = 0, []
+    for pixels in rendering._render_in(Pool(), [request(k) for k in range(20)], None, 2):
+        outstanding.append(len(pending) - done)
+        done += 1
+        assert pixels == done
+    assert done == 20 and max(outstanding) == most + 1  # one of which is handed over
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])

@@ -114,6 +114,12 @@ NOTES = {
         "1 of 2 clips of 12 frames a second is resampled to 25: 50% of their frames are repeated ones, so motion is "
         "jerky",
     ),
+    "a rate that is not the model's": (
+        survey(clip(17), frame_rate=10),
+        {"resampled": 0},
+        "dataset.frame_rate is 10, and 25 is usual for this model: what is drawn and then played at 25 frames a second "
+        "moves 2.5 times as fast as the clips",
+    ),
     "variable rate": (
         survey(clip(17, has_variable_rate=True)),
         {"variable_rate": 1},

@@ -42,3 +42,10 @@ def test_text_encoders_are_freed_and_announced_before_they_are_loaded_again():
     kept.bring_text_encoders()
     kept.release()
     assert "text_encoder" in family.parts
+
+
+def test_encoders_stay_on_a_cpu_where_they_are_not_freed():
+    family = LinearFamily()
+    assert EncoderPlacement(family, torch.device("cpu")).stays
+    assert not EncoderPlacement(family, torch.device("cpu"), loading_again=lambda: None).stays
+    assert not EncoderPlacement(family, torch.device("cuda")).stays

@@ -17,6 +17,15 @@ def test_what_is_encoded_already_is_at_hand_and_nothing_else(tmp_path, monkeypat
     assert frozen(found) == frozen(expected)
 
 
+def test_the_first_step_may_be_encoded_alone(tmp_path):
+    """Then windows grow; the examples are the same."""
+    expected, setup = Setup(good(), tmp_path / "a").run(), Setup(good(), tmp_path / "b", starts_small=True)
+    planned, visits = [], setup.stream.visits
+    setup.stream.visits = lambda start, count: planned.append(count // BATCH) or visits(start, count)
+    assert frozen(setup.run()) == frozen(expected)
+    assert planned == [1, 4, STEPS - 5]
+
+
 class TestBytes:
     """The window of a family with large encodings has fewer visits."""
 

@@ -22,6 +22,7 @@ ROWS = {**METHODS, "toy": TOY_METHOD}
 CASES = {
     "lora": ("lora", Lora(rank=2)),
     "LoftQ": ("lora", Lora(rank=2, init_lora_weights="loftq", target_modules=("to_q", "conv1"))),
+    "LoKr": ("lokr", Lora(rank=2, factor=2, alpha=1.0, target_modules=("to_q", "conv1", "conv_in"))),
     "full": ("full", Lora()),
     "full, bf16": ("full", Lora()),
     "toy": ("toy", Lora()),

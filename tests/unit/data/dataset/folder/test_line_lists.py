@@ -71,6 +71,13 @@ def test_lists_of_other_splits_are_not_trained_on(tmp_path):
     assert any(line.startswith("dataset: 3 clips belong to other splits") for line in lines)
 
 
+@pytest.mark.parametrize("line", ["../secret.png", "/etc/passwd", "http://example.org/a.mp4", "file:///etc/passwd"])
+def test_a_list_of_a_download_names_files_of_its_own_alone(line, tmp_path, fetched):
+    with_clips(fetched, {"videos.txt": lines_of([*NAMES, line]), "prompts.txt": lines_of([*CAPTIONS, "x"])})
+    with pytest.raises(DatasetError, match=r"row 3 of videos\.txt names"):
+        opened(tmp_path, url="https://example.org/clips")
+
+
 def test_lists_count_for_clips_alone(tmp_path):
     from engine.data.dataset.open import open_dataset
     from engine.data.media.image import IMAGE

@@ -8,9 +8,10 @@ import pytest
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.video import decoding
 from engine.data.media.video.decoding import check, frames, read_facts
-from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced
+from tests.support.clips import CODECS, clip_bytes, numbers, pictures, spliced, vp8
 
 CONTAINERS = {"vp9": ".webm", "av1": ".mp4", "ffv1": ".mkv", "mpeg4": ".avi", "mjpeg": ".avi"}
+NAMES = {"h264": "H.264", "hevc": "H.265", "mjpeg": "Motion JPEG", "mpeg4": "MPEG-4"}
 B_FRAMES = {"preset": "medium", "bf": "3"}
 
 
@@ -23,11 +24,19 @@ def test_every_codec(codec):
     data = clip_bytes(CONTAINERS.get(codec, ".mp4"), codec=codec, frames=12, size=(96, 64), rate=24)
     facts = read_facts(data, None)
     assert facts == check(data, None) and facts.extent == (96, 64, 12)
+    assert facts.codec == NAMES.get(codec, codec.upper()) and not facts.is_still
     assert (facts.file_frames, facts.has_variable_rate) == (12, False) and round(facts.file_rate) == 24
     pixels = np.stack(list(frames(data, range(12), None)))
     assert pixels.dtype == np.uint8 and numbers(pixels) == list(range(12))
     assert np.abs(pixels.astype(int) - pictures(12, (96, 64))).mean() < 4
     assert shown(data, [0, 5, 5, 11]) == [0, 5, 5, 11]
+
+
+def test_frames_of_vp8_that_are_not_shown():
+    """They have packets, but only later frames refer to them."""
+    assert check(vp8(pictures(4, (64, 48))), None).extent == (64, 48, 4)
+    data = vp8(pictures(6, (64, 48)), hidden=(1, 4))
+    assert check(data, None).extent == (64, 48, 4) and shown(data, range(4)) == [0, 2, 3, 5]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
@@ -64,6 +73,7 @@ def test_a_variable_frame_rate():
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_frames_are_upright(rotation, suffix):
     data = clip_bytes(suffix, frames=3, size=(48, 96), rotation=rotation)
+    assert read_facts(data, None).is_turned == (rotation > 0)
     assert read_facts(data, None).extent == (48, 96, 3)
     pixels = np.stack(list(frames(data, range(3), None)))
     assert pixels.shape == (3, 96, 48, 3) and np.abs(pixels.astype(int) - pictures(3, (48, 96))).mean() < 6

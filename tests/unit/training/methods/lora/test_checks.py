@@ -83,7 +83,7 @@ class TestTargets:
         base, task, _ = arguments(folder, name, variant=variant, target_modules=targets)
         shapes = checks.weight_shapes(base, SPEC.denoiser)
         wanted = SPEC.targets_of(SPEC.denoiser, task.lora.target_modules)
-        found = outcome(lambda: checks._targets(wanted, shapes))
+        found = outcome(lambda: checks.target_shapes(wanted, shapes))
         expected = outcome(lambda: find_targets(denoiser, wanted))
         assert isinstance(found, list) == isinstance(expected, list)
         if targets != r".*":  # which names a module without weights first

@@ -31,6 +31,10 @@ def test_pefts_file_alone_has_no_strength(more, noted):
     assert len(LORA.notes(task_of(), weights)) == noted
 
 
+def test_a_factor_is_for_a_lokr():
+    assert LORA.notes(task_of(factor=4), None) == ["lora.factor has no effect with the training_type lora"]
+
+
 def test_only_options_that_are_set_are_invariants():
     assert LORA.invariants(SPEC, task_of(rank=4, alpha=4)) == {
         "adapter": "lora",
