@@ -90,9 +90,15 @@ def test_what_the_class_keeps_in_float32_is_computed_in_it(folder):
     assert seen == [(torch.float32, torch.float32), torch.bfloat16]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize(
-    "version, scheduler, frames", [("2.1", "UniPC", 9), ("2.1", "Euler", 1), ("2.2-5B", "UniPC", 5)]
+    "version, scheduler, frames, guidance",
+    [
+        ("2.1", "UniPC", 9, 5.0),
+        ("2.2-5B", "UniPC", 5, 1.0),
+        pytest.param("2.1", "Euler", 1, 1.0, marks=pytest.mark.slow),
+        pytest.param("2.1", "Euler", 9, 5.0, marks=pytest.mark.slow),
+        pytest.param("2.2-5B", "UniPC", 9, 5.0, marks=pytest.mark.slow),
+    ],
 )
 def test_clips_are_those_of_the_pipeline(tmp_path, version, scheduler, frames, guidance):
     folder = build_wan(tmp_path / "model", version=version, scheduler=scheduler)
