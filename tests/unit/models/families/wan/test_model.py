@@ -1,16 +1,19 @@
 """Wan on tiny real pipelines, against Diffusers' own functions."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from engine.core.errors import ModelError
+from engine.models import base_model
 from engine.models.families.wan import model
 from engine.models.family import Drawing
 from engine.models.objectives.objective import LossOptions
 from engine.task.plan.extent import Extent
+from engine.task.task import Model
 from tests.support.flow_models import batch_of, load_family, noised, plain_pipeline
 from tests.support.tiny_wan import VAES, build_wan
 
@@ -136,6 +139,16 @@ def test_modules_have_the_original_names_in_web_interfaces(family):
     assert names["blocks.0.ffn.net.0.proj"] == "blocks.0.ffn.0" and names["blocks.0.ffn.net.2"] == "blocks.0.ffn.2"
     assert names["condition_embedder.time_proj"] == "time_projection.1" and names["proj_out"] == "head.head"
     assert len({*names.values()}) == len(names) == 2 * (4 + 4 + 2) + 6
+
+
+def test_a_model_with_two_denoisers_is_refused(folder, tmp_path):
+    """Wan 2.2 A14B has the same pipeline."""
+    copy = shutil.copytree(folder, tmp_path / "model")
+    shutil.copytree(copy / "transformer", copy / "transformer_2")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"transformer_2": index["transformer"]}))
+    with pytest.raises(ModelError, match="two denoisers"):
+        base_model.locate(Model(name=str(copy)), pinned=None, weights=True, report=print, cache_dir=tmp_path)
 
 
 def test_a_scheduler_that_needs_the_size_is_refused(tmp_path):
