@@ -91,7 +91,8 @@ def _describe_held_out(job: Job, held_out: HeldOut) -> str:
     taken = " taken out of the dataset" if held_out.num_taken else ""
     between = f", every {plural(interval, 'step')}" if interval else ""
     return (
-        f"{some}{plural(held_out.num_images, 'image')}{taken}, measured before and after this task{between}: "
+        f"{some}{plural(held_out.num_images, job.medium.names.noun)}{taken}, "
+        f"measured before and after this task{between}: "
         f"{plural(times, 'time')} {measured * held_out_rows.STRATA} forward passes"
     )
 
