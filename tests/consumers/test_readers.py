@@ -23,6 +23,7 @@ from engine.models import registry, single_file
 from engine.models.family import LoadArgs
 from engine.training.methods.lora import webui_metadata
 from tests.support import single_files
+from tests.support.abouts import about_of, base_of
 
 HERE = Path(__file__).parent
 RANK = 1
@@ -159,13 +160,7 @@ def write_file(model, layers, folder):
     """As the program writes it, metadata and all."""
     tensors = webui_file(model, layers)
     entry = registry.FAMILIES[single_files.PIPELINES[model.layout]]
-    metadata = webui_metadata.describe(
-        tensors,
-        entry.webui_metadata(model.configs.__getitem__, "epsilon"),
-        identity="org/model@0",
-        resolution=512,
-        global_step=1,
-    )
+    metadata = webui_metadata.describe(tensors, about_of(base_of(spec=entry, configs=model.configs)))
     path = folder / "lora_webui.safetensors"
     path.write_bytes(webui_metadata.serialise(tensors, metadata))
     return path

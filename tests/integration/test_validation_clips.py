@@ -15,8 +15,7 @@ from PIL import Image
 from engine.data.media.video import decoding
 from engine.evaluation.clip_file import encode_clip
 from tests.support.clips import make_clip
-from tests.support.forks import fork_server
-from tests.support.harness import changed, read_json
+from tests.support.harness import changed, read_json, succeed
 from tests.support.tiny_ltx import build_ltx
 
 ROWS = [
@@ -27,12 +26,6 @@ ROWS = [
 
 
 OWN, WITHOUT = ("validation", "0.mp4"), ("checkpoint", "without-0.mp4")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +61,8 @@ def own(task, folder):
 
 
 @pytest.fixture(scope="module")
-def whole(server, own, tmp_path_factory):
-    finished = server.run(own, tmp_path_factory.mktemp("whole") / "out")
-    assert finished.code == 0, finished.stderr
-    return finished
+def whole(own, tmp_path_factory):
+    return succeed(own, tmp_path_factory.mktemp("whole") / "out")
 
 
 def test_what_is_there(whole):
@@ -129,12 +120,10 @@ def test_the_model_cards_code_draws_the_first_clip(whole, folder, monkeypatch):
     assert list(saved) == [12] and np.abs(drawn - with_it).mean() < np.abs(drawn - without).mean() / 2
 
 
-def test_the_next_task_carries_the_clips_without_the_training(server, own, whole, tmp_path):
+def test_the_next_task_carries_the_clips_without_the_training(own, whole, tmp_path):
     longer = changed(own, {"train_args.max_train_steps": 3, "train_args.num_train_steps": 1})
-    first = server.run(longer, tmp_path / "first")
-    assert first.code == 0, first.stderr
-    finished = server.run(longer, tmp_path / "out", "--checkpoint", first.out / "checkpoint")
-    assert finished.code == 0, finished.stderr
+    first = succeed(longer, tmp_path / "first")
+    finished = succeed(longer, tmp_path / "out", "--checkpoint", first.out / "checkpoint")
     name = "without-0.mp4"
     assert (finished.out / "checkpoint" / name).read_bytes() == (whole.out / "checkpoint" / name).read_bytes()
     assert "without the LoRA" not in finished.stderr, "they are not drawn again"

@@ -11,7 +11,7 @@ _MAX_PROMPT = 100_000
 MAX_IMAGES = 10
 """The largest number of validation images, and of prompts for them."""
 _MAX_SIDE = 8192
-_MAX_FRAMES = 10_000
+_MAX_FRAMES = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

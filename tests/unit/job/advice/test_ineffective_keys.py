@@ -95,6 +95,21 @@ def bias(**options):
         ),
         ({"validation": {"negative_prompt": "rain"}}, None),
         (
+            {"validation": {"prompts": ["a", {"prompt": "b", "negative_prompt": "rain", "guidance_scale": 1}]}},
+            "validation.prompts[1], negative_prompt has no effect at a guidance_scale of up to 1",
+        ),
+        (
+            {
+                "validation": {
+                    "negative_prompt": "rain",
+                    "guidance_scale": 1,
+                    "prompts": [{"prompt": "b", "guidance_scale": 2}, "a"],
+                    "num_images": 2,
+                }
+            },
+            None,
+        ),
+        (
             {"validation": {"every_n_steps": 2, "every_n_epochs": 1}},
             "validation.every_n_epochs has no effect beside validation.every_n_steps",
         ),

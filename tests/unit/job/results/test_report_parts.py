@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.job.results.report_parts import earlier_tasks, settings_of, smaller
+from engine.job.results.report_parts import earlier_tasks, settings_of, smaller, still_of
 from engine.results.checkpoint import Checkpoint
 from engine.results.report import render
 from engine.results.report.earlier import Earlier
@@ -58,3 +58,7 @@ def test_every_key_with_what_null_means(family, guidance):
     drawn = every["validation.guidance_scale"]
     assert (drawn.value, drawn.is_default, drawn.effect) == (None, True, guidance)
     assert every["train_args.max_train_steps"].effect == job.step_range.max_steps
+
+
+def test_a_clip_that_cannot_be_decoded_has_no_still():
+    assert still_of("0.mp4", b"no clip") == b"" and still_of("0.png", b"any") == b"any"

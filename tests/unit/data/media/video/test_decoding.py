@@ -1,5 +1,6 @@
 """Facts and frames of clips in every codec: the frames' order, their times, and what is refused."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_frames_are_in_the_order_in_which_they_are_shown(suffix):
     data = clip_bytes(suffix, frames=20, options=B_FRAMES)
     assert shown(data, range(20)) == list(range(20))
     assert check(data, None).frames == 20
+
+
+@pytest.mark.parametrize("options", [{}, B_FRAMES])
+def test_an_edit_list_trims_a_clip(options):
+    """As a phone's editor does it: the packets stay, and the first three frames are only decoded."""
+    data = bytearray(clip_bytes(frames=20, options=options))
+    at = data.index(b"elst") + 16
+    (start,) = struct.unpack_from(">i", data, at)
+    struct.pack_into(">i", data, at, start + 3 * 512)
+    facts = check(bytes(data), None)
+    assert facts.frames == 17 and shown(bytes(data), range(17)) == list(range(3, 20))
 
 
 def test_decoding_ends_with_the_last_frame_that_is_needed(monkeypatch):
