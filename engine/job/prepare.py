@@ -162,7 +162,7 @@ def require_same_job(job: Job, device: torch.device, processes: Processes) -> No
         ("the held-out images", job.curve, DatasetError),
         ("the checkpoint's digest", job.record.parent, CheckpointError),
         ("the device", provenance.describe_device(device), DeviceError),
-        ("the installation", provenance.versions(), DeviceError),
+        ("the installation", provenance.versions(job.medium.libraries), DeviceError),
     ]
     for what, value, error in found if processes.world_size > 1 else ():
         processes.require_same(what, value, error)

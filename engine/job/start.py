@@ -130,13 +130,13 @@ def start_training(context: RunContext, family: Family, beginning: Beginning) ->
         history=beginning.history,
         step_results=step_results,
         held_out_losses=beginning.held_out_losses,
-        origins=_extended_origins(beginning.origins, trainer.step, context.device),
+        origins=_extended_origins(beginning.origins, trainer.step, context),
     )
 
 
-def _extended_origins(origins: list[dict[str, Any]], step: int, device: torch.device) -> list[dict[str, Any]]:
+def _extended_origins(origins: list[dict[str, Any]], step: int, context: RunContext) -> list[dict[str, Any]]:
     """Add this run's device and versions, and print a note if earlier steps were trained with others."""
-    found = provenance.extended_origins(origins, step, provenance.origin(device))
+    found = provenance.extended_origins(origins, step, context.job.origin(context.device))
     if len(found) > max(1, len(origins)):
         say(
             f"{NOTE}the steps before were trained on another device or with other library versions, so neither "

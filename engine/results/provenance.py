@@ -6,7 +6,7 @@ import contextlib
 import importlib.metadata
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,15 +22,19 @@ _LIBRARIES: Final = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that the result's bits may depend on."""
-    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+def versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions that the result's bits may depend on.
+
+    Args:
+        more: packages besides those of every job (`Medium.libraries`).
+    """
+    found = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *more)}
     return {"sd-lora-task": __version__, "python": platform.python_version(), **found}
 
 
-def origin(device: torch.device) -> dict[str, Any]:
-    """Return the device and versions of this process, as they are written to the manifest."""
-    return {"versions": versions(), "device": describe_device(device)}
+def origin(device: torch.device, more: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the device and versions of this process, as they are written to the manifest. `more` as in `versions`."""
+    return {"versions": versions(more), "device": describe_device(device)}
 
 
 def extended_origins(origins: Sequence[Mapping[str, Any]], step: int, here: Mapping[str, Any]) -> list[dict[str, Any]]:

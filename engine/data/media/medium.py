@@ -43,6 +43,8 @@ class Medium:
     not used."""
     has_frames: bool = False
     """True if samples are clips: views have frames (`Geometry.frames`), of which an image has one."""
+    libraries: tuple[str, ...] = ()
+    """Packages that decode samples, besides those that every job needs: results record their versions."""
     decoding: str = ""
     """Names what the pixels of a view depend on, besides the bytes: the frame rate and the decoder's version, as far as
     the encoding cache does not distinguish them already."""

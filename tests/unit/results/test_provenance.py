@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from engine import __version__
+from engine.data.media.registry import MEDIA
 from engine.results import provenance
+from engine.task.task import Dataset
 
 
 def test_versions_of_everything_the_bits_depend_on():
@@ -84,3 +86,10 @@ class TestGoingOn:
     def test_who_only_drew_the_images_is_told(self):
         found = provenance.origin_of_result(provenance.extended_origins(provenance.extended_origins([], 0, A), 9, B), 9)
         assert found["device"] == B["device"] and found["origins"][-1] == {"from_step": 9, "to_step": 9, **B}
+
+
+def test_what_decodes_clips_is_recorded_for_clips_alone():
+    assert "av" not in provenance.versions()
+    libraries = MEDIA["video"](Dataset(name="d")).libraries
+    assert libraries and set(libraries) == set(provenance.versions(libraries)) - set(provenance.versions())
+    assert MEDIA["image"](Dataset(name="d")).libraries == ()

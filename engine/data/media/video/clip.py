@@ -106,6 +106,7 @@ def video_medium(frame_rate: float | None) -> Medium:
         suffixes=SUFFIXES | image.IMAGE.suffixes,
         reader_version=version,
         has_frames=True,
+        libraries=("av",),
         decoding=version,
         measure=functools.partial(measure, frame_rate=frame_rate),
         check=functools.partial(check_clip, frame_rate=frame_rate),

@@ -16,7 +16,7 @@ from engine.models.parts.config_checks import (
     require_shift,
     require_size,
 )
-from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import flux
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
@@ -125,7 +125,7 @@ def refine(config: Configs) -> FamilySpec:
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=flux.transformer,

@@ -7,7 +7,7 @@ from typing import Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
-from engine.models.parts.footprints import flow, language_model
+from engine.models.parts.footprints import language_model, transformer_model
 from engine.models.parts.footprints.transformers import flux2
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
@@ -66,7 +66,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
     encoders = {TEXT: language_model.text_encoder}
-    return flow.footprint(config, workload, transformer=flux2.transformer, encoders=encoders)
+    return transformer_model.footprint(config, workload, transformer=flux2.transformer, encoders=encoders)
 
 
 SPEC: Final = FamilySpec(

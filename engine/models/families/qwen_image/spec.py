@@ -14,7 +14,7 @@ from engine.models.parts.config_checks import (
     require_rotations,
     require_size,
 )
-from engine.models.parts.footprints import flow, language_model, vae_3d
+from engine.models.parts.footprints import language_model, transformer_model, vae_3d
 from engine.models.parts.footprints.transformers import qwen_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
@@ -89,7 +89,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
     encoders = {TEXT: language_model.text_encoder}
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=qwen_image.transformer,
