@@ -104,6 +104,13 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="ZImagePipeline",
     module="engine.models.families.z_image.model",
+    other_pipelines={
+        "ZImageOmniPipeline": "Z-Image-Omni, which is given images besides the text",
+        "ZImageImg2ImgPipeline": "an image-to-image model",
+        "ZImageInpaintPipeline": "an inpainting model",
+        "ZImageControlNetPipeline": "a model with a ControlNet",
+        "ZImageControlNetInpaintPipeline": "a model with a ControlNet",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={
