@@ -9,7 +9,7 @@ from engine.core.redact import public
 from engine.data.dataset.held_out import HeldOut
 from engine.evaluation.drawings import Canvas, extents
 from engine.job import memory
-from engine.job.advice import lengths, rates
+from engine.job.advice import clip_notes, lengths, rates
 from engine.job.advice.clips import Survey
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
@@ -26,9 +26,11 @@ def describe(job: Job) -> list[str]:
     step_range, args = job.step_range, job.task.train_args
     rate = base_learning_rate(args, step_range.micro_batches)
     effective, noun = step_range.visits_per_step, job.medium.names.noun
+    quantization = job.task.model.quantization
     lines = [
         *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        *([f"quantization   {quantization}: the linear layers of the denoiser's blocks"] if quantization else []),
         *(f"{name:<14} {public(one.wanted.name)} ({one.identity[:19]})" for name, one in job.base.elsewhere.items()),
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
@@ -45,7 +47,7 @@ def describe(job: Job) -> list[str]:
         own = base_text_encoder_rate(args, step_range.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     if survey := Survey.of(job):
-        lines += survey.lines()
+        lines += clip_notes.lines(survey)
     if job.buckets:
         lines += job.buckets.lines(job.medium.names.several)
     if job.held_out:
@@ -148,7 +150,7 @@ def warnings(job: Job) -> list[str]:
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size)
     if survey := Survey.of(job):
-        found += survey.notes()
+        found += clip_notes.notes(survey)
     found += rates.notes(job)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:

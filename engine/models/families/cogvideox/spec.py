@@ -167,6 +167,11 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="CogVideoXPipeline",
     module="engine.models.families.cogvideox.model",
+    other_pipelines={
+        "CogVideoXImageToVideoPipeline": "a CogVideoX that is given an image",
+        "CogVideoXVideoToVideoPipeline": "a video-to-video pipeline; name the CogVideoXPipeline of the same model",
+        "CogVideoXFunControlPipeline": "CogVideoX-Fun, which follows a control video",
+    },
     components=("scheduler", "tokenizer", TEXT, "vae", "transformer"),
     weighted=(TEXT, "vae", "transformer"),
     classes={
@@ -177,6 +182,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=(TEXT,),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

@@ -137,6 +137,16 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="FluxPipeline",
     module="engine.models.families.flux.model",
+    other_pipelines={
+        "FluxImg2ImgPipeline": "an image-to-image pipeline; name the FluxPipeline of the same model",
+        "FluxInpaintPipeline": "an inpainting pipeline; name the FluxPipeline of the same model",
+        "FluxFillPipeline": "FLUX.1 Fill, an inpainting model",
+        "FluxControlPipeline": "FLUX.1 Canny or Depth, which follow a control image",
+        "FluxControlNetPipeline": "a FLUX.1 with a ControlNet",
+        "FluxKontextPipeline": "FLUX.1 Kontext, an image-editing model",
+        "FluxPriorReduxPipeline": "FLUX.1 Redux, which makes prompts of images",
+        "ChromaPipeline": "Chroma, which has FLUX.1's layers but no CLIP and no guidance",
+    },
     components=(
         "scheduler",
         "tokenizer",
@@ -156,6 +166,7 @@ SPEC: Final = FamilySpec(
         "vae": ("AutoencoderKL",),
         "transformer": ("FluxTransformer2DModel",),
     },
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=lora_targets.CLIP,
     text_root=lora_targets.CLIP_ROOT,

@@ -72,6 +72,11 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="Flux2KleinPipeline",
     module="engine.models.families.flux2_klein.model",
+    other_pipelines={
+        "Flux2Pipeline": "FLUX.2 [dev], whose text encoder has 24 billion parameters",
+        "Flux2KleinKVPipeline": "FLUX.2 [klein] for editing images",
+        "Flux2KleinInpaintPipeline": "an inpainting model",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={
@@ -82,6 +87,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=(),
     text_root=None,

@@ -157,6 +157,13 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="HunyuanVideoPipeline",
     module="engine.models.families.hunyuan_video.model",
+    other_pipelines={
+        "HunyuanVideoImageToVideoPipeline": "a HunyuanVideo that is given an image",
+        "HunyuanVideoFramepackPipeline": "FramePack, which makes a video in pieces from an image",
+        "HunyuanSkyreelsImageToVideoPipeline": "SkyReels, a HunyuanVideo that is given an image",
+        "HunyuanVideo15Pipeline": "HunyuanVideo 1.5, which has other parts than HunyuanVideo",
+        "HunyuanVideo15ImageToVideoPipeline": "HunyuanVideo 1.5, which has other parts than HunyuanVideo",
+    },
     components=("scheduler", "tokenizer", "tokenizer_2", _LLAMA, _CLIP, "vae", "transformer"),
     weighted=(_LLAMA, _CLIP, "vae", "transformer"),
     classes={
@@ -168,6 +175,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=(_LLAMA, _CLIP),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=(),
     text_root=None,

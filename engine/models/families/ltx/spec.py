@@ -118,6 +118,15 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="LTXPipeline",
     module="engine.models.families.ltx.model",
+    other_pipelines={
+        "LTXConditionPipeline": "an LTX-Video 0.9.5 or later, which is given images and places frames otherwise",
+        "LTXImageToVideoPipeline": "an image-to-video pipeline; name the LTXPipeline of the same model",
+        "LTXLatentUpsamplePipeline": "an upscaler",
+        "LTXI2VLongMultiPromptPipeline": "an image-to-video pipeline",
+        "LTX2Pipeline": "LTX-2, which makes sound as well",
+        "LTX2ImageToVideoPipeline": "LTX-2, which makes sound as well",
+        "LTX2ConditionPipeline": "LTX-2, which makes sound as well",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={
@@ -128,6 +137,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

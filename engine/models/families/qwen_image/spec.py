@@ -102,6 +102,16 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="QwenImagePipeline",
     module="engine.models.families.qwen_image.model",
+    other_pipelines={
+        "QwenImageEditPipeline": "Qwen-Image-Edit, an image-editing model",
+        "QwenImageEditPlusPipeline": "Qwen-Image-Edit, an image-editing model",
+        "QwenImageEditInpaintPipeline": "Qwen-Image-Edit, an image-editing model",
+        "QwenImageLayeredPipeline": "Qwen-Image-Layered, which takes an image apart",
+        "QwenImageImg2ImgPipeline": "an image-to-image model",
+        "QwenImageInpaintPipeline": "an inpainting model",
+        "QwenImageControlNetPipeline": "a model with a ControlNet",
+        "QwenImageControlNetInpaintPipeline": "a model with a ControlNet",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={
@@ -112,6 +122,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

@@ -169,6 +169,14 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="StableDiffusion3Pipeline",
     module="engine.models.families.sd3.model",
+    other_pipelines={
+        "StableDiffusion3Img2ImgPipeline": "an image-to-image pipeline",
+        "StableDiffusion3InpaintPipeline": "an inpainting model",
+        "StableDiffusion3ControlNetPipeline": "a pipeline with a ControlNet",
+        "StableDiffusion3ControlNetInpaintingPipeline": "an inpainting model with a ControlNet",
+        "StableDiffusion3PAGPipeline": "a pipeline with another kind of guidance",
+        "StableDiffusion3PAGImg2ImgPipeline": "an image-to-image pipeline",
+    },
     components=(
         "scheduler",
         *("tokenizer", "tokenizer_2", "tokenizer_3"),
@@ -187,6 +195,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=("text_encoder", "text_encoder_2"),
     fixed_text_encoders=(T5,),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.JOINT_ATTENTION,
     text_lora_targets=lora_targets.CLIP,
     text_root=lora_targets.CLIP_ROOT,

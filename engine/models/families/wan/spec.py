@@ -182,6 +182,12 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="WanPipeline",
     module="engine.models.families.wan.model",
+    other_pipelines={
+        "WanImageToVideoPipeline": "an image-to-video model",
+        "WanVACEPipeline": "Wan VACE, which is given a clip to edit",
+        "WanVideoToVideoPipeline": "a video-to-video pipeline; name the WanPipeline of the same model",
+        "WanAnimatePipeline": "Wan Animate, which is given a clip and an image",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer", "transformer_2"),
     weighted=("text_encoder", "vae", "transformer"),
     optional=("transformer_2",),
@@ -193,6 +199,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

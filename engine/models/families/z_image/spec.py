@@ -104,6 +104,13 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="ZImagePipeline",
     module="engine.models.families.z_image.model",
+    other_pipelines={
+        "ZImageOmniPipeline": "Z-Image-Omni, which is given images besides the text",
+        "ZImageImg2ImgPipeline": "an image-to-image model",
+        "ZImageInpaintPipeline": "an inpainting model",
+        "ZImageControlNetPipeline": "a model with a ControlNet",
+        "ZImageControlNetInpaintPipeline": "a model with a ControlNet",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={
@@ -114,6 +121,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("noise_refiner", "context_refiner", "layers"),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

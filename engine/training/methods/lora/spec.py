@@ -71,6 +71,13 @@ def smaller(task: Task) -> Iterator[Change]:
             yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
 
 
+def needs_original_weights(task: Task) -> str | None:
+    """Return why LoftQ needs them; see `MethodSpec.needs_original_weights`."""
+    if task.lora.init_lora_weights != "loftq":
+        return None
+    return "lora.init_lora_weights 'loftq' quantises the original weights itself; use only one of these keys"
+
+
 def copies(task: Task) -> int:
     """Return the number of values per trained value in the saved state: LoftQ adds its start values."""
     return 2 if task.lora.init_lora_weights == "loftq" else 1
@@ -87,7 +94,7 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
         f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
         "the node *Load LoRA*.\nStrength 1 is as it was trained."
     )
-    if about.base.family.medium != "image":
+    if about.base.family.has_frames:
         return found
     return (
         f"{found}\n\n### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as "
@@ -116,6 +123,7 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    needs_original_weights=needs_original_weights,
     is_whole_model=False,
     tapes=tapes,
     smaller=smaller,
