@@ -191,7 +191,7 @@ SPEC: Final = FamilySpec(
     caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1, least=2),
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=6.0, num_inference_steps=50),
-    hub_tags=("hunyuan-video", "text-to-video"),
+    hub_tags=("hunyuan-video",),
     licences=dict.fromkeys(("hunyuanvideo-community/HunyuanVideo", "tencent/HunyuanVideo"), "other"),
     footprint=_footprint,
 )

@@ -146,7 +146,7 @@ SPEC: Final = FamilySpec(
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=3.0, num_inference_steps=50),
     argument_names={"frame_rate": "frame_rate"},
-    hub_tags=("ltx-video", "text-to-video"),
+    hub_tags=("ltx-video",),
     licences={"Lightricks/LTX-Video": "other"},
     footprint=_footprint,
 )

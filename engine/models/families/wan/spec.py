@@ -209,7 +209,7 @@ SPEC: Final = FamilySpec(
     caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=t5_tokens.LEAST),
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     drawing=DrawingDefaults(guidance_scale=5.0, num_inference_steps=50),
-    hub_tags=("wan", "text-to-video"),
+    hub_tags=("wan",),
     licences=dict.fromkeys(
         (
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
