@@ -83,6 +83,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=(),
     text_root=None,

@@ -172,6 +172,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=(_LLAMA, _CLIP),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=(),
     text_root=None,
