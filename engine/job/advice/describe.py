@@ -148,7 +148,7 @@ def warnings(job: Job) -> list[str]:
     found += without_effect(job)
     found += _beyond_the_end(job)
     if job.buckets:
-        found += job.buckets.warnings(step_range.batch_size)
+        found += job.buckets.warnings(step_range.batch_size, job.medium.names.noun)
     if survey := Survey.of(job):
         found += clip_notes.notes(survey)
     found += rates.notes(job)

@@ -9,8 +9,6 @@ from engine.models.parts.footprints.video_vaes.tiles import Tiles
 from engine.models.parts.tape import Config, count_of, linear_parameters
 from engine.models.spec import ImageEncoder
 
-_STEP: Final = 4
-"""Frames after the first one for each frame of the latents."""
 _PIECE: Final = 17
 """The frames that are encoded or decoded at a time at most."""
 _STRIDE: Final = 12
@@ -22,11 +20,6 @@ TILES: Final = Tiles(height=256, width=256, stride_height=192, stride_width=192)
 def reduction(config: Config) -> int:
     """Return how many pixels of a side are one position of the latents. Raises TypeError."""
     return int(config.get("spatial_compression_ratio", 8))
-
-
-def latent_frames(frames: int) -> int:
-    """Return the number of frames of the latents of a clip."""
-    return (frames - 1) // _STEP + 1
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -> ImageEncoder:

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.core.errors import ModelError, TaskError
-from engine.models.families.hunyuan_video.spec import SPEC, check, check_size, takes_guidance
+from engine.models.families.hunyuan_video.spec import SPEC, check, takes_guidance
 from engine.task.plan.extent import Extent
 
 PARTS = {
@@ -65,7 +65,7 @@ def test_defaults_of_the_classes_are_known():
         ("transformer", {"rope_axes_dim": [16, 57, 55]}, "do not go together"),
         ("transformer", {"guidance_embeds": "yes"}, "do not go together"),
         ("transformer", {"num_single_layers": 10**9}, "num_single_layers"),
-        ("transformer", {"num_refiner_layers": 10**9}, "num_layers"),
+        ("transformer", {"num_refiner_layers": 10**9}, "num_refiner_layers"),
         ("transformer", {"text_embed_dim": 3584}, "text of width 3584, its text encoder gives 4096"),
         ("transformer", {"pooled_projection_dim": 1280}, "pooled text of width 1280"),
         ("vae", {"latent_channels": 8}, "given an image|not those"),
@@ -82,9 +82,9 @@ def test_others_do_not(component, changes, message):
 
 
 def test_sizes_are_whole_tokens():
-    check_size(config_with(), Extent(960, 544, 61))
+    SPEC.check_size(config_with(), Extent(960, 544, 61))
     with pytest.raises(TaskError, match="such as 528 or 544"):
-        check_size(config_with(), Extent(960, 540, 61))
+        SPEC.check_size(config_with(), Extent(960, 540, 61))
 
 
 def test_the_row_names_a_pipeline_and_its_parts():
