@@ -178,7 +178,7 @@ def _training(report: Report) -> str:
 
 
 def _held_out(report: Report) -> str:
-    return held_out(report.held_out_losses, _starts(report))
+    return held_out(report.held_out_losses, _starts(report), report.noun)
 
 
 def _starts(report: Report) -> list[int]:
