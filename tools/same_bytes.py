@@ -24,6 +24,8 @@ from PIL import Image
 
 from tests.support.clips import make_clip
 from tests.support.tiny import build_dataset, build_sd, build_sdxl
+from tests.support.tiny_cogvideox import build_cogvideox
+from tests.support.tiny_hunyuan_video import build_hunyuan_video
 from tests.support.tiny_ltx import build_ltx
 from tests.support.tiny_wan import build_wan
 
@@ -65,10 +67,19 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
         "dataset": {"frame_extraction": "random"},
     },
     "wan, whole model, bf16": {**BF16, "training_type": "full", "train_args": {"num_frames": 5}},
+    "cogvideox, clips": {"train_args": {"num_frames": 9}, "dataset": {"frame_extraction": "chunk"}},
+    "hunyuan_video, bf16": {**BF16, "train_args": {"num_frames": 5, "guidance_scale": 2.0}},
 }
-BUILDERS: Final = {"sd": build_sd, "xl": build_sdxl, "ltx": build_ltx, "wan": build_wan}
+BUILDERS: Final = {
+    "sd": build_sd,
+    "xl": build_sdxl,
+    "ltx": build_ltx,
+    "wan": build_wan,
+    "cogvideox": build_cogvideox,
+    "hunyuan_video": build_hunyuan_video,
+}
 """First word of a task's name -> a builder of its base model."""
-OF_CLIPS: Final = {"ltx", "wan"}
+OF_CLIPS: Final = {"ltx", "wan", "cogvideox", "hunyuan_video"}
 """The models that are trained on clips."""
 
 

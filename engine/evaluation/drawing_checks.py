@@ -37,7 +37,8 @@ def check_drawings(task: Task, family: FamilySpec, config: Configs, *, num_train
             where = where_of(validation, number, "num_inference_steps")
             _check_steps(where, row.num_inference_steps, num_train_timesteps)
         _check_negative(where_of(validation, number, "negative_prompt"), row.negative_prompt, family)
-        _check_frames(where_of(validation, number, "num_frames"), row, family)
+        if row.num_frames is not None:
+            family.require_frames(where_of(validation, number, "num_frames"), row.num_frames)
         _check_size(where_of(validation, number, "width and height"), row, Canvas.of(task, family), family, config)
 
 
@@ -60,19 +61,6 @@ def _check_steps(where: str, steps: int, most: int) -> None:
 def _check_negative(where: str, negative_prompt: Any, family: FamilySpec) -> None:
     if negative_prompt is not None and not family.takes_negative_prompt:
         raise TaskError(f"{where} has no effect: a {family.pipeline} draws without a negative prompt; remove this key")
-
-
-def _check_frames(where: str, row: Prompt, family: FamilySpec) -> None:
-    frames, step = row.num_frames, family.frame_step
-    if frames is None or frames == 1:
-        return
-    if family.medium != "video":
-        raise TaskError(f"{where} is {frames}: this base model draws images; remove this key")
-    if (frames - 1) % step:
-        below = (frames - 1) // step * step + 1
-        raise TaskError(
-            f"{where} is {frames}: a {family.pipeline} takes {step}k + 1 frames, such as {below} or {below + step}"
-        )
 
 
 def _check_size(where: str, row: Prompt, canvas: Canvas, family: FamilySpec, config: Configs) -> None:

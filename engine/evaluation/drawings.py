@@ -34,7 +34,7 @@ class Canvas:
     def of(cls, task: Task, family: FamilySpec) -> Canvas:
         """Return those of a task."""
         resolution = task.train_args.resolution
-        if family.medium != "video":
+        if not family.has_frames:
             return cls(resolution=resolution)
         rate = family.frame_rate if task.dataset.frame_rate is None else task.dataset.frame_rate
         return cls(resolution=resolution, num_frames=task.train_args.num_frames, frame_rate=rate)

@@ -11,7 +11,6 @@ from engine.core.console import say
 from engine.evaluation.held_out_loss import HeldOutCurve, HeldOutLoss
 from engine.job.job import Job
 from engine.models.family import Family
-from engine.results import provenance
 from engine.results.held_out_rows import Row
 from engine.results.outcome import Outcome
 from engine.task.plan.steps import validation_interval
@@ -32,7 +31,7 @@ def encoding_cache(job: Job, settings: Settings, device: torch.device) -> Encodi
         "variants": dict(job.base.variants),
         **({"components": job.base.identities} if job.base.elsewhere else {}),
         "mixed_precision": job.task.mixed_precision,
-        **provenance.origin(device, job.medium.libraries),
+        **job.origin(device),
     }
     bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
     return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))

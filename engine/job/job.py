@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.core.canonical_json import canonical_json
 from engine.core.errors import CheckpointError
@@ -18,7 +18,7 @@ from engine.data.media.registry import MEDIA
 from engine.models.base_model import BaseModel
 from engine.models.objectives.objective import TargetType
 from engine.models.spec import DrawingDefaults
-from engine.results import held_out_rows
+from engine.results import held_out_rows, provenance
 from engine.results.agreement import differing
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
@@ -30,6 +30,9 @@ from engine.training.buckets import Buckets
 from engine.training.methods.method import MethodSpec
 from engine.training.methods.registry import METHODS
 from engine.training.methods.warm_start import WarmStart
+
+if TYPE_CHECKING:
+    import torch
 
 _OF_NOISE: Final = ("flow_shift", "guidance_scale")
 """Keys of `train_args` that change the loss at a timestep."""
@@ -71,6 +74,10 @@ class Job:
     def medium(self) -> Medium:
         """The kind of the dataset's samples."""
         return medium_of(self.base, self.task.dataset)
+
+    def origin(self, device: torch.device) -> dict[str, Any]:
+        """Return the device and the versions on which the job's bits depend."""
+        return provenance.origin(device, self.medium.libraries)
 
     @property
     def timesteps(self) -> Timesteps:

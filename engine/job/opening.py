@@ -13,7 +13,7 @@ from engine.core.process.signals import Stop
 from engine.job.context import JobContext, RunContext
 from engine.job.hub.push import push_result
 from engine.job.prepare import prepare, recorded
-from engine.results import held_out_rows, provenance
+from engine.results import held_out_rows
 from engine.results.checkpoint import Checkpoint
 from engine.results.outcome import Outcome
 from engine.results.output.contents import Claim
@@ -103,7 +103,7 @@ def claim_output(context: RunContext, log: ProgressLog) -> None:
         found={
             **job.resolved,
             "revision": job.task.model.revision,
-            **provenance.origin(context.device, job.medium.libraries),
+            **job.origin(context.device),
         },
         in_place=job.in_place,
         overwrite=context.settings.overwrite,

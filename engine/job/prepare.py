@@ -217,36 +217,28 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
 
 def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
     args, family = task.train_args, base.family
-    _check_frames(family, task)
+    family.require_frames("train_args.num_frames", args.num_frames)
+    _check_clip_keys(family, task)
     sizes = bucket_sizes(args.resolution) if task.transforms.buckets else [args.extent.size]
     for size in sizes:
         family.check_size(base.config, Extent(*size, args.num_frames))
 
 
-def _check_frames(family: FamilySpec, task: Task) -> None:
-    """Raise TaskError for keys of clips that the family or the task's other keys do not allow."""
-    args, dataset, step = task.train_args, task.dataset, family.frame_step
-    if family.medium == "image":
-        for key, is_set in {
-            "train_args.num_frames": args.num_frames != 1,
-            "dataset.frame_rate": dataset.frame_rate is not None,
-            "dataset.frame_extraction": dataset.frame_extraction != "head",
-        }.items():
-            if is_set:
-                raise TaskError(f"{key} is for video models: a {family.pipeline} makes images; remove this key")
-        return
-    if (args.num_frames - 1) % step:
-        below = (args.num_frames - 1) // step * step + 1
-        raise TaskError(
-            f"train_args.num_frames is {args.num_frames}: a {family.pipeline} takes {step}k + 1 frames, such as "
-            f"{below} or {below + step}"
-        )
-    for key, is_set in {
-        "dataset.mask_column": dataset.mask_column is not None,
-        "dataset.alpha_mask": dataset.alpha_mask,
-    }.items():
+def _check_clip_keys(family: FamilySpec, task: Task) -> None:
+    """Raise TaskError for keys that are for clips alone, or for images alone, with a family of the other kind."""
+    dataset = task.dataset
+    if family.has_frames:
+        others = {"mask_column": dataset.mask_column is not None, "alpha_mask": dataset.alpha_mask}
+        why = f"masks are for image models, not for a {family.pipeline}"
+    else:
+        others = {
+            "frame_rate": dataset.frame_rate is not None,
+            "frame_extraction": dataset.frame_extraction != "head",
+        }
+        why = f"it is for video models, and a {family.pipeline} makes images"
+    for key, is_set in others.items():
         if is_set:
-            raise TaskError(f"{key}: masks are for image models, not for a {family.pipeline}; remove this key")
+            raise TaskError(f"dataset.{key}: {why}; remove this key")
 
 
 def _check_noise(job: Job) -> None:

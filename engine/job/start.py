@@ -136,7 +136,7 @@ def start_training(context: RunContext, family: Family, beginning: Beginning) ->
 
 def _extended_origins(origins: list[dict[str, Any]], step: int, context: RunContext) -> list[dict[str, Any]]:
     """Add this run's device and versions, and print a note if earlier steps were trained with others."""
-    found = provenance.extended_origins(origins, step, provenance.origin(context.device, context.job.medium.libraries))
+    found = provenance.extended_origins(origins, step, context.job.origin(context.device))
     if len(found) > max(1, len(origins)):
         say(
             f"{NOTE}the steps before were trained on another device or with other library versions, so neither "

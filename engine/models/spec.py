@@ -145,6 +145,9 @@ class FamilySpec:
     """Diffusers' pipeline class: `_class_name` in `model_index.json`."""
     module: str
     """The name of the module with `load(args: LoadArgs) -> Family`, which may import torch."""
+    other_pipelines: Mapping[str, str] = field(default_factory=dict)
+    """The pipelines of base models that may be taken for one of this family and cannot be trained -> what they are, for
+    the message that refuses them."""
     components: tuple[str, ...]
     """The sub-folders of the base model that training and validation need."""
     weighted: tuple[str, ...]
@@ -221,6 +224,22 @@ class FamilySpec:
     is not the pipeline's first argument; `frame_rate` -> `frame_rate`, where the pipeline is told that of a clip."""
     refine: Callable[[Configs], FamilySpec] | None = None
     """Returns the row for one base model, if configurations decide what is usual for it; None for this row."""
+
+    @property
+    def has_frames(self) -> bool:
+        """True if samples and validation images are clips, of which an image is one of one frame."""
+        return self.frame_rate is not None
+
+    def require_frames(self, key: str, frames: int) -> None:
+        """Raise TaskError unless the family has clips of so many frames; `key` is where the task gives the number."""
+        step = self.frame_step
+        if not self.has_frames and frames != 1:
+            raise TaskError(f"{key} is {frames}: a {self.pipeline} makes images; remove this key")
+        if (frames - 1) % step:
+            below = (frames - 1) // step * step + 1
+            raise TaskError(
+                f"{key} is {frames}: a {self.pipeline} takes {step}k + 1 frames, such as {below} or {below + step}"
+            )
 
     def lora_name(self, component: str, module: str) -> str:
         """Return the name of a component's module in Diffusers' LoRA files."""

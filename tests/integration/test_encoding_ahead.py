@@ -15,7 +15,7 @@ import pytest
 import entrypoint
 from engine.job import memory
 from engine.models.families.flux.model import Flux
-from engine.models.parts import flow_family
+from engine.models.parts import transformer_family
 from tests.support import tiny
 from tests.support.harness import Finished, clean_environment, read_json, succeed
 from tests.support.tiny_flux import build_flux
@@ -119,14 +119,14 @@ def loads(monkeypatch, tmp_path):
     """The components that jobs have loaded so far, in order."""
     path = tmp_path / "loads"
     path.touch()
-    load = flow_family.load_module
+    load = transformer_family.load_module
 
     def recorded(cls, args, component, device):
         with path.open("a") as file:
             file.write(f"{component}\n")
         return load(cls, args, component, device)
 
-    monkeypatch.setattr(flow_family, "load_module", recorded)
+    monkeypatch.setattr(transformer_family, "load_module", recorded)
     return lambda: [name for name in path.read_text().split() if name in (T5, DENOISER)]
 
 

@@ -48,7 +48,18 @@ PUBLISHED |= {
         "vae": real_shapes.VAE_FLUX2,
     },
 }
+PUBLISHED |= {
+    "cogvideox-5b": {"transformer": real_shapes.COGVIDEOX_5B, "text_encoder": real_shapes.T5_XXL, "vae": {}},
+    "hunyuan-video": {
+        "transformer": {},
+        "text_encoder": real_shapes.LLAMA_3_8B,
+        "text_encoder_2": CLIP_L,
+        "vae": {},
+    },
+}
 PIPELINES |= {
+    "cogvideox-5b": "CogVideoXPipeline",
+    "hunyuan-video": "HunyuanVideoPipeline",
     "flux1": "FluxPipeline",
     "sd35-medium": "StableDiffusion3Pipeline",
     "sd35-large": "StableDiffusion3Pipeline",

@@ -144,6 +144,18 @@ COGVIDEOX_15 = COGVIDEOX_5B | {
 }
 """zai-org/CogVideoX1.5-5B: the same."""
 
+LLAMA_3_8B = {
+    "architectures": ["LlamaModel"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128320,
+}
+"""The text encoder of HunyuanVideo, whose transformer and VAE have the defaults of Diffusers' classes."""
+
 QWEN25_VL_7B = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
     "text_config": {

@@ -9,7 +9,7 @@ from engine.core.redact import public
 from engine.data.dataset.held_out import HeldOut
 from engine.evaluation.drawings import Canvas, extents
 from engine.job import memory
-from engine.job.advice import lengths, rates
+from engine.job.advice import clip_notes, lengths, rates
 from engine.job.advice.clips import Survey
 from engine.job.advice.ineffective_keys import without_effect
 from engine.job.job import Job
@@ -45,7 +45,7 @@ def describe(job: Job) -> list[str]:
         own = base_text_encoder_rate(args, step_range.micro_batches)
         lines.append(f"text encoder   {own:g}, {args.lr_scheduler.lr_scheduler}")
     if survey := Survey.of(job):
-        lines += survey.lines()
+        lines += clip_notes.lines(survey)
     if job.buckets:
         lines += job.buckets.lines(job.medium.names)
     if job.held_out:
@@ -148,7 +148,7 @@ def warnings(job: Job) -> list[str]:
     if job.buckets:
         found += job.buckets.warnings(step_range.batch_size, job.medium.names)
     if survey := Survey.of(job):
-        found += survey.notes()
+        found += clip_notes.notes(survey)
     found += rates.notes(job)
     found += job.method.notes(job.task, job.parent if isinstance(job.parent, WarmStart) else None)
     if step_range.num_steps == 0:

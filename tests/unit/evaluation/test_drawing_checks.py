@@ -79,7 +79,7 @@ def test_what_is_possible_passes():
 
 
 def test_image_models_have_no_frames_and_some_no_negative_prompt():
-    with pytest.raises(TaskError, match=r"num_frames is 9: this base model draws images; remove this key"):
+    with pytest.raises(TaskError, match=r"num_frames is 9: a StableDiffusionPipeline makes images; remove this key"):
         check(SPEC, num_frames=9)
     with pytest.raises(TaskError, match=r"prompts\[1\], negative_prompt has no effect"):
         check(replace(SPEC, takes_negative_prompt=False), negative_prompt="")

@@ -1,6 +1,7 @@
 """From settings to a job: what is refused, and what is pinned."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -81,14 +82,14 @@ def test_a_file_of_prompts_lies_beside_the_task(tmp_path):
         prepare.read_task(given)
 
 
-BASE = SimpleNamespace(family=SimpleNamespace(medium="image", frame_step=1, check_size=lambda *_: None), config=None)
+BASE = SimpleNamespace(family=SPEC, config=None)
 """A base model as far as the dataset is opened for it."""
 
 
 @pytest.mark.parametrize(("buckets", "longest"), [(False, 256), (True, 512)])
 def test_the_family_sees_each_size_before_anything_is_trained(buckets, longest):
     seen = []
-    family = SimpleNamespace(medium="image", frame_step=1, check_size=lambda config, extent: seen.append(extent.size))
+    family = replace(SPEC, check_size=lambda config, extent: seen.append(extent.size))
     given = {"train_args": {"resolution": 256}, "transforms": {"buckets": buckets}}
     task = parse_task(text(**given).encode(), source="test")
     prepare._check_sizes(SimpleNamespace(family=family, config=None), task)
@@ -123,6 +124,26 @@ def test_keys_that_do_not_go_with_the_model_are_refused(args, family, message):
 def test_guidance_for_a_model_that_is_told_it():
     configs = {"transformer": {"guidance_embeds": True}}
     prepare._check_noise(job_of(text(train_args={"guidance_scale": 3.5}), family=FLOW_SPEC, configs=configs))
+
+
+VIDEO = replace(SPEC, medium="video", frame_step=8, frame_rate=25.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "message"),
+    [
+        (SPEC, {"train_args": {"num_frames": 9}}, "train_args.num_frames is 9: a StableDiffusionPipeline makes images"),
+        (SPEC, {"dataset": {"frame_rate": 25}}, "dataset.frame_rate: it is for video models"),
+        (SPEC, {"dataset": {"frame_extraction": "chunk"}}, "dataset.frame_extraction: it is for video models"),
+        (VIDEO, {"train_args": {"num_frames": 16}}, "takes 8k + 1 frames, such as 9 or 17"),
+        (VIDEO, {"dataset": {"mask_column": "mask"}}, "dataset.mask_column: masks are for image models"),
+        (VIDEO, {"dataset": {"alpha_mask": True}}, "dataset.alpha_mask: masks are for image models"),
+    ],
+)
+def test_keys_of_the_other_kind_of_models_are_refused(family, given, message):
+    given = {**given, "dataset": {"name": "d", **given.get("dataset", {})}}
+    with pytest.raises(TaskError, match=re.escape(message)):
+        prepare._check_sizes(job_of(family=family).base, parse_task(text(**given).encode(), source="test"))
 
 
 def test_a_shift_that_the_scheduler_does_not_give():

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from engine.core.errors import ModelError
+from engine.data.media.registry import MEDIA
 from engine.models import registry
 from engine.models.family import LoadArgs
+from engine.task.task import Dataset
 from tests.support import toy_family
 
 
@@ -16,6 +18,11 @@ def test_known(name):
     entry = registry.detect({"_class_name": name})
     assert entry is registry.FAMILIES[name]
     assert set(entry.weighted) <= set(entry.components)
+    assert entry.has_frames == MEDIA[entry.medium](Dataset()).has_frames
+
+
+def test_no_family_refuses_the_pipeline_of_another_one():
+    assert not registry.FAMILIES.keys() & {name for spec in registry.FAMILIES.values() for name in spec.other_pipelines}
 
 
 @pytest.mark.parametrize(

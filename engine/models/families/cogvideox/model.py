@@ -14,8 +14,8 @@ from transformers import T5EncoderModel
 from engine.models.families.cogvideox.spec import SPEC, TEXT
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.loading import read_config
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.t5 import encoder as t5
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.video_vae import VideoLatents
 from engine.task.plan.extent import Extent
 
@@ -66,7 +66,7 @@ class CogVideoXLatents(VideoLatents):
         return torch.cat([latents[:, :1].expand(-1, missing, -1, -1), latents], dim=1)
 
 
-class CogVideoX(FlowFamily):
+class CogVideoX(TransformerFamily):
     """A loaded CogVideoX base model; methods as in `Family`."""
 
     spec = SPEC

@@ -11,7 +11,7 @@ from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_one_scale, require_size
-from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import cogvideox
 from engine.models.parts.footprints.video_vaes import cogvideox as vae
 from engine.models.parts.t5 import tokens as t5_tokens
@@ -154,7 +154,7 @@ def refine(config: Configs) -> FamilySpec:
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=partial(cogvideox.transformer, frames=vae.latent_frames(workload.frames)),
@@ -167,6 +167,11 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="CogVideoXPipeline",
     module="engine.models.families.cogvideox.model",
+    other_pipelines={
+        "CogVideoXImageToVideoPipeline": "a CogVideoX that is given an image",
+        "CogVideoXVideoToVideoPipeline": "a video-to-video pipeline; name the CogVideoXPipeline of the same model",
+        "CogVideoXFunControlPipeline": "CogVideoX-Fun, which follows a control video",
+    },
     components=("scheduler", "tokenizer", TEXT, "vae", "transformer"),
     weighted=(TEXT, "vae", "transformer"),
     classes={

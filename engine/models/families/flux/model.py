@@ -12,16 +12,16 @@ from transformers import CLIPTextModel, T5EncoderModel
 from engine.models.families.flux.spec import SPEC
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.parts.clip import encoder as clip
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.packing import image_ids, pack, unpack
 from engine.models.parts.t5 import encoder as t5
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.vae import AnyLatentsVAE
 
 CLIP, T5 = "text_encoder", "text_encoder_2"
 STATES, POOLED = "encoder_hidden_states", "pooled_projections"
 
 
-class Flux(FlowFamily):
+class Flux(TransformerFamily):
     """A loaded FLUX.1 base model; methods as in `Family`."""
 
     spec = SPEC

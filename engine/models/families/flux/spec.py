@@ -16,7 +16,7 @@ from engine.models.parts.config_checks import (
     require_shift,
     require_size,
 )
-from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import flux
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
@@ -125,7 +125,7 @@ def refine(config: Configs) -> FamilySpec:
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=flux.transformer,
@@ -137,6 +137,16 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="FluxPipeline",
     module="engine.models.families.flux.model",
+    other_pipelines={
+        "FluxImg2ImgPipeline": "an image-to-image pipeline; name the FluxPipeline of the same model",
+        "FluxInpaintPipeline": "an inpainting pipeline; name the FluxPipeline of the same model",
+        "FluxFillPipeline": "FLUX.1 Fill, an inpainting model",
+        "FluxControlPipeline": "FLUX.1 Canny or Depth, which follow a control image",
+        "FluxControlNetPipeline": "a FLUX.1 with a ControlNet",
+        "FluxKontextPipeline": "FLUX.1 Kontext, an image-editing model",
+        "FluxPriorReduxPipeline": "FLUX.1 Redux, which makes prompts of images",
+        "ChromaPipeline": "Chroma, which has FLUX.1's layers but no CLIP and no guidance",
+    },
     components=(
         "scheduler",
         "tokenizer",

@@ -15,11 +15,11 @@ from transformers import Qwen3ForCausalLM
 from engine.models.configs import read_json
 from engine.models.families.flux2_klein.spec import SPEC, TEXT_LAYERS
 from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.packing import SIDE, pack
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT_WITHOUT_THINKING
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.vae import ImageModes
 from engine.task.plan.extent import Extent
 
@@ -53,7 +53,7 @@ class KleinLatents(ImageModes):
         return drawn
 
 
-class Flux2Klein(FlowFamily):
+class Flux2Klein(TransformerFamily):
     """A loaded FLUX.2 [klein] base model; methods as in `Family`."""
 
     spec = SPEC

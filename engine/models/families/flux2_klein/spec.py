@@ -7,7 +7,7 @@ from typing import Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
-from engine.models.parts.footprints import flow, language_model
+from engine.models.parts.footprints import language_model, transformer_model
 from engine.models.parts.footprints.transformers import flux2
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
@@ -66,12 +66,17 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
     encoders = {TEXT: language_model.text_encoder}
-    return flow.footprint(config, workload, transformer=flux2.transformer, encoders=encoders)
+    return transformer_model.footprint(config, workload, transformer=flux2.transformer, encoders=encoders)
 
 
 SPEC: Final = FamilySpec(
     pipeline="Flux2KleinPipeline",
     module="engine.models.families.flux2_klein.model",
+    other_pipelines={
+        "Flux2Pipeline": "FLUX.2 [dev], whose text encoder has 24 billion parameters",
+        "Flux2KleinKVPipeline": "FLUX.2 [klein] for editing images",
+        "Flux2KleinInpaintPipeline": "an inpainting model",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={

@@ -15,8 +15,8 @@ from engine.models.families.hunyuan_video.spec import INSTRUCTION_TOKENS, SPEC, 
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.loading import load_tokenizer
 from engine.models.parts.clip import encoder as clip
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.qwen import encoder as language_model
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.video_vae import VideoLatents
 
 LLAMA, CLIP = SPEC.fixed_text_encoders
@@ -25,7 +25,7 @@ _SCALE: Final = 1000.0
 """The time at the noise level 1, and the transformer's number for the guidance scale 1."""
 
 
-class HunyuanVideo(FlowFamily):
+class HunyuanVideo(TransformerFamily):
     """A loaded HunyuanVideo base model; methods as in `Family`."""
 
     spec = SPEC

@@ -10,7 +10,7 @@ from engine.core.errors import ModelError
 from engine.models.families.hunyuan_video import webui
 from engine.models.objectives.objective import TargetType
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_one_scale, require_size
-from engine.models.parts.footprints import clip, flow, language_model
+from engine.models.parts.footprints import clip, language_model, transformer_model
 from engine.models.parts.footprints.transformers import hunyuan_video
 from engine.models.parts.footprints.video_vaes import hunyuan_video as vae
 from engine.models.parts.qwen import tokens
@@ -21,6 +21,7 @@ from engine.models.spec import (
     DrawingDefaults,
     FamilySpec,
     Footprint,
+    TextEncoder,
     Workload,
 )
 from engine.task.plan.extent import Extent
@@ -51,9 +52,10 @@ _PATCH: Final = 2
 """The side of the square of latents that is one token of the transformer."""
 _ROTATIONS: Final = "rope_axes_dim"
 _OTHER_PARTS: Final = "these parts are not those of HunyuanVideo"
-_TARGETS: Final = r"(transformer_blocks|single_transformer_blocks)\..*\.(to_q|to_k|to_v|to_out\.0)"
-"""The layers that get an adapter: the attention of the clip, and in the single blocks that of clip and text, as in
-finetrainers (https://github.com/huggingface/finetrainers, `target_modules` in its examples for HunyuanVideo)."""
+_LAYERS: Final = r"to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out"
+_TARGETS: Final = rf"(transformer_blocks|single_transformer_blocks)\..*\.({_LAYERS})"
+"""The layers that get an adapter: the attention of the blocks, as in finetrainers
+(examples/training/sft/hunyuan_video/modal_labs_dissolve/train.sh in a-r-r-o-w/finetrainers)."""
 
 
 def check(config: Configs) -> None:
@@ -136,12 +138,17 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
     }
 
 
+def _llama(config: Mapping[str, Any], /, *, length: int, value_bytes: int, is_float16: bool) -> TextEncoder:
+    """Return the footprint of the language model, which also gets the instruction."""
+    return language_model.text_encoder(config, length=INSTRUCTION_TOKENS + length, value_bytes=value_bytes)
+
+
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=partial(hunyuan_video.transformer, frames=vae.latent_frames(workload.frames)),
-        encoders={_LLAMA: language_model.text_encoder, _CLIP: clip.fixed_text_encoder},
+        encoders={_LLAMA: _llama, _CLIP: clip.fixed_text_encoder},
         images=partial(vae.image_encoder, frames=workload.frames),
         reduction=vae.reduction,
     )
@@ -150,6 +157,13 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="HunyuanVideoPipeline",
     module="engine.models.families.hunyuan_video.model",
+    other_pipelines={
+        "HunyuanVideoImageToVideoPipeline": "a HunyuanVideo that is given an image",
+        "HunyuanVideoFramepackPipeline": "FramePack, which makes a video in pieces from an image",
+        "HunyuanSkyreelsImageToVideoPipeline": "SkyReels, a HunyuanVideo that is given an image",
+        "HunyuanVideo15Pipeline": "HunyuanVideo 1.5, which has other parts than HunyuanVideo",
+        "HunyuanVideo15ImageToVideoPipeline": "HunyuanVideo 1.5, which has other parts than HunyuanVideo",
+    },
     components=("scheduler", "tokenizer", "tokenizer_2", _LLAMA, _CLIP, "vae", "transformer"),
     weighted=(_LLAMA, _CLIP, "vae", "transformer"),
     classes={

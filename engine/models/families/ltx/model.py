@@ -15,8 +15,8 @@ from transformers import T5EncoderModel
 from engine.models.families.ltx.spec import FRAMES, SIDE, SPEC
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.parts import pipelines
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.t5 import encoder as t5
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.video_vae import VideoLatents
 
 TEXT: Final = "text_encoder"
@@ -25,7 +25,7 @@ _WEBUI_NAMES: Final = {"proj_in": "patchify_proj", "time_embed": "adaln_single"}
 """Outer names of Diffusers' modules -> those of the original model."""
 
 
-class LTX(FlowFamily):
+class LTX(TransformerFamily):
     """A loaded LTX-Video base model; methods as in `Family`."""
 
     spec = SPEC

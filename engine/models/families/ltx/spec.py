@@ -10,7 +10,7 @@ from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import require_bounds, require_multiple, require_size
-from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import ltx
 from engine.models.parts.footprints.video_vaes import ltx as vae
 from engine.models.parts.t5 import tokens as t5_tokens
@@ -105,7 +105,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=partial(ltx.transformer, frames=(workload.frames - 1) // FRAMES + 1),
@@ -118,6 +118,15 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="LTXPipeline",
     module="engine.models.families.ltx.model",
+    other_pipelines={
+        "LTXConditionPipeline": "an LTX-Video 0.9.5 or later, which is given images and places frames otherwise",
+        "LTXImageToVideoPipeline": "an image-to-video pipeline; name the LTXPipeline of the same model",
+        "LTXLatentUpsamplePipeline": "an upscaler",
+        "LTXI2VLongMultiPromptPipeline": "an image-to-video pipeline",
+        "LTX2Pipeline": "LTX-2, which makes sound as well",
+        "LTX2ImageToVideoPipeline": "LTX-2, which makes sound as well",
+        "LTX2ConditionPipeline": "LTX-2, which makes sound as well",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={

@@ -14,10 +14,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.models.families.qwen_image.spec import INSTRUCTION_TOKENS, MOST_TOKENS, SPEC, TEMPLATE
 from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.packing import SIDE, pack, unpack
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.vae import ImageLatents
 from engine.task.plan.extent import Extent
 
@@ -42,7 +42,7 @@ class QwenLatents(ImageLatents):
         return (drawn - mean) / deviation
 
 
-class QwenImage(FlowFamily):
+class QwenImage(TransformerFamily):
     """A loaded Qwen-Image base model; methods as in `Family`."""
 
     spec = SPEC

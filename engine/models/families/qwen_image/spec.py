@@ -14,7 +14,7 @@ from engine.models.parts.config_checks import (
     require_rotations,
     require_size,
 )
-from engine.models.parts.footprints import flow, language_model, vae_3d
+from engine.models.parts.footprints import language_model, transformer_model, vae_3d
 from engine.models.parts.footprints.transformers import qwen_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
@@ -89,7 +89,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
     encoders = {TEXT: language_model.text_encoder}
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=qwen_image.transformer,
@@ -102,6 +102,16 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="QwenImagePipeline",
     module="engine.models.families.qwen_image.model",
+    other_pipelines={
+        "QwenImageEditPipeline": "Qwen-Image-Edit, an image-editing model",
+        "QwenImageEditPlusPipeline": "Qwen-Image-Edit, an image-editing model",
+        "QwenImageEditInpaintPipeline": "Qwen-Image-Edit, an image-editing model",
+        "QwenImageLayeredPipeline": "Qwen-Image-Layered, which takes an image apart",
+        "QwenImageImg2ImgPipeline": "an image-to-image model",
+        "QwenImageInpaintPipeline": "an inpainting model",
+        "QwenImageControlNetPipeline": "a model with a ControlNet",
+        "QwenImageControlNetInpaintPipeline": "a model with a ControlNet",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={

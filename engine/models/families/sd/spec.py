@@ -62,6 +62,13 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="StableDiffusionPipeline",
     module="engine.models.families.sd.model",
+    other_pipelines={
+        "StableDiffusionInpaintPipeline": "an inpainting model",
+        "StableDiffusionInstructPix2PixPipeline": "an image-editing model",
+        "StableDiffusionDepth2ImgPipeline": "a depth-to-image model",
+        "StableDiffusionUpscalePipeline": "an upscaler",
+        "StableDiffusionLatentUpscalePipeline": "an upscaler",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "unet"),
     weighted=("text_encoder", "vae", "unet"),
     denoiser="unet",

@@ -13,15 +13,15 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from engine.models.families.sd3.spec import SPEC, T5
 from engine.models.family import Drawing, LoadArgs, Tensors
 from engine.models.parts.clip import encoder as clip
-from engine.models.parts.flow_family import FlowFamily
 from engine.models.parts.t5 import encoder as t5
+from engine.models.parts.transformer_family import TransformerFamily
 from engine.models.parts.vae import AnyLatentsVAE
 
 _TIME_SCALE = 1000
 """The transformer's timestep at the noise level 1."""
 
 
-class StableDiffusion3(FlowFamily):
+class StableDiffusion3(TransformerFamily):
     """A loaded Stable Diffusion 3 base model; methods as in `Family`."""
 
     spec = SPEC

@@ -17,7 +17,7 @@ from engine.models.parts.config_checks import (
     require_shift,
     require_size,
 )
-from engine.models.parts.footprints import flow, t5
+from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import sd3
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.single_file import SingleFile
@@ -156,7 +156,7 @@ def _positions(config: Configs) -> int:
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=sd3.transformer,
@@ -169,6 +169,14 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="StableDiffusion3Pipeline",
     module="engine.models.families.sd3.model",
+    other_pipelines={
+        "StableDiffusion3Img2ImgPipeline": "an image-to-image pipeline",
+        "StableDiffusion3InpaintPipeline": "an inpainting model",
+        "StableDiffusion3ControlNetPipeline": "a pipeline with a ControlNet",
+        "StableDiffusion3ControlNetInpaintingPipeline": "an inpainting model with a ControlNet",
+        "StableDiffusion3PAGPipeline": "a pipeline with another kind of guidance",
+        "StableDiffusion3PAGImg2ImgPipeline": "an image-to-image pipeline",
+    },
     components=(
         "scheduler",
         *("tokenizer", "tokenizer_2", "tokenizer_3"),

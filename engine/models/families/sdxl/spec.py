@@ -95,6 +95,11 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="StableDiffusionXLPipeline",
     module="engine.models.families.sdxl.model",
+    other_pipelines={
+        "StableDiffusionXLImg2ImgPipeline": "the refiner of Stable Diffusion XL, or another image-to-image model",
+        "StableDiffusionXLInpaintPipeline": "an inpainting model",
+        "StableDiffusionXLInstructPix2PixPipeline": "an image-editing model",
+    },
     components=("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "vae", "unet"),
     weighted=("text_encoder", "text_encoder_2", "vae", "unet"),
     denoiser="unet",

@@ -15,15 +15,15 @@ from engine.models.configs import read_json
 from engine.models.families.wan.cleaning import clean
 from engine.models.families.wan.spec import FRAMES, SPEC, original_name, reduction
 from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.t5 import encoder as t5
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.video_vae import VideoLatents
 
 TEXT: Final = "text_encoder"
 STATES: Final = "encoder_hidden_states"
 
 
-class Wan(FlowFamily):
+class Wan(TransformerFamily):
     """A loaded Wan base model; methods as in `Family`."""
 
     spec = SPEC

@@ -17,7 +17,7 @@ from engine.models.parts.config_checks import (
     require_multiple,
     require_size,
 )
-from engine.models.parts.footprints import flow, t5, vae_3d
+from engine.models.parts.footprints import t5, transformer_model, vae_3d
 from engine.models.parts.footprints.transformers import wan
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
@@ -169,7 +169,7 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
-    return flow.footprint(
+    return transformer_model.footprint(
         config,
         workload,
         transformer=partial(wan.transformer, frames=(workload.frames - 1) // FRAMES + 1),
@@ -182,6 +182,12 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
 SPEC: Final = FamilySpec(
     pipeline="WanPipeline",
     module="engine.models.families.wan.model",
+    other_pipelines={
+        "WanImageToVideoPipeline": "an image-to-video model",
+        "WanVACEPipeline": "Wan VACE, which is given a clip to edit",
+        "WanVideoToVideoPipeline": "a video-to-video pipeline; name the WanPipeline of the same model",
+        "WanAnimatePipeline": "Wan Animate, which is given a clip and an image",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer", "transformer_2"),
     weighted=("text_encoder", "vae", "transformer"),
     optional=("transformer_2",),

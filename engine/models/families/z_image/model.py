@@ -11,14 +11,14 @@ from transformers import Qwen3Model
 
 from engine.models.families.z_image.spec import SPEC, TEXT_LAYER
 from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.parts.flow_family import VAE, FlowFamily
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT
+from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.vae import AnyLatentsVAE, ImageModes
 
 
-class ZImage(FlowFamily):
+class ZImage(TransformerFamily):
     """A loaded Z-Image base model; methods as in `Family`."""
 
     spec = SPEC

@@ -14,7 +14,7 @@ from engine.models.parts.config_checks import (
     require_shift,
     require_size,
 )
-from engine.models.parts.footprints import flow, language_model
+from engine.models.parts.footprints import language_model, transformer_model
 from engine.models.parts.footprints.transformers import z_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
@@ -98,12 +98,19 @@ def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, st
 
 def _footprint(config: Configs, workload: Workload) -> Footprint:
     encoders = {TEXT: language_model.text_encoder}
-    return flow.footprint(config, workload, transformer=z_image.transformer, encoders=encoders)
+    return transformer_model.footprint(config, workload, transformer=z_image.transformer, encoders=encoders)
 
 
 SPEC: Final = FamilySpec(
     pipeline="ZImagePipeline",
     module="engine.models.families.z_image.model",
+    other_pipelines={
+        "ZImageOmniPipeline": "Z-Image-Omni, which is given images besides the text",
+        "ZImageImg2ImgPipeline": "an image-to-image model",
+        "ZImageInpaintPipeline": "an inpainting model",
+        "ZImageControlNetPipeline": "a model with a ControlNet",
+        "ZImageControlNetInpaintPipeline": "a model with a ControlNet",
+    },
     components=("scheduler", "tokenizer", "text_encoder", "vae", "transformer"),
     weighted=("text_encoder", "vae", "transformer"),
     classes={

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.models.parts.footprints.video_vaes.convolutions import convolution
 from engine.models.parts.tape import Config, count_of
 from engine.models.spec import ImageEncoder
 
@@ -35,8 +36,8 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 
     parameters = (
         _encoder([first * factor for factor in factors], times, blocks, image, latent)
         + _decoder([last * factor for factor in factors], times, blocks, shown, latent, is_residual=is_residual)
-        + _conv(2 * latent, 2 * latent, 1)
-        + _conv(latent, latent, 1)
+        + convolution(2 * latent, 2 * latent, 1)
+        + convolution(latent, latent, 1)
     )
     frame = (resolution // int(config.get("patch_size") or 1)) ** 2 * width
     encoding, decoding = _tensors(frames, blocks, is_residual=is_residual)
@@ -66,36 +67,31 @@ def _given(config: Config, *names: str) -> Any:
 
 
 def _encoder(widths: list[int], times: list[bool], blocks: int, image: int, latent: int) -> int:
-    count, last = _conv(image, widths[0], 27), widths[0]
+    count, last = convolution(image, widths[0]), widths[0]
     for level, width in enumerate(widths):
         count += _resnet(last, width) + (blocks - 1) * _resnet(width, width)
         if level < len(widths) - 1:
-            count += _conv(width, width, 9) + (_conv(width, width, 3) if times[level] else 0)
+            count += convolution(width, width, 9) + (convolution(width, width, 3) if times[level] else 0)
         last = width
-    return count + _middle(last) + last + _conv(last, 2 * latent, 27)
+    return count + _middle(last) + last + convolution(last, 2 * latent)
 
 
 def _decoder(widths: list[int], times: list[bool], blocks: int, image: int, latent: int, *, is_residual: bool) -> int:
     last = widths[-1]
-    count = _conv(latent, last, 27) + _middle(last)
+    count = convolution(latent, last) + _middle(last)
     for level, width in enumerate(reversed(widths)):
         count += _resnet(last, width) + blocks * _resnet(width, width)
         last = width
         if level < len(widths) - 1:
             last = width if is_residual else width // 2
-            count += _conv(width, last, 9) + (_conv(width, 2 * width, 3) if times[::-1][level] else 0)
-    return count + last + _conv(last, image, 27)
-
-
-def _conv(inputs: int, outputs: int, positions: int) -> int:
-    """Return the parameters of a convolution whose kernel has so many positions."""
-    return inputs * outputs * positions + outputs
+            count += convolution(width, last, 9) + (convolution(width, 2 * width, 3) if times[::-1][level] else 0)
+    return count + last + convolution(last, image)
 
 
 def _resnet(inputs: int, outputs: int) -> int:
-    shortcut = _conv(inputs, outputs, 1) if inputs != outputs else 0
-    return inputs + _conv(inputs, outputs, 27) + outputs + _conv(outputs, outputs, 27) + shortcut
+    shortcut = convolution(inputs, outputs, 1) if inputs != outputs else 0
+    return inputs + convolution(inputs, outputs) + outputs + convolution(outputs, outputs) + shortcut
 
 
 def _middle(width: int) -> int:
-    return 2 * _resnet(width, width) + width + _conv(width, 3 * width, 1) + _conv(width, width, 1)
+    return 2 * _resnet(width, width) + width + convolution(width, 3 * width, 1) + convolution(width, width, 1)

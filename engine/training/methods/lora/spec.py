@@ -87,7 +87,7 @@ def usage(about: About, image: Mapping[str, Any]) -> str:
         f"### ComfyUI\n\nCopy `{WEBUI_FILE}` to `ComfyUI/models/loras`, under a name of your choice, and load it with "
         "the node *Load LoRA*.\nStrength 1 is as it was trained."
     )
-    if about.base.family.medium != "image":
+    if about.base.family.has_frames:
         return found
     return (
         f"{found}\n\n### AUTOMATIC1111, Forge\n\nCopy `{WEBUI_FILE}` to `models/Lora`, for example as "

@@ -8,6 +8,7 @@ import pytest
 
 from engine.core.errors import DatasetError
 from engine.data.media.clip_facts import ClipFacts
+from engine.job.advice.clip_notes import lines, notes
 from engine.job.advice.clips import Survey
 from engine.models.families.sd.spec import SPEC
 from engine.task.plan.extent import frame_counts
@@ -61,8 +62,8 @@ def test_samples_without_frames_have_no_survey():
 
 def test_whole_clips_of_the_usual_rate_need_no_note():
     found = survey(clip(17), clip(17, Fraction(2501, 100)))
-    assert found.notes() == []
-    assert found.lines() == [
+    assert notes(found) == []
+    assert lines(found) == [
         "clips          2 clips, 17 frames; each visit shows 17 frames",
         "frame rates    25: 2",
         "codecs         H.264 2",
@@ -72,7 +73,7 @@ def test_whole_clips_of_the_usual_rate_need_no_note():
 
 def test_what_clips_are():
     found = survey(clip(17), clip(40, 24, codec="AV1", is_turned=True), STILL, clip(20, 30, has_variable_rate=True))
-    assert found.lines() == [
+    assert lines(found) == [
         "clips          3 clips and 1 image, 17 to 40 frames; each visit shows 17 frames",
         "frame rates    25: 1, 24: 1, variable: 1",
         "codecs         AV1 1, H.264 2",
@@ -149,18 +150,18 @@ NOTES = {
 @pytest.mark.parametrize("case", NOTES)
 def test_what_is_not_shown_as_it_is_is_told_and_counted(case):
     found, counts, note = NOTES[case]
-    assert found.notes() == [note]
+    assert notes(found) == [note]
     assert {name: found.counts()[name] for name in counts} == counts
 
 
 def test_a_single_frame_of_each_clip_is_probably_not_meant():
-    (note,) = survey(clip(9), clip(30), clip(50), num_frames=1).notes()
+    (note,) = notes(survey(clip(9), clip(30), clip(50), num_frames=1))
     assert note.startswith("train_args.num_frames is 1, so a single frame") and "such as 25, which half of" in note
-    assert survey(STILL, STILL, num_frames=1).notes() == []
+    assert notes(survey(STILL, STILL, num_frames=1)) == []
 
 
 def test_clips_of_variable_rate_are_resampled_by_their_times():
-    assert survey(clip(17, has_variable_rate=True), frame_rate=25).notes() == []
+    assert notes(survey(clip(17, has_variable_rate=True), frame_rate=25)) == []
 
 
 def test_a_dataset_of_too_short_clips_is_refused_before_the_training():

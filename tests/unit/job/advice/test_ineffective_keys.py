@@ -174,7 +174,9 @@ def test_it_is_told_with_the_plan():
 
 
 def test_the_column_of_images_has_no_effect_on_clips():
-    job = job_of(text(dataset={"name": "d", "image_column": "x"}), family=replace(SPEC, medium="video"))
+    job = job_of(
+        text(dataset={"name": "d", "image_column": "x"}), family=replace(SPEC, medium="video", frame_rate=25.0)
+    )
     assert without_effect(job) == [
         "dataset.image_column has no effect: this model is trained on clips, in dataset.video_column"
     ]

@@ -51,7 +51,7 @@ def test_with_the_trigger_word_and_without_what_cannot_be_read(tmp_path):
 
 
 def test_of_a_clip_the_middle_of_the_frames_that_are_shown(tmp_path):
-    family = replace(SPEC, medium="video")
+    family = replace(SPEC, medium="video", frame_rate=25.0)
     (tmp_path / "clips").mkdir()
     make_clip(tmp_path / "clips/a.mkv", codec="ffv1", frames=20, size=(64, 64))
     (tmp_path / "clips/a.txt").write_text("squares")

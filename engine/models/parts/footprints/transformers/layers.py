@@ -183,3 +183,17 @@ def diffusers_rms_norm(tape: Tape, channels: int, rows: int) -> None:
     tape.weights(channels)
     tape.keep(channels * rows, _FLOAT32 + (tape.width if tape.width < _FLOAT32 else 0))
     tape.scale(channels * rows, tape.width)
+
+
+def normed_attention(tape: Tape, name: str, width: int, heads: int, *, rows: int, key_rows: int) -> None:
+    """Record an attention of `rows` positions to `key_rows`, with norms of all queries' and keys' heads at once."""
+    is_kept = tape.linear(f"{name}.to_q", width, width, rows, input_width=tape.width) and key_rows == rows
+    for layer in ("to_k", "to_v"):
+        is_kept |= tape.linear(f"{name}.{layer}", width, width, key_rows, input_width=tape.width, is_kept=is_kept)
+    for count in (rows, key_rows):
+        torch_rms_norm(tape, width, count)
+    tape.keep(2 * width * (rows + key_rows), tape.width)
+    tape.keep(heads * rows, _FLOAT32)
+    # The attention's output is cast to the type of the queries, which are the output of a norm.
+    is_kept = tape.norm_width == tape.width
+    tape.linear(f"{name}.to_out.0", width, width, rows, input_width=tape.norm_width, is_kept=is_kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from engine.models.parts.footprints.transformers.layers import embedder, torch_rms_norm
+from engine.models.parts.footprints.transformers.layers import embedder, normed_attention
 from engine.models.parts.tape import Config, Tape, count_of
 
 _FLOAT32: Final = 4
@@ -47,12 +47,12 @@ def _block(tape: Tape, name: str, sizes: tuple[int, int, int], rows: int, text_r
     width, inner, heads = sizes
     tape.weights(6 * width)
     _modulated_norm(tape, width, rows)
-    _attention(tape, f"{name}.attn1", width, heads, rows=rows, key_rows=rows)
+    normed_attention(tape, f"{name}.attn1", width, heads, rows=rows, key_rows=rows)
     tape.scale(width * rows, tape.width)
     if has_norm:
         tape.weights(2 * width)
         tape.keep(width * rows, _FLOAT32)
-    _attention(tape, f"{name}.attn2", width, heads, rows=rows, key_rows=text_rows)
+    normed_attention(tape, f"{name}.attn2", width, heads, rows=rows, key_rows=text_rows)
     _modulated_norm(tape, width, rows)
     tape.linear(f"{name}.ffn.net.0.proj", width, inner, rows, input_width=tape.width)
     tape.keep(inner * rows, tape.width)
@@ -65,17 +65,3 @@ def _modulated_norm(tape: Tape, width: int, rows: int) -> None:
     """Record a norm in float32 without weights that is scaled and shifted by functions of the time."""
     tape.keep(width * rows, _FLOAT32)
     tape.scale(width * rows, _FLOAT32)
-
-
-def _attention(tape: Tape, name: str, width: int, heads: int, *, rows: int, key_rows: int) -> None:
-    """Record an attention of `rows` positions to `key_rows`, with norms of all queries' and keys' heads at once."""
-    is_kept = tape.linear(f"{name}.to_q", width, width, rows, input_width=tape.width) and key_rows == rows
-    for layer in ("to_k", "to_v"):
-        is_kept |= tape.linear(f"{name}.{layer}", width, width, key_rows, input_width=tape.width, is_kept=is_kept)
-    for count in (rows, key_rows):
-        torch_rms_norm(tape, width, count)
-    tape.keep(2 * width * (rows + key_rows), tape.width)
-    tape.keep(heads * rows, _FLOAT32)
-    # The attention's output is cast to the type of the queries, which are the output of a norm.
-    is_kept = tape.norm_width == tape.width
-    tape.linear(f"{name}.to_out.0", width, width, rows, input_width=tape.norm_width, is_kept=is_kept)

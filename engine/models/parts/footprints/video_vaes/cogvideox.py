@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from engine.models.parts.footprints.video_vaes.convolutions import convolution
 from engine.models.parts.tape import Config, conv_parameters, count_of
 from engine.models.spec import ImageEncoder
 
@@ -11,8 +12,6 @@ _STEP: Final = 4
 """Frames after the first one for each frame of the latents."""
 _CHUNK: Final = 9
 """The frames of the first chunk that is encoded or decoded; the others are shorter."""
-_CUBE: Final = 27
-"""Positions of a convolution's kernel in time and space."""
 
 
 def reduction(config: Config) -> int:
@@ -41,8 +40,8 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -
     latent, layers = int(config.get("latent_channels", 16)), count_of(config.get("layers_per_block", 3))
     image, shown = int(config.get("in_channels", 3)), int(config.get("out_channels", 3))
     parameters = _encoder(widths, layers, image, latent) + _decoder(widths, layers, shown, latent)
-    parameters += _convolution(2 * shown, 2 * shown, 1) * bool(config.get("use_quant_conv", False))
-    parameters += _convolution(shown, shown, 1) * bool(config.get("use_post_quant_conv", False))
+    parameters += convolution(2 * shown, 2 * shown, 1) * bool(config.get("use_quant_conv", False))
+    parameters += convolution(shown, shown, 1) * bool(config.get("use_post_quant_conv", False))
     first, chunk, is_long = widths[0] * resolution**2 * width, min(frames, _CHUNK), frames > _CHUNK
     return ImageEncoder(
         parameters=parameters,
@@ -56,7 +55,7 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -
 
 def _encoder(widths: list[int], layers: int, image: int, latent: int) -> int:
     wide = widths[-1]
-    count = _convolution(image, widths[0]) + 2 * _resnet(wide, wide) + 2 * wide + _convolution(wide, 2 * latent)
+    count = convolution(image, widths[0]) + 2 * _resnet(wide, wide) + 2 * wide + convolution(wide, 2 * latent)
     for level, width in enumerate(widths):
         count += _resnet(widths[max(0, level - 1)], width) + (layers - 1) * _resnet(width, width)
         count += conv_parameters(width, width) if level < len(widths) - 1 else 0
@@ -65,8 +64,8 @@ def _encoder(widths: list[int], layers: int, image: int, latent: int) -> int:
 
 def _decoder(widths: list[int], layers: int, shown: int, latent: int) -> int:
     first, wide = widths[0], widths[-1]
-    count = _convolution(latent, wide) + 2 * _resnet(wide, wide, latent)
-    count += _norm(first, latent) + _convolution(first, shown)
+    count = convolution(latent, wide) + 2 * _resnet(wide, wide, latent)
+    count += _norm(first, latent) + convolution(first, shown)
     for level, width in enumerate(widths):
         count += _resnet(widths[min(level + 1, len(widths) - 1)], width, latent) + layers * _resnet(
             width, width, latent
@@ -75,17 +74,12 @@ def _decoder(widths: list[int], layers: int, shown: int, latent: int) -> int:
     return count
 
 
-def _convolution(inputs: int, outputs: int, positions: int = _CUBE) -> int:
-    """Return the parameters of a convolution whose kernel has so many positions."""
-    return inputs * outputs * positions + outputs
-
-
 def _norm(channels: int, latent: int | None) -> int:
     """Return the parameters of a norm; in the decoder it is scaled and shifted by functions of the latents."""
-    return 2 * channels + (0 if latent is None else 2 * _convolution(latent, channels, 1))
+    return 2 * channels + (0 if latent is None else 2 * convolution(latent, channels, 1))
 
 
 def _resnet(inputs: int, outputs: int, latent: int | None = None) -> int:
-    shortcut = _convolution(inputs, outputs, 1) if inputs != outputs else 0
-    convolutions = _convolution(inputs, outputs) + _convolution(outputs, outputs)
+    shortcut = convolution(inputs, outputs, 1) if inputs != outputs else 0
+    convolutions = convolution(inputs, outputs) + convolution(outputs, outputs)
     return _norm(inputs, latent) + _norm(outputs, latent) + convolutions + shortcut

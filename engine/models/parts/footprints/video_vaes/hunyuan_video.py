@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from engine.models.parts.footprints.video_vaes.convolutions import convolution
 from engine.models.parts.tape import Config, count_of, linear_parameters
 from engine.models.spec import ImageEncoder
 
@@ -11,8 +12,6 @@ _STEP: Final = 4
 """Frames after the first one for each frame of the latents."""
 _PIECE: Final = 17
 """The frames that are encoded or decoded at a time at most."""
-_CUBE: Final = 27
-"""Positions of a convolution's kernel in time and space."""
 
 
 def reduction(config: Config) -> int:
@@ -45,8 +44,8 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -
         _encoder(widths, layers, image, latent)
         + _decoder(widths, layers, shown, latent)
         + 2 * _middle(widths[-1], has_attention=has_attention)
-        + _convolution(2 * latent, 2 * latent, 1)
-        + _convolution(latent, latent, 1)
+        + convolution(2 * latent, 2 * latent, 1)
+        + convolution(latent, latent, 1)
     )
     first, piece = widths[0] * resolution**2 * width, min(frames, _PIECE)
     return ImageEncoder(
@@ -59,18 +58,18 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -
 
 
 def _encoder(widths: list[int], layers: int, image: int, latent: int) -> int:
-    count = _convolution(image, widths[0]) + 2 * widths[-1] + _convolution(widths[-1], 2 * latent)
+    count = convolution(image, widths[0]) + 2 * widths[-1] + convolution(widths[-1], 2 * latent)
     for level, width in enumerate(widths):
         count += _resnet(widths[max(0, level - 1)], width) + (layers - 1) * _resnet(width, width)
-        count += _convolution(width, width) if level < len(widths) - 1 else 0
+        count += convolution(width, width) if level < len(widths) - 1 else 0
     return count
 
 
 def _decoder(widths: list[int], layers: int, shown: int, latent: int) -> int:
-    count = _convolution(latent, widths[-1]) + 2 * widths[0] + _convolution(widths[0], shown)
+    count = convolution(latent, widths[-1]) + 2 * widths[0] + convolution(widths[0], shown)
     for level, width in enumerate(widths):
         count += _resnet(widths[min(level + 1, len(widths) - 1)], width) + layers * _resnet(width, width)
-        count += _convolution(width, width) if level > 0 else 0
+        count += convolution(width, width) if level > 0 else 0
     return count
 
 
@@ -79,11 +78,6 @@ def _middle(width: int, *, has_attention: bool) -> int:
     return 2 * _resnet(width, width) + attention * has_attention
 
 
-def _convolution(inputs: int, outputs: int, positions: int = _CUBE) -> int:
-    """Return the parameters of a convolution whose kernel has so many positions."""
-    return inputs * outputs * positions + outputs
-
-
 def _resnet(inputs: int, outputs: int) -> int:
-    shortcut = _convolution(inputs, outputs, 1) if inputs != outputs else 0
-    return 2 * inputs + _convolution(inputs, outputs) + 2 * outputs + _convolution(outputs, outputs) + shortcut
+    shortcut = convolution(inputs, outputs, 1) if inputs != outputs else 0
+    return 2 * inputs + convolution(inputs, outputs) + 2 * outputs + convolution(outputs, outputs) + shortcut

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.models.parts.footprints.transformers.layers import TIME_WIDTH
+from engine.models.parts.footprints.video_vaes.convolutions import convolution
 from engine.models.parts.tape import Config, count_of, linear_parameters
 from engine.models.spec import ImageEncoder
 
-_CUBE: Final = 27
-"""Positions of a convolution's kernel in time and space."""
 _WIDTHS: Final = (128, 256, 512, 512)
 _LAYERS: Final = (4, 3, 3, 3, 4)
 _SCALED: Final = (True, True, True, False)
@@ -57,15 +56,16 @@ def _encoder(config: Config, latent: int, patch: int) -> int:
     widths, scaled = _list(config, "block_out_channels", _WIDTHS), _list(config, "spatio_temporal_scaling", _SCALED)
     layers, kinds = _list(config, "layers_per_block", _LAYERS), _list(config, "downsample_type", ("conv",) * 4)
     is_newer = _list(config, "down_block_types", ("",))[-1] == _NEWER_BLOCK
-    count = _conv(int(config.get("in_channels", 3)) * patch**2, widths[0])
+    count = convolution(int(config.get("in_channels", 3)) * patch**2, widths[0])
     outputs = widths[1:] if is_newer else [*widths[1:], widths[-1]]
     for level, (width, output) in enumerate(zip(widths, outputs, strict=False)):
         count += count_of(layers[level]) * _resnet(width, width)
         if scaled[level]:
-            count += _conv(width, width) if kinds[level] == "conv" else _conv(width, output // _STRIDES[kinds[level]])
+            strided = width if kinds[level] == "conv" else output // _STRIDES[kinds[level]]
+            count += convolution(width, strided)
         count += 0 if is_newer or width == output else _resnet(width, output)
     last = widths[-1]
-    return count + count_of(layers[-1]) * _resnet(last, last) + _conv(last, latent + 1)
+    return count + count_of(layers[-1]) * _resnet(last, last) + convolution(last, latent + 1)
 
 
 def _decoder(config: Config, latent: int, patch: int) -> int:
@@ -81,21 +81,17 @@ def _decoder(config: Config, latent: int, patch: int) -> int:
         )
     )
     has_time, width = bool(config.get("timestep_conditioning", False)), widths[0]
-    count = _conv(latent, width) + _time(4 * width, has_time)
+    count = convolution(latent, width) + _time(4 * width, has_time)
     count += count_of(layers[0]) * _resnet(width, width, bool(noise[0]), has_time)
     for level, (inner, factor) in enumerate(zip(widths, factors, strict=True)):
         given, output = width // factor, inner // factor
         options = (bool(noise[level + 1]), has_time)
         count += _time(4 * given, has_time) + (0 if given == output else _resnet(given, output, *options))
-        count += _conv(output * factor, output * 8) if scaled[level] else 0
+        count += convolution(output * factor, output * 8) if scaled[level] else 0
         count += count_of(layers[level + 1]) * _resnet(output, output, *options)
         width = output
     own = 1 + _time(2 * width, True) + 2 * width if has_time else 0
-    return count + _conv(width, int(config.get("out_channels", 3)) * patch**2) + own
-
-
-def _conv(inputs: int, outputs: int, positions: int = _CUBE) -> int:
-    return inputs * outputs * positions + outputs
+    return count + convolution(width, int(config.get("out_channels", 3)) * patch**2) + own
 
 
 def _time(width: int, has_time: bool) -> int:
@@ -104,5 +100,6 @@ def _time(width: int, has_time: bool) -> int:
 
 
 def _resnet(inputs: int, outputs: int, has_noise: bool = False, has_time: bool = False) -> int:
-    shortcut = 2 * inputs + _conv(inputs, outputs, 1) if inputs != outputs else 0
-    return _conv(inputs, outputs) + _conv(outputs, outputs) + shortcut + (2 * has_noise + 4 * has_time) * inputs
+    shortcut = 2 * inputs + convolution(inputs, outputs, 1) if inputs != outputs else 0
+    convolutions = convolution(inputs, outputs) + convolution(outputs, outputs)
+    return convolutions + shortcut + (2 * has_noise + 4 * has_time) * inputs

@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_diffusers_trainer(family, pipe):
     torch.testing.assert_close(family.loss(batch, LossOptions()), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("frames", [1, 9])
+@pytest.mark.parametrize("frames", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_it_draws_what_the_pipeline_draws(family, pipe, frames):
     drawing = Drawing(
         prompt="a cat",

@@ -86,8 +86,16 @@ def test_noise_levels_are_shifted_by_the_number_of_tokens(family):
     assert shifts == pytest.approx([np.exp(0.95 + (tokens - 1024) * 1.1 / 3072) for tokens in (16, 32)], rel=1e-3)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("version, frames", [("0.9.0", 9), ("0.9.0", 1), ("0.9.1", 9), ("0.9.5", 9)])
+@pytest.mark.parametrize(
+    "version, frames, guidance",
+    [
+        ("0.9.0", 9, 3.0),
+        ("0.9.1", 9, 1.0),
+        pytest.param("0.9.0", 1, 3.0, marks=pytest.mark.slow),
+        pytest.param("0.9.1", 9, 3.0, marks=pytest.mark.slow),
+        pytest.param("0.9.5", 9, 3.0, marks=pytest.mark.slow),
+    ],
+)
 def test_clips_are_those_of_the_pipeline(tmp_path, version, frames, guidance):
     """Given torch's global seed as well, from which the VAE of 0.9.1 draws noise."""
     folder = build_ltx(tmp_path / "model", version=version)

@@ -1,16 +1,19 @@
 """Wan on tiny real pipelines, against Diffusers' own functions."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from engine.core.errors import ModelError
+from engine.models import base_model
 from engine.models.families.wan import model
 from engine.models.family import Drawing
 from engine.models.objectives.objective import LossOptions
 from engine.task.plan.extent import Extent
+from engine.task.task import Model
 from tests.support.flow_models import batch_of, load_family, noised, plain_pipeline
 from tests.support.tiny_wan import VAES, build_wan
 
@@ -90,9 +93,15 @@ def test_what_the_class_keeps_in_float32_is_computed_in_it(folder):
     assert seen == [(torch.float32, torch.float32), torch.bfloat16]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize(
-    "version, scheduler, frames", [("2.1", "UniPC", 9), ("2.1", "Euler", 1), ("2.2-5B", "UniPC", 5)]
+    "version, scheduler, frames, guidance",
+    [
+        ("2.1", "UniPC", 9, 5.0),
+        ("2.2-5B", "UniPC", 5, 1.0),
+        pytest.param("2.1", "Euler", 1, 1.0, marks=pytest.mark.slow),
+        pytest.param("2.1", "Euler", 9, 5.0, marks=pytest.mark.slow),
+        pytest.param("2.2-5B", "UniPC", 9, 5.0, marks=pytest.mark.slow),
+    ],
 )
 def test_clips_are_those_of_the_pipeline(tmp_path, version, scheduler, frames, guidance):
     folder = build_wan(tmp_path / "model", version=version, scheduler=scheduler)
@@ -130,6 +139,16 @@ def test_modules_have_the_original_names_in_web_interfaces(family):
     assert names["blocks.0.ffn.net.0.proj"] == "blocks.0.ffn.0" and names["blocks.0.ffn.net.2"] == "blocks.0.ffn.2"
     assert names["condition_embedder.time_proj"] == "time_projection.1" and names["proj_out"] == "head.head"
     assert len({*names.values()}) == len(names) == 2 * (4 + 4 + 2) + 6
+
+
+def test_a_model_with_two_denoisers_is_refused(folder, tmp_path):
+    """Wan 2.2 A14B has the same pipeline."""
+    copy = shutil.copytree(folder, tmp_path / "model")
+    shutil.copytree(copy / "transformer", copy / "transformer_2")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"transformer_2": index["transformer"]}))
+    with pytest.raises(ModelError, match="two denoisers"):
+        base_model.locate(Model(name=str(copy)), pinned=None, weights=True, report=print, cache_dir=tmp_path)
 
 
 def test_a_scheduler_that_needs_the_size_is_refused(tmp_path):

@@ -1,8 +1,10 @@
-"""The sizes of Qwen's language models and what it takes to encode a caption, beside what torch holds."""
+"""The sizes of language models and what it takes to encode a caption, beside what torch holds."""
 
 import pytest
 import torch
 from transformers import (
+    LlamaConfig,
+    LlamaModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
@@ -12,13 +14,14 @@ from transformers import (
 
 from engine.models.parts.footprints import language_model
 from tests.support.fake_transformers import encoding_bytes
-from tests.support.real_shapes import QWEN3_4B, QWEN25_VL_7B
+from tests.support.real_shapes import LLAMA_3_8B, QWEN3_4B, QWEN25_VL_7B
 
 LENGTH = 512
 WITH_HEAD = QWEN3_4B | {"architectures": ["Qwen3ForCausalLM"]}
 UNTIED = WITH_HEAD | {"tie_word_embeddings": False}
 CASES = [
     (Qwen3Model, Qwen3Config, QWEN3_4B),
+    pytest.param(LlamaModel, LlamaConfig, LLAMA_3_8B, marks=pytest.mark.slow),
     pytest.param(Qwen3ForCausalLM, Qwen3Config, WITH_HEAD, marks=pytest.mark.slow),
     pytest.param(Qwen3ForCausalLM, Qwen3Config, UNTIED, marks=pytest.mark.slow),
     pytest.param(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, QWEN25_VL_7B, marks=pytest.mark.slow),

@@ -9,6 +9,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -17,8 +18,19 @@ from diffusers import (
 )
 
 from engine.models.families.flux.spec import SPEC as FLUX
+from engine.models.families.hunyuan_video.spec import SPEC as HUNYUAN_VIDEO
 from engine.models.families.sd3.spec import SPEC as SD3
-from engine.models.parts.footprints.transformers import cogvideox, flux, flux2, ltx, qwen_image, sd3, wan, z_image
+from engine.models.parts.footprints.transformers import (
+    cogvideox,
+    flux,
+    flux2,
+    hunyuan_video,
+    ltx,
+    qwen_image,
+    sd3,
+    wan,
+    z_image,
+)
 from engine.models.parts.tape import AdapterTape, Tape, WholeTape
 from engine.training.methods.lora.targets import is_target
 from tests.support import real_shapes
@@ -68,6 +80,15 @@ MODELS = {
         flux2,
         r".*\.(to_q|to_k|to_v|to_out\.0|to_qkv_mlp_proj)|single_transformer_blocks\..*\.attn\.to_out",
         3_875_544_576,
+    ),
+    "hunyuan-video": Model(
+        HunyuanVideoTransformer3DModel,
+        {"num_layers": 20, "num_single_layers": 40},
+        hunyuan_video,
+        HUNYUAN_VIDEO.lora_targets,
+        12_821_012_544,
+        text_length=256,
+        frames=16,
     ),
     "cogvideox-2b": Model(
         CogVideoXTransformer3DModel,
@@ -119,6 +140,11 @@ def inputs(name, config, side, dtype):
         case "z":
             latents, caption = torch.empty(16, 1, side, side, dtype=dtype), torch.empty(text, 2560, dtype=dtype)
             return {"x": [latents], "t": torch.empty(1), "cap_feats": [caption]}
+        case "hunyuan":
+            video = {"hidden_states": torch.empty(1, 16, MODELS[name].frames, side, side, dtype=dtype)}
+            pooled = {"pooled_projections": torch.empty(1, 768, dtype=dtype), "guidance": torch.empty(1)}
+            mask = {"encoder_attention_mask": torch.ones(1, text, dtype=torch.int64)}
+            return video | {"encoder_hidden_states": states(4096)} | mask | pooled | time
         case "cogvideox":
             video = {"hidden_states": torch.empty(1, MODELS[name].frames, 16, side, side, dtype=dtype)}
             depth, is_rotary = config.get("patch_size_t", 1), config.get("use_rotary_positional_embeddings")

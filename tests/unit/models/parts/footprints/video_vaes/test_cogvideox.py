@@ -29,7 +29,7 @@ def call(frames, decode):
 
 
 @pytest.mark.parametrize("decode", [False, True])
-@pytest.mark.parametrize("frames", [1, 9, pytest.param(49, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("frames", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (9, 17, 49))])
 def test_a_clip_is_predicted_within_5_percent(frames, decode):
     peak, parameters = encoding_bytes(AutoencoderKLCogVideoX, call(frames, decode), torch.float32)
     found = cogvideox.image_encoder({}, SIDE, 4, frames=frames)

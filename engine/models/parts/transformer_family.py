@@ -1,4 +1,4 @@
-"""The base class of the families with a transformer and the flow-matching objective.
+"""The base class of the families with a transformer, trained by flow matching or by diffusion.
 
 A subclass defines the classes of its components, how a caption is encoded, how its transformer is called, and how
 its pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 VAE: Final = "vae"
 
 
-class FlowFamily(ABC):
+class TransformerFamily(ABC):
     """A loaded base model; methods as in `Family`."""
 
     spec: FamilySpec
@@ -59,12 +59,13 @@ class FlowFamily(ABC):
         """See `Family.encode_fixed`."""
 
     @abstractmethod
-    def predict(self, noisy: torch.Tensor, sigmas: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+    def predict(self, noisy: torch.Tensor, time: torch.Tensor, conditioning: Tensors, /) -> torch.Tensor:
         """Return the transformer's prediction, in the shape of `noisy`.
 
         Args:
             noisy: noisy latents in the dtype of the frozen weights, shape (B, …).
-            sigmas: noise levels, float32, shape (B,), not rounded.
+            time: `Objective.model_time`, shape (B,): of flow matching noise levels, float32, not rounded; of diffusion
+                timesteps, int64.
             conditioning: stacked results of `encode_caption`.
         """
 
@@ -132,8 +133,8 @@ class FlowFamily(ABC):
         return {}
 
     def loss(self, batch: Batch, options: LossOptions) -> torch.Tensor:
-        def denoise(noisy: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-            return self.predict(noisy, sigmas, batch.conditioning)
+        def denoise(noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return self.predict(noisy, time, batch.conditioning)
 
         return training_loss(self.objective, denoise, batch, options, self._dtype)
 
