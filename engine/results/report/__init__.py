@@ -162,6 +162,7 @@ def _pictures(report: Report) -> str:
         start_step=report.start_step,
         is_whole=report.earlier.is_known,
         is_running=report.unfinished is not None,
+        noun=report.noun,
     )
 
 
