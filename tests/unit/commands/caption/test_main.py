@@ -126,7 +126,7 @@ def test_images_that_share_a_caption_file_are_described_once(folder, blip, capfd
 def test_limit_leaves_the_rest_for_the_next_run(folder, blip, capfd):
     (folder / "b.jpg").unlink()
     assert run(folder, blip, "--limit", "3") == 0
-    assert len(texts(folder)) == 3 and "1 image is left, because of --limit" in capfd.readouterr().err
+    assert len(texts(folder)) == 3 and "1 file is left, because of --limit" in capfd.readouterr().err
     assert run(folder, blip, "--limit", "3") == 0
     assert len(texts(folder)) == 4 and "left" not in capfd.readouterr().err
 
