@@ -120,11 +120,10 @@ class Buckets:
         small = sum(len(one.rows) < batch_size for one in self.members)
         if not small:
             return []
-        have = "has" if small == 1 else "have"
         return [
-            f"{small} of {plural(len(self.members), 'bucket')} {have} fewer {names.several} than "
-            f"batch_size {batch_size}: their micro-batches show {names.with_article} more than once, and come up less "
-            "than once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
+            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer "
+            f"{names.several} than batch_size {batch_size}: their micro-batches show one more than once, and come up less than once an "
+            "epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
 
 

@@ -41,6 +41,11 @@ class Picture:
     key: str = ""
     """A digest of how it is drawn, under which the next task's report finds it; 16 hex digits. Empty: not found."""
 
+    @property
+    def noun(self) -> str:
+        """The word for it: `image`, `clip`."""
+        return "clip" if self.is_clip else "image"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingImage:
@@ -83,7 +88,7 @@ def validation_images(
     below = f"; below, {shown} after earlier steps of the chain" if any(p.between for p in pictures) else ""
     hint = "Click an image to enlarge it."
     if are_clips:
-        hint = f"Press a clip to play it, again and again.{' A click on a still enlarges it.' if below else ''}"
+        hint = f"Press a clip to play it in a loop.{' A click on a still enlarges it.' if below else ''}"
     latest = f"The latest {what} so far. " if is_running else ""
     missing = (
         " Images of the tasks before this one are not shown: report.html of the task before does not lie beside its "
@@ -108,7 +113,7 @@ _VIEWS: Final = """<p class="views"><input type="radio" name="view" id="view-sid
 
 
 def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
-    without, both, what = '<div class="missing">not drawn</div>', "", "clip" if picture.is_clip else "image"
+    without, both, what = '<div class="missing">not drawn</div>', "", picture.noun
     if picture.without_png is not None:
         label = f"Validation {what} {number} without {trained}"
         without, both = _image_or_clip(picture.without_png, picture.without_clip, label), " both"
@@ -123,7 +128,7 @@ def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
 
 
 def _strip(number: int, picture: Picture) -> str:
-    what = "clip" if picture.is_clip else "image"
+    what = picture.noun
     frames = "".join(
         f"<li>{_image(png, f'Validation {what} {number} after step {step:,}', _found_by(picture, step))}"
         f"<span>step {step:,}</span></li>"
@@ -140,7 +145,7 @@ def _found_by(picture: Picture, step: int) -> str:
 def training_images(images: Sequence[TrainingImage], total: int, noun: str) -> str:
     """Return the section with some of the dataset's `total` images; empty if there are none to show.
 
-    Of clips, `noun`, a middle frame of what is trained on is shown.
+    `noun` is the word for one of them; of a clip one frame is shown.
     """
     if not images:
         return ""
