@@ -122,8 +122,8 @@ class Buckets:
             return []
         return [
             f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer "
-            f"{names.several} than batch_size {batch_size}: their micro-batches show one more than once, and come up less than once an "
-            "epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
+            f"{names.several} than batch_size {batch_size}: their micro-batches show one more than once, and "
+            "come up less than once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
 
 
