@@ -24,8 +24,9 @@ def conditions(task: Task) -> dict[str, Any]:
     Without the training the model still computes as it was prepared for it: with quantised weights, perhaps, or with a
     text encoder in float32. So all keys count but for those that are known to have no effect.
     """
-    args = task.train_args
+    args, quantization = task.train_args, task.model.quantization
     return {
+        **({"quantization": quantization} if quantization else {}),
         **{name: value for name, value in canonical(task).items() if name not in _WITHOUT_EFFECT},
         "train_text_encoder": args.train_text_encoder,
         "prediction_type": args.prediction_type,

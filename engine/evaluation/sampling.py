@@ -58,7 +58,8 @@ def draw(
 def _clip(frames: npt.NDArray[np.uint8], frame_rate: float | None) -> bytes:
     from engine.evaluation.clip_file import encode_clip  # loads FFmpeg, which images do without
 
-    return encode_clip(frames, frame_rate or 1.0)
+    assert frame_rate is not None  # `Canvas.of` gives each clip one
+    return encode_clip(frames, frame_rate)
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:

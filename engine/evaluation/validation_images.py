@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image as Pillow
 
@@ -114,10 +115,9 @@ def still_of(file: str, data: bytes) -> bytes:
     """
     if not file.endswith(VIDEO_SUFFIX):
         return data
-    from engine.data.media.video.decoding import frames, read_facts  # loads FFmpeg, which images do without
+    from engine.data.media.video.clip import middle_frame  # loads FFmpeg, which images do without
 
-    middle = (read_facts(data, None).frames - 1) // 2
-    return sampling.png(next(frames(data, [middle], None)))
+    return sampling.png(np.asarray(middle_frame(data)))
 
 
 def smaller(png: bytes, side: int) -> bytes:

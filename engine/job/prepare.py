@@ -132,6 +132,7 @@ def prepare(
     if survey := Survey.of(job):
         survey.require_some()
     base.family.caption_tokens.require(task.dataset)
+    _check_frozen(job)
     _check_noise(job)
     check_drawings(task, base.family, base.config, steps=base.drawing_steps)
     if chain:
@@ -239,6 +240,22 @@ def _check_clip_keys(family: FamilySpec, task: Task) -> None:
     for key, is_set in others.items():
         if is_set:
             raise TaskError(f"dataset.{key}: {why}; remove this key")
+
+
+def _check_frozen(job: Job) -> None:
+    """Check the keys that say how frozen weights are kept."""
+    task, args = job.task, job.task.train_args
+    reason = job.method.needs_original_weights(task)
+    if task.model.quantization and reason:
+        raise TaskError(f"model.quantization is {task.model.quantization!r}: {reason}")
+    if args.offload is not True:
+        return
+    if not job.base.family.block_lists:
+        reason = f"the denoiser of a {job.base.family.pipeline} has no blocks that can be copied one by one; remove it"
+    elif args.gradient_checkpointing is False:
+        reason = "it needs gradient checkpointing; remove train_args.gradient_checkpointing"
+    if reason:
+        raise TaskError(f"train_args.offload is true: {reason}")
 
 
 def _check_noise(job: Job) -> None:

@@ -79,7 +79,8 @@ def run(opened: JobContext, *, digests: FileDigests, log: ProgressLog) -> None:
     check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
     with device_errors(job, device, available, num_processes=processes.world_size):
         with outcome.clock.phase("load"):
-            family = load_family(job, device, digests.require_unchanged)
+            offload = memory.wants_offload(job.base, task, **place)
+            family = load_family(job, device, digests.require_unchanged, offload=offload)
             beginning = find_beginning(context)
         # Free memory differs from process to process, and encoding ahead is a collective call.
         if apart := any(processes.exchange(memory.parts_apart(job.base, task, **place))):

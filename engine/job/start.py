@@ -57,17 +57,19 @@ class Beginning:
     origins: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], None]) -> Family:
+def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], None], *, offload: bool) -> Family:
     """Load the job's base model, or prepare to load its parts when they are needed.
 
     Args:
         job: the job.
         device: the denoiser's device.
         require_unchanged: called after a part was loaded; raises ModelError if its files are not those of the job.
+        offload: whether the denoiser's blocks stay in main memory.
 
     Raises:
         ModelError: the model is incomplete or of the wrong kind.
     """
+    quantization = job.task.model.quantization
     return registry.load(
         job.base.family,
         LoadArgs(
@@ -78,6 +80,8 @@ def load_family(job: Job, device: torch.device, require_unchanged: Callable[[], 
             elsewhere=job.base.places,
             dtype=PRECISIONS[job.task.mixed_precision],
             float32=frozenset(job.method.trained_weights(job.base.family, job.task)),
+            quantised={job.base.family.denoiser: quantization} if quantization else {},
+            offloaded={job.base.family.denoiser: job.base.family.block_lists} if offload else {},
             device=device,
             prediction_type=job.prediction_type,
             zero_terminal_snr=job.task.train_args.zero_terminal_snr,

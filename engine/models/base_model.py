@@ -39,6 +39,7 @@ from engine.models.objectives.registry import OBJECTIVES
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
 from engine.task.paths import hub_page, nearest
+from engine.task.plan.extent import latent_frames
 from engine.task.plan.timesteps import Timesteps
 from engine.task.task import Model, TimestepSampling, TrainArgs
 
@@ -117,7 +118,7 @@ class BaseModel:
     def describe_noise(self, args: TrainArgs) -> str | None:
         """Return how noise levels follow from timesteps; None if no key of a task changes that. Raises ModelError."""
         describe = self.objective.describe_noise
-        frames = (args.num_frames - 1) // self.family.frame_step + 1
+        frames = latent_frames(args.num_frames, self.family.frame_step)
         tokens = frames * (args.resolution // self.family.token_side) ** 2
         return describe(self.config("scheduler", SCHEDULER_FILE), args, tokens) if describe else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -16,7 +16,7 @@ from engine.models.objectives.objective import LossOptions, TargetType
 from engine.models.single_file import SingleFile
 from engine.models.spec import FamilySpec
 from engine.task.plan.extent import Extent
-from engine.task.task import MixedPrecision
+from engine.task.task import MixedPrecision, Quantization
 
 if TYPE_CHECKING:
     from engine.data.media.geometry import Geometry
@@ -51,6 +51,10 @@ class LoadArgs:
     """The dtype of all frozen weights."""
     float32: frozenset[str] = frozenset()
     """The components that are loaded in float32, whatever `dtype` is, because their weights are trained."""
+    quantised: Mapping[str, Quantization] = field(default_factory=dict)
+    """The components of which the linear layers in blocks are quantised, with the format."""
+    offloaded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The components of which the blocks stay in main memory until they compute, with the names of their lists."""
     device: torch.device
     prediction_type: TargetType
     single_file: SingleFile | None = None

@@ -17,8 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
 from engine.models.components.files import is_weight
+from engine.models.components.offloading import offload
+from engine.models.components.place import Place
 from engine.models.configs import read_json, refuse_large
 from engine.models.family import Family, LoadArgs
+from engine.models.quantization.layer import quantise
 from engine.models.single_file import weights as single_file_weights
 from engine.models.single_file.header import read_header
 
@@ -32,6 +35,8 @@ _CLIP_WORDS: Final = 49408
 
 _KEPT: Final = frozenset(("BOOL", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "I64", "U64", "F64"))
 """The dtypes in a safetensors file that are not those of quantised weights."""
+
+_STORED: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _MODEL_TYPE: Final = "model_type"
 """A key of transformers' configurations, which those of Diffusers do not have."""
@@ -78,6 +83,7 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     else:
         _require_own_attention(config, component)
     dtype = torch.float32 if component in args.float32 else args.dtype
+    quantization = args.quantised.get(component)
     place = args.place(component)
     if place.single_file is None and (place.folder / _ADAPTER).exists():
         # transformers would load the model that it names, and the adapter: neither is hashed.
@@ -85,37 +91,59 @@ def load_module(cls: Any, args: LoadArgs, component: str, device: torch.device =
     if place.single_file is None and place.weight_file is None:
         _require_own_shards(place.folder, args.variants[component])
         _require_unquantised(place.weight_paths(args.variants[component]), component)
-    try:
-        if place.single_file is not None:
-            module, info = single_file_weights.load(cls, place.single_file, component, dtype, device), {}
-        else:
-            with place.as_folder() as folder:
-                module, info = cls.from_pretrained(
-                    folder,
-                    variant=args.variants[component],
-                    # Always given: the default of transformers is the dtype in config.json, often float16.
-                    dtype=dtype,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    device_map=None if device.type == "cpu" else {"": device},
-                )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # the libraries raise many types for malformed configurations and weights
-        raise ModelError(f"the base model's {component} does not load: {first_line(error)}") from error
-    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if info.get(problem):
-            found = sorted(map(str, info[problem]))
-            raise ModelError(
-                f"the base model's {component} has {len(found)} {problem.replace('_', ' ')}, e.g. {found[0]}"
-            )
+    variant, home = args.variants.get(component), _CPU if component in args.offloaded else device
+    if quantization:
+        is_mapped = place.single_file is None  # then neither memory holds more than a layer of the original weights
+        read_as = _stored_dtype(place, args, dtype) if is_mapped else dtype
+        module = _read(cls, place, variant, read_as, _CPU if is_mapped else device)
+        quantise(module, quantization, device=device, dtype=dtype, kept_on=home)
+    else:
+        module = _read(cls, place, variant, dtype, home)
     module.requires_grad_(False)
     module.eval()
+    if component in args.offloaded:
+        offload(module, args.offloaded[component], device)
     if args.device.type == "cpu" and place.single_file is None:
         _own_memory(module)
     args.require_unchanged()
     return module
+
+
+def _read(cls: Any, place: Place, variant: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a component's module with its libraries. Raises ModelError."""
+    try:
+        if place.single_file is not None:
+            return single_file_weights.load(cls, place.single_file, place.component, dtype, device)
+        with place.as_folder() as folder:
+            module, info = cls.from_pretrained(
+                folder,
+                variant=variant,
+                # Always given: the default of transformers is the dtype in config.json, often float16.
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                device_map=None if device.type == "cpu" else {"": device},
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries raise many types for malformed configurations and weights
+        raise ModelError(f"the base model's {place.component} does not load: {first_line(error)}") from error
+    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info.get(problem):
+            found = sorted(map(str, info[problem]))
+            raise ModelError(
+                f"the base model's {place.component} has {len(found)} {problem.replace('_', ' ')}, e.g. {found[0]}"
+            )
+    return module
+
+
+def _stored_dtype(place: Place, args: LoadArgs, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which all matrices of a component's folder are stored; `dtype` if there are several."""
+    paths = place.weight_paths(args.variants.get(place.component))
+    headers = [read_header(path, path.name).tensors.values() for path in paths]
+    found = {tensor.dtype for tensors in headers for tensor in tensors if len(tensor.shape) > 1}
+    return _STORED.get(found.pop(), dtype) if len(found) == 1 else dtype
 
 
 def _require_own_shards(folder: Path, variant: str | None) -> None:

@@ -161,6 +161,9 @@ class FamilySpec:
     """The denoiser's component, in Diffusers' folders and in LoRA files."""
     text_encoders: tuple[str, ...]
     """The components that are trained with `train_args.train_text_encoder`."""
+    block_lists: tuple[str, ...] = ()
+    """The names of the denoiser's lists of blocks, in the order in which they compute, if gradient checkpointing
+    computes each block again as a whole: such blocks can be offloaded (`train_args.offload`)."""
     lora_targets: tuple[str, ...] | str
     """The denoiser's layers that get an adapter with `lora.target_modules: null`: the task's words for them."""
     text_lora_targets: tuple[str, ...]

@@ -19,7 +19,7 @@ from engine.task.definition import definition
 from engine.task.key import Chain, Named, about, about_field, key
 from engine.task.keys.dataset import Dataset, FrameExtraction
 from engine.task.keys.lora import Lora
-from engine.task.keys.model import Component, Model
+from engine.task.keys.model import Component, Model, Quantization
 from engine.task.keys.patterns import NO_NUL
 from engine.task.keys.train_args import (
     AdamArgs,
@@ -49,6 +49,7 @@ __all__ = [
     "Model",
     "PredictionType",
     "Prompt",
+    "Quantization",
     "Task",
     "TimestepBias",
     "TimestepSampling",

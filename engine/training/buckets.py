@@ -114,14 +114,14 @@ class Buckets:
             f"{1 - self.kept_by_squares:.1%} without buckets",
         ]
 
-    def warnings(self, batch_size: int) -> list[str]:
-        """Return notes on what is allowed but likely a mistake."""
+    def warnings(self, batch_size: int, noun: str = "image") -> list[str]:
+        """Return notes on what is allowed but likely a mistake; `noun` is the word for a sample."""
         small = sum(len(one.rows) < batch_size for one in self.members)
         if not small:
             return []
         return [
-            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer images than "
-            f"batch_size {batch_size}: their micro-batches show an image more than once, and come up less than once an "
+            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer {noun}s than "
+            f"batch_size {batch_size}: their micro-batches show one more than once, and come up less than once an "
             "epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from engine.commands import chain
+from engine.commands.forked import chain, task
 from tests.support.harness import ENTRYPOINT, changed, progress, read_json, run_job, snapshot, start_job, succeed
 from tests.support.tiny import build_dataset
 
@@ -92,5 +92,5 @@ def test_a_killed_task_ends_the_chain_with_its_code(tmp_path, monkeypatch):
     """137, as after any kill; Python alone would make it 247, which is in nobody's table."""
     killed = tmp_path / "killed.py"
     killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
-    monkeypatch.setattr(chain, "ENTRYPOINT", str(killed))
+    monkeypatch.setattr(task, "ENTRYPOINT", str(killed))
     assert chain.run_task([], tmp_path, tmp_path / "001") == 137

@@ -73,7 +73,13 @@ def base_of(name, **changes):
     """A base model of a published size: its configurations alone."""
     configs = PUBLISHED[name] | changes
     family = registry.FAMILIES[PIPELINES[name]]
-    return SimpleNamespace(config=configs.__getitem__, family=family, single_file="whole")
+    return SimpleNamespace(
+        config=configs.__getitem__,
+        family=family,
+        single_file=None,
+        variants={},
+        place=lambda component: SimpleNamespace(component=component, weight_paths=lambda variant: ()),
+    )
 
 
 def task_of(mixed_precision="bf16", lora=None, **train_args):

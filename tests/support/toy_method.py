@@ -48,6 +48,7 @@ TOY_METHOD = MethodSpec(
     find_start=find_start,
     check=lambda base, task, warm_start: [],
     notes=lambda task, warm_start: [],
+    needs_original_weights=lambda task: None,
     is_whole_model=False,
     tapes=tapes,
     smaller=lambda task: iter(()),

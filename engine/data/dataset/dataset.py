@@ -18,7 +18,10 @@ from engine.data.media.sample_names import OF_IMAGES, SampleNames
 
 @dataclass(frozen=True, slots=True)
 class ImageDataset:
-    """Rows of images and captions on disk. An image is read when it is asked for, and not kept in memory."""
+    """Rows of images and captions on disk. An image is read when it is asked for, and not kept in memory.
+
+    For video models the images are clips, and images beside clips: samples of the medium, whatever methods call them.
+    """
 
     parts: tuple[Rows, ...]
     ends: tuple[int, ...]

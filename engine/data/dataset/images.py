@@ -35,7 +35,7 @@ def images_among(files: Iterable[str], medium: Medium) -> list[str]:
 
 
 class Images(Protocol):
-    """The encoded images of some rows."""
+    """The encoded images of some rows, or other samples of their medium, such as clips."""
 
     def __len__(self) -> int: ...
 

@@ -26,9 +26,11 @@ def describe(job: Job) -> list[str]:
     step_range, args = job.step_range, job.task.train_args
     rate = base_learning_rate(args, step_range.micro_batches)
     effective, noun = step_range.visits_per_step, job.medium.names.noun
+    quantization = job.task.model.quantization
     lines = [
         *_describe_trained(job),
         f"base model     {public(job.task.model.name)} ({job.base.identity[:19]}, {job.prediction_type})",
+        *([f"quantization   {quantization}: the linear layers of the denoiser's blocks"] if quantization else []),
         *(f"{name:<14} {public(one.wanted.name)} ({one.identity[:19]})" for name, one in job.base.elsewhere.items()),
         f"dataset        {public(job.task.dataset.name or job.task.dataset.url or '')}: {_size(job)}",
         f"batch          {step_range.batch_size} x {plural(step_range.micro_batches, 'micro-batch', 'micro-batches')}"
@@ -146,7 +148,7 @@ def warnings(job: Job) -> list[str]:
     found += without_effect(job)
     found += _beyond_the_end(job)
     if job.buckets:
-        found += job.buckets.warnings(step_range.batch_size)
+        found += job.buckets.warnings(step_range.batch_size, job.medium.names.noun)
     if survey := Survey.of(job):
         found += clip_notes.notes(survey)
     found += rates.notes(job)

@@ -42,7 +42,7 @@ def model_card_of(job: Job, about: About, images: Sequence[Mapping[str, Any]]) -
             relation=method.relation,
             licence=family.licences.get(base_id or ""),
             pipeline_tag=task_tag,
-            tags=tuple(dict.fromkeys((task_tag, "diffusers", *method.hub_tags, *family.hub_tags))),
+            tags=(task_tag, "diffusers", *method.hub_tags, *family.hub_tags),
             trigger_word=job.task.dataset.trigger_word,
             images=images,
             usage=method.usage(about, images[0]),

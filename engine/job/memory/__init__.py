@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import chosen, parts_apart, wants_recompute
+from engine.job.memory.decisions import chosen, may_offload, parts_apart, wants_offload, wants_recompute
 from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Prediction, gib, predict
@@ -24,6 +24,7 @@ __all__ = [
     "parts_apart",
     "predict",
     "require_enough",
+    "wants_offload",
     "wants_recompute",
 ]
 
@@ -56,7 +57,7 @@ def describe(
         return ["memory         not predicted: the base model's configurations do not say how large it is"]
     asked = task.train_args.gradient_checkpointing
     kind = "on the GPU, plus about 0.5 GiB for CUDA" if device == "cuda" else "on this machine, plus the program itself"
-    if asked == "auto" and available is None:
+    if asked == "auto" and available is None and not found.offload:
         plain = predict(base, task, recompute=False, device=device, num_processes=num_processes, apart=found.apart)
         assert plain is not None, "the same configurations were predicted with gradient checkpointing"
         lines = [
@@ -65,13 +66,14 @@ def describe(
             f"{gib(found.train)} training",
         ]
     else:
-        why = "" if asked != "auto" else f" (auto: {gib(available or 0)} available)"
+        why = "" if asked != "auto" or available is None else f" (auto: {gib(available)} available)"
         with_it = "with" if found.recompute else "without"
         lines = [f"memory         {_phases(found)} {kind}; {with_it} gradient checkpointing{why}"]
     if device == "cuda":
         lines.append(f"{_INDENT}main memory, plus the program itself: {_phases(found.main)}")
     freed = predict(base, task, recompute=found.recompute, device=device, num_processes=num_processes, apart=True)
     lines += _encoders(found, freed, is_open=device == "cuda" and available is None)
+    lines += _blocks(base, task, found, is_open=device == "cuda" and available is None, num_processes=num_processes)
     if available is not None and found.peak > available:
         fits = "; ".join(fitting(base, task, device=device, available=available, num_processes=num_processes))
         lines.append(
@@ -99,6 +101,22 @@ def _encoders(found: Prediction, freed: Prediction | None, *, is_open: bool) -> 
             f"{gib(freed.encode)} encoding, {gib(freed.validation)} validation"
         ]
     return [f"{_INDENT}the text encoders stay in main memory while it trains"]
+
+
+def _blocks(base: BaseModel, task: Task, found: Prediction, *, is_open: bool, num_processes: int) -> list[str]:
+    """Return a line on the denoiser's blocks, where they stay in main memory or may do so; see `_encoders`."""
+    if found.offload:
+        return [f"{_INDENT}the denoiser's blocks stay in main memory until they compute"]
+    if not is_open or not may_offload(task):
+        return []
+    place: dict[str, Any] = {"device": "cuda", "num_processes": num_processes, "recompute": True, "apart": True}
+    whole, moved = (predict(base, task, offload=offload, **place) for offload in (False, True))
+    if whole is None or moved is None or moved.peak >= whole.peak:
+        return []
+    return [
+        f"{_INDENT}with the denoiser's blocks in main memory (if less than {gib(int(whole.peak / SPARE))} is free): "
+        f"{_phases(moved)}; main memory {gib(moved.main.peak)}"
+    ]
 
 
 def _phases(found: Phases) -> str:

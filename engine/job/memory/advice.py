@@ -10,7 +10,7 @@ from engine.core.errors import DeviceMemoryError
 from engine.job.memory.decisions import chosen
 from engine.job.memory.prediction import SPARE, Prediction, gib
 from engine.models.base_model import BaseModel
-from engine.task.task import Task
+from engine.task.task import Quantization, Task
 from engine.training.methods.method import Change
 from engine.training.methods.registry import METHODS
 from engine.training.optimizers.registry import OPTIMIZERS
@@ -161,6 +161,15 @@ def _less_to_train(task: Task) -> Iterator[Change]:
     yield from METHODS[task.training_type].smaller(task)
 
 
+def _quantised(task: Task) -> Iterator[Change]:
+    """Yield formats of fewer bits for the frozen weights, where the method can train on them."""
+    if METHODS[task.training_type].needs_original_weights(task):
+        return
+    fewer: dict[Quantization | None, list[Quantization]] = {None: ["int8", "nf4"], "int8": ["nf4"], "fp8": ["nf4"]}
+    for name in fewer.get(task.model.quantization, []):
+        yield {"model.quantization": f'"{name}"'}, replace(task, model=replace(task.model, quantization=name))
+
+
 def _smaller_drawings(task: Task) -> Iterator[Change]:
     rows = task.validation.prompts or ()
     plain = tuple(
@@ -197,6 +206,7 @@ _KINDS: Final[tuple[Callable[[Task], Iterator[Change]], ...]] = (
     _without_average,
     _without_text_encoders,
     _less_to_train,
+    _quantised,
     _lower_resolutions,
     _fewer_micro_batches,
     _lighter_method,

@@ -8,6 +8,7 @@ from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Prediction, predict
 from engine.models.base_model import BaseModel
 from engine.task.task import Task
+from engine.training.methods.registry import METHODS
 
 
 def parts_apart(
@@ -74,12 +75,59 @@ def wants_recompute(
     asked = task.train_args.gradient_checkpointing
     if asked != "auto":
         return bool(asked)
+    if wants_offload(
+        base, task, device=device, available=available, main_available=main_available, num_processes=num_processes
+    ):
+        return True
     apart = parts_apart(
         base, task, device=device, available=available, main_available=main_available, num_processes=num_processes
     )
     plain = predict(base, task, recompute=False, device=device, num_processes=num_processes, apart=apart)
     # The bits are the same, so where the memory is unknown, gradient checkpointing costs only time.
     return plain is None or available is None or plain.train > SPARE * available
+
+
+def may_offload(task: Task) -> bool:
+    """Return whether it is left to the memory where the denoiser's blocks are, as far as the task alone says."""
+    args = task.train_args
+    return (
+        args.offload == "auto"
+        and args.gradient_checkpointing is not False
+        and METHODS[task.training_type].needs_original_weights(task) is None
+    )
+
+
+def wants_offload(
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    main_available: int | None = None,
+    num_processes: int = 1,
+) -> bool:
+    """Return whether the denoiser's blocks stay in main memory: as the task says, or if it would not fit otherwise.
+
+    The result's bits are the same, but it takes time. Gradient checkpointing then computes each block again.
+
+    Args:
+        base: the base model.
+        task: the task.
+        device: cuda or cpu.
+        available: bytes of memory on that device; None is unknown, and no reason to do it.
+        main_available: see `parts_apart`; no reason against it.
+        num_processes: see `predict`.
+    """
+    if task.train_args.offload is True:
+        return True
+    if device != "cuda" or available is None or not may_offload(task):
+        return False
+    place: dict[str, Any] = {"device": device, "num_processes": num_processes}
+    apart = parts_apart(base, task, available=available, main_available=main_available, **place)
+    whole, moved = (
+        predict(base, task, recompute=True, apart=apart, offload=offload, **place) for offload in (False, True)
+    )
+    return whole is not None and moved is not None and whole.peak > SPARE * available and moved.peak < whole.peak
 
 
 def chosen(
@@ -91,7 +139,7 @@ def chosen(
     main_available: int | None = None,
     num_processes: int = 1,
 ) -> Prediction | None:
-    """Predict what a task takes as it will be run; see `wants_recompute` and `parts_apart`."""
+    """Predict what a task takes as it will be run: see `wants_recompute`, `parts_apart` and `wants_offload`."""
     place: dict[str, Any] = {"device": device, "available": available, "num_processes": num_processes}
     return predict(
         base,
@@ -100,4 +148,5 @@ def chosen(
         device=device,
         num_processes=num_processes,
         apart=parts_apart(base, task, main_available=main_available, **place),
+        offload=wants_offload(base, task, main_available=main_available, **place),
     )

@@ -30,7 +30,9 @@ class Sizes:
     """Sizes of which the phases consist, in bytes."""
 
     denoiser: int
-    """Its frozen weights."""
+    """Its frozen weights on the device."""
+    offloaded: int
+    """Weights of its blocks, if they are in main memory."""
     texts: int
     """Frozen weights of the text encoders that can be trained."""
     fixed: int
@@ -59,6 +61,7 @@ def kept_together(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_t
         train=resting + sizes.step,
         validation=working + sizes.unchanged + max(images.decode_bytes, sizes.encode),
     )
+    leaving += sizes.offloaded
     return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)
 
 
@@ -81,4 +84,5 @@ def freed_before(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_te
         train=resting + sizes.step,
         validation=working + sizes.unchanged + images.decode_bytes,
     )
+    leaving += sizes.offloaded
     return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from engine.evaluation.drawings import extents
 from engine.job.memory import phases
 from engine.models.base_model import BaseModel
 from engine.models.parts.tape import Tape
+from engine.models.quantization.rule import quantised_bytes
 from engine.models.spec import Footprint, ImageEncoder, Workload
 from engine.task.plan.extent import Extent
 from engine.task.task import Task, TrainArgs
@@ -34,6 +36,8 @@ _COPY_BYTES: Final = {"no": 0, "fp16": 2, "bf16": 2}
 """Bytes per trained value of the working copy."""
 _MICRO_BATCH_BYTES: Final = 4 * 3
 """Bytes per micro-batch of a step: its loss, and what the processes exchange."""
+_COPIED_BLOCKS: Final = 2
+"""Offloaded blocks on the device at a time: the one that computes, and the one that is copied."""
 _NO_MODEL: Final = 1 << 60
 """A number of values beyond that of any model; a task may ask for more than any machine holds."""
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
@@ -53,6 +57,8 @@ class Prediction(phases.Phases):
     """Bytes of the moving average; 0 if there is none."""
     recompute: bool
     """True if gradient checkpointing is used."""
+    offload: bool
+    """True if the denoiser's blocks are in main memory until they compute."""
     apart: bool
     """True if text encoders are freed before the denoiser is loaded; see `decisions.parts_apart`."""
     parameters: int
@@ -60,7 +66,14 @@ class Prediction(phases.Phases):
 
 
 def predict(
-    base: BaseModel, task: Task, *, recompute: bool, device: str, num_processes: int = 1, apart: bool = False
+    base: BaseModel,
+    task: Task,
+    *,
+    recompute: bool,
+    device: str,
+    num_processes: int = 1,
+    apart: bool = False,
+    offload: bool = False,
 ) -> Prediction | None:
     """Predict what a task takes; None where the model's configurations do not say.
 
@@ -74,9 +87,17 @@ def predict(
         num_processes: the number of processes that train together; the prediction is for one of them.
         apart: whether the text encoders that cannot be trained are freed before the denoiser is loaded; without effect
             on a model that has none of them.
+        offload: whether the denoiser's blocks are in main memory until they compute; without effect where they cannot
+            be.
     """
     try:
-        plan = _Plan(recompute=recompute, is_cuda=device == "cuda", num_processes=num_processes, apart=apart)
+        plan = _Plan(
+            recompute=recompute,
+            is_cuda=device == "cuda",
+            num_processes=num_processes,
+            apart=apart,
+            offload=offload and bool(base.family.block_lists),
+        )
         found = _predict(base, task, plan)
     except _MALFORMED:  # loading the model reports what is wrong with it
         return None
@@ -91,6 +112,7 @@ class _Plan:
     is_cuda: bool
     num_processes: int
     apart: bool
+    offload: bool
 
 
 def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
@@ -110,8 +132,11 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     else:
         step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=plan.recompute) + texts.kept
         lasting, unchanged = values + copy, 0
+    moved = denoiser.block_bytes if plan.offload else []
+    offloaded = sum(moved)
     sizes = phases.Sizes(
-        denoiser=denoiser.frozen * width,
+        denoiser=denoiser.frozen_bytes - offloaded * plan.is_cuda + _COPIED_BLOCKS * max(moved, default=0),
+        offloaded=offloaded,
         texts=texts.frozen * width,
         fixed=sum(encoder.weight_bytes for encoder in fixed.encoders),
         encode=max((encoder.encode_bytes for encoder in fixed.encoders), default=0),
@@ -123,6 +148,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
     hold = phases.freed_before if apart else phases.kept_together
     images = replace(fixed.images, decode_bytes=_decode_bytes(base, task, plan, fixed.images))
     own, main = hold(sizes, images, is_cuda=plan.is_cuda, trains_texts=args.train_text_encoder)
+    own = replace(own, load=own.load + _unquantised_bytes(base, denoiser, width))
     return Prediction(
         encode=own.encode,
         load=own.load,
@@ -133,6 +159,7 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         optimizer=optimizer,
         average=average,
         recompute=plan.recompute,
+        offload=plan.offload,
         apart=apart,
         parameters=denoiser.parameters + texts.parameters + fixed.parameters,
     )
@@ -142,6 +169,8 @@ def _footprint(base: BaseModel, task: Task, plan: _Plan, extent: Extent) -> tupl
     """Return the tapes of the denoiser and of the text encoders, and the rest, for samples of this size."""
     args, family, width = task.train_args, base.family, _BYTES[task.mixed_precision]
     denoiser, texts = METHODS[task.training_type].tapes(family, task, width, 4 if plan.is_cuda else width)
+    if task.model.quantization:
+        denoiser.stored = partial(quantised_bytes, task.model.quantization)
     rest = family.footprint(
         base.config,
         Workload(
@@ -165,6 +194,13 @@ def _decode_bytes(base: BaseModel, task: Task, plan: _Plan, trained: ImageEncode
     if largest == task.train_args.extent:
         return trained.decode_bytes
     return _footprint(base, task, plan, largest)[2].images.decode_bytes
+
+
+def _unquantised_bytes(base: BaseModel, denoiser: Tape, width: int) -> int:
+    """Return the bytes of weights that are read before they are quantised: those of a whole model in one file."""
+    if base.single_file is None or not denoiser.quantised_bytes:
+        return 0
+    return (denoiser.parameters - denoiser.frozen) * width - denoiser.quantised_bytes
 
 
 def _optimizer_bytes(args: TrainArgs, *tapes: Tape) -> int:

@@ -6,7 +6,7 @@ The checks run before heavy libraries are imported and before weights are downlo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
@@ -129,6 +129,36 @@ def require_multiple(extent: Extent, multiple: int) -> None:
         raise TaskError(
             f"train_args.resolution is {wrong[0]}: expected a multiple of {multiple} for this base model, such as "
             f"{below} or {below + multiple}"
+        )
+
+
+def whole_tokens(side: int) -> Callable[[Configs, Extent], None]:
+    """Return a `FamilySpec.check_size` for tokens of `side` x `side` pixels."""
+    return lambda config, extent: require_multiple(extent, side)
+
+
+def require_text_width(config: Configs, key: str, default: int, given: int) -> None:
+    """Raise ModelError unless the transformer takes text states of the width `given`.
+
+    `key` is where the transformer's configuration has the width, `default` what it is without.
+    """
+    wanted = require_size(config, "transformer", key, default)
+    if wanted != given:
+        raise ModelError(
+            f"the base model's transformer takes text of width {wanted}, its text encoder gives {given}: "
+            "these parts are of different models"
+        )
+
+
+def require_channels(taken: int, given: int, latents: int, otherwise: str) -> None:
+    """Raise ModelError unless a transformer takes and gives as many channels as the VAE's latents have.
+
+    `otherwise` says in the message what the base model is then.
+    """
+    if not taken == given == latents:
+        raise ModelError(
+            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have {latents}: "
+            f"{otherwise}"
         )
 
 

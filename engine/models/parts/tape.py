@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from engine.models.quantization.rule import DEQUANTISING_BYTES
+
 Config = Mapping[str, Any]
 _Moment: TypeAlias = tuple[int, int]
 """A moment of the backward pass: bytes of the activations that are still kept, and number of the trained values up to
@@ -44,6 +46,12 @@ class Tape:
     """Number of trained tensors of each shape; a convolution's is that of a matrix."""
     frozen: int = 0
     """Number of the model's values that are not trained: parameters and buffers."""
+    block_bytes: list[int] = field(init=False, default_factory=list)
+    """Bytes of the frozen weights in each block."""
+    stored: Callable[[str, int, int], int | None] = lambda name, rows, columns: None
+    """Returns the bytes of a linear layer's matrix, by the layer's name, if it is quantised; else None."""
+    quantised_bytes: int = 0
+    """Bytes of the quantised matrices, which `frozen` does not count."""
     kept: int = 0
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
@@ -55,6 +63,11 @@ class Tape:
     _recomputed: list[_Moment] = field(init=False, default_factory=list)
     """The same with gradient checkpointing."""
     _block: int | None = None
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of the model's values that are not trained."""
+        return self.frozen * self.width + self.quantised_bytes
 
     def keep(self, values: int, width: int) -> None:
         """Record a tensor of so many values that is kept for the backward pass; `width` is the bytes of a value."""
@@ -79,9 +92,10 @@ class Tape:
         if not is_recomputed:
             yield
             return
-        traced = self.is_traced
+        traced, before = self.is_traced, self.frozen_bytes
         self._block = 0
         yield
+        self.block_bytes.append(self.frozen_bytes - before)
         inside, self._block = self._block, None
         # A block before the first layer with a gradient keeps nothing; the block with that layer keeps its input.
         if traced or self.is_traced:
@@ -151,7 +165,13 @@ class Tape:
             is_kept: whether its input is already counted.
             bias: whether it has a bias.
         """
-        self.matrix(outputs, inputs)
+        stored = self.stored(name, outputs, inputs)
+        if stored is None:
+            self.matrix(outputs, inputs)
+        else:
+            self.parameters += outputs * inputs
+            self.quantised_bytes += stored
+            self.passing(outputs * inputs * DEQUANTISING_BYTES)
         self.weights(bias * outputs)
         return False
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engine.models.components.lazy_parts import LazyParts
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.lazy_parts import LazyParts
 from engine.models.loading import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.losses import training_loss

@@ -10,7 +10,7 @@ import torch
 
 from engine.models.family import Tensors
 from engine.models.parts.vae import ImageLatents
-from engine.task.plan.extent import Extent
+from engine.task.plan.extent import Extent, latent_frames
 
 
 class VideoLatents(ImageLatents):
@@ -47,7 +47,7 @@ class VideoLatents(ImageLatents):
 
     def shape(self, extent: Extent) -> tuple[int, ...]:
         """Return the shape (channels, frames, height, width) of the latents of a clip of this size."""
-        frames = (extent.frames - 1) // self._frames + 1
+        frames = latent_frames(extent.frames, self._frames)
         return (self._channels, frames, extent.height // self._side, extent.width // self._side)
 
     @torch.no_grad()

@@ -41,6 +41,11 @@ class Picture:
     key: str = ""
     """A digest of how it is drawn, under which the next task's report finds it; 16 hex digits. Empty: not found."""
 
+    @property
+    def noun(self) -> str:
+        """The word for it: `image`, `clip`."""
+        return "clip" if self.is_clip else "image"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingImage:
@@ -97,7 +102,7 @@ _VIEWS: Final = """<p class="views"><input type="radio" name="view" id="view-sid
 
 
 def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
-    without, both, what = '<div class="missing">not drawn</div>', "", "clip" if picture.is_clip else "image"
+    without, both, what = '<div class="missing">not drawn</div>', "", picture.noun
     if picture.without_png is not None:
         label = f"Validation {what} {number} without {trained}"
         without, both = _image_or_clip(picture.without_png, picture.without_clip, label), " both"
@@ -112,7 +117,7 @@ def _pair(number: int, picture: Picture, trained: str, step: int) -> str:
 
 
 def _strip(number: int, picture: Picture) -> str:
-    what = "clip" if picture.is_clip else "image"
+    what = picture.noun
     frames = "".join(
         f"<li>{_image(png, f'Validation {what} {number} after step {step:,}', _found_by(picture, step))}"
         f"<span>step {step:,}</span></li>"
@@ -129,7 +134,7 @@ def _found_by(picture: Picture, step: int) -> str:
 def training_images(images: Sequence[TrainingImage], total: int, noun: str) -> str:
     """Return the section with some of the dataset's `total` images; empty if there are none to show.
 
-    Of clips, `noun`, their first frames are shown.
+    `noun` is the word for one of them; of a clip one frame is shown.
     """
     if not images:
         return ""

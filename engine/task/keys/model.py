@@ -10,6 +10,7 @@ from engine.task.key import Chain, Named, about, key
 from engine.task.keys.patterns import NO_NUL
 
 Variant = Literal["fp16", "bf16"]
+Quantization = Literal["int8", "fp8", "nf4"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,4 +72,11 @@ class Model:
         "name of the part's folder in Diffusers' layout, and an object with its name and, if needed, subfolder, "
         "variant and revision.",
         chain=Chain.UNRECORDED,
+    )
+    quantization: Quantization | None = key(
+        None,
+        "Quantization",
+        "How the frozen weights of the denoiser's blocks are kept [in less memory](#a-base-model-in-less-memory): in 8 "
+        "bits (`int8`, `fp8`) or in 4 (`nf4`); null keeps them in the precision of `mixed_precision`. For a LoRA only.",
+        chain=Chain.AGREED_IF_SET,
     )

@@ -273,6 +273,14 @@ class TrainArgs:
         "the same result. `auto` does so if the predicted peak of memory would not fit otherwise.",
         chain=Chain.NO_EFFECT,
     )
+    offload: Literal["auto"] | bool = key(
+        "auto",
+        "Offload",
+        "Keep the denoiser's blocks in main memory, and copy each to the GPU when it computes: less of the GPU's "
+        "memory, more time, the same result. `auto` does so if the predicted peak would not fit otherwise. For a LoRA "
+        "on a transformer, with gradient checkpointing.",
+        chain=Chain.NO_EFFECT,
+    )
     ema_decay: float | None = key(
         None,
         "Decay of the moving average",

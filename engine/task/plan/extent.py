@@ -36,3 +36,8 @@ def frame_counts(num_frames: int, step: int) -> tuple[int, ...]:
         k //= 2
         found.append(step * k + 1)
     return tuple(reversed(found))
+
+
+def latent_frames(frames: int, step: int) -> int:
+    """Return the number of frames of a clip's latents: one for the first frame, and one for each `step` after it."""
+    return (frames - 1) // step + 1

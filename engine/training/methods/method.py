@@ -169,6 +169,9 @@ class MethodSpec:
     Returns lines on what could not be checked. Raises the errors of `attach`."""
     notes: Callable[[Task, WarmStart | None], list[str]]
     """Returns notes on likely mistakes in the method's own keys and the weights to start from."""
+    needs_original_weights: Callable[[Task], str | None]
+    """Returns why a task needs the base model's weights themselves in memory, and what to do if they are to be
+    quantised or offloaded (`model.quantization`, `train_args.offload`); None if it does not need them."""
     is_whole_model: bool
     """True if the trained values are the base model's own weights; see `Trainable.is_whole_model`. For the prediction
     of memory."""

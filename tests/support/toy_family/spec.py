@@ -76,6 +76,7 @@ SPEC: Final = FamilySpec(
     weighted=("text_encoder", "transformer"),
     denoiser="transformer",
     text_encoders=("text_encoder",),
+    block_lists=("blocks",),
     lora_targets=("to_q", "to_v"),
     text_lora_targets=("mix",),
     text_root=None,

@@ -101,6 +101,7 @@ def test_without_a_cache_they_are_drawn_each_time(drawn):
     [
         {"lora": {"init_lora_weights": "loftq"}},
         {"training_type": "full"},
+        {"model": TASK["model"] | {"quantization": "int8"}},
         {"train_args": TASK["train_args"] | {"train_text_encoder": True}},
         {"train_args": TASK["train_args"] | {"prediction_type": "v_prediction"}},
         {"train_args": TASK["train_args"] | {"prediction_type": "v_prediction", "zero_terminal_snr": True}},

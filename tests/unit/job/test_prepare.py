@@ -121,6 +121,40 @@ def test_keys_that_do_not_go_with_the_model_are_refused(args, family, message):
         prepare._check_noise(job)
 
 
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"training_type": "full"}, "model.quantization is 'nf4': training_type 'full' trains the weights themselves"),
+        ({"lora": {"init_lora_weights": "loftq"}}, "'loftq' quantises the original weights itself; use only one"),
+    ],
+)
+def test_quantised_weights_where_the_original_ones_are_needed(keys, message):
+    with pytest.raises(TaskError, match=message):
+        prepare._check_frozen(job_of(text(model={"name": "m", "quantization": "nf4"}, **keys)))
+
+
+@pytest.mark.parametrize(
+    "args, keys, message",
+    [
+        ({}, {}, "offload is true: the denoiser of a StableDiffusionPipeline has no blocks that can be copied"),
+        (
+            {"gradient_checkpointing": False},
+            {"family": FLOW_SPEC},
+            "needs gradient checkpointing; remove train_args",
+        ),
+        (
+            {},
+            {"family": FLOW_SPEC, "training_type": "full"},
+            "offload is true: training_type 'full' trains",
+        ),
+    ],
+)
+def test_blocks_that_cannot_be_offloaded(args, keys, message):
+    family = replace(keys.pop("family"), block_lists=("blocks",)) if "family" in keys else SPEC
+    with pytest.raises(TaskError, match=message):
+        prepare._check_frozen(job_of(text(train_args={"offload": True, **args}, **keys), family=family))
+
+
 def test_guidance_for_a_model_that_is_told_it():
     configs = {"transformer": {"guidance_embeds": True}}
     prepare._check_noise(job_of(text(train_args={"guidance_scale": 3.5}), family=FLOW_SPEC, configs=configs))

@@ -17,6 +17,7 @@ def test_canonical_leaves_out_defaults_and_where_it_runs():
     }
     assert canonical(read(task)) == {"model": {"name": "a/b"}, "dataset": {"name": "c/d"}}
     assert "train_args" not in canonical(read(task_with("train_args.gradient_checkpointing", True)))
+    assert "train_args" not in canonical(read(task_with("train_args.offload", True)))
     task = task_with("lora.target_modules", ["to_k"])
     assert canonical(read(task))["lora"] == {"target_modules": ["to_k"]}
 

@@ -260,7 +260,8 @@ def test_the_verdict_is_the_schemas(value):
         "version": task.version,
     }
     # Memory, too, is where a task runs.
-    again["train_args"] = again["train_args"] | {"gradient_checkpointing": task.train_args.gradient_checkpointing}
+    for key in ("gradient_checkpointing", "offload"):
+        again["train_args"] = again["train_args"] | {key: getattr(task.train_args, key)}
     # The rows of this file are prompts as soon as it is read.
     again["validation"] = again["validation"] | {"prompts_file": task.validation.prompts_file}
     assert read(canonical_json(again | environment)) == task

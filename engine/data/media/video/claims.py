@@ -1,4 +1,4 @@
-"""Refuse containers that are cut, or that claim more frames than their bytes can hold, before FFmpeg believes them.
+"""Refuse containers that are cut, or that claim more frames than their bytes can hold, before FFmpeg reads them.
 
 FFmpeg allocates up to 70 bytes for each sample that an MP4 file announces, and a few bytes can announce billions.
 """

@@ -18,8 +18,9 @@ from av.video.stream import VideoStream
 
 from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Size, UnreadableImage
+from engine.data.media.medium import Pixels
 from engine.data.media.video.container import MAX_FRAME_PIXELS, codec_name, opened
-from engine.data.media.video.picture import Pixels, display_matrix, is_turned, is_upright, rgb, upright
+from engine.data.media.video.picture import display_matrix, is_upright, rgb, swaps_sides, upright
 from engine.data.media.video.times import MAX_FRAMES, FrameTimes
 
 MAX_PIXELS: Final = 2**35
@@ -78,7 +79,7 @@ def frames(
     """Yield the frames at `positions` of the clip at `frame_rate`: uint8 RGB, (height, width, 3), upright, as stored.
 
     Decoding begins with the first frame of the file and ends with the last that is needed; one frame is kept. A file
-    whose pixels are not square gives frames of another shape than `ClipFacts.size`.
+    whose pixels are not square gives frames of another shape than `ClipFacts.extent`.
 
     Args:
         data: the encoded clip.
@@ -142,7 +143,7 @@ def _shown_size(stream: VideoStream, frame: VideoFrame) -> Size:
     if not Fraction(1, 10) <= aspect <= 10:
         raise UnreadableImage(f"its pixels have the aspect ratio {aspect}; save it with square pixels")
     width = max(1, round(width * aspect))
-    return (height, width) if is_turned(display_matrix(frame)) else (width, height)
+    return (height, width) if swaps_sides(display_matrix(frame)) else (width, height)
 
 
 def _decoded(data: bytes, times: FrameTimes, count: int) -> Iterator[VideoFrame]:

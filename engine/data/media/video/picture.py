@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from typing import Final, cast
 
 import numpy as np
-import numpy.typing as npt
 from av.buffer import Buffer
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from engine.data.media.geometry import UnreadableImage
-
-Pixels = npt.NDArray[np.uint8]
+from engine.data.media.medium import Pixels
 
 _SCALER: Final = (
     Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -50,7 +48,7 @@ def is_upright(matrix: tuple[int, int, int, int] | None) -> bool:
     return matrix is None or not any(matrix) or (matrix[1:3] == (0, 0) and min(matrix[0], matrix[3]) > 0)
 
 
-def is_turned(matrix: tuple[int, int, int, int] | None) -> bool:
+def swaps_sides(matrix: tuple[int, int, int, int] | None) -> bool:
     """Return whether width and height change places. Raises UnreadableImage for other angles than quarter turns."""
     if matrix is None or not any(matrix):
         return False
@@ -65,7 +63,7 @@ def upright(pixels: Pixels, matrix: tuple[int, int, int, int] | None) -> Pixels:
     if matrix is None or not any(matrix):
         return pixels
     a, b, c, d = matrix
-    if is_turned(matrix):
+    if swaps_sides(matrix):
         pixels = pixels.swapaxes(0, 1)
         return pixels[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

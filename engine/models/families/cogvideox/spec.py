@@ -10,13 +10,20 @@ from typing import Any, Final
 from engine.core.errors import ModelError, TaskError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_one_scale, require_size
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_channels,
+    require_multiple,
+    require_one_scale,
+    require_size,
+    require_text_width,
+)
 from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import cogvideox
 from engine.models.parts.footprints.video_vaes import cogvideox as vae
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
-from engine.task.plan.extent import Extent
+from engine.task.plan.extent import Extent, latent_frames
 
 TEXT: Final = "text_encoder"
 _LATENT_STEP: Final = 4
@@ -50,12 +57,7 @@ def check(config: Configs) -> None:
     _require_vae(config("vae"))
     _require_layers(config)
     given = require_size(config, TEXT, "d_model", 512)
-    wanted = require_size(config, "transformer", "text_embed_dim", 4096)
-    if given != wanted:
-        raise ModelError(
-            f"the base model's transformer takes text of width {wanted}, its text encoder gives {given}: "
-            "these parts are of different models"
-        )
+    require_text_width(config, "text_embed_dim", 4096, given)
 
 
 def _require_text_to_video(config: Configs) -> None:
@@ -70,11 +72,7 @@ def _require_text_to_video(config: Configs) -> None:
             "the base model is a CogVideoX that is given an image or a video besides the text, which this program "
             "cannot train; the text-to-video models CogVideoX-2b, CogVideoX-5b and CogVideoX1.5-5B can be trained"
         )
-    if not taken == given == latents:
-        raise ModelError(
-            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have {latents}: "
-            "these parts are not those of CogVideoX"
-        )
+    require_channels(taken, given, latents, "these parts are not those of CogVideoX")
 
 
 def _require_vae(found: Mapping[str, Any]) -> None:
@@ -108,7 +106,7 @@ def _require_layers(config: Configs) -> None:
         require_size(config, "transformer", key, usual)
         for key, usual in (*_USUAL_SIDES.items(), ("sample_frames", _USUAL_FRAMES))
     )
-    tokens = (height // _PATCH) * (width // _PATCH) * ((frames - 1) // _LATENT_STEP + 1)
+    tokens = (height // _PATCH) * (width // _PATCH) * latent_frames(frames, _LATENT_STEP)
     values = tokens * head * require_size(config, "transformer", "num_attention_heads", 30)
     length = require_size(config, "transformer", "max_text_seq_length", _TEXT_LENGTH)
     if (not is_rotary and values > _MOST_POSITIONS) or length > _MOST_TEXT:
@@ -157,7 +155,7 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
     return transformer_model.footprint(
         config,
         workload,
-        transformer=partial(cogvideox.transformer, frames=vae.latent_frames(workload.frames)),
+        transformer=partial(cogvideox.transformer, frames=latent_frames(workload.frames, _LATENT_STEP)),
         encoders={TEXT: t5.text_encoder},
         images=partial(vae.image_encoder, frames=workload.frames),
         reduction=vae.reduction,
@@ -182,6 +180,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=(TEXT,),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

@@ -166,6 +166,7 @@ SPEC: Final = FamilySpec(
         "vae": ("AutoencoderKL",),
         "transformer": ("FluxTransformer2DModel",),
     },
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=lora_targets.CLIP,
     text_root=lora_targets.CLIP_ROOT,

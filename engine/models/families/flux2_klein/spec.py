@@ -6,13 +6,12 @@ from typing import Final
 
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_rotations, require_size
+from engine.models.parts.config_checks import require_bounds, require_rotations, require_size, whole_tokens
 from engine.models.parts.footprints import language_model, transformer_model
 from engine.models.parts.footprints.transformers import flux2
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
-from engine.task.plan.extent import Extent
 
 TEXT_LAYERS: Final = (9, 18, 27)
 """The layers of the language model whose states are the text (`hidden_states_layers` of Diffusers' pipeline)."""
@@ -21,6 +20,8 @@ _TARGETS: Final = r".*\.(to_q|to_k|to_v|to_out\.0|to_qkv_mlp_proj)|single_transf
 In blocks of two streams `to_out` is a list of layers, in others it is a layer."""
 _CHAT_TOKENS: Final = 12
 """The tokens of `tokens.CHAT_WITHOUT_THINKING`."""
+_TOKEN_SIDE: Final = 16
+"""Pixels of a side in one token: 2 x 2 positions of the latents, of 8 x 8 pixels each."""
 _POSITIONS: Final = 4
 """Positions of the latents in one token."""
 
@@ -48,11 +49,6 @@ def check(config: Configs) -> None:
         )
     require_rotations(config, axes=4)
     require_states(config, "joint_attention_dim", 15360, TEXT_LAYERS)
-
-
-def check_size(config: Configs, extent: Extent) -> None:
-    """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
-    require_multiple(extent, SPEC.token_side)
 
 
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
@@ -87,6 +83,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=(),
     text_root=None,
@@ -96,7 +93,8 @@ SPEC: Final = FamilySpec(
     takes_negative_prompt=False,
     argument_names={"prompt": "prompt"},  # the first argument is an image
     check=check,
-    check_size=check_size,
+    check_size=whole_tokens(_TOKEN_SIDE),
+    token_side=_TOKEN_SIDE,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(tokens.CHAT_WITHOUT_THINKING),
     caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=_CHAT_TOKENS + 1),

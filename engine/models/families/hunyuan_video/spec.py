@@ -9,7 +9,13 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 from engine.models.families.hunyuan_video import webui
 from engine.models.objectives.objective import TargetType
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_one_scale, require_size
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_channels,
+    require_one_scale,
+    require_size,
+    whole_tokens,
+)
 from engine.models.parts.footprints import clip, language_model, transformer_model
 from engine.models.parts.footprints.transformers import hunyuan_video
 from engine.models.parts.footprints.video_vaes import hunyuan_video as vae
@@ -24,7 +30,7 @@ from engine.models.spec import (
     TextEncoder,
     Workload,
 )
-from engine.task.plan.extent import Extent
+from engine.task.plan.extent import latent_frames
 
 _END: Final = "<|eot_id|>"
 _ANSWER: Final = f"{{}}{_END}"
@@ -88,11 +94,7 @@ def _require_text_to_video(config: Configs) -> None:
             "the base model is a HunyuanVideo that is given an image besides the text, which this program cannot "
             "train; the text-to-video model can be trained"
         )
-    if not taken == given == latents:
-        raise ModelError(
-            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have {latents}: "
-            f"{_OTHER_PARTS}"
-        )
+    require_channels(taken, given, latents, _OTHER_PARTS)
 
 
 def _require_layers(config: Configs) -> None:
@@ -119,11 +121,6 @@ def _require_vae(found: Mapping[str, Any]) -> None:
     require_one_scale(found, "HunyuanVideo")
 
 
-def check_size(config: Configs, extent: Extent) -> None:
-    """Raise TaskError unless the sides of a clip, in pixels, are whole tokens."""
-    require_multiple(extent, SPEC.token_side)
-
-
 def takes_guidance(config: Configs) -> bool:
     """Return whether the transformer is distilled on guidance, as the published one is."""
     return bool(config("transformer").get("guidance_embeds", True))
@@ -147,7 +144,7 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
     return transformer_model.footprint(
         config,
         workload,
-        transformer=partial(hunyuan_video.transformer, frames=vae.latent_frames(workload.frames)),
+        transformer=partial(hunyuan_video.transformer, frames=latent_frames(workload.frames, _FRAME_STEP)),
         encoders={_LLAMA: _llama, _CLIP: clip.fixed_text_encoder},
         images=partial(vae.image_encoder, frames=workload.frames),
         reduction=vae.reduction,
@@ -175,6 +172,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=(_LLAMA, _CLIP),
+    block_lists=("transformer_blocks", "single_transformer_blocks"),
     lora_targets=_TARGETS,
     text_lora_targets=(),
     text_root=None,
@@ -185,7 +183,7 @@ SPEC: Final = FamilySpec(
     frame_step=_FRAME_STEP,
     frame_rate=24.0,
     check=check,
-    check_size=check_size,
+    check_size=whole_tokens(_PATCH * _VAE_FACTOR),
     takes_guidance=takes_guidance,
     takes_negative_prompt=False,
     webui_metadata=webui_metadata,
@@ -194,7 +192,7 @@ SPEC: Final = FamilySpec(
     caption_tokens=CaptionTokens(usual=_MOST_TOKENS, most=_MOST_TOKENS, step=1, least=2),
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=6.0, num_inference_steps=50),
-    hub_tags=("hunyuan-video", "text-to-video"),
+    hub_tags=("hunyuan-video",),
     licences=dict.fromkeys(("hunyuanvideo-community/HunyuanVideo", "tencent/HunyuanVideo"), "other"),
     footprint=_footprint,
 )

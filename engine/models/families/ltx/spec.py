@@ -9,13 +9,19 @@ from typing import Any, Final
 from engine.core.errors import ModelError
 from engine.models.objectives.objective import TargetType
 from engine.models.parts import lora_targets
-from engine.models.parts.config_checks import require_bounds, require_multiple, require_size
+from engine.models.parts.config_checks import (
+    require_bounds,
+    require_channels,
+    require_size,
+    require_text_width,
+    whole_tokens,
+)
 from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import ltx
 from engine.models.parts.footprints.video_vaes import ltx as vae
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
-from engine.task.plan.extent import Extent
+from engine.task.plan.extent import latent_frames
 
 SIDE: Final = 32
 """Pixels of a side in one position of the latents, which is one token (section 2.1)."""
@@ -37,11 +43,7 @@ def check(config: Configs) -> None:
     channels = require_size(config, "vae", "latent_channels", 128)
     taken = require_size(config, "transformer", "in_channels", 128)
     given = transformer.get("out_channels", 128) or taken
-    if not channels == taken == given:
-        raise ModelError(
-            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have "
-            f"{channels}: {_OTHER_PARTS}"
-        )
+    require_channels(taken, given, channels, _OTHER_PARTS)
     if (transformer.get("patch_size", 1), transformer.get("patch_size_t", 1)) != (1, 1):
         raise ModelError(f"the base model's transformer takes patches of several positions: {_OTHER_PARTS}")
     _require_widths(config)
@@ -60,13 +62,8 @@ def _require_widths(config: Configs) -> None:
             f"the base model's transformer/config.json has num_attention_heads {heads}, attention_head_dim {head} and "
             f"cross_attention_dim {inner}, which do not go together: download it again"
         )
-    wanted = require_size(config, "transformer", "caption_channels", 4096)
     given = require_size(config, "text_encoder", "d_model", 512)
-    if wanted != given:
-        raise ModelError(
-            f"the base model's transformer takes text of width {wanted}, its text encoder gives {given}: "
-            "these parts are of different models"
-        )
+    require_text_width(config, "caption_channels", 4096, given)
 
 
 def _require_reduction(vae: Mapping[str, Any]) -> None:
@@ -90,11 +87,6 @@ def _require_reduction(vae: Mapping[str, Any]) -> None:
         )
 
 
-def check_size(config: Configs, extent: Extent) -> None:
-    """Raise TaskError unless the sides of a clip, in pixels, are whole tokens."""
-    require_multiple(extent, SPEC.token_side)
-
-
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
     """Return the web interfaces' metadata for LTX-Video. Modules have the names of the original model."""
     return {
@@ -108,7 +100,7 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
     return transformer_model.footprint(
         config,
         workload,
-        transformer=partial(ltx.transformer, frames=(workload.frames - 1) // FRAMES + 1),
+        transformer=partial(ltx.transformer, frames=latent_frames(workload.frames, FRAMES)),
         encoders={"text_encoder": t5.text_encoder},
         images=partial(vae.image_encoder, frames=workload.frames),
         reduction=lambda vae: SIDE,
@@ -137,6 +129,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,
@@ -147,14 +140,14 @@ SPEC: Final = FamilySpec(
     frame_step=FRAMES,
     frame_rate=25.0,
     check=check,
-    check_size=check_size,
+    check_size=whole_tokens(SIDE),
     webui_metadata=webui_metadata,
     token_counter=t5_tokens.counter("tokenizer"),
     caption_tokens=CaptionTokens(usual=128, most=256, step=1, least=t5_tokens.LEAST),
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler"}),
     drawing=DrawingDefaults(guidance_scale=3.0, num_inference_steps=50),
     argument_names={"frame_rate": "frame_rate"},
-    hub_tags=("ltx-video", "text-to-video"),
+    hub_tags=("ltx-video",),
     licences={"Lightricks/LTX-Video": "other"},
     footprint=_footprint,
 )

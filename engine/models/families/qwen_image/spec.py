@@ -10,16 +10,15 @@ from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import (
     require_bounds,
     require_channel_scales,
-    require_multiple,
     require_rotations,
     require_size,
+    whole_tokens,
 )
 from engine.models.parts.footprints import language_model, transformer_model, vae_3d
 from engine.models.parts.footprints.transformers import qwen_image
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
-from engine.task.plan.extent import Extent
 
 INSTRUCTION: Final = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
@@ -33,6 +32,8 @@ INSTRUCTION_TOKENS: Final = 34
 _ANSWER_TOKENS: Final = 5
 """The tokens of `_ANSWER`."""
 MOST_TOKENS: Final = 1024
+_TOKEN_SIDE: Final = 16
+"""Pixels of a side in one token: 2 x 2 positions of the latents, of 8 x 8 pixels each."""
 _POSITIONS: Final = 4
 """Positions of the latents in one token."""
 _VARIANTS: Final = {
@@ -71,11 +72,6 @@ def _require_text_to_image(config: Configs) -> None:
             f"the base model's transformer takes tokens of {taken} values and gives {given}, its VAE's latents have "
             f"{channels * _POSITIONS}: these parts are not those of Qwen-Image"
         )
-
-
-def check_size(config: Configs, extent: Extent) -> None:
-    """Raise TaskError unless the sides of an image, in pixels, are whole tokens."""
-    require_multiple(extent, SPEC.token_side)
 
 
 def webui_metadata(config: Configs, prediction_type: TargetType) -> dict[str, str]:
@@ -122,6 +118,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,
@@ -130,7 +127,8 @@ SPEC: Final = FamilySpec(
     medium="image",
     argument_names={"guidance_scale": "true_cfg_scale"},
     check=check,
-    check_size=check_size,
+    check_size=whole_tokens(_TOKEN_SIDE),
+    token_side=_TOKEN_SIDE,
     webui_metadata=webui_metadata,
     token_counter=tokens.counter(_ANSWER),
     caption_tokens=CaptionTokens(usual=512, most=MOST_TOKENS, step=1, least=_ANSWER_TOKENS + 1),

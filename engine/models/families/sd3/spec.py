@@ -195,6 +195,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=("text_encoder", "text_encoder_2"),
     fixed_text_encoders=(T5,),
+    block_lists=("transformer_blocks",),
     lora_targets=lora_targets.JOINT_ATTENTION,
     text_lora_targets=lora_targets.CLIP,
     text_root=lora_targets.CLIP_ROOT,

@@ -14,14 +14,16 @@ from engine.models.parts import lora_targets
 from engine.models.parts.config_checks import (
     require_bounds,
     require_channel_scales,
+    require_channels,
     require_multiple,
     require_size,
+    require_text_width,
 )
 from engine.models.parts.footprints import t5, transformer_model, vae_3d
 from engine.models.parts.footprints.transformers import wan
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
-from engine.task.plan.extent import Extent
+from engine.task.plan.extent import Extent, latent_frames
 
 FRAMES: Final = 4
 """Frames after the first one in one frame of the latents."""
@@ -84,13 +86,8 @@ def check(config: Configs) -> None:
     _require_head(transformer, require_size(config, "transformer", "attention_head_dim", 128))
     require_channel_scales(config, "z_dim", 16)
     _require_reduction(config("vae"))
-    wanted = require_size(config, "transformer", "text_dim", 4096)
     given = require_size(config, "text_encoder", "d_model", 512)
-    if wanted != given:
-        raise ModelError(
-            f"the base model's transformer takes text of width {wanted}, its text encoder gives {given}: "
-            "these parts are of different models"
-        )
+    require_text_width(config, "text_dim", 4096, given)
 
 
 def _require_text_to_video(config: Configs) -> None:
@@ -98,11 +95,8 @@ def _require_text_to_video(config: Configs) -> None:
     channels = require_size(config, "vae", "z_dim", 16)
     taken = require_size(config, "transformer", "in_channels", 16)
     given = config("transformer").get("out_channels", 16) or taken
-    if not channels == taken == given:
-        raise ModelError(
-            f"the base model's transformer takes {taken} channels and gives {given}, its VAE's latents have "
-            f"{channels}: text-to-video models can be trained, those that are given an image or a clip cannot"
-        )
+    otherwise = "text-to-video models can be trained, those that are given an image or a clip cannot"
+    require_channels(taken, given, channels, otherwise)
     if config("transformer").get("patch_size", [1, 2, 2]) != [1, _PATCH, _PATCH]:
         raise ModelError(f"the base model's transformer takes patches of other sizes than 1 x 2 x 2: {_OTHER_PARTS}")
 
@@ -172,7 +166,7 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
     return transformer_model.footprint(
         config,
         workload,
-        transformer=partial(wan.transformer, frames=(workload.frames - 1) // FRAMES + 1),
+        transformer=partial(wan.transformer, frames=latent_frames(workload.frames, FRAMES)),
         encoders={"text_encoder": t5.text_encoder},
         images=partial(vae_3d.image_encoder, frames=workload.frames),
         reduction=vae_3d.reduction,
@@ -199,6 +193,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("blocks",),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,
@@ -215,7 +210,7 @@ SPEC: Final = FamilySpec(
     caption_tokens=CaptionTokens(usual=512, most=512, step=1, least=t5_tokens.LEAST),
     schedulers=frozenset({"FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"}),
     drawing=DrawingDefaults(guidance_scale=5.0, num_inference_steps=50),
-    hub_tags=("wan", "text-to-video"),
+    hub_tags=("wan",),
     licences=dict.fromkeys(
         (
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",

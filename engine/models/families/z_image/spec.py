@@ -121,6 +121,7 @@ SPEC: Final = FamilySpec(
     denoiser="transformer",
     text_encoders=(),
     fixed_text_encoders=("text_encoder",),
+    block_lists=("noise_refiner", "context_refiner", "layers"),
     lora_targets=lora_targets.ATTENTION,
     text_lora_targets=(),
     text_root=None,

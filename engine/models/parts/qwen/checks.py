@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.core.errors import ModelError
-from engine.models.parts.config_checks import require_bounds, require_size
+from engine.models.parts.config_checks import require_bounds, require_size, require_text_width
 from engine.models.spec import Configs
 
 TEXT: Final = "text_encoder"
@@ -43,13 +43,8 @@ def require_states(config: Configs, key: str, default: int, layers: tuple[int, .
 
     require_bounds(language, TEXT)
     require_bounds(lambda component: config(component).get("vision_config") or {}, TEXT)
-    wanted = require_size(config, "transformer", key, default)
     given = require_size(language, TEXT, "hidden_size", 4096) * len(layers)
-    if wanted != given:
-        raise ModelError(
-            f"the base model's transformer takes text of width {wanted}, its text encoder gives {given}: "
-            "these parts are of different models"
-        )
+    require_text_width(config, key, default, given)
     count = require_size(language, TEXT, "num_hidden_layers", 32)
     if count < max(abs(layer) for layer in layers):
         raise ModelError(

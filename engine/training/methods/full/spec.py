@@ -81,6 +81,9 @@ FULL: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    needs_original_weights=lambda task: (
+        "training_type 'full' trains the weights themselves; remove this key, or train a LoRA"
+    ),
     is_whole_model=True,
     tapes=tapes,
     smaller=lambda task: iter(()),

@@ -15,6 +15,7 @@ from peft.tuners import lora as peft_lora
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from engine.models.quantization.layer import FrozenWeight, frozen_weight
 from engine.training.methods.lora.dropout import AddressedDropout
 
 
@@ -25,38 +26,38 @@ class _LoraProduct(torch.autograd.Function):
     def forward(  # noqa: PLR0917 - autograd calls it by position
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        frozen: FrozenWeight,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
         """Map x (…, in), weight (out, in), bias (out,), A (rank, in), B (out, rank) to (…, out) in weight's dtype."""
-        dtype = weight.dtype
+        weight, dtype = frozen.read(*frozen.tensors), frozen.dtype
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         ctx.adapter_dtype = down.dtype
         down, up = down.to(dtype), up.to(dtype)
         hidden = rows @ down.t()
         result = functional.linear(rows, weight, bias).addmm_(hidden, up.t(), alpha=scale)
         # x is saved uncast: the projections that share it then share its memory.
-        ctx.save_for_backward(x, weight, down, up, hidden)
-        ctx.scale = scale
+        ctx.save_for_backward(x, down, up, hidden, *frozen.tensors)
+        ctx.read, ctx.scale = frozen.read, scale
         return result.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, down, up, hidden = ctx.saved_tensors
+        x, down, up, hidden, *stored = ctx.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1])
         inner = gradient @ up
         of_up = gradient.t() @ hidden
         if ctx.scale != 1.0:
             inner.mul_(ctx.scale)
             of_up.mul_(ctx.scale)
-        of_down = inner.t() @ x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        of_down = inner.t() @ x.reshape(-1, x.shape[-1]).to(gradient.dtype)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (gradient @ weight).addmm_(inner, down).view(x.shape).to(x.dtype)
+            of_x = (gradient @ ctx.read(*stored)).addmm_(inner, down).view(x.shape).to(x.dtype)
         return of_x, None, None, of_down.to(ctx.adapter_dtype), of_up.to(ctx.adapter_dtype), None
 
 
@@ -80,15 +81,13 @@ class LoraLinear(peft_lora.Linear):  # type: ignore[misc]
         if self.disable_adapters or (isinstance(dropout, AddressedDropout) and dropout.is_dropping):
             result: torch.Tensor = super().forward(x, *args, **kwargs)
             return result
-        base, device = self.get_base_layer(), x.device.type
-        weight, bias = base.weight, base.bias
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
+        base = self.get_base_layer()
+        frozen = frozen_weight(base)
+        bias = base.bias if base.bias is None else base.bias.to(frozen.dtype)
         if self.copies is not None and self.copies[0].now:
             _, down, up = self.copies
-            assert down.dtype == weight.dtype, "a copy in another dtype would change the bits"
+            assert down.dtype == frozen.dtype, "a copy in another dtype would change the bits"
         else:
             down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        product: torch.Tensor = _LoraProduct.apply(x, weight, bias, down, up, self.scaling[adapter])  # type: ignore[no-untyped-call]
+        product: torch.Tensor = _LoraProduct.apply(x, frozen, bias, down, up, self.scaling[adapter])  # type: ignore[no-untyped-call]
         return product

@@ -7,32 +7,10 @@ decomposition of the quantisation error. PEFT's implementation needs scipy, bits
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 
-BLOCK: Final = 64
-"""The number of weights that share one scale, as in QLoRA."""
-
-# NormalFloat4 (Dettmers et al. 2023, arXiv:2305.14314, appendix E): quantiles of a normal distribution, with a zero.
-_NF4: Final = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+from engine.models.quantization.formats import NF4, nf4_codes
 
 
 def quantise(weight: torch.Tensor) -> torch.Tensor:
@@ -42,14 +20,9 @@ def quantise(weight: torch.Tensor) -> torch.Tensor:
     shape, dtype and device, and its own memory. The arithmetic is elementwise float32, so its bits do not depend on the
     device.
     """
-    codes = torch.tensor(_NF4, dtype=torch.float32, device=weight.device)
-    values = weight.detach().to(torch.float32).flatten()
-    blocks = torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
-    largest = blocks.abs().amax(dim=1, keepdim=True)
-    # A block of zeros has no scale; any positive scale gives zeros again.
-    scaled = blocks * torch.where(largest > 0, largest, 1.0).reciprocal()
-    nearest = torch.bucketize(scaled, (codes[1:] + codes[:-1]) / 2)
-    return (codes[nearest] * largest).flatten()[: len(values)].reshape(weight.shape).to(weight.dtype)
+    codes, largest = nf4_codes(weight.detach().to(torch.float32))
+    values = torch.tensor(NF4, dtype=torch.float32, device=weight.device)[codes] * largest
+    return values.flatten()[: weight.numel()].reshape(weight.shape).to(weight.dtype)
 
 
 def init(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

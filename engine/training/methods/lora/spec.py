@@ -71,6 +71,13 @@ def smaller(task: Task) -> Iterator[Change]:
             yield {"lora.rank": f"{rank}"}, replace(task, lora=replace(task.lora, rank=rank))
 
 
+def needs_original_weights(task: Task) -> str | None:
+    """Return why LoftQ needs them; see `MethodSpec.needs_original_weights`."""
+    if task.lora.init_lora_weights != "loftq":
+        return None
+    return "lora.init_lora_weights 'loftq' quantises the original weights itself; use only one of these keys"
+
+
 def copies(task: Task) -> int:
     """Return the number of values per trained value in the saved state: LoftQ adds its start values."""
     return 2 if task.lora.init_lora_weights == "loftq" else 1
@@ -116,6 +123,7 @@ LORA: Final = MethodSpec(
     find_start=find_start,
     check=check,
     notes=notes,
+    needs_original_weights=needs_original_weights,
     is_whole_model=False,
     tapes=tapes,
     smaller=smaller,

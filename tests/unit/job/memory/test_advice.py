@@ -26,6 +26,8 @@ def changed(task, advice):
             task = replace(task, mixed_precision=value)
         elif key == "lora.rank":
             task = replace(task, lora=replace(task.lora, rank=value))
+        elif key == "model.quantization":
+            task = replace(task, model=replace(task.model, quantization=value))
         else:
             task = replace(task, train_args=replace(task.train_args, **{key: value}))
     return task
@@ -41,6 +43,15 @@ EXTREMES = [
     ("bf16", Lora(rank=10**15), {}),
     ("no", Lora(rank=10**4), {"batch_size": 10**4, "resolution": 4096, "train_text_encoder": True}),
 ]
+
+
+@pytest.mark.parametrize("free, quantization", [(24, "int8"), (12, "nf4")])
+def test_fewer_bits_bring_a_large_model_onto_a_small_card(free, quantization):
+    task = task_of("bf16", lora=Lora(rank=16), gradient_checkpointing=True, offload=False, resolution=1024)
+    found = memory.fitting(base_of("flux1"), task, device="cuda", available=free * GIB)
+    assert found[0].startswith(f'model.quantization "{quantization}" (')
+    whole = replace(task, training_type="full")
+    assert "quantization" not in str(memory.fitting(base_of("flux1"), whole, device="cuda", available=150 * GIB))
 
 
 def test_a_validation_image_that_does_not_fit_may_be_smaller():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from engine.job import memory
+from engine.task.task import Lora
 from tests.support.published_models import GIB, base_of, peak, task_of
 
 
@@ -33,7 +34,8 @@ class TestWords:
         assert "gradient_checkpointing true (" in lines[-1]
 
     def test_what_is_proposed_fits_and_trains_as_many_images(self):
-        task = task_of("no", batch_size=8, gradient_accumulation_steps=3)
+        lora = Lora(rank=4, init_lora_weights="loftq")  # which needs the original weights: these are not quantised
+        task = task_of("no", lora, batch_size=8, gradient_accumulation_steps=3)
         found = memory.fitting(base_of("xl"), task, device="cuda", available=24 * GIB)
         assert found and all(float(words.split("(")[1].split()[0]) <= 24 * 0.9 for words in found)
         (batches,) = (words for words in found if words.startswith("batch_size "))
@@ -43,6 +45,7 @@ class TestWords:
 
     def test_what_is_there_already_is_not_proposed(self):
         task = task_of("bf16", resolution=256, gradient_checkpointing=True)
+        task = replace(task, model=replace(task.model, quantization="nf4"))
         assert memory.fitting(base_of("sd1"), task, device="cuda", available=80 * GIB) == []
         args = replace(task.train_args, gradient_checkpointing=False)
         found = memory.fitting(base_of("sd1"), replace(task, train_args=args), device="cuda", available=80 * GIB)

@@ -1,5 +1,7 @@
 """The memory of each phase, with text encoders kept or freed: what FLUX.1 and Stable Diffusion 3.5 need."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.job import memory
@@ -11,15 +13,51 @@ CLIP_L, VAE = 123_060_480, 83_819_683
 FLUX = 11_901_408_320
 
 
-def flux(device="cuda", *, apart, base=None, **args):
+def flux(device="cuda", *, apart, base=None, offload=False, **args):
     task = task_of(resolution=1024, **args)
-    found = memory.predict(base or base_of("flux1"), task, recompute=True, device=device, apart=apart)
+    found = memory.predict(base or base_of("flux1"), task, recompute=True, device=device, apart=apart, offload=offload)
     assert found is not None
     return found
 
 
 def parts_apart(base, device="cuda", **limits):
     return memory.parts_apart(base_of(base), task_of(resolution=1024), device=device, **limits)
+
+
+class TestOffloadedBlocks:
+    LARGEST = 2 * 339_831_296
+    """Bytes of a joint block."""
+
+    def test_two_of_them_are_on_the_device_and_all_in_main_memory(self):
+        whole, moved = (flux(apart=True, offload=offload) for offload in (False, True))
+        blocks = moved.main.train - whole.main.train
+        assert 0.97 * 2 * FLUX < blocks < 2 * FLUX
+        assert whole.train - moved.train == whole.load - moved.load == blocks - 2 * self.LARGEST
+
+    def test_on_a_cpu_they_are_in_memory_twice(self):
+        whole, moved = (flux("cpu", apart=True, offload=offload) for offload in (False, True))
+        assert moved.train - whole.train == 2 * self.LARGEST
+
+    def test_quantised_ones_are_smaller(self):
+        task = task_of(resolution=1024)
+        task = replace(task, model=replace(task.model, quantization="nf4"))
+        found = memory.predict(base_of("flux1"), task, recompute=True, device="cuda", apart=True, offload=True)
+        assert found.main.train < 0.3 * flux(apart=True, offload=True).main.train
+
+    def test_it_is_done_only_where_the_task_does_not_fit_otherwise(self):
+        assert wants_offload("flux1", 24) and not wants_offload("flux1", 32)
+        assert wants_offload("flux1", 80, offload=True) and not wants_offload("flux1", 24, offload=False)
+        assert not wants_offload("flux1", 24, gradient_checkpointing=False), "autograd would keep the blocks"
+        assert not wants_offload("flux1", None) and not wants_offload("flux1", 24, device="cpu")
+        assert not wants_offload("xl", 4), "a UNet's blocks are not computed again as a whole"
+        assert memory.wants_recompute(
+            base_of("flux1"), task_of(resolution=1024, offload=True), device="cpu", available=999 * GIB
+        )
+
+
+def wants_offload(base, free, device="cuda", **args):
+    available = None if free is None else free * GIB
+    return memory.wants_offload(base_of(base), task_of(resolution=1024, **args), device=device, available=available)
 
 
 class TestPhases:
@@ -124,4 +162,14 @@ class TestWords:
     def test_with_unknown_memory_the_limit_is_said(self):
         kept = flux(apart=False)
         limit = max(kept.encode, kept.validation) / 0.9
-        assert f"(if less than {memory.gib(int(limit))} is free)" in self.lines(None)[-1]
+        *_, freed, offloaded = self.lines(None)
+        assert f"(if less than {memory.gib(int(limit))} is free)" in freed
+        least = flux(apart=True, offload=True)
+        assert f"(if less than {memory.gib(int(flux(apart=True).peak / 0.9))} is free)" in offloaded
+        assert f"{memory.gib(least.train)} training" in offloaded and offloaded.endswith(memory.gib(least.main.peak))
+
+    def test_offloaded_blocks_are_said(self):
+        device, main, _, blocks = self.lines(16 * GIB)
+        least = flux(apart=True, offload=True)
+        assert f"{memory.gib(least.train)} training" in device and f"{memory.gib(least.main.train)} training" in main
+        assert blocks.strip() == "the denoiser's blocks stay in main memory until they compute"

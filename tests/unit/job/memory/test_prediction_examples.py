@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,9 @@ CUDA = GIB // 2
 @pytest.mark.parametrize("name", SIZED)
 def test_the_memory_in_the_name_is_the_smallest_that_fits_with_a_tenth_to_spare(name):
     task = parse_task((EXAMPLES / f"{name}.json").read_bytes(), source=name)
+    task = replace(
+        task, train_args=replace(task.train_args, offload=False)
+    )  # it would fit on smaller cards, but slowly
     base = base_of(PUBLISHED_AS[task.model.name])
 
     def fits(card):

@@ -4,6 +4,7 @@ import json
 import shutil
 import weakref
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import diffusers
@@ -18,10 +19,12 @@ from engine.models import registry
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.flow.spec import EULER, WITH_FLOW_SIGMAS
 from engine.models.objectives.objective import LossOptions
-from engine.models.parts.tape import AdapterTape
+from engine.models.parts.tape import AdapterTape, Tape
+from engine.models.quantization.rule import is_in_a_block, quantised_bytes
 from engine.models.spec import Workload
 from engine.task.plan.extent import Extent
 from engine.task.task import Lora
+from engine.training.gradient_checkpointing import recompute_activations
 from engine.training.methods.lora.adapter import attach
 from engine.training.methods.lora.targets import find_targets, is_target
 from tests.support import tiny, toy_family
@@ -70,7 +73,7 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, variant=None):
+def load(folder, dtype=torch.float32, variant=None, quantization=None, offloads=False):
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -79,6 +82,8 @@ def load(folder, dtype=torch.float32, variant=None):
         folder=folder,
         variants=variants,
         dtype=dtype,
+        quantised={spec.denoiser: quantization} if quantization else {},
+        offloaded={spec.denoiser: spec.block_lists} if offloads else {},
         device=CPU,
         prediction_type="v_prediction" if spec.pipeline in ENDS_IN_NOISE else "epsilon",
         caption_tokens=spec.caption_tokens.usual,
@@ -289,6 +294,60 @@ class TestLoading:
             denoisers,
             sum(trained.values()) - denoisers,
         )
+
+
+class TestQuantised:
+    def test_its_bytes_are_those_that_are_predicted(self, full, folder):
+        """The names in the footprint are those of the layers, by which both know which are quantised."""
+        spec, quantization = full.spec, "nf4"
+        tape = Tape(width=4, norm_width=4)
+        workload = Workload(
+            batch=1,
+            resolution=64,
+            caption_tokens=spec.caption_tokens.usual,
+            value_bytes=4,
+            is_float16=False,
+            trains_text_encoders=False,
+            denoiser=replace(tape, stored=partial(quantised_bytes, quantization)),
+            text_encoders=tape,
+        )
+        spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
+        denoiser, predicted = load(folder, quantization=quantization).denoiser, workload.denoiser
+        names = denoiser.state_dict().keys()
+        held = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
+        assert any(name.endswith("qweight") for name in names) and predicted.quantised_bytes < held
+        assert 4 * predicted.frozen + predicted.quantised_bytes == held
+
+
+class TestOffloaded:
+    """Families whose denoiser's blocks can wait in main memory."""
+
+    DRAWING = Drawing(prompt="a", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(64, 64))
+
+    @pytest.mark.parametrize("quantization, dtype", [(None, torch.float32), ("nf4", torch.bfloat16)])
+    def test_the_loss_the_gradients_and_an_image_have_the_same_bits(self, full, folder, quantization, dtype):
+        if not full.spec.block_lists:
+            pytest.skip("the denoiser has no such blocks")
+        found = []
+        for offloads in (False, True):
+            family = load(folder, dtype, quantization=quantization, offloads=offloads)
+            denoiser = family.denoiser
+            adapter = attach(
+                {full.spec.denoiser: denoiser.to(CPU)}, Lora(rank=3, init_lora_weights=False), 0, spec=full.spec
+            )
+            recompute_activations(denoiser)
+            loss = family.loss(make_batch(full, 2), LossOptions())
+            gradients = torch.autograd.grad(loss, list(adapter.parameters.values()))
+            drawing = Drawing(
+                prompt="a", negative_prompt=None, guidance_scale=3.0, num_inference_steps=2, size=(64, 64)
+            )
+            image = family.draw(drawing, torch.Generator().manual_seed(1), lambda: None)
+            found.append([loss.item(), [gradient.tolist() for gradient in gradients], image.tolist()])
+        assert found[0] == found[1]
+        weights = sum(tensor.untyped_storage().nbytes() for tensor in denoiser.state_dict().values())
+        outside = sum(tensor.nbytes for name, tensor in denoiser.state_dict().items() if not is_in_a_block(name))
+        trained = sum(parameter.nbytes for parameter in adapter.parameters.values())
+        assert weights < 1.2 * (outside + trained) + 64 * len(denoiser.state_dict())
 
 
 class TestDrawing:

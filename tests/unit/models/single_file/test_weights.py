@@ -1,5 +1,7 @@
 """Parts loaded from one file: the very weights of Diffusers' layout, or a refusal."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
@@ -11,6 +13,7 @@ from engine.models import single_file
 from engine.models.family import LoadArgs
 from engine.models.loading import load_module, load_tokenizer, read_config
 from engine.models.objectives.diffusion.sampler import load_scheduler
+from engine.models.quantization.layer import QuantisedLinear
 from tests.support import single_files
 
 LAYOUTS = ("sd1", "sd2", "xl")
@@ -52,6 +55,18 @@ def test_weights_come_in_the_tasks_precision(tmp_path, stored, wanted):
     found = load_module(single_files.CLASSES["unet"], args, "unet")
     expected = single_files.build_modules("sd1")["unet"].conv_in.weight.detach().to(stored).to(wanted)
     assert found.dtype == wanted and torch.equal(found.conv_in.weight, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantised_denoiser_is_made_of_the_weights_in_the_tasks_precision(files, dtype):
+    args = replace(args_for(files["xl"], dtype), quantised={"unet": "nf4"})
+    found = load_module(single_files.CLASSES["unet"], args, "unet")
+    layers = {name: one for name, one in found.named_modules() if isinstance(one, QuantisedLinear)}
+    assert layers
+    for name, original in single_files.build_modules("xl")["unet"].named_modules():
+        if name in layers:
+            own = QuantisedLinear(original.to(dtype), "nf4", device=torch.device("cpu"), dtype=dtype)
+            assert torch.equal(layers[name].qweight, own.qweight) and torch.equal(layers[name].scales, own.scales)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -8,8 +8,6 @@ from engine.models.parts.footprints.video_vaes.convolutions import convolution
 from engine.models.parts.tape import Config, conv_parameters, count_of
 from engine.models.spec import ImageEncoder
 
-_STEP: Final = 4
-"""Frames after the first one for each frame of the latents."""
 _CHUNK: Final = 9
 """The frames of the first chunk that is encoded or decoded; the others are shorter."""
 
@@ -17,11 +15,6 @@ _CHUNK: Final = 9
 def reduction(config: Config) -> int:
     """Return how many pixels of a side are one position of the latents. Raises TypeError."""
     return int(2 ** (len(config.get("block_out_channels", (128, 256, 256, 512))) - 1))
-
-
-def latent_frames(frames: int) -> int:
-    """Return the number of frames of the latents of a clip."""
-    return (frames - 1) // _STEP + 1
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -> ImageEncoder:

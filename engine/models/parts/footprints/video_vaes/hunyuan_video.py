@@ -8,8 +8,6 @@ from engine.models.parts.footprints.video_vaes.convolutions import convolution
 from engine.models.parts.tape import Config, count_of, linear_parameters
 from engine.models.spec import ImageEncoder
 
-_STEP: Final = 4
-"""Frames after the first one for each frame of the latents."""
 _PIECE: Final = 17
 """The frames that are encoded or decoded at a time at most."""
 
@@ -17,11 +15,6 @@ _PIECE: Final = 17
 def reduction(config: Config) -> int:
     """Return how many pixels of a side are one position of the latents. Raises TypeError."""
     return int(config.get("spatial_compression_ratio", 8))
-
-
-def latent_frames(frames: int) -> int:
-    """Return the number of frames of the latents of a clip."""
-    return (frames - 1) // _STEP + 1
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -> ImageEncoder:

@@ -7,7 +7,7 @@ import pytest
 
 from engine.core.errors import DatasetError
 from engine.data.dataset.folder.own_results import result_files
-from engine.evaluation.sampling import Image, listing
+from engine.evaluation.drawings import Image, listing
 from engine.results.output import preview
 from engine.results.output.folder import Claim, JobRecord, OutputFolder
 from tests.support.caption_folders import images, opened, write

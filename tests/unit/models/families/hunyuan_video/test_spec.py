@@ -3,7 +3,7 @@
 import pytest
 
 from engine.core.errors import ModelError, TaskError
-from engine.models.families.hunyuan_video.spec import SPEC, check, check_size, takes_guidance
+from engine.models.families.hunyuan_video.spec import SPEC, check, takes_guidance
 from engine.task.plan.extent import Extent
 
 PARTS = {
@@ -82,9 +82,9 @@ def test_others_do_not(component, changes, message):
 
 
 def test_sizes_are_whole_tokens():
-    check_size(config_with(), Extent(960, 544, 61))
+    SPEC.check_size(config_with(), Extent(960, 544, 61))
     with pytest.raises(TaskError, match="such as 528 or 544"):
-        check_size(config_with(), Extent(960, 540, 61))
+        SPEC.check_size(config_with(), Extent(960, 540, 61))
 
 
 def test_the_row_names_a_pipeline_and_its_parts():

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.core.errors import ModelError, TaskError
-from engine.models.families.ltx.spec import SPEC, check, check_size
+from engine.models.families.ltx.spec import SPEC, check
 from engine.task.plan.extent import Extent
 
 PARTS = {
@@ -82,9 +82,9 @@ def test_others_do_not(component, changes, message):
 
 
 def test_sides_are_whole_tokens():
-    check_size(PARTS.get, Extent(768, 512, 121))
+    SPEC.check_size(PARTS.get, Extent(768, 512, 121))
     with pytest.raises(TaskError, match="a multiple of 32 for this base model, such as 480 or 512"):
-        check_size(PARTS.get, Extent(768, 496, 121))
+        SPEC.check_size(PARTS.get, Extent(768, 496, 121))
 
 
 def test_the_row_names_a_pipeline_and_its_parts():

@@ -10,6 +10,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from engine.models.quantization.layer import FrozenWeight
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping
 from engine.training.methods.lora.linear import LoraLinear, _LoraProduct
 from tests.support.tolerance import assert_equal_but_for_rounding
@@ -62,8 +63,9 @@ def test_gradients_are_exact(shape, scale, has_bias):
         for size in (shape, (OUT, IN), (OUT,), (RANK, IN), (OUT, RANK))
     )
     trained = [tensor.requires_grad_() for tensor in (x, down, up)]
+    frozen = FrozenWeight((weight,), lambda stored: stored, weight.dtype)
     assert torch.autograd.gradcheck(
-        lambda x, down, up: _LoraProduct.apply(x, weight, bias if has_bias else None, down, up, scale), trained
+        lambda x, down, up: _LoraProduct.apply(x, frozen, bias if has_bias else None, down, up, scale), trained
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.models.quantization.formats import NF4
 from engine.training.methods.lora import loftq
 from tests.support.tolerance import assert_equal_but_for_rounding
 
@@ -18,7 +19,7 @@ class TestQuantise:
         original = weight(*shape, dtype=dtype)
         quantised = loftq.quantise(original)
         assert quantised.shape == original.shape and quantised.dtype == dtype
-        codes = torch.tensor(loftq._NF4)
+        codes = torch.tensor(NF4)
         for block, found in zip(original.flatten().split(64), quantised.flatten().split(64), strict=True):
             largest = block.float().abs().max()
             nearest = (block.float()[:, None] / largest - codes).abs().argmin(dim=1)
@@ -33,8 +34,8 @@ class TestQuantise:
         assert torch.equal(loftq.quantise(once), once)
 
     def test_the_codes_are_symmetric_at_the_ends_and_know_zero(self):
-        assert loftq._NF4[0] == -1 and loftq._NF4[-1] == 1 and 0 in loftq._NF4
-        assert list(loftq._NF4) == sorted(loftq._NF4) and len(loftq._NF4) == 16
+        assert NF4[0] == -1 and NF4[-1] == 1 and 0 in NF4
+        assert list(NF4) == sorted(NF4) and len(NF4) == 16
 
     def test_a_block_of_zeros_stays(self):
         mixed = torch.cat([torch.zeros(64), torch.ones(64)])

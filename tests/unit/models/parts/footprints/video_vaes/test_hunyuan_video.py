@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from engine.models.parts.footprints.video_vaes import hunyuan_video
+from engine.task.plan.extent import latent_frames
 from tests.support.fake_transformers import encoding_bytes
 
 SIDE = 128
@@ -20,7 +21,7 @@ OTHER = {
 def call(frames, decode):
     def of(vae):
         if decode:
-            channels, latents = vae.config.latent_channels, hunyuan_video.latent_frames(frames)
+            channels, latents = vae.config.latent_channels, latent_frames(frames, 4)
             return vae.decode(torch.empty(1, channels, latents, SIDE // 8, SIDE // 8))
         return vae.encode(torch.empty(1, 3, frames, SIDE, SIDE))
 
