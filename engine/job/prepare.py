@@ -19,17 +19,17 @@ from engine.data.media.medium import Medium
 from engine.evaluation.drawing_checks import check_drawings
 from engine.evaluation.prompts_file import with_prompts
 from engine.job.advice.clips import Survey
+from engine.job.advice.task_checks import check_frozen, check_noise, check_sizes
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
 from engine.models import base_model
 from engine.models.components.files import is_url
-from engine.models.spec import FamilySpec
 from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.contents import OutputContents
 from engine.results.output.job_record import object_at
 from engine.results.trackers.registry import require_services
 from engine.task.paths import looking_up, resolve_paths
-from engine.task.plan.extent import Extent, frame_counts
+from engine.task.plan.extent import frame_counts
 from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
@@ -98,7 +98,7 @@ def prepare(
             limits=settings.limits,
             digests=digests,
         )
-    _check_sizes(base, task)
+    check_sizes(base, task)
     medium = medium_of(base, task.dataset)
     with _permitted(DatasetError, "the dataset"):
         dataset, held_out = _open_datasets(settings, task, medium, [before, _resolved(chain)], say)
@@ -132,8 +132,8 @@ def prepare(
     if survey := Survey.of(job):
         survey.require_some()
     base.family.caption_tokens.require(task.dataset)
-    _check_frozen(job)
-    _check_noise(job)
+    check_frozen(job)
+    check_noise(job)
     check_drawings(task, base.family, base.config, steps=base.drawing_steps)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
@@ -214,59 +214,6 @@ def _permitted(kind: type[JobError], what: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise kind(f"{what} cannot be read: permission denied ({error.filename}); run as a user with access") from None
-
-
-def _check_sizes(base: base_model.BaseModel, task: Task) -> None:
-    args, family = task.train_args, base.family
-    family.require_frames("train_args.num_frames", args.num_frames)
-    _check_clip_keys(family, task)
-    sizes = bucket_sizes(args.resolution) if task.transforms.buckets else [args.extent.size]
-    for size in sizes:
-        family.check_size(base.config, Extent(*size, args.num_frames))
-
-
-def _check_clip_keys(family: FamilySpec, task: Task) -> None:
-    """Raise TaskError for keys that are for clips alone, or for images alone, with a family of the other kind."""
-    dataset = task.dataset
-    if family.has_frames:
-        others = {"mask_column": dataset.mask_column is not None, "alpha_mask": dataset.alpha_mask}
-        why = f"masks are for image models, not for a {family.pipeline}"
-    else:
-        others = {
-            "frame_rate": dataset.frame_rate is not None,
-            "frame_extraction": dataset.frame_extraction != "head",
-        }
-        why = f"it is for video models, and a {family.pipeline} makes images"
-    for key, is_set in others.items():
-        if is_set:
-            raise TaskError(f"dataset.{key}: {why}; remove this key")
-
-
-def _check_frozen(job: Job) -> None:
-    """Check the keys that say how frozen weights are kept."""
-    task, args = job.task, job.task.train_args
-    reason = job.method.needs_original_weights(task)
-    if task.model.quantization and reason:
-        raise TaskError(f"model.quantization is {task.model.quantization!r}: {reason}")
-    if args.offload is not True:
-        return
-    if not job.base.family.block_lists:
-        reason = f"the denoiser of a {job.base.family.pipeline} has no blocks that can be copied one by one; remove it"
-    elif args.gradient_checkpointing is False:
-        reason = "it needs gradient checkpointing; remove train_args.gradient_checkpointing"
-    if reason:
-        raise TaskError(f"train_args.offload is true: {reason}")
-
-
-def _check_noise(job: Job) -> None:
-    args, family = job.task.train_args, job.base.family
-    job.base.objective.check_task(args, job.prediction_type, family.pipeline)
-    _ = job.timesteps, job.base.describe_noise(args)
-    if args.guidance_scale != 1 and not family.takes_guidance(job.base.config):
-        raise TaskError(
-            f"train_args.guidance_scale is {args.guidance_scale:g}: this {family.pipeline} is not distilled on "
-            "guidance, so its denoiser is told no scale; remove this key"
-        )
 
 
 def _resolved(chain: Checkpoint | None) -> Mapping[str, Any] | None:

@@ -93,4 +93,6 @@ def test_a_killed_task_ends_the_chain_with_its_code(tmp_path, monkeypatch):
     killed = tmp_path / "killed.py"
     killed.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     monkeypatch.setattr(task, "ENTRYPOINT", str(killed))
+    # The same where this process can be forked.
+    monkeypatch.setattr(task.train, "main", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     assert chain.run_task([], tmp_path, tmp_path / "001") == 137

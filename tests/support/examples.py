@@ -20,5 +20,11 @@ PUBLISHED_AS: Final = {
     "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein",
     "Tongyi-MAI/Z-Image": "z-image",
     "Qwen/Qwen-Image": "qwen-image",
+    "Lightricks/LTX-Video": "ltx",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan-1b",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan-14b",
+    "zai-org/CogVideoX-2b": "cogvideox-2b",
+    "zai-org/CogVideoX-5b": "cogvideox-5b",
+    "hunyuanvideo-community/HunyuanVideo": "hunyuan-video",
 }
 """A model's ID on the Hub -> its name in `published_models.py`."""

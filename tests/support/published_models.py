@@ -49,6 +49,10 @@ PUBLISHED |= {
     },
 }
 PUBLISHED |= {
+    "ltx": {"transformer": real_shapes.LTX, "text_encoder": real_shapes.T5_XXL, "vae": {}},
+    "wan-1b": {"transformer": real_shapes.WAN_1B, "text_encoder": real_shapes.UMT5_XXL, "vae": {}},
+    "wan-14b": {"transformer": real_shapes.WAN_14B, "text_encoder": real_shapes.UMT5_XXL, "vae": {}},
+    "cogvideox-2b": {"transformer": real_shapes.COGVIDEOX_2B, "text_encoder": real_shapes.T5_XXL, "vae": {}},
     "cogvideox-5b": {"transformer": real_shapes.COGVIDEOX_5B, "text_encoder": real_shapes.T5_XXL, "vae": {}},
     "hunyuan-video": {
         "transformer": {},
@@ -58,6 +62,10 @@ PUBLISHED |= {
     },
 }
 PIPELINES |= {
+    "ltx": "LTXPipeline",
+    "wan-1b": "WanPipeline",
+    "wan-14b": "WanPipeline",
+    "cogvideox-2b": "CogVideoXPipeline",
     "cogvideox-5b": "CogVideoXPipeline",
     "hunyuan-video": "HunyuanVideoPipeline",
     "flux1": "FluxPipeline",

@@ -22,6 +22,7 @@ _MOST: Final = {
     "num_single_layers": 1000,
     "n_layers": 1000,
     "n_refiner_layers": 1000,
+    "num_refiner_layers": 1000,
     "num_res_blocks": 1000,
     "depth": 1000,
     "max_position_embeddings": 1 << 16,

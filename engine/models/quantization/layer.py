@@ -140,7 +140,7 @@ def quantise(
     names = {
         name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.Linear) and is_in_a_block(name)
     }
-    for name in names:
+    for name in sorted(names):
         parent, _, last = name.rpartition(".")
         layers = denoiser.get_submodule(parent)
         layer = _quantised(name, getattr(layers, last), quantization, device, dtype)

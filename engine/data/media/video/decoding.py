@@ -113,12 +113,12 @@ def _header(data: bytes) -> _Header:
                 ticks.append(_time(packet))
             if len(ticks) > MAX_FRAMES:
                 raise UnreadableImage(f"it has more than {MAX_FRAMES:,} frames; cut it into shorter clips")
-        codec = codec_name(stream)
+        codec, tick = codec_name(stream), stream.time_base  # the memory of a stream is freed with its container
     if not ticks or first is None:
         raise UnreadableImage("it has no frames")
-    assert stream.time_base is not None
+    assert tick is not None
     is_turned = not is_upright(display_matrix(first))
-    return _Header(FrameTimes(tuple(sorted(ticks)), stream.time_base), size, codec, is_turned)
+    return _Header(FrameTimes(tuple(sorted(ticks)), tick), size, codec, is_turned)
 
 
 def _time(packet: Packet[VideoStream]) -> int:

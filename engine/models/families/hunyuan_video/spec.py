@@ -110,7 +110,6 @@ def _require_layers(config: Configs) -> None:
             f"the base model's transformer/config.json has {_ROTATIONS} {str(axes)[:40]}, attention_head_dim {head} "
             f"and guidance_embeds {str(found.get('guidance_embeds'))[:40]}, which do not go together: download it again"
         )
-    require_bounds(lambda component: {"num_layers": found.get("num_refiner_layers", 2)}, "transformer")
 
 
 def _require_vae(found: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ from engine.models.parts.footprints.transformers.layers import (
     IMAGE_PROJECTIONS,
     TIME_WIDTH,
     Layers,
-    Stream,
     embedder,
     final_layers,
     torch_rms_norm,
@@ -43,24 +42,11 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
     tape.linear("context_embedder", text_width, width, text_rows, input_width=tape.width)
     for k in range(count_of(config.get("num_layers", 19))):
         with tape.block(width * (rows + text_rows)):
-            _joint_block(layers, f"transformer_blocks.{k}", batch, rows, text_rows)
+            layers.joint_block(f"transformer_blocks.{k}", batch, rows, text_rows)
     for k in range(count_of(config.get("num_single_layers", 38))):
         with tape.block(width * (rows + text_rows)):
             _single_block(layers, f"single_transformer_blocks.{k}", batch, rows + text_rows)
     final_layers(tape, width, int(config.get("out_channels") or channels), rows, batch)
-
-
-def _joint_block(layers: Layers, name: str, batch: int, rows: int, text_rows: int) -> None:
-    tape, width = layers.tape, layers.width
-    image, text = (
-        of(size, is_modulated=tape.linear(f"{name}.{norm}.linear", width, 6 * width, batch, input_width=tape.width))
-        for of, size, norm in ((Stream.of_image, rows, "norm1"), (Stream.of_text, text_rows, "norm1_context"))
-    )
-    layers.enter(name, image)
-    layers.enter(name, text)
-    layers.attend(rows + text_rows)
-    layers.leave(name, image, layers.gelu)
-    layers.leave(name, text, layers.gelu)
 
 
 def _single_block(layers: Layers, name: str, batch: int, rows: int) -> None:

@@ -8,7 +8,6 @@ from engine.models.parts.footprints.transformers.layers import (
     IMAGE_PROJECTIONS,
     TIME_WIDTH,
     Layers,
-    Stream,
     diffusers_rms_norm,
     embedder,
     final_layers,
@@ -36,7 +35,7 @@ def transformer(config: Config, tape: Tape, *, batch: int, side: int, text_lengt
     embedder(tape, f"{_TIME}.text_embedder", int(config.get("pooled_projection_dim", 768)), width, batch)
     for k in range(count_of(config.get("num_layers", 20))):
         with tape.block(width * (rows + text_rows)):
-            _joint_block(layers, f"transformer_blocks.{k}", batch, rows, text_rows)
+            layers.joint_block(f"transformer_blocks.{k}", batch, rows, text_rows)
     for k in range(count_of(config.get("num_single_layers", 40))):
         with tape.block(width * (rows + text_rows)):
             _single_block(layers, f"single_transformer_blocks.{k}", batch, rows + text_rows)
@@ -62,19 +61,6 @@ def _refiner(config: Config, layers: Layers, batch: int, rows: int) -> None:
         tape.norm(width, rows)
         plain.gelu(f"{block}.ff", rows)
         plain.gate(rows, is_modulated=is_modulated)
-
-
-def _joint_block(layers: Layers, name: str, batch: int, rows: int, text_rows: int) -> None:
-    tape, width = layers.tape, layers.width
-    image, text = (
-        of(size, is_modulated=tape.linear(f"{name}.{norm}.linear", width, 6 * width, batch, input_width=tape.width))
-        for of, size, norm in ((Stream.of_image, rows, "norm1"), (Stream.of_text, text_rows, "norm1_context"))
-    )
-    layers.enter(name, image)
-    layers.enter(name, text)
-    layers.attend(rows + text_rows)
-    layers.leave(name, image, layers.gelu)
-    layers.leave(name, text, layers.gelu)
 
 
 def _single_block(layers: Layers, name: str, batch: int, rows: int) -> None:

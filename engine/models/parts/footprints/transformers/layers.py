@@ -130,6 +130,24 @@ class Layers:
             bias=self.has_bias,
         )
 
+    def joint_block(self, name: str, batch: int, rows: int, text_rows: int) -> None:
+        """Record a block of FLUX.1 or HunyuanVideo with separate weights for image and text, attended to together."""
+        width = self.width
+        image, text = (
+            of(
+                size,
+                is_modulated=self.tape.linear(
+                    f"{name}.{norm}.linear", width, 6 * width, batch, input_width=self.tape.width
+                ),
+            )
+            for of, size, norm in ((Stream.of_image, rows, "norm1"), (Stream.of_text, text_rows, "norm1_context"))
+        )
+        self.enter(name, image)
+        self.enter(name, text)
+        self.attend(rows + text_rows)
+        self.leave(name, image, self.gelu)
+        self.leave(name, text, self.gelu)
+
     def modulated_norm(self, rows: int, *, is_modulated: bool) -> None:
         """Record a layer norm without weights that is scaled and shifted by each sample's modulation."""
         self.tape.norm(self.width, rows, weights=0)

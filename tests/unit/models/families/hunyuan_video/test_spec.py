@@ -65,7 +65,7 @@ def test_defaults_of_the_classes_are_known():
         ("transformer", {"rope_axes_dim": [16, 57, 55]}, "do not go together"),
         ("transformer", {"guidance_embeds": "yes"}, "do not go together"),
         ("transformer", {"num_single_layers": 10**9}, "num_single_layers"),
-        ("transformer", {"num_refiner_layers": 10**9}, "num_layers"),
+        ("transformer", {"num_refiner_layers": 10**9}, "num_refiner_layers"),
         ("transformer", {"text_embed_dim": 3584}, "text of width 3584, its text encoder gives 4096"),
         ("transformer", {"pooled_projection_dim": 1280}, "pooled text of width 1280"),
         ("vae", {"latent_channels": 8}, "given an image|not those"),
