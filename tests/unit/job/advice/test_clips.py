@@ -96,7 +96,8 @@ NOTES = {
     "shorter buckets": (
         survey(clip(17), clip(9), clip(8), STILL, buckets=True, frame_extraction="random"),
         {"shortened": 3, "too_short": 0},
-        "2 clips with fewer frames than train_args.num_frames 17 are trained with fewer: 1 with 9, 1 with 1",
+        "2 clips with fewer frames than train_args.num_frames 17 are trained with fewer: "
+        "1 with 9 frames, 1 with 1 frame",
     ),
     "another rate": (
         survey(clip(17), clip(17, 12), clip(17, 50)),
@@ -137,7 +138,7 @@ NOTES = {
         survey(clip(17), clip(34), clip(68)),
         {"frames_never_shown": 17 + 51},
         "of 2 clips the frames after the first ones are never shown by frame_extraction head: 50% to 75% of each, "
-        "most of 2.mp4 (68 frames); random shows all of them, chunk all whole pieces",
+        "most of 2.mp4 (68 frames); random shows all of them, chunk all but a remainder shorter than a visit",
     ),
     "chunk": (
         survey(clip(34), clip(40), frame_extraction="chunk"),
