@@ -134,7 +134,7 @@ def _of_wanted_rate(survey: Survey) -> str:
         return ""
     return (
         f"dataset.frame_rate is {rate:g}, and {usual:g} is usual for this model: what is drawn and then played at "
-        f"{usual:g} frames a second moves {usual / rate:.2g} times as fast as the clips"
+        f"{usual:g} frames a second moves {usual / rate:.4g} times as fast as the clips"
     )
 
 

@@ -122,6 +122,12 @@ NOTES = {
         "dataset.frame_rate is 10, and 25 is usual for this model: what is drawn and then played at 25 frames a second "
         "moves 2.5 times as fast as the clips",
     ),
+    "nearly the model's rate": (
+        survey(clip(17), frame_rate=23.976),
+        {"resampled": 0},
+        "dataset.frame_rate is 23.976, and 25 is usual for this model: what is drawn and then played at 25 frames a "
+        "second moves 1.043 times as fast as the clips",
+    ),
     "variable rate": (
         survey(clip(17, has_variable_rate=True)),
         {"variable_rate": 1},
