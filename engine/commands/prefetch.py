@@ -57,7 +57,9 @@ def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
     for name, found in job.base.elsewhere.items():
         say(f"{name}: {found.identity} is in {found.place.folder}")
     source = public(task.dataset.name or str(task.dataset.url))
-    say(f"dataset: {plural(job.dataset.num_images, f'image of {source} is', f'images of {source} are')} in place")
+    names = job.medium.names
+    are = plural(job.dataset.num_images, f"{names.noun} of {source} is", f"{names.several} of {source} are")
+    say(f"dataset: {are} in place")
     if settings.max_cache_bytes is not None and not is_read_only(settings.cache_dir):
         _prune(settings.cache_dir, settings.max_cache_bytes)
     return job

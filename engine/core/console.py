@@ -29,7 +29,7 @@ _PHASES: Final = {
     "start": "importing the libraries",
     "download": "finding the base model and the dataset",
     "load": "loading the base model",
-    "encode": "encoding images and captions",
+    "encode": "encoding the dataset",
 }
 """The lines for the phases before the first step, said as they begin."""
 

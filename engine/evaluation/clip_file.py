@@ -27,6 +27,8 @@ _OPTIONS: Final = {
 }
 ENCODER: Final = {"av": av.__version__, **_OPTIONS}
 """The encoder's version and options, on which a clip's bytes depend besides its frames and their rate."""
+_MAX_DENOMINATOR: Final = 10**6
+"""FFmpeg has 32 bits for each part of a fraction. A rate such as 23.976023976023978 becomes 24000/1001."""
 _BT709: Final = 1
 """The value of BT.709 in AVColorSpace (ISO 23091-2)."""
 _MOOV_BYTES: Final = (2048, 32)
@@ -40,11 +42,11 @@ def encode_clip(frames: Frames, frame_rate: float) -> bytes:
 
     Args:
         frames: uint8 RGB, shape (frames, height, width, 3).
-        frame_rate: frames a second.
+        frame_rate: frames a second, as `dataset.frame_rate` may be.
     """
     os.environ.setdefault("SVT_LOG", "1")  # errors alone: SVT-AV1 writes its settings to stderr
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    rate, buffer = Fraction(str(frame_rate)), io.BytesIO()
+    rate, buffer = Fraction(str(frame_rate)).limit_denominator(_MAX_DENOMINATOR), io.BytesIO()
     index_bytes = _MOOV_BYTES[0] + _MOOV_BYTES[1] * len(frames)
     with av.open(
         buffer, "w", format="mp4", container_options={"fflags": "+bitexact", "moov_size": str(index_bytes)}

@@ -19,23 +19,22 @@ _FARTHEST: Final = 16
 """The largest number of steps by which a suggested size differs in width or height."""
 
 
-def check_drawings(task: Task, family: FamilySpec, config: Configs, *, num_train_timesteps: int) -> None:
+def check_drawings(task: Task, family: FamilySpec, config: Configs, *, steps: range) -> None:
     """Raise TaskError for validation images that the base model cannot draw.
 
     Args:
         task: the task.
         family: the base model's family.
         config: the base model's configurations.
-        num_train_timesteps: the number of the base model's timesteps.
+        steps: the numbers of denoising steps in which the base model's scheduler can draw.
     """
     validation = task.validation
-    steps = family.drawing.of(validation).num_inference_steps
-    _check_steps("validation.num_inference_steps", steps, num_train_timesteps)
+    _check_steps("validation.num_inference_steps", family.drawing.of(validation).num_inference_steps, steps)
     _check_negative("validation.negative_prompt", validation.negative_prompt, family)
     for number, row in enumerate(_rows(validation)):
         if row.num_inference_steps is not None:
             where = where_of(validation, number, "num_inference_steps")
-            _check_steps(where, row.num_inference_steps, num_train_timesteps)
+            _check_steps(where, row.num_inference_steps, steps)
         _check_negative(where_of(validation, number, "negative_prompt"), row.negative_prompt, family)
         if row.num_frames is not None:
             family.require_frames(where_of(validation, number, "num_frames"), row.num_frames)
@@ -53,9 +52,11 @@ def _rows(validation: Validation) -> list[Prompt]:
     return [Prompt(prompt=one) if isinstance(one, str) else one for one in validation.prompts or ()]
 
 
-def _check_steps(where: str, steps: int, most: int) -> None:
-    if steps >= most:  # schedulers that start one timestep later would run out of timesteps
-        raise TaskError(f"{where} is {steps}: expected fewer than the model's {most} timesteps")
+def _check_steps(where: str, steps: int, possible: range) -> None:
+    if steps not in possible:
+        raise TaskError(
+            f"{where} is {steps}: this base model's scheduler can draw in {possible.start} to {possible.stop - 1} steps"
+        )
 
 
 def _check_negative(where: str, negative_prompt: Any, family: FamilySpec) -> None:

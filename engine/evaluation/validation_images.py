@@ -98,7 +98,7 @@ def draw(
     Returns:
         PNG and MP4 files by name.
     """
-    meter = Meter(what, "images", len(images))
+    meter = Meter(what, "clips" if any(image.is_clip for image in images) else "images", len(images))
     try:
         return sampling.draw(
             images, family, resolution=resolution, device=device, progress=meter.update, check_stop=check_stop

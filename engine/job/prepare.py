@@ -134,7 +134,7 @@ def prepare(
     base.family.caption_tokens.require(task.dataset)
     check_frozen(job)
     check_noise(job)
-    check_drawings(task, base.family, base.config, num_train_timesteps=base.num_train_timesteps)
+    check_drawings(task, base.family, base.config, steps=base.drawing_steps)
     if chain:
         rows = chain.manifest["dataset"].get("rows")
         both = rows if type(rows) is int else None, len(dataset)

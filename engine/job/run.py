@@ -127,7 +127,9 @@ def _train(context: RunContext, training: Training, placement: EncoderPlacement,
         job, loss, rows=training.held_out_losses, outcome=outcome, averaged=trainer.averaged
     )
     outcome.newly_skipped = lambda: encoder.skipped + held_out.skipped
-    tracked_training = TrackedTraining(step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log)
+    tracked_training = TrackedTraining(
+        step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log, noun=job.medium.names.noun
+    )
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
         due_results = DueResults(context, training, saver, trackers, watch)
 

@@ -106,6 +106,11 @@ class BaseModel:
         """The number of timesteps of the noise schedule. Raises ModelError."""
         return self.objective.num_train_timesteps(self.config("scheduler", SCHEDULER_FILE))
 
+    @property
+    def drawing_steps(self) -> range:
+        """The numbers of denoising steps in which the model's scheduler can draw. Raises ModelError."""
+        return self.objective.drawing_steps(self.config("scheduler", SCHEDULER_FILE))
+
     def timestep_sampling(self, args: TrainArgs) -> TimestepSampling | None:
         """Return how timesteps are sampled: as the task says, or as is usual for the family."""
         return args.timestep_sampling or self.family.usual_sampling

@@ -1,4 +1,7 @@
-"""Equivalents of other trainers' keys: Diffusers' and kohya's scripts, SimpleTuner, OneTrainer, ai-toolkit."""
+"""Equivalents of other trainers' keys.
+
+The trainers are Diffusers' and kohya's scripts, SimpleTuner, OneTrainer, ai-toolkit, musubi-tuner and finetrainers.
+"""
 
 from __future__ import annotations
 
@@ -89,6 +92,17 @@ ALIASES: Final[Mapping[str, tuple[str, ...]]] = {
     "max_token_length": ("dataset.max_caption_tokens",),
     "max_sequence_length": ("dataset.max_caption_tokens",),
     "masked_loss": ("dataset.alpha_mask", "dataset.mask_column"),
+    "instance_data_root": ("dataset.name",),
+    "data_root": ("dataset.name",),
+    "video_directory": ("dataset.name",),
+    "caption_dropout_p": ("dataset.caption_dropout",),
+    # clips
+    "fps": ("dataset.frame_rate",),
+    "target_fps": ("dataset.frame_rate",),
+    "frames": ("train_args.num_frames",),
+    "max_num_frames": ("train_args.num_frames",),
+    "target_frames": ("train_args.num_frames",),
+    # transforms
     "flip_aug": ("transforms.random_flip",),
     "flip": ("transforms.random_flip",),
     "enable_bucket": ("transforms.buckets",),

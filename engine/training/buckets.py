@@ -21,6 +21,7 @@ from engine.core.errors import TaskError
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
+from engine.data.media.sample_names import OF_IMAGES, SampleNames
 from engine.task.plan.extent import Extent
 from engine.task.plan.visits import Epochs, OrderedRow, Visit
 
@@ -105,24 +106,24 @@ class Buckets:
         width, height = self.sizes[nearest(extent.size, self.sizes)]
         return Extent(width, height, _most_frames(extent.frames, self.frame_counts))
 
-    def lines(self, several: str = "images") -> list[str]:
-        """Return lines for a person: the number of samples, called `several`, of each bucket; how much is cropped."""
+    def lines(self, names: SampleNames = OF_IMAGES) -> list[str]:
+        """Return lines for a person: the number of samples of each bucket; how much is cropped."""
         counts = ", ".join(f"{one.extent}: {one.num_images}" for one in self.members)
         return [
-            f"buckets        {counts} {several}",
-            f"cropped        {1 - self.kept:.1%} of an image on average, "
+            f"buckets        {counts} {names.several}",
+            f"cropped        {1 - self.kept:.1%} of {names.with_article} on average, "
             f"{1 - self.kept_by_squares:.1%} without buckets",
         ]
 
-    def warnings(self, batch_size: int, noun: str = "image") -> list[str]:
-        """Return notes on what is allowed but likely a mistake; `noun` is the word for a sample."""
+    def warnings(self, batch_size: int, names: SampleNames = OF_IMAGES) -> list[str]:
+        """Return notes on what is allowed but likely a mistake."""
         small = sum(len(one.rows) < batch_size for one in self.members)
         if not small:
             return []
         return [
-            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer {noun}s than "
-            f"batch_size {batch_size}: their micro-batches show one more than once, and come up less than once an "
-            "epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
+            f"{small} of {plural(len(self.members), 'bucket')} {'has' if small == 1 else 'have'} fewer "
+            f"{names.several} than batch_size {batch_size}: their micro-batches show one more than once, and "
+            "come up less than once an epoch; a smaller batch_size with more gradient_accumulation_steps mixes better"
         ]
 
 

@@ -68,7 +68,8 @@ def write_clips(folder: Path, names: list[str], when: str) -> list[npt.NDArray[A
             frames = clip(name, direction, SUNSET if when == "sunset" else DAY)
             write_video(folder / f"{name}-{direction}.mkv", frames)
             ending = " at sunset" if when == "sunset" else ""
-            (folder / f"{name}-{direction}.txt").write_text(f"a {name} moves {direction}{ending}\n")
+            article = "an" if name[0] in "aeiou" else "a"
+            (folder / f"{name}-{direction}.txt").write_text(f"{article} {name} moves {direction}{ending}\n")
             clips.append(frames)
     return clips
 
@@ -187,9 +188,9 @@ def main(folder: Path) -> None:
     names = [path.stem for path in sorted(EMOJI.glob("*.png")) if "-" not in path.stem]
     day, sunset = names[:24], names[:24:2]
     clips = write_clips(folder / "day", day, "day") + write_clips(folder / "sunset", sunset, "sunset")
-    write_clips(folder / "sunset-heldout", names[1:3], "sunset")
+    write_clips(folder / "sunset-heldout", names[1:4:2], "sunset")
     pixels = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).to(torch.float32) / 127.5 - 1.0
-    words = ["a", "moves", *DIRECTIONS, "at", "sunset", *names]
+    words = ["a", "an", "moves", *DIRECTIONS, "at", "sunset", *names]
     make_pipeline(make_vae(pixels), words).save_pretrained(folder / "base")
 
 

@@ -29,7 +29,8 @@ PLAN_RESAMPLED = [
     "clips          36 clips and 2 images, 5 to 50 frames at 25 frames a second; each visit shows 1 to 17 frames",
     "buckets        128 x 128: 3, 128 x 128 x 9 frames: 4, 192 x 64 x 9 frames: 1, 128 x 128 x 17 frames: 27, "
     "192 x 64 x 17 frames: 5 clips",
-    "note: 6 clips with fewer frames than train_args.num_frames 17 are trained with fewer: 5 with 9, 1 with 1",
+    "note: 6 clips with fewer frames than train_args.num_frames 17 are trained with fewer: 5 with 9 frames, "
+    "1 with 1 frame",
     "note: 10 of 36 clips of 30 to 50 frames a second are resampled to 25, which drops 17% to 50% of their frames",
     "note: 16 of 36 clips of 12 to 24.468 frames a second are resampled to 25: 4% to 52% of their frames are repeated",
     "note: of 36 clips the frames after the first ones are never shown by frame_extraction head: 15% to 80% of each",

@@ -55,6 +55,11 @@ def test_the_vae_shows_what_it_has_encoded(made):
     assert np.isfinite(shown.numpy()).all()
 
 
+def test_held_out_clips_are_not_trained_on(made):
+    held_out, trained = ({path.stem for path in (made / name).glob("*.mkv")} for name in ("sunset-heldout", "sunset"))
+    assert held_out and not held_out & trained
+
+
 def test_both_tasks_run(made, tmp_path):
     succeed(task_of("pretrain", made), made / "pretrained")
     succeed(task_of("task", made), tmp_path / "lora")

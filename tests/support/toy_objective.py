@@ -21,6 +21,7 @@ SPEC: Final = ObjectiveSpec(
     check=lambda config: ["note: a toy objective"],
     prediction_type=lambda config: "v_prediction",
     num_train_timesteps=lambda config: NUM_TIMESTEPS,
+    drawing_steps=lambda config: range(1, NUM_TIMESTEPS),
     timesteps=_timesteps,
     check_task=lambda args, prediction_type, pipeline: None,
 )

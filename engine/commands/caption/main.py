@@ -45,7 +45,7 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     arguments = _parse(argv)
     images = find_images(arguments.folder, overwrite=arguments.overwrite)
     if not images:
-        say("nothing to do: every image has a caption")
+        say("nothing to do: every image and clip has a caption")
         return 0
     tags = arguments.exclude_tags
     options = Options(
@@ -63,20 +63,20 @@ def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
 
     caption_all(arguments.folder, images[: arguments.limit], captioner, caption)
     if left := len(images) - len(images[: arguments.limit]):
-        say(f"{plural(left, 'image is', 'images are')} left, because of --limit")
+        say(f"{plural(left, 'file is', 'files are')} left, because of --limit")
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="entrypoint.py caption", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="images, at any depth; each gets a .txt beside it")
+    parser.add_argument("folder", type=Path, help="images and clips, at any depth; each gets a .txt beside it")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a Hub ID or a folder [%(default)s]")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a model on the Hub [%(default)s]")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="where the captioner runs [cuda where there is one]")
     parser.add_argument("--prefix", default="", help="text before every caption, with its blank: 'photo of sks, '")
     parser.add_argument("--suffix", default="", help="text after every caption")
-    parser.add_argument("--overwrite", action="store_true", help="caption all images, and replace captions in .txt")
-    parser.add_argument("--limit", type=int, help="caption at most so many images")
+    parser.add_argument("--overwrite", action="store_true", help="caption all files, and replace captions in .txt")
+    parser.add_argument("--limit", type=int, help="caption at most so many files")
     models = parser.add_argument_group("models that write sentences")
     models.add_argument("--prompt", help="BLIP: the beginning of every caption; others: what the model is asked")
     models.add_argument("--max-tokens", type=int, help="maximum length of a caption [BLIP: 50, others: 200]")
@@ -135,7 +135,7 @@ def caption_all(folder: Path, images: Sequence[str], captioner: Captioner, write
     """
     files = Files(folder, images, Reach())
     done: set[Path] = set()
-    meter = Meter("captioning", "images", len(images))
+    meter = Meter("captioning", "files", len(images))
     for index, name in enumerate(images):
         stem = (folder / name).with_suffix("")
         try:
@@ -147,10 +147,10 @@ def caption_all(folder: Path, images: Sequence[str], captioner: Captioner, write
                 elif write(folder / name, text):
                     done.add(stem)
         except UnreadableImage as error:
-            say(f"skipping image {shown(name)}: {error}")
+            say(f"skipping {shown(name)}: {error}")
         meter.update(index + 1)
     meter.close()
-    say(f"wrote {plural(len(done), 'caption')} beside the images of {folder}: read them before training")
+    say(f"wrote {plural(len(done), 'caption')} beside the files of {folder}: read them before training")
 
 
 def write_caption(image: Path, caption: str, *, overwrite: bool) -> bool:

@@ -23,8 +23,7 @@ def choose_frames(available: int, count: int, extraction: FrameExtraction, *, tu
         UnreadableImage: the clip has fewer frames.
     """
     if available < count:
-        what = "it is an image, a clip of 1 frame" if available == 1 else f"it has {plural(available, 'frame')}"
-        raise UnreadableImage(f"{what}, fewer than the {count} of train_args.num_frames")
+        raise UnreadableImage(f"it has {plural(available, 'frame')}, fewer than the {count} of train_args.num_frames")
     if extraction == "uniform":
         return Frames(tuple(_spread(available, count)))
     start, slack = 0, available - count

@@ -96,10 +96,11 @@ def _of_shortened(survey: Survey) -> str:
     if not short:
         return ""
     counts = sorted(Counter(one.count for one in short).items(), reverse=True)
+    parts = [f"{count:,} with {_frames([frames])}" for frames, count in counts]
     return (
         f"{plural(len(short), 'clip')} with fewer frames than train_args.num_frames "
         f"{survey.job.task.train_args.num_frames} {_is(short)} trained with fewer: "
-        f"{', '.join(f'{count:,} with {frames}' for frames, count in counts)}"
+        f"{', '.join(parts)}"
     )
 
 
@@ -133,7 +134,7 @@ def _of_wanted_rate(survey: Survey) -> str:
         return ""
     return (
         f"dataset.frame_rate is {rate:g}, and {usual:g} is usual for this model: what is drawn and then played at "
-        f"{usual:g} frames a second moves {usual / rate:.2g} times as fast as the clips"
+        f"{usual:g} frames a second moves {usual / rate:.4g} times as fast as the clips"
     )
 
 
@@ -166,7 +167,9 @@ def _of_cut(survey: Survey) -> str:
     share = [lost / one.facts.frames for one, lost in cut]
     what = "after the first ones are" if extraction == "head" else "after the last whole piece are"
     worst = max(cut, key=lambda pair: pair[1] / pair[0].facts.frames)[0]
-    advice = "; chunk or random shows all of them" if extraction == "head" else ""
+    advice = (
+        "; random shows all of them, chunk all but a remainder shorter than a visit" if extraction == "head" else ""
+    )
     return (
         f"of {plural(len(cut), 'clip')} the frames {what} never shown by frame_extraction {extraction}: "
         f"{_percent(share)} of each, most of {worst.called}{advice}"

@@ -49,7 +49,7 @@ def describe(job: Job) -> list[str]:
     if survey := Survey.of(job):
         lines += clip_notes.lines(survey)
     if job.buckets:
-        lines += job.buckets.lines(job.medium.names.several)
+        lines += job.buckets.lines(job.medium.names)
     if job.held_out:
         lines.append(f"held-out loss  {_describe_held_out(job, job.held_out)}")
     lines += [*_describe_drawings(job), *_describe_interim(job)]
@@ -115,7 +115,7 @@ def _describe_drawings(job: Job) -> list[str]:
 def _describe_interim(job: Job) -> list[str]:
     lines = []
     if images := step_results.image_steps(job.task, job.step_range):
-        lines.append(f"images also    {_listed(images)}")
+        lines.append(f"{job.medium.names.several + ' also':<15}{_listed(images)}")
     if steps := step_results.checkpoint_steps(job.task, job.step_range):
         limit = job.task.checkpoint_limit
         stay = "latest one" if limit == 1 else f"latest {limit}"
@@ -148,7 +148,7 @@ def warnings(job: Job) -> list[str]:
     found += without_effect(job)
     found += _beyond_the_end(job)
     if job.buckets:
-        found += job.buckets.warnings(step_range.batch_size, job.medium.names.noun)
+        found += job.buckets.warnings(step_range.batch_size, job.medium.names)
     if survey := Survey.of(job):
         found += clip_notes.notes(survey)
     found += rates.notes(job)

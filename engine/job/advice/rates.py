@@ -57,11 +57,11 @@ def _of_high_rates(job: Job) -> list[str]:
         of_whom += f" with the optimizer {optimizer}"
     if usual is None:
         return []
-    images = job.step_range.visits_per_step
-    usual *= math.sqrt(max(1.0, images / _USUAL_IMAGES))
+    visits = job.step_range.visits_per_step
+    usual *= math.sqrt(max(1.0, visits / _USUAL_IMAGES))
     return [
         f"the {name} of {rate:g} is high for {of_whom}, which may forget what it has learned: usual is about "
-        f"{usual:.1g} at {plural(images, 'image')} a step"
+        f"{usual:.1g} at {plural(visits, job.medium.names.noun)} a step"
         for name, rate in _rates(job).items()
         if rate > _FAR * usual
     ]

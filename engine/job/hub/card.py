@@ -56,8 +56,8 @@ def model_card_of(job: Job, about: About, images: Sequence[Mapping[str, Any]]) -
 def _settings(job: Job) -> Iterator[tuple[str, Any]]:
     """Yield the settings of the whole training: some always, then the task's keys that are not at their defaults."""
     steps, args = job.step_range, job.task.train_args
-    yield "images in a step", steps.visits_per_step
-    yield "images in an epoch", len(job.dataset)
+    yield f"{job.medium.names.several} in a step", steps.visits_per_step
+    yield f"{job.medium.names.several} in an epoch", len(job.dataset)
     yield "learning rate", base_learning_rate(args, steps.micro_batches)
     yield "resolution", args.resolution
     yield "precision", "float32" if job.task.mixed_precision == "no" else job.task.mixed_precision

@@ -89,6 +89,8 @@ class ObjectiveSpec:
     """Returns the quantity that the base model predicts. Raises ModelError."""
     num_train_timesteps: Callable[[SchedulerConfig], int]
     """Returns the number of timesteps; a timestep is an integer index below it. Raises ModelError."""
+    drawing_steps: Callable[[SchedulerConfig], range]
+    """Returns the numbers of steps in which the base model's scheduler can draw. Raises ModelError."""
     timesteps: Callable[[TrainArgs, int], Timesteps]
     """Returns the timesteps to draw and their weights, for a model's number of timesteps. Raises TaskError if none.
     `TrainArgs.timestep_sampling` is what is drawn: the family's usual one if the task does not say."""

@@ -162,6 +162,7 @@ def _pictures(report: Report) -> str:
         start_step=report.start_step,
         is_whole=report.earlier.is_known,
         is_running=report.unfinished is not None,
+        noun=report.noun,
     )
 
 
@@ -178,7 +179,7 @@ def _training(report: Report) -> str:
 
 
 def _held_out(report: Report) -> str:
-    return held_out(report.held_out_losses, _starts(report))
+    return held_out(report.held_out_losses, _starts(report), report.noun)
 
 
 def _starts(report: Report) -> list[int]:

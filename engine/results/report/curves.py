@@ -43,14 +43,14 @@ def curves(history: Sequence[StepReport], starts: list[int]) -> str:
 </div></section>"""
 
 
-def held_out(rows: Sequence[held_out_rows.Row], starts: list[int]) -> str:
-    """Return the section with the held-out loss and its lowest point; empty if it was not measured."""
+def held_out(rows: Sequence[held_out_rows.Row], starts: list[int], noun: str = "image") -> str:
+    """Return the section with the held-out loss of samples called `noun`; empty if it was not measured."""
     if not rows:
         return ""
     curve = held_out_rows.latest_curve(rows)
     points = [(row.step, row.loss) for row in curve if row.loss is not None and _is_drawable(row.loss)]
     lowest = min(points, key=lambda point: (point[1], point[0]), default=None)
-    remarks = [f"{plural(curve[-1].images, 'image')} held out, the same timesteps and noise each time."]
+    remarks = [f"{plural(curve[-1].images, noun)} held out, the same timesteps and noise each time."]
     noise = ""
     if lowest:
         remarks.insert(0, f"Best at step {lowest[0]:,}: {_number(lowest[1])}.")
@@ -62,7 +62,7 @@ def held_out(rows: Sequence[held_out_rows.Row], starts: list[int]) -> str:
     if missing := len(curve) - len(points):
         remarks.append(f"{plural(missing, 'measurement')} not finite.")
     if older := len(rows) - len(curve):
-        remarks.append(f"{plural(older, 'measurement')} of other images or timesteps not shown: they do not compare.")
+        remarks.append(f"{plural(older, 'measurement')} of other {noun}s or timesteps not shown: they do not compare.")
     later = [start for start in starts if start > curve[0].step]
     chart = _chart("heldout", "Mean squared error", points, later, noisy=False, remark=" ".join(remarks), marked=lowest)
     return f"<section><h2>Held-out loss</h2>\n{chart}{noise}</section>"

@@ -50,6 +50,7 @@ class ModelCard:
 
 def render(card: ModelCard) -> bytes:
     """Return the file. The same card gives the same bytes."""
+    noun = "image" if card.pipeline_tag == "text-to-image" else "clip"
     title = f"{card.noun[:1].upper()}{card.noun[1:]}"
     parts = [
         "\n".join(("---", *_front_matter(card), "---")),
@@ -58,7 +59,7 @@ def render(card: ModelCard) -> bytes:
         _introduction(card),
         *([_trigger(card.trigger_word)] if card.trigger_word else []),
         f"## How to use it\n\n{card.usage}",
-        f"## {'Images' if card.pipeline_tag == 'text-to-image' else 'Clips'}\n\n{_images(card.images)}",
+        f"## {noun.capitalize()}s\n\n{_images(card.images, noun)}",
         "## Settings\n\n"
         f"{_table(('setting', 'value'), [(markdown.cell(key), markdown.cell(value)) for key, value in card.settings])}",
         f"## Check the files\n\n{_VERIFYING}",
@@ -96,11 +97,11 @@ def _trigger(word: str) -> str:
     return f"## Trigger word\n\nWrite {markdown.code(word)} in the prompt."
 
 
-def _images(images: Sequence[Mapping[str, Any]]) -> str:
+def _images(images: Sequence[Mapping[str, Any]], noun: str) -> str:
     rows = [
         (f"[{_place(image)}]({_place(image)})", markdown.cell(image["prompt"]), str(image["seed"])) for image in images
     ]
-    return _table(("image", "prompt", "seed"), rows)
+    return _table((noun, "prompt", "seed"), rows)
 
 
 def _place(image: Mapping[str, Any]) -> str:

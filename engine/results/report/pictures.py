@@ -58,7 +58,14 @@ class TrainingImage:
 
 
 def validation_images(
-    pictures: Sequence[Picture], words: Words, *, step: int, start_step: int, is_whole: bool, is_running: bool
+    pictures: Sequence[Picture],
+    words: Words,
+    *,
+    step: int,
+    start_step: int,
+    is_whole: bool,
+    is_running: bool,
+    noun: str = "image",
 ) -> str:
     """Return the section with the validation images.
 
@@ -69,15 +76,19 @@ def validation_images(
         start_step: the global step at which it began.
         is_whole: False if images of the chain's earlier tasks cannot be shown.
         is_running: True without a result: the images are of the latest step that has some.
+        noun: the word for one of them where there are none: `image`, `clip`.
     """
     if not pictures:
         nothing = "None so far." if is_running else "The task asks for none."
-        return f'<section><h2>Validation images</h2><p class="note">{nothing}</p></section>'
+        return f'<section><h2>Validation {noun}s</h2><p class="note">{nothing}</p></section>'
     are_clips = any(picture.is_clip for picture in pictures)
-    what = "clips" if are_clips else "images"
+    what, shown = ("clips", "a still of each clip") if are_clips else ("images", "the images")
     small = " small" if max(png_size(picture.png)[0] for picture in pictures) <= _SMALL_PIXELS else ""
     pairs = "\n".join(_pair(number, picture, words.trained, step) for number, picture in enumerate(pictures, start=1))
-    below = f"; below, the {what} after earlier steps of the chain" if any(p.between for p in pictures) else ""
+    below = f"; below, {shown} after earlier steps of the chain" if any(p.between for p in pictures) else ""
+    hint = "Click an image to enlarge it."
+    if are_clips:
+        hint = f"Press a clip to play it in a loop.{' A click on a still enlarges it.' if below else ''}"
     latest = f"The latest {what} so far. " if is_running else ""
     missing = (
         " Images of the tasks before this one are not shown: report.html of the task before does not lie beside its "
@@ -89,7 +100,7 @@ def validation_images(
     large = _TOO_LARGE if any(picture.is_clip and picture.clip is None for picture in pictures) else ""
     return f"""<section class="drawn"><h2>Validation {what}</h2>
 <p class="note">{latest}The same prompt and seed, without {trained} and with it{below}. \
-Click an image to enlarge it.{large}{unknown}</p>
+{hint}{large}{unknown}</p>
 {views}<div class="pairs{small}">{pairs}</div></section>"""
 
 
@@ -138,10 +149,13 @@ def training_images(images: Sequence[TrainingImage], total: int, noun: str) -> s
     """
     if not images:
         return ""
-    frames = "".join(_training_image(number, image) for number, image in enumerate(images, start=1))
+    frames = "".join(
+        _training_image(f"Training {noun} {number}", image) for number, image in enumerate(images, start=1)
+    )
     count = plural(total, noun) if len(images) == total else f"{len(images):,} of {plural(total, noun)}"
+    shown = "small" if noun == "image" else "a small still of each"
     return f"""{_TRAINING_IMAGES}<h2>Training {noun}s</h2>
-<p class="note">{count}, small, cropped to their centre, with their captions.</p>
+<p class="note">{count}, {shown}, cropped to their centre, with their captions.</p>
 <ul class="card trained">{frames}</ul></section>"""
 
 
@@ -152,9 +166,9 @@ def without_training_images(page: str) -> str:
     return page if start < 0 or end < 0 else page[:start] + page[end + len(_END) :]
 
 
-def _training_image(number: int, image: TrainingImage) -> str:
+def _training_image(label: str, image: TrainingImage) -> str:
     more = f'<p class="seed">and {plural(image.other_captions, "other caption")}</p>' if image.other_captions else ""
-    shown = _zoom(f"Training image {number}", image.jpeg, "jpeg")
+    shown = _zoom(label, image.jpeg, "jpeg")
     return f"<li>{shown}{_text(image.caption, '(no caption)')}{more}</li>"
 
 

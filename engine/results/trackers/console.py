@@ -17,6 +17,7 @@ class ConsoleTracker:
     def __init__(self, training: TrackedTraining) -> None:
         step_range = training.step_range
         self._visits_per_step = step_range.visits_per_step
+        self._noun = training.noun
         self._meter = Meter("training", "steps", step_range.stop_step, start=training.step, begins=False)
         self._speed = Speed()
         self._losses: list[float] = []
@@ -29,10 +30,10 @@ class ConsoleTracker:
             self._speed.begin()
 
     def step(self, report: StepReport) -> None:
-        images_per_second = self._speed.step() * self._visits_per_step
+        visits_per_second = self._speed.step() * self._visits_per_step
         self._losses.append(report.loss)
         mean = math.fsum(self._losses) / len(self._losses)
-        note = f"loss {mean:.4f}, lr {report.learning_rate:.2e}, {images_per_second:.1f} images/s"
+        note = f"loss {mean:.4f}, lr {report.learning_rate:.2e}, {visits_per_second:.1f} {self._noun}s/s"
         if self._meter.update(report.step, note):
             self._losses.clear()
 

@@ -39,6 +39,8 @@ class TrackedTraining:
     clock: Clock
     """Its `watchers` are called at the start of each phase of the job."""
     log: JobLog
+    noun: str = "image"
+    """The word for one sample of the dataset: `image`, `clip`."""
 
 
 class Tracker(Protocol):

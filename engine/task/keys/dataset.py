@@ -51,8 +51,8 @@ class Dataset:
         "For video models: the frames per second at which clips are trained on. Each frame of the resampled clip shows "
         "the file's frame whose time is nearest. Null keeps each file's own frames.",
         chain=Chain.AGREED_IF_SET,
-        exclusiveMinimum=0,
-        maximum=1000,
+        minimum=0.01,
+        maximum=240,  # what SVT-AV1 can say of validation clips
     )
     frame_extraction: FrameExtraction = key(
         "head",

@@ -73,13 +73,14 @@ def diffusers(
 
 
 def _saving(image: Mapping[str, Any]) -> tuple[str, Sequence[tuple[str, str]]]:
-    """Return a line that saves what a call draws, with {} for the call, and the module and name of what it needs."""
+    """Return lines that save what a call draws, with {} for the call, and the module and name of what it needs."""
     if "num_frames" not in image:
         return '{}.images[0].save("image.png")', ()
     if image["num_frames"] == 1:
         return '{}.frames[0][0].save("image.png")', ()
     fps = f"{image['frame_rate']:g}"
-    return f'export_to_video({{}}.frames[0], "clip.mp4", fps={fps})', [("diffusers.utils", "export_to_video")]
+    export = f'export_to_video(frames, "clip.mp4", fps={fps})  # needs: pip install imageio imageio-ffmpeg'
+    return f"frames = {{}}.frames[0]\n{export}", [("diffusers.utils", "export_to_video")]
 
 
 def _loaded(base: BaseModel, component: str) -> str:

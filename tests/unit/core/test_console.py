@@ -234,7 +234,7 @@ def test_phases_before_the_first_step_are_named_once(capsys):
         "importing the libraries",
         "finding the base model and the dataset",
         "loading the base model",
-        "encoding images and captions",
+        "encoding the dataset",
     ]
 
 

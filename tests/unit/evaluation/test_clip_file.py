@@ -48,6 +48,13 @@ def test_the_bytes_are_the_same_in_every_process_and_thread():
     assert ran.stdout.strip() == hashlib.sha256(data).hexdigest() and ran.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "rate, written", [(0.01, "1/100"), (24000 / 1001, "24000/1001"), (23.976, "2997/125"), (240, "240")]
+)
+def test_every_rate_of_a_task_can_be_written(rate, written):
+    assert check(encode_clip(pictures(2, (64, 64)), rate), None).file_rate == Fraction(written)
+
+
 def test_what_players_need(tmp_path):
     """AV1 of 8 bits in 4:2:0, marked BT.709, the index before the frames; and nothing of the encoder or the clock."""
     data = encode_clip(pictures(9, (64, 48)), 29.97)

@@ -22,7 +22,7 @@ VIDEO = replace(SPEC, medium="video", frame_step=8, frame_rate=25.0, check_size=
 def check(family=VIDEO, *, file=None, **row):
     task = read(MINIMAL | {"train_args": {"resolution": 64}})
     validation = replace(task.validation, prompts=("a", Prompt(prompt="b", **row)), prompts_file=file)
-    check_drawings(replace(task, validation=validation), family, lambda name: {}, num_train_timesteps=100)
+    check_drawings(replace(task, validation=validation), family, lambda name: {}, steps=range(2, 100))
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,9 @@ def check(family=VIDEO, *, file=None, **row):
         ),
         (
             {"num_inference_steps": 100},
-            r"prompts\[1\], num_inference_steps is 100: expected fewer than the model's 100",
+            r"prompts\[1\], num_inference_steps is 100: this base model's scheduler can draw in 2 to 99 steps",
         ),
+        ({"num_inference_steps": 1}, r"num_inference_steps is 1: this base model's scheduler can draw in 2 to 99"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_possible(row, message):
@@ -55,10 +56,10 @@ def test_a_wrong_value_is_named_with_what_is_possible(row, message):
 def test_settings_of_all_images_are_checked_too():
     def check_all(family, **validation):
         task = read(MINIMAL | {"validation": validation})
-        check_drawings(task, family, lambda name: {}, num_train_timesteps=500)
+        check_drawings(task, family, lambda name: {}, steps=range(1, 500))
 
     check_all(SPEC, num_inference_steps=499, negative_prompt="")
-    with pytest.raises(TaskError, match=r"validation\.num_inference_steps is 500: expected fewer than the model's 500"):
+    with pytest.raises(TaskError, match=r"validation\.num_inference_steps is 500: .* can draw in 1 to 499 steps"):
         check_all(SPEC, num_inference_steps=500)
     without = replace(SPEC, takes_negative_prompt=False)
     check_all(without)

@@ -18,6 +18,7 @@ from tests.support.tasks import KEYS, problems, task_with
         ("network_dim", "lora.rank"),
         ("lora.network_alpha", "lora.alpha"),
         ("lora.R", "lora.rank"),
+        ("dataset.fps", "dataset.frame_rate"),
     ],
 )
 def test_other_trainers_names_get_ours(path, meant):

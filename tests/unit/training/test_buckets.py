@@ -17,6 +17,7 @@ from engine.data.dataset.sizes import read_extents
 from engine.data.media import image
 from engine.data.media.geometry import geometry
 from engine.data.media.image import IMAGE
+from engine.data.media.sample_names import OF_VIDEOS
 from engine.task.plan.extent import Extent
 from engine.task.plan.steps import MAX_VISITS
 from engine.task.plan.visits import VisitStream
@@ -106,6 +107,8 @@ class TestSorting:
             "buckets        128 x 128: 1, 256 x 64: 2 images",
             "cropped        0.0% of an image on average, 50.0% without buckets",
         ]
+        assert found.lines(OF_VIDEOS)[0].endswith(" 2 clips") and "of a clip on average" in found.lines(OF_VIDEOS)[1]
+        assert "has fewer clips than" in found.warnings(2, OF_VIDEOS)[0]
         (note,) = found.warnings(2)
         assert "1 of 2 buckets has fewer images than batch_size 2" in note and found.warnings(1) == []
 

@@ -114,12 +114,28 @@ def num_train_timesteps(config: Mapping[str, Any]) -> int:
     Raises:
         ModelError: it is not a positive integer, or above `MAX_TIMESTEPS`.
     """
-    found = config.get("num_train_timesteps", 1000)
+    return _count(config, "num_train_timesteps", 1000)
+
+
+def _count(config: Mapping[str, Any], key: str, default: int) -> int:
+    found = config.get(key, default)
     if type(found) is not int or not 1 <= found <= MAX_TIMESTEPS:
-        raise ModelError(
-            f"the base model's scheduler does not load: num_train_timesteps is {str(found)[:40]!r}; download it again"
-        )
+        raise ModelError(f"the base model's scheduler does not load: {key} is {str(found)[:40]!r}; download it again")
     return found
+
+
+def drawing_steps(config: Mapping[str, Any]) -> range:
+    """Return the numbers of steps in which Diffusers' scheduler can draw. Raises ModelError.
+
+    Fewer than its timesteps: schedulers that start one timestep later would run out of them.
+    """
+    name, found, _ = drawing(config)
+    least, end = 1, num_train_timesteps(config)
+    if name == "PNDMScheduler" and not found.get("skip_prk_steps", False):
+        least = 4  # Runge-Kutta takes the first steps
+    if name in ("LCMScheduler", "TCDScheduler"):
+        end = min(end, _count(found, "original_inference_steps", 50) + 1)
+    return range(least, end)
 
 
 def _refusal(name: object) -> str:

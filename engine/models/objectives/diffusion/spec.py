@@ -64,6 +64,7 @@ DIFFUSION: Final = ObjectiveSpec(
     check=_check,
     prediction_type=_prediction_type,
     num_train_timesteps=schedulers.num_train_timesteps,
+    drawing_steps=schedulers.drawing_steps,
     timesteps=Timesteps.of,
     check_task=_check_task,
 )

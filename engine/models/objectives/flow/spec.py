@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from engine.core.errors import ModelError, TaskError
@@ -72,6 +73,16 @@ def num_train_timesteps(config: SchedulerConfig) -> int:
     return found
 
 
+def drawing_steps(config: SchedulerConfig) -> range:
+    """Return the numbers of steps in which Diffusers' scheduler can draw. Raises ModelError."""
+    name, _, _ = drawing(config)
+    terminal, end = config.get("shift_terminal") or 0.0, num_train_timesteps(config)
+    if name != EULER and (shift := Shift.of(config, None).fixed) is not None:
+        # These round timesteps down to integers, and the first two must differ.
+        end = min(end, math.ceil(end * (1 - terminal) / shift))
+    return range(2 if terminal else 1, end)  # the last noise level is moved to the terminal one, the first one stays
+
+
 def _check(config: SchedulerConfig) -> list[str]:
     """Raise ModelError for schedulers that are not of flow matching; return notes on the scheduler for validation."""
     _, _, notes = drawing(config)
@@ -103,6 +114,7 @@ FLOW: Final = ObjectiveSpec(
     check=_check,
     prediction_type=lambda config: "flow",
     num_train_timesteps=num_train_timesteps,
+    drawing_steps=drawing_steps,
     timesteps=Timesteps.of,
     check_task=_check_task,
     describe_noise=_describe_noise,

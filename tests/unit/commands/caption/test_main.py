@@ -44,7 +44,7 @@ def test_writes_a_caption_beside_each_image_and_nothing_over_another(folder, bli
     assert found["sub/0.txt"] == "by hand" and found["notes.txt"] == "mine"
     assert found["a.txt"].startswith("word") and found["a.txt"].endswith("\n")
     said = capfd.readouterr().err
-    assert "skipping image b.jpg" in said and "captioning: 3/3 images" in said and "wrote 2 captions" in said
+    assert "skipping b.jpg" in said and "captioning: 3/3 files" in said and "wrote 2 captions" in said
     (folder / "b.jpg").unlink()
     before = texts(folder)
     assert run(folder, blip) == 0 and texts(folder) == before
@@ -126,7 +126,7 @@ def test_images_that_share_a_caption_file_are_described_once(folder, blip, capfd
 def test_limit_leaves_the_rest_for_the_next_run(folder, blip, capfd):
     (folder / "b.jpg").unlink()
     assert run(folder, blip, "--limit", "3") == 0
-    assert len(texts(folder)) == 3 and "1 image is left, because of --limit" in capfd.readouterr().err
+    assert len(texts(folder)) == 3 and "1 file is left, because of --limit" in capfd.readouterr().err
     assert run(folder, blip, "--limit", "3") == 0
     assert len(texts(folder)) == 4 and "left" not in capfd.readouterr().err
 

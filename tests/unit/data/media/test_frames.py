@@ -45,7 +45,7 @@ def test_random_reaches_every_start():
     assert starts == {0, 1, 2} and positions(6, 4, "random", word=HIGHEST)[0] == 2
 
 
-@pytest.mark.parametrize("available, what", [(1, "it is an image, a clip of 1 frame"), (3, "it has 3 frames")])
+@pytest.mark.parametrize("available, what", [(1, "it has 1 frame"), (3, "it has 3 frames")])
 def test_a_short_clip_is_refused(available, what):
     with pytest.raises(UnreadableImage, match=f"{what}, fewer than the 5 of train_args.num_frames"):
         choose_frames(available, 5, "head")

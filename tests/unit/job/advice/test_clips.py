@@ -96,7 +96,8 @@ NOTES = {
     "shorter buckets": (
         survey(clip(17), clip(9), clip(8), STILL, buckets=True, frame_extraction="random"),
         {"shortened": 3, "too_short": 0},
-        "2 clips with fewer frames than train_args.num_frames 17 are trained with fewer: 1 with 9, 1 with 1",
+        "2 clips with fewer frames than train_args.num_frames 17 are trained with fewer: "
+        "1 with 9 frames, 1 with 1 frame",
     ),
     "another rate": (
         survey(clip(17), clip(17, 12), clip(17, 50)),
@@ -121,6 +122,12 @@ NOTES = {
         "dataset.frame_rate is 10, and 25 is usual for this model: what is drawn and then played at 25 frames a second "
         "moves 2.5 times as fast as the clips",
     ),
+    "nearly the model's rate": (
+        survey(clip(17), frame_rate=23.976),
+        {"resampled": 0},
+        "dataset.frame_rate is 23.976, and 25 is usual for this model: what is drawn and then played at 25 frames a "
+        "second moves 1.043 times as fast as the clips",
+    ),
     "variable rate": (
         survey(clip(17, has_variable_rate=True)),
         {"variable_rate": 1},
@@ -131,7 +138,7 @@ NOTES = {
         survey(clip(17), clip(34), clip(68)),
         {"frames_never_shown": 17 + 51},
         "of 2 clips the frames after the first ones are never shown by frame_extraction head: 50% to 75% of each, "
-        "most of 2.mp4 (68 frames); chunk or random shows all of them",
+        "most of 2.mp4 (68 frames); random shows all of them, chunk all but a remainder shorter than a visit",
     ),
     "chunk": (
         survey(clip(34), clip(40), frame_extraction="chunk"),

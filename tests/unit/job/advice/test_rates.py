@@ -1,8 +1,11 @@
 """Notes on learning rates and constants that are far from what is usual."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.job.advice.describe import describe, warnings
+from engine.models.families.sd.spec import SPEC
 from engine.training.optimizers.registry import OPTIMIZERS
 from tests.support.jobs import job_of, text
 from tests.support.published_models import base_of
@@ -35,6 +38,12 @@ def test_a_rate_is_said_with_the_usual_one():
         "the text encoder's learning rate of 0.001 is high for a whole model, which may forget what it has "
         "learned: usual is about 2e-05 at 16 images a step"
     ) in found
+
+
+def test_the_samples_of_a_video_model_are_clips():
+    given = text(training_type="full", train_args={"learning_rate": 1e-2, "scale_lr": False, "batch_size": 1})
+    (found,) = (line for line in warnings(job_of(given, family=replace(SPEC, medium="video"))) if "is high" in line)
+    assert found.endswith(" at 1 clip a step")
 
 
 def notes_of(**args):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.job.hub.card import model_card_of
+from engine.models.families.sd.spec import SPEC
 from engine.task.plan.steps import StepRange
 from tests.support.abouts import COMMIT, about_of
 from tests.support.jobs import job_of, text
@@ -27,6 +28,14 @@ def test_the_settings():
     for row in ("| `images in a step` | `2` |", "| `learning rate` | `0.002` |", "| `rank` | `4` |"):
         assert row in found
     assert "| `train_args.learning_rate` | `0.001` |" in found and 'instance_prompt: "sks"' in found
+
+
+def test_a_card_of_a_video_model_says_clips():
+    job = job_of(text(train_args={"num_frames": 9}), family=replace(SPEC, medium="video"))
+    clip = {"file": "0.mp4", "prompt": "a cat", "seed": 3, "num_frames": 9, "frame_rate": 8.0}
+    found = model_card_of(job, about_of(job.base, job.task), [clip]).decode()
+    assert "`clips in a step`" in found and "## Clips\n\n| clip | prompt | seed |" in found
+    assert "frames = pipe(" in found and 'export_to_video(frames, "clip.mp4", fps=8)  # needs: pip install' in found
 
 
 def test_a_model_on_the_hub_has_its_licence():

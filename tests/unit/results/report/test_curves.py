@@ -64,6 +64,10 @@ class TestHeldOut:
         heights = [float(y) for _, y in re.findall(r"M([0-9.]+) ([0-9.]+)h0", dots["d"])]
         assert max(heights) - min(heights) < 1
 
+    def test_held_out_clips_are_called_clips(self):
+        page = Page(render(sample(held_out_losses=[measured(0, 0.5), measured(20, 0.4)], noun="clip")))
+        assert "32 clips held out" in page.text
+
     def test_nothing_measured_is_nothing_shown(self):
         assert "Held-out" not in Page(render(sample())).text
 

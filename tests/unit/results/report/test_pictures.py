@@ -14,6 +14,12 @@ def test_training_images_with_captions():
     assert "Training images" not in Page(render(sample())).text
 
 
+def test_a_page_about_clips_says_clips():
+    page = Page(render(sample(pictures=[], training_images=[training_image()], num_images=9, noun="clip")))
+    assert "Validation clips" in page.text and "Training clips 1 of 9 clips, a small still of each" in page.text
+    assert page.named("img")[0]["alt"] == "Training clip 1"
+
+
 def test_every_image_can_be_enlarged_without_a_script():
     page = Page(render(sample(training_images=[training_image()])))
     boxes = [element for element in page.named("input") if element["type"] == "checkbox"]
@@ -51,6 +57,7 @@ def test_clips_play_with_a_still_before():
     assert with_it["aria-label"] == "Validation clip 1 with the LoRA"
     assert [image["alt"] for image in page.named("img")] == ["Validation clip 1 after step 10"]
     assert page.classed("views") == [] and "Validation clips" in page.text and "too large" not in page.text
+    assert "Press a clip to play it" in page.text and "a still of each clip after earlier steps" in page.text
     assert read(render(sample(pictures=[clip])), "ef" * 32, 60).pictures == {
         "0123456789abcdef": [*between, (60, png(96))]
     }

@@ -15,11 +15,12 @@ from engine.task.plan.steps import StepRange
 STEP_RANGE = StepRange(num_rows=10, batch_size=2, micro_batches=3, start_step=4, stop_step=6, max_steps=20)
 
 
-def test_a_line_has_the_steps_numbers(capsys, monkeypatch):
+@pytest.mark.parametrize("noun", ["image", "clip"])
+def test_a_line_has_the_steps_numbers(capsys, monkeypatch, noun):
     now = [100.0]
     monkeypatch.setattr(core_console.time, "monotonic", lambda: now[0])
     clock = Clock()
-    training = TrackedTraining(step_range=STEP_RANGE, step=4, clock=clock, log=None)
+    training = TrackedTraining(step_range=STEP_RANGE, step=4, clock=clock, log=None, noun=noun)
     with contextlib.closing(ConsoleTracker(training)) as tracker:
         now[0] = 500.0  # the first images were encoded
         with clock.phase("train"):
@@ -27,7 +28,8 @@ def test_a_line_has_the_steps_numbers(capsys, monkeypatch):
                 now[0] += 3.0
                 tracker.step(StepReport(step, 0.25, 1e-4, 2.0))
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(r"\d\d:\d\d:\d\d training: 6/6 steps, loss 0\.2500, lr 1\.00e-04, 2\.0 images/s", line)
+    said = rf"\d\d:\d\d:\d\d training: 6/6 steps, loss 0\.2500, lr 1\.00e-04, 2\.0 {noun}s/s"
+    assert re.match(said, line)
 
 
 def test_the_loss_is_the_mean_since_the_last_line(capsys, monkeypatch):

@@ -10,7 +10,14 @@ import torch
 from diffusers import SchedulerMixin
 
 from engine.core.errors import ModelError
-from engine.models.objectives.diffusion.schedulers import FOR_IMAGES, KNOWN, SHIFTED, SUBSTITUTES, drawing
+from engine.models.objectives.diffusion.schedulers import (
+    FOR_IMAGES,
+    KNOWN,
+    SHIFTED,
+    SUBSTITUTES,
+    drawing,
+    drawing_steps,
+)
 
 FOLDER = Path(diffusers.__file__).parent
 OTHER_USES = {"RePaintScheduler"}
@@ -81,3 +88,28 @@ def test_what_is_not_as_the_model_says_is_told():
     assert drawing({"_class_name": "PNDMScheduler"})[2] == []
     lines = drawing({"_class_name": "LMSDiscreteScheduler", "use_beta_sigmas": True})[2]
     assert ["LMSDiscreteScheduler needs scipy" in lines[0], "use_beta_sigmas" in lines[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({"_class_name": "DDIMScheduler"}, range(1, 1000)),
+        ({"_class_name": "PNDMScheduler"}, range(4, 1000)),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, range(1, 1000)),
+        ({"_class_name": "LCMScheduler"}, range(1, 51)),
+        ({"_class_name": "TCDScheduler", "original_inference_steps": 20}, range(1, 21)),
+    ],
+)
+def test_numbers_of_steps_are_those_that_diffusers_takes(config, steps):
+    assert drawing_steps(config) == steps
+    scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+    for count in (steps.start, steps.stop - 1):
+        scheduler.set_timesteps(count)
+    for count in {steps.start - 1, steps.stop} - {0, 1000}:
+        with pytest.raises(ValueError, match=r"broadcast|smaller"):
+            scheduler.set_timesteps(count)
+
+
+def test_a_malformed_number_of_steps_is_refused():
+    with pytest.raises(ModelError, match="original_inference_steps is 'many'"):
+        drawing_steps({"_class_name": "LCMScheduler", "original_inference_steps": "many"})

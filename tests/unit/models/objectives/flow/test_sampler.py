@@ -62,3 +62,30 @@ def test_beta_sigmas_need_a_package_and_are_left_out(args):
 def test_malformed(args, config):
     with pytest.raises(ModelError, match="the base model's scheduler does not load: "):
         load_scheduler(args(config))
+
+
+UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, range(1, 1000)),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 0.1}, range(2, 1000)),
+        (UNIPC | {"flow_shift": 3.0}, range(1, 334)),
+        (UNIPC | {"flow_shift": 8.0, "shift_terminal": 0.1}, range(2, 113)),
+        (UNIPC | {"_class_name": "DPMSolverMultistepScheduler", "flow_shift": 8.0}, range(1, 125)),
+    ],
+)
+def test_it_draws_in_the_fewest_and_the_most_steps_that_are_named(args, config, steps):
+    assert registry.OBJECTIVES["flow"].drawing_steps(config) == steps
+    for count in (steps.start, steps.stop - 1):
+        assert draw(load_scheduler(args(config)), count).isfinite().all()
+
+
+def draw(scheduler, count):
+    scheduler.set_timesteps(count)
+    sample = torch.ones(1, 4, 2, 2)
+    for timestep in scheduler.timesteps:
+        sample = scheduler.step(sample / 10, timestep, sample).prev_sample
+    return sample
