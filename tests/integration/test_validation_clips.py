@@ -91,6 +91,7 @@ def test_a_clip_is_what_diffusers_draws(whole, folder, index):
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
     pipe.load_lora_weights(str(whole.out / "checkpoint"))
+    pipe.vae.enable_tiling()
     row = read_json(whole.out / "validation" / "prompts.json")[index]
     options = {key: value for key, value in row.items() if key not in ("file", "seed")}
     generator = torch.Generator("cpu").manual_seed(row["seed"])

@@ -70,14 +70,15 @@ def _pipeline(kind: Kind) -> CogVideoXPipeline:
 
 
 def build_cogvideox_vae(**changes: object) -> AutoencoderKLCogVideoX:
-    """A VAE that shrinks sides by 8 and frames by 4; `changes` to its configuration."""
+    """A VAE that shrinks sides by 8 and frames by 4, and decodes in tiles of 48 x 80 pixels; `changes` to its
+    configuration."""
     return AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8, 16),
         latent_channels=CHANNELS,
         layers_per_block=1,
         norm_num_groups=2,
-        sample_height=64,
-        sample_width=96,
+        sample_height=96,
+        sample_width=160,
         **changes,
     ).eval()
 

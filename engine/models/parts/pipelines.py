@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from engine.models.family import Drawing, Tensors
+from engine.models.parts.video_vae import decoding_in_tiles
 
 
 @torch.no_grad()
@@ -23,7 +25,7 @@ def draw(
     """Draw one image or clip, as specified by `Family.draw`, with a pipeline that is made of the family's parts.
 
     `arguments` are the pipeline's keyword arguments for prompts and guidance, and for clips the number of frames; None
-    gives it the drawing's prompts and guidance as they are.
+    gives it the drawing's prompts and guidance as they are. Clips are decoded in tiles (`decoding_in_tiles`).
     """
 
     def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -34,14 +36,15 @@ def draw(
     pipeline.set_progress_bar_config(disable=True)
     if arguments is None:
         arguments = {name: getattr(drawing, name) for name in ("prompt", "negative_prompt", "guidance_scale")}
-    found = pipeline(
-        **arguments,
-        height=height,
-        width=width,
-        num_inference_steps=drawing.num_inference_steps,
-        generator=generator,
-        callback_on_step_end=each_step,
-    )
+    with decoding_in_tiles(pipeline.vae) if "num_frames" in arguments else nullcontext():
+        found = pipeline(
+            **arguments,
+            height=height,
+            width=width,
+            num_inference_steps=drawing.num_inference_steps,
+            generator=generator,
+            callback_on_step_end=each_step,
+        )
     images = found.images if "images" in found else found.frames[0]
     return np.stack([np.asarray(image) for image in images])
 

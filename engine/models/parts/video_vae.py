@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -63,3 +65,17 @@ class VideoLatents(ImageLatents):
             drawn = drawn - self._mean.to(drawn)[:, None, None, None]
         latents = drawn * self._scale
         return latents if self._deviation is None else latents / self._deviation.to(drawn)[:, None, None, None]
+
+
+@contextmanager
+def decoding_in_tiles(vae: Any) -> Iterator[None]:
+    """Return a context in which a VAE decodes clips that are larger than its own tile in tiles, and blends them.
+
+    Whether it does so depends on the size of the clip alone, never on the memory of a machine, so that a clip has the
+    same bits everywhere. Clips are encoded outside of the context: `enable_tiling` would change how, too.
+    """
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()

@@ -64,6 +64,7 @@ def diffusers(
         *(_loaded(about.base, name) for name in elsewhere),
         f"pipe = {spec.pipeline}.{loader}({arguments}).to(device)",
         *load_after,
+        *(["pipe.vae.enable_tiling()"] if "num_frames" in image else []),
         f'generator = torch.Generator("cpu").manual_seed({int(image["seed"])})',
         f"prompt = {image['prompt']!r}",
         saving.format(f"pipe({prompt}, {_options(about, image)}, generator=generator)"),

@@ -36,6 +36,8 @@ _PATCH: Final = 2
 _VAE_FACTOR: Final = 8
 """Pixels on each side of a position of the latents."""
 _USUAL_SIDES: Final = {"sample_height": 60, "sample_width": 90}
+_VAE_SIDES: Final = {"sample_height": 480, "sample_width": 720}
+"""Pixels, in the VAE's configuration."""
 _USUAL_FRAMES: Final = 49
 _TEXT_LENGTH: Final = 226
 _MOST_TEXT: Final = 512
@@ -55,6 +57,7 @@ def check(config: Configs) -> None:
     require_bounds(config, "transformer", "vae", TEXT)
     _require_text_to_video(config)
     _require_vae(config("vae"))
+    _require_tiles(config)
     _require_layers(config)
     given = require_size(config, TEXT, "d_model", 512)
     require_text_width(config, "text_embed_dim", 4096, given)
@@ -86,6 +89,19 @@ def _require_vae(found: Mapping[str, Any]) -> None:
     require_one_scale(found, "CogVideoX")
     if found.get("shift_factor") is not None:
         raise ModelError("the base model's VAE has a shift_factor: it is not that of CogVideoX")
+
+
+def _require_tiles(config: Configs) -> None:
+    """Raise ModelError unless the tiles in which the VAE decodes clips can be joined."""
+    height, width = (require_size(config, "vae", key, usual) for key, usual in _VAE_SIDES.items())
+    try:
+        vae.tiles(config("vae"))
+    except ValueError:
+        raise ModelError(
+            f"the base model's vae/config.json has sample_height {str(height)[:40]} and sample_width "
+            f"{str(width)[:40]}: clips cannot be decoded in tiles of half that size. Set them to "
+            f"{_VAE_SIDES['sample_height']} and {_VAE_SIDES['sample_width']}; only the tiles depend on them"
+        ) from None
 
 
 def _require_layers(config: Configs) -> None:

@@ -112,7 +112,10 @@ def _require_head(transformer: Mapping[str, Any], head: int) -> None:
 
 
 def _require_reduction(vae: Mapping[str, Any]) -> None:
-    """Raise ModelError unless the VAE divides frames by 4, and sides as its configuration says."""
+    """Raise ModelError unless the VAE divides frames by 4, and sides as its configuration says, by a divisor of 64.
+
+    Tiles, and the distances between them, are multiples of 64 pixels.
+    """
     times, widths = vae.get("temperal_downsample", [False, True, True]), vae.get("dim_mult", [1, 2, 4, 4])
     patch = vae.get("patch_size")
     is_known = (
@@ -122,6 +125,7 @@ def _require_reduction(vae: Mapping[str, Any]) -> None:
         and len(widths) == len(times) + 1
         and (patch is None or (type(patch) is int and patch > 0))
         and type(vae.get("is_residual", False)) is bool
+        and 64 % reduction(vae) == 0
     )
     if not is_known or 2 ** sum(times) != FRAMES or reduction(vae) != vae.get("scale_factor_spatial", 8):
         raise ModelError(
@@ -168,7 +172,7 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
         workload,
         transformer=partial(wan.transformer, frames=latent_frames(workload.frames, FRAMES)),
         encoders={"text_encoder": t5.text_encoder},
-        images=partial(vae_3d.image_encoder, frames=workload.frames),
+        images=partial(vae_3d.image_encoder, frames=workload.frames, tiles=vae_3d.TILES),
         reduction=vae_3d.reduction,
     )
 

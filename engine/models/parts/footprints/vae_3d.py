@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from engine.models.parts.footprints.video_vaes.convolutions import convolution
+from engine.models.parts.footprints.video_vaes.tiles import Tiles
 from engine.models.parts.tape import Config, count_of
 from engine.models.spec import ImageEncoder
+
+TILES: Final = Tiles(height=256, width=256, stride_height=192, stride_width=192)
+"""The tiles in which Wan's VAE decodes clips."""
 
 
 def reduction(config: Config) -> int:
@@ -14,7 +18,9 @@ def reduction(config: Config) -> int:
     return int(2 ** (len(config.get("dim_mult", (1, 2, 4, 4))) - 1)) * int(config.get("patch_size") or 1)
 
 
-def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 1) -> ImageEncoder:
+def image_encoder(
+    config: Config, resolution: int, width: int, *, frames: int = 1, tiles: Tiles | None = None
+) -> ImageEncoder:
     """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution`.
 
     Args:
@@ -22,6 +28,7 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 
         resolution: height and width in pixels.
         width: bytes of a value.
         frames: the frames of a clip; 1 for images.
+        tiles: those in which a clip is decoded; None decodes it as a whole.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the configuration is not that of such a VAE.
@@ -39,14 +46,19 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 
         + convolution(2 * latent, 2 * latent, 1)
         + convolution(latent, latent, 1)
     )
-    frame = (resolution // int(config.get("patch_size") or 1)) ** 2 * width
+    patch = int(config.get("patch_size") or 1) ** 2
+    frame = resolution**2 // patch * width
+    tile = (tiles.largest(resolution) if tiles else resolution**2) // patch * width
     encoding, decoding = _tensors(frames, blocks, is_residual=is_residual)
-    clip = (0 if frames == 1 else frames) * image * frame
+    values = (0 if frames == 1 else frames) * image
+    decode_bytes = decoding * last * tile // 10 + values * tile
+    if tiles:
+        decode_bytes = tiles.peak(resolution, decode_bytes, frames * shown * width // patch, copies=3)
     return ImageEncoder(
         parameters=parameters,
         weight_bytes=parameters * width,
-        encode_bytes=encoding * first * frame // 10 + (2 if is_residual else 1) * clip,
-        decode_bytes=decoding * last * frame // 10 + clip,
+        encode_bytes=encoding * first * frame // 10 + (2 if is_residual else 1) * values * frame,
+        decode_bytes=decode_bytes,
     )
 
 

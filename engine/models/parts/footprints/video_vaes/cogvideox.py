@@ -5,16 +5,41 @@ from __future__ import annotations
 from typing import Final
 
 from engine.models.parts.footprints.video_vaes.convolutions import convolution
+from engine.models.parts.footprints.video_vaes.tiles import Tiles
 from engine.models.parts.tape import Config, conv_parameters, count_of
 from engine.models.spec import ImageEncoder
 
 _CHUNK: Final = 9
 """The frames of the first chunk that is encoded or decoded; the others are shorter."""
 
+_OVERLAPS: Final = (1 / 6, 1 / 5)
+"""By how much of their height and width tiles overlap, as in the class."""
+_LARGEST_TILE: Final = 1 << 20
+"""Pixels; no clip is larger."""
+
 
 def reduction(config: Config) -> int:
     """Return how many pixels of a side are one position of the latents. Raises TypeError."""
     return int(2 ** (len(config.get("block_out_channels", (128, 256, 256, 512))) - 1))
+
+
+def tiles(config: Config) -> Tiles:
+    """Return the tiles in which clips are decoded, half as high and wide as the clips that the VAE is made for.
+
+    Raises:
+        TypeError, ValueError: tiles of that size cannot be joined: Diffusers' class places them at other distances than
+            it joins them.
+    """
+    factor, found = reduction(config), list[int]()
+    for side, overlap in zip(
+        (config.get("sample_height", 480), config.get("sample_width", 720)), _OVERLAPS, strict=True
+    ):
+        size = min(int(side) // 2, _LARGEST_TILE)
+        stride = size - int(size * overlap)
+        if size < factor or int(size // factor * (1 - overlap)) * factor != stride:
+            raise ValueError(f"tiles of {size} pixels cannot be joined")
+        found += [size, stride]
+    return Tiles(height=found[0], stride_height=found[1], width=found[2], stride_width=found[3])
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -> ImageEncoder:
@@ -35,14 +60,16 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -
     parameters = _encoder(widths, layers, image, latent) + _decoder(widths, layers, shown, latent)
     parameters += convolution(2 * shown, 2 * shown, 1) * bool(config.get("use_quant_conv", False))
     parameters += convolution(shown, shown, 1) * bool(config.get("use_post_quant_conv", False))
-    first, chunk, is_long = widths[0] * resolution**2 * width, min(frames, _CHUNK), frames > _CHUNK
+    first, chunk, is_long = widths[0] * width, min(frames, _CHUNK), frames > _CHUNK
+    own = tiles(config)
+    tile = first * own.largest(resolution) * (12 * chunk + (layers + 1) * (7 + 11 * is_long))
     return ImageEncoder(
         parameters=parameters,
         weight_bytes=parameters * width,
         # Each convolution keeps the last two frames of its input for the next chunk. In all but the first chunk there
         # are those of the chunk before, too. The factors were fitted to what torch holds.
-        encode_bytes=first * (5 * chunk + 5 * layers * (1 + is_long)),
-        decode_bytes=first * (12 * chunk + (layers + 1) * (7 + 11 * is_long)),
+        encode_bytes=first * resolution**2 * (5 * chunk + 5 * layers * (1 + is_long)),
+        decode_bytes=own.peak(resolution, tile, frames * shown * width, copies=2),
     )
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from engine.models.parts.footprints.video_vaes.convolutions import convolution
+from engine.models.parts.footprints.video_vaes.tiles import Tiles
 from engine.models.parts.tape import Config, count_of, linear_parameters
 from engine.models.spec import ImageEncoder
 
 _PIECE: Final = 17
 """The frames that are encoded or decoded at a time at most."""
+_STRIDE: Final = 12
+"""Frames from one piece to the next."""
+TILES: Final = Tiles(height=256, width=256, stride_height=192, stride_width=192)
+"""The tiles in which a piece is decoded."""
 
 
 def reduction(config: Config) -> int:
@@ -40,13 +45,15 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -
         + convolution(2 * latent, 2 * latent, 1)
         + convolution(latent, latent, 1)
     )
-    first, piece = widths[0] * resolution**2 * width, min(frames, _PIECE)
+    piece, pixel = min(frames, _PIECE), shown * width
+    # Convolutions repeat the first frame twice. The factors were fitted to what torch holds.
+    tile = widths[0] * TILES.largest(resolution) * width * (9 * piece + 3)
+    earlier = (frames - piece) // _STRIDE * _STRIDE * resolution**2 * pixel
     return ImageEncoder(
         parameters=parameters,
         weight_bytes=parameters * width,
-        # Convolutions repeat the first frame twice. The factors were fitted to what torch holds.
-        encode_bytes=first * (5 * piece + 2),
-        decode_bytes=first * (9 * piece + 3),
+        encode_bytes=widths[0] * resolution**2 * width * (5 * piece + 2),
+        decode_bytes=earlier + TILES.peak(resolution, tile, piece * pixel, copies=2),
     )
 
 

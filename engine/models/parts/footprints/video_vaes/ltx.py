@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from engine.models.parts.footprints.transformers.layers import TIME_WIDTH
 from engine.models.parts.footprints.video_vaes.convolutions import convolution
+from engine.models.parts.footprints.video_vaes.tiles import Tiles
 from engine.models.parts.tape import Config, count_of, linear_parameters
 from engine.models.spec import ImageEncoder
 
@@ -17,12 +18,14 @@ _STRIDES: Final = {"spatial": 4, "temporal": 2, "spatiotemporal": 8}
 _NEWER_BLOCK: Final = "LTXVideo095DownBlock3D"
 _PADDING: Final = 2
 """Frames by which the input of a convolution is longer than its output."""
+TILES: Final = Tiles(height=512, width=512, stride_height=448, stride_width=448)
+"""The tiles in which clips are decoded."""
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 1) -> ImageEncoder:
     """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution`.
 
-    It computes a clip as a whole.
+    It encodes a clip as a whole, and decodes all frames of a tile together.
 
     Args:
         config: its configuration.
@@ -38,13 +41,15 @@ def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 
     frame = (resolution // patch) ** 2 * width
     first = _list(config, "block_out_channels", _WIDTHS)[0]
     last = _list(config, "decoder_block_out_channels", _WIDTHS)[0] // _list(config, "upsample_factor", (1,))[0]
-    pixels = frames * resolution**2 * int(config.get("in_channels", 3)) * width
+    pixel = frames * int(config.get("in_channels", 3)) * width
+    area = TILES.largest(resolution)
+    tile = (2 * frames + 2 * (frames + _PADDING)) * last * (area // patch**2) * width + area * pixel
     return ImageEncoder(
         parameters=parameters,
         weight_bytes=parameters * width,
         # In the outermost block: a convolution's input, the same padded, its output, and more of these.
-        encode_bytes=(3 * frames + 2 * (frames + _PADDING)) * first * frame + pixels,
-        decode_bytes=(2 * frames + 2 * (frames + _PADDING)) * last * frame + pixels,
+        encode_bytes=(3 * frames + 2 * (frames + _PADDING)) * first * frame + resolution**2 * pixel,
+        decode_bytes=TILES.peak(resolution, tile, pixel, copies=2),
     )
 
 

@@ -74,6 +74,8 @@ def test_defaults_of_the_classes_are_known():
         ("vae", {"temporal_compression_ratio": 8}, "not that of CogVideoX"),
         ("vae", {"latents_mean": [0.0] * 16}, "each channel separately"),
         ("vae", {"shift_factor": 0.1}, "shift_factor"),
+        ("vae", {"sample_height": 300}, "sample_height 300 and sample_width 720: .* tiles"),
+        ("vae", {"sample_width": 10**400}, "sample_height 480 and sample_width 1000"),
         ("vae", {"scaling_factor": 0}, "scaling_factor"),
     ],
 )
