@@ -73,7 +73,7 @@ def folder(name, tmp_path_factory):
     return BUILDERS[name](tmp_path_factory.mktemp("model"))
 
 
-def load(folder, dtype=torch.float32, variant=None, quantization=None, offloads=False):
+def load(folder, dtype=torch.float32, variant=None, quantization=None, offloads=False, prediction_type=None):
     index = json.loads((folder / "model_index.json").read_text())
     with mock.patch.dict(registry.FAMILIES, toy_family.ROW):
         spec = registry.detect(index)
@@ -85,7 +85,7 @@ def load(folder, dtype=torch.float32, variant=None, quantization=None, offloads=
         quantised={spec.denoiser: quantization} if quantization else {},
         offloaded={spec.denoiser: spec.block_lists} if offloads else {},
         device=CPU,
-        prediction_type="v_prediction" if spec.pipeline in ENDS_IN_NOISE else "epsilon",
+        prediction_type=prediction_type or ("v_prediction" if spec.pipeline in ENDS_IN_NOISE else "epsilon"),
         caption_tokens=spec.caption_tokens.usual,
     )
     return registry.load(spec, args)
@@ -314,7 +314,7 @@ class TestQuantised:
         spec.footprint(lambda part: json.loads((folder / part / "config.json").read_text()), workload)
         denoiser, predicted = load(folder, quantization=quantization).denoiser, workload.denoiser
         names = denoiser.state_dict().keys()
-        held = sum(tensor.nbytes for tensor in denoiser.state_dict().values())
+        held = sum(tensor.nbytes for tensor in (*denoiser.parameters(), *denoiser.buffers()))
         assert any(name.endswith("qweight") for name in names) and predicted.quantised_bytes < held
         assert 4 * predicted.frozen + predicted.quantised_bytes == held
 
