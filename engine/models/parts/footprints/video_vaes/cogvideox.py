@@ -13,7 +13,7 @@ _CHUNK: Final = 9
 """The frames of the first chunk that is encoded or decoded; the others are shorter."""
 
 _OVERLAPS: Final = (1 / 6, 1 / 5)
-"""By how much of their height and width tiles overlap, as in the class."""
+"""The parts of their height and width in which tiles overlap, as in Diffusers' class."""
 _LARGEST_TILE: Final = 1 << 20
 """Pixels; no clip is larger."""
 
