@@ -96,6 +96,10 @@ class BaseModel:
         """The row of the family's training objective."""
         return OBJECTIVES[self.family.objective]
 
+    def check_task(self, args: TrainArgs, prediction_type: TargetType) -> None:
+        """Raise TaskError for keys that do not fit the objective, what is predicted, or the model's scheduler."""
+        self.objective.check_task(args, prediction_type, self.family.pipeline, self.config("scheduler", SCHEDULER_FILE))
+
     @property
     def prediction_type(self) -> TargetType:
         """The quantity that the model predicts, from its scheduler's configuration. Raises ModelError."""

@@ -23,7 +23,7 @@ SPEC: Final = ObjectiveSpec(
     num_train_timesteps=lambda config: NUM_TIMESTEPS,
     drawing_steps=lambda config: range(1, NUM_TIMESTEPS),
     timesteps=_timesteps,
-    check_task=lambda args, prediction_type, pipeline: None,
+    check_task=lambda args, prediction_type, pipeline, config: None,
 )
 
 

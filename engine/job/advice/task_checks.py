@@ -62,7 +62,7 @@ def check_noise(job: Job) -> None:
         ModelError: the base model's scheduler gives no noise levels for the task's size.
     """
     args, family = job.task.train_args, job.base.family
-    job.base.objective.check_task(args, job.prediction_type, family.pipeline)
+    job.base.check_task(args, job.prediction_type)
     _ = job.timesteps, job.base.describe_noise(args)
     if args.guidance_scale != 1 and not family.takes_guidance(job.base.config):
         raise TaskError(

@@ -94,9 +94,9 @@ class ObjectiveSpec:
     timesteps: Callable[[TrainArgs, int], Timesteps]
     """Returns the timesteps to draw and their weights, for a model's number of timesteps. Raises TaskError if none.
     `TrainArgs.timestep_sampling` is what is drawn: the family's usual one if the task does not say."""
-    check_task: Callable[[TrainArgs, TargetType, str], None]
-    """Raises TaskError for keys that do not fit the objective or the prediction type. The last argument is the name of
-    the family's pipeline, for messages."""
+    check_task: Callable[[TrainArgs, TargetType, str, SchedulerConfig], None]
+    """Raises TaskError for keys that do not fit the objective, the prediction type or the base model's scheduler. The
+    third argument is the name of the family's pipeline, for messages."""
     describe_noise: Callable[[SchedulerConfig, TrainArgs, int], str] | None = None
     """Returns how noise levels follow from timesteps for latents of a number of tokens, for `--plan`; None if no key
     changes that. Raises ModelError."""

@@ -45,17 +45,19 @@ def _prediction_type(config: SchedulerConfig) -> TargetType:
     return cast(TargetType, found)
 
 
-def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str) -> None:
+def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str, config: SchedulerConfig) -> None:
     plain = TrainArgs()
     if keys := [key for key in _OF_FLOW if getattr(args, key) != getattr(plain, key)]:
         raise TaskError(
             f"train_args.{keys[0]} is for models that are trained by flow matching, which {pipeline} is not: "
             "remove this key"
         )
-    if args.zero_terminal_snr and prediction_type != "v_prediction":
+    ends_in_noise = args.zero_terminal_snr or config.get("rescale_betas_zero_snr") is True
+    if ends_in_noise and prediction_type != "v_prediction":
+        what = "train_args.zero_terminal_snr" if args.zero_terminal_snr else "the base model's noise schedule"
         raise TaskError(
-            "train_args.zero_terminal_snr needs prediction_type v_prediction: at the last timestep the input is pure "
-            "noise, and a model that predicts the noise learns nothing from it"
+            f"{what} needs prediction_type v_prediction: at the last timestep the input is pure noise, and a model "
+            "that predicts the noise learns nothing from it, and draws black"
         )
 
 

@@ -91,7 +91,7 @@ def _check(config: SchedulerConfig) -> list[str]:
     return notes
 
 
-def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str) -> None:
+def _check_task(args: TrainArgs, prediction_type: TargetType, pipeline: str, config: SchedulerConfig) -> None:
     plain = TrainArgs()
     for key, reason in _REFUSED.items():
         if getattr(args, key) != getattr(plain, key):

@@ -68,14 +68,14 @@ def test_malformed_numbers_of_timesteps(number):
 def test_keys_of_diffusion_are_refused_with_the_familys_name(given):
     (key,) = given
     with pytest.raises(TaskError, match=rf"train_args\.{key} has no meaning for APipeline, .*; remove this key"):
-        FLOW.check_task(TrainArgs(**given), "flow", "APipeline")
+        FLOW.check_task(TrainArgs(**given), "flow", "APipeline", {})
 
 
 def test_other_keys_are_allowed():
     args = TrainArgs(
         loss_type="huber", timestep_sampling="mode", flow_shift=2.0, guidance_scale=3.5, min_timestep=3, ema_decay=0.9
     )
-    FLOW.check_task(args, "flow", "APipeline")
+    FLOW.check_task(args, "flow", "APipeline", {})
 
 
 def test_the_shift_is_described_at_the_tasks_resolution():
