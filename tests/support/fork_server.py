@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import types
 from pathlib import Path
@@ -37,9 +38,7 @@ def main(flavour: str, name: str) -> int:
         import engine.job.run
         import engine.models.families.sd.model
         import engine.models.families.sdxl.model  # noqa: F401
-    names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
-    # jemalloc, in Arrow, is prepared for forks; with any other thread a fork might not be safe.
-    assert [name for name in names if name != "jemalloc_bg_thd"] == names[-1:], names
+    _require_one_thread()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for jobs
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"\0{name}")
@@ -54,6 +53,19 @@ def main(flavour: str, name: str) -> int:
                 server.close()
                 _serve(connection, entrypoint.__file__)
             connection.close()
+
+
+def _require_one_thread() -> None:
+    """Fail if this process has another thread than its own and jemalloc's, which Arrow brings: a fork is not safe then.
+
+    A thread that has just begun has its parent's name for a moment.
+    """
+    for _ in range(100):
+        names = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+        if [name for name in names if name != "jemalloc_bg_thd"] == names[-1:]:
+            return
+        time.sleep(0.02)
+    raise AssertionError(names)
 
 
 def _serve(connection: socket.socket, program: str) -> NoReturn:
