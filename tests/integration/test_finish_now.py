@@ -82,7 +82,7 @@ def test_killed_before_publication_it_ends_at_the_same_step(long_task, expected,
     out = asked(tmp_path / "out")
     running = start_job(long_task, out)
 
-    running.until(lambda: "told to finish" in running.stderr, "its last images")
+    running.until(lambda: progress(out) and "told to finish" in running.stderr, "its last images")
     running.process.kill()
     running.process.wait()
     assert (out / "FINISH_NOW").read_text() == f"{ENDS_AT}\n" and not (out / "checkpoint").exists()
