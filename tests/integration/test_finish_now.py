@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.integration.test_verified_results import run_verifier
-from tests.support.harness import assert_same, changed, folder_bytes, read_json, run_job, start_job, succeed
+from tests.support.harness import assert_same, changed, folder_bytes, progress, read_json, run_job, start_job, succeed
 
 ENDS_AT = 4
 INTERIM = {"validation.every_n_steps": 2, "checkpoint_every_n_steps": 2}
