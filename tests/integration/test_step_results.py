@@ -167,7 +167,9 @@ def test_struck_where_something_is_kept(run, server, own, whole, tmp_path, how):
     for at in points[STRIKES.index(how) :: max(4, len(points) // 3)]:
         out = tmp_path / f"{at}"
         struck = server.run(own, out, env=SAVES, save_always=True, watched=str(out), at=at, strike=how)
-        assert struck.code in codes, (whole.changes[at - 1], struck.stderr)
+        # The report is renewed by the clock: another change may have this number, and a full disk there ends nothing.
+        was_kept = all(map(is_kept, struck.changes[at - 1 : at]))
+        assert struck.code in codes or not was_kept, (whole.changes[at - 1], struck.stderr)
         again = run(own, out)
         assert_same(again.folders(), whole.folders())
         assert not (out / ".job").exists()
