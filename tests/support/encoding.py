@@ -55,12 +55,16 @@ class Setup:
         loading_again=None,
         max_bytes=1 << 24,
         starts_small=False,
+        medium=IMAGE,
+        num_frames=1,
         **wanted,
     ):
         self.task = Task(
             model=Model(name="m"),
             dataset=Dataset(name="d", **wanted),
-            train_args=TrainArgs(resolution=RESOLUTION, batch_size=BATCH, train_text_encoder=text_encoder),
+            train_args=TrainArgs(
+                resolution=RESOLUTION, batch_size=BATCH, num_frames=num_frames, train_text_encoder=text_encoder
+            ),
             transforms=Transforms(random_flip=flip, center_crop=center_crop),
             dataloader_num_workers=workers,
             seed=seed,
@@ -76,7 +80,7 @@ class Setup:
         self.encoder = build_visit_encoder(
             self.task,
             self.dataset,
-            IMAGE,
+            medium,
             stream=self.stream,
             step_range=StepRange(
                 num_rows=len(images),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.core.messages import plural
-from engine.data.media.geometry import Frames, UnreadableImage
+from engine.data.media.geometry import Frames, UnfitImage
 from engine.task.task import FrameExtraction
 
 
@@ -20,10 +20,10 @@ def choose_frames(available: int, count: int, extraction: FrameExtraction, *, tu
         word: a raw 64-bit random word, for `random`.
 
     Raises:
-        UnreadableImage: the clip has fewer frames.
+        UnfitImage: the clip has fewer frames.
     """
     if available < count:
-        raise UnreadableImage(f"it has {plural(available, 'frame')}, fewer than the {count} of train_args.num_frames")
+        raise UnfitImage(f"it has {plural(available, 'frame')}, fewer than the {count} of train_args.num_frames")
     if extraction == "uniform":
         return Frames(tuple(_spread(available, count)))
     start, slack = 0, available - count

@@ -19,6 +19,10 @@ class UnreadableImage(Exception):  # noqa: N818  # a property of the image: the 
     """The bytes are not an image that can be trained on. `str(error)` is the reason, in a few words."""
 
 
+class UnfitImage(UnreadableImage):
+    """The sample cannot be shown at the size that was asked for; it may be at another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frames:
     """The frames of one view of a clip."""
@@ -65,7 +69,7 @@ class Geometry:
 def covering(size: Size, target: Size) -> Size:
     """Return the smallest (width, height) of this shape that covers `target`; for a square rounded as in torchvision.
 
-    Raises UnreadableImage if the result has more than `MAX_RESIZED_PIXELS`.
+    Raises UnfitImage if the result has more than `MAX_RESIZED_PIXELS`, UnreadableImage if there are no pixels.
     """
     width, height = size
     if min(size) < 1:
@@ -76,7 +80,7 @@ def covering(size: Size, target: Size) -> Size:
         resized = (int(target[1] * width / height), target[1])
     if resized[0] * resized[1] > MAX_RESIZED_PIXELS:
         wanted = " x ".join(str(side) for side in target)
-        raise UnreadableImage(f"its shape is too extreme ({width} x {height} pixels) to resize to {wanted}")
+        raise UnfitImage(f"its shape is too extreme ({width} x {height} pixels) to resize to {wanted}")
     return resized
 
 
@@ -100,7 +104,7 @@ def geometry(
         frames: the frames of a clip to show.
 
     Raises:
-        UnreadableImage: the shape is so extreme that resizing it would need gigabytes.
+        UnfitImage: the shape is so extreme that resizing it would need gigabytes.
     """
     resized = covering(size, target)
     slack_x, slack_y = resized[0] - target[0], resized[1] - target[1]

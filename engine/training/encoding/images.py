@@ -149,8 +149,23 @@ class ImageEncoder:
         """Return the SHA-256 of a sample's bytes, and its size."""
         if sample not in self._facts:
             data = self._dataset.image_bytes(sample)
-            self._facts[sample] = hashlib.sha256(data).hexdigest(), self._medium.measure(data)
+            digest = hashlib.sha256(data).hexdigest()
+            self._facts[sample] = digest, self._measure(data, digest)
         return self._facts[sample]
+
+    def _measure(self, data: bytes, digest: str) -> Extent:
+        """Return a sample's size. A clip is decoded to its end, unless an earlier job has done so.
+
+        Otherwise a clip that is damaged near its end would be left out from the first visit on that shows its end, and
+        not before, so that a chain, which begins anew, would show others than an uninterrupted training.
+        """
+        extent = self._medium.measure(data)
+        if self._medium.has_frames:
+            key = cache_key("whole clip", digest, self._medium.decoding)
+            if self._cache.load(key) is None:
+                self._medium.check(data)
+                self._cache.store(key, {"extent": torch.tensor(extent)})
+        return extent
 
     def _mask_name(self, sample: int) -> str | None:
         """Return the part of the key for an image's mask; None if all of the image counts."""

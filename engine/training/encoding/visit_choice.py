@@ -6,7 +6,7 @@ from functools import partial
 
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
-from engine.data.media.geometry import UnreadableImage
+from engine.data.media.geometry import UnfitImage, UnreadableImage
 from engine.task.plan.extent import Extent
 from engine.task.plan.visits import Visit, VisitStream
 from engine.task.task import Dataset
@@ -62,7 +62,9 @@ class VisitChoice:
                     clip_word=visit.clip_word,
                 )
             except UnreadableImage as error:
-                self._unreadable.add(sample, error)
+                # What only does not fit this visit's bucket may fit its own, and is left out here alone.
+                if not isinstance(error, UnfitImage) or row == visit.sample:
+                    self._unreadable.add(sample, error)
         raise self._unreadable.none_readable()
 
     def caption(self, visit: Visit, sample: int) -> str:
