@@ -58,7 +58,7 @@ def base_of(family=SPEC, revision=None, configs=None):
         objective=OBJECTIVES[family.objective],
         config=lambda component, name="config.json": (configs or {}).get(component, {}),
     )
-    for method in (BaseModel.timesteps, BaseModel.timestep_sampling, BaseModel.describe_noise):
+    for method in (BaseModel.timesteps, BaseModel.timestep_sampling, BaseModel.describe_noise, BaseModel.check_task):
         setattr(base, method.__name__, partial(method, base))
     return base
 
