@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +44,8 @@ class Facts:
     """The value for `If-Range`; None if the server gives no strong one."""
     has_ranges: bool
     """Whether the server sends parts of it."""
+    stamp: str
+    """Random: what was found out about another version has another stamp."""
 
 
 class ShardCache:
@@ -127,7 +130,7 @@ class ShardCache:
         if self.facts(download.url) is not None:
             return
         file = RemoteFile(download.url, download.part.stat().st_size, download.validator)
-        facts = Facts(file.size, file.validator, self._has_ranges(file, download.part))
+        facts = Facts(file.size, file.validator, self._has_ranges(file, download.part), uuid.uuid4().hex)
         with writing_to(self._cache_dir):
             write_file(self.facts_file(download.url), json.dumps(asdict(facts)).encode())
 
