@@ -61,7 +61,7 @@ class Rows:
     rules: Rules = ()
     """The rules by which captions were found, each with its rows; () means that all are from the table."""
     known: KnownFacts | None = None
-    """What is known of images that are expensive to read; None for those on this machine."""
+    """Facts that are known without reading the images, of which reading is slow; None for those on this machine."""
     if_changed: str = "since the job began; do not change the dataset while a job runs, and start it again"
     """The end of the message that an image has changed."""
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from engine.core.errors import JobError
+
 CONNECTIONS: Final = 16
 MAX_BYTES: Final = 256 << 20
 
@@ -32,8 +34,9 @@ class _Wanted:
     uses: int
     is_started: bool = False
     is_done: bool = False
-    data: bytes = b""
-    error: BaseException | None = None
+    data: bytes | None = None
+    """None if fetching failed."""
+    error: JobError | None = None
 
 
 class ReadAhead:
@@ -109,7 +112,8 @@ class ReadAhead:
                 self._changed.notify_all()
         if wanted.error is not None:
             raise wanted.error
-        return wanted.data
+        # Where a thread failed by a mistake in the program, that is raised here too.
+        return self._fetch([place])[0] if wanted.data is None else wanted.data
 
     def _work(self) -> None:
         """Fetch until nothing is left; wait while the memory is full."""
@@ -144,14 +148,12 @@ class ReadAhead:
 
     def _run(self, group: Sequence[tuple[Place, _Wanted]]) -> None:
         """Fetch members that were begun, and hand them or the error to those who wait."""
-        found: Sequence[bytes] = [b""] * len(group)
-        error: BaseException | None = None
+        found: Sequence[bytes | None] = [None] * len(group)
+        error: JobError | None = None
         try:
             found = self._fetch([place for place, _ in group])
-        except BaseException as raised:  # raised again where the member is asked for
+        except JobError as raised:  # raised again where the member is asked for
             error = raised
-            if not isinstance(raised, Exception):
-                raise
         finally:
             with self._changed:
                 for (place, wanted), data in zip(group, found, strict=True):

@@ -43,7 +43,7 @@ class Facts:
     validator: str | None
     """The value for `If-Range`; None if the server gives no strong one."""
     has_ranges: bool
-    """Whether the server sends parts of it."""
+    """True if the server sends parts of it."""
     stamp: str
     """Random: what was found out about another version has another stamp."""
 
