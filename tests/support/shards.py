@@ -25,7 +25,7 @@ def shard(first: int, count: int, *, side: int = 16, masks: bool = False, noise:
         members[f"s/{number:04}.png"] = picture(number, side, noise=noise)
         members[f"s/{number:04}.txt"] = f"picture {number}".encode()
         if masks and number % 2:
-            members[f"s/{number:04}.mask.png"] = picture(number + 100, side)
+            members[f"s/{number:04}.mask.png"] = picture(number + 99, side)  # of the same size
     return tar_of(members)
 
 
