@@ -18,7 +18,7 @@ BOUND = 45_000
 
 @pytest.fixture(scope="module")
 def files():
-    found = {f"t-{n:03}.tar": shard(4 * n, 4, side=70, noise=True, masks=n % 2 == 0) for n in range(5)}
+    found = {f"t-{n:03}.tar": shard(4 * n, 4, side=70, noise=True, masks=True) for n in range(5)}
     assert sum(map(len, found.values())) > 3 * BOUND
     return found
 

@@ -1,6 +1,7 @@
 """A server on this machine that serves files by their paths, with or without ranges, and counts the requests."""
 
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ HASTY = Policy(stall_seconds=0.5, give_up_seconds=4, first_delay=0.01, max_attem
 class ShardServer:
     """Serves `files`; `ranges` and `etags` may be changed at any time, and `answer` may answer in its place."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.ranges = True
         self.etags = True
@@ -42,7 +43,9 @@ class ShardServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.base = f"http://127.0.0.1:{self._server.server_address[1]}/"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.base = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def url(self, name: str) -> str:

@@ -18,7 +18,7 @@ import struct
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -112,15 +112,18 @@ class Pruned:
         return text
 
 
-def prune(cache_dir: Path, max_bytes: int) -> Pruned:
-    """Remove the entries used least recently, and not in use, until all together take at most `max_bytes`."""
+def prune(cache_dir: Path, max_bytes: int, *, spared: Collection[Path] = ()) -> Pruned:
+    """Remove the entries used least recently, and not in use, until all together take at most `max_bytes`.
+
+    `spared` are entries that are not removed either.
+    """
     found = sorted(_entries(cache_dir), key=lambda entry: (entry.used_ns, str(entry.path)))
     done = Pruned(num_bytes_left=sum(entry.num_bytes for entry in found))
     for entry in found:
         if done.num_bytes_left <= max_bytes:
             break
         try:
-            if not _remove(entry, cache_dir):
+            if entry.path in spared or not _remove(entry, cache_dir):
                 done.num_in_use += 1
                 continue
         except FileNotFoundError:  # another process was faster

@@ -9,7 +9,7 @@ from typing import IO, Final
 from engine.core.files.retention import prune
 
 _SHARE: Final = 8
-"""Divisor of the cache's bound: so much is freed at once, since each look at the whole cache may take seconds."""
+"""Divisor of the cache's bound, for how much is freed at once."""
 
 
 class Room:
@@ -21,12 +21,16 @@ class Room:
         self._max_bytes = max_bytes
         self._has_looked = False
         self._is_full = False
-        self._kept: list[Path] = []
+        self._kept: set[Path] = set()
 
     def keep(self, part: Path, target: Path) -> bool:
         """Move a shard to its place in the cache if it fits; entries of the cache that were used before may give way.
 
         Shards of this process do not displace each other: images are read at random, so none is worth more.
+
+        Args:
+            part: the shard as it was downloaded, in the cache; its lock is held.
+            target: its place.
 
         Raises:
             OSError: the file system refuses.
@@ -37,28 +41,31 @@ class Room:
         size = part.stat().st_size
         with (target.parent / "room").open("a+b") as counter:
             fcntl.flock(counter, fcntl.LOCK_EX)
-            used = self._used(counter, self._max_bytes)
+            used = self._used(counter, size, self._max_bytes)
             if used + size > self._max_bytes and not self._is_full:
-                used = self._freed(size, self._max_bytes)
+                # Much at once, since each look at the whole cache may take seconds.
+                used = self._pruned(self._max_bytes - max(size, self._max_bytes // _SHARE), size)
+                self._is_full = used + size > self._max_bytes
             fits = used + size <= self._max_bytes
             if fits:
                 part.rename(target)
-                self._kept.append(target)
+                self._kept.add(target)
             counter.truncate(0)
             counter.write(str(used + size * fits).encode())
         return fits
 
-    def _used(self, counter: IO[bytes], max_bytes: int) -> int:
-        """Return the bytes that the cache holds, without what other than shards was added since a process looked."""
+    def _used(self, counter: IO[bytes], size: int, max_bytes: int) -> int:
+        """Return the bytes in the cache without a part of this size.
+
+        What else than shards was added since this process looked first is not counted.
+        """
         counter.seek(0)
         noted = counter.read(32)
         if self._has_looked and noted.isdigit():
             return int(noted)
         self._has_looked = True
-        return prune(self._cache_dir, max_bytes).num_bytes_left
+        return self._pruned(max_bytes, size)
 
-    def _freed(self, size: int, max_bytes: int) -> int:
-        """Remove the entries used least recently, and return the bytes that are left."""
-        left = prune(self._cache_dir, max(0, max_bytes - max(size, max_bytes // _SHARE))).num_bytes_left
-        self._is_full = left + size > max_bytes or not all(path.exists() for path in self._kept)
-        return left
+    def _pruned(self, max_bytes: int, size: int) -> int:
+        """Remove the entries used least recently until `max_bytes` and a part of this size are left."""
+        return prune(self._cache_dir, max(0, max_bytes) + size, spared=self._kept).num_bytes_left - size
