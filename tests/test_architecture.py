@@ -95,7 +95,7 @@ LIGHT = [
     "training.encoding.step_window",
     "training.methods.lokr.spec",
     "training.methods.lora.checks",
-    "training.methods.lora.names",
+    "training.methods.lora.formats.names",
     "training.methods.registry",
     "training.optimizers.registry",
     "training.optimizers.lr_schedule",
@@ -226,8 +226,6 @@ def test_no_family_is_named_outside_the_models_room(path):
 MAY_NAME_ROWS = ("engine.training.methods", "engine.training.optimizers", "engine.models", "engine.task")
 """The rooms of methods and optimizers; families, which name their layers in LoRA files; and the task format's keys."""
 NAMES_OF_ROWS = {
-    # A program for the files of LoRAs and LoKrs.
-    "engine.commands.compare": {"lora", "lokr", "LORA_FILE", "read_lora", "_MAX_LORA_BYTES", "lora_A", "lora_B"},
     # The name of a format.
     "engine.commands.export": {"lora"},
     # What captions of other programs have.
@@ -266,7 +264,8 @@ FIXED_WORDS = {
     "engine/task/keys/train_args.py": {"epsilon"},  # AdamW's, and the value of a key
     # AdamW's and Prodigy's
     **{f"engine/training/optimizers/{name}.py": {"epsilon"} for name in ("adamw", "adamw_8bit", "prodigy", "registry")},
-    "engine/training/methods/lora/webui_metadata.py": {"unet", "epsilon"},  # a key of kohya's metadata, and AdamW's
+    # a key of kohya's metadata, and AdamW's
+    "engine/training/methods/lora/formats/webui_metadata.py": {"unet", "epsilon"},
 }
 """Words that the task format or other programs fix, by file."""
 

@@ -29,7 +29,7 @@ from engine.training.methods import registry
 
 if TYPE_CHECKING:
     from engine.models.export.model import TrainedModel
-    from engine.training.methods.published.published import Published
+    from engine.training.methods.published import Published
 
 FORMATS: Final = ("diffusers", "single_file", "lora")
 LAYOUTS: Final = ("diffusers", "webui", "peft")
@@ -127,7 +127,7 @@ def _content(
     flags: argparse.Namespace, environment: Mapping[str, str], folder: Path, checkpoint: Checkpoint
 ) -> Streamed | Mapping[str, Content]:
     """Return what is written: a file, or the files of a folder."""
-    from engine.training.methods.published import published
+    from engine.training.methods import published
 
     found = published.load(folder, checkpoint)
     strength = 1.0 if flags.strength is None else flags.strength

@@ -16,7 +16,7 @@ from engine.models.objectives.objective import LossOptions
 from engine.task.plan.extent import Extent
 from engine.task.task import Dataset, Lora, Model
 from engine.training.methods.lora.adapter import attach
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.lora.formats.files import diffusers_state, webui_state
 from tests.support import tiny, tiny_flux
 
 CPU = torch.device("cpu")

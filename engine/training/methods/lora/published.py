@@ -22,10 +22,10 @@ from engine.models.spec import FamilySpec
 from engine.results import safetensors_file
 from engine.results.checkpoint import Checkpoint
 from engine.results.safetensors_file import Source
-from engine.training.methods.lora import webui_metadata
-from engine.training.methods.lora.names import DOWN, UP, not_safetensors, tensor_names
+from engine.training.methods.lora.formats import webui_metadata
+from engine.training.methods.lora.formats.names import DOWN, UP, not_safetensors, tensor_names
+from engine.training.methods.lora.formats.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 
 _WEBUI_UP: Final = ".lora_up.weight"
 _OTHER_MODEL: Final = "the LoRA does not fit the base model"

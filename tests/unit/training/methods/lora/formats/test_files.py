@@ -20,9 +20,9 @@ from engine.core.errors import CheckpointError
 from engine.models.families.sdxl.spec import SPEC
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
-from engine.training.methods.lora import files
-from engine.training.methods.lora.files import diffusers_state, webui_state
-from engine.training.methods.lora.start_file import peft_config
+from engine.training.methods.lora.formats import files
+from engine.training.methods.lora.formats.files import diffusers_state, webui_state
+from engine.training.methods.lora.formats.start_file import peft_config
 from engine.training.methods.registry import METHODS, load_parent
 from tests.support.tolerance import assert_equal_but_for_rounding, depth
 from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from engine.core.errors import CheckpointError
 from engine.models.export.weights import of_folder
 from engine.models.families.sd.spec import SPEC
-from engine.training.methods.published.full import load
+from engine.training.methods.full.published import load
 
 FILES = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors")
 

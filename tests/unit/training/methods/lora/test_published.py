@@ -14,10 +14,10 @@ from engine.core.errors import CheckpointError, TaskError
 from engine.models.export.weights import Weights, with_dtype
 from engine.models.registry import FAMILIES
 from engine.results.safetensors_file import source_of
-from engine.training.methods.lora import webui_metadata
+from engine.training.methods.lora import published
+from engine.training.methods.lora.formats import webui_metadata
+from engine.training.methods.lora.formats.start_file import LORA_FILE, PEFT_CONFIG
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG
-from engine.training.methods.published import lora as published
 
 SPEC = FAMILIES["StableDiffusionPipeline"]
 RANK = 24

@@ -16,7 +16,7 @@ from engine.models.families.sdxl.spec import SPEC as SDXL
 from engine.models.single_file.sgm_names import SgmNames
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
-from engine.training.methods.lora.files import diffusers_state, from_diffusers_file, webui_state
+from engine.training.methods.lora.formats.files import diffusers_state, from_diffusers_file, webui_state
 from tests.support import tiny
 from tests.support.tolerance import assert_equal_but_for_rounding, depth
 from tests.unit.training.methods.lora.test_adapter import (  # noqa: F401  # fixtures among them

@@ -13,8 +13,8 @@ from engine.core.errors import CheckpointError
 from engine.models.family import Tensors
 from engine.models.spec import FamilySpec
 from engine.training.methods.lora.adapter import Adapter, tensors_by_name
-from engine.training.methods.lora.names import DOWN, not_safetensors, places, tensor_names
-from engine.training.methods.lora.start_file import header_metadata, strengths
+from engine.training.methods.lora.formats.names import DOWN, not_safetensors, places, tensor_names
+from engine.training.methods.lora.formats.start_file import header_metadata, strengths
 
 _DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes of matrices that are read."""

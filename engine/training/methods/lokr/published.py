@@ -23,8 +23,8 @@ from engine.results.checkpoint import Checkpoint
 from engine.results.safetensors_file import Source
 from engine.training.methods.lokr.layer import product
 from engine.training.methods.lokr.split import ENDS, LEFT, RIGHT, RIGHT_DOWN, RIGHT_UP, modules_of
-from engine.training.methods.lora.start_file import LORA_FILE, METADATA_KEY, PEFT_CONFIG, PEFT_FILE
-from engine.training.methods.published.lora import (
+from engine.training.methods.lora.formats.start_file import LORA_FILE, METADATA_KEY, PEFT_CONFIG, PEFT_FILE
+from engine.training.methods.lora.published import (
     file_of,
     load_tensors,
     metadata_in,

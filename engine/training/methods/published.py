@@ -7,18 +7,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from engine.core.errors import TaskError
 from engine.core.files.built_beside import Streamed
 from engine.models.export.weights import Weights
 from engine.models.spec import FamilySpec
 from engine.results.checkpoint import Checkpoint
-from engine.training.methods.registry import training_type
+from engine.training.methods.registry import METHODS, training_type
 
 
 class Published(Protocol):
     """The weights that a checkpoint publishes.
 
-    This folder has a module for each method, of its name, with a function `load(folder: Path, checkpoint: Checkpoint)
-    -> Published`, which raises CheckpointError if the files are malformed.
+    The module `MethodSpec.published` has a function `load(folder: Path, checkpoint: Checkpoint) -> Published`, which
+    raises CheckpointError if the files are malformed.
     """
 
     def components(self, spec: FamilySpec) -> Collection[str]:
@@ -63,7 +64,10 @@ def load(folder: Path, checkpoint: Checkpoint) -> Published:
 
     Raises:
         CheckpointError: its files are malformed.
+        TaskError: what the method publishes cannot be exported.
     """
-    package, _, _ = __name__.rpartition(".")
-    published: Published = importlib.import_module(f"{package}.{training_type(checkpoint)}").load(folder, checkpoint)
+    method = METHODS[training_type(checkpoint)]
+    if method.published is None:
+        raise TaskError(f"{method.words.noun} cannot be exported: use the files in {folder} as they are")
+    published: Published = importlib.import_module(method.published).load(folder, checkpoint)
     return published

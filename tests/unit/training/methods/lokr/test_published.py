@@ -16,12 +16,12 @@ from engine.models.export.weights import Weights
 from engine.models.registry import FAMILIES
 from engine.results.safetensors_file import source_of
 from engine.task.task import Lora
+from engine.training.methods.lokr import published
 from engine.training.methods.lokr.split import split
 from engine.training.methods.lokr.start_file import peft_config
-from engine.training.methods.lora import webui_metadata
+from engine.training.methods.lora.formats import webui_metadata
+from engine.training.methods.lora.formats.start_file import LORA_FILE, METADATA_KEY
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE, METADATA_KEY
-from engine.training.methods.published import lokr as published
 
 SPEC = FAMILIES["StableDiffusionPipeline"]
 RANK = 6

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 
 from engine.models.families.sdxl.spec import SPEC as XL
-from engine.training.methods.lora.webui_metadata import describe, serialise
+from engine.training.methods.lora.formats.webui_metadata import describe, serialise
 from tests.support.abouts import COMMIT, TAGS, about_of, base_of, task_of
 
 
@@ -164,7 +164,7 @@ def test_the_keys_are_sorted_and_the_tensors_aligned():
 
 def test_the_same_bytes_in_every_process():
     script = (
-        "import hashlib, torch; from tests.unit.training.methods.lora import test_webui_metadata as t\n"
+        "import hashlib, torch; from tests.unit.training.methods.lora.formats import test_webui_metadata as t\n"
         "print(hashlib.sha256(t.serialise(t.lora(), t.described(t.lora()))).hexdigest())"
     )
     digests = {hashlib.sha256(serialise(lora(), described(lora()))).hexdigest()}
