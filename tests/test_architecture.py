@@ -227,7 +227,7 @@ MAY_NAME_ROWS = ("engine.training.methods", "engine.training.optimizers", "engin
 """The rooms of methods and optimizers; families, which name their layers in LoRA files; and the task format's keys."""
 NAMES_OF_ROWS = {
     # The name of a format.
-    "engine.commands.export": {"lora"},
+    "engine.commands.export.main": {"lora"},
     # What captions of other programs have.
     "engine.data.dataset.captions.caption_notes": {"lora"},
 }

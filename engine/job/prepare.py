@@ -34,7 +34,7 @@ from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, sort_into_buckets
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.methods.registry import METHODS, load_parent
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.commands import export
+from engine.commands.export import base
+from engine.commands.export import main as export
 from engine.core.errors import Interrupted, ModelError, OutputError, TaskError
 from engine.core.files.built_beside import Streamed
 
@@ -22,9 +23,9 @@ def located(monkeypatch, given, wanted, *, found=None, variants=None):
         asked.append((model.name, model.revision, model.variant, pinned))
         return SimpleNamespace(identity=found or wanted, identities={})
 
-    monkeypatch.setattr(export.base_model, "locate", locate)
+    monkeypatch.setattr(base.base_model, "locate", locate)
     checkpoint = SimpleNamespace(manifest={"base_model": {"identity": wanted}}, world={"variants": variants})
-    export._base(SimpleNamespace(base=given, component=[], cache_dir=None), {}, checkpoint)
+    base.base_of(SimpleNamespace(base=given, component=[], cache_dir=None), {}, checkpoint)
     return asked[0]
 
 

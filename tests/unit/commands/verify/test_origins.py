@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.commands import origins
+from engine.commands.verify import origins
 from engine.results.history import StepReport
 
 HERE, ELSEWHERE = ({"device": {"instructions": name}, "versions": {"torch": "2"}} for name in ("AVX2", "DEFAULT"))

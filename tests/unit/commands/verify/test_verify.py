@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.commands import verify
 from engine.commands.diffs.result_diff import first_more
-from engine.commands.verify import Result, _shortened
+from engine.commands.verify import main as verify
+from engine.commands.verify import rerun
+from engine.commands.verify.result import Result
 from engine.core.messages import listing
 from engine.task.settings import read_flags, read_settings
 
@@ -106,7 +107,7 @@ def test_the_first_steps_alone_are_a_task_with_the_paths_of_its_own_folder(tmp_p
     }
     (home / "task.json").write_text(json.dumps(task))
     settings = read_settings(read_flags(["--task", str(home / "task.json"), "--device", "cpu"]), {})
-    found = json.loads(_shortened(settings, 2, scratch / "new").read_text())
+    found = json.loads(rerun._shortened(settings, 2, scratch / "new").read_text())
     assert found == {
         "model": {"name": "org/model"},
         "dataset": {"name": str(home / "images")},
@@ -123,12 +124,12 @@ class TestRerunsLines:
         out = tmp_path / "verify-x" / "out"
         job = tmp_path / "job.py"
         job.write_text(f"import sys\nsys.stderr.write('epoch\\nlook at {out}/report.html\\ndone\\n')\n")
-        assert verify._run_quietly([sys.executable, str(job)], out, environment={}) == 0
+        assert rerun._run_quietly([sys.executable, str(job)], out, environment={}) == 0
         assert capsys.readouterr().err == "epoch\ndone\n"
 
     def test_its_code_passes(self, tmp_path):
         command = [sys.executable, "-c", "import sys; sys.exit(3 + len(sys.stdin.read()))"]
-        assert verify._run_quietly(command, tmp_path, environment={}) == 3
+        assert rerun._run_quietly(command, tmp_path, environment={}) == 3
 
 
 def test_a_rerun_is_pushed_nowhere(tmp_path, monkeypatch):
