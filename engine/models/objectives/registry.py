@@ -16,14 +16,21 @@ OBJECTIVES: Final[dict[str, ObjectiveSpec]] = {"diffusion": DIFFUSION, "flow": F
 """`FamilySpec.objective` -> the objective's row."""
 
 
-def load(name: str, scheduler_config: SchedulerConfig, args: LoadArgs) -> Objective:
+def load(name: str, scheduler_config: SchedulerConfig, args: LoadArgs, *, patch: int = 2) -> Objective:
     """Return an objective for a base model's scheduler, on the device.
+
+    Args:
+        name: a key of `OBJECTIVES`.
+        scheduler_config: the configuration of `load_scheduler`.
+        args: the base model.
+        patch: the side of the square of latents that is one token of the denoiser, for noise that depends on their
+            number.
 
     Raises:
         ModelError: the noise schedule cannot be trained.
     """
     module = importlib.import_module(OBJECTIVES[name].module)
-    objective: Objective = module.load(scheduler_config, args)
+    objective: Objective = module.load(scheduler_config, args, patch)
     return objective
 
 

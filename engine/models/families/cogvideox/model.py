@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from transformers import T5EncoderModel
 
 from engine.models.families.cogvideox.spec import SPEC, TEXT
-from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.family import LoadArgs, Tensors
 from engine.models.loading import read_config
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.transformer_family import VAE, TransformerFamily
@@ -120,21 +120,8 @@ class CogVideoX(TransformerFamily):
         cosines, sines = get_3d_rotary_pos_embed(config.attention_head_dim, grid_size=grid, device=noisy.device, **own)
         return cosines, sines
 
-    def make_pipeline(self) -> Any:
-        return CogVideoXPipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-        )
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        prompts = {"prompt_embeds": drawing.prompt}
-        if drawing.guidance_scale > SPEC.no_guidance:
-            prompts["negative_prompt_embeds"] = drawing.negative_prompt or ""
-        states = {name: self.encoded(prompt)[STATES].to(self.denoiser.dtype) for name, prompt in prompts.items()}
-        return {"guidance_scale": drawing.guidance_scale, "num_frames": drawing.frames, **states}
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": encoded[STATES].to(self.denoiser.dtype)}
 
 
 def load(args: LoadArgs) -> CogVideoX:

@@ -40,8 +40,8 @@ class Diffusion:
         return self.schedule.errors(timesteps, options.huber)
 
 
-def load(scheduler_config: SchedulerConfig, args: LoadArgs) -> Diffusion:
-    """Return the objective for a scheduler's configuration, on the device.
+def load(scheduler_config: SchedulerConfig, args: LoadArgs, patch: int) -> Diffusion:
+    """Return the objective for a scheduler's configuration, on the device. Its noise does not depend on tokens.
 
     Raises:
         ModelError: the noise schedule cannot be trained.

@@ -86,11 +86,11 @@ def _thresholds(sigmas: torch.Tensor, huber: Huber) -> torch.Tensor:
     return (1.0 - huber.c) * (1.0 - sigmas).square() + huber.c
 
 
-def load(scheduler_config: SchedulerConfig, args: LoadArgs) -> Flow:
+def load(scheduler_config: SchedulerConfig, args: LoadArgs, patch: int) -> Flow:
     """Return the objective for a scheduler's configuration, on the device.
 
     Raises:
         ModelError: the configuration is malformed.
     """
     shift = Shift.of(scheduler_config, args.flow_shift)
-    return Flow(num_train_timesteps(scheduler_config), shift, args.device)
+    return Flow(num_train_timesteps(scheduler_config), shift, args.device, patch)
