@@ -131,7 +131,7 @@ def _train(
     from engine.job.job import request_digest
     from engine.job.opening import open_job
     from engine.job.prepare import is_in_place, parent_folder, read_task
-    from engine.models.base_model import hash_ahead
+    from engine.models.components.locating import hash_ahead
 
     outcome.device = expected_device(settings.device)
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)

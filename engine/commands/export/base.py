@@ -11,8 +11,8 @@ from engine.core.console import say
 from engine.core.errors import ModelError, TaskError
 from engine.core.limits import Limits
 from engine.core.messages import listing
-from engine.models import base_model
 from engine.models.base_model import BaseModel
+from engine.models.components import locating
 from engine.models.components.files import is_url
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import object_at
@@ -39,7 +39,7 @@ def base_of(flags: argparse.Namespace, environment: Mapping[str, str], checkpoin
     components = _components(flags.component, elsewhere)
     variants = {key: value for key, value in (checkpoint.world.get("variants") or {}).items() if key not in components}
     variant = next((value for _, value in sorted(variants.items()) if value), None)
-    base = base_model.locate(
+    base = locating.locate(
         Model(name=name, variant=variant, revision=revision, components=components),
         pinned=revision if f"{name}@{revision}" == wanted else None,
         weights=True,

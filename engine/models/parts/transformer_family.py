@@ -20,7 +20,7 @@ import torch
 
 from engine.models.components.lazy_parts import LazyParts
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, move_frozen
+from engine.models.loading.modules import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions

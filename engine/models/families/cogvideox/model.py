@@ -13,7 +13,6 @@ from transformers import T5EncoderModel
 
 from engine.models.families.cogvideox.spec import SPEC, TEXT
 from engine.models.family import LoadArgs, Tensors
-from engine.models.loading import read_config
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.transformer_family import VAE, TransformerFamily
 from engine.models.parts.video_vae import VideoLatents
@@ -80,7 +79,7 @@ class CogVideoX(TransformerFamily):
         super().__init__(args)
         self._tokenizer = t5.load_tokenizer(args, "tokenizer")
         # Not from the transformer itself, which is not in memory while clips are encoded.
-        self._patch_frames = read_config(args, SPEC.denoiser).get("patch_size_t") or 1
+        self._patch_frames = args.config(SPEC.denoiser).get("patch_size_t") or 1
 
     @property
     def latents(self) -> CogVideoXLatents:

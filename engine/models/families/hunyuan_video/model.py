@@ -13,7 +13,7 @@ from engine.core.errors import ModelError
 from engine.models.families.hunyuan_video import webui
 from engine.models.families.hunyuan_video.spec import INSTRUCTION_TOKENS, SPEC, TEMPLATE, TEXT_LAYER
 from engine.models.family import LoadArgs, Tensors
-from engine.models.loading import load_tokenizer
+from engine.models.loading.tokenizers import load_tokenizer
 from engine.models.parts.clip import encoder as clip
 from engine.models.parts.qwen import encoder as language_model
 from engine.models.parts.transformer_family import VAE, TransformerFamily

@@ -12,7 +12,6 @@ import torch
 from engine.core.errors import ModelError, first_line
 from engine.models.configs import SCHEDULER_FILE
 from engine.models.family import LoadArgs
-from engine.models.loading import read_config
 from engine.models.objectives.diffusion import schedulers
 
 
@@ -28,7 +27,7 @@ def load_scheduler(args: LoadArgs) -> Any:
     Raises:
         ModelError: the scheduler is not supported, or its configuration is malformed.
     """
-    name, config, _ = schedulers.drawing(read_config(args, "scheduler", SCHEDULER_FILE))
+    name, config, _ = schedulers.drawing(args.config("scheduler", SCHEDULER_FILE))
     schedulers.num_train_timesteps(config)
     cls = getattr(diffusers, name)
     config |= {"prediction_type": args.prediction_type}

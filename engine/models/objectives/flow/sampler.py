@@ -10,7 +10,6 @@ import diffusers
 from engine.core.errors import ModelError, first_line
 from engine.models.configs import SCHEDULER_FILE
 from engine.models.family import LoadArgs
-from engine.models.loading import read_config
 from engine.models.objectives.flow import spec
 
 
@@ -26,7 +25,7 @@ def load_scheduler(args: LoadArgs) -> Any:
     Raises:
         ModelError: the scheduler is not supported, or its configuration is malformed.
     """
-    name, config, _ = spec.drawing(read_config(args, "scheduler", SCHEDULER_FILE))
+    name, config, _ = spec.drawing(args.config("scheduler", SCHEDULER_FILE))
     spec.num_train_timesteps(config)
     try:
         return getattr(diffusers, name).from_config(config)

@@ -11,8 +11,9 @@ import pytest
 from engine.core.console import NOTE
 from engine.core.errors import ModelError
 from engine.core.limits import Limits
-from engine.models import base_model, registry
+from engine.models import registry
 from engine.models.components import files as base_model_files
+from engine.models.components import locating
 from engine.task.task import Model
 from tests.support import single_files
 from tests.support.servers import serving
@@ -190,7 +191,7 @@ def write_model(folder, names=(*SIDE, *PLAIN), class_name="StableDiffusionPipeli
 
 def locate(folder, variant=None, report=lambda line: None):
     task = Model(name=str(folder), variant=variant)
-    return base_model.locate(task, pinned=None, weights=True, report=report, cache_dir=folder / "cache")
+    return locating.locate(task, pinned=None, weights=True, report=report, cache_dir=folder / "cache")
 
 
 class TestFolder:
@@ -310,7 +311,7 @@ def file(tmp_path_factory):
 class TestFile:
     def locate(self, name, tmp_path, report=lambda line: None, limits=None, **task):
         task = Model(name=str(name), **task)
-        return base_model.locate(
+        return locating.locate(
             task, pinned=None, weights=False, report=report, cache_dir=tmp_path / "cache", limits=limits or Limits()
         )
 
@@ -416,7 +417,7 @@ class TestHub:
         return asked
 
     def locate(self, *, pinned=None, weights=True, **task):
-        return base_model.locate(
+        return locating.locate(
             Model(name="some/model", **task),
             pinned=pinned,
             weights=weights,

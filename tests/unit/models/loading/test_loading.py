@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer, Qwen2TokenizerFast
 
 from engine.core.errors import ModelError
-from engine.models import loading
 from engine.models.family import LoadArgs
-from engine.models.loading import load_module, load_tokenizer, read_config
+from engine.models.loading import memory, modules
+from engine.models.loading.modules import load_module
+from engine.models.loading.tokenizers import load_tokenizer
 from tests.support import tiny, tiny_tokenizers
 
 PARTS = {"text_encoder": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
@@ -99,13 +100,13 @@ class TestModule:
         save_file({name: tensor.to(stored) for name, tensor in load_file(hidden).items()}, hidden, {"format": "pt"})
         path.symlink_to(hidden)
         before: dict[str, int] = {}
-        original = loading._own_memory
+        original = memory.own_memory
 
         def watched(module):
             before.update((name, tensor.data_ptr()) for name, tensor in module.named_parameters())
             original(module)
 
-        monkeypatch.setattr(loading, "_own_memory", watched)
+        monkeypatch.setattr(modules, "own_memory", watched)
         after = {name: tensor.data_ptr() for name, tensor in load(folder, part).named_parameters()}
         moved = [name for name in before if before[name] != after[name]]
         assert moved == (list(before) if stored == torch.float32 else [])
@@ -127,8 +128,8 @@ class TestModule:
             load_module(PARTS[part], replace(args_for(folder), require_unchanged=require_unchanged), part)
 
     def test_without_proc_all_weights_are_copied(self, folder, part, monkeypatch):
-        monkeypatch.setattr(loading, "Path", lambda path: folder / "nothing")
-        assert loading._file_maps()(torch.zeros(1).data_ptr())
+        monkeypatch.setattr(memory, "Path", lambda path: folder / "nothing")
+        assert memory._file_maps()(torch.zeros(1).data_ptr())
 
     def test_a_missing_weight_file(self, folder, part):
         weights(folder, part).unlink()
@@ -286,7 +287,7 @@ def test_a_configuration_is_a_json_object(folder, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ModelError, match=r"config\.json(; expected a folder| is not JSON| is not a JSON object)"):
-        read_config(args_for(folder), "unet")
+        args_for(folder).config("unet")
 
 
 def test_no_librarys_bar_reaches_the_log(folder, capfd):
