@@ -1,4 +1,4 @@
-"""What the processes of a job exchange, and what only the first one does.
+"""The exchanges between the processes of a job, and what only the first one does.
 
 `Processes` is a job with one process, `group.Group` one of several; the loop does not depend on which. All exchanges
 are collective: every process must call the same ones in the same order.

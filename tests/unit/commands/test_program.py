@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from engine.commands import compare, program, verify
+from engine.commands import compare, program
+from engine.commands.verify import main as verify
 from engine.core import console
 from engine.core.errors import DatasetError, Interrupted
 

@@ -23,7 +23,7 @@ def located(monkeypatch, given, wanted, *, found=None, variants=None):
         asked.append((model.name, model.revision, model.variant, pinned))
         return SimpleNamespace(identity=found or wanted, identities={})
 
-    monkeypatch.setattr(base.base_model, "locate", locate)
+    monkeypatch.setattr(base.locating, "locate", locate)
     checkpoint = SimpleNamespace(manifest={"base_model": {"identity": wanted}}, world={"variants": variants})
     base.base_of(SimpleNamespace(base=given, component=[], cache_dir=None), {}, checkpoint)
     return asked[0]
