@@ -261,7 +261,8 @@ def test_no_method_and_no_optimizer_is_named_outside_its_room(module):
 
 FIXED_WORDS = {
     "engine/task/aliases.py": {"unet", "epsilon"},  # keys of other trainers' tasks
-    "engine/task/keys/train_args.py": {"epsilon"},  # AdamW's, and the value of a key
+    "engine/task/keys/optimizer.py": {"epsilon"},  # AdamW's
+    "engine/task/keys/train_args.py": {"epsilon"},  # the value of a key
     # AdamW's and Prodigy's
     **{f"engine/training/optimizers/{name}.py": {"epsilon"} for name in ("adamw", "adamw_8bit", "prodigy", "registry")},
     # a key of kohya's metadata, and AdamW's
