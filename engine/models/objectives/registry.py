@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.models.objectives.diffusion.spec import DIFFUSION
@@ -44,10 +45,10 @@ def load_scheduler(name: str, args: LoadArgs) -> Any:
 
 
 def scheduler_config(name: str, args: LoadArgs) -> dict[str, Any]:
-    """Return the configuration of the scheduler that draws with a model as it was trained.
+    """Return the configuration of `load_scheduler`, as in a scheduler_config.json.
 
     Raises:
         ModelError: the base model's scheduler does not load.
     """
-    config: dict[str, Any] = importlib.import_module(OBJECTIVES[name].module).scheduler_config(args)
+    config: dict[str, Any] = json.loads(load_scheduler(name, args).to_json_string())
     return config

@@ -42,7 +42,7 @@ class TransformerFamily(ABC):
     spec: FamilySpec
     classes: ClassVar[Mapping[str, Any]]
     """Component with weights -> its class in Diffusers or transformers; that of the VAE casts the latents that it
-    decodes (`vae.AnyLatentsVAE`)."""
+    decodes (`vae.CastsLatents`)."""
     patch: ClassVar[int] = 2
     """The side of the square of latents that is one token of the transformer."""
 

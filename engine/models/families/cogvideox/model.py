@@ -15,17 +15,15 @@ from engine.models.families.cogvideox.spec import SPEC, TEXT
 from engine.models.family import LoadArgs, Tensors
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.transformer_family import VAE, TransformerFamily
+from engine.models.parts.vae import CastsLatents
 from engine.models.parts.video_vae import VideoLatents
 from engine.task.plan.extent import Extent
 
 STATES = "encoder_hidden_states"
 
 
-class AnyLatentsVAE(AutoencoderKLCogVideoX):  # type: ignore[misc]  # Diffusers is not typed
-    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
-
-    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(z.to(self.dtype), *args, **kwargs)
+class ClipVAE(CastsLatents, AutoencoderKLCogVideoX):  # type: ignore[misc]  # Diffusers is not typed
+    """An `AutoencoderKLCogVideoX` that decodes latents of any dtype."""
 
 
 class CogVideoXLatents(VideoLatents):
@@ -71,7 +69,7 @@ class CogVideoX(TransformerFamily):
     spec = SPEC
     classes: ClassVar[Mapping[str, Any]] = {
         TEXT: T5EncoderModel,
-        VAE: AnyLatentsVAE,
+        VAE: ClipVAE,
         SPEC.denoiser: CogVideoXTransformer3DModel,
     }
 

@@ -19,15 +19,12 @@ from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT_WITHOUT_THINKING
 from engine.models.parts.transformer_family import VAE, TransformerFamily
-from engine.models.parts.vae import ImageModes
+from engine.models.parts.vae import CastsLatents, ImageModes
 from engine.task.plan.extent import Extent
 
 
-class KleinVAE(AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
-    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
-
-    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(z.to(self.dtype), *args, **kwargs)
+class KleinVAE(CastsLatents, AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
+    """An `AutoencoderKLFlux2` that decodes latents of any dtype."""
 
 
 class KleinLatents(ImageModes):

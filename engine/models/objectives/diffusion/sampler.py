@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from typing import Any
 
 import diffusers
@@ -13,12 +12,6 @@ from engine.core.errors import ModelError, first_line
 from engine.models.configs import SCHEDULER_FILE
 from engine.models.family import LoadArgs
 from engine.models.objectives.diffusion import schedulers
-
-
-def scheduler_config(args: LoadArgs) -> dict[str, Any]:
-    """Return the configuration of `load_scheduler`, as in a scheduler_config.json. Raises ModelError."""
-    config: dict[str, Any] = json.loads(load_scheduler(args).to_json_string())
-    return config
 
 
 def load_scheduler(args: LoadArgs) -> Any:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.models.family import LoadArgs
-from engine.models.objectives.flow.sampler import load_scheduler, scheduler_config
+from engine.models.objectives.flow.sampler import load_scheduler
 from engine.models.objectives.flow.shift import Shift
 from engine.models.objectives.flow.spec import num_train_timesteps
 from engine.models.objectives.huber import Errors, pseudo_huber
 from engine.models.objectives.objective import Huber, LossOptions, SchedulerConfig
 
-__all__ = ["Flow", "load", "load_scheduler", "scheduler_config"]
+__all__ = ["Flow", "load", "load_scheduler"]
 
 
 @dataclass(frozen=True, slots=True)

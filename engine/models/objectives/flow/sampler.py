@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import diffusers
@@ -11,12 +10,6 @@ from engine.core.errors import ModelError, first_line
 from engine.models.configs import SCHEDULER_FILE
 from engine.models.family import LoadArgs
 from engine.models.objectives.flow import spec
-
-
-def scheduler_config(args: LoadArgs) -> dict[str, Any]:
-    """Return the configuration of `load_scheduler`, as in a scheduler_config.json. Raises ModelError."""
-    config: dict[str, Any] = json.loads(load_scheduler(args).to_json_string())
-    return config
 
 
 def load_scheduler(args: LoadArgs) -> Any:
