@@ -80,6 +80,6 @@ class Medium:
         """Return the frames of a view, as `frames.choose_frames` does; no frames of a medium without them."""
         return choose_frames(available, count, extraction, turn=turn, word=word) if self.has_frames else NO_FRAMES
 
-    def names_of(self, view: Geometry) -> list[str]:
-        """Return what decides the pixels of a view, besides the sample's bytes, its crop and its flip, for a key."""
+    def key_parts(self, view: Geometry) -> list[str]:
+        """Return the parts of a cache key for the pixels of a view, besides the sample, its size, crop and flip."""
         return [self.decoding, *map(str, view.frames)] if self.has_frames else []

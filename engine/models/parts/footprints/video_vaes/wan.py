@@ -21,14 +21,10 @@ def reduction(config: Config) -> int:
 def image_encoder(
     config: Config, resolution: int, width: int, *, frames: int = 1, tiles: Tiles | None = None
 ) -> ImageEncoder:
-    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution`.
+    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution` pixels.
 
-    Args:
-        config: its configuration.
-        resolution: height and width in pixels.
-        width: bytes of a value.
-        frames: the frames of a clip; 1 for images.
-        tiles: those in which a clip is decoded; None decodes it as a whole.
+    `width` is the bytes of a value. With `tiles` a clip is decoded in them, else as a whole. An image has one
+    frame.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the configuration is not that of such a VAE.

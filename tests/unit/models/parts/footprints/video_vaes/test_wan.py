@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 
-from engine.models.parts.footprints import vae_3d
+from engine.models.parts.footprints.video_vaes import wan
 from tests.support.fake_transformers import encoding_bytes
 from tests.support.real_shapes import WAN_22_VAE
 
@@ -15,7 +15,7 @@ WAN = {"z_dim": 16}
 
 def measured(cls, config, frames, decode):
     """The peak bytes of torch, and the footprint."""
-    side, shrinks = 512 if frames == 1 else 256, vae_3d.reduction(config)
+    side, shrinks = 512 if frames == 1 else 256, wan.reduction(config)
 
     def call(vae):
         if decode:
@@ -23,7 +23,7 @@ def measured(cls, config, frames, decode):
         return vae.encode(torch.empty(1, 3, frames, side, side))
 
     peak, parameters = encoding_bytes(lambda: cls(**config), call, torch.float32)
-    found = vae_3d.image_encoder(config, side, 4, frames=frames)
+    found = wan.image_encoder(config, side, 4, frames=frames)
     assert (found.parameters, found.weight_bytes) == (parameters, 4 * parameters)
     return peak, found.decode_bytes if decode else found.encode_bytes
 
