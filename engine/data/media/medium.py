@@ -70,4 +70,9 @@ class Medium:
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""
-        return f".{name.rpartition('.')[2].lower()}" in self.suffixes
+        return suffix_of(name) in self.suffixes
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name, in lower case with the dot."""
+    return f".{name.rpartition('.')[2].lower()}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import numpy as np
 import PIL
@@ -16,11 +15,10 @@ from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Geometry, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
 from engine.data.media.sample_names import OF_VIDEOS
-from engine.data.media.video.container import READER_VERSION, container_name
+from engine.data.media.video.container import READER_VERSION
 from engine.data.media.video.decoding import check, frames, read_facts
+from engine.data.media.video.signatures import SUFFIXES, container_name
 from engine.task.plan.extent import Extent
-
-SUFFIXES: Final = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"])
 
 
 def measure(data: bytes, *, frame_rate: float | None) -> Extent:

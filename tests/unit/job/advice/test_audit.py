@@ -43,6 +43,7 @@ def job_of(model, tmp_path, files, **dataset):
         base=base,
         buckets=None,
         held_out=None,
+        measured_at=lambda extent: task.train_args.extent,
         caption_tokens=SPEC.caption_tokens.of(task.dataset),
     )
 
@@ -193,6 +194,6 @@ def test_held_out_clips_with_too_few_frames_are_not_measured(tmp_path):
     medium = video_medium(None)
     wanted = Dataset(name=str(folder))
     dataset = open_dataset(wanted, medium, cache_dir=tmp_path / "cache", revision=None, report=lambda line: None)
-    target = partial(audit._exactly, Extent(64, 48, 17))
+    target = partial(audit._measured, SimpleNamespace(measured_at=lambda extent: Extent(64, 48, 17)))
     seen = audit.look_at_images(dataset, medium, target, 10, lambda: 0.0)
     assert seen.unreadable == [("b.mkv", "it has 5 frames, fewer than the 17 of train_args.num_frames")]
