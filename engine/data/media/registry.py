@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from engine.core.errors import TaskError
 from engine.data.media.image import IMAGE
 from engine.data.media.medium import Medium, suffix_of
 from engine.data.media.video.signatures import SUFFIXES
@@ -12,8 +13,15 @@ from engine.task.task import Dataset
 
 
 def _video(dataset: Dataset) -> Medium:
-    from engine.data.media.video.clip import video_medium  # loads FFmpeg, which images do without
-
+    """Return the medium of clips. Raises TaskError if PyAV is not installed."""
+    try:
+        from engine.data.media.video.clip import video_medium  # loads FFmpeg, which images do without
+    except ModuleNotFoundError as error:
+        if error.name != "av":
+            raise
+        raise TaskError(
+            "clips are read and written with PyAV, which is not installed: pip install --no-deps -r requirements.txt"
+        ) from None
     return video_medium(dataset.frame_rate)
 
 
