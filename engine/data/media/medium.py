@@ -21,6 +21,7 @@ from engine.task.plan.extent import Extent
 
 Pixels = npt.NDArray[np.uint8]
 ReadFacts = Callable[[bytes], ClipFacts]
+CheckInTime = Callable[[bytes, Callable[[], bool]], Extent]
 
 
 class RenderMask(Protocol):
@@ -61,6 +62,9 @@ class Medium:
     """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
+    check_in_time: CheckInTime | None = None
+    """Does as `check` does, but leaves the frames that are left when the function that it is given returns True; None
+    for a medium whose samples have no frames."""
     read_facts: ReadFacts | None = None
     """Returns the facts about a clip without decoding it; None for a medium whose samples have no frames."""
     names: SampleNames = OF_IMAGES
