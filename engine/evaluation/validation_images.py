@@ -49,7 +49,7 @@ class Drawn(NamedTuple):
 
 
 _ADVICE: Final = {
-    "denoiser": "try mixed_precision bf16 or no; where the images without the training are good, a lower learning_rate",
+    "denoiser": "try mixed_precision bf16 or no; where those without the training are good, a lower learning_rate",
     "VAE": "try mixed_precision bf16 or no, or another VAE (model.components.vae)",
 }
 """What to do, by the part that computed the values."""
