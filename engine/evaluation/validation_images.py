@@ -52,7 +52,7 @@ _ADVICE: Final = {
     "denoiser": "try mixed_precision bf16 or no; where those without the training are good, a lower learning_rate",
     "VAE": "try mixed_precision bf16 or no, or another VAE (model.components.vae)",
 }
-"""What to do, by the part that computed the values."""
+"""Advice by the part that computed the values."""
 
 
 def planned_images(task: Task, dataset: ImageDataset, family: FamilySpec) -> list[Image]:
