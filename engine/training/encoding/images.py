@@ -25,6 +25,7 @@ from engine.task.plan.extent import Extent
 from engine.task.task import FrameExtraction
 from engine.training.encoding.cache import EncodingCache, cache_key
 from engine.training.encoding.encoder_placement import EncoderPlacement
+from engine.training.encoding.finite import require_finite_latents
 
 Skip = Callable[[int, UnreadableImage], None]
 """A function that is called with the index of an image that cannot be shown, and the reason."""
@@ -109,6 +110,10 @@ class ImageEncoder:
         more += self._medium.key_parts(shown)
         return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *more))
 
+    def extent(self, sample: int) -> Extent:
+        """Return a sample's size. Raises UnreadableImage."""
+        return self._fact(sample)[1]
+
     def encode(self, views: Sequence[View], skip: Skip) -> dict[str, Tensors]:
         """Return the moments of the views by their keys, on the CPU; those of masked images include `mask`.
 
@@ -118,6 +123,7 @@ class ImageEncoder:
 
         Raises:
             TemporaryError: a worker process was killed.
+            NonFiniteError: latents are not finite.
         """
         # Random crops are not stored: they rarely occur twice, and would only fill the disk.
         stored = {one.key: self._cache.load(one.key) for one in views if one.geometry.repeatable}
@@ -136,6 +142,7 @@ class ImageEncoder:
                 continue
             self._placement.bring()
             moments[one.key] = self._family.encode_pixels(pixels) | mask
+            require_finite_latents(moments[one.key], f"{self._dataset.names.noun} {self._dataset.name(one.sample)}")
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
             self._check_stop()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.core.errors import DatasetError
+from engine.core.errors import DatasetError, NonFiniteError
 from engine.core.files import stat_cache
 from engine.core.limits import Limits
 from engine.data.dataset import fingerprints
@@ -33,6 +33,15 @@ def test_random_crops_do_not_fill_the_disk(tmp_path):
     setup = Setup([png(k, (32, 8)) for k in range(4)], tmp_path, texts=[("same",)] * 4)
     setup.run()
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1, "the caption"
+
+
+def test_latents_that_are_not_finite_name_the_image_and_are_not_stored(tmp_path):
+    setup = Setup(good(2), tmp_path)
+    encode = setup.family.encode_pixels
+    setup.family.encode_pixels = lambda pixels: {name: part * torch.nan for name, part in encode(pixels).items()}
+    with pytest.raises(NonFiniteError, match=r"from image image-[01]: .*mixed_precision .*model\.components\.vae"):
+        setup.run()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 2, "captions alone"
 
 
 class TestMasks:
