@@ -90,7 +90,11 @@ def _mask_frame(masks: Images, row: int) -> bytes:
 def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
     """Return the same rows with `Pinned` images and masks: reading one that has changed is an error."""
     return tuple(
-        replace(part, images=Pinned.of(part.images), masks=None if part.masks is None else Pinned.of(part.masks))
+        replace(
+            part,
+            images=Pinned.of(part.images, part.if_changed),
+            masks=None if part.masks is None else Pinned.of(part.masks, part.if_changed),
+        )
         for part in parts
     )
 

@@ -248,10 +248,13 @@ class Pinned:
     digests: bytearray | memoryview
     """SHA-256 of each image, zeros until it is read; a `memoryview` of those that are known from the beginning."""
 
+    if_changed: str
+    """The end of the message that an image has changed."""
+
     @classmethod
-    def of(cls, images: Images) -> Pinned:
+    def of(cls, images: Images, if_changed: str) -> Pinned:
         known = images.known_digests()
-        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known)
+        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known, if_changed)
 
     @property
     def is_known(self) -> bool:
@@ -305,10 +308,7 @@ class Pinned:
         if before == _NOT_READ:
             self.digests[place] = found
         elif before != found:
-            raise DatasetError(
-                f"{self.name(index)} has changed since the job began; do not change the dataset while a job runs, "
-                "and start it again"
-            )
+            raise DatasetError(f"{self.name(index)} has changed {self.if_changed}")
 
 
 def _place(index: int) -> slice:
