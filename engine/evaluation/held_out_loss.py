@@ -26,7 +26,7 @@ from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.plan.visits import Epochs
 from engine.task.task import Task
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.batches import copied, embed_captions, normal, stacked
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.captions import CaptionEncoder

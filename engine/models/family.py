@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,14 @@ class LoadArgs:
         """Return where a component lies."""
         own = Place(component=component, folder=self.folder / component, single_file=self.single_file)
         return self.elsewhere.get(component, own)
+
+    def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
+        """Return one of a component's JSON files; {} for an optional component that the base model does not have.
+
+        Raises:
+            ModelError: missing or malformed.
+        """
+        return {} if component in self.absent else self.place(component).config(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

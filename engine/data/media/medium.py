@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.data.media.clip_facts import ClipFacts
-from engine.data.media.geometry import Geometry, Size
+from engine.data.media.frames import choose_frames
+from engine.data.media.geometry import NO_FRAMES, Frames, Geometry, Size
 from engine.data.media.sample_names import OF_IMAGES, SampleNames
 from engine.task.plan.extent import Extent
+from engine.task.task import FrameExtraction
 
 Pixels = npt.NDArray[np.uint8]
 ReadFacts = Callable[[bytes], ClipFacts]
@@ -71,3 +73,13 @@ class Medium:
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""
         return f".{name.rpartition('.')[2].lower()}" in self.suffixes
+
+    def choose_frames(
+        self, available: int, count: int, extraction: FrameExtraction, *, turn: int = 0, word: int = 0
+    ) -> Frames:
+        """Return the frames of a view, as `frames.choose_frames` does; no frames of a medium without them."""
+        return choose_frames(available, count, extraction, turn=turn, word=word) if self.has_frames else NO_FRAMES
+
+    def key_parts(self, view: Geometry) -> list[str]:
+        """Return the parts of a cache key for the pixels of a view, besides the sample, its size, crop and flip."""
+        return [self.decoding, *map(str, view.frames)] if self.has_frames else []

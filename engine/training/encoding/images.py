@@ -16,8 +16,7 @@ import torch
 from engine.core.console import Meter
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
-from engine.data.media.frames import choose_frames
-from engine.data.media.geometry import NO_FRAMES, Geometry, UnreadableImage, geometry
+from engine.data.media.geometry import Geometry, UnreadableImage, geometry
 from engine.data.media.medium import Medium
 from engine.data.media.rendering import render_all
 from engine.data.media.sample_names import SampleNames
@@ -97,18 +96,17 @@ class ImageEncoder:
             UnreadableImage: there is no image, or it cannot be shown at this size, or a clip has too few frames.
         """
         digest, found = self._fact(sample)
-        frames = NO_FRAMES
-        if self._medium.has_frames:
-            frames = choose_frames(found.frames, target.frames, self._frame_extraction, turn=turn, word=clip_word)
+        frames = self._medium.choose_frames(
+            found.frames, target.frames, self._frame_extraction, turn=turn, word=clip_word
+        )
         shown = geometry(
             found.size, target=target.size, center_crop=center_crop, crop_words=crop_words, flip=flip, frames=frames
         )
         width, height = target.size
         # A square is named only by its side, as before buckets existed: existing cache entries stay valid.
         side = width if width == height else [width, height]
-        more = [self._mask_name(sample)] if self._has_masks else []
-        if self._medium.has_frames:
-            more = [self._medium.decoding, *map(str, shown.frames)]
+        more = [self._mask_name(sample)] if self._has_masks else []  # not with clips
+        more += self._medium.key_parts(shown)
         return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *more))
 
     def encode(self, views: Sequence[View], skip: Skip) -> dict[str, Tensors]:

@@ -12,7 +12,7 @@ from engine.results.outcome import Clock
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset
 from engine.training.buckets import BucketOrder, sort_into_buckets
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.encoder_placement import EncoderPlacement
