@@ -120,7 +120,7 @@ class ReadAhead:
         while True:
             with self._changed:
                 place = next(iter(self._queue), None)
-                while place is not None and self._bytes and self._bytes + place.size > self._max_bytes:
+                while place is not None and not self._has_room(place):
                     self._changed.wait()
                     place = next(iter(self._queue), None)
                 if place is None:
@@ -129,17 +129,27 @@ class ReadAhead:
                 group = self._begin(place)
             self._run(group)
 
-    def _begin(self, place: Place) -> list[tuple[Place, _Wanted]]:
-        """Take a member from the queue, and with it the others of its shard that fit if all are to be fetched at once.
+    def _has_room(self, place: Place) -> bool:
+        """Return whether a thread may begin to fetch a member. The lock must be held."""
+        if not self._bytes:
+            return True
+        if self._is_whole(place.shard):  # much at once, since the shard comes again for what did not fit
+            return self._bytes <= self._max_bytes // 2
+        return self._bytes + place.size <= self._max_bytes
 
-        The lock must be held.
+    def _begin(self, place: Place) -> list[tuple[Place, _Wanted]]:
+        """Take a member from the queue; of a shard that comes as a whole, also all that will be asked for soon.
+
+        These are among the next members of all shards that fit into the memory. The lock must be held.
         """
         chosen, room = [place], self._max_bytes - self._bytes - place.size
         if self._is_whole(place.shard):
             for other in self._queue:
-                if other != place and other.shard == place.shard and other.size <= room:
+                room -= other.size if other != place else 0
+                if room < 0:
+                    break
+                if other != place and other.shard == place.shard:
                     chosen.append(other)
-                    room -= other.size
         for one in chosen:
             self._queue.pop(one, None)
             self._wanted[one].is_started = True

@@ -128,9 +128,12 @@ def test_members_of_a_shard_are_fetched_together_where_only_whole_files_are_sent
     assert sorted(len(call) for call in source.calls) == [1] * 20 + [20]
 
 
-def test_together_as_far_as_they_fit(source):
-    ahead = ReadAhead(source.fetch, lambda shard: True, max_bytes=100, connections=1)
-    ahead.announce(places(25))
-    assert [ahead.take(place) for place in places(25)] == [data_of(place) for place in places(25)]
-    assert 3 <= len(source.calls) <= 25
-    assert max(map(len, source.calls)) <= 10
+@pytest.mark.parametrize("connections", [1, 16])
+def test_whole_shards_come_again_only_for_what_does_not_fit(source, connections):
+    """Three shards, of which members are asked for in turns; half of the memory is filled at once."""
+    ahead = ReadAhead(source.fetch, lambda shard: True, max_bytes=300, connections=connections)
+    wanted = [Place(shard, offset, 10) for offset in range(50) for shard in range(3)]
+    ahead.announce(wanted)
+    assert [ahead.take(place) for place in wanted] == [data_of(place) for place in wanted]
+    assert sorted(place for call in source.calls for place in call) == sorted(wanted)
+    assert len(source.calls) <= 3 * 10
