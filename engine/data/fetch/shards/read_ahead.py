@@ -81,7 +81,7 @@ class ReadAhead:
             self._changed.notify_all()
 
     def announce(self, places: Iterable[Place]) -> None:
-        """Begin to fetch members; one that is named twice will be asked for twice."""
+        """Note members that will be asked for, in this order; one that is named twice will be asked for twice."""
         with self._changed:
             for place, uses in Counter(places).items():
                 if place in self._wanted:
@@ -89,12 +89,19 @@ class ReadAhead:
                 else:
                     self._wanted[place] = _Wanted(uses)
                     self._queue[place] = None
+
+    def start(self) -> None:
+        """Begin to fetch what was announced, if that is not under way."""
+        if not self._queue:
+            return
+        with self._changed:
             for _ in range(min(self._connections - self._num_threads, len(self._queue))):
                 self._num_threads += 1
                 threading.Thread(target=self._work, daemon=True).start()
 
     def take(self, place: Place) -> bytes:
         """Return a member's bytes; one that is not being fetched yet is fetched by the caller. Raises as `fetch`."""
+        self.start()
         with self._changed:
             wanted = self._wanted.get(place)
             group = self._begin(place) if wanted is not None and not wanted.is_started else []

@@ -62,6 +62,7 @@ def test_at_most_16_at_once(source):
     source.gate.clear()
     ahead = ReadAhead(source.fetch, lambda shard: False)
     ahead.announce(places(100))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 16)
     time.sleep(0.05)
     assert len(source.calls) == 16
@@ -72,6 +73,7 @@ def test_at_most_16_at_once(source):
 def test_what_does_not_fit_is_fetched_when_asked_for(source):
     ahead = ReadAhead(source.fetch, lambda shard: False, max_bytes=35)
     ahead.announce(places(10))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 3)
     time.sleep(0.05)
     assert len(source.calls) == 3
@@ -90,11 +92,13 @@ def test_a_member_larger_than_the_memory(source):
 def test_a_new_window_forgets_the_old_one(source):
     ahead = ReadAhead(source.fetch, lambda shard: False, max_bytes=100)
     ahead.announce(places(10))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 10)
     source.gate.clear()
     ahead.clear()
     source.gate.set()
     ahead.announce(places(10, shard=1))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 20)
     assert [ahead.take(place) for place in places(10, shard=1)] == [data_of(p) for p in places(10, shard=1)]
     assert len(source.calls) == 20
@@ -104,6 +108,7 @@ def test_a_window_that_ends_while_its_members_are_fetched(source):
     source.gate.clear()
     ahead = ReadAhead(source.fetch, lambda shard: False, max_bytes=100)
     ahead.announce(places(10))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 10)
     ahead.clear()
     ahead.announce(places(10, shard=1))
