@@ -6,7 +6,9 @@ An index is an Arrow record batch with one row for each image and the columns `o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import numpy as np
@@ -25,6 +27,15 @@ from engine.data.dataset.tables.webdataset import make_index
 
 Number = TypeVar("Number", np.int64, np.uint8)
 _VERSION: Final = "sd-lora-task index of a tar v1"
+_MEMBER_TYPES: Final = {
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "name": pa.binary(),
+    "sha256": pa.binary(DIGEST_BYTES),
+}
+_TYPES: Final = _MEMBER_TYPES | {"has_own_caption": pa.uint8()}
+_MASK_TYPES: Final = {f"mask_{name}": type_ for name, type_ in _MEMBER_TYPES.items()}
+_CAPTION_TYPES: Final = (pa.string(), pa.large_list(pa.string()))
 _MAPPED_BYTES: Final = 64 << 10
 """Smaller indices are read into memory: a process may have 65,530 mappings (vm.max_map_count)."""
 
@@ -70,8 +81,11 @@ def save_index(index: pa.RecordBatch, path: Path) -> bool:
     return atomic_files.write_cached(path, atomic_files.seal(sink.getvalue().to_pybytes()))
 
 
-def load_index(path: Path) -> pa.RecordBatch | None:
-    """Return a saved index, memory-mapped unless it is small; None if it is missing or damaged. Keeps no file open."""
+def load_index(path: Path, more: Mapping[str, pa.DataType] = MappingProxyType({})) -> pa.RecordBatch | None:
+    """Return a saved index, memory-mapped unless it is small; None if it is missing or damaged. Keeps no file open.
+
+    `more` are columns that were added to those of `make_index`, with their types.
+    """
     try:
         if path.stat().st_size < _MAPPED_BYTES:
             data = pa.py_buffer(path.read_bytes())
@@ -81,7 +95,23 @@ def load_index(path: Path) -> pa.RecordBatch | None:
     except OSError:
         return None
     payload = atomic_files.unseal(memoryview(data).cast("B"))
-    return None if payload is None else pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
+    return None if payload is None else _checked(payload, more)
+
+
+def _checked(payload: memoryview, more: Mapping[str, pa.DataType]) -> pa.RecordBatch | None:
+    """Return the index in sealed bytes; None if they are another one's: wrong offsets would crash the process."""
+    try:
+        index = pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
+        index.validate(full=True)
+    except (pa.ArrowException, StopIteration):
+        return None
+    types = {field.name: field.type for field in index.schema}
+    caption = types.pop("caption", None)
+    expected = _TYPES | (_MASK_TYPES if "mask_size" in types else {}) | dict(more)
+    is_index = (
+        types == expected and caption in _CAPTION_TYPES and not any(column.null_count for column in index.columns)
+    )
+    return index if is_index else None
 
 
 def rows_of_index(index: pa.RecordBatch, tar: Tar, label: str) -> Rows:
