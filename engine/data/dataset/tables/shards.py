@@ -207,5 +207,5 @@ def _known(index: pa.RecordBatch, rows: Rows) -> KnownFacts:
 def _if_changed(url: str, cache: ShardCache) -> str:
     return (
         f"on its server since its shard was first read ({shown_url(url)}): put the old file back, or remove "
-        f"{cache.facts_file(url)} to take the new one, with which another training begins"
+        f"{cache.facts_file(url).with_suffix('.*')} to take the new one, with which another training begins"
     )

@@ -49,13 +49,20 @@ class RemoteShards:
             TemporaryError: the server, the network or the disk fails.
             OutputError: the cache cannot be written, or has too little space.
         """
+        if not place.size:  # HTTP has no range of no bytes
+            return b""
         self._ahead.start()  # now that all of the window is announced
+        data = self._on_disk(place)
+        return self._ahead.take(place) if data is None else data
+
+    def _on_disk(self, place: Place) -> bytes | None:
+        """Return the bytes of a member whose shard is in the cache; None if it is not. Raises TemporaryError."""
         path = self._path(place.shard)
         try:
             with path.open("rb") as file:
                 data = os.pread(file.fileno(), place.size, place.offset)
         except FileNotFoundError:
-            return self._ahead.take(place)
+            return None
         except OSError as error:
             reason = error.strerror or error
             raise TemporaryError(f"{path} could not be read ({reason}); run the same command again") from error
