@@ -13,7 +13,7 @@ _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
 _MAX_CHARACTERS: Final = 64 << 20
 _ADVICE: Final = (
-    "write a range of numbers, as in {000000..000999}, or a list with one URL a line; %7B and %7D are braces of the URL "
+    "write a range of numbers, as in {000000..000999}, or a list with one URL a line; %7B and %7D are braces of a URL "
     "itself"
 )
 
