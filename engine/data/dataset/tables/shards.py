@@ -141,7 +141,8 @@ class _Reader:
         assert facts is not None  # noted when the shard was downloaded
         kept = self._kept(url, facts)
         index = _index(path, self._source, shown(name_of(url)))
-        save_index(index, kept)
+        if save_index(index, kept):
+            self._cache.room.note(kept.stat().st_size)
         return self._load(kept) or index, facts  # mapped, so that it takes no memory of its own
 
     def _too_large(self, number: int) -> DatasetError:
