@@ -11,7 +11,7 @@ from engine.job import memory
 from engine.job.memory.decisions import chosen
 from engine.task.task import parse_task
 from tests.support.examples import EXAMPLES, PUBLISHED_AS, SIZED
-from tests.support.published_models import GIB, base_of
+from tests.support.published_models import GIB, base_of, gpu
 
 CARDS = (4, 6, 8, 12, 16, 24, 32, 40, 48, 80, 141)
 """Memory of usual cards, in GiB."""
@@ -29,7 +29,7 @@ def test_the_memory_in_the_name_is_the_smallest_that_fits_with_a_tenth_to_spare(
 
     def fits(card):
         available = card * GIB - CUDA
-        return chosen(base, task, device="cuda", available=available).peak <= memory.SPARE * available
+        return chosen(base, task, gpu(available)).peak <= memory.SPARE * available
 
     assert f"{next(card for card in CARDS if fits(card))}gb" == name.rpartition("_")[2]
 
