@@ -25,7 +25,9 @@ class BlockInputs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, CopyStream(device)
+        self.device, self.stream = device, CopyStream(device)
+        self.ahead: _Inputs | None = None
+        """What is being copied back ahead of its use. Its memory must not be freed before `stream.join`."""
         self._latest: ReferenceType[_Inputs] | None = None
 
     def offloaded(self, compute: Callable[[], Any]) -> Any:
@@ -35,7 +37,7 @@ class BlockInputs:
             compute: calls the block by `torch.utils.checkpoint.checkpoint`, and returns its output: a tensor, or a
                 tuple of tensors and others.
         """
-        inputs = _Inputs(self._device, self._stream, self._latest)
+        inputs = _Inputs(self, self._latest)
         with saved_tensors_hooks(inputs.pack, inputs.unpack):
             outputs = compute()
         inputs.leave(outputs if isinstance(outputs, tuple) else (outputs,))
@@ -56,11 +58,11 @@ class _Moved:
 class _Inputs:
     """The tensors that one block's checkpoint keeps; autograd holds it by its methods, as long as it needs them."""
 
-    def __init__(self, device: torch.device, stream: CopyStream, before: ReferenceType[_Inputs] | None) -> None:
-        self._device, self._stream, self._before = device, stream, before
+    def __init__(self, own: BlockInputs, before: ReferenceType[_Inputs] | None) -> None:
+        self._own, self._before = own, before
         self._tensors: dict[int, torch.Tensor] = {}
         self._moved: list[_Moved] = []
-        self._ready, self._is_back = stream.now(), False
+        self._ready, self._is_back = own.stream.now(), False
 
     def pack(self, tensor: torch.Tensor) -> int:
         """Take a tensor to keep, and return its index."""
@@ -73,10 +75,10 @@ class _Inputs:
         if not self._is_back:
             self._is_back = True
             self._fetch()
-            self._stream.join()
-            before = None if self._before is None else self._before()
-            if before is not None:
-                before._fetch()
+            self._own.stream.join()
+            self._own.ahead = None if self._before is None else self._before()
+            if self._own.ahead is not None:
+                self._own.ahead._fetch()
         return self._tensors[index]
 
     @torch.no_grad()
@@ -84,23 +86,23 @@ class _Inputs:
         """Move the tensors that have the shape and dtype of an output to main memory."""
         for indices in self._alike(outputs):
             first = self._tensors[indices[0]]
-            memory = MainMemory(first.untyped_storage().nbytes(), self._device)
-            with self._stream.copying(after=self._ready):
+            memory = MainMemory(first.untyped_storage().nbytes(), self._own.device)
+            with self._own.stream.copying(after=self._ready):
                 memory.copy_from(_whole_storage(first))
             taken = {index: self._tensors.pop(index) for index in indices}
             views = {index: (one.shape, one.stride(), one.storage_offset()) for index, one in taken.items()}
             self._moved.append(_Moved(memory, first.dtype, views))
             del first, taken
-        # The device's memory is freed now, and reused in the order of the current stream.
-        self._stream.join()
+        # The device's memory is freed, and reused in the order of the current stream.
+        self._own.stream.join()
 
     def _alike(self, outputs: tuple[Any, ...]) -> Iterator[list[int]]:
         """Yield the indices of tensors like an output, those in one storage together, if it holds nothing else."""
         kinds = {(one.shape, one.dtype) for one in outputs if isinstance(one, torch.Tensor)}
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, torch.dtype], list[int]] = {}
         for index, tensor in self._tensors.items():
             if (tensor.shape, tensor.dtype) in kinds:
-                groups.setdefault(tensor.untyped_storage()._cdata, []).append(index)
+                groups.setdefault((tensor.untyped_storage()._cdata, tensor.dtype), []).append(index)
         for indices in groups.values():
             size = self._tensors[indices[0]].untyped_storage().nbytes()
             if size <= sum(self._tensors[index].nbytes for index in indices):
@@ -110,8 +112,8 @@ class _Inputs:
     def _fetch(self) -> None:
         """Begin to copy what was moved back to the device; its main memory is freed after the copy."""
         for moved in self._moved:
-            memory = torch.empty(moved.memory.size, dtype=torch.uint8, device=self._device)
-            with self._stream.copying(after=self._stream.now()):
+            memory = torch.empty(moved.memory.size, dtype=torch.uint8, device=self._own.device)
+            with self._own.stream.copying(after=self._own.stream.now()):
                 moved.memory.copy_to(memory)
             self._tensors |= {index: memory.view(moved.dtype).as_strided(*view) for index, view in moved.views.items()}
         self._moved.clear()
