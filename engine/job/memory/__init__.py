@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import Decision, chosen, decide, offload_levels
+from engine.job.memory.decisions import chosen, decide, offload_levels
 from engine.job.memory.machine import PROGRAM_BYTES, Machine, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Offload, Prediction, gib, predict
@@ -15,12 +15,10 @@ from engine.task.task import Task
 __all__ = [
     "PROGRAM_BYTES",
     "SPARE",
-    "Decision",
     "Machine",
     "Offload",
     "advise",
     "available_bytes",
-    "chosen",
     "decide",
     "describe",
     "fitting",

@@ -18,15 +18,15 @@ from engine.training.methods.registry import METHODS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What a job does to take less memory."""
+    """The measures by which a job takes less memory."""
 
     apart: bool
-    """Whether the text encoders that cannot be trained are freed before the denoiser is loaded. It costs time: captions
+    """True if the text encoders that cannot be trained are freed before the denoiser is loaded. It costs time: captions
     that were not encoded ahead need the encoders again."""
     recompute: bool
-    """Whether it trains with gradient checkpointing."""
+    """True if it trains with gradient checkpointing."""
     offload: Offload
-    """What of the denoiser's blocks is in main memory until they compute; needs gradient checkpointing."""
+    """The parts of the denoiser's blocks that are in main memory; needs gradient checkpointing."""
 
 
 def decide(base: BaseModel, task: Task, machine: Machine) -> Decision:

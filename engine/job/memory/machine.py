@@ -18,7 +18,7 @@ _CONTROL_GROUPS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where a job runs; with several processes, what one of them has."""
+    """The machine that a job runs on; with several processes, the share of one of them."""
 
     device: str
     """The kind of device: cuda or cpu."""

@@ -45,11 +45,11 @@ _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError
 
 
 class Offload(IntEnum):
-    """What of the denoiser's blocks is in main memory until they compute: each more than the one before."""
+    """The parts of the denoiser's blocks that are in main memory until they compute: each more than the one before."""
 
     NOTHING = 0
     INPUTS = 1
-    """What gradient checkpointing keeps of each block until the backward pass."""
+    """The inputs that gradient checkpointing keeps of each block until the backward pass."""
     BLOCKS = 2
     """The frozen weights, too."""
 
@@ -69,7 +69,7 @@ class Prediction(phases.Phases):
     recompute: bool
     """True if gradient checkpointing is used."""
     offload: Offload
-    """What of the denoiser's blocks is in main memory."""
+    """The parts of the denoiser's blocks that are in main memory."""
     apart: bool
     """True if text encoders are freed before the denoiser is loaded; see `decisions.Decision`."""
     parameters: int

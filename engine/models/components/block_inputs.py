@@ -27,7 +27,7 @@ class BlockInputs:
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, CopyStream(device)
         self.ahead: _Inputs | None = None
-        """What is being copied back ahead of its use. Its memory must not be freed before `stream.join`."""
+        """Inputs that are being copied back ahead of their use. Their memory must not be freed before `stream.join`."""
         self._latest: ReferenceType[_Inputs] | None = None
 
     def offloaded(self, compute: Callable[[], Any]) -> Any:

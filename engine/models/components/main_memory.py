@@ -13,7 +13,7 @@ _LEAST_PIECE: Final = 1 << 20
 
 
 class MainMemory:
-    """So many bytes of main memory; for a GPU page-locked, so that it copies without waiting for the CPU.
+    """A number of bytes of main memory; for a GPU page-locked, so that it copies without waiting for the CPU.
 
     They are held in pieces whose sizes are powers of two: torch rounds page-locked memory up to such a size.
     """

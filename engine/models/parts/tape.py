@@ -56,17 +56,17 @@ class Tape:
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
     """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
+    input_bytes: list[int] = field(init=False, default_factory=list)
+    """Bytes of the inputs that gradient checkpointing keeps of each block."""
     largest: int = 0
     """Bytes that an operation takes at most besides what is kept, at least those of the largest kept tensor."""
     _moments: list[_Moment] = field(init=False, default_factory=list)
     """Moments of the backward pass, in the order of the forward pass."""
     _recomputed: list[_Moment] = field(init=False, default_factory=list)
     """The same with gradient checkpointing."""
-    input_bytes: list[int] = field(init=False, default_factory=list)
-    """Bytes of the inputs that gradient checkpointing keeps of each block."""
     _without_inputs: list[_Moment] = field(init=False, default_factory=list)
-    """As `_recomputed`, with these inputs in main memory, but for those of the block that is computed again and of the
-    one before it, which are copied back."""
+    """The same with the blocks' inputs in main memory, but for those of the block that is computed again and of the one
+    before it, which are copied back."""
     _block: int | None = None
 
     @property
