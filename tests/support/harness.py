@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.forks import ForkedProcess, ForkServer
 
 ENTRYPOINT = Path(__file__).resolve().parents[2] / "entrypoint.py"
-PATIENCE = 180.0
+PATIENCE = 480.0
 """Seconds for anything that takes a few on an idle machine."""
 SOON = 40.0
 """Seconds within which a stopped job ends, on a machine that does other things too; alone it takes three at most."""
