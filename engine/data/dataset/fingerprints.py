@@ -28,7 +28,8 @@ _FRAMES: Final = 64
 
 
 def fingerprint(parts: Sequence[Rows]) -> str:
-    """Return the SHA-256 of all rows, as 64 hex digits. Every image is read once, by up to 8 threads.
+    """Return the SHA-256 of all rows, as 64 hex digits. Images whose digests are not known are read once, by up to
+    8 threads.
 
     Rows are encoded with fixed-size digests, counts and lengths, so that different datasets have different encodings. A
     row is 0x01 and the image's SHA-256 (0x00 alone if the image is unreadable), the number of captions, then the length
@@ -60,7 +61,7 @@ def _frame(part: Rows, count: int, start: int) -> bytes:
 
 def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
     try:
-        yield b"\x01" + _digest(part.images, row)
+        yield b"\x01" + part.images.digest(row)
     except UnreadableImage:
         yield b"\x00"
     if part.masks is not None:
@@ -81,20 +82,19 @@ def _mask_frame(masks: Images, row: int) -> bytes:
     if not masks.has(row):
         return b"\x04"
     try:
-        return b"\x03" + _digest(masks, row)
+        return b"\x03" + masks.digest(row)
     except UnreadableImage:
         return b"\x05"
-
-
-def _digest(images: Images, row: int) -> bytes:
-    """Return the SHA-256 of an encoded image. Raises UnreadableImage."""
-    return images.digest(row) if isinstance(images, Pinned) else hashlib.sha256(images.read(row)).digest()
 
 
 def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
     """Return the same rows with `Pinned` images and masks: reading one that has changed is an error."""
     return tuple(
-        replace(part, images=Pinned.of(part.images), masks=None if part.masks is None else Pinned.of(part.masks))
+        replace(
+            part,
+            images=Pinned.of(part.images, part.if_changed),
+            masks=None if part.masks is None else Pinned.of(part.masks, part.if_changed),
+        )
         for part in parts
     )
 
@@ -102,9 +102,10 @@ def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
 def remembered_fingerprint(parts: Sequence[Rows], cache_dir: Path) -> str:
     """Return the fingerprint: the one that an earlier job cached for the same captions and files, else computed.
 
-    The digests of `pinned` images are cached with it.
+    The digests of `pinned` images are cached with it, unless they are known.
     """
-    found = [images for part in parts for images in (part.images, part.masks) if isinstance(images, Pinned)]
+    every = [images for part in parts for images in (part.images, part.masks) if isinstance(images, Pinned)]
+    found = [images for images in every if not images.is_known]
     identity = Identity(f"{FINGERPRINT_VERSION}, {len(found)} pinned", cache_dir)
     for part in parts:
         identity.add(struct.pack("<QQQ", part.repeats, len(part.images), part.masks is not None))

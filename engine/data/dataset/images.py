@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,7 @@ from engine.core.errors import DatasetError
 from engine.core.files.folder_names import label_of
 from engine.core.files.stat_cache import Identity
 from engine.core.messages import shown
-from engine.data.dataset.reach import Reach, read_below, read_regular, unreadable
+from engine.data.dataset.reach import Reach, Take, hash_regular, read_below, read_regular, take_below, unreadable
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.medium import Medium
 from engine.task.paths import as_spelled
@@ -49,6 +48,10 @@ class Images(Protocol):
         """
         ...
 
+    def digest(self, index: int) -> bytes:
+        """Return the SHA-256 of the encoded bytes, of a file without holding all of it. Raises the errors of `read`."""
+        ...
+
     def has(self, index: int) -> bool:
         """Return whether the row names or holds an image."""
         ...
@@ -59,6 +62,17 @@ class Images(Protocol):
 
     def identify(self, identity: Identity) -> None:
         """Add to an identity everything that the results of `read` depend on."""
+        ...
+
+    def known_digests(self) -> memoryview | None:
+        """Return the SHA-256 of all images if they are known without reading them, one after the other.
+
+        That of an image which `read` refuses as unreadable is `UNREADABLE`.
+        """
+        ...
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Prepare the reading of images that are read next; where reading is fast, do nothing."""
         ...
 
 
@@ -90,21 +104,32 @@ class Cells:
         return self._path(index) is not None or (self.payloads is not None and self.payloads[index].is_valid)
 
     def read(self, index: int) -> bytes | memoryview:
-        if self.payloads is not None:
-            payload = self.payloads[index]
-            if payload.is_valid:
-                return memoryview(payload.as_buffer())
+        payload = self._payload(index)
+        return self._take(index, read_regular) if payload is None else payload
+
+    def digest(self, index: int) -> bytes:
+        payload = self._payload(index)
+        return self._take(index, hash_regular) if payload is None else hashlib.sha256(payload).digest()
+
+    def _payload(self, index: int) -> memoryview | None:
+        """Return the bytes in the row itself; None if it has none."""
+        payload = None if self.payloads is None else self.payloads[index]
+        return memoryview(payload.as_buffer()) if payload is not None and payload.is_valid else None
+
+    def _take(self, index: int, take: Take) -> bytes:
+        """Return what `take` returns for the file that the row names. Raises the errors of `read`."""
         value = self._path(index)
         if value is None:
             raise UnreadableImage("the row has no image")
         where = f"row {index} of {self.label}"
         if self.reach.zipped and value.startswith("zip://"):
-            return self._read_zipped(value, where)
+            data = self._read_zipped(value, where)
+            return data if take is read_regular else hashlib.sha256(data).digest()
         self.reach.check(value, where)
         path = self._file_of(value)
         try:
             self.reach.check_resolved(path, value, where)
-            return read_regular(path, MAX_IMAGE_FILE_BYTES)
+            return take(path, MAX_IMAGE_FILE_BYTES)
         except ValueError as error:  # a NUL in the name
             raise UnreadableImage(str(error)) from error
         except OSError as error:
@@ -135,6 +160,12 @@ class Cells:
                 rows = pc.indices_nonzero(self.payloads.is_null()).to_pylist()
             # Row by row: Arrow cannot filter string views.
             identity.add_files(self._file_of(value) for row in rows if (value := self._path(row)) is not None)
+
+    def known_digests(self) -> None:
+        """Return None: they are not known."""
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Do nothing: the system reads local files ahead."""
 
     def _file_of(self, value: str) -> str:
         """Return the file to read for a path; for `zip://`, the archive."""
@@ -183,6 +214,9 @@ class Files:
     def read(self, index: int) -> bytes:
         return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
 
+    def digest(self, index: int) -> bytes:
+        return take_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES, hash_regular)
+
     def name(self, index: int) -> str:
         return shown(self.paths[index])
 
@@ -190,44 +224,17 @@ class Files:
         identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
         identity.add_files(f"{self.folder}/{path}" for path in self.paths if path)
 
+    def known_digests(self) -> None:
+        """Return None: they are not known."""
 
-@dataclass(frozen=True, slots=True)
-class TarMembers:
-    """Images inside an uncompressed tar, read in place without unpacking it."""
-
-    path: Path
-    offsets: array[int]
-    sizes: array[int]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def has(self, index: int) -> bool:
-        return self.sizes[index] > 0
-
-    def read(self, index: int) -> bytes:
-        if self.sizes[index] > MAX_IMAGE_FILE_BYTES:
-            raise UnreadableImage(
-                f"it has {self.sizes[index]:,} bytes, more than the limit of {MAX_IMAGE_FILE_BYTES:,}"
-            )
-        try:
-            with self.path.open("rb") as file:
-                return os.pread(file.fileno(), self.sizes[index], self.offsets[index])
-        except OSError as error:
-            raise unreadable(error, shown(self.names[index])) from error
-
-    def name(self, index: int) -> str:
-        return shown(f"{self.path.name}/{self.names[index]}")
-
-    def identify(self, identity: Identity) -> None:
-        identity.add_files([self.path])
-        identity.add(self.offsets.tobytes(), self.sizes.tobytes())
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Do nothing: the system reads local files ahead."""
 
 
-_DIGEST_BYTES: Final = hashlib.sha256().digest_size
-_NOT_READ: Final = bytes(_DIGEST_BYTES)
-_UNREADABLE: Final = b"\xff" * _DIGEST_BYTES
+DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_DIGEST: Final = np.dtype((np.void, DIGEST_BYTES))
+_NOT_READ: Final = bytes(DIGEST_BYTES)
+UNREADABLE: Final = b"\xff" * DIGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +245,21 @@ class Pinned:
     """
 
     images: Images
-    digests: bytearray
-    """SHA-256 of each image, zeros until it is read."""
+    digests: bytearray | memoryview
+    """SHA-256 of each image, zeros until it is read; a `memoryview` of those that are known from the beginning."""
+
+    if_changed: str
+    """The end of the message that an image has changed."""
 
     @classmethod
-    def of(cls, images: Images) -> Pinned:
-        return cls(images, bytearray(_DIGEST_BYTES * len(images)))
+    def of(cls, images: Images, if_changed: str) -> Pinned:
+        known = images.known_digests()
+        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known, if_changed)
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether all digests are known without reading the images."""
+        return isinstance(self.digests, memoryview)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -256,15 +272,23 @@ class Pinned:
         try:
             data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
         except UnreadableImage:
-            self._require(index, _UNREADABLE)
+            self._require(index, UNREADABLE)
             raise
         self._require(index, hashlib.sha256(data).digest())
         return data
 
     def digest(self, index: int) -> bytes:
-        """Read the image and return the SHA-256 of its encoded bytes. Raises the errors of `read`."""
-        self.read(index)
-        return bytes(self.digests[_place(index)])
+        """Return the SHA-256 of the encoded bytes, which are read unless it is known. Raises the errors of `read`."""
+        if not self.is_known:
+            try:
+                self._require(index, self.images.digest(index))
+            except UnreadableImage:
+                self._require(index, UNREADABLE)
+                raise
+        digest = bytes(self.digests[_place(index)])
+        if digest == UNREADABLE:
+            raise UnreadableImage("it cannot be read")
+        return digest
 
     def name(self, index: int) -> str:
         return self.images.name(index)
@@ -272,19 +296,23 @@ class Pinned:
     def identify(self, identity: Identity) -> None:
         self.images.identify(identity)
 
+    def known_digests(self) -> memoryview | None:
+        return self.images.known_digests()
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        self.images.read_ahead(rows)
+
     def _require(self, index: int, found: bytes) -> None:
         place = _place(index)
-        if self.digests[place] == _NOT_READ:
+        before = bytes(self.digests[place])
+        if before == _NOT_READ:
             self.digests[place] = found
-        elif self.digests[place] != found:
-            raise DatasetError(
-                f"{self.name(index)} has changed since the job began; do not change the dataset while a job runs, "
-                "and start it again"
-            )
+        elif before != found:
+            raise DatasetError(f"{self.name(index)} has changed {self.if_changed}")
 
 
 def _place(index: int) -> slice:
-    return slice(index * _DIGEST_BYTES, (index + 1) * _DIGEST_BYTES)
+    return slice(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,9 +331,19 @@ class Picked:
     def read(self, index: int) -> bytes | memoryview:
         return self.images.read(int(self.rows[index]))
 
+    def digest(self, index: int) -> bytes:
+        return self.images.digest(int(self.rows[index]))
+
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))
 
     def identify(self, identity: Identity) -> None:
         identity.add(self.rows.tobytes())
         self.images.identify(identity)
+
+    def known_digests(self) -> memoryview | None:
+        known = self.images.known_digests()
+        return None if known is None else memoryview(np.frombuffer(known, _DIGEST)[self.rows].tobytes())
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        self.images.read_ahead(self.rows[rows].tolist())
