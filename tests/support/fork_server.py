@@ -157,4 +157,4 @@ def _redirect(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    os._exit(main(*sys.argv[1:]))  # taking down the interpreter takes seconds

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.harness import ENTRYPOINT, Finished, clean_environment, shared_server
+from tests.support.harness import ENTRYPOINT, PATIENCE, Finished, clean_environment, shared_server
 from tests.support.witness import Orders
 
 MEMORY_BYTES = 6 << 30
@@ -117,7 +117,7 @@ class ForkServer:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=PATIENCE)
 
 
 @contextlib.contextmanager
