@@ -94,6 +94,7 @@ def held_out_loss(
         job.held_out.images,
         job.medium,
         timesteps=job.timesteps,
+        target=job.measured_at,
         family=family,
         cache=cache,
         placement=placement,

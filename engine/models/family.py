@@ -120,6 +120,9 @@ class Drawing:
     """The frames of a clip; 1 draws an image."""
     frame_rate: float | None = None
     """The frames per second of a clip."""
+    not_finite: Callable[[str], None] = field(default=lambda part: None, compare=False)
+    """Called after the drawing with the part that computed values which are not finite, if one did: `denoiser`, whose
+    cause may also be a text encoder, or `VAE`. The pixels mean nothing then."""
 
 
 class Family(Protocol):

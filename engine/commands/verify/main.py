@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", type=Path, required=True, metavar="PATH", help="the task that the result was made from"
     )
+    parser.add_argument(
+        "--task-folder", type=Path, metavar="DIR", help="where its relative paths start, if not in its own folder"
+    )
     parser.add_argument("--steps", type=int, metavar="K", help="re-run only the first K steps")
     parser.add_argument(
         "--ended-early", action="store_true", help="accept that the task was told to finish before its last step"

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from engine.core.errors import JobError
+from engine.core.errors import JobError, TaskError
 from engine.core.process.startup import ENTRYPOINT
 from engine.job.prepare import read_task
 from engine.task.settings import Settings, read_flags, read_settings
@@ -25,8 +26,17 @@ class RerunError(JobError):
 
 
 def settings_of(flags: argparse.Namespace, out: Path, environment: Mapping[str, str]) -> Settings:
-    """Return the settings of a re-run into the folder `out`, by the flags of `verify`."""
-    return read_settings(read_flags([*_job_flags(flags, out), "--task", str(flags.task)]), environment)
+    """Return the settings of a re-run into the folder `out`, by the flags of `verify`.
+
+    Raises TaskError for a flag or a variable that is wrong.
+    """
+    settings = read_settings(read_flags([*_job_flags(flags, out), "--task", str(flags.task)]), environment)
+    folder: Path | None = flags.task_folder
+    if folder is None:
+        return settings
+    if not folder.is_dir():
+        raise TaskError(f"--task-folder {folder}: there is no such folder; name the one that the task was in")
+    return replace(settings, task_folder=folder.absolute())
 
 
 def _job_flags(flags: argparse.Namespace, out: Path) -> list[str]:
@@ -54,7 +64,8 @@ def rerun(
     Raises:
         RerunError: it failed.
     """
-    task = flags.task.absolute() if steps is None else _shortened(settings, steps, out.with_name("first-steps"))
+    is_same = steps is None and flags.task_folder is None
+    task = flags.task.absolute() if is_same else _rewritten(settings, out.with_name("task"), steps)
     command = [sys.executable, ENTRYPOINT, "--task", str(task), *_job_flags(flags, out)]
     code = _run_quietly(command, out, environment=environment)
     if code == 0:
@@ -87,23 +98,30 @@ def _run_quietly(command: Sequence[str], out: Path, *, environment: Mapping[str,
     return int(job.returncode)
 
 
-def _shortened(settings: Settings, steps: int, folder: Path) -> Path:
-    """Write a task of only the first steps into a new `folder`, with absolute paths in place of relative ones.
+def _rewritten(settings: Settings, folder: Path, steps: int | None) -> Path:
+    """Write the task into a new `folder`, with absolute paths in place of relative ones, and return its path.
 
     The folder must be empty otherwise: a name that is a Hub ID in the task must not become a path.
+
+    Args:
+        steps: writes a task of only the first steps; None writes the whole one.
     """
     task, value = read_task(settings), json.loads(settings.task_bytes)
-    value["train_args"]["num_train_steps"] = steps
-    value["validation"]["num_images"] = 1  # images have no effect on the steps
-    for key in ("prompts", "prompts_file"):
-        value["validation"].pop(key, None)
+    validation = value.get("validation", {})
+    if steps is not None:
+        value["train_args"]["num_train_steps"] = steps
+        value["validation"] = validation = validation | {"num_images": 1}  # images have no effect on the steps
+        for key in ("prompts", "prompts_file"):
+            validation.pop(key, None)
     value["model"]["name"] = task.model.name
     for name, one in task.model.components.items():
         value["model"]["components"][name]["name"] = one.name
     if task.dataset.name is not None:
         value["dataset"]["name"] = task.dataset.name
     if task.validation.dataset is not None and task.validation.dataset.name is not None:
-        value["validation"]["dataset"]["name"] = task.validation.dataset.name
+        validation["dataset"]["name"] = task.validation.dataset.name
+    if validation.get("prompts_file"):
+        validation["prompts_file"] = task.validation.prompts_file
     if task.checkpoint is not None:
         value["checkpoint"] = task.checkpoint
     folder.mkdir()

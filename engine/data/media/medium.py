@@ -23,6 +23,7 @@ from engine.task.task import FrameExtraction
 
 Pixels = npt.NDArray[np.uint8]
 ReadFacts = Callable[[bytes], ClipFacts]
+CheckInTime = Callable[[bytes, Callable[[], bool]], Extent]
 
 
 class RenderMask(Protocol):
@@ -63,6 +64,9 @@ class Medium:
     """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
+    check_in_time: CheckInTime | None = None
+    """Does as `check` does, but leaves the frames that are left when the function that it is given returns True; None
+    for a medium whose samples have no frames."""
     read_facts: ReadFacts | None = None
     """Returns the facts about a clip without decoding it; None for a medium whose samples have no frames."""
     names: SampleNames = OF_IMAGES
@@ -72,7 +76,7 @@ class Medium:
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""
-        return f".{name.rpartition('.')[2].lower()}" in self.suffixes
+        return suffix_of(name) in self.suffixes
 
     def choose_frames(
         self, available: int, count: int, extraction: FrameExtraction, *, turn: int = 0, word: int = 0
@@ -83,3 +87,8 @@ class Medium:
     def key_parts(self, view: Geometry) -> list[str]:
         """Return the parts of a cache key for the pixels of a view, besides the sample, its size, crop and flip."""
         return [self.decoding, *map(str, view.frames)] if self.has_frames else []
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name, in lower case with the dot."""
+    return f".{name.rpartition('.')[2].lower()}"

@@ -93,7 +93,7 @@ class DueResults:
                 resolution=task.train_args.resolution,
                 device=context.device,
                 check_stop=self._check_stop,
-            )
+            ).files
             # Free the device's memory for the denoiser again.
             family.move_encoders(torch.device("cpu"))
         return {step_results.image_name(step, file): data for file, data in drawn.items()}

@@ -52,7 +52,7 @@ def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
         "device": context.device,
         "check_stop": watch.renew_if_due,
     }
-    drawn = draw(images, family, what="validation", **where)
+    drawn = draw(images, family, what="validation", **where).files
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
         without = drawn_or_cached(

@@ -10,6 +10,7 @@ from engine.commands.diffs.result_diff import first_more
 from engine.commands.verify import main as verify
 from engine.commands.verify import rerun
 from engine.commands.verify.result import Result
+from engine.core.errors import TaskError
 from engine.core.messages import listing
 from engine.task.settings import read_flags, read_settings
 
@@ -107,7 +108,7 @@ def test_the_first_steps_alone_are_a_task_with_the_paths_of_its_own_folder(tmp_p
     }
     (home / "task.json").write_text(json.dumps(task))
     settings = read_settings(read_flags(["--task", str(home / "task.json"), "--device", "cpu"]), {})
-    found = json.loads(rerun._shortened(settings, 2, scratch / "new").read_text())
+    found = json.loads(rerun._rewritten(settings, scratch / "new", 2).read_text())
     assert found == {
         "model": {"name": "org/model"},
         "dataset": {"name": str(home / "images")},
@@ -115,6 +116,33 @@ def test_the_first_steps_alone_are_a_task_with_the_paths_of_its_own_folder(tmp_p
         "train_args": {"num_train_steps": 2, "max_train_steps": 9},
         "checkpoint": str(home / "parent/checkpoint"),
     }
+
+
+def test_a_task_that_was_moved_keeps_the_paths_of_the_folder_that_it_was_in(tmp_path):
+    """As a worker moves it to `done/`."""
+    (tmp_path / "tasks" / "images").mkdir(parents=True)
+    (tmp_path / "tasks" / "done").mkdir()
+    moved = tmp_path / "tasks" / "done" / "task.json"
+    (tmp_path / "tasks" / "prompts.csv").write_text("prompt\na cat\n")
+    task = {
+        "model": {"name": "org/model"},
+        "dataset": {"name": "images"},
+        "validation": {"prompts_file": "prompts.csv"},
+        "train_args": {},
+    }
+    moved.write_text(json.dumps(task))
+
+    def settings(folder):
+        words = ["out", "--task", str(moved), "--device", "cpu", "--task-folder", str(folder)]
+        return rerun.settings_of(verify._parser().parse_args(words), tmp_path / "out", {})
+
+    found = json.loads(rerun._rewritten(settings(tmp_path / "tasks"), tmp_path / "new", None).read_text())
+    assert found == task | {
+        "dataset": {"name": str(tmp_path / "tasks" / "images")},
+        "validation": {"prompts_file": str(tmp_path / "tasks" / "prompts.csv")},
+    }
+    with pytest.raises(TaskError, match=r"--task-folder .* no such folder"):
+        settings(tmp_path / "task")
 
 
 class TestRerunsLines:
