@@ -103,10 +103,9 @@ def _checked(payload: memoryview) -> pa.RecordBatch | None:
     types = {field.name: field.type for field in index.schema}
     caption = types.pop("caption", None)
     expected = _TYPES | (_MASK_TYPES if "mask_size" in types else {})
-    is_index = (
-        types == expected and caption in _CAPTION_TYPES and not any(column.null_count for column in index.columns)
-    )
-    return index if is_index else None
+    others = {name: pa.int32() for name in types.keys() - expected.keys()}  # sizes of images, which shards.py adds
+    is_index = types == expected | others and caption in _CAPTION_TYPES
+    return index if is_index and not any(column.null_count for column in index.columns) else None
 
 
 def rows_of_index(index: pa.RecordBatch, tar: Tar, label: str) -> Rows:
