@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import chosen, may_offload, parts_apart, wants_offload, wants_recompute
+from engine.job.memory.decisions import (
+    beside_encoders,
+    chosen,
+    keeps_encoders,
+    may_offload,
+    parts_apart,
+    wants_offload,
+    wants_recompute,
+)
 from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Prediction, gib, predict
@@ -20,6 +28,7 @@ __all__ = [
     "describe",
     "fitting",
     "gib",
+    "keeps_encoders",
     "most_bytes",
     "parts_apart",
     "predict",
@@ -71,8 +80,12 @@ def describe(
         lines = [f"memory         {_phases(found)} {kind}; {with_it} gradient checkpointing{why}"]
     if device == "cuda":
         lines.append(f"{_INDENT}main memory, plus the program itself: {_phases(found.main)}")
-    freed = predict(base, task, recompute=found.recompute, device=device, num_processes=num_processes, apart=True)
-    lines += _encoders(found, freed, is_open=device == "cuda" and available is None)
+    if device == "cuda" and keeps_encoders(base, task, main_available=main_available, **place):
+        with_them = gib(beside_encoders(found))
+        lines.append(f"{_INDENT}the encoders leave the GPU after the first steps, until then {with_them} training")
+    else:
+        freed = predict(base, task, recompute=found.recompute, device=device, num_processes=num_processes, apart=True)
+        lines += _encoders(found, freed, is_open=device == "cuda" and available is None)
     lines += _blocks(base, task, found, is_open=device == "cuda" and available is None, num_processes=num_processes)
     if available is not None and found.peak > available:
         fits = "; ".join(fitting(base, task, device=device, available=available, num_processes=num_processes))

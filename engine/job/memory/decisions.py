@@ -87,6 +87,41 @@ def wants_recompute(
     return plain is None or available is None or plain.train > SPARE * available
 
 
+def keeps_encoders(
+    base: BaseModel,
+    task: Task,
+    *,
+    device: str,
+    available: int | None,
+    main_available: int | None = None,
+    num_processes: int = 1,
+) -> bool:
+    """Return whether the encoders stay on the device while the first steps are trained, so that these start early.
+
+    The result's bits are the same. On a CPU they do unless they are freed: both are in main memory.
+
+    Args:
+        base: the base model.
+        task: the task.
+        device: cuda or cpu.
+        available: bytes of memory on that device; None is unknown, and on a GPU a reason not to do it.
+        main_available: see `parts_apart`.
+        num_processes: see `predict`.
+    """
+    place: dict[str, Any] = {"device": device, "main_available": main_available, "num_processes": num_processes}
+    found = chosen(base, task, available=available, **place)
+    if found is None or found.apart:
+        return device == "cpu" and found is None
+    if device == "cpu":
+        return True
+    return available is not None and not found.offload and beside_encoders(found) <= SPARE * available
+
+
+def beside_encoders(found: Prediction) -> int:
+    """Return the bytes at the peak of training on a GPU with the encoders there, too; `found` is without offload."""
+    return found.train + found.main.train  # which are the encoders' weights, as far as they are not trained
+
+
 def may_offload(task: Task) -> bool:
     """Return whether it is left to the memory where the denoiser's blocks are, as far as the task alone says."""
     args = task.train_args
