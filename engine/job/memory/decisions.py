@@ -108,13 +108,13 @@ def keeps_encoders(
         main_available: see `parts_apart`.
         num_processes: see `predict`.
     """
-    place: dict[str, Any] = {"device": device, "main_available": main_available, "num_processes": num_processes}
-    found = chosen(base, task, available=available, **place)
-    if found is None or found.apart:
-        return device == "cpu" and found is None
+    place: dict[str, Any] = {"device": device, "available": available, "num_processes": num_processes}
     if device == "cpu":
-        return True
-    return available is not None and not found.offload and beside_encoders(found) <= SPARE * available
+        return not parts_apart(base, task, **place)
+    found = chosen(base, task, main_available=main_available, **place)
+    if found is None or available is None or found.apart or found.offload:
+        return False
+    return beside_encoders(found) <= SPARE * available
 
 
 def beside_encoders(found: Prediction) -> int:
