@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn
+from typing import BinaryIO, Final, NoReturn, TypeVar
 
 from engine.core.errors import OutputError
 
@@ -332,12 +332,15 @@ def _exchange(one: Path, other: Path) -> bool:
     return result == 0
 
 
+Sealed = TypeVar("Sealed", bytes, memoryview)
+
+
 def seal(payload: bytes) -> bytes:
     """Return the payload preceded by its SHA-256, for files that only this program reads."""
     return hashlib.sha256(payload).digest() + payload
 
 
-def unseal(data: bytes) -> bytes | None:
+def unseal(data: Sealed) -> Sealed | None:
     """Return the payload of a sealed file, or None if it is damaged."""
     digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     return payload if hashlib.sha256(payload).digest() == digest else None

@@ -62,9 +62,10 @@ class Identity:
         """Mark this identity as unusable: an input has no reliable fingerprint, so nothing may be cached for it."""
         self._is_certain = False
 
-    def add(self, *values: bytes) -> None:
+    def add(self, *values: bytes | memoryview) -> None:
         for value in values:
-            self._digest.update(struct.pack("<Q", len(value)) + value)
+            self._digest.update(struct.pack("<Q", len(value)))
+            self._digest.update(value)
 
     def add_column(self, column: pa.ChunkedArray) -> None:
         """Add all values of a column."""

@@ -28,7 +28,8 @@ _FRAMES: Final = 64
 
 
 def fingerprint(parts: Sequence[Rows]) -> str:
-    """Return the SHA-256 of all rows, as 64 hex digits. Every image is read once, by up to 8 threads.
+    """Return the SHA-256 of all rows, as 64 hex digits. Images whose digests are not known are read once, by up to
+    8 threads.
 
     Rows are encoded with fixed-size digests, counts and lengths, so that different datasets have different encodings. A
     row is 0x01 and the image's SHA-256 (0x00 alone if the image is unreadable), the number of captions, then the length
@@ -102,9 +103,10 @@ def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
 def remembered_fingerprint(parts: Sequence[Rows], cache_dir: Path) -> str:
     """Return the fingerprint: the one that an earlier job cached for the same captions and files, else computed.
 
-    The digests of `pinned` images are cached with it.
+    The digests of `pinned` images are cached with it, unless they are known.
     """
-    found = [images for part in parts for images in (part.images, part.masks) if isinstance(images, Pinned)]
+    every = [images for part in parts for images in (part.images, part.masks) if isinstance(images, Pinned)]
+    found = [images for images in every if not images.is_known]
     identity = Identity(f"{FINGERPRINT_VERSION}, {len(found)} pinned", cache_dir)
     for part in parts:
         identity.add(struct.pack("<QQQ", part.repeats, len(part.images), part.masks is not None))

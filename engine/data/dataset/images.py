@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,6 +58,17 @@ class Images(Protocol):
 
     def identify(self, identity: Identity) -> None:
         """Add to an identity everything that the results of `read` depend on."""
+        ...
+
+    def known_digests(self) -> memoryview | None:
+        """Return the SHA-256 of all images if they are known without reading them, one after the other.
+
+        That of an image which `read` refuses as unreadable is `UNREADABLE`.
+        """
+        ...
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Prepare the reading of images that are read next; where reading is fast, do nothing."""
         ...
 
 
@@ -136,6 +146,12 @@ class Cells:
             # Row by row: Arrow cannot filter string views.
             identity.add_files(self._file_of(value) for row in rows if (value := self._path(row)) is not None)
 
+    def known_digests(self) -> None:
+        """Return None: they are not known."""
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Do nothing: the system reads local files ahead."""
+
     def _file_of(self, value: str) -> str:
         """Return the file to read for a path; for `zip://`, the archive."""
         if self.reach.zipped and value.startswith("zip://"):
@@ -190,44 +206,17 @@ class Files:
         identity.add(repr((str(self.folder), self.reach)).encode(), *map(os.fsencode, self.paths))
         identity.add_files(f"{self.folder}/{path}" for path in self.paths if path)
 
+    def known_digests(self) -> None:
+        """Return None: they are not known."""
 
-@dataclass(frozen=True, slots=True)
-class TarMembers:
-    """Images inside an uncompressed tar, read in place without unpacking it."""
-
-    path: Path
-    offsets: array[int]
-    sizes: array[int]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def has(self, index: int) -> bool:
-        return self.sizes[index] > 0
-
-    def read(self, index: int) -> bytes:
-        if self.sizes[index] > MAX_IMAGE_FILE_BYTES:
-            raise UnreadableImage(
-                f"it has {self.sizes[index]:,} bytes, more than the limit of {MAX_IMAGE_FILE_BYTES:,}"
-            )
-        try:
-            with self.path.open("rb") as file:
-                return os.pread(file.fileno(), self.sizes[index], self.offsets[index])
-        except OSError as error:
-            raise unreadable(error, shown(self.names[index])) from error
-
-    def name(self, index: int) -> str:
-        return shown(f"{self.path.name}/{self.names[index]}")
-
-    def identify(self, identity: Identity) -> None:
-        identity.add_files([self.path])
-        identity.add(self.offsets.tobytes(), self.sizes.tobytes())
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        """Do nothing: the system reads local files ahead."""
 
 
-_DIGEST_BYTES: Final = hashlib.sha256().digest_size
-_NOT_READ: Final = bytes(_DIGEST_BYTES)
-_UNREADABLE: Final = b"\xff" * _DIGEST_BYTES
+DIGEST_BYTES: Final = hashlib.sha256().digest_size
+_DIGEST: Final = np.dtype((np.void, DIGEST_BYTES))
+_NOT_READ: Final = bytes(DIGEST_BYTES)
+UNREADABLE: Final = b"\xff" * DIGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +227,18 @@ class Pinned:
     """
 
     images: Images
-    digests: bytearray
-    """SHA-256 of each image, zeros until it is read."""
+    digests: bytearray | memoryview
+    """SHA-256 of each image, zeros until it is read; a `memoryview` of those that are known from the beginning."""
 
     @classmethod
     def of(cls, images: Images) -> Pinned:
-        return cls(images, bytearray(_DIGEST_BYTES * len(images)))
+        known = images.known_digests()
+        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known)
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether all digests are known without reading the images."""
+        return isinstance(self.digests, memoryview)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -256,15 +251,19 @@ class Pinned:
         try:
             data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
         except UnreadableImage:
-            self._require(index, _UNREADABLE)
+            self._require(index, UNREADABLE)
             raise
         self._require(index, hashlib.sha256(data).digest())
         return data
 
     def digest(self, index: int) -> bytes:
-        """Read the image and return the SHA-256 of its encoded bytes. Raises the errors of `read`."""
-        self.read(index)
-        return bytes(self.digests[_place(index)])
+        """Return the SHA-256 of the encoded bytes, which are read unless it is known. Raises the errors of `read`."""
+        if not self.is_known:
+            self.read(index)
+        digest = bytes(self.digests[_place(index)])
+        if digest == UNREADABLE:
+            raise UnreadableImage("it cannot be read")
+        return digest
 
     def name(self, index: int) -> str:
         return self.images.name(index)
@@ -272,11 +271,18 @@ class Pinned:
     def identify(self, identity: Identity) -> None:
         self.images.identify(identity)
 
+    def known_digests(self) -> memoryview | None:
+        return self.images.known_digests()
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        self.images.read_ahead(rows)
+
     def _require(self, index: int, found: bytes) -> None:
         place = _place(index)
-        if self.digests[place] == _NOT_READ:
+        before = bytes(self.digests[place])
+        if before == _NOT_READ:
             self.digests[place] = found
-        elif self.digests[place] != found:
+        elif before != found:
             raise DatasetError(
                 f"{self.name(index)} has changed since the job began; do not change the dataset while a job runs, "
                 "and start it again"
@@ -284,7 +290,7 @@ class Pinned:
 
 
 def _place(index: int) -> slice:
-    return slice(index * _DIGEST_BYTES, (index + 1) * _DIGEST_BYTES)
+    return slice(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,3 +315,10 @@ class Picked:
     def identify(self, identity: Identity) -> None:
         identity.add(self.rows.tobytes())
         self.images.identify(identity)
+
+    def known_digests(self) -> memoryview | None:
+        known = self.images.known_digests()
+        return None if known is None else memoryview(np.frombuffer(known, _DIGEST)[self.rows].tobytes())
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        self.images.read_ahead(self.rows[rows].tolist())

@@ -26,7 +26,7 @@ from engine.data.dataset.images import Cells
 from engine.data.dataset.reach import Reach
 from engine.data.dataset.rows import Rows, captions_from_values, paths_from_values, rows_from_arrow
 from engine.data.dataset.tables.records import csv_records, json_records
-from engine.data.dataset.tables.webdataset import read_tar
+from engine.data.dataset.tables.tar_index import read_tar
 
 # The order in which a folder is searched for tables.
 TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".tar")
@@ -66,7 +66,7 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         if suffix == ".arrow":
             return _from_arrow(read_arrow(path), path, source, label, mapped=path)
         if suffix == ".tar":
-            return read_tar(path, source.columns, label, joins_lines=source.joins_lines)
+            return read_tar(path, source.columns, label, cache_dir=source.cache_dir, joins_lines=source.joins_lines)
         if suffix in (".csv", ".tsv"):
             return _from_records(csv_records(path, source.columns.names, label), path, source, label)
         return _from_records(json_records(path, label), path, source, label)

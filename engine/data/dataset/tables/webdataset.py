@@ -1,32 +1,36 @@
-"""Read the rows of WebDataset tars in place, without unpacking them."""
+"""Make the index of a WebDataset tar: which members are one sample, where its image is, and its captions."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
 import re
-import tarfile
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Any, Final
 
-from engine.core.errors import DatasetError
+import numpy as np
+import pyarrow as pa
+
+from engine.core.errors import DatasetError, TemporaryError
 from engine.core.files.folder_names import composed
-from engine.core.limits import MAX_HEADER_BYTES, refuse_endless_number
 from engine.core.messages import short
 from engine.data.dataset.columns import Columns, kind_of
-from engine.data.dataset.images import TarMembers
-from engine.data.dataset.rows import Rows, captions_from_values, parse_object
+from engine.data.dataset.images import MAX_IMAGE_FILE_BYTES, UNREADABLE
+from engine.data.dataset.rows import captions_from_values, parse_object
+from engine.data.dataset.tables.tar_headers import Member, Nearby, members
 from engine.data.media.medium import Medium
 
 MAX_TEXT_BYTES: Final = 1 << 20
 _TEXTS: Final = ("txt", "caption", "text", "json")
+_NO_MEMBER: Final[Member] = ("", 0, 0)
 
 
-def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = False) -> Rows:
-    """Return the rows of a WebDataset tar.
+def make_index(path: Path, columns: Columns, label: str, *, joins_lines: bool = False) -> pa.RecordBatch:
+    """Read a WebDataset tar once and return its index (see tar_index.py).
 
     The members `key.ext` with the same key are one sample; the columns are its extensions and the keys of its `.json`.
     The key ends at the first dot of a name. If only the last dot gives each image a text, as in `2024.01 cat.jpg` and
@@ -34,44 +38,51 @@ def read_tar(path: Path, columns: Columns, label: str, *, joins_lines: bool = Fa
     The default columns `image` (or `video`) and `text` mean the first image (clip) and the `.txt` or `.caption` of each
     sample. A still beside a clip, such as its thumbnail, is not used.
 
-    Raises DatasetError.
+    Raises:
+        DatasetError: a column is missing, a sample has no image or no caption, or the tar is truncated.
+        TemporaryError: an image cannot be read.
+        tarfile.TarError: it is no tar, or damaged.
+        OSError: the tar cannot be opened, or its headers cannot be read.
     """
+    with path.open("rb") as file:
+        descriptor = file.fileno()
+        samples, kinds = _samples(descriptor, columns.medium, label, joins_lines=joins_lines)
+        columns = _tar_columns(columns, kinds)
+        image, _ = columns.pick(kinds, label)
+        columns = replace(columns, mask=columns.pick_mask(kinds, label))
+        images, masks, captions = _rows(samples, image, columns, label)
+        found = _member_columns("", images, descriptor, label)
+        if columns.mask:
+            found |= _member_columns("mask_", masks, descriptor, label)
+    texts, rules = captions_from_values(captions, columns, label)
+    has_own = np.ones(len(images), np.uint8)
+    if rules:
+        has_own[:] = 0
+        has_own[dict(rules).get(label, [])] = 1
+    found["caption"] = texts.combine_chunks()
+    found["has_own_caption"] = _array(pa.uint8(), len(images), has_own)
+    return pa.record_batch(list(found.values()), names=list(found))
+
+
+def _samples(
+    descriptor: int, medium: Medium, label: str, *, joins_lines: bool
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the fields of each sample by their extensions, and what each extension holds."""
     samples: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
-    with _Headers(path) as file:
-        members = list(_members(file, path, label))
-        medium = columns.medium
-        in_lines = not _has_texts(members, _split_key, medium) and _has_texts(members, _split_last, medium)
-        for member in members:
-            key, extension = (_split_last if in_lines else _split_key)(member[0])
-            fields = samples.setdefault(key, {})
-            if extension in fields:
-                raise DatasetError(f"{label} contains {short(member[0])} twice")
-            _add_field(file, member, extension, fields, kinds, medium=medium, in_lines=in_lines)
-            if in_lines and joins_lines and isinstance(fields[extension], list):
-                fields[extension] = " ".join(fields[extension])
-    columns = _tar_columns(columns, kinds)
-    image, _ = columns.pick(kinds, label)
-    columns = replace(columns, mask=columns.pick_mask(kinds, label))
-    return _tar_rows(path, samples, image, columns, label)
-
-
-Member = tuple[str, int, int]
-"""A member's name, and the offset and size of its content in bytes."""
-
-
-def _members(file: _Headers, path: Path, label: str) -> Iterator[Member]:
-    """Yield the regular files of a tar. Raises DatasetError if it is truncated."""
-    end = path.stat().st_size
-    # Uncompressed only ("r:"): a compressed tar has no random access; engine/data/fetch unpacks those.
-    with tarfile.open(fileobj=cast("IO[bytes]", file), mode="r:") as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen: a gigabyte per million
-            if not member.isreg() or member.sparse is not None or not _split_key(member.name)[1]:
-                continue
-            if member.offset_data + member.size > end:
-                raise DatasetError(f"{label} ends in the middle of {short(member.name)}: it is truncated")
-            yield member.name, member.offset_data, member.size
+    near = Nearby(descriptor)
+    found = [member for member in members(descriptor, label) if _split_key(member[0])[1]]
+    in_lines = not _has_texts(found, _split_key, medium) and _has_texts(found, _split_last, medium)
+    split = _split_last if in_lines else _split_key
+    for member in found:
+        key, extension = split(member[0])
+        fields = samples.setdefault(key, {})
+        if extension in fields:
+            raise DatasetError(f"{label} contains {short(member[0])} twice")
+        _add_field(near, member, extension, fields, kinds, medium=medium, in_lines=in_lines)
+        if in_lines and joins_lines and isinstance(fields[extension], list):
+            fields[extension] = " ".join(fields[extension])
+    return samples, kinds
 
 
 def _split_key(name: str) -> tuple[str, str]:
@@ -99,19 +110,8 @@ def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]
     return bool(images) and images <= texts
 
 
-class _Headers(io.FileIO):
-    """A tar for tarfile that limits the size of headers: a header can claim a size that would fill the memory."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
-            raise DatasetError(f"it has a member with more than {MAX_HEADER_BYTES:,} bytes of headers; pack it again")
-        header = super().read(size) or b""
-        refuse_endless_number(header)
-        return header
-
-
 def _add_field(
-    file: io.FileIO,
+    near: Nearby,
     member: Member,
     extension: str,
     fields: dict[str, Any],
@@ -120,17 +120,17 @@ def _add_field(
     medium: Medium,
     in_lines: bool,
 ) -> None:
-    """Add a member to its sample's `fields`: an image's offset, size and name, or a text. Other data is None."""
+    """Add a member to its sample's `fields`: an image's `Member`, or a text. Other data is None."""
     name, offset, size = member
     if medium.has_name(extension):
-        fields[extension] = (offset, size, name)
+        fields[extension] = member
         kinds[extension] = "images"
         return
     fields[extension] = None
     if extension not in _TEXTS or size > MAX_TEXT_BYTES:
         kinds.setdefault(extension, "other data")
         return
-    data = os.pread(file.fileno(), size, offset)
+    data = near.read(offset, size)
     if extension == "json":
         fields["json"] = values = parse_object(data, short(name))
         unknown = {name: value for name, value in values.items() if kinds.get(name, "null") == "null"}
@@ -165,38 +165,99 @@ def _stills_last(extensions: Sequence[str], medium: Medium) -> list[str]:
     return sorted(extensions, key=lambda name: f".{name.rpartition('.')[2]}" in medium.still_suffixes)
 
 
-def _tar_rows(path: Path, samples: dict[str, dict[str, Any]], image: str, columns: Columns, label: str) -> Rows:
-    images, masks, captions, mask = _Places(path), _Places(path), [], columns.mask
+def _rows(
+    samples: Mapping[str, Mapping[str, Any]], image: str, columns: Columns, label: str
+) -> tuple[list[Member], list[Member], list[Any]]:
+    """Return the image, the mask and the caption of each sample. Raises DatasetError if one has no image."""
+    images: list[Member] = []
+    masks: list[Member] = []
+    captions, mask = [], columns.mask
     for key, fields in samples.items():
-        place = fields.get(image)
-        if not isinstance(place, tuple):
+        member = fields.get(image)
+        if not isinstance(member, tuple):
             others = [name for name in fields if isinstance(fields[name], tuple) and name != mask]
-            place = next((fields[name] for name in _stills_last(others, columns.medium)), None)
-        if place is None:
+            member = next((fields[name] for name in _stills_last(others, columns.medium)), None)
+        if member is None:
             raise DatasetError(f"sample {short(key)} of {label} has no {columns.medium.names.noun}")
-        images.add(place)
+        images.append(member)
         if mask:
-            masks.add(fields[mask] if isinstance(fields.get(mask), tuple) else (0, 0, ""))
+            masks.append(fields[mask] if isinstance(fields.get(mask), tuple) else _NO_MEMBER)
         found = fields.get(columns.caption, (fields.get("json") or {}).get(columns.caption))
         if found is None and columns.caption == "txt":
             found = fields.get("caption")
         captions.append(found)
-    array_of_captions, rules = captions_from_values(captions, columns, label)
-    return Rows(images.members(), array_of_captions, label, masks=masks.members() if mask else None, rules=rules)
+    return images, masks, captions
 
 
-class _Places:
-    """The offsets, sizes and names of members of a tar."""
+# --- Arrays -----------------------------------------------------------------------------------------------------------
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offsets, self._sizes = array("q"), array("q")
-        self._names: list[str] = []
 
-    def add(self, place: tuple[int, int, str]) -> None:
-        self._offsets.append(place[0])
-        self._sizes.append(place[1])
-        self._names.append(place[2])
+def _member_columns(prefix: str, found: Sequence[Member], descriptor: int, label: str) -> dict[str, pa.Array]:
+    """Return the columns of an index that tell where members are, and their digests."""
+    count = len(found)
+    names = [name.encode("utf-8", "surrogateescape") for name, _, _ in found]
+    ends = np.cumsum([0, *map(len, names)], dtype=np.int32)
+    offsets = np.array([offset for _, offset, _ in found], dtype=np.int64)
+    sizes = np.array([size for _, _, size in found], dtype=np.int64)
+    return {
+        f"{prefix}offset": _array(pa.int64(), count, offsets),
+        f"{prefix}size": _array(pa.int64(), count, sizes),
+        f"{prefix}name": _array(pa.binary(), count, ends, b"".join(names)),
+        f"{prefix}sha256": _array(pa.binary(hashlib.sha256().digest_size), count, _digests(found, descriptor, label)),
+    }
 
-    def members(self) -> TarMembers:
-        return TarMembers(self._path, self._offsets, self._sizes, self._names)
+
+def _array(type_: pa.DataType, count: int, *buffers: Any) -> pa.Array:
+    """Return an Arrow array without nulls. `pa.array` would import pandas, which takes a quarter of a second."""
+    return pa.Array.from_buffers(type_, count, [None, *map(pa.py_buffer, buffers)])
+
+
+# --- Digests ----------------------------------------------------------------------------------------------------------
+
+_RUN_BYTES: Final = 4 << 20
+_CHUNK_BYTES: Final = 1 << 20
+
+
+def _digests(found: Sequence[Member], descriptor: int, label: str) -> bytes:
+    """Return the SHA-256 of each member, one after the other; `UNREADABLE` for one that is too large for an image."""
+    runs = list(_runs(found))
+    digest_run = partial(_digest_run, descriptor=descriptor, label=label)
+    if len(runs) < 2:
+        return b"".join(map(digest_run, runs))
+    # hashlib releases the interpreter lock, so threads hash in parallel.
+    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
+        return b"".join(pool.map(digest_run, runs))
+
+
+def _runs(found: Sequence[Member]) -> Iterator[Sequence[Member]]:
+    """Yield the members in runs of some megabytes."""
+    start = num_bytes = 0
+    for index, (_, _, size) in enumerate(found, start=1):
+        num_bytes += size
+        if num_bytes >= _RUN_BYTES or index == len(found):
+            yield found[start:index]
+            start, num_bytes = index, 0
+
+
+def _digest_run(run: Sequence[Member], *, descriptor: int, label: str) -> bytes:
+    near = Nearby(descriptor, _CHUNK_BYTES)
+    return b"".join(_digest(member, near, label) for member in run)
+
+
+def _digest(member: Member, near: Nearby, label: str) -> bytes:
+    """Return a member's SHA-256. Raises DatasetError if the tar was cut off meanwhile, TemporaryError."""
+    name, offset, size = member
+    if size > MAX_IMAGE_FILE_BYTES:
+        return UNREADABLE
+    digest = hashlib.sha256()
+    try:
+        for start in range(offset, offset + size, _CHUNK_BYTES):
+            wanted = min(_CHUNK_BYTES, offset + size - start)
+            data = near.read(start, wanted)
+            if len(data) < wanted:
+                raise DatasetError(f"{label} has changed while it was read; do not change a dataset while a job runs")
+            digest.update(data)
+    except OSError as error:
+        where = f"{short(name)} of {label}"
+        raise TemporaryError(f"{where} could not be read ({error.strerror}); run the same command again") from error
+    return digest.digest()
