@@ -24,13 +24,13 @@ class Program(NamedTuple):
 TRAIN: Final = "engine.commands.train"
 CONTAINER_START: Final = "container-start"
 PROGRAMS: Final[Mapping[str, Program]] = {
-    "verify": Program("engine.commands.verify", "check a result by training it again and comparing all bytes"),
+    "verify": Program("engine.commands.verify.main", "check a result by training it again and comparing all bytes"),
     "compare": Program("engine.commands.compare", "say how far apart two results are"),
     "prefetch": Program("engine.commands.prefetch", "download what a task needs into the cache, or prune the cache"),
     "caption": Program("engine.commands.caption.main", "write captions beside the images of a folder"),
     "chain": Program("engine.commands.forked.chain", "run a training as a chain of tasks until it is finished"),
     "worker": Program("engine.commands.forked.worker", "run the tasks of a folder as they appear in it"),
-    "export": Program("engine.commands.export", "make a whole model or a LoRA file for other programs"),
+    "export": Program("engine.commands.export.main", "make a whole model or a LoRA file for other programs"),
     "torchrun": Program(
         "engine.training.distributed.torchrun", "torch's launcher for several machines, with the job's exit code"
     ),

@@ -26,8 +26,9 @@ from engine.results.output.folder import PROGRESS_LOG, OutputFolder
 from engine.results.output.mounts import require_mount
 from engine.results.progress_log import ProgressLog
 from engine.task.settings import Settings, flag_parser, output_dir, read_settings, salvage_output_dir
-from engine.training.distributed.group import Processes, connected
+from engine.training.distributed.group import connected
 from engine.training.distributed.launch import Launch, follow_launcher, launch_of, leave_code
+from engine.training.distributed.processes import Processes
 
 _HASHING_SECONDS: Final = 0.2
 """The time for hashing the base model's files, or finding their digests in the cache, before anything is imported."""
@@ -130,7 +131,7 @@ def _train(
     from engine.job.job import request_digest
     from engine.job.opening import open_job
     from engine.job.prepare import is_in_place, parent_folder, read_task
-    from engine.models.base_model import hash_ahead
+    from engine.models.components.locating import hash_ahead
 
     outcome.device = expected_device(settings.device)
     outcome.may_overwrite = settings.overwrite or is_in_place(settings.checkpoint, settings.output_dir)

@@ -66,7 +66,7 @@ class OutputError(JobError):
 
 
 class NonFiniteError(JobError):
-    """The loss or a gradient became non-finite, or the fp16 loss scale fell below 1."""
+    """The loss, a gradient or an encoding became non-finite, or the fp16 loss scale fell below 1."""
 
     code = 8
     kind = "non-finite"

@@ -32,6 +32,8 @@ class Limits:
     max_dataset_bytes: int = DEFAULT_MAX_BYTES
     """Bytes, of the download and again of what it unpacks to."""
     allow_private_urls: bool = False
+    max_cache_bytes: int | None = None
+    """Bytes that the whole cache may hold; None for any number."""
     max_ratio: int = 200
     ratio_free_bytes: int = 64 << 20
     max_files: int = 1_000_000
@@ -39,8 +41,14 @@ class Limits:
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str]) -> Limits:
-        """`MAX_DATASET_BYTES` and `ALLOW_PRIVATE_URLS`; empty is not set. Raises TaskError naming the variable."""
+        """Read MAX_DATASET_BYTES, ALLOW_PRIVATE_URLS and MAX_CACHE_BYTES; empty is not set.
+
+        Raises:
+            TaskError: one of them has another value; it is named.
+        """
+        name = "MAX_CACHE_BYTES"
         return cls(
+            max_cache_bytes=int_variable(env, name, default=0, least=0) if env.get(name) else None,
             max_dataset_bytes=int_variable(env, "MAX_DATASET_BYTES", default=DEFAULT_MAX_BYTES, least=1),
             allow_private_urls=flag_variable(env, "ALLOW_PRIVATE_URLS"),
         )

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 
 from engine.evaluation.drawings import Image
+from engine.evaluation.validation_images import Drawn
 from engine.task.identity import canonical
 from engine.task.task import Task
 from engine.training.encoding.cache import EncodingCache, cache_key
@@ -44,9 +45,11 @@ def drawn_or_cached(
     cache: EncodingCache,
     conditions: Mapping[str, Any],
     baseline: Callable[[], AbstractContextManager[None]],
-    draw: Callable[[list[Image]], dict[str, bytes]],
+    draw: Callable[[list[Image]], Drawn],
 ) -> dict[str, bytes]:
     """Return the baseline's images as files by name; those that the cache lacks are drawn and stored.
+
+    Images that show nothing are not stored, so that the next job says so, too.
 
     Args:
         images: the images.
@@ -61,10 +64,11 @@ def drawn_or_cached(
     if missing:
         with baseline():
             drawn = draw(missing)
-        for file, data in drawn.items():
-            cache.store(keys[file], {"file": torch.frombuffer(bytearray(data), dtype=torch.uint8)})
+        for file, data in drawn.files.items():
+            if file not in drawn.flawed:
+                cache.store(keys[file], {"file": torch.frombuffer(bytearray(data), dtype=torch.uint8)})
         cache.trim()
-        found |= drawn
+        found |= drawn.files
     return {file: found[file] for file in keys}
 
 

@@ -22,11 +22,12 @@ from engine.models.objectives.objective import LossOptions
 from engine.results import held_out_rows
 from engine.results.held_out_rows import Row
 from engine.results.outcome import Outcome
+from engine.task.plan.extent import Extent
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.plan.visits import Epochs
 from engine.task.task import Task
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.batches import copied, embed_captions, normal, stacked
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.captions import CaptionEncoder
@@ -41,6 +42,8 @@ class _Measured:
 
     number: int
     """Its number in the order of measuring, which addresses everything random about it."""
+    extent: Extent
+    """The size of what is shown of it."""
     moments: Tensors
     conditioning: Tensors
     tokens: Tensors
@@ -50,7 +53,7 @@ class HeldOutLoss:
     """Measures the loss of each held-out image with the current weights. Images are encoded at the first measurement.
 
     Each image is shown in a central crop and with its first caption, without the augmentations of training: no random
-    crops, flips, dropout, shuffled tags or masks. The encodings stay in memory.
+    crops, flips, dropout, shuffled tags or masks. Of a clip the first frames are shown. The encodings stay in memory.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class HeldOutLoss:
         medium: Medium,
         *,
         timesteps: Timesteps,
+        target: Callable[[Extent], Extent],
         family: Family,
         cache: EncodingCache,
         placement: EncoderPlacement,
@@ -73,6 +77,7 @@ class HeldOutLoss:
             dataset: the held-out images.
             medium: the medium of the images.
             timesteps: the timesteps that are trained.
+            target: returns the size at which a sample of a given size is shown.
             placement: moves or frees the encoders.
             processes: the processes that share the images.
             check_stop: called between images; raises when the job is to stop.
@@ -85,7 +90,7 @@ class HeldOutLoss:
         self._processes = processes
         self._check_stop = check_stop
         self._seed = task.seed
-        self._extent = task.train_args.extent
+        self._target = target
         self._trigger_word = task.dataset.trigger_word
         self._dtype = PRECISIONS[task.mixed_precision]
         self._placement = placement
@@ -142,7 +147,7 @@ class HeldOutLoss:
 
         Batch size 1: the loss must not depend on which other images are measured.
         """
-        shape = self._family.latent_shape(self._extent)
+        shape = self._family.latent_shape(one.extent)
         conditioning = stacked([one.conditioning], self._device)
         if one.tokens:
             tokens = stacked([one.tokens], self._device)
@@ -180,13 +185,20 @@ class HeldOutLoss:
         self._placement.release()
         self._cache.trim()
         return [
-            _Measured(number, moments[view.key], conditioning | self._family.place(view.geometry), tokens)
+            _Measured(
+                number,
+                view.geometry.extent,
+                moments[view.key],
+                conditioning | self._family.place(view.geometry),
+                tokens,
+            )
             for (number, view), (conditioning, tokens) in zip(readable.items(), captions, strict=True)
         ]
 
     def _view(self, sample: int) -> View | None:
         try:
-            return self._images.view(sample, target=self._extent, center_crop=True)
+            target = self._target(self._images.extent(sample))
+            return self._images.view(sample, target=target, center_crop=True)
         except UnreadableImage as error:
             self._unreadable.add(sample, error)
             return None

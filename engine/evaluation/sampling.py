@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ def draw(
     device: torch.device,
     progress: Callable[[int], object],
     check_stop: Callable[[], None] = lambda: None,
+    not_finite: Callable[[Image, str], None] = lambda image, part: None,
 ) -> dict[str, bytes]:
     """Draw images and clips, and return PNG and MP4 files by name. Encoders stay on the device.
 
@@ -35,6 +37,7 @@ def draw(
         device: the denoiser's device.
         progress: called with the number of images done.
         check_stop: called after each denoising step; raises when the job is to stop.
+        not_finite: called with an image that shows nothing, and the part that is the cause (`Drawing.not_finite`).
     """
     files: dict[str, bytes] = {}
     family.move_encoders(device)
@@ -48,6 +51,7 @@ def draw(
             size=extent.size,
             frames=extent.frames,
             frame_rate=image.frame_rate,
+            not_finite=partial(not_finite, image),
         )
         frames = family.draw(drawing, rng.torch_generator(image.seed), check_stop)
         files[image.file] = _clip(frames, image.frame_rate) if image.is_clip else png(frames[0])

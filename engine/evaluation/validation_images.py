@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 
 from engine.core import rng
-from engine.core.console import Meter
+from engine.core.console import NOTE, Meter, say
+from engine.core.messages import listing, plural, short
 from engine.data import caption_choice
 from engine.data.dataset.dataset import ImageDataset
 from engine.evaluation import sampling
@@ -36,6 +37,22 @@ class Pictures:
     """The baseline's images."""
     between: dict[str, bytes] = field(default_factory=dict)
     """The images after earlier steps of the task."""
+
+
+class Drawn(NamedTuple):
+    """Images and clips that were drawn."""
+
+    files: dict[str, bytes]
+    """PNG and MP4 files by name."""
+    flawed: frozenset[str]
+    """The names of those that show nothing, since a part of the model computed values that are not finite."""
+
+
+_ADVICE: Final = {
+    "denoiser": "try mixed_precision bf16 or no; where those without the training are good, a lower learning_rate",
+    "VAE": "try mixed_precision bf16 or no, or another VAE (model.components.vae)",
+}
+"""Advice by the part that computed the values."""
 
 
 def planned_images(task: Task, dataset: ImageDataset, family: FamilySpec) -> list[Image]:
@@ -84,8 +101,10 @@ def draw(
     resolution: int,
     device: torch.device,
     check_stop: Callable[[], None] = lambda: None,
-) -> dict[str, bytes]:
+) -> Drawn:
     """Draw images and show the progress. The encoders stay on the device.
+
+    A note says which images show nothing, since a part of the model computed values that are not finite.
 
     Args:
         images: the images to draw.
@@ -94,17 +113,34 @@ def draw(
         resolution: width and height in pixels.
         device: the device to draw on.
         check_stop: called after each denoising step; raises when the job is to stop.
-
-    Returns:
-        PNG and MP4 files by name.
     """
-    meter = Meter(what, "clips" if any(image.is_clip for image in images) else "images", len(images))
+    flawed: dict[str, list[Image]] = {}
+
+    def not_finite(image: Image, part: str) -> None:
+        flawed.setdefault(part, []).append(image)
+
+    noun = "clip" if any(image.is_clip for image in images) else "image"
+    meter = Meter(what, f"{noun}s", len(images))
     try:
-        return sampling.draw(
-            images, family, resolution=resolution, device=device, progress=meter.update, check_stop=check_stop
+        files = sampling.draw(
+            images,
+            family,
+            resolution=resolution,
+            device=device,
+            progress=meter.update,
+            check_stop=check_stop,
+            not_finite=not_finite,
         )
     finally:
         meter.close()
+    for part, found in flawed.items():
+        prompts = listing([image.prompt for image in found], short)
+        of = plural(len(images), noun)
+        say(
+            f"{NOTE}{what}: {len(found)} of {of} {'shows' if len(found) == 1 else 'show'} nothing, because the {part} "
+            f"computed values that are not finite: {prompts}; {_ADVICE[part]}"
+        )
+    return Drawn(files, frozenset(image.file for found in flawed.values() for image in found))
 
 
 def still_of(file: str, data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from engine.job.job import Job
 from engine.results.outcome import Outcome
 from engine.results.output.folder import OutputFolder
 from engine.task.settings import Settings
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from engine.task.plan.steps import validation_interval
 from engine.task.plan.visits import VisitStream
 from engine.task.settings import Settings
 from engine.training.buckets import BucketOrder
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.encoder_placement import EncoderPlacement
@@ -94,6 +94,7 @@ def held_out_loss(
         job.held_out.images,
         job.medium,
         timesteps=job.timesteps,
+        target=job.measured_at,
         family=family,
         cache=cache,
         placement=placement,

@@ -23,6 +23,7 @@ from engine.results.agreement import differing
 from engine.results.checkpoint import Checkpoint
 from engine.results.output.job_record import JobRecord
 from engine.task.identity import agreed, canonical, recorded
+from engine.task.plan.extent import Extent, most_frames
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.task import Dataset, Task
@@ -74,6 +75,12 @@ class Job:
     def medium(self) -> Medium:
         """The kind of the dataset's samples."""
         return medium_of(self.base, self.task.dataset)
+
+    def measured_at(self, extent: Extent) -> Extent:
+        """Return the size at which a held-out sample of the size `extent` is measured: the square, of a clip with as
+        many frames as the training shows of it."""
+        whole = self.task.train_args.extent
+        return whole._replace(frames=most_frames(extent.frames, self.buckets.frame_counts)) if self.buckets else whole
 
     def origin(self, device: torch.device) -> dict[str, Any]:
         """Return the device and the versions on which the job's bits depend."""
@@ -164,6 +171,8 @@ class Job:
         drawn = [held_out_rows.STRATA, self.timesteps.begin, self.timesteps.end]
         named = {"images": self.held_out.fingerprint, "timesteps": drawn, "dataset": recorded(dataset)}
         named |= {key: value for key, value in recorded(self.task.train_args).items() if key in _OF_NOISE}
+        if self.buckets and len(self.buckets.frame_counts) > 1:
+            named["frame_counts"] = self.buckets.frame_counts
         return hashlib.sha256(canonical_json(named)).hexdigest()[:16]
 
     @property
@@ -222,7 +231,7 @@ def request_digest(task: Task, parent: Path | None) -> str:
 
 def medium_of(base: BaseModel, dataset: Dataset) -> Medium:
     """Return the medium that the base model's family is trained on, with the settings of a task's dataset."""
-    return MEDIA[base.family.medium](dataset)
+    return MEDIA[base.family.medium].make(dataset)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ from engine.results.output.folder import OutputFolder
 from engine.results.progress_log import ProgressLog
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.methods.registry import load_checkpoint
 
 

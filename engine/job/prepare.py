@@ -21,7 +21,7 @@ from engine.evaluation.prompts_file import with_prompts
 from engine.job.advice.clips import Survey
 from engine.job.advice.task_checks import check_frozen, check_noise, check_sizes
 from engine.job.job import Job, medium_of, request_digest, require_same_invariants
-from engine.models import base_model
+from engine.models.components import locating
 from engine.models.components.files import is_url
 from engine.results import provenance
 from engine.results.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ from engine.task.plan.steps import StepRange
 from engine.task.settings import Settings, is_read_only
 from engine.task.task import Task, parse_task
 from engine.training.buckets import bucket_sizes, sort_into_buckets
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.methods.registry import METHODS, load_parent
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def prepare(
     if is_read_only(settings.cache_dir):
         say(f"the cache {settings.cache_dir} is read-only: its entries are used, none is added")
     with _permitted(ModelError, "the base model"), _looking_up_models(task, settings):
-        base = base_model.locate(
+        base = locating.locate(
             task.model,
             pinned=_pinned_model(before, task) or _pinned_model(_resolved(chain), task),
             pinned_components=_pinned_components(_resolved(chain), task) | _pinned_components(before, task),

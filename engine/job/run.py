@@ -27,7 +27,7 @@ from engine.job.results.finish_now import FinishNow
 from engine.job.results.publish import draw_and_publish
 from engine.job.results.watch import Watch
 from engine.job.start import Training, find_beginning, load_family, start_training
-from engine.models.loading import require_finite_weights
+from engine.models.loading.modules import require_finite_weights
 from engine.results import provenance
 from engine.results.history import StepReport
 from engine.results.progress_log import ProgressLog

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,14 @@ class LoadArgs:
         own = Place(component=component, folder=self.folder / component, single_file=self.single_file)
         return self.elsewhere.get(component, own)
 
+    def config(self, component: str, name: str = "config.json") -> dict[str, Any]:
+        """Return one of a component's JSON files; {} for an optional component that the base model does not have.
+
+        Raises:
+            ModelError: missing or malformed.
+        """
+        return {} if component in self.absent else self.place(component).config(name)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -112,6 +120,9 @@ class Drawing:
     """The frames of a clip; 1 draws an image."""
     frame_rate: float | None = None
     """The frames per second of a clip."""
+    not_finite: Callable[[str], None] = field(default=lambda part: None, compare=False)
+    """Called after the drawing with the part that computed values which are not finite, if one did: `denoiser`, whose
+    cause may also be a text encoder, or `VAE`. The pixels mean nothing then."""
 
 
 class Family(Protocol):

@@ -20,17 +20,9 @@ from engine.task.key import Chain, Named, about, about_field, key
 from engine.task.keys.dataset import Dataset, FrameExtraction
 from engine.task.keys.lora import Lora
 from engine.task.keys.model import Component, Model, Quantization
+from engine.task.keys.optimizer import AdamArgs, LrScheduleName, LrScheduler
 from engine.task.keys.patterns import NO_NUL
-from engine.task.keys.train_args import (
-    AdamArgs,
-    HuberSchedule,
-    LrScheduleName,
-    LrScheduler,
-    PredictionType,
-    TimestepBias,
-    TimestepSampling,
-    TrainArgs,
-)
+from engine.task.keys.train_args import HuberSchedule, PredictionType, TimestepBias, TimestepSampling, TrainArgs
 from engine.task.keys.transforms import Transforms
 from engine.task.keys.validation import HeldOutDataset, Prompt, Validation
 from engine.task.schema import SCHEMA_KEY, Schema

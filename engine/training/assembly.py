@@ -9,7 +9,7 @@ from engine.models.objectives.objective import LossOptions
 from engine.task.plan.learning_rates import base_learning_rate, base_text_encoder_rate
 from engine.task.plan.steps import StepRange
 from engine.task.task import Task
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.ema import Ema
 from engine.training.encoding.batches import BatchMaker
 from engine.training.gradients.by_tensor import TensorGradients

@@ -22,7 +22,7 @@ from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
 from engine.data.media.geometry import MAX_RESIZED_PIXELS, Size, UnreadableImage, covering
 from engine.data.media.sample_names import OF_IMAGES, SampleNames
-from engine.task.plan.extent import Extent
+from engine.task.plan.extent import Extent, most_frames
 from engine.task.plan.visits import Epochs, OrderedRow, Visit
 
 STEP: Final = 64
@@ -104,7 +104,7 @@ class Buckets:
     def target(self, extent: Extent) -> Extent:
         """Return the size at which a sample of the size `extent` is shown."""
         width, height = self.sizes[nearest(extent.size, self.sizes)]
-        return Extent(width, height, _most_frames(extent.frames, self.frame_counts))
+        return Extent(width, height, most_frames(extent.frames, self.frame_counts))
 
     def lines(self, names: SampleNames = OF_IMAGES) -> list[str]:
         """Return lines for a person: the number of samples of each bucket; how much is cropped."""
@@ -180,12 +180,7 @@ def _place(extent: Extent, sizes: Sequence[Size], frame_counts: Sequence[int]) -
         covering(extent.size, sizes[place])
     except UnreadableImage:
         return None
-    return frame_counts.index(_most_frames(extent.frames, frame_counts)) * len(sizes) + place
-
-
-def _most_frames(available: int, frame_counts: Sequence[int]) -> int:
-    """Return the largest of `frame_counts`, which are ascending, that a clip has, at least the first one."""
-    return frame_counts[max(1, bisect_right(frame_counts, available)) - 1]
+    return frame_counts.index(most_frames(extent.frames, frame_counts)) * len(sizes) + place
 
 
 def _kept(size: Size, target: Size) -> float:

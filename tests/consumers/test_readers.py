@@ -21,7 +21,7 @@ from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_
 
 from engine.models import registry, single_file
 from engine.models.family import LoadArgs
-from engine.training.methods.lora import webui_metadata
+from engine.training.methods.lora.formats import webui_metadata
 from tests.support import single_files
 from tests.support.abouts import about_of, base_of
 

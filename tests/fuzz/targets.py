@@ -27,7 +27,7 @@ from engine.results import held_out_rows, history
 from engine.results.checkpoint import Checkpoint
 from engine.results.state import TrainState, read_state
 from engine.task.task import Dataset, Task, parse_task
-from engine.training.methods.lora.files import read_diffusers_file
+from engine.training.methods.lora.formats.files import read_diffusers_file
 from engine.training.methods.registry import METHODS, load_parent
 from tests.fuzz import inputs
 from tests.support.states import parse_state

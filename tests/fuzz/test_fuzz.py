@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from engine.core.errors import CheckpointError
 from engine.models.families.sd.spec import SPEC
-from engine.training.methods.lora.files import read_diffusers_file
+from engine.training.methods.lora.formats.files import read_diffusers_file
 from tests.fuzz.tally import TRIED
 from tests.fuzz.targets import TARGETS
 

@@ -38,7 +38,7 @@ def task_of(name, made, **changes):
 def test_the_vae_shows_what_it_has_encoded(made):
     vae = AutoencoderKLLTXVideo.from_pretrained(made / "base" / "vae")
     data = (made / "sunset" / "axe-up.mkv").read_bytes()
-    medium = MEDIA["video"](Dataset(name="d"))
+    medium = MEDIA["video"].make(Dataset(name="d"))
     assert medium.measure(data) == (64, 64, 9)
     view = geometry(
         (64, 64),

@@ -18,7 +18,7 @@ EXPECTED = [(clip, (caption,)) for clip, caption in zip(CLIPS, CAPTIONS, strict=
 
 def opened(tmp_path, *, report=lambda line: None, **dataset):
     wanted = Dataset(**{key: str(value) for key, value in dataset.items()})
-    medium = MEDIA["video"](wanted)
+    medium = MEDIA["video"].make(wanted)
     return open_dataset(wanted, medium, cache_dir=tmp_path / "cache", revision=None, report=report)
 
 

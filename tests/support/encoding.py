@@ -9,7 +9,7 @@ from engine.data.media.image import IMAGE
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.encoder_placement import EncoderPlacement

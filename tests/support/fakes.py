@@ -50,6 +50,21 @@ class FakeDataset:
     def image_index(self, index):
         return index
 
+    def read_ahead(self, images, masks=()):
+        pass
+
+    def in_blocks(self, indices):
+        return iter(indices)
+
+    def known_digest(self, index, *, of_mask=False):
+        return None
+
+    def known_size(self, index):
+        return None
+
+    def known_sizes(self):
+        return None
+
     def mask_bytes(self, index):
         return self.masks[index] if self.masks else None
 

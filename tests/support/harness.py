@@ -35,8 +35,8 @@ WEIGHTS = ("pytorch_lora_weights.safetensors", "lora_webui.safetensors", "state.
 MARK = "INTEGRATION_TEST_JOB"
 """An environment variable that all processes of one job inherit."""
 READ_LATE = {
-    *("ALLOW_PRIVATE_URLS", "CACHE_DIR", "CHECKPOINT_DIR", "DEVICE", "MAX_DATASET_BYTES", "MAX_ENCODED_BYTES"),
-    *("OUTPUT_DIR", "PROCESSES", "SAVE_SECONDS", "TASK_FILE", "TASK_JSON"),
+    *("ALLOW_PRIVATE_URLS", "CACHE_DIR", "CHECKPOINT_DIR", "DEVICE", "MAX_CACHE_BYTES", "MAX_DATASET_BYTES"),
+    *("MAX_ENCODED_BYTES", "OUTPUT_DIR", "PROCESSES", "SAVE_SECONDS", "TASK_FILE", "TASK_JSON"),
 }
 """Variables that neither the interpreter nor a library reads while it starts: a forked job obeys them, too."""
 

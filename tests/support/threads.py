@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from engine.core.process.environment import Place
 from engine.core.process.signals import Stop
-from engine.training.distributed.group import Group, Processes
+from engine.training.distributed.group import Group
+from engine.training.distributed.processes import Processes
 
 
 class Threads(Processes):

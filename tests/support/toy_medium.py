@@ -1,4 +1,7 @@
-"""A medium of one file: short clips without compression. Its row is `MEDIA["clip"] = lambda dataset: CLIP`."""
+"""A medium of one file: short clips without compression.
+
+Its row is `MEDIA["clip"] = MediumRow(CLIP.suffixes, lambda dataset: CLIP)`.
+"""
 
 import struct
 

@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models.parts.tape import AdapterTape
 from engine.results.report.words import Words
+from engine.training.methods.distances import Distances
 from engine.training.methods.method import MethodSpec
 
 FILE = "biases.safetensors"
@@ -27,6 +28,16 @@ def tapes(family, task, value_bytes, norm_bytes):
     return tape, replace(tape, is_adapted=lambda name: False)
 
 
+def distances(one, other):
+    left, right = (load((folder / FILE).read_bytes()) for folder in (one, other))
+    return Distances(
+        apart={name: float((left[name] - right[name]).norm()) for name in left},
+        norms={name: max(float(biases[name].norm()) for biases in (left, right)) for name in left},
+        unit="bias",
+        scale="0: equal",
+    )
+
+
 TOY_METHOD = MethodSpec(
     module=__name__,
     words=Words(
@@ -43,6 +54,9 @@ TOY_METHOD = MethodSpec(
     step_ending={FILE: "_biases.safetensors"}.get,
     is_step_ending=lambda ending: ending == "_biases.safetensors",
     is_complete=lambda names: FILE in names,
+    is_in=lambda folder: (folder / FILE).exists(),
+    distances=distances,
+    published=None,
     trained_weights=lambda family, task: (),
     invariants=lambda family, task: {"biases_of": "attention"},
     find_start=find_start,

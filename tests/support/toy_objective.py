@@ -51,6 +51,6 @@ class StraightPath:
         return shares.reshape(-1, *[1] * (latents.ndim - 1))
 
 
-def load(scheduler_config, args):
+def load(scheduler_config, args, patch):
     """Return the objective."""
     return StraightPath()

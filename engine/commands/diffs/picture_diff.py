@@ -15,7 +15,6 @@ from engine.core.files import atomic_files
 from engine.core.messages import plural
 from engine.data.media import image
 from engine.data.media.geometry import UnreadableImage, geometry
-from engine.data.media.video import decoding
 from engine.evaluation.drawings import VIDEO_SUFFIX
 
 Pixels = npt.NDArray[np.uint8]
@@ -72,6 +71,8 @@ def _of_clips(name: str, one: bytes, other: bytes) -> str:
 
 def _frames(data: bytes) -> Iterator[Pixels]:
     """Yield the central squares of a clip's frames: uint8, (side, side, 3). Raises UnreadableImage."""
+    from engine.data.media.video import decoding  # loads FFmpeg, which images do without
+
     for pixels in decoding.frames(data, range(decoding.read_facts(data, None).frames), None):
         height, width, _ = pixels.shape
         side = min(height, width)

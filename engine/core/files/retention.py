@@ -1,10 +1,10 @@
 """Mark entries of the cache as in use, and remove others when it holds more than it may.
 
-An entry is what is removed whole: a downloaded dataset, a model, a table, a note, an encoding. A process that uses a
-large one has a shared lock on a byte of the file `in_use/locks` that stands for it, until the process ends, however it
-ends; whoever removes the entry needs that byte alone. These are locks on a regular file, which machines that share a
-folder by NFS see of each other, and any number of them takes one descriptor. When an entry was last used is the time
-of an empty file beside it. What is small is read at once, and found missing at worst.
+An entry is what is removed whole: a downloaded dataset, a shard, a model, a table, a note, an encoding. A process that
+uses a large one has a shared lock on a byte of the file `in_use/locks` that stands for it, until the process ends,
+however it ends; whoever removes the entry needs that byte alone. These are locks on a regular file, which machines that
+share a folder by NFS see of each other, and any number of them takes one descriptor. When an entry was last used is the
+time of an empty file beside it. What is small is read at once, and found missing at worst.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -79,7 +79,7 @@ class _Entry:
     name: str | None = None
     """The name that `hold` locks; None for small entries, which are not locked."""
     writer: Path | None = None
-    """The lock file of the download that makes this entry."""
+    """The lock file of the download that makes this entry: a shard may go while it is read, as it can be had again."""
 
 
 @dataclass(slots=True)
@@ -112,15 +112,18 @@ class Pruned:
         return text
 
 
-def prune(cache_dir: Path, max_bytes: int) -> Pruned:
-    """Remove the entries used least recently, and not in use, until all together take at most `max_bytes`."""
+def prune(cache_dir: Path, max_bytes: int, *, spared: Collection[Path] = ()) -> Pruned:
+    """Remove the entries used least recently, and not in use, until all together take at most `max_bytes`.
+
+    `spared` are entries that are not removed either.
+    """
     found = sorted(_entries(cache_dir), key=lambda entry: (entry.used_ns, str(entry.path)))
     done = Pruned(num_bytes_left=sum(entry.num_bytes for entry in found))
     for entry in found:
         if done.num_bytes_left <= max_bytes:
             break
         try:
-            if not _remove(entry, cache_dir):
+            if entry.path in spared or not _remove(entry, cache_dir):
                 done.num_in_use += 1
                 continue
         except FileNotFoundError:  # another process was faster
@@ -197,6 +200,8 @@ def _entries(cache_dir: Path) -> Iterator[_Entry]:
             yield _Entry(Path(file), kind, num_bytes, used_ns)
     for path, kind in _large(cache_dir):
         yield from _large_entry(cache_dir, path, kind)
+    for path in _listed(cache_dir / "datasets" / "shards", "*.tar"):
+        yield from _large_entry(cache_dir, path, "shard", cache_dir / "datasets" / "url" / f"{path.stem}.lock")
     for name, kind in (("datasets", "dataset"), ("models", "model")):
         urls = cache_dir / name / "url"
         unfinished = {part: part.stem for part in _listed(urls, "*.part")}

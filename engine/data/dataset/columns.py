@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from engine.core.errors import DatasetError
 from engine.core.messages import shown
-from engine.data.media.medium import Medium
+from engine.data.media.medium import Medium, suffix_of
+from engine.data.media.sample_names import OF_VIDEOS
+from engine.data.media.video.signatures import SUFFIXES
 
 _MAX_LISTED: Final = 6
 _DEFAULT_CAPTION: Final = "text"
@@ -116,15 +118,18 @@ class Columns:
 def listed(kinds: Mapping[str, str], medium: Medium) -> str:
     """Return a table's first columns for a message, each with what it holds; names with outer blanks are quoted."""
     few = [
-        f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({said(kinds[name], medium)})"
+        f"{shown(name) if name == name.strip() != '' else repr(shown(name))} ({_said(name, kinds[name], medium)})"
         for name in islice(kinds, _MAX_LISTED)
     ]
     more = f" and {len(kinds) - _MAX_LISTED:,} more" if len(kinds) > _MAX_LISTED else ""
     return ", ".join(few) + more or "none"
 
 
-def said(kind: str, medium: Medium) -> str:
+def _said(name: str, kind: str, medium: Medium) -> str:
     """Return what a column holds in words: "images" stands for samples of any medium."""
+    is_named_so = name == OF_VIDEOS.default_column and kind == "images"
+    if medium.names != OF_VIDEOS and (is_named_so or suffix_of(name) in SUFFIXES):
+        return "videos, which only video models train on"
     return medium.names.several if kind == "images" else kind
 
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
+from engine.data.dataset.images import UNREADABLE
 from engine.data.dataset.rows import Rows
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.sample_names import OF_IMAGES, SampleNames
+
+_BLOCK: Final = 64
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,8 @@ class ImageDataset:
     """A digest of the indices of the images that `picked` took; None for the whole dataset."""
     names: SampleNames = OF_IMAGES
     """The words for its samples."""
+    begin_window: Callable[[], None] = nothing
+    """Called before images are read ahead: what was read ahead before and not used is no longer needed."""
 
     def __len__(self) -> int:
         """Return the number of visits of an epoch: a repeated image counts that often."""
@@ -82,6 +93,58 @@ class ImageDataset:
             return bytes(masks.read(row))
         except UnreadableImage as error:
             raise UnreadableImage(f"its mask cannot be read: {error}") from error
+
+    def read_ahead(self, images: Iterable[int], masks: Iterable[int] = ()) -> None:
+        """Begin to fetch images, and masks of images, that are read next and are not on this machine.
+
+        One that is named twice is kept until it was read twice.
+        """
+        self.begin_window()
+        for of_masks, wanted in ((False, images), (True, masks)):
+            by_part: dict[int, list[int]] = {}
+            for number, row in map(self._locate, wanted):
+                by_part.setdefault(number, []).append(row)
+            for number, rows in by_part.items():
+                part = self.parts[number]
+                read = part.masks if of_masks else part.images
+                if read is not None:
+                    read.read_ahead(rows)
+
+    def in_blocks(self, indices: Iterable[int]) -> Iterator[int]:
+        """Yield the indices of images that are read one after the other, and read some images ahead."""
+        remaining = iter(indices)
+        while block := list(islice(remaining, _BLOCK)):
+            self.read_ahead(block)
+            yield from block
+
+    def known_digest(self, index: int, *, of_mask: bool = False) -> str | None:
+        """Return the SHA-256 of the encoded image, or of its mask, as 64 hex digits, if it is known without reading.
+
+        None also if it is unreadable.
+        """
+        number, row = self._locate(index)
+        part = self.parts[number]
+        if part.known is None:
+            return None
+        digests = part.known.mask_digests if of_mask else part.known.digests
+        if digests is None or (of_mask and (part.masks is None or not part.masks.has(row))):
+            return None
+        digest = digests[row].tobytes()
+        return None if digest == UNREADABLE else digest.hex()
+
+    def known_size(self, index: int) -> tuple[int, int] | None:
+        """Return the upright width and height of an image if they are known without reading it."""
+        number, row = self._locate(index)
+        known = self.parts[number].known
+        if known is None or known.sizes is None:
+            return None
+        width, height = known.sizes[row].tolist()
+        return (width, height) if width and height else None
+
+    def known_sizes(self) -> npt.NDArray[np.int32] | None:
+        """Return the upright width and height of each of `image_indices()` if all are known; zeros if unreadable."""
+        sizes = [part.known.sizes for part in self.parts if part.known is not None and part.known.sizes is not None]
+        return np.concatenate(sizes) if len(sizes) == len(self.parts) else None
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the image's captions, at least one; a caption may be empty."""

@@ -61,7 +61,7 @@ def _frame(part: Rows, count: int, start: int) -> bytes:
 
 def _row_frame(part: Rows, row: int, value: str | list[str]) -> Iterator[bytes]:
     try:
-        yield b"\x01" + _digest(part.images, row)
+        yield b"\x01" + part.images.digest(row)
     except UnreadableImage:
         yield b"\x00"
     if part.masks is not None:
@@ -82,20 +82,19 @@ def _mask_frame(masks: Images, row: int) -> bytes:
     if not masks.has(row):
         return b"\x04"
     try:
-        return b"\x03" + _digest(masks, row)
+        return b"\x03" + masks.digest(row)
     except UnreadableImage:
         return b"\x05"
-
-
-def _digest(images: Images, row: int) -> bytes:
-    """Return the SHA-256 of an encoded image. Raises UnreadableImage."""
-    return images.digest(row) if isinstance(images, Pinned) else hashlib.sha256(images.read(row)).digest()
 
 
 def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:
     """Return the same rows with `Pinned` images and masks: reading one that has changed is an error."""
     return tuple(
-        replace(part, images=Pinned.of(part.images), masks=None if part.masks is None else Pinned.of(part.masks))
+        replace(
+            part,
+            images=Pinned.of(part.images, part.if_changed),
+            masks=None if part.masks is None else Pinned.of(part.masks, part.if_changed),
+        )
         for part in parts
     )
 

@@ -61,7 +61,10 @@ def hold_out(
     """
     if wanted.fraction is not None:
         if training.num_images < 2:
-            raise DatasetError("validation.dataset.fraction: the dataset has one image, none would be left to train on")
+            noun = training.names.noun
+            raise DatasetError(
+                f"validation.dataset.fraction: the dataset has one {noun}, none would be left to train on"
+            )
         # At least one image is held out, and at least one is trained on.
         count = max(1, min(training.num_images - 1, round(wanted.fraction * training.num_images)))
         order = _order(seed, training)

@@ -20,7 +20,7 @@ from engine.core.errors import DatasetError
 from engine.core.files.folder_names import label_of
 from engine.core.files.stat_cache import Identity
 from engine.core.messages import shown
-from engine.data.dataset.reach import Reach, read_below, read_regular, unreadable
+from engine.data.dataset.reach import Reach, Take, hash_regular, read_below, read_regular, take_below, unreadable
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.medium import Medium
 from engine.task.paths import as_spelled
@@ -46,6 +46,10 @@ class Images(Protocol):
             TemporaryError: reading fails for a reason that may pass.
             DatasetError: the row names a file that it must not name.
         """
+        ...
+
+    def digest(self, index: int) -> bytes:
+        """Return the SHA-256 of the encoded bytes, of a file without holding all of it. Raises the errors of `read`."""
         ...
 
     def has(self, index: int) -> bool:
@@ -100,21 +104,32 @@ class Cells:
         return self._path(index) is not None or (self.payloads is not None and self.payloads[index].is_valid)
 
     def read(self, index: int) -> bytes | memoryview:
-        if self.payloads is not None:
-            payload = self.payloads[index]
-            if payload.is_valid:
-                return memoryview(payload.as_buffer())
+        payload = self._payload(index)
+        return self._take(index, read_regular) if payload is None else payload
+
+    def digest(self, index: int) -> bytes:
+        payload = self._payload(index)
+        return self._take(index, hash_regular) if payload is None else hashlib.sha256(payload).digest()
+
+    def _payload(self, index: int) -> memoryview | None:
+        """Return the bytes in the row itself; None if it has none."""
+        payload = None if self.payloads is None else self.payloads[index]
+        return memoryview(payload.as_buffer()) if payload is not None and payload.is_valid else None
+
+    def _take(self, index: int, take: Take) -> bytes:
+        """Return what `take` returns for the file that the row names. Raises the errors of `read`."""
         value = self._path(index)
         if value is None:
             raise UnreadableImage("the row has no image")
         where = f"row {index} of {self.label}"
         if self.reach.zipped and value.startswith("zip://"):
-            return self._read_zipped(value, where)
+            data = self._read_zipped(value, where)
+            return data if take is read_regular else hashlib.sha256(data).digest()
         self.reach.check(value, where)
         path = self._file_of(value)
         try:
             self.reach.check_resolved(path, value, where)
-            return read_regular(path, MAX_IMAGE_FILE_BYTES)
+            return take(path, MAX_IMAGE_FILE_BYTES)
         except ValueError as error:  # a NUL in the name
             raise UnreadableImage(str(error)) from error
         except OSError as error:
@@ -199,6 +214,9 @@ class Files:
     def read(self, index: int) -> bytes:
         return read_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES)
 
+    def digest(self, index: int) -> bytes:
+        return take_below(self.folder, self.paths[index], self.reach, MAX_IMAGE_FILE_BYTES, hash_regular)
+
     def name(self, index: int) -> str:
         return shown(self.paths[index])
 
@@ -230,10 +248,13 @@ class Pinned:
     digests: bytearray | memoryview
     """SHA-256 of each image, zeros until it is read; a `memoryview` of those that are known from the beginning."""
 
+    if_changed: str
+    """The end of the message that an image has changed."""
+
     @classmethod
-    def of(cls, images: Images) -> Pinned:
+    def of(cls, images: Images, if_changed: str) -> Pinned:
         known = images.known_digests()
-        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known)
+        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known, if_changed)
 
     @property
     def is_known(self) -> bool:
@@ -259,7 +280,11 @@ class Pinned:
     def digest(self, index: int) -> bytes:
         """Return the SHA-256 of the encoded bytes, which are read unless it is known. Raises the errors of `read`."""
         if not self.is_known:
-            self.read(index)
+            try:
+                self._require(index, self.images.digest(index))
+            except UnreadableImage:
+                self._require(index, UNREADABLE)
+                raise
         digest = bytes(self.digests[_place(index)])
         if digest == UNREADABLE:
             raise UnreadableImage("it cannot be read")
@@ -283,10 +308,7 @@ class Pinned:
         if before == _NOT_READ:
             self.digests[place] = found
         elif before != found:
-            raise DatasetError(
-                f"{self.name(index)} has changed since the job began; do not change the dataset while a job runs, "
-                "and start it again"
-            )
+            raise DatasetError(f"{self.name(index)} has changed {self.if_changed}")
 
 
 def _place(index: int) -> slice:
@@ -308,6 +330,9 @@ class Picked:
 
     def read(self, index: int) -> bytes | memoryview:
         return self.images.read(int(self.rows[index]))
+
+    def digest(self, index: int) -> bytes:
+        return self.images.digest(int(self.rows[index]))
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.rows[index]))

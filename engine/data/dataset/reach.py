@@ -7,17 +7,23 @@ Datasets are untrusted. `Reach` defines the files that rows may name. An image t
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import BinaryIO, Final
 
 from engine.core.errors import DatasetError, TemporaryError
 from engine.core.messages import short, shown
 from engine.data.media.geometry import UnreadableImage
 
+Take = Callable[[str, int], bytes]
+"""A function of a file's path and its largest size, such as `read_regular`."""
+_PIECE_BYTES: Final = 1 << 20
 _FACTS: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
 )
@@ -62,10 +68,18 @@ class Reach:
 
 def read_below(folder: Path, name: str, reach: Reach, max_bytes: int) -> bytes:
     """Return the bytes of a file below `folder`. Raises UnreadableImage, TemporaryError, DatasetError (see `Reach`)."""
+    return take_below(folder, name, reach, max_bytes, read_regular)
+
+
+def take_below(folder: Path, name: str, reach: Reach, max_bytes: int, take: Take) -> bytes:
+    """Return what `take` (`read_regular`, `hash_regular`) returns for a file below `folder`.
+
+    Raises the errors of `read_below`.
+    """
     path = f"{folder}/{name}"
     try:
         reach.check_resolved(path, name, folder.name)
-        return read_regular(path, max_bytes)
+        return take(path, max_bytes)
     except OSError as error:
         raise unreadable(error, shown(name)) from error
 
@@ -78,6 +92,26 @@ def read_regular(path: str, max_bytes: int) -> bytes:
         OSError: it cannot be opened or read.
         ValueError: the path contains a NUL character.
     """
+    with _opened(path, max_bytes) as (file, size):
+        data = file.read(size + 1)
+        _require_size(len(data), size)
+        return data
+
+
+def hash_regular(path: str, max_bytes: int) -> bytes:
+    """Return the SHA-256 of a file's bytes, which are read in pieces. Raises the errors of `read_regular`."""
+    digest, count = hashlib.sha256(), 0
+    with _opened(path, max_bytes) as (file, size):
+        while piece := file.read(min(_PIECE_BYTES, size + 1 - count)):
+            digest.update(piece)
+            count += len(piece)
+        _require_size(count, size)
+    return digest.digest()
+
+
+@contextmanager
+def _opened(path: str, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Return a context with an open file and its size. Raises the errors of `read_regular`."""
     # Without O_NONBLOCK, opening a pipe could block forever.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
@@ -85,10 +119,12 @@ def read_regular(path: str, max_bytes: int) -> bytes:
             raise UnreadableImage("it is not a file")
         if status.st_size > max_bytes:
             raise UnreadableImage(f"it has {status.st_size:,} bytes, more than the limit of {max_bytes:,}")
-        data = file.read(status.st_size + 1)
-        if len(data) > status.st_size:  # it grows, or is in /proc, where files have size 0 and may be endless
-            raise UnreadableImage("it is longer than its size in the file system")
-        return data
+        yield file, status.st_size
+
+
+def _require_size(count: int, size: int) -> None:
+    if count > size:  # it grows, or is in /proc, where files have size 0 and may be endless
+        raise UnreadableImage("it is longer than its size in the file system")
 
 
 def unreadable(error: OSError, where: str) -> UnreadableImage | TemporaryError:

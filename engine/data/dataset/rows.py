@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +28,26 @@ Rules = tuple[tuple[str, Sequence[int]], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class KnownFacts:
+    """Facts about rows that are known without reading their images."""
+
+    digests: npt.NDArray[np.uint8]
+    """The SHA-256 of each encoded image, (rows, 32); `UNREADABLE` for one that cannot be read."""
+    mask_digests: npt.NDArray[np.uint8] | None
+    """The same of the masks; None if the task asks for no masks."""
+    sizes: npt.NDArray[np.int32] | None
+    """The upright width and height of each image in pixels, (rows, 2); zeros for an unreadable one; None for clips."""
+
+    def picked(self, rows: npt.NDArray[np.int64]) -> KnownFacts:
+        """Return the facts about some of the rows, by their indices."""
+        return KnownFacts(
+            self.digests[rows],
+            None if self.mask_digests is None else self.mask_digests[rows],
+            None if self.sizes is None else self.sizes[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """A table's images and their captions (strings, or lists of strings), row by row."""
 
@@ -39,6 +60,10 @@ class Rows:
     """The masks of the same rows; None if the task asks for no masks."""
     rules: Rules = ()
     """The rules by which captions were found, each with its rows; () means that all are from the table."""
+    known: KnownFacts | None = None
+    """Facts that are known without reading the images, of which reading is slow; None for those on this machine."""
+    if_changed: str = "since the job began; do not change the dataset while a job runs, and start it again"
+    """The end of the message that an image has changed."""
 
     def picked(self, rows: Sequence[int]) -> Rows:
         """Return some of the rows, by their indices."""
@@ -51,7 +76,9 @@ class Rows:
             captions = self.captions.take(taken)
         except pa.ArrowNotImplementedError:  # string views
             captions = caption_array([self.captions[row].as_py() for row in rows], "captions", self.label)
-        return replace(self, images=Picked(self.images, numbers), captions=captions, masks=masks, rules=rules)
+        known = None if self.known is None else self.known.picked(numbers)
+        images = Picked(self.images, numbers)
+        return replace(self, images=images, captions=captions, masks=masks, rules=rules, known=known)
 
 
 def rows_from_arrow(

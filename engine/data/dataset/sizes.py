@@ -35,6 +35,9 @@ def read_extents(dataset: ImageDataset, medium: Medium, cache_dir: Path) -> list
 
     The sizes are cached in `cache_dir` under the dataset's fingerprint.
     """
+    known = dataset.known_sizes()
+    if known is not None:
+        return [Extent(*size) if any(size) else UNREADABLE for size in known.tolist()]
     identity, note = _note(_FORMAT, dataset, medium, cache_dir)
     found = _noted_extents(_unsealed(note, identity), dataset.num_images, medium)
     if found is None:
@@ -68,7 +71,7 @@ def _of_each(dataset: ImageDataset, read: Callable[[bytes], T], refused: Callabl
     found: list[T] = []
     meter = Meter("reading sizes", dataset.names.several, dataset.num_images)
     try:
-        for done, index in enumerate(dataset.image_indices(), start=1):
+        for done, index in enumerate(dataset.in_blocks(dataset.image_indices()), start=1):
             try:
                 found.append(read(dataset.image_bytes(index)))
             except UnreadableImage as error:  # unreadable for the fingerprint too, else the dataset raises DatasetError

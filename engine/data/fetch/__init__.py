@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from engine.core.errors import DatasetError
-from engine.core.files.atomic_files import make_folder, sync_folder, write_file, writing_to
+from engine.core.files.atomic_files import FILE_MODE, make_folder, sync_folder, write_file, writing_to
 from engine.core.files.file_lock import locked, try_lock
 from engine.core.files.folder_names import is_part_of_archive
 from engine.core.files.retention import hold
@@ -27,8 +27,9 @@ from engine.core.redact import shown_url
 from engine.data.fetch.archive import JOIN_PARTS, SplitArchiveError, extract, notes_of
 from engine.data.fetch.download import Download, Policy
 from engine.data.fetch.files import fetch_file
+from engine.data.fetch.shards.lists import LIST_NAME, is_list, read_list
 
-__all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file"]
+__all__ = ["Limits", "Policy", "fetch_dataset", "fetch_file", "listed_shards"]
 
 _BUILDING: Final = ".building"
 _DEFAULT_POLICY: Final = Policy()
@@ -55,7 +56,7 @@ def fetch_dataset(
         TaskError: the environment's proxy is not usable.
     """
     root = cache_dir / "datasets"
-    key = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+    key = _key(url)
     pointer = root / "url" / f"{key}.json"
     part = pointer.with_suffix(".part")
     with writing_to(cache_dir):
@@ -90,6 +91,27 @@ def _published(root: Path, pointer: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def listed_shards(folder: Path, url: str, cache_dir: Path) -> list[str] | None:
+    """Return the URLs of the shards that a dataset's content lists; None if it is no list.
+
+    Args:
+        folder: the content that `fetch_dataset` returned.
+        url: the URL that it was fetched from.
+        cache_dir: of the job.
+
+    Raises:
+        DatasetError: the list is not usable.
+    """
+    if [path.name for path in folder.iterdir()] != [LIST_NAME]:
+        return None
+    pointer = cache_dir / "datasets" / "url" / f"{_key(url)}.json"
+    return read_list(folder / LIST_NAME, json.loads(pointer.read_bytes()).get("redirected_to") or url)
+
+
+def _key(url: str) -> str:
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _report_notes(pointer: Path, label: str, report: Say) -> None:
     """Say the notes made when the archive was unpacked: each task of a chain has its own log."""
     for note in json.loads(pointer.read_bytes()).get("notes", []):
@@ -101,14 +123,14 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
     _sweep(root, key)
     with download.part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    content = root / "content" / digest
+    content, redirected_to = root / "content" / digest, download.redirected_to
     hold(root.parent, content)
     if not content.is_dir():
         building = root / "content" / f".{key}{_BUILDING}"
         report(f"unpacking {label}")
         try:
             make_folder(building)
-            extract(download.part, building, limits)
+            _unpack(download.part, building, limits, url=redirected_to or download.url)
             _sync_file_system(building)
             _rename_unless_there(building, content)
         except DatasetError as error:
@@ -120,9 +142,20 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
         finally:
             shutil.rmtree(building, ignore_errors=True)
     notes = notes_of(download.part, limits) if download.part.exists() else []
-    write_file(root / "url" / f"{key}.json", json.dumps({"content": digest, "notes": notes}).encode())
+    found = {"content": digest, "notes": notes, "redirected_to": redirected_to}
+    write_file(root / "url" / f"{key}.json", json.dumps(found).encode())
     download.discard()
     return content
+
+
+def _unpack(part: Path, building: Path, limits: Limits, *, url: str) -> None:
+    """Unpack the file downloaded from `url` into a folder; a list of shards is checked and moved there as it is."""
+    if not is_list(part):
+        extract(part, building, limits)
+        return
+    read_list(part, url)
+    part.chmod(FILE_MODE)
+    part.rename(building / LIST_NAME)
 
 
 def _rename_unless_there(building: Path, content: Path) -> None:

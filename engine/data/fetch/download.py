@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 import urllib3.exceptions
@@ -35,21 +36,65 @@ class _Meta:
     """The ETag or modification date for `If-Range`; None if the server gives no strong one."""
     total: int | None = None
     """The whole file's size in bytes; None if the server does not say."""
+    url: str | None = None
+    """The URL that answered, without login, query and fragment; None before the first answer."""
+
+
+def _place(url: str) -> str:
+    """Return a URL without what may be secret in it: login, query and fragment."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class Patience:
+    """Decides how long to wait after each failure of a request, and when to give up."""
+
+    def __init__(self, policy: Policy, report: Say) -> None:
+        self._policy = policy
+        self._report = report
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the failures so far: there was progress."""
+        self._failures = 0
+        self._since = self._policy.clock()
+
+    def wait_after(self, trouble: TransientError, what: str) -> None:
+        """Back off, so that the promised attempts fit into the promised time.
+
+        Raises:
+            TemporaryError: no progress for `policy.give_up_seconds` or `max_attempts`; `what` is its subject.
+        """
+        policy = self._policy
+        self._failures += 1
+        left = policy.give_up_seconds - (policy.clock() - self._since)
+        delay = max(policy.first_delay * 2 ** (self._failures - 1), trouble.retry_after)
+        promised = policy.min_attempts - self._failures
+        if promised > 0:
+            delay = min(delay, max(0.0, left - promised * policy.stall_seconds) / promised)
+        elif self._failures >= policy.max_attempts or delay + policy.stall_seconds > left:
+            raise TemporaryError(
+                f"{what} could not be downloaded in {self._failures} attempts: {trouble}; try again later"
+            )
+        self._report(f"{trouble}; trying again in {delay:.0f} s")
+        policy.sleep(delay)
 
 
 class Download:
     """A download. `part` holds the first bytes, `part` + `.json` their version. One process at a time."""
 
-    def __init__(self, url: str, part: Path, *, limits: Limits, policy: Policy, report: Say) -> None:
-        self._url = url
+    def __init__(
+        self, url: str, part: Path, *, limits: Limits, policy: Policy, report: Say, progress: Say | None = None
+    ) -> None:
+        """`progress` takes the lines on what has been fetched, `report` all others; by default also those."""
+        self.url = url
         self.part = part
         self._meta_file = part.with_name(f"{part.name}.json")
         self._limits = limits
         self._policy = policy
-        self._report = report
+        self._progress = progress or report
         self._best = 0
-        self._failures = 0
-        self._since = policy.clock()
+        self._patience = Patience(policy, lambda line: report(f"download: {line}"))
         self._reported: float | None = None
         self._reported_size = 0
         self._name = ""
@@ -67,10 +112,10 @@ class Download:
         while meta.total is None or self._size() != meta.total:
             try:
                 self._attempt(meta)
-                self._report(f"downloaded {self._name}: {self._size() / 1e6:,.1f} MB")
+                self._progress(f"downloaded {self._name}: {self._size() / 1e6:,.1f} MB")
                 break
             except TransientError as trouble:
-                self._wait_after(trouble)
+                self._patience.wait_after(trouble, shown_url(self.url))
             meta = self._read_meta()
         if self._size() > self._limits.max_dataset_bytes:
             raise self._limits.too_large("its file")
@@ -79,6 +124,17 @@ class Download:
         """Remove what has been fetched."""
         self.part.unlink(missing_ok=True)
         self._meta_file.unlink(missing_ok=True)
+
+    @property
+    def redirected_to(self) -> str | None:
+        """The URL that the file came from, without login, query and fragment; None if that is the URL asked for."""
+        found = self._read_meta().url
+        return None if found == _place(self.url) else found
+
+    @property
+    def validator(self) -> str | None:
+        """The value for `If-Range` of the version that was fetched; None if the server gives no strong one."""
+        return self._read_meta().validator
 
     def _attempt(self, meta: _Meta) -> None:
         with Watchdog(self._policy) as watchdog:
@@ -94,7 +150,7 @@ class Download:
         size = self._size()
         resumable = size > 0 and meta.validator is not None
         headers = {"Range": f"bytes={size}-", "If-Range": meta.validator or ""} if resumable else {}
-        with Hops(self._limits, self._policy, watchdog) as hops, hops.get(self._url, headers) as response:
+        with Hops(self._limits, self._policy, watchdog) as hops, hops.get(self.url, headers) as response:
             if response.status_code == 416 and resumable:
                 self.discard()
                 raise TransientError("the server cannot resume")
@@ -104,7 +160,7 @@ class Download:
                 total = self._check_range(response, size if resumable else None, meta)
             else:
                 total = length_of(response)
-                self._begin(_Meta(validator_of(response), total))
+                self._begin(_Meta(validator_of(response), total, _place(response.url)))
             self._check_space(total)
             self._receive(response, watchdog, total)
 
@@ -158,31 +214,15 @@ class Download:
         """Note progress: reset the count of failures, and report now and then."""
         now = self._policy.clock()
         if size >= self._best + _PROGRESS_BYTES:
-            self._best, self._failures, self._since = size, 0, now
+            self._best = size
+            self._patience.reset()
         if self._reported is not None and now - self._reported < self._policy.report_seconds:
             return
         if self._reported is not None:
             rate = (size - self._reported_size) / (now - self._reported) / 1e6
             whole = f" of {total / 1e6:,.1f}" if total is not None else ""
-            self._report(f"downloading {self._name}: {size / 1e6:,.1f}{whole} MB, {rate:.1f} MB/s")
+            self._progress(f"downloading {self._name}: {size / 1e6:,.1f}{whole} MB, {rate:.1f} MB/s")
         self._reported, self._reported_size = now, size
-
-    def _wait_after(self, trouble: TransientError) -> None:
-        """Back off, so that the promised attempts fit into the promised time. Raises TemporaryError."""
-        policy = self._policy
-        self._failures += 1
-        left = policy.give_up_seconds - (policy.clock() - self._since)
-        delay = max(policy.first_delay * 2 ** (self._failures - 1), trouble.retry_after)
-        promised = policy.min_attempts - self._failures
-        if promised > 0:
-            delay = min(delay, max(0.0, left - promised * policy.stall_seconds) / promised)
-        elif self._failures >= policy.max_attempts or delay + policy.stall_seconds > left:
-            raise TemporaryError(
-                f"{shown_url(self._url)} could not be downloaded in {self._failures} attempts: {trouble}; "
-                "try again later"
-            )
-        self._report(f"download: {trouble}; trying again in {delay:.0f} s")
-        policy.sleep(delay)
 
     def _size(self) -> int:
         try:

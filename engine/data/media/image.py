@@ -18,6 +18,7 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError,
 
 from engine.data.media.geometry import Geometry, Size, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
+from engine.data.media.video.signatures import CONTAINERS, container_name
 from engine.task.plan.extent import Extent
 
 # The formats of cameras, the web and image editors. Left out: formats that start other programs (EPS), documents (PDF)
@@ -194,9 +195,17 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise UnknownFormatError(f"it is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        raise UnknownFormatError(_unknown(data)) from None
     _check_pixels(image.size)
     return image
+
+
+def _unknown(data: bytes) -> str:
+    """Return the reason to refuse bytes of a format that is not read."""
+    container = container_name(data)
+    if container is None:
+        return f"it is not a readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+    return f"it is a video ({CONTAINERS[container]}), not an image: video models train on videos, see docs/clips.md"
 
 
 def _check_pixels(size: Size) -> None:

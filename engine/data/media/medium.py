@@ -15,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.data.media.clip_facts import ClipFacts
-from engine.data.media.geometry import Geometry, Size
+from engine.data.media.frames import choose_frames
+from engine.data.media.geometry import NO_FRAMES, Frames, Geometry, Size
 from engine.data.media.sample_names import OF_IMAGES, SampleNames
 from engine.task.plan.extent import Extent
+from engine.task.task import FrameExtraction
 
 Pixels = npt.NDArray[np.uint8]
 ReadFacts = Callable[[bytes], ClipFacts]
+CheckInTime = Callable[[bytes, Callable[[], bool]], Extent]
 
 
 class RenderMask(Protocol):
@@ -61,6 +64,9 @@ class Medium:
     """Returns whether parts of a sample are transparent."""
     has_more_frames: Callable[[bytes], bool]
     """Returns whether a sample has frames besides the one that is shown."""
+    check_in_time: CheckInTime | None = None
+    """Does as `check` does, but leaves the frames that are left when the function that it is given returns True; None
+    for a medium whose samples have no frames."""
     read_facts: ReadFacts | None = None
     """Returns the facts about a clip without decoding it; None for a medium whose samples have no frames."""
     names: SampleNames = OF_IMAGES
@@ -70,4 +76,19 @@ class Medium:
 
     def has_name(self, name: str) -> bool:
         """Return whether a file's name has one of this medium's suffixes."""
-        return f".{name.rpartition('.')[2].lower()}" in self.suffixes
+        return suffix_of(name) in self.suffixes
+
+    def choose_frames(
+        self, available: int, count: int, extraction: FrameExtraction, *, turn: int = 0, word: int = 0
+    ) -> Frames:
+        """Return the frames of a view, as `frames.choose_frames` does; no frames of a medium without them."""
+        return choose_frames(available, count, extraction, turn=turn, word=word) if self.has_frames else NO_FRAMES
+
+    def key_parts(self, view: Geometry) -> list[str]:
+        """Return the parts of a cache key for the pixels of a view, besides the sample, its size, crop and flip."""
+        return [self.decoding, *map(str, view.frames)] if self.has_frames else []
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name, in lower case with the dot."""
+    return f".{name.rpartition('.')[2].lower()}"

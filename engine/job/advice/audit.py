@@ -85,7 +85,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     if is_masked or alpha:
         lines.append(_mask_line(seen, dataset))
     if job.held_out:
-        measured = look_at_images(job.held_out.images, job.medium, partial(_exactly, whole), seconds, clock)
+        measured = look_at_images(job.held_out.images, job.medium, partial(_measured, job), seconds, clock)
         _require_readable(measured, job.held_out.images, "validation.dataset")
         if measured.unreadable:
             lines.append(f"not measured   {_counted(_broken(measured))}")
@@ -94,11 +94,14 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     return lines
 
 
-def _exactly(whole: Extent, extent: Extent) -> Extent:
-    """Return the size at which all samples are shown. Raises UnreadableImage if one of the size `extent` has too few
-    frames."""
-    choose_frames(extent.frames, whole.frames, "head")
-    return whole
+def _measured(job: Job, extent: Extent) -> Extent:
+    """Return the size at which a held-out sample of the size `extent` is shown.
+
+    Raises UnreadableImage if it has too few frames.
+    """
+    shown = job.measured_at(extent)
+    choose_frames(extent.frames, shown.frames, "head")
+    return shown
 
 
 def _require_readable(found: ImageAudit, dataset: ImageDataset, what: str) -> None:
@@ -134,12 +137,18 @@ def look_at_images(
 
     `masks`, `alpha`: also check the masks of `dataset.mask_column`, and count those of the alpha channel.
     """
-    found, first = ImageAudit(), dict[bytes, int]()
+    found, first, end = ImageAudit(), dict[bytes, int](), clock() + seconds
+
+    def is_over() -> bool:
+        """Return whether the time is up: a long clip is then left, and what was decoded of it counts."""
+        return clock() >= end
+
     for index in _spread(dataset, seconds, clock):
         found.num_seen += 1
         try:
             data = dataset.image_bytes(index)
-            extent = medium.check(data)
+            check = medium.check_in_time
+            extent = medium.check(data) if check is None else check(data, is_over)
             size, shown = extent.size, target(extent).size
             covering(size, shown)
             mask = dataset.mask_bytes(index) if masks else None

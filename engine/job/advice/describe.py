@@ -158,7 +158,10 @@ def warnings(job: Job) -> list[str]:
     for key, (before, now) in job.changed_settings().items():
         found.append(f"{key} changes from {_said(before)} to {_said(now)} at step {step_range.start_step}")
         if key == "validation.dataset" and before and now:
-            found.append("the held-out loss is measured on other images, captions or timesteps: it begins a new curve")
+            several = job.medium.names.several
+            found.append(
+                f"the held-out loss is measured on other {several}, captions or timesteps: it begins a new curve"
+            )
     return found
 
 

@@ -101,6 +101,6 @@ class DueResults:
                 resolution=task.train_args.resolution,
                 device=context.device,
                 check_stop=self._check_stop,
-            )
+            ).files
             self._placement.release()
         return {step_results.image_name(step, file): data for file, data in drawn.items()}

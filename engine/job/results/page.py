@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from engine.core.canonical_json import canonical_json
+from engine.core.console import notes
 from engine.core.files.atomic_files import Contents, Stored
 from engine.core.redact import public
 from engine.evaluation.drawings import VIDEO_SUFFIX
@@ -78,6 +79,7 @@ class Page:
             seconds=whole.seconds,
             peak_memory_bytes=whole.peak_memory_bytes,
             skipped=whole.skipped,
+            warnings=notes(),
             lineage=lineage,
             checkpoint_digest=digest,
             device=lineage[-1]["device"],

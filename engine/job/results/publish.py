@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents, Pieces
@@ -17,6 +17,8 @@ from engine.job.encoding import encoding_cache
 from engine.job.hub.card import model_card_of
 from engine.job.job import Job
 from engine.job.results.finish_now import FinishNow
+from engine.job.results.lineage import lineage_of
+from engine.job.results.watch import Watch
 from engine.job.start import Training
 from engine.results import checkpoint, held_out_rows, provenance, report
 from engine.results import history as history_file
@@ -25,9 +27,6 @@ from engine.results.outcome import shares_of
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.training.methods.method import About
-
-if TYPE_CHECKING:
-    from engine.job.results.watch import Watch
 
 
 def draw_and_publish(context: RunContext, training: Training, watch: Watch) -> None:
@@ -54,7 +53,7 @@ def _draw(context: RunContext, training: Training, watch: Watch) -> Pictures:
         "device": context.device,
         "check_stop": watch.renew_if_due,
     }
-    drawn = draw(images, family, what="validation", **where)
+    drawn = draw(images, family, what="validation", **where).files
     without = carried(job.parent if isinstance(job.parent, Checkpoint) else None, baseline)
     if without is None:
         without = drawn_or_cached(
@@ -105,21 +104,6 @@ def _publish(context: RunContext, training: Training, pictures: Pictures, watch:
     phases = ", ".join(f"{name} {share:.0%}" for name, share in shares_of(outcome.clock.seconds).items())
     say(f"time: {duration_text(sum(outcome.clock.seconds.values()))}, of it {phases}")
     say(f"open {output.root / REPORT}")
-
-
-def lineage_of(context: RunContext, training: Training) -> list[dict[str, Any]]:
-    """Return an entry for each task of the chain so far, this one last."""
-    job, step = context.job, training.trainer.step
-    chain = job.parent if isinstance(job.parent, Checkpoint) else None
-    own = {
-        "parent": job.record.parent,
-        "task_digest": job.task_digest,
-        "from_step": job.step_range.start_step,
-        "to_step": step,
-        "changed": job.changed_settings(),
-        **provenance.origin_of_result(training.origins, step),
-    }
-    return [*(chain.lineage if chain else []), own]
 
 
 def _checkpoint_files(

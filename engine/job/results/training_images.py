@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from engine.core.errors import JobError
 from engine.data import caption_choice
-from engine.data.media.geometry import NO_FRAMES, Frames, Size, UnreadableImage, geometry
+from engine.data.media.geometry import Size, UnreadableImage, geometry
 from engine.job.job import Job
 from engine.results.report.pictures import TrainingImage
 from engine.training.buckets import nearest
@@ -38,11 +38,10 @@ def _small(job: Job, row: int) -> TrainingImage | None:
             return None
         extent = medium.measure(data)
         size = extent.size
-        middle = (min(extent.frames, job.task.train_args.num_frames) - 1) // 2
-        frames = Frames((middle,)) if medium.has_frames else NO_FRAMES
+        available = min(extent.frames, job.task.train_args.num_frames)
+        frames = medium.choose_frames(available, 1, "uniform")  # the middle one
         view = geometry(size, target=_shape(job, size), center_crop=True, crop_words=(0, 0), flip=False, frames=frames)
-        pixels = medium.render(data, view)
-        pixels = pixels[0] if medium.has_frames else pixels
+        pixels = medium.render(data, view).reshape(*view.target[::-1], 3)
     except (UnreadableImage, JobError):  # the training itself says so
         return None
     buffer = io.BytesIO()

@@ -18,7 +18,7 @@ from engine.core.console import NOTE, say, timestamp
 from engine.core.errors import Interrupted, JobError, first_line
 from engine.evaluation.validation_images import Pictures, carried, planned_images, without_training
 from engine.job.context import RunContext
-from engine.job.results import publish
+from engine.job.results.lineage import lineage_of
 from engine.job.results.page import Page, title_of
 from engine.job.results.report_parts import still_of
 from engine.job.start import Training
@@ -125,7 +125,7 @@ class Watch:
     def _write(self, unfinished: Unfinished) -> None:
         start = time.monotonic()
         with self._harmless():
-            lineage = publish.lineage_of(self._context, self._training)
+            lineage = lineage_of(self._context, self._training)
             page = self.page.of(self._pictures(), lineage, unfinished=unfinished)
             self._context.output.write(REPORT, report.render(page).encode())
         self._has_new_picture = False

@@ -66,7 +66,7 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """The settings of a search for components; see `base_model.locate`."""
+    """The settings of a search for components; see `locating.locate`."""
 
     family: FamilySpec
     own: Configs
@@ -83,7 +83,7 @@ class Search:
         """Find a component, and download those of its files that are needed.
 
         Raises:
-            ModelError: not found, incomplete, or of another class; `base_model.locate` has the others.
+            ModelError: not found, incomplete, or of another class; `locating.locate` has the others.
             TaskError: its sub-folder is outside.
         """
         with _named(component):

@@ -80,9 +80,8 @@ class ObjectiveSpec:
     """An objective's row in the registry, which does not import torch."""
 
     module: str
-    """The name of the module with `load(scheduler_config, args: LoadArgs) -> Objective`, `load_scheduler(args)`, the
-    scheduler that draws validation images, and `scheduler_config(args) -> dict`, the scheduler_config.json of a model
-    that was trained so."""
+    """The name of the module with `load(scheduler_config, args: LoadArgs, patch: int) -> Objective` (see
+    `registry.load`), and `load_scheduler(args)`, the Diffusers scheduler that draws validation images."""
     check: Callable[[SchedulerConfig], list[str]]
     """Returns notes on a base model's scheduler. Raises ModelError if it belongs to another objective."""
     prediction_type: Callable[[SchedulerConfig], TargetType]

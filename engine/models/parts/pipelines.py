@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,10 @@ def draw(
     gives it the drawing's prompts and guidance as they are. Clips are decoded in tiles (`decoding_in_tiles`).
     """
 
+    latest: dict[str, torch.Tensor] = {}
+
     def each_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latest.update(tensors)
         after_step()
         return tensors
 
@@ -36,7 +39,8 @@ def draw(
     pipeline.set_progress_bar_config(disable=True)
     if arguments is None:
         arguments = {name: getattr(drawing, name) for name in ("prompt", "negative_prompt", "guidance_scale")}
-    with decoding_in_tiles(pipeline.vae) if "num_frames" in arguments else nullcontext():
+    tiles = decoding_in_tiles(pipeline.vae) if "num_frames" in arguments else nullcontext()
+    with tiles, _decoded_parts(pipeline.vae) as decoded:
         found = pipeline(
             **arguments,
             height=height,
@@ -45,8 +49,35 @@ def draw(
             generator=generator,
             callback_on_step_end=each_step,
         )
+    if not _are_finite(torch.isfinite(one).all() for one in latest.values()):
+        drawing.not_finite("denoiser")
+    elif not _are_finite(decoded):
+        drawing.not_finite("VAE")
     images = found.images if "images" in found else found.frames[0]
     return np.stack([np.asarray(image) for image in images])
+
+
+@contextmanager
+def _decoded_parts(vae: Any) -> Iterator[list[torch.Tensor]]:
+    """Return a context with a list to which a boolean is added for each part that the VAE decodes: is it finite?
+
+    The booleans stay on the device, so that decoding does not wait for them.
+    """
+    found: list[torch.Tensor] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        pixels = output[0] if isinstance(output, tuple) else output  # that of CogVideoX returns its cache, too
+        found.append(torch.isfinite(pixels).all())
+
+    hook = vae.decoder.register_forward_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _are_finite(parts: Iterable[torch.Tensor]) -> bool:
+    return all(map(bool, parts))
 
 
 def encoding_chunks(base: Any, encode: Callable[[str], Tensors], names: tuple[str, ...]) -> Any:

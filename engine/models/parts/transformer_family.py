@@ -1,7 +1,7 @@
 """The base class of the families with a transformer, trained by flow matching or by diffusion.
 
-A subclass defines the classes of its components, how a caption is encoded, how its transformer is called, and how
-its pipeline draws. Prompts are encoded here and given to the pipeline, which has no text encoders: a text encoder,
+A subclass defines the classes of its components, how a caption is encoded, how its transformer is called, and how a
+prompt is given to its pipeline. Prompts are encoded here: the pipeline has no text encoders, so that a text encoder,
 larger than some denoisers, need not be in memory while images are drawn.
 """
 
@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from engine.models.components.lazy_parts import LazyParts
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, move_frozen
+from engine.models.loading.modules import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.losses import training_loss
 from engine.models.objectives.objective import LossOptions
@@ -41,7 +42,9 @@ class TransformerFamily(ABC):
     spec: FamilySpec
     classes: ClassVar[Mapping[str, Any]]
     """Component with weights -> its class in Diffusers or transformers; that of the VAE casts the latents that it
-    decodes (`vae.AnyLatentsVAE`)."""
+    decodes (`vae.CastsLatents`)."""
+    patch: ClassVar[int] = 2
+    """The side of the square of latents that is one token of the transformer."""
 
     def __init__(self, args: LoadArgs) -> None:
         self._args = args
@@ -50,7 +53,7 @@ class TransformerFamily(ABC):
         self._prompts: dict[str, Tensors] = {}
         self.parts = LazyParts(self._load)
         self.scheduler = objectives.load_scheduler(self.spec.objective, args)
-        self.objective = objectives.load(self.spec.objective, self.scheduler.config, args)
+        self.objective = objectives.load(self.spec.objective, self.scheduler.config, args, patch=self.patch)
 
     # --- Defined by each family
 
@@ -70,12 +73,36 @@ class TransformerFamily(ABC):
         """
 
     @abstractmethod
-    def make_pipeline(self) -> Any:
-        """Return Diffusers' pipeline, made of the parts in memory, without text encoders."""
+    def prompt_arguments(self, encoded: Tensors, /) -> dict[str, Any]:
+        """Return the pipeline's keyword arguments for a prompt, from `encoded`.
 
-    @abstractmethod
+        Those of a negative prompt have the same names after `negative_`.
+        """
+
+    @property
+    def pipeline_settings(self) -> dict[str, Any]:
+        """The keyword arguments with which Diffusers' pipeline is made, besides its parts; most need none."""
+        return {}
+
+    def prompts(self, drawing: Drawing) -> dict[str, str]:
+        """Return the prompts that the pipeline needs, by what the names of their arguments begin with.
+
+        That is "" for the prompt, and `negative_` for the negative prompt, if there is guidance.
+        """
+        found = {"": drawing.prompt}
+        if self.spec.takes_negative_prompt and drawing.guidance_scale > self.spec.no_guidance:
+            found["negative_"] = drawing.negative_prompt or self.spec.empty_prompt
+        return found
+
     def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        """Return the pipeline's keyword arguments for the guidance and for the prompts, which `encoded` encodes."""
+        """Return the pipeline's keyword arguments for the guidance, the prompts, and the frames of a clip."""
+        found = {self.spec.argument_names.get("guidance_scale", "guidance_scale"): drawing.guidance_scale}
+        if self.spec.has_frames:
+            found["num_frames"] = drawing.frames
+        for prefix, prompt in self.prompts(drawing).items():
+            arguments = self.prompt_arguments(self.encoded(prompt))
+            found |= {f"{prefix}{name}": value for name, value in arguments.items()}
+        return found
 
     def tokenize(self, caption: str) -> Tensors:
         """See `Family.tokenize`; {} for a family of which no text encoder can be trained."""
@@ -151,6 +178,17 @@ class TransformerFamily(ABC):
     ) -> npt.NDArray[np.uint8]:
         pipeline, arguments = self.make_pipeline(), self.pipeline_arguments(drawing)
         return pipelines.draw(pipeline, drawing, generator, after_step, arguments)
+
+    def make_pipeline(self) -> Any:
+        """Return Diffusers' pipeline, made of the parts in memory, without text encoders."""
+        texts = (name for name in self.spec.components if name.startswith(("text_encoder", "tokenizer")))
+        return getattr(diffusers, self.spec.pipeline)(
+            scheduler=self.scheduler,
+            vae=self.parts[VAE],
+            **{self.spec.denoiser: self.denoiser},
+            **dict.fromkeys(texts),
+            **self.pipeline_settings,
+        )
 
     def encoded(self, prompt: str) -> Tensors:
         """Return a prompt's conditioning (`encode_caption`) with a batch axis of 1, on the denoiser's device."""

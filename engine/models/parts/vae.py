@@ -63,8 +63,13 @@ class ImageModes(ImageLatents):
         return self.normalise(moments["mean"].to(torch.float32))
 
 
-class AnyLatentsVAE(AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
-    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
+class CastsLatents:
+    """Casts latents to the VAE's dtype before it decodes them: pipelines pass those of the denoiser's dtype."""
 
     def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(z.to(self.dtype), *args, **kwargs)
+        vae: Any = super()
+        return vae.decode(z.to(vae.dtype), *args, **kwargs)
+
+
+class AnyLatentsVAE(CastsLatents, AutoencoderKL):  # type: ignore[misc]  # Diffusers is not typed
+    """An `AutoencoderKL` that decodes latents of any dtype."""

@@ -22,7 +22,7 @@ from engine.results.report.curves import curves, held_out
 from engine.results.report.earlier import Earlier, record
 from engine.results.report.facts import Published, Setting, files, settings
 from engine.results.report.pictures import Picture, TrainingImage, training_images, validation_images
-from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text
+from engine.results.report.text import as_html, clipped, device_text, mapping_of, size_text, without_folders
 from engine.results.report.unfinished import Unfinished, notice, refresh
 from engine.results.report.words import Words
 
@@ -64,6 +64,8 @@ class Report:
     """None without a result."""
     device: Mapping[str, Any]
     versions: Mapping[str, str]
+    warnings: Sequence[str] = ()
+    """The warnings of the log."""
     held_out_losses: Sequence[Row] = ()
     """Every measurement of the chain so far."""
     unfinished: Unfinished | None = None
@@ -203,11 +205,17 @@ def _timings(report: Report) -> str:
     rest = f'<p class="note">And {more:,} more.</p>' if more > 0 else ""
     steps = plural(report.global_step - report.start_step, "step")
     skipped = f'<dl class="facts">{rows}</dl>{rest}' if rows else f'<p class="note">No {report.noun} was skipped.</p>'
-    return f"""<section><h2>This task</h2><div class="columns">
+    return f"""<section><h2>This task</h2>{_warnings(report)}<div class="columns">
 <div class="card"><h3>Time by phase</h3><ul class="bars">{bars}</ul>
 <p class="note">{duration_text(sum(report.seconds.values()))} in total for {steps}; \
 {size_text(report.peak_memory_bytes)} of memory at the peak.</p></div>
 <div class="card"><h3>Skipped {report.noun}s</h3>{skipped}</div></div></section>"""
+
+
+def _warnings(report: Report) -> str:
+    """Return a card with the warnings; nothing if there are none."""
+    rows = "".join(f"<li>{as_html(without_folders(public(line)))}</li>" for line in report.warnings)
+    return f'<div class="card"><h3>Warnings</h3><ul class="warnings">{rows}</ul></div>' if rows else ""
 
 
 def _chain(report: Report) -> str:

@@ -24,7 +24,8 @@ class Dataset:
     url: str | None = key(
         None,
         "Address",
-        "A file to download: an archive, a Parquet file, …; its content decides what it is, not its name.",
+        "A file to download: an archive, a Parquet file, a list of WebDataset tars, …; its content decides what it is, "
+        "not its name. With a range in braces (`train-{000..999}.tar`) it names many tars.",
         chain=Chain.UNRECORDED,
         yields_to="name",
         empty_is_absent=True,

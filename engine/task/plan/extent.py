@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -36,6 +38,11 @@ def frame_counts(num_frames: int, step: int) -> tuple[int, ...]:
         k //= 2
         found.append(step * k + 1)
     return tuple(reversed(found))
+
+
+def most_frames(available: int, counts: Sequence[int]) -> int:
+    """Return the largest of `counts`, which are ascending, that a clip has, at least the first one."""
+    return counts[max(1, bisect_right(counts, available)) - 1]
 
 
 def latent_frames(frames: int, step: int) -> int:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from engine.results.safetensors_file.reading import Reader, open_file
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 
 
 class SharedFile:

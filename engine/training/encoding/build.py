@@ -12,7 +12,7 @@ from engine.task.plan.extent import Extent
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Task
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.captions import CaptionEncoder
 from engine.training.encoding.encoder_placement import EncoderPlacement

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from engine.core.messages import short
 from engine.models.family import Family, Tensors
 from engine.training.encoding.cache import EncodingCache, cache_key
 from engine.training.encoding.encoder_placement import EncoderPlacement
+from engine.training.encoding.finite import require_finite_caption
 
 
 class CaptionEncoder:
@@ -43,6 +45,9 @@ class CaptionEncoder:
 
         Token ids are empty if no text encoder is trained; otherwise the conditioning is that of the text encoders that
         are never trained.
+
+        Raises:
+            NonFiniteError: a conditioning is not finite.
         """
         known = {caption: self._encoded(caption) for caption in dict.fromkeys(captions)}
         return [known[caption] for caption in captions]
@@ -63,6 +68,7 @@ class CaptionEncoder:
         if stored is None:
             self._placement.bring_text_encoders()
             stored = encode(caption)
+            require_finite_caption(stored, short(caption))
             self._check_stop()
             if self._is_stored:
                 self._cache.store(key, stored)

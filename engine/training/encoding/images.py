@@ -16,8 +16,7 @@ import torch
 from engine.core.console import Meter
 from engine.core.messages import plural
 from engine.data.dataset.dataset import ImageDataset
-from engine.data.media.frames import choose_frames
-from engine.data.media.geometry import NO_FRAMES, Geometry, UnreadableImage, geometry
+from engine.data.media.geometry import Geometry, UnreadableImage, geometry
 from engine.data.media.medium import Medium
 from engine.data.media.rendering import render_all
 from engine.data.media.sample_names import SampleNames
@@ -26,6 +25,7 @@ from engine.task.plan.extent import Extent
 from engine.task.task import FrameExtraction
 from engine.training.encoding.cache import EncodingCache, cache_key
 from engine.training.encoding.encoder_placement import EncoderPlacement
+from engine.training.encoding.finite import require_finite_latents
 
 Skip = Callable[[int, UnreadableImage], None]
 """A function that is called with the index of an image that cannot be shown, and the reason."""
@@ -97,19 +97,22 @@ class ImageEncoder:
             UnreadableImage: there is no image, or it cannot be shown at this size, or a clip has too few frames.
         """
         digest, found = self._fact(sample)
-        frames = NO_FRAMES
-        if self._medium.has_frames:
-            frames = choose_frames(found.frames, target.frames, self._frame_extraction, turn=turn, word=clip_word)
+        frames = self._medium.choose_frames(
+            found.frames, target.frames, self._frame_extraction, turn=turn, word=clip_word
+        )
         shown = geometry(
             found.size, target=target.size, center_crop=center_crop, crop_words=crop_words, flip=flip, frames=frames
         )
         width, height = target.size
         # A square is named only by its side, as before buckets existed: existing cache entries stay valid.
         side = width if width == height else [width, height]
-        more = [self._mask_name(sample)] if self._has_masks else []
-        if self._medium.has_frames:
-            more = [self._medium.decoding, *map(str, shown.frames)]
+        more = [self._mask_name(sample)] if self._has_masks else []  # not with clips
+        more += self._medium.key_parts(shown)
         return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *more))
+
+    def extent(self, sample: int) -> Extent:
+        """Return a sample's size. Raises UnreadableImage."""
+        return self._fact(sample)[1]
 
     def encode(self, views: Sequence[View], skip: Skip) -> dict[str, Tensors]:
         """Return the moments of the views by their keys, on the CPU; those of masked images include `mask`.
@@ -120,11 +123,13 @@ class ImageEncoder:
 
         Raises:
             TemporaryError: a worker process was killed.
+            NonFiniteError: latents are not finite.
         """
         # Random crops are not stored: they rarely occur twice, and would only fill the disk.
         stored = {one.key: self._cache.load(one.key) for one in views if one.geometry.repeatable}
         moments = {key: found for key, found in stored.items() if found is not None}
         unseen = [one for one in views if one.key not in moments]
+        self._read_ahead([one.sample for one in unseen])
         requests = ((self._reader(one.sample), one.geometry) for one in unseen)
         rendered = render_all(requests, self._medium.render, self._num_workers)
         for one, pixels in zip(unseen, _meter(unseen, self._dataset.names).over(rendered), strict=True):
@@ -137,10 +142,18 @@ class ImageEncoder:
                 continue
             self._placement.bring()
             moments[one.key] = self._family.encode_pixels(pixels) | mask
+            require_finite_latents(moments[one.key], f"{self._dataset.names.noun} {self._dataset.name(one.sample)}")
             if one.geometry.repeatable:
                 self._cache.store(one.key, moments[one.key])
             self._check_stop()
         return moments
+
+    def _read_ahead(self, samples: Sequence[int]) -> None:
+        """Begin to fetch what `encode` reads of samples that are not on this machine."""
+        names = [self._mask_name(sample) for sample in samples] if self._has_masks else []
+        masked = [sample for sample, name in zip(samples, names, strict=False) if name not in (None, "alpha")]
+        opaque = [sample for sample, name in zip(samples, names, strict=False) if name == "alpha"]
+        self._dataset.read_ahead([*samples, *opaque], masked)
 
     def _reader(self, sample: int) -> Callable[[], bytes]:
         return lambda: self._dataset.image_bytes(sample)
@@ -148,10 +161,22 @@ class ImageEncoder:
     def _fact(self, sample: int) -> tuple[str, Extent]:
         """Return the SHA-256 of a sample's bytes, and its size."""
         if sample not in self._facts:
-            data = self._dataset.image_bytes(sample)
-            digest = hashlib.sha256(data).hexdigest()
-            self._facts[sample] = digest, self._measure(data, digest)
+            digest = self._dataset.known_digest(sample)
+            extent = None if digest is None else self._known_extent(sample, digest)
+            if digest is None or extent is None:
+                data = self._dataset.image_bytes(sample)
+                digest = hashlib.sha256(data).hexdigest()
+                extent = self._measure(data, digest)
+            self._facts[sample] = digest, extent
         return self._facts[sample]
+
+    def _known_extent(self, sample: int, digest: str) -> Extent | None:
+        """Return a sample's size if it is known without reading the sample: for a clip, from an earlier job."""
+        if not self._medium.has_frames:
+            size = self._dataset.known_size(sample)
+            return None if size is None else Extent(*size)
+        stored = self._cache.load(cache_key("whole clip", digest, self._medium.decoding))
+        return None if stored is None else Extent(*stored["extent"].tolist())
 
     def _measure(self, data: bytes, digest: str) -> Extent:
         """Return a sample's size. A clip is decoded to its end, unless an earlier job has done so.
@@ -170,9 +195,12 @@ class ImageEncoder:
     def _mask_name(self, sample: int) -> str | None:
         """Return the part of the key for an image's mask; None if all of the image counts."""
         if sample not in self._mask_names:
-            data = self._dataset.mask_bytes(sample)
-            alpha = "alpha" if self._has_alpha_masks else None
-            self._mask_names[sample] = alpha if data is None else hashlib.sha256(data).hexdigest()
+            name = self._dataset.known_digest(sample, of_mask=True)
+            if name is None:
+                data = self._dataset.mask_bytes(sample)
+                alpha = "alpha" if self._has_alpha_masks else None
+                name = alpha if data is None else hashlib.sha256(data).hexdigest()
+            self._mask_names[sample] = name
         return self._mask_names[sample]
 
     def _mask(self, one: View) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from engine.core.errors import DatasetError
 from engine.data.dataset.dataset import ImageDataset, none_readable
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 
 
 class UnreadableImages:

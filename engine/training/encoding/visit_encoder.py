@@ -13,7 +13,7 @@ from engine.core.console import Meter
 from engine.models.family import Family, Tensors
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import Visit, VisitStream
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.cache import EncodingCache, cache_key
 from engine.training.encoding.captions import CaptionEncoder
 from engine.training.encoding.encoder_placement import EncoderPlacement

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 
 from engine.results.safetensors_file import Source
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.gradients.shares import Shares, Slice
 from engine.training.methods.method import Parameters, Tensors
 

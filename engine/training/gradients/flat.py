@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.methods.method import Parameters, Tensors
 
 

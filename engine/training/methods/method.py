@@ -15,6 +15,7 @@ from engine.models.parts.tape import Tape
 from engine.models.spec import FamilySpec
 from engine.results.report.words import Words
 from engine.task.task import Task, TrainingType
+from engine.training.methods.distances import Distances
 from engine.training.methods.warm_start import WarmStart
 
 if TYPE_CHECKING:
@@ -157,6 +158,15 @@ class MethodSpec:
     """Returns whether `step_ending` can return this."""
     is_complete: Callable[[Set[str]], bool]
     """Returns whether the names of a checkpoint's files have all weights that the method publishes."""
+    is_in: Callable[[Path], bool]
+    """Returns whether a folder has weights that the method publishes, with or without a manifest. Raises
+    CheckpointError if it has them, and they are malformed."""
+    distances: Callable[[Path, Path], Distances]
+    """Returns how far apart the published weights in two folders are, for which `is_in` is true. Raises CheckpointError
+    if they are malformed, or of different base models."""
+    published: str | None
+    """The full name of the module that reads them to export them (see `published.Published`); None if they cannot be
+    exported."""
     invariants: Callable[[FamilySpec, Task], dict[str, Any]]
     """Returns the invariants of a chain that come from the method's own task keys."""
     trained_weights: Callable[[FamilySpec, Task], Collection[str]]

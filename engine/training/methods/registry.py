@@ -58,6 +58,18 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return found
 
 
+def method_in(folder: Path) -> MethodSpec:
+    """Return the method whose published weights a folder has, with or without a manifest.
+
+    Raises:
+        CheckpointError: the folder has none, or they are malformed.
+    """
+    found = next((row for row in METHODS.values() if row.is_in(folder)), None)
+    if found is None:
+        raise CheckpointError(f"{folder} has no trained weights; give an output folder, or its checkpoint/")
+    return found
+
+
 def training_type(checkpoint: Checkpoint) -> TrainingType:
     """Return the name of the method that made a checkpoint of `load_checkpoint`."""
     name: TrainingType = checkpoint.world.get("training_type", _DEFAULT)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from engine.task.keys.train_args import OptimizerName
+from engine.task.keys.optimizer import OptimizerName
 from engine.training.optimizers.layout import Layout
 
 if TYPE_CHECKING:

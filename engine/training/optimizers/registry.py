@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from engine.task.keys.train_args import OptimizerName
+from engine.task.keys.optimizer import OptimizerName
 from engine.task.task import TrainArgs
 from engine.training.optimizers.layout import eight_bit, factored, like_parameter
 from engine.training.optimizers.optimizer import OptimizerSpec

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, move_frozen
+from engine.models.loading.modules import load_module, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss

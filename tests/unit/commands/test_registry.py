@@ -14,7 +14,7 @@ from engine.commands import registry
     [
         ([], (registry.TRAIN, [])),
         (["--plan", "verify"], (registry.TRAIN, ["--plan", "verify"])),
-        (["verify", "out", "--task", "x"], ("engine.commands.verify", ["out", "--task", "x"])),
+        (["verify", "out", "--task", "x"], ("engine.commands.verify.main", ["out", "--task", "x"])),
         (["compare", "verify", "out"], ("engine.commands.compare", ["verify", "out"])),
         (["nonsense"], (registry.TRAIN, ["nonsense"])),
     ],

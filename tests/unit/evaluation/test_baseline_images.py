@@ -7,6 +7,7 @@ import pytest
 
 from engine.evaluation.baseline_images import conditions, drawn_or_cached
 from engine.evaluation.sampling import Image
+from engine.evaluation.validation_images import Drawn
 from engine.training.encoding.cache import EncodingCache
 from tests.support.tasks import read
 
@@ -17,6 +18,8 @@ TASK = {
     "validation": {},
     "train_args": {"num_train_steps": 1, "max_train_steps": 1, "resolution": 64},
 }
+
+BLACK = "a prompt that gives a black image"
 
 
 class Drawing:
@@ -35,7 +38,8 @@ class Drawing:
     def draw(self, images):
         assert self.is_off
         self.drawn += [image.file for image in images]
-        return {image.file: f"\0{image.prompt} {image.seed}".encode() for image in images}
+        files = {image.file: f"\0{image.prompt} {image.seed}".encode() for image in images}
+        return Drawn(files, frozenset(image.file for image in images if image.prompt == BLACK))
 
 
 @pytest.fixture
@@ -60,6 +64,13 @@ def drawn(tmp_path):
 def test_a_second_training_draws_none(drawn):
     assert drawn() == ["without-0.png", "without-1.png"]
     assert drawn() == []
+
+
+def test_an_image_that_shows_nothing_is_drawn_again(drawn):
+    """So that the next job says so, too."""
+    images = [IMAGES[0], replace(IMAGES[1], prompt=BLACK)]
+    assert drawn(images) == ["without-0.png", "without-1.png"]
+    assert drawn(images) == ["without-1.png"]
 
 
 def test_only_what_is_new_is_drawn(drawn):

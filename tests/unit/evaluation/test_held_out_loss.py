@@ -13,16 +13,19 @@ from engine.core.process.environment import Place
 from engine.data.media import image
 from engine.data.media.geometry import geometry
 from engine.data.media.image import IMAGE
+from engine.data.media.video.clip import video_medium
 from engine.evaluation.held_out_loss import HeldOutCurve, HeldOutLoss
 from engine.results.held_out_rows import STRATA, timesteps_of
 from engine.results.outcome import Outcome
+from engine.task.plan.extent import Extent
 from engine.task.plan.steps import StepRange
 from engine.task.plan.timesteps import Timesteps
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, Model, Task, TrainArgs, Transforms
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.encoder_placement import EncoderPlacement
+from tests.support.clips import clip_bytes
 from tests.support.fakes import CPU, FakeDataset, LinearFamily, png
 
 RESOLUTION = 8
@@ -43,7 +46,9 @@ class Rank(Processes):
 
 
 class Setup:
-    def __init__(self, tmp_path, images, *, texts=None, processes=None, interval=None, text_encoder=False, **args):
+    def __init__(
+        self, tmp_path, images, *, texts=None, processes=None, interval=None, text_encoder=False, medium=IMAGE, **args
+    ):
         dataset = {key: args.pop(key) for key in list(args) if key in Dataset.__dataclass_fields__}
         task = Task(
             model=Model(name="m"),
@@ -60,8 +65,9 @@ class Setup:
         self.loss = HeldOutLoss(
             task,
             self.dataset,
-            IMAGE,
+            medium,
             timesteps=Timesteps(100, 900, (1.0,) * 800),
+            target=self.target_of,
             family=self.family,
             cache=EncodingCache(tmp_path, {}, max_bytes=1 << 24),
             placement=EncoderPlacement(self.family, CPU),
@@ -70,6 +76,10 @@ class Setup:
             check_stop=self.count_stop,
         )
         self.curve = self.curve_of(self.loss, interval)
+
+    def target_of(self, extent):
+        """With buckets of 1 and 3 frames."""
+        return Extent(RESOLUTION, RESOLUTION, 3 if extent.frames >= 3 else 1)
 
     def curve_of(self, loss, interval=None):
         return HeldOutCurve(
@@ -125,6 +135,17 @@ class TestDefinition:
         assert row.strata == pytest.approx(expected.mean(axis=0), rel=1e-5)
         assert row.loss == pytest.approx(expected.mean(), rel=1e-5)
         assert (row.step, row.images, row.curve) == (0, 5, CURVE)
+
+    def test_clips_and_images_beside_them_are_measured_with_their_own_number_of_frames(self, tmp_path):
+        clips = [clip_bytes(frames=5, size=(16, 16)), png(1, (16, 16)), clip_bytes(frames=2, size=(16, 16))]
+        setup = Setup(tmp_path, clips, medium=video_medium(None))
+        shapes = []
+        encode = setup.family.encode_pixels
+        setup.family.encode_pixels = lambda pixels: shapes.append(pixels.shape) or encode(pixels)
+        setup.family.latent_shape = lambda extent: shapes.append(extent) or (4,)
+        assert setup.at(0).images == 3 and setup.loss.skipped == []
+        assert sorted(shape for shape in shapes if len(shape) == 4) == [(1, 8, 8, 3), (1, 8, 8, 3), (3, 8, 8, 3)]
+        assert sorted(shape for shape in shapes if len(shape) == 3) == [(8, 8, 1), (8, 8, 1), (8, 8, 3)]
 
     def test_each_image_is_encoded_once_and_read_from_the_disk_later(self, tmp_path):
         setup = Setup(tmp_path, images(), interval=1)

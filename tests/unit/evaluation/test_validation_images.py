@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from engine.data.media.geometry import UnreadableImage
@@ -107,3 +108,35 @@ def test_the_still_of_a_clip_is_its_middle_frame():
     assert validation_images.still_of("0.png", b"any") == b"any"
     with pytest.raises(UnreadableImage):
         validation_images.still_of("0.mp4", b"any")
+
+
+class TestDrawing:
+    """A family of which the images of some prompts show nothing."""
+
+    class Family:
+        def move_encoders(self, device):
+            pass
+
+        def draw(self, drawing, generator, after_step):
+            if drawing.prompt in ("VAE", "denoiser"):
+                drawing.not_finite(drawing.prompt)
+            return np.zeros((1, 8, 8, 3), np.uint8)
+
+    def drawn(self, *prompts):
+        images = planned(prompts=prompts, num_images=len(prompts))
+        device = torch.device("cpu")
+        return validation_images.draw(images, self.Family(), what="validation at step 3", resolution=8, device=device)
+
+    def test_images_that_show_nothing_are_told_with_the_cause_and_advice(self, capsys):
+        found = self.drawn("a cat", "VAE", "denoiser", "VAE")
+        assert list(found.files) == ["0.png", "1.png", "2.png", "3.png"] and found.flawed == {"1.png", "2.png", "3.png"}
+        why = "computed values that are not finite"
+        vae, denoiser = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        told = f"note: validation at step 3: 2 of 4 images show nothing, because the VAE {why}: 'VAE', 'VAE'; "
+        assert vae.startswith(told) and "model.components.vae" in vae
+        told = f"note: validation at step 3: 1 of 4 images shows nothing, because the denoiser {why}: 'denoiser'; "
+        assert denoiser.startswith(told) and "learning_rate" in denoiser
+
+    def test_nothing_is_said_where_all_is_well(self, capsys):
+        assert self.drawn("a cat").flawed == frozenset()
+        assert "note: " not in capsys.readouterr().err

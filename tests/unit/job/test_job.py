@@ -11,7 +11,9 @@ from engine.core.errors import CheckpointError
 from engine.job import job as jobs
 from engine.models.spec import DrawingDefaults
 from engine.results.checkpoint import Checkpoint
+from engine.task.plan.extent import Extent
 from engine.task.task import TrainArgs
+from engine.training.buckets import Buckets
 from engine.training.methods.warm_start import WarmStart
 from tests.support.jobs import COMMIT, FLOW_SPEC, held_out_of, job_of, text
 
@@ -199,6 +201,21 @@ class TestHeldOut:
             "validation": {"dataset": {"fraction": 0.5}, "every_n_steps": 3, "num_images": 1},
         }
         assert job_of(text(**changes), held_out=held_out_of()).curve == self.curve()
+
+    def test_with_buckets_clips_are_measured_with_as_many_frames_as_they_have(self):
+        job = job_of(self.with_args({"resolution": 64, "num_frames": 17}), held_out=held_out_of())
+        assert job.measured_at(Extent(100, 50, 5)) == (64, 64, 17)
+        images, clips = (
+            replace(job, buckets=Buckets(sizes=(), frame_counts=counts, members=(), kept=1.0, kept_by_squares=1.0))
+            for counts in ((1,), (1, 9, 17))
+        )
+        assert [clips.measured_at(Extent(100, 50, frames)) for frames in (1, 8, 9, 30)] == [
+            (64, 64, 1),
+            (64, 64, 1),
+            (64, 64, 9),
+            (64, 64, 17),
+        ]
+        assert images.curve == job.curve != clips.curve
 
     def curve(self):
         return job_of(self.FRACTION, held_out=held_out_of()).curve

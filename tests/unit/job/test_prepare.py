@@ -78,7 +78,7 @@ BASE = SimpleNamespace(family=SPEC, config=None)
 
 @pytest.mark.parametrize(
     ("looked_for", "error"),
-    [("load_parent", CheckpointError), ("base_model.locate", ModelError), ("open_dataset", DatasetError)],
+    [("load_parent", CheckpointError), ("locating.locate", ModelError), ("open_dataset", DatasetError)],
 )
 def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, looked_for, error):
     """`Path.is_file` and its like raise where a folder on the way is closed."""
@@ -86,7 +86,7 @@ def test_what_another_user_owns_is_said_to_be_unreadable(monkeypatch, tmp_path, 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/home/else/thing")
 
-    for name in ("load_parent", "base_model.locate", "open_dataset"):
+    for name in ("load_parent", "locating.locate", "open_dataset"):
         found = refuse if name == looked_for else lambda *_, **__: BASE
         monkeypatch.setattr(f"engine.job.prepare.{name}", found)
     settings = SimpleNamespace(checkpoint=tmp_path, cache_dir=tmp_path, limits=None, task_folder=tmp_path)
@@ -104,7 +104,7 @@ def test_a_misspelt_folder_is_told_before_the_hub(monkeypatch, tmp_path, key):
         raise error
 
     for name, function in (
-        ("base_model.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else BASE),
+        ("locating.locate", lambda wanted, **_: ask(wanted.name) if key == "model.name" else BASE),
         ("open_dataset", lambda wanted, *_, **__: ask(wanted.name) if key == "dataset.name" else None),
         ("hold_out", lambda wanted, *_, **__: ask(wanted.name)),
     ):
@@ -154,7 +154,7 @@ class TestABranchThatMoves:
             asked.append(pinned)
             raise ModelError("as far as it goes")
 
-        monkeypatch.setattr("engine.job.prepare.base_model.locate", locate)
+        monkeypatch.setattr("engine.job.prepare.locating.locate", locate)
         settings = self.settings(tmp_path, cache_dir=tmp_path, task_folder=tmp_path, limits=None)
         task = parse_task(text().encode(), source="task")
         for before in (None, self.FOUND, self.FOUND | {"revision": "v2"}):

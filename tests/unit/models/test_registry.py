@@ -18,7 +18,7 @@ def test_known(name):
     entry = registry.detect({"_class_name": name})
     assert entry is registry.FAMILIES[name]
     assert set(entry.weighted) <= set(entry.components)
-    assert entry.has_frames == MEDIA[entry.medium](Dataset()).has_frames
+    assert entry.has_frames == MEDIA[entry.medium].make(Dataset()).has_frames
 
 
 def test_no_family_refuses_the_pipeline_of_another_one():

@@ -90,6 +90,6 @@ class TestGoingOn:
 
 def test_what_decodes_clips_is_recorded_for_clips_alone():
     assert "av" not in provenance.versions()
-    libraries = MEDIA["video"](Dataset(name="d")).libraries
+    libraries = MEDIA["video"].make(Dataset(name="d")).libraries
     assert libraries and set(libraries) == set(provenance.versions(libraries)) - set(provenance.versions())
-    assert MEDIA["image"](Dataset(name="d")).libraries == ()
+    assert MEDIA["image"].make(Dataset(name="d")).libraries == ()

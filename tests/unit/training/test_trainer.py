@@ -17,7 +17,7 @@ from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset, LrScheduler, Model, Task, TrainArgs
 from engine.training.assembly import assemble
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.visit_encoder import Example
 from engine.training.optimizers.lr_schedule import schedule_factor
 from engine.training.trainer import train

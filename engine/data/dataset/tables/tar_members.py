@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ class TarMembers:
         if size > MAX_IMAGE_FILE_BYTES:
             raise UnreadableImage(f"it has {size:,} bytes, more than the limit of {MAX_IMAGE_FILE_BYTES:,}")
         return self.tar.read(offset, size)
+
+    def digest(self, index: int) -> bytes:
+        return hashlib.sha256(self.read(index)).digest()
 
     def read_ahead(self, rows: Sequence[int]) -> None:
         self.tar.read_ahead([self._place(row) for row in rows if 0 < self.sizes[row] <= MAX_IMAGE_FILE_BYTES])

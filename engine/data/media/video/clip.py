@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
 import numpy as np
 import PIL
@@ -16,11 +15,10 @@ from engine.data.media.clip_facts import ClipFacts
 from engine.data.media.geometry import Geometry, UnreadableImage
 from engine.data.media.medium import Medium, Pixels
 from engine.data.media.sample_names import OF_VIDEOS
-from engine.data.media.video.container import READER_VERSION, container_name
+from engine.data.media.video.container import READER_VERSION
 from engine.data.media.video.decoding import check, frames, read_facts
+from engine.data.media.video.signatures import SUFFIXES, container_name
 from engine.task.plan.extent import Extent
-
-SUFFIXES: Final = frozenset([".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"])
 
 
 def measure(data: bytes, *, frame_rate: float | None) -> Extent:
@@ -37,12 +35,15 @@ def facts(data: bytes, *, frame_rate: float | None) -> ClipFacts:
     return ClipFacts(width=width, height=height, frames=1, file_frames=1, file_rate=None, codec="")
 
 
-def check_clip(data: bytes, *, frame_rate: float | None) -> Extent:
-    """Decode a clip completely and return what `measure` returns. Raises UnreadableImage."""
+def check_clip(data: bytes, is_over: Callable[[], bool] = lambda: False, *, frame_rate: float | None) -> Extent:
+    """Decode a clip, completely unless `is_over` returns True before, and return what `measure` returns.
+
+    Raises UnreadableImage.
+    """
     if container_name(data) is None:
         with _as_either():
             return image.check(data)
-    return check(data, frame_rate).extent
+    return check(data, frame_rate, is_over).extent
 
 
 def render(data: bytes, view: Geometry, *, frame_rate: float | None) -> Pixels:
@@ -110,6 +111,7 @@ def video_medium(frame_rate: float | None) -> Medium:
         decoding=version,
         measure=functools.partial(measure, frame_rate=frame_rate),
         check=functools.partial(check_clip, frame_rate=frame_rate),
+        check_in_time=functools.partial(check_clip, frame_rate=frame_rate),
         render=functools.partial(render, frame_rate=frame_rate),
         check_mask=image.check_mask,
         render_mask=image.render_mask,

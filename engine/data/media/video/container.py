@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.video.claims import refuse_claims
+from engine.data.media.video.signatures import container_name
 
 MAX_FRAME_PIXELS: Final = 2**24
 """Limit on the pixels of a frame: an action camera's 5,312 x 2,988 fits. A decoder keeps up to 17 frames: 1.2 GB were
@@ -27,8 +28,6 @@ measured of H.264 at 10 bits, conversion included."""
 
 _PROBED_BYTES: Final = 2**20
 """Limit on the bytes of packets that FFmpeg reads to identify the streams, and keeps with 400 bytes for each packet."""
-_STILL_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
-_FIRST_BOXES: Final = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _DECODERS: Final = {
     "h264": "H.264",
     "hevc": "H.265",
@@ -45,17 +44,6 @@ READER_VERSION: Final = " ".join(
     [f"av {av.__version__}", *(f"{name} {'.'.join(map(str, av.library_versions[name]))}" for name in _LIBRARIES)]
 )
 """The versions of everything that decides a clip's facts and pixels."""
-
-
-def container_name(data: bytes) -> str | None:
-    """Return FFmpeg's name for the container that begins like `data`; None if it is no clip, as for a still image."""
-    if data[4:8] in _FIRST_BOXES and data[8:12] not in _STILL_BRANDS:
-        return "mov"
-    if data[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-        return "avi"
-    return None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -65,11 +65,19 @@ def read_facts(data: bytes, frame_rate: float | None) -> ClipFacts:
     return _header(data).facts(frame_rate)
 
 
-def check(data: bytes, frame_rate: float | None) -> ClipFacts:
-    """Decode a clip completely and return its facts. Raises UnreadableImage, also if a frame is lost or damaged."""
+def check(data: bytes, frame_rate: float | None, is_over: Callable[[], bool] = lambda: False) -> ClipFacts:
+    """Decode a clip and return its facts, those of all its frames. Raises UnreadableImage, also if a frame is lost or
+    damaged.
+
+    Args:
+        data: the encoded clip.
+        frame_rate: as for `read_facts`.
+        is_over: called after each frame; True leaves the frames after it undecoded.
+    """
     header = _header(data)
     for _ in _decoded(data, header.times, len(header.times.ticks)):
-        pass
+        if is_over():
+            break
     return header.facts(frame_rate)
 
 

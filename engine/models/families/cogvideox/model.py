@@ -6,27 +6,24 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from transformers import T5EncoderModel
 
 from engine.models.families.cogvideox.spec import SPEC, TEXT
-from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.loading import read_config
+from engine.models.family import LoadArgs, Tensors
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.transformer_family import VAE, TransformerFamily
+from engine.models.parts.vae import CastsLatents
 from engine.models.parts.video_vae import VideoLatents
 from engine.task.plan.extent import Extent
 
 STATES = "encoder_hidden_states"
 
 
-class AnyLatentsVAE(AutoencoderKLCogVideoX):  # type: ignore[misc]  # Diffusers is not typed
-    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
-
-    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(z.to(self.dtype), *args, **kwargs)
+class ClipVAE(CastsLatents, AutoencoderKLCogVideoX):  # type: ignore[misc]  # Diffusers is not typed
+    """An `AutoencoderKLCogVideoX` that decodes latents of any dtype."""
 
 
 class CogVideoXLatents(VideoLatents):
@@ -72,7 +69,7 @@ class CogVideoX(TransformerFamily):
     spec = SPEC
     classes: ClassVar[Mapping[str, Any]] = {
         TEXT: T5EncoderModel,
-        VAE: AnyLatentsVAE,
+        VAE: ClipVAE,
         SPEC.denoiser: CogVideoXTransformer3DModel,
     }
 
@@ -80,7 +77,7 @@ class CogVideoX(TransformerFamily):
         super().__init__(args)
         self._tokenizer = t5.load_tokenizer(args, "tokenizer")
         # Not from the transformer itself, which is not in memory while clips are encoded.
-        self._patch_frames = read_config(args, SPEC.denoiser).get("patch_size_t") or 1
+        self._patch_frames = args.config(SPEC.denoiser).get("patch_size_t") or 1
 
     @property
     def latents(self) -> CogVideoXLatents:
@@ -120,21 +117,8 @@ class CogVideoX(TransformerFamily):
         cosines, sines = get_3d_rotary_pos_embed(config.attention_head_dim, grid_size=grid, device=noisy.device, **own)
         return cosines, sines
 
-    def make_pipeline(self) -> Any:
-        return CogVideoXPipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-        )
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        prompts = {"prompt_embeds": drawing.prompt}
-        if drawing.guidance_scale > SPEC.no_guidance:
-            prompts["negative_prompt_embeds"] = drawing.negative_prompt or ""
-        states = {name: self.encoded(prompt)[STATES].to(self.denoiser.dtype) for name, prompt in prompts.items()}
-        return {"guidance_scale": drawing.guidance_scale, "num_frames": drawing.frames, **states}
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": encoded[STATES].to(self.denoiser.dtype)}
 
 
 def load(args: LoadArgs) -> CogVideoX:

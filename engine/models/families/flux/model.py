@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel
 from transformers import CLIPTextModel, T5EncoderModel
 
 from engine.models.families.flux.spec import SPEC
-from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.family import LoadArgs, Tensors
 from engine.models.parts.clip import encoder as clip
 from engine.models.parts.packing import image_ids, pack, unpack
 from engine.models.parts.t5 import encoder as t5
@@ -64,17 +64,8 @@ class Flux(TransformerFamily):
         ).sample
         return unpack(tokens, height, width)
 
-    def make_pipeline(self) -> FluxPipeline:
-        nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-        return FluxPipeline(scheduler=self.scheduler, vae=self.parts[VAE], transformer=self.denoiser, **nothing)
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        found = self.encoded(drawing.prompt)
-        return {
-            "prompt_embeds": found[STATES],
-            "pooled_prompt_embeds": found[POOLED],
-            "guidance_scale": drawing.guidance_scale,
-        }
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": encoded[STATES], "pooled_prompt_embeds": encoded[POOLED]}
 
 
 def load(args: LoadArgs) -> Flux:

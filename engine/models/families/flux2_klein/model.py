@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from transformers import Qwen3ForCausalLM
 
 from engine.models.configs import read_json
@@ -20,15 +19,12 @@ from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT_WITHOUT_THINKING
 from engine.models.parts.transformer_family import VAE, TransformerFamily
-from engine.models.parts.vae import ImageModes
+from engine.models.parts.vae import CastsLatents, ImageModes
 from engine.task.plan.extent import Extent
 
 
-class KleinVAE(AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
-    """A VAE that casts latents to its own dtype: the pipeline passes those of the denoiser's dtype."""
-
-    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().decode(z.to(self.dtype), *args, **kwargs)
+class KleinVAE(CastsLatents, AutoencoderKLFlux2):  # type: ignore[misc]  # Diffusers is not typed
+    """An `AutoencoderKLFlux2` that decodes latents of any dtype."""
 
 
 class KleinLatents(ImageModes):
@@ -62,10 +58,10 @@ class Flux2Klein(TransformerFamily):
         VAE: KleinVAE,
         SPEC.denoiser: Flux2Transformer2DModel,
     }
+    patch = 1  # the latents are packed already
 
     def __init__(self, args: LoadArgs) -> None:
         super().__init__(args)
-        self.objective = replace(cast(Any, self.objective), patch=1)  # the latents are packed already
         self.tokenizer = qwen.load_tokenizer(args)
         self._is_distilled = bool(read_json(args.folder / "model_index.json").get("is_distilled", False))
 
@@ -96,24 +92,17 @@ class Flux2Klein(TransformerFamily):
         ).sample
         return tokens.mT.reshape(len(noisy), -1, height, width)
 
-    def make_pipeline(self) -> Any:
-        return Flux2KleinPipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-            is_distilled=self._is_distilled,
-        )
+    @property
+    def pipeline_settings(self) -> dict[str, Any]:
+        return {"is_distilled": self._is_distilled}
 
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        arguments = {
-            "guidance_scale": drawing.guidance_scale,
-            "prompt_embeds": self.encoded(drawing.prompt)[qwen.STATES],
-        }
-        if drawing.guidance_scale > 1 and not self._is_distilled:
-            arguments["negative_prompt_embeds"] = self.encoded("")[qwen.STATES]
-        return arguments
+    def prompts(self, drawing: Drawing) -> dict[str, str]:
+        """See `TransformerFamily.prompts`. The negative prompt is always empty, and a distilled model has none."""
+        is_guided = drawing.guidance_scale > SPEC.no_guidance and not self._is_distilled
+        return {"": drawing.prompt, **({"negative_": ""} if is_guided else {})}
+
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": encoded[qwen.STATES]}
 
 
 def _positions(height: int, width: int, length: int, device: torch.device) -> torch.Tensor:

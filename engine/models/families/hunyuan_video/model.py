@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from transformers import CLIPTextModel, LlamaModel, PreTrainedTokenizerFast
 
 from engine.core.errors import ModelError
 from engine.models.families.hunyuan_video import webui
 from engine.models.families.hunyuan_video.spec import INSTRUCTION_TOKENS, SPEC, TEMPLATE, TEXT_LAYER
-from engine.models.family import Drawing, LoadArgs, Tensors
-from engine.models.loading import load_tokenizer
+from engine.models.family import LoadArgs, Tensors
+from engine.models.loading.tokenizers import load_tokenizer
 from engine.models.parts.clip import encoder as clip
 from engine.models.parts.qwen import encoder as language_model
 from engine.models.parts.transformer_family import VAE, TransformerFamily
@@ -100,22 +100,11 @@ class HunyuanVideo(TransformerFamily):
         ).sample
         return prediction
 
-    def make_pipeline(self) -> Any:
-        return HunyuanVideoPipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            transformer=self.denoiser,
-            **dict.fromkeys((LLAMA, CLIP, "tokenizer", "tokenizer_2")),
-        )
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        found = self.encoded(drawing.prompt)
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
         return {
-            "prompt_embeds": found[STATES],
-            "prompt_attention_mask": found[MASK],
-            "pooled_prompt_embeds": found[POOLED],
-            "guidance_scale": drawing.guidance_scale,
-            "num_frames": drawing.frames,
+            "prompt_embeds": encoded[STATES],
+            "prompt_attention_mask": encoded[MASK],
+            "pooled_prompt_embeds": encoded[POOLED],
         }
 
     def webui_name(self, component: str, module: str) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
 from engine.models.families.ltx.spec import FRAMES, SIDE, SPEC
@@ -34,11 +33,11 @@ class LTX(TransformerFamily):
         VAE: AutoencoderKLLTXVideo,  # its pipeline casts latents itself
         SPEC.denoiser: LTXVideoTransformer3DModel,
     }
+    patch = 1  # a token is one position of the latents
 
     def __init__(self, args: LoadArgs) -> None:
         super().__init__(args)
         self.tokenizer = t5.load_tokenizer(args, "tokenizer")
-        self.objective = replace(cast(Any, self.objective), patch=1)  # a token is one position of the latents
 
     @property
     def latents(self) -> VideoLatents:
@@ -78,29 +77,11 @@ class LTX(TransformerFamily):
         assert SPEC.frame_rate is not None
         return wanted or SPEC.frame_rate
 
-    def make_pipeline(self) -> LTXPipeline:
-        return LTXPipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-        )
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": encoded[STATES], "prompt_attention_mask": encoded[MASK]}
 
     def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "num_frames": drawing.frames,
-            "guidance_scale": drawing.guidance_scale,
-            "frame_rate": self._frame_rate(drawing.frame_rate),
-        }
-        prompts = {"": drawing.prompt}
-        if drawing.guidance_scale > SPEC.no_guidance:
-            prompts["negative_"] = drawing.negative_prompt or SPEC.empty_prompt
-        for prefix, prompt in prompts.items():
-            found = self.encoded(prompt)
-            arguments[f"{prefix}prompt_embeds"] = found[STATES]
-            arguments[f"{prefix}prompt_attention_mask"] = found[MASK]
-        return arguments
+        return super().pipeline_arguments(drawing) | {"frame_rate": self._frame_rate(drawing.frame_rate)}
 
     def draw(
         self, drawing: Drawing, generator: torch.Generator, after_step: Callable[[], None]

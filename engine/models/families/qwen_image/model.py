@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from engine.models.families.qwen_image.spec import INSTRUCTION_TOKENS, MOST_TOKENS, SPEC, TEMPLATE
-from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.family import LoadArgs, Tensors
 from engine.models.parts.packing import SIDE, pack, unpack
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
@@ -85,25 +85,10 @@ class QwenImage(TransformerFamily):
         ).sample
         return unpack(tokens, height, width)
 
-    def make_pipeline(self) -> Any:
-        return QwenImagePipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-        )
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"true_cfg_scale": drawing.guidance_scale}
-        prompts = {"": drawing.prompt}
-        if drawing.guidance_scale > 1:
-            prompts["negative_"] = drawing.negative_prompt or SPEC.empty_prompt
-        for prefix, prompt in prompts.items():
-            (states,) = qwen.of_own_lengths(self.encoded(prompt))
-            arguments[f"{prefix}prompt_embeds"] = states[None]
-            arguments[f"{prefix}prompt_embeds_mask"] = states.new_ones((1, len(states)), dtype=torch.int64)
-        return arguments
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        (states,) = qwen.of_own_lengths(encoded)
+        mask = states.new_ones((1, len(states)), dtype=torch.int64)
+        return {"prompt_embeds": states[None], "prompt_embeds_mask": mask}
 
     def webui_name(self, component: str, module: str) -> str:
         return f"lora_unet_{module}".replace(".", "_")

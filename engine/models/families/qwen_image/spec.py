@@ -14,8 +14,9 @@ from engine.models.parts.config_checks import (
     require_size,
     whole_tokens,
 )
-from engine.models.parts.footprints import language_model, transformer_model, vae_3d
+from engine.models.parts.footprints import language_model, transformer_model
 from engine.models.parts.footprints.transformers import qwen_image
+from engine.models.parts.footprints.video_vaes import wan as wan_vae
 from engine.models.parts.qwen import tokens
 from engine.models.parts.qwen.checks import TEXT, require_states
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
@@ -90,8 +91,8 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
         workload,
         transformer=qwen_image.transformer,
         encoders=encoders,
-        images=vae_3d.image_encoder,
-        reduction=vae_3d.reduction,
+        images=wan_vae.image_encoder,
+        reduction=wan_vae.reduction,
     )
 
 

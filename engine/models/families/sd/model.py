@@ -16,7 +16,7 @@ from transformers import CLIPTextModel
 
 from engine.models.families.sd.spec import SPEC
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, move_frozen
+from engine.models.loading.modules import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss

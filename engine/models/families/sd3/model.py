@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel
 from torch.nn import functional
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from engine.models.families.sd3.spec import SPEC, T5
-from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.family import LoadArgs, Tensors
 from engine.models.parts.clip import encoder as clip
 from engine.models.parts.t5 import encoder as t5
 from engine.models.parts.transformer_family import TransformerFamily
@@ -78,25 +78,12 @@ class StableDiffusion3(TransformerFamily):
             others = states.new_zeros(len(states), self._args.caption_tokens, width)
         return torch.cat([states, others], dim=-2)
 
-    def make_pipeline(self) -> StableDiffusion3Pipeline:
-        absent = ("tokenizer", "tokenizer_2", "tokenizer_3", "text_encoder", "text_encoder_2", T5)
-        return StableDiffusion3Pipeline(
-            transformer=self.denoiser,
-            vae=self.parts["vae"],
-            scheduler=self.scheduler,
-            **dict.fromkeys(absent),
-        )
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        arguments = {"guidance_scale": drawing.guidance_scale, **self._prompt(drawing.prompt, "")}
-        if drawing.guidance_scale > 1:
-            arguments |= self._prompt(drawing.negative_prompt or "", "negative_")
-        return arguments
-
-    def _prompt(self, prompt: str, prefix: str) -> Tensors:
-        found = self.encoded(prompt)
-        named = {"prompt_embeds": self._text_states(found), "pooled_prompt_embeds": found["pooled_projections"]}
-        return {f"{prefix}{name}": tensor.to(self.denoiser.dtype) for name, tensor in named.items()}
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        dtype = self.denoiser.dtype
+        return {
+            "prompt_embeds": self._text_states(encoded).to(dtype),
+            "pooled_prompt_embeds": encoded["pooled_projections"].to(dtype),
+        }
 
 
 def load(args: LoadArgs) -> StableDiffusion3:

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from engine.models.configs import read_json
 from engine.models.families.sdxl.spec import SPEC, has_float32_vae
 from engine.models.family import Batch, Drawing, LoadArgs, Tensors
-from engine.models.loading import load_module, load_part, move_frozen, read_config
+from engine.models.loading.modules import load_module, load_part, move_frozen
 from engine.models.objectives import registry as objectives
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.losses import training_loss
@@ -171,7 +171,7 @@ def _forces_zeros(args: LoadArgs) -> bool:
 
 def _load_vae(args: LoadArgs) -> AutoencoderKL:
     """Load the VAE: in float32, whatever the task's precision, unless its configuration allows half precision."""
-    is_float32 = has_float32_vae(lambda component: read_config(args, component))
+    is_float32 = has_float32_vae(args.config)
     return load_module(AnyLatentsVAE, replace(args, dtype=torch.float32) if is_float32 else args, "vae")
 
 

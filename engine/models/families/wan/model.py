@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
 from engine.core.errors import ModelError
@@ -79,27 +79,16 @@ class Wan(TransformerFamily):
         ).sample
         return prediction
 
-    def make_pipeline(self) -> WanPipeline:
+    @property
+    def pipeline_settings(self) -> dict[str, Any]:
         index = read_json(self._args.folder / INDEX)
-        return WanPipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-            expand_timesteps=index.get("expand_timesteps", False) is True,
-        )
+        return {"expand_timesteps": index.get("expand_timesteps", False) is True}
+
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": encoded[STATES]}
 
     def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "num_frames": drawing.frames,
-            "output_type": "pil",
-            "guidance_scale": drawing.guidance_scale,
-            "prompt_embeds": self.encoded(drawing.prompt)[STATES],
-        }
-        if drawing.guidance_scale > SPEC.no_guidance:
-            arguments["negative_prompt_embeds"] = self.encoded(drawing.negative_prompt or SPEC.empty_prompt)[STATES]
-        return arguments
+        return super().pipeline_arguments(drawing) | {"output_type": "pil"}
 
     def webui_name(self, component: str, module: str) -> str:
         return f"diffusion_model.{original_name(module)}"

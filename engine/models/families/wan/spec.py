@@ -19,8 +19,9 @@ from engine.models.parts.config_checks import (
     require_size,
     require_text_width,
 )
-from engine.models.parts.footprints import t5, transformer_model, vae_3d
+from engine.models.parts.footprints import t5, transformer_model
 from engine.models.parts.footprints.transformers import wan
+from engine.models.parts.footprints.video_vaes import wan as wan_vae
 from engine.models.parts.t5 import tokens as t5_tokens
 from engine.models.spec import CaptionTokens, Configs, DrawingDefaults, FamilySpec, Footprint, Workload
 from engine.task.plan.extent import Extent, latent_frames
@@ -64,7 +65,7 @@ def original_name(module: str) -> str:
 
 def reduction(vae: Mapping[str, Any]) -> int:
     """Return how many pixels of a side are one position of the latents. Raises TypeError."""
-    return vae_3d.reduction(vae)
+    return wan_vae.reduction(vae)
 
 
 def check(config: Configs) -> None:
@@ -172,8 +173,8 @@ def _footprint(config: Configs, workload: Workload) -> Footprint:
         workload,
         transformer=partial(wan.transformer, frames=latent_frames(workload.frames, FRAMES)),
         encoders={"text_encoder": t5.text_encoder},
-        images=partial(vae_3d.image_encoder, frames=workload.frames, tiles=vae_3d.TILES),
-        reduction=vae_3d.reduction,
+        images=partial(wan_vae.image_encoder, frames=workload.frames, tiles=wan_vae.TILES),
+        reduction=wan_vae.reduction,
     )
 
 

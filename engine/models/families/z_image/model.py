@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from diffusers import ZImageTransformer2DModel
 from transformers import Qwen3Model
 
 from engine.models.families.z_image.spec import SPEC, TEXT_LAYER
-from engine.models.family import Drawing, LoadArgs, Tensors
+from engine.models.family import LoadArgs, Tensors
 from engine.models.parts.qwen import encoder as qwen
 from engine.models.parts.qwen.checks import TEXT
 from engine.models.parts.qwen.tokens import CHAT
@@ -48,23 +48,8 @@ class ZImage(TransformerFamily):
         found = self.denoiser(images, 1.0 - sigmas, qwen.of_own_lengths(conditioning)).sample
         return -torch.stack(found).squeeze(2)
 
-    def make_pipeline(self) -> Any:
-        return ZImagePipeline(
-            scheduler=self.scheduler,
-            vae=self.parts[VAE],
-            text_encoder=None,
-            tokenizer=None,
-            transformer=self.denoiser,
-        )
-
-    def pipeline_arguments(self, drawing: Drawing) -> dict[str, Any]:
-        arguments = {
-            "guidance_scale": drawing.guidance_scale,
-            "prompt_embeds": qwen.of_own_lengths(self.encoded(drawing.prompt)),
-        }
-        if drawing.guidance_scale > SPEC.no_guidance:
-            arguments["negative_prompt_embeds"] = qwen.of_own_lengths(self.encoded(drawing.negative_prompt or ""))
-        return arguments
+    def prompt_arguments(self, encoded: Tensors) -> dict[str, Any]:
+        return {"prompt_embeds": qwen.of_own_lengths(encoded)}
 
     def webui_name(self, component: str, module: str) -> str:
         return f"diffusion_model.{module}"

@@ -8,11 +8,11 @@ import torch
 
 from engine.models.family import LoadArgs
 from engine.models.objectives.diffusion.noise_schedule import NoiseSchedule
-from engine.models.objectives.diffusion.sampler import load_scheduler, scheduler_config
+from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.objectives.huber import Errors
 from engine.models.objectives.objective import LossOptions, SchedulerConfig, TargetType
 
-__all__ = ["Diffusion", "load", "load_scheduler", "scheduler_config"]
+__all__ = ["Diffusion", "load", "load_scheduler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Diffusion:
         return self.schedule.errors(timesteps, options.huber)
 
 
-def load(scheduler_config: SchedulerConfig, args: LoadArgs) -> Diffusion:
-    """Return the objective for a scheduler's configuration, on the device.
+def load(scheduler_config: SchedulerConfig, args: LoadArgs, patch: int) -> Diffusion:
+    """Return the objective for a scheduler's configuration, on the device. Its noise does not depend on tokens.
 
     Raises:
         ModelError: the noise schedule cannot be trained.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from typing import Any
 
 import diffusers
@@ -12,14 +11,7 @@ import torch
 from engine.core.errors import ModelError, first_line
 from engine.models.configs import SCHEDULER_FILE
 from engine.models.family import LoadArgs
-from engine.models.loading import read_config
 from engine.models.objectives.diffusion import schedulers
-
-
-def scheduler_config(args: LoadArgs) -> dict[str, Any]:
-    """Return the configuration of `load_scheduler`, as in a scheduler_config.json. Raises ModelError."""
-    config: dict[str, Any] = json.loads(load_scheduler(args).to_json_string())
-    return config
 
 
 def load_scheduler(args: LoadArgs) -> Any:
@@ -28,7 +20,7 @@ def load_scheduler(args: LoadArgs) -> Any:
     Raises:
         ModelError: the scheduler is not supported, or its configuration is malformed.
     """
-    name, config, _ = schedulers.drawing(read_config(args, "scheduler", SCHEDULER_FILE))
+    name, config, _ = schedulers.drawing(args.config("scheduler", SCHEDULER_FILE))
     schedulers.num_train_timesteps(config)
     cls = getattr(diffusers, name)
     config |= {"prediction_type": args.prediction_type}

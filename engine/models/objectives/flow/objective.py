@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 
 from engine.models.family import LoadArgs
-from engine.models.objectives.flow.sampler import load_scheduler, scheduler_config
+from engine.models.objectives.flow.sampler import load_scheduler
 from engine.models.objectives.flow.shift import Shift
 from engine.models.objectives.flow.spec import num_train_timesteps
 from engine.models.objectives.huber import Errors, pseudo_huber
 from engine.models.objectives.objective import Huber, LossOptions, SchedulerConfig
 
-__all__ = ["Flow", "load", "load_scheduler", "scheduler_config"]
+__all__ = ["Flow", "load", "load_scheduler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ def _thresholds(sigmas: torch.Tensor, huber: Huber) -> torch.Tensor:
     return (1.0 - huber.c) * (1.0 - sigmas).square() + huber.c
 
 
-def load(scheduler_config: SchedulerConfig, args: LoadArgs) -> Flow:
+def load(scheduler_config: SchedulerConfig, args: LoadArgs, patch: int) -> Flow:
     """Return the objective for a scheduler's configuration, on the device.
 
     Raises:
         ModelError: the configuration is malformed.
     """
     shift = Shift.of(scheduler_config, args.flow_shift)
-    return Flow(num_train_timesteps(scheduler_config), shift, args.device)
+    return Flow(num_train_timesteps(scheduler_config), shift, args.device, patch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import diffusers
@@ -10,14 +9,7 @@ import diffusers
 from engine.core.errors import ModelError, first_line
 from engine.models.configs import SCHEDULER_FILE
 from engine.models.family import LoadArgs
-from engine.models.loading import read_config
 from engine.models.objectives.flow import spec
-
-
-def scheduler_config(args: LoadArgs) -> dict[str, Any]:
-    """Return the configuration of `load_scheduler`, as in a scheduler_config.json. Raises ModelError."""
-    config: dict[str, Any] = json.loads(load_scheduler(args).to_json_string())
-    return config
 
 
 def load_scheduler(args: LoadArgs) -> Any:
@@ -26,7 +18,7 @@ def load_scheduler(args: LoadArgs) -> Any:
     Raises:
         ModelError: the scheduler is not supported, or its configuration is malformed.
     """
-    name, config, _ = spec.drawing(read_config(args, "scheduler", SCHEDULER_FILE))
+    name, config, _ = spec.drawing(args.config("scheduler", SCHEDULER_FILE))
     spec.num_train_timesteps(config)
     try:
         return getattr(diffusers, name).from_config(config)

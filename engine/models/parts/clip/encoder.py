@@ -10,8 +10,7 @@ from transformers import CLIPTokenizer
 
 from engine.core.errors import ModelError
 from engine.models.family import LoadArgs, Tensors
-from engine.models.loading import load_tokenizer as load_any_tokenizer
-from engine.models.loading import read_config
+from engine.models.loading.tokenizers import load_tokenizer as load_any_tokenizer
 
 
 def load_tokenizer(args: LoadArgs, component: str) -> CLIPTokenizer:
@@ -22,7 +21,7 @@ def load_tokenizer(args: LoadArgs, component: str) -> CLIPTokenizer:
     """
     tokenizer = load_any_tokenizer(CLIPTokenizer, args, component)
     if args.single_file is None or args.elsewhere:
-        config = read_config(args, component.replace("tokenizer", "text_encoder"))
+        config = args.config(component.replace("tokenizer", "text_encoder"))
         length, positions = tokenizer.model_max_length, config.get("max_position_embeddings", 77)
         if not 3 <= length <= positions:  # start, end, and something in between
             raise ModelError(

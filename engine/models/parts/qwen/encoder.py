@@ -10,7 +10,7 @@ from transformers import Qwen2TokenizerFast
 
 from engine.core.errors import ModelError
 from engine.models.family import LoadArgs, Tensors
-from engine.models.loading import load_tokenizer as load_any_tokenizer
+from engine.models.loading.tokenizers import load_tokenizer as load_any_tokenizer
 from engine.models.parts.qwen.tokens import FOLDER, SPECIAL
 
 STATES: Final = "encoder_hidden_states"

@@ -8,7 +8,7 @@ import torch
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from engine.models.family import LoadArgs
-from engine.models.loading import load_tokenizer as load_any_tokenizer
+from engine.models.loading.tokenizers import load_tokenizer as load_any_tokenizer
 from engine.models.parts.t5 import tokens
 
 

@@ -8,33 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import CheckpointError
+from engine.training.methods.distances import Distances
 from engine.training.methods.full.files import weights_of
 
 if TYPE_CHECKING:
     import torch
 
 
-def files(checkpoint: Path) -> list[Path]:
-    """Return the files with weights in a checkpoint; none if it does not hold a whole model."""
+def is_in(folder: Path) -> bool:
+    """Return whether a folder has the weights of a whole model; see `MethodSpec.is_in`."""
+    return bool(_files(folder))
+
+
+def _files(checkpoint: Path) -> list[Path]:
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.glob("*/*") if path.is_file()}
     components = sorted({name.partition("/")[0] for name in names})
     return [checkpoint / name for component in components for name in weights_of(component, names)]
 
 
-def distances(one: list[Path], other: list[Path]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return ‖W₁ - W₂‖ (Frobenius) of each tensor, and the larger of ‖W₁‖ and ‖W₂‖, by component and name.
-
-    Raises:
-        CheckpointError: a file is malformed, or the models have other tensors or shapes.
-    """
+def distances(one: Path, other: Path) -> Distances:
+    """Return ‖W₁ - W₂‖ of each tensor, by component and name; see `MethodSpec.distances`."""
     import torch
     from safetensors import SafetensorError
 
     apart: dict[str, float] = {}
-    sizes: dict[str, float] = {}
+    norms: dict[str, float] = {}
     with ExitStack() as stack:
         try:
-            opened = [_opened(stack, paths) for paths in (one, other)]
+            opened = [_opened(stack, _files(folder)) for folder in (one, other)]
             if opened[0].keys() != opened[1].keys():
                 first = min(opened[0].keys() ^ opened[1].keys())
                 raise CheckpointError(f"{first!r} is in one result only: they are of different base models")
@@ -42,12 +43,12 @@ def distances(one: list[Path], other: list[Path]) -> tuple[dict[str, float], dic
                 left, right = (_tensor(tensors, name) for tensors in opened)
                 if left.shape != right.shape:
                     raise CheckpointError(f"{name!r} has another size in the other result")
-                norms = (torch.linalg.vector_norm(each) for each in (left - right, left, right))
-                apart[name], *both = (float(norm) for norm in norms)
-                sizes[name] = max(both)
+                lengths = (torch.linalg.vector_norm(each) for each in (left - right, left, right))
+                apart[name], *both = (float(length) for length in lengths)
+                norms[name] = max(both)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"a file of weights cannot be read ({error})") from None
-    return apart, sizes
+    return Distances(apart=apart, norms=norms, unit="tensor", scale="0: equal")
 
 
 def _opened(stack: ExitStack, paths: list[Path]) -> dict[str, Any]:

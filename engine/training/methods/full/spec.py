@@ -12,6 +12,7 @@ from engine.models.parts.tape import Tape, WholeTape
 from engine.models.spec import FamilySpec
 from engine.results.report.words import Words
 from engine.task.task import Task
+from engine.training.methods.full import distance
 from engine.training.methods.full.checks import check, notes
 from engine.training.methods.full.files import is_complete, is_step_ending, step_ending
 from engine.training.methods.full.start_folder import DENOISERS, find_start
@@ -74,6 +75,9 @@ FULL: Final = MethodSpec(
     step_ending=step_ending,
     is_step_ending=is_step_ending,
     is_complete=is_complete,
+    is_in=distance.is_in,
+    distances=distance.distances,
+    published="engine.training.methods.full.published",
     invariants=invariants,
     trained_weights=lambda family, task: family.trained_components(
         with_text_encoders=task.train_args.train_text_encoder

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.core.errors import CheckpointError
-from engine.training.methods.lora.start_file import LORA_FILE
+from engine.training.methods.distances import Distances
+from engine.training.methods.lora.distance import SCALE, published_names
+from engine.training.methods.lora.formats.start_file import LORA_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +18,15 @@ if TYPE_CHECKING:
     """W₁ and W₂ as matrices, float64, by the layer's name."""
 
 
-def read(checkpoint: Path) -> Factors:
-    """Return the factors of a checkpoint's LoKr; none if it does not hold one. Raises CheckpointError."""
+def is_in(folder: Path) -> bool:
+    """Return whether a folder has a published LoKr; see `MethodSpec.is_in`."""
+    from engine.training.methods.lokr.split import modules_of
+
+    return bool(modules_of(published_names(folder)))
+
+
+def _read(folder: Path) -> Factors:
+    """Return the factors of a published LoKr. Raises CheckpointError."""
     from safetensors import SafetensorError, safe_open
 
     from engine.training.methods.lokr.layer import right_matrix
@@ -25,33 +34,28 @@ def read(checkpoint: Path) -> Factors:
 
     found: Factors = {}
     try:
-        with safe_open(checkpoint / LORA_FILE, framework="pt") as file:
+        with safe_open(folder / LORA_FILE, framework="pt") as file:
             names = {*file.keys()}
             for module in modules_of(names):
                 own = {end: file.get_tensor(f"{module}{end}").double() for end in ENDS if f"{module}{end}" in names}
                 found[module] = own[LEFT], right_matrix(own)
-    except FileNotFoundError:  # a whole model
-        return {}
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint / LORA_FILE} is not a file of a LoKr ({error})") from None
+        raise CheckpointError(f"{folder / LORA_FILE} is not a file of a LoKr ({error})") from None
     return found
 
 
-def distances(one: Factors, other: Factors) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the distance (Frobenius) of the changes of each layer, and the larger of their norms.
-
-    Raises:
-        CheckpointError: the LoKrs have other layers or factors.
-    """
-    if one.keys() != other.keys():
-        raise CheckpointError(f"{min(one.keys() ^ other.keys())!r} is adapted in one result only")
-    apart, sizes = {}, {}
-    for name, pair in one.items():
-        if [own.shape for own in pair] != [own.shape for own in other[name]]:
+def distances(one: Path, other: Path) -> Distances:
+    """Return how far apart the LoKrs in two folders are; see `MethodSpec.distances`."""
+    first, second = (_read(folder) for folder in (one, other))
+    if first.keys() != second.keys():
+        raise CheckpointError(f"{min(first.keys() ^ second.keys())!r} is adapted in one result only")
+    apart, norms = {}, {}
+    for name, pair in first.items():
+        if [own.shape for own in pair] != [own.shape for own in second[name]]:
             raise CheckpointError(f"{name!r} has other factors in the other result: they cannot be compared")
-        apart[name] = _distance(pair, other[name])
-        sizes[name] = max(float(left.norm() * right.norm()) for left, right in (pair, other[name]))
-    return apart, sizes
+        apart[name] = _distance(pair, second[name])
+        norms[name] = max(float(left.norm() * right.norm()) for left, right in (pair, second[name]))
+    return Distances(apart=apart, norms=norms, unit="module", scale=SCALE)
 
 
 def _distance(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]) -> float:

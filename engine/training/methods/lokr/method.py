@@ -22,12 +22,12 @@ from engine.training.methods.lokr.layer import change
 from engine.training.methods.lokr.spec import has_webui
 from engine.training.methods.lokr.split import LEFT, RIGHT, RIGHT_DOWN, Split
 from engine.training.methods.lokr.start_file import peft_config, require_fit
-from engine.training.methods.lora import webui_metadata
 from engine.training.methods.lora.adapter import strength_of
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping
-from engine.training.methods.lora.names import not_safetensors
+from engine.training.methods.lora.formats import webui_metadata
+from engine.training.methods.lora.formats.names import not_safetensors
+from engine.training.methods.lora.formats.start_file import LORA_FILE, METADATA_KEY
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE, METADATA_KEY
 from engine.training.methods.lora.targets import find_targets
 from engine.training.methods.method import About, Parameters
 from engine.training.methods.warm_start import WarmStart

@@ -9,11 +9,12 @@ from typing import Any, Final
 from engine.models.spec import FamilySpec
 from engine.results.report.words import Words
 from engine.task.task import Task
+from engine.training.methods.lokr import distance
 from engine.training.methods.lokr.checks import check
 from engine.training.methods.lokr.start_file import find_start
 from engine.training.methods.lokr.tape import LokrTape
+from engine.training.methods.lora.formats.start_file import LORA_FILE
 from engine.training.methods.lora.spec import LORA, WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE
 from engine.training.methods.lora.targets import is_target
 from engine.training.methods.method import About
 from engine.training.methods.usage import diffusers
@@ -82,6 +83,9 @@ LOKR: Final = replace(
         event="lora",
     ),
     reads=("lora",),
+    is_in=distance.is_in,
+    distances=distance.distances,
+    published="engine.training.methods.lokr.published",
     invariants=invariants,
     find_start=find_start,
     check=check,

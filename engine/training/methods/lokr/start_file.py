@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.core.errors import CheckpointError
 from engine.task.task import Lora
-from engine.training.methods.lora.names import Shaped
-from engine.training.methods.lora.start_file import LORA_FILE
+from engine.training.methods.lora.formats.names import Shaped
+from engine.training.methods.lora.formats.start_file import LORA_FILE
 
 
 def find_start(folder: Path, names: Set[str]) -> list[str]:

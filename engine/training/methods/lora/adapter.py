@@ -24,8 +24,8 @@ from engine.models.spec import FamilySpec
 from engine.task.task import Lora
 from engine.training.methods.lora import loftq
 from engine.training.methods.lora.dropout import AddressedDropout, Dropping
+from engine.training.methods.lora.formats.names import UP, require_fit, require_room, tensor_names
 from engine.training.methods.lora.linear import LoraLinear
-from engine.training.methods.lora.names import UP, require_fit, require_room, tensor_names
 from engine.training.methods.lora.targets import NO_QUANTISED_START, find_targets, require_decomposable
 
 _ADAPTER: Final = "default"

@@ -13,8 +13,14 @@ from engine.models.components.layer_names import is_foreign, names_of
 from engine.models.spec import FamilySpec
 from engine.task.task import Task
 from engine.training.methods.base_weights import weight_shapes
-from engine.training.methods.lora.names import not_safetensors, places, refuse_other_kinds, require_room, tensor_names
-from engine.training.methods.lora.start_file import header_metadata, peft_config, strengths
+from engine.training.methods.lora.formats.names import (
+    not_safetensors,
+    places,
+    refuse_other_kinds,
+    require_room,
+    tensor_names,
+)
+from engine.training.methods.lora.formats.start_file import header_metadata, peft_config, strengths
 from engine.training.methods.lora.targets import (
     NO_QUANTISED_START,
     match_targets,

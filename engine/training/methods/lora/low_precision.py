@@ -12,8 +12,8 @@ from typing import Final
 
 import torch
 
+from engine.training.methods.lora.formats.names import tensor_names
 from engine.training.methods.lora.linear import LoraLinear, Taken
-from engine.training.methods.lora.names import tensor_names
 
 _ALIGNMENT: Final = 512
 """Alignment in bytes: that of a separate CUDA allocation. A kernel's bits depend on the alignment of a tensor."""

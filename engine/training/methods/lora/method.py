@@ -13,14 +13,14 @@ from engine.core.errors import NonFiniteError
 from engine.models.components.layer_names import names_of
 from engine.models.family import PRECISIONS, Family, Tensors
 from engine.task.task import Task
-from engine.training.methods.lora import webui_metadata
 from engine.training.methods.lora.adapter import Adapter, disabled
 from engine.training.methods.lora.adapter import attach as attach_adapter
-from engine.training.methods.lora.files import diffusers_state, exported, read_diffusers_file, webui_state
+from engine.training.methods.lora.formats import webui_metadata
+from engine.training.methods.lora.formats.files import diffusers_state, exported, read_diffusers_file, webui_state
+from engine.training.methods.lora.formats.names import tensor_names
+from engine.training.methods.lora.formats.start_file import LORA_FILE, peft_config
 from engine.training.methods.lora.low_precision import WorkingCopy
-from engine.training.methods.lora.names import tensor_names
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE, peft_config
 from engine.training.methods.method import About, Parameters
 from engine.training.methods.warm_start import WarmStart
 

@@ -10,8 +10,9 @@ from engine.models.parts.tape import AdapterTape
 from engine.models.spec import FamilySpec
 from engine.results.report.words import Words
 from engine.task.task import Task
+from engine.training.methods.lora import distance
 from engine.training.methods.lora.checks import check
-from engine.training.methods.lora.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
+from engine.training.methods.lora.formats.start_file import LORA_FILE, PEFT_CONFIG, PEFT_FILE, find_start
 from engine.training.methods.lora.targets import is_target
 from engine.training.methods.method import About, Change, MethodSpec
 from engine.training.methods.usage import diffusers
@@ -118,6 +119,9 @@ LORA: Final = MethodSpec(
     step_ending=_STEP_ENDINGS.get,
     is_step_ending=lambda ending: ending in _STEP_ENDINGS.values(),
     is_complete=lambda names: LORA_FILE in names,
+    is_in=distance.is_in,
+    distances=distance.distances,
+    published="engine.training.methods.lora.published",
     invariants=invariants,
     trained_weights=lambda family, task: (),
     find_start=find_start,

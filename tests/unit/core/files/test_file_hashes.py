@@ -13,7 +13,7 @@ from engine.core.errors import ModelError
 from engine.core.files import file_hashes as module
 from engine.core.files import stat_cache
 from engine.core.files.file_hashes import FileDigests
-from engine.models import base_model
+from engine.models.components import locating
 from engine.task.task import Model
 from tests.support.tiny import build_sd
 
@@ -81,17 +81,17 @@ def test_a_thread_keeps_no_process_from_ending(tmp_path):
 
 def test_a_base_models_weights_are_hashed_ahead(tmp_path, hashed):
     folder, digests = build_sd(tmp_path / "model"), FileDigests(tmp_path / "cache")
-    base_model.hash_ahead(Model(name=str(folder)), digests)
+    locating.hash_ahead(Model(name=str(folder)), digests)
     assert sorted(path.parent.name for path in digests._threads) == ["text_encoder", "unet", "vae"]
     places = {"pinned": None, "weights": True, "report": print, "cache_dir": tmp_path / "other"}
-    ahead = base_model.locate(Model(name=str(folder)), digests=digests, **places)
-    assert len(hashed) == 3 and ahead.identity == base_model.locate(Model(name=str(folder)), **places).identity
+    ahead = locating.locate(Model(name=str(folder)), digests=digests, **places)
+    assert len(hashed) == 3 and ahead.identity == locating.locate(Model(name=str(folder)), **places).identity
 
 
 @pytest.mark.parametrize("name", ["/nowhere", "some/model", "https://host/a.safetensors", "/a\0b", "{}"])
 def test_a_base_model_that_is_not_here_is_left_alone(tmp_path, name):
     digests = FileDigests(tmp_path / "cache")
-    base_model.hash_ahead(Model(name=name.format(tmp_path)), digests)
+    locating.hash_ahead(Model(name=name.format(tmp_path)), digests)
     assert digests._threads == {}
 
 

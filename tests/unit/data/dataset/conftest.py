@@ -1,6 +1,5 @@
 """Datasets as if they were downloaded, or on the Hub."""
 
-import sys
 import threading
 import time
 import types
@@ -8,6 +7,7 @@ import types
 import pytest
 
 from engine.core.files import stat_cache
+from engine.data import fetch
 from engine.data.dataset.fingerprints import fingerprint
 from tests.support.datasets import CAPTIONS, COMMIT, PICTURES
 
@@ -15,9 +15,7 @@ from tests.support.datasets import CAPTIONS, COMMIT, PICTURES
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
     """Stands for a finished download: dataset.url gives the folder `tmp_path/fetched`."""
-    module = types.ModuleType("engine.data.fetch")
-    module.fetch_dataset = lambda url, cache_dir, **options: tmp_path / "fetched"
-    monkeypatch.setitem(sys.modules, "engine.data.fetch", module)
+    monkeypatch.setattr(fetch, "fetch_dataset", lambda url, cache_dir, **options: tmp_path / "fetched")
     secret = tmp_path / "secret.png"
     secret.write_bytes(PICTURES[0])
     return tmp_path / "fetched"

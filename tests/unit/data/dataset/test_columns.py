@@ -28,6 +28,7 @@ BAD = {
     "no image column": (jsonl_of({"picture": "a.png", "text": "x", "n": 1}), IMAGES_TEXT_N),
     "no caption column": (jsonl_of({"file_name": "a.png", "caption": "x"}), r"caption_column.*caption \(text\)"),
     "no parquet column": (parquet_of(image=hidden_png(), label=[1]), r"'text'.*image \(images\), label \(int64\)"),
+    "videos": (parquet_of(video=hidden_png(), text=["x"]), r"'image'.*video \(videos, which only video models"),
     "numbers as images": (parquet_of(image=[1], text=["x"]), "'image'.*holds int64, not images"),
     "numbers as captions": (parquet_of(image=hidden_png(), text=[1]), "'text'.*holds int64"),
     "doubled column": (lambda f: f.mkdir() or pq.write_table(TWO_COLUMNS, f / "t.parquet") or f, "several columns"),

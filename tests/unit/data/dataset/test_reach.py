@@ -1,12 +1,15 @@
 """What rows may name, and files that cannot be read."""
 
+import hashlib
 import os
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from engine.core.errors import DatasetError
+from engine.data.dataset.reach import hash_regular, read_regular
 from engine.data.media.geometry import UnreadableImage
 from tests.support.datasets import content, metadata_jsonl, opened, write_images, write_jsonl
 
@@ -79,3 +82,29 @@ def test_colons_and_dots_in_file_names_are_harmless(fetched, tmp_path):
     names = write_images(fetched, ("12:30.png", "a..b.png", "..png"))
     write_jsonl(fetched / "metadata.jsonl", [{"file_name": n, "text": "x"} for n in names])
     assert len(content(opened(tmp_path, url="https://example.org/x"))) == 3
+
+
+class TestHash:
+    """The digest of a file, which is read in pieces."""
+
+    def test_is_that_of_the_whole_file_which_is_never_in_memory(self, tmp_path):
+        file, size = tmp_path / "clip.mp4", 64 << 20
+        with file.open("wb") as opened:
+            opened.write(b"x")
+            opened.truncate(size)
+        tracemalloc.start()
+        try:
+            found = hash_regular(str(file), size)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert found == hashlib.sha256(file.read_bytes()).digest() and peak < size // 8
+
+    def test_refuses_what_reading_refuses(self, tmp_path):
+        (tmp_path / "large").write_bytes(bytes(9))
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path / "pipe", tmp_path / "large", "/proc/self/status"):
+            with pytest.raises(UnreadableImage):
+                hash_regular(str(path), 8)
+            with pytest.raises(UnreadableImage):
+                read_regular(str(path), 8)

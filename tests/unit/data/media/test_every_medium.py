@@ -7,7 +7,7 @@ import pytest
 
 from engine.data.fetch.members import is_webdataset
 from engine.data.media.geometry import Frames, UnreadableImage, geometry
-from engine.data.media.registry import MEDIA
+from engine.data.media.registry import MEDIA, MediumRow
 from engine.data.media.rendering import render_all
 from engine.task.task import Dataset
 from tests.support.clips import lossless_frame
@@ -15,7 +15,7 @@ from tests.support.fakes import png
 from tests.support.toy_medium import CLIP, clip
 
 ENCODERS = {"image": png, "video": lossless_frame}
-EVERY = [*((make(Dataset()), ENCODERS[name]) for name, make in MEDIA.items()), (CLIP, clip)]
+EVERY = [*((row.make(Dataset()), ENCODERS[name]) for name, row in MEDIA.items()), (CLIP, clip)]
 """Each with what encodes a sample: a number and a size give bytes."""
 MASKED = [row for row in EVERY if row[1] is not lossless_frame]
 """Those whose samples may have masks."""
@@ -77,5 +77,10 @@ def test_masks_are_cut_like_their_samples(medium, encoded):
 
 def test_archives_keep_shards_of_a_medium_that_is_registered(monkeypatch):
     assert not is_webdataset(["1.clip", "1.txt"])
-    monkeypatch.setitem(MEDIA, "clip", lambda dataset: CLIP)
+    monkeypatch.setitem(MEDIA, "clip", MediumRow(CLIP.suffixes, lambda dataset: CLIP))
     assert is_webdataset(["1.clip", "1.txt"])
+
+
+@pytest.mark.parametrize("row", MEDIA.values(), ids=MEDIA)
+def test_a_row_has_the_suffixes_of_its_medium(row):
+    assert row.suffixes == row.make(Dataset()).suffixes

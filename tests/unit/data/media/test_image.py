@@ -305,3 +305,9 @@ class TestMask:
         other = geometry((300, 200), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
         with pytest.raises(UnreadableImage, match="another aspect ratio"):
             render_mask(data, other, (8, 8), alpha=False)
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x20ftypisom", b"\x1a\x45\xdf\xa3", b"RIFF\0\0\0\0AVI LIST"])
+def test_a_video_is_called_one(head):
+    with pytest.raises(UnreadableImage, match=r"it is a video \(.*\), not an image"):
+        image_size(head + bytes(64))

@@ -1,6 +1,7 @@
 """The lines about a dataset that --plan prints."""
 
 import io
+import itertools
 import json
 from functools import partial
 from types import SimpleNamespace
@@ -43,6 +44,7 @@ def job_of(model, tmp_path, files, **dataset):
         base=base,
         buckets=None,
         held_out=None,
+        measured_at=lambda extent: task.train_args.extent,
         caption_tokens=SPEC.caption_tokens.of(task.dataset),
     )
 
@@ -193,6 +195,22 @@ def test_held_out_clips_with_too_few_frames_are_not_measured(tmp_path):
     medium = video_medium(None)
     wanted = Dataset(name=str(folder))
     dataset = open_dataset(wanted, medium, cache_dir=tmp_path / "cache", revision=None, report=lambda line: None)
-    target = partial(audit._exactly, Extent(64, 48, 17))
+    target = partial(audit._measured, SimpleNamespace(measured_at=lambda extent: Extent(64, 48, 17)))
     seen = audit.look_at_images(dataset, medium, target, 10, lambda: 0.0)
     assert seen.unreadable == [("b.mkv", "it has 5 frames, fewer than the 17 of train_args.num_frames")]
+
+
+def test_a_long_clip_is_left_when_the_time_is_up(tmp_path):
+    """The clock goes on by one at each look, of which each frame takes one."""
+    folder = write(tmp_path / "data", {"a.txt": "x"})
+    make_clip(folder / "a.mkv", codec="ffv1", frames=17)
+    wanted, medium = Dataset(name=str(folder)), video_medium(None)
+    dataset = open_dataset(wanted, medium, cache_dir=tmp_path / "cache", revision=None, report=lambda line: None)
+
+    def looks(seconds):
+        times = itertools.count()
+        seen = audit.look_at_images(dataset, medium, lambda extent: extent, seconds, lambda: next(times))
+        assert (seen.num_seen, seen.sizes, seen.unreadable) == (1, [(64, 48)], [])
+        return next(times)
+
+    assert looks(3) < 8 and looks(100) > 17

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.core.files.atomic_files import Stored
+from engine.evaluation.validation_images import Drawn
 from engine.job.results import due_results
 from engine.job.results.due_results import DueResults
 from engine.models.families.sd.spec import SPEC
@@ -40,7 +41,7 @@ def made(monkeypatch):
     def draw(images, family, *, what, resolution, device, check_stop):
         events.append((what, [image.prompt for image in images]))
         check_stop()
-        return {image.file: image.file.encode() for image in images}
+        return Drawn({image.file: image.file.encode() for image in images}, frozenset())
 
     monkeypatch.setattr(due_results, "draw", draw)
     return events

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.core.errors import JobError, ModelError, TaskError
-from engine.models import base_model, registry
-from engine.models.components import hub_files
+from engine.models import registry
+from engine.models.components import hub_files, locating
 from engine.models.components.files import files_below
 from engine.models.family import LoadArgs
 from engine.task.task import Component, Model
@@ -48,7 +48,7 @@ def files(other, tmp_path_factory):
 
 def locate(name, report=lambda line: None, pinned=None, weights=True, **components):
     model = Model(name=str(name), components=components)
-    return base_model.locate(
+    return locating.locate(
         model,
         pinned=None,
         pinned_components=pinned or {},

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from engine.core.files.built_beside import Streamed, write_folder
-from engine.models import base_model
+from engine.models.components import locating
 from engine.models.export import diffusers_folder, weights
 from engine.models.export.diffusers_folder import files_of
 from engine.models.export.model import TrainedModel
@@ -23,7 +23,7 @@ from tests.support import tiny
 
 def model_of(folder, tmp_path, *, variant=None, prediction_type="epsilon", zero_terminal_snr=False):
     """The base model of a folder, with another first convolution."""
-    base = base_model.locate(
+    base = locating.locate(
         Model(name=str(folder), variant=variant),
         pinned=None,
         weights=True,

@@ -366,6 +366,30 @@ class TestDrawing:
         assert np.array_equal(draw(drawing, 1), first)
         assert not np.array_equal(other, first) and not np.array_equal(third, first)
 
+    def test_it_tells_which_part_computed_values_that_are_not_finite(self, full):
+        if "vae" not in full.spec.weighted:
+            pytest.skip("a family without a VAE draws without Diffusers' pipelines")
+        told = []
+        drawing = Drawing(
+            prompt="a",
+            negative_prompt=None,
+            guidance_scale=1.0,
+            num_inference_steps=2,
+            size=(64, 64),
+            not_finite=told.append,
+        )
+        for part, module in ((None, None), ("VAE", full.parts["vae"].decoder), ("denoiser", full.denoiser)):
+            parameter = None if module is None else list(module.parameters())[-1]
+            before = None if parameter is None else parameter.detach().clone()
+            if parameter is not None:
+                parameter.data.fill_(torch.nan)
+            with np.errstate(invalid="ignore"):
+                full.draw(drawing, torch.Generator().manual_seed(0), lambda: None)
+            if parameter is not None:
+                parameter.data.copy_(before)
+            assert told == ([] if part is None else [part])
+            told.clear()
+
     def test_it_draws_with_every_scheduler_that_is_allowed(self, folder, full):
         if full.spec.objective != "flow":
             pytest.skip("test_schedulers.py has those of diffusion")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from engine.core.errors import ModelError
 from engine.models import registry
 from engine.models.family import LoadArgs
-from engine.models.loading import load_module
+from engine.models.loading.modules import load_module
 from engine.models.quantization.layer import QuantisedLinear
 from engine.models.quantization.rule import is_in_a_block
 from engine.task.task import Lora

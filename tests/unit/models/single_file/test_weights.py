@@ -11,7 +11,8 @@ from transformers import CLIPTokenizer
 from engine.core.errors import ModelError
 from engine.models import single_file
 from engine.models.family import LoadArgs
-from engine.models.loading import load_module, load_tokenizer, read_config
+from engine.models.loading.modules import load_module
+from engine.models.loading.tokenizers import load_tokenizer
 from engine.models.objectives.diffusion.sampler import load_scheduler
 from engine.models.quantization.layer import QuantisedLinear
 from tests.support import single_files
@@ -169,7 +170,7 @@ def test_the_tokenizers(files):
 
 
 def test_the_schedulers(files):
-    assert read_config(args_for(files["sd2"]), "scheduler", "scheduler_config.json")["beta_schedule"] == "scaled_linear"
+    assert args_for(files["sd2"]).config("scheduler", "scheduler_config.json")["beta_schedule"] == "scaled_linear"
     for layout, name in (("sd1", "PNDMScheduler"), ("sd2", "DDIMScheduler"), ("xl", "EulerDiscreteScheduler")):
         scheduler = load_scheduler(args_for(files[layout], prediction_type="v_prediction"))
         assert type(scheduler).__name__ == name and scheduler.config.prediction_type == "v_prediction"

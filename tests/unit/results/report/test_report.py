@@ -173,6 +173,12 @@ def test_skipped_images_are_listed_with_their_reasons():
     assert "No image was skipped." in Page(render(sample())).text
 
 
+def test_warnings_are_listed():
+    page = Page(render(sample(warnings=["1 of 2 images shows <nothing>", "a note"])))
+    assert "Warnings1 of 2 images shows <nothing>a note" in page.text
+    assert "Warnings" not in Page(render(sample())).text
+
+
 def test_a_whole_model_has_its_own_words():
     page = render(sample(words=METHODS["full"].words))
     assert "LoRA" not in page

@@ -10,8 +10,8 @@ import torch
 from engine.core.errors import DeviceError, Interrupted, PeerError, PeerInterrupted, TaskError, TemporaryError
 from engine.results.state import weights_digest
 from engine.training.distributed import group as group_module
-from engine.training.distributed.group import Processes
 from engine.training.distributed.peers import Ending, ending_of
+from engine.training.distributed.processes import Processes
 from engine.training.encoding import step_window
 from tests.support.encoding import BATCH, STEPS, Setup, frozen, good, with_unreadable
 from tests.support.states import dump_state, parse_state

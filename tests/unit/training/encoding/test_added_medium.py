@@ -7,12 +7,12 @@ import pytest
 
 from engine.data.dataset.open import open_dataset
 from engine.data.dataset.sizes import read_extents
-from engine.data.media.registry import MEDIA
+from engine.data.media.registry import MEDIA, MediumRow
 from engine.results.outcome import Clock
 from engine.task.plan.visits import VisitStream
 from engine.task.task import Dataset
 from engine.training.buckets import BucketOrder, sort_into_buckets
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.encoding.build import build_visit_encoder
 from engine.training.encoding.cache import EncodingCache
 from engine.training.encoding.encoder_placement import EncoderPlacement
@@ -35,7 +35,7 @@ class ClipFamily(LinearFamily):
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    monkeypatch.setitem(MEDIA, "clip", lambda dataset: CLIP)
+    monkeypatch.setitem(MEDIA, "clip", MediumRow(CLIP.suffixes, lambda dataset: CLIP))
     folder = tmp_path / "data"
     folder.mkdir()
     for k, size in enumerate(SIZES):

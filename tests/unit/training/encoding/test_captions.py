@@ -4,8 +4,10 @@ import hashlib
 import json
 from itertools import chain
 
+import pytest
 import torch
 
+from engine.core.errors import NonFiniteError
 from engine.data.media import image
 from engine.data.media.geometry import geometry
 from tests.support.encoding import RESOLUTION, Setup, frozen, good, reference
@@ -24,6 +26,14 @@ def test_captions_are_drawn_by_the_visit_from_the_samples_own(tmp_path):
             assert text in texts[example.visit.sample]
             seen.setdefault(example.visit.sample, set()).add(text)
     assert any(len(found) > 1 for found in seen.values()), "more than one of a list is used"
+
+
+def test_a_conditioning_that_is_not_finite_names_the_caption_and_is_not_stored(tmp_path):
+    setup = Setup(good(2), tmp_path, texts=[("a cat",), ("a cat",)])
+    setup.family.encode_caption = lambda caption: {"states": torch.tensor([1.0, torch.inf])}
+    with pytest.raises(NonFiniteError, match=r"from the caption 'a cat': .*mixed_precision"):
+        setup.run()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 2, "images alone"
 
 
 def test_captions_are_tokenised_only_where_the_text_encoders_are_trained(tmp_path):

@@ -2,13 +2,15 @@
 
 import json
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from engine.core.errors import DatasetError
+from engine.core.errors import DatasetError, NonFiniteError
 from engine.core.files import stat_cache
+from engine.core.limits import Limits
 from engine.data.dataset import fingerprints
 from engine.data.dataset.open import open_dataset
 from engine.data.media import image
@@ -17,6 +19,8 @@ from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
 from tests.support.encoding import RESOLUTION, SIZES, Setup, frozen, good
 from tests.support.fakes import png
+from tests.support.shard_server import serving_shards
+from tests.support.shards import shards, written
 
 
 def test_equal_images_are_encoded_once(tmp_path):
@@ -29,6 +33,15 @@ def test_random_crops_do_not_fill_the_disk(tmp_path):
     setup = Setup([png(k, (32, 8)) for k in range(4)], tmp_path, texts=[("same",)] * 4)
     setup.run()
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1, "the caption"
+
+
+def test_latents_that_are_not_finite_name_the_image_and_are_not_stored(tmp_path):
+    setup = Setup(good(2), tmp_path)
+    encode = setup.family.encode_pixels
+    setup.family.encode_pixels = lambda pixels: {name: part * torch.nan for name, part in encode(pixels).items()}
+    with pytest.raises(NonFiniteError, match=r"from image image-[01]: .*mixed_precision .*model\.components\.vae"):
+        setup.run()
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 2, "captions alone"
 
 
 class TestMasks:
@@ -161,3 +174,43 @@ class TestAChangeWhileTheJobRuns:
         assert second.image_bytes(2) == good()[2]
         with pytest.raises(DatasetError, match=r"^3\.png has changed"):
             second.image_bytes(3)
+
+
+class TestShardsOnAServer:
+    """What is not on this machine is fetched once for each window, and only if it is to be encoded."""
+
+    WANTED: ClassVar = {
+        "plain": {},
+        "masks": {"mask_column": "mask.png"},
+        "alpha": {"alpha_mask": True},
+    }
+
+    def setup(self, opened, cache, *, keys, workers=0):
+        return Setup(good(12), cache, dataset=opened, center_crop=True, flip=False, workers=workers, **keys)
+
+    @pytest.mark.parametrize("case", WANTED)
+    @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+    def test_each_member_is_fetched_once_for_a_window(self, tmp_path, case, workers):
+        keys = self.WANTED[case]
+        source = {"image_column": "png", "mask_column": keys.get("mask_column")}
+        files = shards(3, side=8, masks=True)
+        folder = written(tmp_path / "folder", files)
+        local = open_dataset(Dataset(name=str(folder), **source), IMAGE, **self.opening(tmp_path / "c"))
+        reference = self.setup(local, tmp_path / "local", keys=keys).run()
+        with serving_shards(files) as server:
+            url = server.url("t-{000..002}.tar")
+            remote = open_dataset(Dataset(url=url, **source), IMAGE, **self.opening(tmp_path / "cache"))
+            server.requests.clear()
+            setup = self.setup(remote, tmp_path / "remote", keys=keys, workers=workers)
+            assert frozen(setup.run()) == frozen(reference)
+            assert not server.whole()
+            assert len(server.parts()) == len({wanted for wanted in server.requests}), "no part twice"
+            assert len(server.parts()) == (18 if "mask_column" in keys else 12)
+            server.requests.clear()
+            again = self.setup(remote, tmp_path / "remote", keys=keys, workers=workers)
+            assert frozen(again.run()) == frozen(reference)
+            assert not server.requests, "all encodings are in the cache"
+
+    def opening(self, cache):
+        limits = Limits(allow_private_urls=True, max_cache_bytes=0)
+        return {"cache_dir": cache, "revision": None, "report": lambda line: None, "limits": limits}

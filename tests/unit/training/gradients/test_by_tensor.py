@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.core.errors import NonFiniteError
-from engine.training.distributed.group import Processes
+from engine.training.distributed.processes import Processes
 from engine.training.gradients import shares
 from engine.training.gradients.by_tensor import TensorGradients
 from engine.training.gradients.flat import FlatGradients

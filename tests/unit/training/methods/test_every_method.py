@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from engine.commands.compare import compare
 from engine.core.errors import CheckpointError, NonFiniteError
 from engine.models import registry as families
 from engine.models.family import PRECISIONS, LoadArgs
@@ -129,6 +130,22 @@ def test_another_one_goes_on_from_its_state(folder, family, task):
     assert all(torch.equal(p, other.parameters[name]) for name, p in trainable.parameters.items())
     assert torch.equal(prediction(family), prediction(other_family))
     assert published(trainable, folder) == published(other, folder)
+
+
+def test_its_published_files_are_found_and_compared(folder, family, task, tmp_path):
+    method = ROWS[task.training_type]
+    trainable = attach(family, task)
+    for name in ("one", "again", "other"):
+        if name == "other":
+            change(trainable)
+        for path, content in published(trainable, folder).items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_bytes(content)
+        assert registry.method_in(tmp_path / name) is method
+    same, found = (method.distances(tmp_path / "one", tmp_path / name) for name in ("again", "other"))
+    assert set(same.apart.values()) == {0.0} and max(found.apart.values()) > 0
+    assert found.apart.keys() == found.norms.keys()
+    assert len(compare(tmp_path / "one", tmp_path / "other")) == 3
 
 
 def test_its_state_takes_no_memory(family, task):

@@ -43,13 +43,9 @@ def tiles(config: Config) -> Tiles:
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int) -> ImageEncoder:
-    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution`.
+    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution` pixels.
 
-    Args:
-        config: its configuration.
-        resolution: height and width in pixels.
-        width: bytes of a value.
-        frames: the frames of a clip.
+    `width` is the bytes of a value.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the configuration is not that of such a VAE.

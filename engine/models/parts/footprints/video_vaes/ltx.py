@@ -23,15 +23,9 @@ TILES: Final = Tiles(height=512, width=512, stride_height=448, stride_width=448)
 
 
 def image_encoder(config: Config, resolution: int, width: int, *, frames: int = 1) -> ImageEncoder:
-    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution`.
+    """Return the footprint of the VAE for clips of `frames` frames of `resolution` x `resolution` pixels.
 
-    It encodes a clip as a whole, and decodes all frames of a tile together.
-
-    Args:
-        config: its configuration.
-        resolution: height and width in pixels.
-        width: bytes of a value.
-        frames: the frames of a clip.
+    `width` is the bytes of a value. The VAE encodes a clip as a whole, and decodes all frames of a tile together.
 
     Raises:
         KeyError, TypeError, ValueError, IndexError: the configuration is not that of such a VAE.

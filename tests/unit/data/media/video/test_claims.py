@@ -7,7 +7,7 @@ import pytest
 
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.video.claims import MAX_CLAIMED, refuse_claims
-from engine.data.media.video.container import container_name
+from engine.data.media.video.signatures import container_name
 from tests.support.clips import clip_bytes
 
 CLIPS = {suffix: clip_bytes(suffix, codec="mpeg4", frames=3) for suffix in (".mp4", ".mkv", ".avi")}

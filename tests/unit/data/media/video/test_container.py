@@ -7,8 +7,9 @@ import pytest
 
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.video import container
-from engine.data.media.video.container import READER_VERSION, container_name, opened
+from engine.data.media.video.container import READER_VERSION, opened
 from engine.data.media.video.decoding import check
+from engine.data.media.video.signatures import container_name
 from tests.integration.hostile import videos
 from tests.support.clips import clip_bytes
 
@@ -102,24 +103,6 @@ def test_sound_and_cover_pictures_are_no_video():
 def test_the_decoder_has_one_thread():
     with opened(clip_bytes()) as (_, stream):
         assert stream.codec_context.thread_count == 1
-
-
-@pytest.mark.parametrize(
-    "head, name",
-    [
-        (b"\0\0\0\x20ftypisom", "mov"),
-        (b"\0\0\0\x08wide\0\0\0\0", "mov"),
-        (b"\0\0\0\x20ftypavif", None),
-        (b"\0\0\0\x20ftypheic", None),
-        (b"\x1a\x45\xdf\xa3", "matroska"),
-        (b"RIFF\0\0\0\0AVI LIST", "avi"),
-        (b"RIFF\0\0\0\0WEBPVP8 ", None),
-        (b"\x89PNG\r\n\x1a\n", None),
-        (b"", None),
-    ],
-)
-def test_containers_are_known_by_their_first_bytes(head, name):
-    assert container_name(head) == name
 
 
 def test_versions_are_named():

@@ -9,14 +9,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from engine.models import base_model, registry
+from engine.models import registry
+from engine.models.components import locating
 from engine.models.families.flux import model
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.objective import LossOptions
 from engine.task.plan.extent import Extent
 from engine.task.task import Dataset, Lora, Model
 from engine.training.methods.lora.adapter import attach
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.lora.formats.files import diffusers_state, webui_state
 from tests.support import tiny, tiny_flux
 
 CPU = torch.device("cpu")
@@ -104,7 +105,7 @@ class TestCaptions:
     def test_the_usual_length_is_that_of_the_base_model(self, folders, tmp_path, guidance, usual):
         """A family that is loaded has it, too: caches tell other lengths apart by it."""
         named = Model(name=str(folders[guidance]))
-        base = base_model.locate(named, pinned=None, weights=True, report=lambda line: None, cache_dir=tmp_path)
+        base = locating.locate(named, pinned=None, weights=True, report=lambda line: None, cache_dir=tmp_path)
         found = registry.load(
             base.family,
             LoadArgs(

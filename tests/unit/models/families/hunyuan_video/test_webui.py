@@ -10,7 +10,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_
 
 from engine.models.families.hunyuan_video import webui
 from engine.models.families.hunyuan_video.spec import SPEC
-from engine.training.methods.lora.files import webui_state
+from engine.training.methods.lora.formats.files import webui_state
 from engine.training.methods.lora.targets import is_target
 
 SHALLOW = {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1}

@@ -15,7 +15,7 @@ from engine.models.objectives.objective import LossOptions
 from engine.task.plan.extent import Extent
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.lora.formats.files import diffusers_state, webui_state
 from tests.support.tiny_sd3 import T5_WIDTH, VERSIONS, build_sd3
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from engine.models.family import Batch, LoadArgs
 from engine.models.objectives.objective import LossOptions
 from engine.task.task import Lora
 from engine.training.methods.lora.adapter import attach
-from engine.training.methods.lora.files import diffusers_state, webui_state
+from engine.training.methods.lora.formats.files import diffusers_state, webui_state
 from tests.support import tiny
 
 CPU = torch.device("cpu")

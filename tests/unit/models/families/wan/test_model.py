@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.core.errors import ModelError
-from engine.models import base_model
+from engine.models.components import locating
 from engine.models.families.wan import model
 from engine.models.family import Drawing
 from engine.models.objectives.objective import LossOptions
@@ -148,7 +148,7 @@ def test_a_model_with_two_denoisers_is_refused(folder, tmp_path):
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps(index | {"transformer_2": index["transformer"]}))
     with pytest.raises(ModelError, match="two denoisers"):
-        base_model.locate(Model(name=str(copy)), pinned=None, weights=True, report=print, cache_dir=tmp_path)
+        locating.locate(Model(name=str(copy)), pinned=None, weights=True, report=print, cache_dir=tmp_path)
 
 
 def test_a_scheduler_that_needs_the_size_is_refused(tmp_path):

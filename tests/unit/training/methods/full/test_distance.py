@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from engine.commands.compare import compare
 from engine.core.errors import CheckpointError
-from engine.training.methods.full.distance import distances, files
+from engine.training.methods.full.distance import distances, is_in
 
 NAMES = ("conv.weight", "conv.bias")
 
@@ -29,14 +29,14 @@ def write(folder, values, component="unet", shards=1):
 def test_each_tensor_by_itself(tmp_path, shards):
     one = write(write(tmp_path / "one", (1.0, 2.0), shards=shards), (0.5, 0.5), "text_encoder")
     other = write(write(tmp_path / "other", (1.0, 4.0)), (0.5, 0.5), "text_encoder")
-    apart, sizes = distances(files(one), files(other))
-    assert apart == {
+    found = distances(one, other)
+    assert found.apart == {
         "text_encoder.conv.bias": 0.0,
         "text_encoder.conv.weight": 0.0,
         "unet.conv.bias": 4.0,
         "unet.conv.weight": 0.0,
     }
-    assert sizes["unet.conv.bias"] == 8.0 and sizes["text_encoder.conv.bias"] == 1.0
+    assert found.norms["unet.conv.bias"] == 8.0 and found.norms["text_encoder.conv.bias"] == 1.0
     relative = 4.0 / math.sqrt(8.0**2 + 2.0**2 + 1.0**2 + 1.0**2)
     lines = compare(one, other)
     assert f"relative distance {relative:.3e} over 4 tensors (0: equal)" in lines[0]
@@ -44,10 +44,10 @@ def test_each_tensor_by_itself(tmp_path, shards):
 
 
 def test_no_whole_model(tmp_path):
-    assert files(tmp_path) == []
+    assert not is_in(tmp_path)
     (tmp_path / "steps").mkdir()
     (tmp_path / "steps" / "000003.safetensors").write_bytes(b"")
-    assert files(tmp_path) == []
+    assert not is_in(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["more", "shape", "damaged", "a LoRA"])

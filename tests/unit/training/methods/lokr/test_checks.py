@@ -9,7 +9,7 @@ from engine.models import registry
 from engine.models.base_model import BaseModel
 from engine.task.task import Lora
 from engine.training.methods.lokr.checks import check
-from engine.training.methods.lora.start_file import LORA_FILE
+from engine.training.methods.lora.formats.start_file import LORA_FILE
 from engine.training.methods.registry import METHODS, load_parent
 from tests.support import tiny
 from tests.support.abouts import task_of

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 from engine.commands.compare import compare
 from engine.core.errors import CheckpointError
-from engine.training.methods.lokr.distance import distances, read
+from engine.training.methods.lokr.distance import distances
 from engine.training.methods.lokr.layer import product
-from engine.training.methods.lora.start_file import LORA_FILE
+from engine.training.methods.lora.formats.start_file import LORA_FILE
 
 SHAPES = {
     "unet.a": {".lokr_w1": (3, 4), ".lokr_w2": (5, 2, 3, 3)},
@@ -32,12 +32,12 @@ def write(folder, seed=0, change=0.0, shapes=SHAPES):
 @pytest.mark.parametrize("seed, change", [(0, 0.0), (0, 1e-5), (1, 0.0)])
 def test_it_is_that_of_the_products(tmp_path, seed, change):
     one, other = write(tmp_path / "one"), write(tmp_path / "other", seed, change)
-    apart, sizes = distances(read(tmp_path / "one"), read(tmp_path / "other"))
+    found = distances(tmp_path / "one", tmp_path / "other")
     for name in SHAPES:
-        assert apart[name] == pytest.approx(float((one[name] - other[name]).norm()), rel=1e-6)
-        assert sizes[name] == pytest.approx(max(float(one[name].norm()), float(other[name].norm())))
+        assert found.apart[name] == pytest.approx(float((one[name] - other[name]).norm()), rel=1e-6)
+        assert found.norms[name] == pytest.approx(max(float(one[name].norm()), float(other[name].norm())))
     (line, *_) = compare(tmp_path / "one", tmp_path / "other")
-    assert "over 2 modules" in line and ("distance 0.000e+00" in line) == (apart["unet.a"] == 0)
+    assert "over 2 modules" in line and ("distance 0.000e+00" in line) == (found.apart["unet.a"] == 0)
 
 
 def test_what_cannot_be_compared(tmp_path):

@@ -13,8 +13,8 @@ from engine.models.family import PRECISIONS
 from engine.task.task import Lora
 from engine.training.methods.lokr.layer import product
 from engine.training.methods.lokr.method import attach
+from engine.training.methods.lora.formats.start_file import LORA_FILE, METADATA_KEY
 from engine.training.methods.lora.spec import WEBUI_FILE
-from engine.training.methods.lora.start_file import LORA_FILE, METADATA_KEY
 from engine.training.methods.registry import METHODS, load_parent
 from tests.support import tiny
 from tests.support.abouts import about_of, base_of, task_of

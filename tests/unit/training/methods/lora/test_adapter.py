@@ -16,7 +16,7 @@ from engine.models.families.sdxl.spec import SPEC
 from engine.task.task import Lora
 from engine.training.methods.lora import adapter as lora_module
 from engine.training.methods.lora import loftq
-from engine.training.methods.lora.files import diffusers_state
+from engine.training.methods.lora.formats.files import diffusers_state
 from engine.training.methods.lora.targets import find_targets
 from tests.support import tiny
 from tests.support.tolerance import assert_equal_but_for_rounding, depth

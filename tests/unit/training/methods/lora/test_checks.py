@@ -17,8 +17,8 @@ from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora, TrainArgs
 from engine.training.methods.lora import checks
 from engine.training.methods.lora.adapter import attach
-from engine.training.methods.lora.files import diffusers_state
-from engine.training.methods.lora.start_file import find_start
+from engine.training.methods.lora.formats.files import diffusers_state
+from engine.training.methods.lora.formats.start_file import find_start
 from engine.training.methods.lora.targets import find_targets
 from engine.training.methods.warm_start import read
 from tests.support import tiny

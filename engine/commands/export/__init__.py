@@ -1,0 +1,1 @@
+"""The program `export`: whole models and LoRA files for other programs."""

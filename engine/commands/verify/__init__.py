@@ -1,0 +1,1 @@
+"""The program `verify`: train a result again, and compare all bytes."""

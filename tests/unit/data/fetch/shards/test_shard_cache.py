@@ -1,0 +1,87 @@
+"""Shards on the disk: downloaded once, by one process at a time, resumed, and at most one beyond the bound."""
+
+import threading
+
+import pytest
+
+from engine.core.errors import DatasetError
+from engine.core.limits import Limits
+from engine.data.fetch.shards.shard_cache import ShardCache
+from tests.support.shard_server import HASTY
+from tests.support.shards import shard
+
+BODY = shard(0, 3)
+
+
+@pytest.fixture
+def url(server):
+    server.files["a.tar"] = BODY
+    return server.url("a.tar")
+
+
+def test_downloaded_once_and_kept(server, shard_cache, url):
+    for _ in range(2):
+        with shard_cache.whole(url) as path:
+            assert path.read_bytes() == BODY
+    assert server.whole() == ["/a.tar"]
+    assert shard_cache.path(url).read_bytes() == BODY
+    facts = shard_cache.facts(url)
+    assert facts is not None
+    assert (facts.size, facts.has_ranges) == (len(BODY), True)
+
+
+def test_each_server_is_asked_for_a_part_once(server, shard_cache, url):
+    for name in ("b.tar", "c.tar"):
+        server.files[name] = BODY
+    server.ranges = False
+    for name in ("a.tar", "b.tar", "c.tar"):
+        with shard_cache.whole(server.url(name)):
+            pass
+        facts = shard_cache.facts(server.url(name))
+        assert facts is not None
+        assert not facts.has_ranges
+    assert len(server.parts()) == 1
+
+
+def test_threads_that_want_the_same_shard_wait_for_each_other(server, tmp_path, url):
+    def want():
+        cache = ShardCache(
+            tmp_path / "cache", limits=Limits(allow_private_urls=True), policy=HASTY, report=lambda line: None
+        )
+        with cache.whole(url) as path:
+            found.append(path.read_bytes() == BODY)
+
+    found = []
+    threads = [threading.Thread(target=want) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 6
+    assert server.whole() == ["/a.tar"]
+
+
+def test_what_a_dead_process_has_fetched_is_not_fetched_again(server, shard_cache, url):
+    """Whatever ends the process while the shard is indexed."""
+    with pytest.raises(KeyboardInterrupt), shard_cache.whole(url):
+        raise KeyboardInterrupt
+    assert not shard_cache.path(url).exists()
+    with shard_cache.whole(url) as path:
+        assert path.read_bytes() == BODY
+    assert server.whole() == ["/a.tar"]
+
+
+def test_a_shard_that_is_refused_is_fetched_anew(server, shard_cache, url):
+    with pytest.raises(DatasetError), shard_cache.whole(url):
+        raise DatasetError("it is damaged")
+    with shard_cache.whole(url):
+        pass
+    assert server.whole() == ["/a.tar"] * 2
+
+
+def test_damaged_facts_count_as_none(server, shard_cache, url):
+    with shard_cache.whole(url):
+        pass
+    for content in (b"", b"{}", b"[]", b"\xff", b'{"size": 1}'):
+        shard_cache.facts_file(url).write_bytes(content)
+        assert shard_cache.facts(url) is None
