@@ -82,17 +82,25 @@ class TestSizes:
         assert footprint_of(name, Lora(), "no")[0].text_encoders.parameters == expected
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 CASES = [
-    ("sd1", 64, 1, "bf16", Lora(rank=4), True),
-    ("sd1", 48, 3, "no", CONVOLUTIONS, True),
-    ("sd1", 32, 2, "bf16", DROPOUT, False),
-    pytest.param("sd1", 64, 4, "bf16", CONVOLUTIONS, True, marks=pytest.mark.slow),
-    pytest.param("xl", 128, 1, "bf16", Lora(rank=8), True, marks=pytest.mark.slow),
+    ("sd1", 64, 1, "bf16", Lora(rank=4), True, False),
+    slow("sd1", 64, 1, "bf16", Lora(rank=4), True, True),
+    slow("sd1", 48, 3, "no", CONVOLUTIONS, True, False),
+    ("sd1", 48, 3, "no", CONVOLUTIONS, True, True),
+    ("sd1", 32, 2, "bf16", DROPOUT, False, False),
+    slow("sd1", 32, 2, "bf16", DROPOUT, False, True),
+    slow("sd1", 64, 4, "bf16", CONVOLUTIONS, True, False),
+    slow("sd1", 64, 4, "bf16", CONVOLUTIONS, True, True),
+    slow("xl", 128, 1, "bf16", Lora(rank=8), True, False),
+    slow("xl", 128, 1, "bf16", Lora(rank=8), True, True),
 ]
 
 
-@pytest.mark.parametrize("name, side, batch, precision, lora, is_cuda", CASES)
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name, side, batch, precision, lora, is_cuda, recompute", CASES)
 def test_activations_are_predicted_within_15_percent(name, side, batch, precision, lora, is_cuda, recompute):
     config = PUBLISHED[name]["unet"]
     tape = footprint_of(name, lora, precision, batch=batch, resolution=8 * side, is_cuda=is_cuda)[0].denoiser

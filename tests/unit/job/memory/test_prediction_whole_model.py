@@ -33,7 +33,7 @@ def slow(*case):
 
 CASES = [
     ("sd1", "bf16", 256, 4, 1, True, "cuda", False),
-    ("sd1", "no", 512, 1, 2, False, "cpu", True),
+    slow("sd1", "no", 512, 1, 2, False, "cpu", True),
     slow("sd1", "no", 512, 1, 2, False, "cpu", False),
     slow("sd1", "bf16", 512, 4, 1, False, "cuda", False),
     slow("sd1", "bf16", 512, 4, 1, False, "cpu", True),
