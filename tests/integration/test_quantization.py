@@ -85,12 +85,15 @@ def test_two_processes_are_one(task_of, tmp_path, name, quantization):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "fp8"])
-def test_nothing_depends_on_where_blocks_are(run, task_of, tmp_path, quantization):
-    own = task_of("flux", quantization)
-    whole, offloaded = (
-        run(changed(own, {"train_args.offload": offload}), tmp_path / f"{offload}") for offload in (False, True)
-    )
-    assert_same(offloaded.folders(), whole.folders())
+@pytest.mark.parametrize("name", ["flux", "flux, bf16", "flux, LoKr"])
+def test_nothing_depends_on_where_blocks_and_their_inputs_are(run, server, task_of, tmp_path, name, quantization):
+    """Also killed on the way, and in two processes."""
+    whole, offloaded = (changed(task_of(name, quantization), {"train_args.offload": value}) for value in (False, True))
+    expected = run(whole, tmp_path / "whole").folders()
+    orders = {"env": {"SAVE_SECONDS": "0"}, "save_always": True, "watched": str(tmp_path / "out"), "strike": "kill"}
+    assert server.run(offloaded, tmp_path / "out", **orders, at=12).code == -9
+    assert_same(run(offloaded, tmp_path / "out").folders(), expected)
+    assert_same(succeed(offloaded, tmp_path / "two", env={"PROCESSES": "2"}).folders(), expected)
 
 
 @pytest.mark.slow

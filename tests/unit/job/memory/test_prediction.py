@@ -15,7 +15,7 @@ from engine.task.task import Lora
 from engine.training.methods.lora.targets import is_target
 from engine.training.optimizers.layout import as_matrix
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
-from tests.support.published_models import GIB, PIPELINES, PUBLISHED, base_of, peak, task_of
+from tests.support.published_models import GIB, PIPELINES, PUBLISHED, base_of, gpu, peak, task_of
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 DROPOUT = Lora(rank=8, dropout=0.1)
@@ -165,13 +165,13 @@ class TestPrediction:
     def test_a_configuration_that_makes_no_sense_predicts_nothing(self, unet):
         broken = base_of("sd1", unet=PUBLISHED["sd1"]["unet"] | unet if unet else {})
         assert memory.predict(broken, task_of(), recompute=False, device="cuda") is None
-        assert "not predicted" in memory.describe(broken, task_of(), device="cuda", available=None)[0]
+        assert "not predicted" in memory.describe(broken, task_of(), gpu(None))[0]
 
 
 class TestDecision:
     def wants(self, asked, available, base=None):
         task = task_of(gradient_checkpointing=asked)
-        return memory.wants_recompute(base or base_of("sd1"), task, device="cuda", available=available)
+        return memory.decide(base or base_of("sd1"), task, gpu(available)).recompute
 
     def test_the_task_may_say_it(self):
         assert self.wants(True, 100 * GIB) and not self.wants(False, 1)
