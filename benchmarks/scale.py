@@ -1,7 +1,7 @@
 """What a dataset's size costs: time and memory until the first step, and of `--plan`, for more and more rows.
 
     python -m benchmarks.scale --layouts parquet --rows 100 10000 1000000
-    python -m benchmarks.scale --layouts metadata sidecars --rows 100 10000
+    python -m benchmarks.scale --layouts metadata sidecars webdataset --rows 100 10000
 
 Images are bitmaps of 8 x 8 pixels, each another; `--image-bytes` makes their files larger. Each dataset is met
 by a first job with an empty cache, and by later ones (two, of which the last is told), as in a chain.
@@ -13,6 +13,7 @@ import argparse
 import json
 import struct
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +31,7 @@ from benchmarks.workloads import Workload
 
 SIDE: Final = 8
 ROWS_PER_BATCH: Final = 20_000
+ROWS_PER_SHARD: Final = 1_000
 _HEADER: Final = struct.pack("<2sIHHI", b"BM", 54 + 3 * SIDE * SIDE, 0, 0, 54) + struct.pack(
     "<IiiHHIIiiII", 40, SIDE, SIDE, 1, 24, 0, 3 * SIDE * SIDE, 0, 0, 0, 0
 )
@@ -54,8 +56,10 @@ def bitmaps(start: int, count: int, size: int) -> npt.NDArray[np.uint8]:
     return files
 
 
-def _batches(rows: int, size: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    per_batch = max(1, min(ROWS_PER_BATCH, (64 << 20) // max(size, 1)))
+def _batches(
+    rows: int, size: int, most: int = ROWS_PER_BATCH, memory: int = 64 << 20
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    per_batch = max(1, min(most, memory // max(size, 1)))
     for start in range(0, rows, per_batch):
         yield start, bitmaps(start, min(per_batch, rows - start), size)
 
@@ -95,10 +99,26 @@ def write_sidecars(folder: Path, rows: int, size: int) -> None:
             (folder / f"{row:07}.txt").write_text(_caption(row))
 
 
+def write_webdataset(folder: Path, rows: int, size: int) -> None:
+    """Tars of 1,000 images with a .txt each, without extended headers."""
+    for shard, (start, files) in enumerate(_batches(rows, size, ROWS_PER_SHARD, 1 << 30)):
+        with (folder / f"train-{shard:06}.tar").open("wb") as tar:
+            for row, file in enumerate(files, start):
+                tar.write(_member(f"{row:07}.bmp", file.tobytes()) + _member(f"{row:07}.txt", _caption(row).encode()))
+            tar.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def _member(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
 LAYOUTS: Final[dict[str, Callable[[Path, int, int], None]]] = {
     "parquet": write_parquet,
     "metadata": write_metadata,
     "sidecars": write_sidecars,
+    "webdataset": write_webdataset,
 }
 
 

@@ -142,6 +142,7 @@ def _tar(draw: st.DrawFn) -> bytes:
             data = draw(st.binary(max_size=40))
             info.size = len(data)
             info.mode = draw(st.integers(0, 0o7777))
+            info.mtime = draw(st.sampled_from([0, 1.5]))  # a fraction has an extended header
             kinds = [tarfile.REGTYPE] * 6 + [
                 tarfile.SYMTYPE,
                 tarfile.LNKTYPE,
@@ -157,6 +158,22 @@ def _tar(draw: st.DrawFn) -> bytes:
             except (ValueError, UnicodeError):  # a name that this format cannot hold
                 continue
     return buffer.getvalue()
+
+
+def _with_checksums(data: bytes) -> bytes:
+    """The checksums of a tar's headers mended: what is damaged besides is to be read."""
+    mended = bytearray(data)
+    for start in range(0, len(data) - 511, 512):
+        block = mended[start : start + 512]
+        if block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            mended[start + 148 : start + 156] = b"%06o\0 " % sum(block)
+    return bytes(mended)
+
+
+def tars() -> st.SearchStrategy[bytes]:
+    broken = _tar().flatmap(damaged)
+    return st.one_of(_tar(), broken, broken.map(_with_checksums))
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hypothesis.strategies import SearchStrategy
 from engine.core.errors import CheckpointError, DatasetError, TaskError
 from engine.core.limits import Limits
 from engine.data.dataset.open import open_dataset
+from engine.data.dataset.tables.tar_headers import BoundedHeaders, Member, members
 from engine.data.fetch.archive import extract
 from engine.data.media.geometry import UnreadableImage, geometry
 from engine.data.media.image import IMAGE, image_size, render
@@ -68,6 +70,35 @@ def _archive(data: bytes) -> list[str]:
         found = [str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()]
         assert found
         assert sum((into / path).stat().st_size for path in found) <= LIMITS.max_dataset_bytes
+        return found
+
+
+def _tar_members(data: bytes) -> list[Member]:
+    """Find the members that tarfile finds, and refuse what it refuses."""
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        outcomes = []
+        for read in (lambda: list(members(file.fileno(), "t.tar")), lambda: _by_tarfile(file.fileno(), len(data))):
+            file.seek(0)
+            try:
+                outcomes.append(read())
+            except Exception as error:
+                outcomes.append(type(error))
+    assert outcomes[0] == outcomes[1]
+    if not isinstance(outcomes[0], list):
+        raise DatasetError("refused")
+    return outcomes[0]
+
+
+def _by_tarfile(descriptor: int, num_bytes: int) -> list[Member]:
+    with BoundedHeaders(descriptor) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        found = []
+        for one in tar:
+            if one.isreg() and one.sparse is None:
+                if one.offset_data + one.size > num_bytes:
+                    raise DatasetError("truncated")
+                found.append((one.name, one.offset_data, one.size))
         return found
 
 
@@ -139,6 +170,7 @@ TARGETS = {
     "the checkpoint loader": Target(inputs.checkpoints(), _checkpoint, CheckpointError),
     "safetensors headers of a state": Target(inputs.safetensors(), lambda data: _state(data, SCALARS), CheckpointError),
     "safetensors headers of a LoRA": Target(inputs.safetensors(), _read_lora, CheckpointError),
+    "headers of a tar": Target(inputs.tars(), _tar_members, DatasetError),
     "table files": Target(inputs.tables(), _table, DatasetError),
     "image files": Target(inputs.images(), _image, UnreadableImage),
     "video files": Target(inputs.videos(), _video, UnreadableImage),

@@ -55,6 +55,7 @@ from engine.data.dataset.tables.tables import (
     read_table,
     reading,
     require_file,
+    with_progress,
 )
 from engine.data.fetch.hub import snapshot_of
 from engine.data.media.medium import Medium
@@ -140,7 +141,7 @@ def _read_declared(
         parts = _read_declared_images(files, account, source, report)
     else:
         tables = [file for file in files if is_of_kind(file, kind)]
-        parts = tuple(read_table(account.root / file, source, shown(file)) for file in tables)
+        parts = tuple(read_table(account.root / file, source, shown(file)) for file in with_progress(tables))
         account.use(tables)
     account.use(file for part in parts for file in files_of(part, account.root))
     account.leave(OTHER_CONFIGURATIONS, (file for file in account.open if _is_data(file, account.medium)))

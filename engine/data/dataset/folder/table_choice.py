@@ -15,7 +15,7 @@ from engine.data.dataset.folder.splits import files_of_split, split_of_table
 from engine.data.dataset.folder.unused import OTHER_SPLIT_TABLES, UNREADABLE_TABLES, WITHOUT_COLUMNS, Account
 from engine.data.dataset.images import images_among
 from engine.data.dataset.rows import Rows
-from engine.data.dataset.tables.tables import TABLE_SUFFIXES, Source, read_table
+from engine.data.dataset.tables.tables import TABLE_SUFFIXES, Source, read_table, with_progress
 
 # JSON files that describe a dataset and hold none of its rows.
 _DESCRIPTIONS: Final = frozenset({"dataset_info.json", "dataset_infos.json", "state.json", "config.json"})
@@ -75,7 +75,7 @@ def _read_kind(
     while tables:
         chosen = files_of_split(tables, split_of_table, account.root.name, source.split, rest_is_train=False)
         parts: dict[str, Rows] = {}
-        for file in chosen:
+        for file in with_progress(chosen):
             try:
                 parts[file] = read_table(account.root / file, source, shown(file))
             except DatasetError as error:

@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from engine.core.console import Meter
 from engine.core.errors import DatasetError
 from engine.core.files.atomic_files import FILE_MODE, writing_to
 from engine.core.files.retention import hold
@@ -33,6 +34,7 @@ TABLE_SUFFIXES: Final = (".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".ts
 MAX_PARSING_BYTES: Final = 2 << 30
 """The memory limit while a table is parsed. A few kilobytes of Parquet or compressed Arrow can unpack to any size."""
 _BATCH_BYTES: Final = 64 << 20
+_MANY_TABLES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ def read_table(path: Path, source: Source, label: str) -> Rows:
         if suffix in (".csv", ".tsv"):
             return _from_records(csv_records(path, source.columns.names, label), path, source, label)
         return _from_records(json_records(path, label), path, source, label)
+
+
+def with_progress(tables: Sequence[str]) -> Iterable[str]:
+    """Yield the tables to read, with a progress line every 10 seconds where there are many."""
+    return tables if len(tables) < _MANY_TABLES else Meter("reading tables", "tables", len(tables)).over(tables)
 
 
 def require_file(path: Path, label: str) -> None:

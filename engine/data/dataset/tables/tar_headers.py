@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import Final, cast
@@ -17,12 +17,16 @@ Member = tuple[str, int, int]
 """A member's name, and the offset and size of its content in bytes."""
 
 BLOCK_BYTES: Final = 512
-_NEAR_BYTES: Final = 32 << 10
-# name, size, checksum, type, magic, the first byte of the prefix (POSIX.1-1988, "ustar Interchange Format")
-_FIELDS: Final = struct.Struct("100s24x12s12x8sc100x6s82xc166x")
-_CHECKSUM: Final = slice(148, 156)
-_OF_CHECKSUM: Final = 8 * ord(" ")
-"""The share of the checksum's own field, which counts as blanks."""
+_NEAR_BYTES: Final = 16 << 10
+_PLAIN: Final = re.compile(
+    rb"""(.{100})(?:[0-7]{7}[\0 ]){3}([0-7]{11})[\0 ][0-7]{11}[\0 ]  # name; mode, user, group; size; time
+    ([0-7]{6})\0[ ]([0\0x]).{100}  # checksum, type, target of a link
+    ustar[\0 ].{66}(?:[0-7]{7}[\0 ]|\0{8}){2}\0  # magic; version, user, group; device; no prefix""",
+    re.DOTALL | re.VERBOSE,
+)
+"""A header whose fields have their usual form (POSIX.1-1988, "ustar Interchange Format", and GNU tar's)."""
+_OF_CHECKSUM: Final = 7 * ord(" ")
+"""The share of the checksum's own field: it counts as blanks, of which it has one."""
 _HARMLESS: Final = (b"mtime", b"atime", b"ctime")
 """Keywords of extended headers that do not matter for a member's content. The webdataset library writes one of them
 before each member."""
@@ -54,7 +58,7 @@ def members(descriptor: int, label: str) -> Iterator[Member]:
     """
     end, near = os.fstat(descriptor).st_size, Nearby(descriptor)
     # Uncompressed only ("r:"): a compressed tar has no random access; engine/data/fetch unpacks those.
-    with _Headers(descriptor) as file, tarfile.open(fileobj=cast("io.FileIO", file), mode="r:") as tar:
+    with BoundedHeaders(descriptor) as file, tarfile.open(fileobj=cast("io.FileIO", file), mode="r:") as tar:
         position = 0
         while True:
             # Global headers change the meaning of those that follow.
@@ -97,19 +101,15 @@ def _plain(near: Nearby, position: int) -> Member | None:
 
 
 def _checked(block: bytes) -> tuple[bytes, int, bytes] | None:
-    """Return name, size and type from a header without a prefix whose numbers are octal and whose checksum fits."""
-    if len(block) < BLOCK_BYTES:
+    """Return name, size and type from a plain header whose checksum fits."""
+    fields = _PLAIN.match(block)
+    if fields is None or len(block) < BLOCK_BYTES:
         return None
-    name, size, checksum, kind, magic, prefix = _FIELDS.unpack(block)
-    if magic[:5] != b"ustar" or prefix != b"\0" or checksum[6] or not (size[:11].isdigit() and size[11] in b"\0 "):
+    name, size, checksum, kind = fields.groups()
+    summed = block.translate(None, b"\0")  # most of a header is zeros, and adding them takes most of the time
+    if int(checksum, 8) != sum(summed) - sum(checksum) + _OF_CHECKSUM:
         return None
-    try:
-        expected, num_bytes = int(checksum[:6], 8), int(size[:11], 8)
-    except ValueError:
-        return None
-    if expected != sum(block) - sum(block[_CHECKSUM]) + _OF_CHECKSUM:
-        return None
-    return name, num_bytes, kind
+    return name, int(size, 8), kind
 
 
 def _is_harmless(records: bytes) -> bool:
@@ -122,7 +122,7 @@ def _is_harmless(records: bytes) -> bool:
     return True
 
 
-class _Headers(io.FileIO):
+class BoundedHeaders(io.FileIO):
     """A tar for tarfile that limits the size of headers: a header can claim a size that would fill the memory."""
 
     def __init__(self, descriptor: int) -> None:

@@ -25,6 +25,15 @@ from engine.data.dataset.tables.webdataset import make_index
 
 Number = TypeVar("Number", np.int64, np.uint8)
 _VERSION: Final = "sd-lora-task index of a tar v1"
+_MEMBER_TYPES: Final = {
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "name": pa.binary(),
+    "sha256": pa.binary(DIGEST_BYTES),
+}
+_TYPES: Final = _MEMBER_TYPES | {"has_own_caption": pa.uint8()}
+_MASK_TYPES: Final = {f"mask_{name}": type_ for name, type_ in _MEMBER_TYPES.items()}
+_CAPTION_TYPES: Final = (pa.string(), pa.large_list(pa.string()))
 _MAPPED_BYTES: Final = 64 << 10
 """Smaller indices are read into memory: a process may have 65,530 mappings (vm.max_map_count)."""
 
@@ -81,7 +90,22 @@ def load_index(path: Path) -> pa.RecordBatch | None:
     except OSError:
         return None
     payload = atomic_files.unseal(memoryview(data).cast("B"))
-    return None if payload is None else pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
+    return None if payload is None else _checked(payload)
+
+
+def _checked(payload: memoryview) -> pa.RecordBatch | None:
+    """Return the index in sealed bytes; None if they are another one's: wrong offsets would crash the process."""
+    try:
+        index = pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
+        index.validate(full=True)
+    except (pa.ArrowException, StopIteration):
+        return None
+    types = {field.name: field.type for field in index.schema}
+    caption = types.pop("caption", None)
+    expected = _TYPES | (_MASK_TYPES if "mask_size" in types else {})
+    others = {name: pa.int32() for name in types.keys() - expected.keys()}  # sizes of images, which shards.py adds
+    is_index = types == expected | others and caption in _CAPTION_TYPES
+    return index if is_index and not any(column.null_count for column in index.columns) else None
 
 
 def rows_of_index(index: pa.RecordBatch, tar: Tar, label: str) -> Rows:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from engine.core.console import Meter
 from engine.core.errors import DatasetError, TemporaryError
 from engine.core.files.folder_names import composed
 from engine.core.messages import short
@@ -71,11 +73,14 @@ def _samples(
     samples: dict[str, dict[str, Any]] = {}
     kinds: dict[str, str] = {}
     near = Nearby(descriptor)
-    found = [member for member in members(descriptor, label) if _split_key(member[0])[1]]
-    in_lines = not _has_texts(found, _split_key, medium) and _has_texts(found, _split_last, medium)
-    split = _split_last if in_lines else _split_key
-    for member in found:
-        key, extension = split(member[0])
+    found = [(member, *_split_key(member[0])) for member in members(descriptor, label)]
+    found = [one for one in found if one[2]]
+    in_lines = False
+    if not _has_texts(found, medium):
+        by_last_dot = [(member, *_split_last(member[0])) for member, _, _ in found]
+        in_lines = _has_texts(by_last_dot, medium)
+        found = by_last_dot if in_lines else found
+    for member, key, extension in found:
         fields = samples.setdefault(key, {})
         if extension in fields:
             raise DatasetError(f"{label} contains {short(member[0])} twice")
@@ -98,11 +103,10 @@ def _split_last(name: str) -> tuple[str, str]:
     return stem, extension.lower()
 
 
-def _has_texts(members: Sequence[Member], split: Callable[[str], tuple[str, str]], medium: Medium) -> bool:
-    """Return whether there are images, and a text for each, if names are split by `split`."""
+def _has_texts(found: Sequence[tuple[Member, str, str]], medium: Medium) -> bool:
+    """Return whether there are images, and a text for each, among members with their keys and extensions."""
     images, texts = set[str](), set[str]()
-    for name, _, _ in members:
-        key, extension = split(name)
+    for _, key, extension in found:
         if medium.has_name(extension):
             images.add(key)
         elif extension in _TEXTS:
@@ -130,14 +134,14 @@ def _add_field(
     if extension not in _TEXTS or size > MAX_TEXT_BYTES:
         kinds.setdefault(extension, "other data")
         return
-    data = near.read(offset, size)
+    data = near.read(offset, size).removeprefix(codecs.BOM_UTF8)
     if extension == "json":
         fields["json"] = values = parse_object(data, short(name))
         unknown = {name: value for name, value in values.items() if kinds.get(name, "null") == "null"}
         kinds.update({name: kind_of(value, medium) for name, value in unknown.items()})
     else:
         try:
-            text = data.decode("utf-8-sig")
+            text = data.decode()
             fields[extension] = _lines(text) if in_lines else text.rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise DatasetError(f"{short(name)} is not UTF-8 text: byte {data[error.start]:#04x}") from None
@@ -215,6 +219,7 @@ def _array(type_: pa.DataType, count: int, *buffers: Any) -> pa.Array:
 # --- Digests ----------------------------------------------------------------------------------------------------------
 
 _RUN_BYTES: Final = 4 << 20
+_MANY_RUNS: Final = 4096  # 16 GiB
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -226,7 +231,10 @@ def _digests(found: Sequence[Member], descriptor: int, label: str) -> bytes:
         return b"".join(map(digest_run, runs))
     # hashlib releases the interpreter lock, so threads hash in parallel.
     with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
-        return b"".join(pool.map(digest_run, runs))
+        digests: Iterable[bytes] = pool.map(digest_run, runs)
+        if len(runs) >= _MANY_RUNS:
+            digests = Meter(f"reading {label}", "parts", len(runs)).over(digests)
+        return b"".join(digests)
 
 
 def _runs(found: Sequence[Member]) -> Iterator[Sequence[Member]]:

@@ -4,14 +4,17 @@ import hashlib
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from engine.core.errors import DatasetError
+from engine.core.files.atomic_files import seal, unseal
 from engine.data.dataset import images
 from engine.data.dataset.columns import Columns
 from engine.data.dataset.fingerprints import fingerprint
 from engine.data.dataset.tables import tar_index, webdataset
-from engine.data.dataset.tables.tar_index import read_tar
+from engine.data.dataset.tables.tar_index import read_tar, save_index
 from engine.data.dataset.tables.webdataset import make_index
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.image import IMAGE
@@ -103,6 +106,39 @@ def test_a_damaged_index_is_made_again(size, tmp_path, made):
     assert content(opened(tmp_path, name=path)) == EXPECTED
     assert made == ["shard-000.tar"] * 2
     assert file.read_bytes() == data
+
+
+def other_batch(data):
+    """An index of which a caption begins behind the end of its buffer."""
+    batch = pa.ipc.open_stream(unseal(data)).read_next_batch()
+    captions = batch.column("caption").buffers()
+    offsets = np.frombuffer(captions[1], np.int32).copy()
+    offsets[1] = 10_000
+    column = pa.Array.from_buffers(pa.string(), batch.num_rows, [None, pa.py_buffer(offsets), captions[2]])
+    names = batch.schema.names
+    return pa.record_batch([column if name == "caption" else batch.column(name) for name in names], names=names)
+
+
+STRANGE = {
+    "no Arrow": lambda data: b"x" * 300,
+    "no rows": lambda data: b"",
+    "another table": lambda data: pa.record_batch({"size": [1, 2, 3]}),
+    "wrong offsets": other_batch,
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_sealed_file_that_is_no_index_is_replaced(case, tmp_path, made):
+    path = settled(webdataset_txt(tmp_path / "data"))
+    opened(tmp_path, name=path)
+    [file] = kept(tmp_path)
+    data, strange = file.read_bytes(), STRANGE[case](file.read_bytes())
+    if isinstance(strange, bytes):
+        file.write_bytes(seal(strange))
+    else:
+        assert save_index(strange, file)
+    assert content(opened(tmp_path, name=path)) == EXPECTED
+    assert (len(made), file.read_bytes() == data) == (2, True)
 
 
 def test_a_changed_tar_and_other_settings_have_an_index_of_their_own(tmp_path, made):
