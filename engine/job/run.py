@@ -95,7 +95,8 @@ def run(opened: JobContext, *, digests: FileDigests, log: ProgressLog) -> None:
         if processes.broadcast(lambda: FinishNow(context).has_ended(training)):
             context = replace(context, job=job.ended_at(training.trainer.step))
         with Watch.opened(context, training) as watch:
-            placement = EncoderPlacement(family, device, loading_again=loading_again() if apart else None)
+            stays = not apart and all(processes.exchange(memory.keeps_encoders(job.base, task, machine)))
+            placement = EncoderPlacement(family, device, loading_again=loading_again() if apart else None, stays=stays)
             job = _train(context, training, placement, log, watch)
             context = replace(context, job=job)
             prune_cache(settings, processes)
@@ -132,7 +133,7 @@ def _train(context: RunContext, training: Training, placement: EncoderPlacement,
         step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log, noun=job.medium.names.noun
     )
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
-        due_results = DueResults(context, training, saver, trackers, watch)
+        due_results = DueResults(context, training, saver, trackers, watch, placement=placement)
 
         def make_due_results() -> None:
             row = held_out.measure_if_due(trainer.step)

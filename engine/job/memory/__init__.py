@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import chosen, decide, offload_levels
+from engine.job.memory.decisions import beside_encoders, chosen, decide, keeps_encoders, offload_levels
 from engine.job.memory.machine import PROGRAM_BYTES, Machine, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Offload, Prediction, gib, predict
@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "fitting",
     "gib",
+    "keeps_encoders",
     "most_bytes",
     "predict",
     "require_enough",
@@ -59,9 +60,13 @@ def describe(base: BaseModel, task: Task, machine: Machine) -> list[str]:
         lines = [f"memory         {_phases(found)} {kind}; {with_it} gradient checkpointing{why}"]
     if device == "cuda":
         lines.append(f"{_INDENT}main memory, plus the program itself: {_phases(found.main)}")
-    freed = predict(base, task, recompute=found.recompute, apart=True, **place)
     is_open = device == "cuda" and available is None
-    lines += _encoders(found, freed, is_open=is_open)
+    if device == "cuda" and keeps_encoders(base, task, machine):
+        with_them = gib(beside_encoders(found))
+        lines.append(f"{_INDENT}the encoders leave the GPU after the first steps, until then {with_them} training")
+    else:
+        freed = predict(base, task, recompute=found.recompute, apart=True, **place)
+        lines += _encoders(found, freed, is_open=is_open)
     lines += _blocks(base, task, found, is_open=is_open, num_processes=machine.num_processes)
     if available is not None and found.peak > available:
         fits = "; ".join(fitting(base, task, machine))

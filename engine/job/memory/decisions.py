@@ -54,6 +54,25 @@ def chosen(base: BaseModel, task: Task, machine: Machine) -> Prediction | None:
     )
 
 
+def keeps_encoders(base: BaseModel, task: Task, machine: Machine) -> bool:
+    """Return whether the encoders stay on the device while the first steps are trained, so that these start early.
+
+    On a GPU they do where its free memory is known and has room for them. On a CPU, where encoders and denoiser are in
+    one memory, they do unless they are freed.
+    """
+    if machine.device == "cpu":
+        return not decide(base, task, machine).apart
+    found = chosen(base, task, machine)
+    if found is None or machine.available is None or found.apart or found.offload:
+        return False
+    return beside_encoders(found) <= SPARE * machine.available
+
+
+def beside_encoders(found: Prediction) -> int:
+    """Return the bytes at the peak of training on a GPU with the encoders there, too; `found` is without offload."""
+    return found.train + found.main.train  # which are the encoders' weights, as far as they are not trained
+
+
 def offload_levels(base: BaseModel, task: Task) -> tuple[Offload, ...]:
     """Return what may be offloaded if the memory is too small, as far as task and base model say."""
     args = task.train_args

@@ -15,10 +15,10 @@ class TestWords:
         assert memory.gib(int(plain / 0.9)) in lines[1] and memory.gib(saving) in lines[1]
 
     def test_the_decision_and_why(self):
-        line, main = memory.describe(base_of("sd1"), task_of(), gpu(80 * GIB))
+        line, main, _ = memory.describe(base_of("sd1"), task_of(), gpu(80 * GIB))
         assert line.endswith("; without gradient checkpointing (auto: 80.0 GiB available)")
         assert main.strip().startswith("main memory, plus the program itself: ")
-        line, _ = memory.describe(base_of("sd1"), task_of(gradient_checkpointing=True), gpu(80 * GIB))
+        line, *_ = memory.describe(base_of("sd1"), task_of(gradient_checkpointing=True), gpu(80 * GIB))
         assert line.endswith("; with gradient checkpointing")
 
     def test_on_a_cpu_there_is_one_memory(self):

@@ -162,19 +162,49 @@ class TestDecision:
         assert found == freed
 
 
+def keeps_encoders(base, device="cuda", *, available, **args):
+    machine = memory.Machine(device=device, available=available)
+    return memory.keeps_encoders(base_of(base), task_of(**args), machine)
+
+
+class TestEncodersAtFirst:
+    def test_they_stay_where_they_fit_beside_the_denoiser_while_it_trains(self):
+        found = peak("xl", recompute=False, resolution=1024, batch_size=4)
+        needed = found.train + found.main.train
+        assert found.peak < needed, "the largest phase"
+        for free, stays in ((needed / 0.9 + 1, True), (needed / 0.9 - 1, False)):
+            args = {"resolution": 1024, "batch_size": 4, "gradient_checkpointing": False}
+            assert keeps_encoders("xl", available=int(free), **args) == stays
+
+    def test_not_where_memory_is_short_or_unknown(self):
+        assert keeps_encoders("flux1", available=80 * GIB)
+        assert not keeps_encoders("flux1", available=80 * GIB, offload=True)
+        assert not keeps_encoders("flux1", available=30 * GIB), "text encoders are freed"
+        assert not keeps_encoders("sd1", available=None)
+
+    def test_a_cpu_has_them_in_the_same_memory_unless_they_are_freed(self):
+        assert keeps_encoders("sd1", "cpu", available=GIB) and keeps_encoders("sd1", "cpu", available=None)
+        assert not keeps_encoders("flux1", "cpu", available=30 * GIB)
+
+
 class TestWords:
-    def lines(self, available, main_available=64 * GIB):
+    def lines(self, available, main_available=64 * GIB, batch_size=1):
         return memory.describe(
             base_of("flux1"),
-            task_of(resolution=1024, gradient_checkpointing=True),
+            task_of(resolution=1024, gradient_checkpointing=True, batch_size=batch_size),
             memory.Machine(device="cuda", available=available, main_available=main_available),
         )
 
     def test_both_memories_and_how_encoders_are_held(self):
-        device, main, held = self.lines(80 * GIB)
-        kept = flux(apart=False)
+        kept = flux(apart=False, batch_size=8)
+        device, main, held = self.lines(int(kept.peak / 0.9) + 1, batch_size=8)
         assert f"{memory.gib(kept.encode)} encoding" in device and f"{memory.gib(kept.main.train)} training" in main
         assert held.strip() == "the text encoders stay in main memory while it trains"
+
+    def test_encoders_that_stay_on_the_device_at_first_are_said(self):
+        *_, held = self.lines(80 * GIB)
+        both = memory.gib(flux(apart=False).train + 2 * (T5 + CLIP_L) + 4 * VAE)
+        assert held.strip() == f"the encoders leave the GPU after the first steps, until then {both} training"
 
     def test_freed_encoders_are_said(self):
         device, _, held = self.lines(30 * GIB)
