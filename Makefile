@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-# A process for each core; the tests of a file stay together, since they share what is built for them.
-PARALLEL := -n logical --dist loadfile
+# A process for each core; the tests of a file stay together, since they share what is built for them. In the order of
+# the folders: by pytest-xdist's own order files of few tests come last, which are whole jobs, and one core would idle.
+PARALLEL := -n logical --dist loadfile --no-loadscope-reorder
 
 # The rooms that need no torch to train, what holds for the whole repository, and one training through the entry point.
 QUICK := $(addprefix tests/unit/,core task results data commands) $(wildcard tests/test_*.py) tests/tools tests/integration/test_one_job.py

@@ -24,6 +24,7 @@ from benchmarks import measuring, workloads
 from benchmarks.measuring import Measured
 from benchmarks.workloads import Workload
 from engine.job.memory import predict
+from engine.job.memory.decisions import beside_encoders
 from engine.job.prepare import prepare, read_task
 from engine.task.settings import read_flags, read_settings
 
@@ -97,7 +98,9 @@ def predicted_bytes(task_file: Path, device: str) -> int | None:
     settings = read_settings(read_flags(flags), {})
     job = prepare(settings, read_task(settings), weights=False, say=lambda *_: None)
     found = predict(job.base, job.task, recompute=False, device=device)
-    return found.peak if found else None
+    if found is None or device == "cpu":
+        return found.peak if found else None
+    return max(found.peak, beside_encoders(found))  # a job may encode while it trains
 
 
 def parts_of(measured: Measured, workload: Workload) -> Result:

@@ -25,8 +25,15 @@ class Peer:
     env: dict[str, str] = field(default_factory=dict)
 
 
-def diffusers_script(workload: Workload, folder: Path, script: Path) -> Peer:
-    """Diffusers' script for a LoRA, or for a whole model, but for the images that it would draw a second time."""
+def diffusers_script(workload: Workload, folder: Path, script: Path, **more: object) -> Peer:
+    """Diffusers' script for a LoRA, or for a whole model, but for the images that it would draw a second time.
+
+    Args:
+        workload: what to train; without validation images the script draws none and does not load the model again.
+        folder: holds the output folder and the cache; there already if the script continues.
+        script: the script's file.
+        more: further flags of the script, which take the place of those made from the workload.
+    """
     text = script.read_text()
     # It draws images after epoch 0 whatever `validation_epochs` is, and again at the end. One set is compared.
     if text.count(_EPOCH_IMAGES) != 1:
@@ -49,15 +56,13 @@ def diffusers_script(workload: Workload, folder: Path, script: Path) -> Peer:
         "checkpointing_steps": 10**9,
     }
     if not workload.is_whole_model:
-        flags |= {
-            "rank": workload.rank,
-            "validation_prompt": workload.prompt,
-            "num_validation_images": workload.validation_images,
-        }
+        flags["rank"] = workload.rank
+        if workload.validation_images:
+            flags |= {"validation_prompt": workload.prompt, "num_validation_images": workload.validation_images}
     command: list[str | Path] = [sys.executable, changed]
-    for name, value in flags.items():
+    for name, value in (flags | more).items():
         command += [f"--{name}", str(value)]
-    if workload.is_whole_model:
+    if workload.is_whole_model and workload.validation_images:
         command += ["--validation_prompts", *[workload.prompt] * workload.validation_images]
     if workload.has_ema:
         command.append("--use_ema")
@@ -81,6 +86,17 @@ def reference_trainer(workload: Workload, folder: Path, checkout: Path) -> Peer:
     return Peer([*command, folder / OUTPUT], env)
 
 
+def environment(path: Path | None, device: str) -> dict[str, str]:
+    """The variables that every peer is run with; `path` is a folder to import from first."""
+    # One thread, as the job takes; and no look at the Hub, which would cost the peer time.
+    found = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if path:
+        found["PYTHONPATH"] = str(path.resolve())
+    if device == "cpu":
+        found["ACCELERATE_USE_CPU"] = "true"
+    return found
+
+
 def run_peer(
     workload: Workload, folder: Path, *, program: Path, path: Path | None, device: str, until: str | None = None
 ) -> Result:
@@ -88,12 +104,7 @@ def run_peer(
     folder.mkdir(parents=True)
     make = reference_trainer if program.is_dir() else diffusers_script
     peer = make(workload, folder, program.resolve())
-    # One thread, as the job takes; and no look at the Hub, which would cost the peer time.
-    env = peer.env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if path:
-        env["PYTHONPATH"] = str(path.resolve())
-    if device == "cpu":
-        env["ACCELERATE_USE_CPU"] = "true"
+    env = peer.env | environment(path, device)
     log = folder / "log.txt"
 
     def has_step(number: int) -> bool:

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,11 +97,11 @@ def build_dataset(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def build_sd15(folder: Path, resolution: int) -> Path:
+def build_sd15(folder: Path, resolution: int, *, parts: int = 1) -> Path:
     """Stable Diffusion 1.5's architecture (860 M parameters in the UNet) with random weights, stored in float16.
 
     The tokenizer knows few words; the text encoder's table is as large as the real one's. `resolution` is what
-    pipelines draw unless told otherwise.
+    pipelines draw unless told otherwise. `parts` divides the channels of UNet and VAE.
     """
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -112,9 +113,14 @@ def build_sd15(folder: Path, resolution: int) -> Path:
         projection_dim=768,
         **_words(tokenizer),
     )
-    unet = UNet2DConditionModel(sample_size=resolution // 8, cross_attention_dim=768, attention_head_dim=8)
+    unet = UNet2DConditionModel(
+        sample_size=resolution // 8,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        block_out_channels=tuple(width // parts for width in (320, 640, 1280, 1280)),
+    )
     pipeline = StableDiffusionPipeline(
-        vae=_vae(512, 0.18215),
+        vae=_vae(512, 0.18215, parts=parts),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
@@ -176,11 +182,11 @@ def _words(tokenizer: CLIPTokenizer) -> dict[str, int]:
     }
 
 
-def _vae(sample_size: int, scaling_factor: float, **more: Any) -> AutoencoderKL:
+def _vae(sample_size: int, scaling_factor: float, *, parts: int = 1, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=tuple(width // parts for width in (128, 256, 512, 512)),
         layers_per_block=2,
         latent_channels=4,
         sample_size=sample_size,
@@ -196,6 +202,7 @@ def _build_tiny(folder: Path, resolution: int) -> Path:
 MODELS: Final[dict[str, Callable[[Path, int], Path]]] = {
     "tiny": _build_tiny,
     "sd15": build_sd15,
+    "sd15-half": partial(build_sd15, parts=2),
     "sdxl": build_sdxl,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.core.console import say
 from engine.job import memory
 from engine.job.advice import disk_space
@@ -32,13 +34,12 @@ def print_plan(settings: Settings) -> None:
     if available is not None:
         # Each process has an equal share. A launcher's processes all count, since their machines are not known.
         available //= world_size
-    predicted = memory.describe(
-        job.base, job.task, device=settings.device, available=available, num_processes=world_size
-    )
+    machine = memory.Machine(device=settings.device, available=available, num_processes=world_size)
+    predicted = memory.describe(job.base, job.task, machine)
     lines = (
         describe(job) + predicted + disk_space.describe(job) + check_device(settings) + check_method(job) + audit(job)
     )
     lines += describe_push(settings.push)
     print("\n".join(lines), flush=True)
     check_output(job, OutputContents(settings.output_dir), overwrite=settings.overwrite)
-    check_memory(job, settings.device, available=available, num_processes=share)
+    check_memory(job, replace(machine, num_processes=share))

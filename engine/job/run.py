@@ -27,6 +27,7 @@ from engine.job.results.finish_now import FinishNow
 from engine.job.results.publish import draw_and_publish
 from engine.job.results.watch import Watch
 from engine.job.start import Training, find_beginning, load_family, start_training
+from engine.models.components.block_inputs import BlockInputs
 from engine.models.loading.modules import require_finite_weights
 from engine.results import provenance
 from engine.results.history import StepReport
@@ -64,37 +65,38 @@ def run(opened: JobContext, *, digests: FileDigests, log: ProgressLog) -> None:
     )
     processes.broadcast(lambda: claim_output(context, log))
     processes.broadcast(lambda: disk_space.require(job, output.root))
-    available = available_bytes(device, processes.world_size)
     main = memory.available_bytes()
-    place: dict[str, Any] = {
-        "device": device.type,
-        "available": available,
-        "main_available": None if main is None else main // settings.place.num_here,
-        "num_processes": processes.world_size,
-    }
+    machine = memory.Machine(
+        device=device.type,
+        available=available_bytes(device, processes.world_size),
+        main_available=None if main is None else main // settings.place.num_here,
+        num_processes=processes.world_size,
+    )
     if survey := Survey.of(job):
         outcome.clips = survey.counts()
-    for line in describe(job) + memory.describe(job.base, task, **place) + describe_push(settings.push):
+    for line in describe(job) + memory.describe(job.base, task, machine) + describe_push(settings.push):
         say(line)
-    check_memory(job, device.type, available=available, num_processes=settings.place.num_here)
-    with device_errors(job, device, available, num_processes=processes.world_size):
+    check_memory(job, replace(machine, num_processes=settings.place.num_here))
+    decision = memory.decide(job.base, task, machine)
+    with device_errors(job, device, machine):
         with outcome.clock.phase("load"):
-            offload = memory.wants_offload(job.base, task, **place)
-            family = load_family(job, device, digests.require_unchanged, offload=offload)
+            blocks = decision.offload == memory.Offload.BLOCKS
+            family = load_family(job, device, digests.require_unchanged, offload=blocks)
             beginning = find_beginning(context)
         # Free memory differs from process to process, and encoding ahead is a collective call.
-        if apart := any(processes.exchange(memory.parts_apart(job.base, task, **place))):
+        if apart := any(processes.exchange(decision.apart)):
             encode_ahead(context, family, beginning)
         with outcome.clock.phase("load"):
             training = start_training(context, family, beginning)
             del beginning  # its tensors
             digests.require_unchanged()
-            if memory.wants_recompute(job.base, task, **place):
-                recompute_activations(training.family.denoiser)
+            if decision.recompute:
+                recompute_activations(training.family.denoiser, BlockInputs(device) if decision.offload else None)
         if processes.broadcast(lambda: FinishNow(context).has_ended(training)):
             context = replace(context, job=job.ended_at(training.trainer.step))
         with Watch.opened(context, training) as watch:
-            placement = EncoderPlacement(family, device, loading_again=loading_again() if apart else None)
+            stays = not apart and all(processes.exchange(memory.keeps_encoders(job.base, task, machine)))
+            placement = EncoderPlacement(family, device, loading_again=loading_again() if apart else None, stays=stays)
             job = _train(context, training, placement, log, watch)
             context = replace(context, job=job)
             prune_cache(settings, processes)
@@ -131,7 +133,7 @@ def _train(context: RunContext, training: Training, placement: EncoderPlacement,
         step_range=job.step_range, step=trainer.step, clock=outcome.clock, log=log, noun=job.medium.names.noun
     )
     with stop.deferred(), tracked(tracked_training, is_first=processes.is_first) as trackers:
-        due_results = DueResults(context, training, saver, trackers, watch)
+        due_results = DueResults(context, training, saver, trackers, watch, placement=placement)
 
         def make_due_results() -> None:
             row = held_out.measure_if_due(trainer.step)

@@ -65,6 +65,12 @@ class Before:
         return cls(dict(value["seconds"]), skipped, value["peak_memory_bytes"])
 
 
+def shares_of(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each phase in the sum of all phases' seconds."""
+    total = max(sum(seconds.values()), 1e-9)
+    return {name: value / total for name, value in seconds.items()}
+
+
 def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in (*one, *other)}
 
@@ -134,6 +140,7 @@ class Outcome:
             "finished": self.finished,
             "finish_now": self.is_told_to_finish,
             "seconds": {name: round(seconds, 3) for name, seconds in self.clock.seconds.items()},
+            "shares": {name: round(share, 3) for name, share in shares_of(self.clock.seconds).items()},
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_rss_bytes": peak_rss_bytes(),
             "skipped_images": len(self.skipped),

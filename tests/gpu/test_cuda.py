@@ -75,6 +75,15 @@ def test_killed_and_started_again(task, tmp_path):
     assert_same(succeed(task, tmp_path / "out", env=GPU).folders(), undisturbed.folders())
 
 
+def test_images_in_between_change_no_weight(task, tmp_path):
+    """The encoders are on the device for the images, and for the visits that are encoded after them."""
+    plain, drawn = (
+        succeed(changed(task, {"validation.every_n_steps": every}), tmp_path / str(every), env=GPU)
+        for every in (None, 2)
+    )
+    assert_same(drawn.weights(), plain.weights())
+
+
 def test_result_names_the_device(task, tmp_path):
     done = succeed(task, tmp_path / "out", env=GPU)
     assert done.manifest["device"]["type"] == DEVICE

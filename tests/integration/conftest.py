@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.forks import fork_server
 from tests.support.harness import succeed, using_scratch
+from tests.support.pipelines import complaints_of, one_thread
 from tests.support.tiny import build_dataset, build_sd, build_sdxl
 
 
@@ -13,6 +15,27 @@ def scratch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scratch")
     with using_scratch(folder):
         yield folder
+
+
+@pytest.fixture(scope="module")
+def server(scratch, tmp_path_factory):
+    """Runs of the program with torch, each in a forked child that is watched from the inside."""
+    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
+        yield started
+
+
+@pytest.fixture(name="one_thread")
+def _one_thread():
+    """PyTorch in this process computes as the program does."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def complaints():
+    """What Diffusers and PEFT warn of."""
+    with complaints_of("diffusers", "peft") as lines:
+        yield lines
 
 
 @pytest.fixture(scope="session")

@@ -45,8 +45,8 @@ def in_one_go(bucketed, tmp_path_factory):
 
 
 def elsewhere(root, index):
-    """Return a slice's environment: every other one has two processes, and what `slice_environment` changes."""
-    return {"PROCESSES": str(1 + index % 2)} | slice_environment(root, index)
+    """Return a slice's environment: every other one has another cache, and two processes."""
+    return {"PROCESSES": str(1 + index % 2)} | slice_environment(root, index, is_forked=True)
 
 
 def test_split_shared_out_and_with_workers(bucketed, in_one_go, tmp_path):
@@ -55,7 +55,7 @@ def test_split_shared_out_and_with_workers(bucketed, in_one_go, tmp_path):
         tmp_path,
         [1, 2, 3],
         each=lambda index: elsewhere(tmp_path, index),
-        changes=lambda index: {"dataloader_num_workers": 2 * (index % 2)},
+        changes=lambda index: {"dataloader_num_workers": index % 2},
     )
     assert_same(chain[-1].weights(), in_one_go.weights())
     assert in_one_go.result["skipped_images"] == 3

@@ -60,7 +60,7 @@ def test_split_anywhere(long_task, model, xl_model, tmp_path, kind):
             task,
             tmp_path,
             (2, 3),
-            each=lambda index: slice_environment(tmp_path, index),
+            each=lambda index: slice_environment(tmp_path, index, is_forked=kind in KINDS),
             changes=lambda index: {"dataloader_num_workers": index % 2},
         ),
     )

@@ -16,18 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.forks import Forked, ForkServer, fork_server
+from tests.support.forks import Forked, WitnessedRuns
 from tests.support.harness import assert_same, assert_whole, changed, read_json, succeed
 
 PUBLISHED = {".lock", "checkpoint", "validation", "report.html", "result.json", "progress.jsonl"}
 SAVES = {"SAVE_SECONDS": "0"}
 DONE = {"kill": (-9,), "power": (-9,), "SIGTERM": (143, 0), "SIGINT": (130, 0)}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +37,7 @@ class Scenario:
     """Where the same command goes on with the next slice: what that ends with."""
     changes: list[str]
 
-    def run(self, server: ForkServer, out: Path, **orders: Any) -> Forked:
+    def run(self, server: WitnessedRuns, out: Path, **orders: Any) -> Forked:
         cache = server.cache
         orders = {"allowed": [str(out), str(cache)], "save_always": True, **self.orders, **orders}
         return server.run(self.task, out, *self.flags(out), env=SAVES, **orders)
@@ -114,7 +108,7 @@ def scenario(request, server, slices, tmp_path_factory):
     )
 
 
-def strike(server: ForkServer, scenario: Scenario, out: Path, at: int, how: str, *, forever: bool = False) -> None:
+def strike(server: WitnessedRuns, scenario: Scenario, out: Path, at: int, how: str, *, forever: bool = False) -> None:
     """Strike once, look at what is left, and let the same command end what it began."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(scenario.start, out)
@@ -144,7 +138,7 @@ def struck_published(out: Path, scenario: Scenario) -> bool:
     return there.exists() and read_json(there)["digest"] == manifest["digest"]
 
 
-def strike_all(server: ForkServer, scenario: Scenario, out: Path, how: str, points: Iterable[int]) -> None:
+def strike_all(server: WitnessedRuns, scenario: Scenario, out: Path, how: str, points: Iterable[int]) -> None:
     """Strike at each of these points, and tell of all that went wrong at once."""
     failures = []
     for at in points:

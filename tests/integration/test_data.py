@@ -56,7 +56,8 @@ def zipped(folder):
     return data.getvalue()
 
 
-def test_a_chain_with_every_option_is_one_run_of_the_archive(task, artists_folder, tmp_path):
+@pytest.mark.parametrize("is_forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_chain_with_every_option_is_one_run_of_the_archive(task, artists_folder, tmp_path, is_forked):
     task = changed(task, {"train_args.max_train_steps": 5, "train_args.num_train_steps": 5, **OPTIONS, **V_OPTIONS})
     local = changed(task, {"dataset.name": str(artists_folder)})
     with serving({"/x": zipped(artists_folder)}) as (address, _):
@@ -67,7 +68,7 @@ def test_a_chain_with_every_option_is_one_run_of_the_archive(task, artists_folde
                 local,
                 tmp_path,
                 (2, 1, 2),
-                each=lambda i: slice_environment(tmp_path, i),
+                each=lambda i: slice_environment(tmp_path, i, is_forked=is_forked),
                 changes=lambda i: {"dataloader_num_workers": i % 2},
             ),
         )

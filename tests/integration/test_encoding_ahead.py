@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from itertools import count
 
 import pytest
 
 import entrypoint
 from engine.job import memory
+from engine.job.memory import decide
 from engine.models.families.flux.model import Flux
 from engine.models.parts import transformer_family
 from tests.support import tiny
@@ -69,7 +71,7 @@ def task(inputs, tmp_path_factory):
 @pytest.fixture
 def apart(monkeypatch):
     """Text encoders and denoiser do not fit together."""
-    monkeypatch.setattr(memory, "parts_apart", lambda *args, **options: True)
+    monkeypatch.setattr(memory, "decide", lambda *args: replace(decide(*args), apart=True))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def test_text_encoders_that_are_trained_stay(whole_of, apart, task, loads, tmp_p
 @pytest.mark.slow
 def test_several_processes(whole_of, monkeypatch, task, loads, tmp_path):
     """Both do not fit for one of the processes, whose memory is smaller."""
-    monkeypatch.setattr(memory, "parts_apart", lambda *args, **options: os.environ["RANK"] == "1")
+    monkeypatch.setattr(memory, "decide", lambda *args: replace(decide(*args), apart=os.environ["RANK"] == "1"))
     ahead = run(task(micro_batches=1), tmp_path / "ahead", processes=2)
     assert ahead.weights() == whole_of().weights()
     assert sorted(loads()) == [T5] * 2 + [DENOISER] * 2

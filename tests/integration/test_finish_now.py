@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 
 import pytest
 
-from tests.integration.test_verified_results import run_verifier
 from tests.support.harness import assert_same, changed, folder_bytes, progress, read_json, run_job, start_job, succeed
 
 ENDS_AT = 4
@@ -73,9 +71,8 @@ def test_it_can_be_verified(long_task, ended, tmp_path):
 
 def test_without_being_accepted_it_is_not_the_result_of_its_task(long_task, ended, tmp_path):
     """A node may do less than it was asked for, and say that it was told to finish."""
-    (tmp_path / "task.json").write_text(json.dumps(long_task))
-    checked = run_verifier(ended.out, tmp_path / "task.json", tmp_path)
-    assert checked.returncode == 1 and f"told to finish after step {ENDS_AT}" in checked.stdout
+    checked = run_job(long_task, None, "verify", ended.out)
+    assert checked.code == 1 and f"told to finish after step {ENDS_AT}" in checked.stdout
 
 
 def test_killed_before_publication_it_ends_at_the_same_step(long_task, expected, tmp_path):
@@ -100,6 +97,7 @@ def test_a_signal_finishes_it_too(task, tmp_path):
     assert finished.result["finish_now"] and not (finished.out / "FINISH_NOW").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_end_after_the_same_step(long_task, expected, tmp_path):
     """The first one alone sees the file."""
     finished = succeed(long_task, asked(tmp_path / "out"), env={"PROCESSES": "2"})
@@ -109,13 +107,18 @@ def test_all_processes_end_after_the_same_step(long_task, expected, tmp_path):
 
 
 def test_several_processes_take_the_signal_from_their_launcher(task, tmp_path):
+    """They agree on the step after which they end."""
     endless = changed(task, {"train_args.num_train_steps": 5000, "train_args.max_train_steps": 5000})
     running = start_job(endless, tmp_path / "out", env={"PROCESSES": "2"})
     running.until_step(1)
     running.signal(signal.SIGUSR1)
     finished = running.finish()
     assert finished.code == 0, finished.stderr
-    assert 0 < finished.manifest["ended_at_step"] < 5000
+    assert "starting 2 processes" in finished.stderr
+    reached = finished.manifest["ended_at_step"]
+    assert 0 < reached < 5000
+    expected = succeed(changed(endless, {"train_args.num_train_steps": reached}), tmp_path / "expected")
+    assert_same(finished.weights(), expected.weights())
 
 
 def test_a_file_that_comes_with_the_last_step_changes_nothing(short_task, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import shutil
 
@@ -14,13 +13,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.support.forks import fork_server
 from tests.support.harness import assert_same, changed, read_json, slice_environment, succeed
+from tests.support.pipelines import in_own_memory
 from tests.support.tiny_flux import build_flux
 from tests.support.tiny_flux2_klein import build_flux2_klein
 from tests.support.tiny_qwen_image import build_qwen_image
 from tests.support.tiny_sd3 import build_sd3
 from tests.support.tiny_z_image import build_z_image
+from tests.support.whole_trainings import WholeTrainings, result_of
 
 BUILDERS = {
     "flux": build_flux,
@@ -33,7 +33,6 @@ BUILDERS = {
 OFTEN = "flux"
 """The family that the default run cuts into a chain and damages: what it tests there is in code that all share."""
 STEPS = 6
-EVERY_CHANGE = {"SAVE_SECONDS": "0"}
 SHORT = {
     **{f"train_args.{key}": STEPS for key in ("num_train_steps", "max_train_steps")},
     "train_args.batch_size": 2,
@@ -63,22 +62,6 @@ KINDS = [
     for family in BUILDERS
     for variant in VARIANTS
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def run(server):
-    def run(task, out, *flags, **orders):
-        finished = server.run(task, out, *flags, env=EVERY_CHANGE, **orders)
-        assert finished.code == 0, finished.stderr
-        return finished
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -112,23 +95,13 @@ def task_of(task, models, masked):
 
 
 @pytest.fixture(scope="module")
-def whole_of(run, task_of, tmp_path_factory):
-    """Each training in one go, made once."""
-    made = {}
-
-    def whole(family, name):
-        if (family, name) not in made:
-            out = tmp_path_factory.mktemp("whole") / "out"
-            made[family, name] = run(task_of(family, name), out, watched=str(out), save_always=True)
-        return made[family, name]
-
-    return whole
+def whole_of(server, task_of, tmp_path_factory):
+    return WholeTrainings(server, task_of, tmp_path_factory.mktemp("whole"))
 
 
-def result_of(finished):
-    """What must not depend on how a training was cut: state, weights, losses, and images."""
-    ends = ("manifest.json", "state.json", "FINISH", "heldout.jsonl")  # the last is measured at each task's ends, too
-    return {name: data for name, data in finished.folders().items() if not name.endswith(ends)}
+@pytest.fixture(scope="module")
+def run(whole_of):
+    return whole_of.run
 
 
 @pytest.mark.parametrize("family, name", KINDS)
@@ -144,16 +117,8 @@ def test_a_chain_is_the_training_in_one_go(run, task_of, whole_of, tmp_path, fam
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family, name", KINDS)
-def test_killed_anywhere(run, server, task_of, whole_of, tmp_path, family, name):
-    """At some changes of the output folder."""
-    whole = whole_of(family, name)
-    for at in range(3, len(whole.changes), max(1, len(whole.changes) // 4)):
-        out = tmp_path / f"{at}"
-        struck = server.run(
-            task_of(family, name), out, env=EVERY_CHANGE, save_always=True, watched=str(out), at=at, strike="kill"
-        )
-        assert struck.code == -9, (whole.changes[at - 1], struck.stderr)
-        assert_same(run(task_of(family, name), out).folders(), whole.folders())
+def test_killed_anywhere(whole_of, tmp_path, family, name):
+    whole_of.assert_killed_anywhere(tmp_path, family, name)
 
 
 @pytest.mark.slow
@@ -179,34 +144,17 @@ def test_nothing_of_the_machine_is_in_the_result(task_of, whole_of, tmp_path, fa
     assert_same(weights_of(other), weights_of(whole_of(family, QUICK)))
 
 
-@pytest.fixture
-def complaints():
-    """What Diffusers and PEFT warn of, but for adapters that the file does not have."""
-    lines, handler = [], logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    yield lines
-    for logger in loggers:
-        logger.removeHandler(handler)
-
-
 @pytest.mark.parametrize("name", [QUICK, pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.usefixtures("one_thread")
 def test_pictures_are_drawn_by_diffusers_with_just_the_file(whole_of, task_of, models, complaints, family, name):
     """Or with the published folders in place of the base model's."""
     finished, side = whole_of(family, name), task_of(family, name)["train_args"]["resolution"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(models[family])
-    pipe.set_progress_bar_config(disable=True)
     for part, module in pipe.components.items():
         if (finished.out / "checkpoint" / part).is_dir():
             pipe.register_modules(**{part: type(module).from_pretrained(finished.out / "checkpoint" / part)})
-    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    in_own_memory(pipe)
     if name == QUICK:
         pipe.load_lora_weights(finished.out / "checkpoint", weight_name="pytorch_lora_weights.safetensors")
         assert [line for line in complaints if not line.startswith("No LoRA keys associated to CLIP")] == []
@@ -218,7 +166,6 @@ def test_pictures_are_drawn_by_diffusers_with_just_the_file(whole_of, task_of, m
         drawn = pipe(prompt=row["prompt"], height=side, width=side, generator=generator, **options).images[0]
         with Image.open(finished.out / "validation" / row["file"]) as kept:
             assert np.array_equal(np.asarray(drawn), np.asarray(kept))
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

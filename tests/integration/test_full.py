@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel
 
-from tests.support.forks import fork_server
 from tests.support.harness import ENTRYPOINT, assert_same, changed, clean_environment, folder_bytes, read_json
+from tests.support.pipelines import in_own_memory
 
 STEPS = 6
 EVERY_CHANGE = {"SAVE_SECONDS": "0"}
@@ -47,18 +47,13 @@ VARIANTS = {
 }
 QUICK = ("sd", "sd, bf16, average, text encoder", "LoRA, average")
 STRIKES = ("kill", "ENOSPC", "power", "SIGTERM")
+QUICK_STRIKES = {("sd", "power"), ("LoRA, average", "ENOSPC")}
 STRUCK = [
-    pytest.param(name, how, marks=() if (name, how) in zip(QUICK, STRIKES, strict=False) else pytest.mark.slow)
+    pytest.param(name, how, marks=() if (name, how) in QUICK_STRIKES else pytest.mark.slow)
     for name in VARIANTS
     for how in STRIKES
 ]
 SOME = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in VARIANTS]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -155,24 +150,19 @@ def loaded(folder, dtype):
 
 
 @pytest.mark.parametrize("name", ["sd", "sd, bf16, average, text encoder"])
+@pytest.mark.usefixtures("one_thread")
 def test_pictures_are_drawn_with_just_the_published_weights(whole_of, task_of, name):
     finished, task = whole_of(name), task_of(name)
     dtype = torch.bfloat16 if "bf16" in name else torch.float32
     side = task["train_args"]["resolution"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     parts = loaded(finished.out / "checkpoint", dtype)
     pipe = DiffusionPipeline.from_pretrained(task["model"]["name"], dtype=dtype, **parts)
-    pipe.set_progress_bar_config(disable=True)
-    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    in_own_memory(pipe)
     for row in read_json(finished.out / "validation" / "prompts.json"):
         generator = torch.Generator("cpu").manual_seed(row["seed"])
         drawn = pipe(row["prompt"], height=side, width=side, num_inference_steps=2, generator=generator).images[0]
         with Image.open(finished.out / "validation" / row["file"]) as kept:
             assert np.array_equal(np.asarray(drawn), np.asarray(kept))
-    torch.set_num_threads(threads)
 
 
 def test_what_is_published(whole_of):

@@ -52,12 +52,13 @@ def trained(finished):
     return {name: (finished.out / "checkpoint" / name).read_bytes() for name in WEIGHTS}
 
 
-def test_split_anywhere(sharing, measured, tmp_path):
+@pytest.mark.parametrize("is_forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_split_anywhere(sharing, measured, tmp_path, is_forked):
     chain = run_chain(
         sharing,
         tmp_path,
         (2, 8),
-        each=lambda index: slice_environment(tmp_path, index),
+        each=lambda index: slice_environment(tmp_path, index, is_forked=is_forked),
         changes=lambda index: {"dataloader_num_workers": index, "validation.dataset": {"fraction": 0.39}},
     )
     assert_same(chain[-1].weights(), measured.weights())

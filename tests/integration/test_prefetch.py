@@ -73,7 +73,7 @@ def test_a_job_without_a_network_after_prefetching(short_task, model, archive, t
     assert_same(*({k: v for k, v in one.weights().items() if "webui" not in k} for one in (trained, local)))
 
 
-@pytest.mark.parametrize("layout", ["sd1", "xl"])
+@pytest.mark.parametrize("layout", ["sd1", pytest.param("xl", marks=pytest.mark.slow)])
 def test_a_model_in_one_file_with_a_local_dataset(short_task, tmp_path, layout):
     """What is at hand needs nothing, and is said to be at hand."""
     caches = {"CACHE_DIR": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "huggingface")}

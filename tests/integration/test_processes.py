@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.harness import (
     PATIENCE,
+    SOON,
     assert_same,
     changed,
     folder_bytes,
@@ -28,8 +29,6 @@ from tests.support.harness import (
 
 TOGETHER = {"PROCESSES": "2"}
 LONG = {"train_args.num_train_steps": 4000, "train_args.max_train_steps": 4000, "train_args.batch_size": 1}
-SECONDS = 40.0
-"""Within which one process's end is everybody's, on a machine that does other things too; alone it takes three."""
 
 
 def torchrun(processes):
@@ -241,7 +240,7 @@ def training(task, out, **env):
 
 
 def assert_ended(job, started):
-    assert time.monotonic() - started < SECONDS
+    assert time.monotonic() - started < SOON
     job.assert_gone()
 
 
@@ -264,7 +263,7 @@ class TestEndings:
 
     def test_sigterm_saves_a_step_that_all_have_made(self, task, tmp_path):
         """To the launcher, as a container's end does; the same command goes on, alone, with the same bytes."""
-        steps = {"train_args.num_train_steps": 60, "train_args.max_train_steps": 60}
+        steps = {"train_args.num_train_steps": 40, "train_args.max_train_steps": 40}
         own = changed(sharing(task, 2), {**LONG, **steps})
         expected = succeed(own, tmp_path / "undisturbed")
         job = start_job(own, tmp_path / "out", env={**TOGETHER, "SAVE_SECONDS": "1000"})
@@ -327,7 +326,7 @@ class TestEndings:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                assert time.monotonic() - started < SECONDS
+                assert time.monotonic() - started < SOON
                 time.sleep(0.02)
         os.close(descriptor)
 
@@ -345,7 +344,7 @@ class TestEndings:
             for pid in list(ranks(job).values())[count % 2 :][:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            assert job.finish().code in (0, 75)
+            assert job.finish().code in (0, 75, 143)  # 143: killed before they had met
         finished = succeed(own, tmp_path / "out")
         assert_same(finished.folders(), expected.folders())
 
@@ -408,7 +407,7 @@ READERS = {
 @pytest.mark.parametrize(
     "reader", ["dies", *(pytest.param(name, marks=pytest.mark.slow) for name in READERS if name != "dies")]
 )
-@pytest.mark.parametrize("processes", [pytest.param("1", marks=pytest.mark.slow), "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_nobody_reads_the_log(short_task, tmp_path, reader, processes):
     """The job goes on, and its code is right."""
     finished = run_job(

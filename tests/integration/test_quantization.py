@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.forks import fork_server
 from tests.support.harness import assert_same, changed, run_job, succeed
 from tests.support.tiny_flux import build_flux
+from tests.support.whole_trainings import WholeTrainings, result_of
 
 FORMATS = ("int8", "fp8", "nf4")
 STEPS = 3
@@ -35,22 +35,6 @@ KINDS = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def run(server):
-    def run(task, out, *flags, **orders):
-        finished = server.run(task, out, *flags, env={"SAVE_SECONDS": "0"}, **orders)
-        assert finished.code == 0, finished.stderr
-        return finished
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def task_of(task, model, tmp_path_factory):
     models = {"sd": model, "flux": build_flux(tmp_path_factory.mktemp("models") / "flux")}
 
@@ -62,23 +46,13 @@ def task_of(task, model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_of(run, task_of, tmp_path_factory):
-    """Each training in one go, made once."""
-    made = {}
-
-    def whole(*kind):
-        if kind not in made:
-            out = tmp_path_factory.mktemp("whole") / "out"
-            made[kind] = run(task_of(*kind), out, watched=str(out), save_always=True)
-        return made[kind]
-
-    return whole
+def whole_of(server, task_of, tmp_path_factory):
+    return WholeTrainings(server, task_of, tmp_path_factory.mktemp("whole"))
 
 
-def result_of(finished):
-    """What must not depend on how a training was cut."""
-    ends = ("manifest.json", "state.json", "FINISH", "heldout.jsonl")
-    return {name: data for name, data in finished.folders().items() if not name.endswith(ends)}
+@pytest.fixture(scope="module")
+def run(whole_of):
+    return whole_of.run
 
 
 @pytest.mark.parametrize("name, quantization", KINDS)
@@ -96,14 +70,8 @@ def test_a_chain_is_the_training_in_one_go(run, task_of, whole_of, tmp_path, nam
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, quantization", KINDS)
-def test_killed_anywhere(run, server, task_of, whole_of, tmp_path, name, quantization):
-    """At some changes of the output folder."""
-    whole, own = whole_of(name, quantization), task_of(name, quantization)
-    for at in range(3, len(whole.changes), max(1, len(whole.changes) // 4)):
-        out = tmp_path / f"{at}"
-        orders = {"env": {"SAVE_SECONDS": "0"}, "save_always": True, "watched": str(out), "at": at, "strike": "kill"}
-        assert server.run(own, out, **orders).code == -9
-        assert_same(run(own, out).folders(), whole.folders())
+def test_killed_anywhere(whole_of, tmp_path, name, quantization):
+    whole_of.assert_killed_anywhere(tmp_path, name, quantization)
 
 
 @pytest.mark.slow
@@ -117,12 +85,15 @@ def test_two_processes_are_one(task_of, tmp_path, name, quantization):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "fp8"])
-def test_nothing_depends_on_where_blocks_are(run, task_of, tmp_path, quantization):
-    own = task_of("flux", quantization)
-    whole, offloaded = (
-        run(changed(own, {"train_args.offload": offload}), tmp_path / f"{offload}") for offload in (False, True)
-    )
-    assert_same(offloaded.folders(), whole.folders())
+@pytest.mark.parametrize("name", ["flux", "flux, bf16", "flux, LoKr"])
+def test_nothing_depends_on_where_blocks_and_their_inputs_are(run, server, task_of, tmp_path, name, quantization):
+    """Also killed on the way, and in two processes."""
+    whole, offloaded = (changed(task_of(name, quantization), {"train_args.offload": value}) for value in (False, True))
+    expected = run(whole, tmp_path / "whole").folders()
+    orders = {"env": {"SAVE_SECONDS": "0"}, "save_always": True, "watched": str(tmp_path / "out"), "strike": "kill"}
+    assert server.run(offloaded, tmp_path / "out", **orders, at=12).code == -9
+    assert_same(run(offloaded, tmp_path / "out").folders(), expected)
+    assert_same(succeed(offloaded, tmp_path / "two", env={"PROCESSES": "2"}).folders(), expected)
 
 
 @pytest.mark.slow

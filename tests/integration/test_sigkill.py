@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.harness import (
     POLL,
+    SOON,
     STOPPED,
     assert_same,
     assert_whole,
@@ -22,7 +23,7 @@ from tests.support.harness import (
     succeed,
 )
 
-STEPS = 60
+STEPS = 40
 OFTEN = {"SAVE_SECONDS": "0"}
 
 
@@ -204,7 +205,7 @@ def stop(job, signum):
     sent = time.monotonic()
     finished = job.finish()
     assert finished.code == STOPPED[signum], finished.stderr
-    assert time.monotonic() - sent < 15
+    assert time.monotonic() - sent < SOON
     assert signal.Signals(signum).name in finished.error
     job.assert_gone()
     return finished

@@ -13,8 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from tests.support.forks import fork_server
 from tests.support.harness import (
+    SOON,
     STOPPED,
     assert_same,
     changed,
@@ -25,6 +25,7 @@ from tests.support.harness import (
     start_job,
     succeed,
 )
+from tests.support.pipelines import in_own_memory
 
 STEPS = 9
 SAVES = {"SAVE_SECONDS": "0"}
@@ -47,12 +48,6 @@ def plain(task):
 @pytest.fixture(scope="module")
 def own(plain):
     return changed(plain, INTERIM)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +125,16 @@ def test_a_chain_keeps_what_one_task_would(run, own, whole, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", "_webui"])
+@pytest.mark.usefixtures("one_thread")
 def test_an_image_in_between_is_what_diffusers_draws_by_the_lora_of_that_step(whole, model, suffix):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    in_own_memory(pipe)
     pipe.load_lora_weights(str(whole.out / "checkpoint" / "steps"), weight_name=f"000006{suffix}.safetensors")
     row = read_json(whole.out / "validation" / "prompts.json")[1]
     generator = torch.Generator("cpu").manual_seed(row["seed"])
     options = {key: row[key] for key in ("prompt", "width", "height", "num_inference_steps", "guidance_scale")}
     assert options == {**DRAWING["prompts"][1], "height": 64, "num_inference_steps": 2}
     drawn = pipe(**options, generator=generator).images[0]
-    torch.set_num_threads(threads)
     with Image.open(whole.out / "validation" / "step-000006" / "1.png") as kept:
         assert np.array_equal(np.asarray(drawn), np.asarray(kept))
     with Image.open(whole.out / "validation" / "1.png") as last:
@@ -158,17 +148,20 @@ def is_kept(change):
 STRIKES = ("power", "ENOSPC", "kill", "SIGTERM")
 
 
-@pytest.mark.parametrize("how", [*STRIKES[:2], *(pytest.param(how, marks=pytest.mark.slow) for how in STRIKES[2:])])
-def test_struck_where_something_is_kept(run, server, own, whole, tmp_path, how):
+@pytest.mark.parametrize(
+    "how, count",
+    [*((how, 2) for how in STRIKES[:2]), *(pytest.param(how, 3, marks=pytest.mark.slow) for how in STRIKES)],
+)
+def test_struck_where_something_is_kept(run, server, own, whole, tmp_path, how, count):
     """At a few of the changes below `.job/kept`, each way of striking at others."""
     points = [at for at, change in enumerate(whole.changes, start=1) if is_kept(change)]
     assert len(points) >= 20
     codes = {"kill": (-9,), "power": (-9,), "SIGTERM": (143,), "ENOSPC": (7,)}[how]
-    for at in points[STRIKES.index(how) :: max(4, len(points) // 3)]:
+    for at in points[STRIKES.index(how) :: max(4, len(points) // count)]:
         out = tmp_path / f"{at}"
         struck = server.run(own, out, env=SAVES, save_always=True, watched=str(out), at=at, strike=how)
-        # The report is renewed by the clock: another change may have this number, and a full disk there ends nothing.
-        was_kept = all(map(is_kept, struck.changes[at - 1 : at]))
+        # The report is renewed by the clock: another change may have this number, where a full disk ends nothing, or none.
+        was_kept = any(map(is_kept, struck.changes[at - 1 : at]))
         assert struck.code in codes or not was_kept, (whole.changes[at - 1], struck.stderr)
         again = run(own, out)
         assert_same(again.folders(), whole.folders())
@@ -198,7 +191,7 @@ def stopped_while_drawing(task, out, **env):
     job.signal(signal.SIGTERM)
     finished = job.finish()
     assert finished.code == STOPPED[signal.SIGTERM], finished.stderr
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < SOON
     assert finished.result["global_step"] == 3
     return finished
 

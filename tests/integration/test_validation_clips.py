@@ -16,6 +16,7 @@ from engine.data.media.video import decoding
 from engine.evaluation.clip_file import encode_clip
 from tests.support.clips import make_clip
 from tests.support.harness import changed, read_json, succeed
+from tests.support.pipelines import in_own_memory
 from tests.support.tiny_ltx import build_ltx
 
 ROWS = [
@@ -82,21 +83,16 @@ def test_what_is_there(whole):
 
 
 @pytest.mark.parametrize("index", range(len(ROWS)))
+@pytest.mark.usefixtures("one_thread")
 def test_a_clip_is_what_diffusers_draws(whole, folder, index):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(folder / "model")
-    pipe.set_progress_bar_config(disable=True)
-    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    in_own_memory(pipe)
     pipe.load_lora_weights(str(whole.out / "checkpoint"))
     pipe.vae.enable_tiling()
     row = read_json(whole.out / "validation" / "prompts.json")[index]
     options = {key: value for key, value in row.items() if key not in ("file", "seed")}
     generator = torch.Generator("cpu").manual_seed(row["seed"])
     frames = pipe(**options, max_sequence_length=128, generator=generator).frames[0]
-    torch.set_num_threads(threads)
     drawn, path = np.stack([np.asarray(frame) for frame in frames]), whole.out / "validation" / row["file"]
     if path.suffix == ".mp4":
         assert encode_clip(drawn, row["frame_rate"]) == path.read_bytes()

@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 
 from engine.core.canonical_json import canonical_json
 from engine.results.checkpoint import spelled
-from tests.support.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, succeed
+from tests.support.harness import ENTRYPOINT, PATIENCE, changed, clean_environment, run_chain, start_job, succeed
 
 
 def run_verifier(result, task_file, scratch, *flags):
@@ -38,9 +38,11 @@ def verify(task, tmp_path_factory):
     def run(result, task=task, *flags):
         path = scratch / "task.json"
         path.write_text(json.dumps(task))
-        done = run_verifier(result, path, scratch, *flags)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, done.stdout, (done.stderr.splitlines() or [""])[-1]
+        # Only what it trains again has an interpreter of its own, as `run_verifier`'s has, too.
+        job = start_job(None, None, "verify", result, "--task", path, *flags)
+        code = job.process.wait(timeout=PATIENCE)
+        assert "Traceback" not in job.stderr, job.stderr
+        return code, job.log.with_suffix(".out").read_text(), (job.stderr.splitlines() or [""])[-1]
 
     return run
 

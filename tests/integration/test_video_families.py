@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -15,12 +14,13 @@ from safetensors.torch import load_file
 
 from engine.evaluation.clip_file import encode_clip
 from tests.support.clips import make_clip
-from tests.support.forks import fork_server
 from tests.support.harness import assert_same, changed, read_json, succeed
+from tests.support.pipelines import in_own_memory
 from tests.support.tiny_cogvideox import TEXT_LENGTH, build_cogvideox
 from tests.support.tiny_hunyuan_video import build_hunyuan_video
 from tests.support.tiny_ltx import build_ltx
 from tests.support.tiny_wan import build_wan
+from tests.support.whole_trainings import WholeTrainings, result_of
 
 BUILDERS = {
     "ltx": build_ltx,
@@ -34,7 +34,6 @@ NOT_READ = {"cogvideox", "hunyuan_video"}
 """The families of which Diffusers reads no file with ComfyUI's names: there is none of CogVideoX, and of HunyuanVideo
 it reads those of the published width alone (`families/hunyuan_video/test_webui.py`)."""
 STEPS = 3
-EVERY_CHANGE = {"SAVE_SECONDS": "0"}
 SHORT = {
     **{f"train_args.{key}": STEPS for key in ("num_train_steps", "max_train_steps")},
     **{"train_args.batch_size": 2, "train_args.num_frames": 9, "validation.num_inference_steps": 2},
@@ -54,22 +53,6 @@ KINDS = [
     for family in BUILDERS
     for variant in VARIANTS
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with fork_server(tmp_path_factory.mktemp("forks"), heavy=True) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def run(server):
-    def run(task, out, *flags, **orders):
-        finished = server.run(task, out, *flags, env=EVERY_CHANGE, **orders)
-        assert finished.code == 0, finished.stderr
-        return finished
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -113,23 +96,13 @@ def task_of(task, models, clips, mixed):
 
 
 @pytest.fixture(scope="module")
-def whole_of(run, task_of, tmp_path_factory):
-    """Each training in one go, made once."""
-    made = {}
-
-    def whole(family, name):
-        if (family, name) not in made:
-            out = tmp_path_factory.mktemp("whole") / "out"
-            made[family, name] = run(task_of(family, name), out, watched=str(out), save_always=True)
-        return made[family, name]
-
-    return whole
+def whole_of(server, task_of, tmp_path_factory):
+    return WholeTrainings(server, task_of, tmp_path_factory.mktemp("whole"))
 
 
-def result_of(finished):
-    """What must not depend on how a training was cut: state, weights, losses, and clips."""
-    ends = ("manifest.json", "state.json", "FINISH", "heldout.jsonl")  # the last is measured at each task's ends, too
-    return {name: data for name, data in finished.folders().items() if not name.endswith(ends)}
+@pytest.fixture(scope="module")
+def run(whole_of):
+    return whole_of.run
 
 
 @pytest.mark.parametrize("family, name", KINDS)
@@ -145,16 +118,8 @@ def test_a_chain_is_the_training_in_one_go(run, task_of, whole_of, tmp_path, fam
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family, name", [(family, name) for family in BUILDERS for name in VARIANTS])
-def test_killed_anywhere(run, server, task_of, whole_of, tmp_path, family, name):
-    """At some changes of the output folder."""
-    whole = whole_of(family, name)
-    for at in range(3, len(whole.changes), max(1, len(whole.changes) // 4)):
-        out = tmp_path / f"{at}"
-        struck = server.run(
-            task_of(family, name), out, env=EVERY_CHANGE, save_always=True, watched=str(out), at=at, strike="kill"
-        )
-        assert struck.code == -9, (whole.changes[at - 1], struck.stderr)
-        assert_same(run(task_of(family, name), out).folders(), whole.folders())
+def test_killed_anywhere(whole_of, tmp_path, family, name):
+    whole_of.assert_killed_anywhere(tmp_path, family, name)
 
 
 @pytest.mark.slow
@@ -174,19 +139,6 @@ def test_a_clip_is_encoded_alike_wherever_it_is(task_of, whole_of, tmp_path, fam
     own = changed(task_of(family, QUICK), {"dataloader_num_workers": 2})
     other = succeed(own, tmp_path / "out", env={"MAX_ENCODED_BYTES": "0"})
     assert_same(result_of(other), result_of(whole_of(family, QUICK)))
-
-
-@pytest.fixture
-def complaints():
-    """What Diffusers and PEFT warn of."""
-    lines, handler = [], logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    yield lines
-    for logger in loggers:
-        logger.removeHandler(handler)
 
 
 def in_words_of_diffusers(webui):
@@ -231,21 +183,17 @@ def test_diffusers_loads_lora_files(whole_of, models, complaints, family):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [QUICK, "full"])
 @pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.usefixtures("one_thread")
 def test_clips_are_drawn_by_diffusers_with_just_the_file(whole_of, models, family, name):
     """Or with the published folder in place of the base model's."""
     out = whole_of(family, name).out
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(models[family])
-    pipe.set_progress_bar_config(disable=True)
     if name == QUICK:
         pipe.load_lora_weights(out / "checkpoint", weight_name="pytorch_lora_weights.safetensors")
     else:
         own = type(pipe.transformer).from_pretrained(out / "checkpoint" / "transformer")
         pipe.register_modules(transformer=own)
-    for module in [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()  # aligned otherwise than in a file's memory map
+    in_own_memory(pipe)
     pipe.vae.enable_tiling()
     known = inspect.signature(type(pipe).__call__).parameters
     for row in read_json(out / "validation" / "prompts.json"):
@@ -255,4 +203,3 @@ def test_clips_are_drawn_by_diffusers_with_just_the_file(whole_of, models, famil
         options = side | {key: value for key, value in row.items() if key in known}
         drawn = np.stack([np.asarray(frame) for frame in pipe(**options, generator=generator).frames[0]])
         assert encode_clip(drawn, row["frame_rate"]) == (out / "validation" / row["file"]).read_bytes()
-    torch.set_num_threads(threads)

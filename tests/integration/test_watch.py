@@ -13,7 +13,15 @@ from tests.support.harness import assert_same, changed, run_job, start_job, succ
 
 @pytest.fixture(scope="module")
 def shown(task):
-    return changed(task, {"validation.every_n_steps": 2, "validation.num_images": 2, "checkpoint_every_n_steps": 2})
+    return changed(
+        task,
+        {
+            "validation.every_n_steps": 2,
+            "validation.num_images": 2,
+            "validation.num_inference_steps": 3,
+            "checkpoint_every_n_steps": 2,
+        },
+    )
 
 
 def test_a_task_is_seen_while_it_runs_and_when_it_is_interrupted(shown, tmp_path):

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.models.components import block_inputs
+from engine.models.components.block_inputs import BlockInputs
 from engine.models.families.sd.spec import SPEC
 from engine.task.task import Lora
 from engine.training.gradient_checkpointing import recompute_activations
@@ -51,6 +53,18 @@ def as_on_cuda() -> Iterator[None]:
         yield
 
 
+class _Uncounted:
+    """Main memory without memory."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size = size
+
+    def copy_from(self, source: torch.Tensor) -> None:
+        assert source.shape == (self.size,)
+
+    copy_to = copy_from
+
+
 def training_bytes(
     cls: type,
     config: Mapping[str, Any],
@@ -60,6 +74,7 @@ def training_bytes(
     recompute: bool,
     targets: tuple[str, ...] | str | None,
     rank: int = 16,
+    offloads_inputs: bool = False,
 ) -> tuple[int, int]:
     """The peak of a micro-batch's forward and backward pass on a GPU, and the number of trained values.
 
@@ -72,6 +87,7 @@ def training_bytes(
         targets: the layers with an adapter of this rank, whose gradients are not counted; None trains all weights, and
             their gradients are counted as they appear, in float32.
         rank: of the adapter.
+        offloads_inputs: whether the inputs of its blocks are in main memory meanwhile, which is not counted.
     """
     with torch.device("meta"):
         denoiser = cls(**config)
@@ -79,7 +95,7 @@ def training_bytes(
     if targets is not None:
         attach({SPECIFIED.denoiser: denoiser}, Lora(rank=rank, target_modules=targets), 0, spec=SPECIFIED)
     if recompute:
-        recompute_activations(denoiser)
+        recompute_activations(denoiser, BlockInputs(torch.device("cpu")) if offloads_inputs else None)
     mode, sums = faked(denoiser), list[torch.Tensor]()
     trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
 
@@ -90,7 +106,8 @@ def training_bytes(
 
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(take)
-    with mode, as_on_cuda():
+    uncounted = mock.patch.object(block_inputs, "MainMemory", _Uncounted)
+    with mode, as_on_cuda(), uncounted:
         _fake_buffers(denoiser)
         arguments = inputs(dtype)
         with LiveBytes([*denoiser.parameters(), *denoiser.buffers()]) as live:

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 
 from engine.models.family import Batch, Family, LoadArgs
 from engine.task.plan.extent import Extent
+from tests.support.pipelines import in_own_memory
 
 CPU = torch.device("cpu")
 
@@ -23,13 +24,8 @@ def load_family(model: Any, folder: Path, **options: Any) -> Any:
 
 
 def plain_pipeline(folder: Path) -> DiffusionPipeline:
-    """Diffusers alone. Its weights are copied out of their files' memory maps, where the alignment can change bits."""
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    for module in [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]:
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
-    return pipeline
+    """Diffusers alone."""
+    return in_own_memory(DiffusionPipeline.from_pretrained(folder))
 
 
 def batch_of(family: Family, captions: list[str], height: int = 64, width: int = 96, frames: int = 1) -> Batch:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.harness import ENTRYPOINT, Finished, clean_environment
+from tests.support.harness import ENTRYPOINT, PATIENCE, Finished, clean_environment, shared_server
 from tests.support.witness import Orders
 
 MEMORY_BYTES = 6 << 30
@@ -117,13 +117,20 @@ class ForkServer:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=PATIENCE)
 
 
 @contextlib.contextmanager
 def fork_server(scratch: Path, *, heavy: bool) -> Iterator[WitnessedRuns]:
-    """Runs of the program under a witness, for the length of the block."""
-    server = ForkServer(scratch, heavy=heavy)
+    """Runs of the program under a witness, for the length of the block.
+
+    Those with torch are forked from the process that `harness.start_job` forks its jobs from, which takes seconds to
+    start: it must be within `using_scratch`.
+    """
+    if heavy:
+        yield WitnessedRuns(shared_server(), scratch)
+        return
+    server = ForkServer(scratch, heavy=False)
     try:
         yield WitnessedRuns(server, scratch)
     finally:

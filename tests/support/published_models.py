@@ -100,5 +100,15 @@ def task_of(mixed_precision="bf16", lora=None, **train_args):
     )
 
 
+def gpu(available):
+    """A machine with so many bytes free on its GPU."""
+    return memory.Machine(device="cuda", available=available)
+
+
+def cpu(available):
+    """A machine without a GPU, with so many bytes free."""
+    return memory.Machine(device="cpu", available=available)
+
+
 def peak(name, *, recompute, device="cuda", **options):
     return memory.predict(base_of(name), task_of(**options), recompute=recompute, device=device)

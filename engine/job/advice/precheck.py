@@ -57,28 +57,18 @@ def check_device(settings: Settings) -> list[str]:
     ]
 
 
-def check_memory(job: Job, device: str, *, available: int | None, num_processes: int) -> None:
+def check_memory(job: Job, machine: memory.Machine) -> None:
     """Refuse a job that is predicted to take far more memory than could be available.
 
     Args:
         job: the job.
-        device: cuda or cpu.
-        available: bytes that each process may take; None is unknown, as for a GPU before torch is imported.
-        num_processes: the number of processes on this machine, which share its memory, as far as it is known.
+        machine: where it runs; its processes are those on this machine, which share the memory, as far as is known.
 
     Raises:
         DeviceMemoryError: the message says what should fit.
     """
-    most = available
-    if device == "cpu" and (most := memory.most_bytes()) is not None:
-        most //= num_processes
+    most = machine.available
+    if machine.device == "cpu" and (most := memory.most_bytes()) is not None:
+        most //= machine.num_processes
     continues = isinstance(job.parent, Checkpoint)
-    memory.require_enough(
-        job.base,
-        job.task,
-        device=device,
-        available=available,
-        most=most,
-        continues=continues,
-        num_processes=num_processes,
-    )
+    memory.require_enough(job.base, job.task, machine, most=most, continues=continues)

@@ -5,60 +5,49 @@ from __future__ import annotations
 from typing import Any, Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import chosen, may_offload, parts_apart, wants_offload, wants_recompute
-from engine.job.memory.machine import PROGRAM_BYTES, available_bytes, most_bytes
+from engine.job.memory.decisions import beside_encoders, chosen, decide, keeps_encoders, offload_levels
+from engine.job.memory.machine import PROGRAM_BYTES, Machine, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
-from engine.job.memory.prediction import SPARE, Prediction, gib, predict
+from engine.job.memory.prediction import SPARE, Offload, Prediction, gib, predict
 from engine.models.base_model import BaseModel
 from engine.task.task import Task
 
 __all__ = [
     "PROGRAM_BYTES",
     "SPARE",
+    "Machine",
+    "Offload",
     "advise",
     "available_bytes",
+    "decide",
     "describe",
     "fitting",
     "gib",
+    "keeps_encoders",
     "most_bytes",
-    "parts_apart",
     "predict",
     "require_enough",
-    "wants_offload",
-    "wants_recompute",
 ]
 
 
 _INDENT: Final = " " * 15
+_OFFLOADED: Final = {
+    Offload.INPUTS: "the inputs of the denoiser's blocks",
+    Offload.BLOCKS: "the denoiser's blocks and their inputs",
+}
 
 
-def describe(
-    base: BaseModel,
-    task: Task,
-    *,
-    device: str,
-    available: int | None,
-    main_available: int | None = None,
-    num_processes: int = 1,
-) -> list[str]:
-    """Return lines for a person with the prediction; with several processes, for one of them.
-
-    Args:
-        base: the base model.
-        task: the task.
-        device: cuda or cpu.
-        available: bytes of memory on that device; None is unknown.
-        main_available: see `parts_apart`.
-        num_processes: see `predict`.
-    """
-    place: dict[str, Any] = {"device": device, "available": available, "num_processes": num_processes}
-    found = chosen(base, task, main_available=main_available, **place)
+def describe(base: BaseModel, task: Task, machine: Machine) -> list[str]:
+    """Return lines for a person with the prediction; with several processes, for one of them."""
+    found = chosen(base, task, machine)
     if found is None:
         return ["memory         not predicted: the base model's configurations do not say how large it is"]
+    device, available = machine.device, machine.available
+    place: dict[str, Any] = {"device": device, "num_processes": machine.num_processes}
     asked = task.train_args.gradient_checkpointing
     kind = "on the GPU, plus about 0.5 GiB for CUDA" if device == "cuda" else "on this machine, plus the program itself"
     if asked == "auto" and available is None and not found.offload:
-        plain = predict(base, task, recompute=False, device=device, num_processes=num_processes, apart=found.apart)
+        plain = predict(base, task, recompute=False, apart=found.apart, **place)
         assert plain is not None, "the same configurations were predicted with gradient checkpointing"
         lines = [
             f"memory         {_phases(plain)} {kind}",
@@ -71,11 +60,16 @@ def describe(
         lines = [f"memory         {_phases(found)} {kind}; {with_it} gradient checkpointing{why}"]
     if device == "cuda":
         lines.append(f"{_INDENT}main memory, plus the program itself: {_phases(found.main)}")
-    freed = predict(base, task, recompute=found.recompute, device=device, num_processes=num_processes, apart=True)
-    lines += _encoders(found, freed, is_open=device == "cuda" and available is None)
-    lines += _blocks(base, task, found, is_open=device == "cuda" and available is None, num_processes=num_processes)
+    is_open = device == "cuda" and available is None
+    if device == "cuda" and keeps_encoders(base, task, machine):
+        with_them = gib(beside_encoders(found))
+        lines.append(f"{_INDENT}the encoders leave the GPU after the first steps, until then {with_them} training")
+    else:
+        freed = predict(base, task, recompute=found.recompute, apart=True, **place)
+        lines += _encoders(found, freed, is_open=is_open)
+    lines += _blocks(base, task, found, is_open=is_open, num_processes=machine.num_processes)
     if available is not None and found.peak > available:
-        fits = "; ".join(fitting(base, task, device=device, available=available, num_processes=num_processes))
+        fits = "; ".join(fitting(base, task, machine))
         lines.append(
             f"note: that is more than the {gib(available)} available" + (f"; what should fit: {fits}" if fits else "")
         )
@@ -104,19 +98,24 @@ def _encoders(found: Prediction, freed: Prediction | None, *, is_open: bool) -> 
 
 
 def _blocks(base: BaseModel, task: Task, found: Prediction, *, is_open: bool, num_processes: int) -> list[str]:
-    """Return a line on the denoiser's blocks, where they stay in main memory or may do so; see `_encoders`."""
+    """Return lines on what of the denoiser's blocks stays in main memory, or may do so; see `_encoders`."""
     if found.offload:
-        return [f"{_INDENT}the denoiser's blocks stay in main memory until they compute"]
-    if not is_open or not may_offload(task):
-        return []
-    place: dict[str, Any] = {"device": "cuda", "num_processes": num_processes, "recompute": True, "apart": True}
-    whole, moved = (predict(base, task, offload=offload, **place) for offload in (False, True))
-    if whole is None or moved is None or moved.peak >= whole.peak:
-        return []
-    return [
-        f"{_INDENT}with the denoiser's blocks in main memory (if less than {gib(int(whole.peak / SPARE))} is free): "
-        f"{_phases(moved)}; main memory {gib(moved.main.peak)}"
-    ]
+        return [f"{_INDENT}{_OFFLOADED[found.offload]} stay in main memory until they compute"]
+    lines: list[str] = []
+    before: Prediction | None = None
+    for level in (Offload.NOTHING, *offload_levels(base, task)) if is_open else ():
+        then = predict(
+            base, task, recompute=True, apart=True, offload=level, device="cuda", num_processes=num_processes
+        )
+        if then is None or (before is not None and then.peak >= before.peak):
+            continue
+        if before is not None:
+            lines.append(
+                f"{_INDENT}with {_OFFLOADED[level]} in main memory (if less than {gib(int(before.peak / SPARE))} is "
+                f"free): {_phases(then)}; main memory {gib(then.main.peak)}"
+            )
+        before = then
+    return lines
 
 
 def _phases(found: Phases) -> str:

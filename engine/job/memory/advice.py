@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from engine.core.errors import DeviceMemoryError
 from engine.job.memory.decisions import chosen
+from engine.job.memory.machine import Machine
 from engine.job.memory.prediction import SPARE, Prediction, gib
 from engine.models.base_model import BaseModel
 from engine.task.task import Quantization, Task
@@ -26,34 +27,28 @@ _MANY_MICRO_BATCHES: Final = 1_000_000
 def require_enough(
     base: BaseModel,
     task: Task,
+    machine: Machine,
     *,
-    device: str,
-    available: int | None,
     most: int | None,
     continues: bool,
-    num_processes: int = 1,
 ) -> None:
     """Refuse, before anything is loaded, a task that is predicted to take more than `_FAR` times the memory there is.
 
     Args:
         base: the base model.
         task: the task.
-        device: cuda or cpu.
-        available: bytes that tensors may take; None is unknown.
+        machine: where it runs.
         most: bytes that could be made available at most; None is unknown, and refuses nothing.
         continues: whether the task continues from a checkpoint.
-        num_processes: see `predict`.
 
     Raises:
         DeviceMemoryError: the message says what should fit.
     """
-    found = chosen(base, task, device=device, available=available, num_processes=num_processes)
+    found = chosen(base, task, machine)
     if found is None or most is None or found.peak <= _FAR * most or _claims_too_much(base, found):
         return
-    what = "GPU" if device == "cuda" else "machine"
-    advice = advise(
-        base, task, device=device, available=available or 0, continues=continues, num_processes=num_processes
-    )
+    what = "GPU" if machine.device == "cuda" else "machine"
+    advice = advise(base, task, replace(machine, available=machine.available or 0), continues=continues)
     raise DeviceMemoryError(
         f"the task needs about {gib(found.peak)} of memory ({gib(found.encode)} encoding, {gib(found.train)} training, "
         f"{gib(found.validation)} validation), this {what} has {gib(most)}, so it was not started; {advice}"
@@ -70,28 +65,28 @@ def _claims_too_much(base: BaseModel, found: Prediction) -> bool:
     return 0 < 2 * held < found.parameters  # at least one byte per value
 
 
-def advise(base: BaseModel, task: Task, *, device: str, available: int, continues: bool, num_processes: int = 1) -> str:
-    """Return a text on what should fit into `available` bytes; empty where nothing can be predicted."""
-    if chosen(base, task, device=device, available=available, num_processes=num_processes) is None:
+def advise(base: BaseModel, task: Task, machine: Machine, *, continues: bool) -> str:
+    """Return a text on what should fit into the available memory; empty where nothing can be predicted."""
+    if chosen(base, task, machine) is None:
         return ""
-    found = fitting(base, task, device=device, available=available, num_processes=num_processes)
+    found = fitting(base, task, machine)
     if not found:
         return "no change of the task would fit: use a smaller base model, or a machine with more memory"
     kept = "; of these, only gradient_checkpointing may differ from the checkpoint's" if continues else ""
     return f"what should fit: {', or '.join(found)}{kept}"
 
 
-def fitting(base: BaseModel, task: Task, *, device: str, available: int, num_processes: int = 1) -> list[str]:
-    """Return changes of the task that should fit into `available` bytes: the smallest change of each kind.
+def fitting(base: BaseModel, task: Task, machine: Machine) -> list[str]:
+    """Return changes of the task that should fit into the available memory: the smallest change of each kind.
 
     Each of them suffices alone; where none does, one item combines several. Every proposal is predicted to take less
     than the task itself, which may have run out of memory although it was predicted to fit.
     """
-    now = chosen(base, task, device=device, available=available, num_processes=num_processes)
+    now, limit = chosen(base, task, machine), SPARE * (machine.available or 0)
 
     def fits(changed: Task) -> Prediction | None:
-        then = chosen(base, changed, device=device, available=available, num_processes=num_processes)
-        if then is None or then.peak > SPARE * available:
+        then = chosen(base, changed, machine)
+        if then is None or then.peak > limit:
             return None
         is_less = now is None or then.peak <= SPARE * now.peak or then.train <= SPARE * now.train
         return then if is_less else None

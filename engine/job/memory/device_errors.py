@@ -35,11 +35,11 @@ def available_bytes(device: torch.device, world_size: int) -> int | None:
 
 
 @contextmanager
-def device_errors(job: Job, device: torch.device, available: int | None, *, num_processes: int = 1) -> Iterator[None]:
+def device_errors(job: Job, device: torch.device, machine: memory.Machine) -> Iterator[None]:
     """Turn the device's errors inside the block into errors that say what would help.
 
     Raises:
-        DeviceMemoryError: out of memory; `available` bytes were free for each process before the block.
+        DeviceMemoryError: out of memory.
         DeviceError: the device cannot be used.
     """
     try:
@@ -48,30 +48,23 @@ def device_errors(job: Job, device: torch.device, available: int | None, *, num_
     # the address space.
     except (MemoryError, RuntimeError, ValueError) as error:
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise DeviceMemoryError(memory_advice(job, device, available, num_processes=num_processes)) from error
+            raise DeviceMemoryError(memory_advice(job, device, machine)) from error
         if any(words in str(error) for words in _UNUSABLE_DEVICE):
             raise DeviceError(f"the GPU cannot be used: {first_line(error)}") from error
         raise
 
 
-def memory_advice(job: Job, device: torch.device, available: int | None, *, num_processes: int = 1) -> str:
+def memory_advice(job: Job, device: torch.device, machine: memory.Machine) -> str:
     """Return the message for an out-of-memory error: what should fit by the prediction, else what takes less."""
     where = "this machine"
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
         where = f"{torch.cuda.get_device_name(device)} ({total:.0f} GiB)"
-    if available:
+    if machine.available:
         continues = isinstance(job.parent, Checkpoint)
-        advice = memory.advise(
-            job.base,
-            job.task,
-            device=device.type,
-            available=available,
-            continues=continues,
-            num_processes=num_processes,
-        )
+        advice = memory.advise(job.base, job.task, machine, continues=continues)
         if advice:
-            return f"out of memory on {where}, of which {memory.gib(available)} were free; {advice}"
+            return f"out of memory on {where}, of which {memory.gib(machine.available)} were free; {advice}"
     return f"out of memory on {where}; try {', or '.join(_lighter(job))}"
 
 

@@ -1,8 +1,9 @@
-"""Find out how much memory this machine, or this container, has left. No torch."""
+"""The machine that a job runs on, and how much memory it, or this container, has left. No torch."""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,20 @@ _CONTROL_GROUPS: Final = (
     ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """Folder, file of the limit, file of the use, and the line of memory.stat for file contents that can be dropped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The machine that a job runs on; with several processes, the share of one of them."""
+
+    device: str
+    """The kind of device: cuda or cpu."""
+    available: int | None
+    """Bytes of memory on that device that are free before the job; None is unknown."""
+    main_available: int | None = None
+    """Bytes of main memory of a machine with a GPU; None is unknown. Without effect on a CPU."""
+    num_processes: int = 1
+    """Number of processes that train together."""
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:

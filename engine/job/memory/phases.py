@@ -33,6 +33,8 @@ class Sizes:
     """Its frozen weights on the device."""
     offloaded: int
     """Weights of its blocks, if they are in main memory."""
+    inputs: int
+    """Inputs of its blocks, which a step keeps in main memory until the backward pass."""
     texts: int
     """Frozen weights of the text encoders that can be trained."""
     fixed: int
@@ -61,8 +63,7 @@ def kept_together(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_t
         train=resting + sizes.step,
         validation=working + sizes.unchanged + max(images.decode_bytes, sizes.encode),
     )
-    leaving += sizes.offloaded
-    return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)
+    return own, _main(sizes, leaving)
 
 
 def freed_before(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_texts: bool) -> tuple[Phases, Phases]:
@@ -84,5 +85,10 @@ def freed_before(sizes: Sizes, images: ImageEncoder, *, is_cuda: bool, trains_te
         train=resting + sizes.step,
         validation=working + sizes.unchanged + images.decode_bytes,
     )
-    leaving += sizes.offloaded
-    return own, Phases(encode=leaving, load=leaving, train=leaving, validation=leaving + sizes.unchanged)
+    return own, _main(sizes, leaving)
+
+
+def _main(sizes: Sizes, leaving: int) -> Phases:
+    """Return the main memory, where `leaving` bytes of encoders are outside of the device."""
+    held = leaving + sizes.offloaded
+    return Phases(encode=held, load=held, train=held + sizes.inputs, validation=held + sizes.unchanged)

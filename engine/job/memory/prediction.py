@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import partial
 from typing import Final
 
@@ -43,6 +44,16 @@ _NO_MODEL: Final = 1 << 60
 _MALFORMED: Final = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
+class Offload(IntEnum):
+    """The parts of the denoiser's blocks that are in main memory until they compute: each more than the one before."""
+
+    NOTHING = 0
+    INPUTS = 1
+    """The inputs that gradient checkpointing keeps of each block until the backward pass."""
+    BLOCKS = 2
+    """The frozen weights, too."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction(phases.Phases):
     """Bytes of device memory at the peak of each phase, and of main memory."""
@@ -57,10 +68,10 @@ class Prediction(phases.Phases):
     """Bytes of the moving average; 0 if there is none."""
     recompute: bool
     """True if gradient checkpointing is used."""
-    offload: bool
-    """True if the denoiser's blocks are in main memory until they compute."""
+    offload: Offload
+    """The parts of the denoiser's blocks that are in main memory."""
     apart: bool
-    """True if text encoders are freed before the denoiser is loaded; see `decisions.parts_apart`."""
+    """True if text encoders are freed before the denoiser is loaded; see `decisions.Decision`."""
     parameters: int
     """Number of parameters of the base model, of all components together."""
 
@@ -73,7 +84,7 @@ def predict(
     device: str,
     num_processes: int = 1,
     apart: bool = False,
-    offload: bool = False,
+    offload: Offload = Offload.NOTHING,
 ) -> Prediction | None:
     """Predict what a task takes; None where the model's configurations do not say.
 
@@ -87,8 +98,7 @@ def predict(
         num_processes: the number of processes that train together; the prediction is for one of them.
         apart: whether the text encoders that cannot be trained are freed before the denoiser is loaded; without effect
             on a model that has none of them.
-        offload: whether the denoiser's blocks are in main memory until they compute; without effect where they cannot
-            be.
+        offload: what of the denoiser's blocks is in main memory; without effect where nothing can be.
     """
     try:
         plan = _Plan(
@@ -96,7 +106,7 @@ def predict(
             is_cuda=device == "cuda",
             num_processes=num_processes,
             apart=apart,
-            offload=offload and bool(base.family.block_lists),
+            offload=offload if recompute and base.family.block_lists else Offload.NOTHING,
         )
         found = _predict(base, task, plan)
     except _MALFORMED:  # loading the model reports what is wrong with it
@@ -112,7 +122,7 @@ class _Plan:
     is_cuda: bool
     num_processes: int
     apart: bool
-    offload: bool
+    offload: Offload
 
 
 def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
@@ -130,13 +140,14 @@ def _predict(base: BaseModel, task: Task, plan: _Plan) -> Prediction:
         step = values + _whole_step(denoiser, texts, task, plan)
         lasting, unchanged = values, trained * width  # images without the training are drawn with the weights as read
     else:
-        step = values + trained * _FLAT_GRADIENT_BYTES + denoiser.peak(recompute=plan.recompute) + texts.kept
+        step = values + trained * _FLAT_GRADIENT_BYTES + _activations(denoiser, plan) + texts.kept
         lasting, unchanged = values + copy, 0
-    moved = denoiser.block_bytes if plan.offload else []
+    moved = denoiser.block_bytes if plan.offload == Offload.BLOCKS else []
     offloaded = sum(moved)
     sizes = phases.Sizes(
         denoiser=denoiser.frozen_bytes - offloaded * plan.is_cuda + _COPIED_BLOCKS * max(moved, default=0),
         offloaded=offloaded,
+        inputs=sum(denoiser.input_bytes) if plan.offload else 0,
         texts=texts.frozen * width,
         fixed=sum(encoder.weight_bytes for encoder in fixed.encoders),
         encode=max((encoder.encode_bytes for encoder in fixed.encoders), default=0),
@@ -224,9 +235,15 @@ def _whole_step(denoiser: Tape, texts: Tape, task: Task, plan: _Plan) -> int:
     else:
         sums, own = 0, _VALUE_BYTES
     return sums + max(
-        texts.kept + denoiser.peak(recompute=plan.recompute, gradient_bytes=own),
+        texts.kept + _activations(denoiser, plan, gradient_bytes=own),
         denoiser.trained * own + texts.peak(recompute=False, gradient_bytes=own),
     )
+
+
+def _activations(denoiser: Tape, plan: _Plan, gradient_bytes: int = 0) -> int:
+    """Return the peak of the denoiser's activations on the device: on a CPU offloaded inputs are in the same memory."""
+    is_smaller = plan.is_cuda and plan.offload > Offload.NOTHING
+    return denoiser.peak(recompute=plan.recompute, offloads_inputs=is_smaller, gradient_bytes=gradient_bytes)
 
 
 def _share(count: int, num_processes: int) -> int:

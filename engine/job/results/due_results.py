@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from engine.core.files.atomic_files import Pieces
 from engine.evaluation.validation_images import draw, planned_images
 from engine.job.context import RunContext
@@ -16,19 +14,28 @@ from engine.job.start import Training
 from engine.results import checkpoint
 from engine.results.output import step_results
 from engine.results.trackers.tracker import Trackers
+from engine.training.encoding.encoder_placement import EncoderPlacement
 
 
 class DueResults:
     """Makes what is due at the trainer's step, without any effect on the training."""
 
     def __init__(
-        self, context: RunContext, training: Training, saver: ProgressSaver, trackers: Trackers, watch: Watch
+        self,
+        context: RunContext,
+        training: Training,
+        saver: ProgressSaver,
+        trackers: Trackers,
+        watch: Watch,
+        *,
+        placement: EncoderPlacement,
     ) -> None:
         self._context = context
         self._training = training
         self._saver = saver
         self._trackers = trackers
         self._watch = watch
+        self._placement = placement
         self.end_at(context.job.step_range.stop_step)
 
     def end_at(self, step: int) -> None:
@@ -86,6 +93,7 @@ class DueResults:
         context, family, step = self._context, self._training.family, self._training.trainer.step
         task = context.job.task
         with context.outcome.clock.phase("validate"):
+            self._placement.bring()
             drawn = draw(
                 planned_images(task, context.job.dataset, context.job.base.family),
                 family,
@@ -94,6 +102,5 @@ class DueResults:
                 device=context.device,
                 check_stop=self._check_stop,
             ).files
-            # Free the device's memory for the denoiser again.
-            family.move_encoders(torch.device("cpu"))
+            self._placement.release()
         return {step_results.image_name(step, file): data for file, data in drawn.items()}

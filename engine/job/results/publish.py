@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.core.console import say
 from engine.core.files.atomic_files import Contents, Pieces
-from engine.core.messages import plural
+from engine.core.messages import duration_text, plural
 from engine.data.tag_counts import count_tags
 from engine.evaluation import drawings
 from engine.evaluation.baseline_images import conditions, drawn_or_cached
@@ -23,6 +23,7 @@ from engine.job.start import Training
 from engine.results import checkpoint, held_out_rows, provenance, report
 from engine.results import history as history_file
 from engine.results.checkpoint import Checkpoint
+from engine.results.outcome import shares_of
 from engine.results.output import step_results
 from engine.results.output.folder import REPORT
 from engine.training.methods.method import About
@@ -100,6 +101,8 @@ def _publish(context: RunContext, training: Training, pictures: Pictures, watch:
     output.write_result(outcome.done())
     output.complete()
     say(f"done: {outcome.message}")
+    phases = ", ".join(f"{name} {share:.0%}" for name, share in shares_of(outcome.clock.seconds).items())
+    say(f"time: {duration_text(sum(outcome.clock.seconds.values()))}, of it {phases}")
     say(f"open {output.root / REPORT}")
 
 

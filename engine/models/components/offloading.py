@@ -14,11 +14,13 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
+from engine.models.components.main_memory import CopyStream, MainMemory
+
 _ALIGNMENT: Final = 512
 """Alignment in bytes: that of a separate CUDA allocation. A kernel's bits depend on the alignment of a tensor."""
 
-_LEAST_PIECE: Final = 1 << 20
-"""Bytes of the smallest piece of memory that holds a part of a block."""
+_ATTRIBUTE: Final = "offloaded_blocks"
+"""Attribute of an offloaded denoiser that holds its `_Blocks`."""
 
 _Owner: TypeAlias = "dict[str, Any]"
 """A module's own parameters or buffers by name."""
@@ -56,7 +58,8 @@ class _Block:
             stand_in = torch.zeros((), dtype=place.dtype, device=device).expand(place.shape)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
             place.owner[place.name] = torch.nn.Parameter(stand_in, requires_grad=False) if is_parameter else stand_in
-        self._pieces = list(_pinned(memory)) if device.type == "cuda" else [memory]
+        self._main = MainMemory(self._size, device)
+        self._main.copy_from(memory)
 
     def allocate(self) -> torch.Tensor:
         """Return memory on the device for the block's tensors."""
@@ -64,10 +67,7 @@ class _Block:
 
     def copy_to(self, memory: torch.Tensor) -> None:
         """Copy the block's tensors into such memory, on the current stream."""
-        start = 0
-        for piece in self._pieces:
-            memory[start : start + len(piece)].copy_(piece, non_blocking=True)
-            start += len(piece)
+        self._main.copy_to(memory)
 
     @contextmanager
     def placed(self, memory: torch.Tensor) -> Iterator[None]:
@@ -95,21 +95,11 @@ def _places(module: torch.nn.Module) -> Iterator[_Place]:
                     start += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
-def _pinned(memory: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield page-locked copies of a tensor's parts, in order: torch rounds the bytes of each up to a power of two."""
-    start = 0
-    while start < len(memory):
-        size = max(_LEAST_PIECE, 1 << ((len(memory) - start).bit_length() - 1))
-        yield memory[start : start + size].pin_memory()
-        start += size
-
-
 class _Blocks:
     """Gives a denoiser's blocks their memory on the device, and begins to copy the one that comes next."""
 
     def __init__(self, blocks: Sequence[_Block], device: torch.device) -> None:
-        self._blocks, self._device = blocks, device
-        self._copying: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._blocks, self._stream = blocks, CopyStream(device)
         self._last = -1
         self._ahead: tuple[int, torch.Tensor] | None = None
 
@@ -117,8 +107,7 @@ class _Blocks:
         """Call a block's own `forward` while its tensors are on the device."""
         coming, self._ahead = self._ahead, None
         _, memory = coming if coming is not None and coming[0] == index else self._copied(index)
-        if self._copying is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._copying)
+        self._stream.join()
         backwards = index == self._last - 1 or index == self._last > 0
         self._last = index
         following = index - 1 if backwards else index + 1
@@ -131,17 +120,20 @@ class _Blocks:
     def _copied(self, index: int) -> tuple[int, torch.Tensor]:
         """Return a block's number and its memory, to which it is being copied.
 
-        The memory is the current stream's, which may still use it for what was there before: the copy waits for that,
-        and the current stream for the copy, before it uses or frees it.
+        The memory may still be used for what was there before: the copy waits for that.
         """
         memory = self._blocks[index].allocate()
-        if self._copying is None:
+        with self._stream.copying(after=self._stream.now()):
             self._blocks[index].copy_to(memory)
-        else:
-            self._copying.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._copying):
-                self._blocks[index].copy_to(memory)
         return index, memory
+
+    def placed(self) -> Iterator[int]:
+        """Yield the blocks' numbers, each while its tensors are on the device."""
+        for index, block in enumerate(self._blocks):
+            _, memory = self._copied(index)
+            self._stream.join()
+            with block.placed(memory):
+                yield index
 
 
 def offload(denoiser: torch.nn.Module, lists: Sequence[str], device: torch.device) -> None:
@@ -154,9 +146,28 @@ def offload(denoiser: torch.nn.Module, lists: Sequence[str], device: torch.devic
         lists: the names of its lists of blocks, in the order in which they compute.
         device: where it computes. On a CPU the blocks are copied from main memory to main memory.
     """
-    modules = [block for name in lists for block in denoiser.get_submodule(name).children()]
+    names = _names(denoiser, lists)
+    modules = [denoiser.get_submodule(name) for name in names]
     blocks = _Blocks([_Block(module, device) for module in modules], device)
     for index, module in enumerate(modules):
         # Instead of hooks of torch, which a recomputation that stops early would leave out.
         module.forward = partial(blocks.compute, index, module.forward)
+    vars(denoiser)[_ATTRIBUTE] = blocks, names
     denoiser.to(device)
+
+
+def named_weights(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a module's parameters with their names; those of offloaded blocks with the values that they compute with.
+
+    A tensor of an offloaded block is valid until the next one is asked for.
+    """
+    blocks, names = vars(module).get(_ATTRIBUTE, (None, ()))
+    inside = tuple(f"{name}." for name in names)
+    yield from ((name, tensor) for name, tensor in module.named_parameters() if not name.startswith(inside))
+    if blocks is not None:
+        for index in blocks.placed():
+            yield from module.get_submodule(names[index]).named_parameters(prefix=names[index])
+
+
+def _names(denoiser: torch.nn.Module, lists: Sequence[str]) -> list[str]:
+    return [f"{name}.{key}" for name in lists for key, _ in denoiser.get_submodule(name).named_children()]

@@ -12,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from engine.core.errors import ModelError, first_line
-from engine.models.components.offloading import offload
+from engine.models.components.offloading import named_weights, offload
 from engine.models.components.place import Place
 from engine.models.family import Family, LoadArgs
 from engine.models.loading.checks import (
@@ -145,7 +145,7 @@ def require_finite_weights(family: Family) -> None:
         ModelError: one of its weights is not finite.
     """
     for name, part in family.parts.items():
-        for key, tensor in part.named_parameters():
+        for key, tensor in named_weights(part):
             if not bool(torch.isfinite(tensor).all()):
                 raise ModelError(
                     f"the base model's {name} has weights {key} that are not finite; use another base model"

@@ -56,12 +56,17 @@ class Tape:
     """Bytes kept for the backward pass."""
     kept_outside: int = 0
     """Bytes kept with gradient checkpointing: outside of the blocks that are recomputed, and these blocks' inputs."""
+    input_bytes: list[int] = field(init=False, default_factory=list)
+    """Bytes of the inputs that gradient checkpointing keeps of each block."""
     largest: int = 0
     """Bytes that an operation takes at most besides what is kept, at least those of the largest kept tensor."""
     _moments: list[_Moment] = field(init=False, default_factory=list)
     """Moments of the backward pass, in the order of the forward pass."""
     _recomputed: list[_Moment] = field(init=False, default_factory=list)
     """The same with gradient checkpointing."""
+    _without_inputs: list[_Moment] = field(init=False, default_factory=list)
+    """The same with the blocks' inputs in main memory, but for those of the block that is computed again and of the one
+    before it, which are copied back."""
     _block: int | None = None
 
     @property
@@ -79,6 +84,7 @@ class Tape:
         if self._block is None:
             self.kept_outside += values * width
             self._recomputed.append((self.kept_outside, self.trained))
+            self._without_inputs.append((self.kept_outside - sum(self.input_bytes), self.trained))
         else:
             self._block += values * width
 
@@ -100,18 +106,23 @@ class Tape:
         # A block before the first layer with a gradient keeps nothing; the block with that layer keeps its input.
         if traced or self.is_traced:
             self.kept_outside += values * self.width
+            self.input_bytes.append(values * self.width)
         # When the block is recomputed, the tensors of later layers are already freed.
         self._recomputed.append((self.kept_outside + inside, self.trained))
+        self._without_inputs.append((self.kept_outside - sum(self.input_bytes[:-2]) + inside, self.trained))
 
-    def peak(self, *, recompute: bool, gradient_bytes: int = 0) -> int:
+    def peak(self, *, recompute: bool, offloads_inputs: bool = False, gradient_bytes: int = 0) -> int:
         """Return the peak bytes of the forward and backward pass.
 
         Args:
             recompute: whether gradient checkpointing is used.
+            offloads_inputs: whether the blocks' inputs are in main memory meanwhile.
             gradient_bytes: bytes of each trained value's gradient, if gradients are made while activations are freed;
                 0 if they are counted elsewhere.
         """
         moments = self._recomputed if recompute else self._moments
+        if offloads_inputs:
+            moments = self._without_inputs
         both = max((kept + gradient_bytes * (self.trained - to_come) for kept, to_come in moments), default=0)
         return max(both + self.largest, gradient_bytes * self.trained)
 

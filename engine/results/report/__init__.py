@@ -16,6 +16,7 @@ from engine.core.messages import duration_text, plural
 from engine.core.redact import public
 from engine.results.held_out_rows import Row
 from engine.results.history import StepReport
+from engine.results.outcome import shares_of
 from engine.results.report.chain import chain, chain_time
 from engine.results.report.curves import curves, held_out
 from engine.results.report.earlier import Earlier, record
@@ -191,10 +192,10 @@ def _starts(report: Report) -> list[int]:
 
 
 def _timings(report: Report) -> str:
-    longest = max([*report.seconds.values(), 1e-9])
+    longest, shares = max([*report.seconds.values(), 1e-9]), shares_of(report.seconds)
     bars = "".join(
         f'<li><span>{as_html(name)}</span><b style="width:{100 * value / longest:.1f}%"></b>'
-        f"<span>{duration_text(value)}</span></li>"
+        f"<span>{duration_text(value)} · {shares[name]:.0%}</span></li>"
         for name, value in report.seconds.items()
     )
     rows = "".join(

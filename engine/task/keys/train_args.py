@@ -246,9 +246,9 @@ class TrainArgs:
     offload: Literal["auto"] | bool = key(
         "auto",
         "Offload",
-        "Keep the denoiser's blocks in main memory, and copy each to the GPU when it computes: less of the GPU's "
-        "memory, more time, the same result. `auto` does so if the predicted peak would not fit otherwise. For a LoRA "
-        "on a transformer, with gradient checkpointing.",
+        "Keep the denoiser's blocks and their inputs in main memory, and copy each to the GPU when it computes: less "
+        "of the GPU's memory, more time, the same result. `auto` does so if the predicted peak would not fit "
+        "otherwise, the inputs first. For a LoRA on a transformer, with gradient checkpointing.",
         chain=Chain.NO_EFFECT,
     )
     ema_decay: float | None = key(

@@ -33,6 +33,9 @@ SHUTDOWN_SECONDS: Final = 110
 _LARGEST_VARIABLE: Final = 100_000
 """Upper bound in bytes for an environment variable; Linux allows 128 KiB."""
 
+_INTERRUPTIONS: Final[list[BaseException]] = []
+"""The signals that ended a launch in this process, as `keep_rendezvous` keeps them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -174,8 +177,19 @@ def _start(processes: int, arguments: Sequence[str], environment: Mapping[str, s
     except ChildFailedError:
         return 0
     except SignalException as error:
+        keep_rendezvous(error)
         return int(error.sigval)
     return 0
+
+
+def keep_rendezvous(error: BaseException) -> None:
+    """Keep the rendezvous of an interrupted launch until this process ends, by the traceback that refers to it.
+
+    After a signal torch leaves the thread running that sends the rendezvous' heartbeats. That thread refers to the
+    rendezvous for the length of each heartbeat. If its reference were the last one, the thread would delete the
+    rendezvous, which joins the thread: "RuntimeError: cannot join current thread", with a traceback in the job's log.
+    """
+    _INTERRUPTIONS.append(error)
 
 
 def follow_launcher(environment: Mapping[str, str]) -> None:

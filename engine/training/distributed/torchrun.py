@@ -18,7 +18,7 @@ from engine.core.errors import Interrupted, JobError, TemporaryError, first_line
 from engine.core.process.environment import EXIT_CODES
 from engine.core.process.signals import pass_finish_on
 from engine.core.process.termination import write_termination_message
-from engine.training.distributed.launch import SHUTDOWN_SECONDS, left_codes, scratch
+from engine.training.distributed.launch import SHUTDOWN_SECONDS, keep_rendezvous, left_codes, scratch
 
 
 def main(argv: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -57,6 +57,7 @@ def _run(argv: Sequence[str]) -> JobError | Interrupted | None:
     except ChildFailedError:
         return TemporaryError("the processes of the job on this machine were killed; run the same command again")
     except SignalException as error:
+        keep_rendezvous(error)
         name = signal.Signals(error.sigval).name
         return Interrupted(error.sigval, f"stopped by {name}; the same command continues from the saved progress")
     except (RendezvousError, dist.DistError) as error:

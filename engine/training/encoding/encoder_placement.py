@@ -12,20 +12,28 @@ from engine.models.family import Family
 class EncoderPlacement:
     """Moves a family's encoders to the device when they are first needed, and back to the CPU afterwards.
 
-    Where the text encoders do not fit beside the denoiser, those that are never trained are freed instead.
+    Where the text encoders do not fit beside the denoiser, those that are never trained are freed instead. Where all
+    encoders fit beside it while it trains, they stay on the device at first.
     """
 
     def __init__(
-        self, family: Family, device: torch.device, *, loading_again: Callable[[], None] | None = None
+        self,
+        family: Family,
+        device: torch.device,
+        *,
+        loading_again: Callable[[], None] | None = None,
+        stays: bool = False,
     ) -> None:
         """
         Args:
             device: the device on which images and captions are encoded.
             loading_again: called before text encoders are loaded that were freed; None keeps them in memory.
+            stays: whether encoders that are on the device stay there until `end_stay` is called.
         """
         self._family = family
         self._device = device
         self._loading_again = loading_again
+        self._stays = stays
         self._is_on_device = False
 
     @property
@@ -35,8 +43,8 @@ class EncoderPlacement:
 
     @property
     def stays(self) -> bool:
-        """True if the encoders need not be moved: they are in main memory, and so is the denoiser."""
-        return self._device.type == "cpu" and not self.frees
+        """True if `release` leaves the encoders on the device."""
+        return self._stays
 
     def bring_text_encoders(self) -> None:
         """Do as `bring` does, before a caption is encoded."""
@@ -52,10 +60,19 @@ class EncoderPlacement:
             self._family.move_encoders(self._device)
 
     def release(self) -> None:
-        """Free text encoders, or move all encoders to the CPU: the denoiser needs the device's memory."""
+        """Free text encoders, or move all encoders to the CPU: the denoiser needs the device's memory.
+
+        Encoders that stay on the device for now are left there.
+        """
+        if self._stays:
+            return
         if self.frees:
             for name in self._family.spec.fixed_text_encoders:
                 self._family.parts.pop(name, None)
         if self._is_on_device:
             self._family.move_encoders(torch.device("cpu"))
             self._is_on_device = False
+
+    def end_stay(self) -> None:
+        """Let `release` move the encoders from now on."""
+        self._stays = False

@@ -61,7 +61,7 @@ class StepWindow(Generic[T]):
             size: the number of visits in a window.
             world_size: number of processes that share the micro-batches of a step.
             starts_small: whether the first window has one step only, which is then trained early, and each further one
-                at most four times as many. For encoders that need not be moved for each window.
+                at most four times as many. For encoders that need not be moved for each of these windows.
             check_stop: called with each micro-batch of a long step; raises when the job is to stop.
         """
         self._make = make
@@ -71,6 +71,12 @@ class StepWindow(Generic[T]):
         self._check_stop = check_stop
         self._examples: dict[int, Sequence[T]] = {}
         self._most_steps = 1 if starts_small else WINDOW_VISITS
+        self._is_partial = False
+
+    @property
+    def is_partial(self) -> bool:
+        """True if the window that is made now is smaller than `size`, and another one follows."""
+        return self._is_partial
 
     def examples(self, step: int) -> Sequence[T]:
         """Return the examples of a step, in the order of their visits.
@@ -88,12 +94,14 @@ class StepWindow(Generic[T]):
 
     def _fill(self, start: int) -> None:
         per_step, visits = self._step_range.visits_per_step, self._size.visits
+        self._is_partial = False
         if per_step > visits:
             self._examples = {start: self._long_step(start * per_step)}
             return
         num_steps = min(visits // per_step, self._most_steps)
-        self._most_steps = min(WINDOW_VISITS, self._most_steps * _GROWTH)
         steps = range(start, min(start + num_steps, self._step_range.stop_step))
+        self._is_partial = num_steps < visits // per_step and steps.stop < self._step_range.stop_step
+        self._most_steps = min(WINDOW_VISITS, self._most_steps * _GROWTH)
         examples = self._make(start * per_step, len(steps) * per_step)
         per_step = len(examples) // len(steps)
         self._examples = {k: examples[i * per_step : (i + 1) * per_step] for i, k in enumerate(steps)}

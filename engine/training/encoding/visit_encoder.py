@@ -177,6 +177,8 @@ class VisitEncoder:
         captions = self._captions.encode(
             [self._choice.caption(visit, view.sample) for visit, view in zip(own, views, strict=True)]
         )
+        if not self._window.is_partial:
+            self._placement.end_stay()
         self._placement.release()
         self._cache.trim()
         examples = [

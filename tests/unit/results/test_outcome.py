@@ -15,7 +15,7 @@ JOB, OTHER = JobRecord("task", None), JobRecord("other", None)
 FIELDS = {
     "status", "code", "kind", "message", "global_step", "steps_trained", "resumed_from_step", "finished", "seconds",
     "peak_memory_bytes", "peak_rss_bytes", "skipped_images", "checkpoint_digest", "heldout_loss", "best_step",
-    "started", "ended", "version", "revision", "device", "host", "task_digest", "warnings", "finish_now",
+    "shares", "started", "ended", "version", "revision", "device", "host", "task_digest", "warnings", "finish_now",
 }  # fmt: skip
 
 
@@ -138,6 +138,7 @@ class TestSeveralProcessesOfATask:
         assert whole.peak_memory_bytes >= saved["peak_memory_bytes"] > 0
         assert second.done()["skipped_images"] == 3
         assert second.done()["seconds"] == {"load": 1.0, "train": 5.0}, "its own"
+        assert second.done()["shares"] == {"load": 0.167, "train": 0.833}
 
     def test_two_images_of_one_name_are_two(self):
         both = [("a.png", "broken"), ("a.png", "broken")]

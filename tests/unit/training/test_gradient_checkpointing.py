@@ -9,6 +9,7 @@ from safetensors.torch import load as load_tensors
 
 from engine.data.media.geometry import geometry
 from engine.models import registry
+from engine.models.components.block_inputs import BlockInputs
 from engine.models.family import LoadArgs
 from engine.task.plan.steps import StepRange
 from engine.task.plan.visits import VisitStream
@@ -59,7 +60,7 @@ def load(folder, precision, trained=()):
     return registry.load(entry, args)
 
 
-def train(folder, precision, options, *, text=False, recompute):
+def train(folder, precision, options, *, text=False, recompute, inputs=None):
     """The state after two steps of two micro-batches, and how often one of the denoiser's blocks was computed."""
     args = TrainArgs(batch_size=2, gradient_accumulation_steps=2, resolution=64, train_text_encoder=text)
     task = Task(model=Model(name="m"), dataset=Dataset(name="d"), train_args=args, mixed_precision=precision)
@@ -70,7 +71,7 @@ def train(folder, precision, options, *, text=False, recompute):
     trainable = methods.attach(family, task, CPU, start=None, warm_start=None)
     trainer = assemble(task, step_range, family, trainable, CPU)
     if recompute:
-        recompute_activations(family.denoiser)
+        recompute_activations(family.denoiser, inputs)
     stream = VisitStream(seed=0, num_rows=5, random_flip=False, num_train_timesteps=1000)
     view = geometry((80, 72), target=(64, 64), center_crop=True, crop_words=(0, 0), flip=False)
     moments = {"mean": torch.linspace(-1, 1, 256).reshape(4, 8, 8), "logvar": torch.full((4, 8, 8), -3.0)}
@@ -106,6 +107,16 @@ def test_the_bits_do_not_depend_on_it(folders, family, precision, options, text)
     saving, more_calls = train(folders[family], precision, options, text=text, recompute=True)
     assert plain == saving
     assert (calls, more_calls) == (4, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family, precision, options, text", CASES)
+def test_nor_on_where_the_inputs_of_blocks_are(folders, family, precision, options, text):
+    kept, offloaded = (
+        train(folders[family], precision, options, text=text, recompute=True, inputs=inputs)
+        for inputs in (None, BlockInputs(CPU))
+    )
+    assert kept == offloaded
 
 
 def test_the_last_layer_of_an_xl_text_encoder_is_left_as_it_is(folders):

@@ -6,9 +6,7 @@ An index is an Arrow record batch with one row for each image and the columns `o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 import numpy as np
@@ -81,11 +79,8 @@ def save_index(index: pa.RecordBatch, path: Path) -> bool:
     return atomic_files.write_cached(path, atomic_files.seal(sink.getvalue().to_pybytes()))
 
 
-def load_index(path: Path, more: Mapping[str, pa.DataType] = MappingProxyType({})) -> pa.RecordBatch | None:
-    """Return a saved index, memory-mapped unless it is small; None if it is missing or damaged. Keeps no file open.
-
-    `more` are columns that were added to those of `make_index`, with their types.
-    """
+def load_index(path: Path) -> pa.RecordBatch | None:
+    """Return a saved index, memory-mapped unless it is small; None if it is missing or damaged. Keeps no file open."""
     try:
         if path.stat().st_size < _MAPPED_BYTES:
             data = pa.py_buffer(path.read_bytes())
@@ -95,10 +90,10 @@ def load_index(path: Path, more: Mapping[str, pa.DataType] = MappingProxyType({}
     except OSError:
         return None
     payload = atomic_files.unseal(memoryview(data).cast("B"))
-    return None if payload is None else _checked(payload, more)
+    return None if payload is None else _checked(payload)
 
 
-def _checked(payload: memoryview, more: Mapping[str, pa.DataType]) -> pa.RecordBatch | None:
+def _checked(payload: memoryview) -> pa.RecordBatch | None:
     """Return the index in sealed bytes; None if they are another one's: wrong offsets would crash the process."""
     try:
         index = pa.ipc.open_stream(pa.py_buffer(payload)).read_next_batch()
@@ -107,11 +102,10 @@ def _checked(payload: memoryview, more: Mapping[str, pa.DataType]) -> pa.RecordB
         return None
     types = {field.name: field.type for field in index.schema}
     caption = types.pop("caption", None)
-    expected = _TYPES | (_MASK_TYPES if "mask_size" in types else {}) | dict(more)
-    is_index = (
-        types == expected and caption in _CAPTION_TYPES and not any(column.null_count for column in index.columns)
-    )
-    return index if is_index else None
+    expected = _TYPES | (_MASK_TYPES if "mask_size" in types else {})
+    others = {name: pa.int32() for name in types.keys() - expected.keys()}  # sizes of images, which shards.py adds
+    is_index = types == expected | others and caption in _CAPTION_TYPES
+    return index if is_index and not any(column.null_count for column in index.columns) else None
 
 
 def rows_of_index(index: pa.RecordBatch, tar: Tar, label: str) -> Rows:

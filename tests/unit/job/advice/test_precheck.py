@@ -8,6 +8,7 @@ import pytest
 
 from engine.core.errors import OutputError
 from engine.job.advice import precheck
+from engine.job.memory import Machine
 from engine.results.output.folder import JobRecord, OutputFolder
 
 
@@ -19,9 +20,9 @@ class TestMemory:
     def test_processes_share_the_machine_and_each_has_a_gpu(self, device, available, processes, most, monkeypatch):
         given = []
         monkeypatch.setattr(precheck.memory, "most_bytes", lambda: 10)
-        monkeypatch.setattr(precheck.memory, "require_enough", lambda base, task, **how: given.append(how["most"]))
+        monkeypatch.setattr(precheck.memory, "require_enough", lambda *_, **how: given.append(how["most"]))
         job = SimpleNamespace(base=None, task=None, parent=None)
-        precheck.check_memory(job, device, available=available, num_processes=processes)
+        precheck.check_memory(job, Machine(device=device, available=available, num_processes=processes))
         assert given == [most]
 
 

@@ -15,7 +15,7 @@ from engine.task.task import Lora
 from engine.training.methods.lora.targets import is_target
 from engine.training.optimizers.layout import as_matrix
 from tests.support.fake_memory import autoencoding_bytes, fake_adapted, training_bytes
-from tests.support.published_models import GIB, PIPELINES, PUBLISHED, base_of, peak, task_of
+from tests.support.published_models import GIB, PIPELINES, PUBLISHED, base_of, gpu, peak, task_of
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 DROPOUT = Lora(rank=8, dropout=0.1)
@@ -82,17 +82,25 @@ class TestSizes:
         assert footprint_of(name, Lora(), "no")[0].text_encoders.parameters == expected
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 CASES = [
-    ("sd1", 64, 1, "bf16", Lora(rank=4), True),
-    ("sd1", 48, 3, "no", CONVOLUTIONS, True),
-    ("sd1", 32, 2, "bf16", DROPOUT, False),
-    pytest.param("sd1", 64, 4, "bf16", CONVOLUTIONS, True, marks=pytest.mark.slow),
-    pytest.param("xl", 128, 1, "bf16", Lora(rank=8), True, marks=pytest.mark.slow),
+    ("sd1", 64, 1, "bf16", Lora(rank=4), True, False),
+    slow("sd1", 64, 1, "bf16", Lora(rank=4), True, True),
+    slow("sd1", 48, 3, "no", CONVOLUTIONS, True, False),
+    ("sd1", 48, 3, "no", CONVOLUTIONS, True, True),
+    ("sd1", 32, 2, "bf16", DROPOUT, False, False),
+    slow("sd1", 32, 2, "bf16", DROPOUT, False, True),
+    slow("sd1", 64, 4, "bf16", CONVOLUTIONS, True, False),
+    slow("sd1", 64, 4, "bf16", CONVOLUTIONS, True, True),
+    slow("xl", 128, 1, "bf16", Lora(rank=8), True, False),
+    slow("xl", 128, 1, "bf16", Lora(rank=8), True, True),
 ]
 
 
-@pytest.mark.parametrize("name, side, batch, precision, lora, is_cuda", CASES)
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name, side, batch, precision, lora, is_cuda, recompute", CASES)
 def test_activations_are_predicted_within_15_percent(name, side, batch, precision, lora, is_cuda, recompute):
     config = PUBLISHED[name]["unet"]
     tape = footprint_of(name, lora, precision, batch=batch, resolution=8 * side, is_cuda=is_cuda)[0].denoiser
@@ -157,13 +165,13 @@ class TestPrediction:
     def test_a_configuration_that_makes_no_sense_predicts_nothing(self, unet):
         broken = base_of("sd1", unet=PUBLISHED["sd1"]["unet"] | unet if unet else {})
         assert memory.predict(broken, task_of(), recompute=False, device="cuda") is None
-        assert "not predicted" in memory.describe(broken, task_of(), device="cuda", available=None)[0]
+        assert "not predicted" in memory.describe(broken, task_of(), gpu(None))[0]
 
 
 class TestDecision:
     def wants(self, asked, available, base=None):
         task = task_of(gradient_checkpointing=asked)
-        return memory.wants_recompute(base or base_of("sd1"), task, device="cuda", available=available)
+        return memory.decide(base or base_of("sd1"), task, gpu(available)).recompute
 
     def test_the_task_may_say_it(self):
         assert self.wants(True, 100 * GIB) and not self.wants(False, 1)

@@ -10,7 +10,7 @@ from engine.job import memory
 from engine.job.memory import SPARE
 from engine.training.optimizers.registry import OPTIMIZERS
 from tests.support.fake_memory import whole_training_bytes
-from tests.support.published_models import GIB, PUBLISHED, base_of, task_of
+from tests.support.published_models import GIB, PUBLISHED, base_of, gpu, task_of
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 PARAMETERS = {"sd1": (859_520_964, 123_060_480), "sd2": (865_910_724, 340_387_840), "xl": (2_567_463_684, 817_720_320)}
@@ -33,7 +33,7 @@ def slow(*case):
 
 CASES = [
     ("sd1", "bf16", 256, 4, 1, True, "cuda", False),
-    ("sd1", "no", 512, 1, 2, False, "cpu", True),
+    slow("sd1", "no", 512, 1, 2, False, "cpu", True),
     slow("sd1", "no", 512, 1, 2, False, "cpu", False),
     slow("sd1", "bf16", 512, 4, 1, False, "cuda", False),
     slow("sd1", "bf16", 512, 4, 1, False, "cpu", True),
@@ -146,5 +146,5 @@ def test_auto_decides_by_the_whole_models_prediction():
     needed = peak("sd1", recompute=False, batch_size=8).train
     for available, expected in ((needed / SPARE + 1, False), (needed / SPARE - 1, True)):
         task = whole(batch_size=8)
-        found = memory.wants_recompute(base_of("sd1"), task, device="cuda", available=int(available))
+        found = memory.decide(base_of("sd1"), task, gpu(int(available))).recompute
         assert found is expected

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from engine.core.files.atomic_files import Stored
 from engine.evaluation.validation_images import Drawn
@@ -61,9 +60,11 @@ def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: act
         outcome=SimpleNamespace(clock=SimpleNamespace(phase=lambda name: nullcontext())),
         stop=SimpleNamespace(check=lambda save: made.append("looked for a signal")),
     )
-    family = SimpleNamespace(move_encoders=lambda device: made.append(("encoders to", device)))
+    placement = SimpleNamespace(
+        bring=lambda: made.append("encoders come"), release=lambda: made.append("encoders may go")
+    )
     trainer = SimpleNamespace(step=start, averaged=nullcontext)
-    training = SimpleNamespace(trainer=trainer, family=family, step_results=StepResults(Output(), hashes))
+    training = SimpleNamespace(trainer=trainer, family=None, step_results=StepResults(Output(), hashes))
     saver = SimpleNamespace(
         save=lambda: made.append("saved"),
         save_alone=lambda: made.append("saved alone"),
@@ -72,12 +73,17 @@ def results(made, *, start=0, stop=20, hashes=None, broadcast=lambda action: act
     )
     trackers = SimpleNamespace(event=lambda name: made.append(f"told {name}"))
     return DueResults(
-        context, training, saver, trackers, SimpleNamespace(results_changed=lambda **_: None, renew_if_due=lambda: None)
+        context,
+        training,
+        saver,
+        trackers,
+        SimpleNamespace(results_changed=lambda **_: None, renew_if_due=lambda: None),
+        placement=placement,
     ), training
 
 
 PROMPTS = Validation(prompts=("a", "b"), num_images=2, every_n_steps=6)
-IMAGES = ["sound", ("validation at step 6", ["a", "b"]), "looked for a signal", ("encoders to", torch.device("cpu"))]
+IMAGES = ["sound", "encoders come", ("validation at step 6", ["a", "b"]), "looked for a signal", "encoders may go"]
 
 
 def test_a_lora_then_the_images_then_the_progress(made):

@@ -5,7 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from engine.models.components import offloading
-from engine.models.components.offloading import offload
+from engine.models.components.offloading import named_weights, offload
 
 CPU = torch.device("cpu")
 
@@ -88,9 +88,12 @@ def test_parameters_that_are_added_later_are_trained():
     assert denoiser.to(CPU).blocks[1].added is added
 
 
-def test_pieces_of_page_locked_memory_are_powers_of_two(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    memory = torch.randint(0, 256, ((37 << 20) + 512,), dtype=torch.uint8)
-    pieces = list(offloading._pinned(memory))
-    assert torch.equal(torch.cat(pieces), memory)
-    assert [len(piece) >> 20 for piece in pieces] == [32, 4, 1, 0]
+def test_weights_have_their_names_and_values():
+    plain, denoiser = denoiser_of(3), denoiser_of(3)
+    offload(denoiser, ("blocks",), CPU)
+    for module in (plain, denoiser):
+        found = {name: tensor.clone() for name, tensor in named_weights(module)}
+        assert found.keys() == dict(plain.named_parameters()).keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in plain.named_parameters())
+    values = dict(denoiser.named_parameters())
+    assert values["blocks.1.0.weight"].untyped_storage().nbytes() <= 8, "they are in main memory again"

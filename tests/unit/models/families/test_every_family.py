@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.data.media.geometry import geometry
 from engine.models import registry
+from engine.models.components.block_inputs import BlockInputs
 from engine.models.family import Batch, Drawing, LoadArgs
 from engine.models.objectives.flow.spec import EULER, WITH_FLOW_SIGMAS
 from engine.models.objectives.objective import LossOptions
@@ -335,7 +336,7 @@ class TestOffloaded:
             adapter = attach(
                 {full.spec.denoiser: denoiser.to(CPU)}, Lora(rank=3, init_lora_weights=False), 0, spec=full.spec
             )
-            recompute_activations(denoiser)
+            recompute_activations(denoiser, BlockInputs(CPU) if offloads else None)
             loss = family.loss(make_batch(full, 2), LossOptions())
             gradients = torch.autograd.grad(loss, list(adapter.parameters.values()))
             drawing = Drawing(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer, Qwen2TokenizerFast
 
 from engine.core.errors import ModelError
+from engine.models.components.offloading import offload
 from engine.models.family import LoadArgs
 from engine.models.loading import memory, modules
 from engine.models.loading.modules import load_module
@@ -227,6 +229,18 @@ class TestModule:
         load(folder, part)
         weights(folder, part).unlink()
         refused(folder, part)
+
+
+@pytest.mark.parametrize("offloads", [False, True])
+def test_a_weight_that_is_not_finite_is_named_wherever_it_is(offloads):
+    denoiser = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ModuleList([torch.nn.Linear(4, 4)]))
+    with torch.no_grad():
+        denoiser[1][0].weight[2, 1] = float("inf")
+    if offloads:
+        offload(denoiser, ("1",), torch.device("cpu"))
+    family = SimpleNamespace(parts={"vae": torch.nn.Linear(4, 4), "transformer": denoiser})
+    with pytest.raises(ModelError, match=r"the base model's transformer has weights 1\.0\.weight that are not finite"):
+        modules.require_finite_weights(family)
 
 
 class TestTokenizer:

@@ -160,6 +160,10 @@ def test_the_chain_shows_what_changed():
     assert "NVIDIA H200, 140.0 GiB, CUDA 13.0" in text
 
 
+def test_each_phase_has_its_share_of_the_time():
+    assert "8 s · 74%" in Page(render(sample())).text
+
+
 def test_skipped_images_are_listed_with_their_reasons():
     skipped = [(f"{k}.png", "truncated") for k in range(250)]
     page = Page(render(sample(skipped=skipped)))

@@ -1,6 +1,13 @@
 """How many processes a job starts, and what it tells them."""
 
 import dataclasses
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
@@ -86,3 +93,74 @@ def test_a_process_leaves_its_code_where_its_launcher_looks(tmp_path):
 def test_the_reason_where_the_first_process_left_none(signum, codes, code, kind):
     error = launch._reason(signum, codes)
     assert (error.code, error.kind) == (code, kind)
+
+
+@pytest.fixture
+def heartbeats(monkeypatch):
+    """Heartbeats of torch's rendezvous that begin at once and last until `finish` is set: `begun` counts them."""
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    class Heartbeats:
+        begun = threading.Semaphore(0)
+        finish = threading.Event()
+        thread = None
+
+        def beat(self):
+            self.thread = threading.current_thread()
+            self.begun.release()
+            self.finish.wait(30)
+
+    found = Heartbeats()
+    timer = dynamic_rendezvous._PeriodicTimer
+    start = timer.start
+
+    def start_at_once(self):
+        self._ctx.interval = 0.01
+        start(self)
+
+    monkeypatch.setattr(timer, "start", start_at_once)
+    monkeypatch.setattr(dynamic_rendezvous.DynamicRendezvousHandler, "_keep_alive", found.beat)
+    yield found
+    found.finish.set()
+    launch._INTERRUPTIONS.clear()
+
+
+@pytest.fixture
+def _own_process(monkeypatch):
+    """Restore what a launch changes in its process."""
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+    handlers = {signum: signal.getsignal(signum) for signum in names}
+    logger = logging.getLogger("torch.distributed.elastic")
+    level = logger.level
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    yield
+    logger.setLevel(level)
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("_own_process")
+def test_a_signal_during_a_heartbeat_prints_no_traceback(monkeypatch, tmp_path, heartbeats):
+    """The thread of the heartbeats must not be the one that deletes the rendezvous, which would join that thread."""
+    started = tmp_path / "started"
+    (tmp_path / "program.py").write_text(f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(60)\n")
+    monkeypatch.setattr(launch, "ENTRYPOINT", str(tmp_path / "program.py"))
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+
+    def stop():
+        assert heartbeats.begun.acquire(timeout=30)
+        while not started.exists():  # torch handles signals from then on
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=stop)
+    sender.start()
+    assert launch._start(1, [], {}, str(tmp_path)) == signal.SIGTERM
+    sender.join()
+    gc.collect()
+    heartbeats.finish.set()
+    deadline = time.monotonic() + 30
+    while not heartbeats.begun.acquire(timeout=0.01) and heartbeats.thread.is_alive():
+        assert time.monotonic() < deadline
+    assert printed == []
