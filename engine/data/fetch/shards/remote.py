@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,9 +32,12 @@ class RemoteShards:
             self._whole_only.add(urlsplit(url).netloc)
         return RemoteTar(self, len(self._files) - 1, name_of(url))
 
-    def begin_window(self) -> None:
-        """Forget the members that were announced before and not read."""
-        self._ahead.clear()
+    def begin_window(self, check_stop: Callable[[], None]) -> None:
+        """Forget the members that were announced before and not read.
+
+        `check_stop` is called while one is waited for from now on; it raises when the job is to stop.
+        """
+        self._ahead.clear(check_stop)
 
     def announce(self, shard: int, places: Sequence[tuple[int, int]]) -> None:
         """Note members that are read next, given by offset and size, unless their shard is on the disk."""
