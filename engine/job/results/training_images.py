@@ -20,7 +20,7 @@ _SIDE: Final = 256
 """Maximum width and height, in pixels."""
 _QUALITY: Final = 80
 _SECONDS: Final = 3.0
-"""How long a server is waited for: a report is made while the training waits, and when the job is to stop."""
+"""The longest wait for a server: a report is made while the training waits, and when the job is to stop."""
 _MAX_BYTES: Final = 2**24
 """The largest image file to read: the report is no reason to decode huge images. Of clips a few frames are decoded."""
 
