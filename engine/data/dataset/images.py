@@ -27,7 +27,7 @@ from engine.task.paths import as_spelled
 MAX_IMAGE_FILE_BYTES: Final = 1 << 30
 DIGEST_BYTES: Final = hashlib.sha256().digest_size
 UNREADABLE: Final = b"\xff" * DIGEST_BYTES
-"""In place of the SHA-256 of an image that cannot be read."""
+"""Stands in place of the SHA-256 of an image that cannot be read."""
 _DIGEST: Final = np.dtype((np.void, DIGEST_BYTES))
 
 
