@@ -11,7 +11,7 @@ from engine.core.limits import Limits
 from engine.data.fetch import Policy
 
 OPEN = Limits(allow_private_urls=True)
-HASTY = Policy(stall_seconds=0.5, give_up_seconds=4, first_delay=0.01, max_attempts=4, sleep=lambda seconds: None)
+HASTY = Policy(first_delay=0.01, max_attempts=4, sleep=lambda seconds: None)
 
 
 class ShardServer:

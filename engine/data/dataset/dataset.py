@@ -94,21 +94,19 @@ class ImageDataset:
         except UnreadableImage as error:
             raise UnreadableImage(f"its mask cannot be read: {error}") from error
 
-    def read_ahead(self, images: Iterable[int], masks: Iterable[int] = ()) -> None:
-        """Begin to fetch images, and masks of images, that are read next and are not on this machine.
+    def read_ahead(self, images: Iterable[int], *, with_masks: bool = False) -> None:
+        """Begin to fetch what is not on this machine of images that are read next, in this order.
 
-        One that is named twice is kept until it was read twice.
+        Args:
+            images: one that is named twice is kept until it was read twice.
+            with_masks: whether each image's mask is read after it.
         """
         self.begin_window()
-        for of_masks, wanted in ((False, images), (True, masks)):
-            by_part: dict[int, list[int]] = {}
-            for number, row in map(self._locate, wanted):
-                by_part.setdefault(number, []).append(row)
-            for number, rows in by_part.items():
-                part = self.parts[number]
-                read = part.masks if of_masks else part.images
-                if read is not None:
-                    read.read_ahead(rows)
+        for number, row in map(self._locate, images):
+            part = self.parts[number]
+            part.images.read_ahead([row])
+            if with_masks and part.masks is not None:
+                part.masks.read_ahead([row])
 
     def in_blocks(self, indices: Iterable[int]) -> Iterator[int]:
         """Yield the indices of images that are read one after the other, and read some images ahead."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -28,6 +28,7 @@ from engine.task.plan.extent import Extent
 
 SECONDS: Final = 10.0
 """Time limit of the examination of images, and again of that of captions."""
+_MAX_RULES: Final = 8
 
 Clock = Callable[[], float]
 Target = Callable[[Extent], Extent]
@@ -73,8 +74,7 @@ def audit(job: Job, *, seconds: float = SECONDS, clock: Clock = time.monotonic) 
     """
     dataset, whole = job.dataset, job.task.train_args.extent
     target: Target = job.buckets.target if job.buckets else lambda extent: whole
-    rules = dataset.caption_rules
-    lines = ["captions       " + ", ".join(f"{rules[rule]} {_from(rule)}" for rule in rules)]
+    lines = [f"captions       {_rules(dataset.caption_rules)}"]
     if counter := _counter(job):
         found = look_at_captions(dataset, counter, job.task.dataset.trigger_word, seconds=seconds, clock=clock)
         lines += _caption_lines(found, counter.limit, dataset)
@@ -119,8 +119,12 @@ def _counter(job: Job) -> TokenCounter | None:
     return base.family.token_counter(base.folder, base.single_file, job.caption_tokens)
 
 
-def _from(rule: str) -> str:
-    return "without caption" if rule == NO_CAPTION else f"from {rule}"
+def _rules(rules: Mapping[str, int]) -> str:
+    """Return where captions are from; of many tables, such as shards, the first ones and the number of all."""
+    found = [f"{rules[rule]} {'without caption' if rule == NO_CAPTION else f'from {rule}'}" for rule in rules]
+    if len(found) <= _MAX_RULES:
+        return ", ".join(found)
+    return f"{sum(rules.values()):,} from {len(found):,} sources: {listing(found, show=str)}"
 
 
 def look_at_images(

@@ -150,10 +150,11 @@ class ImageEncoder:
 
     def _read_ahead(self, samples: Sequence[int]) -> None:
         """Begin to fetch what `encode` reads of samples that are not on this machine."""
-        names = [self._mask_name(sample) for sample in samples] if self._has_masks else []
-        masked = [sample for sample, name in zip(samples, names, strict=False) if name not in (None, "alpha")]
-        opaque = [sample for sample, name in zip(samples, names, strict=False) if name == "alpha"]
-        self._dataset.read_ahead([*samples, *opaque], masked)
+        reads: list[int] = []
+        for sample in samples:
+            # A mask that is the image's own opacity is read from the image once more.
+            reads += [sample] * (2 if self._has_masks and self._mask_name(sample) == "alpha" else 1)
+        self._dataset.read_ahead(reads, with_masks=self._has_masks)
 
     def _reader(self, sample: int) -> Callable[[], bytes]:
         return lambda: self._dataset.image_bytes(sample)

@@ -37,6 +37,7 @@ from engine.data.fetch.shards.shard_cache import Facts, ShardCache
 from engine.data.media.geometry import UnreadableImage
 from engine.data.media.medium import Medium
 
+_SIZES: Final = ("width", "height")
 _VERSION: Final = "sd-lora-task index of a shard v1"
 _DEFAULT_POLICY: Final = Policy()
 _REPORT_SECONDS: Final = 10.0
@@ -137,7 +138,8 @@ class _Reader:
         assert facts is not None  # noted when the shard was downloaded
         kept = self._kept(url, facts)
         index = _index(path, self._source, shown(name_of(url)))
-        save_index(index, kept)
+        if save_index(index, kept):
+            self._cache.room.note(kept.stat().st_size)
         return load_index(kept) or index, facts  # mapped, so that it takes no memory of its own
 
     def _too_large(self, number: int) -> DatasetError:
@@ -172,7 +174,7 @@ def _index(path: Path, source: Source, label: str) -> pa.RecordBatch:
         return index
     sizes = _sizes(rows_of_index(index, LocalTar(path), label).images, medium)
     columns = [pa.Array.from_buffers(pa.int32(), index.num_rows, [None, pa.py_buffer(one)]) for one in sizes]
-    return pa.record_batch([*index.columns, *columns], names=[*index.schema.names, "width", "height"])
+    return pa.record_batch([*index.columns, *columns], names=[*index.schema.names, *_SIZES])
 
 
 def _sizes(images: Images, medium: Medium) -> tuple[bytes, bytes]:
@@ -193,7 +195,7 @@ def _known(index: pa.RecordBatch, rows: Rows) -> KnownFacts:
 
     sizes = None
     if "width" in index.schema.names:
-        columns = [np.frombuffer(index.column(name).buffers()[1], np.int32) for name in ("width", "height")]
+        columns = [np.frombuffer(index.column(name).buffers()[1], np.int32) for name in _SIZES]
         sizes = np.stack([column[: index.num_rows] for column in columns], axis=1)
     of_images = digests(rows.images)
     assert of_images is not None  # an index has them

@@ -81,7 +81,7 @@ class ReadAhead:
             self._changed.notify_all()
 
     def announce(self, places: Iterable[Place]) -> None:
-        """Begin to fetch members; one that is named twice will be asked for twice."""
+        """Note members that will be asked for, in this order; one that is named twice will be asked for twice."""
         with self._changed:
             for place, uses in Counter(places).items():
                 if place in self._wanted:
@@ -89,12 +89,19 @@ class ReadAhead:
                 else:
                     self._wanted[place] = _Wanted(uses)
                     self._queue[place] = None
+
+    def start(self) -> None:
+        """Begin to fetch what was announced, if that is not under way."""
+        if not self._queue:
+            return
+        with self._changed:
             for _ in range(min(self._connections - self._num_threads, len(self._queue))):
                 self._num_threads += 1
                 threading.Thread(target=self._work, daemon=True).start()
 
     def take(self, place: Place) -> bytes:
         """Return a member's bytes; one that is not being fetched yet is fetched by the caller. Raises as `fetch`."""
+        self.start()
         with self._changed:
             wanted = self._wanted.get(place)
             group = self._begin(place) if wanted is not None and not wanted.is_started else []
@@ -120,7 +127,7 @@ class ReadAhead:
         while True:
             with self._changed:
                 place = next(iter(self._queue), None)
-                while place is not None and self._bytes and self._bytes + place.size > self._max_bytes:
+                while place is not None and not self._has_room(place):
                     self._changed.wait()
                     place = next(iter(self._queue), None)
                 if place is None:
@@ -129,17 +136,27 @@ class ReadAhead:
                 group = self._begin(place)
             self._run(group)
 
-    def _begin(self, place: Place) -> list[tuple[Place, _Wanted]]:
-        """Take a member from the queue, and with it the others of its shard that fit if all are to be fetched at once.
+    def _has_room(self, place: Place) -> bool:
+        """Return whether a thread may begin to fetch a member. The lock must be held."""
+        if not self._bytes:
+            return True
+        if self._is_whole(place.shard):  # much at once, since the shard comes again for what did not fit
+            return self._bytes <= self._max_bytes // 2
+        return self._bytes + place.size <= self._max_bytes
 
-        The lock must be held.
+    def _begin(self, place: Place) -> list[tuple[Place, _Wanted]]:
+        """Take a member from the queue; of a shard that comes as a whole, also all that will be asked for soon.
+
+        These are among the next members of all shards that fit into the memory. The lock must be held.
         """
         chosen, room = [place], self._max_bytes - self._bytes - place.size
         if self._is_whole(place.shard):
             for other in self._queue:
-                if other != place and other.shard == place.shard and other.size <= room:
+                room -= other.size if other != place else 0
+                if room < 0:
+                    break
+                if other != place and other.shard == place.shard:
                     chosen.append(other)
-                    room -= other.size
         for one in chosen:
             self._queue.pop(one, None)
             self._wanted[one].is_started = True

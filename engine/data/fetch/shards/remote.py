@@ -37,7 +37,7 @@ class RemoteShards:
         self._ahead.clear()
 
     def announce(self, shard: int, places: Sequence[tuple[int, int]]) -> None:
-        """Begin to fetch members, given by offset and size, unless their shard is on the disk."""
+        """Note members that are read next, given by offset and size, unless their shard is on the disk."""
         if places and not self._path(shard).is_file():
             self._ahead.announce(Place(shard, offset, size) for offset, size in places)
 
@@ -49,6 +49,7 @@ class RemoteShards:
             TemporaryError: the server, the network or the disk fails.
             OutputError: the cache cannot be written, or has too little space.
         """
+        self._ahead.start()  # now that all of the window is announced
         path = self._path(place.shard)
         try:
             with path.open("rb") as file:
@@ -105,5 +106,5 @@ class RemoteTar:
         return self.shards.read(Place(self.number, offset, size))
 
     def read_ahead(self, places: Sequence[tuple[int, int]]) -> None:
-        """Begin to fetch members, given by offset and size."""
+        """Note members that are read next, given by offset and size."""
         self.shards.announce(self.number, places)

@@ -22,6 +22,11 @@ class Room:
         self._has_looked = False
         self._is_full = False
         self._kept: set[Path] = set()
+        self._num_added = 0
+
+    def note(self, num_bytes: int) -> None:
+        """Note that something else was added to the cache."""
+        self._num_added += num_bytes
 
     def keep(self, part: Path, target: Path) -> bool:
         """Move a shard to its place in the cache if it fits; entries of the cache that were used before may give way.
@@ -57,12 +62,13 @@ class Room:
     def _used(self, counter: IO[bytes], size: int, max_bytes: int) -> int:
         """Return the bytes in the cache without a part of this size.
 
-        What else than shards was added since this process looked first is not counted.
+        What others have added, but for shards, since this process looked first is not counted.
         """
         counter.seek(0)
         noted = counter.read(32)
+        added, self._num_added = self._num_added, 0
         if self._has_looked and noted.isdigit():
-            return int(noted)
+            return int(noted) + added
         self._has_looked = True
         return self._pruned(max_bytes, size)
 

@@ -58,7 +58,7 @@ class ShardCache:
         self._report = report
         self._folder = cache_dir / "datasets" / "shards"
         self.ranges = RangeReader(limits, policy, report)
-        self._room = Room(cache_dir, limits.max_cache_bytes)
+        self.room = Room(cache_dir, limits.max_cache_bytes)
         self._ranges_by_host: dict[str, bool] = {}
         self._one_at_a_time = threading.Lock()
 
@@ -152,7 +152,7 @@ class ShardCache:
             download.part.chmod(FILE_MODE)
             with download.part.open("rb") as file:
                 os.fsync(file.fileno())
-            self._room.keep(download.part, path)
+            self.room.keep(download.part, path)
             download.discard()
 
     def label(self, url: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -87,7 +88,9 @@ def test_answers_of_another_range_end_after_some_attempts(server, file, reader, 
     assert len(server.requests) == 4
 
 
-def test_a_stalling_server(server, file, reader):
+def test_a_stalling_server(server, file, lines):
+    reader = RangeReader(OPEN, replace(HASTY, stall_seconds=0.5), lines.append)
+
     def answer(handler):
         handler.send_response_only(206)
         handler.send_header("Content-Range", "bytes 512-300511/300000")

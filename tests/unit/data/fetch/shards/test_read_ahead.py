@@ -62,6 +62,7 @@ def test_at_most_16_at_once(source):
     source.gate.clear()
     ahead = ReadAhead(source.fetch, lambda shard: False)
     ahead.announce(places(100))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 16)
     time.sleep(0.05)
     assert len(source.calls) == 16
@@ -72,6 +73,7 @@ def test_at_most_16_at_once(source):
 def test_what_does_not_fit_is_fetched_when_asked_for(source):
     ahead = ReadAhead(source.fetch, lambda shard: False, max_bytes=35)
     ahead.announce(places(10))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 3)
     time.sleep(0.05)
     assert len(source.calls) == 3
@@ -90,11 +92,13 @@ def test_a_member_larger_than_the_memory(source):
 def test_a_new_window_forgets_the_old_one(source):
     ahead = ReadAhead(source.fetch, lambda shard: False, max_bytes=100)
     ahead.announce(places(10))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 10)
     source.gate.clear()
     ahead.clear()
     source.gate.set()
     ahead.announce(places(10, shard=1))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 20)
     assert [ahead.take(place) for place in places(10, shard=1)] == [data_of(p) for p in places(10, shard=1)]
     assert len(source.calls) == 20
@@ -104,6 +108,7 @@ def test_a_window_that_ends_while_its_members_are_fetched(source):
     source.gate.clear()
     ahead = ReadAhead(source.fetch, lambda shard: False, max_bytes=100)
     ahead.announce(places(10))
+    ahead.start()
     waited_for(lambda: len(source.calls) == 10)
     ahead.clear()
     ahead.announce(places(10, shard=1))
@@ -128,9 +133,12 @@ def test_members_of_a_shard_are_fetched_together_where_only_whole_files_are_sent
     assert sorted(len(call) for call in source.calls) == [1] * 20 + [20]
 
 
-def test_together_as_far_as_they_fit(source):
-    ahead = ReadAhead(source.fetch, lambda shard: True, max_bytes=100, connections=1)
-    ahead.announce(places(25))
-    assert [ahead.take(place) for place in places(25)] == [data_of(place) for place in places(25)]
-    assert 3 <= len(source.calls) <= 25
-    assert max(map(len, source.calls)) <= 10
+@pytest.mark.parametrize("connections", [1, 16])
+def test_whole_shards_come_again_only_for_what_does_not_fit(source, connections):
+    """Three shards, of which members are asked for in turns; half of the memory is filled at once."""
+    ahead = ReadAhead(source.fetch, lambda shard: True, max_bytes=300, connections=connections)
+    wanted = [Place(shard, offset, 10) for offset in range(50) for shard in range(3)]
+    ahead.announce(wanted)
+    assert [ahead.take(place) for place in wanted] == [data_of(place) for place in wanted]
+    assert sorted(place for call in source.calls for place in call) == sorted(wanted)
+    assert len(source.calls) <= 3 * 10

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from engine.core.files.retention import prune
+from engine.core.files.retention import hold, prune
 from engine.data.fetch.shards.room import Room
 
 
@@ -79,6 +79,20 @@ def test_processes_count_together(cache):
     kept = [offered(rooms[number % 3], cache, number) for number in range(30)]
     assert used(cache) <= 1000
     assert sum(kept) >= 8
+
+
+def test_indices_that_are_in_use_count_too(cache):
+    (cache / "tables").mkdir()
+    room = Room(cache, 1000)
+    for number in range(20):
+        index = cache / "tables" / f"{key(number)}.arrow"
+        hold(cache, index)
+        index.write_bytes(bytes(50))
+        room.note(50)
+        if not offered(room, cache, number):
+            break
+    assert number == 6
+    assert used(cache) <= 1000 + 50
 
 
 def test_a_count_that_is_damaged_is_made_again(cache):
