@@ -160,7 +160,7 @@ def test_struck_where_something_is_kept(run, server, own, whole, tmp_path, how, 
     for at in points[STRIKES.index(how) :: max(4, len(points) // count)]:
         out = tmp_path / f"{at}"
         struck = server.run(own, out, env=SAVES, save_always=True, watched=str(out), at=at, strike=how)
-        # The report is renewed by the clock: another change may have this number, where a full disk ends nothing, or none.
+        # The report is renewed by the clock: this number may be another change, where a full disk ends nothing, or none
         was_kept = any(map(is_kept, struck.changes[at - 1 : at]))
         assert struck.code in codes or not was_kept, (whole.changes[at - 1], struck.stderr)
         again = run(own, out)
