@@ -17,4 +17,4 @@ class Distances:
     unit: str
     """The word for one of what is named: a module or a tensor."""
     scale: str
-    """How to read a relative distance, in words."""
+    """Says in words how to read a relative distance."""
