@@ -69,9 +69,9 @@ CASES: Cases = {
         b"@", "has changed on its server", shard=part(other_bytes), train=True, variables=NOT_KEPT
     ),
     "parts of another length": listing(
-        b"@", "another range", code=75, shard=part(another_length), train=True, variables=NOT_KEPT, seconds=200.0
+        b"@", "another range", code=75, shard=part(another_length), train=True, variables=NOT_KEPT, seconds=190.0
     ),
     "parts that stall": listing(
-        b"@", "stalled", code=75, shard=part(stalling), train=True, variables=NOT_KEPT, seconds=200.0
+        b"@", "stalled", code=75, shard=part(stalling), train=True, variables=NOT_KEPT, seconds=190.0
     ),
 }
