@@ -126,7 +126,7 @@ def _shows(log: Path, words: str) -> bool:
 
 
 def measure(workload: RemoteWorkload, counts: Counts, scratch: Path) -> dict[str, Result]:
-    """A first job, and a later one; after each of them a plan."""
+    """A first job, and the third one; after each of them a plan."""
     found: dict[str, Result] = {}
     for number, name in enumerate(("first", "second", "later")):
         counts.whole.value = counts.parts.value = 0

@@ -20,11 +20,12 @@ from engine.commands.program import program
 from engine.core.console import say
 from engine.core.errors import OutputError, TaskError
 from engine.core.files.retention import prune
+from engine.core.limits import Limits
 from engine.core.messages import plural
 from engine.core.redact import public
 from engine.job.job import Job
 from engine.job.prepare import prepare, read_task
-from engine.task.settings import cache_dir, flag_parser, is_read_only, max_cache_bytes, read_settings
+from engine.task.settings import cache_dir, flag_parser, is_read_only, read_settings
 
 DESCRIPTION = "Download a task's base model and dataset into the cache, check them, train nothing, exit."
 
@@ -60,8 +61,8 @@ def prefetch(flags: argparse.Namespace, environment: Mapping[str, str]) -> Job:
     names = job.medium.names
     are = plural(job.dataset.num_images, f"{names.noun} of {source} is", f"{names.several} of {source} are")
     say(f"dataset: {are} in place")
-    if settings.max_cache_bytes is not None and not is_read_only(settings.cache_dir):
-        _prune(settings.cache_dir, settings.max_cache_bytes)
+    if settings.limits.max_cache_bytes is not None and not is_read_only(settings.cache_dir):
+        _prune(settings.cache_dir, settings.limits.max_cache_bytes)
     return job
 
 
@@ -72,7 +73,7 @@ def prune_cache(flags: argparse.Namespace, environment: Mapping[str, str]) -> No
         TaskError: the variable is not set, or not a number.
         OutputError: something could not be removed.
     """
-    most, folder = max_cache_bytes(environment), cache_dir(flags, environment)
+    most, folder = Limits.from_environment(environment).max_cache_bytes, cache_dir(flags, environment)
     if most is None:
         raise TaskError(
             "--prune needs MAX_CACHE_BYTES, the bytes that the cache may hold; 0 removes all unused entries"

@@ -33,7 +33,7 @@ def encoding_cache(job: Job, settings: Settings, device: torch.device) -> Encodi
         "mixed_precision": job.task.mixed_precision,
         **job.origin(device),
     }
-    bounds = (settings.encoded_cache_bytes, settings.max_cache_bytes)
+    bounds = (settings.encoded_cache_bytes, settings.limits.max_cache_bytes)
     return EncodingCache(settings.cache_dir, namespace, max_bytes=min(bound for bound in bounds if bound is not None))
 
 

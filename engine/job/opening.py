@@ -65,11 +65,11 @@ def introduce_task(outcome: Outcome) -> None:
 
 def prune_cache(settings: Settings, processes: Processes) -> None:
     """Remove the least recently used entries of a cache above its bound; entries that this job uses are locked."""
-    if settings.max_cache_bytes is None or not processes.is_first or is_read_only(settings.cache_dir):
+    if settings.limits.max_cache_bytes is None or not processes.is_first or is_read_only(settings.cache_dir):
         return
-    pruned = prune(settings.cache_dir, settings.max_cache_bytes)
+    pruned = prune(settings.cache_dir, settings.limits.max_cache_bytes)
     if pruned.did_anything:
-        say(pruned.describe(settings.cache_dir, settings.max_cache_bytes))
+        say(pruned.describe(settings.cache_dir, settings.limits.max_cache_bytes))
 
 
 def is_done(context: JobContext) -> bool:

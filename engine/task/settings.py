@@ -47,8 +47,6 @@ class Settings:
     """Seconds between two saves of the progress."""
     encoded_cache_bytes: int
     """Limit on the bytes of encoded images and captions in the cache."""
-    max_cache_bytes: int | None
-    """Limit on the bytes of the whole cache; None is no limit."""
     limits: Limits
     trackers: tuple[str, ...]
     """The names of the tracking services that the operator chose."""
@@ -147,7 +145,6 @@ def read_settings(flags: argparse.Namespace, environment: Mapping[str, str]) -> 
         cpu_threads=int_variable(env, "CPU_THREADS", default=1, least=1),
         save_seconds=int_variable(env, "SAVE_SECONDS", default=30, least=0),
         encoded_cache_bytes=int_variable(env, "MAX_ENCODED_BYTES", default=20 << 30, least=0),
-        max_cache_bytes=max_cache_bytes(env),
         limits=Limits.from_environment(env),
         trackers=_names(flags.trackers if flags.trackers is not None else env.get("TRACKERS", "")),
         place=place,
@@ -188,16 +185,6 @@ def _why_unreadable(path: Path, error: OSError) -> str:
 def is_read_only(folder: Path) -> bool:
     """Return whether a folder can be read but not written, not even by root, as on a read-only file system."""
     return os.access(folder, os.R_OK | os.X_OK) and not os.access(folder, os.W_OK)
-
-
-def max_cache_bytes(environment: Mapping[str, str]) -> int | None:
-    """Return MAX_CACHE_BYTES, None if it is not set.
-
-    Raises:
-        TaskError: it is not a number of at least 0.
-    """
-    name = "MAX_CACHE_BYTES"
-    return int_variable(environment, name, default=0, least=0) if environment.get(name) else None
 
 
 def cache_dir(flags: argparse.Namespace, environment: Mapping[str, str]) -> Path:

@@ -79,7 +79,8 @@ class _Entry:
     name: str | None = None
     """The name that `hold` locks; None for small entries, which are not locked."""
     writer: Path | None = None
-    """The lock file of the download that makes this entry: a shard may go while it is read, as it can be had again."""
+    """The lock file of the download that makes this entry, which is not removed meanwhile. It is also that of a shard,
+    which may be removed while a job reads it: the job fetches what it needs again."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,7 @@
-"""The fingerprint of a dataset: one digest of every row's encoded image, mask and captions, in order."""
+"""The fingerprint of a dataset: one digest of every row's encoded image, mask and captions, in order.
+
+Images that are read again later must be those of the fingerprint: `Pinned` keeps their digests.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from engine.core.errors import DatasetError
 from engine.core.files.stat_cache import Identity, remembered_bytes
-from engine.data.dataset.images import Images, Pinned
+from engine.data.dataset.images import DIGEST_BYTES, UNREADABLE, Images
 from engine.data.dataset.rows import Rows
 from engine.data.media.geometry import UnreadableImage
 
@@ -25,6 +28,7 @@ MAX_CAPTION_BYTES: Final = 100_000
 _FINGERPRINT_BYTES: Final = 64
 _MAX_FRAME_ROWS: Final = 1024
 _FRAMES: Final = 64
+_NOT_READ: Final = bytes(DIGEST_BYTES)
 
 
 def fingerprint(parts: Sequence[Rows]) -> str:
@@ -85,6 +89,84 @@ def _mask_frame(masks: Images, row: int) -> bytes:
         return b"\x03" + masks.digest(row)
     except UnreadableImage:
         return b"\x05"
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Images that must not change: each read is compared with the first one by digest.
+
+    So the images that are encoded and trained on are those of the fingerprint, or the job ends with an error.
+    """
+
+    images: Images
+    digests: bytearray | memoryview
+    """SHA-256 of each image, zeros until it is read; a `memoryview` of those that are known from the beginning."""
+
+    if_changed: str
+    """The end of the message that an image has changed."""
+
+    @classmethod
+    def of(cls, images: Images, if_changed: str) -> Pinned:
+        known = images.known_digests()
+        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known, if_changed)
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether all digests are known without reading the images."""
+        return isinstance(self.digests, memoryview)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def has(self, index: int) -> bool:
+        return self.images.has(index)
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes. Raises DatasetError if they have changed, and the errors of `Images.read`."""
+        try:
+            data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
+        except UnreadableImage:
+            self._require(index, UNREADABLE)
+            raise
+        self._require(index, hashlib.sha256(data).digest())
+        return data
+
+    def digest(self, index: int) -> bytes:
+        """Return the SHA-256 of the encoded bytes, which are read unless it is known. Raises the errors of `read`."""
+        if not self.is_known:
+            try:
+                self._require(index, self.images.digest(index))
+            except UnreadableImage:
+                self._require(index, UNREADABLE)
+                raise
+        digest = bytes(self.digests[_place(index)])
+        if digest == UNREADABLE:
+            raise UnreadableImage("it cannot be read")
+        return digest
+
+    def name(self, index: int) -> str:
+        return self.images.name(index)
+
+    def identify(self, identity: Identity) -> None:
+        self.images.identify(identity)
+
+    def known_digests(self) -> memoryview | None:
+        return self.images.known_digests()
+
+    def read_ahead(self, rows: Sequence[int]) -> None:
+        self.images.read_ahead(rows)
+
+    def _require(self, index: int, found: bytes) -> None:
+        place = _place(index)
+        before = bytes(self.digests[place])
+        if before == _NOT_READ:
+            self.digests[place] = found
+        elif before != found:
+            raise DatasetError(f"{self.name(index)} has changed {self.if_changed}")
+
+
+def _place(index: int) -> slice:
+    return slice(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
 
 
 def pinned(parts: Sequence[Rows]) -> tuple[Rows, ...]:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.core.errors import DatasetError
 from engine.core.files.folder_names import label_of
 from engine.core.files.stat_cache import Identity
 from engine.core.messages import shown
@@ -26,6 +25,10 @@ from engine.data.media.medium import Medium
 from engine.task.paths import as_spelled
 
 MAX_IMAGE_FILE_BYTES: Final = 1 << 30
+DIGEST_BYTES: Final = hashlib.sha256().digest_size
+UNREADABLE: Final = b"\xff" * DIGEST_BYTES
+"""Stands in place of the SHA-256 of an image that cannot be read."""
+_DIGEST: Final = np.dtype((np.void, DIGEST_BYTES))
 
 
 def images_among(files: Iterable[str], medium: Medium) -> list[str]:
@@ -229,90 +232,6 @@ class Files:
 
     def read_ahead(self, rows: Sequence[int]) -> None:
         """Do nothing: the system reads local files ahead."""
-
-
-DIGEST_BYTES: Final = hashlib.sha256().digest_size
-_DIGEST: Final = np.dtype((np.void, DIGEST_BYTES))
-_NOT_READ: Final = bytes(DIGEST_BYTES)
-UNREADABLE: Final = b"\xff" * DIGEST_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """Images that must not change: each read is compared with the first one by digest.
-
-    So the images that are encoded and trained on are those of the fingerprint, or the job ends with an error.
-    """
-
-    images: Images
-    digests: bytearray | memoryview
-    """SHA-256 of each image, zeros until it is read; a `memoryview` of those that are known from the beginning."""
-
-    if_changed: str
-    """The end of the message that an image has changed."""
-
-    @classmethod
-    def of(cls, images: Images, if_changed: str) -> Pinned:
-        known = images.known_digests()
-        return cls(images, bytearray(DIGEST_BYTES * len(images)) if known is None else known, if_changed)
-
-    @property
-    def is_known(self) -> bool:
-        """Return whether all digests are known without reading the images."""
-        return isinstance(self.digests, memoryview)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def has(self, index: int) -> bool:
-        return self.images.has(index)
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes. Raises DatasetError if they have changed, and the errors of `Images.read`."""
-        try:
-            data = bytes(self.images.read(index))  # a copy: a mapped file may change in between
-        except UnreadableImage:
-            self._require(index, UNREADABLE)
-            raise
-        self._require(index, hashlib.sha256(data).digest())
-        return data
-
-    def digest(self, index: int) -> bytes:
-        """Return the SHA-256 of the encoded bytes, which are read unless it is known. Raises the errors of `read`."""
-        if not self.is_known:
-            try:
-                self._require(index, self.images.digest(index))
-            except UnreadableImage:
-                self._require(index, UNREADABLE)
-                raise
-        digest = bytes(self.digests[_place(index)])
-        if digest == UNREADABLE:
-            raise UnreadableImage("it cannot be read")
-        return digest
-
-    def name(self, index: int) -> str:
-        return self.images.name(index)
-
-    def identify(self, identity: Identity) -> None:
-        self.images.identify(identity)
-
-    def known_digests(self) -> memoryview | None:
-        return self.images.known_digests()
-
-    def read_ahead(self, rows: Sequence[int]) -> None:
-        self.images.read_ahead(rows)
-
-    def _require(self, index: int, found: bytes) -> None:
-        place = _place(index)
-        before = bytes(self.digests[place])
-        if before == _NOT_READ:
-            self.digests[place] = found
-        elif before != found:
-            raise DatasetError(f"{self.name(index)} has changed {self.if_changed}")
-
-
-def _place(index: int) -> slice:
-    return slice(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from engine.job.memory.advice import advise, fitting, require_enough
-from engine.job.memory.decisions import beside_encoders, chosen, decide, keeps_encoders, offload_levels
+from engine.job.memory.decisions import (
+    Decision,
+    beside_encoders,
+    chosen,
+    decide,
+    keeps_encoders,
+    offload_levels,
+    predicted,
+)
 from engine.job.memory.machine import PROGRAM_BYTES, Machine, available_bytes, most_bytes
 from engine.job.memory.phases import Phases
 from engine.job.memory.prediction import SPARE, Offload, Prediction, gib, predict
@@ -43,11 +51,10 @@ def describe(base: BaseModel, task: Task, machine: Machine) -> list[str]:
     if found is None:
         return ["memory         not predicted: the base model's configurations do not say how large it is"]
     device, available = machine.device, machine.available
-    place: dict[str, Any] = {"device": device, "num_processes": machine.num_processes}
     asked = task.train_args.gradient_checkpointing
     kind = "on the GPU, plus about 0.5 GiB for CUDA" if device == "cuda" else "on this machine, plus the program itself"
     if asked == "auto" and available is None and not found.offload:
-        plain = predict(base, task, recompute=False, apart=found.apart, **place)
+        plain = predicted(base, task, machine, Decision(recompute=False, apart=found.apart))
         assert plain is not None, "the same configurations were predicted with gradient checkpointing"
         lines = [
             f"memory         {_phases(plain)} {kind}",
@@ -65,9 +72,9 @@ def describe(base: BaseModel, task: Task, machine: Machine) -> list[str]:
         with_them = gib(beside_encoders(found))
         lines.append(f"{_INDENT}the encoders leave the GPU after the first steps, until then {with_them} training")
     else:
-        freed = predict(base, task, recompute=found.recompute, apart=True, **place)
+        freed = predicted(base, task, machine, Decision(recompute=found.recompute, apart=True))
         lines += _encoders(found, freed, is_open=is_open)
-    lines += _blocks(base, task, found, is_open=is_open, num_processes=machine.num_processes)
+    lines += _blocks(base, task, machine, found, is_open=is_open)
     if available is not None and found.peak > available:
         fits = "; ".join(fitting(base, task, machine))
         lines.append(
@@ -97,16 +104,14 @@ def _encoders(found: Prediction, freed: Prediction | None, *, is_open: bool) -> 
     return [f"{_INDENT}the text encoders stay in main memory while it trains"]
 
 
-def _blocks(base: BaseModel, task: Task, found: Prediction, *, is_open: bool, num_processes: int) -> list[str]:
+def _blocks(base: BaseModel, task: Task, machine: Machine, found: Prediction, *, is_open: bool) -> list[str]:
     """Return lines on what of the denoiser's blocks stays in main memory, or may do so; see `_encoders`."""
     if found.offload:
         return [f"{_INDENT}{_OFFLOADED[found.offload]} stay in main memory until they compute"]
     lines: list[str] = []
     before: Prediction | None = None
     for level in (Offload.NOTHING, *offload_levels(base, task)) if is_open else ():
-        then = predict(
-            base, task, recompute=True, apart=True, offload=level, device="cuda", num_processes=num_processes
-        )
+        then = predicted(base, task, machine, Decision(recompute=True, apart=True, offload=level))
         if then is None or (before is not None and then.peak >= before.peak):
             continue
         if before is not None:

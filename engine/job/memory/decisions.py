@@ -20,12 +20,12 @@ from engine.training.methods.registry import METHODS
 class Decision:
     """The measures by which a job takes less memory."""
 
-    apart: bool
+    apart: bool = False
     """True if the text encoders that cannot be trained are freed before the denoiser is loaded. It costs time: captions
     that were not encoded ahead need the encoders again."""
     recompute: bool
     """True if it trains with gradient checkpointing."""
-    offload: Offload
+    offload: Offload = Offload.NOTHING
     """The parts of the denoiser's blocks that are in main memory; needs gradient checkpointing."""
 
 
@@ -42,15 +42,19 @@ def decide(base: BaseModel, task: Task, machine: Machine) -> Decision:
 
 def chosen(base: BaseModel, task: Task, machine: Machine) -> Prediction | None:
     """Predict what a task takes as `decide` lets it run."""
-    found = decide(base, task, machine)
+    return predicted(base, task, machine, decide(base, task, machine))
+
+
+def predicted(base: BaseModel, task: Task, machine: Machine, decision: Decision) -> Prediction | None:
+    """Predict what a task takes with some measures, on a machine of this kind; see `predict`."""
     return predict(
         base,
         task,
-        recompute=found.recompute,
+        recompute=decision.recompute,
         device=machine.device,
         num_processes=machine.num_processes,
-        apart=found.apart,
-        offload=found.offload,
+        apart=decision.apart,
+        offload=decision.offload,
     )
 
 
@@ -84,14 +88,12 @@ def offload_levels(base: BaseModel, task: Task) -> tuple[Offload, ...]:
 
 def _frees_encoders(base: BaseModel, task: Task, machine: Machine) -> bool:
     recompute = task.train_args.gradient_checkpointing is True
-    device, count = machine.device, machine.num_processes
     kept, freed = (
-        predict(base, task, recompute=recompute, device=device, num_processes=count, apart=apart)
-        for apart in (False, True)
+        predicted(base, task, machine, Decision(recompute=recompute, apart=apart)) for apart in (False, True)
     )
     if kept is None or freed is None or not freed.apart:
         return False
-    main_available = machine.main_available if device == "cuda" else None
+    main_available = machine.main_available if machine.device == "cuda" else None
     return _helps(kept, freed, machine.available) or _helps(kept.main, freed.main, main_available)
 
 
@@ -115,15 +117,7 @@ def _offload(base: BaseModel, task: Task, machine: Machine, *, apart: bool) -> O
         return found
     now: Prediction | None = None
     for level in (found, *offload_levels(base, task)):
-        then = predict(
-            base,
-            task,
-            recompute=True,
-            device=machine.device,
-            num_processes=machine.num_processes,
-            apart=apart,
-            offload=level,
-        )
+        then = predicted(base, task, machine, Decision(recompute=True, apart=apart, offload=level))
         if then is None:
             break
         if now is None or _helps(now, then, machine.available):
@@ -135,6 +129,5 @@ def _recomputes(base: BaseModel, task: Task, machine: Machine, *, apart: bool) -
     asked = task.train_args.gradient_checkpointing
     if asked != "auto":
         return bool(asked)
-    device, count = machine.device, machine.num_processes
-    plain = predict(base, task, recompute=False, device=device, num_processes=count, apart=apart)
+    plain = predicted(base, task, machine, Decision(recompute=False, apart=apart))
     return plain is None or machine.available is None or plain.train > SPARE * machine.available

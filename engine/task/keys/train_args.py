@@ -248,7 +248,8 @@ class TrainArgs:
         "Offload",
         "Keep the denoiser's blocks and their inputs in main memory, and copy each to the GPU when it computes: less "
         "of the GPU's memory, more time, the same result. `auto` does so if the predicted peak would not fit "
-        "otherwise, the inputs first. For a LoRA on a transformer, with gradient checkpointing.",
+        "otherwise, the inputs first. For transformers, with gradient checkpointing; where all weights are trained, "
+        "`auto` keeps only the inputs there, and true is refused.",
         chain=Chain.NO_EFFECT,
     )
     ema_decay: float | None = key(

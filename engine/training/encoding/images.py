@@ -106,7 +106,7 @@ class ImageEncoder:
         width, height = target.size
         # A square is named only by its side, as before buckets existed: existing cache entries stay valid.
         side = width if width == height else [width, height]
-        more = [self._mask_name(sample)] if self._has_masks else []  # not with clips
+        more = [self._mask_name(sample)] if self._has_masks else []  # clips have no masks
         more += self._medium.key_parts(shown)
         return View(sample, shown, cache_key("image", digest, side, shown.top, shown.left, shown.flip, *more))
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distances:
-    """The distances between the published weights of two checkpoints, in the norm of Frobenius."""
+    """The distances between the published weights of two checkpoints, by the Frobenius norm."""
 
     apart: Mapping[str, float]
     """The distance between the two results' weights, or changes of the base model's weights, by name."""
     norms: Mapping[str, float]
     """The larger one of the two results' own norms, by the same names."""
     unit: str
-    """The word for what has a name."""
+    """The word for one of what is named: a module or a tensor."""
     scale: str
-    """The meaning of relative distances, for people."""
+    """Says in words how to read a relative distance."""

@@ -133,7 +133,7 @@ class TestNumbers:
             assert getattr(read(**{name: text}), NUMBERS[name]) == expected
 
     def test_the_cache_is_bounded_only_where_that_is_asked_for(self):
-        found = [read(**{"MAX_CACHE_BYTES": text}).max_cache_bytes for text in ("", "0", "7")]
+        found = [read(**{"MAX_CACHE_BYTES": text}).limits.max_cache_bytes for text in ("", "0", "7")]
         assert found == [None, 0, 7]
 
     @pytest.mark.parametrize("name", [*NUMBERS, "WORLD_SIZE", "MAX_DATASET_BYTES", "MAX_CACHE_BYTES"])

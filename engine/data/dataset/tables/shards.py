@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core.canonical_json import canonical_json
+from engine.core.console import NOTE
 from engine.core.errors import DatasetError
 from engine.core.files.retention import hold
 from engine.core.limits import Limits, bounded_memory
@@ -93,6 +94,7 @@ class _Reader:
         self._settings = index_settings(source.columns, joins_lines=source.joins_lines).decode()
         self._total = 0
         self._fetched = 0
+        self._has_ranges = True
         self._began = self._reported = time.monotonic()
 
     def read(self, number: int) -> tuple[pa.RecordBatch, Facts]:
@@ -100,6 +102,7 @@ class _Reader:
         url = self._urls[number]
         index, facts = self._known(url) or self._make(number)
         self._total += facts.size
+        self._has_ranges = self._has_ranges and facts.has_ranges
         if self._total > self._max_bytes:
             raise self._too_large(number)
         return index, facts
@@ -158,12 +161,17 @@ class _Reader:
             self._report(f"shard {number + 1:,} of {len(self._urls):,} ({rate:,.1f} MB/s so far): {line}")
 
     def summarise(self) -> None:
-        """Say how many shards there are, and how much of them is in the cache."""
+        """Say how many shards there are, how much of them is in the cache, and whether others are downloaded again."""
         sizes = [path.stat().st_size for url in self._urls if (path := self._cache.path(url)).is_file()]
         self._report(
             f"dataset: {plural(len(self._urls), 'shard')} of {self._total / 1e6:,.1f} MB together, "
             f"{len(sizes):,} of them in the cache ({sum(sizes) / 1e6:,.1f} MB)"
         )
+        if len(sizes) < len(self._urls) and not self._has_ranges:
+            self._report(
+                f"{NOTE}a server of the shards does not send parts of files: shards that are not in the cache are "
+                "downloaded again for each window of images; raise MAX_CACHE_BYTES, or use a server with range requests"
+            )
 
 
 def _index(path: Path, source: Source, label: str) -> pa.RecordBatch:

@@ -101,10 +101,12 @@ def test_a_later_job_asks_the_server_nothing(server, opened, folder):
 @pytest.mark.parametrize("etags", [True, False])
 def test_images_whose_shards_are_not_kept_are_fetched_again(server, opened, folder, ranges, etags):
     server.ranges, server.etags = ranges, etags
-    remote = opened(server.url("list.txt"), max_cache=0)
+    said = []
+    remote = opened(server.url("list.txt"), max_cache=0, report=said.append)
     server.requests.clear()
     remote.read_ahead(range(len(remote)))
     same(remote, folder)
+    assert any("does not send parts" in line for line in said) == (not ranges)
     wanted = ([], 20) if ranges else ([f"/{name}" for name in FILES], 0)
     assert (sorted(server.whole()), len(server.parts())) == wanted
 
