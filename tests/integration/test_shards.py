@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+
 import pytest
 
 from engine.data.dataset.open import open_dataset
@@ -120,6 +124,19 @@ def test_killed_at_any_request_it_goes_on(task, server, files, tmp_path, ranges)
     assert_same(files_of(finished), files_of(whole))
     sizes = [path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.suffix in (".tar", ".part")]
     assert sum(sizes) <= BOUND
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_server_stalls_ends_the_job(task, server, tmp_path):
+    opens = threading.Event()
+    server.answer = lambda handler: "bytes=0-" not in handler.headers.get("Range", "bytes=0-") and not opens.wait(60)
+    job = start_job(remote(task, server), tmp_path / "out", env=environment(tmp_path / "cache", MAX_CACHE_BYTES="0"))
+    job.until(lambda: len(server.parts()) > 3, "parts")
+    begun = time.monotonic()
+    job.signal(signal.SIGTERM)
+    assert job.finish().code == 143
+    assert time.monotonic() - begun < 15
+    opens.set()
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ class FakeDataset:
     def image_index(self, index):
         return index
 
-    def read_ahead(self, images, *, with_masks=False):
+    def read_ahead(self, images, *, with_masks=False, check_stop=None):
         pass
 
     def in_blocks(self, indices):

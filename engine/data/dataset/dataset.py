@@ -21,8 +21,12 @@ from engine.data.media.sample_names import OF_IMAGES, SampleNames
 _BLOCK: Final = 64
 
 
-def nothing() -> None:
-    """Do nothing."""
+BeginWindow = Callable[[Callable[[], None]], None]
+"""Called before images are read ahead, with a function that may raise and is called while one is waited for."""
+
+
+def no_window(check_stop: Callable[[], None]) -> None:
+    """Do nothing: no images are read ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ class ImageDataset:
     """A digest of the indices of the images that `picked` took; None for the whole dataset."""
     names: SampleNames = OF_IMAGES
     """The words for its samples."""
-    begin_window: Callable[[], None] = nothing
-    """Called before images are read ahead: what was read ahead before and not used is no longer needed."""
+    begin_window: BeginWindow = no_window
+    """Forgets what was read ahead before and not used."""
 
     def __len__(self) -> int:
         """Return the number of visits of an epoch: a repeated image counts that often."""
@@ -94,14 +98,17 @@ class ImageDataset:
         except UnreadableImage as error:
             raise UnreadableImage(f"its mask cannot be read: {error}") from error
 
-    def read_ahead(self, images: Iterable[int], *, with_masks: bool = False) -> None:
+    def read_ahead(
+        self, images: Iterable[int], *, with_masks: bool = False, check_stop: Callable[[], None] = lambda: None
+    ) -> None:
         """Begin to fetch what is not on this machine of images that are read next, in this order.
 
         Args:
             images: one that is named twice is kept until it was read twice.
             with_masks: whether each image's mask is read after it.
+            check_stop: called while a server is waited for; raises when the job is to stop.
         """
-        self.begin_window()
+        self.begin_window(check_stop)
         for number, row in map(self._locate, images):
             part = self.parts[number]
             part.images.read_ahead([row])

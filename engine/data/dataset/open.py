@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from engine.core.messages import Say
 from engine.data.dataset.captions.caption_files import is_text_beside
 from engine.data.dataset.captions.caption_notes import caption_notes
 from engine.data.dataset.columns import Columns, arrow_kinds
-from engine.data.dataset.dataset import ImageDataset, ends_of, nothing
+from engine.data.dataset.dataset import BeginWindow, ImageDataset, ends_of, no_window
 from engine.data.dataset.fingerprints import pinned, remembered_fingerprint
 from engine.data.dataset.folder.folders import read_local
 from engine.data.dataset.reach import Reach
@@ -69,7 +69,8 @@ def open_dataset(
         config_name=wanted.config_name,
         joins_lines=wanted.joins_lines,
     )
-    commit, begin_window = None, nothing
+    commit: str | None = None
+    begin_window: BeginWindow = no_window
     if wanted.name:
         parts, commit = _named(wanted.name, source, revision, report)
     else:
@@ -94,7 +95,7 @@ def _named(name: str, source: Source, revision: str | None, report: Say) -> tupl
     return _loaded_from_hub(name, source, revision, report)
 
 
-def _fetched(url: str, source: Source, report: Say, limits: Limits) -> tuple[tuple[Rows, ...], Callable[[], None]]:
+def _fetched(url: str, source: Source, report: Say, limits: Limits) -> tuple[tuple[Rows, ...], BeginWindow]:
     """Return the rows of a download, and the function that begins a window of images that are read ahead."""
     from engine.data.dataset.tables.shards import read_shards
     from engine.data.fetch import fetch_dataset, listed_shards
@@ -106,7 +107,7 @@ def _fetched(url: str, source: Source, report: Say, limits: Limits) -> tuple[tup
     folder = fetch_dataset(url, source.cache_dir, report=report, limits=limits)
     if (shards := listed_shards(folder, url, source.cache_dir)) is not None:
         return read_shards(shards, source, limits=limits, report=report)
-    return read_local(folder, replace(source, reach=Reach.within(folder)), report), nothing
+    return read_local(folder, replace(source, reach=Reach.within(folder)), report), no_window
 
 
 def _loaded_from_hub(

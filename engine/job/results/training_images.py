@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import Final
 
 from PIL import Image as Pillow
 
-from engine.core.errors import JobError
+from engine.core.errors import JobError, TemporaryError
 from engine.data import caption_choice
 from engine.data.media.geometry import Size, UnreadableImage, geometry
 from engine.job.job import Job
@@ -18,16 +19,28 @@ _COUNT: Final = 8
 _SIDE: Final = 256
 """Maximum width and height, in pixels."""
 _QUALITY: Final = 80
+_SECONDS: Final = 3.0
+"""The longest wait for a server: a report is made while the training waits, and when the job is to stop."""
 _MAX_BYTES: Final = 2**24
 """The largest image file to read: the report is no reason to decode huge images. Of clips a few frames are decoded."""
 
 
 def training_images(job: Job) -> list[TrainingImage]:
-    """Return images from all over the dataset. Those that cannot be read are left out."""
+    """Return images from all over the dataset. Those that cannot be read, or not soon from a server, are left out."""
     rows = list(job.dataset.image_indices())
     count = min(len(rows), _COUNT)
     chosen = [rows[i * len(rows) // count] for i in range(count)]
-    return [image for row in chosen if (image := _small(job, row)) is not None]
+    end = time.monotonic() + _SECONDS
+
+    def check_time() -> None:
+        if time.monotonic() >= end:
+            raise TemporaryError("the report does not wait for a server")
+
+    try:
+        job.dataset.read_ahead(chosen, check_stop=check_time)
+        return [image for row in chosen if (image := _small(job, row)) is not None]
+    finally:
+        job.dataset.read_ahead([])  # without that end
 
 
 def _small(job: Job, row: int) -> TrainingImage | None:

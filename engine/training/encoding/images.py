@@ -154,7 +154,7 @@ class ImageEncoder:
         for sample in samples:
             # A mask that is the image's own opacity is read from the image once more.
             reads += [sample] * (2 if self._has_masks and self._mask_name(sample) == "alpha" else 1)
-        self._dataset.read_ahead(reads, with_masks=self._has_masks)
+        self._dataset.read_ahead(reads, with_masks=self._has_masks, check_stop=self._check_stop)
 
     def _reader(self, sample: int) -> Callable[[], bytes]:
         return lambda: self._dataset.image_bytes(sample)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from engine.core.files.retention import hold
 from engine.core.limits import Limits, bounded_memory
 from engine.core.messages import Say, plural, shown
 from engine.core.redact import shown_url
+from engine.data.dataset.dataset import BeginWindow
 from engine.data.dataset.folder.splits import refuse_split
 from engine.data.dataset.images import DIGEST_BYTES, Images
 from engine.data.dataset.rows import KnownFacts, Rows
@@ -46,7 +47,7 @@ _REPORT_SECONDS: Final = 10.0
 
 def read_shards(
     urls: Sequence[str], source: Source, *, limits: Limits, report: Say, policy: Policy = _DEFAULT_POLICY
-) -> tuple[tuple[Rows, ...], Callable[[], None]]:
+) -> tuple[tuple[Rows, ...], BeginWindow]:
     """Return the rows of shards, in this order, and the function to call before a window of images is read ahead.
 
     Shards without an index in the cache are downloaded, one after the other.
@@ -213,5 +214,5 @@ def _known(index: pa.RecordBatch, rows: Rows) -> KnownFacts:
 def _if_changed(url: str, cache: ShardCache) -> str:
     return (
         f"on its server since its shard was first read ({shown_url(url)}): put the old file back, or remove "
-        f"{cache.facts_file(url)} to take the new one, with which another training begins"
+        f"{cache.facts_file(url).with_suffix('.*')} to take the new one, with which another training begins"
     )

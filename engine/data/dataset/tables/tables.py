@@ -94,7 +94,10 @@ def reading(label: str) -> Iterator[None]:
         raise DatasetError(
             f"{label} takes more than {MAX_PARSING_BYTES >> 30} GiB of memory to read; split it into smaller files"
         ) from error
-    except (pa.ArrowException, tarfile.TarError, csv.Error, UnicodeError, RecursionError, ValueError, OSError) as error:
+    except (
+        *(pa.ArrowException, tarfile.TarError, csv.Error),
+        *(UnicodeError, RecursionError, OverflowError, ValueError, OSError),
+    ) as error:
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).split("\n", 1)[0]
         reason = "".join(char if char.isprintable() else "?" for char in reason[:200])  # it may quote the file
         raise DatasetError(f"{label} cannot be read as {label.rpartition('.')[2]}: {reason}") from error

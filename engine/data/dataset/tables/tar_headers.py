@@ -97,7 +97,10 @@ def _plain(near: Nearby, position: int) -> Member | None:
         header = _checked(near.read(position, BLOCK_BYTES))
     if header is None or header[2] not in b"0\0":
         return None
-    return header[0].partition(b"\0")[0].decode("utf-8", "surrogateescape"), position + BLOCK_BYTES, header[1]
+    name = header[0].partition(b"\0")[0]
+    if name.endswith(b"/"):  # a folder in old tars
+        return None
+    return name.decode("utf-8", "surrogateescape"), position + BLOCK_BYTES, header[1]
 
 
 def _checked(block: bytes) -> tuple[bytes, int, bytes] | None:

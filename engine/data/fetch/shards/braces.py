@@ -8,12 +8,14 @@ import re
 from typing import Final
 
 from engine.core.errors import DatasetError
-from engine.core.messages import shown
 
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"([0-9]{1,12})\.\.([0-9]{1,12})")
 _MAX_CHARACTERS: Final = 64 << 20
-_ADVICE: Final = "write a range of numbers, as in {000000..000999}, or a list with one URL a line"
+_ADVICE: Final = (
+    "write a range of numbers, as in {000000..000999}, or a list with one URL a line; %7B and %7D are braces of a URL "
+    "itself"
+)
 
 
 def has_braces(text: str) -> bool:
@@ -46,7 +48,7 @@ def _range_of(content: str) -> tuple[int, int, int]:
     """Return a range's first and last number, and the width that numbers are padded to."""
     found = _RANGE.fullmatch(content)
     if found is None:
-        raise DatasetError(f"has {{{shown(content)}}}, which is no range of numbers: {_ADVICE}")
+        raise DatasetError(f"has something else than a range of numbers in braces: {_ADVICE}")  # perhaps a secret
     first, last = found.groups()
     if int(first) > int(last):
         raise DatasetError(f"has {{{content}}}, a range whose first number is larger than its last: {_ADVICE}")

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from engine.core.errors import DatasetError
-from engine.core.messages import short
 from engine.core.redact import shown_url
 from engine.data.fetch.shards.braces import expanded
 
@@ -107,7 +106,7 @@ def _json_entries(text: str) -> Iterator[tuple[str, str]]:
     for number, entry in enumerate(found):
         url = entry.get("url") if isinstance(entry, dict) else entry
         if not isinstance(url, str):
-            raise DatasetError(f"entry {number:,} of the list of shards is {short(entry)}; expected a URL")
+            raise DatasetError(f'entry {number:,} of the list of shards: expected a URL, or an object with a "url"')
         yield f"entry {number:,} of the list of shards", url.strip()
 
 
@@ -126,17 +125,20 @@ def _urls(entries: Iterator[tuple[str, str]], base: str) -> Iterator[tuple[str, 
 
 def _resolved(text: str, base: str, where: str) -> str:
     """Return the absolute URL of an entry. Raises DatasetError unless it may be the http(s) URL of a tar."""
+    url = ""
     try:
-        url = urljoin(base, text)
+        url = urldefrag(urljoin(base, text)).url
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_url = False
+    # Without a scheme, a login in it would not be recognized, and shown.
+    what = shown_url(url) if "://" in url else "no URL"
     if not is_url or not text.isprintable() or "\\" in text:
-        raise DatasetError(f"{where} is {shown_url(text)}: expected an http or https URL of a tar")
+        raise DatasetError(f"{where} is {what}: expected an http or https URL of a tar")
     suffix = _suffix_of(url)
     if suffix in _ADVICE:
-        raise DatasetError(f"{where} is {shown_url(text)}: {_ADVICE[suffix]}")
+        raise DatasetError(f"{where} is {what}: {_ADVICE[suffix]}")
     return url
 
 

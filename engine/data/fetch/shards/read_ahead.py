@@ -12,6 +12,7 @@ from engine.core.errors import JobError
 
 CONNECTIONS: Final = 16
 MAX_BYTES: Final = 256 << 20
+_CHECK_SECONDS: Final = 0.5
 
 
 class Place(NamedTuple):
@@ -71,9 +72,11 @@ class ReadAhead:
         self._bytes = 0
         self._num_threads = 0
         self._changed = threading.Condition()
+        self._check_stop: Callable[[], None] = lambda: None
 
-    def clear(self) -> None:
-        """Forget what was announced."""
+    def clear(self, check_stop: Callable[[], None]) -> None:
+        """Forget what was announced; call `check_stop`, which may raise, while a member is waited for from now on."""
+        self._check_stop = check_stop
         with self._changed:
             # What is being fetched counts until it is there.
             self._bytes -= sum(place.size for place, one in self._wanted.items() if one.is_done)
@@ -100,18 +103,17 @@ class ReadAhead:
                 threading.Thread(target=self._work, daemon=True).start()
 
     def take(self, place: Place) -> bytes:
-        """Return a member's bytes; one that is not being fetched yet is fetched by the caller. Raises as `fetch`."""
+        """Return a member's bytes; one that is not being fetched yet is fetched now. Raises as `fetch`."""
         self.start()
         with self._changed:
-            wanted = self._wanted.get(place)
-            group = self._begin(place) if wanted is not None and not wanted.is_started else []
-        if wanted is None:
-            return self._fetch([place])[0]
-        if group:
-            self._run(group)
+            if place not in self._wanted:
+                self._wanted[place] = _Wanted(1)
+            wanted = self._wanted[place]
+            group = self._begin(place) if not wanted.is_started else []
+        if group:  # a thread of its own, since a server may take minutes, and signals are for this one
+            threading.Thread(target=self._run, args=(group,), daemon=True).start()
+        self._wait(wanted)
         with self._changed:
-            while not wanted.is_done:
-                self._changed.wait()
             wanted.uses -= 1
             if wanted.uses <= 0 and self._wanted.get(place) is wanted:
                 del self._wanted[place]
@@ -121,6 +123,14 @@ class ReadAhead:
             raise wanted.error
         # Where a thread failed by a mistake in the program, that is raised here too.
         return self._fetch([place])[0] if wanted.data is None else wanted.data
+
+    def _wait(self, wanted: _Wanted) -> None:
+        """Wait for a member that is being fetched. Raises what `check_stop` raises."""
+        while True:
+            with self._changed:
+                if wanted.is_done or self._changed.wait_for(lambda: wanted.is_done, _CHECK_SECONDS):
+                    return
+            self._check_stop()
 
     def _work(self) -> None:
         """Fetch until nothing is left; wait while the memory is full."""

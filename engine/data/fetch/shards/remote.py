@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,9 +32,12 @@ class RemoteShards:
             self._whole_only.add(urlsplit(url).netloc)
         return RemoteTar(self, len(self._files) - 1, name_of(url))
 
-    def begin_window(self) -> None:
-        """Forget the members that were announced before and not read."""
-        self._ahead.clear()
+    def begin_window(self, check_stop: Callable[[], None]) -> None:
+        """Forget the members that were announced before and not read.
+
+        `check_stop` is called while one is waited for from now on; it raises when the job is to stop.
+        """
+        self._ahead.clear(check_stop)
 
     def announce(self, shard: int, places: Sequence[tuple[int, int]]) -> None:
         """Note members that are read next, given by offset and size, unless their shard is on the disk."""
@@ -49,13 +52,20 @@ class RemoteShards:
             TemporaryError: the server, the network or the disk fails.
             OutputError: the cache cannot be written, or has too little space.
         """
+        if not place.size:  # HTTP has no range of no bytes
+            return b""
         self._ahead.start()  # now that all of the window is announced
+        data = self._on_disk(place)
+        return self._ahead.take(place) if data is None else data
+
+    def _on_disk(self, place: Place) -> bytes | None:
+        """Return the bytes of a member whose shard is in the cache; None if it is not. Raises TemporaryError."""
         path = self._path(place.shard)
         try:
             with path.open("rb") as file:
                 data = os.pread(file.fileno(), place.size, place.offset)
         except FileNotFoundError:
-            return self._ahead.take(place)
+            return None
         except OSError as error:
             reason = error.strerror or error
             raise TemporaryError(f"{path} could not be read ({reason}); run the same command again") from error

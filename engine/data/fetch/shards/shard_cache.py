@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from engine.core.errors import DatasetError
+from engine.core.errors import DatasetError, OutputError
 from engine.core.files.atomic_files import FILE_MODE, write_file, writing_to
 from engine.core.files.file_lock import locked
 from engine.core.limits import Limits
@@ -101,9 +101,11 @@ class ShardCache:
             for folder in (downloads, self._folder):
                 folder.mkdir(parents=True, exist_ok=True)
         with self._one_at_a_time, locked(downloads / f"{self.key(url)}.lock", "shard", self._report):
-            if path.is_file():
+            if path.is_file() and self.facts(url) is not None:
                 yield path
                 return
+            with writing_to(self._folder):
+                path.unlink(missing_ok=True)  # of a version about which nothing is known
             limits = self._limits if most_bytes is None else replace(self._limits, max_dataset_bytes=most_bytes)
             download = Download(
                 url,
@@ -113,7 +115,7 @@ class ShardCache:
                 report=self._report,
                 progress=progress or (lambda line: None),
             )
-            download.run()
+            self._run(download)
             try:
                 self._check(download)
                 yield download.part
@@ -121,6 +123,21 @@ class ShardCache:
                 download.discard()  # the same bytes would be refused again; the server may have better ones next time
                 raise
             self._keep(download, path)
+
+    def _run(self, download: Download) -> None:
+        """Run a download. Raises its errors; where all shards are kept, with advice on a disk without enough space."""
+        try:
+            download.run()
+        except OutputError as error:
+            if self._limits.max_cache_bytes is not None:
+                raise
+            advice = "or set MAX_CACHE_BYTES, the space that shards may take: the others are read from their servers"
+            raise OutputError(f"{error}; {advice}") from error
+
+    def _is_first_version(self, download: Download) -> bool:
+        """Return whether a downloaded shard is the version that was read first, as far as its server says."""
+        facts, size = self.facts(download.url), download.part.stat().st_size
+        return facts is not None and (facts.size, facts.validator) == (size, download.validator)
 
     def _check(self, download: Download) -> None:
         """Check that a downloaded file is a tar, and note its version if it is the first."""
@@ -152,7 +169,8 @@ class ShardCache:
             download.part.chmod(FILE_MODE)
             with download.part.open("rb") as file:
                 os.fsync(file.fileno())
-            self.room.keep(download.part, path)
+            if self._is_first_version(download):  # the index in the cache is not another's
+                self.room.keep(download.part, path)
             download.discard()
 
     def label(self, url: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ from tests.support import tiny
 from tests.support.caption_folders import write
 from tests.support.clips import make_clip
 from tests.support.fakes import png
+from tests.support.shard_server import OPEN, serving_shards
+from tests.support.shards import shards
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +189,17 @@ def test_images_of_several_frames_are_named(model, tmp_path, kind):
         files |= {f"{name}.{kind.lower()}": stream.getvalue(), f"{name}.txt": "a caption"}
     told = [line for line in audit.audit(job_of(model, tmp_path, files)) if line.startswith("several frames ")]
     assert told == [f"several frames 1: many.{kind.lower()}; only the first of each is trained on"]
+
+
+def test_held_out_shards_are_compared_without_a_request(tmp_path):
+    with serving_shards(shards(2)) as server:
+        places = {"cache_dir": tmp_path, "revision": None, "report": lambda line: None}
+        limits = replace(OPEN, max_cache_bytes=0)
+        dataset = open_dataset(Dataset(url=server.url("t-{000..001}.tar")), IMAGE, limits=limits, **places)
+        server.requests.clear()
+        found = audit.look_for_held_out(dataset, dataset.picked([1, 6]), 60, lambda: 0)
+    assert (found[0], sorted(found[1])) == (8, ["t-000.tar/s/0001.png", "t-001.tar/s/0006.png"])
+    assert not server.requests
 
 
 def test_held_out_clips_with_too_few_frames_are_not_measured(tmp_path):

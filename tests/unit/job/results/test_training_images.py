@@ -1,13 +1,17 @@
 """Some of the dataset's images for the report: small, as they are cropped, with their captions."""
 
 import io
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from engine.data.dataset.open import open_dataset
+from engine.data.media.image import IMAGE
 from engine.data.media.video.clip import video_medium
+from engine.job.results import training_images as module
 from engine.job.results.training_images import training_images
 from engine.models.families.sd.spec import SPEC
 from engine.task.plan.extent import Extent
@@ -16,6 +20,8 @@ from engine.training.buckets import sort_into_buckets
 from tests.support.clips import make_clip, numbers
 from tests.support.datasets import opened, write_images, write_jsonl
 from tests.support.jobs import job_of, text
+from tests.support.shard_server import OPEN, serving_shards
+from tests.support.shards import shards
 
 
 def save(path, size):
@@ -70,3 +76,20 @@ def test_in_the_shape_of_their_bucket(tmp_path):
     (tmp_path / "images" / "wide.txt").write_text("x")
     (size,) = sizes(shown(tmp_path, buckets=lambda dataset: sort_into_buckets(dataset, [Extent(400, 200)], 512)))
     assert size == (256, 116)  # as 704 x 320, the bucket nearest to 2 : 1
+
+
+def test_a_server_that_stalls_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS", 60)
+    opens = threading.Event()
+    with serving_shards(shards(1, 8)) as server:
+        wanted, limits = Dataset(url=server.url("t-{000..000}.tar")), replace(OPEN, max_cache_bytes=0)
+        places = {"cache_dir": tmp_path, "revision": None, "report": lambda line: None, "limits": limits}
+        dataset = open_dataset(wanted, IMAGE, **places)
+        assert len(training_images(replace(job_of(), dataset=dataset))) == 8
+        monkeypatch.setattr(module, "_SECONDS", 0.3)
+        server.answer = lambda handler: not opens.wait(20)
+        begun = time.monotonic()
+        assert not training_images(replace(job_of(), dataset=dataset))
+        assert time.monotonic() - begun < 10
+        threading.Timer(0.8, opens.set).start()
+        assert dataset.image_bytes(0)  # for which the server is waited for

@@ -11,10 +11,12 @@ from engine.data.dataset import open as opening
 from engine.data.dataset.open import open_dataset
 from engine.data.dataset.sizes import read_extents
 from engine.data.dataset.tables import shards as reading_shards
+from engine.data.media.geometry import UnreadableImage
 from engine.data.media.image import IMAGE
 from engine.task.task import Dataset
+from tests.support.archives import tar_of
 from tests.support.shard_server import HASTY, serving_shards
-from tests.support.shards import shard, shards, written
+from tests.support.shards import picture, shard, shards, written
 
 FILES = shards(5)
 
@@ -170,7 +172,7 @@ def test_another_content_ends_the_job(server, opened, ranges, etags):
     server.ranges, server.etags = ranges, etags
     server.files["t-002.tar"] = FILES["t-003.tar"]
     assert remote.image_bytes(0)
-    with pytest.raises(DatasetError, match=r"t-002\.tar/.* has changed on its server .*remove .*\.json") as caught:
+    with pytest.raises(DatasetError, match=r"t-002\.tar/.* has changed on its server .*remove .*\.\*") as caught:
         remote.image_bytes(9)
     assert "secret" not in str(caught.value)
 
@@ -201,6 +203,50 @@ def test_a_link_that_expires(server, opened):
     with pytest.raises(DatasetError, match="links that last longer") as caught:
         remote.image_bytes(0)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_the_old_content_put_back_goes_on(server, opened, tmp_path, ranges):
+    """A shard that was fetched once more, as another version, does not stay in the cache."""
+    url = server.url("list.txt")
+    opened(url)
+    for path in (tmp_path / "cache" / "datasets" / "shards").glob("*.tar"):
+        path.unlink()
+    server.ranges = ranges
+    server.files["t-002.tar"] = FILES["t-003.tar"]
+    with pytest.raises(DatasetError, match="has changed on its server"):
+        opened(url).image_bytes(9)
+    server.files["t-002.tar"] = FILES["t-002.tar"]
+    assert opened(url).image_bytes(9)
+
+
+def test_facts_that_are_removed_beside_their_shard_take_the_new_content(server, opened, tmp_path):
+    url = server.url("list.txt")
+    before = opened(url)
+    server.files["t-002.tar"] = shard(100, 4)
+    for path in (tmp_path / "cache" / "datasets" / "shards").glob("*.json"):
+        path.unlink()
+    after = opened(url, max_cache=0)
+    assert after.fingerprint != before.fingerprint
+    assert after.image_bytes(8) == picture(100)
+
+
+def test_an_empty_image_costs_no_request(opened):
+    members = {"0.png": picture(0), "0.txt": b"x", "1.png": b"", "1.txt": b"y"}
+    with serving_shards({"a.tar": tar_of(members)}) as server:
+        server.files["list.txt"] = b"a.tar"
+        remote = opened(server.url("list.txt"), max_cache=0)
+        server.requests.clear()
+        with pytest.raises(UnreadableImage, match="empty"):
+            remote.image_bytes(1)
+    assert not server.requests
+
+
+def test_why_a_server_cannot_be_reached(server, opened):
+    remote = opened(server.url("list.txt"), max_cache=0)
+    server.close()
+    with pytest.raises(TemporaryError, match="refused"):
+        remote.image_bytes(0)
 
 
 def test_removing_the_facts_takes_the_new_content(server, opened, tmp_path):

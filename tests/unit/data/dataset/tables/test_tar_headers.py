@@ -68,6 +68,12 @@ def test_a_header_with_a_wrong_checksum_ends_the_tar_as_for_tarfile(tmp_path):
     assert len(found(path)) == 1
 
 
+def test_a_folder_of_an_old_tar_is_none_of_them(tmp_path):
+    """Its header has no type, but a name that ends with a slash."""
+    path = packed(tmp_path / "t.tar", [(info("a.png/", type=tarfile.AREGTYPE), b""), (info("b.png"), b"1")])
+    assert [name for name, _, _ in found(path)] == ["b.png"]
+
+
 @pytest.mark.parametrize("size", [512 + 100, 512 + 599, 3 * 512 + 599])
 def test_a_tar_that_is_cut_off_is_refused(size, tmp_path):
     path = packed(tmp_path / "t.tar", [(info(f"{i}.png"), b"x" * 600) for i in range(2)])

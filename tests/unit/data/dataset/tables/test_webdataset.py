@@ -1,5 +1,7 @@
 """WebDataset tars that are refused, alone and among others."""
 
+import tarfile
+
 import pytest
 
 from engine.core.errors import DatasetError
@@ -31,10 +33,18 @@ def shards(folder, odd):
     return folder
 
 
+def endless():
+    """Return a header of no known type with a size that no file has."""
+    member = tarfile.TarInfo("1.png")
+    member.type, member.size = b"V", 2**80
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
 PAIR_5 = [("5.png", b"x"), ("5.txt", b"y")]
 DAMAGED = {
     "another file": (lambda data: b"<html>404</html>" * 99, r"004\.tar cannot be read as tar"),
     "nothing at all": (lambda data: b"", r"004\.tar cannot be read as tar: empty file"),
+    "a member without end": (lambda data: endless() + data, r"004\.tar cannot be read as tar"),
     "cut off": (lambda data: data[:520], r"004\.tar ends in the middle of '4\.png'"),
     "an image without a caption": ([("4.png", b"x"), *PAIR_5], r"004\.tar: no caption .*row 0"),
     "a caption without an image": ([("4.txt", b"x"), *PAIR_5], r"'/4' of 004\.tar has no image"),

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from engine.core.errors import DatasetError
+from engine.core.errors import DatasetError, Interrupted
 from engine.data.fetch.shards.read_ahead import Place, ReadAhead
 
 
@@ -95,7 +95,7 @@ def test_a_new_window_forgets_the_old_one(source):
     ahead.start()
     waited_for(lambda: len(source.calls) == 10)
     source.gate.clear()
-    ahead.clear()
+    ahead.clear(lambda: None)
     source.gate.set()
     ahead.announce(places(10, shard=1))
     ahead.start()
@@ -110,10 +110,25 @@ def test_a_window_that_ends_while_its_members_are_fetched(source):
     ahead.announce(places(10))
     ahead.start()
     waited_for(lambda: len(source.calls) == 10)
-    ahead.clear()
+    ahead.clear(lambda: None)
     ahead.announce(places(10, shard=1))
     source.gate.set()
     assert [ahead.take(place) for place in places(10, shard=1)] == [data_of(p) for p in places(10, shard=1)]
+
+
+def test_a_job_is_stopped_while_a_server_is_waited_for(source):
+    ahead = ReadAhead(source.fetch, lambda shard: False)
+
+    def check_stop():
+        raise Interrupted(15, "stopped")
+
+    ahead.clear(check_stop)
+    source.gate.clear()
+    ahead.announce(places(1))
+    for place in (Place(0, 0, 10), Place(1, 0, 10)):  # announced, and not
+        with pytest.raises(Interrupted):
+            ahead.take(place)
+    source.gate.set()
 
 
 def test_errors_are_raised_where_the_member_is_asked_for(source):

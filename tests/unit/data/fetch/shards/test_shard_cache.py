@@ -1,10 +1,11 @@
 """Shards on the disk: downloaded once, by one process at a time, resumed, and at most one beyond the bound."""
 
+import shutil
 import threading
 
 import pytest
 
-from engine.core.errors import DatasetError
+from engine.core.errors import DatasetError, OutputError
 from engine.core.limits import Limits
 from engine.data.fetch.shards.shard_cache import ShardCache
 from tests.support.shard_server import HASTY
@@ -77,6 +78,16 @@ def test_a_shard_that_is_refused_is_fetched_anew(server, shard_cache, url):
     with shard_cache.whole(url):
         pass
     assert server.whole() == ["/a.tar"] * 2
+
+
+@pytest.mark.parametrize("max_bytes", [None, 0])
+def test_a_disk_without_space_is_said_with_advice(tmp_path, url, monkeypatch, max_bytes):
+    limits = Limits(allow_private_urls=True, max_cache_bytes=max_bytes)
+    cache = ShardCache(tmp_path / "cache", limits=limits, policy=HASTY, report=lambda line: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    with pytest.raises(OutputError, match="free some space") as caught, cache.whole(url):
+        pass
+    assert ("set MAX_CACHE_BYTES" in str(caught.value)) == (max_bytes is None)
 
 
 def test_damaged_facts_count_as_none(server, shard_cache, url):
