@@ -68,6 +68,8 @@ def members(descriptor: int, label: str) -> Iterator[Member]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header: a gigabyte per million
                 if found is None:
                     return
+                if tar.offset <= position:  # tarfile would read the same members again and again
+                    raise DatasetError(f"{label} has a member of negative size, {short(found.name)}: it is damaged")
                 position = tar.offset
                 if not found.isreg() or found.sparse is not None:
                     continue

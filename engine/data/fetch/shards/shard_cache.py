@@ -115,8 +115,8 @@ class ShardCache:
                 report=self._report,
                 progress=progress or (lambda line: None),
             )
-            self._run(download)
             try:
+                self._run(download)
                 self._check(download)
                 yield download.part
             except DatasetError:

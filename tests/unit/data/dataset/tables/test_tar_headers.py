@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from itertools import islice
 
 import pytest
 
@@ -72,6 +73,20 @@ def test_a_folder_of_an_old_tar_is_none_of_them(tmp_path):
     """Its header has no type, but a name that ends with a slash."""
     path = packed(tmp_path / "t.tar", [(info("a.png/", type=tarfile.AREGTYPE), b""), (info("b.png"), b"1")])
     assert [name for name, _, _ in found(path)] == ["b.png"]
+
+
+def test_a_member_of_negative_size_is_refused(tmp_path):
+    """Its successor is itself, or a member before it."""
+    path = packed(tmp_path / "t.tar", [(info(f"{i}.png"), b"x" * 600) for i in range(2)])
+    data = bytearray(path.read_bytes())
+    header = data[3 * 512 : 4 * 512]
+    header[124:136] = b"-0000001000\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[3 * 512 : 4 * 512] = header
+    path.write_bytes(data)
+    with path.open("rb") as file, pytest.raises(DatasetError, match=r"negative size, '1\.png'"):
+        list(islice(members(file.fileno(), "t.tar"), 9))
 
 
 @pytest.mark.parametrize("size", [512 + 100, 512 + 599, 3 * 512 + 599])

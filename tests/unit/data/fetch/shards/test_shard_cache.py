@@ -80,6 +80,20 @@ def test_a_shard_that_is_refused_is_fetched_anew(server, shard_cache, url):
     assert server.whole() == ["/a.tar"] * 2
 
 
+def test_nothing_stays_of_a_shard_that_is_too_large(server, shard_cache, url):
+    def answer(handler):
+        handler.send_response_only(200)  # without a length
+        handler.end_headers()
+        handler.wfile.write(BODY)
+        return True
+
+    server.answer = answer
+    with pytest.raises(DatasetError, match="larger than 1,000 bytes"), shard_cache.whole(url, most_bytes=1000):
+        pass
+    folder = shard_cache.path(url).parent.parent
+    assert [path.suffix for path in folder.rglob("*") if path.is_file()] == [".lock"]
+
+
 @pytest.mark.parametrize("max_bytes", [None, 0])
 def test_a_disk_without_space_is_said_with_advice(tmp_path, url, monkeypatch, max_bytes):
     limits = Limits(allow_private_urls=True, max_cache_bytes=max_bytes)
