@@ -49,10 +49,10 @@ demo-video: .venv/job  ## the same for video: make a tiny base model, train it, 
 	$(BIN)/python entrypoint.py --task examples/demo-video/task.json --output-dir out/demo-video/lora --device cpu --cache-dir out/cache
 	@printf '\n%s\n' "Look at out/demo-video/lora/report.html: clips with and without the LoRA, and the curve of the held-out loss."
 
-test: setup  ## the tests, on all cores: 12 minutes on two idle ones
+test: setup  ## the tests, on all cores: 11 minutes on two idle ones
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-quick: setup  ## a selection, with one training: 80 seconds on two idle cores
+test-quick: setup  ## a selection, with one training: 100 seconds on two idle cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long and not gpu and not container" $(QUICK)
 
 test-slow: setup  ## the tests that take long
