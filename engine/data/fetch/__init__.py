@@ -14,7 +14,7 @@ import re
 import shutil
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from engine.core.errors import DatasetError
@@ -144,7 +144,9 @@ def _publish(root: Path, key: str, download: Download, *, label: str, limits: Li
         finally:
             shutil.rmtree(building, ignore_errors=True)
     notes = notes_of(download.part, limits) if download.part.exists() else []
-    found = {"content": digest, "notes": notes, "redirected_to": redirected_to}
+    found: dict[str, Any] = {"content": digest, "notes": notes}
+    if (content / LIST_NAME).is_file():  # only a list needs it: where a redirect leads is often signed, and a secret
+        found["redirected_to"] = redirected_to
     write_file(root / "url" / f"{key}.json", json.dumps(found).encode())
     download.discard()
     return content

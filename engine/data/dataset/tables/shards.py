@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -128,7 +129,8 @@ class _Reader:
         if left <= 0:
             raise self._too_large(number)
         try:
-            with self._cache.whole(url, most_bytes=left, progress=lambda line: self._note(number, line)) as path:
+            progress = partial(self._note, number)
+            with self._cache.whole(url, most_bytes=left, progress=progress, takes_new=True) as path:
                 # Another process may have made it while this one waited.
                 index, facts = self._known(url) or self._made(url, path)
         except DatasetError as error:

@@ -1,6 +1,6 @@
 """Shards on the disk: `datasets/shards/<key>.tar`, where the key is the SHA-256 of the shard's URL.
 
-`<key>.json` beside it says which version of the shard was read first; it stays when the shard is removed. Remove it to
+`<key>.json` beside it says which version of the shard was indexed; it stays when the shard is removed. Remove it to
 read the shard anew.
 """
 
@@ -36,7 +36,7 @@ _PROBED_BYTES: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The version of a shard that was read first."""
+    """The version of a shard that was indexed."""
 
     size: int
     """Bytes."""
@@ -46,6 +46,12 @@ class Facts:
     """True if the server sends parts of it."""
     stamp: str
     """Random: what was found out about another version has another stamp."""
+
+    @property
+    def is_well_formed(self) -> bool:
+        """Return whether the values have the types that they are noted with: the file may be damaged."""
+        types = ((self.size, int), (self.validator, str | None), (self.has_ranges, bool), (self.stamp, str))
+        return all(isinstance(value, kind) for value, kind in types)
 
 
 class ShardCache:
@@ -76,11 +82,14 @@ class ShardCache:
     def facts(self, url: str) -> Facts | None:
         """Return the facts about a shard; None if it was not read yet."""
         with suppress(OSError, ValueError, TypeError):
-            return Facts(**json.loads(self.facts_file(url).read_bytes()))
+            facts = Facts(**json.loads(self.facts_file(url).read_bytes()))
+            return facts if facts.is_well_formed else None
         return None
 
     @contextmanager
-    def whole(self, url: str, *, most_bytes: int | None = None, progress: Say | None = None) -> Iterator[Path]:
+    def whole(
+        self, url: str, *, most_bytes: int | None = None, progress: Say | None = None, takes_new: bool = False
+    ) -> Iterator[Path]:
         """Return a context with the whole shard on the disk, downloaded if need be; it is kept after that if it fits.
 
         One shard at a time is downloaded, so that at most one is on the disk beyond the cache's bound. Processes that
@@ -90,6 +99,8 @@ class ShardCache:
             url: the shard's.
             most_bytes: its largest size; None for MAX_DATASET_BYTES.
             progress: takes lines on what has been fetched.
+            takes_new: whether facts about another version are replaced by those about what is downloaded; for a shard
+                of which the job has no index yet.
 
         Raises:
             DatasetError: refused by the server, at a private address, too large, or no tar.
@@ -117,7 +128,7 @@ class ShardCache:
             )
             try:
                 self._run(download)
-                self._check(download)
+                self._check(download, takes_new=takes_new)
                 yield download.part
             except DatasetError:
                 download.discard()  # the same bytes would be refused again; the server may have better ones next time
@@ -134,17 +145,17 @@ class ShardCache:
             advice = "or set MAX_CACHE_BYTES, the space that shards may take: the others are read from their servers"
             raise OutputError(f"{error}; {advice}") from error
 
-    def _is_first_version(self, download: Download) -> bool:
-        """Return whether a downloaded shard is the version that was read first, as far as its server says."""
+    def _is_known_version(self, download: Download) -> bool:
+        """Return whether a downloaded shard is the version that its facts are about, as far as its server says."""
         facts, size = self.facts(download.url), download.part.stat().st_size
         return facts is not None and (facts.size, facts.validator) == (size, download.validator)
 
-    def _check(self, download: Download) -> None:
-        """Check that a downloaded file is a tar, and note its version if it is the first."""
+    def _check(self, download: Download, *, takes_new: bool) -> None:
+        """Check that a downloaded file is a tar, and note the facts about it unless those about another one stay."""
         kind = sniff(download.part)
         if kind is not Kind.TAR:
             raise DatasetError(f"it is {kind.value}; a shard is a plain, uncompressed tar (WebDataset)")
-        if self.facts(download.url) is not None:
+        if self._is_known_version(download) or (self.facts(download.url) is not None and not takes_new):
             return
         file = RemoteFile(download.url, download.part.stat().st_size, download.validator)
         facts = Facts(file.size, file.validator, self._has_ranges(file, download.part), uuid.uuid4().hex)
@@ -169,7 +180,7 @@ class ShardCache:
             download.part.chmod(FILE_MODE)
             with download.part.open("rb") as file:
                 os.fsync(file.fileno())
-            if self._is_first_version(download):  # the index in the cache is not another's
+            if self._is_known_version(download):  # the index in the cache is not another's
                 self.room.keep(download.part, path)
             download.discard()
 

@@ -231,6 +231,18 @@ def test_facts_that_are_removed_beside_their_shard_take_the_new_content(server, 
     assert after.image_bytes(8) == picture(100)
 
 
+def test_an_index_of_another_version_is_read_in_parts_too(server, opened, tmp_path):
+    """Other keys need another index: of the file that the server has now, of which parts are then asked for."""
+    opened(server.url("list.txt"), max_cache=0)
+    server.files["t-001.tar"] = shards(7)["t-006.tar"]
+    remote = opened(server.url("list.txt"), max_cache=0, default_caption="nothing")
+    server.requests.clear()
+    remote.read_ahead(range(len(remote)))
+    files = {name: server.files[name] for name in FILES}
+    same(remote, opened(name=str(written(tmp_path / "folder", files)), default_caption="nothing"))
+    assert not server.whole()
+
+
 def test_an_empty_image_costs_no_request(opened):
     members = {"0.png": picture(0), "0.txt": b"x", "1.png": b"", "1.txt": b"y"}
     with serving_shards({"a.tar": tar_of(members)}) as server:

@@ -1,5 +1,6 @@
 """Shards on the disk: downloaded once, by one process at a time, resumed, and at most one beyond the bound."""
 
+import json
 import shutil
 import threading
 
@@ -107,6 +108,8 @@ def test_a_disk_without_space_is_said_with_advice(tmp_path, url, monkeypatch, ma
 def test_damaged_facts_count_as_none(server, shard_cache, url):
     with shard_cache.whole(url):
         pass
-    for content in (b"", b"{}", b"[]", b"\xff", b'{"size": 1}'):
+    facts = json.loads(shard_cache.facts_file(url).read_bytes())
+    odd = [json.dumps(facts | {name: [value]}).encode() for name, value in facts.items()]
+    for content in (b"", b"{}", b"[]", b"\xff", b'{"size": 1}', *odd):
         shard_cache.facts_file(url).write_bytes(content)
         assert shard_cache.facts(url) is None
